@@ -1,0 +1,106 @@
+"""Step-0 checks: in seconds, one line each, and the run stops when one fails.
+
+They catch the bugs that otherwise show up as a model that is quietly worse: a doubled BOS, an EOS outside the loss, a reference that
+is not the start of training, dropout in log-prob passes, weights that do not move or move where they must not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefloop.console import say
+from prefloop.data.chat import ChatFormat
+from prefloop.errors import AuditError
+
+
+class Audit:
+    """Collects the lines of one stage's checks; they are printed, kept in its metrics and shown in the report."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.lines: list[str] = []
+
+    def check(self, name: str, ok: bool, found: str, fix: str) -> None:
+        """Record one check; raises ``AuditError`` with what was found and what to do when it failed."""
+        self.lines.append(f"{name}: {found}")
+        say(f"  audit {self.stage}: {name}: {found}{'' if ok else '  FAILED'}", "dim" if ok else "bold red")
+        if not ok:
+            raise AuditError(f"audit of stage {self.stage} failed: {name}: {found}. {fix}")
+
+    def prompts(self, chat: ChatFormat, prompts_ids: Sequence[Sequence[int]]) -> None:
+        """Every prompt starts with exactly one BOS where the tokenizer has one for plain text."""
+        doubled = sum(chat.doubled_bos(ids) for ids in prompts_ids)
+        missing = sum(1 for ids in prompts_ids if chat.adds_bos and ids[0] != chat.tokenizer.bos_token_id)
+        self.check(
+            "one BOS",
+            doubled + missing == 0,
+            f"{len(prompts_ids)} prompts, {doubled} doubled, {missing} missing",
+            "The chat template and the tokenizer both write one, or neither does: correct backbone.chat_template.",
+        )
+
+    def tokens(
+        self, chat: ChatFormat, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[int]], cut: int
+    ) -> None:
+        """BOS, EOS and padding of tokenised rows; ``cut`` responses were truncated."""
+        self.prompts(chat, prompts_ids)
+        ended = sum(1 for ids in responses_ids if ids[-1] == chat.stop_id)
+        stop = chat.tokenizer.convert_ids_to_tokens(chat.stop_id)
+        self.check(
+            "EOS inside the loss",
+            ended + cut >= len(responses_ids) and ended > 0,
+            f"{ended} of {len(responses_ids)} responses end in {stop}, {cut} were cut",
+            "A model trained without it never stops.",
+        )
+        same = chat.pad_id == chat.stop_id
+        handled = "equals EOS; handled, masks come from lengths" if same else "differs from EOS"
+        self.check("pad token", True, handled, "")
+
+    def trainable(self, named: dict[str, Tensor], expected: str) -> None:
+        """Names and number of trainable parameters."""
+        count = sum(p.numel() for p in named.values())
+        strangers = [n for n in named if expected not in n]
+        self.check(
+            "trainable parameters",
+            count > 0 and not strangers,
+            f"{count:,} in {len(named)} tensors of {expected}" + (f", also {strangers[:3]}" if strangers else ""),
+            "Only the role's own adapter and head may train.",
+        )
+
+    def equal(self, name: str, found: float, expected: float, tolerance: float, fix: str) -> None:
+        """A number that is known in closed form."""
+        ok = math.isfinite(found) and abs(found - expected) <= tolerance
+        self.check(name, ok, f"{found:.6f} (expected {expected:.6f} ± {tolerance:g})", fix)
+
+    def no_dropout(self, first: Tensor, second: Tensor) -> None:
+        """Two scoring passes over the same rows agree to the bit."""
+        self.check(
+            "dropout off in scoring",
+            bool(torch.equal(first, second)),
+            f"largest difference {float((first - second).abs().max()):g}",
+            "A module is in training mode while it scores.",
+        )
+
+    def moved(self, before: dict[str, Tensor], after: dict[str, Tensor], frozen_before: str, frozen_after: str) -> None:
+        """After step 1: trained weights changed, the backbone's bytes did not. A LoRA A matrix moves only from step 2 on (B starts at 0)."""
+        still = [n for n in before if torch.equal(before[n], after[n]) and "lora_A" not in n]
+        self.check(
+            "weights move",
+            not still,
+            f"{len(before) - len(still)} of {len(before)} tensors free to move",
+            f"These did not: {still[:3]}; they receive no gradient.",
+        )
+        self.check(
+            "backbone frozen",
+            frozen_before == frozen_after,
+            f"sha256 {frozen_after[:8]}",
+            "Training changed frozen weights.",
+        )
+
+    def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The stage's metrics with the audit's lines."""
+        return {**metrics, "audit": self.lines}

@@ -1,0 +1,84 @@
+"""What a person sees while a run works: lines, progress with rate and remaining time, tables."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(highlight=False, soft_wrap=True)
+PLAIN_EVERY_S = 10.0
+
+
+def say(line: str, style: str | None = None) -> None:
+    """Print one line."""
+    console.print(line, style=style, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """'8.3s', '4m12s', '1h03m'."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, unit: str = "it") -> Iterator[Callable[..., None]]:
+    """Show ``what`` advancing to ``total``; yields ``advance(n=1, note="")``.
+
+    A terminal gets a live bar; a log file gets a line every ten seconds, with rate and remaining time in both.
+    """
+    started = time.monotonic()
+    done = 0
+
+    def rate() -> float:
+        return done / max(time.monotonic() - started, 1e-9)
+
+    if console.is_terminal:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(what, total=total, rate="", note="")
+
+            def advance(n: int = 1, note: str = "") -> None:
+                nonlocal done
+                done += n
+                bar.update(task, advance=n, rate=f"{rate():.3g} {unit}/s", note=note)
+
+            yield advance
+        return
+
+    spoken = started
+
+    def advance_plain(n: int = 1, note: str = "") -> None:
+        nonlocal done, spoken
+        done += n
+        if time.monotonic() - spoken >= PLAIN_EVERY_S:
+            spoken = time.monotonic()
+            left = (total - done) / rate() if done else float("nan")
+            say(f"  {what} {done}/{total}  {rate():.3g} {unit}/s  {duration(left)} left  {note}".rstrip())
+
+    yield advance_plain

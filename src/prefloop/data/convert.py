@@ -1,0 +1,136 @@
+"""From the record a file holds to the record a stage asked for: the one conversion between pairs, thumbs and answers.
+
+- any → prompt: the prompt; each distinct conversation once, the first row wins.
+- pair → answer: the response most votes chose. Tie votes count for neither and strengths are not weighed; a pair whose
+  votes are even or absent is skipped.
+- thumbs → answer: the response, if more thumbs are up than down; otherwise it is skipped.
+- pair → thumbs: two ratings, ``<id>/0`` and ``<id>/1``. Every vote is a thumb up for its choice and one down for the
+  other response, by the same annotator; a tie vote is no thumb. A pair without a decided vote is skipped.
+- thumbs → pair: within one prompt, the k-th up-voted response (more up than down) meets the k-th down-voted one, the
+  shorter list starting over: every response is used and pairs grow linearly. Response 0 is the up-voted one. Every
+  annotator of either casts one vote, for the response that the thumbs favour (a tie if equal). Undecided responses,
+  prompts with thumbs of one kind only and equal texts are skipped.
+
+Pair → thumbs → pair gives the same choices back, with the preferred response first; ``strength`` has no counterpart in
+a thumb and is lost. A prompt holds no answer and an answer no preference: asking for them is an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from prefloop.records import Comparison, Demonstration, Prompt, Rating, Record, Thumb, Vote
+
+SOURCES: dict[type, tuple[type, ...]] = {
+    Prompt: (Prompt, Demonstration, Comparison, Rating),
+    Demonstration: (Demonstration, Comparison, Rating),
+    Comparison: (Comparison, Rating),
+    Rating: (Rating, Comparison),
+}
+"""For every kind of record, the kinds it can be derived from."""
+
+Skipped = Counter[str]
+
+
+def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator[Record]:
+    """Records of ``kind`` from records of the kinds in ``SOURCES[kind]``; lazy, but for thumbs that need a partner.
+
+    ``skipped`` counts, by reason, what gave no record. Records already of ``kind`` pass unchanged, except that
+    prompts are made distinct.
+    """
+    seen: set[tuple] = set()
+    ratings: list[Rating] = []
+    for record in records:
+        if kind is Prompt:
+            key = prompt_key(record)
+            if key in seen:
+                skipped["prompt seen before"] += 1
+            else:
+                seen.add(key)
+                yield Prompt(record.id, record.prompt, record.meta)
+        elif isinstance(record, kind):
+            yield record
+        elif kind is Demonstration and isinstance(record, Comparison | Rating):
+            yield from _demonstration(record, skipped)
+        elif kind is Rating and isinstance(record, Comparison):
+            yield from comparison_to_ratings(record, skipped)
+        elif kind is Comparison and isinstance(record, Rating):
+            ratings.append(record)
+        else:
+            raise TypeError(f"no {kind.__name__} can be made of a {type(record).__name__}")
+    yield from ratings_to_comparisons(ratings, skipped)
+
+
+def prompt_key(record: Record) -> tuple:
+    """What makes two prompts the same: every turn's role and text."""
+    return tuple((message.role, message.content) for message in record.prompt)
+
+
+def _demonstration(record: Comparison | Rating, skipped: Skipped) -> Iterator[Demonstration]:
+    if isinstance(record, Rating):
+        if net_thumbs(record.votes) > 0:
+            yield Demonstration(record.id, record.prompt, record.response.text, record.meta)
+        else:
+            skipped["not up-voted"] += 1
+        return
+    votes = Counter(vote.choice for vote in record.votes)
+    if votes[0] == votes[1]:
+        skipped["tied or without votes"] += 1
+        return
+    best = record.responses[0 if votes[0] > votes[1] else 1]
+    yield Demonstration(record.id, record.prompt, best.text, record.meta)
+
+
+def comparison_to_ratings(record: Comparison, skipped: Skipped) -> Iterator[Rating]:
+    """Both responses of a pair with the thumbs its votes amount to."""
+    decided = [vote for vote in record.votes if vote.choice != "tie"]
+    if not decided:
+        skipped["tied or without votes"] += 1
+        return
+    for index, response in enumerate(record.responses):
+        thumbs = [
+            Thumb(vote.annotator, "up" if vote.choice == index else "down", vote.why, vote.at) for vote in decided
+        ]
+        yield Rating(f"{record.id}/{index}", record.prompt, response, thumbs, record.meta)
+
+
+def ratings_to_comparisons(ratings: Iterable[Rating], skipped: Skipped) -> Iterator[Comparison]:
+    """Pairs of an up-voted and a down-voted response to the same prompt."""
+    prompts: dict[tuple, tuple[list[Rating], list[Rating]]] = {}
+    for rating in ratings:
+        net = net_thumbs(rating.votes)
+        if net == 0:
+            skipped["as many thumbs up as down"] += 1
+        else:
+            prompts.setdefault(prompt_key(rating), ([], []))[net < 0].append(rating)
+    for ups, downs in prompts.values():
+        if not ups or not downs:
+            skipped["no opposite thumb for the same prompt"] += len(ups or downs)
+            continue
+        for index in range(max(len(ups), len(downs))):
+            up, down = ups[index % len(ups)], downs[index % len(downs)]
+            if up.response.text.strip() == down.response.text.strip():
+                skipped["same text up-voted and down-voted"] += 1
+            else:
+                yield _pair(up, down)
+
+
+def _pair(up: Rating, down: Rating) -> Comparison:
+    favours: Counter[str] = Counter()
+    thumbs: dict[str, Thumb] = {}
+    for rating, sign in ((up, 1), (down, -1)):
+        for thumb in rating.votes:
+            favours[thumb.annotator] += sign if thumb.value == "up" else -sign
+            thumbs.setdefault(thumb.annotator, thumb)
+    votes = [
+        Vote(name, "tie" if net == 0 else 0 if net > 0 else 1, why=thumbs[name].why, at=thumbs[name].at)
+        for name, net in favours.items()
+    ]
+    meta = {**down.meta, **up.meta}
+    return Comparison(f"{up.id}+{down.id}", up.prompt, [up.response, down.response], votes, meta)
+
+
+def net_thumbs(votes: Iterable[Thumb]) -> int:
+    """Thumbs up minus thumbs down."""
+    return sum(1 if vote.value == "up" else -1 for vote in votes)

@@ -1,0 +1,124 @@
+"""Token-budget packs in which any number of responses branch off one shared prompt.
+
+Shape letters: N packed tokens, R response tokens, B branches (responses) of a pack. A pack is one row: documents one after another, each
+its prompt followed by its branches. Positions restart at the branch, so a response sits where it would sit alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A prompt and the responses that branch off it. ``keys`` name the responses for the caller."""
+
+    prompt_ids: Sequence[int]
+    responses_ids: Sequence[Sequence[int]]
+    keys: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError(
+                "a document needs at least one prompt token: the first response token is predicted from it"
+            )
+        if len(self.responses_ids) != len(self.keys) or not self.keys:
+            raise ValueError(f"{len(self.responses_ids)} responses but {len(self.keys)} keys")
+        if any(not ids for ids in self.responses_ids):
+            raise ValueError("a document holds an empty response")
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + sum(len(ids) for ids in self.responses_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Tensors of one forward pass."""
+
+    tokens_N: Tensor
+    positions_N: Tensor
+    document_N: Tensor
+    branch_N: Tensor
+    """0 in a prompt, k >= 1 in the pack's k-th response."""
+    source_R: Tensor
+    """Index into N of the token whose hidden state predicts response token r."""
+    target_R: Tensor
+    """Token ids of the responses, branch after branch."""
+    segment_R: Tensor
+    """Branch (0..B-1) of response token r."""
+    last_B: Tensor
+    """Index into N of each branch's last token."""
+    length_B: Tensor
+    """Response length in tokens."""
+    keys: tuple[int, ...]
+    """The caller's names of the branches, B long."""
+
+    def mask_NN(self) -> Tensor:
+        """True where query row may see key column: same document, not later, own branch or the shared prompt."""
+        same = self.document_N[:, None] == self.document_N[None, :]
+        seen = (self.branch_N[None, :] == 0) | (self.branch_N[:, None] == self.branch_N[None, :])
+        causal = torch.ones(
+            len(self.tokens_N), len(self.tokens_N), dtype=torch.bool, device=self.tokens_N.device
+        ).tril()
+        return same & seen & causal
+
+    def to(self, device: torch.device) -> Pack:
+        """The same pack with its tensors on ``device``."""
+        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Pack(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+
+
+def pack(documents: Sequence[Document]) -> Pack:
+    """Lay documents one after another in a row."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    document: list[int] = []
+    branch: list[int] = []
+    source: list[int] = []
+    target: list[int] = []
+    segment: list[int] = []
+    last: list[int] = []
+    keys: list[int] = []
+    for d, doc in enumerate(documents):
+        prompt = len(doc.prompt_ids)
+        prompt_end = len(tokens) + prompt - 1
+        tokens += doc.prompt_ids
+        positions += range(prompt)
+        document += [d] * len(doc)
+        branch += [0] * prompt
+        for ids, key in zip(doc.responses_ids, doc.keys, strict=True):
+            start = len(tokens)
+            source += [prompt_end, *range(start, start + len(ids) - 1)]
+            target += ids
+            segment += [len(keys)] * len(ids)
+            tokens += ids
+            positions += range(prompt, prompt + len(ids))
+            keys.append(key)
+            branch += [len(keys)] * len(ids)
+            last.append(len(tokens) - 1)
+    return Pack(
+        *(torch.tensor(v) for v in (tokens, positions, document, branch, source, target, segment, last)),
+        length_B=torch.bincount(torch.tensor(segment), minlength=len(keys)),
+        keys=tuple(keys),
+    )
+
+
+def packs(documents: Iterable[Document], budget: int) -> list[Pack]:
+    """Fill packs of at most ``budget`` tokens, first fit by falling length; a longer document gets a pack of its own.
+
+    Deterministic: equal lengths keep their order. The loss of an optimizer step is a sum over branches or pairs, so it does
+    not depend on how they were packed.
+    """
+    bins: list[tuple[int, list[Document]]] = []
+    for doc in sorted(documents, key=len, reverse=True):
+        for k, (used, content) in enumerate(bins):
+            if used + len(doc) <= budget:
+                bins[k] = (used + len(doc), [*content, doc])
+                break
+        else:
+            bins.append((len(doc), [doc]))
+    return [pack(content) for _, content in bins]

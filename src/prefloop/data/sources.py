@@ -1,0 +1,236 @@
+"""Files of prompts, demonstrations, comparisons and ratings, read row by row into checked records.
+
+JSONL or one JSON array, UTF-8, optionally gzipped. The layout (``layouts.LAYOUTS``) is detected from the first rows or
+named. A file serves every loader whose records it holds or can be turned into (``convert``). Dropped on purpose:
+repairing rows, and guessing a second layout within one file.
+
+Options of every loader: ``layout`` is a name in ``LAYOUTS`` or ``auto``; ``bad_rows="error"`` refuses a file with a bad
+row, ``"quarantine"`` writes bad rows to ``<stem>.quarantine.jsonl`` (in ``quarantine_dir``, else beside the file; an
+earlier one is replaced) and uses the rest; ``limit`` takes the first so many good records and reads no further than it
+must. A record without an id gets ``<stem>-<8 hex digits of its row's SHA-256>``, and ``-2``, ``-3`` … when repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from prefloop.data.check import SHOWN, BadRow, Checked, Finding, check_strings, check_text, json_type, unusable
+from prefloop.data.convert import SOURCES, convert
+from prefloop.data.files import RawRow, read_rows, stem, write_lines
+from prefloop.data.layouts import LAYOUTS, Layout
+from prefloop.errors import ConfigError, DataError, nearest
+from prefloop.records import Comparison, Demonstration, Prompt, Rating, Record, to_dict
+
+R = TypeVar("R", Prompt, Demonstration, Comparison, Rating)
+PathLike = str | os.PathLike[str]
+
+_SAMPLE = 20
+_BAD_ROWS = ("error", "quarantine")
+
+
+def load_prompts(
+    path: PathLike,
+    *,
+    layout: str = "auto",
+    bad_rows: str = "error",
+    quarantine_dir: PathLike | None = None,
+    limit: int | None = None,
+) -> Checked[Prompt]:
+    """The distinct prompts of a file of any layout, in order of first appearance. Raises ``DataError``."""
+    return _load(Prompt, path, layout, bad_rows, quarantine_dir, limit)
+
+
+def load_demonstrations(
+    path: PathLike,
+    *,
+    layout: str = "auto",
+    bad_rows: str = "error",
+    quarantine_dir: PathLike | None = None,
+    limit: int | None = None,
+) -> Checked[Demonstration]:
+    """Prompts with an answer to imitate: as written, preferred in a pair, or up-voted. Raises ``DataError``."""
+    return _load(Demonstration, path, layout, bad_rows, quarantine_dir, limit)
+
+
+def load_comparisons(
+    path: PathLike,
+    *,
+    layout: str = "auto",
+    bad_rows: str = "error",
+    quarantine_dir: PathLike | None = None,
+    limit: int | None = None,
+) -> Checked[Comparison]:
+    """Pairs with votes: as written, or up- and down-voted responses paired within a prompt. Raises ``DataError``.
+
+    A plain chosen/rejected pair has the chosen response first and one vote for it by ``file:<file name>``.
+    """
+    return _load(Comparison, path, layout, bad_rows, quarantine_dir, limit)
+
+
+def load_ratings(
+    path: PathLike,
+    *,
+    layout: str = "auto",
+    bad_rows: str = "error",
+    quarantine_dir: PathLike | None = None,
+    limit: int | None = None,
+) -> Checked[Rating]:
+    """Responses with thumbs: as written, or both responses of every decided pair. Raises ``DataError``."""
+    return _load(Rating, path, layout, bad_rows, quarantine_dir, limit)
+
+
+def detect_layout(path: PathLike) -> str:
+    """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several equally."""
+    path = Path(path)
+    first = list(islice(read_rows(path), _SAMPLE))
+    sample = [row.value for row in first if row.problem is None]
+    if not first:
+        raise DataError(f"{path} is empty: it holds no rows")
+    if not sample:
+        shown = "\n".join(f"  {Finding(row.number, None, '', row.problem or '')}" for row in first[:SHOWN])
+        raise DataError(f"{path}: not one of the first {len(first)} rows is a JSON object\n{shown}")
+    fits = Counter(name for row in sample for name, layout in LAYOUTS.items() if layout.matches(row))
+    best = [name for name, count in fits.items() if count == max(fits.values())]
+    if len(best) == 1:
+        return best[0]
+    keys = ", ".join(list(dict.fromkeys(key for row in sample for key in row))[:_SAMPLE])
+    found = f"rows fit {' and '.join(best)} equally well" if best else "rows fit no known layout"
+    known = "\n".join(f"  {layout.name}: {layout.keys}" for layout in LAYOUTS.values())
+    raise DataError(
+        f"{path}: the first {found} (keys found: {keys or 'none'})\nKnown layouts:\n{known}\n"
+        "Name the layout with `layout:`, or rename the keys."
+    )
+
+
+def write_jsonl(path: PathLike, records: Iterable[Record]) -> None:
+    """Write records in the prefloop layout, UTF-8, gzipped if the name ends in .gz, complete or not at all."""
+    write_lines(Path(path), (_line(record) for record in records))
+
+
+def _line(record: Record) -> bytes:
+    try:
+        return json.dumps(to_dict(record), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        kind = type(record).__name__.lower()
+        raise DataError(f"{kind} {record.id!r} cannot be written as JSON: {error}") from None
+
+
+def _load(
+    kind: type[R],
+    path: PathLike,
+    layout: str,
+    bad_rows: str,
+    quarantine_dir: PathLike | None,
+    limit: int | None,
+) -> Checked[R]:
+    path = Path(path)
+    if bad_rows not in _BAD_ROWS:
+        raise ConfigError(f"bad_rows is {bad_rows!r}; {nearest(str(bad_rows), _BAD_ROWS)}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; it takes the first so many records and must be at least 1, or absent")
+    if layout != "auto" and layout not in LAYOUTS:
+        raise ConfigError(f"layout {layout!r} is unknown; {nearest(str(layout), ['auto', *LAYOUTS])}")
+    known = LAYOUTS[detect_layout(path) if layout == "auto" else layout]
+    _check_kind(kind, path, known)
+    rows = _Records(path, known, kind)
+    skipped: Counter[str] = Counter()
+    records = cast(list[R], list(islice(convert(rows, kind, skipped), limit)))
+    if not rows.read:
+        raise DataError(f"{path} is empty: it holds no rows")
+    if rows.findings and (bad_rows == "error" or len(rows.findings) == rows.read):
+        raise unusable(path, known.name, rows.findings, rows.read)
+    if not records:
+        reasons = "; ".join(f"{number} {reason}" for reason, number in skipped.items())
+        raise DataError(f"{path}: its {rows.read} rows give no {kind.__name__.lower()} (skipped: {reasons})")
+    quarantine = _quarantine(path, rows.findings, quarantine_dir) if rows.findings else None
+    return Checked(records, rows.findings, path, known.name, rows.read, quarantine, dict(skipped))
+
+
+def _check_kind(kind: type, path: Path, layout: Layout) -> None:
+    if set(SOURCES[kind]) & set(layout.kinds):
+        return
+    holds = " or ".join(f"{held.__name__.lower()}s" for held in layout.kinds)
+    able = ", ".join(name for name, other in LAYOUTS.items() if set(SOURCES[kind]) & set(other.kinds))
+    raise DataError(
+        f"{path} is in layout {layout.name}, which holds {holds}: no {kind.__name__.lower()} can be made of them. "
+        f"Use a file in one of: {able}."
+    )
+
+
+class _Records:
+    """The good records of a file, one pass; what is wrong with the other rows gathers in ``findings``."""
+
+    def __init__(self, path: Path, layout: Layout, kind: type) -> None:
+        self.path, self.layout, self.kind = path, layout, kind
+        self.findings: list[Finding] = []
+        self.read = 0
+        self._row_of_id: dict[str, int] = {}
+        self._repeats: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Record]:
+        for row in read_rows(self.path):
+            self.read += 1
+            try:
+                record = self._record(row)
+            except BadRow as bad:
+                given = row.value.get("id") if isinstance(row.value, dict) else None
+                id = None if given is None else str(given)
+                self.findings.append(Finding(row.number, id, bad.field, bad.problem))
+            else:
+                self._row_of_id[record.id] = row.number
+                yield record
+
+    def _record(self, row: RawRow) -> Record:
+        if row.problem is not None:
+            raise BadRow("", row.problem)
+        check_strings(row.value)
+        given = row.value.get("id")
+        id = self._derived_id(row.value) if given is None else self._given_id(given)
+        record = self.layout.read(row.value, id, f"file:{self.path.name}")
+        if not isinstance(record, SOURCES[self.kind]):
+            found, asked = type(record).__name__.lower(), self.kind.__name__.lower()
+            raise BadRow("", f"holds a {found}, of which no {asked} can be made")
+        return record
+
+    def _given_id(self, given: Any) -> str:
+        if isinstance(given, bool) or not isinstance(given, str | int):
+            raise BadRow("id", f"is {json_type(given)}, expected text or a whole number")
+        id = check_text(str(given), "id")
+        if id in self._row_of_id:
+            raise BadRow("id", f"{id[:80]!r} is already the id of row {self._row_of_id[id]}")
+        return id
+
+    def _derived_id(self, row: dict[str, Any]) -> str:
+        digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode("ascii")).hexdigest()[:8]
+        base = f"{stem(self.path)}-{digest}"
+        while True:
+            self._repeats[base] += 1
+            id = base if self._repeats[base] == 1 else f"{base}-{self._repeats[base]}"
+            if id not in self._row_of_id:
+                return id
+
+
+def _quarantine(path: Path, findings: list[Finding], folder: PathLike | None) -> Path:
+    """Copy the bad rows out in a second pass over the file, so that no raw row is held while loading."""
+    target = Path(folder or path.parent) / f"{stem(path)}.quarantine.jsonl"
+    bad = {finding.row: finding for finding in findings}
+    rows = (row for row in read_rows(path) if row.number in bad)
+    lines = (_quarantined(bad[row.number], row.value) for row in islice(rows, len(bad)))
+    write_lines(target, lines)
+    return target
+
+
+def _quarantined(finding: Finding, raw: Any) -> bytes:
+    entry = {"row": finding.row, "problem": finding.problem, "field": finding.field, "raw": raw}
+    try:
+        return json.dumps(entry, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        # An unpaired surrogate has no UTF-8; as an escape it is kept exactly.
+        return json.dumps(entry).encode("ascii")

@@ -1,0 +1,45 @@
+"""Errors a user can cause. The command line prints their message alone and exits with their code."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrefloopError(Exception):
+    """Something the user can fix: the message says what was found, where, and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(PrefloopError):
+    """A configuration file or flag is wrong."""
+
+
+class DataError(PrefloopError):
+    """A data file is missing, unreadable, empty or holds rows that cannot be used."""
+
+
+class ModelError(PrefloopError):
+    """A model or tokenizer cannot be found or cannot be used for this stage."""
+
+
+class StoreError(PrefloopError):
+    """The artifact store cannot be written, or a run is already in progress."""
+
+
+class AuditError(PrefloopError):
+    """A step-0 check failed: training on would be silently wrong."""
+
+
+class EngineError(PrefloopError):
+    """A rollout engine is missing or failed to start."""
+
+
+class JudgeError(PrefloopError):
+    """A judge cannot be reached or does not answer in a usable way."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a ``did you mean`` clause for ``name``, or the list of known names when nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

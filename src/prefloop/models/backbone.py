@@ -1,0 +1,245 @@
+"""One frozen backbone, named roles as LoRA adapters on it.
+
+``policy``, ``reference`` and ``reward/0`` are adapters on one set of (4-bit) weights. The reference is the *frozen SFT adapter* when the
+policy started from one; adapters-off is the reference only for a policy that started from the bare base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging
+
+from prefloop.config import AdapterConfig, BackboneConfig
+from prefloop.data.chat import ChatFormat
+from prefloop.errors import ModelError
+
+
+def compute_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it fast (GPUs, CPUs with AMX tiles), else float32; ``backbone.compute`` overrides.
+
+    Without AMX a bfloat16 matrix product on a CPU is slower than a float32 one (160 against 265 GFLOP/s on the machine of
+    docs/benchmarks.md), so 4-bit storage goes with float32 arithmetic there.
+    """
+    if config.precision == "fp32" or config.compute == "fp32":
+        return torch.float32
+    fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast or config.compute == "bf16" else torch.float32
+
+
+class Backbone:
+    """Weights loaded once per process; roles come and go as adapters."""
+
+    def __init__(self, model: PeftModel, chat: ChatFormat, config: BackboneConfig, folder: Path) -> None:
+        self.model = model
+        self.chat = chat
+        self.config = config
+        self.folder = folder
+        self.compute_dtype = compute_dtype(config, next(model.parameters()).device)
+        self.roles: set[str] = set()
+
+    @classmethod
+    def load(cls, config: BackboneConfig, folder: Path, device: torch.device | None = None) -> Backbone:
+        """Load the model in ``folder`` in the configured precision onto ``device`` (default: GPU if there is one)."""
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = compute_dtype(config, device)
+        quantization = None
+        if config.precision == "nf4":
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+                bnb_4bit_quant_storage=torch.uint8,
+            )
+        logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                quantization_config=quantization,
+                attn_implementation=config.attention,
+                device_map={"": device},
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"model folder '{folder.name}' cannot be loaded: {str(error).splitlines()[0][:300]}"
+            ) from error
+        model.requires_grad_(False)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.config.use_cache = False
+        context = getattr(model.config, "max_position_embeddings", None)
+        if context is not None and config.max_length > context:
+            raise ModelError(
+                f"backbone.max_length is {config.max_length}, but {config.model} has a context of {context} tokens: lower it"
+            )
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise ModelError(
+                f"{config.model} has layers of kind {sorted(kinds)}: packed branches need plain attention, choose another model"
+            )
+        chat = ChatFormat.load(tokenizer, config.chat_template)
+        # PEFT wants a first adapter; this one is never trained nor saved and only carries the layer structure.
+        wrapped = get_peft_model(model, _lora(config.adapter), adapter_name="blank")
+        wrapped.eval()
+        return cls(wrapped, chat, config, folder)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The transformer without its language-model head: token ids → hidden states."""
+        return self.causal_lm.get_decoder()
+
+    @property
+    def causal_lm(self) -> Any:
+        return self.model.get_base_model()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.causal_lm.config.get_text_config().hidden_size
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bfloat16 autocast (adapters stay float32), or nothing when the arithmetic is float32."""
+        if self.compute_dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def add_role(self, role: str, start: Path | None = None, seed: int = 0) -> None:
+        """Create an adapter called ``role``, a copy of the one saved in ``start`` or freshly initialised (B = 0) from ``seed``."""
+        if role in self.roles:
+            self.drop_role(role)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.model.add_adapter(role, _lora(self.config.adapter))
+        self.roles.add(role)
+        if start is not None:
+            own = self._named(role)
+            try:
+                saved = load_file(start / "adapter_model.safetensors", device=str(self.device))
+                alpha = json.loads((start / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"]
+            except OSError as error:
+                self.drop_role(role)
+                raise ModelError(
+                    f"'{start.name}' holds no adapter ({error}): give a folder written by save_role or PEFT"
+                ) from error
+            fits = saved.keys() == own.keys() and all(saved[n].shape == own[n].shape for n in own)
+            if not fits or alpha != self.config.adapter.alpha:
+                self.drop_role(role)
+                raise ModelError(
+                    f"the adapter in {start.name} does not fit backbone.adapter of this run (rank, alpha or target modules differ)"
+                )
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(saved[name])
+        self.model.requires_grad_(False)
+
+    def drop_role(self, role: str) -> None:
+        """Forget an adapter and free its memory."""
+        if role in self.roles:
+            self.model.base_model.set_adapter("blank")
+            self.model.delete_adapter(role)
+            self.roles.discard(role)
+            self.model.requires_grad_(False)
+
+    @contextlib.contextmanager
+    def role(self, role: str | None, train: bool = False) -> Iterator[None]:
+        """Run with one adapter active (``None``: the bare base); with ``train`` its parameters get gradients and dropout is on.
+
+        The role and its mode stay until the next ``role()``, so a backward pass that recomputes activations does so under
+        the role that made them: call ``backward`` before switching.
+        """
+        self.model.base_model.set_adapter(role or "blank")
+        self.model.requires_grad_(False)
+        for parameter in self.parameters(role) if train and role else ():
+            parameter.requires_grad_(True)
+        self.model.train(train)
+        with contextlib.nullcontext() if train else torch.no_grad(), self.autocast():
+            yield
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """The adapter's parameters, in a fixed order."""
+        return list(self._named(role).values())
+
+    def _named(self, role: str) -> dict[str, nn.Parameter]:
+        marker = f".{role}."
+        return {
+            name.replace(marker, "."): parameter
+            for name, parameter in sorted(self.model.named_parameters())
+            if marker in name
+        }
+
+    def save_role(self, role: str, folder: Path) -> None:
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the files that PEFT and vLLM load."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self._named(role).items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        config = self.model.peft_config[role].to_dict()
+        config.update(base_model_name_or_path=self.config.model, inference_mode=True)
+        config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
+
+    def frozen_digest(self) -> str:
+        """SHA-256 of every weight that no adapter owns; must not change while a stage trains."""
+        digest = hashlib.sha256()
+        adapters = tuple(f".{role}." for role in (*self.roles, "blank"))
+        for name, parameter in self.model.named_parameters():
+            if not any(marker in name for marker in adapters):
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def merged_weights(self, role: str | None) -> Iterator[tuple[str, Tensor]]:
+        """Yield every weight of the plain model, in the compute precision, with the adapter merged in.
+
+        The base is dequantised first, so the merge never goes through 4-bit; the result is the twin of what the trainer computes with.
+        """
+        dtype = self.compute_dtype
+        seen: set[str] = set()
+        for name, module in self.causal_lm.named_modules():
+            if isinstance(module, LoraLayer):
+                weight = _dequantized(module.get_base_layer())
+                if role is not None:
+                    weight = weight.float() + module.get_delta_weight(role).float()
+                seen.add(name)
+                yield f"{name}.weight", weight.to(dtype)
+                bias = getattr(module.get_base_layer(), "bias", None)
+                if bias is not None:
+                    yield f"{name}.bias", bias
+        for name, parameter in self.causal_lm.named_parameters():
+            if not any(name.startswith(f"{prefix}.") for prefix in seen):
+                yield name, parameter.detach().to(dtype)
+
+
+def _lora(config: AdapterConfig) -> LoraConfig:
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _dequantized(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    if getattr(weight, "quant_state", None) is None:
+        return weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state)

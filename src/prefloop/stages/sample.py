@@ -1,0 +1,49 @@
+"""Candidate responses to every prompt, sampled from the SFT model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefloop.config import DataConfig, SampleConfig
+from prefloop.records import to_dict
+from prefloop.rollouts.sampling import read_prompts, sample
+from prefloop.stage import Stage, Work
+from prefloop.store import Artifact, write_rows
+
+
+class Sample(Stage):
+    """Prompts and an SFT adapter → ``candidates.jsonl``, a row a prompt with its responses. Produces ``candidates``."""
+
+    name = "sample"
+    produces = "candidates"
+    inputs = ("sft",)
+    uses = frozenset({"backbone", "generation"})
+
+    def __init__(self, config: SampleConfig | None = None, data: DataConfig | None = None) -> None:
+        self.config = config or SampleConfig()
+        self.data = data or DataConfig()
+
+    def parts(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "config": self.config,
+            "prompts": data.prompts,
+            "layout": data.layout,
+            "bad_rows": data.bad_rows,
+            "limit": data.limit,
+        }
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        prompts = read_prompts(work, self.data)
+        rows = sample(work, prompts, inputs["sft"], self.config.candidates, work.runtime.seed)
+        for response in (r for rs in rows for r in rs):
+            del response.meta["token_ids"]
+        lines = ({**to_dict(p), "responses": [to_dict(r) for r in rs]} for p, rs in zip(prompts, rows, strict=True))
+        write_rows(work.folder / "candidates.jsonl", lines)
+        flat = [r for rs in rows for r in rs]
+        return {
+            "prompts": len(prompts),
+            "responses": len(flat),
+            "length_mean": sum(len(r.text.split()) for r in flat) / len(flat),
+            "finished_share": sum(bool(r.meta["finished"]) for r in flat) / len(flat),
+        }

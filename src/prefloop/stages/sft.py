@@ -1,0 +1,202 @@
+"""Supervised fine-tuning: TRL's SFTTrainer on token ids that prefloop made.
+
+Left to TRL: loop, packing (best-fit decreasing), completion-only loss, checkpoints. Kept here: tokenisation (one BOS, EOS inside the loss
+even when the pad token is the EOS) and the adapter's float32 precision, which TRL casts to bfloat16 on quantised models.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from prefloop.audit import Audit
+from prefloop.config import DataConfig, SFTStageConfig
+from prefloop.console import progress, say
+from prefloop.data.encode import Encoder
+from prefloop.data.sources import load_demonstrations
+from prefloop.errors import ConfigError
+from prefloop.records import Demonstration
+from prefloop.stage import Stage, Work
+from prefloop.store import Artifact
+
+ROLE = "sft"
+
+
+class SFT(Stage):
+    """Demonstrations → an adapter that answers like them. Produces ``sft``."""
+
+    name = "sft"
+    produces = "sft"
+    uses = frozenset({"backbone"})
+
+    def __init__(self, config: SFTStageConfig | None = None, data: DataConfig | None = None) -> None:
+        self.config = config or SFTStageConfig()
+        self.data = data or DataConfig()
+
+    def parts(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "config": self.config,
+            "demonstrations": data.demonstrations,
+            "layout": data.layout,
+            "bad_rows": data.bad_rows,
+            "limit": data.limit,
+        }
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        if self.data.demonstrations is None:
+            raise ConfigError("data.demonstrations is not set: name a file of prompts with good answers for SFT")
+        loaded = load_demonstrations(
+            self.data.demonstrations,
+            layout=self.data.layout,
+            bad_rows=self.data.bad_rows,
+            quarantine_dir=work.folder,
+            limit=self.data.limit,
+        )
+        say(f"  {loaded.describe()}")
+        backbone = work.runtime.backbone
+        encoder = Encoder(backbone.chat, backbone.config.max_length)
+        rows = [_row(d, encoder) for d in loaded.records]
+        audit = Audit(self.name)
+        audit.tokens(backbone.chat, [r["prompt_ids"] for r in rows], [r["response_ids"] for r in rows], encoder.cut)
+        audit.check("truncated responses", True, f"{encoder.cut} of {len(rows)}", "")
+
+        backbone.add_role(ROLE, seed=work.runtime.seed)
+        trainer = self._trainer(work, rows)
+        named = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}
+        audit.trainable(named, f".{ROLE}.")
+        before = {n: p.detach().clone() for n, p in named.items()}
+        frozen = backbone.frozen_digest()
+        try:
+            found = sorted(work.checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+            done = [p for p in found if (p / "trainer_state.json").is_file()]
+            result = trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
+            audit.moved(before, {n: p.detach() for n, p in named.items()}, frozen, backbone.frozen_digest())
+            backbone.save_role(ROLE, work.folder)
+        finally:
+            backbone.drop_role(ROLE)
+        losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
+        if not losses or not math.isfinite(result.training_loss):
+            raise ConfigError(f"sft: training loss is {result.training_loss}: lower sft.optim.learning_rate")
+        return audit.finish(
+            {
+                "loss_first": losses[0],
+                "loss_last": losses[-1],
+                "steps": trainer.state.global_step,
+                "rows": len(rows),
+                "truncated": encoder.cut,
+            }
+        )
+
+    def _trainer(self, work: Work, rows: list[dict[str, Any]]) -> SFTTrainer:
+        backbone, config = work.runtime.backbone, self.config
+        tokens = [len(r["input_ids"]) for r in rows]
+        longest = (
+            max(max(tokens), min(backbone.config.pack_tokens, backbone.config.max_length))
+            if config.packing
+            else max(tokens)
+        )
+        per_row = longest / (sum(tokens) / len(tokens)) if config.packing else 1.0
+        rows_a_step = max(1, round(config.batch_size / per_row))
+        arguments = SFTConfig(
+            output_dir=str(work.checkpoints),
+            per_device_train_batch_size=1 if config.packing else config.batch_size,
+            gradient_accumulation_steps=rows_a_step if config.packing else 1,
+            num_train_epochs=config.epochs,
+            learning_rate=config.optim.learning_rate,
+            warmup_steps=config.optim.warmup_steps,
+            lr_scheduler_type=config.optim.schedule
+            if config.optim.warmup_steps == 0 or config.optim.schedule == "linear"
+            else "constant_with_warmup",
+            weight_decay=config.optim.weight_decay,
+            max_grad_norm=config.optim.max_grad_norm,
+            max_length=longest,
+            packing=config.packing,
+            completion_only_loss=True,
+            gradient_checkpointing=backbone.config.gradient_checkpointing,
+            bf16=backbone.compute_dtype == torch.bfloat16,
+            use_cpu=backbone.device.type == "cpu",
+            save_strategy="steps",
+            save_steps=config.optim.checkpoint_every,
+            save_total_limit=2,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            seed=work.runtime.seed,
+            dataset_num_proc=None,
+        )
+        data = Dataset.from_list([{k: r[k] for k in ("input_ids", "completion_mask")} for r in rows])
+        for chatty in ("trl", "transformers", "datasets"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
+        backbone.model.base_model.set_adapter(ROLE)
+        backbone.model.requires_grad_(False)
+        for parameter in backbone.parameters(ROLE):
+            parameter.requires_grad_(True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = SFTTrainer(
+                model=backbone.model,
+                args=arguments,
+                train_dataset=data,
+                processing_class=backbone.chat.tokenizer,
+                callbacks=[_Log(work)],
+            )
+        trainer.remove_callback(_printer())
+        for parameter in backbone.parameters(ROLE):
+            parameter.data = parameter.data.float()
+        return trainer
+
+
+def _row(demonstration: Demonstration, encoder: Encoder) -> dict[str, Any]:
+    prompt_ids = encoder.prompt(demonstration.id, demonstration.prompt)
+    response_ids = encoder.response(demonstration.response, len(prompt_ids))
+    return {
+        "input_ids": prompt_ids + response_ids,
+        "completion_mask": [0] * len(prompt_ids) + [1] * len(response_ids),
+        "prompt_ids": prompt_ids,
+        "response_ids": response_ids,
+    }
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+class _Log(TrainerCallback):
+    """Trainer events → prefloop's log and progress."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.advance: Callable[..., None] | None = None
+        self._bar: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._bar = progress("sft", state.max_steps - state.global_step, "step")
+        self.advance = self._bar.__enter__()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.work.emit("step", step=state.global_step, loss=float(logs["loss"]), lr=logs.get("learning_rate"))
+            if self.advance:
+                self.advance(note=f"loss {float(logs['loss']):.3f}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._bar.__exit__(None, None, None)

@@ -1,0 +1,140 @@
+"""One training loop for reward, preference and PPO: packs in, an optimizer step whose loss is the mean over its items.
+
+Built on accelerate for device placement, precision and clipping. Checkpoints are safetensors and JSON: parameters, AdamW moments, schedule
+position, torch's random state and whatever the stage adds; a resumed run ends in the same weights as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from prefloop.config import OptimConfig
+from prefloop.data.packing import Pack
+from prefloop.errors import PrefloopError
+
+
+class NonFiniteLoss(PrefloopError):
+    """The loss or its gradient became NaN or infinite; the step was not applied."""
+
+
+class Loop:
+    """Optimizer, schedule and checkpoints over named parameters."""
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        optim: OptimConfig,
+        total_steps: int,
+        folder: Path,
+        learning_rates: dict[str, float] | None = None,
+    ) -> None:
+        """``learning_rates`` maps a name prefix to its own peak rate; everything else learns at ``optim.learning_rate``."""
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.parameters = parameters
+        self.optim = optim
+        self.total_steps = total_steps
+        self.folder = folder
+        self.step = 0
+        rates = learning_rates or {}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), optim.learning_rate)
+            groups.setdefault(rate, []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": params, "lr": rate} for rate, params in groups.items()], weight_decay=optim.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
+
+    def _factor(self, step: int) -> float:
+        if step < self.optim.warmup_steps:
+            return (step + 1) / (self.optim.warmup_steps + 1)
+        if self.optim.schedule == "constant":
+            return 1.0
+        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - self.optim.warmup_steps))
+
+    def update(self, packs: Iterable[Pack], loss_of: Callable[[Pack], Tensor], items: int) -> dict[str, float]:
+        """One optimizer step. ``loss_of`` returns the *sum* of the losses of a pack's items; the step's loss is their mean.
+
+        Raises ``NonFiniteLoss`` naming the responses in the pack; weights stay as they were.
+        """
+        total = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for pack in packs:
+            loss = loss_of(pack.to(self.accelerator.device)) / items
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise NonFiniteLoss(
+                    f"step {self.step + 1}: loss is {value} on responses {list(pack.keys)[:16]}; lower the learning rate or look at these rows"
+                )
+            self.accelerator.backward(loss)
+            total += value
+        norm = float(self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(
+                f"step {self.step + 1}: gradient norm is {norm}; the step was not applied, lower the learning rate"
+            )
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return {"loss": total, "grad_norm": norm, "lr": rate}
+
+    def save(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
+        """Write a checkpoint of this step (atomically) and drop older ones."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        flat = {f"parameter/{n}": p.detach() for n, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                flat[f"optimizer/{slot}/{name}"] = value
+        flat |= {f"extra/{n}": t for n, t in (tensors or {}).items()}
+        flat["rng"] = torch.get_rng_state()
+        save_file({n: t.cpu().contiguous() for n, t in flat.items()}, partial / "state.safetensors")
+        (partial / "state.json").write_text(
+            json.dumps({"step": self.step, "schedule": self.schedule.last_epoch, "state": state})
+        )
+        done = self.folder / f"step-{self.step:06d}"
+        shutil.rmtree(done, ignore_errors=True)
+        partial.rename(done)
+        for old in self.folder.glob("step-*"):
+            if old != done:
+                shutil.rmtree(old)
+
+    def restore(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Go on from the newest checkpoint; returns the stage's state and tensors, or ``None`` when there is none."""
+        found = sorted(self.folder.glob("step-*"))
+        if not found:
+            return None
+        flat = load_file(found[-1] / "state.safetensors")
+        saved = json.loads((found[-1] / "state.json").read_text())
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(flat[f"parameter/{name}"])
+                slots = {
+                    k.split("/", 2)[1]: v
+                    for k, v in flat.items()
+                    if k.startswith("optimizer/") and k.split("/", 2)[2] == name
+                }
+                if slots:
+                    self.optimizer.state[parameter] = {
+                        slot: value if slot == "step" else value.to(parameter.device) for slot, value in slots.items()
+                    }
+        self.step = saved["step"]
+        self.schedule.last_epoch = saved["schedule"]
+        for group, base in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = base * self._factor(self.schedule.last_epoch)
+        self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        torch.set_rng_state(flat["rng"])
+        return saved["state"], {k.removeprefix("extra/"): v for k, v in flat.items() if k.startswith("extra/")}

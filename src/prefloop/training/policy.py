@@ -1,0 +1,54 @@
+"""What every stage that aligns a policy shares: policy and reference adapters from one SFT artifact, and the check that they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from prefloop.audit import Audit
+from prefloop.data.packing import Document, Pack, packs
+from prefloop.models.backbone import Backbone
+from prefloop.models.forward import hidden_N_H, response_logps_R
+from prefloop.stage import Work
+from prefloop.store import Artifact
+
+POLICY, REFERENCE = "policy", "reference"
+
+
+def start_policy(work: Work, sft: Artifact, audit: Audit, documents: Sequence[Document], temperature: float) -> None:
+    """Put policy and frozen reference on the backbone, both copies of the SFT adapter, and audit ratio = 1, KL = 0, dropout off."""
+    backbone = work.runtime.backbone
+    backbone.add_role(POLICY, start=sft.path)
+    backbone.add_role(REFERENCE, start=sft.path)
+    pack = packs(documents, budget=1)[0].to(backbone.device)
+    policy_R = logps_R(backbone, pack, POLICY, temperature)
+    audit.no_dropout(policy_R, logps_R(backbone, pack, POLICY, temperature))
+    reference_R = logps_R(backbone, pack, REFERENCE, temperature)
+    audit.equal(
+        "ratio policy / reference",
+        float((policy_R - reference_R).exp().mean()),
+        1.0,
+        1e-6,
+        "The reference is not where the policy starts.",
+    )
+    audit.equal(
+        "KL policy to reference",
+        float((policy_R - reference_R).sum()),
+        0.0,
+        1e-5,
+        "The reference is not where the policy starts.",
+    )
+    count = sum(p.numel() for p in backbone.parameters(POLICY))
+    audit.check("trainable parameters", count > 0, f"{count:,} in adapter {POLICY}", "The policy has no adapter.")
+
+
+def policy_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
+    """The policy adapter's parameters by a stable name."""
+    return {f"adapter/{i:04d}": p for i, p in enumerate(backbone.parameters(POLICY))}
+
+
+def logps_R(backbone: Backbone, pack: Pack, role: str | None, temperature: float) -> Tensor:
+    """Log-probs of a pack's response tokens under a role, without gradient, [R]."""
+    with backbone.role(role):
+        return response_logps_R(backbone, hidden_N_H(backbone, pack), pack, temperature)

@@ -1,0 +1,33 @@
+"""Settings that must hold before torch and transformers load, and models that the whole session shares."""
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``tiny_folders("qwen2")`` is a folder with a tiny random model of that kind, saved once a session."""
+    import torch
+    from tiny import tiny_model
+
+    torch.set_num_threads(2)
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tiny_model(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_folders: Callable[[str], Path]) -> Path:
+    """A folder with a tiny random Llama and a ChatML tokenizer."""
+    return tiny_folders("llama")

@@ -1,0 +1,101 @@
+"""A real HTTP server on loopback that plays an OpenAI-compatible endpoint, and judges that need none."""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from prefloop.judging.judges import Verdict
+from prefloop.judging.openai import OpenAIJudge
+from prefloop.records import Message
+
+PROMPT = [Message("user", "Name a prime.")]
+
+
+class Endpoint:
+    """A scripted endpoint: ``script(number, body)`` returns a reply's text, or (status, headers, body)."""
+
+    def __init__(self, script):
+        self.script, self.bodies, self.auth, self.paths = script, [], [], []
+        self.release = threading.Event()
+        lock, endpoint = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    number = len(endpoint.bodies)
+                    endpoint.bodies.append(body)
+                    endpoint.auth.append(self.headers.get("Authorization"))
+                    endpoint.paths.append(self.path)
+                answer = endpoint.script(number, body)
+                if answer is None:  # hang until the test is over
+                    endpoint.release.wait(20)
+                    self.close_connection = True
+                    return
+                if isinstance(answer, str):
+                    answer = (200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": answer}}]}))
+                status, headers, text = answer
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(text.encode())))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *args):
+                """Keep the test output clean."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def close(self):
+        self.release.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture(name="endpoint")
+def endpoint_fixture():
+    started = []
+
+    def start(script):
+        started.append(Endpoint(script))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def judge_at(url, **settings):
+    return OpenAIJudge(url, "tiny", **{"backoff": 0.0, "max_retries": 2, "timeout": 10.0, **settings})
+
+
+def shown(body):
+    """The two responses as the judge sees them, A first."""
+    user = body["messages"][1]["content"]
+    return [
+        re.search(rf"=== BEGIN RESPONSE {x} (\w+) ===\n(.*?)\n=== END RESPONSE {x} \1", user, re.S)[2] for x in "AB"
+    ]
+
+
+def prefers_longer(number, body):
+    a, b = shown(body)
+    return f"Reasons. [[{'C' if len(a) == len(b) else 'A' if len(a) > len(b) else 'B'}]]"
+
+
+class Scripted:
+    """A judge of one order that follows a rule and counts its questions."""
+
+    def __init__(self, rule, name="scripted"):
+        self.rule, self.name, self.n = rule, name, 0
+
+    def compare(self, prompt, a, b):
+        self.n += 1
+        return Verdict(self.rule(a, b), raw=("said",))

@@ -1,0 +1,128 @@
+"""Two files of responses judged against each other."""
+
+import json
+
+import pytest
+from judge_endpoint import Scripted, endpoint_fixture, judge_at, prefers_longer  # noqa: F401
+
+from prefloop.errors import DataError
+from prefloop.judging.files import judge_files
+from prefloop.judging.judges import ScoreJudge
+
+
+def _write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _row(prompt_id, response):
+    return {"id": prompt_id, "prompt": [{"role": "user", "content": f"Q {prompt_id}"}], "response": response}
+
+
+def test_a_position_biased_judge_gives_only_ties_and_a_disagreement_rate_of_one(endpoint, tmp_path):
+    server = endpoint(lambda number, body: "The first is better. [[A]]")
+    rows = [_row(f"p{i}", f"answer {i}") for i in range(6)]
+    result = judge_files(
+        _write(tmp_path / "a.jsonl", rows),
+        _write(tmp_path / "b.jsonl", [{**row, "response": "other"} for row in rows]),
+        judge_at(server.url),
+        tmp_path / "cache.jsonl",
+    )
+    assert (result.win_rate.rate, result.win_rate.ties) == (0.5, 1.0)
+    assert (result.n_comparisons, result.n_disagreed, result.disagreement) == (6, 6, 1.0)
+    assert result.n_asked == len(server.bodies) == 12
+
+
+def test_a_repeated_evaluation_asks_nothing_and_says_the_same(endpoint, tmp_path):
+    server = endpoint(prefers_longer)
+    a = _write(tmp_path / "a.jsonl", [_row(f"p{i}", text) for i in range(5) for text in ("long enough", f"short {i}")])
+    b = _write(tmp_path / "b.jsonl", [_row(f"p{i}", "mid size") for i in range(5)])
+    first = judge_files(a, b, judge_at(server.url), tmp_path / "cache.jsonl")
+    asked = len(server.bodies)
+    again = judge_files(a, b, judge_at(server.url), tmp_path / "cache.jsonl")
+    mirrored = judge_files(b, a, judge_at(server.url), tmp_path / "cache.jsonl")
+    assert (first.win_rate.rate, first.win_rate.n_prompts, first.win_rate.n_pairs) == (0.5, 5, 10)
+    assert len(server.bodies) == asked == first.n_asked == 20
+    assert (again.n_asked, again.n_cached) == (0, 20)
+    assert again.win_rate == first.win_rate
+    assert mirrored.n_asked == 0
+    assert (first.disagreement, first.n_unparsable) == (0.0, 0)
+
+
+def test_unparsable_answers_are_counted_in_the_result_from_the_cache_too(endpoint, tmp_path):
+    server = endpoint(lambda n, body: "no idea")
+    a, b = _write(tmp_path / "a.jsonl", [_row("x", "1")]), _write(tmp_path / "b.jsonl", [_row("x", "2")])
+    for asked in (2, 0):
+        result = judge_files(a, b, judge_at(server.url), tmp_path / "cache.jsonl")
+        assert (result.n_unparsable, result.n_asked, result.win_rate.ties) == (2, asked, 1.0)
+
+
+def test_a_score_is_not_asked_in_both_orders(tmp_path):
+    class Length:
+        name = "length"
+
+        def grade(self, prompt, response):
+            return float(len(response))
+
+    a, b = _write(tmp_path / "a.jsonl", [_row("x", "aaa")]), _write(tmp_path / "b.jsonl", [_row("x", "b")])
+    result = judge_files(a, b, ScoreJudge(Length()), tmp_path / "cache.jsonl")
+    assert (result.win_rate.rate, result.n_asked, result.n_disagreed) == (1.0, 1, 0)
+
+
+def test_pairs_per_prompt_uses_every_response_before_it_repeats_one(tmp_path):
+    judge = ScoreJudge(Recording())
+    a = _write(tmp_path / "a.jsonl", [_row("x", f"a{i}") for i in range(4)])
+    b = _write(tmp_path / "b.jsonl", [_row("x", f"b{i}") for i in range(2)])
+    judge_files(a, b, judge, tmp_path / "some.jsonl", pairs_per_prompt=4)
+    assert set(judge.grader.seen) == {"a0", "a1", "a2", "a3", "b0", "b1"}
+    assert judge_files(a, b, judge, tmp_path / "all.jsonl").n_asked == 8
+
+
+class Recording:
+    name = "stub"
+
+    def __init__(self):
+        self.seen = []
+
+    def grade(self, prompt, response):
+        self.seen.append(response)
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{oops", "row 2: not JSON"),
+        ('{"id": "y", "prompt": []}', "row 2: no field 'response'"),
+        ("[1]", "row 2: no field 'id'"),
+        ('{"id": "y", "prompt": "hi", "response": "r"}', "row 2: field 'prompt'"),
+        ('{"id": "y", "prompt": [{"role": "boss", "content": ""}], "response": "r"}', r"row 2: field 'prompt.0.role'"),
+        ('{"id": 7, "prompt": [], "response": "r"}', "row 2: field 'id'"),
+        ('{"id": "y", "prompt": [], "response": 3}', "row 2: field 'response' must be text, found 3"),
+        ('{"id": "x", "prompt": [], "response": "r"}', "row 2: id 'x' stands for another prompt"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_row_and_field(tmp_path, line, message):
+    good = _write(tmp_path / "good.jsonl", [_row("x", "1")])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(good.read_text() + line + "\n")
+    with pytest.raises(DataError, match=f"bad.jsonl, {message}"):
+        judge_files(good, bad, Scripted(lambda a, b: 1.0), tmp_path / "cache.jsonl")
+
+
+def test_files_that_answer_different_prompts_are_refused_before_anything_is_asked(tmp_path):
+    judge = Scripted(lambda a, b: 1.0)
+    one = _write(tmp_path / "one.jsonl", [_row("x", "1"), _row("y", "1")])
+    fewer = _write(tmp_path / "fewer.jsonl", [_row("x", "1")])
+    reworded = _write(tmp_path / "reworded.jsonl", [_row("x", "1"), {**_row("z", "1"), "id": "y"}])
+    empty = _write(tmp_path / "empty.jsonl", [])
+    for a, b, message in [
+        (one, fewer, r"'y' is in .*one.jsonl but not in .*fewer.jsonl"),
+        (fewer, one, r"'y' is in .*one.jsonl but not in .*fewer.jsonl"),
+        (one, reworded, "'y' is worded differently"),
+        (one, empty, "empty.jsonl: holds no rows"),
+        (one, tmp_path / "absent.jsonl", "absent.jsonl: cannot be read"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            judge_files(a, b, judge, tmp_path / "cache.jsonl")
+    assert judge.n == 0

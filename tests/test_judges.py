@@ -1,0 +1,173 @@
+"""Judges made from other things: both orders, the cache on disk, a user's function."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from judge_endpoint import PROMPT, Scripted
+
+from prefloop.errors import ConfigError, DataError, JudgeError
+from prefloop.judging.cache import VerdictCache, verdict_key
+from prefloop.judging.judges import BothOrders, CachedJudge, FunctionGrader, ScoreJudge, Verdict, compare_many
+from prefloop.judging.openai import OpenAIJudge
+from prefloop.records import Message, Prompt
+
+
+def test_both_orders_keep_a_verdict_that_survives_the_swap_and_tie_one_that_does_not():
+    fair, biased = BothOrders(Scripted(lambda a, b: float(a > b))), BothOrders(Scripted(lambda a, b: 1.0))
+    assert [fair.compare(PROMPT, *pair).score for pair in (("z", "a"), ("a", "z"))] == [1.0, 0.0]
+    assert biased.compare(PROMPT, "z", "a") == Verdict(0.5, orders_agree=False, raw=("said", "said"))
+    half = BothOrders(Scripted(lambda a, b: 0.5 if a == "z" else 0.0))
+    assert half.compare(PROMPT, "z", "a").orders_agree is False
+    assert (fair.n_asked, fair.n_disagreed, biased.n_asked, biased.n_disagreed) == (2, 0, 1, 1)
+    assert compare_many(fair, [(PROMPT, "z", "a")])[0].orders_agree is True
+
+
+def test_a_repeated_question_is_answered_from_disk(tmp_path):
+    path = tmp_path / "deep" / "cache.jsonl"
+    items = [(PROMPT, "z", "a"), (PROMPT, "a", "z"), (PROMPT, "z", "a")]
+    first = CachedJudge(Scripted(lambda a, b: float(a > b)), VerdictCache(path))
+    verdicts = first.compare_many(items)
+    again = CachedJudge(Scripted(lambda a, b: math.nan), VerdictCache(path))
+    assert again.compare_many(items) == verdicts
+    assert (first.judge.n, first.n_asked, first.n_cached) == (2, 2, 1)
+    assert (again.judge.n, again.n_asked, again.n_cached) == (0, 0, 3)
+
+
+def test_the_key_tells_apart_everything_that_determines_a_verdict():
+    other = [Message("system", "Name a prime.")]
+    keys = {
+        verdict_key("j", PROMPT, "a", "b"),
+        verdict_key("j", PROMPT, "b", "a"),
+        verdict_key("k", PROMPT, "a", "b"),
+        verdict_key("j", other, "a", "b"),
+        verdict_key("j", PROMPT, "ab", ""),
+    }
+    assert len(keys) == 5
+    base = OpenAIJudge("http://127.0.0.1/v1", "m")
+    changed = [{"model": "n"}, {"criteria": "shorter"}, {"temperature": 1.0}, {"extra_body": {"seed": 1}}]
+    prints = {
+        OpenAIJudge(**{"base_url": "http://127.0.0.1/v1", "model": "m", **change}).fingerprint() for change in changed
+    }
+    assert len(prints | {base.fingerprint()}) == 5
+    assert OpenAIJudge("http://127.0.0.1:81/v1", "m", timeout=5).fingerprint() == base.fingerprint()
+
+
+def test_a_torn_last_line_is_dropped_and_the_rest_kept(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    cache = VerdictCache(path)
+    cache.put("one", Verdict(1.0, True, ("é",), 1))
+    cache.put("two", Verdict(0.0))
+    whole = path.read_bytes()
+    for cut in range(1, len(whole) - whole.index(b"\n")):
+        path.write_bytes(whole[:-cut])
+        reopened = VerdictCache(path)
+        assert reopened.get("one") == Verdict(1.0, True, ("é",), 1)
+        assert "two" not in reopened
+        reopened.put("three", Verdict(0.5))
+        assert VerdictCache(path).get("three") == Verdict(0.5)
+
+
+@pytest.mark.parametrize("content", ['{"key": "x"}\n', "notes of mine", '{"a": 1}', "\n", '[{"score": 1}]\n'])
+def test_a_file_that_is_no_cache_is_refused_and_left_as_it_was(tmp_path, content):
+    path = tmp_path / "other.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"other.jsonl, line 1: not a stored verdict"):
+        VerdictCache(path)
+    assert path.read_text() == content
+
+
+def test_verdicts_survive_kill_nine(tmp_path):
+    program = """
+        import os, signal, sys
+        from prefloop.judging.judges import CachedJudge, Verdict, VerdictCache
+        class Dies:
+            name, n = "dies", 0
+            def compare(self, prompt, a, b):
+                self.n += 1
+                if self.n == 4:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return Verdict(1.0)
+        CachedJudge(Dies(), VerdictCache(sys.argv[1])).compare_many([([], str(i), "b") for i in range(9)])
+    """
+    path = tmp_path / "cache.jsonl"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(path)], env=environment, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert len(VerdictCache(path)) == 3
+
+
+def _grader(tmp_path, source, name="grade"):
+    path = tmp_path / "my_grader.py"
+    path.write_text(textwrap.dedent(source))
+    return FunctionGrader(f"{path}:{name}")
+
+
+def test_a_function_grades_with_the_prompt_and_its_meta(tmp_path):
+    grader = _grader(
+        tmp_path,
+        """
+        from __future__ import annotations
+        import dataclasses
+
+        @dataclasses.dataclass
+        class Weights:
+            hit: float = 2
+
+        def grade(prompt, response):
+            return Weights().hit * (response == prompt.meta["answer"])
+        """,
+    )
+    prompt = Prompt("p", PROMPT, {"answer": "7"})
+    assert (grader.name, grader.grade(prompt, "7"), grader.grade(prompt, "4")) == ("grade", 2.0, 0.0)
+    judge = ScoreJudge(grader, prompts=[prompt])
+    assert judge.compare(PROMPT, "4", "7") == Verdict(0.0, raw=("0.0", "2.0"))
+    assert ScoreJudge(grader, prompts=[prompt], tie_margin=2).compare(PROMPT, "4", "7").score == 0.5
+    assert not list(tmp_path.rglob("*.pyc"))
+
+
+def test_the_fingerprint_and_the_behaviour_follow_the_file_even_within_one_second(tmp_path):
+    one = _grader(tmp_path, "def grade(prompt, response):\n    return 1\n")
+    same = _grader(tmp_path, "def grade(prompt, response):\n    return 1\n")
+    two = _grader(tmp_path, "def grade(prompt, response):\n    return 2\n")
+    prompt = Prompt("p", PROMPT)
+    assert (one.grade(prompt, ""), two.grade(prompt, "")) == (1.0, 2.0)
+    assert one.fingerprint() == same.fingerprint() != two.fingerprint()
+    assert ScoreJudge(one).fingerprint() != ScoreJudge(one, tie_margin=1).fingerprint()
+
+
+@pytest.mark.parametrize("returned", ["float('nan')", "float('inf')", "None", "'3'", "[1]"])
+def test_a_grade_that_is_no_finite_number_names_the_prompt(tmp_path, returned):
+    grader = _grader(tmp_path, f"def grade(prompt, response):\n    return {returned}\n")
+    with pytest.raises(JudgeError, match=r"on prompt 'p17' returned .*expected a finite number"):
+        grader.grade(Prompt("p17", PROMPT), "x")
+
+
+def test_a_function_that_raises_names_the_prompt_the_error_and_the_line(tmp_path):
+    grader = _grader(tmp_path, "def grade(prompt, response):\n    return 1 / len(response)\n")
+    with pytest.raises(JudgeError, match=r"'p17' raised ZeroDivisionError: .*\(my_grader.py, line 2\)"):
+        grader.grade(Prompt("p17", PROMPT), "")
+
+
+def test_a_grader_that_cannot_be_loaded_says_why(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected path/to/file.py:function"):
+        FunctionGrader("file.py")
+    with pytest.raises(ConfigError, match=r"cannot read .*absent.py"):
+        FunctionGrader(f"{tmp_path / 'absent.py'}:grade")
+    with pytest.raises(ConfigError, match=r"no function 'grad' in .*did you mean 'grade'"):
+        _grader(tmp_path, "def grade(prompt, response): return 1", name="grad")
+    with pytest.raises(ConfigError, match="importing the file raised SyntaxError"):
+        _grader(tmp_path, "def grade(")
+
+
+def test_nothing_here_but_the_endpoint_imports_httpx_and_nothing_imports_torch():
+    program = (
+        "import sys; import prefloop.judging.files; assert 'httpx' not in sys.modules; "
+        "import prefloop.judging.openai; assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=60).returncode == 0

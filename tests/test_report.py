@@ -1,0 +1,278 @@
+"""The report says what the run measured, shows any text as text and needs nothing from outside."""
+
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_fixture
+
+from prefloop.report import page
+from prefloop.report.html import write_report
+from prefloop.report.inputs import Summary
+
+VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes, headings and visible text of a report; fails on a tag closed out of order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.headings: list[str] = []
+        self.feed(source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("h1", "h2"):
+            self.headings.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+        if {"h1", "h2"} & set(self.open):
+            self.headings[-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Attributes of every element of one kind."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report(folder: Path, data: dict[str, Any] | None = None, rows: list[dict[str, Any]] | None = None) -> Page:
+    return Page(write_report(report_fixture.write_run(folder, data, rows)).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return report(tmp_path_factory.mktemp("run"))
+
+
+def sentence(data: dict[str, Any]) -> str:
+    found = page.headline(Summary.model_validate(data))
+    assert found is not None
+    return str(found.sentence.striptags())
+
+
+def cautions(data: dict[str, Any]) -> str:
+    found = page.headline(Summary.model_validate(data))
+    assert found is not None
+    return " ".join(found.cautions)
+
+
+def test_headline_quotes_win_rates_with_intervals_and_the_control(full: Page) -> None:
+    assert full.headings[0] == (
+        "PPO beats SFT in 78.1 % [72.0, 83.4] of comparisons under the gold scorer and DPO does so in "
+        "70.3 % [64.0, 76.1]; the A/A control reads 49.7 % [46.0, 53.0]."
+    )
+
+
+def test_headline_does_not_claim_a_win_whose_interval_contains_half() -> None:
+    data = report_fixture.summary()
+    data["results"]["ppo"] |= {"win_rate_vs_sft": 0.53, "ci_low": 0.47, "ci_high": 0.59}
+    data["results"]["dpo"] |= {"win_rate_vs_sft": 0.41, "ci_low": 0.35, "ci_high": 0.47}
+    said = sentence(data)
+    assert "beats" not in said
+    assert "PPO cannot be told apart from SFT, winning 53.0 % [47.0, 59.0], which does not exclude 50 %" in said
+    assert "DPO loses to SFT, winning only 41.0 % [35.0, 47.0]" in said
+
+
+def test_headline_and_caution_tell_when_the_control_is_biased() -> None:
+    data = report_fixture.summary()
+    data["control"]["gold"] = {"win_rate": 0.55, "ci_low": 0.52, "ci_high": 0.58}
+    assert "but the A/A control reads 55.0 % [52.0, 58.0], which excludes the 50 %" in sentence(data)
+    assert "biased" in cautions(data)
+    data["control"] = None
+    assert sentence(data).endswith("no A/A control was run.")
+
+
+def test_headline_without_gold_names_the_reward_model_and_its_bias() -> None:
+    data = report_fixture.summary()
+    for result in data["results"].values():
+        result |= {
+            name: None for name in ("gold_mean", "gold_low", "gold_high", "win_rate_vs_sft", "ci_low", "ci_high")
+        }
+    assert "PPO beats SFT in 91.3 % [87.4, 94.5] of comparisons under the reward model" in sentence(data)
+    assert "There is no gold scorer in this run" in cautions(data)
+
+
+def test_a_reward_model_that_gold_contradicts_is_called_over_optimisation() -> None:
+    data = report_fixture.summary()
+    assert "over-optimisation" not in cautions(data)
+    data["results"]["ppo"] |= {"win_rate_vs_sft": 0.40, "ci_low": 0.34, "ci_high": 0.46}
+    assert "prefers PPO (91.3 %, gold 40.0 %) to SFT and the gold scorer does not confirm it" in cautions(data)
+
+
+def test_every_section_of_a_complete_run_is_present(full: Page) -> None:
+    assert full.headings[1:] == [
+        "Results", "Gold and proxy against KL", "PPO curves", "Training losses", "Pipeline", "Labels and reward model",
+        "Sample responses", "Metrics and audit by stage", "What these numbers cannot see", "Environment",
+    ]  # fmt: skip
+    assert len(full.all("svg")) == 2 + 1 + 4 + 6 + 6
+
+
+def test_results_table_prints_values_intervals_and_the_control_row(full: Page) -> None:
+    rows = re.findall(r"<tr.*?</tr>", full.source.split('<table class="results">')[1].split("</table>")[0], re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    assert cells[2] == [
+        "0.681", "[0.655, 0.707]", "78.1", "[72.0, 83.4]", "91.3", "[87.4, 94.5]", "21.74", "[20.30, 23.20]", "58.6",
+        "0.0", "94.1",
+    ]  # fmt: skip
+    assert "A/A control" in rows[4] and cells[4][2:4] == ["49.7", "[46.0, 53.0]"]
+    assert "nats" in rows[0] and "words" in rows[0]
+
+
+def test_figures_have_alt_text_own_ids_and_text_that_is_text(full: Page) -> None:
+    for figure in full.all("svg"):
+        assert figure["role"] == "img" and len(figure["aria-label"] or "") > 20
+    ids = [attributes["id"] for _, attributes in full.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for axis in ("step", "KL to reference (nats per response)", "win rate against SFT (%), judged by gold scorer"):
+        assert axis in full.text
+
+
+def test_figures_use_theme_variables_only(full: Page) -> None:
+    drawings = "".join(re.findall(r"<svg.*?</svg>", full.source, re.DOTALL))
+    assert not re.search(r"(fill|stroke): (?!none|var\()", drawings)
+    used = set(re.findall(r"var\((--[\w-]+)\)", full.source))
+    assert used <= set(re.findall(r"(--[\w-]+):", full.source))
+    assert "@media screen and (prefers-color-scheme: dark)" in full.source
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = write_report(report_fixture.write_run(tmp_path / "a")).read_bytes()
+    assert write_report(report_fixture.write_run(tmp_path / "b")).read_bytes() == first
+
+
+def test_nothing_is_loaded_from_outside_and_no_script_may_run(full: Page) -> None:
+    links = [
+        (tag, name, value)
+        for tag, attributes in full.tags
+        for name, value in attributes.items()
+        if name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster", "background", "style")
+    ]
+    for tag, name, value in links:
+        if name != "style":
+            assert (value or "").startswith("#") or value == "data:,", (tag, name, value)
+    for target in re.findall(r"url\(([^)]*)\)", full.source):
+        assert target.startswith("#")
+    assert "@import" not in full.source and "@font-face" not in full.source and "://" not in full.source
+    assert not full.all("script") and not [a for _, attrs in full.tags for a in attrs if a.startswith("on")]
+    policy = next(meta["content"] for meta in full.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and "default-src 'none'" in policy and "script-src" not in policy
+
+
+HOSTILE = "</style></svg><script>alert('x')</script><img src=x onerror=alert(1)> & \"q\" $\\frac{1}{"
+
+
+def hostile(value: Any) -> Any:
+    """The same structure with hostile text in every string, keys of free dictionaries included."""
+    if isinstance(value, str):
+        return HOSTILE
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    if isinstance(value, dict):
+        return {key: hostile(item) for key, item in value.items()}
+    return value
+
+
+def test_text_from_data_is_shown_as_text_wherever_it_appears(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    rows = report_fixture.events()
+    data = hostile(data)
+    data["results"] = {"sft": data["results"]["sft"], HOSTILE: data["results"]["ppo"]}
+    data["samples"][0]["responses"] = {HOSTILE: {"text": HOSTILE}}
+    data["environment"]["versions"] = {HOSTILE: HOSTILE}
+    data["stages"][0]["metrics"] = {HOSTILE: HOSTILE, "audit": [HOSTILE]}
+    data["stages"] += [{"name": name} for name in ("ppo", HOSTILE)]
+    rows += [{"stage": HOSTILE, "event": "step", "step": i, "loss": 1.0 / i} for i in (1, 2)]
+    shown = report(tmp_path, data, rows)
+    assert not shown.all("script") and not shown.all("img")
+    assert not [name for _, attributes in shown.tags for name in attributes if name.startswith("on")]
+    assert shown.text.count(HOSTILE) > 20
+    assert len(shown.all("svg")) == 1 + 1 + 4 + 6 + 1 + 1
+
+
+def test_a_lone_surrogate_or_control_character_does_not_cost_the_report(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    data["samples"][0]["responses"]["ppo"]["text"] = "before \ud800 \x00 after"
+    assert "before ? " in report(tmp_path, data, []).text
+
+
+def test_sections_without_data_are_left_out(tmp_path: Path) -> None:
+    bare = report(tmp_path, {"run": "bare"}, [])
+    assert bare.headings == ["Run report: bare"]
+    assert not bare.all("svg") and not bare.all("table")
+
+
+def test_gold_disappears_everywhere_when_there_is_no_gold_scorer(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    for result in data["results"].values():
+        for name in ("gold_mean", "gold_low", "gold_high", "win_rate_vs_sft", "ci_low", "ci_high"):
+            result.pop(name)
+    data["control"].pop("gold")
+    rows = [row | {"gold_mean": None} if "gold_mean" in row else row for row in report_fixture.events()]
+    without = report(tmp_path, data, rows)
+    assert len(without.all("svg")) == 1 + 1 + 3 + 6 + 6
+    assert "Gold score" not in without.text and "gold score (never" not in without.text
+
+
+def test_numbers_that_diverged_count_as_missing(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    data["results"]["ppo"] |= {"kl": float("nan"), "gold_high": float("inf")}
+    rows = report_fixture.events()
+    rows[-2]["reward_mean"] = float("nan")
+    text = report(tmp_path, data, rows).text
+    assert "nan" not in text.lower().replace("\n", " ").split() and "inf" not in text.split()
+
+
+def test_any_number_of_policies_with_any_name(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    for i in range(9):
+        data["results"][f"my policy {i} with a name that is far too long for an axis"] = data["results"]["dpo"]
+    many = report(tmp_path, data, [])
+    assert "my policy 8 with a name that is far too long for an axis" in many.text
+    assert "8 more in the table" in many.headings[0]
+
+
+def test_simulated_annotators_are_marked(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    data["annotators"][0]["simulated"] = False
+    assert report(tmp_path, data, []).source.count("badge simulated") == len(data["annotators"]) - 1
+
+
+def test_at_most_six_sample_prompts_are_shown_and_the_rest_is_mentioned(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    data["samples"] = data["samples"] * 3
+    shown = report(tmp_path, data, [])
+    assert len(shown.all("article")) == 6
+    assert "The first 6 of 9 prompts" in shown.text
+
+
+def test_a_failed_report_leaves_the_previous_one_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = write_report(report_fixture.write_run(tmp_path, rows=[]))
+    before = target.read_bytes()
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_report(tmp_path)
+    assert target.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "report.html", "summary.json"]

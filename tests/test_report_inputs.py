@@ -1,0 +1,70 @@
+"""What the report reads: a summary that is checked field by field and an event log that survived kills and reruns."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_fixture
+
+from prefloop.errors import DataError
+from prefloop.report.html import render, write_report
+from prefloop.report.inputs import Summary, read_curves
+
+
+def write_lines(folder: Path, *lines: dict[str, Any] | str) -> Path:
+    path = folder / "events.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def step(stage: str, number: int, value: float) -> dict[str, Any]:
+    return {"stage": stage, "event": "step", "step": number, "loss": value}
+
+
+def test_torn_lines_are_skipped_counted_and_mentioned(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, step("sft", 1, 2.0), '{"stage": "sft", "ev', step("sft", 2, 1.0), '{"at": "2026-11')
+    curves, unreadable = read_curves(path)
+    assert curves["sft"].series("loss") == ([1, 2], [2.0, 1.0])
+    assert unreadable == 2
+    assert "2 lines were torn and skipped" in render(Summary(), curves, unreadable)
+
+
+def test_a_stage_that_starts_again_forgets_its_earlier_steps(tmp_path: Path) -> None:
+    started = {"stage": "sft", "event": "stage", "status": "started"}
+    path = write_lines(
+        tmp_path, started, *(step("sft", i, 9.0) for i in (1, 2, 3)), step("dpo", 1, 5.0), started, step("sft", 2, 1.0)
+    )
+    curves, _ = read_curves(path)
+    assert curves["sft"].series("loss") == ([2], [1.0])
+    assert curves["dpo"].series("loss") == ([1], [5.0])
+
+
+def test_a_resumed_stage_keeps_the_last_occurrence_of_every_step(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path,
+        *(step("sft", i, 9.0) for i in (1, 2, 3, 4)),
+        {"stage": "sft", "event": "stage", "status": "resumed"},
+        *(step("sft", i, 1.0) for i in (3, 4, 5)),
+    )
+    curves, _ = read_curves(path)
+    assert curves["sft"].series("loss") == ([1, 2, 3, 4, 5], [9.0, 9.0, 1.0, 1.0, 1.0])
+
+
+def test_unknown_events_and_odd_values_change_nothing(tmp_path: Path) -> None:
+    odd = [{"event": "hello"}, {"stage": "sft", "event": "eval", "step": 9}, [1], {"stage": 3, "event": "step"}]
+    path = write_lines(tmp_path, *map(json.dumps, odd), step("sft", 1, 2.0), {**step("sft", 2, 0.0), "loss": "high"})
+    curves, unreadable = read_curves(path)
+    assert curves["sft"].series("loss") == ([1], [2.0]) and unreadable == 0
+
+
+def test_a_missing_summary_names_the_file_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"summary\.json: not found.*run the pipeline"):
+        write_report(tmp_path)
+
+
+def test_a_wrong_field_is_named_with_what_was_found(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    data["results"]["ppo"]["kl"] = "twelve"
+    with pytest.raises(DataError, match=r"field 'results\.ppo\.kl'.*found 'twelve'"):
+        write_report(report_fixture.write_run(tmp_path, data, []))
