@@ -16,7 +16,9 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     import torch
     from tiny import tiny_model
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(
+        1
+    )  # tiny matrices: a second thread gains nothing, and on a busy machine they wait for each other
     made: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
@@ -31,3 +33,12 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 def tiny_folder(tiny_folders: Callable[[str], Path]) -> Path:
     """A folder with a tiny random Llama and a ChatML tokenizer."""
     return tiny_folders("llama")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: runs the whole pipeline; runs after the fast tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -50,7 +50,9 @@ def test_a_finished_response_ends_in_the_end_of_turn_and_a_cut_one_does_not(vari
 def test_prompt_plus_response_is_what_the_template_writes(variant: str, tmp_path: Path) -> None:
     chat = chat_of(variant, tmp_path)
     messages = [{"role": m.role, "content": m.content} for m in [*PROMPT, Message("assistant", "It will be good.")]]
-    whole = chat.tokenizer(chat.tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+    whole = chat.tokenizer(chat.tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)[
+        "input_ids"
+    ]
     if variant == "bos":
         whole = [chat.tokenizer.bos_token_id, *whole]
     prompt, response = chat.prompt_ids(PROMPT), chat.response_ids("It will be good.")
@@ -60,7 +62,12 @@ def test_prompt_plus_response_is_what_the_template_writes(variant: str, tmp_path
 
 @pytest.mark.parametrize(
     ("variant", "end"),
-    [("chatml", "<|im_end|>"), ("pad-is-eos", "<|im_end|>"), ("turn-end", "<end_of_turn>"), ("turn-end-then-eos", "<end_of_turn>")],
+    [
+        ("chatml", "<|im_end|>"),
+        ("pad-is-eos", "<|im_end|>"),
+        ("turn-end", "<end_of_turn>"),
+        ("turn-end-then-eos", "<end_of_turn>"),
+    ],
 )
 def test_the_stop_token_is_the_one_that_ends_a_turn_in_the_template(variant: str, end: str, tmp_path: Path) -> None:
     chat = chat_of(variant, tmp_path)
@@ -84,7 +91,9 @@ def test_pad_may_equal_the_stop_token_and_is_kept(tmp_path: Path) -> None:
 
 def test_a_model_without_a_template_is_refused_with_the_setting_to_change(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "bare-model", tokenizer="no-template")
-    with pytest.raises(ModelError, match=r"bare-model has no chat template: set backbone\.chat_template to 'chatml' or to a Jinja file"):
+    with pytest.raises(
+        ModelError, match=r"bare-model has no chat template: set backbone\.chat_template to 'chatml' or to a Jinja file"
+    ):
         load(folder)
     assert load(folder, chat_template="chatml").chat.prompt_ids(PROMPT)
 
@@ -117,7 +126,7 @@ def encoder() -> Encoder:
 
 def test_a_prompt_that_leaves_no_room_names_record_and_lengths(encoder: Encoder) -> None:
     with pytest.raises(DataError, match=r"prompt 'row-7' has \d+ tokens.*max_length = 60"):
-        encoder.prompt("row-7", [Message("user", "question " * 40)])
+        encoder.prompt("row-7", [Message("user", "Why? " * 40)])
 
 
 def test_a_long_response_is_cut_without_its_end_and_counted(encoder: Encoder) -> None:
@@ -146,7 +155,11 @@ def comparison(name: str, prompt: str, *texts: str) -> Comparison:
 
 
 def test_pairs_of_one_prompt_share_it_and_their_common_responses(encoder: Encoder) -> None:
-    rows = [comparison("1", "try", "one", "two"), comparison("2", "how", "one", "two"), comparison("3", "try", "two", "three")]
+    rows = [
+        comparison("1", "try", "one", "two"),
+        comparison("2", "how", "one", "two"),
+        comparison("3", "try", "two", "three"),
+    ]
     groups = preference_groups(rows, [1.0, 0.0, 0.25], encoder)
     assert [len(g.document.responses_ids) for g in groups] == [3, 2]
     assert groups[0].pairs == [(0, 1, 1.0), (1, 2, 0.25)]

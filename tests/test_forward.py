@@ -1,5 +1,6 @@
 """Packed log-probs and gradients against the plain model fed one row per response."""
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def plain_logps(model: torch.nn.Module, documents: list[Document], temperature: 
     return out
 
 
-def packed_logps(backbone: Backbone, documents: list[Document], budget: int = 10_000, temperature: float = 1.0) -> dict[int, Tensor]:
+def packed_logps(
+    backbone: Backbone, documents: list[Document], budget: int = 10_000, temperature: float = 1.0
+) -> dict[int, Tensor]:
     out = {}
     for p in packs(documents, budget):
         logps = response_logps_R(backbone, hidden_N_H(backbone, p), p, temperature)
@@ -75,7 +78,9 @@ def test_packed_log_probs_equal_one_row_per_response(backbone: Backbone, budget:
         assert_same(packed_logps(backbone, documents, budget), plain_logps(backbone.causal_lm, documents))
 
 
-def test_bare_base_equals_the_model_that_transformers_loads(backbone: Backbone, family: str, tiny_folders: Callable[[str], Path]) -> None:
+def test_bare_base_equals_the_model_that_transformers_loads(
+    backbone: Backbone, family: str, tiny_folders: Callable[[str], Path]
+) -> None:
     documents = random_documents(SHAPES)
     with backbone.role(None), torch.no_grad():
         assert_same(packed_logps(backbone, documents), plain_logps(plain(tiny_folders(family), family), documents))
@@ -119,12 +124,16 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_folder: Path) -> None:
         assert_close(recomputed, plain_grad)
 
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 15), st.lists(st.integers(1, 12), min_size=1, max_size=3)), min_size=1, max_size=5)
+LENGTHS = st.lists(
+    st.tuples(st.integers(1, 15), st.lists(st.integers(1, 12), min_size=1, max_size=3)), min_size=1, max_size=5
+)
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(shapes=LENGTHS, budget=st.integers(1, 150), order=st.randoms(use_true_random=False))
-def test_log_probs_do_not_depend_on_budget_or_order(llama: Backbone, shapes, budget: int, order) -> None:  # noqa: ANN001
+def test_log_probs_do_not_depend_on_budget_or_order(
+    llama: Backbone, shapes: list[tuple[int, list[int]]], budget: int, order: random.Random
+) -> None:
     documents = random_documents(shapes)
     shuffled = order.sample(documents, len(documents))
     with llama.role("policy"):
@@ -138,12 +147,18 @@ def changed(ids: list[int], where: int) -> list[int]:
 def test_changing_a_branch_touches_no_other_log_prob(backbone: Backbone) -> None:
     documents = random_documents([(6, [5]), (10, [7, 6, 8]), (4, [9])])
     middle = documents[1]
-    swapped = Document(middle.prompt_ids, [middle.responses_ids[0], changed(list(middle.responses_ids[1]), 0), middle.responses_ids[2]], middle.keys)
+    swapped = Document(
+        middle.prompt_ids,
+        [middle.responses_ids[0], changed(list(middle.responses_ids[1]), 0), middle.responses_ids[2]],
+        middle.keys,
+    )
     with backbone.role("policy"):
         before = packed_logps(backbone, documents)
         after = packed_logps(backbone, [documents[0], swapped, documents[2]])
     touched = middle.keys[1]
-    assert_same({k: v for k, v in after.items() if k != touched}, {k: v for k, v in before.items() if k != touched}, 1e-6)
+    assert_same(
+        {k: v for k, v in after.items() if k != touched}, {k: v for k, v in before.items() if k != touched}, 1e-6
+    )
     assert ((after[touched] - before[touched]).abs() > 1e-4).all()
 
 
@@ -154,11 +169,15 @@ def test_changing_a_prompt_touches_its_own_document_alone(backbone: Backbone) ->
         before = packed_logps(backbone, documents)
         after = packed_logps(backbone, [documents[0], swapped, documents[2]])
     own = set(swapped.keys)
-    assert_same({k: v for k, v in after.items() if k not in own}, {k: v for k, v in before.items() if k not in own}, 1e-6)
+    assert_same(
+        {k: v for k, v in after.items() if k not in own}, {k: v for k, v in before.items() if k not in own}, 1e-6
+    )
     assert all((after[k] - before[k]).abs()[0] > 1e-4 for k in own)
 
 
-def test_chunk_size_changes_neither_log_probs_nor_gradients_nor_entropy(llama: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_changes_neither_log_probs_nor_gradients_nor_entropy(
+    llama: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     p = pack(random_documents(SHAPES))
     found = []
     for size in (3, 256):

@@ -10,7 +10,9 @@ from tiny import random_documents
 
 from prefloop.data.packing import Document, pack, packs
 
-SHAPES = st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(1, 15), min_size=1, max_size=4)), min_size=1, max_size=8)
+SHAPES = st.lists(
+    st.tuples(st.integers(1, 20), st.lists(st.integers(1, 15), min_size=1, max_size=4)), min_size=1, max_size=8
+)
 
 
 @settings(deadline=None, max_examples=100)
@@ -69,8 +71,15 @@ def test_moving_a_pack_keeps_its_keys_and_moves_every_tensor() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "responses", "keys", "message"),
-    [([], [[1]], [0], "prompt token"), ([1], [[1], []], [0, 1], "empty response"), ([1], [[1]], [0, 1], "2 keys"), ([1], [], [], "0 keys")],
+    [
+        ([], [[1]], [0], "prompt token"),
+        ([1], [[1], []], [0, 1], "empty response"),
+        ([1], [[1]], [0, 1], "2 keys"),
+        ([1], [], [], "0 keys"),
+    ],
 )
-def test_impossible_documents_are_refused(prompt: list[int], responses: list[list[int]], keys: list[int], message: str) -> None:
+def test_impossible_documents_are_refused(
+    prompt: list[int], responses: list[list[int]], keys: list[int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Document(prompt, responses, keys)

@@ -126,14 +126,16 @@ class Store:
         """Turn a finished work folder into an artifact in one rename."""
         work = self.work_folder(stage, key)
         target = self.root / self._name(stage, key)
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
         for leftover in (MANIFEST, f".{MANIFEST}.partial"):  # of a commit that was killed: it would list itself
             (work / leftover).unlink(missing_ok=True)
-        files = {str(p.relative_to(work)): file_digest(p) for p in sorted(work.rglob("*")) if p.is_file()}
+        checkpoints = work / "checkpoints"
+        contents = [p for p in sorted(work.rglob("*")) if p.is_file() and checkpoints not in p.parents]
+        files = {str(p.relative_to(work)): file_digest(p) for p in contents}
         manifest = {**manifest, "stage": stage, "key": key, "files": files}
         write_json(work / MANIFEST, manifest)
         shutil.rmtree(target, ignore_errors=True)  # what a killed removal of a damaged artifact left
         work.rename(target)
+        shutil.rmtree(target / "checkpoints", ignore_errors=True)  # only now: a kill before the rename may need them
         return Artifact(target, manifest, status=str(manifest["status"]))
 
 

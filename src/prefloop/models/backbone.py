@@ -78,6 +78,11 @@ class Backbone:
                 f"model folder '{folder.name}' cannot be loaded: {str(error).splitlines()[0][:300]}"
             ) from error
         model.requires_grad_(False)
+        for module in model.modules():
+            # On CPUs with AVX512-BF16, bitsandbytes would repack the 4-bit weights in place at the first scoring pass, for a kernel
+            # without a backward: later gradients would be silently wrong, the frozen bytes would change, merging would read garbage.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.config.use_cache = False

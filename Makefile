@@ -1,0 +1,42 @@
+# make install | demo | test. The demo and the tests install what they need first; a second install takes no time.
+PYTHON ?= python3.11
+ALGO ?= ppo
+# On a machine whose package index has no CPU build of torch, name one: make install TORCH_ARGS="--index-url ..."
+TORCH_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: install demo test lint chromium clean
+
+install: .venv/.installed
+
+.venv/.installed: requirements/cpu.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or say make PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing torch (CPU build) ..."
+	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH_ARGS) torch==2.13.0
+	@echo "installing the locked environment (about two minutes) ..."
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements/cpu.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "installed into .venv"
+
+demo: install
+	$(BIN)/python pipelines/rlhf.py --config examples/demo.yaml --algo $(ALGO)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint chromium
+	$(BIN)/python -m pytest
+
+# The report is opened in a real browser; without one (and without the right to install it) those tests are skipped and say so.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing chromium for the browser tests ..."; apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
+	  else echo "no chromium found: the browser tests will be skipped"; fi
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,101 @@
+"""The pipeline as a user starts it, on a tiny random model and a slice of the demo data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+# Progress lines on every step instead of every ten seconds, so that a test can stop the process inside a stage.
+START = "import prefloop.console as c, runpy, sys; c.PLAIN_EVERY_S = 0; sys.argv[0] = 'pipelines/rlhf.py'; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def write_config(folder: Path, model: Path, **changes: Any) -> Path:
+    """A configuration that runs in seconds; ``changes`` replace top-level keys."""
+    demo = ROOT / "examples" / "demo"
+    for name in ("train", "demonstrations", "eval"):
+        (folder / f"{name}.jsonl").write_text("".join((demo / f"{name}.jsonl").open(encoding="utf-8").readlines()[:12]))
+    tree: dict[str, Any] = {
+        "run": "t",
+        "output": str(folder / "runs"),
+        "gold": f"{demo / 'gold.py'}:score",
+        "rollout": "transformers",
+        "backbone": {"model": str(model), "precision": "nf4", "max_length": 256, "adapter": {"r": 4, "alpha": 8}},
+        "generation": {"max_new_tokens": 10},
+        "data": {
+            "prompts": str(folder / "train.jsonl"),
+            "demonstrations": str(folder / "demonstrations.jsonl"),
+            "eval_prompts": str(folder / "eval.jsonl"),
+        },
+        "sft": {"batch_size": 2, "packing": False, "optim": {"learning_rate": 1e-2, "checkpoint_every": 2}},
+        "label": {"annotators": [{"name": "a", "noise": 0.05}, {"name": "b", "noise": 0.3}]},
+        "reward": {"batch_pairs": 8, "optim": {"learning_rate": 1e-2, "checkpoint_every": 2}},
+        "preference": {"batch_pairs": 8, "optim": {"learning_rate": 1e-2, "checkpoint_every": 2}},
+        "ppo": {"steps": 4, "prompts_per_step": 4, "samples_per_prompt": 2, "optim": {"learning_rate": 1e-2, "checkpoint_every": 1}},
+        "evaluate": {"samples": 2, "resamples": 200},
+    }
+    tree.update(changes)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def start(config: Path, *flags: str) -> subprocess.Popen[str]:
+    """The pipeline in a process of its own, its output line by line."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", START, "--config", str(config), *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and output."""
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def run(config: Path, *flags: str) -> str:
+    """Run to the end; the output. Fails with it when the run does."""
+    code, output = finish(start(config, *flags))
+    assert code == 0, output
+    return output
+
+
+def stop_after(config: Path, lines: int, number: signal.Signals = signal.SIGKILL) -> tuple[bool, int, str]:
+    """Send a signal once the process has printed ``lines`` lines: (was it still running, exit code, output)."""
+    process = start(config)
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if len(seen) == lines:
+            process.send_signal(number)
+    return len(seen) >= lines, process.wait(timeout=120), "".join(seen)
+
+
+def summary(config: Path) -> dict[str, Any]:
+    """The run's summary.json."""
+    return json.loads((config.parent / "runs" / "t" / "summary.json").read_text())
+
+
+def statuses(config: Path) -> dict[str, str]:
+    """Stage name → ran, resumed or reused."""
+    return {s["name"]: s["status"] for s in summary(config)["stages"]}
+
+
+def adapter_hash(config: Path, slot: str) -> str:
+    """SHA-256 of the adapter in a slot of the run."""
+    path = config.parent / "runs" / "t" / "artifacts" / slot / "adapter_model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,263 @@
+"""Artifacts are complete or not there; locks die with their holder."""
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prefloop import store as store_module
+from prefloop.errors import StoreError
+from prefloop.store import MANIFEST, Store, digest, read_rows, run_lock, try_lock, write_json, write_rows
+
+KEY = "0123456789abcdef" * 4
+DETAILS = {"metrics": {"loss": 0.5}, "seconds": 1.5, "status": "ran"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def fill(store: Store) -> Path:
+    work = store.work_folder("sft", KEY)
+    (work / "sub").mkdir(exist_ok=True)
+    (work / "weights.bin").write_bytes(b"weights" * 100)
+    (work / "sub" / "rows.jsonl").write_text('{"a": 1}\n')
+    return work
+
+
+def artifacts(store: Store) -> list[str]:
+    return sorted(p.name for p in store.root.iterdir() if p.name not in ("work", "locks"))
+
+
+def test_a_committed_artifact_is_found_with_its_manifest_and_files(store: Store) -> None:
+    work = fill(store)
+    committed = store.commit("sft", KEY, DETAILS)
+    found = store.get("sft", KEY)
+    assert found is not None
+    assert found.path == committed.path
+    assert (found.status, committed.status) == ("reused", "ran")
+    assert (found.stage, found.key, found.metrics, found.seconds) == ("sft", KEY, {"loss": 0.5}, 1.5)
+    assert set(found.manifest["files"]) == {"weights.bin", "sub/rows.jsonl"}
+    assert (found / "weights.bin").read_bytes() == b"weights" * 100
+    assert not work.exists()
+
+
+def test_a_work_folder_without_commit_is_not_an_artifact_and_survives(store: Store) -> None:
+    fill(store)
+    assert store.get("sft", KEY) is None
+    assert artifacts(store) == []
+    assert (Store(store.root).work_folder("sft", KEY) / "weights.bin").is_file()
+
+
+def test_the_artifact_appears_in_one_rename(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = fill(store)
+    (work / "checkpoints").mkdir()
+    (work / "checkpoints" / "step").write_text("state")
+
+    def killed(self: Path, target: Path) -> None:
+        assert (self / MANIFEST).is_file()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        store.commit("sft", KEY, DETAILS)
+    assert store.get("sft", KEY) is None
+    assert (work / "checkpoints" / "step").is_file()  # to go on from
+    store.commit("sft", KEY, DETAILS)
+    found = store.get("sft", KEY)
+    assert found is not None
+    assert set(found.manifest["files"]) == {"weights.bin", "sub/rows.jsonl"}
+    assert not (found / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest", "manifest field"])
+def test_a_damaged_artifact_is_reported_removed_and_can_be_built_again(
+    damage: str, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(store)
+    path = store.commit("sft", KEY, DETAILS).path
+    target = path / "weights.bin"
+    if damage == "flip":
+        target.write_bytes(b"Weights" + target.read_bytes()[7:])
+    elif damage == "truncate":
+        target.write_bytes(target.read_bytes()[:-1])
+    elif damage == "delete":
+        target.unlink()
+    elif damage == "manifest":
+        (path / MANIFEST).write_text('{"files": {')
+    else:
+        (path / MANIFEST).write_text("{}")
+    assert store.get("sft", KEY) is None
+    assert not path.exists()
+    said = capsys.readouterr().out
+    assert "damaged" in said
+    assert ("manifest is damaged" if "manifest" in damage else "'weights.bin'") in said
+    fill(store)
+    store.commit("sft", KEY, DETAILS)
+    assert store.get("sft", KEY) is not None
+
+
+def test_the_rest_of_a_half_removed_artifact_does_not_block_the_next(store: Store) -> None:
+    fill(store)
+    path = store.commit("sft", KEY, DETAILS).path
+    (path / MANIFEST).unlink()
+    assert store.get("sft", KEY) is None
+    fill(store)
+    store.commit("sft", KEY, DETAILS)
+    assert store.get("sft", KEY) is not None
+
+
+def test_write_json_never_leaves_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"n": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"n": 2, "bad": object()})
+    assert json.loads(path.read_text()) == {"n": 1}
+
+
+def test_digest_does_not_depend_on_dictionary_order() -> None:
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    rows = [{"text": "Żółć\u2028🙂\n"}, {"text": "", "n": 1}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert list(read_rows(tmp_path / "rows.jsonl")) == rows
+
+
+LOCK = """
+import sys
+from pathlib import Path
+from prefloop.store import Store
+with Store(Path(sys.argv[1])).lock("sft", sys.argv[2]):
+    print("acquired", Path(sys.argv[3]).exists(), flush=True)
+    sys.stdin.readline()
+"""
+RUN_LOCK = """
+import os, sys
+from pathlib import Path
+from prefloop.store import run_lock
+with run_lock(Path(sys.argv[1])):
+    print(os.getpid(), flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def process(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+    """A second Python process; ends with its pipe at the latest."""
+    source = str(Path(store_module.__file__).parents[1])
+    command = [sys.executable, "-c", code, *map(str, args)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": source}
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def line(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def test_a_second_process_waits_for_the_lock_and_says_so(store: Store, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with contextlib.ExitStack() as held:
+        lock = held.enter_context(contextlib.ExitStack())
+        lock.enter_context(store.lock("sft", KEY))
+        child = held.enter_context(process(LOCK, store.root, KEY, done))
+        assert "another process is building this artifact" in line(child)
+        done.touch()
+        lock.close()
+        assert line(child) == "acquired True"
+
+
+def test_another_artifact_is_not_locked(store: Store, tmp_path: Path) -> None:
+    with store.lock("sft", KEY), process(LOCK, store.root, "f" * 64, tmp_path / "done") as child:
+        assert line(child) == "acquired False"
+
+
+def test_a_killed_holder_frees_the_lock(store: Store, tmp_path: Path) -> None:
+    with process(LOCK, store.root, KEY, tmp_path / "done") as child:
+        assert line(child) == "acquired False"
+        with (store.root / "locks" / f"sft-{KEY[:16]}").open("a") as handle:
+            assert not try_lock(handle)
+        child.kill()
+        child.wait()
+        with (store.root / "locks" / f"sft-{KEY[:16]}").open("a") as handle:
+            assert try_lock(handle)
+
+
+def test_a_run_in_progress_refuses_a_second_process_with_its_pid(tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    with process(RUN_LOCK, run) as child:
+        pid = line(child)
+        with (
+            pytest.raises(StoreError, match=rf"run 'first' is in progress \(process {pid}\): wait for it to end"),
+            run_lock(run),
+        ):
+            pass
+        child.kill()
+        child.wait()
+        with run_lock(run):
+            assert (run / ".lock").read_text() == str(os.getpid())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a tmpfs is not permitted here; the simulated full disk is tested below")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_nothing_in_the_store_and_the_work_to_go_on_with(small_disk: Path) -> None:
+    store = Store(small_disk)
+    fill(store)
+    with (small_disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(b"x" * 4096):
+            pass
+    with pytest.raises(OSError) as caught:
+        store.commit("sft", KEY, DETAILS)
+    assert caught.value.errno == errno.ENOSPC
+    assert store.get("sft", KEY) is None
+    (small_disk / "ballast").unlink()
+    assert artifacts(store) == []
+    store.commit("sft", KEY, DETAILS)
+    found = store.get("sft", KEY)
+    assert found is not None
+    assert set(found.manifest["files"]) == {"weights.bin", "sub/rows.jsonl"}
+
+
+def test_a_simulated_full_disk_leaves_nothing_in_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        store.commit("sft", KEY, DETAILS)
+    assert store.get("sft", KEY) is None
+    assert artifacts(store) == []
+    store.commit("sft", KEY, DETAILS)
+    found = store.get("sft", KEY)
+    assert found is not None
+    assert set(found.manifest["files"]) == {"weights.bin", "sub/rows.jsonl"}
