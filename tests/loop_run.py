@@ -39,7 +39,12 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
         "label": {"annotators": [{"name": "a", "noise": 0.05}, {"name": "b", "noise": 0.3}]},
         "reward": {"batch_pairs": 8, "optim": {"learning_rate": 1e-2, "checkpoint_every": 2}},
         "preference": {"batch_pairs": 8, "optim": {"learning_rate": 1e-2, "checkpoint_every": 2}},
-        "ppo": {"steps": 4, "prompts_per_step": 4, "samples_per_prompt": 2, "optim": {"learning_rate": 1e-2, "checkpoint_every": 1}},
+        "ppo": {
+            "steps": 4,
+            "prompts_per_step": 4,
+            "samples_per_prompt": 2,
+            "optim": {"learning_rate": 1e-2, "checkpoint_every": 1},
+        },
         "evaluate": {"samples": 2, "resamples": 200},
     }
     tree.update(changes)

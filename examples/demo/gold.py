@@ -5,12 +5,12 @@ in full. ``score(prompt, response)`` is a weighted sum of four credits, multipli
 library is used; ``prompt`` is anything with ``prompt`` (turns with ``role`` and ``content``) and ``meta["points"]``.
 
 Credits (a perfect answer has all of each)
-  0.50  points        Share x of the prompt's groups of points that the answer's first 90 words mention; it pays
+  0.45  points        Share x of the prompt's groups of points that the answer's first 90 words mention; it pays
                       x * (2 - x), so each further point pays and the first ones pay most.
-  0.15  on topic      Content words of the question, compared by stem, that the answer takes up, plus groups of points
+  0.10  on topic      Content words of the question, compared by stem, that the answer takes up, plus groups of points
                       it mentions: half as many as the question has content words earn it all, so an answer need not
                       echo the question. An answer of under 20 words earns a part, as for length.
-  0.15  completeness  The answer ends in a finished sentence. One that is cut earns at most half: the share of its
+  0.25  completeness  The answer ends in a finished sentence. One that is cut earns at most a quarter: the share of its
                       words that stand in finished sentences. An answer of under 20 words earns a part, as for length.
   0.20  length        20 to 60 words; rising in a line from 5 to 20 words, falling in a line from 60 to 90.
 
@@ -42,7 +42,7 @@ from typing import Any
 
 __all__ = ["score"]
 
-_POINTS, _TOPIC, _COMPLETE, _LENGTH = 0.50, 0.15, 0.15, 0.20
+_POINTS, _TOPIC, _COMPLETE, _LENGTH = 0.45, 0.10, 0.25, 0.20
 _READ_WORDS = 90
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)+%?|[^\W_]+(?:'[^\W_]+)*%?")
@@ -159,7 +159,7 @@ def _completeness(text: str) -> float:
         return 0.0
     if ends[-1] == len(text) and not _LIST_NUMBER.search(text):
         return 1.0
-    return 0.5 * len(_words(text[: ends[-1]])) / len(_words(text))
+    return 0.25 * len(_words(text[: ends[-1]])) / len(_words(text))
 
 
 def _repetition(text: str, words: list[str]) -> float:

@@ -35,7 +35,7 @@ class AdapterConfig:
     alpha: int = 32
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = 0.0
-    """Dropout on the adapter's input while training; always off in log-prob and reward passes."""
+    """Dropout on the adapter's input in SFT and reward training; off in every pass whose log-probs are compared."""
     target_modules: str = "all-linear"
     """Which layers get an adapter, as PEFT understands it."""
 
@@ -70,11 +70,9 @@ class GenerationConfig:
 
     temperature: float = 0.7
     """Sampling temperature; logits are divided by it in every log-prob too."""
-    top_p: float = 1.0
-    """Nucleus mass; keep 1.0 for PPO, whose log-probs assume the full distribution."""
     max_new_tokens: int = 64
     """Longest response in tokens."""
-    max_num_seqs: int = _aside(default=128)
+    max_num_seqs: int = 128
     """Responses generated side by side."""
     gpu_memory_utilization: float = _aside(default=0.3)
     """Share of GPU memory that vLLM may take (on a CPU it gets kv_cache_gb instead)."""
@@ -252,7 +250,7 @@ class PPOConfig:
     """New values stay within this of the old ones in the value loss; none switches it off."""
     value_coef: float = 0.5
     """Weight of the value loss."""
-    value_learning_rate: float = 3e-3
+    value_learning_rate: float = 3e-4
     """Learning rate of the value head."""
     value_warmup: int = 0
     """Rollouts that train the value head alone before the policy moves."""
@@ -272,8 +270,8 @@ class PPOConfig:
     """Subtracted from the score for each token of the response."""
     importance_cap: float | None = 2.0
     """Truncated importance sampling: cap on trainer / sampler probability of a token; none switches it off."""
-    max_logprob_gap: float = 0.25
-    """Audit: mean |log-prob gap| between sampler and trainer that the run tolerates."""
+    max_logprob_gap: float = 0.05
+    """Audit of every step: mean |log-prob gap| between sampler and trainer, nats a token, that the run tolerates."""
     kl: KLConfig = field(default_factory=KLConfig)
     """Penalty for leaving the reference."""
     optim: OptimConfig = _optim(learning_rate=3e-4, schedule="constant", warmup_steps=0, checkpoint_every=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from prefloop.algorithms import ALGORITHMS
 from prefloop.console import console, duration, say
+from prefloop.errors import StoreError
 from prefloop.runtime import Runtime, environment
 from prefloop.stage import Stage
 from prefloop.store import Artifact, run_lock, write_json
@@ -29,44 +31,57 @@ class Run:
         self.stages: list[dict[str, Any]] = []
 
     def policies(self) -> list[str]:
-        """Aligned policies to compare: of this process, and of earlier commands in this run that started from the same SFT adapter."""
+        """Aligned policies to compare: of this process, and of earlier commands in this run that started from the same artifacts
+        under the same code, model, sampling and seed. Their own settings (``ppo.*``, ``preference.*``) are what they were then."""
         for slot in ALGORITHMS:
-            link = self.folder / "artifacts" / slot
-            if slot in self.artifacts or not (link / "manifest.json").is_file():
+            linked = self.folder / "artifacts" / slot / "manifest.json"
+            if slot in self.artifacts or not linked.is_file():
                 continue
-            manifest = json.loads((link / "manifest.json").read_text(encoding="utf-8"))
-            wanted = {s: self.artifacts[s].key for s in manifest["inputs"] if s in self.artifacts}
-            if wanted == manifest["inputs"]:
-                self.artifacts[slot] = Artifact(link.resolve(), manifest)
-                self._record(slot, self.artifacts[slot])
+            manifest = json.loads(linked.read_text(encoding="utf-8"))
+            if self._fits(manifest) and (found := self.runtime.store.get(slot, manifest["key"])):
+                self.artifacts[slot] = found
+                self._record(slot, found)
                 say(
-                    f"reused {slot} {manifest['key'][:8]} of an earlier command in this run ({duration(manifest['seconds'])} saved)",
+                    f"reused {slot} {found.key[:8]} of an earlier command in this run ({duration(found.seconds)} saved)",
                     "green",
                 )
             else:
                 say(
-                    f"left out {slot}: it was trained on other artifacts than this run now has; run it again to compare",
-                    "yellow",
+                    f"left out {slot}: this run no longer has what it was trained on; run it again to compare", "yellow"
                 )
         return [slot for slot in ALGORITHMS if slot in self.artifacts]
+
+    def _fits(self, manifest: dict[str, Any]) -> bool:
+        now = {s: self.artifacts[s].key for s in manifest["inputs"] if s in self.artifacts}
+        shared = ("code", "seed", "backbone", "generation")
+        reference = self._shared_identity()
+        return now == manifest["inputs"] and all(manifest["identity"].get(k) == reference[k] for k in shared)
+
+    def _shared_identity(self) -> dict[str, Any]:
+        class Probe(Stage):
+            name = produces = "probe"
+            uses = frozenset({"backbone", "generation"})
+
+            def parts(self) -> dict[str, Any]:
+                return {}
+
+        return Probe().identity(self.runtime)
 
     def execute(self, stage: Stage) -> None:
         """Run one stage, link its artifact and put its events into the run's log."""
         inputs = {slot: self.artifacts[slot] for slot in stage.inputs if slot in self.artifacts}
-        log = self.folder / "events.jsonl"
+        log, place = self.folder / "events.jsonl", self.folder / "artifacts" / stage.produces
+        logged = place.resolve()
         with self.runtime.events_to(log):
             artifact = stage.run(self.runtime, **inputs)
-            # The artifact's own log is whole even when it was built in another run or over several processes.
-            self.runtime.emit(stage=stage.name, event="stage", status="started")
-        events = artifact / "events.jsonl"
-        if events.is_file():
-            with log.open("a", encoding="utf-8") as file:
-                file.write(events.read_text(encoding="utf-8"))
+        if artifact.status == "reused" and logged != artifact.path.resolve() and (artifact / "events.jsonl").is_file():
+            with log.open("a", encoding="utf-8") as file:  # built in another run: its curve belongs to this one too
+                file.write((artifact / "events.jsonl").read_text(encoding="utf-8"))
         with self.runtime.events_to(log):
             self.runtime.emit(stage=stage.name, event="stage", status=artifact.status)
         self.artifacts[stage.produces] = artifact
         self._record(stage.name, artifact)
-        link(self.folder / "artifacts" / stage.produces, artifact.path)
+        link(place, artifact.path)
 
     def _record(self, name: str, artifact: Artifact) -> None:
         reused = artifact.status == "reused"
@@ -99,9 +114,22 @@ class Pipeline:
 
         Raises ``StoreError`` when another process works on the same folder.
         """
+        folder = Path(folder)
+        for stage in self.stages:
+            stage.preflight()
+        try:
+            return self._run(folder, command, algo)
+        except Exception as error:
+            if full_disk(error):
+                raise StoreError(
+                    f"the disk that holds '{self.runtime.store.root}' is full. Nothing incomplete entered the store: free some "
+                    "space (old artifacts in it may be deleted) and run the same command again"
+                ) from error
+            raise
+
+    def _run(self, folder: Path, command: str, algo: str) -> dict[str, Any]:
         from prefloop.report.html import write_report
 
-        folder = Path(folder)
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
         with run_lock(folder):
             (folder / "artifacts").mkdir(exist_ok=True)
@@ -189,6 +217,20 @@ def show(summary: dict[str, Any], report: Path) -> None:
         saved = sum(s["saved_seconds"] for s in reused)
         say(f"reused {', '.join(s['name'] for s in reused)}: {duration(saved)} saved", "green")
     say(f"{duration(summary['seconds'])} in all. Report: {report}")
+
+
+def full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that no space is left; safetensors and torch say so in words only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(
+            words in str(error)
+            for words in ("No space left", "os error 28", "file write failed", "PytorchStreamWriter")
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def link(path: Path, target: Path) -> None:

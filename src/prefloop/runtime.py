@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,22 @@ class Runtime:
         return fingerprint(self.model_folder)
 
     @cached_property
+    def compute(self) -> str:
+        """Arithmetic on this device, for artifact keys."""
+        import torch
+
+        from prefloop.models.backbone import compute_dtype
+
+        return str(compute_dtype(self.backbone_config, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+
+    @cached_property
+    def engine_name(self) -> str:
+        """The engine that will really sample, for artifact keys."""
+        from prefloop.rollouts.engine import resolved
+
+        return resolved(self.rollout)
+
+    @cached_property
     def backbone(self) -> Backbone:
         """The frozen weights, loaded once."""
         from prefloop.models.backbone import Backbone
@@ -82,8 +99,8 @@ class Runtime:
         if self._engine is None:
             from prefloop.rollouts.engine import start
 
-            with self.timed(f"start rollout engine ({self.rollout})"):
-                self._engine = start(self.rollout, self.backbone, self.generation)
+            with self.timed(f"start rollout engine ({self.engine_name})"):
+                self._engine = start(self.engine_name, self.backbone, self.generation)
         return self._engine
 
     @contextlib.contextmanager
@@ -119,7 +136,7 @@ class Runtime:
             self._engine = None
 
 
-def environment(device: str | None = None) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Versions, device and commit, for summaries and reports."""
     versions = {}
     for package in PACKAGES:
@@ -127,11 +144,18 @@ def environment(device: str | None = None) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     return {
         "versions": versions,
-        "device": device or f"cpu ({os.cpu_count()} cores)",
+        "device": _device(),
         "python": platform.python_version(),
         "platform": platform.platform(aliased=True, terse=True),
         "commit": _commit(),
     }
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} ({torch.cuda.device_count()})"
+    return f"cpu ({os.cpu_count()} cores)"
 
 
 def _commit() -> str | None:

@@ -7,7 +7,9 @@ by their bytes), model and generation settings where the stage uses them, the se
 from __future__ import annotations
 
 import dataclasses
-import errno
+import functools
+import hashlib
+import shutil
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +17,7 @@ from typing import Any, ClassVar
 import prefloop
 from prefloop.config import is_config
 from prefloop.console import duration, say
-from prefloop.errors import ConfigError, DataError, StoreError
+from prefloop.errors import AuditError, ConfigError, DataError
 from prefloop.runtime import Runtime
 from prefloop.store import Artifact, digest, file_digest
 
@@ -43,8 +45,6 @@ class Stage:
     """Base of all stages. A subclass names its inputs, what it produces, and implements ``build``."""
 
     name: ClassVar[str] | str
-    version: ClassVar[int] = 1
-    """Raised when the code changes what the same configuration produces."""
     inputs: tuple[str, ...] = ()
     """Slots that must be filled before this stage runs."""
     produces: str
@@ -68,15 +68,23 @@ class Stage:
         """Everything but the inputs that goes into the key."""
         who: dict[str, Any] = {
             "stage": self.name,
-            "version": self.version,
+            "code": code_digest(),
             "seed": runtime.seed,
             **content(self.parts()),
         }
         if "backbone" in self.uses:
-            who["backbone"] = content(runtime.backbone_config) | {"model": runtime.model_fingerprint}
+            who["backbone"] = content(runtime.backbone_config) | {
+                "model": runtime.model_fingerprint,
+                "compute": runtime.compute,
+                "chat_template": _template(runtime.backbone_config.chat_template),
+            }
         if "generation" in self.uses:
-            who["generation"] = content(runtime.generation) | {"engine": runtime.rollout}
+            who["generation"] = content(runtime.generation) | {"engine": runtime.engine_name}
         return who
+
+    def preflight(self) -> None:
+        """Raise before anything runs when a file that this stage reads is missing."""
+        content(self.parts())
 
     def key(self, runtime: Runtime, inputs: dict[str, Artifact]) -> str:
         """The artifact's key."""
@@ -99,30 +107,27 @@ class Stage:
             return self._build(runtime, key, inputs)
 
     def _build(self, runtime: Runtime, key: str, inputs: dict[str, Artifact]) -> Artifact:
+        folder = runtime.store.work_folder(self.name, key)
+        work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*")))
+        say(f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}", "bold")
+        started = time.monotonic()
         try:
-            folder = runtime.store.work_folder(self.name, key)
-            work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*")))
-            say(f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}", "bold")
-            started = time.monotonic()
             with runtime.events_to(folder / "events.jsonl"):
+                work.emit("stage", status="resumed" if work.resumed else "started")
                 metrics = self.build(work, inputs)
-            seconds = time.monotonic() - started
-            manifest = {
-                "identity": self.identity(runtime),
-                "inputs": {slot: inputs[slot].key for slot in self.inputs},
-                "metrics": metrics,
-                "seconds": round(seconds, 3),
-                "status": "resumed" if work.resumed else "ran",
-                "prefloop": prefloop.__version__,
-            }
-            artifact = runtime.store.commit(self.name, key, manifest)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreError(
-                    f"{self.name}: the disk that holds '{runtime.store.root}' is full. Nothing incomplete entered the store; "
-                    "free some space (old artifacts under it may be deleted) and run the same command again"
-                ) from error
+        except AuditError:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the next run must not go on from what failed
             raise
+        seconds = time.monotonic() - started
+        manifest = {
+            "identity": self.identity(runtime),
+            "inputs": {slot: inputs[slot].key for slot in self.inputs},
+            "metrics": metrics,
+            "seconds": round(seconds, 3),
+            "status": "resumed" if work.resumed else "ran",
+            "prefloop": prefloop.__version__,
+        }
+        artifact = runtime.store.commit(self.name, key, manifest)
         say(f"  {self.name}: {artifact.status} in {duration(seconds)}", "dim")
         return artifact
 
@@ -154,3 +159,23 @@ def _file_hash(path: Path | None, name: str) -> str | None:
             f"{name}: file '{path}' does not exist: check the path (relative paths start at the current folder)"
         )
     return file_digest(path)
+
+
+def _template(name: str) -> str:
+    path = Path(name)
+    return file_digest(path) if path.is_file() else name
+
+
+_PRESENTATION = ("report", "cli.py", "console.py", "errors.py", "pipeline.py", "runtime.py", "settings.py")
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 of the package's source but for what only shows results: changed code never reuses what older code made."""
+    root = Path(prefloop.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if name.parts[0] not in _PRESENTATION:
+            digest.update(f"{name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()

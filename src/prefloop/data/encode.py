@@ -18,6 +18,8 @@ class Encoder:
     chat: ChatFormat
     max_length: int
     cut: int = 0
+    unfinished: int = 0
+    """Responses that came without an ending: the sampler cut them."""
 
     def prompt(self, record_id: str, prompt: Sequence[Message], room: int = 1) -> list[int]:
         """Prompt ids. Raises ``DataError`` naming the record when fewer than ``room`` tokens are left for a response."""
@@ -34,6 +36,7 @@ class Encoder:
 
         An empty response is its end-of-turn token alone, finished or not: a sample of nothing but blanks decodes to ''.
         """
+        self.unfinished += not finished
         ids = self.chat.response_ids(text, finished) or [self.chat.stop_id]
         room = self.max_length - prompt_length
         if len(ids) > room:

@@ -7,6 +7,7 @@ policy started from one; adapters-off is the reference only for a policy that st
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 from collections.abc import Iterator
@@ -54,6 +55,8 @@ class Backbone:
         """Load the model in ``folder`` in the configured precision onto ``device`` (default: GPU if there is one)."""
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = compute_dtype(config, device)
+        if device.type == "cpu":
+            keep_freed_memory()
         quantization = None
         if config.precision == "nf4":
             quantization = BitsAndBytesConfig(
@@ -163,8 +166,10 @@ class Backbone:
             self.model.requires_grad_(False)
 
     @contextlib.contextmanager
-    def role(self, role: str | None, train: bool = False) -> Iterator[None]:
-        """Run with one adapter active (``None``: the bare base); with ``train`` its parameters get gradients and dropout is on.
+    def role(self, role: str | None, train: bool = False, dropout: bool = False) -> Iterator[None]:
+        """Run with one adapter active (``None``: the bare base); with ``train`` its parameters get gradients.
+
+        With ``dropout`` too the adapter's dropout is on: never in passes whose log-probs are compared with others.
 
         The role and its mode stay until the next ``role()``, so a backward pass that recomputes activations does so under
         the role that made them: call ``backward`` before switching.
@@ -174,6 +179,10 @@ class Backbone:
         for parameter in self.parameters(role) if train and role else ():
             parameter.requires_grad_(True)
         self.model.train(train)
+        if not dropout:
+            for module in self.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.eval()
         with contextlib.nullcontext() if train else torch.no_grad(), self.autocast():
             yield
 
@@ -229,6 +238,17 @@ class Backbone:
         for name, parameter in self.causal_lm.named_parameters():
             if not any(name.startswith(f"{prefix}.") for prefix in seen):
                 yield name, parameter.detach().to(dtype)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse freed memory instead of returning it to the system: activations are tens of megabytes, allocated
+    anew in every pass, and each fresh page costs a fault (20 % of training time on the machine of docs/benchmarks.md)."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to tune
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_top_pad, 64 << 20)
 
 
 def _lora(config: AdapterConfig) -> LoraConfig:

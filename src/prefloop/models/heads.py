@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -16,7 +15,9 @@ from prefloop.errors import ModelError
 class ScalarHead(nn.Module):
     """Hidden state → one number, in float32, with a shift and scale that normalise its output.
 
-    Reward heads start at N(0, 1/sqrt(d + 1)), value heads at 0 (Huang et al. 2023, arXiv 2403.17031).
+    The hidden state is divided by its root mean square first, so that learning rates and initial values mean the same on every
+    model. Value heads start at 0 (Huang et al. 2023, arXiv 2403.17031). Reward heads start at N(0, 1/(d + 1)) rather than the
+    paper's 1/sqrt(d + 1), which starts Bradley-Terry well above ln 2 and spends a small data set on unlearning that.
     """
 
     mean: Tensor
@@ -24,20 +25,24 @@ class ScalarHead(nn.Module):
 
     def __init__(self, hidden_size: int, init: str = "zero", seed: int = 0) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, 1)
-        nn.init.zeros_(self.linear.bias)
+        # Bradley-Terry sees differences only: a reward head's bias would get no gradient.
+        self.linear = nn.Linear(hidden_size, 1, bias=init == "zero")
+        if self.linear.bias is not None:
+            nn.init.zeros_(self.linear.bias)
         if init == "zero":
             nn.init.zeros_(self.linear.weight)
         else:
             generator = torch.Generator().manual_seed(seed)
-            nn.init.normal_(self.linear.weight, std=1 / math.sqrt(hidden_size + 1), generator=generator)
+            nn.init.normal_(self.linear.weight, std=1 / (hidden_size + 1), generator=generator)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] → [...]; the raw score, not normalised."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.linear(hidden.float()).squeeze(-1)
+            hidden = hidden.float()
+            scaled = hidden * hidden.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+            return self.linear(scaled).squeeze(-1)
 
     def normalized(self, scores: Tensor) -> Tensor:
         """Scores with mean 0 and standard deviation 1 on the reference set that ``calibrate`` saw."""
@@ -51,13 +56,16 @@ class ScalarHead(nn.Module):
     def save(self, folder: Path) -> None:
         """Write ``head.safetensors``."""
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / "head.safetensors")
-        (folder / "head.json").write_text(json.dumps({"hidden_size": self.linear.in_features}))
+        (folder / "head.json").write_text(
+            json.dumps({"hidden_size": self.linear.in_features, "bias": self.linear.bias is not None})
+        )
 
     @classmethod
     def load(cls, folder: Path) -> ScalarHead:
         """Read a head written by ``save``; raises ``ModelError`` when the folder has none."""
         if not (folder / "head.safetensors").is_file():
             raise ModelError(f"'{folder.name}' holds an adapter without its scalar head (head.safetensors is missing)")
-        head = cls(json.loads((folder / "head.json").read_text())["hidden_size"])
+        saved = json.loads((folder / "head.json").read_text())
+        head = cls(saved["hidden_size"], init="zero" if saved["bias"] else "normal")
         head.load_state_dict(load_file(folder / "head.safetensors"))
         return head

@@ -51,22 +51,31 @@ class RolloutEngine(Protocol):
 
 
 def start(name: str, backbone: Backbone, generation: GenerationConfig) -> RolloutEngine:
-    """Start the engine called ``name``; an absent vLLM falls back to transformers with a line that says what to install."""
+    """Start the engine called ``name`` (as ``resolved`` gives it)."""
     if name == "transformers":
         return TransformersEngine(backbone, generation)
-    if name != "vllm":
-        raise EngineError(f"unknown rollout engine '{name}': vllm or transformers")
+    from prefloop.rollouts.vllm import VLLMEngine
+
+    return VLLMEngine(backbone, generation)
+
+
+def resolved(name: str) -> str:
+    """The engine to use for ``name``; an absent vLLM gives way to transformers with a line that says what to install."""
     from prefloop.rollouts import vllm
 
+    if name not in ("vllm", "transformers"):
+        raise EngineError(f"unknown rollout engine '{name}': vllm or transformers")
+    if name == "transformers":
+        return name
     missing = vllm.missing()
-    if missing:
-        say(
-            f"  vLLM is not installed ({missing}); sampling with transformers instead, about 2 to 4 times slower. "
-            "Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU), or say --rollout transformers.",
-            "yellow",
-        )
-        return TransformersEngine(backbone, generation)
-    return vllm.VLLMEngine(backbone, generation)
+    if missing is None:
+        return name
+    say(
+        f"  vLLM is not installed ({missing}); sampling with transformers instead, about 2 to 4 times slower. "
+        "Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU), or say --rollout transformers.",
+        "yellow",
+    )
+    return "transformers"
 
 
 class TransformersEngine:
@@ -116,7 +125,7 @@ class TransformersEngine:
             max_new_tokens=self.generation.max_new_tokens,
             do_sample=True,
             temperature=self.generation.temperature,
-            top_p=self.generation.top_p,
+            top_p=1.0,
             top_k=0,
             eos_token_id=chat.stop_id,
             pad_token_id=chat.pad_id,

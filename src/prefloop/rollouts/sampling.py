@@ -39,6 +39,6 @@ def sample(work: Work, prompts: list[Prompt], policy: Artifact, n: int, seed: in
         backbone.drop_role("policy")
     out: list[list[Response]] = [[] for _ in prompts]
     for r in rollouts:
-        meta = {"finished": r.finished, "tokens": len(r.token_ids), "token_ids": r.token_ids}
+        meta = {"finished": r.finished, "tokens": len(r.token_ids), "token_ids": r.token_ids, "logp": sum(r.logps)}
         out[r.prompt].append(Response(backbone.chat.decode(r.token_ids), source=policy.stage, meta=meta))
     return out

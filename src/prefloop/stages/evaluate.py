@@ -6,6 +6,7 @@ control), ``judge`` compares them. Adding a policy to a run samples that policy 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from prefloop.records import Message, Prompt, from_dict, to_dict
 from prefloop.rollouts.sampling import read_prompts, sample
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows, write_rows
-from prefloop.training.policy import POLICY, REFERENCE, logps_R
+from prefloop.training.policy import REFERENCE, logps_R
 
 BASELINE = "sft"
 AGAIN = "sft-again"
@@ -44,6 +45,10 @@ class Evaluate(Stage):
         self.config = config or EvaluateConfig()
         self.data = data or DataConfig()
         self.gold = gold
+
+    def parts(self) -> dict[str, Any]:
+        judge = FunctionGrader(self.gold).fingerprint() if self.gold else None
+        return {"config": self.config, "prompts": self.data.eval_prompts, "gold": judge}
 
     def expand(self, run: Any) -> list[Stage]:
         policies = [BASELINE, *run.policies()]
@@ -75,7 +80,8 @@ class Respond(Stage):
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         backbone = work.runtime.backbone
         prompts = read_prompts(work, self.data, evaluation=True)
-        seed = work.runtime.seed * 100_003 + (2_000_000_011 if self.again else 1_000_000_007)
+        # A stream of its own for every policy: shared noise would couple the two sides of a comparison.
+        seed = int.from_bytes(hashlib.sha256(f"{work.runtime.seed}:{self.name}".encode()).digest()[:6])
         responses = sample(work, prompts, inputs[self.policy], self.config.samples, seed)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         n = self.config.samples
@@ -88,7 +94,8 @@ class Respond(Stage):
         raw = score(backbone, head, documents, "reward/0", f"{self.name}: reward")
         backbone.drop_role("reward/0")
         rewards = head.normalized(torch.tensor([raw[k] for k in range(len(raw))], device=backbone.device)).tolist()
-        kl = self._kl(work, inputs, documents) if self.policy != BASELINE else dict.fromkeys(raw, 0.0)
+        logps = [float(r.meta["logp"]) for rs in responses for r in rs]
+        kl = self._kl(work, inputs, documents, logps) if self.policy != BASELINE else dict.fromkeys(raw, 0.0)
         rows = [
             {
                 **to_dict(p),
@@ -113,22 +120,20 @@ class Respond(Stage):
             "kl": float(np.mean(list(kl.values()))),
         }
 
-    def _kl(self, work: Work, inputs: dict[str, Artifact], documents: Sequence[Document]) -> dict[int, float]:
-        """log π/π_SFT of each sampled response, nats: the k1 estimate of sequence KL."""
+    def _kl(
+        self, work: Work, inputs: dict[str, Artifact], documents: Sequence[Document], logps: Sequence[float]
+    ) -> dict[int, float]:
+        """log π/π_SFT of each sampled response, nats: the k1 estimate of sequence KL. log π is the sampler's own."""
         backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
-        backbone.add_role(POLICY, start=inputs[self.policy].path)
         backbone.add_role(REFERENCE, start=inputs[BASELINE].path)
         out: dict[int, float] = {}
         todo = packs(documents, backbone.config.pack_tokens)
         with progress(f"{self.name}: KL", len(todo), "pack") as advance:
             for pack in todo:
                 there = pack.to(backbone.device)
-                ratio_R = logps_R(backbone, there, POLICY, temperature) - logps_R(
-                    backbone, there, REFERENCE, temperature
-                )
-                out.update(zip(pack.keys, sum_by_branch_B(ratio_R, there).tolist(), strict=True))
+                reference_B = sum_by_branch_B(logps_R(backbone, there, REFERENCE, temperature), there)
+                out.update((k, logps[k] - r) for k, r in zip(pack.keys, reference_B.tolist(), strict=True))
                 advance()
-        backbone.drop_role(POLICY)
         backbone.drop_role(REFERENCE)
         return out
 

@@ -90,7 +90,7 @@ class PPO(Stage):
         }
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
-        runtime, config, audit = work.runtime, self.config, Audit(self.name)
+        runtime, audit = work.runtime, Audit(self.name)
         backbone = runtime.backbone
         prompts = read_prompts(work, self.data)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
@@ -131,7 +131,7 @@ class PPO(Stage):
         first = 0
         if restored is not None:
             first, kl.coef = restored[0]["round"], restored[0]["kl_coef"]
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Any] = restored[0]["metrics"] if restored is not None else {}
         with progress(self.name, config.steps - first, "step") as advance:
             for step in range(first, config.steps):
                 if restored is not None and restored[0].get("stopped"):
@@ -152,7 +152,7 @@ class PPO(Stage):
                     kl.update(sequence_kl, len(rollouts))
                 stopped = config.kl.stop is not None and sequence_kl > config.kl.stop
                 if (step + 1) % config.optim.checkpoint_every == 0 or stopped:
-                    loop.save({"round": step + 1, "kl_coef": kl.coef, "stopped": stopped})
+                    loop.save({"round": step + 1, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics})
                 advance(
                     note=f"reward {metrics['reward_mean']:+.2f}  KL {sequence_kl:.2f}  {metrics['length_mean']:.0f} tokens"
                 )
@@ -214,14 +214,18 @@ class PPO(Stage):
             ).cpu()
         return scored
 
-    def _estimate(self, scored: Scored, kl_coef: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Per-token KL, advantages and returns, [R] each."""
-        config = self.config
-        score_B = scored.reward_B.clone()
+    def _penalised(self, scored: Scored) -> Tensor:
+        """What PPO maximises: the clipped reward minus the penalties, [B]."""
+        config, score_B = self.config, scored.reward_B.clone()
         if config.reward_clip is not None:
             score_B = score_B.clamp(-config.reward_clip, config.reward_clip)
         finished_B = torch.tensor([r.finished for r in scored.rollouts])
-        score_B = score_B - config.missing_eos_penalty * (~finished_B) - config.length_penalty * scored.length_B
+        return score_B - config.missing_eos_penalty * (~finished_B) - config.length_penalty * scored.length_B
+
+    def _estimate(self, scored: Scored, kl_coef: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Per-token KL, advantages and returns, [R] each."""
+        config = self.config
+        score_B = self._penalised(scored)
         kl_R = math_.kl_per_token(scored.old_logp_R, scored.reference_logp_R, config.kl.estimator)
         rewards_R = math_.token_rewards(score_B, kl_R, scored.length_B, kl_coef)
         if config.whiten_rewards:
@@ -297,7 +301,7 @@ class PPO(Stage):
                     "ratio before the first update",
                     sums["ratio"] / sums["tokens"],
                     1.0,
-                    1e-3,
+                    1e-3 if backbone.compute_dtype == torch.float32 else 2e-2,
                     "The first pass over a rollout must see the policy that made it.",
                 )
                 if policy_weight:
@@ -337,11 +341,11 @@ class PPO(Stage):
     ) -> dict[str, Any]:
         n = self.config.samples_per_prompt
         gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
-        if step == 0:
+        if step == 0 or gap > self.config.max_logprob_gap:
             audit.check(
                 "sampler against trainer",
                 gap <= self.config.max_logprob_gap,
-                f"mean |log-prob gap| {gap:.5f} nats a token ({work.runtime.engine.name})",
+                f"step {step + 1}: mean |log-prob gap| {gap:.6f} nats a token ({work.runtime.engine.name})",
                 "The sampler does not run the policy that is trained (stale weights, temperature, precision).",
             )
         gold = None
@@ -353,6 +357,7 @@ class PPO(Stage):
         metrics: dict[str, Any] = {
             "reward_mean": float(scored.reward_B.mean()),
             "reward_std": float(scored.reward_B.std()),
+            "score_mean": float(self._penalised(scored).mean()),
             "kl": sequence_kl,
             "kl_coef": kl_coef,
             "length_mean": tokens / len(scored.rollouts),

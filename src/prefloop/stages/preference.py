@@ -97,7 +97,7 @@ class Preference(Stage):
             backbone.chat,
             [d.prompt_ids for d in documents],
             responses,
-            sum(r[-1] != backbone.chat.stop_id for r in responses),
+            encoder.cut + encoder.unfinished,
         )
         try:
             start_policy(work, inputs["sft"], audit, documents[:2], temperature)
@@ -113,11 +113,11 @@ class Preference(Stage):
         steps = epochs_of_groups(groups, config.batch_pairs, config.epochs, work.runtime.seed)
         parameters = policy_parameters(backbone)
         loop = Loop(parameters, config.optim, len(steps), work.checkpoints)
-        loop.restore()
+        restored = loop.restore()
         fresh = loop.step == 0
         before = {n: p.detach().clone() for n, p in parameters.items()}
         frozen = backbone.frozen_digest()
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float] = restored[0]["last"] if restored else {}
         with progress(self.name, len(steps) - loop.step, "step") as advance:
             for batch in steps[loop.step :]:
                 by_key = {key: g for g in batch for key in g.document.keys}
@@ -150,7 +150,7 @@ class Preference(Stage):
                 work.emit("step", step=loop.step, **metrics)
                 advance(note=f"loss {metrics['loss']:.3f}")
                 if loop.step % config.optim.checkpoint_every == 0:
-                    loop.save({})
+                    loop.save({"last": metrics})
         return {
             "steps": loop.step,
             "loss_last": metrics.get("loss"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prefloop.audit import Audit
 from prefloop.config import RewardConfig
-from prefloop.console import progress
+from prefloop.console import progress, say
 from prefloop.data.encode import Encoder, PreferenceGroup, pair_indices, preference_groups
 from prefloop.data.packing import Document, Pack, packs
 from prefloop.errors import DataError
@@ -33,6 +33,8 @@ from prefloop.training.batches import epochs_of_groups
 from prefloop.training.loop import Loop
 
 ROLE = "reward/0"
+REFERENCE_PROMPTS = 64
+"""Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard deviation 1."""
 
 
 class RewardModel(Stage):
@@ -60,7 +62,7 @@ class RewardModel(Stage):
             backbone.chat,
             [d.prompt_ids for d in documents],
             [r for d in documents for r in d.responses_ids],
-            _unfinished(documents, backbone),
+            encoder.cut + encoder.unfinished,
         )
         train, held = split(groups, config.holdout, work.runtime.seed)
 
@@ -68,13 +70,18 @@ class RewardModel(Stage):
         head = ScalarHead(backbone.hidden_size, init="normal", seed=work.runtime.seed).to(backbone.device)
         try:
             metrics = self._train(work, audit, head, train)
-            reference = score(backbone, head, [g.document for g in train], ROLE, f"{self.name}: normalise")
-            head.calibrate(torch.tensor(list(reference.values())))
-            measured = {f"train_{k}": v for k, v in _agreement(train, reference).items()}
+            known = train[:REFERENCE_PROMPTS]
+            scores = score(backbone, head, [g.document for g in known + held], ROLE, f"{self.name}: normalise")
+            head.calibrate(torch.tensor(list(scores.values())))
+            measured = {f"train_{k}": v for k, v in _agreement(known, scores).items()}
             if held:
-                measured |= _agreement(
-                    held, score(backbone, head, [g.document for g in held], ROLE, f"{self.name}: held out")
-                )
+                measured |= _agreement(held, scores)
+                if measured["loss"] >= math.log(2):
+                    say(
+                        f"  reward: held-out loss {measured['loss']:.3f} is no better than chance ({math.log(2):.3f}): more votes, more "
+                        "steps (reward.batch_pairs, reward.epochs) or another learning rate",
+                        "yellow",
+                    )
             backbone.save_role(ROLE, work.folder)
             head.save(work.folder)
             self._audit_saved(backbone, head, audit, documents[:4], work)
@@ -96,17 +103,17 @@ class RewardModel(Stage):
         parameters = {**named, **{f"head/{n}": p for n, p in head.named_parameters()}}
         steps = epochs_of_groups(train, config.batch_pairs, config.epochs, work.runtime.seed)
         loop = Loop(parameters, config.optim, len(steps), work.checkpoints, {"head/": config.head_learning_rate})
-        loop.restore()
+        restored = loop.restore()
         fresh = loop.step == 0
         if fresh:
             audit.check(
                 "trainable parameters", True, f"{sum(p.numel() for p in parameters.values()):,} in adapter and head", ""
             )
-            sample = packs([g.document for g in train[:2]], backbone.config.pack_tokens)[0]
+            sample = packs([g.document for g in train[:2]], backbone.config.pack_tokens)[0].to(backbone.device)
             audit.no_dropout(scores_B(backbone, head, sample, ROLE), scores_B(backbone, head, sample, ROLE))
         before = {n: p.detach().clone() for n, p in parameters.items()}
         frozen = backbone.frozen_digest()
-        last: dict[str, float] = {}
+        last: dict[str, float] = restored[0]["last"] if restored else {}
         with progress(self.name, len(steps) - loop.step, "step") as advance:
             for batch in steps[loop.step :]:
                 pairs = {key: g for g in batch for key in g.document.keys}
@@ -114,7 +121,7 @@ class RewardModel(Stage):
 
                 def loss_of(pack: Pack, pairs: dict[int, PreferenceGroup] = pairs) -> Tensor:
                     nonlocal correct
-                    with backbone.role(ROLE, train=True):
+                    with backbone.role(ROLE, train=True, dropout=True):
                         score_B = head(hidden_N_H(backbone, pack)[pack.last_B])
                     first, second, labels = pair_indices(pack, pairs)
                     margin_P, label_P = score_B[first] - score_B[second], torch.tensor(labels, device=score_B.device)
@@ -131,7 +138,7 @@ class RewardModel(Stage):
                         before, {n: p.detach() for n, p in parameters.items()}, frozen, backbone.frozen_digest()
                     )
                 if loop.step % config.optim.checkpoint_every == 0:
-                    loop.save({})
+                    loop.save({"last": last})
         return {"steps": loop.step, "loss_last": last.get("loss")}
 
     def _audit_saved(
@@ -160,10 +167,6 @@ def split(
     if not train:
         raise DataError("no comparisons are left to train on: label more pairs or lower reward.holdout")
     return train, [groups[i] for i in sorted(held)]
-
-
-def _unfinished(documents: Sequence[Document], backbone: Backbone) -> int:
-    return sum(ids[-1] != backbone.chat.stop_id for d in documents for ids in d.responses_ids)
 
 
 def _agreement(groups: list[PreferenceGroup], scores: dict[int, float]) -> dict[str, float]:

@@ -37,7 +37,7 @@ class Sample(Stage):
         prompts = read_prompts(work, self.data)
         rows = sample(work, prompts, inputs["sft"], self.config.candidates, work.runtime.seed)
         for response in (r for rs in rows for r in rs):
-            del response.meta["token_ids"]
+            del response.meta["token_ids"], response.meta["logp"]
         lines = ({**to_dict(p), "responses": [to_dict(r) for r in rs]} for p, rs in zip(prompts, rows, strict=True))
         write_rows(work.folder / "candidates.jsonl", lines)
         flat = [r for rs in rows for r in rs]

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig, SFTTrainer
 
 from prefloop.audit import Audit
-from prefloop.config import DataConfig, SFTStageConfig
+from prefloop.config import DataConfig, OptimConfig, SFTStageConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.sources import load_demonstrations
@@ -26,6 +26,7 @@ from prefloop.errors import ConfigError
 from prefloop.records import Demonstration
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
+from prefloop.training.loop import factor
 
 ROLE = "sft"
 
@@ -75,11 +76,13 @@ class SFT(Stage):
         audit.trainable(named, f".{ROLE}.")
         before = {n: p.detach().clone() for n, p in named.items()}
         frozen = backbone.frozen_digest()
+        trainer.after_first_step(
+            lambda: audit.moved(before, {n: p.detach() for n, p in named.items()}, frozen, backbone.frozen_digest())
+        )
         try:
             found = sorted(work.checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
             done = [p for p in found if (p / "trainer_state.json").is_file()]
             result = trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
-            audit.moved(before, {n: p.detach() for n, p in named.items()}, frozen, backbone.frozen_digest())
             backbone.save_role(ROLE, work.folder)
         finally:
             backbone.drop_role(ROLE)
@@ -96,14 +99,10 @@ class SFT(Stage):
             }
         )
 
-    def _trainer(self, work: Work, rows: list[dict[str, Any]]) -> SFTTrainer:
+    def _trainer(self, work: Work, rows: list[dict[str, Any]]) -> Trainer:
         backbone, config = work.runtime.backbone, self.config
         tokens = [len(r["input_ids"]) for r in rows]
-        longest = (
-            max(max(tokens), min(backbone.config.pack_tokens, backbone.config.max_length))
-            if config.packing
-            else max(tokens)
-        )
+        longest = backbone.config.max_length if config.packing else max(tokens)
         per_row = longest / (sum(tokens) / len(tokens)) if config.packing else 1.0
         rows_a_step = max(1, round(config.batch_size / per_row))
         arguments = SFTConfig(
@@ -112,10 +111,6 @@ class SFT(Stage):
             gradient_accumulation_steps=rows_a_step if config.packing else 1,
             num_train_epochs=config.epochs,
             learning_rate=config.optim.learning_rate,
-            warmup_steps=config.optim.warmup_steps,
-            lr_scheduler_type=config.optim.schedule
-            if config.optim.warmup_steps == 0 or config.optim.schedule == "linear"
-            else "constant_with_warmup",
             weight_decay=config.optim.weight_decay,
             max_grad_norm=config.optim.max_grad_norm,
             max_length=longest,
@@ -143,7 +138,8 @@ class SFT(Stage):
             parameter.requires_grad_(True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trainer = SFTTrainer(
+            trainer = Trainer(
+                config.optim,
                 model=backbone.model,
                 args=arguments,
                 train_dataset=data,
@@ -154,6 +150,34 @@ class SFT(Stage):
         for parameter in backbone.parameters(ROLE):
             parameter.data = parameter.data.float()
         return trainer
+
+
+class Trainer(SFTTrainer):
+    """TRL's trainer with the learning-rate schedule of the other stages, whose first step already learns."""
+
+    def __init__(self, optim: OptimConfig, **arguments: Any) -> None:
+        self.optim_config = optim
+        super().__init__(**arguments)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Warm-up and decay of ``training.loop.factor``."""
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: factor(self.optim_config, step, num_training_steps)
+        )
+        return self.lr_scheduler
+
+    def after_first_step(self, check: Callable[[], None]) -> None:
+        """Call ``check`` once step 1 is done (never in a run that goes on from a checkpoint)."""
+        self.add_callback(_AfterFirstStep(check))
+
+
+class _AfterFirstStep(TrainerCallback):
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step == 1:
+            self.check()
 
 
 def _row(demonstration: Demonstration, encoder: Encoder) -> dict[str, Any]:

@@ -53,14 +53,13 @@ class Loop:
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "lr": rate} for rate, params in groups.items()], weight_decay=optim.weight_decay
         )
+        self.parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            self.parts.setdefault(name.split("/")[0], []).append(parameter)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
 
     def _factor(self, step: int) -> float:
-        if step < self.optim.warmup_steps:
-            return (step + 1) / (self.optim.warmup_steps + 1)
-        if self.optim.schedule == "constant":
-            return 1.0
-        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - self.optim.warmup_steps))
+        return factor(self.optim, step, self.total_steps)
 
     def update(self, packs: Iterable[Pack], loss_of: Callable[[Pack], Tensor], items: int) -> dict[str, float]:
         """One optimizer step. ``loss_of`` returns the *sum* of the losses of a pack's items; the step's loss is their mean.
@@ -68,6 +67,7 @@ class Loop:
         Raises ``NonFiniteLoss`` naming the responses in the pack; weights stay as they were.
         """
         total = 0.0
+        torch.manual_seed(self.step)  # dropout, where a stage uses it, depends on the step alone
         self.optimizer.zero_grad(set_to_none=True)
         for pack in packs:
             loss = loss_of(pack.to(self.accelerator.device)) / items
@@ -78,7 +78,11 @@ class Loop:
                 )
             self.accelerator.backward(loss)
             total += value
-        norm = float(self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.optim.max_grad_norm))
+        norm = 0.0
+        for part in self.parts.values():  # a head's gradient must not decide how far the adapter's is cut
+            norm = max(norm, float(self.accelerator.clip_grad_norm_(part, self.optim.max_grad_norm)))
+            if not math.isfinite(norm):
+                break
         if not math.isfinite(norm):
             raise NonFiniteLoss(
                 f"step {self.step + 1}: gradient norm is {norm}; the step was not applied, lower the learning rate"
@@ -138,3 +142,12 @@ class Loop:
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         torch.set_rng_state(flat["rng"])
         return saved["state"], {k.removeprefix("extra/"): v for k, v in flat.items() if k.startswith("extra/")}
+
+
+def factor(optim: OptimConfig, step: int, total_steps: int) -> float:
+    """Learning rate at 0-based ``step`` as a share of the peak: linear warm-up from above 0, then linear decay or constant."""
+    if step < optim.warmup_steps:
+        return (step + 1) / (optim.warmup_steps + 1)
+    if optim.schedule == "constant":
+        return 1.0
+    return max(0.0, (total_steps - step) / max(1, total_steps - optim.warmup_steps))

@@ -1,0 +1,189 @@
+"""The loop from demonstrations to the report: reuse, resume, refusal. Everything runs in processes of its own, as a user would."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from loop_run import adapter_hash, finish, run, start, statuses, stop_after, summary, write_config
+
+pytestmark = pytest.mark.slow
+ADAPTERS = ("sft", "reward", "ppo")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, str]:
+    """A complete PPO run: its config and its output."""
+    config = write_config(tmp_path_factory.mktemp("loop"), tiny_folder)
+    return config, run(config)
+
+
+def test_summary_holds_stages_results_and_environment(finished: tuple[Path, str]) -> None:
+    found = summary(finished[0])
+    assert [s["name"] for s in found["stages"]] == [
+        "sft", "sample", "label", "reward", "ppo", "respond-sft", "respond-sft-again", "respond-ppo", "judge"
+    ]  # fmt: skip
+    assert {s["status"] for s in found["stages"]} == {"ran"}
+    assert all(len(s["key"]) == 64 and s["seconds"] >= 0 and isinstance(s["metrics"], dict) for s in found["stages"])
+    assert set(found["results"]) == {"sft", "ppo"}
+    ppo = found["results"]["ppo"]
+    assert ppo["ci_low"] <= ppo["win_rate_vs_sft"] <= ppo["ci_high"]
+    assert 0 <= ppo["gold_mean"] <= 1 and ppo["kl_low"] <= ppo["kl"] <= ppo["kl_high"] and ppo["n_responses"] == 24
+    assert found["results"]["sft"]["kl"] == 0 and found["results"]["sft"]["win_rate_vs_sft"] == 0.5
+    assert found["control"]["gold"]["ci_low"] <= 0.5 <= found["control"]["gold"]["ci_high"]
+    assert found["environment"]["versions"]["torch"] and found["environment"]["device"]
+
+
+def test_every_training_stage_prints_its_audit(finished: tuple[Path, str]) -> None:
+    output = finished[1]
+    for stage in ("sft", "reward", "ppo"):
+        for check in ("one BOS", "trainable parameters", "weights move", "backbone frozen"):
+            assert f"audit {stage}: {check}" in output, (stage, check)
+    assert "audit ppo: ratio policy / reference: 1.000000" in output
+    assert "audit reward: save, load, same scores" in output
+    assert "FAILED" not in output
+
+
+def test_events_hold_a_curve_for_every_training_stage(finished: tuple[Path, str]) -> None:
+    lines = (finished[0].parent / "runs" / "t" / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    for stage, keys in {
+        "sft": {"loss"},
+        "reward": {"loss", "accuracy"},
+        "ppo": {"reward_mean", "kl", "gold_mean", "seconds"},
+    }.items():
+        steps = [e for e in events if e["stage"] == stage and e["event"] == "step"]
+        assert len(steps) >= 4 and all(keys <= set(e) for e in steps), stage
+
+
+def test_same_command_again_reuses_everything_and_says_what_it_saved(finished: tuple[Path, str]) -> None:
+    before = adapter_hash(finished[0], "ppo")
+    output = run(finished[0])
+    assert set(statuses(finished[0]).values()) == {"reused"}
+    assert "reused ppo" in output and "saved)" in output
+    assert adapter_hash(finished[0], "ppo") == before
+    assert (finished[0].parent / "runs" / "t" / "report.html").stat().st_size > 10_000
+
+
+def test_changing_the_kl_coefficient_reruns_ppo_and_what_follows_alone(finished: tuple[Path, str]) -> None:
+    before = adapter_hash(finished[0], "ppo")
+    run(finished[0], "--ppo.kl.coef", "0.5")
+    ran = {name for name, status in statuses(finished[0]).items() if status == "ran"}
+    assert ran == {"ppo", "respond-ppo", "judge"}
+    assert adapter_hash(finished[0], "ppo") != before
+
+
+def test_dpo_reuses_all_before_the_last_stage_and_joins_the_comparison(finished: tuple[Path, str]) -> None:
+    run(finished[0])
+    output = run(finished[0], "--algo", "dpo")
+    found = statuses(finished[0])
+    assert {name for name, status in found.items() if status == "ran"} == {"dpo", "respond-dpo", "judge"}
+    assert set(summary(finished[0])["results"]) == {"sft", "ppo", "dpo"}
+    assert "audit dpo: dpo loss at the reference: 0.693147" in output
+
+
+@pytest.mark.parametrize("algo", ["ipo", "hinge", "orpo", "simpo"])
+def test_every_other_algorithm_runs_by_its_name(finished: tuple[Path, str], algo: str) -> None:
+    output = run(finished[0], "--algo", algo)
+    assert algo in summary(finished[0])["results"] and f"audit {algo}: weights move" in output
+    assert adapter_hash(finished[0], algo) != adapter_hash(finished[0], "sft")
+
+
+def test_changing_a_prompt_file_reruns_everything_that_read_it(tmp_path: Path, tiny_folder: Path) -> None:
+    config = write_config(tmp_path, tiny_folder)
+    run(config)
+    prompts = tmp_path / "train.jsonl"
+    rows = prompts.read_text().splitlines()
+    prompts.write_text("\n".join([rows[0].replace("?", " today?"), *rows[1:]]) + "\n")
+    run(config)
+    found = statuses(config)
+    assert found.pop("sft") == "reused" and found.pop("respond-sft-again") == "ran"  # scored by the new reward model
+    assert set(found.values()) == {"ran"}
+
+
+def test_five_kills_at_random_moments_end_in_the_same_adapters(
+    tmp_path: Path, tiny_folder: Path, finished: tuple[Path, str]
+) -> None:
+    run(finished[0])
+    reference = {slot: adapter_hash(finished[0], slot) for slot in ADAPTERS}
+    total = len(finished[1].splitlines())
+    config = write_config(tmp_path, tiny_folder)
+    rng = random.Random(7)
+    kills = 0
+    for share in sorted(rng.uniform(0.08, 0.75) for _ in range(5)):
+        alive, code, output = stop_after(config, max(2, int(share * total) - 12 * kills))
+        assert not alive or code == -signal.SIGKILL, output
+        kills += alive
+    assert kills >= 3
+    run(config)
+    assert {slot: adapter_hash(config, slot) for slot in ADAPTERS} == reference
+    assert "reused" in statuses(config).values()
+    assert not list((tmp_path / "runs" / ".store" / "work").iterdir())
+
+
+def test_kill_inside_each_training_stage_resumes_from_its_checkpoint(
+    tmp_path: Path, tiny_folder: Path, finished: tuple[Path, str]
+) -> None:
+    run(finished[0])
+    reference = {slot: adapter_hash(finished[0], slot) for slot in ADAPTERS}
+    config = write_config(tmp_path, tiny_folder)
+    for stage in ADAPTERS:
+        process = start(config)
+        assert process.stdout is not None
+        for line in process.stdout:
+            done = line.split()[1].split("/")[0] if line.startswith(f"  {stage} ") else ""
+            if done.isdigit() and int(done) >= 3:  # a step past the first checkpoint
+                process.kill()
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    output = run(config)
+    assert "resuming ppo" in output and statuses(config)["ppo"] == "resumed"
+    assert {slot: adapter_hash(config, slot) for slot in ADAPTERS} == reference
+
+
+def test_interrupt_says_how_to_go_on(tmp_path: Path, tiny_folder: Path) -> None:
+    alive, code, output = stop_after(write_config(tmp_path, tiny_folder), 8, signal.SIGINT)
+    assert alive and code == 130 and "the same command goes on from there" in output and "Traceback" not in output
+
+
+def test_second_process_on_the_same_run_is_refused_with_the_first_ones_id(tmp_path: Path, tiny_folder: Path) -> None:
+    config = write_config(tmp_path, tiny_folder)
+    first = start(config)
+    assert first.stdout is not None
+    first.stdout.readline()
+    first.send_signal(signal.SIGSTOP)
+    try:
+        code, output = finish(start(config))
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert code == 2 and f"process {first.pid}" in output and "--run" in output
+    assert finish(first)[0] == 0
+
+
+def test_votes_from_a_file_need_neither_gold_nor_candidates(tmp_path: Path, tiny_folder: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"chosen": f"\n\nHuman: What is {i} plus one?\n\nAssistant: It is {i + 1}.", "rejected": f"\n\nHuman: What is {i} plus one?\n\nAssistant: I do not know {i}."}
+        for i in range(12)
+    ]  # fmt: skip
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = dict.fromkeys(("prompts", "demonstrations", "comparisons", "eval_prompts"), str(pairs))
+    config = write_config(tmp_path, tiny_folder, gold=None, label={"source": "file"}, data=files, algo="dpo")
+    run(config)
+    found = summary(config)
+    assert "sample" not in [s["name"] for s in found["stages"]]
+    assert found["results"]["dpo"]["gold_mean"] is None and found["results"]["dpo"]["reward_win_rate"] is not None
+    assert found["annotators"] == [
+        {"name": "file:pairs.jsonl", "simulated": False, "noise": None, "agreement_with_gold": None, "votes": 12}
+    ]
+
+
+def test_prefloop_help_needs_no_torch() -> None:
+    import sys
+
+    code = "import sys; sys.argv = ['prefloop', '--help']\nfrom prefloop.cli import main\ntry: main()\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "check" in done.stdout, done.stderr
