@@ -151,14 +151,19 @@ def test_only_the_trained_role_gets_gradients(backbone: Backbone) -> None:
     assert all(".policy." in name for name in received)
 
 
-def test_adapter_dropout_is_on_while_training_and_off_while_scoring(tiny_folder: Path) -> None:
+def test_adapter_dropout_is_on_only_where_it_is_asked_for(tiny_folder: Path) -> None:
     backbone = load(tiny_folder, dropout=0.5)
     add_random_role(backbone, "policy")
     scores = [logps(backbone, "policy") for _ in range(2)]
     assert torch.equal(*scores)
     with backbone.role("policy", train=True):
-        noisy = [response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).detach() for _ in range(2)]
-    assert not torch.equal(*noisy)
+        assert torch.equal(logps_now(backbone), scores[0])  # a gradient pass whose log-probs are compared
+    with backbone.role("policy", train=True, dropout=True):
+        assert not torch.equal(logps_now(backbone), logps_now(backbone))
+
+
+def logps_now(backbone: Backbone) -> torch.Tensor:
+    return response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).detach()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])

@@ -56,7 +56,7 @@ def test_unknown_flag_and_unknown_algorithm(config: Path) -> None:
 
 
 def test_missing_files(config: Path, tmp_path: Path) -> None:
-    refused(config, "no-such.yaml", "does not exist", flags=("--config", str(tmp_path / "no-such.yaml")))
+    refused(tmp_path / "no-such.yaml", "no-such.yaml", "does not exist")
     refused(edit(config, data__demonstrations=str(tmp_path / "nothing.jsonl")), "nothing.jsonl", "does not exist")
 
 

@@ -251,3 +251,8 @@ def test_explained_variance_tells_a_perfect_critic_from_the_mean() -> None:
     assert ppo.explained_variance(returns, returns) == pytest.approx(1)
     assert ppo.explained_variance(torch.full((3,), float(returns.mean())), returns) == pytest.approx(0)
     assert math.isnan(ppo.explained_variance(returns, torch.ones(3)))
+
+
+def test_leave_one_out_subtracts_the_mean_of_the_others_in_the_group() -> None:
+    found = ppo.leave_one_out(torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0]), 3)
+    assert_close(found, torch.tensor([1 - 4.0, 2 - 3.5, 6 - 1.5, -1.5, -1.5, 3.0]))

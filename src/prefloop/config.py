@@ -264,6 +264,9 @@ class PPOConfig:
     """Shift and scale the reward model's score to mean 0, std 1 on the SFT model's candidates."""
     reward_clip: float | None = 5.0
     """Clip the score to ± this; none switches it off."""
+    group_baseline: bool = False
+    """Subtract from a response's score the mean score of the other responses to its prompt (leave-one-out, Kool et al. 2019):
+    takes the prompt's difficulty out of the advantage before the critic has learnt it."""
     missing_eos_penalty: float = 1.0
     """Subtracted from the score of a response that did not end by itself."""
     length_penalty: float = 0.0
@@ -313,7 +316,7 @@ class RLHFConfig:
     output: Path = Path("runs")
     """Folder for runs; the artifact store is <output>/.store."""
     algo: str = "ppo"
-    """How the policy learns: see the list at the head of this page."""
+    """How the policy learns: ppo, dpo, ipo, hinge, orpo or simpo."""
     seed: int = 0
     """Seed of everything random."""
     rollout: Literal["vllm", "transformers"] = "vllm"

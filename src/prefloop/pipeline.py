@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from prefloop.algorithms import ALGORITHMS
@@ -154,7 +155,9 @@ def summarise(
     """What ``summary.json`` holds."""
     found = {slot: artifact.metrics for slot, artifact in run.artifacts.items()}
     judged, reward, label = found.get("judge", {}), found.get("reward", {}), found.get("comparisons", {})
-    reward_model = {k: reward[k] for k in ("accuracy", "loss", "train_accuracy", "held_out_pairs") if k in reward}
+    reward_model: dict[str, Any] = {
+        k: reward[k] for k in ("accuracy", "loss", "train_accuracy", "held_out_pairs") if k in reward
+    }
     if "pearson_gold" in judged:
         reward_model["pearson_gold"] = judged["pearson_gold"]
     config = run.runtime.backbone_config
@@ -179,22 +182,17 @@ def summarise(
 
 def show(summary: dict[str, Any], report: Path) -> None:
     """The closing table."""
-    table = Table(title=f"{summary['run']}: {summary['model']}", title_justify="left")
-    for column in (
-        "policy",
-        "gold mean",
-        "wins against SFT (gold)",
-        "(reward model)",
-        "KL, nats",
-        "words",
-        "< 5 words",
-    ):
-        table.add_column(column, justify="left" if column == "policy" else "right")
+    table = Table(
+        title=f"{summary['run']}: {summary['model']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
+    for column in ("policy", "gold", "wins %, gold", "wins %, reward", "KL", "words", "< 5 w"):
+        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
 
     def rate(row: dict[str, Any], name: str, low: str, high: str) -> str:
         if row.get(name) is None:
             return "-"
-        return f"{row[name]:.1%}" + (f" [{row[low]:.1%}, {row[high]:.1%}]" if row.get(low) is not None else "")
+        interval = f" [{row[low] * 100:.1f}, {row[high] * 100:.1f}]" if row.get(low) is not None else ""
+        return f"{row[name] * 100:.1f}{interval}"
 
     for name, row in summary["results"].items():
         gold = "-" if row.get("gold_mean") is None else f"{row['gold_mean']:.3f}"
@@ -209,9 +207,13 @@ def show(summary: dict[str, Any], report: Path) -> None:
         )
     control = {judge: rate(row, "win_rate", "ci_low", "ci_high") for judge, row in summary["control"].items()}
     if control:
-        table.add_row("A/A control", "", control.get("gold", "-"), control.get("reward", "-"), "", "", "")
+        table.add_row("A/A", "", control.get("gold", "-"), control.get("reward", "-"), "", "", "")
     if summary["results"]:
         console.print(table)
+        say(
+            "wins against SFT with 95 % intervals clustered by prompt; KL to SFT in nats a response; A/A: SFT against itself",
+            "dim",
+        )
     reused = [s for s in summary["stages"] if s["status"] == "reused"]
     if reused:
         saved = sum(s["saved_seconds"] for s in reused)

@@ -64,7 +64,7 @@ class Vote:
 
     def swap(self) -> Vote:
         """The same vote after the two responses changed places."""
-        return self if self.choice == "tie" else dataclasses.replace(self, choice=1 - self.choice)
+        return self if self.choice == "tie" else dataclasses.replace(self, choice=0 if self.choice == 1 else 1)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -111,7 +111,7 @@ R = TypeVar("R")
 Record = Prompt | Demonstration | Comparison | Rating
 
 
-def to_dict(record: Record) -> dict[str, Any]:
+def to_dict(record: Record | Response) -> dict[str, Any]:
     """JSON-ready dictionary of a record."""
     return dataclasses.asdict(record)
 

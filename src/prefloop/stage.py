@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import prefloop
 from prefloop.config import is_config
@@ -44,7 +44,7 @@ class Work:
 class Stage:
     """Base of all stages. A subclass names its inputs, what it produces, and implements ``build``."""
 
-    name: ClassVar[str] | str
+    name: str
     inputs: tuple[str, ...] = ()
     """Slots that must be filled before this stage runs."""
     produces: str

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 
 from prefloop.records import Comparison, Demonstration, Prompt, Rating, Record, Thumb, Vote
 
+PromptKey = tuple[tuple[str, str], ...]
 SOURCES: dict[type, tuple[type, ...]] = {
     Prompt: (Prompt, Demonstration, Comparison, Rating),
     Demonstration: (Demonstration, Comparison, Rating),
@@ -39,7 +40,7 @@ def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator
     ``skipped`` counts, by reason, what gave no record. Records already of ``kind`` pass unchanged, except that
     prompts are made distinct.
     """
-    seen: set[tuple] = set()
+    seen: set[PromptKey] = set()
     ratings: list[Rating] = []
     for record in records:
         if kind is Prompt:
@@ -62,7 +63,7 @@ def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator
     yield from ratings_to_comparisons(ratings, skipped)
 
 
-def prompt_key(record: Record) -> tuple:
+def prompt_key(record: Record) -> PromptKey:
     """What makes two prompts the same: every turn's role and text."""
     return tuple((message.role, message.content) for message in record.prompt)
 
@@ -97,7 +98,7 @@ def comparison_to_ratings(record: Comparison, skipped: Skipped) -> Iterator[Rati
 
 def ratings_to_comparisons(ratings: Iterable[Rating], skipped: Skipped) -> Iterator[Comparison]:
     """Pairs of an up-voted and a down-voted response to the same prompt."""
-    prompts: dict[tuple, tuple[list[Rating], list[Rating]]] = {}
+    prompts: dict[PromptKey, tuple[list[Rating], list[Rating]]] = {}
     for rating in ratings:
         net = net_thumbs(rating.votes)
         if net == 0:

@@ -101,7 +101,14 @@ def pack(documents: Sequence[Document]) -> Pack:
             branch += [len(keys)] * len(ids)
             last.append(len(tokens) - 1)
     return Pack(
-        *(torch.tensor(v) for v in (tokens, positions, document, branch, source, target, segment, last)),
+        tokens_N=torch.tensor(tokens),
+        positions_N=torch.tensor(positions),
+        document_N=torch.tensor(document),
+        branch_N=torch.tensor(branch),
+        source_R=torch.tensor(source),
+        target_R=torch.tensor(target),
+        segment_R=torch.tensor(segment),
+        last_B=torch.tensor(last),
         length_B=torch.bincount(torch.tensor(segment), minlength=len(keys)),
         keys=tuple(keys),
     )

@@ -41,6 +41,13 @@ def token_rewards(score_B: Tensor, kl_R: Tensor, length_B: Tensor, kl_coef: floa
     return rewards_R
 
 
+def leave_one_out(score_B: Tensor, group: int) -> Tensor:
+    """Scores minus the mean of the other ``group - 1`` responses to the same prompt (Kool et al. 2019); groups are consecutive."""
+    score_P_G = score_B.view(-1, group)
+    others_P_G = (score_P_G.sum(1, keepdim=True) - score_P_G) / (group - 1)
+    return (score_P_G - others_P_G).flatten()
+
+
 def whiten(values: Tensor, shift_mean: bool = True) -> Tensor:
     """Divide by the standard deviation; also subtract the mean unless told to keep it (Huang et al. 2023, detail 3.9)."""
     mean, std = values.mean(), values.std(unbiased=False)

@@ -10,9 +10,7 @@ Shape letters: B responses of a rollout, R their tokens in a row (response after
 
 from __future__ import annotations
 
-import dataclasses
 import random
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ from prefloop.config import DataConfig, PPOConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document, Pack, packs
+from prefloop.errors import ConfigError
 from prefloop.judging.judges import FunctionGrader
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
 from prefloop.models.heads import ScalarHead
@@ -36,30 +35,9 @@ from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, logps_R, policy_parameters, start_policy
+from prefloop.training.scored import Clock, Scored, draw
 
 REWARD = "reward/0"
-
-
-@dataclasses.dataclass
-class Scored:
-    """A rollout with everything the estimate needs; R tokens, response after response in rollout order."""
-
-    rollouts: list[Rollout]
-    documents: list[Document]
-    sampler_logp_R: Tensor
-    old_logp_R: Tensor
-    reference_logp_R: Tensor
-    value_R: Tensor
-    reward_B: Tensor
-    length_B: Tensor
-
-    def rows(self, pack: Pack) -> Tensor:
-        """Where the pack's response tokens stand in the flat tensors, [tokens of the pack]."""
-        ends = self.length_B.cumsum(0)
-        return torch.cat([torch.arange(int(ends[k] - self.length_B[k]), int(ends[k])) for k in pack.keys])
-
-    def sequence_sum_B(self, values_R: Tensor) -> Tensor:
-        return torch.stack([part.sum() for part in values_R.split(self.length_B.tolist())])
 
 
 class PPO(Stage):
@@ -92,6 +70,10 @@ class PPO(Stage):
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         runtime, audit = work.runtime, Audit(self.name)
         backbone = runtime.backbone
+        if self.config.group_baseline and self.config.samples_per_prompt < 2:
+            raise ConfigError(
+                "ppo.group_baseline needs ppo.samples_per_prompt of at least 2: there is no other response to compare with"
+            )
         prompts = read_prompts(work, self.data)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         room = runtime.generation.max_new_tokens
@@ -227,6 +209,8 @@ class PPO(Stage):
         config = self.config
         score_B = self._penalised(scored)
         kl_R = math_.kl_per_token(scored.old_logp_R, scored.reference_logp_R, config.kl.estimator)
+        if config.group_baseline:
+            score_B = math_.leave_one_out(score_B, config.samples_per_prompt)
         rewards_R = math_.token_rewards(score_B, kl_R, scored.length_B, kl_coef)
         if config.whiten_rewards:
             rewards_R = math_.whiten(rewards_R, shift_mean=False)
@@ -371,30 +355,3 @@ class PPO(Stage):
         }
         work.emit("step", step=step + 1, gold_mean=gold, **metrics)
         return metrics
-
-
-class Clock:
-    """Seconds of each phase."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """End a phase."""
-        now = time.monotonic()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now
-
-
-def draw(prompts: Sequence[Prompt], count: int, step: int, seed: int) -> list[Prompt]:
-    """The prompts of a step: consecutive slices of an endless series of seeded shuffles."""
-    count = min(count, len(prompts))
-    out: list[Prompt] = []
-    position = step * count
-    while len(out) < count:
-        epoch, offset = divmod(position + len(out), len(prompts))
-        order = list(prompts)
-        random.Random(f"{seed}:ppo:{epoch}").shuffle(order)
-        out += order[offset : offset + count - len(out)]
-    return out

@@ -33,7 +33,7 @@ from prefloop.training.batches import epochs_of_groups
 from prefloop.training.loop import Loop
 
 ROLE = "reward/0"
-REFERENCE_PROMPTS = 64
+REFERENCE_PROMPTS = 40
 """Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard deviation 1."""
 
 
