@@ -234,3 +234,22 @@ def test_sum_by_branch_adds_each_response_and_passes_gradients() -> None:
     (sums * torch.tensor([1.0, 10.0, 100.0])).sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [1, 1, 10, 10, 10, 10, 100]
+
+
+def test_gradient_of_shared_prompt_tokens_is_the_same_to_the_bit_every_time(
+    llama: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many branches add to one prompt token's gradient; the order must not depend on how two threads race."""
+    shared = pack([Document([5, 6, 7], [[9 + k % 40, 11] for k in range(400)], list(range(400)))])
+    monkeypatch.setattr(forward, "CHUNK", 4096)  # large enough for torch to use its threads
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        hidden = torch.randn(len(shared.tokens_N), 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        found = []
+        for _ in range(20):
+            (grad,) = torch.autograd.grad(response_logps_R(llama, hidden, shared).sum(), hidden)
+            found.append(grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])

@@ -71,7 +71,9 @@ def response_logps_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, tempera
 
     parts = []
     for source_C, target_C in _chunks(pack):
-        hidden_C_H = hidden_N_H[source_C]
+        # Branches share the prompt's last token. index_select adds their gradients in a fixed order; indexing with [] adds them
+        # in parallel with atomics, and a resumed run would end in other bytes.
+        hidden_C_H = hidden_N_H.index_select(0, source_C)
         if torch.is_grad_enabled() and hidden_C_H.requires_grad:
             parts.append(checkpoint(chunk, hidden_C_H, target_C, use_reentrant=False))
         else:
@@ -88,7 +90,7 @@ def entropy_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: f
 
     parts = []
     for source_C, _ in _chunks(pack):
-        hidden_C_H = hidden_N_H[source_C]
+        hidden_C_H = hidden_N_H.index_select(0, source_C)
         recompute = torch.is_grad_enabled() and hidden_C_H.requires_grad
         parts.append(checkpoint(chunk, hidden_C_H, use_reentrant=False) if recompute else chunk(hidden_C_H))
     return torch.cat(parts)

@@ -188,7 +188,7 @@ class PPO(Stage):
             with backbone.role(POLICY):
                 hidden = hidden_N_H(backbone, there)
                 scored.old_logp_R[rows] = response_logps_R(backbone, hidden, there, temperature).cpu()
-                scored.value_R[rows] = value_head(hidden[there.source_R]).cpu()
+                scored.value_R[rows] = value_head(hidden.index_select(0, there.source_R)).cpu()
             scored.reference_logp_R[rows] = logps_R(backbone, there, REFERENCE, temperature).cpu()
             raw_B = scores_B(backbone, reward_head, there, REWARD)
             scored.reward_B[list(pack.keys)] = (
@@ -252,7 +252,7 @@ class PPO(Stage):
             with backbone.role(POLICY, train=True):
                 hidden = hidden_N_H(backbone, pack)
                 logp_R = response_logps_R(backbone, hidden, pack, temperature)
-                value_R = value_head(hidden[pack.source_R].detach())
+                value_R = value_head(hidden.index_select(0, pack.source_R).detach())
                 policy_R = policy_weight * math_.policy_loss_R(logp_R, old_R, advantage, config.clip_range, weight)
                 value_loss_R = math_.value_loss_R(
                     value_R, scored.value_R[rows].to(backbone.device), returns, config.value_clip_range
