@@ -43,7 +43,9 @@ def config(tmp_path: Path, tiny_folder: Path) -> Path:
 
 
 def test_unknown_yaml_key_names_the_nearest(config: Path) -> None:
-    refused(edit(config, ppo__kl__coeff=0.1), "unknown key 'ppo.kl.coeff'", "did you mean 'coef'?", "config.yaml")
+    refused(
+        edit(config, ppo__kl__coeff=0.1), "unknown key 'ppo.kl.coeff'", "did you mean 'ppo.kl.coef'?", "config.yaml"
+    )
 
 
 def test_wrong_type_names_the_field(config: Path) -> None:

@@ -126,7 +126,7 @@ def test_an_error_counts_all_bad_rows_shows_five_and_says_what_to_do(tmp_path: P
     text = str(error.value)
     assert f"{path}: 7 of 8 rows cannot be used (layout trl_explicit)" in text
     assert text.count("field 'chosen': is empty") == 5 and "row 2, " in text and "and 2 more" in text
-    assert "`bad_rows: quarantine`" in text and "the other 1" in text
+    assert "`data.bad_rows: quarantine`" in text and "the other 1" in text
     assert not list(tmp_path.glob("*quarantine*"))
 
 

@@ -34,5 +34,7 @@ ALGORITHMS: dict[str, Callable[[RLHFConfig], Stage]] = {
 def algorithm(config: RLHFConfig) -> Stage:
     """The stage that ``config.algo`` names; raises ``ConfigError`` with the nearest known name."""
     if config.algo not in ALGORITHMS:
-        raise ConfigError(f"algo: unknown algorithm '{config.algo}' ({nearest(config.algo, ALGORITHMS)})")
+        raise ConfigError(
+            f"algo: unknown algorithm '{config.algo}' ({nearest(config.algo, ALGORITHMS)}; one of {', '.join(ALGORITHMS)})"
+        )
     return ALGORITHMS[config.algo](config)

@@ -1,6 +1,6 @@
-"""The ``prefloop`` command: check data, judge two sets of answers, write a report again, say what is installed.
+"""Check data, judge two sets of answers, write a report again, say what is installed.
 
-The pipeline itself is ``pipelines/rlhf.py``. Nothing heavy is imported before a subcommand needs it.
+The pipeline itself is pipelines/rlhf.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Check:
 
 @dataclasses.dataclass
 class Judge:
-    """Compare two files of answers with an LLM judge, asked in both orders; rows are {id, prompt, response}."""
+    """Compare two files of answers with an LLM judge, asked in both orders; rows are {id, prompt: [messages], response}."""
 
     a: Path
     """Answers of the first model."""

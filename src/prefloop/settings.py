@@ -51,7 +51,9 @@ def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> No
     known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
     for key, value in tree.items():
         if key not in known:
-            raise ConfigError(f"{where}: unknown key '{prefix}{key}' ({nearest(str(key), known)})")
+            raise ConfigError(
+                f"{where}: unknown key '{prefix}{key}' ({nearest(prefix + str(key), [prefix + k for k in known])})"
+            )
         inner = known[key]
         if isinstance(value, dict) and dataclasses.is_dataclass(inner):
             _check_keys(value, typing.cast(type, inner), where, f"{prefix}{key}.")

@@ -96,7 +96,9 @@ def unusable(path: Path, layout: str, findings: list[Finding], rows_read: int) -
     if bad > SHOWN:
         lines.append(f"  and {bad - SHOWN} more")
     if good:
-        lines.append(f"Fix them, or set `bad_rows: quarantine` to set them aside and use the other {good}.")
+        lines.append(
+            f"Fix them, or set `data.bad_rows: quarantine` (`prefloop check --quarantine FOLDER`) to set them aside and use the other {good}."
+        )
     else:
         lines.append("Not one row is left to use: fix them, or name the layout if it was taken for the wrong one.")
     return DataError("\n".join(lines))
