@@ -78,11 +78,11 @@ class Loop:
                 )
             self.accelerator.backward(loss)
             total += value
-        norm = 0.0
-        for part in self.parts.values():  # a head's gradient must not decide how far the adapter's is cut
-            norm = max(norm, float(self.accelerator.clip_grad_norm_(part, self.optim.max_grad_norm)))
-            if not math.isfinite(norm):
-                break
+        # Each part apart: a head's gradient must not decide how far the adapter's is cut.
+        norms = [
+            float(self.accelerator.clip_grad_norm_(part, self.optim.max_grad_norm)) for part in self.parts.values()
+        ]
+        norm = next((n for n in norms if not math.isfinite(n)), max(norms))
         if not math.isfinite(norm):
             raise NonFiniteLoss(
                 f"step {self.step + 1}: gradient norm is {norm}; the step was not applied, lower the learning rate"
