@@ -14,7 +14,7 @@ from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.records import Message
-from prefloop.rollouts.engine import Rollout, TransformersEngine, start
+from prefloop.rollouts.engine import Rollout, TransformersEngine, resolved, start
 
 PROMPTS = ["try", "What is the capital of the country by the river?", "Please tell me how"]
 
