@@ -6,6 +6,7 @@ The pipeline itself is pipelines/rlhf.py.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import sys
@@ -121,6 +122,9 @@ Command = (
 
 
 def _main(arguments: Sequence[str]) -> None:
+    if list(arguments) == ["--version"]:
+        print(f"prefloop {importlib.metadata.version('prefloop')}")
+        return
     command = tyro.cli(Command, args=list(arguments), prog="prefloop", description=__doc__)
     command.run()
 

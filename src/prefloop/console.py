@@ -36,6 +36,22 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner with elapsed time on a terminal; afterwards a line with the seconds, when there was more than one."""
+    started = time.monotonic()
+    if console.is_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            bar.add_task(what, total=None)
+            yield
+    else:
+        yield
+    seconds = time.monotonic() - started
+    if seconds > 1:
+        say(f"  {what}: {duration(seconds)}", "dim")
+
+
+@contextlib.contextmanager
 def progress(what: str, total: int, unit: str = "it") -> Iterator[Callable[..., None]]:
     """Show ``what`` advancing to ``total``; yields ``advance(n=1, note="")``.
 

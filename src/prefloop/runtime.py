@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.config import BackboneConfig, GenerationConfig
-from prefloop.console import duration, say
+from prefloop.console import waiting
 from prefloop.models.lookup import fingerprint, resolve
 from prefloop.store import Store
 
@@ -62,7 +62,8 @@ class Runtime:
     @cached_property
     def model_folder(self) -> Path:
         """Local folder of the model, found or fetched once."""
-        return resolve(self.backbone_config.model, self.store.root / "models")
+        with waiting(f"find {self.backbone_config.model}"):
+            return resolve(self.backbone_config.model, self.store.root / "models")
 
     @cached_property
     def model_fingerprint(self) -> str:
@@ -90,7 +91,7 @@ class Runtime:
         """The frozen weights, loaded once."""
         from prefloop.models.backbone import Backbone
 
-        with self.timed(f"load {self.backbone_config.model} ({self.backbone_config.precision})"):
+        with waiting(f"load {self.backbone_config.model} ({self.backbone_config.precision})"):
             return Backbone.load(self.backbone_config, self.model_folder)
 
     @property
@@ -99,18 +100,9 @@ class Runtime:
         if self._engine is None:
             from prefloop.rollouts.engine import start
 
-            with self.timed(f"start rollout engine ({self.engine_name})"):
+            with waiting(f"start rollout engine ({self.engine_name})"):
                 self._engine = start(self.engine_name, self.backbone, self.generation)
         return self._engine
-
-    @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Say how long something took when it took over a second."""
-        started = datetime.datetime.now()
-        yield
-        seconds = (datetime.datetime.now() - started).total_seconds()
-        if seconds > 1:
-            say(f"  {what}: {duration(seconds)}", "dim")
 
     @contextlib.contextmanager
     def events_to(self, path: Path) -> Iterator[None]:

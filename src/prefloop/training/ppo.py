@@ -1,0 +1,191 @@
+"""The three steps of PPO after generation: score, estimate, optimise.
+
+Reference log-probs, values and rewards come from the same packs, in which the responses of a group share their prompt. The value head is
+linear on the policy's detached hidden states. Advantages are GAE; log-probs are at the sampling temperature throughout.
+
+Shape letters: B responses of a rollout, R their tokens in a row (response after response).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from prefloop.audit import Audit
+from prefloop.config import PPOConfig
+from prefloop.data.packing import Document, Pack, packs
+from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
+from prefloop.models.heads import ScalarHead
+from prefloop.models.scoring import scores_B
+from prefloop.objectives import ppo as math_
+from prefloop.records import Prompt
+from prefloop.rollouts.engine import Rollout
+from prefloop.stage import Work
+from prefloop.training.loop import Loop
+from prefloop.training.policy import POLICY, REFERENCE, logps_R
+from prefloop.training.scored import Scored
+
+REWARD = "reward/0"
+
+
+def score(
+    work: Work,
+    config: PPOConfig,
+    batch: list[Prompt],
+    prompts_ids: dict[str, list[int]],
+    rollouts: list[Rollout],
+    reward_head: ScalarHead,
+    value_head: ScalarHead,
+) -> Scored:
+    """Log-probs under policy and reference, values and rewards of a rollout, from the same packs."""
+    backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
+    n = config.samples_per_prompt
+    documents = [
+        Document(
+            prompts_ids[p.id], [r.token_ids for r in rollouts[i * n : (i + 1) * n]], list(range(i * n, (i + 1) * n))
+        )
+        for i, p in enumerate(batch)
+    ]
+    length_B = torch.tensor([len(r.token_ids) for r in rollouts])
+    flat = {name: torch.zeros(int(length_B.sum())) for name in ("old", "reference", "value")}
+    sampler_R = torch.tensor([logp for r in rollouts for logp in r.logps])
+    scored = Scored(
+        rollouts,
+        documents,
+        sampler_R,
+        flat["old"],
+        flat["reference"],
+        flat["value"],
+        torch.zeros(len(rollouts)),
+        length_B,
+    )
+    for pack in packs(documents, backbone.config.pack_tokens):
+        rows, there = scored.rows(pack), pack.to(backbone.device)
+        with backbone.role(POLICY):
+            hidden = hidden_N_H(backbone, there)
+            scored.old_logp_R[rows] = response_logps_R(backbone, hidden, there, temperature).cpu()
+            scored.value_R[rows] = value_head(hidden.index_select(0, there.source_R)).cpu()
+        scored.reference_logp_R[rows] = logps_R(backbone, there, REFERENCE, temperature).cpu()
+        raw_B = scores_B(backbone, reward_head, there, REWARD)
+        scored.reward_B[list(pack.keys)] = (reward_head.normalized(raw_B) if config.normalize_reward else raw_B).cpu()
+    return scored
+
+
+def penalised_B(config: PPOConfig, scored: Scored) -> Tensor:
+    """What PPO maximises: the clipped reward minus the penalties, [B]."""
+    score_B = scored.reward_B.clone()
+    if config.reward_clip is not None:
+        score_B = score_B.clamp(-config.reward_clip, config.reward_clip)
+    finished_B = torch.tensor([r.finished for r in scored.rollouts])
+    return score_B - config.missing_eos_penalty * (~finished_B) - config.length_penalty * scored.length_B
+
+
+def estimate(config: PPOConfig, scored: Scored, kl_coef: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Per-token KL, advantages and returns, [R] each."""
+    score_B = penalised_B(config, scored)
+    kl_R = math_.kl_per_token(scored.old_logp_R, scored.reference_logp_R, config.kl.estimator)
+    if config.group_baseline:
+        score_B = math_.leave_one_out(score_B, config.samples_per_prompt)
+    rewards_R = math_.token_rewards(score_B, kl_R, scored.length_B, kl_coef)
+    if config.whiten_rewards:
+        rewards_R = math_.whiten(rewards_R, shift_mean=False)
+    lengths = scored.length_B.tolist()
+    pieces = [
+        math_.gae(r, v, config.gamma, config.gae_lambda)
+        for r, v in zip(rewards_R.split(lengths), scored.value_R.split(lengths), strict=True)
+    ]
+    advantage_R = torch.cat([a for a, _ in pieces])
+    return (
+        kl_R,
+        math_.whiten(advantage_R) if config.whiten_advantages else advantage_R,
+        torch.cat([r for _, r in pieces]),
+    )
+
+
+def optimise(
+    work: Work,
+    config: PPOConfig,
+    loop: Loop,
+    scored: Scored,
+    advantage_R: Tensor,
+    return_R: Tensor,
+    value_head: ScalarHead,
+    step: int,
+    audit: Audit,
+) -> dict[str, float]:
+    """All epochs and minibatches over one rollout; the first update ever is audited (ratio 1, weights move, backbone does not)."""
+    backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
+    importance_R = torch.ones_like(scored.old_logp_R)
+    if config.importance_cap is not None:
+        importance_R = math_.truncated_importance(scored.old_logp_R, scored.sampler_logp_R, config.importance_cap)
+    sums = dict.fromkeys(("tokens", "clipped", "policy", "value", "ratio"), 0.0)
+    policy_weight = 0.0 if step < config.value_warmup else 1.0
+
+    def loss_of(pack: Pack) -> Tensor:
+        rows = scored.rows(pack)
+        old_R, advantage, returns, weight = (
+            x[rows].to(backbone.device) for x in (scored.old_logp_R, advantage_R, return_R, importance_R)
+        )
+        with backbone.role(POLICY, train=True):
+            hidden = hidden_N_H(backbone, pack)
+            logp_R = response_logps_R(backbone, hidden, pack, temperature)
+            value_R = value_head(hidden.index_select(0, pack.source_R).detach())
+            policy_R = policy_weight * math_.policy_loss_R(logp_R, old_R, advantage, config.clip_range, weight)
+            value_loss_R = math_.value_loss_R(
+                value_R, scored.value_R[rows].to(backbone.device), returns, config.value_clip_range
+            )
+            total = policy_R.sum() + config.value_coef * value_loss_R.sum()
+            if config.entropy_coef:
+                total = (
+                    total - policy_weight * config.entropy_coef * entropy_R(backbone, hidden, pack, temperature).sum()
+                )
+        ratio_R = (logp_R.detach() - old_R).exp()
+        for name, amount in (
+            ("tokens", float(len(rows))),
+            ("ratio", float(ratio_R.sum())),
+            ("policy", float(policy_R.detach().sum())),
+            ("value", float(value_loss_R.detach().sum())),
+            ("clipped", float(((ratio_R - 1).abs() > config.clip_range).sum())),
+        ):
+            sums[name] += amount
+        return total
+
+    frozen = backbone.frozen_digest() if step == 0 else ""
+    before = {n: p.detach().clone() for n, p in loop.parameters.items()} if step == 0 else {}
+    last: dict[str, float] = {}
+    for number, documents in enumerate(minibatches(config, scored.documents, work.runtime.seed, step)):
+        items = sum(len(ids) for d in documents for ids in d.responses_ids)
+        last = loop.update(packs(documents, backbone.config.pack_tokens), loss_of, items)
+        if step == 0 and number == 0:
+            audit.equal(
+                "ratio before the first update",
+                sums["ratio"] / sums["tokens"],
+                1.0,
+                1e-3 if backbone.compute_dtype == torch.float32 else 2e-2,
+                "The first pass over a rollout must see the policy that made it.",
+            )
+            if policy_weight:
+                audit.moved(
+                    before, {n: p.detach() for n, p in loop.parameters.items()}, frozen, backbone.frozen_digest()
+                )
+    tokens = max(1.0, sums["tokens"])
+    return {
+        "grad_norm": last["grad_norm"],
+        "lr": last["lr"],
+        "policy_loss": sums["policy"] / tokens,
+        "value_loss": sums["value"] / tokens,
+        "clip_fraction": sums["clipped"] / tokens,
+        "ratio": sums["ratio"] / tokens,
+    }
+
+
+def minibatches(config: PPOConfig, documents: Sequence[Document], seed: int, step: int) -> Iterator[list[Document]]:
+    """Every epoch shuffles the rollout's prompts and deals them into equal minibatches."""
+    for epoch in range(config.epochs):
+        order = list(documents)
+        random.Random(f"{seed}:{step}:{epoch}").shuffle(order)
+        parts = min(config.minibatches, len(order))
+        yield from (order[k::parts] for k in range(parts))
