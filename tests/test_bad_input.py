@@ -57,6 +57,13 @@ def test_unknown_flag_and_unknown_algorithm(config: Path) -> None:
     refused(config, "unknown algorithm 'dpoo'", "did you mean 'dpo'?", flags=("--algo", "dpoo"))
 
 
+def test_all_missing_files_are_named_at_once(config: Path, tmp_path: Path) -> None:
+    output = refused(
+        edit(config, data__prompts=str(tmp_path / "no.jsonl"), data__eval_prompts=str(tmp_path / "none.jsonl"))
+    )
+    assert output.count("no.jsonl") == 1 and output.count("none.jsonl") == 1, output
+
+
 def test_missing_files(config: Path, tmp_path: Path) -> None:
     refused(tmp_path / "no-such.yaml", "no-such.yaml", "does not exist")
     refused(edit(config, data__demonstrations=str(tmp_path / "nothing.jsonl")), "nothing.jsonl", "does not exist")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from prefloop.algorithms import ALGORITHMS
 from prefloop.console import console, duration, say
-from prefloop.errors import StoreError
+from prefloop.errors import PrefloopError, StoreError
 from prefloop.runtime import Runtime, environment
 from prefloop.stage import Stage
 from prefloop.store import Artifact, run_lock, write_json
@@ -116,8 +116,7 @@ class Pipeline:
         Raises ``StoreError`` when another process works on the same folder.
         """
         folder = Path(folder)
-        for stage in self.stages:
-            stage.preflight()
+        self._preflight()
         try:
             return self._run(folder, command, algo)
         except Exception as error:
@@ -127,6 +126,18 @@ class Pipeline:
                     "space (old artifacts in it may be deleted) and run the same command again"
                 ) from error
             raise
+
+    def _preflight(self) -> None:
+        """Every file that any stage misses, at once."""
+        found: list[PrefloopError] = []
+        for stage in self.stages:
+            try:
+                stage.preflight()
+            except PrefloopError as error:
+                if str(error) not in map(str, found):
+                    found.append(error)
+        if found:
+            raise type(found[0])("\n       ".join(map(str, found)))
 
     def _run(self, folder: Path, command: str, algo: str) -> dict[str, Any]:
         from prefloop.report.html import write_report
