@@ -21,22 +21,29 @@ if TYPE_CHECKING:
 
 def compose(config: RLHFConfig) -> "list[Stage]":
     """The stages of a run; what each needs and fills wires them together."""
-    from prefloop.algorithms import algorithm
+    from prefloop.algorithms import REWARD_ONLY, algorithm
     from prefloop.stages.evaluate import Evaluate
     from prefloop.stages.label import Label
+    from prefloop.stages.reference import Reference
     from prefloop.stages.reward import RewardModel
+    from prefloop.stages.reward_test import RewardTest
     from prefloop.stages.sample import Sample
     from prefloop.stages.sft import SFT
 
-    simulated = config.label.source == "simulated"
-    return [
-        SFT(config.sft, config.data),
-        *([Sample(config.sample, config.data)] if simulated else []),
-        Label(config.label, config.data, config.gold),
-        RewardModel(config.reward),
-        algorithm(config),
-        Evaluate(config.evaluate, config.data, config.gold),
+    data, simulated = config.data, config.label.source == "simulated"
+    with_sft = data.demonstrations is not None or simulated or config.algo != REWARD_ONLY
+    stages: list[Stage] = [
+        *([SFT(config.sft, data)] if with_sft else []),
+        *([Sample(config.sample, data)] if simulated else []),
+        Label(config.label, data, config.gold),
+        RewardModel(config.reward, from_sft=with_sft),
+        *([RewardTest(config.reward, data)] if data.reward_tests else []),
     ]
+    if config.algo == REWARD_ONLY:
+        return stages
+    policy = algorithm(config)
+    reference = [Reference()] if "reference" in policy.inputs else []
+    return [*stages, *reference, policy, Evaluate(config.evaluate, data, config.gold)]
 
 
 def main(arguments: Sequence[str]) -> None:

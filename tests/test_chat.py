@@ -162,8 +162,8 @@ def test_pairs_of_one_prompt_share_it_and_their_common_responses(encoder: Encode
     ]
     groups = preference_groups(rows, [1.0, 0.0, 0.25], encoder)
     assert [len(g.document.responses_ids) for g in groups] == [3, 2]
-    assert groups[0].pairs == [(0, 1, 1.0), (1, 2, 0.25)]
-    assert groups[1].pairs == [(0, 1, 0.0)]
+    assert groups[0].pairs == [(0, 1, 1.0, 1.0), (1, 2, 0.25, 1.0)]
+    assert groups[1].pairs == [(0, 1, 0.0, 1.0)]
     keys = [k for g in groups for k in g.document.keys]
     assert len(set(keys)) == 5
     assert encoder.chat.decode(groups[0].document.responses_ids[2]) == "three"

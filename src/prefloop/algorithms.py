@@ -24,17 +24,32 @@ def _preference(loss: str) -> Callable[[RLHFConfig], Stage]:
     return make
 
 
+def _kto(config: RLHFConfig) -> Stage:
+    from prefloop.stages.kto import KTO
+
+    return KTO(config.preference)
+
+
+PAIR = ("dpo", "cdpo", "robust", "ipo", "hinge", "apo_zero", "apo_down", "orpo", "simpo", "cpo")
+"""Losses on pairs; ``training.pairs.PAIR_LOSSES`` holds them (not imported here: the command line must not load torch)."""
+
 ALGORITHMS: dict[str, Callable[[RLHFConfig], Stage]] = {
     "ppo": _ppo,
-    **{loss: _preference(loss) for loss in ("dpo", "ipo", "hinge", "orpo", "simpo")},
+    "kto": _kto,
+    **{loss: _preference(loss) for loss in PAIR},
 }
 """Name → the stage that turns an SFT adapter into an aligned one; its artifact fills the slot of the same name."""
 
 
+REWARD_ONLY = "reward"
+"""What --algo says to train and measure the reward model alone."""
+
+
 def algorithm(config: RLHFConfig) -> Stage:
     """The stage that ``config.algo`` names; raises ``ConfigError`` with the nearest known name."""
+    names = [*ALGORITHMS, REWARD_ONLY]
     if config.algo not in ALGORITHMS:
         raise ConfigError(
-            f"algo: unknown algorithm '{config.algo}' ({nearest(config.algo, ALGORITHMS)}; one of {', '.join(ALGORITHMS)})"
+            f"algo: unknown algorithm '{config.algo}' ({nearest(config.algo, names)}; one of {', '.join(names)})"
         )
     return ALGORITHMS[config.algo](config)

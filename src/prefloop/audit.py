@@ -7,7 +7,7 @@ is not the start of training, dropout in log-prob passes, weights that do not mo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefloop.console import say
 from prefloop.data.chat import ChatFormat
+from prefloop.data.packing import Document
 from prefloop.errors import AuditError
 
 
@@ -32,28 +33,37 @@ class Audit:
         if not ok:
             raise AuditError(f"audit of stage {self.stage} failed: {name}: {found}. {fix}")
 
-    def prompts(self, chat: ChatFormat, prompts_ids: Sequence[Sequence[int]]) -> None:
+    def prompts(self, chat: ChatFormat, prompts_ids: Iterable[Sequence[int]]) -> None:
         """Every prompt starts with exactly one BOS where the tokenizer has one for plain text."""
-        doubled = sum(chat.doubled_bos(ids) for ids in prompts_ids)
-        missing = sum(1 for ids in prompts_ids if chat.adds_bos and ids[0] != chat.tokenizer.bos_token_id)
+        count = doubled = missing = 0
+        for ids in prompts_ids:
+            count += 1
+            doubled += chat.doubled_bos(ids)
+            missing += chat.adds_bos and ids[0] != chat.tokenizer.bos_token_id
         self.check(
             "one BOS",
             doubled + missing == 0,
-            f"{len(prompts_ids)} prompts, {doubled} doubled, {missing} missing",
+            f"{count} prompts, {doubled} doubled, {missing} missing",
             "The chat template and the tokenizer both write one, or neither does: correct backbone.chat_template.",
         )
 
-    def tokens(
-        self, chat: ChatFormat, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[int]], cut: int
-    ) -> None:
-        """BOS, EOS and padding of tokenised rows; ``cut`` responses were truncated."""
-        self.prompts(chat, prompts_ids)
-        ended = sum(1 for ids in responses_ids if ids[-1] == chat.stop_id)
+    def tokens(self, chat: ChatFormat, documents: Iterable[Document], cut: int) -> None:
+        """BOS, EOS and padding of tokenised rows, read once; ``cut`` responses were truncated."""
+        count = ended = 0
+
+        def prompts() -> Iterator[Sequence[int]]:
+            nonlocal count, ended
+            for document in documents:
+                count += len(document.responses_ids)
+                ended += sum(ids[-1] == chat.stop_id for ids in document.responses_ids)
+                yield document.prompt_ids
+
+        self.prompts(chat, prompts())
         stop = chat.tokenizer.convert_ids_to_tokens(chat.stop_id)
         self.check(
             "EOS inside the loss",
-            ended + cut >= len(responses_ids) and ended > 0,
-            f"{ended} of {len(responses_ids)} responses end in {stop}, {cut} were cut",
+            ended + cut >= count and ended > 0,
+            f"{ended} of {count} responses end in {stop}, {cut} were cut",
             "A model trained without it never stops.",
         )
         same = chat.pad_id == chat.stop_id

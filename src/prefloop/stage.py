@@ -36,6 +36,13 @@ class Work:
         """Training checkpoints live here until the artifact is complete."""
         return self.folder / "checkpoints"
 
+    @property
+    def scratch(self) -> Path:
+        """Files that the stage needs while it works and the artifact does not keep."""
+        folder = self.checkpoints / "scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def emit(self, event: str, **fields: Any) -> None:
         """Log an event of this stage."""
         self.runtime.emit(stage=self.stage, event=event, **fields)
@@ -108,7 +115,7 @@ class Stage:
 
     def _build(self, runtime: Runtime, key: str, inputs: dict[str, Artifact]) -> Artifact:
         folder = runtime.store.work_folder(self.name, key)
-        work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*")))
+        work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*-*")))
         say(f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}", "bold")
         started = time.monotonic()
         try:

@@ -35,10 +35,12 @@ class BackboneConfig:
     """Storage of the weights. nf4: 4-bit NormalFloat with double quantisation (QLoRA)."""
     compute: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic. auto: bfloat16 on GPUs and on CPUs with AMX, float32 on other CPUs, where it is faster."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention implementation; both take the packed mask."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    attention: Literal["auto", "sdpa", "eager", "varlen", "flex"] = "auto"
+    """Attention over packs. auto: on a GPU the fastest that agrees with sdpa on this model, sdpa on a CPU. sdpa and eager take a
+    mask; varlen (FlashAttention over segments) and flex (compiled FlexAttention) skip what is masked; both need a GPU."""
+    gradient_checkpointing: Literal["none", "mlp", "block"] = "none"
+    """Recompute activations in the backward pass. mlp: those inside the MLPs, most of the memory for a tenth more time; block: whole
+    decoder blocks, the least memory."""
     chat_template: str = "model"
     """'model': the tokenizer's own; 'chatml': ChatML without a default system message; or the path of a Jinja file."""
     max_length: int = 1024
@@ -77,6 +79,8 @@ class DataConfig:
     """Labelled pairs, for label.source = file."""
     eval_prompts: Path | None = file(default=None)
     """Prompts for the final comparison; never trained on."""
+    reward_tests: list[Path] = field(default_factory=list)
+    """Files of labelled pairs on which the reward model is measured; never trained on."""
     layout: str = "auto"
     """Layout of the files; detected when 'auto'."""
     bad_rows: Literal["error", "quarantine"] = "error"
@@ -84,7 +88,7 @@ class DataConfig:
     limit: int | None = None
     """Use the first n rows of each training file."""
     eval_limit: int | None = None
-    """Use the first n rows of eval_prompts."""
+    """Use the first n rows of eval_prompts and of each of reward_tests."""
 
 
 @dataclass(config=STRICT)

@@ -57,14 +57,20 @@ class LabelConfig:
 
 @dataclass(config=STRICT)
 class RewardConfig:
-    """Bradley-Terry reward model: an adapter and a scalar head, trained on votes."""
+    """Bradley-Terry reward model: an adapter and a scalar head, or several, trained on votes."""
 
+    members: int = 1
+    """Adapters, each with its head, trained on bootstraps of the comparisons; their mean is the score, their spread its uncertainty."""
     epochs: float = 1.0
     """Passes over the comparisons."""
     batch_pairs: int = 32
     """Pairs an optimizer step."""
     holdout: float = 0.1
     """Share of prompts kept out of training to measure accuracy."""
+    margin: float = 0.0
+    """Difference of scores that a unanimous vote asks for; a divided one asks for its share of it."""
+    center: float = 0.0
+    """Weight of (score + score)², which keeps scores around 0."""
     head_learning_rate: float = 3e-4
     """Learning rate of the scalar head."""
     optim: OptimConfig = optim(learning_rate=3e-4)
@@ -76,17 +82,27 @@ class PreferenceConfig:
     """Learning straight from comparisons (DPO and its relatives); the loss is chosen by --algo."""
 
     beta: float = 0.1
-    """Strength of the pull to the reference (IPO: tau; SimPO: scale)."""
-    label_smoothing: float = 0.0
-    """Conservative DPO: assumed share of flipped votes, on top of the soft labels from the votes."""
+    """Strength of the pull to the reference (IPO: tau)."""
+    flipped_share: float = 0.1
+    """Assumed share of flipped votes, for the losses that allow for it: cdpo and robust."""
     soft_labels: bool = True
     """Train on the share of votes for each response instead of on the majority."""
     ipo_reduction: Literal["mean", "sum"] = "mean"
     """IPO's log-ratios: per token (TRL's reading) or summed (the paper's code)."""
+    simpo_beta: float = 2.0
+    """SimPO's scale of the difference of mean log-probs a token."""
     margin: float = 1.0
     """SimPO's target margin gamma."""
     sft_weight: float = 0.1
     """ORPO's lambda."""
+    nll_weight: float = 1.0
+    """CPO's weight of the preferred response's negative mean log-prob."""
+    weights: Literal["equal", "votes", "agreement"] = "equal"
+    """What a pair counts for, its mean over the data being 1: all the same, its number of votes, or how far they agree (|2p - 1|)."""
+    balance_thumbs: bool = True
+    """KTO: weigh thumbs up and down so that both kinds count the same in all."""
+    reference: Literal["live", "cached"] = "live"
+    """Reference log-probs: computed in every step by switching the adapter, or once for all pairs and kept in the store."""
     epochs: float = 1.0
     """Passes over the comparisons."""
     batch_pairs: int = 32

@@ -74,11 +74,14 @@ class Checked(Generic[R]):
     rows_read: int
     quarantine: Path | None
     skipped: dict[str, int] = field(default_factory=dict)
+    count: int | None = None
+    """Usable records, when they went elsewhere and ``records`` is empty."""
+    kind: str = ""
 
     def describe(self) -> str:
         """One line: ``240 prompts from train.jsonl (prefloop), 2 rows quarantined in train.quarantine.jsonl``."""
-        noun = type(self.records[0]).__name__.lower() if self.records else "record"
-        line = f"{_count(len(self.records), noun)} from {self.path.name} ({self.layout})"
+        noun = (type(self.records[0]).__name__ if self.records else self.kind or "record").lower()
+        line = f"{_count(len(self.records) if self.count is None else self.count, noun)} from {self.path.name} ({self.layout})"
         if self.findings and self.quarantine:
             line += f", {_count(len(self.findings), 'row')} quarantined in {self.quarantine.name}"
         return line + "".join(f", {number} skipped: {reason}" for reason, number in self.skipped.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prefloop.data.chat import ChatFormat
 from prefloop.data.packing import Document, Pack
@@ -49,15 +49,27 @@ class Encoder:
 class PreferenceGroup:
     """All pairs of one prompt: every distinct response is encoded once, pairs point at them.
 
-    ``pairs`` holds (first, second, label) with indices into ``document.keys`` and the probability that the first is better.
+    ``pairs`` holds (first, second, label, weight): indices into ``document.keys``, the probability that the first is better, and what
+    the pair counts for beside others.
     """
 
     document: Document
-    pairs: list[tuple[int, int, float]]
+    pairs: list[tuple[int, int, float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ThumbGroup:
+    """The rated responses to one prompt: ``up[i]`` says whether response i is desirable."""
+
+    document: Document
+    up: list[bool]
 
 
 def preference_groups(
-    comparisons: Sequence[Comparison], labels: Sequence[float], encoder: Encoder
+    comparisons: Sequence[Comparison],
+    labels: Sequence[float],
+    encoder: Encoder,
+    weights: Sequence[float] | None = None,
 ) -> list[PreferenceGroup]:
     """Group comparisons by prompt. ``labels[i]`` is the probability that response 0 of comparison i is better."""
     order: dict[tuple[tuple[str, str], ...], list[int]] = {}
@@ -74,7 +86,7 @@ def preference_groups(
         for i in members:
             ends = [_index(r, known, responses, encoder, len(prompt_ids)) for r in comparisons[i].responses]
             if responses[ends[0]] != responses[ends[1]]:  # cutting can make two responses equal
-                pairs.append((ends[0], ends[1], labels[i]))
+                pairs.append((ends[0], ends[1], labels[i], weights[i] if weights else 1.0))
         if not pairs:
             continue
         document = Document(prompt_ids, responses, list(range(key, key + len(responses))))
@@ -97,15 +109,18 @@ def _index(
     return known[identity]
 
 
-def pair_indices(pack: Pack, by_key: dict[int, PreferenceGroup]) -> tuple[list[int], list[int], list[float]]:
-    """Positions in the pack of the two responses of each of its pairs, and the pairs' labels."""
-    first, second, labels = [], [], []
+def pair_indices(
+    pack: Pack, by_key: Mapping[int, PreferenceGroup]
+) -> tuple[list[int], list[int], list[float], list[float]]:
+    """Positions in the pack of the two responses of each of its pairs, the pairs' labels and weights."""
+    first, second, labels, weights = [], [], [], []
     start = 0
     while start < len(pack.keys):
         group = by_key[pack.keys[start]]
-        for a, b, label in group.pairs:
+        for a, b, label, weight in group.pairs:
             first.append(start + a)
             second.append(start + b)
             labels.append(label)
+            weights.append(weight)
         start += len(group.document.keys)
-    return first, second, labels
+    return first, second, labels, weights

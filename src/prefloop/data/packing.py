@@ -1,12 +1,13 @@
 """Token-budget packs in which any number of responses branch off one shared prompt.
 
-Shape letters: N packed tokens, R response tokens, B branches (responses) of a pack. A pack is one row: documents one after another, each
+Shape letters: N packed tokens, R response tokens, B branches (responses) of a pack, S prompts and branches, M keys with prompts repeated. A pack is one row: documents one after another, each
 its prompt followed by its branches. Positions restart at the branch, so a response sits where it would sit alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -56,6 +57,14 @@ class Pack:
     """Response length in tokens."""
     keys: tuple[int, ...]
     """The caller's names of the branches, B long."""
+    starts_q: Tensor
+    """First token of each prompt and each branch, then N; int32 [S + 1]."""
+    starts_k: Tensor
+    """Where the keys of those S segments start in ``keys_M``, then M; int32 [S + 1]."""
+    keys_M: Tensor
+    """Indices into N: for a prompt its own tokens, for a branch its prompt's and its own."""
+    longest_q: int
+    longest_k: int
 
     def mask_NN(self) -> Tensor:
         """True where query row may see key column: same document, not later, own branch or the shared prompt."""
@@ -69,7 +78,14 @@ class Pack:
     def to(self, device: torch.device) -> Pack:
         """The same pack with its tensors on ``device``."""
         moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Pack(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+        return Pack(**{name: on_device(v, device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; on a GPU from pinned memory, so that the host does not wait for what the device still has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def pack(documents: Sequence[Document]) -> Pack:
@@ -83,16 +99,21 @@ def pack(documents: Sequence[Document]) -> Pack:
     segment: list[int] = []
     last: list[int] = []
     keys: list[int] = []
+    starts_q, starts_k = [0], [0]
+    seen: list[int] = []
     for d, doc in enumerate(documents):
         prompt = len(doc.prompt_ids)
-        prompt_end = len(tokens) + prompt - 1
+        shared = range(len(tokens), len(tokens) + prompt)
+        seen += shared
+        starts_q.append(shared.stop)
+        starts_k.append(len(seen))
         tokens += doc.prompt_ids
         positions += range(prompt)
         document += [d] * len(doc)
         branch += [0] * prompt
         for ids, key in zip(doc.responses_ids, doc.keys, strict=True):
             start = len(tokens)
-            source += [prompt_end, *range(start, start + len(ids) - 1)]
+            source += [shared[-1], *range(start, start + len(ids) - 1)]
             target += ids
             segment += [len(keys)] * len(ids)
             tokens += ids
@@ -100,6 +121,9 @@ def pack(documents: Sequence[Document]) -> Pack:
             keys.append(key)
             branch += [len(keys)] * len(ids)
             last.append(len(tokens) - 1)
+            seen += [*shared, *range(start, len(tokens))]
+            starts_q.append(len(tokens))
+            starts_k.append(len(seen))
     return Pack(
         tokens_N=torch.tensor(tokens),
         positions_N=torch.tensor(positions),
@@ -111,6 +135,11 @@ def pack(documents: Sequence[Document]) -> Pack:
         last_B=torch.tensor(last),
         length_B=torch.bincount(torch.tensor(segment), minlength=len(keys)),
         keys=tuple(keys),
+        starts_q=torch.tensor(starts_q, dtype=torch.int32),
+        starts_k=torch.tensor(starts_k, dtype=torch.int32),
+        keys_M=torch.tensor(seen),
+        longest_q=max(b - a for a, b in itertools.pairwise(starts_q)),
+        longest_k=max(b - a for a, b in itertools.pairwise(starts_k)),
     )
 
 

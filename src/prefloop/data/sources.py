@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -86,6 +86,48 @@ def load_ratings(
     return _load(Rating, path, layout, bad_rows, quarantine_dir, limit)
 
 
+def copy_records(
+    kind: type[R],
+    path: PathLike,
+    target: PathLike,
+    *,
+    layout: str = "auto",
+    bad_rows: str = "error",
+    quarantine_dir: PathLike | None = None,
+    limit: int | None = None,
+    keep: Callable[[R], bool] = lambda _: True,
+) -> Checked[R]:
+    """Write the records of a file that ``keep`` accepts to ``target`` in the prefloop layout, one at a time; the result holds their number.
+
+    Raises ``DataError`` as the loaders do; ``target`` is then not written.
+    """
+
+    def take(records: Iterator[R]) -> int:
+        count = 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal count
+            for record in records:
+                count += 1
+                if keep(record):
+                    yield _line(record)
+
+        write_lines(Path(target), counted())
+        return count
+
+    try:
+        return _load(kind, path, layout, bad_rows, quarantine_dir, limit, take)
+    except DataError:
+        Path(target).unlink(missing_ok=True)
+        raise
+
+
+def holds(kind: type, path: PathLike, layout: str = "auto") -> bool:
+    """Whether the rows of a file are records of ``kind`` as they stand."""
+    name = detect_layout(path) if layout == "auto" else layout
+    return name in LAYOUTS and kind in LAYOUTS[name].kinds
+
+
 def detect_layout(path: PathLike) -> str:
     """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several equally."""
     path = Path(path)
@@ -129,7 +171,9 @@ def _load(
     bad_rows: str,
     quarantine_dir: PathLike | None,
     limit: int | None,
+    take: Callable[[Iterator[R]], list[R] | int] = list,
 ) -> Checked[R]:
+    """``take`` says what becomes of the records: a list, or only how many there were (they went elsewhere)."""
     path = Path(path)
     if bad_rows not in _BAD_ROWS:
         raise ConfigError(f"bad_rows is {bad_rows!r}; {nearest(str(bad_rows), _BAD_ROWS)}")
@@ -141,16 +185,19 @@ def _load(
     _check_kind(kind, path, known)
     rows = _Records(path, known, kind)
     skipped: Counter[str] = Counter()
-    records = cast(list[R], list(islice(convert(rows, kind, skipped), limit)))
+    records = cast(Iterator[R], islice(convert(rows, kind, skipped), limit))
+    kept = take(records)
     if not rows.read:
         raise DataError(f"{path} is empty: it holds no rows")
     if rows.findings and (bad_rows == "error" or len(rows.findings) == rows.read):
         raise unusable(path, known.name, rows.findings, rows.read)
-    if not records:
+    count = kept if isinstance(kept, int) else len(kept)
+    if not count:
         reasons = "; ".join(f"{number} {reason}" for reason, number in skipped.items())
         raise DataError(f"{path}: its {rows.read} rows give no {kind.__name__.lower()} (skipped: {reasons})")
     quarantine = _quarantine(path, rows.findings, quarantine_dir) if rows.findings else None
-    return Checked(records, rows.findings, path, known.name, rows.read, quarantine, dict(skipped))
+    found = [] if isinstance(kept, int) else kept
+    return Checked(found, rows.findings, path, known.name, rows.read, quarantine, dict(skipped), count, kind.__name__)
 
 
 def _check_kind(kind: type, path: Path, layout: Layout) -> None:

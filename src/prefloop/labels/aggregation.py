@@ -21,3 +21,16 @@ def majority(comparison: Comparison) -> float | None:
 
 
 AGGREGATIONS: dict[str, Callable[[Comparison], float | None]] = {"share": vote_share, "majority": majority}
+
+
+def _votes(comparison: Comparison) -> float:
+    return float(len(comparison.votes))
+
+
+def _agreement(comparison: Comparison) -> float:
+    share = vote_share(comparison)
+    return 0.0 if share is None else abs(2 * share - 1)
+
+
+WEIGHTS: dict[str, Callable[[Comparison], float] | None] = {"equal": None, "votes": _votes, "agreement": _agreement}
+"""What a pair counts for: the same, its number of votes, or how far its votes agree."""

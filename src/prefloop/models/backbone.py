@@ -20,11 +20,16 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from prefloop.config import AdapterConfig, BackboneConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import ModelError
+from prefloop.models import attention
+from prefloop.models.blocks import fuse_blocks
+from prefloop.models.fused import fuse_norms
+from prefloop.models.lora import Active, Weight, fuse
 
 
 def compute_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
@@ -49,6 +54,16 @@ class Backbone:
         self.folder = folder
         self.compute_dtype = compute_dtype(config, next(model.parameters()).device)
         self.roles: set[str] = set()
+        self.kernel: str | None = None
+        """How packs are attended to; found at the first packed forward (``models.forward.choose``)."""
+        self._named_cache: dict[str, dict[str, nn.Parameter]] = {}
+        self.active = Active()
+        self.fused = fuse(model, self.active, config.gradient_checkpointing == "block")
+        """The layers that run the active role in their own precision; empty where PEFT's own forward (and autocast) is in charge."""
+        if self.fused:
+            fuse_blocks(model, mlp=config.gradient_checkpointing != "none")
+        self._blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._learning: str | None = None
 
     @classmethod
     def load(cls, config: BackboneConfig, folder: Path, device: torch.device | None = None) -> Backbone:
@@ -67,13 +82,14 @@ class Backbone:
                 bnb_4bit_quant_storage=torch.uint8,
             )
         logging.disable_progress_bar()
+        attention.register()
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 quantization_config=quantization,
-                attn_implementation=config.attention,
+                attn_implementation=_implementation(config, folder, device),
                 device_map={"": device},
             )
         except (OSError, ValueError) as error:
@@ -86,8 +102,10 @@ class Backbone:
             # without a backward: later gradients would be silently wrong, the frozen bytes would change, merging would read garbage.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.gradient_checkpointing == "block":
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": config.adapter.dropout > 0}
+            )
         model.config.use_cache = False
         context = getattr(model.config, "max_position_embeddings", None)
         if context is not None and config.max_length > context:
@@ -101,6 +119,11 @@ class Backbone:
             )
         chat = ChatFormat.load(tokenizer, config.chat_template)
         # PEFT wants a first adapter; this one is never trained nor saved and only carries the layer structure.
+        if device.type == "cuda":
+            fuse_norms(model)
+            torch.backends.cuda.enable_cudnn_sdp(
+                False
+            )  # it plans anew, for most of a second, for every length of a pack
         wrapped = get_peft_model(model, _lora(config.adapter), adapter_name="blank")
         wrapped.eval()
         return cls(wrapped, chat, config, folder)
@@ -123,8 +146,8 @@ class Backbone:
         return self.causal_lm.config.get_text_config().hidden_size
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 autocast (adapters stay float32), or nothing when the arithmetic is float32."""
-        if self.compute_dtype == torch.float32:
+        """bfloat16 autocast (adapters stay float32), or nothing when the layers see to their precision or it is float32."""
+        if self.compute_dtype == torch.float32 or self.fused:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
@@ -135,6 +158,7 @@ class Backbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model.add_adapter(role, _lora(self.config.adapter))
+        self.model.eval()
         self.roles.add(role)
         if start is not None:
             own = self._named(role)
@@ -155,15 +179,16 @@ class Backbone:
             with torch.no_grad():
                 for name, parameter in own.items():
                     parameter.copy_(saved[name])
-        self.model.requires_grad_(False)
+        self.activate(None)
 
     def drop_role(self, role: str) -> None:
         """Forget an adapter and free its memory."""
         if role in self.roles:
-            self.model.base_model.set_adapter("blank")
+            self.activate(None)
             self.model.delete_adapter(role)
+            self._forget(role)
+            self._named_cache.pop(role, None)
             self.roles.discard(role)
-            self.model.requires_grad_(False)
 
     @contextlib.contextmanager
     def role(self, role: str | None, train: bool = False, dropout: bool = False) -> Iterator[None]:
@@ -174,29 +199,54 @@ class Backbone:
         The role and its mode stay until the next ``role()``, so a backward pass that recomputes activations does so under
         the role that made them: call ``backward`` before switching.
         """
-        self.model.base_model.set_adapter(role or "blank")
-        self.model.requires_grad_(False)
-        for parameter in self.parameters(role) if train and role else ():
-            parameter.requires_grad_(True)
-        self.model.train(train)
-        if not dropout:
-            for module in self.model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.eval()
+        if self.fused:
+            self.active.role, self.active.dropout = role, dropout
+        else:
+            self.activate(role)
+            for layer in self.model.modules():
+                if isinstance(layer, LoraLayer) and role in layer.lora_dropout:
+                    layer.lora_dropout[role].train(dropout)
+        # The frozen base is always in eval mode: its own dropout is nobody's wish here. Blocks recompute where gradients flow.
+        for block in self._blocks:
+            block.training = train
+        self._learn(role if train else self._learning)
         with contextlib.nullcontext() if train else torch.no_grad(), self.autocast():
             yield
+
+    def activate(self, role: str | None) -> None:
+        """Make ``role`` the adapter of every forward pass, this backbone's and other libraries' (TRL, generate), until the next ``role()``."""
+        self.active.role, self.active.dropout = role, False
+        self.model.base_model.set_adapter(role or "blank")
+        self.model.requires_grad_(False)
+        self._learning = None
+        self._forget(role)
+
+    def _forget(self, role: str | None) -> None:
+        for layer in self.fused if role else ():
+            layer.forget(str(role))
+
+    def _learn(self, role: str | None) -> None:
+        if role == self._learning:
+            return
+        for known, wanted in ((self._learning, False), (role, True)):
+            for parameter in self.parameters(known) if known in self.roles else ():
+                parameter.requires_grad_(wanted)
+        self._forget(role)  # what learns from now on is copied anew in every pass
+        self._learning = role
 
     def parameters(self, role: str) -> list[nn.Parameter]:
         """The adapter's parameters, in a fixed order."""
         return list(self._named(role).values())
 
     def _named(self, role: str) -> dict[str, nn.Parameter]:
-        marker = f".{role}."
-        return {
-            name.replace(marker, "."): parameter
-            for name, parameter in sorted(self.model.named_parameters())
-            if marker in name
-        }
+        if role not in self._named_cache:
+            marker = f".{role}."
+            self._named_cache[role] = {
+                name.replace(marker, "."): parameter
+                for name, parameter in sorted(self.model.named_parameters())
+                if marker in name
+            }
+        return self._named_cache[role]
 
     def save_role(self, role: str, folder: Path) -> None:
         """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the files that PEFT and vLLM load."""
@@ -227,7 +277,7 @@ class Backbone:
         seen: set[str] = set()
         for name, module in self.causal_lm.named_modules():
             if isinstance(module, LoraLayer):
-                weight = _dequantized(module.get_base_layer())
+                weight = Weight(module.get_base_layer()).O_I()
                 if role is not None:
                     weight = weight.float() + module.get_delta_weight(role).float()
                 seen.add(name)
@@ -261,10 +311,11 @@ def _lora(config: AdapterConfig) -> LoraConfig:
     )
 
 
-def _dequantized(layer: nn.Module) -> Tensor:
-    weight = layer.weight
-    if getattr(weight, "quant_state", None) is None:
-        return weight.detach()
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(weight.data, weight.quant_state)
+def _implementation(config: BackboneConfig, folder: Path, device: torch.device) -> str:
+    """transformers' name of the attention that the model is loaded with."""
+    if config.attention in ("sdpa", "eager"):
+        return config.attention
+    text = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if (text.get("text_config") or text).get("attn_logit_softcapping"):
+        return "eager"  # the one implementation with a soft cap
+    return attention.NAME if device.type == "cuda" else "sdpa"

@@ -1,10 +1,11 @@
 """Packed forward: hidden states once, log-probs in chunks; [tokens, vocabulary] never exists whole.
 
-Shape letters: N packed tokens, R response tokens, B branches, H hidden size, C a chunk of response tokens, V vocabulary.
+Shape letters: N packed tokens, R response tokens, B branches, H hidden size, W row width, M tokens of all rows, C a chunk of response tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from prefloop.data.packing import Pack
+from prefloop.console import say
+from prefloop.data.packing import Document, Pack
+from prefloop.data.packing import pack as pack_
+from prefloop.errors import ModelError
+from prefloop.models import attention
 from prefloop.models.backbone import Backbone
 
 CHUNK = 256
@@ -20,13 +25,58 @@ CHUNK = 256
 
 def hidden_N_H(backbone: Backbone, pack: Pack) -> Tensor:
     """Last hidden states (after the final norm) of every packed token under the active adapter."""
+    return run_N_H(backbone, pack, backbone.kernel or choose(backbone))
+
+
+def run_N_H(backbone: Backbone, pack: Pack, kernel: str) -> Tensor:
+    """``hidden_N_H`` with a named kernel: 'mask', 'varlen', 'flex', or 'rows' for models that cannot branch."""
+    if kernel == "rows":
+        return _rows_N_H(backbone, pack)
+    if kernel == "mask":
+        mask, extra = _attention_mask(backbone, pack), {}
+    else:
+        # A mask of the right rank stops transformers from making one of its own; the kernel does not look at it.
+        blank = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=pack.tokens_N.device)
+        mask, extra = (
+            _by_layer(backbone, {"full_attention": blank, "sliding_attention": blank}),
+            {"branches": attention.branches(pack, kernel)},
+        )
     output = backbone.decoder(
         input_ids=pack.tokens_N[None],
         position_ids=pack.positions_N[None],
-        attention_mask=_attention_mask(backbone, pack),
+        attention_mask=mask,
         use_cache=False,
+        **extra,
     )
     return output.last_hidden_state[0]
+
+
+def _rows_N_H(backbone: Backbone, pack: Pack) -> Tensor:
+    """Each branch in a row of its own behind its prompt, padded on the right: for models that take no mask of branches."""
+    rows = rows_of(pack)
+    width = max(len(row) for row in rows)
+    index_B_W = torch.stack([F.pad(row, (0, width - len(row)), value=-1) for row in rows])
+    real_B_W = index_B_W >= 0
+    output = backbone.decoder(
+        input_ids=pack.tokens_N[index_B_W.clamp_min(0)],
+        position_ids=torch.arange(width, device=index_B_W.device).expand_as(index_B_W),
+        attention_mask=real_B_W.long(),
+        use_cache=False,
+    )
+    hidden_M_H = output.last_hidden_state[real_B_W]
+    first_N = torch.full((len(pack.tokens_N),), len(hidden_M_H), device=index_B_W.device)
+    place_M = torch.arange(len(hidden_M_H), device=index_B_W.device)
+    first_N = first_N.scatter_reduce(0, index_B_W[real_B_W], place_M, "amin")
+    return hidden_M_H.index_select(0, first_N)
+
+
+def rows_of(pack: Pack) -> list[Tensor]:
+    """Indices into N of each branch with its prompt before it."""
+    rows = []
+    for branch, last in enumerate(pack.last_B.tolist(), start=1):
+        same = pack.document_N == pack.document_N[last]
+        rows.append((same & ((pack.branch_N == 0) | (pack.branch_N == branch))).nonzero().flatten())
+    return rows
 
 
 def _attention_mask(backbone: Backbone, pack: Pack) -> Tensor | dict[str, Tensor]:
@@ -43,12 +93,96 @@ def _attention_mask(backbone: Backbone, pack: Pack) -> Tensor | dict[str, Tensor
         masks = {
             kind: torch.zeros_like(m, dtype=backbone.compute_dtype).masked_fill(~m, lowest) for kind, m in masks.items()
         }
-    masks = {kind: mask[None, None] for kind, mask in masks.items()}
+    return _by_layer(backbone, {kind: mask[None, None] for kind, mask in masks.items()})
+
+
+def _by_layer(backbone: Backbone, masks: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    """All masks where the model has layers of several kinds, else the one it needs."""
+    config = backbone.causal_lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if len(kinds) > 1:
         return masks
     # Models without layer types (Mistral, Phi-3) slide in every layer when they name a window.
-    return masks[kinds.pop() if kinds else ("sliding_attention" if window is not None else "full_attention")]
+    sliding = getattr(config, "sliding_window", None) is not None and "sliding_attention" in masks
+    return masks[kinds.pop() if kinds else ("sliding_attention" if sliding else "full_attention")]
+
+
+def choose(backbone: Backbone) -> str:
+    """Find the kernel for this model on this device, once: the fastest of those that agree with plain rows.
+
+    A model whose branches do not come out as they would alone (its layers ignore the mask or the positions) runs in plain rows, and one
+    line says so.
+    """
+    training = {module: module.training for module in backbone.model.modules()}
+    backbone.model.eval()
+    try:
+        with torch.no_grad(), backbone.autocast():
+            backbone.kernel = _choose(backbone)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return backbone.kernel
+
+
+def _choose(backbone: Backbone) -> str:
+    probe = _probe(backbone, 24)
+    expected = _rows_N_H(backbone, probe)
+    if not _agree(backbone, probe, "mask", expected):
+        say(
+            f"  {backbone.config.model}: branches cannot share a prompt in this model; each response runs in a row of its own",
+            "yellow",
+        )
+        return "rows"
+    wanted = backbone.config.attention
+    if (
+        wanted in ("sdpa", "eager")
+        or backbone.causal_lm.config.get_text_config()._attn_implementation != attention.NAME
+    ):
+        return "mask"
+    if wanted == "flex" or wanted == "varlen":
+        if not _agree(backbone, probe, wanted, expected):
+            raise ModelError(
+                f"backbone.attention {wanted} does not reproduce sdpa on {backbone.config.model}: use auto or sdpa"
+            )
+        return wanted
+    if not _agree(backbone, probe, "varlen", expected):
+        return "mask"
+    pack = _probe(backbone, backbone.config.pack_tokens)
+    seconds = {kernel: _time(backbone, pack, kernel) for kernel in ("mask", "varlen")}
+    return min(seconds, key=lambda kernel: seconds[kernel])
+
+
+def _agree(backbone: Backbone, probe: Pack, kernel: str, expected_N_H: Tensor) -> bool:
+    try:
+        found_N_H = run_N_H(backbone, probe, kernel)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return False
+    tolerance = 1e-3 if backbone.compute_dtype == torch.float32 else 0.1
+    worst = (found_N_H - expected_N_H).float().norm(dim=-1) / expected_N_H.float().norm(dim=-1)
+    return bool(worst.max() < tolerance)
+
+
+def _time(backbone: Backbone, pack: Pack, kernel: str) -> float:
+    best = float("inf")
+    for _ in range(3):
+        started = time.monotonic()
+        run_N_H(backbone, pack, kernel).sum().item()
+        best = min(best, time.monotonic() - started)
+    return best
+
+
+def _probe(backbone: Backbone, tokens: int) -> Pack:
+    """A pack of about ``tokens`` random tokens: documents of a prompt and two or three branches."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = backbone.causal_lm.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (tokens + 1,), generator=generator).tolist()
+    size = max(10, min(400, tokens // 2))
+    documents = []
+    for start in range(0, max(1, tokens - size + 1), size):
+        part = ids[start : start + size]
+        a, b = len(part) // 2, len(part) * 3 // 4
+        documents.append(Document(part[:a], [part[a:b], part[b:]], [2 * start, 2 * start + 1]))
+    return pack_(documents).to(backbone.device)
 
 
 def logits_C_V(backbone: Backbone, hidden_C_H: Tensor, temperature: float) -> Tensor:
@@ -56,11 +190,13 @@ def logits_C_V(backbone: Backbone, hidden_C_H: Tensor, temperature: float) -> Te
     head = backbone.causal_lm.get_output_embeddings()
     config = backbone.causal_lm.config.get_text_config()
     logits = head(hidden_C_H.to(head.weight.dtype)).float()
-    logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    if scale != 1:
+        logits = logits * scale
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
-    return logits / temperature
+    return logits if temperature == 1 else logits / temperature
 
 
 def response_logps_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0) -> Tensor:
@@ -75,7 +211,7 @@ def response_logps_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, tempera
         # in parallel with atomics, and a resumed run would end in other bytes.
         hidden_C_H = hidden_N_H.index_select(0, source_C)
         if torch.is_grad_enabled() and hidden_C_H.requires_grad:
-            parts.append(checkpoint(chunk, hidden_C_H, target_C, use_reentrant=False))
+            parts.append(checkpoint(chunk, hidden_C_H, target_C, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(chunk(hidden_C_H, target_C))
     return torch.cat(parts)
@@ -92,7 +228,11 @@ def entropy_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: f
     for source_C, _ in _chunks(pack):
         hidden_C_H = hidden_N_H.index_select(0, source_C)
         recompute = torch.is_grad_enabled() and hidden_C_H.requires_grad
-        parts.append(checkpoint(chunk, hidden_C_H, use_reentrant=False) if recompute else chunk(hidden_C_H))
+        parts.append(
+            checkpoint(chunk, hidden_C_H, use_reentrant=False, preserve_rng_state=False)
+            if recompute
+            else chunk(hidden_C_H)
+        )
     return torch.cat(parts)
 
 

@@ -24,6 +24,19 @@ def dpo(margin_P: Tensor, beta: float, label_P: Tensor | float = 1.0, label_smoo
     return _soft(-F.logsigmoid(beta * margin_P), -F.logsigmoid(-beta * margin_P), label)
 
 
+def robust(margin_P: Tensor, beta: float, flipped: float, label_P: Tensor | float = 1.0) -> Tensor:
+    """Robust DPO (Chowdhury et al. 2024, eq. 12): the unbiased estimate of the clean loss when a share of votes is flipped.
+
+    Raises ``ValueError`` unless 0 <= flipped < 1/2.
+    """
+    if not 0 <= flipped < 0.5:
+        raise ValueError(f"robust DPO needs a share of flipped votes in [0, 0.5), found {flipped}")
+    clean_P, wrong_P = -F.logsigmoid(beta * margin_P), -F.logsigmoid(-beta * margin_P)
+    as_voted_P = ((1 - flipped) * clean_P - flipped * wrong_P) / (1 - 2 * flipped)
+    against_P = ((1 - flipped) * wrong_P - flipped * clean_P) / (1 - 2 * flipped)
+    return _soft(as_voted_P, against_P, label_P)
+
+
 def hinge(margin_P: Tensor, beta: float, label_P: Tensor | float = 1.0) -> Tensor:
     """SLiC-HF (Zhao et al. 2023): max(0, 1 - β h)."""
     return _soft(F.relu(1 - beta * margin_P), F.relu(1 + beta * margin_P), label_P)
@@ -47,8 +60,12 @@ def orpo(chosen_mean_P: Tensor, rejected_mean_P: Tensor, weight: float, label_P:
 
 
 def log_odds(chosen_mean_P: Tensor, rejected_mean_P: Tensor) -> Tensor:
-    """log odds(chosen) - log odds(rejected) with odds p/(1-p) of the per-token mean log-probs."""
-    return (chosen_mean_P - rejected_mean_P) - ((-chosen_mean_P.exp()).log1p() - (-rejected_mean_P.exp()).log1p())
+    """log odds(chosen) - log odds(rejected) with odds p/(1-p) of the per-token mean log-probs.
+
+    A mean log-prob of 0 (certainty) has infinite odds; it counts as -1e-6, the nearest that float32 keeps apart from 1 - p = 0.
+    """
+    chosen_mean_P, rejected_mean_P = chosen_mean_P.clamp(max=-1e-6), rejected_mean_P.clamp(max=-1e-6)
+    return (chosen_mean_P - rejected_mean_P) - ((-chosen_mean_P.expm1()).log() - (-rejected_mean_P.expm1()).log())
 
 
 def simpo(
@@ -57,6 +74,40 @@ def simpo(
     """Meng et al. 2024, eq. 6: Bradley-Terry on β times the mean log-prob margin, minus the target margin γ; no reference."""
     margin_P = beta * (chosen_mean_P - rejected_mean_P)
     return _soft(-F.logsigmoid(margin_P - gamma), -F.logsigmoid(-margin_P - gamma), label_P)
+
+
+def cpo(
+    chosen_sum_P: Tensor,
+    rejected_sum_P: Tensor,
+    chosen_mean_P: Tensor,
+    rejected_mean_P: Tensor,
+    beta: float,
+    weight: float,
+    label_P: Tensor | float = 1.0,
+) -> Tensor:
+    """Xu et al. 2024, eq. 3 and 5: DPO with a uniform reference plus ``weight`` times the negative mean log-prob of the preferred one."""
+    margin_P = beta * (chosen_sum_P - rejected_sum_P)
+    return _soft(
+        -F.logsigmoid(margin_P) - weight * chosen_mean_P, -F.logsigmoid(-margin_P) - weight * rejected_mean_P, label_P
+    )
+
+
+def apo_zero(chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, beta: float, label_P: Tensor | float = 1.0) -> Tensor:
+    """D'Oosterlinck et al. 2024, eq. 7, on log(π/π_ref) of each response: the preferred one goes up, the other one down."""
+
+    def one(up_P: Tensor, down_P: Tensor) -> Tensor:
+        return 1 - (beta * up_P).sigmoid() + (beta * down_P).sigmoid()
+
+    return _soft(one(chosen_ratio_P, rejected_ratio_P), one(rejected_ratio_P, chosen_ratio_P), label_P)
+
+
+def apo_down(chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, beta: float, label_P: Tensor | float = 1.0) -> Tensor:
+    """D'Oosterlinck et al. 2024, eq. 8: both go down, the other one further; for preferred responses that are still bad."""
+
+    def one(better_P: Tensor, worse_P: Tensor) -> Tensor:
+        return (beta * better_P).sigmoid() + 1 - (beta * (better_P - worse_P)).sigmoid()
+
+    return _soft(one(chosen_ratio_P, rejected_ratio_P), one(rejected_ratio_P, chosen_ratio_P), label_P)
 
 
 def kto(

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from prefloop.config import DataConfig, EvaluateConfig
 from prefloop.console import progress
@@ -21,8 +20,7 @@ from prefloop.judging.judges import BothOrders, CachedJudge, FunctionGrader, Ver
 from prefloop.judging.openai import OpenAIJudge
 from prefloop.judging.statistics import WinRate, clustered_mean, verdict_win_rate, win_rate
 from prefloop.models.forward import sum_by_branch_B
-from prefloop.models.heads import ScalarHead
-from prefloop.models.scoring import score
+from prefloop.models.reward import Reward
 from prefloop.records import Message, Prompt, from_dict, to_dict
 from prefloop.rollouts.sampling import read_prompts, sample
 from prefloop.stage import Stage, Work
@@ -89,13 +87,12 @@ class Respond(Stage):
             Document(encoder.prompt(p.id, p.prompt), [r.meta["token_ids"] for r in rs], list(range(i * n, (i + 1) * n)))
             for i, (p, rs) in enumerate(zip(prompts, responses, strict=True))
         ]
-        backbone.add_role("reward/0", start=inputs["reward"].path)
-        head = ScalarHead.load(inputs["reward"].path).to(backbone.device)
-        raw = score(backbone, head, documents, "reward/0", f"{self.name}: reward")
-        backbone.drop_role("reward/0")
-        rewards = head.normalized(torch.tensor([raw[k] for k in range(len(raw))], device=backbone.device)).tolist()
+        reward = Reward.load(backbone, inputs["reward"].path)
+        scores = reward.score(documents, f"{self.name}: reward", n * len(prompts))
+        reward.drop()
+        rewards = [sum(scores[k]) / len(scores[k]) for k in range(len(scores))]
         logps = [float(r.meta["logp"]) for rs in responses for r in rs]
-        kl = self._kl(work, inputs, documents, logps) if self.policy != BASELINE else dict.fromkeys(raw, 0.0)
+        kl = self._kl(work, inputs, documents, logps) if self.policy != BASELINE else dict.fromkeys(scores, 0.0)
         rows = [
             {
                 **to_dict(p),

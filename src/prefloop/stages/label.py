@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from prefloop.config import DataConfig, LabelConfig
 from prefloop.console import say
-from prefloop.data.sources import load_comparisons, write_jsonl
+from prefloop.data.sources import copy_records, holds, write_jsonl
 from prefloop.errors import ConfigError, DataError
 from prefloop.judging.judges import FunctionGrader
 from prefloop.labels.simulated import simulate
-from prefloop.records import Comparison, Prompt, Response, from_dict
+from prefloop.records import Comparison, Prompt, Rating, Response, from_dict
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows
 
@@ -49,39 +49,57 @@ class Label(Stage):
         return self.gold
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
-        comparisons, metrics = (
-            self._from_file(work) if self.config.source == "file" else self._simulated(work, inputs["candidates"])
-        )
+        if self.config.source == "file":
+            return self._from_file(work)
+        comparisons, metrics = self._simulated(work, inputs["candidates"])
         write_jsonl(work.folder / "comparisons.jsonl", comparisons)
-        votes = sum(len(c.votes) for c in comparisons)
-        say(f"  {len(comparisons)} comparisons with {votes} votes")
-        return {"comparisons": len(comparisons), "votes": votes, **metrics}
+        return self._counted(len(comparisons), sum(len(c.votes) for c in comparisons), metrics)
 
-    def _from_file(self, work: Work) -> tuple[list[Comparison], dict[str, Any]]:
-        if self.data.comparisons is None:
+    def _counted(self, comparisons: int, votes: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        say(f"  {comparisons} comparisons with {votes} votes")
+        return {"comparisons": comparisons, "votes": votes, **metrics}
+
+    def _from_file(self, work: Work) -> dict[str, Any]:
+        """Copy row by row: the file may hold more than memory does. A file of thumbs is kept as thumbs too, for KTO."""
+        path = self.data.comparisons
+        if path is None:
             raise ConfigError("label.source is 'file' but data.comparisons is not set: name a file of labelled pairs")
-        loaded = load_comparisons(
-            self.data.comparisons,
-            layout=self.data.layout,
-            bad_rows=self.data.bad_rows,
-            quarantine_dir=work.folder,
-            limit=self.data.limit,
-        )
+        options: dict[str, Any] = {
+            "layout": self.data.layout,
+            "bad_rows": self.data.bad_rows,
+            "quarantine_dir": work.folder,
+            "limit": self.data.limit,
+        }
+        votes: Counter[str] = Counter()
+        voted = 0
+
+        def keep(record: Comparison | Rating) -> bool:
+            nonlocal voted
+            voted += bool(record.votes)
+            votes.update(vote.annotator for vote in record.votes)
+            return bool(record.votes)
+
+        thumbs = 0
+        if holds(Rating, path, self.data.layout):
+            loaded: Any = copy_records(Rating, path, work.folder / "ratings.jsonl", keep=keep, **options)
+            thumbs, people, voted = voted, votes, 0
+            votes = Counter()
+            try:
+                copy_records(Comparison, path, work.folder / "comparisons.jsonl", keep=keep, **options)
+            except DataError:  # no prompt has thumbs of both kinds: fine for KTO, and what needs pairs will say so
+                (work.folder / "comparisons.jsonl").touch()
+            votes = people
+        else:
+            loaded = copy_records(Comparison, path, work.folder / "comparisons.jsonl", keep=keep, **options)
         say(f"  {loaded.describe()}")
-        voted = [c for c in loaded.records if c.votes]
-        if not voted:
-            raise DataError(
-                f"'{self.data.comparisons}': none of {len(loaded.records)} comparisons has a vote: label some first"
-            )
-        votes: dict[str, int] = defaultdict(int)
-        for comparison in voted:
-            for vote in comparison.votes:
-                votes[vote.annotator] += 1
-        people = [
+        if not voted and not thumbs:
+            raise DataError(f"'{path}': none of {loaded.count} records has a vote: label some first")
+        listed = [
             {"name": name, "simulated": False, "noise": None, "agreement_with_gold": None, "votes": n}
             for name, n in sorted(votes.items())
         ]
-        return voted, {"annotators": people, "unlabelled": len(loaded.records) - len(voted)}
+        metrics = {"annotators": listed, "unlabelled": loaded.count - (thumbs or voted), "thumbs": thumbs}
+        return self._counted(voted, votes.total(), metrics)
 
     def _simulated(self, work: Work, candidates: Artifact) -> tuple[list[Comparison], dict[str, Any]]:
         if not self.config.annotators:

@@ -19,6 +19,7 @@ from prefloop.data.packing import Document
 from prefloop.errors import ConfigError
 from prefloop.judging.judges import FunctionGrader
 from prefloop.models.heads import ScalarHead
+from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.records import Prompt
 from prefloop.rollouts.engine import Rollout
@@ -27,7 +28,7 @@ from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training import ppo as steps
 from prefloop.training.loop import Loop
-from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, start_policy
+from prefloop.training.policy import POLICY, policy_parameters, start_policy
 from prefloop.training.scored import Clock, Scored, draw
 
 
@@ -70,18 +71,17 @@ class PPO(Stage):
         room = runtime.generation.max_new_tokens
         prompts_ids = {p.id: encoder.prompt(p.id, p.prompt, room) for p in prompts}
         audit.prompts(backbone.chat, list(prompts_ids.values()))
-        reward_head = ScalarHead.load(inputs["reward"].path).to(backbone.device)
         value_head = ScalarHead(backbone.hidden_size).to(backbone.device)
         try:
             probe = Document(prompts_ids[prompts[0].id], [backbone.chat.response_ids("A short probe.")], [0])
             start_policy(work, inputs["sft"], audit, [probe], runtime.generation.temperature)
-            backbone.add_role(steps.REWARD, start=inputs["reward"].path)
-            metrics = self._train(work, audit, prompts, prompts_ids, reward_head, value_head)
+            reward = Reward.load(backbone, inputs["reward"].path)
+            metrics = self._train(work, audit, prompts, prompts_ids, reward, value_head)
             backbone.save_role(POLICY, work.folder)
             (work.folder / "value").mkdir(exist_ok=True)
             value_head.save(work.folder / "value")
         finally:
-            for role in (POLICY, REFERENCE, steps.REWARD):
+            for role in list(backbone.roles):
                 backbone.drop_role(role)
         return audit.finish(metrics)
 
@@ -91,7 +91,7 @@ class PPO(Stage):
         audit: Audit,
         prompts: list[Prompt],
         prompts_ids: dict[str, list[int]],
-        reward_head: ScalarHead,
+        reward: Reward,
         value_head: ScalarHead,
     ) -> dict[str, Any]:
         runtime, config = work.runtime, self.config
@@ -113,7 +113,7 @@ class PPO(Stage):
                 clock = Clock()
                 rollouts = self._generate(work, batch, prompts_ids, step)
                 clock.lap("generate")
-                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward_head, value_head)
+                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, value_head)
                 clock.lap("score")
                 kl_R, advantage_R, return_R = steps.estimate(self.config, scored, kl.coef)
                 clock.lap("estimate")

@@ -1,14 +1,9 @@
-"""Reward model: an adapter and a scalar head, trained by Bradley-Terry on votes.
-
-Every candidate of a prompt is run once, in one pack with its shared prompt, however many pairs it is part of (Ouyang et al. 2022, section 3.4);
-the score is the head's output at the response's last token.
-"""
+"""The reward model: adapters and scalar heads that learn from votes, one or an ensemble on bootstraps of the same comparisons."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,136 +12,154 @@ from torch import Tensor
 from prefloop.audit import Audit
 from prefloop.config import RewardConfig
 from prefloop.console import progress, say
-from prefloop.data.encode import Encoder, PreferenceGroup, pair_indices, preference_groups
-from prefloop.data.packing import Document, Pack, packs
+from prefloop.data.encode import Encoder
+from prefloop.data.groups import Groups, documents, write_groups
+from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
+from prefloop.judging.reward import Pairwise, pairwise
 from prefloop.labels.aggregation import vote_share
-from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
-from prefloop.models.scoring import score, scores_B
-from prefloop.objectives.reward import bradley_terry
-from prefloop.records import Comparison, from_dict
+from prefloop.models.reward import Reward, member_folder, raw_B, role_of
+from prefloop.objectives.calibration import fit_temperature
+from prefloop.objectives.reward import bradley_terry, centring
 from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, read_rows
+from prefloop.store import Artifact
 from prefloop.training.batches import epochs_of_groups
 from prefloop.training.loop import Loop
+from prefloop.training.pairs import pairs_of
 
-ROLE = "reward/0"
 REFERENCE_PROMPTS = 40
 """Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard deviation 1."""
 
 
 class RewardModel(Stage):
-    """Comparisons → reward adapter and head, started from the SFT adapter. Produces ``reward``."""
+    """Comparisons → reward adapters and heads, started from the SFT adapter where there is one. Produces ``reward``."""
 
     name = "reward"
     produces = "reward"
-    inputs = ("sft", "comparisons")
     uses = frozenset({"backbone"})
 
-    def __init__(self, config: RewardConfig | None = None) -> None:
+    def __init__(self, config: RewardConfig | None = None, from_sft: bool = True) -> None:
         self.config = config or RewardConfig()
+        self.inputs = ("sft", "comparisons") if from_sft else ("comparisons",)
 
     def parts(self) -> dict[str, Any]:
         return {"config": self.config}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         backbone, config, audit = work.runtime.backbone, self.config, Audit(self.name)
-        comparisons = [from_dict(Comparison, row) for row in read_rows(inputs["comparisons"] / "comparisons.jsonl")]
         encoder = Encoder(backbone.chat, backbone.config.max_length)
-        labels = [vote_share(c) for c in comparisons]
-        groups = preference_groups(comparisons, [0.5 if p is None else p for p in labels], encoder)
-        documents = [g.document for g in groups]
-        audit.tokens(
-            backbone.chat,
-            [d.prompt_ids for d in documents],
-            [r for d in documents for r in d.responses_ids],
-            encoder.cut + encoder.unfinished,
-        )
+        source, target = inputs["comparisons"] / "comparisons.jsonl", work.scratch / "groups.arrow"
+        groups = write_groups(source, target, encoder, vote_share)
+        audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         train, held = split(groups, config.holdout, work.runtime.seed)
-
-        backbone.add_role(ROLE, start=inputs["sft"].path)
-        head = ScalarHead(backbone.hidden_size, init="normal", seed=work.runtime.seed).to(backbone.device)
+        start = inputs["sft"].path if "sft" in inputs else None
+        heads: list[ScalarHead] = []
+        metrics: dict[str, Any] = {}
         try:
-            metrics = self._train(work, audit, head, train)
-            known = train[:REFERENCE_PROMPTS]
-            scores = score(backbone, head, [g.document for g in known + held], ROLE, f"{self.name}: normalise")
-            head.calibrate(torch.tensor(list(scores.values())))
-            measured = {f"train_{k}": v for k, v in _agreement(known, scores).items()}
-            if held:
-                measured |= _agreement(held, scores)
-                if measured["loss"] >= math.log(2):
-                    say(
-                        f"  reward: held-out loss {measured['loss']:.3f} is no better than chance ({math.log(2):.3f}): more votes, more "
-                        "steps (reward.batch_pairs, reward.epochs) or another learning rate",
-                        "yellow",
-                    )
-            backbone.save_role(ROLE, work.folder)
-            head.save(work.folder)
-            self._audit_saved(backbone, head, audit, documents[:4], work)
+            for k in range(config.members):
+                place = member_folder(work.folder, k)
+                done = (place / "head.safetensors").is_file()  # saved last: a member that was finished before a kill
+                backbone.add_role(role_of(k), start=place if done else start, seed=work.runtime.seed + k)
+                head = ScalarHead(backbone.hidden_size, init="normal", seed=work.runtime.seed + k)
+                heads.append((ScalarHead.load(place) if done else head).to(backbone.device))
+                if not done:
+                    sample = bootstrap(train, work.runtime.seed, k) if config.members > 1 else train
+                    metrics = self._train(work, audit, heads[k], sample, k)
+                    backbone.save_role(role_of(k), place)
+                    heads[k].save(place)
+            reward = Reward(backbone, heads)
+            measured = self._calibrate(reward, train[:REFERENCE_PROMPTS], held)
+            reward.save(work.folder)
+            self._audit_saved(reward, audit, groups, work)
         finally:
-            backbone.drop_role(ROLE)
-        return audit.finish(
-            {
-                **metrics,
-                **measured,
-                "pairs": sum(len(g.pairs) for g in groups),
-                "held_out_pairs": sum(len(g.pairs) for g in held),
-                "truncated": encoder.cut,
-            }
-        )
+            for k in range(config.members):
+                backbone.drop_role(role_of(k))
+        counts = {"pairs": groups.total_pairs, "held_out_pairs": held.total_pairs, "truncated": encoder.cut}
+        return audit.finish({**metrics, **measured, **counts})
 
-    def _train(self, work: Work, audit: Audit, head: ScalarHead, train: list[PreferenceGroup]) -> dict[str, Any]:
-        backbone, config = work.runtime.backbone, self.config
-        named = dict(zip((f"adapter/{i:04d}" for i in range(10**4)), backbone.parameters(ROLE), strict=False))
+    def _train(self, work: Work, audit: Audit, head: ScalarHead, train: Groups, member: int) -> dict[str, Any]:
+        backbone, config, role = work.runtime.backbone, self.config, role_of(member)
+        named = {f"adapter/{i:04d}": p for i, p in enumerate(backbone.parameters(role))}
         parameters = {**named, **{f"head/{n}": p for n, p in head.named_parameters()}}
-        steps = epochs_of_groups(train, config.batch_pairs, config.epochs, work.runtime.seed)
-        loop = Loop(parameters, config.optim, len(steps), work.checkpoints, {"head/": config.head_learning_rate})
+        steps = epochs_of_groups(
+            len(train), train.pairs, config.batch_pairs, config.epochs, work.runtime.seed + 1000 * member
+        )
+        rates = {"head/": config.head_learning_rate}
+        loop = Loop(parameters, config.optim, len(steps), work.checkpoints / f"member-{member}", rates)
         restored = loop.restore()
         fresh = loop.step == 0
         if fresh:
-            audit.check(
-                "trainable parameters", True, f"{sum(p.numel() for p in parameters.values()):,} in adapter and head", ""
-            )
+            count = sum(p.numel() for p in parameters.values())
+            audit.check("trainable parameters", True, f"{count:,} in adapter and head", "")
             sample = packs([g.document for g in train[:2]], backbone.config.pack_tokens)[0].to(backbone.device)
-            audit.no_dropout(scores_B(backbone, head, sample, ROLE), scores_B(backbone, head, sample, ROLE))
-        before = {n: p.detach().clone() for n, p in parameters.items()}
-        frozen = backbone.frozen_digest()
+            audit.no_dropout(raw_B(backbone, head, sample, role), raw_B(backbone, head, sample, role))
+        before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}
+        frozen = backbone.frozen_digest() if fresh else ""
         last: dict[str, float] = restored[0]["last"] if restored else {}
-        with progress(self.name, len(steps) - loop.step, "step") as advance:
-            for batch in steps[loop.step :]:
-                pairs = {key: g for g in batch for key in g.document.keys}
-                correct = 0.0
+        what = self.name if config.members == 1 else f"{self.name} {member + 1}/{config.members}"
+        with progress(what, len(steps) - loop.step, "step") as advance:
+            for indices in steps[loop.step :]:
+                batch = [train[i] for i in indices]
+                by_key = {key: g for g in batch for key in g.document.keys}
+                right: list[Tensor] = []
 
-                def loss_of(pack: Pack, pairs: dict[int, PreferenceGroup] = pairs) -> Tensor:
-                    nonlocal correct
-                    with backbone.role(ROLE, train=True, dropout=True):
-                        score_B = head(hidden_N_H(backbone, pack)[pack.last_B])
-                    first, second, labels = pair_indices(pack, pairs)
-                    margin_P, label_P = score_B[first] - score_B[second], torch.tensor(labels, device=score_B.device)
-                    correct += float(((margin_P.detach() > 0) == (label_P > 0.5)).sum())
-                    return bradley_terry(margin_P, label_P).sum()
+                def loss_of(pack: Pack, by_key: Any = by_key, right: list[Tensor] = right) -> Tensor:
+                    with backbone.role(role, train=True, dropout=True):
+                        score_B = head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
+                    p = pairs_of(pack, by_key, score_B, 0.0)
+                    right.append(((p.margin.detach() > 0) == (p.label > 0.5)).sum())
+                    loss_P = bradley_terry(p.margin, p.label, config.margin * (2 * p.label - 1).abs())
+                    if config.center:
+                        loss_P = loss_P + config.center * centring(p.first_ratio, p.second_ratio)
+                    return loss_P.sum()
 
                 count = sum(len(g.pairs) for g in batch)
                 last = loop.update(packs([g.document for g in batch], backbone.config.pack_tokens), loss_of, count)
-                last["accuracy"] = correct / count
-                work.emit("step", step=loop.step, **last)
+                last["accuracy"] = sum(float(r) for r in right) / count
+                work.emit("step", step=loop.step, member=member, **last)
                 advance(note=f"loss {last['loss']:.3f}")
                 if loop.step == 1 and fresh:
-                    audit.moved(
-                        before, {n: p.detach() for n, p in parameters.items()}, frozen, backbone.frozen_digest()
-                    )
+                    after = {n: p.detach() for n, p in parameters.items()}
+                    audit.moved(before, after, frozen, backbone.frozen_digest())
                 if loop.step % config.optim.checkpoint_every == 0:
                     loop.save({"last": last})
         return {"steps": loop.step, "loss_last": last.get("loss")}
 
-    def _audit_saved(
-        self, backbone: Backbone, head: ScalarHead, audit: Audit, documents: Sequence[Document], work: Work
-    ) -> None:
-        before = score(backbone, head, documents, ROLE)
-        backbone.add_role(ROLE, start=work.folder)
-        again = score(backbone, ScalarHead.load(work.folder).to(backbone.device), documents, ROLE)
+    def _calibrate(self, reward: Reward, known: Groups, held: Groups) -> dict[str, Any]:
+        """Normalise every member, fit the temperature on held-out pairs, measure."""
+        for head in reward.heads:  # a member that was kept through a kill may carry its calibration already
+            head.mean.zero_()
+            head.std.fill_(1.0)
+        scores = reward.score((g.document for part in (known, held) for g in part), f"{self.name}: normalise")
+        all_M_K = torch.tensor(list(scores.values()))
+        for k, head in enumerate(reward.heads):
+            head.calibrate(all_M_K[:, k])
+        scale_K = torch.stack([head.std for head in reward.heads]).cpu()
+        mean_K = torch.stack([head.mean for head in reward.heads]).cpu()
+        scores = {key: ((torch.tensor(s) - mean_K) / scale_K).tolist() for key, s in scores.items()}
+        before = 1 / float(scale_K.mean())  # what σ of the raw difference amounts to on normalised scores
+        measured = {f"train_{k}": v for k, v in pairwise(known, scores).metrics(before).items()}
+        reward.temperature = before
+        if held:
+            found = pairwise(held, scores)
+            measured |= found.metrics(before)
+            measured |= crossed(found, before)
+            if len(found.margin_P) >= 2 * MINIMUM:
+                reward.temperature = fit_temperature(found.margin_P, found.label_P)
+            if measured["loss"] >= math.log(2):
+                say(
+                    f"  reward: held-out loss {measured['loss']:.3f} is no better than chance ({math.log(2):.3f}): more votes, more "
+                    "steps (reward.batch_pairs, reward.epochs) or another learning rate",
+                    "yellow",
+                )
+        return {**measured, "temperature": reward.temperature}
+
+    def _audit_saved(self, reward: Reward, audit: Audit, groups: Groups, work: Work) -> None:
+        documents = [g.document for g in groups[:4]]
+        before = reward.score(documents)
+        again = Reward.load(reward.backbone, work.folder).score(documents)
         same = before == again
         audit.check(
             "save, load, same scores",
@@ -156,29 +169,34 @@ class RewardModel(Stage):
         )
 
 
-def split(
-    groups: list[PreferenceGroup], holdout: float, seed: int
-) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
+MINIMUM = 10
+"""Pairs in each half of the held-out ones below which no temperature is fitted."""
+
+
+def crossed(found: Pairwise, before: float) -> dict[str, float]:
+    """Calibration error after fitting, each half of the pairs with the temperature of the other half, so that none is judged by its own fit."""
+    half = torch.arange(len(found.margin_P)) % 2 == 0
+    if int(half.sum()) < MINIMUM or int((~half).sum()) < MINIMUM:
+        return {}
+    scaled_P = found.margin_P.clone()
+    for part in (half, ~half):
+        scaled_P[part] /= fit_temperature(found.margin_P[~part], found.label_P[~part])
+    after = Pairwise(scaled_P, found.label_P, found.length_P).metrics(1.0)
+    return {"calibrated_loss": after["loss"], "calibrated_ece": after["ece"]}
+
+
+def bootstrap(train: Groups, seed: int, member: int) -> Groups:
+    """Prompts drawn with replacement, as many as there are."""
+    draw = random.Random(f"{seed}:bootstrap:{member}")
+    return train.subset([draw.randrange(len(train)) for _ in range(len(train))])
+
+
+def split(groups: Groups, holdout: float, seed: int) -> tuple[Groups, Groups]:
     """Hold prompts (never single pairs) out of training."""
     order = list(range(len(groups)))
     random.Random(seed).shuffle(order)
     held = set(order[: round(holdout * len(groups))])
-    train = [g for i, g in enumerate(groups) if i not in held]
+    train = [i for i in range(len(groups)) if i not in held]
     if not train:
         raise DataError("no comparisons are left to train on: label more pairs or lower reward.holdout")
-    return train, [groups[i] for i in sorted(held)]
-
-
-def _agreement(groups: list[PreferenceGroup], scores: dict[int, float]) -> dict[str, float]:
-    """Accuracy against the majority (ties left out) and log loss against the share of votes."""
-    right = decided = 0
-    loss = total = 0.0
-    for group in groups:
-        for a, b, label in group.pairs:
-            margin = scores[group.document.keys[a]] - scores[group.document.keys[b]]
-            if label != 0.5:
-                decided += 1
-                right += (margin > 0) == (label > 0.5)
-            loss += float(bradley_terry(torch.tensor(margin), label))
-            total += 1
-    return {"accuracy": right / decided if decided else math.nan, "loss": loss / max(1.0, total)}
+    return groups.subset(train), groups.subset(sorted(held))

@@ -21,6 +21,7 @@ from prefloop.audit import Audit
 from prefloop.config import DataConfig, OptimConfig, SFTStageConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
+from prefloop.data.packing import Document
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import ConfigError
 from prefloop.records import Demonstration
@@ -67,7 +68,8 @@ class SFT(Stage):
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         rows = [_row(d, encoder) for d in loaded.records]
         audit = Audit(self.name)
-        audit.tokens(backbone.chat, [r["prompt_ids"] for r in rows], [r["response_ids"] for r in rows], encoder.cut)
+        documents = (Document(r["prompt_ids"], [r["response_ids"]], [i]) for i, r in enumerate(rows))
+        audit.tokens(backbone.chat, documents, encoder.cut)
         audit.check("truncated responses", True, f"{encoder.cut} of {len(rows)}", "")
 
         backbone.add_role(ROLE, seed=work.runtime.seed)
@@ -85,6 +87,7 @@ class SFT(Stage):
             result = trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
             backbone.save_role(ROLE, work.folder)
         finally:
+            backbone.model.eval()  # the trainer leaves it in training mode
             backbone.drop_role(ROLE)
         losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
         if not losses or not math.isfinite(result.training_loss):
@@ -116,8 +119,8 @@ class SFT(Stage):
             max_length=longest,
             packing=config.packing,
             completion_only_loss=True,
-            gradient_checkpointing=backbone.config.gradient_checkpointing,
-            bf16=backbone.compute_dtype == torch.bfloat16,
+            gradient_checkpointing=backbone.config.gradient_checkpointing == "block",
+            bf16=backbone.compute_dtype == torch.bfloat16 and not backbone.fused,
             use_cpu=backbone.device.type == "cpu",
             save_strategy="steps",
             save_steps=config.optim.checkpoint_every,
@@ -132,8 +135,7 @@ class SFT(Stage):
         data = Dataset.from_list([{k: r[k] for k in ("input_ids", "completion_mask")} for r in rows])
         for chatty in ("trl", "transformers", "datasets"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
-        backbone.model.base_model.set_adapter(ROLE)
-        backbone.model.requires_grad_(False)
+        backbone.activate(ROLE)
         for parameter in backbone.parameters(ROLE):
             parameter.requires_grad_(True)
         with warnings.catch_warnings():

@@ -1,41 +1,35 @@
-"""Which groups of pairs go into which optimizer step; fixed by the seed, so a resumed run continues in the same order."""
+"""Which groups go into which optimizer step; fixed by the seed, so a resumed run continues in the same order."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-
-from prefloop.data.encode import PreferenceGroup
+from collections.abc import Callable
 
 
-def epochs_of_groups(
-    groups: Sequence[PreferenceGroup], batch_pairs: int, epochs: float, seed: int
-) -> list[list[PreferenceGroup]]:
-    """Optimizer steps of about ``batch_pairs`` pairs over shuffled groups; a group's pairs stay in one step.
+def epochs_of_groups(count: int, size: Callable[[int], int], batch: int, epochs: float, seed: int) -> list[list[int]]:
+    """Optimizer steps of about ``batch`` items over shuffled groups 0 … count - 1, ``size(i)`` items each; a group stays in one step.
 
     A last step of less than half a batch joins the one before it, so that no step is noise.
     """
-    steps: list[list[PreferenceGroup]] = []
+    steps: list[list[int]] = []
     left = epochs
     epoch = 0
     while left > 0:
-        order = list(groups)
+        order = list(range(count))
         random.Random(f"{seed}:{epoch}").shuffle(order)
         order = order[: max(1, round(min(1.0, left) * len(order)))]
-        batch: list[PreferenceGroup] = []
+        step: list[int] = []
+        items = 0
         for group in order:
-            batch.append(group)
-            if _pairs(batch) >= batch_pairs:
-                steps.append(batch)
-                batch = []
-        if batch and (_pairs(batch) * 2 >= batch_pairs or not steps):
-            steps.append(batch)
-        elif batch:
-            steps[-1] = steps[-1] + batch
+            step.append(group)
+            items += size(group)
+            if items >= batch:
+                steps.append(step)
+                step, items = [], 0
+        if step and (items * 2 >= batch or not steps):
+            steps.append(step)
+        elif step:
+            steps[-1] = steps[-1] + step
         left -= 1
         epoch += 1
     return steps
-
-
-def _pairs(batch: Sequence[PreferenceGroup]) -> int:
-    return sum(len(g.pairs) for g in batch)

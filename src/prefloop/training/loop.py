@@ -51,7 +51,9 @@ class Loop:
             rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), optim.learning_rate)
             groups.setdefault(rate, []).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            [{"params": params, "lr": rate} for rate, params in groups.items()], weight_decay=optim.weight_decay
+            [{"params": params, "lr": rate} for rate, params in groups.items()],
+            weight_decay=optim.weight_decay,
+            fused=self.accelerator.device.type == "cuda",
         )
         self.parts: dict[str, list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
@@ -66,18 +68,20 @@ class Loop:
 
         Raises ``NonFiniteLoss`` naming the responses in the pack; weights stay as they were.
         """
-        total = 0.0
+        losses: list[tuple[Pack, Tensor]] = []
         torch.manual_seed(self.step)  # dropout, where a stage uses it, depends on the step alone
         self.optimizer.zero_grad(set_to_none=True)
         for pack in packs:
             loss = loss_of(pack.to(self.accelerator.device)) / items
-            value = float(loss.detach())
+            self.accelerator.backward(loss)
+            losses.append((pack, loss.detach()))
+        values = torch.stack([loss for _, loss in losses]).tolist()  # the one point where the host waits for the device
+        for (pack, _), value in zip(losses, values, strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLoss(
-                    f"step {self.step + 1}: loss is {value} on responses {list(pack.keys)[:16]}; lower the learning rate or look at these rows"
+                    f"step {self.step + 1}: loss is {value} on responses {list(pack.keys)[:16]}; the step was not applied, lower the "
+                    "learning rate or look at these rows"
                 )
-            self.accelerator.backward(loss)
-            total += value
         # Each part apart: a head's gradient must not decide how far the adapter's is cut.
         norms = [
             float(self.accelerator.clip_grad_norm_(part, self.optim.max_grad_norm)) for part in self.parts.values()
@@ -91,7 +95,7 @@ class Loop:
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
-        return {"loss": total, "grad_norm": norm, "lr": rate}
+        return {"loss": sum(values), "grad_norm": norm, "lr": rate}
 
     def save(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint of this step (atomically) and drop older ones."""

@@ -19,7 +19,7 @@ from prefloop.config import PPOConfig
 from prefloop.data.packing import Document, Pack, packs
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
 from prefloop.models.heads import ScalarHead
-from prefloop.models.scoring import scores_B
+from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.records import Prompt
 from prefloop.rollouts.engine import Rollout
@@ -28,8 +28,6 @@ from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, logps_R
 from prefloop.training.scored import Scored
 
-REWARD = "reward/0"
-
 
 def score(
     work: Work,
@@ -37,7 +35,7 @@ def score(
     batch: list[Prompt],
     prompts_ids: dict[str, list[int]],
     rollouts: list[Rollout],
-    reward_head: ScalarHead,
+    reward: Reward,
     value_head: ScalarHead,
 ) -> Scored:
     """Log-probs under policy and reference, values and rewards of a rollout, from the same packs."""
@@ -69,8 +67,8 @@ def score(
             scored.old_logp_R[rows] = response_logps_R(backbone, hidden, there, temperature).cpu()
             scored.value_R[rows] = value_head(hidden.index_select(0, there.source_R)).cpu()
         scored.reference_logp_R[rows] = logps_R(backbone, there, REFERENCE, temperature).cpu()
-        raw_B = scores_B(backbone, reward_head, there, REWARD)
-        scored.reward_B[list(pack.keys)] = (reward_head.normalized(raw_B) if config.normalize_reward else raw_B).cpu()
+        score_B = reward.scores_B(there) if config.normalize_reward else reward.raw_K_B(there).mean(0)
+        scored.reward_B[list(pack.keys)] = score_B.cpu()
     return scored
 
 

@@ -1,0 +1,198 @@
+"""Comparisons → tokenised groups in an Arrow file that is mapped, not read: memory does not grow with the number of pairs.
+
+What stays in memory is an index: for every prompt a hash and where its comparisons stand in their file, for every group how many pairs
+it has. Rows go through one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+
+from prefloop.console import progress
+from prefloop.data.convert import net_thumbs
+from prefloop.data.encode import Encoder, PreferenceGroup, ThumbGroup, preference_groups
+from prefloop.data.packing import Document
+from prefloop.errors import DataError
+from prefloop.records import Comparison, Rating, from_dict
+from prefloop.store import read_rows
+
+_FEATURES = Features(
+    {
+        "prompt_ids": List(Value("int32")),
+        "responses_ids": List(List(Value("int32"))),
+        "first": List(Value("int32")),
+        "second": List(Value("int32")),
+        "label": List(Value("float64")),
+        "weight": List(Value("float64")),
+        "up": List(Value("bool")),
+        "key": Value("int64"),
+    }
+)
+Label = Callable[[Comparison], float | None]
+
+
+class Groups(Sequence[PreferenceGroup]):
+    """The groups of an Arrow file written by ``write_groups`` or ``write_thumbs``; rows are read when they are asked for."""
+
+    def __init__(self, path: Path, indices: Sequence[int] | None = None) -> None:
+        self.path = path
+        self._rows = Dataset.from_file(str(path))
+        self.indices = range(len(self._rows)) if indices is None else indices
+        self._sizes: dict[str, array[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> PreferenceGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> Groups: ...
+    def __getitem__(self, index: int | slice) -> PreferenceGroup | Groups:
+        if isinstance(index, slice):
+            return self.subset(range(len(self))[index])
+        row = self._rows[self.indices[index]]
+        return PreferenceGroup(
+            _document(row), list(zip(row["first"], row["second"], row["label"], row["weight"], strict=True))
+        )
+
+    def thumbs(self, index: int) -> ThumbGroup:
+        """The rated responses of a group."""
+        row = self._rows[self.indices[index]]
+        return ThumbGroup(_document(row), row["up"])
+
+    def subset(self, positions: Sequence[int]) -> Groups:
+        """These groups only, in this order, still on disk."""
+        return Groups(self.path, array("q", (self.indices[i] for i in positions)))
+
+    def pairs(self, index: int) -> int:
+        """Number of pairs of a group, without reading it."""
+        return self._size("first", index)
+
+    def rated(self, index: int) -> int:
+        """Number of rated responses of a group, without reading it."""
+        return self._size("up", index)
+
+    def _size(self, column: str, index: int) -> int:
+        if column not in self._sizes:
+            whole = self._rows.data.column(column)
+            lengths = array("i", (n for chunk in whole.chunks for n in chunk.value_lengths().to_pylist()))
+            self._sizes[column] = array("i", (lengths[i] for i in self.indices))
+        return self._sizes[column][index]
+
+    @property
+    def total_pairs(self) -> int:
+        return sum(self.pairs(i) for i in range(len(self)))
+
+
+def _document(row: dict[str, Any]) -> Document:
+    keys = range(row["key"], row["key"] + len(row["responses_ids"]))
+    return Document(row["prompt_ids"], row["responses_ids"], list(keys))
+
+
+def write_groups(
+    comparisons: Path, target: Path, encoder: Encoder, label: Label, weight: Callable[[Comparison], float] | None = None
+) -> Groups:
+    """Tokenise a comparisons file into ``target``, comparisons of one prompt together, in order of first appearance.
+
+    ``label`` gives the probability that a comparison's first response is better (None counts as 0.5), ``weight`` what it counts for; weights
+    are scaled to mean 1. Raises ``DataError`` when no pair is left.
+    """
+    mean = _mean_weight(comparisons, weight) if weight else 1.0
+
+    def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        records = [from_dict(Comparison, row) for row in found]
+        labels = [0.5 if p is None else p for p in map(label, records)]
+        weights = [weight(record) / mean for record in records] if weight else None
+        for group in preference_groups(records, labels, encoder, weights):
+            first, second, soft, weighed = (list(column) for column in zip(*group.pairs, strict=True))
+            pairs = {"first": first, "second": second, "label": soft, "weight": weighed, "up": []}
+            yield {
+                "prompt_ids": group.document.prompt_ids,
+                "responses_ids": list(group.document.responses_ids),
+                **pairs,
+            }
+
+    return _write(comparisons, target, rows, "pair of two different responses")
+
+
+def write_thumbs(ratings: Path, target: Path, encoder: Encoder) -> Groups:
+    """Tokenise a ratings file into ``target``: the responses to one prompt together, each with the thumb that most of its votes amount to.
+
+    Responses with as many thumbs up as down are left out. Raises ``DataError`` when none is left.
+    """
+
+    def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        records = [from_dict(Rating, row) for row in found]
+        net: dict[tuple[str, bool], int] = {}
+        for record in records:
+            identity = (record.response.text, bool(record.response.meta.get("finished", True)))
+            net[identity] = net.get(identity, 0) + net_thumbs(record.votes)
+        decided = {identity: n > 0 for identity, n in net.items() if n}
+        if decided:
+            prompt_ids = encoder.prompt(records[0].id, records[0].prompt)
+            responses = [encoder.response(text, len(prompt_ids), finished) for text, finished in decided]
+            nothing: dict[str, list[Any]] = {"first": [], "second": [], "label": [], "weight": []}
+            yield {"prompt_ids": prompt_ids, "responses_ids": responses, **nothing, "up": list(decided.values())}
+
+    return _write(ratings, target, rows, "response with a decided thumb")
+
+
+def _write(
+    source: Path, target: Path, rows: Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]], wanted: str
+) -> Groups:
+    prompts = _by_prompt(source)
+    partial = target.with_suffix(".partial")
+    writer = ArrowWriter(path=str(partial), features=_FEATURES, writer_batch_size=200)
+    key = 0
+    with source.open("rb") as file, progress("tokenise", len(prompts), "prompt") as advance:
+        for offsets in prompts.values():
+            for row in rows([_at(file, offset) for offset in offsets]):
+                writer.write({**row, "key": key})
+                key += len(row["responses_ids"])
+            advance()
+    writer.finalize()
+    writer.close()
+    if key == 0:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"'{source.name}' holds no {wanted} within backbone.max_length")
+    partial.replace(target)
+    return Groups(target)
+
+
+def _by_prompt(source: Path) -> dict[bytes, array[int]]:
+    """Where the rows of each prompt stand in the file."""
+    prompts: dict[bytes, array[int]] = {}
+    offset = 0
+    with source.open("rb") as file:
+        for line in file:
+            prompt = json.dumps(json.loads(line)["prompt"]).encode()
+            prompts.setdefault(hashlib.blake2b(prompt, digest_size=16).digest(), array("q")).append(offset)
+            offset += len(line)
+    return prompts
+
+
+def _mean_weight(comparisons: Path, weight: Callable[[Comparison], float]) -> float:
+    total, count = 0.0, 0
+    for row in read_rows(comparisons):
+        total, count = total + weight(from_dict(Comparison, row)), count + 1
+    if total <= 0:
+        raise DataError(f"'{comparisons.name}': every pair has weight 0: choose other preference.weights")
+    return total / count
+
+
+def _at(file: Any, offset: int) -> dict[str, Any]:
+    file.seek(offset)
+    return json.loads(file.readline())
+
+
+def documents(groups: Sequence[PreferenceGroup]) -> Iterator[Document]:
+    """The documents of groups, one at a time."""
+    return (group.document for group in groups)

@@ -1,0 +1,114 @@
+"""Attention over packs whose branches share a prompt; several kernels behind one function.
+
+- ``mask``: transformers' own SDPA or eager attention with the pack's boolean mask. Works everywhere, computes every pair of tokens.
+- ``varlen``: torch's variable-length FlashAttention. A branch is a query segment whose keys are its prompt's followed by its own, aligned
+  at the end, so nothing masked is ever computed. CUDA, half precision.
+- ``flex``: torch's FlexAttention with the same rule as a block mask, compiled. CUDA.
+
+``choose`` checks each kernel against ``mask`` on the model at hand, times the ones that agree and names the fastest.
+
+Shape letters: N packed tokens, M keys after the prompts are repeated for their branches, H query heads, K key heads, D head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from prefloop.data.packing import Pack
+
+NAME = "prefloop"
+"""What the model's config calls this attention; without ``branches`` it is SDPA."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Branches:
+    """The kernel for one pass and what it needs to know about the pack."""
+
+    kernel: str
+    pack: Pack
+    block_mask: Any = None
+
+
+def branches(pack: Pack, kernel: str) -> Branches:
+    """Prepare ``pack`` for ``kernel`` ('varlen' or 'flex')."""
+    if kernel == "varlen":
+        return Branches(kernel, pack)
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    document_N, branch_N = pack.document_N, pack.branch_N
+
+    def rule(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = (branch_N[k] == 0) | (branch_N[q] == branch_N[k])
+        return (document_N[q] == document_N[k]) & seen & (q >= k)
+
+    count = len(pack.tokens_N)
+    mask = create_block_mask(rule, None, None, count, count, device=str(pack.tokens_N.device), _compile=True)
+    return Branches(kernel, pack, mask)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    branches: Branches | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, H, N, D], key and value [1, K, N, D] → [1, N, H, D]."""
+    if branches is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    scale, window = kwargs.get("scaling"), kwargs.get("sliding_window")
+    if branches.kernel == "flex":
+        out = _flex()(query, key, value, block_mask=branches.block_mask, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2), None
+    return _varlen(query, key, value, branches.pack, scale, window)[None], None
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None, window: int | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    k, v = k.index_select(0, pack.keys_M), v.index_select(0, pack.keys_M)
+    return varlen_attn(
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        pack.starts_q,
+        pack.starts_k,
+        pack.longest_q,
+        pack.longest_k,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        **_grouped(q.shape[1] != k.shape[1]),
+    )
+
+
+@functools.cache
+def _grouped(grouped: bool) -> dict[str, bool]:
+    """torch 2.11's kernel takes fewer key heads than query heads as they are; later ones want to be told."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": grouped} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+@functools.cache
+def _flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def register() -> None:
+    """Make ``attend`` known to transformers under ``NAME``."""
+    AttentionInterface.register(NAME, attend)  # type: ignore[arg-type]
+    AttentionMaskInterface.register(NAME, sdpa_mask)

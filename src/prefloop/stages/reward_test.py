@@ -1,0 +1,117 @@
+"""The reward model on files of labelled pairs that it was not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from prefloop.config import DataConfig, RewardConfig
+from prefloop.console import console
+from prefloop.data.encode import Encoder
+from prefloop.data.groups import Groups, write_groups
+from prefloop.data.sources import copy_records
+from prefloop.judging.reward import pairwise
+from prefloop.judging.statistics import clustered_mean
+from prefloop.labels.aggregation import vote_share
+from prefloop.models.reward import Reward
+from prefloop.objectives.reward import bradley_terry
+from prefloop.records import Comparison
+from prefloop.stage import Stage, Work
+from prefloop.store import Artifact, write_json
+
+
+class RewardTest(Stage):
+    """Accuracy, log loss and calibration with 95 % intervals clustered by prompt, for each of ``data.reward_tests``. Produces ``reward-test``."""
+
+    name = "reward-test"
+    produces = "reward-test"
+    inputs = ("reward",)
+    uses = frozenset({"backbone"})
+
+    def __init__(self, config: RewardConfig | None = None, data: DataConfig | None = None) -> None:
+        self.config = config or RewardConfig()
+        self.data = data or DataConfig()
+
+    def parts(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "tests": list(data.reward_tests),
+            "names": [path.name for path in data.reward_tests],
+            "layout": data.layout,
+            "bad_rows": data.bad_rows,
+            "limit": data.eval_limit,
+        }
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        backbone = work.runtime.backbone
+        reward = Reward.load(backbone, inputs["reward"].path)
+        found: dict[str, Any] = {}
+        try:
+            for number, path in enumerate(self.data.reward_tests):
+                pairs = work.scratch / f"{number}.jsonl"
+                copy_records(
+                    Comparison,
+                    path,
+                    pairs,
+                    layout=self.data.layout,
+                    bad_rows=self.data.bad_rows,
+                    quarantine_dir=work.folder,
+                    limit=self.data.eval_limit,
+                )
+                encoder = Encoder(backbone.chat, backbone.config.max_length)
+                groups = write_groups(pairs, work.scratch / f"{number}.arrow", encoder, vote_share)
+                found[path.name] = self._measure(reward, groups, path) | {"truncated": encoder.cut}
+        finally:
+            reward.drop()
+        write_json(work.folder / "tests.json", found)
+        console.print(_table(found))
+        return {"tests": found}
+
+    def _measure(self, reward: Reward, groups: Groups, path: Path) -> dict[str, Any]:
+        responses = groups[len(groups) - 1].document.keys[-1] + 1
+        scores = reward.score((g.document for g in groups), f"{self.name}: {path.name}", responses)
+        pairs = pairwise(groups, scores)
+        prompt_of = [i for i, g in enumerate(groups) for _ in g.pairs]
+        decided = (pairs.label_P != 0.5).tolist()
+        right = pairs.right_P.tolist()
+        loss_P = bradley_terry(pairs.margin_P / reward.temperature, pairs.label_P).tolist()
+        spread = torch.tensor([float(np.std(s)) for s in scores.values()]).mean() if len(reward.heads) > 1 else None
+        return {
+            "pairs": len(loss_P),
+            **pairs.metrics(reward.temperature),
+            "accuracy_ci": _interval(right, [p for p, d in zip(prompt_of, decided, strict=True) if d]),
+            "loss_ci": _interval(loss_P, prompt_of),
+            "length": pairs.by_length(),
+            "member_spread": None if spread is None else float(spread),
+        }
+
+
+def _interval(values: list[float], prompts: list[int]) -> list[float]:
+    """95 % interval of the mean, resampling prompts."""
+    grouped: dict[str, list[float]] = {}
+    for value, prompt in zip(values, prompts, strict=True):
+        grouped.setdefault(str(prompt), []).append(value)
+    found = clustered_mean(grouped)
+    return [found.low, found.high]
+
+
+def _table(found: dict[str, Any]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for column in ("pairs from", "pairs", "accuracy", "log loss", "ECE", "always the longer"):
+        table.add_column(column, justify="left" if column == "pairs from" else "right")
+    for name, m in found.items():
+        low, high = m["accuracy_ci"]
+        accuracy = f"{m['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+        table.add_row(
+            name,
+            str(m["pairs"]),
+            accuracy,
+            f"{m['loss']:.3f}",
+            f"{m['ece']:.3f}",
+            f"{m['length']['always the longer']:.3f}",
+        )
+    return table

@@ -1,0 +1,103 @@
+"""KTO's packed step: responses with thumbs, and the KL estimate z0 from mismatched prompts and responses.
+
+Shape letters: B rated responses, R response tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from prefloop.data.encode import ThumbGroup
+from prefloop.data.packing import Document, Pack, on_device, packs
+from prefloop.errors import DataError
+from prefloop.models.backbone import Backbone
+from prefloop.models.forward import sum_by_branch_B
+from prefloop.objectives.preference import kto
+from prefloop.training.pairs import policy_B
+from prefloop.training.policy import POLICY, REFERENCE, logps_R
+
+
+def mismatched(groups: Sequence[ThumbGroup]) -> list[Document]:
+    """Every prompt with the responses of the next one (the last with the first's), as many as it has itself, keys counting from 0.
+
+    Ethayarajh et al. 2024, section 3.2: z0 is estimated on unrelated responses. Raises ``DataError`` for fewer than two prompts.
+    """
+    if len(groups) < 2:
+        raise DataError(
+            "KTO estimates its KL from mismatched prompts and responses: a step needs at least 2 prompts, raise preference.batch_pairs"
+        )
+    out, key = [], 0
+    for group, other in zip(groups, [*groups[1:], groups[0]], strict=True):
+        count = min(len(group.up), len(other.up))
+        out.append(Document(group.document.prompt_ids, other.document.responses_ids[:count], range(key, key + count)))
+        key += count
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimates:
+    """What a step knows before its gradient: z0, and the reference's summed log-prob of each rated response by key."""
+
+    z0: Tensor
+    reference: dict[int, Tensor]
+
+
+def estimate(backbone: Backbone, groups: Sequence[ThumbGroup], temperature: float) -> Estimates:
+    """z0, the mean over mismatched pairs of log π/π_ref of the whole response, at least 0, and the reference's log-probs; no gradient.
+
+    The reference reads a prompt once for its own and its mismatched responses.
+    """
+    pairs = mismatched(groups)
+    keys = [key for group in groups for key in group.document.keys]
+    own, reads = 0, []
+    for group, other in zip(groups, pairs, strict=True):
+        responses = [*group.document.responses_ids, *other.responses_ids]
+        places = [*range(own, own + len(group.up)), *(len(keys) + key for key in other.keys)]
+        reads.append(Document(group.document.prompt_ids, responses, places))
+        own += len(group.up)
+    reference_M = _sums(backbone, reads, REFERENCE, temperature)
+    policy_M = _sums(backbone, pairs, POLICY, temperature)
+    z0 = (policy_M - reference_M[len(keys) :]).mean().clamp_min(0)
+    return Estimates(z0, dict(zip(keys, reference_M[: len(keys)].unbind(), strict=True)))
+
+
+def _sums(backbone: Backbone, documents: Sequence[Document], role: str, temperature: float) -> Tensor:
+    """Summed log-probs of all responses under a role, in the order of their keys 0, 1, …"""
+    found: list[Tensor] = []
+    order: list[int] = []
+    for pack in packs(documents, backbone.config.pack_tokens):
+        there = pack.to(backbone.device)
+        found.append(sum_by_branch_B(logps_R(backbone, there, role, temperature), there))
+        order += pack.keys
+    return torch.cat(found).index_select(0, on_device(torch.tensor(order).argsort(), backbone.device))
+
+
+def kto_loss(
+    backbone: Backbone,
+    pack: Pack,
+    up: Mapping[int, bool],
+    known: Estimates,
+    beta: float,
+    weights: tuple[float, float],
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each response of a pack, its log-ratio (detached) and whether it is desirable, [B] each; ``weights`` are (up, down)."""
+    reference_B = torch.stack([known.reference[key] for key in pack.keys])
+    ratio_B = policy_B(backbone, pack, temperature) - reference_B
+    up_B = on_device(torch.tensor([up[key] for key in pack.keys]), ratio_B.device)
+    return kto(ratio_B, up_B, known.z0, beta, *weights), ratio_B.detach(), up_B
+
+
+def balanced(ups: int, downs: int) -> tuple[float, float]:
+    """Weights (up, down) that give both thumbs the same total, their mean over the data being 1: the paper's range [1, 4/3] for n_D λ_D / n_U λ_U starts here.
+
+    Raises ``DataError`` when one kind is missing.
+    """
+    if not ups or not downs:
+        raise DataError(f"KTO needs thumbs of both kinds, found {ups} up and {downs} down")
+    total = ups + downs
+    return total / (2 * ups), total / (2 * downs)

@@ -1,0 +1,211 @@
+"""Fused LoRA layers, MLPs and QKV triples compute what PEFT and autograd compute."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from tiny import add_random_role, load, random_documents
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from prefloop.data.packing import pack
+from prefloop.models.backbone import Backbone
+from prefloop.models.blocks import FusedMLP, fuse_blocks, swiglu_gradients, swiglu_N_M
+from prefloop.models.forward import choose, hidden_N_H, response_logps_R, rows_of, run_N_H
+from prefloop.models.fused import fuse_norms
+from prefloop.models.lora import FusedLoRA
+
+PACK = pack(random_documents([(7, [5, 9]), (3, [4]), (6, [2, 3, 8])]))
+
+
+def gradients(backbone: Backbone, dropout: bool = False) -> tuple[Tensor, list[Tensor]]:
+    with backbone.role("policy", train=True, dropout=dropout):
+        logps = response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK)
+        return logps.detach(), list(torch.autograd.grad(logps.square().sum(), backbone.parameters("policy")))
+
+
+def unfused(folder: Path, kind: str, **settings: Any) -> Backbone:
+    """The same backbone on PEFT's own forwards."""
+    backbone = load(folder, kind, **settings)
+    for module in backbone.model.modules():
+        if isinstance(module, LoraLayer | nn.Module) and "forward" in vars(module):
+            del module.forward
+    backbone.fused = []
+    return backbone
+
+
+@pytest.mark.parametrize("recompute", ["none", "mlp", "block"])
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+def test_log_probs_and_gradients_equal_pefts(tiny_folders: Any, kind: str, precision: str, recompute: str) -> None:
+    folder = tiny_folders(kind)
+    ours, theirs = (
+        load(folder, kind, precision=precision, gradient_checkpointing=recompute),
+        unfused(folder, kind, precision=precision),
+    )
+    assert ours.fused and not theirs.fused
+    for backbone in (ours, theirs):
+        add_random_role(backbone, "policy")
+    (logps, grads), (expected, expected_grads) = gradients(ours), gradients(theirs)
+    assert_close(logps, expected, rtol=1e-4, atol=1e-5)
+    for ours_grad, theirs_grad in zip(grads, expected_grads, strict=True):
+        assert_close(ours_grad, theirs_grad, rtol=1e-3, atol=1e-4 * float(theirs_grad.abs().max()))
+
+
+def test_mlp_mode_joins_gated_mlps_and_none_does_not(tiny_folder: Path) -> None:
+    for mode, joined in (("none", 0), ("mlp", 2), ("block", 2)):
+        backbone = load(tiny_folder, gradient_checkpointing=mode)
+        assert sum(isinstance(m.forward, FusedMLP) for m in backbone.model.modules()) == joined
+
+
+def test_changed_parameters_are_seen(tiny_folder: Path) -> None:
+    """Copies in the arithmetic's precision follow optimizer steps, loading and replaced data."""
+    backbone = load(tiny_folder)
+    add_random_role(backbone, "policy")
+    seen = [gradients(backbone)[0]]
+    with torch.no_grad():
+        for parameter in backbone.parameters("policy"):
+            parameter.add_(0.05)
+    seen.append(gradients(backbone)[0])
+    for parameter in backbone.parameters("policy"):
+        parameter.data = parameter.data * 0.5
+    seen.append(gradients(backbone)[0])
+    add_random_role(backbone, "policy")
+    seen.append(gradients(backbone)[0])
+    assert_close(seen[0], seen[3])
+    assert all((seen[a] - seen[b]).abs().max() > 1e-3 for a, b in ((0, 1), (1, 2), (0, 2)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_optimizer_step_is_seen_by_the_next_pass(tiny_folder: Path, fused: bool) -> None:
+    """torch's fused AdamW does not count up the parameters' versions; a copy kept by version would train on stale weights."""
+    backbone = load(tiny_folder, compute="bf16", precision="bf16")
+    backbone.add_role("policy")
+    optimizer = torch.optim.AdamW(backbone.parameters("policy"), lr=0.05, fused=fused)
+    seen, scored = [], []
+    for _ in range(4):
+        with backbone.role("policy", train=True):
+            logps = response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK)
+        (-logps.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(float(logps.detach().sum()))
+        with backbone.role("policy"):
+            scored.append(float(response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).sum()))
+    assert seen == sorted(seen) and len(set(seen)) == 4, "training does not see its own steps"
+    assert scored[:-1] == pytest.approx(seen[1:], rel=1e-3), "scoring sees another policy than training"
+    backbone.add_role("other")
+    with backbone.role("other", train=True):
+        pass
+    with backbone.role("policy"):
+        after = float(response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).sum())
+    assert after == pytest.approx(scored[-1], rel=1e-6)
+
+
+def test_dropout_only_where_asked_and_without_bias(tiny_folder: Path) -> None:
+    backbone = load(tiny_folder, dropout=0.5)
+    add_random_role(backbone, "policy")
+    still, _ = gradients(backbone)
+    assert_close(gradients(backbone)[0], still, rtol=0, atol=0)
+    torch.manual_seed(0)
+    dropped = torch.stack([gradients(backbone, dropout=True)[0] for _ in range(3)])
+    assert (dropped[0] - dropped[1]).abs().max() > 1e-3
+    layer = next(layer for layer in backbone.fused)
+    x = torch.randn(400, layer.weight.layer.in_features)
+    with backbone.role("policy", dropout=True):
+        mean = torch.stack([layer(x) for _ in range(200)]).mean(0)
+    with backbone.role("policy"):
+        assert_close(mean, layer(x), rtol=0, atol=0.5)
+        assert (mean - layer(x)).mean().abs() < 0.01
+
+
+def test_a_layer_under_autocast_keeps_its_own_precision(tiny_folder: Path) -> None:
+    backbone = load(tiny_folder)
+    add_random_role(backbone, "policy")
+    layer = next(layer for layer in backbone.fused)
+    x = torch.randn(3, layer.weight.layer.in_features)
+    with backbone.role("policy"):
+        expected = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_close(layer(x), expected, rtol=0, atol=0)
+
+
+def test_swiglu_gradients() -> None:
+    gate, up, grad = (torch.randn(5, 7, dtype=torch.float64) for _ in range(3))
+    a, b = gate.clone().requires_grad_(), up.clone().requires_grad_()
+    expected = torch.autograd.grad(swiglu_N_M(a, b), [a, b], grad)
+    for found, want in zip(swiglu_gradients(gate.clone(), up.clone(), grad), expected, strict=True):
+        assert_close(found, want)
+
+
+class Scaled(nn.Module):
+    """A gated MLP that also scales: its projections alone do not say what it computes."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
+            inner.gate_proj,
+            inner.up_proj,
+            inner.down_proj,
+            inner.act_fn,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * 1.5
+
+
+def test_an_mlp_that_computes_something_else_is_left_alone(tiny_folder: Path) -> None:
+    backbone = load(tiny_folder)
+    inner = next(m for m in backbone.model.modules() if hasattr(m, "gate_proj"))
+    assert all(isinstance(getattr(inner, n).forward, FusedLoRA) for n in ("gate_proj", "up_proj", "down_proj"))
+    scaled = nn.ModuleList([Scaled(inner)])
+    fuse_blocks(scaled, mlp=True)
+    assert not isinstance(scaled[0].forward, FusedMLP)
+
+
+def test_norms_are_recognised_by_what_they_compute(tiny_folders: Any) -> None:
+    for kind in ("llama", "gemma2"):
+        backbone = load(tiny_folders(kind), kind)
+        with backbone.role(None):
+            expected = run_N_H(backbone, PACK, "mask")
+            assert fuse_norms(backbone.model) > 0
+            assert_close(run_N_H(backbone, PACK, "mask"), expected, rtol=1e-4, atol=1e-4)
+
+    class OddRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(torch.full((8,), 0.5)), 1e-6
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * F.rms_norm(x, (8,), self.weight, self.eps)
+
+    odd = nn.ModuleList([OddRMSNorm()])
+    assert fuse_norms(odd) == 0
+
+
+def test_rows_and_mask_agree_and_cpu_takes_the_mask(tiny_folders: Any) -> None:
+    for kind in ("llama", "qwen2", "gemma2", "mistral"):
+        backbone = load(tiny_folders(kind), kind)
+        add_random_role(backbone, "policy")
+        with backbone.role("policy"):
+            rows = run_N_H(backbone, PACK, "rows")
+            assert_close(rows, run_N_H(backbone, PACK, "mask"), rtol=1e-4, atol=1e-4)
+        assert choose(backbone) == "mask"
+
+
+def test_segments_name_the_keys_that_the_mask_lets_through() -> None:
+    mask, starts_q, starts_k = PACK.mask_NN(), PACK.starts_q.tolist(), PACK.starts_k.tolist()
+    for s in range(len(starts_q) - 1):
+        keys = PACK.keys_M[starts_k[s] : starts_k[s + 1]]
+        length = starts_q[s + 1] - starts_q[s]
+        for i in range(length):  # aligned at the end, as the kernel does
+            seen = keys[: len(keys) - length + i + 1]
+            assert seen.tolist() == mask[starts_q[s] + i].nonzero().flatten().tolist()
+    assert PACK.longest_q == max(b - a for a, b in itertools.pairwise(starts_q))
+    assert [len(r) for r in rows_of(PACK)] == [12, 16, 7, 8, 9, 14]
