@@ -131,6 +131,9 @@ def _main(arguments: Sequence[str]) -> None:
 
 def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run a command; user errors print their message alone and exit with 2, Ctrl-C with 130, a closed pipe quietly."""
+    from prefloop.interrupt import heed_interrupts
+
+    heed_interrupts()
     try:
         run(arguments)
     except PrefloopError as error:

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from prefloop.interrupt import check_interrupted
+
 console = Console(highlight=False, soft_wrap=True)
 PLAIN_EVERY_S = 10.0
 
@@ -81,6 +83,7 @@ def progress(what: str, total: int, unit: str = "it") -> Iterator[Callable[..., 
 
             def advance(n: int = 1, note: str = "") -> None:
                 nonlocal done
+                check_interrupted()
                 done += n
                 bar.update(task, advance=n, rate=f"{rate():.3g} {unit}/s", note=note)
 
@@ -91,6 +94,7 @@ def progress(what: str, total: int, unit: str = "it") -> Iterator[Callable[..., 
 
     def advance_plain(n: int = 1, note: str = "") -> None:
         nonlocal done, spoken
+        check_interrupted()
         done += n
         if time.monotonic() - spoken >= PLAIN_EVERY_S:
             spoken = time.monotonic()

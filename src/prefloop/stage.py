@@ -18,6 +18,7 @@ import prefloop
 from prefloop.config import is_config
 from prefloop.console import duration, say
 from prefloop.errors import AuditError, ConfigError, DataError
+from prefloop.interrupt import check_interrupted
 from prefloop.runtime import Runtime
 from prefloop.store import Artifact, digest, file_digest
 
@@ -99,6 +100,7 @@ class Stage:
 
     def run(self, runtime: Runtime | None = None, **inputs: Artifact) -> Artifact:
         """Return the artifact: from the store if it is there, else built now, going on from a checkpoint if one is left."""
+        check_interrupted()
         runtime = runtime or Runtime()
         missing = [slot for slot in self.inputs if slot not in inputs]
         if missing:

@@ -16,13 +16,13 @@ from typing import Any, overload
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from prefloop.console import progress
+from prefloop.console import progress, say
 from prefloop.data.convert import net_thumbs
 from prefloop.data.encode import Encoder, PreferenceGroup, ThumbGroup, preference_groups
 from prefloop.data.packing import Document
 from prefloop.errors import DataError
 from prefloop.records import Comparison, Rating, from_dict
-from prefloop.store import read_rows
+from prefloop.store import Artifact, read_rows, write_rows
 
 _FEATURES = Features(
     {
@@ -98,12 +98,18 @@ def _document(row: dict[str, Any]) -> Document:
 
 
 def write_groups(
-    comparisons: Path, target: Path, encoder: Encoder, label: Label, weight: Callable[[Comparison], float] | None = None
+    comparisons: Path,
+    target: Path,
+    encoder: Encoder,
+    label: Label,
+    weight: Callable[[Comparison], float] | None = None,
+    quarantine: Path | None = None,
 ) -> Groups:
     """Tokenise a comparisons file into ``target``, comparisons of one prompt together, in order of first appearance.
 
     ``label`` gives the probability that a comparison's first response is better (None counts as 0.5), ``weight`` what it counts for; weights
-    are scaled to mean 1. Raises ``DataError`` when no pair is left.
+    are scaled to mean 1. Prompts that leave no room for a response are an error, or go to ``quarantine`` by id. Raises ``DataError`` when no
+    pair is left.
     """
     mean = _mean_weight(comparisons, weight) if weight else 1.0
 
@@ -120,10 +126,10 @@ def write_groups(
                 **pairs,
             }
 
-    return _write(comparisons, target, rows, "pair of two different responses")
+    return _write(comparisons, target, rows, "pair of two different responses", quarantine)
 
 
-def write_thumbs(ratings: Path, target: Path, encoder: Encoder) -> Groups:
+def write_thumbs(ratings: Path, target: Path, encoder: Encoder, quarantine: Path | None = None) -> Groups:
     """Tokenise a ratings file into ``target``: the responses to one prompt together, each with the thumb that most of its votes amount to.
 
     Responses with as many thumbs up as down are left out. Raises ``DataError`` when none is left.
@@ -142,24 +148,38 @@ def write_thumbs(ratings: Path, target: Path, encoder: Encoder) -> Groups:
             nothing: dict[str, list[Any]] = {"first": [], "second": [], "label": [], "weight": []}
             yield {"prompt_ids": prompt_ids, "responses_ids": responses, **nothing, "up": list(decided.values())}
 
-    return _write(ratings, target, rows, "response with a decided thumb")
+    return _write(ratings, target, rows, "response with a decided thumb", quarantine)
 
 
 def _write(
-    source: Path, target: Path, rows: Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]], wanted: str
+    source: Path,
+    target: Path,
+    rows: Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]],
+    wanted: str,
+    quarantine: Path | None,
 ) -> Groups:
     prompts = _by_prompt(source)
     partial = target.with_suffix(".partial")
     writer = ArrowWriter(path=str(partial), features=_FEATURES, writer_batch_size=200)
     key = 0
+    set_aside: list[dict[str, Any]] = []
     with source.open("rb") as file, progress("tokenise", len(prompts), "prompt") as advance:
         for offsets in prompts.values():
-            for row in rows([_at(file, offset) for offset in offsets]):
-                writer.write({**row, "key": key})
-                key += len(row["responses_ids"])
+            found = [_at(file, offset) for offset in offsets]
+            try:
+                for row in rows(found):
+                    writer.write({**row, "key": key})
+                    key += len(row["responses_ids"])
+            except DataError as error:
+                if quarantine is None:
+                    raise
+                set_aside += [{"id": row["id"], "problem": str(error)} for row in found]
             advance()
     writer.finalize()
     writer.close()
+    if quarantine is not None and set_aside:
+        write_rows(quarantine, set_aside)
+        say(f"  {len(set_aside)} rows set aside in {quarantine.name}: {set_aside[0]['problem']}", "yellow")
     if key == 0:
         partial.unlink(missing_ok=True)
         raise DataError(f"'{source.name}' holds no {wanted} within backbone.max_length")
@@ -191,6 +211,11 @@ def _mean_weight(comparisons: Path, weight: Callable[[Comparison], float]) -> fl
 def _at(file: Any, offset: int) -> dict[str, Any]:
     file.seek(offset)
     return json.loads(file.readline())
+
+
+def quarantine_of(comparisons: Artifact, folder: Path) -> Path | None:
+    """Where a stage puts rows that it cannot use, when the labels were read with ``bad_rows: quarantine``."""
+    return folder / "too-long.quarantine.jsonl" if comparisons.metrics.get("bad_rows") == "quarantine" else None
 
 
 def documents(groups: Sequence[PreferenceGroup]) -> Iterator[Document]:

@@ -161,7 +161,7 @@ class Backbone:
         self.model.eval()
         self.roles.add(role)
         if start is not None:
-            own = self._named(role)
+            own = self.named_parameters(role)
             try:
                 saved = load_file(start / "adapter_model.safetensors", device=str(self.device))
                 alpha = json.loads((start / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"]
@@ -236,9 +236,10 @@ class Backbone:
 
     def parameters(self, role: str) -> list[nn.Parameter]:
         """The adapter's parameters, in a fixed order."""
-        return list(self._named(role).values())
+        return list(self.named_parameters(role).values())
 
-    def _named(self, role: str) -> dict[str, nn.Parameter]:
+    def named_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by the names that its file gives them, sorted."""
         if role not in self._named_cache:
             marker = f".{role}."
             self._named_cache[role] = {
@@ -251,7 +252,7 @@ class Backbone:
     def save_role(self, role: str, folder: Path) -> None:
         """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the files that PEFT and vLLM load."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self._named(role).items()}
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters(role).items()}
         save_file(tensors, folder / "adapter_model.safetensors")
         config = self.model.peft_config[role].to_dict()
         config.update(base_model_name_or_path=self.config.model, inference_mode=True)

@@ -17,7 +17,7 @@ from prefloop.config import PreferenceConfig
 from prefloop.console import progress, say
 from prefloop.data.convert import comparison_to_ratings
 from prefloop.data.encode import Encoder
-from prefloop.data.groups import Groups, documents, write_thumbs
+from prefloop.data.groups import Groups, documents, quarantine_of, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.data.sources import write_jsonl
 from prefloop.records import Comparison, from_dict
@@ -46,7 +46,12 @@ class KTO(Stage):
         runtime, audit = work.runtime, Audit(self.name)
         backbone, temperature = runtime.backbone, runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
-        groups = write_thumbs(_ratings(inputs["comparisons"], work), work.scratch / "thumbs.arrow", encoder)
+        groups = write_thumbs(
+            _ratings(inputs["comparisons"], work),
+            work.scratch / "thumbs.arrow",
+            encoder,
+            quarantine_of(inputs["comparisons"], work.folder),
+        )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         ups = sum(sum(groups.thumbs(i).up) for i in range(len(groups)))
         downs = sum(groups.rated(i) for i in range(len(groups))) - ups

@@ -98,7 +98,12 @@ class Label(Stage):
             {"name": name, "simulated": False, "noise": None, "agreement_with_gold": None, "votes": n}
             for name, n in sorted(votes.items())
         ]
-        metrics = {"annotators": listed, "unlabelled": loaded.count - (thumbs or voted), "thumbs": thumbs}
+        metrics = {
+            "annotators": listed,
+            "unlabelled": loaded.count - (thumbs or voted),
+            "thumbs": thumbs,
+            "bad_rows": self.data.bad_rows,
+        }
         return self._counted(voted, votes.total(), metrics)
 
     def _simulated(self, work: Work, candidates: Artifact) -> tuple[list[Comparison], dict[str, Any]]:

@@ -15,7 +15,7 @@ from prefloop.audit import Audit
 from prefloop.config import PreferenceConfig
 from prefloop.console import progress
 from prefloop.data.encode import Encoder
-from prefloop.data.groups import Groups, documents, write_groups
+from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.labels.aggregation import AGGREGATIONS, WEIGHTS
 from prefloop.stage import Stage, Work
@@ -51,6 +51,7 @@ class Preference(Stage):
             encoder,
             AGGREGATIONS["share" if config.soft_labels else "majority"],
             WEIGHTS[config.weights],
+            quarantine_of(inputs["comparisons"], work.folder),
         )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         cached = load_file(inputs["reference"] / "logps.safetensors")["logp_sum"] if self.cached else None

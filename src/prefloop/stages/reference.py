@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from prefloop.console import progress
 from prefloop.data.encode import Encoder
-from prefloop.data.groups import write_groups
+from prefloop.data.groups import quarantine_of, write_groups
 from prefloop.data.packing import packs
 from prefloop.labels.aggregation import vote_share
 from prefloop.stage import Stage, Work
@@ -36,7 +36,11 @@ class Reference(Stage):
         backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         groups = write_groups(
-            inputs["comparisons"] / "comparisons.jsonl", work.scratch / "groups.arrow", encoder, vote_share
+            inputs["comparisons"] / "comparisons.jsonl",
+            work.scratch / "groups.arrow",
+            encoder,
+            vote_share,
+            quarantine=quarantine_of(inputs["comparisons"], work.folder),
         )
         responses = groups[len(groups) - 1].document.keys[-1] + 1
         logp_sum = torch.zeros(responses)

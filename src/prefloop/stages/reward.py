@@ -13,7 +13,7 @@ from prefloop.audit import Audit
 from prefloop.config import RewardConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
-from prefloop.data.groups import Groups, documents, write_groups
+from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
 from prefloop.judging.reward import Pairwise, pairwise
@@ -51,7 +51,8 @@ class RewardModel(Stage):
         backbone, config, audit = work.runtime.backbone, self.config, Audit(self.name)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         source, target = inputs["comparisons"] / "comparisons.jsonl", work.scratch / "groups.arrow"
-        groups = write_groups(source, target, encoder, vote_share)
+        aside = quarantine_of(inputs["comparisons"], work.folder)
+        groups = write_groups(source, target, encoder, vote_share, quarantine=aside)
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         train, held = split(groups, config.holdout, work.runtime.seed)
         start = inputs["sft"].path if "sft" in inputs else None
@@ -81,7 +82,7 @@ class RewardModel(Stage):
 
     def _train(self, work: Work, audit: Audit, head: ScalarHead, train: Groups, member: int) -> dict[str, Any]:
         backbone, config, role = work.runtime.backbone, self.config, role_of(member)
-        named = {f"adapter/{i:04d}": p for i, p in enumerate(backbone.parameters(role))}
+        named = {f"adapter/{name}": p for name, p in backbone.named_parameters(role).items()}
         parameters = {**named, **{f"head/{n}": p for n, p in head.named_parameters()}}
         steps = epochs_of_groups(
             len(train), train.pairs, config.batch_pairs, config.epochs, work.runtime.seed + 1000 * member

@@ -63,7 +63,9 @@ class RewardTest(Stage):
                     limit=self.data.eval_limit,
                 )
                 encoder = Encoder(backbone.chat, backbone.config.max_length)
-                groups = write_groups(pairs, work.scratch / f"{number}.arrow", encoder, vote_share)
+                aside = work.folder / f"{path.name}.too-long.jsonl" if self.data.bad_rows == "quarantine" else None
+                target = work.scratch / f"{number}.arrow"
+                groups = write_groups(pairs, target, encoder, vote_share, quarantine=aside)
                 found[path.name] = self._measure(reward, groups, path) | {"truncated": encoder.cut}
         finally:
             reward.drop()
@@ -101,17 +103,17 @@ def _interval(values: list[float], prompts: list[int]) -> list[float]:
 
 def _table(found: dict[str, Any]) -> Table:
     table = Table(box=None, header_style="bold")
-    for column in ("pairs from", "pairs", "accuracy", "log loss", "ECE", "always the longer"):
-        table.add_column(column, justify="left" if column == "pairs from" else "right")
+    for column in ("reward model on", "pairs", "accuracy", "log loss", "ECE", "longer wins"):
+        table.add_column(column, justify="left" if column == "reward model on" else "right", no_wrap=True)
     for name, m in found.items():
-        low, high = m["accuracy_ci"]
-        accuracy = f"{m['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+        low, high = (f"{bound:.3f}".lstrip("0") for bound in m["accuracy_ci"])
+        longer = m["length"]["always the longer"]
         table.add_row(
-            name,
+            name.split(".jsonl")[0],
             str(m["pairs"]),
-            accuracy,
+            f"{m['accuracy']:.3f} [{low}, {high}]",
             f"{m['loss']:.3f}",
             f"{m['ece']:.3f}",
-            f"{m['length']['always the longer']:.3f}",
+            "-" if longer is None else f"{longer:.3f}",
         )
     return table

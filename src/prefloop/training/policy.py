@@ -45,7 +45,7 @@ def start_policy(work: Work, sft: Artifact, audit: Audit, documents: Sequence[Do
 
 def policy_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
     """The policy adapter's parameters by a stable name."""
-    return {f"adapter/{i:04d}": p for i, p in enumerate(backbone.parameters(POLICY))}
+    return {f"adapter/{name}": p for name, p in backbone.named_parameters(POLICY).items()}
 
 
 def logps_R(backbone: Backbone, pack: Pack, role: str | None, temperature: float) -> Tensor:

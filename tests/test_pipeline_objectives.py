@@ -1,0 +1,159 @@
+"""Algorithms beyond the demo's, reward ensembles and reward-only runs, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from loop_run import finish, run, start, statuses, summary, write_config
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A finished DPO run; others in the same folder reuse its first stages."""
+    path = write_config(tmp_path_factory.mktemp("objectives"), tiny_folder)
+    run(path, "--algo", "dpo")
+    return path
+
+
+def adapter(config: Path, slot: str) -> dict[str, torch.Tensor]:
+    return load_file(config.parent / "runs" / "t" / "artifacts" / slot / "adapter_model.safetensors")
+
+
+def test_cached_reference_gives_the_adapter_of_the_live_one(config: Path) -> None:
+    live = adapter(config, "dpo")
+    output = run(config, "--algo", "dpo", "--preference.reference", "cached")
+    assert "running reference" in output
+    for name, tensor in adapter(config, "dpo").items():
+        assert torch.allclose(tensor, live[name], atol=1e-5), name
+    output = run(config, "--algo", "ipo", "--preference.reference", "cached")
+    assert "reused reference" in output and "audit ipo: ipo loss at the reference" in output
+
+
+@pytest.mark.parametrize("algo", ["kto", "robust", "apo_down", "cpo"])
+def test_algorithms_by_name(config: Path, algo: str) -> None:
+    output = run(config, "--algo", algo)
+    assert statuses(config)["sft"] == "reused" and statuses(config)[algo] == "ran"
+    assert f"audit {algo}: weights move" in output
+    found = summary(config)
+    assert found["results"][algo]["n_responses"] == 24
+    if algo == "kto":
+        assert "audit kto: kto loss at the reference" in output and "up weighing" in output
+
+
+def test_votes_weigh_pairs(config: Path) -> None:
+    output = run(config, "--algo", "cdpo", "--preference.weights", "agreement")
+    assert "FAILED" not in output and statuses(config)["cdpo"] == "ran"
+
+
+def thumbs(path: Path, both_kinds: bool) -> Path:
+    prompts = [json.loads(line) for line in (path.parent / "train.jsonl").open()]
+    rows: list[dict[str, Any]] = []
+    for i, prompt in enumerate(prompts):
+        kinds = ("up", "down") if both_kinds else (("up", "down")[i % 2],)
+        rows += [
+            {
+                "id": f"{i}-{kind}",
+                "prompt": prompt["prompt"],
+                "response": {"text": f"answer {i} {kind}"},
+                "votes": [{"annotator": "a", "value": kind}],
+            }
+            for kind in kinds
+        ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_kto_takes_thumbs_that_make_no_pairs(tmp_path: Path, tiny_folder: Path) -> None:
+    config = write_config(tmp_path, tiny_folder)
+    tree = yaml.safe_load(config.read_text())
+    tree["label"] = {"source": "file"}
+    tree["data"]["comparisons"] = str(thumbs(tmp_path / "thumbs.jsonl", both_kinds=False))
+    config.write_text(yaml.safe_dump(tree))
+    code, output = finish(start(config, "--algo", "kto"))
+    # Thumbs alone make no pairs, so there is nothing to train a reward model on: that is what the run says.
+    assert code == 2 and "12 ratings" in output and "holds no pair" in output, output
+    tree["data"]["comparisons"] = str(thumbs(tmp_path / "both.jsonl", both_kinds=True))
+    config.write_text(yaml.safe_dump(tree))
+    assert "12 up weighing 1.000, 12 down weighing 1.000" in run(config, "--algo", "kto")
+
+
+def test_an_ensemble_is_resumed_member_by_member_and_measured(tmp_path: Path, tiny_folder: Path) -> None:
+    hashes = []
+    for name, kill in (("whole", None), ("killed", "reward 2/2 2/")):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = write_config(folder, tiny_folder)
+        pairs = folder / "pairs.jsonl"
+        rows = [json.loads(line) for line in (folder / "demonstrations.jsonl").open()]
+        pairs.write_text(
+            "".join(
+                json.dumps({"prompt": r["prompt"], "chosen": r["response"], "rejected": "No idea at all."}) + "\n"
+                for r in rows
+            )
+        )
+        tree = yaml.safe_load(config.read_text())
+        tree |= {"algo": "reward", "label": {"source": "file"}}
+        tree["reward"] |= {"members": 2, "holdout": 0.25, "epochs": 2}
+        tree["data"] |= {"comparisons": str(pairs), "reward_tests": [str(pairs)]}
+        config.write_text(yaml.safe_dump(tree))
+        if kill:
+            process = start(config)
+            assert process.stdout is not None
+            for line in process.stdout:
+                if kill in line:
+                    process.kill()
+                    break
+            process.wait()
+        output = run(config)
+        assert "audit reward: save, load, same scores" in output and "pairs.jsonl" in output
+        place = folder / "runs" / "t" / "artifacts" / "reward"
+        hashes.append(
+            [
+                load_file(p)
+                for p in (
+                    place / "adapter_model.safetensors",
+                    place / "member-1" / "adapter_model.safetensors",
+                    place / "head.safetensors",
+                    place / "member-1" / "head.safetensors",
+                )
+            ]
+        )
+        tests = json.loads((folder / "runs" / "t" / "artifacts" / "reward-test" / "tests.json").read_text())[
+            "pairs.jsonl"
+        ]
+        assert (
+            tests["pairs"] == 12
+            and tests["member_spread"] > 0
+            and tests["accuracy_ci"][0] <= tests["accuracy"] <= tests["accuracy_ci"][1]
+        )
+        assert [s["name"] for s in summary(config)["stages"]] == ["sft", "label", "reward", "reward-test"]
+        assert (folder / "runs" / "t" / "report.html").is_file()
+    for whole, killed in zip(*hashes, strict=True):
+        assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert any(not torch.equal(hashes[0][0][n], hashes[0][1][n]) for n in hashes[0][0]), (
+        "members are copies of one another"
+    )
+
+
+def test_a_reward_model_without_sft_starts_from_the_bare_model(tmp_path: Path, tiny_folder: Path) -> None:
+    """A fresh adapter's A matrices get no gradient in the first step: the audit knows."""
+    config = write_config(tmp_path, tiny_folder)
+    rows = [json.loads(line) for line in (tmp_path / "demonstrations.jsonl").open()]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"prompt": r["prompt"], "chosen": r["response"], "rejected": "No."}) + "\n" for r in rows)
+    )
+    tree = yaml.safe_load(config.read_text())
+    tree |= {"algo": "reward", "label": {"source": "file"}}
+    tree["data"] = {"comparisons": str(pairs), "reward_tests": [str(pairs)]}
+    config.write_text(yaml.safe_dump(tree))
+    run(config)
+    assert list(statuses(config)) == ["label", "reward", "reward-test"]
