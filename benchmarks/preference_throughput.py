@@ -1,7 +1,7 @@
 """Preference training on a GPU, prefloop and TRL side by side: real tokens a second and peak memory.
 
     python benchmarks/preference_throughput.py                          # all kinds, both sides, one table
-    python benchmarks/preference_throughput.py --kinds dpo --sides ours --attention mask
+    python benchmarks/preference_throughput.py --kinds dpo --sides ours --attention sdpa
 
 A 7B-shaped Qwen2 with random weights in NF4, LoRA r = 16 on every linear layer, 8 pairs an optimizer step, gradient checkpointing, lengths
 shaped like hh-rlhf. Real tokens count the prompt once for each response, as TRL's own counter does, and no padding. Each side runs in a
@@ -178,6 +178,9 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
         TrainerCallback,
     )
 
+    if gpu := torch.cuda.is_available():  # as prefloop does: cuDNN plans anew for every length of a batch
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
     class Timer(TrainerCallback):
         started, step = 0.0, 0
 
@@ -196,7 +199,6 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
     def text(ids: list[int]) -> str:
         return " ".join(f"w{i}" for i in ids)
 
-    gpu = torch.cuda.is_available()
     common: dict[str, Any] = dict(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=options.batch, max_steps=options.steps, learning_rate=1e-5,
         gradient_checkpointing=True, bf16=gpu, use_cpu=not gpu, report_to="none", save_strategy="no", train_sampling_strategy="sequential", logging_steps=1, disable_tqdm=True, max_length=1024,

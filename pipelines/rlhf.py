@@ -37,7 +37,7 @@ def compose(config: RLHFConfig) -> "list[Stage]":
         *([Sample(config.sample, data)] if simulated else []),
         Label(config.label, data, config.gold),
         RewardModel(config.reward, from_sft=with_sft),
-        *([RewardTest(config.reward, data)] if data.reward_tests else []),
+        *([RewardTest(data)] if data.reward_tests else []),
     ]
     if config.algo == REWARD_ONLY:
         return stages

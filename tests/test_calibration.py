@@ -49,10 +49,10 @@ def test_calibration_error_does_not_depend_on_the_order_of_pairs() -> None:
 def test_halves_are_judged_by_the_other_halfs_temperature() -> None:
     margin, label = drawn(4.0, 4000)
     found = Pairwise(margin, label, torch.zeros(4000))
-    after = crossed(found, 1.0)
+    after = crossed(found)
     assert after["calibrated_ece"] < 0.03 < found.metrics(1.0)["ece"]
     assert after["calibrated_loss"] < found.metrics(1.0)["loss"]
-    assert crossed(Pairwise(margin[:12], label[:12], torch.zeros(12)), 1.0) == {}
+    assert crossed(Pairwise(margin[:12], label[:12], torch.zeros(12))) == {}
 
 
 def test_accuracy_leaves_ties_out_and_counts_equal_scores_half() -> None:

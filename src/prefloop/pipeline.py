@@ -53,10 +53,20 @@ class Run:
         return [slot for slot in ALGORITHMS if slot in self.artifacts]
 
     def _fits(self, manifest: dict[str, Any]) -> bool:
-        now = {s: self.artifacts[s].key for s in manifest["inputs"] if s in self.artifacts}
+        now = {slot: self._key(slot) for slot in manifest["inputs"]}
         shared = ("code", "seed", "backbone", "generation")
         reference = self._shared_identity()
         return now == manifest["inputs"] and all(manifest["identity"].get(k) == reference[k] for k in shared)
+
+    def _key(self, slot: str) -> str | None:
+        """Key of what fills a slot now: of this process, or of an earlier command when its own inputs are still the run's."""
+        if slot in self.artifacts:
+            return self.artifacts[slot].key
+        linked = self.folder / "artifacts" / slot / "manifest.json"
+        if not linked.is_file():
+            return None
+        manifest = json.loads(linked.read_text(encoding="utf-8"))
+        return manifest["key"] if self._fits(manifest) else None
 
     def _shared_identity(self) -> dict[str, Any]:
         class Probe(Stage):

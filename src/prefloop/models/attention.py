@@ -3,9 +3,9 @@
 - ``mask``: transformers' own SDPA or eager attention with the pack's boolean mask. Works everywhere, computes every pair of tokens.
 - ``varlen``: torch's variable-length FlashAttention. A branch is a query segment whose keys are its prompt's followed by its own, aligned
   at the end, so nothing masked is ever computed. CUDA, half precision.
-- ``flex``: torch's FlexAttention with the same rule as a block mask, compiled. CUDA.
+- ``flex``: torch's FlexAttention with the same rule as a block mask, compiled; without sliding windows. CUDA.
 
-``choose`` checks each kernel against ``mask`` on the model at hand, times the ones that agree and names the fastest.
+``models.forward.choose`` checks a kernel against plain rows on the model at hand; 'auto' times ``mask`` and ``varlen``, ``flex`` runs by name.
 
 Shape letters: N packed tokens, M keys after the prompts are repeated for their branches, H query heads, K key heads, D head size.
 """
@@ -65,6 +65,8 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, N, D], key and value [1, K, N, D] → [1, N, H, D]."""
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention sinks: load the model with attention eager")
     if branches is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scale, window = kwargs.get("scaling"), kwargs.get("sliding_window")

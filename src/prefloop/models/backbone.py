@@ -106,6 +106,10 @@ class Backbone:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": config.adapter.dropout > 0}
             )
+        if not getattr(
+            model, "_supports_sdpa", True
+        ):  # attention sinks and the like: only the model's own code has them
+            model.set_attn_implementation("eager")
         model.config.use_cache = False
         context = getattr(model.config, "max_position_embeddings", None)
         if context is not None and config.max_length > context:
@@ -213,9 +217,12 @@ class Backbone:
         with contextlib.nullcontext() if train else torch.no_grad(), self.autocast():
             yield
 
-    def activate(self, role: str | None) -> None:
-        """Make ``role`` the adapter of every forward pass, this backbone's and other libraries' (TRL, generate), until the next ``role()``."""
-        self.active.role, self.active.dropout = role, False
+    def activate(self, role: str | None, dropout: bool = False) -> None:
+        """Make ``role`` the adapter of every forward pass until the next ``role()``, for libraries that run the model themselves.
+
+        PEFT's ``disable_adapter()`` works within it; its ``set_adapter`` alone does not reach fused layers: use this.
+        """
+        self.active.role, self.active.dropout = role, dropout
         self.model.base_model.set_adapter(role or "blank")
         self.model.requires_grad_(False)
         self._learning = None

@@ -199,7 +199,7 @@ def adapters(layers: tuple[FusedLoRA, ...], x: Tensor) -> tuple[Tensor, tuple[Co
     """Input, adapter copies and parameters of the active role; None when the layers must run one by one."""
     active = layers[0].active
     role = active.role
-    if role is None or torch.is_autocast_enabled(x.device.type):
+    if role is None or layers[0].layer.disable_adapters or torch.is_autocast_enabled(x.device.type):
         return None
     if active.dropout and any(isinstance(layer.layer.lora_dropout[role], nn.Dropout) for layer in layers):
         return None

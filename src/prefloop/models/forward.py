@@ -114,6 +114,7 @@ def choose(backbone: Backbone) -> str:
     line says so.
     """
     training = {module: module.training for module in backbone.model.modules()}
+    dropout, backbone.active.dropout = backbone.active.dropout, False
     backbone.model.eval()
     try:
         with torch.no_grad(), backbone.autocast():
@@ -121,11 +122,14 @@ def choose(backbone: Backbone) -> str:
     finally:
         for module, mode in training.items():
             module.training = mode
+        backbone.active.dropout = dropout
     return backbone.kernel
 
 
 def _choose(backbone: Backbone) -> str:
-    probe = _probe(backbone, 24)
+    window = getattr(backbone.causal_lm.config.get_text_config(), "sliding_window", None)
+    # Longer than the window where there is one: a kernel that forgets it must show.
+    probe = _probe(backbone, 24 if window is None else min(window, backbone.config.max_length) + 16, window)
     expected = _rows_N_H(backbone, probe)
     if not _agree(backbone, probe, "mask", expected):
         say(
@@ -139,6 +143,10 @@ def _choose(backbone: Backbone) -> str:
         or backbone.causal_lm.config.get_text_config()._attn_implementation != attention.NAME
     ):
         return "mask"
+    if wanted == "flex" and window is not None and window < backbone.config.max_length:
+        raise ModelError(
+            f"backbone.attention flex has no sliding windows, and {backbone.config.model} has one of {window}: use auto"
+        )
     if wanted == "flex" or wanted == "varlen":
         if not _agree(backbone, probe, wanted, expected):
             raise ModelError(
@@ -171,12 +179,12 @@ def _time(backbone: Backbone, pack: Pack, kernel: str) -> float:
     return best
 
 
-def _probe(backbone: Backbone, tokens: int) -> Pack:
+def _probe(backbone: Backbone, tokens: int, window: int | None = None) -> Pack:
     """A pack of about ``tokens`` random tokens: documents of a prompt and two or three branches."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = backbone.causal_lm.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (tokens + 1,), generator=generator).tolist()
-    size = max(10, min(400, tokens // 2))
+    size = max(10, tokens // 2 if tokens < 400 else 400) if window is None else tokens
     documents = []
     for start in range(0, max(1, tokens - size + 1), size):
         part = ids[start : start + size]

@@ -27,8 +27,10 @@ def fuse_norms(model: nn.Module) -> int:
         x = torch.randn(4, len(weight), generator=generator).to(weight.device, weight.dtype)
         with torch.no_grad():
             expected = module(x)
-            for offset in (0.0, 1.0):
-                if torch.allclose(_norm(x, weight, eps, offset), expected, atol=3e-2, rtol=3e-2):
+            # 1 + weight would be rounded to half precision here and is not in the module: Gemma's norms are joined in float32 alone.
+            for offset in (0.0, 1.0) if weight.dtype == torch.float32 else (0.0,):
+                tolerance = 1e-2 * float(expected.abs().max())
+                if torch.allclose(_norm(x, weight, eps, offset), expected, atol=tolerance, rtol=1e-2):
                     module.forward = functools.partial(_forward, module, eps, offset)
                     count += 1
                     break

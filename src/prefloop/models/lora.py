@@ -1,7 +1,7 @@
 """LoRA layers without copies: y = W x + s B A x and its gradients in the weights' own precision.
 
-PEFT's layer clones the frozen product, casts the input to the adapter's float32, multiplies by the scale and adds: six passes over
-activations that cost more than the matrix products of a 7B model (``docs/benchmarks.md``). Here the low-rank product is accumulated into
+PEFT's layer clones the frozen product, casts the input to the adapter's float32, multiplies by the scale and adds: passes over
+activations that cost as much as the matrix products. Here the low-rank product is accumulated into
 the frozen one, 4-bit weights are dequantised anew for each product instead of being kept, adapters stay float32 outside it, and
 changing the role costs nothing. PEFT keeps the parameters, files and names; anything but plain LoRA on linear layers goes PEFT's own way.
 
@@ -45,7 +45,7 @@ class Weight:
         if self.state is None:
             return weight.detach()
         if self._absmax is None:
-            # Double quantisation is undone once: 0.4 bits a weight for two kernels less in every product.
+            # Double quantisation is undone once: 0.5 bits a weight for two kernels less in every product.
             from bitsandbytes.functional import dequantize_blockwise
 
             s = self.state
@@ -146,7 +146,11 @@ class FusedLoRA:
 
     def _run(self, x: Tensor) -> Tensor:
         x_N_I = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
-        role = self.active.role
+        role = None if self.layer.disable_adapters else self.active.role
+        if self.layer.merged:
+            raise RuntimeError(
+                "an adapter was merged into this backbone: prefloop keeps them apart, call unmerge_adapter()"
+            )
         if role is None:
             out_N_O = F.linear(x_N_I, self.weight.O_I(), self.weight.layer.bias)  # type: ignore[arg-type]
             return out_N_O.view(*x.shape[:-1], -1)

@@ -12,8 +12,9 @@ def log_loss(margin_P: Tensor, label_P: Tensor, temperature: float = 1.0) -> flo
     return float(F.binary_cross_entropy_with_logits(margin_P / temperature, label_P))
 
 
-def fit_temperature(margin_P: Tensor, label_P: Tensor) -> float:
-    """The temperature with the smallest log loss (Guo et al. 2017, arXiv 1706.04599, on a difference of scores), in [0.05, 100].
+def fit_temperature(margin_P: Tensor, label_P: Tensor) -> float | None:
+    """The temperature with the smallest log loss (Guo et al. 2017, arXiv 1706.04599, on a difference of scores), in [0.05, 100]; None at
+    either end, where the pairs (all right, or none better than chance) do not determine it.
 
     The loss is convex in 1 / temperature, so a golden-section search over its logarithm ends within 0.1 %.
     """
@@ -29,7 +30,8 @@ def fit_temperature(margin_P: Tensor, label_P: Tensor) -> float:
             high = b
         else:
             low = a
-    return float(torch.tensor((low + high) / 2).exp())
+    found = float(torch.tensor((low + high) / 2).exp())
+    return found if 0.051 < found < 99 else None
 
 
 def expected_calibration_error(probability_P: Tensor, label_P: Tensor, bins: int = 10) -> float:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prefloop.audit import Audit
@@ -20,6 +21,7 @@ from prefloop.data.encode import Encoder
 from prefloop.data.groups import Groups, documents, quarantine_of, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.data.sources import write_jsonl
+from prefloop.errors import DataError
 from prefloop.records import Comparison, from_dict
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows
@@ -77,6 +79,7 @@ class KTO(Stage):
         backbone, config = work.runtime.backbone, self.config
         # A pair gives two thumbs: preference.batch_pairs means as many responses a step as for the losses on pairs.
         steps = epochs_of_groups(len(groups), groups.rated, 2 * config.batch_pairs, config.epochs, work.runtime.seed)
+        steps = no_singles(steps)
         parameters = policy_parameters(backbone)
         loop = Loop(parameters, config.optim, len(steps), work.checkpoints)
         restored = loop.restore()
@@ -112,7 +115,7 @@ class KTO(Stage):
                         "kto loss at the reference",
                         metrics["loss"],
                         expected,
-                        1e-3,
+                        1e-3 if backbone.compute_dtype == torch.float32 else 2e-2,
                         "Policy and reference differ before training: the reference is not the SFT adapter.",
                     )
                     audit.moved(
@@ -137,3 +140,18 @@ def _ratings(comparisons: Artifact, work: Work) -> Path:
     for reason, count in skipped.items():
         say(f"  {count} pairs give no thumbs: {reason}")
     return derived
+
+
+def no_singles(steps: list[list[int]]) -> list[list[int]]:
+    """Steps of at least two prompts, which z0 needs: one of a single prompt joins its neighbour. Raises ``DataError`` when there is one prompt in all."""
+    out: list[list[int]] = []
+    for step in steps:
+        if out and (len(step) < 2 or len(out[-1]) < 2) and not set(step) & set(out[-1]):
+            out[-1] = out[-1] + step
+        else:
+            out.append(step)
+    if any(len(step) < 2 for step in out):
+        raise DataError(
+            "KTO estimates its KL from mismatched prompts and responses: a step needs at least 2 prompts, raise preference.batch_pairs"
+        )
+    return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,12 +18,13 @@ from prefloop.console import progress
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
 from prefloop.data.packing import Pack, packs
+from prefloop.errors import ConfigError
 from prefloop.labels.aggregation import AGGREGATIONS, WEIGHTS
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training.batches import epochs_of_groups
 from prefloop.training.loop import Loop
-from prefloop.training.pairs import PAIR_LOSSES, pairs_of, policy_B, reference_B
+from prefloop.training.pairs import PAIR_LOSSES, accuracy, decided, pairs_of, policy_B, reference_B
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, start_policy
 
 
@@ -35,6 +37,10 @@ class Preference(Stage):
         self.name = self.produces = loss
         self.loss = PAIR_LOSSES[loss]
         self.config = config or PreferenceConfig()
+        if not 0 <= self.config.flipped_share < 0.5:
+            raise ConfigError(
+                f"preference.flipped_share is {self.config.flipped_share}: a share of flipped votes lies in [0, 0.5)"
+            )
         self.cached = self.loss.needs_reference and self.config.reference == "cached"
         self.inputs = ("sft", "comparisons", *(("reference",) if self.cached else ()))
 
@@ -81,25 +87,29 @@ class Preference(Stage):
                 batch = [groups[i] for i in indices]
                 by_key = {key: g for g in batch for key in g.document.keys}
                 count = sum(len(g.pairs) for g in batch)
-                seen: list[Tensor] = []
+                counts: list[Tensor] = []
+                margins: list[Tensor] = []
 
-                def loss_of(pack: Pack, by_key: Any = by_key, seen: list[Tensor] = seen) -> Tensor:
+                def loss_of(
+                    pack: Pack, by_key: Any = by_key, counts: list[Tensor] = counts, margins: list[Tensor] = margins
+                ) -> Tensor:
                     reference = reference_B(backbone, pack, temperature, cached) if self.loss.needs_reference else 0.0
                     pairs = pairs_of(pack, by_key, policy_B(backbone, pack, temperature), reference)
-                    signed_P = pairs.margin.detach() * (2 * pairs.label - 1).sign()
-                    seen.append(((signed_P > 0).sum(), config.beta * signed_P.sum()))  # type: ignore[arg-type]
+                    margin_P = self.loss.reward_margin(pairs, config).detach()
+                    counts.append(torch.stack(decided(margin_P, pairs.label)))
+                    margins.append((margin_P * (2 * pairs.label - 1).sign()).sum())
                     return (pairs.weight * self.loss.loss(pairs, config)).sum()
 
                 metrics = loop.update(packs([g.document for g in batch], backbone.config.pack_tokens), loss_of, count)
-                metrics["accuracy"] = sum(float(right) for right, _ in seen) / count
-                metrics["margin"] = sum(float(margin) for _, margin in seen) / count
+                metrics["accuracy"] = accuracy(counts)
+                metrics["margin"] = sum(float(margin) for margin in margins) / count
                 if loop.step == 1 and fresh:
                     if self.loss.at_start and config.weights == "equal":
                         audit.equal(
                             f"{self.name} loss at the reference",
                             metrics["loss"],
-                            self.loss.at_start(config),
-                            1e-3,
+                            expected := self.loss.at_start(config),
+                            1e-3 if backbone.compute_dtype == torch.float32 else 2e-2 * max(1.0, expected),
                             "Policy and reference differ before training: the reference is not the SFT adapter.",
                         )
                     audit.moved(

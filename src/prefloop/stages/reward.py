@@ -20,14 +20,14 @@ from prefloop.judging.reward import Pairwise, pairwise
 from prefloop.labels.aggregation import vote_share
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
-from prefloop.models.reward import Reward, member_folder, raw_B, role_of
+from prefloop.models.reward import Reward, raw_B, role_of
 from prefloop.objectives.calibration import fit_temperature
 from prefloop.objectives.reward import bradley_terry, centring
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training.batches import epochs_of_groups
 from prefloop.training.loop import Loop
-from prefloop.training.pairs import pairs_of
+from prefloop.training.pairs import accuracy, decided, pairs_of
 
 REFERENCE_PROMPTS = 40
 """Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard deviation 1."""
@@ -60,16 +60,18 @@ class RewardModel(Stage):
         metrics: dict[str, Any] = {}
         try:
             for k in range(config.members):
-                place = member_folder(work.folder, k)
-                done = (place / "head.safetensors").is_file()  # saved last: a member that was finished before a kill
+                place = work.checkpoints / f"finished-{k}"
+                done = place.is_dir()  # renamed into place when whole: a member that was finished before a kill
                 backbone.add_role(role_of(k), start=place if done else start, seed=work.runtime.seed + k)
                 head = ScalarHead(backbone.hidden_size, init="normal", seed=work.runtime.seed + k)
                 heads.append((ScalarHead.load(place) if done else head).to(backbone.device))
                 if not done:
                     sample = bootstrap(train, work.runtime.seed, k) if config.members > 1 else train
                     metrics = self._train(work, audit, heads[k], sample, k)
-                    backbone.save_role(role_of(k), place)
-                    heads[k].save(place)
+                    partial = work.scratch / f"finished-{k}"
+                    backbone.save_role(role_of(k), partial)
+                    heads[k].save(partial)
+                    partial.rename(place)
             reward = Reward(backbone, heads)
             measured = self._calibrate(reward, train[:REFERENCE_PROMPTS], held)
             reward.save(work.folder)
@@ -110,7 +112,7 @@ class RewardModel(Stage):
                     with backbone.role(role, train=True, dropout=True):
                         score_B = head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
                     p = pairs_of(pack, by_key, score_B, 0.0)
-                    right.append(((p.margin.detach() > 0) == (p.label > 0.5)).sum())
+                    right.append(torch.stack(decided(p.margin.detach(), p.label)))
                     loss_P = bradley_terry(p.margin, p.label, config.margin * (2 * p.label - 1).abs())
                     if config.center:
                         loss_P = loss_P + config.center * centring(p.first_ratio, p.second_ratio)
@@ -118,7 +120,7 @@ class RewardModel(Stage):
 
                 count = sum(len(g.pairs) for g in batch)
                 last = loop.update(packs([g.document for g in batch], backbone.config.pack_tokens), loss_of, count)
-                last["accuracy"] = sum(float(r) for r in right) / count
+                last["accuracy"] = accuracy(right)
                 work.emit("step", step=loop.step, member=member, **last)
                 advance(note=f"loss {last['loss']:.3f}")
                 if loop.step == 1 and fresh:
@@ -130,9 +132,6 @@ class RewardModel(Stage):
 
     def _calibrate(self, reward: Reward, known: Groups, held: Groups) -> dict[str, Any]:
         """Normalise every member, fit the temperature on held-out pairs, measure."""
-        for head in reward.heads:  # a member that was kept through a kill may carry its calibration already
-            head.mean.zero_()
-            head.std.fill_(1.0)
         scores = reward.score((g.document for part in (known, held) for g in part), f"{self.name}: normalise")
         all_M_K = torch.tensor(list(scores.values()))
         for k, head in enumerate(reward.heads):
@@ -146,9 +145,9 @@ class RewardModel(Stage):
         if held:
             found = pairwise(held, scores)
             measured |= found.metrics(before)
-            measured |= crossed(found, before)
+            measured |= crossed(found)
             if len(found.margin_P) >= 2 * MINIMUM:
-                reward.temperature = fit_temperature(found.margin_P, found.label_P)
+                reward.temperature = fit_temperature(found.margin_P, found.label_P) or before
             if measured["loss"] >= math.log(2):
                 say(
                     f"  reward: held-out loss {measured['loss']:.3f} is no better than chance ({math.log(2):.3f}): more votes, more "
@@ -174,14 +173,14 @@ MINIMUM = 10
 """Pairs in each half of the held-out ones below which no temperature is fitted."""
 
 
-def crossed(found: Pairwise, before: float) -> dict[str, float]:
+def crossed(found: Pairwise) -> dict[str, float]:
     """Calibration error after fitting, each half of the pairs with the temperature of the other half, so that none is judged by its own fit."""
     half = torch.arange(len(found.margin_P)) % 2 == 0
     if int(half.sum()) < MINIMUM or int((~half).sum()) < MINIMUM:
         return {}
     scaled_P = found.margin_P.clone()
     for part in (half, ~half):
-        scaled_P[part] /= fit_temperature(found.margin_P[~part], found.label_P[~part])
+        scaled_P[part] /= fit_temperature(found.margin_P[~part], found.label_P[~part]) or 1.0
     after = Pairwise(scaled_P, found.label_P, found.length_P).metrics(1.0)
     return {"calibrated_loss": after["loss"], "calibrated_ece": after["ece"]}
 

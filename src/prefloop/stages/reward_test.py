@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from prefloop.config import DataConfig, RewardConfig
+from prefloop.config import DataConfig
 from prefloop.console import console
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import Groups, write_groups
@@ -32,15 +32,17 @@ class RewardTest(Stage):
     inputs = ("reward",)
     uses = frozenset({"backbone"})
 
-    def __init__(self, config: RewardConfig | None = None, data: DataConfig | None = None) -> None:
-        self.config = config or RewardConfig()
+    def __init__(self, data: DataConfig | None = None) -> None:
         self.data = data or DataConfig()
+        self.names = [path.name for path in self.data.reward_tests]
+        if len(set(self.names)) < len(self.names):
+            self.names = [str(path) for path in self.data.reward_tests]
 
     def parts(self) -> dict[str, Any]:
         data = self.data
         return {
             "tests": list(data.reward_tests),
-            "names": [path.name for path in data.reward_tests],
+            "names": self.names,
             "layout": data.layout,
             "bad_rows": data.bad_rows,
             "limit": data.eval_limit,
@@ -63,10 +65,12 @@ class RewardTest(Stage):
                     limit=self.data.eval_limit,
                 )
                 encoder = Encoder(backbone.chat, backbone.config.max_length)
-                aside = work.folder / f"{path.name}.too-long.jsonl" if self.data.bad_rows == "quarantine" else None
+                aside = (
+                    work.folder / f"{number}-{path.name}.too-long.jsonl" if self.data.bad_rows == "quarantine" else None
+                )
                 target = work.scratch / f"{number}.arrow"
                 groups = write_groups(pairs, target, encoder, vote_share, quarantine=aside)
-                found[path.name] = self._measure(reward, groups, path) | {"truncated": encoder.cut}
+                found[self.names[number]] = self._measure(reward, groups, path) | {"truncated": encoder.cut}
         finally:
             reward.drop()
         write_json(work.folder / "tests.json", found)
@@ -85,20 +89,23 @@ class RewardTest(Stage):
         return {
             "pairs": len(loss_P),
             **pairs.metrics(reward.temperature),
-            "accuracy_ci": _interval(right, [p for p, d in zip(prompt_of, decided, strict=True) if d]),
-            "loss_ci": _interval(loss_P, prompt_of),
+            **_interval("accuracy", right, [p for p, d in zip(prompt_of, decided, strict=True) if d]),
+            **_interval("loss", loss_P, prompt_of),
             "length": pairs.by_length(),
             "member_spread": None if spread is None else float(spread),
         }
 
 
-def _interval(values: list[float], prompts: list[int]) -> list[float]:
-    """95 % interval of the mean, resampling prompts."""
+def _interval(name: str, values: list[float], prompts: list[int]) -> dict[str, Any]:
+    """Mean over prompts of their pairs' mean, and its 95 % interval, resampling prompts."""
+    if not values:
+        return {name: None, f"{name}_ci": [None, None]}
     grouped: dict[str, list[float]] = {}
     for value, prompt in zip(values, prompts, strict=True):
         grouped.setdefault(str(prompt), []).append(value)
     found = clustered_mean(grouped)
-    return [found.low, found.high]
+    low, high = (max(0.0, bound) if name == "loss" else min(1.0, max(0.0, bound)) for bound in (found.low, found.high))
+    return {name: found.mean, f"{name}_ci": [low, high]}
 
 
 def _table(found: dict[str, Any]) -> Table:
@@ -106,12 +113,12 @@ def _table(found: dict[str, Any]) -> Table:
     for column in ("reward model on", "pairs", "accuracy", "log loss", "ECE", "longer wins"):
         table.add_column(column, justify="left" if column == "reward model on" else "right", no_wrap=True)
     for name, m in found.items():
-        low, high = (f"{bound:.3f}".lstrip("0") for bound in m["accuracy_ci"])
+        low, high = ("" if bound is None else f"{bound:.3f}" for bound in m["accuracy_ci"])
         longer = m["length"]["always the longer"]
         table.add_row(
             name.split(".jsonl")[0],
             str(m["pairs"]),
-            f"{m['accuracy']:.3f} [{low}, {high}]",
+            "-" if m["accuracy"] is None else f"{m['accuracy']:.3f} [{low}, {high}]",
             f"{m['loss']:.3f}",
             f"{m['ece']:.3f}",
             "-" if longer is None else f"{longer:.3f}",

@@ -135,7 +135,7 @@ class SFT(Stage):
         data = Dataset.from_list([{k: r[k] for k in ("input_ids", "completion_mask")} for r in rows])
         for chatty in ("trl", "transformers", "datasets"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
-        backbone.activate(ROLE)
+        backbone.activate(ROLE, dropout=backbone.config.adapter.dropout > 0)
         for parameter in backbone.parameters(ROLE):
             parameter.requires_grad_(True)
         with warnings.catch_warnings():

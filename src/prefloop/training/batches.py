@@ -19,14 +19,14 @@ def epochs_of_groups(count: int, size: Callable[[int], int], batch: int, epochs:
         random.Random(f"{seed}:{epoch}").shuffle(order)
         order = order[: max(1, round(min(1.0, left) * len(order)))]
         step: list[int] = []
-        items = 0
+        items, first = 0, len(steps)
         for group in order:
             step.append(group)
             items += size(group)
             if items >= batch:
                 steps.append(step)
                 step, items = [], 0
-        if step and (items * 2 >= batch or not steps):
+        if step and (items * 2 >= batch or len(steps) == first):
             steps.append(step)
         elif step:
             steps[-1] = steps[-1] + step

@@ -50,10 +50,11 @@ class Loop:
         for name, parameter in parameters.items():
             rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), optim.learning_rate)
             groups.setdefault(rate, []).append(parameter)
+        self.fused = self.accelerator.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "lr": rate} for rate, params in groups.items()],
             weight_decay=optim.weight_decay,
-            fused=self.accelerator.device.type == "cuda",
+            fused=self.fused,
         )
         self.parts: dict[str, list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
@@ -137,7 +138,8 @@ class Loop:
                 }
                 if slots:
                     self.optimizer.state[parameter] = {
-                        slot: value if slot == "step" else value.to(parameter.device) for slot, value in slots.items()
+                        slot: value if slot == "step" and not self.fused else value.to(parameter.device)
+                        for slot, value in slots.items()
                     }
         self.step = saved["step"]
         self.schedule.last_epoch = saved["schedule"]

@@ -24,7 +24,7 @@ from prefloop.training.policy import POLICY, REFERENCE, logps_R
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """What a preference loss may look at; float32 [P] each."""
+    """What a preference loss may look at; [P] each."""
 
     first_sum: Tensor
     """Policy's summed log-prob of the first response."""
@@ -60,6 +60,8 @@ class PairLoss:
 
     loss: Callable[[Pairs, PreferenceConfig], Tensor]
     needs_reference: bool = True
+    reward_margin: Callable[[Pairs, PreferenceConfig], Tensor] = lambda p, c: c.beta * p.margin
+    """What the loss takes for the difference of the two responses' rewards: positive when it prefers the first."""
     at_start: Callable[[PreferenceConfig], float] | None = None
 
 
@@ -68,14 +70,18 @@ def _log_2(_: PreferenceConfig) -> float:
 
 
 def _ipo(p: Pairs, c: PreferenceConfig) -> Tensor:
-    return losses.ipo(p.mean_margin if c.ipo_reduction == "mean" else p.margin, c.beta, p.label)
+    return losses.ipo(_ipo_margin(p, c), c.beta, p.label)
+
+
+def _ipo_margin(p: Pairs, c: PreferenceConfig) -> Tensor:
+    return p.mean_margin if c.ipo_reduction == "mean" else p.margin
 
 
 PAIR_LOSSES: dict[str, PairLoss] = {
     "dpo": PairLoss(lambda p, c: losses.dpo(p.margin, c.beta, p.label), at_start=_log_2),
     "cdpo": PairLoss(lambda p, c: losses.dpo(p.margin, c.beta, p.label, c.flipped_share), at_start=_log_2),
     "robust": PairLoss(lambda p, c: losses.robust(p.margin, c.beta, c.flipped_share, p.label), at_start=_log_2),
-    "ipo": PairLoss(_ipo, at_start=lambda c: 1 / (4 * c.beta**2)),
+    "ipo": PairLoss(_ipo, True, _ipo_margin, at_start=lambda c: 1 / (4 * c.beta**2)),
     "hinge": PairLoss(lambda p, c: losses.hinge(p.margin, c.beta, p.label), at_start=lambda c: 1.0),
     "apo_zero": PairLoss(
         lambda p, c: losses.apo_zero(p.first_ratio, p.second_ratio, c.beta, p.label), at_start=lambda c: 1.0
@@ -83,14 +89,32 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     "apo_down": PairLoss(
         lambda p, c: losses.apo_down(p.first_ratio, p.second_ratio, c.beta, p.label), at_start=lambda c: 1.0
     ),
-    "orpo": PairLoss(lambda p, c: losses.orpo(*p.means, c.sft_weight, p.label), needs_reference=False),
-    "simpo": PairLoss(lambda p, c: losses.simpo(*p.means, c.simpo_beta, c.margin, p.label), needs_reference=False),
+    "orpo": PairLoss(
+        lambda p, c: losses.orpo(*p.means, c.sft_weight, p.label), False, lambda p, c: losses.log_odds(*p.means)
+    ),
+    "simpo": PairLoss(
+        lambda p, c: losses.simpo(*p.means, c.simpo_beta, c.margin, p.label),
+        False,
+        lambda p, c: c.simpo_beta * (p.means[0] - p.means[1]),
+    ),
     "cpo": PairLoss(
         lambda p, c: losses.cpo(p.first_sum, p.second_sum, *p.means, c.beta, c.nll_weight, p.label),
         needs_reference=False,
     ),
 }
 """Losses on pairs by the name that --algo takes."""
+
+
+def decided(margin_P: Tensor, label_P: Tensor) -> tuple[Tensor, Tensor]:
+    """How many pairs have a majority, and on how many of them the margin is on its side."""
+    has = label_P != 0.5
+    return has.sum(), (((margin_P > 0) == (label_P > 0.5)) & has).sum()
+
+
+def accuracy(counts: list[Tensor]) -> float:
+    """Share of right pairs among the decided ones, from what ``decided`` gave for each pack; NaN when all are ties."""
+    pairs, right = torch.stack(counts).sum(0).tolist()
+    return right / pairs if pairs else math.nan
 
 
 def reference_B(backbone: Backbone, pack: Pack, temperature: float, cached: Tensor | None = None) -> Tensor:

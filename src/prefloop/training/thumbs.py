@@ -22,7 +22,7 @@ from prefloop.training.policy import POLICY, REFERENCE, logps_R
 
 
 def mismatched(groups: Sequence[ThumbGroup]) -> list[Document]:
-    """Every prompt with the responses of the next one (the last with the first's), as many as it has itself, keys counting from 0.
+    """Every prompt with the responses of the next one (the last with the first's), as many as both have, keys counting from 0.
 
     Ethayarajh et al. 2024, section 3.2: z0 is estimated on unrelated responses. Raises ``DataError`` for fewer than two prompts.
     """
