@@ -125,6 +125,35 @@ def test_dropout_only_where_asked_and_without_bias(tiny_folder: Path) -> None:
         assert (mean - layer(x)).mean().abs() < 0.01
 
 
+def test_other_libraries_get_the_dropout_they_asked_for_and_can_switch_the_adapter_off(tiny_folder: Path) -> None:
+    backbone = load(tiny_folder, dropout=0.5)
+    add_random_role(backbone, "sft")
+    ids = torch.arange(20, 40)[None]
+
+    def logits() -> Tensor:
+        with torch.no_grad():
+            return backbone.causal_lm(input_ids=ids).logits
+
+    with backbone.role(None):
+        base = logits()
+    backbone.activate("sft", dropout=True)
+    assert (logits() - logits()).abs().max() > 1e-3
+    backbone.activate("sft")
+    assert_close(logits(), logits(), rtol=0, atol=0)
+    assert (logits() - base).abs().max() > 1e-3
+    with backbone.model.disable_adapter():
+        assert_close(logits(), base, rtol=0, atol=0)
+
+
+def test_the_kernel_is_chosen_without_dropout(tiny_folder: Path) -> None:
+    """A resumed reward stage meets its first pack in a training pass."""
+    backbone = load(tiny_folder, dropout=0.5)
+    add_random_role(backbone, "policy")
+    with backbone.role("policy", train=True, dropout=True):
+        assert choose(backbone) == "mask"
+        assert backbone.active.dropout
+
+
 def test_a_layer_under_autocast_keeps_its_own_precision(tiny_folder: Path) -> None:
     backbone = load(tiny_folder)
     add_random_role(backbone, "policy")
