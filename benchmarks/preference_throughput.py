@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--precision", default="nf4")
     parser.add_argument(
-        "--checkpointing", default="block", choices=["none", "mlp", "block"], help="ours; TRL recomputes blocks"
+        "--checkpointing", default="block", choices=["none", "block"], help="ours; TRL recomputes blocks"
     )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("SIDE", "KIND"), help=argparse.SUPPRESS)

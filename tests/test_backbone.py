@@ -107,7 +107,7 @@ def test_scoring_a_role_is_without_gradients_and_dropout_whatever_came_before(ba
 
 def test_activations_recomputed_after_the_block_belong_to_its_role(tiny_folder: Path) -> None:
     found = []
-    for recompute in ("none", "mlp", "block"):
+    for recompute in ("none", "block"):
         backbone = load(tiny_folder, gradient_checkpointing=recompute)
         add_random_role(backbone, "policy", 1)
         add_random_role(backbone, "reference", 2)

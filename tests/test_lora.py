@@ -1,4 +1,4 @@
-"""Fused LoRA layers, MLPs and QKV triples compute what PEFT and autograd compute."""
+"""Fused LoRA layers and whole decoder layers compute what PEFT and autograd compute."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.testing import assert_close
 
 from prefloop.data.packing import pack
 from prefloop.models.backbone import Backbone
-from prefloop.models.blocks import FusedMLP, fuse_blocks, swiglu_gradients, swiglu_N_M
+from prefloop.models import kernels
 from prefloop.models.forward import choose, hidden_N_H, response_logps_R, rows_of, run_N_H
 from prefloop.models.fused import fuse_norms
-from prefloop.models.lora import FusedLoRA
+from prefloop.models.layer import FusedLayer, fuse_layers
 
 PACK = pack(random_documents([(7, [5, 9]), (3, [4]), (6, [2, 3, 8])]))
 
@@ -35,13 +35,13 @@ def unfused(folder: Path, kind: str, **settings: Any) -> Backbone:
     for module in backbone.model.modules():
         if "forward" in vars(module):
             del module.forward
-    backbone.fused = []
+    backbone.fused = backbone.layers = []
     return backbone
 
 
-@pytest.mark.parametrize("recompute", ["none", "mlp", "block"])
+@pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma2"])
 def test_log_probs_and_gradients_equal_pefts(tiny_folders: Any, kind: str, precision: str, recompute: str) -> None:
     folder = tiny_folders(kind)
     ours, theirs = (
@@ -57,10 +57,12 @@ def test_log_probs_and_gradients_equal_pefts(tiny_folders: Any, kind: str, preci
         assert_close(ours_grad, theirs_grad, rtol=1e-3, atol=1e-4 * float(theirs_grad.abs().max()))
 
 
-def test_mlp_mode_joins_gated_mlps_and_none_does_not(tiny_folder: Path) -> None:
-    for mode, joined in (("none", 0), ("mlp", 2), ("block", 2)):
-        backbone = load(tiny_folder, gradient_checkpointing=mode)
-        assert sum(isinstance(m.forward, FusedMLP) for m in backbone.model.modules()) == joined
+@pytest.mark.parametrize(("kind", "layers"), [("llama", 2), ("qwen2", 2), ("qwen3", 2), ("mistral", 2), ("gemma2", 0)])
+def test_layers_of_the_llama_family_run_as_one_step(tiny_folders: Any, kind: str, layers: int) -> None:
+    backbone = load(tiny_folders(kind), kind)
+    assert len(backbone.layers) == layers
+    assert sum(isinstance(m.forward, FusedLayer) for m in backbone.model.modules()) == layers
+    assert backbone.fused
 
 
 def test_changed_parameters_are_seen(tiny_folder: Path) -> None:
@@ -164,12 +166,27 @@ def test_a_layer_under_autocast_keeps_its_own_precision(tiny_folder: Path) -> No
             assert_close(layer(x), expected, rtol=0, atol=0)
 
 
-def test_swiglu_gradients() -> None:
-    gate, up, grad = (torch.randn(5, 7, dtype=torch.float64) for _ in range(3))
-    a, b = gate.clone().requires_grad_(), up.clone().requires_grad_()
-    expected = torch.autograd.grad(swiglu_N_M(a, b), [a, b], grad)
-    for found, want in zip(swiglu_gradients(gate.clone(), up.clone(), grad), expected, strict=True):
-        assert_close(found, want)
+def test_swiglu_and_norm_gradients_equal_autograds() -> None:
+    gate_up, grad = torch.randn(5, 14, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    leaf = gate_up.clone().requires_grad_()
+    gate, up = leaf.chunk(2, 1)
+    product = F.silu(gate) * up
+    (expected,) = torch.autograd.grad(product, leaf, grad)
+    inner = torch.empty_like(grad)
+    kernels.swiglu(gate_up, inner)
+    assert_close(inner, product)
+    kernels.swiglu_gradient(gate_up, grad)
+    assert_close(gate_up, expected)
+    assert_close(grad, product)
+
+    x, weight, grad, around = torch.randn(5, 8), torch.randn(8), torch.randn(5, 8), torch.randn(5, 8)
+    x.requires_grad_()
+    normed = F.rms_norm(x, (8,), weight, 1e-5)
+    out = torch.empty(5, 11)[:, :8]
+    rstd = kernels.norm(x.detach(), weight, 1e-5, out)
+    assert_close(out, normed)
+    found = kernels.norm_gradient(grad, x.detach(), weight, rstd, around)
+    assert_close(found, torch.autograd.grad(normed, x, grad)[0] + around)
 
 
 class Scaled(nn.Module):
@@ -177,24 +194,22 @@ class Scaled(nn.Module):
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
-            inner.gate_proj,
-            inner.up_proj,
-            inner.down_proj,
-            inner.act_fn,
-        )
+        self.gate_proj, self.up_proj, self.down_proj = inner.gate_proj, inner.up_proj, inner.down_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * 1.5
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)) * 1.5
 
 
-def test_an_mlp_that_computes_something_else_is_left_alone(tiny_folder: Path) -> None:
+def test_a_layer_that_computes_something_else_is_left_alone(tiny_folder: Path) -> None:
     backbone = load(tiny_folder)
-    inner = next(m for m in backbone.model.modules() if hasattr(m, "gate_proj"))
-    assert all(isinstance(getattr(inner, n).forward, FusedLoRA) for n in ("gate_proj", "up_proj", "down_proj"))
-    scaled = nn.ModuleList([Scaled(inner)])
-    fuse_blocks(scaled, mlp=True)
-    assert not isinstance(scaled[0].forward, FusedMLP)
+    blocks = backbone.decoder.layers
+    for block in blocks:
+        del block.forward
+    assert len(fuse_layers(blocks, backbone.active, False)) == 2
+    for block in blocks:
+        del block.forward
+        block.mlp = Scaled(block.mlp)
+    assert not fuse_layers(blocks, backbone.active, False)
 
 
 def test_norms_are_recognised_by_what_they_compute(tiny_folders: Any) -> None:

@@ -63,6 +63,7 @@ _SHAPE = {
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
+    "qwen3": {"head_dim": 16},
     "gemma2": {
         "head_dim": 16,
         "query_pre_attn_scalar": 16,

@@ -38,9 +38,9 @@ class BackboneConfig:
     attention: Literal["auto", "sdpa", "eager", "varlen", "flex"] = "auto"
     """Attention over packs. auto: on a GPU the fastest that agrees with sdpa on this model, sdpa on a CPU. sdpa and eager take a
     mask; varlen (FlashAttention over segments) and flex (compiled FlexAttention) skip what is masked; both need a GPU."""
-    gradient_checkpointing: Literal["none", "mlp", "block"] = "none"
-    """Recompute activations in the backward pass. mlp: those inside the MLPs, most of the memory for a tenth more time; block: whole
-    decoder blocks, the least memory."""
+    gradient_checkpointing: Literal["none", "block"] = "none"
+    """block: keep only the input of each decoder layer and compute the rest again in the backward pass; a small part of the memory for
+    a fifth more time."""
     chat_template: str = "model"
     """'model': the tokenizer's own; 'chatml': ChatML without a default system message; or the path of a Jinja file."""
     max_length: int = 1024

@@ -27,8 +27,9 @@ from prefloop.config import AdapterConfig, BackboneConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import ModelError
 from prefloop.models import attention
-from prefloop.models.blocks import fuse_blocks
 from prefloop.models.fused import fuse_norms
+from prefloop.models.joined import RoleCopies
+from prefloop.models.layer import fuse_layers
 from prefloop.models.lora import Active, Weight, fuse
 
 
@@ -60,8 +61,9 @@ class Backbone:
         self.active = Active()
         self.fused = fuse(model, self.active, config.gradient_checkpointing == "block")
         """The layers that run the active role in their own precision; empty where PEFT's own forward (and autocast) is in charge."""
-        if self.fused:
-            fuse_blocks(model, mlp=config.gradient_checkpointing != "none")
+        self.layers = fuse_layers(model, self.active, config.gradient_checkpointing == "block") if self.fused else []
+        """Decoder layers that run as one step; empty where the model's are built in another way."""
+        self.decoder.register_forward_pre_hook(self._before_pass)
         self._blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         self._learning: str | None = None
 
@@ -128,7 +130,7 @@ class Backbone:
             torch.backends.cuda.enable_cudnn_sdp(
                 False
             )  # it plans anew, for most of a second, for every length of a pack
-        wrapped = get_peft_model(model, _lora(config.adapter), adapter_name="blank")
+        wrapped = get_peft_model(model, _lora(config.adapter, rank=1), adapter_name="blank")
         wrapped.eval()
         return cls(wrapped, chat, config, folder)
 
@@ -228,7 +230,20 @@ class Backbone:
         self._learning = None
         self._forget(role)
 
+    def _before_pass(self, *_: Any) -> None:
+        """Bring the copies of the active adapter up to date."""
+        if any(layer.layer.merged for layer in self.fused):
+            raise RuntimeError("an adapter was merged into this backbone: prefloop keeps them apart, call unmerge_adapter()")
+        role = self.active.role
+        if self.layers and role is not None:
+            copies = self.layers[0].copies
+            if role not in copies:
+                copies[role] = RoleCopies([group for layer in self.layers for group in layer.groups], role)
+            copies[role].refresh()
+
     def _forget(self, role: str | None) -> None:
+        if self.layers and role:
+            self.layers[0].copies.pop(role, None)
         for layer in self.fused if role else ():
             layer.forget(str(role))
 
@@ -309,9 +324,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_top_pad, 64 << 20)
 
 
-def _lora(config: AdapterConfig) -> LoraConfig:
+def _lora(config: AdapterConfig, rank: int | None = None) -> LoraConfig:
     return LoraConfig(
-        r=config.r,
+        r=rank or config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.target_modules,

@@ -147,10 +147,6 @@ class FusedLoRA:
     def _run(self, x: Tensor) -> Tensor:
         x_N_I = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
         role = None if self.layer.disable_adapters else self.active.role
-        if self.layer.merged:
-            raise RuntimeError(
-                "an adapter was merged into this backbone: prefloop keeps them apart, call unmerge_adapter()"
-            )
         if role is None:
             out_N_O = F.linear(x_N_I, self.weight.O_I(), self.weight.layer.bias)  # type: ignore[arg-type]
             return out_N_O.view(*x.shape[:-1], -1)

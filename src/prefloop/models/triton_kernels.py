@@ -1,0 +1,183 @@
+"""Triton kernels of ``kernels.py`` and the dequantisation of NF4 weights into a wider buffer.
+
+All arithmetic is float32 in registers; every value is read once and written once. Rows may be strided, columns are dense.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _norm(x, weight, out, rstd, columns, out_stride, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    inside = i < columns
+    value = tl.load(x + row * columns + i, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / columns + eps)
+    w = tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * out_stride + i, (value * scale * w).to(out.dtype.element_ty), mask=inside)
+    tl.store(rstd + row, scale)
+
+
+def norm(x_N_H: Tensor, weight_H: Tensor, eps: float, out_N_H: Tensor) -> Tensor:
+    """See ``kernels.norm``."""
+    rows, columns = x_N_H.shape
+    rstd_N = torch.empty(rows, dtype=torch.float32, device=x_N_H.device)
+    block = triton.next_power_of_2(columns)
+    _norm[(rows,)](x_N_H, weight_H, out_N_H, rstd_N, columns, out_N_H.stride(0), eps, BLOCK=block, num_warps=8)
+    return rstd_N
+
+
+@triton.jit
+def _norm_gradient(grad, x, weight, rstd, residual, out, columns, grad_stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    inside = i < columns
+    scale = tl.load(rstd + row)
+    g = tl.load(grad + row * grad_stride + i, mask=inside, other=0.0).to(tl.float32)
+    g *= tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
+    unit = tl.load(x + row * columns + i, mask=inside, other=0.0).to(tl.float32) * scale
+    around = tl.load(residual + row * columns + i, mask=inside, other=0.0).to(tl.float32)
+    found = around + (g - unit * (tl.sum(g * unit, 0) / columns)) * scale
+    tl.store(out + row * columns + i, found.to(out.dtype.element_ty), mask=inside)
+
+
+def norm_gradient(grad_N_H: Tensor, x_N_H: Tensor, weight_H: Tensor, rstd_N: Tensor, residual_N_H: Tensor) -> Tensor:
+    """See ``kernels.norm_gradient``."""
+    rows, columns = x_N_H.shape
+    out = torch.empty_like(x_N_H)
+    block = triton.next_power_of_2(columns)
+    _norm_gradient[(rows,)](
+        grad_N_H, x_N_H, weight_H, rstd_N, residual_N_H, out, columns, grad_N_H.stride(0), BLOCK=block, num_warps=8
+    )
+    return out
+
+
+@triton.jit
+def _swiglu(gate_up, out, columns, out_stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < columns
+    start = gate_up + row * 2 * columns + i
+    gate = tl.load(start, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * out_stride + i, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+
+
+def swiglu(gate_up_N_2M: Tensor, out_N_M: Tensor) -> None:
+    """See ``kernels.swiglu``."""
+    rows, columns = out_N_M.shape
+    _swiglu[(rows, triton.cdiv(columns, 2048))](gate_up_N_2M, out_N_M, columns, out_N_M.stride(0), BLOCK=2048, num_warps=8)
+
+
+@triton.jit
+def _swiglu_gradient(gate_up, grad, columns, grad_stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < columns
+    at_gate = gate_up + row * 2 * columns + i
+    at_grad = grad + row * grad_stride + i
+    gate = tl.load(at_gate, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(at_gate + columns, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(at_grad, mask=inside, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    kind = gate_up.dtype.element_ty
+    tl.store(at_gate, (g * up * (sigmoid + silu * (1 - sigmoid))).to(kind), mask=inside)
+    tl.store(at_gate + columns, (g * silu).to(kind), mask=inside)
+    tl.store(at_grad, (silu * up).to(kind), mask=inside)
+
+
+def swiglu_gradient(gate_up_N_2M: Tensor, grad_N_M: Tensor) -> None:
+    """See ``kernels.swiglu_gradient``."""
+    rows, columns = grad_N_M.shape
+    grid = (rows, triton.cdiv(columns, 2048))
+    _swiglu_gradient[grid](gate_up_N_2M, grad_N_M, columns, grad_N_M.stride(0), BLOCK=2048, num_warps=8)
+
+
+@triton.jit
+def _rotate(joined, query, key, value, cos, sin, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr):  # fmt: skip
+    """One token: its heads apart and rotated; with BACK the gradients rotated back and joined."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS)[:, None]
+    i = tl.arange(0, HALF)[None, :]
+    half = D // 2
+    wide = i < half
+    c = tl.load(cos + row * D + i, mask=wide, other=0.0).to(tl.float32)
+    s = tl.load(sin + row * D + i, mask=wide, other=0.0).to(tl.float32)
+    if BACK:
+        s = -s
+    for part in tl.static_range(3):
+        count = Q if part == 0 else K
+        apart = (query if part == 0 else key if part == 1 else value) + row * count * D + head * D + i
+        together = joined + row * (Q + 2 * K) * D + ((0 if part == 0 else Q if part == 1 else Q + K) + head) * D + i
+        source = apart if BACK else together
+        target = together if BACK else apart
+        inside = wide & (head < count)
+        a = tl.load(source, mask=inside, other=0.0)
+        b = tl.load(source + half, mask=inside, other=0.0)
+        if part < 2:
+            x = a.to(tl.float32)
+            y = b.to(tl.float32)
+            a = (x * c - y * s).to(query.dtype.element_ty)
+            b = (y * c + x * s).to(query.dtype.element_ty)
+        tl.store(target, a, mask=inside)
+        tl.store(target + half, b, mask=inside)
+
+
+def _rotation(joined: Tensor, apart: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int], back: bool) -> None:  # fmt: skip
+    size = cos_N_D.shape[1]
+    _rotate[(len(joined),)](
+        joined, *apart, cos_N_D, sin_N_D, Q=heads[0], K=heads[1], D=size,
+        HEADS=triton.next_power_of_2(heads[0]), HALF=triton.next_power_of_2(size // 2), BACK=back, num_warps=4,
+    )  # fmt: skip
+
+
+def rotate(qkv: Tensor, cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Joined → query, key (rotated) and value."""
+    apart = tuple(qkv.new_empty(len(qkv), count, cos_N_D.shape[1]) for count in (heads[0], heads[1], heads[1]))
+    _rotation(qkv, apart, cos_N_D, sin_N_D, heads, back=False)
+    return apart
+
+
+def rotate_back(grads: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]) -> Tensor:
+    """Gradients of the three → gradient of the joined tensor."""
+    joined = grads[0].new_empty(len(cos_N_D), (heads[0] + 2 * heads[1]) * cos_N_D.shape[1])
+    _rotation(joined, tuple(g.contiguous() for g in grads), cos_N_D, sin_N_D, heads, back=True)
+    return joined
+
+
+@triton.jit
+def _dequantise(packed, absmax, code, absmax2, code2, offset, out, columns, stride, SIZE: tl.constexpr, SIZE2: tl.constexpr, NESTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < columns // 2
+    at = row * (columns // 2) + i
+    byte = tl.load(packed + at, mask=inside, other=0).to(tl.int32)
+    block = at * 2 // SIZE
+    scale = tl.load(absmax + block, mask=inside, other=0)
+    if NESTED:
+        second = tl.load(absmax2 + block // SIZE2, mask=inside, other=0.0)
+        scale = tl.load(code2 + scale.to(tl.int32), mask=inside, other=0.0) * second + tl.load(offset)
+    first = tl.load(code + (byte >> 4)) * scale
+    second = tl.load(code + (byte & 15)) * scale
+    j = tl.program_id(1) * 2 * BLOCK + tl.arange(0, 2 * BLOCK)
+    both = tl.interleave(first, second).to(out.dtype.element_ty)
+    tl.store(out + row * stride + j, both, mask=j < columns)
+
+
+def dequantise(weight: Tensor, state: Any, out_O_I: Tensor) -> None:
+    """bitsandbytes' 4-bit ``weight`` with its quant state, written to ``out_O_I`` (strided rows, an even number of columns)."""
+    rows, columns = out_O_I.shape
+    inner = state.state2 if state.nested else state
+    grid = (rows, triton.cdiv(columns, 4096))
+    _dequantise[grid](
+        weight, state.absmax, state.code, inner.absmax, inner.code, state.offset if state.nested else state.absmax,
+        out_O_I, columns, out_O_I.stride(0), SIZE=state.blocksize, SIZE2=inner.blocksize, NESTED=state.nested, BLOCK=2048, num_warps=8,
+    )  # fmt: skip
