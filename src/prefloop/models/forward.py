@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -17,7 +18,7 @@ from prefloop.console import say
 from prefloop.data.packing import Document, Pack
 from prefloop.data.packing import pack as pack_
 from prefloop.errors import ModelError
-from prefloop.models import attention
+from prefloop.models import attention, kernels
 from prefloop.models.backbone import Backbone
 
 CHUNK = 256
@@ -198,7 +199,7 @@ def logits_C_V(backbone: Backbone, hidden_C_H: Tensor, temperature: float) -> Te
     head = backbone.causal_lm.get_output_embeddings()
     config = backbone.causal_lm.config.get_text_config()
     logits = head(hidden_C_H.to(head.weight.dtype)).float()
-    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    scale = _head_scale(config)
     if scale != 1:
         logits = logits * scale
     cap = getattr(config, "final_logit_softcapping", None)
@@ -208,21 +209,62 @@ def logits_C_V(backbone: Backbone, hidden_C_H: Tensor, temperature: float) -> Te
 
 
 def response_logps_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each response token, float32 [R]; differentiable, recomputing each chunk's logits backward."""
+    """Log-probability of each response token, float32 [R]; differentiable, without keeping logits."""
+    scale = None if (gpu := kernels.on_gpu(hidden_N_H)) is None else _plain_scale(backbone, temperature)
 
     def chunk(hidden_C_H: Tensor, target_C: Tensor) -> Tensor:
         return -F.cross_entropy(logits_C_V(backbone, hidden_C_H, temperature), target_C, reduction="none")
 
     parts = []
-    for source_C, target_C in _chunks(pack):
+    for source_C, target_C in _chunks(pack, CHUNK if scale is None else 4 * CHUNK):
         # Branches share the prompt's last token. index_select adds their gradients in a fixed order; indexing with [] adds them
         # in parallel with atomics, and a resumed run would end in other bytes.
         hidden_C_H = hidden_N_H.index_select(0, source_C)
-        if torch.is_grad_enabled() and hidden_C_H.requires_grad:
+        learns = torch.is_grad_enabled() and hidden_C_H.requires_grad
+        if scale is not None:
+            weight_V_H = backbone.causal_lm.get_output_embeddings().weight
+            hidden_C_H = hidden_C_H.to(weight_V_H.dtype)
+            if learns:
+                parts.append(_LogProbs.apply(hidden_C_H, target_C, weight_V_H, scale))
+            else:
+                parts.append(gpu.log_prob(hidden_C_H @ weight_V_H.T, target_C, scale, gradient=False))
+        elif learns:
             parts.append(checkpoint(chunk, hidden_C_H, target_C, use_reentrant=False, preserve_rng_state=False))
         else:
             parts.append(chunk(hidden_C_H, target_C))
     return torch.cat(parts)
+
+
+class _LogProbs(torch.autograd.Function):
+    """Log-probs at the targets; the logits' derivative is taken at once, in their place, and only its product with the head is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_C_H: Tensor, target_C: Tensor, weight_V_H: Tensor, scale: float) -> Tensor:
+        logits_C_V = hidden_C_H @ weight_V_H.T
+        logp_C = kernels.on_gpu(logits_C_V).log_prob(logits_C_V, target_C, scale, gradient=True)
+        ctx.save_for_backward(logits_C_V @ weight_V_H)
+        return logp_C
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (derivative_C_H,) = ctx.saved_tensors
+        return derivative_C_H * grad_C[:, None].to(derivative_C_H.dtype), None, None, None
+
+
+def _plain_scale(backbone: Backbone, temperature: float) -> float | None:
+    """What multiplies the logits of a frozen head without bias; None when more is done to them (soft caps)."""
+    head = backbone.causal_lm.get_output_embeddings()
+    config = backbone.causal_lm.config.get_text_config()
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return None
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        return None
+    return _head_scale(config) / temperature
+
+
+def _head_scale(config: Any) -> float:
+    return float(getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0))
 
 
 def entropy_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0) -> Tensor:
@@ -233,7 +275,7 @@ def entropy_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: f
         return -(logps.exp() * logps).sum(-1)
 
     parts = []
-    for source_C, _ in _chunks(pack):
+    for source_C, _ in _chunks(pack, CHUNK):
         hidden_C_H = hidden_N_H.index_select(0, source_C)
         recompute = torch.is_grad_enabled() and hidden_C_H.requires_grad
         parts.append(
@@ -244,8 +286,8 @@ def entropy_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: f
     return torch.cat(parts)
 
 
-def _chunks(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(pack.source_R.split(CHUNK), pack.target_R.split(CHUNK), strict=True)
+def _chunks(pack: Pack, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(pack.source_R.split(size), pack.target_R.split(size), strict=True)
 
 
 def sum_by_branch_B(values_R: Tensor, pack: Pack) -> Tensor:

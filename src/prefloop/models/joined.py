@@ -19,6 +19,10 @@ from prefloop.models import kernels
 from prefloop.models.lora import FusedLoRA
 
 
+LARGE = 1 << 26
+"""Weights that are written out at once."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapters:
     """One role's adapters of joined projections, in the arithmetic's precision."""
@@ -42,6 +46,8 @@ class Joined:
         self.inputs = bases[0].in_features
         self.outputs = sum(base.out_features for base in bases)
         self.parts = tuple(_slices(base.out_features for base in bases))
+        self.steps = 1 if self.inputs * self.outputs <= LARGE else len(bases)
+        """Products: one for all, or one each where all weights written out at once would take a good part of the memory."""
         self.bias_O: Tensor | None = None
         if any(base.bias is not None for base in bases):
             like = next(base.bias for base in bases if base.bias is not None)
@@ -64,9 +70,14 @@ class Joined:
         if adapters is not None:
             torch.mm(x_N_I, adapters.a_R_I.T, out=low_N_R)
         added = self.bias_O if residual_N_O is None else residual_N_O
-        weight_O_IR = self._written_out(adapters)
-        if weight_O_IR is not None:
-            return wide @ weight_O_IR.T if added is None else torch.addmm(added, wide, weight_O_IR.T)
+        if self._writes_out():
+            if self.steps == 1:
+                weight_O_IR = self._written_out(adapters, self.parts)
+                return wide @ weight_O_IR.T if added is None else torch.addmm(added, wide, weight_O_IR.T)
+            out_N_O = wide.new_empty(len(wide), self.outputs)
+            for part in self.parts:
+                torch.mm(wide, self._written_out(adapters, (part,)).T, out=out_N_O[:, part])
+            return out_N_O if added is None else out_N_O.add_(added)
         out_N_O = wide.new_empty(len(wide), self.outputs)
         for weight, part in zip(self.weights, self.parts, strict=True):
             torch.mm(x_N_I, weight.O_I().T, out=out_N_O[:, part])
@@ -79,10 +90,12 @@ class Joined:
 
     def backward(self, grad_N_O: Tensor, adapters: Adapters | None, needs_x: bool = True) -> tuple[Tensor, Tensor]:
         """Gradient of x [N, I], rows of a wider buffer, and of A x [N, R] but for the scale."""
-        weight_O_IR = self._written_out(adapters) if needs_x else None
-        if weight_O_IR is not None:
-            wide = grad_N_O @ weight_O_IR
-            grad_x, back_N_R = wide[:, : self.inputs], wide[:, self.inputs :]
+        if needs_x and self._writes_out():
+            steps = (self.parts,) if self.steps == 1 else tuple((part,) for part in self.parts)
+            for k, parts in enumerate(steps):
+                grads, weight_O_IR = grad_N_O[:, parts[0].start : parts[-1].stop], self._written_out(adapters, parts)
+                wide = grads @ weight_O_IR if k == 0 else wide.addmm_(grads, weight_O_IR)
+            grad_x, back_N_R = self.split(wide)
         else:
             back_N_R = grad_N_O[:, :0] if adapters is None else grad_N_O @ adapters.b_O_R
             grad_x = grad_N_O[:, :0]
@@ -101,18 +114,23 @@ class Joined:
             out += [grad_a[rank], _float_product(grad_N_O[:, part].T, low_N_R[:, rank])]
         return out
 
-    def _written_out(self, adapters: Adapters | None) -> Tensor | None:
-        """[W | B], where 4-bit weights are written out for each product anyway; else None."""
+    def _writes_out(self) -> bool:
+        """Whether weights are written out for each product anyway, in rows of whole quantisation blocks."""
+        states = [weight.state for weight in self.weights]
         gpu = kernels.on_gpu(self.weights[0].layer.weight)  # type: ignore[arg-type]
-        if gpu is None or self.inputs % 2 or any(weight.state is None for weight in self.weights):
-            return None
+        return gpu is not None and all(s is not None and self.inputs % s.blocksize == 0 for s in states)
+
+    def _written_out(self, adapters: Adapters | None, parts: tuple[slice, ...]) -> Tensor:
+        """[W | B] of some of the projections."""
         like: Any = self.weights[0]
+        start, stop = parts[0].start, parts[-1].stop
         wide = self.inputs + (adapters.b_O_R.shape[1] if adapters else 0)
-        weight_O_IR = torch.empty(self.outputs, wide, dtype=like.dtype, device=like.layer.weight.device)
+        weight_O_IR = torch.empty(stop - start, wide, dtype=like.dtype, device=like.layer.weight.device)
         for weight, part in zip(self.weights, self.parts, strict=True):
-            gpu.dequantise(weight.layer.weight, weight.state, weight_O_IR[part, : self.inputs])
-        if adapters is not None:
-            weight_O_IR[:, self.inputs :] = adapters.b_O_R
+            if part in parts:
+                tail = adapters.b_O_R[part] if adapters else None
+                to = weight_O_IR[part.start - start : part.stop - start]
+                kernels.on_gpu(to).dequantise(weight.layer.weight, weight.state, tail, to)
         return weight_O_IR
 
 

@@ -154,30 +154,71 @@ def rotate_back(grads: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, hea
 
 
 @triton.jit
-def _dequantise(packed, absmax, code, absmax2, code2, offset, out, columns, stride, SIZE: tl.constexpr, SIZE2: tl.constexpr, NESTED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _dequantise(packed, absmax, code, absmax2, code2, offset, tail, out, blocks, columns, ranks, stride, SIZE: tl.constexpr, SIZE2: tl.constexpr, NESTED: tl.constexpr, TAIL: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < columns // 2
-    at = row * (columns // 2) + i
-    byte = tl.load(packed + at, mask=inside, other=0).to(tl.int32)
-    block = at * 2 // SIZE
+    i = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    inside = i < blocks
+    block = row * blocks + i
     scale = tl.load(absmax + block, mask=inside, other=0)
     if NESTED:
-        second = tl.load(absmax2 + block // SIZE2, mask=inside, other=0.0)
-        scale = tl.load(code2 + scale.to(tl.int32), mask=inside, other=0.0) * second + tl.load(offset)
-    first = tl.load(code + (byte >> 4)) * scale
-    second = tl.load(code + (byte & 15)) * scale
-    j = tl.program_id(1) * 2 * BLOCK + tl.arange(0, 2 * BLOCK)
+        outer = tl.load(absmax2 + block // SIZE2, mask=inside, other=0.0)
+        scale = tl.load(code2 + scale.to(tl.int32), mask=inside, other=0.0) * outer + tl.load(offset)
+    half = tl.arange(0, SIZE // 2)[None, :]
+    byte = tl.load(packed + block[:, None] * (SIZE // 2) + half, mask=inside[:, None], other=0).to(tl.int32)
+    first = tl.load(code + (byte >> 4)) * scale[:, None]
+    second = tl.load(code + (byte & 15)) * scale[:, None]
     both = tl.interleave(first, second).to(out.dtype.element_ty)
-    tl.store(out + row * stride + j, both, mask=j < columns)
+    j = i[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(out + row * stride + j, both, mask=inside[:, None])
+    if TAIL > 0:
+        if tl.program_id(1) == 0:
+            r = tl.arange(0, TAIL)
+            kept = tl.load(tail + row * ranks + r, mask=r < ranks)
+            tl.store(out + row * stride + columns + r, kept, mask=r < ranks)
 
 
-def dequantise(weight: Tensor, state: Any, out_O_I: Tensor) -> None:
-    """bitsandbytes' 4-bit ``weight`` with its quant state, written to ``out_O_I`` (strided rows, an even number of columns)."""
-    rows, columns = out_O_I.shape
+def dequantise(weight: Tensor, state: Any, tail_O_R: Tensor | None, out_O_IR: Tensor) -> None:
+    """bitsandbytes' 4-bit ``weight`` with its quant state, followed in each row by ``tail_O_R``; whole quantisation blocks in a row."""
+    rows, columns = state.shape
+    ranks = 0 if tail_O_R is None else tail_O_R.shape[1]
     inner = state.state2 if state.nested else state
-    grid = (rows, triton.cdiv(columns, 4096))
-    _dequantise[grid](
+    blocks = columns // state.blocksize
+    _dequantise[(rows, triton.cdiv(blocks, 64))](
         weight, state.absmax, state.code, inner.absmax, inner.code, state.offset if state.nested else state.absmax,
-        out_O_I, columns, out_O_I.stride(0), SIZE=state.blocksize, SIZE2=inner.blocksize, NESTED=state.nested, BLOCK=2048, num_warps=8,
+        state.absmax if tail_O_R is None else tail_O_R, out_O_IR, blocks, columns, ranks, out_O_IR.stride(0),
+        SIZE=state.blocksize, SIZE2=inner.blocksize, NESTED=state.nested, TAIL=triton.next_power_of_2(ranks) if ranks else 0,
+        BLOCKS=64, num_warps=8,
     )  # fmt: skip
+
+
+@triton.jit
+def _log_prob(logits, target, logp, columns, scale, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+    """Log-softmax at the target; with GRADIENT its derivative by the logits takes their place."""
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * columns
+    highest = -float("inf")
+    total = 0.0
+    for at in range(0, columns, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        x = tl.load(start + i, mask=i < columns, other=-float("inf")).to(tl.float32) * scale
+        higher = tl.maximum(highest, tl.max(x, 0))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(x - higher), 0)
+        highest = higher
+    chosen = tl.load(target + row)
+    whole = highest + tl.log(total)
+    tl.store(logp + row, tl.load(start + chosen).to(tl.float32) * scale - whole)
+    if GRADIENT:
+        tl.debug_barrier()
+        for at in range(0, columns, BLOCK):
+            i = at + tl.arange(0, BLOCK)
+            x = tl.load(start + i, mask=i < columns, other=0.0).to(tl.float32) * scale
+            derivative = tl.where(i == chosen, 1.0, 0.0) - tl.exp(x - whole)
+            tl.store(start + i, (derivative * scale).to(logits.dtype.element_ty), mask=i < columns)
+
+
+def log_prob(logits_C_V: Tensor, target_C: Tensor, scale: float, gradient: bool) -> Tensor:
+    """Log-softmax of ``scale`` · logits at the targets, float32 [C]; with ``gradient`` the logits become its derivative by them."""
+    rows, columns = logits_C_V.shape
+    logp_C = torch.empty(rows, dtype=torch.float32, device=logits_C_V.device)
+    _log_prob[(rows,)](logits_C_V, target_C, logp_C, columns, scale, GRADIENT=gradient, BLOCK=8192, num_warps=16)
+    return logp_C

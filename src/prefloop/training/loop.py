@@ -76,27 +76,36 @@ class Loop:
             loss = loss_of(pack.to(self.accelerator.device)) / items
             self.accelerator.backward(loss)
             losses.append((pack, loss.detach()))
-        values = torch.stack([loss for _, loss in losses]).tolist()  # the one point where the host waits for the device
-        for (pack, _), value in zip(losses, values, strict=True):
+        # Each part apart: a head's gradient must not decide how far the adapter's is cut.
+        norms = [self.accelerator.clip_grad_norm_(part, self.optim.max_grad_norm) for part in self.parts.values()]
+        found = torch.stack([*(loss.float() for _, loss in losses), *(norm.float() for norm in norms)])
+        rate = self.schedule.get_last_lr()[0]
+        if self.fused:
+            # The device itself leaves the weights as they are when a value is not finite, so the host need not look first.
+            self.optimizer.found_inf = (~found.isfinite().all()).float()
+            self.optimizer.step()
+        values = found.tolist()  # the one point where the host waits for the device
+        norm = self._check([pack for pack, _ in losses], values)
+        if not self.fused:
+            self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return {"loss": sum(values[: len(losses)]), "grad_norm": norm, "lr": rate}
+
+    def _check(self, packs: list[Pack], values: list[float]) -> float:
+        """The largest of the gradient norms, which stand behind the packs' losses; raises ``NonFiniteLoss``."""
+        for pack, value in zip(packs, values, strict=False):
             if not math.isfinite(value):
                 raise NonFiniteLoss(
                     f"step {self.step + 1}: loss is {value} on responses {list(pack.keys)[:16]}; the step was not applied, lower the "
                     "learning rate or look at these rows"
                 )
-        # Each part apart: a head's gradient must not decide how far the adapter's is cut.
-        norms = [
-            float(self.accelerator.clip_grad_norm_(part, self.optim.max_grad_norm)) for part in self.parts.values()
-        ]
-        norm = next((n for n in norms if not math.isfinite(n)), max(norms))
-        if not math.isfinite(norm):
+        norms = values[len(packs) :]
+        if bad := [norm for norm in norms if not math.isfinite(norm)]:
             raise NonFiniteLoss(
-                f"step {self.step + 1}: gradient norm is {norm}; the step was not applied, lower the learning rate"
+                f"step {self.step + 1}: gradient norm is {bad[0]}; the step was not applied, lower the learning rate"
             )
-        rate = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        return {"loss": sum(values), "grad_norm": norm, "lr": rate}
+        return max(norms)
 
     def save(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint of this step (atomically) and drop older ones."""
