@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 import torch
@@ -77,30 +76,33 @@ def attend(
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None, window: int | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     k, v = k.index_select(0, pack.keys_M), v.index_select(0, pack.keys_M)
-    return varlen_attn(
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
-        pack.starts_q,
-        pack.starts_k,
-        pack.longest_q,
-        pack.longest_k,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        **_grouped(q.shape[1] != k.shape[1]),
-    )
+    lengths = (pack.starts_q, pack.starts_k, pack.longest_q, pack.longest_k)
+    options = dict(scale=scale, window_size_left=-1 if window is None else window - 1, window_size_right=0)
+    return _Flash.apply(q.contiguous(), k, v, lengths, window is None, options)  # type: ignore[no-any-return]
 
 
-@functools.cache
-def _grouped(grouped: bool) -> dict[str, bool]:
-    """torch 2.11's kernel takes fewer key heads than query heads as they are; later ones want to be told."""
-    from torch.nn.attention.varlen import varlen_attn
+class _Flash(torch.autograd.Function):
+    """What ``torch.nn.attention.varlen.varlen_attn`` calls, without its layers of operator registration (a quarter of a millisecond
+    of host time a layer and pass)."""
 
-    return {"enable_gqa": grouped} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[Any, ...], causal: bool, options: Any) -> Tensor:
+        run = torch.ops.aten._flash_attention_forward
+        out, logsumexp, state, _, _ = run(q, k, v, *lengths, 0.0, causal, False, **options)
+        ctx.save_for_backward(q, k, v, out, logsumexp, state)
+        ctx.rest = lengths, causal, options
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, logsumexp, state = ctx.saved_tensors
+        lengths, causal, options = ctx.rest
+        run = torch.ops.aten._flash_attention_backward
+        grads = run(grad.contiguous(), q, k, v, out, logsumexp, *lengths, 0.0, causal, state, state.new_empty(0), **options)
+        return *grads, None, None, None
 
 
 @functools.cache

@@ -46,6 +46,11 @@ class Joined:
         self.inputs = bases[0].in_features
         self.outputs = sum(base.out_features for base in bases)
         self.parts = tuple(_slices(base.out_features for base in bases))
+        self.packed: list[Tensor] = [base.weight.data for base in bases]  # Params4bit answers slowly
+        states = [weight.state for weight in self.weights]
+        self.gpu = kernels.on_gpu(self.packed[0])
+        self.writes_out = self.gpu is not None and all(s is not None and self.inputs % s.blocksize == 0 for s in states)
+        """Whether weights are written out for each product anyway, in rows of whole quantisation blocks."""
         self.steps = 1 if self.inputs * self.outputs <= LARGE else len(bases)
         """Products: one for all, or one each where all weights written out at once would take a good part of the memory."""
         self.bias_O: Tensor | None = None
@@ -70,7 +75,7 @@ class Joined:
         if adapters is not None:
             torch.mm(x_N_I, adapters.a_R_I.T, out=low_N_R)
         added = self.bias_O if residual_N_O is None else residual_N_O
-        if self._writes_out():
+        if self.writes_out:
             if self.steps == 1:
                 weight_O_IR = self._written_out(adapters, self.parts)
                 return wide @ weight_O_IR.T if added is None else torch.addmm(added, wide, weight_O_IR.T)
@@ -90,7 +95,7 @@ class Joined:
 
     def backward(self, grad_N_O: Tensor, adapters: Adapters | None, needs_x: bool = True) -> tuple[Tensor, Tensor]:
         """Gradient of x [N, I], rows of a wider buffer, and of A x [N, R] but for the scale."""
-        if needs_x and self._writes_out():
+        if needs_x and self.writes_out:
             steps = (self.parts,) if self.steps == 1 else tuple((part,) for part in self.parts)
             for k, parts in enumerate(steps):
                 grads, weight_O_IR = grad_N_O[:, parts[0].start : parts[-1].stop], self._written_out(adapters, parts)
@@ -114,23 +119,16 @@ class Joined:
             out += [grad_a[rank], _float_product(grad_N_O[:, part].T, low_N_R[:, rank])]
         return out
 
-    def _writes_out(self) -> bool:
-        """Whether weights are written out for each product anyway, in rows of whole quantisation blocks."""
-        states = [weight.state for weight in self.weights]
-        gpu = kernels.on_gpu(self.weights[0].layer.weight)  # type: ignore[arg-type]
-        return gpu is not None and all(s is not None and self.inputs % s.blocksize == 0 for s in states)
-
     def _written_out(self, adapters: Adapters | None, parts: tuple[slice, ...]) -> Tensor:
         """[W | B] of some of the projections."""
-        like: Any = self.weights[0]
         start, stop = parts[0].start, parts[-1].stop
         wide = self.inputs + (adapters.b_O_R.shape[1] if adapters else 0)
-        weight_O_IR = torch.empty(stop - start, wide, dtype=like.dtype, device=like.layer.weight.device)
-        for weight, part in zip(self.weights, self.parts, strict=True):
+        weight_O_IR = torch.empty(stop - start, wide, dtype=self.weights[0].dtype, device=self.packed[0].device)
+        for packed, weight, part in zip(self.packed, self.weights, self.parts, strict=True):
             if part in parts:
-                tail = adapters.b_O_R[part] if adapters else None
-                to = weight_O_IR[part.start - start : part.stop - start]
-                kernels.on_gpu(to).dequantise(weight.layer.weight, weight.state, tail, to)
+                whole = len(parts) == 1
+                to = weight_O_IR if whole else weight_O_IR[part.start - start : part.stop - start]
+                self.gpu.dequantise(packed, weight.state, adapters.b_O_R[part] if adapters else None, to)
         return weight_O_IR
 
 
@@ -146,6 +144,8 @@ class RoleCopies:
         self._targets: list[Tensor] = []
         self._versions: tuple[int, ...] = ()
         self.of: dict[Joined, Adapters] = {}
+        self.parameters: dict[Joined, list[Tensor]] = {}
+        """A and B of each projection in turn."""
         groups = list(groups)
         a_total, b_total, rank_of = 0, 0, {}
         for group in groups:
@@ -166,8 +166,9 @@ class RoleCopies:
             a_used, b_used = a_used + a_R_I.numel(), b_used + b_O_R.numel()
             ranks = tuple(_slices(rank_of[group]))
             self.of[group] = Adapters(a_R_I, b_O_R, ranks, self._scale)
-            for layer, part, rank in zip(group.layers, group.parts, ranks, strict=True):
-                self._sources += layer.parameters(role)
+            self.parameters[group] = [p for layer in group.layers for p in layer.parameters(role)]
+            self._sources += self.parameters[group]
+            for part, rank in zip(group.parts, ranks, strict=True):
                 self._targets += [a_R_I[rank], b_O_R[part, rank]]
 
     @torch.no_grad()

@@ -34,6 +34,8 @@ class Pass:
     cos_N_D: Tensor
     sin_N_D: Tensor
     mask: Tensor | None
+    rows: int
+    """Sequences of equal length that make up N."""
     options: dict[str, Any]
     """For the attention function."""
 
@@ -110,12 +112,15 @@ class FusedLayer:
         rows, length, width = x.shape
         dtype = self.qkv.weights[0].dtype
         cos, sin = (a.expand(rows, -1, -1).reshape(rows * length, -1).to(dtype) for a in angles)
-        of = self.copies[role].of if role is not None else {}
-        options = {**kwargs, "position_ids": positions, "rows": rows}
-        run = Pass(tuple(of.get(group) for group in self.groups), cos, sin, mask, options)
         x_N_H = x.reshape(-1, width).to(dtype)
-        parameters = [p for g in self.groups for layer in g.layers for p in layer.parameters(role)] if role else []
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
+        adapters: tuple[Adapters | None, ...] = (None, None, None, None)
+        parameters: list[Tensor] = []
+        if role is not None:
+            copies = self.copies[role]
+            adapters = tuple(copies.of[group] for group in self.groups)
+            parameters = [p for group in self.groups for p in copies.parameters[group]]
+        run = Pass(adapters, cos, sin, mask, rows, {**kwargs, "position_ids": positions})
+        if torch.is_grad_enabled() and (x.requires_grad or (parameters and parameters[0].requires_grad)):
             out_N_H = _Layer.apply(x_N_H, self, run, *parameters)
         else:
             out_N_H = self.compute(x_N_H, run)[0]
@@ -139,15 +144,13 @@ class FusedLayer:
 
     def _mix(self, qkv: Tensor, run: Pass) -> Tensor:
         """Rotation and attention, [N, heads × D], by the model's own attention function."""
-        options = dict(run.options)
-        rows = options.pop("rows")
         attention = self.attention
         parts = kernels.heads_of(qkv, run.cos_N_D, run.sin_N_D, self.heads, self.head_norms)
-        query, key, value = (part.unflatten(0, (rows, -1)).transpose(1, 2) for part in parts)
+        query, key, value = (part.unflatten(0, (run.rows, -1)).transpose(1, 2) for part in parts)
         function = AttentionInterface().get_interface(attention.config._attn_implementation, _eager(attention))
         mixed, _ = function(
             attention, query, key, value, run.mask, dropout=0.0, scaling=attention.scaling,
-            sliding_window=getattr(attention, "sliding_window", None), **options,
+            sliding_window=getattr(attention, "sliding_window", None), **run.options,
         )  # fmt: skip
         return mixed.reshape(len(qkv), -1)
 

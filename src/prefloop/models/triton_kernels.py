@@ -13,6 +13,30 @@ import triton.language as tl
 from torch import Tensor
 
 
+_ready: dict[tuple[Any, ...], Any] = {}
+
+
+def _launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], warps: int, constants: tuple[Any, ...]) -> None:
+    """Run a kernel; from the second time on without Triton's own look at every argument, which takes longer than a small kernel.
+
+    What Triton compiles for (types, alignment, integers that are 1 or divide by 16, the device) is in the key.
+    """
+    key = (kernel, *constants, *[_kind(a) for a in arguments])
+    ready = _ready.get(key)
+    if ready is None:
+        _ready[key] = kernel[grid](*arguments, *constants, num_warps=warps)  # nothing under Triton's interpreter
+    else:
+        ready[grid](*arguments, *constants)
+
+
+def _kind(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.device.index, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, -(2**31) <= argument < 2**31
+    return type(argument)
+
+
 @triton.jit
 def _norm(x, weight, out, rstd, columns, out_stride, eps, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -30,7 +54,7 @@ def norm(x_N_H: Tensor, weight_H: Tensor, eps: float, out_N_H: Tensor) -> Tensor
     rows, columns = x_N_H.shape
     rstd_N = torch.empty(rows, dtype=torch.float32, device=x_N_H.device)
     block = triton.next_power_of_2(columns)
-    _norm[(rows,)](x_N_H, weight_H, out_N_H, rstd_N, columns, out_N_H.stride(0), eps, BLOCK=block, num_warps=8)
+    _launch(_norm, (rows, 1, 1), (x_N_H, weight_H, out_N_H, rstd_N, columns, out_N_H.stride(0), eps), 8, (block,))
     return rstd_N
 
 
@@ -53,9 +77,8 @@ def norm_gradient(grad_N_H: Tensor, x_N_H: Tensor, weight_H: Tensor, rstd_N: Ten
     rows, columns = x_N_H.shape
     out = torch.empty_like(x_N_H)
     block = triton.next_power_of_2(columns)
-    _norm_gradient[(rows,)](
-        grad_N_H, x_N_H, weight_H, rstd_N, residual_N_H, out, columns, grad_N_H.stride(0), BLOCK=block, num_warps=8
-    )
+    arguments = (grad_N_H, x_N_H, weight_H, rstd_N, residual_N_H, out, columns, grad_N_H.stride(0))
+    _launch(_norm_gradient, (rows, 1, 1), arguments, 8, (block,))
     return out
 
 
@@ -73,7 +96,8 @@ def _swiglu(gate_up, out, columns, out_stride, BLOCK: tl.constexpr):
 def swiglu(gate_up_N_2M: Tensor, out_N_M: Tensor) -> None:
     """See ``kernels.swiglu``."""
     rows, columns = out_N_M.shape
-    _swiglu[(rows, triton.cdiv(columns, 2048))](gate_up_N_2M, out_N_M, columns, out_N_M.stride(0), BLOCK=2048, num_warps=8)
+    grid = (rows, triton.cdiv(columns, 2048), 1)
+    _launch(_swiglu, grid, (gate_up_N_2M, out_N_M, columns, out_N_M.stride(0)), 8, (2048,))
 
 
 @triton.jit
@@ -97,8 +121,8 @@ def _swiglu_gradient(gate_up, grad, columns, grad_stride, BLOCK: tl.constexpr):
 def swiglu_gradient(gate_up_N_2M: Tensor, grad_N_M: Tensor) -> None:
     """See ``kernels.swiglu_gradient``."""
     rows, columns = grad_N_M.shape
-    grid = (rows, triton.cdiv(columns, 2048))
-    _swiglu_gradient[grid](gate_up_N_2M, grad_N_M, columns, grad_N_M.stride(0), BLOCK=2048, num_warps=8)
+    grid = (rows, triton.cdiv(columns, 2048), 1)
+    _launch(_swiglu_gradient, grid, (gate_up_N_2M, grad_N_M, columns, grad_N_M.stride(0)), 8, (2048,))
 
 
 @triton.jit
@@ -133,10 +157,8 @@ def _rotate(joined, query, key, value, cos, sin, Q: tl.constexpr, K: tl.constexp
 
 def _rotation(joined: Tensor, apart: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int], back: bool) -> None:  # fmt: skip
     size = cos_N_D.shape[1]
-    _rotate[(len(joined),)](
-        joined, *apart, cos_N_D, sin_N_D, Q=heads[0], K=heads[1], D=size,
-        HEADS=triton.next_power_of_2(heads[0]), HALF=triton.next_power_of_2(size // 2), BACK=back, num_warps=4,
-    )  # fmt: skip
+    constants = (*heads, size, triton.next_power_of_2(heads[0]), triton.next_power_of_2(size // 2), back)
+    _launch(_rotate, (len(cos_N_D), 1, 1), (joined, *apart, cos_N_D, sin_N_D), 4, constants)
 
 
 def rotate(qkv: Tensor, cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -183,12 +205,13 @@ def dequantise(weight: Tensor, state: Any, tail_O_R: Tensor | None, out_O_IR: Te
     ranks = 0 if tail_O_R is None else tail_O_R.shape[1]
     inner = state.state2 if state.nested else state
     blocks = columns // state.blocksize
-    _dequantise[(rows, triton.cdiv(blocks, 64))](
+    arguments = (
         weight, state.absmax, state.code, inner.absmax, inner.code, state.offset if state.nested else state.absmax,
         state.absmax if tail_O_R is None else tail_O_R, out_O_IR, blocks, columns, ranks, out_O_IR.stride(0),
-        SIZE=state.blocksize, SIZE2=inner.blocksize, NESTED=state.nested, TAIL=triton.next_power_of_2(ranks) if ranks else 0,
-        BLOCKS=64, num_warps=8,
     )  # fmt: skip
+    tail = triton.next_power_of_2(ranks) if ranks else 0
+    constants = (state.blocksize, inner.blocksize, state.nested, tail, 64)
+    _launch(_dequantise, (rows, triton.cdiv(blocks, 64), 1), arguments, 8, constants)
 
 
 @triton.jit
@@ -220,5 +243,5 @@ def log_prob(logits_C_V: Tensor, target_C: Tensor, scale: float, gradient: bool)
     """Log-softmax of ``scale`` · logits at the targets, float32 [C]; with ``gradient`` the logits become its derivative by them."""
     rows, columns = logits_C_V.shape
     logp_C = torch.empty(rows, dtype=torch.float32, device=logits_C_V.device)
-    _log_prob[(rows,)](logits_C_V, target_C, logp_C, columns, scale, GRADIENT=gradient, BLOCK=8192, num_warps=16)
+    _launch(_log_prob, (rows, 1, 1), (logits_C_V, target_C, logp_C, columns, float(scale)), 16, (gradient, 8192))
     return logp_C
