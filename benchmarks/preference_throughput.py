@@ -84,6 +84,7 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     from prefloop.models.heads import ScalarHead
     from prefloop.objectives.reward import bradley_terry
     from prefloop.training import pairs
+    from prefloop.training.batches import ahead
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE
     from prefloop.training.thumbs import estimate, kto_loss
@@ -102,7 +103,7 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     up = {key: key % 2 == 0 for key in by_key}
     known: Any = None
     backbone.add_role(POLICY)
-    backbone.add_role(REFERENCE)
+    backbone.add_role(REFERENCE, frozen=True)
     settings = PreferenceConfig()
     head = ScalarHead(backbone.hidden_size, "normal").to(backbone.device)
     parameters = {f"adapter/{i}": p for i, p in enumerate(backbone.parameters(POLICY))}
@@ -131,6 +132,11 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
         return pairs.PAIR_LOSSES["dpo"].loss(p, settings).sum()
 
     device_sync = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    def prepare(step: int) -> tuple[list[PreferenceGroup], list[Pack]]:
+        batch = groups[step * options.batch : (step + 1) * options.batch]
+        return batch, packs([g.document for g in batch], options.pack_tokens)
+
+    coming = ahead(prepare, range(options.steps))
     started, tokens, losses = 0.0, 0, []
     for step in range(options.steps):
         if step == min(WARM_UP, options.steps - 1):
@@ -139,11 +145,11 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
                 profiler = torch.profiler.profile()
                 profiler.__enter__()
             started, tokens = time.monotonic(), 0
-        batch = groups[step * options.batch : (step + 1) * options.batch]
+        batch, ready = next(coming)
         if kind == "kto":
             known = estimate(backbone, [ThumbGroup(g.document, [True, False]) for g in batch], 1.0)
         items = len(batch) * (2 if kind == "kto" else 1)
-        found = loop.update(packs([g.document for g in batch], options.pack_tokens), loss_of, items)
+        found = loop.update(ready, loss_of, items)
         losses.append(found["loss"])
         tokens += real_tokens(data[step * options.batch : (step + 1) * options.batch])
     device_sync()
@@ -178,7 +184,7 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
         TrainerCallback,
     )
 
-    if gpu := torch.cuda.is_available():  # as prefloop does: cuDNN plans anew for every length of a batch
+    if (gpu := torch.cuda.is_available()) and options.trl_cudnn == "off":
         torch.backends.cuda.enable_cudnn_sdp(False)
 
     class Timer(TrainerCallback):
@@ -262,6 +268,9 @@ def main() -> None:
     parser.add_argument("--precision", default="nf4")
     parser.add_argument(
         "--checkpointing", default="block", choices=["none", "block"], help="ours; TRL recomputes blocks"
+    )
+    parser.add_argument(
+        "--trl-cudnn", default="on", choices=["on", "off"], help="cuDNN's attention for TRL; torch's default is on, prefloop switches it off"
     )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("SIDE", "KIND"), help=argparse.SUPPRESS)

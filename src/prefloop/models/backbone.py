@@ -157,8 +157,11 @@ class Backbone:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def add_role(self, role: str, start: Path | None = None, seed: int = 0) -> None:
-        """Create an adapter called ``role``, a copy of the one saved in ``start`` or freshly initialised (B = 0) from ``seed``."""
+    def add_role(self, role: str, start: Path | None = None, seed: int = 0, frozen: bool = False) -> None:
+        """Create an adapter called ``role``, a copy of the one saved in ``start`` or freshly initialised (B = 0) from ``seed``.
+
+        A ``frozen`` one, which never learns, is kept in the precision that it computes in.
+        """
         if role in self.roles:
             self.drop_role(role)
         with torch.random.fork_rng():
@@ -185,6 +188,8 @@ class Backbone:
             with torch.no_grad():
                 for name, parameter in own.items():
                     parameter.copy_(saved[name])
+        for parameter in self.parameters(role) if frozen and self.fused else ():
+            parameter.data = parameter.data.to(self.compute_dtype)
         self.activate(None)
 
     def drop_role(self, role: str) -> None:

@@ -69,8 +69,8 @@ class Joined:
         """x and s A x."""
         return wide[:, : self.inputs], wide[:, self.inputs :]
 
-    def forward(self, wide: Tensor, adapters: Adapters | None, residual_N_O: Tensor | None = None) -> Tensor:
-        """W x + bias + s B A x of all side by side [N, O], plus a residual; completes ``wide`` behind x."""
+    def forward(self, wide: Tensor, adapters: Adapters | None, residual_N_O: Tensor | None = None, inplace: bool = False) -> Tensor:  # fmt: skip
+        """W x + bias + s B A x of all side by side [N, O], plus a residual (``inplace``: written over it); completes ``wide`` behind x."""
         x_N_I, low_N_R = self.split(wide)
         if adapters is not None:
             torch.mm(x_N_I, adapters.a_R_I.T, out=low_N_R)
@@ -78,6 +78,8 @@ class Joined:
         if self.writes_out:
             if self.steps == 1:
                 weight_O_IR = self._written_out(adapters, self.parts)
+                if inplace and residual_N_O is not None:
+                    return residual_N_O.addmm_(wide, weight_O_IR.T)
                 return wide @ weight_O_IR.T if added is None else torch.addmm(added, wide, weight_O_IR.T)
             out_N_O = wide.new_empty(len(wide), self.outputs)
             for part in self.parts:

@@ -160,7 +160,7 @@ class FusedLayer:
         kept.gate_up = self.gate_up.forward(kept.wide_3, run.adapters[2])
         wide_4, inner_N_M = self.down.buffer(len(x_N_H), x_N_H, run.adapters[3])
         kernels.swiglu(kept.gate_up, inner_N_M)
-        return self.down.forward(wide_4, run.adapters[3], kept.middle_N_H), kept
+        return self.down.forward(wide_4, run.adapters[3], kept.middle_N_H, inplace=not graph), kept
 
     def gradients(self, grad_N_H: Tensor, kept: Kept, run: Pass, needs_x: bool) -> tuple[Tensor | None, list[Tensor]]:
         """Gradient of the input and of A, B of each projection in turn (none for the bare base)."""

@@ -122,7 +122,7 @@ class Respond(Stage):
     ) -> dict[int, float]:
         """log π/π_SFT of each sampled response, nats: the k1 estimate of sequence KL. log π is the sampler's own."""
         backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
-        backbone.add_role(REFERENCE, start=inputs[BASELINE].path)
+        backbone.add_role(REFERENCE, start=inputs[BASELINE].path, frozen=True)
         out: dict[int, float] = {}
         todo = packs(documents, backbone.config.pack_tokens)
         with progress(f"{self.name}: KL", len(todo), "pack") as advance:

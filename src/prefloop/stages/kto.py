@@ -25,7 +25,7 @@ from prefloop.errors import DataError
 from prefloop.records import Comparison, from_dict
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows
-from prefloop.training.batches import epochs_of_groups
+from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, start_policy
 from prefloop.training.thumbs import Estimates, balanced, estimate, kto_loss
@@ -87,9 +87,13 @@ class KTO(Stage):
         before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}
         frozen = backbone.frozen_digest() if fresh else ""
         metrics: dict[str, float] = restored[0]["last"] if restored else {}
+
+        def prepare(indices: list[int]) -> tuple[list[ThumbGroup], list[Pack]]:
+            batch = [groups.thumbs(i) for i in indices]
+            return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
+
         with progress(self.name, len(steps) - loop.step, "step") as advance:
-            for indices in steps[loop.step :]:
-                batch = [groups.thumbs(i) for i in indices]
+            for batch, ready in ahead(prepare, steps[loop.step :]):
                 up = {key: good for g in batch for key, good in zip(g.document.keys, g.up, strict=True)}
                 known = estimate(backbone, batch, temperature)
                 seen: list[tuple[Tensor, Tensor]] = []
@@ -104,7 +108,7 @@ class KTO(Stage):
                     seen.append((ratio_B[up_B].sum(), ratio_B[~up_B].sum()))
                     return loss_B.sum()
 
-                metrics = loop.update(packs([g.document for g in batch], backbone.config.pack_tokens), loss_of, len(up))
+                metrics = loop.update(ready, loss_of, len(up))
                 ups = sum(up.values())
                 metrics["z0"] = float(known.z0)
                 metrics["logratio_up"] = sum(float(a) for a, _ in seen) / max(1, ups)

@@ -22,7 +22,7 @@ from prefloop.errors import ConfigError
 from prefloop.labels.aggregation import AGGREGATIONS, WEIGHTS
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
-from prefloop.training.batches import epochs_of_groups
+from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.loop import Loop
 from prefloop.training.pairs import PAIR_LOSSES, accuracy, decided, pairs_of, policy_B, reference_B
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, start_policy
@@ -82,9 +82,13 @@ class Preference(Stage):
         before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}
         frozen = backbone.frozen_digest() if fresh else ""
         metrics: dict[str, float] = restored[0]["last"] if restored else {}
+
+        def prepare(indices: list[int]) -> tuple[list[PreferenceGroup], list[Pack]]:
+            batch = [groups[i] for i in indices]
+            return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
+
         with progress(self.name, len(steps) - loop.step, "step") as advance:
-            for indices in steps[loop.step :]:
-                batch = [groups[i] for i in indices]
+            for batch, ready in ahead(prepare, steps[loop.step :]):
                 by_key = {key: g for g in batch for key in g.document.keys}
                 count = sum(len(g.pairs) for g in batch)
                 counts: list[Tensor] = []
@@ -100,7 +104,7 @@ class Preference(Stage):
                     margins.append((margin_P * (2 * pairs.label - 1).sign()).sum())
                     return (pairs.weight * self.loss.loss(pairs, config)).sum()
 
-                metrics = loop.update(packs([g.document for g in batch], backbone.config.pack_tokens), loss_of, count)
+                metrics = loop.update(ready, loss_of, count)
                 metrics["accuracy"] = accuracy(counts)
                 metrics["margin"] = sum(float(margin) for margin in margins) / count
                 if loop.step == 1 and fresh:

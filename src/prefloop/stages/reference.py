@@ -44,7 +44,7 @@ class Reference(Stage):
         )
         responses = groups[len(groups) - 1].document.keys[-1] + 1
         logp_sum = torch.zeros(responses)
-        backbone.add_role(REFERENCE, start=inputs["sft"].path)
+        backbone.add_role(REFERENCE, start=inputs["sft"].path, frozen=True)
         try:
             with progress(self.name, responses, "response") as advance:
                 for start in range(0, len(groups), _AT_ONCE):

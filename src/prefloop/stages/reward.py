@@ -25,7 +25,7 @@ from prefloop.objectives.calibration import fit_temperature
 from prefloop.objectives.reward import bradley_terry, centring
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
-from prefloop.training.batches import epochs_of_groups
+from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.loop import Loop
 from prefloop.training.pairs import accuracy, decided, pairs_of
 
@@ -102,9 +102,13 @@ class RewardModel(Stage):
         frozen = backbone.frozen_digest() if fresh else ""
         last: dict[str, float] = restored[0]["last"] if restored else {}
         what = self.name if config.members == 1 else f"{self.name} {member + 1}/{config.members}"
+
+        def prepare(indices: list[int]) -> tuple[list[PreferenceGroup], list[Pack]]:
+            batch = [train[i] for i in indices]
+            return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
+
         with progress(what, len(steps) - loop.step, "step") as advance:
-            for indices in steps[loop.step :]:
-                batch = [train[i] for i in indices]
+            for batch, ready in ahead(prepare, steps[loop.step :]):
                 by_key = {key: g for g in batch for key in g.document.keys}
                 right: list[Tensor] = []
 
@@ -119,7 +123,7 @@ class RewardModel(Stage):
                     return loss_P.sum()
 
                 count = sum(len(g.pairs) for g in batch)
-                last = loop.update(packs([g.document for g in batch], backbone.config.pack_tokens), loss_of, count)
+                last = loop.update(ready, loss_of, count)
                 last["accuracy"] = accuracy(right)
                 work.emit("step", step=loop.step, member=member, **last)
                 advance(note=f"loss {last['loss']:.3f}")

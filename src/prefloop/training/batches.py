@@ -1,9 +1,29 @@
-"""Which groups go into which optimizer step; fixed by the seed, so a resumed run continues in the same order."""
+"""Which groups go into which optimizer step, fixed by the seed, so a resumed run continues in the same order; the next step's packs ahead of time."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item, Made = TypeVar("Item"), TypeVar("Made")
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """``make(item)`` for each item in order, each made in a thread while the caller works on the one before.
+
+    A device has nothing to do while its host reads rows and lays out packs.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="packs") as pool:
+        waiting: Future[Made] | None = None
+        for item in items:
+            following = pool.submit(make, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def epochs_of_groups(count: int, size: Callable[[int], int], batch: int, epochs: float, seed: int) -> list[list[int]]:

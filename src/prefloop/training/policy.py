@@ -20,7 +20,7 @@ def start_policy(work: Work, sft: Artifact, audit: Audit, documents: Sequence[Do
     """Put policy and frozen reference on the backbone, both copies of the SFT adapter, and audit ratio = 1, KL = 0, dropout off."""
     backbone = work.runtime.backbone
     backbone.add_role(POLICY, start=sft.path)
-    backbone.add_role(REFERENCE, start=sft.path)
+    backbone.add_role(REFERENCE, start=sft.path, frozen=True)
     pack = packs(documents, budget=1)[0].to(backbone.device)
     policy_R = logps_R(backbone, pack, POLICY, temperature)
     audit.no_dropout(policy_R, logps_R(backbone, pack, POLICY, temperature))
