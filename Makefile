@@ -28,8 +28,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint chromium
+test: lint chromium .venv/triton
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton_kernels.py
+
+# GPU kernels run on a CPU in Triton's interpreter, in a place of its own: nothing else here should think that there is a GPU compiler.
+.venv/triton: .venv/.installed
+	@echo "installing triton for the kernel tests ..."
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --target .venv/triton.partial triton==3.9.0
+	@rm -rf .venv/triton && mv .venv/triton.partial .venv/triton
 
 # The report is opened in a real browser; without one (and without the right to install it) those tests are skipped and say so.
 chromium:

@@ -14,6 +14,7 @@ import argparse
 import importlib.metadata
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     from prefloop.training.batches import ahead
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE
-    from prefloop.training.thumbs import estimate, kto_loss
+    from prefloop.training.thumbs import Reads, estimate, kto_loss, reads
 
     config = BackboneConfig(
         model=str(folder), precision=options.precision, attention=options.attention, gradient_checkpointing=options.checkpointing,
@@ -132,9 +133,15 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
         return pairs.PAIR_LOSSES["dpo"].loss(p, settings).sum()
 
     device_sync = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-    def prepare(step: int) -> tuple[list[PreferenceGroup], list[Pack]]:
+
+    def prepare(step: int) -> tuple[list[PreferenceGroup], Reads | None, list[Pack]]:
         batch = groups[step * options.batch : (step + 1) * options.batch]
-        return batch, packs([g.document for g in batch], options.pack_tokens)
+        first = (
+            reads([ThumbGroup(g.document, [True, False]) for g in batch], backbone.scoring_tokens)
+            if kind == "kto"
+            else None
+        )
+        return batch, first, packs([g.document for g in batch], options.pack_tokens)
 
     coming = ahead(prepare, range(options.steps))
     started, tokens, losses = 0.0, 0, []
@@ -145,9 +152,9 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
                 profiler = torch.profiler.profile()
                 profiler.__enter__()
             started, tokens = time.monotonic(), 0
-        batch, ready = next(coming)
-        if kind == "kto":
-            known = estimate(backbone, [ThumbGroup(g.document, [True, False]) for g in batch], 1.0)
+        batch, first, ready = next(coming)
+        if first is not None:
+            known = estimate(backbone, first, 1.0)
         items = len(batch) * (2 if kind == "kto" else 1)
         found = loop.update(ready, loss_of, items)
         losses.append(found["loss"])
@@ -270,11 +277,16 @@ def main() -> None:
         "--checkpointing", default="block", choices=["none", "block"], help="ours; TRL recomputes blocks"
     )
     parser.add_argument(
-        "--trl-cudnn", default="on", choices=["on", "off"], help="cuDNN's attention for TRL; torch's default is on, prefloop switches it off"
+        "--trl-cudnn",
+        default="on",
+        choices=["on", "off"],
+        help="cuDNN's attention for TRL; torch's default is on, prefloop switches it off",
     )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", nargs=2, metavar=("SIDE", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    for noisy in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(noisy, "1")
     folder = options.model or Path(tempfile.gettempdir()) / f"prefloop-{options.shape}"
     if options.one:
         import torch
@@ -294,13 +306,13 @@ def main() -> None:
     for kind in options.kinds:
         for side in options.sides:
             call = [sys.executable, __file__, *sys.argv[1:], "--model", str(folder), "--one", side, kind]
-            done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run(call, capture_output=True, text=True, check=False)
             lines = done.stdout.splitlines()
             result = next((line for line in lines if line.startswith("RESULT ")), None)
             if result is None or options.profile:
                 print("\n".join(lines[-70:]), flush=True)
             if result is None:
-                print(f"{kind:11} {side:5} failed with exit code {done.returncode}", flush=True)
+                print(f"{kind:11} {side:5} failed with exit code {done.returncode}\n{done.stderr[-2000:]}", flush=True)
                 continue
             r = results.setdefault(kind, {})[side] = json.loads(result.removeprefix("RESULT "))
             print(f"{kind:11} {side:5} {r['tokens_per_second']:9.0f} real tok/s  {r['peak_gib']:6.2f} GiB peak  last loss {r['loss_last']:.4f}  {r.get('kernel', '')}", flush=True)  # fmt: skip

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from prefloop.data.packing import pack
-from prefloop.models.backbone import Backbone
 from prefloop.models import kernels
+from prefloop.models.backbone import Backbone
 from prefloop.models.forward import choose, hidden_N_H, response_logps_R, rows_of, run_N_H
 from prefloop.models.fused import fuse_norms
 from prefloop.models.layer import FusedLayer, fuse_layers

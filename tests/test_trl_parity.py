@@ -31,7 +31,7 @@ from prefloop.models.heads import ScalarHead
 from prefloop.objectives.reward import bradley_terry, centring
 from prefloop.training.pairs import PAIR_LOSSES, pairs_of, policy_B, reference_B
 from prefloop.training.policy import POLICY, REFERENCE
-from prefloop.training.thumbs import estimate, kto_loss, mismatched
+from prefloop.training.thumbs import estimate, kto_loss, mismatched, reads
 
 Found = tuple[float, dict[str, Tensor]]
 """A loss and the gradient of every trained parameter by its name without the adapter's."""
@@ -240,7 +240,7 @@ def kto(backbone: Backbone, tmp_path: Path) -> Any:
 
 def of_thumbs(backbone: Backbone, groups: Sequence[ThumbGroup]) -> Found:
     up = {key: good for g in groups for key, good in zip(g.document.keys, g.up, strict=True)}
-    known = estimate(backbone, groups, 1.0)
+    known = estimate(backbone, reads(groups, backbone.scoring_tokens), 1.0)
     assert known.z0 > 0, "clamped: the estimate would not be compared"
 
     def loss_of(pack: Pack) -> Tensor:

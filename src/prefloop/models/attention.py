@@ -88,7 +88,9 @@ class _Flash(torch.autograd.Function):
     of host time a layer and pass)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[Any, ...], causal: bool, options: Any) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[Any, ...], causal: bool, options: Any
+    ) -> Tensor:
         run = torch.ops.aten._flash_attention_forward
         out, logsumexp, state, _, _ = run(q, k, v, *lengths, 0.0, causal, False, **options)
         ctx.save_for_backward(q, k, v, out, logsumexp, state)
@@ -101,7 +103,9 @@ class _Flash(torch.autograd.Function):
         q, k, v, out, logsumexp, state = ctx.saved_tensors
         lengths, causal, options = ctx.rest
         run = torch.ops.aten._flash_attention_backward
-        grads = run(grad.contiguous(), q, k, v, out, logsumexp, *lengths, 0.0, causal, state, state.new_empty(0), **options)
+        grads = run(
+            grad.contiguous(), q, k, v, out, logsumexp, *lengths, 0.0, causal, state, state.new_empty(0), **options
+        )
         return *grads, None, None, None
 
 

@@ -151,6 +151,11 @@ class Backbone:
     def hidden_size(self) -> int:
         return self.causal_lm.config.get_text_config().hidden_size
 
+    @property
+    def scoring_tokens(self) -> int:
+        """Pack budget of passes without gradient: twice ``pack_tokens``, since they keep nothing, unless attention grows with the square."""
+        return self.config.pack_tokens * (2 if self.kernel in ("varlen", "flex") else 1)
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 autocast (adapters stay float32), or nothing when the layers see to their precision or it is float32."""
         if self.compute_dtype == torch.float32 or self.fused:
@@ -238,7 +243,9 @@ class Backbone:
     def _before_pass(self, *_: Any) -> None:
         """Bring the copies of the active adapter up to date."""
         if any(layer.layer.merged for layer in self.fused):
-            raise RuntimeError("an adapter was merged into this backbone: prefloop keeps them apart, call unmerge_adapter()")
+            raise RuntimeError(
+                "an adapter was merged into this backbone: prefloop keeps them apart, call unmerge_adapter()"
+            )
         role = self.active.role
         if self.layers and role is not None:
             copies = self.layers[0].copies

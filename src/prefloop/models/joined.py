@@ -18,7 +18,6 @@ from torch import Tensor
 from prefloop.models import kernels
 from prefloop.models.lora import FusedLoRA
 
-
 LARGE = 1 << 26
 """Weights that are written out at once."""
 
@@ -99,6 +98,7 @@ class Joined:
         """Gradient of x [N, I], rows of a wider buffer, and of A x [N, R] but for the scale."""
         if needs_x and self.writes_out:
             steps = (self.parts,) if self.steps == 1 else tuple((part,) for part in self.parts)
+            wide: Any = None
             for k, parts in enumerate(steps):
                 grads, weight_O_IR = grad_N_O[:, parts[0].start : parts[-1].stop], self._written_out(adapters, parts)
                 wide = grads @ weight_O_IR if k == 0 else wide.addmm_(grads, weight_O_IR)
@@ -113,7 +113,9 @@ class Joined:
             grad_x.addmm_(back_N_R, adapters.a_R_I)
         return grad_x, back_N_R
 
-    def gradients(self, x_N_I: Tensor, low_N_R: Tensor, grad_N_O: Tensor, back_N_R: Tensor, to: Adapters) -> list[Tensor]:
+    def gradients(
+        self, x_N_I: Tensor, low_N_R: Tensor, grad_N_O: Tensor, back_N_R: Tensor, to: Adapters
+    ) -> list[Tensor]:
         """Float32 gradients of A and B of each projection in turn; ``low_N_R`` is s A x."""
         grad_a = _float_product(back_N_R.T, x_N_I).mul_(to.scale)
         out: list[Tensor] = []

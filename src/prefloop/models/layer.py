@@ -96,7 +96,9 @@ class FusedLayer:
             )  # fmt: skip
             if not self.recompute or not torch.is_grad_enabled():
                 return self.original(hidden_states, **arguments)
-            return checkpoint(self.original, hidden_states, use_reentrant=False, preserve_rng_state=dropped, **arguments)
+            return checkpoint(
+                self.original, hidden_states, use_reentrant=False, preserve_rng_state=dropped, **arguments
+            )
         device = hidden_states.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
@@ -107,7 +109,13 @@ class FusedLayer:
         return any(isinstance(layer.layer.lora_dropout[role], nn.Dropout) for g in self.groups for layer in g.layers)
 
     def _run(
-        self, x: Tensor, role: str | None, mask: Tensor | None, angles: tuple[Tensor, Tensor], positions: Any, kwargs: Any
+        self,
+        x: Tensor,
+        role: str | None,
+        mask: Tensor | None,
+        angles: tuple[Tensor, Tensor],
+        positions: Any,
+        kwargs: Any,
     ) -> Tensor:
         rows, length, width = x.shape
         dtype = self.qkv.weights[0].dtype
@@ -170,7 +178,9 @@ class FusedLayer:
         assert kept.gate_up is not None
         gate_up, kept.gate_up = kept.gate_up, None
         inner_N_M, back_N_R = self.down.backward(grad_N_H, of_down)
-        kernels.swiglu_gradient(gate_up, inner_N_M)  # in place: now inner_N_M is what it is called, and gate_up its own gradient
+        kernels.swiglu_gradient(
+            gate_up, inner_N_M
+        )  # in place: now inner_N_M is what it is called, and gate_up its own gradient
         grad_gate_up = gate_up
         if of_down is not None:
             out.append(self.down.gradients(inner_N_M, inner_N_M @ of_down.a_R_I.T, grad_N_H, back_N_R, of_down))

@@ -80,7 +80,7 @@ class Reward:
         stream = iter(documents)
         with progress(what, total, "response") as advance:
             while part := list(islice(stream, _AT_ONCE)):
-                for pack in packs(part, self.backbone.config.pack_tokens):
+                for pack in packs(part, self.backbone.scoring_tokens):
                     raw_K_B = self.raw_K_B(pack.to(self.backbone.device))
                     normal = [head.normalized(raw) for head, raw in zip(self.heads, raw_K_B, strict=True)]
                     out.update(zip(pack.keys, torch.stack(normal, 1).tolist(), strict=True))

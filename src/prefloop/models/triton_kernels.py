@@ -12,11 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 _ready: dict[tuple[Any, ...], Any] = {}
 
 
-def _launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], warps: int, constants: tuple[Any, ...]) -> None:
+def _launch(
+    kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], warps: int, constants: tuple[Any, ...]
+) -> None:
     """Run a kernel; from the second time on without Triton's own look at every argument, which takes longer than a small kernel.
 
     What Triton compiles for (types, alignment, integers that are 1 or divide by 16, the device) is in the key.

@@ -124,7 +124,7 @@ class Respond(Stage):
         backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
         backbone.add_role(REFERENCE, start=inputs[BASELINE].path, frozen=True)
         out: dict[int, float] = {}
-        todo = packs(documents, backbone.config.pack_tokens)
+        todo = packs(documents, backbone.scoring_tokens)
         with progress(f"{self.name}: KL", len(todo), "pack") as advance:
             for pack in todo:
                 there = pack.to(backbone.device)

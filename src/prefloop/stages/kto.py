@@ -17,7 +17,7 @@ from prefloop.audit import Audit
 from prefloop.config import PreferenceConfig
 from prefloop.console import progress, say
 from prefloop.data.convert import comparison_to_ratings
-from prefloop.data.encode import Encoder
+from prefloop.data.encode import Encoder, ThumbGroup
 from prefloop.data.groups import Groups, documents, quarantine_of, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.data.sources import write_jsonl
@@ -28,7 +28,7 @@ from prefloop.store import Artifact, read_rows
 from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, start_policy
-from prefloop.training.thumbs import Estimates, balanced, estimate, kto_loss
+from prefloop.training.thumbs import Estimates, Reads, balanced, estimate, kto_loss, reads
 
 
 class KTO(Stage):
@@ -88,14 +88,15 @@ class KTO(Stage):
         frozen = backbone.frozen_digest() if fresh else ""
         metrics: dict[str, float] = restored[0]["last"] if restored else {}
 
-        def prepare(indices: list[int]) -> tuple[list[ThumbGroup], list[Pack]]:
+        def prepare(indices: list[int]) -> tuple[list[ThumbGroup], Reads, list[Pack]]:
             batch = [groups.thumbs(i) for i in indices]
-            return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
+            documents = [g.document for g in batch]
+            return batch, reads(batch, backbone.scoring_tokens), packs(documents, backbone.config.pack_tokens)
 
         with progress(self.name, len(steps) - loop.step, "step") as advance:
-            for batch, ready in ahead(prepare, steps[loop.step :]):
+            for batch, before_step, ready in ahead(prepare, steps[loop.step :]):
                 up = {key: good for g in batch for key, good in zip(g.document.keys, g.up, strict=True)}
-                known = estimate(backbone, batch, temperature)
+                known = estimate(backbone, before_step, temperature)
                 seen: list[tuple[Tensor, Tensor]] = []
 
                 def loss_of(

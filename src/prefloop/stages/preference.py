@@ -15,7 +15,7 @@ from torch import Tensor
 from prefloop.audit import Audit
 from prefloop.config import PreferenceConfig
 from prefloop.console import progress
-from prefloop.data.encode import Encoder
+from prefloop.data.encode import Encoder, PreferenceGroup
 from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError

@@ -49,7 +49,7 @@ class Reference(Stage):
             with progress(self.name, responses, "response") as advance:
                 for start in range(0, len(groups), _AT_ONCE):
                     part = [g.document for g in groups[start : start + _AT_ONCE]]
-                    for pack in packs(part, backbone.config.pack_tokens):
+                    for pack in packs(part, backbone.scoring_tokens):
                         logp_sum[list(pack.keys)] = reference_B(backbone, pack.to(backbone.device), temperature).cpu()
                         advance(len(pack.keys))
         finally:

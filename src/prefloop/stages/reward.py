@@ -12,7 +12,7 @@ from torch import Tensor
 from prefloop.audit import Audit
 from prefloop.config import RewardConfig
 from prefloop.console import progress, say
-from prefloop.data.encode import Encoder
+from prefloop.data.encode import Encoder, PreferenceGroup
 from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError

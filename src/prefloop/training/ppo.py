@@ -60,7 +60,7 @@ def score(
         torch.zeros(len(rollouts)),
         length_B,
     )
-    for pack in packs(documents, backbone.config.pack_tokens):
+    for pack in packs(documents, backbone.scoring_tokens):
         rows, there = scored.rows(pack), pack.to(backbone.device)
         with backbone.role(POLICY):
             hidden = hidden_N_H(backbone, there)

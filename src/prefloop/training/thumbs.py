@@ -46,30 +46,45 @@ class Estimates:
     reference: dict[int, Tensor]
 
 
-def estimate(backbone: Backbone, groups: Sequence[ThumbGroup], temperature: float) -> Estimates:
-    """z0, the mean over mismatched pairs of log π/π_ref of the whole response, at least 0, and the reference's log-probs; no gradient.
+@dataclasses.dataclass(frozen=True)
+class Reads:
+    """Packs of a step that need no gradient; keys count from 0."""
 
-    The reference reads a prompt once for its own and its mismatched responses.
-    """
+    reference: list[Pack]
+    """Every prompt once, with its own and its mismatched responses; the own ones have the first keys."""
+    policy: list[Pack]
+    """The mismatched pairs."""
+    keys: tuple[int, ...]
+    """The caller's keys of the own responses."""
+
+
+def reads(groups: Sequence[ThumbGroup], budget: int) -> Reads:
+    """What ``estimate`` reads for the groups of a step, in packs of ``budget`` tokens."""
     pairs = mismatched(groups)
     keys = [key for group in groups for key in group.document.keys]
-    own, reads = 0, []
+    own, both = 0, []
     for group, other in zip(groups, pairs, strict=True):
         responses = [*group.document.responses_ids, *other.responses_ids]
         places = [*range(own, own + len(group.up)), *(len(keys) + key for key in other.keys)]
-        reads.append(Document(group.document.prompt_ids, responses, places))
+        both.append(Document(group.document.prompt_ids, responses, places))
         own += len(group.up)
-    reference_M = _sums(backbone, reads, REFERENCE, temperature)
-    policy_M = _sums(backbone, pairs, POLICY, temperature)
-    z0 = (policy_M - reference_M[len(keys) :]).mean().clamp_min(0)
-    return Estimates(z0, dict(zip(keys, reference_M[: len(keys)].unbind(), strict=True)))
+    return Reads(packs(both, budget), packs(pairs, budget), tuple(keys))
 
 
-def _sums(backbone: Backbone, documents: Sequence[Document], role: str, temperature: float) -> Tensor:
+def estimate(backbone: Backbone, step: Reads, temperature: float) -> Estimates:
+    """z0, the mean over mismatched pairs of log π/π_ref of the whole response, at least 0, and the reference's log-probs; no gradient."""
+    reference_M = _sums(backbone, step.reference, REFERENCE, temperature)
+    policy_M = _sums(backbone, step.policy, POLICY, temperature)
+    count = len(step.keys)
+    z0 = (policy_M - reference_M[count:]).mean().clamp_min(0)
+    return Estimates(z0, dict(zip(step.keys, reference_M[:count].unbind(), strict=True)))
+
+
+def _sums(backbone: Backbone, todo: Sequence[Pack], role: str, temperature: float) -> Tensor:
     """Summed log-probs of all responses under a role, in the order of their keys 0, 1, …"""
     found: list[Tensor] = []
     order: list[int] = []
-    for pack in packs(documents, backbone.config.pack_tokens):
+    for pack in todo:
         there = pack.to(backbone.device)
         found.append(sum_by_branch_B(logps_R(backbone, there, role, temperature), there))
         order += pack.keys
