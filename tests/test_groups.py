@@ -53,6 +53,7 @@ def test_groups_on_disk_are_the_groups_in_memory(encoder: Encoder, tmp_path: Pat
         assert ours.document.keys == theirs.document.keys
     assert [groups.pairs(i) for i in range(len(groups))] == [2, 1] and groups.total_pairs == 3
     assert len(list(documents(groups))) == 2
+    assert groups.ids_of([0]) == ["1", "3"] and groups.ids_of(groups[1].document.keys) == ["2"]
 
 
 def test_subsets_keep_order_repeats_and_pair_counts(encoder: Encoder, tmp_path: Path) -> None:

@@ -148,11 +148,14 @@ BAD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", BAD)
-def test_a_non_finite_step_is_refused_and_leaves_everything_as_it_was(name: str, tmp_path: Path) -> None:
+def test_a_non_finite_step_is_refused_and_leaves_everything_as_it_was(name: str, fused: bool, tmp_path: Path) -> None:
+    """``fused``: as on a GPU, where the optimizer itself leaves the weights alone and the host looks afterwards."""
     bad, message = BAD[name]
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     loop = Loop({"w": weight}, OptimConfig(warmup_steps=0), 4, tmp_path)
+    loop.fused = loop.optimizer.param_groups[0]["fused"] = fused
     made = packs(DOCUMENTS[:1], 64)
     loop.update(made, lambda pack: weight.sum(), items=1)
     before = weight.detach().clone(), loop.step, [g["lr"] for g in loop.optimizer.param_groups]
@@ -162,3 +165,11 @@ def test_a_non_finite_step_is_refused_and_leaves_everything_as_it_was(name: str,
     assert (loop.step, [g["lr"] for g in loop.optimizer.param_groups]) == before[1:]
     report = loop.update(made, lambda pack: weight.sum(), items=1)
     assert report["grad_norm"] == pytest.approx(2**0.5)
+    assert not torch.equal(weight, before[0])
+
+
+def test_a_non_finite_loss_names_the_rows(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    loop = Loop({"w": weight}, OptimConfig(), 4, tmp_path, ids_of=lambda keys: [f"row-{key}" for key in keys])
+    with pytest.raises(NonFiniteLoss, match="loss is nan on rows row-0, row-1;"):
+        loop.update(packs(DOCUMENTS[:1], 64), lambda pack: weight.sum() * float("nan"), items=1)

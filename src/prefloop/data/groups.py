@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -34,6 +34,7 @@ _FEATURES = Features(
         "weight": List(Value("float64")),
         "up": List(Value("bool")),
         "key": Value("int64"),
+        "ids": List(Value("string")),
     }
 )
 Label = Callable[[Comparison], float | None]
@@ -86,6 +87,15 @@ class Groups(Sequence[PreferenceGroup]):
             lengths = array("i", (n for chunk in whole.chunks for n in chunk.value_lengths().to_pylist()))
             self._sizes[column] = array("i", (lengths[i] for i in self.indices))
         return self._sizes[column][index]
+
+    def ids_of(self, keys: Iterable[int]) -> list[str]:
+        """Ids of the rows behind responses, looked up one by one: for messages."""
+        wanted = set(keys)
+        found: dict[str, None] = {}
+        for row in self._rows:
+            if wanted.intersection(range(row["key"], row["key"] + len(row["responses_ids"]))):
+                found.update(dict.fromkeys(row["ids"]))
+        return list(found)
 
     @property
     def total_pairs(self) -> int:
@@ -168,7 +178,7 @@ def _write(
             found = [_at(file, offset) for offset in offsets]
             try:
                 for row in rows(found):
-                    writer.write({**row, "key": key})
+                    writer.write({**row, "key": key, "ids": [str(record["id"]) for record in found]})
                     key += len(row["responses_ids"])
             except DataError as error:
                 if quarantine is None:

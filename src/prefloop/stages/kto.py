@@ -81,7 +81,7 @@ class KTO(Stage):
         steps = epochs_of_groups(len(groups), groups.rated, 2 * config.batch_pairs, config.epochs, work.runtime.seed)
         steps = no_singles(steps)
         parameters = policy_parameters(backbone)
-        loop = Loop(parameters, config.optim, len(steps), work.checkpoints)
+        loop = Loop(parameters, config.optim, len(steps), work.checkpoints, ids_of=groups.ids_of)
         restored = loop.restore()
         fresh = loop.step == 0
         before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}

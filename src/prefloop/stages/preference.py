@@ -76,7 +76,7 @@ class Preference(Stage):
         backbone, config = work.runtime.backbone, self.config
         steps = epochs_of_groups(len(groups), groups.pairs, config.batch_pairs, config.epochs, work.runtime.seed)
         parameters = policy_parameters(backbone)
-        loop = Loop(parameters, config.optim, len(steps), work.checkpoints)
+        loop = Loop(parameters, config.optim, len(steps), work.checkpoints, ids_of=groups.ids_of)
         restored = loop.restore()
         fresh = loop.step == 0
         before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}

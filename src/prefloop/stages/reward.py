@@ -90,7 +90,7 @@ class RewardModel(Stage):
             len(train), train.pairs, config.batch_pairs, config.epochs, work.runtime.seed + 1000 * member
         )
         rates = {"head/": config.head_learning_rate}
-        loop = Loop(parameters, config.optim, len(steps), work.checkpoints / f"member-{member}", rates)
+        loop = Loop(parameters, config.optim, len(steps), work.checkpoints / f"member-{member}", rates, train.ids_of)
         restored = loop.restore()
         fresh = loop.step == 0
         if fresh:

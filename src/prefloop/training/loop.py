@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,11 @@ class Loop:
         total_steps: int,
         folder: Path,
         learning_rates: dict[str, float] | None = None,
+        ids_of: Callable[[Sequence[int]], list[str]] | None = None,
     ) -> None:
-        """``learning_rates`` maps a name prefix to its own peak rate; everything else learns at ``optim.learning_rate``."""
+        """``learning_rates`` maps a name prefix to its own peak rate; everything else learns at ``optim.learning_rate``. ``ids_of`` names
+        the rows behind the keys of a pack for messages."""
+        self.ids_of = ids_of
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.parameters = parameters
         self.optim = optim
@@ -96,9 +99,13 @@ class Loop:
         """The largest of the gradient norms, which stand behind the packs' losses; raises ``NonFiniteLoss``."""
         for pack, value in zip(packs, values, strict=False):
             if not math.isfinite(value):
+                where = f"responses {list(pack.keys)[:16]}"
+                if self.ids_of:
+                    ids = self.ids_of(pack.keys)
+                    where = f"rows {', '.join(ids[:16])}" + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
                 raise NonFiniteLoss(
-                    f"step {self.step + 1}: loss is {value} on responses {list(pack.keys)[:16]}; the step was not applied, lower the "
-                    "learning rate or look at these rows"
+                    f"step {self.step + 1}: loss is {value} on {where}; the step was not applied, lower the learning rate or look at "
+                    "these rows"
                 )
         norms = values[len(packs) :]
         if bad := [norm for norm in norms if not math.isfinite(norm)]:
