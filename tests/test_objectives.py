@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from prefloop.objectives import ppo, preference
+from prefloop.objectives.estimators import ESTIMATORS, estimate
 from prefloop.objectives.reward import bradley_terry
 
 MARGINS = torch.tensor([0.0, 10.0, 20.0])
@@ -256,3 +257,62 @@ def test_explained_variance_tells_a_perfect_critic_from_the_mean() -> None:
 def test_leave_one_out_subtracts_the_mean_of_the_others_in_the_group() -> None:
     found = ppo.leave_one_out(torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0]), 3)
     assert_close(found, torch.tensor([1 - 4.0, 2 - 3.5, 6 - 1.5, -1.5, -1.5, 3.0]))
+
+
+def test_group_relative_advantages_are_trls() -> None:
+    score = torch.tensor([1.0, 2.0, 6.0, 0.5, 0.5, 0.5])
+    expected = torch.cat([(score[:3] - 3) / (score[:3].std() + 1e-4), torch.zeros(3)])
+    assert_close(ppo.group_relative(score, 3), expected)
+    assert_close(ppo.group_relative(score, 3, scale=False), torch.tensor([-2.0, -1.0, 3.0, 0.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_discounted_sums_of_what_is_to_come(gamma: float) -> None:
+    rewards = torch.tensor([-0.1, 0.2, 0.0, 1.0])
+    expected = [sum(gamma ** (k - t) * float(rewards[k]) for k in range(t, 4)) for t in range(4)]
+    assert_close(ppo.discounted(rewards, gamma), torch.tensor(expected))
+
+
+SCORE, LENGTH = torch.tensor([1.0, -0.5, 0.2, 0.8]), torch.tensor([2, 3, 1, 4])
+KL = torch.linspace(-0.2, 0.4, 10)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce"])
+def test_estimates_without_a_critic_against_direct_formulas(estimator: str) -> None:
+    beta, ends = 0.3, LENGTH.cumsum(0).tolist()
+    found = estimate(estimator, SCORE, KL, LENGTH, beta, group=2, whiten_advantages=False)
+    assert found.return_R is None
+    spans = list(zip([0, *ends], ends, strict=False))
+    totals = [float(SCORE[i] - beta * KL[a:b].sum()) for i, (a, b) in enumerate(spans)]
+    direct: list[float] = []
+    for i, (a, b) in enumerate(spans):
+        other = totals[i ^ 1]
+        if estimator == "rloo":
+            direct += [totals[i] - other] * (b - a)
+        elif estimator == "grpo":
+            pair = torch.tensor([totals[i], other])
+            direct += [float((totals[i] - pair.mean()) / (pair.std() + 1e-4))] * (b - a)
+        else:
+            direct += [float(SCORE[i] - beta * KL[t:b].sum()) for t in range(a, b)]
+    assert_close(found.advantage_R, torch.tensor(direct))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_estimate_of_a_group_does_not_depend_on_the_order_of_groups(estimator: str) -> None:
+    def run(order: list[int]) -> dict[int, Tensor]:
+        parts = KL.split(LENGTH.tolist())
+        values = torch.linspace(0, 1, 10).split(LENGTH.tolist())
+        found = estimate(
+            estimator, SCORE[order], torch.cat([parts[i] for i in order]), LENGTH[order], 0.3, group=2,
+            value_R=torch.cat([values[i] for i in order]),
+        )  # fmt: skip
+        return dict(zip(order, found.advantage_R.split(LENGTH[order].tolist()), strict=True))
+
+    there, swapped = run([0, 1, 2, 3]), run([2, 3, 0, 1])
+    for i in range(4):
+        assert_close(there[i], swapped[i])
+
+
+def test_an_unknown_estimator_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of gae, grpo, rloo, reinforce"):
+        estimate("gea", SCORE, KL, LENGTH, 0.1, group=2)

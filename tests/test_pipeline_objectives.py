@@ -49,6 +49,45 @@ def test_algorithms_by_name(config: Path, algo: str) -> None:
         assert "audit kto: kto loss at the reference" in output and "up weighing" in output
 
 
+@pytest.mark.parametrize("algo", ["grpo", "rloo", "reinforce"])
+def test_estimators_without_a_critic_by_name(config: Path, algo: str) -> None:
+    output = run(config, "--algo", algo, "--reward.members", "2", "--ppo.uncertainty-penalty", "0.5")
+    assert "FAILED" not in output and "audit " + algo + ": ratio before the first update" in output
+    assert statuses(config)[algo] == "ran" and summary(config)["results"][algo]["n_responses"] == 24
+    folder = config.parent / "runs" / "t" / "artifacts" / algo
+    assert not (folder / "value").exists(), "there is no critic to keep"
+    events = [json.loads(line) for line in (config.parent / "runs" / "t" / "events.jsonl").open()]
+    steps = [e for e in events if e.get("stage") == algo and "reward_mean" in e]
+    assert len(steps) == 4 and all("explained_variance" not in s and s["reward_spread"] > 0 for s in steps)
+    first = steps[0]
+    assert first["score_mean"] < first["reward_mean"], "the members' spread was not subtracted"
+
+
+def test_a_killed_run_without_a_critic_ends_in_the_same_weights(config: Path) -> None:
+    run(config, "--algo", "rloo", "--ppo.clip-range", "0.3")
+    whole = adapter(config, "rloo")
+    killed = start(config, "--algo", "rloo", "--ppo.clip-range", "0.3", "--output", str(config.parent / "killed"))
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if line.strip().startswith("rloo 2/4"):
+            killed.kill()
+            break
+    killed.communicate()
+    output = run(config, "--algo", "rloo", "--ppo.clip-range", "0.3", "--output", str(config.parent / "killed"))
+    assert "reused reward" in output and "resuming rloo" in output
+    again = load_file(config.parent / "killed" / "t" / "artifacts" / "rloo" / "adapter_model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_settings_that_cannot_work_are_refused(config: Path) -> None:
+    for flags, words in (
+        (("--algo", "grpo", "--ppo.samples-per-prompt", "1"), "grpo needs ppo.samples_per_prompt of at least 2"),
+        (("--algo", "grpo", "--ppo.kl.estimator", "k1"), "k1 as a term of the loss"),
+    ):
+        code, output = finish(start(config, *flags))
+        assert code == 2 and words in output, output
+
+
 def test_votes_weigh_pairs(config: Path) -> None:
     output = run(config, "--algo", "cdpo", "--preference.weights", "agreement")
     assert "FAILED" not in output and statuses(config)["cdpo"] == "ran"

@@ -74,7 +74,7 @@ def test_an_ensemble_scores_by_its_mean_and_keeps_its_members(runtime: Runtime, 
     assert len(reward.heads) == 3
     document = Document([5, 6, 7], [[8, 9], [10]], [0, 1])
     each = reward.score([document])
-    mean = reward.scores_B(pack([document])).tolist()
+    mean = reward.scores_K_B(pack([document])).mean(0).tolist()
     assert [sum(each[k]) / 3 for k in (0, 1)] == pytest.approx(mean, abs=1e-5)
     assert len({round(s, 6) for s in each[0]}) == 3
     reward.drop()

@@ -1,4 +1,4 @@
-"""On a tabular policy the optimum is known in closed form: DPO, IPO and PPO must land on theirs."""
+"""On a tabular policy the optimum is known in closed form: DPO, IPO and every estimator must land on theirs."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from prefloop.objectives import ppo, preference
+from prefloop.objectives.estimators import ESTIMATORS, estimate
 
 REWARD = torch.tensor([0.1, -0.4, 0.9, 0.3, -1.0, 0.0], dtype=torch.float64)
 REFERENCE = torch.tensor([0.3, 0.2, 0.05, 0.15, 0.2, 0.1], dtype=torch.float64)
@@ -44,19 +45,49 @@ def test_ipo_lands_on_its_own_closed_form_optimum(tau: float) -> None:
     assert_close(policy, (REFERENCE.log() + wins / tau).softmax(0), atol=1e-3, rtol=0)
 
 
-def test_ppo_lands_on_the_closed_form_optimum() -> None:
-    """Every action once, weighted by its probability under the policy that 'sampled' it: the expectation without noise."""
-    beta = 0.5
+PAIRS = torch.cartesian_prod(torch.arange(6), torch.arange(6)).flatten()
+"""Every group of two responses of one token each: weighted by its probability, the expectation over rollouts without noise."""
+
+
+def trained_on_rollouts(estimator: str, beta: float, in_loss: bool = False) -> Tensor:
+    """A tabular policy after rounds of two epochs on the advantages that the estimator gives for all groups of two."""
     logits = REFERENCE.log().clone().requires_grad_()
     optimizer = torch.optim.SGD([logits], lr=1.0)
-    for _ in range(300):
+    ones = torch.ones(len(PAIRS), dtype=torch.long)
+    for _ in range(600):
         old = logits.detach().log_softmax(0)
-        score = ppo.token_rewards(
-            REWARD, ppo.kl_per_token(old, REFERENCE.log(), "k1"), torch.ones(6, dtype=torch.long), beta
-        )
-        advantage = score - (old.exp() * score).sum()
+        weight_B = old.exp()[PAIRS].view(-1, 2).prod(1).repeat_interleave(2)
+        kl_B = ppo.kl_per_token(old, REFERENCE.log(), "k1")[PAIRS]
+        critic = (old.exp() * (REWARD - beta * (old - REFERENCE.log()))).sum().expand(len(PAIRS))
+        found = estimate(
+            estimator, REWARD[PAIRS], kl_B, ones, 0.0 if in_loss else beta, group=2, value_R=critic,
+            group_std=False, whiten_advantages=False,
+        )  # fmt: skip
         for _ in range(2):
             optimizer.zero_grad()
-            (old.exp() * ppo.policy_loss_R(logits.log_softmax(0), old, advantage, clip=0.2)).sum().backward()
+            logp = logits.log_softmax(0)
+            loss_B = ppo.policy_loss_R(logp[PAIRS], old[PAIRS], found.advantage_R, clip=0.2)
+            if in_loss:
+                loss_B = loss_B + beta / 2 * ppo.kl_per_token(logp, REFERENCE.log(), "k3")[PAIRS]
+            (weight_B * loss_B).sum().backward()
             optimizer.step()
-    assert_close(logits.detach().softmax(0), (REFERENCE.log() + REWARD / beta).softmax(0), atol=1e-3, rtol=0)
+    return logits.detach().softmax(0)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_lands_on_the_closed_form_optimum(estimator: str) -> None:
+    beta = 0.5
+    policy = trained_on_rollouts(estimator, beta)
+    assert_close(policy, (REFERENCE.log() + REWARD / beta).softmax(0), atol=1e-3, rtol=0)
+
+
+def test_kl_in_the_loss_has_another_optimum() -> None:
+    """The gradient of k3 under the policy's own samples is that of KL(reference ‖ policy): π (β + r̄ - r) = β π_ref, far from the one above.
+
+    Group-relative advantages of two are half the leave-one-out ones, hence β / 2 in the loss.
+    """
+    beta = 0.5
+    policy = trained_on_rollouts("grpo", beta, in_loss=True)
+    mean = (policy * REWARD).sum()
+    assert_close(policy * (beta + mean - REWARD), beta * REFERENCE, atol=1e-3, rtol=0)
+    assert (policy - (REFERENCE.log() + REWARD / beta).softmax(0)).abs().max() > 0.05

@@ -9,10 +9,13 @@ from prefloop.errors import ConfigError, nearest
 from prefloop.stage import Stage
 
 
-def _ppo(config: RLHFConfig) -> Stage:
-    from prefloop.stages.ppo import PPO
+def _rollouts(algo: str) -> Callable[[RLHFConfig], Stage]:
+    def make(config: RLHFConfig) -> Stage:
+        from prefloop.stages.ppo import PPO
 
-    return PPO(config.ppo, config.data, config.gold)
+        return PPO(config.ppo, config.data, config.gold, algo)
+
+    return make
 
 
 def _preference(loss: str) -> Callable[[RLHFConfig], Stage]:
@@ -33,8 +36,11 @@ def _kto(config: RLHFConfig) -> Stage:
 PAIR = ("dpo", "cdpo", "robust", "ipo", "hinge", "apo_zero", "apo_down", "orpo", "simpo", "cpo")
 """Losses on pairs; ``training.pairs.PAIR_LOSSES`` holds them (not imported here: the command line must not load torch)."""
 
+ROLLOUTS = ("ppo", "grpo", "rloo", "reinforce")
+"""Algorithms that sample while they train; they differ in their estimator (``objectives.estimators``)."""
+
 ALGORITHMS: dict[str, Callable[[RLHFConfig], Stage]] = {
-    "ppo": _ppo,
+    **{name: _rollouts(name) for name in ROLLOUTS},
     "kto": _kto,
     **{loss: _preference(loss) for loss in PAIR},
 }

@@ -116,9 +116,13 @@ class KLConfig:
     """Penalty for leaving the reference."""
 
     coef: float = 0.05
-    """Nats of KL are multiplied by this and subtracted from the reward, token by token."""
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Per-token estimator of KL(policy || reference), Schulman 2020: -log r; (log r)^2 / 2; r - 1 - log r."""
+    """Weight of the KL to the reference, in nats."""
+    placement: Literal["auto", "reward", "loss"] = "auto"
+    """reward: subtracted from the rewards token by token, so that the optimum is reference * exp(reward / coef); loss: a term of the loss,
+    as in GRPO's paper, whose gradient is that of the forward KL. auto: loss for grpo, else reward."""
+    estimator: Literal["auto", "k1", "k2", "k3"] = "auto"
+    """Per-token estimator of KL(policy || reference), Schulman 2020: -log r; (log r)^2 / 2; r - 1 - log r. auto: k1 in rewards, k3 in the
+    loss."""
     adaptive: bool = False
     """Steer coef towards target (Ziegler et al. 2019)."""
     target: float = 6.0
@@ -131,7 +135,8 @@ class KLConfig:
 
 @dataclass(config=STRICT)
 class PPOConfig:
-    """Proximal policy optimisation (Schulman et al. 2017; details: Huang et al. 2023, arXiv 2403.17031)."""
+    """Proximal policy optimisation (Schulman et al. 2017; details: Huang et al. 2023, arXiv 2403.17031), and the algorithms that do
+    without a critic: grpo, rloo, reinforce take the same settings but those of the value head."""
 
     steps: int = 6
     """Rollout-and-optimise rounds."""
@@ -167,8 +172,12 @@ class PPOConfig:
     """Shift and scale the reward model's score to mean 0, std 1 on the SFT model's candidates."""
     reward_clip: float | None = 5.0
     """Clip the score to ± this; none switches it off."""
+    group_std: bool = True
+    """grpo: divide by the standard deviation of the scores of a prompt; without it easy and hard prompts weigh the same."""
+    uncertainty_penalty: float = 0.0
+    """Subtract this times the standard deviation over the members of a reward ensemble (reward.members > 1)."""
     group_baseline: bool = False
-    """Subtract from a response's score the mean score of the other responses to its prompt (leave-one-out, Kool et al. 2019):
+    """gae: subtract from a response's score the mean score of the other responses to its prompt (leave-one-out, Kool et al. 2019):
     takes the prompt's difficulty out of the advantage before the critic has learnt it."""
     missing_eos_penalty: float = 1.0
     """Subtracted from the score of a response that did not end by itself."""

@@ -69,10 +69,10 @@ class Reward:
         """Each member's raw score of each response."""
         return torch.stack([raw_B(self.backbone, head, pack, role_of(k)) for k, head in enumerate(self.heads)])
 
-    def scores_B(self, pack: Pack) -> Tensor:
-        """Mean of the members' normalised scores."""
+    def scores_K_B(self, pack: Pack) -> Tensor:
+        """Each member's normalised score of each response."""
         raw_K_B = self.raw_K_B(pack)
-        return torch.stack([head.normalized(raw) for head, raw in zip(self.heads, raw_K_B, strict=True)]).mean(0)
+        return torch.stack([head.normalized(raw) for head, raw in zip(self.heads, raw_K_B, strict=True)])
 
     def score(self, documents: Iterable[Document], what: str = "score", total: int = 0) -> dict[int, list[float]]:
         """Normalised scores of every response by key, one a member; ``total`` responses for the progress bar."""

@@ -48,6 +48,30 @@ def leave_one_out(score_B: Tensor, group: int) -> Tensor:
     return (score_P_G - others_P_G).flatten()
 
 
+def group_relative(score_B: Tensor, group: int, scale: bool = True) -> Tensor:
+    """Scores minus the mean of their group of consecutive responses, with ``scale`` divided by its standard deviation (Shao et al. 2024, eq. 3).
+
+    The deviation is the sample's (n - 1), as in TRL. A group of equal scores teaches nothing: zeros.
+    """
+    score_P_G = score_B.view(-1, group)
+    centred_P_G = score_P_G - score_P_G.mean(1, keepdim=True)
+    if scale:
+        centred_P_G = centred_P_G / (score_P_G.std(1, keepdim=True) + 1e-4)
+    return centred_P_G.flatten()
+
+
+def discounted(rewards_T: Tensor, gamma: float) -> Tensor:
+    """Sum of what is still to come at each token, [T]: Σ_k γ^k r_{t+k}."""
+    if gamma == 1:
+        return rewards_T.flip(0).cumsum(0).flip(0)
+    out_T = torch.zeros_like(rewards_T)
+    running = torch.zeros((), dtype=rewards_T.dtype, device=rewards_T.device)
+    for t in reversed(range(len(rewards_T))):
+        running = rewards_T[t] + gamma * running
+        out_T[t] = running
+    return out_T
+
+
 def whiten(values: Tensor, shift_mean: bool = True) -> Tensor:
     """Divide by the standard deviation; also subtract the mean unless told to keep it (Huang et al. 2023, detail 3.9)."""
     mean, std = values.mean(), values.std(unbiased=False)

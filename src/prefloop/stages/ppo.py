@@ -1,15 +1,13 @@
-"""PPO: generate → score → estimate → optimise, on one backbone.
+"""PPO, GRPO, RLOO and REINFORCE++: generate → score → estimate → optimise, on one backbone.
 
-Policy, reference and reward are adapters; the value head is linear on the policy's detached hidden states, so the critic costs no pass of
-its own. The three steps after generation are in ``training/ppo.py``. Left out on purpose: a separate critic network, and gradient from the value
-loss into the policy.
+Policy, reference and reward are adapters; the value head, which PPO alone has, is linear on the policy's detached hidden states, so the critic
+costs no pass of its own. The three steps after generation are in ``training/ppo.py``, the estimators in ``objectives/estimators.py``. Left out
+on purpose: a separate critic network, and gradient from the value loss into the policy.
 """
 
 from __future__ import annotations
 
 from typing import Any
-
-from torch import Tensor
 
 from prefloop.audit import Audit
 from prefloop.config import DataConfig, PPOConfig
@@ -21,6 +19,7 @@ from prefloop.judging.judges import FunctionGrader
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
+from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
 from prefloop.rollouts.engine import Rollout
 from prefloop.rollouts.sampling import read_prompts
@@ -33,17 +32,23 @@ from prefloop.training.scored import Clock, Scored, draw
 
 
 class PPO(Stage):
-    """SFT adapter, reward model and prompts → an aligned adapter. Produces ``ppo``."""
+    """SFT adapter, reward model and prompts → an aligned adapter. Produces the slot called ``algo``: ppo, grpo, rloo or reinforce."""
 
-    name = "ppo"
-    produces = "ppo"
     inputs = ("sft", "reward")
     uses = frozenset({"backbone", "generation"})
 
     def __init__(
-        self, config: PPOConfig | None = None, data: DataConfig | None = None, gold: str | None = None
+        self,
+        config: PPOConfig | None = None,
+        data: DataConfig | None = None,
+        gold: str | None = None,
+        algo: str = "ppo",
     ) -> None:
         self.config = config or PPOConfig()
+        self.name = self.produces = algo
+        self.estimator = "gae" if algo == "ppo" else algo
+        self.kl_placement, self.kl_kind = steps.kl_settings(self.config, self.estimator)
+        self._refuse_what_cannot_work()
         self.data = data or DataConfig()
         self.monitor = FunctionGrader(gold) if gold else None
         """Watches gold against proxy in the log; the policy never sees it."""
@@ -59,27 +64,36 @@ class PPO(Stage):
             "monitor": watch,
         }
 
+    def _refuse_what_cannot_work(self) -> None:
+        config = self.config
+        grouped = self.name if self.estimator in ("grpo", "rloo") else "ppo.group_baseline"
+        if (config.group_baseline or self.estimator in ("grpo", "rloo")) and config.samples_per_prompt < 2:
+            raise ConfigError(
+                f"{grouped} needs ppo.samples_per_prompt of at least 2: there is no other response to compare with"
+            )
+        if (self.kl_placement, self.kl_kind) == ("loss", "k1"):
+            raise ConfigError(
+                "ppo.kl: k1 as a term of the loss has a gradient of 0 on average: take k2 or k3, or ppo.kl.placement reward"
+            )
+
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         runtime, audit = work.runtime, Audit(self.name)
         backbone = runtime.backbone
-        if self.config.group_baseline and self.config.samples_per_prompt < 2:
-            raise ConfigError(
-                "ppo.group_baseline needs ppo.samples_per_prompt of at least 2: there is no other response to compare with"
-            )
         prompts = read_prompts(work, self.data)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         room = runtime.generation.max_new_tokens
         prompts_ids = {p.id: encoder.prompt(p.id, p.prompt, room) for p in prompts}
         audit.prompts(backbone.chat, list(prompts_ids.values()))
-        value_head = ScalarHead(backbone.hidden_size).to(backbone.device)
+        value_head = ScalarHead(backbone.hidden_size).to(backbone.device) if self.estimator == "gae" else None
         try:
             probe = Document(prompts_ids[prompts[0].id], [backbone.chat.response_ids("A short probe.")], [0])
             start_policy(work, inputs["sft"], audit, [probe], runtime.generation.temperature)
             reward = Reward.load(backbone, inputs["reward"].path)
             metrics = self._train(work, audit, prompts, prompts_ids, reward, value_head)
             backbone.save_role(POLICY, work.folder)
-            (work.folder / "value").mkdir(exist_ok=True)
-            value_head.save(work.folder / "value")
+            if value_head is not None:
+                (work.folder / "value").mkdir(exist_ok=True)
+                value_head.save(work.folder / "value")
         finally:
             for role in list(backbone.roles):
                 backbone.drop_role(role)
@@ -92,11 +106,13 @@ class PPO(Stage):
         prompts: list[Prompt],
         prompts_ids: dict[str, list[int]],
         reward: Reward,
-        value_head: ScalarHead,
+        value_head: ScalarHead | None,
     ) -> dict[str, Any]:
         runtime, config = work.runtime, self.config
         backbone = runtime.backbone
-        parameters = policy_parameters(backbone) | {f"value/{n}": p for n, p in value_head.named_parameters()}
+        parameters = policy_parameters(backbone)
+        if value_head is not None:
+            parameters |= {f"value/{n}": p for n, p in value_head.named_parameters()}
         updates = config.steps * config.epochs * config.minibatches
         loop = Loop(parameters, config.optim, updates, work.checkpoints, {"value/": config.value_learning_rate})
         kl = math_.AdaptiveKL(config.kl.coef, config.kl.target, config.kl.horizon)
@@ -115,13 +131,12 @@ class PPO(Stage):
                 clock.lap("generate")
                 scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, value_head)
                 clock.lap("score")
-                kl_R, advantage_R, return_R = steps.estimate(self.config, scored, kl.coef)
+                found = steps.estimate(self.config, self.estimator, scored, kl.coef)
                 clock.lap("estimate")
-                trained = steps.optimise(
-                    work, self.config, loop, scored, advantage_R, return_R, value_head, step, audit
-                )
+                loss_kl = (kl.coef, self.kl_kind) if self.kl_placement == "loss" else None
+                trained = steps.optimise(work, self.config, loop, scored, found, value_head, step, audit, loss_kl)
                 clock.lap("optimise")
-                metrics = self._log(work, step, batch, scored, kl_R, return_R, kl.coef, trained, clock, audit)
+                metrics = self._log(work, step, batch, scored, found, kl.coef, trained, clock, audit)
                 sequence_kl = metrics["kl"]
                 if config.kl.adaptive:
                     kl.update(sequence_kl, len(rollouts))
@@ -133,7 +148,7 @@ class PPO(Stage):
                 )
                 if stopped:
                     say(
-                        f"  ppo: sequence KL {sequence_kl:.1f} passed kl.stop = {config.kl.stop:g} nats after step {step + 1}; stopping",
+                        f"  {self.name}: sequence KL {sequence_kl:.1f} passed kl.stop = {config.kl.stop:g} nats after step {step + 1}; stopping",
                         "yellow",
                     )
                     break
@@ -152,8 +167,7 @@ class PPO(Stage):
         step: int,
         batch: list[Prompt],
         scored: Scored,
-        kl_R: Tensor,
-        return_R: Tensor,
+        found: Estimate,
         kl_coef: float,
         trained: dict[str, float],
         clock: Clock,
@@ -184,7 +198,12 @@ class PPO(Stage):
             "finished_share": sum(r.finished for r in scored.rollouts) / len(scored.rollouts),
             "entropy": -float(scored.old_logp_R.mean()),
             "logprob_gap": gap,
-            "explained_variance": math_.explained_variance(scored.value_R, return_R),
+            **(
+                {"explained_variance": math_.explained_variance(scored.value_R, found.return_R)}
+                if found.return_R is not None
+                else {}
+            ),
+            **({"reward_spread": float(scored.spread_B.mean())} if scored.spread_B.any() else {}),
             **trained,
             "seconds": clock.laps,
             "tokens_per_second": {phase: round(tokens / s, 1) for phase, s in clock.laps.items() if s > 0.01},

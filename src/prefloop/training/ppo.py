@@ -1,7 +1,7 @@
 """The three steps of PPO after generation: score, estimate, optimise.
 
-Reference log-probs, values and rewards come from the same packs, in which the responses of a group share their prompt. The value head is
-linear on the policy's detached hidden states. Advantages are GAE; log-probs are at the sampling temperature throughout.
+Reference log-probs, values and rewards come from the same packs, in which the responses of a group share their prompt. The value head of
+``ppo`` is linear on the policy's detached hidden states; grpo, rloo and reinforce have none. Log-probs are at the sampling temperature throughout.
 
 Shape letters: B responses of a rollout, R their tokens in a row (response after response).
 """
@@ -20,7 +20,9 @@ from prefloop.data.packing import Document, Pack, packs
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward
+from prefloop.objectives import estimators
 from prefloop.objectives import ppo as math_
+from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
 from prefloop.rollouts.engine import Rollout
 from prefloop.stage import Work
@@ -36,7 +38,7 @@ def score(
     prompts_ids: dict[str, list[int]],
     rollouts: list[Rollout],
     reward: Reward,
-    value_head: ScalarHead,
+    value_head: ScalarHead | None,
 ) -> Scored:
     """Log-probs under policy and reference, values and rewards of a rollout, from the same packs."""
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
@@ -58,6 +60,7 @@ def score(
         flat["reference"],
         flat["value"],
         torch.zeros(len(rollouts)),
+        torch.zeros(len(rollouts)),
         length_B,
     )
     for pack in packs(documents, backbone.scoring_tokens):
@@ -65,41 +68,53 @@ def score(
         with backbone.role(POLICY):
             hidden = hidden_N_H(backbone, there)
             scored.old_logp_R[rows] = response_logps_R(backbone, hidden, there, temperature).cpu()
-            scored.value_R[rows] = value_head(hidden.index_select(0, there.source_R)).cpu()
+            if value_head is not None:
+                scored.value_R[rows] = value_head(hidden.index_select(0, there.source_R)).cpu()
         scored.reference_logp_R[rows] = logps_R(backbone, there, REFERENCE, temperature).cpu()
-        score_B = reward.scores_B(there) if config.normalize_reward else reward.raw_K_B(there).mean(0)
-        scored.reward_B[list(pack.keys)] = score_B.cpu()
+        score_K_B = reward.scores_K_B(there) if config.normalize_reward else reward.raw_K_B(there)
+        scored.reward_B[list(pack.keys)] = score_K_B.mean(0).cpu()
+        if len(reward.heads) > 1:
+            scored.spread_B[list(pack.keys)] = score_K_B.std(0).cpu()
     return scored
 
 
 def penalised_B(config: PPOConfig, scored: Scored) -> Tensor:
-    """What PPO maximises: the clipped reward minus the penalties, [B]."""
-    score_B = scored.reward_B.clone()
+    """What is maximised: the clipped reward (less the members' spread) minus the penalties, [B]."""
+    score_B = scored.reward_B - config.uncertainty_penalty * scored.spread_B
     if config.reward_clip is not None:
         score_B = score_B.clamp(-config.reward_clip, config.reward_clip)
     finished_B = torch.tensor([r.finished for r in scored.rollouts])
     return score_B - config.missing_eos_penalty * (~finished_B) - config.length_penalty * scored.length_B
 
 
-def estimate(config: PPOConfig, scored: Scored, kl_coef: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-token KL, advantages and returns, [R] each."""
+def kl_settings(config: PPOConfig, estimator: str) -> tuple[str, str]:
+    """Where the KL stands and how it is estimated: ('reward' | 'loss', 'k1' | 'k2' | 'k3')."""
+    kl = config.kl
+    placement = kl.placement if kl.placement != "auto" else "loss" if estimator == "grpo" else "reward"
+    kind = kl.estimator if kl.estimator != "auto" else "k3" if placement == "loss" else "k1"
+    return placement, kind
+
+
+def estimate(config: PPOConfig, estimator: str, scored: Scored, kl_coef: float) -> Estimate:
+    """Advantages and returns."""
     score_B = penalised_B(config, scored)
-    kl_R = math_.kl_per_token(scored.old_logp_R, scored.reference_logp_R, config.kl.estimator)
-    if config.group_baseline:
+    placement, kind = kl_settings(config, estimator)
+    kl_R = math_.kl_per_token(scored.old_logp_R, scored.reference_logp_R, kind)
+    if estimator == "gae" and config.group_baseline:
         score_B = math_.leave_one_out(score_B, config.samples_per_prompt)
-    rewards_R = math_.token_rewards(score_B, kl_R, scored.length_B, kl_coef)
-    if config.whiten_rewards:
-        rewards_R = math_.whiten(rewards_R, shift_mean=False)
-    lengths = scored.length_B.tolist()
-    pieces = [
-        math_.gae(r, v, config.gamma, config.gae_lambda)
-        for r, v in zip(rewards_R.split(lengths), scored.value_R.split(lengths), strict=True)
-    ]
-    advantage_R = torch.cat([a for a, _ in pieces])
-    return (
+    return estimators.estimate(
+        estimator,
+        score_B,
         kl_R,
-        math_.whiten(advantage_R) if config.whiten_advantages else advantage_R,
-        torch.cat([r for _, r in pieces]),
+        scored.length_B,
+        kl_coef if placement == "reward" else 0.0,
+        group=config.samples_per_prompt,
+        value_R=scored.value_R,
+        gamma=config.gamma,
+        lam=config.gae_lambda,
+        group_std=config.group_std,
+        whiten_rewards=config.whiten_rewards,
+        whiten_advantages=config.whiten_advantages,
     )
 
 
@@ -108,34 +123,42 @@ def optimise(
     config: PPOConfig,
     loop: Loop,
     scored: Scored,
-    advantage_R: Tensor,
-    return_R: Tensor,
-    value_head: ScalarHead,
+    estimate: Estimate,
+    value_head: ScalarHead | None,
     step: int,
     audit: Audit,
+    loss_kl: tuple[float, str] | None = None,
 ) -> dict[str, float]:
-    """All epochs and minibatches over one rollout; the first update ever is audited (ratio 1, weights move, backbone does not)."""
+    """All epochs and minibatches over one rollout; the first update ever is audited (ratio 1, weights move, backbone does not).
+
+    ``loss_kl`` is coefficient and estimator of a KL term in the loss.
+    """
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
     importance_R = torch.ones_like(scored.old_logp_R)
     if config.importance_cap is not None:
         importance_R = math_.truncated_importance(scored.old_logp_R, scored.sampler_logp_R, config.importance_cap)
     sums = dict.fromkeys(("tokens", "clipped", "policy", "value", "ratio"), 0.0)
-    policy_weight = 0.0 if step < config.value_warmup else 1.0
+    policy_weight = 0.0 if value_head is not None and step < config.value_warmup else 1.0
 
     def loss_of(pack: Pack) -> Tensor:
         rows = scored.rows(pack)
-        old_R, advantage, returns, weight = (
-            x[rows].to(backbone.device) for x in (scored.old_logp_R, advantage_R, return_R, importance_R)
+        old_R, advantage, weight = (
+            x[rows].to(backbone.device) for x in (scored.old_logp_R, estimate.advantage_R, importance_R)
         )
         with backbone.role(POLICY, train=True):
             hidden = hidden_N_H(backbone, pack)
             logp_R = response_logps_R(backbone, hidden, pack, temperature)
-            value_R = value_head(hidden.index_select(0, pack.source_R).detach())
-            policy_R = policy_weight * math_.policy_loss_R(logp_R, old_R, advantage, config.clip_range, weight)
-            value_loss_R = math_.value_loss_R(
-                value_R, scored.value_R[rows].to(backbone.device), returns, config.value_clip_range
-            )
-            total = policy_R.sum() + config.value_coef * value_loss_R.sum()
+            policy_R = math_.policy_loss_R(logp_R, old_R, advantage, config.clip_range, weight)
+            if loss_kl is not None:
+                reference_R = scored.reference_logp_R[rows].to(backbone.device)
+                policy_R = policy_R + loss_kl[0] * math_.kl_per_token(logp_R, reference_R, loss_kl[1])
+            total = policy_weight * policy_R.sum()
+            value_loss = torch.zeros(())
+            if value_head is not None and estimate.return_R is not None:
+                value_R = value_head(hidden.index_select(0, pack.source_R).detach())
+                before_R, return_R = (x[rows].to(backbone.device) for x in (scored.value_R, estimate.return_R))
+                value_loss = math_.value_loss_R(value_R, before_R, return_R, config.value_clip_range).sum()
+                total = total + config.value_coef * value_loss
             if config.entropy_coef:
                 total = (
                     total - policy_weight * config.entropy_coef * entropy_R(backbone, hidden, pack, temperature).sum()
@@ -144,8 +167,8 @@ def optimise(
         for name, amount in (
             ("tokens", float(len(rows))),
             ("ratio", float(ratio_R.sum())),
-            ("policy", float(policy_R.detach().sum())),
-            ("value", float(value_loss_R.detach().sum())),
+            ("policy", policy_weight * float(policy_R.detach().sum())),
+            ("value", float(value_loss.detach())),
             ("clipped", float(((ratio_R - 1).abs() > config.clip_range).sum())),
         ):
             sums[name] += amount
@@ -174,7 +197,7 @@ def optimise(
         "grad_norm": last["grad_norm"],
         "lr": last["lr"],
         "policy_loss": sums["policy"] / tokens,
-        "value_loss": sums["value"] / tokens,
+        **({"value_loss": sums["value"] / tokens} if value_head is not None else {}),
         "clip_fraction": sums["clipped"] / tokens,
         "ratio": sums["ratio"] / tokens,
     }

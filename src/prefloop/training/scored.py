@@ -29,6 +29,8 @@ class Scored:
     reference_logp_R: Tensor
     value_R: Tensor
     reward_B: Tensor
+    spread_B: Tensor
+    """Standard deviation over the members of a reward ensemble; 0 with one member."""
     length_B: Tensor
 
     def rows(self, pack: Pack) -> Tensor:
