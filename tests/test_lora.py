@@ -12,9 +12,11 @@ from tiny import add_random_role, load, random_documents
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from prefloop.data.packing import pack
-from prefloop.models import kernels
+from prefloop.models import forward, kernels
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import choose, hidden_N_H, response_logps_R, rows_of, run_N_H
 from prefloop.models.fused import fuse_norms
@@ -189,6 +191,88 @@ def test_swiglu_and_norm_gradients_equal_autograds() -> None:
     assert_close(found, torch.autograd.grad(normed, x, grad)[0] + around)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_adapters_that_learn_in_part_get_their_gradients_and_are_seen(tiny_folder: Path, fused: bool) -> None:
+    backbone = load(tiny_folder, compute="bf16", precision="bf16")
+    backbone.add_role("policy")
+    with backbone.role("policy", train=True):
+        pass
+    named = backbone.named_parameters("policy")
+    for name, parameter in named.items():
+        parameter.requires_grad_("layers.0" not in name)
+    learning = [p for p in named.values() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=0.05, fused=fused)
+    seen = []
+    for _ in range(3):
+        with backbone.role("policy", train=True):
+            loss = -response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).sum()
+        loss.backward()
+        assert all(p.grad is not None for p in learning)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(float(loss.detach()))
+    assert seen == sorted(seen, reverse=True) and len(set(seen)) == 3
+
+
+def test_a_step_between_forward_and_backward_is_refused(tiny_folder: Path) -> None:
+    backbone = load(tiny_folder)
+    add_random_role(backbone, "policy")
+
+    def loss() -> Tensor:
+        with backbone.role("policy", train=True):
+            return response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).sum()
+
+    waiting, second = loss(), loss()
+    second.backward()  # two passes before a backward are fine
+    torch.optim.AdamW(backbone.parameters("policy"), lr=0.05).step()
+    loss()
+    with pytest.raises(RuntimeError, match="the adapter changed between a forward pass and its backward"):
+        waiting.backward()
+
+
+def test_the_attention_hears_of_the_models_window(tiny_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistral's attention has no window of its own: it reads the model's."""
+    heard: list[Any] = []
+
+    def listen(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        heard.append(kwargs.get("sliding_window"))
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+    backbone = load(tiny_folders("mistral"), "mistral")
+    AttentionInterface.register("listening", listen)
+    backbone.causal_lm.config._attn_implementation = "listening"
+    with backbone.role(None):
+        run_N_H(backbone, PACK, "mask")
+    assert len(backbone.layers) == 2 and heard == [12, 12]
+
+
+def test_the_check_of_kernels_reaches_beyond_the_window(tiny_folders: Any) -> None:
+    backbone = load(tiny_folders("mistral"), "mistral")
+    seen: list[int] = []
+    real = forward._rows_N_H
+
+    def watch(backbone: Backbone, pack: Any) -> Tensor:
+        seen.append(int(pack.positions_N.max()))
+        return real(backbone, pack)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "_rows_N_H", watch)
+        choose(backbone)
+    assert min(seen) > 12 + 8
+
+
+def test_biases_beside_a_residual_count(tiny_folder: Path) -> None:
+    backbone = load(tiny_folder)
+    group = backbone.layers[0].out
+    group.bias_O = torch.randn(group.outputs)
+    wide, x = group.buffer(3, torch.empty(0), None)
+    x.copy_(torch.randn(x.shape))
+    residual = torch.randn(3, group.outputs)
+    expected = x @ group.weights[0].O_I().T + group.bias_O + residual
+    assert_close(group.forward(wide, None, residual.clone()), expected)
+    assert_close(group.forward(wide, None, residual.clone(), inplace=True), expected)
+
+
 class Scaled(nn.Module):
     """A gated MLP that also scales: its projections alone do not say what it computes."""
 
@@ -206,10 +290,19 @@ def test_a_layer_that_computes_something_else_is_left_alone(tiny_folder: Path) -
     for block in blocks:
         del block.forward
     assert len(fuse_layers(blocks, backbone.active, False)) == 2
-    for block in blocks:
-        del block.forward
-        block.mlp = Scaled(block.mlp)
-    assert not fuse_layers(blocks, backbone.active, False)
+    for change in ("more", "gelu", "scaled"):
+        for block in blocks:
+            vars(block).pop("forward", None)
+            if change == "scaled":
+                block.mlp = Scaled(block.mlp)
+        if change == "more":
+            blocks[1].extra = nn.Linear(3, 3)
+        elif change == "gelu":
+            blocks[1].mlp.act_fn = nn.GELU()
+        # One that holds more stays as it is; one that computes something else casts doubt on all.
+        assert len(fuse_layers(blocks, backbone.active, False)) == (1 if change == "more" else 0), change
+        if change == "more":
+            del blocks[1].extra
 
 
 def test_norms_are_recognised_by_what_they_compute(tiny_folders: Any) -> None:

@@ -213,7 +213,8 @@ class Backbone:
         With ``dropout`` too the adapter's dropout is on: never in passes whose log-probs are compared with others.
 
         The role and its mode stay until the next ``role()``, so a backward pass that recomputes activations does so under
-        the role that made them: call ``backward`` before switching.
+        the role that made them: call ``backward`` before switching. A frozen role's parameters are not to be written through ``.data``,
+        which nothing notices.
         """
         if self.fused:
             self.active.role, self.active.dropout = role, dropout

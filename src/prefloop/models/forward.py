@@ -129,8 +129,8 @@ def choose(backbone: Backbone) -> str:
 
 def _choose(backbone: Backbone) -> str:
     window = getattr(backbone.causal_lm.config.get_text_config(), "sliding_window", None)
-    # Longer than the window where there is one: a kernel that forgets it must show.
-    probe = _probe(backbone, 24 if window is None else min(window, backbone.config.max_length) + 16, window)
+    # A prompt and a branch are three quarters of it. Where there is a window they are half as long again: a kernel that forgets it must show.
+    probe = _probe(backbone, 24 if window is None else 2 * min(window, backbone.config.max_length) + 32, window)
     expected = _rows_N_H(backbone, probe)
     if not _agree(backbone, probe, "mask", expected):
         say(
@@ -249,7 +249,7 @@ class _LogProbs(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (derivative_C_H,) = ctx.saved_tensors
-        return derivative_C_H * grad_C[:, None].to(derivative_C_H.dtype), None, None, None
+        return (derivative_C_H.float() * grad_C[:, None]).to(derivative_C_H.dtype), None, None, None
 
 
 def _plain_scale(backbone: Backbone, temperature: float) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prefloop.models import kernels
 from prefloop.models.lora import FusedLoRA
@@ -74,6 +75,8 @@ class Joined:
         if adapters is not None:
             torch.mm(x_N_I, adapters.a_R_I.T, out=low_N_R)
         added = self.bias_O if residual_N_O is None else residual_N_O
+        if residual_N_O is not None and self.bias_O is not None:
+            added, inplace = residual_N_O + self.bias_O, False
         if self.writes_out:
             if self.steps == 1:
                 weight_O_IR = self._written_out(adapters, self.parts)
@@ -136,6 +139,17 @@ class Joined:
         return weight_O_IR
 
 
+_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)  # torch's fused optimizers leave the parameters' versions as they were
+
+
 class RoleCopies:
     """A role's adapters in the arithmetic's precision, for every group of joined projections of a model.
 
@@ -146,7 +160,9 @@ class RoleCopies:
     def __init__(self, groups: Iterable[Joined], role: str) -> None:
         self._sources: list[Tensor] = []
         self._targets: list[Tensor] = []
-        self._versions: tuple[int, ...] = ()
+        self._state: tuple[int, ...] = ()
+        self.generation = 0
+        """Counts changes of the parameters that versions or optimizer steps show."""
         self.of: dict[Joined, Adapters] = {}
         self.parameters: dict[Joined, list[Tensor]] = {}
         """A and B of each projection in turn."""
@@ -178,14 +194,16 @@ class RoleCopies:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy what may have changed."""
-        learns = any(source.requires_grad for source in self._sources[:2])
-        versions = () if learns else tuple(v for s in self._sources for v in (s._version, s.data_ptr()))
-        if learns or versions != self._versions:
+        learns = any(source.requires_grad for source in self._sources)
+        versions = tuple(v for s in self._sources for v in (s._version, s.data_ptr()))
+        state = (*versions, _steps if learns else 0)
+        self.generation += state != self._state
+        if learns or state != self._state:
             torch._foreach_copy_(self._targets[::2], self._sources[::2])
             torch._foreach_copy_(self._targets[1::2], self._sources[1::2])
             if self._scale != 1:
                 self._a.mul_(self._scale)
-            self._versions = versions
+            self._state = state
 
 
 def _slices(sizes: Iterable[int]) -> Iterator[slice]:

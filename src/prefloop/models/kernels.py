@@ -27,7 +27,7 @@ def _triton() -> Any:
 
 def on_gpu(tensor: Tensor) -> Any:
     """The kernels where ``tensor`` can be given to them, else None."""
-    return _triton() if tensor.is_cuda else None
+    return _triton() if tensor.is_cuda and torch.version.hip is None else None
 
 
 def norm(x_N_H: Tensor, weight_H: Tensor, eps: float, out_N_H: Tensor) -> Tensor:

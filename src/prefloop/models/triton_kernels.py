@@ -5,6 +5,7 @@ All arithmetic is float32 in registers; every value is read once and written onc
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -23,11 +24,13 @@ def _launch(
     What Triton compiles for (types, alignment, integers that are 1 or divide by 16, the device) is in the key.
     """
     key = (kernel, *constants, *[_kind(a) for a in arguments])
-    ready = _ready.get(key)
-    if ready is None:
-        _ready[key] = kernel[grid](*arguments, *constants, num_warps=warps)  # nothing under Triton's interpreter
-    else:
-        ready[grid](*arguments, *constants)
+    ready, device = _ready.get(key), arguments[0].device
+    here = device.type != "cuda" or device.index == torch.cuda.current_device()
+    with contextlib.nullcontext() if here else torch.cuda.device(device):
+        if ready is None:
+            _ready[key] = kernel[grid](*arguments, *constants, num_warps=warps)  # nothing under Triton's interpreter
+        else:
+            ready[grid](*arguments, *constants)
 
 
 def _kind(argument: Any) -> Any:
