@@ -296,7 +296,7 @@ def _same(layer: FusedLayer) -> bool:
         mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
     far = 100_000 * torch.arange(6, device=device)[None]  # layers that scale with the position show
     arguments = dict(attention_mask=mask, position_embeddings=angles, position_ids=far)
-    tolerance = 2e-2 if dtype != torch.float32 else 1e-4
+    tolerance = 6e-2 if dtype != torch.float32 else 1e-4  # bfloat16 rounds to 2 % on wide random weights
     role, layer.active.role = layer.active.role, None
     try:
         # The second time what the layer adds outweighs what goes around it, which would hide it and round it.
