@@ -174,6 +174,12 @@ class PPOConfig:
     """Clip the score to ± this; none switches it off."""
     group_std: bool = True
     """grpo: divide by the standard deviation of the scores of a prompt; without it easy and hard prompts weigh the same."""
+    reward_function: str | None = None
+    """path/to/file.py:function, called as (prompt, response) -> float for every response and added to the reward model's score."""
+    reward_function_weight: float = 1.0
+    """What the function's value is multiplied by."""
+    reward_model_weight: float = 1.0
+    """What the reward model's score is multiplied by; 0 leaves the function alone."""
     uncertainty_penalty: float = 0.0
     """Subtract this times the standard deviation over the members of a reward ensemble (reward.members > 1)."""
     group_baseline: bool = False

@@ -50,6 +50,8 @@ class PPO(Stage):
         self.kl_placement, self.kl_kind = steps.kl_settings(self.config, self.estimator)
         self._refuse_what_cannot_work()
         self.data = data or DataConfig()
+        function = self.config.reward_function
+        self.function = FunctionGrader(function) if function else None
         self.monitor = FunctionGrader(gold) if gold else None
         """Watches gold against proxy in the log; the policy never sees it."""
 
@@ -62,6 +64,7 @@ class PPO(Stage):
             "bad_rows": data.bad_rows,
             "limit": data.limit,
             "monitor": watch,
+            "function": self.function.fingerprint() if self.function else None,
         }
 
     def _refuse_what_cannot_work(self) -> None:
@@ -129,7 +132,7 @@ class PPO(Stage):
                 clock = Clock()
                 rollouts = self._generate(work, batch, prompts_ids, step)
                 clock.lap("generate")
-                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, value_head)
+                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, value_head, self.function)
                 clock.lap("score")
                 found = steps.estimate(self.config, self.estimator, scored, kl.coef)
                 clock.lap("estimate")

@@ -17,6 +17,7 @@ from torch import Tensor
 from prefloop.audit import Audit
 from prefloop.config import PPOConfig
 from prefloop.data.packing import Document, Pack, packs
+from prefloop.judging.judges import Grader
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward
@@ -39,8 +40,12 @@ def score(
     rollouts: list[Rollout],
     reward: Reward,
     value_head: ScalarHead | None,
+    function: Grader | None = None,
 ) -> Scored:
-    """Log-probs under policy and reference, values and rewards of a rollout, from the same packs."""
+    """Log-probs under policy and reference, values and rewards of a rollout, from the same packs.
+
+    Raises ``JudgeError`` naming the prompt when ``function`` raises or gives no finite number; nothing was learnt from the rollout then.
+    """
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
     n = config.samples_per_prompt
     documents = [
@@ -75,6 +80,12 @@ def score(
         scored.reward_B[list(pack.keys)] = score_K_B.mean(0).cpu()
         if len(reward.heads) > 1:
             scored.spread_B[list(pack.keys)] = score_K_B.std(0).cpu()
+    scored.reward_B *= config.reward_model_weight
+    scored.spread_B *= abs(config.reward_model_weight)
+    if function is not None:
+        texts = [backbone.chat.decode(r.token_ids) for r in rollouts]
+        values = [function.grade(batch[i // n], text) for i, text in enumerate(texts)]
+        scored.reward_B += config.reward_function_weight * torch.tensor(values)
     return scored
 
 
