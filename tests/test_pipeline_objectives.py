@@ -103,6 +103,7 @@ def test_settings_that_cannot_work_are_refused(config: Path) -> None:
     for flags, words in (
         (("--algo", "grpo", "--ppo.samples-per-prompt", "1"), "grpo needs ppo.samples_per_prompt of at least 2"),
         (("--algo", "grpo", "--ppo.kl.estimator", "k1"), "k1 as a term of the loss"),
+        (("--algo", "ppo", "--ppo.uncertainty-penalty", "0.5"), "needs reward.members of at least 2"),
     ):
         code, output = finish(start(config, *flags))
         assert code == 2 and words in output, output

@@ -13,6 +13,8 @@ def _rollouts(algo: str) -> Callable[[RLHFConfig], Stage]:
     def make(config: RLHFConfig) -> Stage:
         from prefloop.stages.ppo import PPO
 
+        if config.ppo.uncertainty_penalty and config.reward.members < 2:
+            raise ConfigError("ppo.uncertainty_penalty needs reward.members of at least 2: one member has no spread")
         return PPO(config.ppo, config.data, config.gold, algo)
 
     return make

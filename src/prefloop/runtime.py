@@ -75,7 +75,7 @@ class Runtime:
         """Arithmetic on this device, for artifact keys."""
         import torch
 
-        from prefloop.models.backbone import compute_dtype
+        from prefloop.models.load import compute_dtype
 
         return str(compute_dtype(self.backbone_config, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 

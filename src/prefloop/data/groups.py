@@ -6,6 +6,7 @@ it has. Rows go through one at a time.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 from array import array
@@ -89,13 +90,10 @@ class Groups(Sequence[PreferenceGroup]):
         return self._sizes[column][index]
 
     def ids_of(self, keys: Iterable[int]) -> list[str]:
-        """Ids of the rows behind responses, looked up one by one: for messages."""
-        wanted = set(keys)
-        found: dict[str, None] = {}
-        for row in self._rows:
-            if wanted.intersection(range(row["key"], row["key"] + len(row["responses_ids"]))):
-                found.update(dict.fromkeys(row["ids"]))
-        return list(found)
+        """Ids of the rows behind responses, by the responses' keys."""
+        first_keys = self._rows.data.column("key").to_pylist()
+        rows = dict.fromkeys(bisect.bisect_right(first_keys, key) - 1 for key in keys)
+        return [id for row in rows for id in self._rows[row]["ids"]]
 
     @property
     def total_pairs(self) -> int:

@@ -7,7 +7,6 @@ policy started from one; adapters-off is the reference only for a policy that st
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,34 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging
 
-from prefloop.config import AdapterConfig, BackboneConfig
+from prefloop.config import BackboneConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import ModelError
-from prefloop.models import attention
-from prefloop.models.fused import fuse_norms
 from prefloop.models.joined import RoleCopies
 from prefloop.models.layer import fuse_layers
+from prefloop.models.load import compute_dtype, load, lora_config
 from prefloop.models.lora import Active, Weight, fuse
-
-
-def compute_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it fast (GPUs, CPUs with AMX tiles), else float32; ``backbone.compute`` overrides.
-
-    Without AMX a bfloat16 matrix product on a CPU is slower than a float32 one (160 against 265 GFLOP/s on the machine of
-    docs/benchmarks.md), so 4-bit storage goes with float32 arithmetic there.
-    """
-    if config.precision == "fp32" or config.compute == "fp32":
-        return torch.float32
-    fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast or config.compute == "bf16" else torch.float32
 
 
 class Backbone:
@@ -71,68 +55,7 @@ class Backbone:
     def load(cls, config: BackboneConfig, folder: Path, device: torch.device | None = None) -> Backbone:
         """Load the model in ``folder`` in the configured precision onto ``device`` (default: GPU if there is one)."""
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = compute_dtype(config, device)
-        if device.type == "cpu":
-            keep_freed_memory()
-        quantization = None
-        if config.precision == "nf4":
-            quantization = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-                bnb_4bit_quant_storage=torch.uint8,
-            )
-        logging.disable_progress_bar()
-        attention.register()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                quantization_config=quantization,
-                attn_implementation=_implementation(config, folder, device),
-                device_map={"": device},
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"model folder '{folder.name}' cannot be loaded: {str(error).splitlines()[0][:300]}"
-            ) from error
-        model.requires_grad_(False)
-        for module in model.modules():
-            # On CPUs with AVX512-BF16, bitsandbytes would repack the 4-bit weights in place at the first scoring pass, for a kernel
-            # without a backward: later gradients would be silently wrong, the frozen bytes would change, merging would read garbage.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-        if config.gradient_checkpointing == "block":
-            model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": config.adapter.dropout > 0}
-            )
-        if not getattr(
-            model, "_supports_sdpa", True
-        ):  # attention sinks and the like: only the model's own code has them
-            model.set_attn_implementation("eager")
-        model.config.use_cache = False
-        context = getattr(model.config, "max_position_embeddings", None)
-        if context is not None and config.max_length > context:
-            raise ModelError(
-                f"backbone.max_length is {config.max_length}, but {config.model} has a context of {context} tokens: lower it"
-            )
-        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-        if kinds - {"full_attention", "sliding_attention"}:
-            raise ModelError(
-                f"{config.model} has layers of kind {sorted(kinds)}: packed branches need plain attention, choose another model"
-            )
-        chat = ChatFormat.load(tokenizer, config.chat_template)
-        # PEFT wants a first adapter; this one is never trained nor saved and only carries the layer structure.
-        if device.type == "cuda":
-            fuse_norms(model)
-            torch.backends.cuda.enable_cudnn_sdp(
-                False
-            )  # it plans anew, for most of a second, for every length of a pack
-        wrapped = get_peft_model(model, _lora(config.adapter, rank=1), adapter_name="blank")
-        wrapped.eval()
-        return cls(wrapped, chat, config, folder)
+        return cls(*load(config, folder, device), config, folder)
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +94,7 @@ class Backbone:
             self.drop_role(role)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.model.add_adapter(role, _lora(self.config.adapter))
+            self.model.add_adapter(role, lora_config(self.config.adapter))
         self.model.eval()
         self.roles.add(role)
         if start is not None:
@@ -324,34 +247,3 @@ class Backbone:
         for name, parameter in self.causal_lm.named_parameters():
             if not any(name.startswith(f"{prefix}.") for prefix in seen):
                 yield name, parameter.detach().to(dtype)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to reuse freed memory instead of returning it to the system: activations are tens of megabytes, allocated
-    anew in every pass, and each fresh page costs a fault (20 % of training time on the machine of docs/benchmarks.md)."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to tune
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_top_pad, 64 << 20)
-
-
-def _lora(config: AdapterConfig, rank: int | None = None) -> LoraConfig:
-    return LoraConfig(
-        r=rank or config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=config.target_modules,
-        task_type="CAUSAL_LM",
-    )
-
-
-def _implementation(config: BackboneConfig, folder: Path, device: torch.device) -> str:
-    """transformers' name of the attention that the model is loaded with."""
-    if config.attention in ("sdpa", "eager"):
-        return config.attention
-    text = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if (text.get("text_config") or text).get("attn_logit_softcapping"):
-        return "eager"  # the one implementation with a soft cap
-    return attention.NAME if device.type == "cuda" else "sdpa"

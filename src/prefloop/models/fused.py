@@ -20,8 +20,8 @@ def fuse_norms(model: nn.Module) -> int:
         weight = getattr(module, "weight", None)
         if "RMSNorm" not in type(module).__name__ or not isinstance(weight, Tensor) or weight.ndim != 1:
             continue
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if not isinstance(eps, float):
+        eps = eps_of(module)
+        if eps is None:
             continue
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(4, len(weight), generator=generator).to(weight.device, weight.dtype)
@@ -35,6 +35,12 @@ def fuse_norms(model: nn.Module) -> int:
                     count += 1
                     break
     return count
+
+
+def eps_of(norm: Any) -> float | None:
+    """The small number under an RMS norm's root, if the module names one."""
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    return eps if isinstance(eps, float) else None
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from prefloop.models import kernels
+from prefloop.models.fused import eps_of
 from prefloop.models.joined import Adapters, Joined, RoleCopies
 from prefloop.models.lora import Active, FusedLoRA
 
@@ -65,7 +66,7 @@ class FusedLayer:
         self.original = module.forward
         attention, mlp = module.self_attn, module.mlp
         self.attention = attention
-        self.norms = [(n, eps_of(n)) for n in (module.input_layernorm, module.post_attention_layernorm)]
+        self.norms = [(n, eps_of(n) or 0.0) for n in (module.input_layernorm, module.post_attention_layernorm)]
         self.qkv = Joined([p.forward for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
         self.out = Joined([attention.o_proj.forward])
         self.gate_up = Joined([mlp.gate_proj.forward, mlp.up_proj.forward])
@@ -180,9 +181,7 @@ class FusedLayer:
         assert kept.gate_up is not None
         gate_up, kept.gate_up = kept.gate_up, None
         inner_N_M, back_N_R = self.down.backward(grad_N_H, of_down)
-        kernels.swiglu_gradient(
-            gate_up, inner_N_M
-        )  # in place: now inner_N_M is what it is called, and gate_up its own gradient
+        kernels.swiglu_gradient(gate_up, inner_N_M)  # in place: now inner_N_M is what it is called
         grad_gate_up = gate_up
         if of_down is not None:
             out.append(self.down.gradients(inner_N_M, inner_N_M @ of_down.a_R_I.T, grad_N_H, back_N_R, of_down))
@@ -230,11 +229,6 @@ class _Layer(torch.autograd.Function):
             kept.gate_up = layer.gate_up.forward(kept.wide_3, run.adapters[2])
         grad_x, gradients = layer.gradients(grad_N_H.contiguous(), kept, run, ctx.needs_input_grad[0])
         return grad_x, None, None, *gradients
-
-
-def eps_of(norm: Any) -> float:
-    """The small number under an RMS norm's root."""
-    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
 
 
 def _eager(attention: Any) -> Any:

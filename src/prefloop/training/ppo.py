@@ -76,12 +76,12 @@ def score(
             if value_head is not None:
                 scored.value_R[rows] = value_head(hidden.index_select(0, there.source_R)).cpu()
         scored.reference_logp_R[rows] = logps_R(backbone, there, REFERENCE, temperature).cpu()
-        score_K_B = reward.scores_K_B(there) if config.normalize_reward else reward.raw_K_B(there)
-        scored.reward_B[list(pack.keys)] = score_K_B.mean(0).cpu()
-        if len(reward.heads) > 1:
-            scored.spread_B[list(pack.keys)] = score_K_B.std(0).cpu()
-    scored.reward_B *= config.reward_model_weight
-    scored.spread_B *= abs(config.reward_model_weight)
+        if config.reward_model_weight:
+            score_K_B = reward.scores_K_B(there) if config.normalize_reward else reward.raw_K_B(there)
+            score_K_B = config.reward_model_weight * score_K_B
+            scored.reward_B[list(pack.keys)] = score_K_B.mean(0).cpu()
+            if len(reward.heads) > 1:
+                scored.spread_B[list(pack.keys)] = score_K_B.std(0).cpu()
     if function is not None:
         texts = [backbone.chat.decode(r.token_ids) for r in rollouts]
         values = [function.grade(batch[i // n], text) for i, text in enumerate(texts)]
