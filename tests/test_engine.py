@@ -14,7 +14,7 @@ from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.records import Message
-from prefloop.rollouts.engine import Rollout, TransformersEngine, resolved, start
+from prefloop.rollouts.engine import Rollout, TransformersEngine, check, start
 
 PROMPTS = ["try", "What is the capital of the country by the river?", "Please tell me how"]
 
@@ -162,4 +162,4 @@ def test_progress_counts_every_response(backbone: Backbone) -> None:
 def test_engines_are_chosen_by_name_and_unknown_ones_refused(backbone: Backbone) -> None:
     assert isinstance(start("transformers", backbone, GenerationConfig()), TransformersEngine)
     with pytest.raises(EngineError, match="unknown rollout engine 'tgi': vllm or transformers"):
-        resolved("tgi")
+        check("tgi")

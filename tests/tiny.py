@@ -62,6 +62,7 @@ _SHAPE = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
+    "llama-wide": {"head_dim": 64},  # vLLM's CPU build knows no smaller heads
     "qwen2": {},
     "qwen3": {"head_dim": 16},
     "gemma2": {
@@ -99,7 +100,7 @@ def tiny_tokenizer(variant: str = "chatml") -> PreTrainedTokenizerFast:
 
 def tiny_model(folder: Path, kind: str = "llama", seed: int = 0, tokenizer: str = "chatml", **generation: Any) -> Path:
     """Save a random model of ``kind`` (a key of ``KINDS``) and its tokenizer; ``generation`` goes to generation_config.json."""
-    config = CONFIG_MAPPING[kind](**{**_SHAPE, **KINDS[kind]})
+    config = CONFIG_MAPPING[kind.partition("-")[0]](**{**_SHAPE, **KINDS[kind]})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -81,10 +81,11 @@ class Runtime:
 
     @cached_property
     def engine_name(self) -> str:
-        """The engine that will really sample, for artifact keys."""
-        from prefloop.rollouts.engine import resolved
+        """The engine that samples, for artifact keys; found wanting before anything runs."""
+        from prefloop.rollouts.engine import check
 
-        return resolved(self.rollout)
+        check(self.rollout)
+        return self.rollout
 
     @cached_property
     def backbone(self) -> Backbone:

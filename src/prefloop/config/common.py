@@ -61,10 +61,16 @@ class GenerationConfig:
     """Longest response in tokens."""
     max_num_seqs: int = 128
     """Responses generated side by side."""
-    gpu_memory_utilization: float = aside(default=0.3)
-    """Share of GPU memory that vLLM may take (on a CPU it gets kv_cache_gb instead)."""
-    kv_cache_gb: int = aside(default=1)
-    """Memory for vLLM's KV cache on a CPU, in GiB."""
+    kv_cache_gb: float | None = aside(default=None)
+    """Memory for vLLM's KV cache in GiB. Default: 1 on a CPU; on a GPU what max_num_seqs responses of full length need, but no more than half
+    of what is free."""
+    handover: Literal["merged", "adapter"] = "merged"
+    """How vLLM gets the policy: merged into its weights, which costs the generation nothing, or as an adapter beside them, which is exact to
+    the last bit of the adapter and slower to sample from."""
+    sleep: bool = aside(default=True)
+    """GPU: vLLM gives its memory back while the trainer works; its weights are written anew from the trainer's at the next hand-over."""
+    compile: bool = aside(default=True)
+    """GPU: let vLLM compile its model (one to two minutes at the first start, kept in its cache), rather than capture CUDA graphs alone."""
 
 
 @dataclass(config=STRICT)

@@ -154,14 +154,17 @@ class PPOConfig:
     """GAE's lambda (Schulman et al. 2016)."""
     clip_range: float = 0.2
     """Policy ratio is clipped to 1 ± this."""
+    critic: Literal["shared", "adapter"] = "shared"
+    """shared: a linear head on the policy's hidden states, at no cost; adapter: one of its own, started from the reward model, for one more pass
+    in scoring and training."""
     value_clip_range: float | None = 0.2
     """New values stay within this of the old ones in the value loss; none switches it off."""
     value_coef: float = 0.5
     """Weight of the value loss."""
     value_learning_rate: float = 3e-4
-    """Learning rate of the value head."""
+    """Learning rate of the critic."""
     value_warmup: int = 0
-    """Rollouts that train the value head alone before the policy moves."""
+    """Rollouts that train the critic alone before the policy moves."""
     entropy_coef: float = 0.0
     """Weight of an entropy bonus."""
     whiten_rewards: bool = False

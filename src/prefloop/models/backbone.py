@@ -26,7 +26,8 @@ from prefloop.errors import ModelError
 from prefloop.models.joined import RoleCopies
 from prefloop.models.layer import fuse_layers
 from prefloop.models.load import compute_dtype, load, lora_config
-from prefloop.models.lora import Active, Weight, fuse
+from prefloop.models.lora import Active, fuse
+from prefloop.models.merge import plain_weights
 
 
 class Backbone:
@@ -226,24 +227,9 @@ class Backbone:
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    @torch.no_grad()
     def merged_weights(self, role: str | None) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight of the plain model, in the compute precision, with the adapter merged in.
-
-        The base is dequantised first, so the merge never goes through 4-bit; the result is the twin of what the trainer computes with.
-        """
-        dtype = self.compute_dtype
-        seen: set[str] = set()
-        for name, module in self.causal_lm.named_modules():
-            if isinstance(module, LoraLayer):
-                weight = Weight(module.get_base_layer()).O_I()
-                if role is not None:
-                    weight = weight.float() + module.get_delta_weight(role).float()
-                seen.add(name)
-                yield f"{name}.weight", weight.to(dtype)
-                bias = getattr(module.get_base_layer(), "bias", None)
-                if bias is not None:
-                    yield f"{name}.bias", bias
-        for name, parameter in self.causal_lm.named_parameters():
-            if not any(name.startswith(f"{prefix}.") for prefix in seen):
-                yield name, parameter.detach().to(dtype)
+        """Yield every weight of the plain model, in the compute precision, with the adapter merged in (``PlainWeight.write``)."""
+        for weight in plain_weights(self.causal_lm):
+            merged = torch.empty(weight.shape, dtype=self.compute_dtype, device=self.device)
+            weight.write(role, merged)
+            yield weight.name, merged

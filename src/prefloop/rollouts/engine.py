@@ -6,6 +6,7 @@ over; every later response comes from that very policy.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -17,6 +18,8 @@ from prefloop.config import GenerationConfig
 from prefloop.console import say
 from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
+
+SAVED = "Every checkpoint is kept: the same command goes on from the last one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,37 +48,85 @@ class RolloutEngine(Protocol):
         """``n`` responses to each prompt, grouped by prompt; the same seed and policy give the same responses."""
         ...
 
+    def pause(self) -> None:
+        """Give memory back until the next ``load_policy``."""
+        ...
+
     def close(self) -> None:
         """Free what the engine holds."""
         ...
 
 
 def start(name: str, backbone: Backbone, generation: GenerationConfig) -> RolloutEngine:
-    """Start the engine called ``name`` (as ``resolved`` gives it)."""
+    """Start the engine called ``name``; it is started once more, with the policy it had, should it die."""
     if name == "transformers":
         return TransformersEngine(backbone, generation)
     from prefloop.rollouts.vllm import VLLMEngine
 
-    return VLLMEngine(backbone, generation)
+    return Restarting(lambda: VLLMEngine(backbone, generation))
 
 
-def resolved(name: str) -> str:
-    """The engine to use for ``name``; an absent vLLM gives way to transformers with a line that says what to install."""
+def check(name: str) -> None:
+    """Check that the engine ``name`` can be used. Raises ``EngineError`` with what to install where it cannot."""
     from prefloop.rollouts import vllm
 
     if name not in ("vllm", "transformers"):
         raise EngineError(f"unknown rollout engine '{name}': vllm or transformers")
-    if name == "transformers":
-        return name
-    missing = vllm.missing()
-    if missing is None:
-        return name
-    say(
-        f"  vLLM is not installed ({missing}); sampling with transformers instead, about 2 to 4 times slower. "
-        "Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU), or say --rollout transformers.",
-        "yellow",
-    )
-    return "transformers"
+    problem = vllm.missing() if name == "vllm" else None
+    if problem is not None:
+        raise EngineError(
+            f"{problem}. Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU); or say --rollout transformers, "
+            "which needs nothing and samples 2 to 4 times slower"
+        )
+
+
+class Restarting:
+    """An engine that is started anew once, with the policy it had, when it dies while it samples."""
+
+    def __init__(self, make: Callable[[], RolloutEngine]) -> None:
+        self.make = make
+        self.engine = make()
+        self.name = self.engine.name
+        self.role: str | None = None
+        self.restarts = 1
+
+    def load_policy(self, role: str | None) -> None:
+        self.role = role
+        self.engine.load_policy(role)
+
+    def generate(
+        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+    ) -> list[Rollout]:
+        done = 0
+
+        def count(amount: int) -> None:
+            nonlocal done
+            done += amount
+            if advance and done > 0:
+                advance(min(amount, done))
+
+        try:
+            return self.engine.generate(prompts_ids, n, seed, count)
+        except EngineError as error:
+            if not self.restarts:
+                raise EngineError(f"{error}\nIt was started anew once already. {SAVED}") from error
+            self.restarts -= 1
+            say(f"  {str(error).splitlines()[0]}; starting it anew with the same policy", "yellow")
+            done = -done  # what the bar counted already is not counted again
+            with contextlib.suppress(Exception):  # what is dead may not shut down properly
+                self.engine.close()
+            try:
+                self.engine = self.make()
+                self.engine.load_policy(self.role)
+                return self.engine.generate(prompts_ids, n, seed, count)
+            except EngineError as again:
+                raise EngineError(f"{again}\nIt died, was started anew and died again. {SAVED}") from again
+
+    def pause(self) -> None:
+        self.engine.pause()
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 class TransformersEngine:
@@ -107,6 +158,9 @@ class TransformersEngine:
                 if advance:
                     advance(len(batch))
         return rollouts
+
+    def pause(self) -> None:
+        """Nothing to give back."""
 
     def close(self) -> None:
         """Nothing to free: the backbone belongs to the runtime."""

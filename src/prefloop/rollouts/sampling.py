@@ -35,6 +35,7 @@ def sample(work: Work, prompts: list[Prompt], policy: Artifact, n: int, seed: in
         engine.load_policy("policy")
         with progress(f"{work.stage}: responses", len(prompts) * n, "response") as advance:
             rollouts = engine.generate(prompts_ids, n, seed, advance)
+        engine.pause()
     finally:
         backbone.drop_role("policy")
     out: list[list[Response]] = [[] for _ in prompts]

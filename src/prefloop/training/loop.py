@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +67,31 @@ class Loop:
     def _factor(self, step: int) -> float:
         return factor(self.optim, step, self.total_steps)
 
-    def update(self, packs: Iterable[Pack], loss_of: Callable[[Pack], Tensor], items: int) -> dict[str, float]:
+    def update(
+        self, packs: Iterable[Pack], loss_of: Callable[[Pack], Tensor | Iterator[Tensor]], items: int
+    ) -> dict[str, float]:
         """One optimizer step. ``loss_of`` returns the *sum* of the losses of a pack's items; the step's loss is their mean.
 
-        Raises ``NonFiniteLoss`` naming the responses in the pack; weights stay as they were.
+        Where adapters are switched within a pack it yields one loss for each, and each is backpropagated before the next is computed. Raises ``NonFiniteLoss`` naming the responses in the pack; weights stay as they were.
         """
         losses: list[tuple[Pack, Tensor]] = []
         torch.manual_seed(self.step)  # dropout, where a stage uses it, depends on the step alone
         self.optimizer.zero_grad(set_to_none=True)
         for pack in packs:
-            loss = loss_of(pack.to(self.accelerator.device)) / items
-            self.accelerator.backward(loss)
-            losses.append((pack, loss.detach()))
+            found = loss_of(pack.to(self.accelerator.device))
+            for part in [found] if isinstance(found, Tensor) else found:
+                loss = part / items
+                self.accelerator.backward(loss)
+                losses.append((pack, loss.detach()))
         # Each part apart: a head's gradient must not decide how far the adapter's is cut.
         norms = [self.accelerator.clip_grad_norm_(part, self.optim.max_grad_norm) for part in self.parts.values()]
-        found = torch.stack([*(loss.float() for _, loss in losses), *(norm.float() for norm in norms)])
+        results = torch.stack([*(loss.float() for _, loss in losses), *(norm.float() for norm in norms)])
         rate = self.schedule.get_last_lr()[0]
         if self.fused:
             # The device itself leaves the weights as they are when a value is not finite, so the host need not look first.
-            self.optimizer.found_inf = (~found.isfinite().all()).float()
+            self.optimizer.found_inf = (~results.isfinite().all()).float()
             self.optimizer.step()
-        values = found.tolist()  # the one point where the host waits for the device
+        values = results.tolist()  # the one point where the host waits for the device
         norm = self._check([pack for pack, _ in losses], values)
         if not self.fused:
             self.optimizer.step()

@@ -1,7 +1,7 @@
 """The three steps of PPO after generation: score, estimate, optimise.
 
-Reference log-probs, values and rewards come from the same packs, in which the responses of a group share their prompt. The value head of
-``ppo`` is linear on the policy's detached hidden states; grpo, rloo and reinforce have none. Log-probs are at the sampling temperature throughout.
+Reference log-probs, values and rewards come from the same packs, in which the responses of a group share their prompt. The critic of
+``ppo`` is in ``critic.py``; grpo, rloo and reinforce have none. Log-probs are at the sampling temperature throughout.
 
 Shape letters: B responses of a rollout, R their tokens in a row (response after response).
 """
@@ -19,7 +19,6 @@ from prefloop.config import PPOConfig
 from prefloop.data.packing import Document, Pack, packs
 from prefloop.judging.judges import Grader
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
-from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward
 from prefloop.objectives import estimators
 from prefloop.objectives import ppo as math_
@@ -27,6 +26,7 @@ from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
 from prefloop.rollouts.engine import Rollout
 from prefloop.stage import Work
+from prefloop.training.critic import Critic
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, logps_R
 from prefloop.training.scored import Scored
@@ -39,7 +39,7 @@ def score(
     prompts_ids: dict[str, list[int]],
     rollouts: list[Rollout],
     reward: Reward,
-    value_head: ScalarHead | None,
+    critic: Critic | None,
     function: Grader | None = None,
 ) -> Scored:
     """Log-probs under policy and reference, values and rewards of a rollout, from the same packs.
@@ -55,33 +55,42 @@ def score(
         for i, p in enumerate(batch)
     ]
     length_B = torch.tensor([len(r.token_ids) for r in rollouts])
-    flat = {name: torch.zeros(int(length_B.sum())) for name in ("old", "reference", "value")}
-    sampler_R = torch.tensor([logp for r in rollouts for logp in r.logps])
+    tokens, responses = int(length_B.sum()), len(rollouts)
     scored = Scored(
         rollouts,
         documents,
-        sampler_R,
-        flat["old"],
-        flat["reference"],
-        flat["value"],
-        torch.zeros(len(rollouts)),
-        torch.zeros(len(rollouts)),
-        length_B,
+        sampler_logp_R=torch.tensor([logp for r in rollouts for logp in r.logps]),
+        old_logp_R=torch.zeros(tokens),
+        reference_logp_R=torch.zeros(tokens),
+        value_R=torch.zeros(tokens),
+        reward_B=torch.zeros(responses),
+        spread_B=torch.zeros(responses),
+        length_B=length_B,
     )
-    for pack in packs(documents, backbone.scoring_tokens):
-        rows, there = scored.rows(pack), pack.to(backbone.device)
+    rows, keys = [], []
+    of_R: dict[str, list[Tensor]] = {"old_logp_R": [], "reference_logp_R": [], "value_R": []}
+    of_B: dict[str, list[Tensor]] = {"reward_B": [], "spread_B": []}
+    for pack in (p.to(backbone.device) for p in packs(documents, backbone.scoring_tokens)):
+        rows.append(scored.rows(pack))
+        keys += list(pack.keys)
         with backbone.role(POLICY):
-            hidden = hidden_N_H(backbone, there)
-            scored.old_logp_R[rows] = response_logps_R(backbone, hidden, there, temperature).cpu()
-            if value_head is not None:
-                scored.value_R[rows] = value_head(hidden.index_select(0, there.source_R)).cpu()
-        scored.reference_logp_R[rows] = logps_R(backbone, there, REFERENCE, temperature).cpu()
+            hidden = hidden_N_H(backbone, pack)
+            of_R["old_logp_R"].append(response_logps_R(backbone, hidden, pack, temperature))
+            if critic is not None:
+                of_R["value_R"].append(critic.values_R(pack, hidden))
+        del hidden
+        of_R["reference_logp_R"].append(logps_R(backbone, pack, REFERENCE, temperature))
         if config.reward_model_weight:
-            score_K_B = reward.scores_K_B(there) if config.normalize_reward else reward.raw_K_B(there)
+            score_K_B = reward.scores_K_B(pack) if config.normalize_reward else reward.raw_K_B(pack)
             score_K_B = config.reward_model_weight * score_K_B
-            scored.reward_B[list(pack.keys)] = score_K_B.mean(0).cpu()
+            of_B["reward_B"].append(score_K_B.mean(0))
             if len(reward.heads) > 1:
-                scored.spread_B[list(pack.keys)] = score_K_B.std(0).cpu()
+                of_B["spread_B"].append(score_K_B.std(0))
+    # To the host at the end: copying pack by pack would let the device wait each time.
+    for where, found in ((torch.cat(rows), of_R), (torch.tensor(keys), of_B)):
+        for name, parts in found.items():
+            if parts:
+                getattr(scored, name)[where] = torch.cat(parts).float().cpu()
     if function is not None:
         texts = [backbone.chat.decode(r.token_ids) for r in rollouts]
         values = [function.grade(batch[i // n], text) for i, text in enumerate(texts)]
@@ -135,7 +144,7 @@ def optimise(
     loop: Loop,
     scored: Scored,
     estimate: Estimate,
-    value_head: ScalarHead | None,
+    critic: Critic | None,
     step: int,
     audit: Audit,
     loss_kl: tuple[float, str] | None = None,
@@ -148,53 +157,53 @@ def optimise(
     importance_R = torch.ones_like(scored.old_logp_R)
     if config.importance_cap is not None:
         importance_R = math_.truncated_importance(scored.old_logp_R, scored.sampler_logp_R, config.importance_cap)
-    sums = dict.fromkeys(("tokens", "clipped", "policy", "value", "ratio"), 0.0)
-    policy_weight = 0.0 if value_head is not None and step < config.value_warmup else 1.0
+    policy_weight = 0.0 if critic is not None and step < config.value_warmup else 1.0
+    tokens = 0
+    sums = {name: torch.zeros((), device=backbone.device) for name in ("clipped", "policy", "value", "ratio")}
 
-    def loss_of(pack: Pack) -> Tensor:
+    def losses_of(pack: Pack) -> Iterator[Tensor]:
+        nonlocal tokens
         rows = scored.rows(pack)
-        old_R, advantage, weight = (
+        tokens += len(rows)
+        old_R, advantage_R, weight_R = (
             x[rows].to(backbone.device) for x in (scored.old_logp_R, estimate.advantage_R, importance_R)
         )
         with backbone.role(POLICY, train=True):
             hidden = hidden_N_H(backbone, pack)
             logp_R = response_logps_R(backbone, hidden, pack, temperature)
-            policy_R = math_.policy_loss_R(logp_R, old_R, advantage, config.clip_range, weight)
+            policy_R = math_.policy_loss_R(logp_R, old_R, advantage_R, config.clip_range, weight_R)
             if loss_kl is not None:
                 reference_R = scored.reference_logp_R[rows].to(backbone.device)
                 policy_R = policy_R + loss_kl[0] * math_.kl_per_token(logp_R, reference_R, loss_kl[1])
             total = policy_weight * policy_R.sum()
-            value_loss = torch.zeros(())
-            if value_head is not None and estimate.return_R is not None:
-                value_R = value_head(hidden.index_select(0, pack.source_R).detach())
-                before_R, return_R = (x[rows].to(backbone.device) for x in (scored.value_R, estimate.return_R))
-                value_loss = math_.value_loss_R(value_R, before_R, return_R, config.value_clip_range).sum()
-                total = total + config.value_coef * value_loss
             if config.entropy_coef:
-                total = (
-                    total - policy_weight * config.entropy_coef * entropy_R(backbone, hidden, pack, temperature).sum()
-                )
+                entropy = entropy_R(backbone, hidden, pack, temperature).sum()
+                total = total - policy_weight * config.entropy_coef * entropy
         ratio_R = (logp_R.detach() - old_R).exp()
-        for name, amount in (
-            ("tokens", float(len(rows))),
-            ("ratio", float(ratio_R.sum())),
-            ("policy", policy_weight * float(policy_R.detach().sum())),
-            ("value", float(value_loss.detach())),
-            ("clipped", float(((ratio_R - 1).abs() > config.clip_range).sum())),
-        ):
-            sums[name] += amount
-        return total
+        sums["ratio"] += ratio_R.sum()
+        sums["policy"] += policy_weight * policy_R.detach().sum()
+        sums["clipped"] += ((ratio_R - 1).abs() > config.clip_range).sum()
+        if critic is None or estimate.return_R is None:
+            yield total
+            return
+        if critic.own:
+            yield total
+        value_R = critic.values_R(pack, hidden, train=True)
+        before_R, return_R = (x[rows].to(backbone.device) for x in (scored.value_R, estimate.return_R))
+        value_loss = math_.value_loss_R(value_R, before_R, return_R, config.value_clip_range).sum()
+        sums["value"] += value_loss.detach()
+        yield config.value_coef * value_loss + (0.0 if critic.own else total)
 
     frozen = backbone.frozen_digest() if step == 0 else ""
     before = {n: p.detach().clone() for n, p in loop.parameters.items()} if step == 0 else {}
     last: dict[str, float] = {}
     for number, documents in enumerate(minibatches(config, scored.documents, work.runtime.seed, step)):
         items = sum(len(ids) for d in documents for ids in d.responses_ids)
-        last = loop.update(packs(documents, backbone.config.pack_tokens), loss_of, items)
+        last = loop.update(packs(documents, backbone.config.pack_tokens), losses_of, items)
         if step == 0 and number == 0:
             audit.equal(
                 "ratio before the first update",
-                sums["ratio"] / sums["tokens"],
+                float(sums["ratio"]) / tokens,
                 1.0,
                 1e-3 if backbone.compute_dtype == torch.float32 else 2e-2,
                 "The first pass over a rollout must see the policy that made it.",
@@ -203,14 +212,14 @@ def optimise(
                 audit.moved(
                     before, {n: p.detach() for n, p in loop.parameters.items()}, frozen, backbone.frozen_digest()
                 )
-    tokens = max(1.0, sums["tokens"])
+    means = {name: float(total) / max(1, tokens) for name, total in sums.items()}
     return {
         "grad_norm": last["grad_norm"],
         "lr": last["lr"],
-        "policy_loss": sums["policy"] / tokens,
-        **({"value_loss": sums["value"] / tokens} if value_head is not None else {}),
-        "clip_fraction": sums["clipped"] / tokens,
-        "ratio": sums["ratio"] / tokens,
+        "policy_loss": means["policy"],
+        **({"value_loss": means["value"]} if critic is not None else {}),
+        "clip_fraction": means["clipped"],
+        "ratio": means["ratio"],
     }
 
 

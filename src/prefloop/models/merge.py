@@ -1,0 +1,67 @@
+"""A backbone's weights as a plain model has them: dequantised, an adapter merged in, under their checkpoint names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from prefloop.models import kernels
+from prefloop.models.lora import Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainWeight:
+    """One weight of the plain model."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameter: Tensor | None
+    """The weight itself, where it is not a linear layer with an adapter."""
+    layer: Any = None
+    """The adapted layer otherwise."""
+
+    @torch.no_grad()
+    def write(self, role: str | None, out: Tensor) -> None:
+        """Write the weight, merged with the adapter ``role``, to ``out`` (of ``shape``, any float type, rows contiguous).
+
+        4-bit weights are dequantised first, so the merge never goes through 4 bits; A and B are rounded to ``out``'s type and the sum
+        once, as in the trainer's own products.
+        """
+        if self.parameter is not None:
+            out.copy_(self.parameter)
+            return
+        base = self.layer.get_base_layer()
+        state = getattr(base.weight, "quant_state", None)
+        gpu = kernels.on_gpu(base.weight.data)
+        if gpu and state is not None and out.dtype == state.dtype and self.shape[1] % state.blocksize == 0:
+            gpu.dequantise(base.weight.data, state, None, out)
+        else:
+            out.copy_(Weight(base).O_I())
+        if role is None or role not in self.layer.scaling:
+            return
+        if self.layer.lora_variant.get(role) is None and not self.layer.fan_in_fan_out and role in self.layer.lora_A:
+            a, b = self.layer.lora_A[role].weight.to(out.dtype), self.layer.lora_B[role].weight.to(out.dtype)
+            out.addmm_(b, a, alpha=self.layer.scaling[role])
+        else:
+            out.copy_(out.float() + self.layer.get_delta_weight(role).float())
+
+
+def plain_weights(model: nn.Module) -> list[PlainWeight]:
+    """Every weight of the model that adapters were put on, in the order of its modules."""
+    found: list[PlainWeight] = []
+    adapted: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            base: Any = module.get_base_layer()
+            found.append(PlainWeight(f"{name}.weight", (base.out_features, base.in_features), None, module))
+            adapted.add(name)
+            if getattr(base, "bias", None) is not None:
+                found.append(PlainWeight(f"{name}.bias", tuple(base.bias.shape), base.bias.detach()))
+    for name, parameter in model.named_parameters():
+        if not any(name.startswith(f"{prefix}.") for prefix in adapted):
+            found.append(PlainWeight(name, tuple(parameter.shape), parameter.detach()))
+    return found

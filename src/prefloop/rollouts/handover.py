@@ -1,0 +1,89 @@
+"""A policy from the trainer's memory into vLLM's, without a file between them.
+
+``Writer`` writes merged weights straight into vLLM's parameters: dequantised from the trainer's 4-bit bytes plus the adapter, so nothing needs
+to be kept while vLLM sleeps. ``register`` gives vLLM the adapter alone, which costs generation some speed and no weights are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefloop.models.merge import PlainWeight, plain_weights
+
+CLOSE = 0.25
+"""Relative distance between a checkpoint's weight and its 4-bit twin (about 0.1) that still shows that one was found for the other."""
+
+
+class Writer:
+    """Where each weight of the plain model is among vLLM's parameters."""
+
+    def __init__(self, places: list[tuple[PlainWeight, Tensor]]) -> None:
+        self.places = places
+
+    @classmethod
+    def find(cls, model: nn.Module, sampler: nn.Module) -> Writer | None:
+        """Match ``model``'s weights with the parameters of vLLM's ``sampler``, which has loaded the same checkpoint.
+
+        vLLM joins projections that read the same input (``packed_modules_mapping``) and pads vocabularies. ``None`` where a weight has no
+        place, a parameter would not be written whole, or what stands in a place is not that weight: vLLM keeps it in a form of its own
+        (its CPU build repacks), and its own loader has to be asked.
+        """
+        there: dict[str, Tensor] = {n.replace(".base_layer.", "."): p.data for n, p in sampler.named_parameters()}
+        packed: Mapping[str, list[str]] = getattr(sampler, "packed_modules_mapping", None) or {}
+        whole = {part: (joint, parts) for joint, parts in packed.items() for part in parts}
+        weights = {w.name: w for w in plain_weights(model)}
+        places: list[tuple[PlainWeight, Tensor]] = []
+        written = dict.fromkeys(there, 0)
+        for name, weight in weights.items():
+            to, start = name, 0
+            if name not in there:
+                path, _, kind = name.rpartition(".")
+                parent, _, module = path.rpartition(".")
+                if module not in whole:
+                    return None
+                joint, parts = whole[module]
+                to = f"{parent}.{joint}.{kind}"
+                earlier = [f"{parent}.{p}.{kind}" for p in parts[: parts.index(module)]]
+                if to not in there or any(e not in weights for e in earlier):
+                    return None
+                start = sum(weights[e].shape[0] for e in earlier)
+            place = there[to][start : start + weight.shape[0]]
+            if tuple(place.shape) != weight.shape or not _near(weight, place):
+                return None
+            written[to] += weight.shape[0]
+            places.append((weight, place))
+        padded = ("embed_tokens.weight", "lm_head.weight")
+        if any(rows != len(there[n]) and not n.endswith(padded) for n, rows in written.items()):
+            return None
+        return cls(places)
+
+    def write(self, role: str | None) -> None:
+        """Put the weights merged with ``role`` into their places."""
+        for weight, place in self.places:
+            weight.write(role, place)
+
+
+def _near(weight: PlainWeight, place: Tensor) -> bool:
+    found = torch.empty_like(place)
+    weight.write(None, found)
+    distance = torch.linalg.vector_norm(found.float() - place.float())
+    return bool(distance <= CLOSE * torch.linalg.vector_norm(place.float()) + 1e-6)
+
+
+def register(worker: Any, number: int, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Run in vLLM's worker: make the adapter known under ``number`` and forget the ones before it."""
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.peft_helper import PEFTHelper
+
+    manager = worker.model_runner.lora_manager._adapter_manager
+    for known in list(manager.list_adapters()):
+        manager.remove_adapter(known)
+    options = worker.vllm_config.lora_config
+    adapter = LoRAModel.from_lora_tensors(
+        number, tensors, PEFTHelper.from_dict(config), device=str(worker.device), dtype=options.lora_dtype
+    )
+    manager.add_adapter(adapter)
