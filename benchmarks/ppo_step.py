@@ -12,6 +12,8 @@ product reaches on this card. Memory is the whole device's, in use by anything, 
 from __future__ import annotations
 
 import argparse
+import math
+import random
 import tempfile
 import threading
 import time
@@ -78,6 +80,34 @@ def arithmetic(shape: dict[str, Any], scored: Any, members: int, own_critic: boo
     return {"score": (2 + members + critic) * inner + 2 * head, "optimise": (2 + 2 * critic) * inner + 2 * head}
 
 
+class Synthetic:
+    """Random tokens in no time, to measure scoring and training alone."""
+
+    def __init__(self, vocabulary: int, new_tokens: int) -> None:
+        self.vocabulary, self.new_tokens = vocabulary, new_tokens
+
+    def load_policy(self, role: str | None) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def generate(self, prompts_ids: list[list[int]], n: int, seed: int) -> list[Any]:
+        """Responses of full length with equal log-probs."""
+        from prefloop.rollouts.engine import Rollout
+
+        draw, logp = random.Random(seed), -math.log(self.vocabulary)
+        return [
+            Rollout(
+                i,
+                [draw.randrange(10, self.vocabulary) for _ in range(self.new_tokens)],
+                [logp] * self.new_tokens,
+                False,
+            )
+            for i in range(len(prompts_ids))
+        ]
+
+
 def main() -> None:
     """Build, run some steps, print each and the last one's table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,15 +118,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="the last one is the table's")
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--critic", default="shared", choices=["shared", "adapter"])
-    parser.add_argument("--handover", default="merged", choices=["merged", "adapter"])
-    parser.add_argument("--rollout", default="vllm", choices=["vllm", "transformers"])
+    parser.add_argument("--handover", default="auto", choices=["auto", "merged", "adapter"])
+    parser.add_argument("--weights", default="full", choices=["full", "nf4"])
+    parser.add_argument("--rollout", default="vllm", choices=["vllm", "transformers", "synthetic"])
     parser.add_argument("--pack-tokens", type=int, default=4096)
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--kv-cache-gb", type=float)
     parser.add_argument("--budget", type=float, help="GiB of the card to leave free for all of this")
     parser.add_argument("--checkpointing", default="block", choices=["none", "block"])
     parser.add_argument("--no-sleep", action="store_true")
-    parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
 
     import torch
@@ -140,7 +170,7 @@ def main() -> None:
     print(f"backbone {time.perf_counter() - clock:.1f} s, {memory.take():.2f} GiB at most", flush=True)
     generation = GenerationConfig(
         temperature=1.0, max_new_tokens=options.new_tokens, max_num_seqs=options.max_num_seqs, kv_cache_gb=options.kv_cache_gb,
-        handover=options.handover, sleep=not options.no_sleep, compile=not options.no_compile,
+        handover=options.handover, weights=options.weights, sleep=not options.no_sleep,
     )  # fmt: skip
     backbone.add_role(POLICY)
     backbone.add_role(REFERENCE, frozen=True)
@@ -150,7 +180,11 @@ def main() -> None:
     reward = Reward(backbone, heads)
     critic = Critic(backbone, options.critic)
     clock = time.perf_counter()
-    engine: Any = start(options.rollout, backbone, generation)
+    engine: Any
+    if options.rollout == "synthetic":
+        engine = Synthetic(SHAPES[options.shape]["vocab_size"], options.new_tokens)
+    else:
+        engine = start(options.rollout, backbone, generation)
     print(f"engine {time.perf_counter() - clock:.1f} s, {memory.take():.2f} GiB at most", flush=True)
 
     data = rows(options.prompts, SHAPES[options.shape]["vocab_size"])

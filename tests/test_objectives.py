@@ -89,6 +89,21 @@ def test_gae_is_the_discounted_sum_of_td_errors() -> None:
     assert_close(ppo.gae(rewards, values, gamma, lam)[0], expected)
 
 
+def test_gae_of_a_padded_batch_is_that_of_each_response() -> None:
+    generator = torch.Generator().manual_seed(0)
+    length_B = torch.tensor([4, 1, 7])
+    rewards_R, values_R = torch.randn(2, 12, generator=generator)
+    rewards_B_T, values_B_T = (ppo.padded_B_T(x, length_B) for x in (rewards_R, values_R))
+    advantages, returns = (ppo.flat_R(x, length_B) for x in ppo.gae(rewards_B_T, values_B_T, 0.9, 0.7))
+    sums = ppo.flat_R(ppo.discounted(rewards_B_T, 0.9), length_B)
+    assert torch.equal(ppo.flat_R(rewards_B_T, length_B), rewards_R)
+    for k, (r, v) in enumerate(zip(rewards_R.split([4, 1, 7]), values_R.split([4, 1, 7]), strict=True)):
+        alone = ppo.gae(r, v, 0.9, 0.7)
+        assert_close(advantages.split([4, 1, 7])[k], alone[0])
+        assert_close(returns.split([4, 1, 7])[k], alone[1])
+        assert_close(sums.split([4, 1, 7])[k], ppo.discounted(r, 0.9))
+
+
 LOSSES = {
     "dpo": lambda c, r, label: preference.dpo(c - r, 0.3, label),
     "hinge": lambda c, r, label: preference.hinge(c - r, 0.3, label),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -72,7 +72,10 @@ def test_the_bare_base_samples_after_a_policy(pair: tuple[Backbone, Any]) -> Non
 class Sampler(nn.Module):
     """Parameters named and joined as vLLM does it, filled from a plain model."""
 
-    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+    packed_modules_mapping: ClassVar = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
 
     def __init__(self, model: nn.Module, pad: int = 0) -> None:
         super().__init__()
@@ -175,7 +178,7 @@ def test_a_missing_or_old_vllm_is_an_error_that_says_what_to_do(monkeypatch: pyt
     with pytest.raises(EngineError, match=r"0\.9\.1 is too old, it takes 0\.22 to 0\.31.*--rollout transformers"):
         check("vllm")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match="vLLM is not installed. Install it with 'make install'"):
+    with pytest.raises(EngineError, match=r"vLLM is not installed\. Install it with 'make install'"):
         check("vllm")
 
 

@@ -62,15 +62,15 @@ class GenerationConfig:
     max_num_seqs: int = 128
     """Responses generated side by side."""
     kv_cache_gb: float | None = aside(default=None)
-    """Memory for vLLM's KV cache in GiB. Default: 1 on a CPU; on a GPU what max_num_seqs responses of full length need, but no more than half
-    of what is free."""
-    handover: Literal["merged", "adapter"] = "merged"
-    """How vLLM gets the policy: merged into its weights, which costs the generation nothing, or as an adapter beside them, which is exact to
-    the last bit of the adapter and slower to sample from."""
+    """Memory for vLLM's KV cache in GiB. Default: 1 on a CPU; on a GPU what max_num_seqs responses of full length need, or what is free."""
+    handover: Literal["auto", "merged", "adapter"] = "auto"
+    """How vLLM gets the policy: merged into its weights, which costs the generation nothing, or as an adapter beside them. auto: merged, and
+    adapter where weights is nf4."""
+    weights: Literal["full", "nf4"] = "full"
+    """GPU: vLLM's weights are the trainer's, dequantised once (full), or kept in 4 bits (nf4): a quarter of the memory, slower."""
     sleep: bool = aside(default=True)
-    """GPU: vLLM gives its memory back while the trainer works; its weights are written anew from the trainer's at the next hand-over."""
-    compile: bool = aside(default=True)
-    """GPU: let vLLM compile its model (one to two minutes at the first start, kept in its cache), rather than capture CUDA graphs alone."""
+    """GPU: vLLM gives its memory back while the trainer works; full weights are written anew from the trainer's at the next hand-over, 4-bit
+    ones stay."""
 
 
 @dataclass(config=STRICT)

@@ -58,17 +58,12 @@ def estimate(
         rewards_R = math_.token_rewards(score_B, kl_R, length_B, kl_coef)
         if whiten_rewards:
             rewards_R = math_.whiten(rewards_R, shift_mean=False)
-        lengths = length_B.tolist()
-        pieces = [
-            math_.gae(r, v, gamma, lam) for r, v in zip(rewards_R.split(lengths), value_R.split(lengths), strict=True)
-        ]
-        advantage_R = torch.cat([a for a, _ in pieces])
-        if whiten_advantages:
-            advantage_R = math_.whiten(advantage_R)
-        return Estimate(advantage_R, torch.cat([r for _, r in pieces]))
+        rewards_B_T, value_B_T = (math_.padded_B_T(x, length_B) for x in (rewards_R, value_R))
+        advantage_R, return_R = (math_.flat_R(x, length_B) for x in math_.gae(rewards_B_T, value_B_T, gamma, lam))
+        return Estimate(math_.whiten(advantage_R) if whiten_advantages else advantage_R, return_R)
     if estimator == "reinforce":
         rewards_R = math_.token_rewards(score_B, kl_R, length_B, kl_coef)
-        ahead_R = torch.cat([math_.discounted(r, gamma) for r in rewards_R.split(length_B.tolist())])
+        ahead_R = math_.flat_R(math_.discounted(math_.padded_B_T(rewards_R, length_B), gamma), length_B)
         return Estimate(math_.whiten(ahead_R) if whiten_advantages else ahead_R, None)
     kl_B = torch.stack([part.sum() for part in kl_R.split(length_B.tolist())])
     total_B = score_B - kl_coef * kl_B

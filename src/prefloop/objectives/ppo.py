@@ -23,15 +23,19 @@ def kl_per_token(logp: Tensor, ref_logp: Tensor, estimator: str) -> Tensor:
     raise ValueError(f"unknown KL estimator '{estimator}': k1, k2 or k3")
 
 
-def gae(rewards_T: Tensor, values_T: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) of one finished response: advantages and returns, [T] each."""
-    advantages_T = torch.zeros_like(rewards_T)
-    running = torch.zeros((), dtype=rewards_T.dtype, device=rewards_T.device)
-    for t in reversed(range(len(rewards_T))):
-        next_value = values_T[t + 1] if t + 1 < len(values_T) else 0.0
-        running = rewards_T[t] + gamma * next_value - values_T[t] + gamma * lam * running
-        advantages_T[t] = running
-    return advantages_T, advantages_T + values_T
+def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) of finished responses: advantages and returns.
+
+    All of one shape, [T] or [B, T]; shorter responses have zeros behind them, which change nothing before them.
+    """
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[..., 0])
+    following = torch.zeros_like(running)
+    for t in reversed(range(rewards.shape[-1])):
+        running = rewards[..., t] + gamma * following - values[..., t] + gamma * lam * running
+        following = values[..., t]
+        advantages[..., t] = running
+    return advantages, advantages + values
 
 
 def token_rewards(score_B: Tensor, kl_R: Tensor, length_B: Tensor, kl_coef: float) -> Tensor:
@@ -60,16 +64,24 @@ def group_relative(score_B: Tensor, group: int, scale: bool = True) -> Tensor:
     return centred_P_G.flatten()
 
 
-def discounted(rewards_T: Tensor, gamma: float) -> Tensor:
-    """Sum of what is still to come at each token, [T]: Σ_k γ^k r_{t+k}."""
-    if gamma == 1:
-        return rewards_T.flip(0).cumsum(0).flip(0)
-    out_T = torch.zeros_like(rewards_T)
-    running = torch.zeros((), dtype=rewards_T.dtype, device=rewards_T.device)
-    for t in reversed(range(len(rewards_T))):
-        running = rewards_T[t] + gamma * running
-        out_T[t] = running
-    return out_T
+def discounted(rewards: Tensor, gamma: float) -> Tensor:
+    """Sum of what is still to come at each token, Σ_k γ^k r_{t+k}; [T] or [B, T], zeros behind shorter responses."""
+    out = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[..., 0])
+    for t in reversed(range(rewards.shape[-1])):
+        running = rewards[..., t] + gamma * running
+        out[..., t] = running
+    return out
+
+
+def padded_B_T(flat_R: Tensor, length_B: Tensor) -> Tensor:
+    """A flat batch as rows with zeros behind them."""
+    return torch.nn.utils.rnn.pad_sequence(list(flat_R.split(length_B.tolist())), batch_first=True)
+
+
+def flat_R(padded_B_T: Tensor, length_B: Tensor) -> Tensor:
+    """The opposite of ``padded_B_T``."""
+    return padded_B_T[torch.arange(padded_B_T.shape[1]) < length_B[:, None]]
 
 
 def whiten(values: Tensor, shift_mean: bool = True) -> Tensor:

@@ -68,10 +68,17 @@ class Writer:
 
 
 def _near(weight: PlainWeight, place: Tensor) -> bool:
-    found = torch.empty_like(place)
-    weight.write(None, found)
-    distance = torch.linalg.vector_norm(found.float() - place.float())
-    return bool(distance <= CLOSE * torch.linalg.vector_norm(place.float()) + 1e-6)
+    found = weight.parameter
+    if found is None:
+        found = torch.empty_like(place)
+        weight.write(None, found)
+    square = [torch.zeros((), device=place.device) for _ in range(2)]
+    for a, b in zip(
+        found.split(8192), place.split(8192), strict=True
+    ):  # float copies of whole embeddings would take gigabytes
+        square[0] += (a.float() - b.float()).square().sum()
+        square[1] += b.float().square().sum()
+    return bool(square[0] <= CLOSE**2 * square[1] + 1e-12)
 
 
 def register(worker: Any, number: int, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import math
 import os
 import re
 import sys
@@ -25,10 +26,16 @@ import torch
 from prefloop.config import GenerationConfig
 from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
+from prefloop.models.merge import plain_weights
 from prefloop.rollouts.engine import Rollout
 from prefloop.rollouts.handover import Writer, register
 
 OLDEST = (0, 22)
+GIB = 2**30
+BATCHED_TOKENS = 8192
+"""Prompt tokens that vLLM reads at a time, at most: more would take more workspace and read no faster."""
+WORKSPACE = 2 * GIB
+"""What vLLM's activations, graphs and sampler take beside weights and cache, about."""
 
 
 def missing() -> str | None:
@@ -52,6 +59,12 @@ class VLLMEngine:
         self.backbone = backbone
         self.generation = generation
         self.cpu = backbone.device.type == "cpu"
+        self.quantised = not self.cpu and generation.weights == "nf4"
+        self.by_adapter = generation.handover == "adapter" or (generation.handover == "auto" and self.quantised)
+        if self.quantised and (not self.by_adapter or backbone.config.precision != "nf4"):
+            raise EngineError(
+                "generation.weights nf4 goes with backbone.precision nf4 and generation.handover adapter: nothing can be merged into 4 bits"
+            )
         self.seconds: dict[str, float] = {}
         """Of the last hand-over, wake-up and sleep."""
         self._adapter: Any = None
@@ -75,15 +88,15 @@ class VLLMEngine:
                 "generation.kv_cache_gb"
             ) from error
         torch.set_num_threads(threads)
-        self.writer: Writer | None = self._in_worker(
-            lambda w: Writer.find(backbone.causal_lm, w.model_runner.get_model())
-        )
+        self.writer: Writer | None = None
+        if not self.quantised:
+            self.writer = self._in_worker(lambda w: Writer.find(backbone.causal_lm, w.model_runner.get_model()))
         if self._sleeps:
             self.pause()
 
     @property
     def _sleeps(self) -> bool:
-        return not self.cpu and self.generation.sleep
+        return not self.cpu and self.generation.sleep and not self.quantised
 
     def _start(self) -> Any:
         from vllm import LLM
@@ -91,12 +104,18 @@ class VLLMEngine:
         config, generation = self.backbone.config, self.generation
         options: dict[str, Any] = {"gpu_memory_utilization": 0.1, "enforce_eager": True}
         if not self.cpu:
-            # vLLM checks that this share of the card is free, and takes what it is told to for the cache.
-            options = {"gpu_memory_utilization": 0.01, "kv_cache_memory_bytes": self._kv_cache_bytes()}
-            options["enable_sleep_mode"] = generation.sleep
-            if not generation.compile:
-                options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-        if generation.handover == "adapter":
+            # vLLM checks that this share of the card is free, and takes what it is told to for the cache. Graphs of decoding steps without
+            # compilation generate as fast as with it (docs/benchmarks.md) and start a minute and a half sooner.
+            options = {
+                "gpu_memory_utilization": 0.01,
+                "kv_cache_memory_bytes": self._kv_cache_bytes(),
+                "enable_sleep_mode": self._sleeps,
+                "max_num_batched_tokens": max(BATCHED_TOKENS, config.max_length),
+                "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+            }
+        if self.quantised:
+            options["quantization"] = "bitsandbytes"  # as it loads, as the trainer does: the same bytes
+        if self.by_adapter:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": max(8, config.adapter.r)}
         return LLM(
             model=str(self.backbone.folder),
@@ -114,14 +133,23 @@ class VLLMEngine:
     def _kv_cache_bytes(self) -> int:
         if self.generation.kv_cache_gb is not None:
             return int(self.generation.kv_cache_gb * 2**30)
+        weights = plain_weights(self.backbone.causal_lm)
         text = self.backbone.causal_lm.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        token = 2 * text.num_hidden_layers * heads * size * self.backbone.compute_dtype.itemsize
+        itemsize = self.backbone.compute_dtype.itemsize
         # Blocks of 16 tokens, one more for each response and one that vLLM keeps.
         tokens = (self.generation.max_num_seqs + 1) * (self.backbone.config.max_length + 32)
-        free, _ = torch.cuda.mem_get_info(self.backbone.device)
-        return min(token * tokens, free // 2)
+        wanted = 2 * text.num_hidden_layers * heads * size * itemsize * tokens
+        free, total = torch.cuda.mem_get_info(self.backbone.device)
+        full = sum(math.prod(w.shape) * (0.6 if self.quantised and w.layer is not None else itemsize) for w in weights)
+        left = int(free - full - WORKSPACE)
+        if left < wanted / 64:
+            raise ValueError(
+                f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free; vLLM's weights take {full / GIB:.1f}, its workspace about "
+                f"{WORKSPACE / GIB:.0f}: nothing is left for the KV cache. Say generation.weights nf4"
+            )
+        return min(wanted, left)
 
     def _in_worker(self, function: Callable[[Any], Any]) -> Any:
         return self.llm.collective_rpc(function)[0]
@@ -130,12 +158,12 @@ class VLLMEngine:
         started = time.perf_counter()
         if self._asleep:
             self.llm.wake_up(tags=["weights"])
-        merged = self.generation.handover == "merged" or role is None
+        merged = not self.by_adapter or role is None
         woke = time.perf_counter()
-        if merged or self._asleep or not self._twin:
-            self._write(role if merged else None)
+        if not self.quantised and (merged or self._asleep or not self._twin):
+            self._write(None if self.by_adapter else role)
         self._adapter = None if merged else self._register(str(role))
-        self._twin = not merged
+        self._twin = self.by_adapter
         if not self.cpu:
             torch.cuda.synchronize()
         handed = time.perf_counter()

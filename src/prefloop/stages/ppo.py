@@ -24,7 +24,8 @@ from prefloop.rollouts.sampling import read_prompts
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training import ppo as steps
-from prefloop.training.critic import Critic
+from prefloop.training.critic import VALUE, Critic
+from prefloop.training.dry import dry_pass, largest_pack
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, policy_parameters, start_policy
 from prefloop.training.scored import Clock, Scored, draw
@@ -91,6 +92,13 @@ class PPO(Stage):
             start_policy(work, inputs["sft"], audit, [probe], runtime.generation.temperature)
             reward = Reward.load(backbone, inputs["reward"].path)
             critic = Critic(backbone, self.config.critic, inputs["reward"].path) if self.estimator == "gae" else None
+            if backbone.device.type == "cuda":
+                shape = max(map(len, prompts_ids.values())), room, self.config.samples_per_prompt
+                own = [VALUE] if critic is not None and critic.own else []
+                whole, scored = (
+                    largest_pack(*shape, b) for b in (backbone.config.pack_tokens, backbone.scoring_tokens)
+                )
+                dry_pass(backbone, [POLICY, *own], [POLICY], whole, scored)
             metrics = self._train(work, audit, prompts, prompts_ids, reward, critic)
             backbone.save_role(POLICY, work.folder)
             if critic is not None:
