@@ -17,7 +17,6 @@ from torch import Tensor
 from prefloop.audit import Audit
 from prefloop.config import PPOConfig
 from prefloop.data.packing import Document, Pack, packs
-from prefloop.judging.judges import Grader
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward
@@ -29,6 +28,7 @@ from prefloop.rollouts.engine import Rollout
 from prefloop.stage import Work
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, logps_R
+from prefloop.training.rewards import REWARD_MODEL, Rewards, combined_B
 from prefloop.training.scored import Scored
 
 
@@ -40,11 +40,12 @@ def score(
     rollouts: list[Rollout],
     reward: Reward,
     value_head: ScalarHead | None,
-    function: Grader | None = None,
+    rewards: Rewards,
 ) -> Scored:
     """Log-probs under policy and reference, values and rewards of a rollout, from the same packs.
 
-    Raises ``JudgeError`` naming the prompt when ``function`` raises or gives no finite number; nothing was learnt from the rollout then.
+    Raises ``JudgeError`` naming source and response when one of ``rewards`` fails or gives no finite number; nothing was learnt from the
+    rollout then.
     """
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
     n = config.samples_per_prompt
@@ -68,6 +69,7 @@ def score(
         torch.zeros(len(rollouts)),
         length_B,
     )
+    model_B = torch.zeros(len(rollouts))
     for pack in packs(documents, backbone.scoring_tokens):
         rows, there = scored.rows(pack), pack.to(backbone.device)
         with backbone.role(POLICY):
@@ -78,14 +80,15 @@ def score(
         scored.reference_logp_R[rows] = logps_R(backbone, there, REFERENCE, temperature).cpu()
         if config.reward_model_weight:
             score_K_B = reward.scores_K_B(there) if config.normalize_reward else reward.raw_K_B(there)
-            score_K_B = config.reward_model_weight * score_K_B
-            scored.reward_B[list(pack.keys)] = score_K_B.mean(0).cpu()
+            model_B[list(pack.keys)] = score_K_B.mean(0).cpu()
             if len(reward.heads) > 1:
-                scored.spread_B[list(pack.keys)] = score_K_B.std(0).cpu()
-    if function is not None:
+                scored.spread_B[list(pack.keys)] = abs(config.reward_model_weight) * score_K_B.std(0).cpu()
+    if config.reward_model_weight:
+        scored.source_B[REWARD_MODEL] = model_B
+    if rewards.sources:
         texts = [backbone.chat.decode(r.token_ids) for r in rollouts]
-        values = [function.grade(batch[i // n], text) for i, text in enumerate(texts)]
-        scored.reward_B += config.reward_function_weight * torch.tensor(values)
+        scored.source_B |= rewards.scores_B([p for p in batch for _ in range(n)], texts)
+    scored.reward_B = combined_B(scored.source_B, {REWARD_MODEL: config.reward_model_weight, **rewards.weights})
     return scored
 
 
