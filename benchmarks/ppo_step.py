@@ -143,6 +143,7 @@ def main() -> None:
     from prefloop.training.critic import Critic
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE, policy_parameters
+    from prefloop.training.rewards import Rewards
 
     versions = environment()["versions"]
     gpu = torch.cuda.is_available()
@@ -154,9 +155,8 @@ def main() -> None:
     ballast = None
     if gpu and options.budget:
         torch.cuda.empty_cache()
-        ballast = torch.empty(
-            int(torch.cuda.mem_get_info()[0] - options.budget * GIB), dtype=torch.uint8, device="cuda"
-        )
+        total = torch.cuda.mem_get_info()[1]  # what this process holds already, its CUDA context, is part of the budget
+        ballast = torch.empty(int(total - options.budget * GIB), dtype=torch.uint8, device="cuda")
     memory = (
         Memory(ballast.numel() if ballast is not None else 0) if gpu else SimpleNamespace(take=lambda: float("nan"))
     )
@@ -224,7 +224,7 @@ def main() -> None:
         lap("generate", new)
         engine.pause()
         lap("sleep")
-        scored = ppo.score(work, settings, batch, prompts_ids, rollouts, reward, critic)
+        scored = ppo.score(work, settings, batch, prompts_ids, rollouts, reward, critic, Rewards({}))
         whole = sum(len(d.prompt_ids) + sum(map(len, d.responses_ids)) for d in scored.documents)
         lap("score", whole)
         found = ppo.estimate(settings, "gae", scored, 0.05)

@@ -8,7 +8,7 @@ import pytest
 from judge_endpoint import PROMPT, endpoint_fixture, judge_at, prefers_longer, shown  # noqa: F401
 
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.judging import openai as openai_module
+from prefloop.judging import endpoint as endpoint_module
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.judges import BothOrders, CachedJudge, Verdict
 from prefloop.judging.openai import OpenAIJudge
@@ -38,7 +38,7 @@ def test_settings_of_none_leave_the_request_and_extra_fields_join_it(endpoint):
 
 def test_429_is_retried_after_the_time_the_server_asks_for(endpoint, monkeypatch):
     waits = []
-    monkeypatch.setattr(openai_module, "_wait", lambda seconds, stop: waits.append(seconds))
+    monkeypatch.setattr(endpoint_module, "_wait", lambda seconds, stop: waits.append(seconds))
     server = endpoint(lambda n, body: (429, {"Retry-After": "7"}, "slow down") if n == 0 else "[[B]]")
     assert judge_at(server.url, backoff=1.0).compare(PROMPT, "a", "b").score == 0.0
     assert waits == [7.0]
@@ -46,7 +46,7 @@ def test_429_is_retried_after_the_time_the_server_asks_for(endpoint, monkeypatch
 
 def test_backoff_doubles_and_a_server_that_stays_broken_ends_in_an_error_that_says_so(endpoint, monkeypatch):
     waits = []
-    monkeypatch.setattr(openai_module, "_wait", lambda seconds, stop: waits.append(seconds))
+    monkeypatch.setattr(endpoint_module, "_wait", lambda seconds, stop: waits.append(seconds))
     server = endpoint(lambda n, body: (500, {}, "boom " * 100))
     with pytest.raises(
         JudgeError, match=r"chat/completions: HTTP 500: boom .*\(4 attempts\); the server failed"

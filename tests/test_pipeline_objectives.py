@@ -63,26 +63,6 @@ def test_estimators_without_a_critic_by_name(config: Path, algo: str) -> None:
     assert first["score_mean"] < first["reward_mean"], "the members' spread was not subtracted"
 
 
-def test_a_reward_function_joins_or_replaces_the_reward_model(config: Path) -> None:
-    source = config.parent / "letters.py"
-    source.write_text("def score(prompt, response):\n    return sum(map(ord, response)) % 64 / 64\n")
-    flags = ("--algo", "rloo", "--ppo.reward-function", f"{source}:score")
-
-    def first_step() -> dict[str, Any]:
-        events = [json.loads(line) for line in (config.parent / "runs" / "t" / "events.jsonl").open()]
-        return [e for e in events if e.get("stage") == "rloo" and "reward_mean" in e][-4]
-
-    run(config, *flags)
-    both = first_step()["reward_mean"]
-    run(config, *flags, "--ppo.reward-model-weight", "0")
-    alone = first_step()["reward_mean"]
-    assert 0 < alone < 1 and alone == pytest.approx(round(alone * 512) / 512), "eight values in 64ths"
-    assert both != alone
-    source.write_text("def score(prompt, response):\n    return float('nan')\n")
-    code, output = finish(start(config, *flags))
-    assert code != 0 and "letters.py:score on prompt" in output and "nan" in output and "Traceback" not in output
-
-
 def test_a_killed_run_without_a_critic_ends_in_the_same_weights(config: Path) -> None:
     run(config, "--algo", "rloo", "--ppo.clip-range", "0.3")
     whole = adapter(config, "rloo")

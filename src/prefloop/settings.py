@@ -15,6 +15,28 @@ from pydantic import TypeAdapter, ValidationError
 from prefloop.config import RLHFConfig
 from prefloop.errors import ConfigError, nearest
 
+_FLAGS = tyro.constructors.ConstructorRegistry()
+
+
+@_FLAGS.primitive_rule
+def _weights(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """A dictionary is one flag with pairs, which replace those of the file; tyro's own rule makes a flag of each key in the file."""
+    if info.type != dict[str, float]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME WEIGHT ...]",
+        instance_from_str=_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [str(part) for pair in value.items() for part in pair],
+    )
+
+
+def _pairs(parts: list[str]) -> dict[str, float]:
+    if len(parts) % 2:
+        raise ValueError(f"expected a weight after each name, found {' '.join(parts)}")
+    return {name: float(weight) for name, weight in zip(parts[::2], parts[1::2], strict=True)}
+
 
 def load(path: Path) -> RLHFConfig:
     """Read a YAML file of configuration fields. Raises ``ConfigError`` naming the file, the key and the nearest known key."""
@@ -79,4 +101,4 @@ def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
             default = load(Path(path))
             del rest[i : i + (1 if "=" in argument else 2)]
             break
-    return tyro.cli(RLHFConfig, args=rest, default=default, prog=prog, description=description)
+    return tyro.cli(RLHFConfig, args=rest, default=default, prog=prog, description=description, registry=_FLAGS)

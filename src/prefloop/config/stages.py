@@ -177,12 +177,11 @@ class PPOConfig:
     """Clip the score to ± this; none switches it off."""
     group_std: bool = True
     """grpo: divide by the standard deviation of the scores of a prompt; without it easy and hard prompts weigh the same."""
-    reward_function: str | None = None
-    """path/to/file.py:function, called as (prompt, response) -> float for every response and added to the reward model's score."""
-    reward_function_weight: float = 1.0
-    """What the function's value is multiplied by."""
+    rewards: dict[str, float] = aside(default_factory=dict)  # PPO.parts has them: files count by their bytes
+    """Further rewards and their weights, added to the reward model's: path/to/file.py:function, called as (prompt, response) -> float, or
+    http://host/path, asked as docs/extending.md says. A weight of 0 only draws the curve."""
     reward_model_weight: float = 1.0
-    """What the reward model's score is multiplied by; 0 leaves the function alone."""
+    """What the reward model's score is multiplied by; 0 leaves it out."""
     uncertainty_penalty: float = 0.0
     """Subtract this times the standard deviation over the members of a reward ensemble (reward.members > 1)."""
     group_baseline: bool = False

@@ -1,31 +1,24 @@
-"""A language model behind any OpenAI-compatible endpoint as a pairwise judge. Only this module imports httpx."""
+"""A language model behind any OpenAI-compatible endpoint as a pairwise judge."""
 
 from __future__ import annotations
 
 import dataclasses
-import email.utils
 import hashlib
 import json
-import os
-import random
 import re
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from prefloop.errors import ConfigError, JudgeError
+from prefloop.judging.endpoint import Endpoint, Reply, parsed_url
 from prefloop.judging.judges import Item, OnVerdict
 from prefloop.judging.prompts import CRITERIA, REASK, TEMPLATE_VERSION, pairwise_messages, parse_verdict
 from prefloop.judging.verdict import Verdict
 from prefloop.records import Message
 
-_MAX_WAIT_S = 120.0
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _ADVICE = {
     400: "the endpoint refused a parameter; temperature and max_tokens can be None, extra_body adds others",
     401: "set the environment variable that api_key_env names to a valid key",
@@ -81,23 +74,23 @@ class OpenAIJudge:
         for name, low in (("max_concurrency", 1), ("max_retries", 0), ("backoff", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be {low} or more, found {getattr(self, name)}")
-        try:
-            url = httpx.URL(f"{self.base_url.rstrip('/')}/chat/completions")
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"base_url is not a URL ({error})") from None
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ConfigError("base_url must look like http://localhost:8000/v1 or https://host/v1")
-        if url.userinfo or url.query:
-            raise ConfigError(
-                "base_url must hold no user, password or query: put the key in a variable, name it in api_key_env"
-            )
+        url = parsed_url(
+            f"{self.base_url.rstrip('/')}/chat/completions",
+            "base_url",
+            key="put the key in a variable, name it in api_key_env",
+        )
         self.name = f"openai:{self.model}"
-        self._url = url
-        # A proxy named in the environment cannot reach this machine's own loopback.
-        self._client = httpx.Client(
+        self._endpoint = Endpoint(
+            url,
+            who=f"judge {url}",
+            setting="base_url",
+            key_env=self.api_key_env,
+            key_required=True,
             timeout=self.timeout,
-            trust_env=url.host not in _LOOPBACK,
-            limits=httpx.Limits(max_connections=self.max_concurrency),
+            max_retries=self.max_retries,
+            backoff=self.backoff,
+            advice=_ADVICE,
+            max_connections=self.max_concurrency,
         )
 
     def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
@@ -155,90 +148,21 @@ class OpenAIJudge:
         return Verdict(0.5 if score is None else score, raw=(reply, second), unparsable=int(score is None))
 
     def _ask(self, messages: list[dict[str, str]], stop: threading.Event) -> str:
-        """One reply of the model; retries what may pass by itself."""
+        """One reply of the model."""
         body: dict[str, Any] = {"model": self.model, "messages": messages, **self.extra_body}
         body.update(
             {k: v for k in ("temperature", "max_tokens") if (v := getattr(self, k)) is not None and k not in body}
         )
-        key = self._key()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        content = json.dumps(body)  # ASCII, so that half an emoji in a cut-off response can be sent
-        for attempt in range(self.max_retries + 1):
-            try:
-                response = self._client.post(self._url, content=content, headers=headers)
-            except httpx.RequestError as error:
-                failure, advice, retry_after = self._transport_failure(error)
-            else:
-                if response.is_success:
-                    return self._reply_text(response, key)
-                failure = f"HTTP {response.status_code}: {self._excerpt(response, key)}"
-                passing = response.status_code in (408, 429) or response.status_code >= 500
-                fallback = "the server failed; look into its log" if passing else "check base_url and the model name"
-                advice = _ADVICE.get(response.status_code, fallback)
-                if not passing:
-                    raise JudgeError(f"judge {self._url}: {failure}; {advice}")
-                retry_after = _retry_after(response.headers.get("retry-after"))
-            if attempt < self.max_retries:
-                pause = self.backoff * 2**attempt * random.uniform(0.75, 1.25) if retry_after is None else retry_after
-                _wait(min(pause, _MAX_WAIT_S), stop)
-                if stop.is_set():
-                    break
-        raise JudgeError(f"judge {self._url}: {failure} ({attempt + 1} attempts); {advice}")
+        return self._reply_text(self._endpoint.post(body, stop))
 
-    def _transport_failure(self, error: httpx.RequestError) -> tuple[str, str, None]:
-        if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
-            return f"no answer within {self.timeout:g} s", "raise timeout, or look whether the server is stuck", None
-        # The exception's text comes from the network layer, below the headers that hold the key.
-        return f"{type(error).__name__}: {error}", "is the server up, and is base_url right?", None
-
-    def _reply_text(self, response: httpx.Response, key: str | None) -> str:
+    def _reply_text(self, reply: Reply) -> str:
         try:
-            content = response.json()["choices"][0]["message"]["content"]
+            content = reply.json()["choices"][0]["message"]["content"]
             if not isinstance(content, str | None):
                 raise TypeError
         except (ValueError, LookupError, TypeError):
             raise JudgeError(
-                f"judge {self._url}: HTTP {response.status_code}, but not a chat completion: "
-                f"{self._excerpt(response, key)}; check that base_url is an OpenAI-compatible API"
+                f"{self._endpoint.who}: HTTP {reply.status}, but not a chat completion: {reply.excerpt()}; "
+                "check that base_url is an OpenAI-compatible API"
             ) from None
-        return _without(key, content or "")
-
-    def _excerpt(self, response: httpx.Response, key: str | None) -> str:
-        return _without(key, response.text)[:200] or "(empty body)"
-
-    def _key(self) -> str | None:
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key:
-            raise JudgeError(
-                f"judge {self._url}: environment variable {self.api_key_env} is not set; set it to the key"
-            )
-        if not (key.isascii() and key.isprintable()):
-            raise JudgeError(
-                f"judge {self._url}: the key in {self.api_key_env} holds characters that cannot be sent; copy it again"
-            )
-        return key
-
-
-def _without(key: str | None, text: str) -> str:
-    """The text with the key blotted out: an endpoint may echo what it was sent."""
-    return text.replace(key, "***") if key else text
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for, given as seconds or as a date."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _wait(seconds: float, stop: threading.Event) -> None:
-    stop.wait(seconds)
+        return reply.without_key(content or "")

@@ -28,6 +28,7 @@ from prefloop.training.critic import VALUE, Critic
 from prefloop.training.dry import dry_pass, largest_pack
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, policy_parameters, start_policy
+from prefloop.training.rewards import Rewards
 from prefloop.training.scored import Clock, Scored, draw
 
 
@@ -50,8 +51,7 @@ class PPO(Stage):
         self.kl_placement, self.kl_kind = steps.kl_settings(self.config, self.estimator)
         self._refuse_what_cannot_work()
         self.data = data or DataConfig()
-        function = self.config.reward_function
-        self.function = FunctionGrader(function) if function else None
+        self.rewards = Rewards(self.config.rewards)
         self.monitor = FunctionGrader(gold) if gold else None
         """Watches gold against proxy in the log; the policy never sees it."""
 
@@ -64,7 +64,7 @@ class PPO(Stage):
             "bad_rows": data.bad_rows,
             "limit": data.limit,
             "monitor": watch,
-            "function": self.function.fingerprint() if self.function else None,
+            "rewards": self.rewards.parts(),
         }
 
     def _refuse_what_cannot_work(self) -> None:
@@ -73,6 +73,10 @@ class PPO(Stage):
         if (config.group_baseline or self.estimator in ("grpo", "rloo")) and config.samples_per_prompt < 2:
             raise ConfigError(
                 f"{grouped} needs ppo.samples_per_prompt of at least 2: there is no other response to compare with"
+            )
+        if not config.reward_model_weight and not any(config.rewards.values()):
+            raise ConfigError(
+                "ppo.reward_model_weight is 0 and ppo.rewards gives no source a weight: there is no reward to learn from"
             )
         if (self.kl_placement, self.kl_kind) == ("loss", "k1"):
             raise ConfigError(
@@ -138,7 +142,7 @@ class PPO(Stage):
                 clock = Clock()
                 rollouts = self._generate(work, batch, prompts_ids, step)
                 clock.lap("generate")
-                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, critic, self.function)
+                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, critic, self.rewards)
                 clock.lap("score")
                 found = steps.estimate(self.config, self.estimator, scored, kl.coef)
                 clock.lap("estimate")
@@ -201,6 +205,7 @@ class PPO(Stage):
         metrics: dict[str, Any] = {
             "reward_mean": float(scored.reward_B.mean()),
             "reward_std": float(scored.reward_B.std()),
+            "rewards": {name: float(score_B.mean()) for name, score_B in scored.source_B.items()},
             "score_mean": float(steps.penalised_B(self.config, scored).mean()),
             "kl": sequence_kl,
             "kl_coef": kl_coef,

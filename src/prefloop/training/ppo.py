@@ -17,7 +17,6 @@ from torch import Tensor
 from prefloop.audit import Audit
 from prefloop.config import PPOConfig
 from prefloop.data.packing import Document, Pack, packs
-from prefloop.judging.judges import Grader
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
 from prefloop.models.reward import Reward
 from prefloop.objectives import estimators
@@ -29,6 +28,7 @@ from prefloop.stage import Work
 from prefloop.training.critic import Critic
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, logps_R
+from prefloop.training.rewards import REWARD_MODEL, Rewards, combined_B
 from prefloop.training.scored import Scored
 
 
@@ -40,11 +40,12 @@ def score(
     rollouts: list[Rollout],
     reward: Reward,
     critic: Critic | None,
-    function: Grader | None = None,
+    rewards: Rewards,
 ) -> Scored:
     """Log-probs under policy and reference, values and rewards of a rollout, from the same packs.
 
-    Raises ``JudgeError`` naming the prompt when ``function`` raises or gives no finite number; nothing was learnt from the rollout then.
+    Raises ``JudgeError`` naming source and response when one of ``rewards`` fails or gives no finite number; nothing was learnt from the
+    rollout then.
     """
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
     n = config.samples_per_prompt
@@ -82,19 +83,20 @@ def score(
         of_R["reference_logp_R"].append(logps_R(backbone, pack, REFERENCE, temperature))
         if config.reward_model_weight:
             score_K_B = reward.scores_K_B(pack) if config.normalize_reward else reward.raw_K_B(pack)
-            score_K_B = config.reward_model_weight * score_K_B
             of_B["reward_B"].append(score_K_B.mean(0))
             if len(reward.heads) > 1:
-                of_B["spread_B"].append(score_K_B.std(0))
+                of_B["spread_B"].append(abs(config.reward_model_weight) * score_K_B.std(0))
     # To the host at the end: copying pack by pack would let the device wait each time.
     for where, found in ((torch.cat(rows), of_R), (torch.tensor(keys), of_B)):
         for name, parts in found.items():
             if parts:
                 getattr(scored, name)[where] = torch.cat(parts).float().cpu()
-    if function is not None:
+    if config.reward_model_weight:
+        scored.source_B[REWARD_MODEL] = scored.reward_B
+    if rewards.sources:
         texts = [backbone.chat.decode(r.token_ids) for r in rollouts]
-        values = [function.grade(batch[i // n], text) for i, text in enumerate(texts)]
-        scored.reward_B += config.reward_function_weight * torch.tensor(values)
+        scored.source_B |= rewards.scores_B([p for p in batch for _ in range(n)], texts)
+    scored.reward_B = combined_B(scored.source_B, {REWARD_MODEL: config.reward_model_weight, **rewards.weights})
     return scored
 
 

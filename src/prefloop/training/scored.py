@@ -32,6 +32,8 @@ class Scored:
     spread_B: Tensor
     """Standard deviation over the members of a reward ensemble; 0 with one member."""
     length_B: Tensor
+    source_B: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    """What each source of the reward gave, before its weight."""
 
     def rows(self, pack: Pack) -> Tensor:
         """Where the pack's response tokens stand in the flat tensors, [tokens of the pack]."""

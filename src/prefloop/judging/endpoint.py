@@ -1,0 +1,169 @@
+"""JSON to a user's server and back: retries, waits, and a key that goes nowhere else. Requests are made here alone.
+
+The OpenAI-compatible judge and the rewards over HTTP both ask through it. Redirects are not followed: the key is for the address that was
+named, and the error says where that address points.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from prefloop.errors import ConfigError, JudgeError
+
+_MAX_WAIT_S = 120.0
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+class Reply:
+    """A server's answer of status 2xx. The key it was asked with is blotted out of every excerpt."""
+
+    def __init__(self, response: httpx.Response, key: str | None) -> None:
+        self._response, self._key = response, key
+        self.status = response.status_code
+
+    def json(self) -> Any:
+        """The parsed body; raises ``ValueError`` when it is not JSON."""
+        return self._response.json()
+
+    def excerpt(self) -> str:
+        """The start of the body, for messages."""
+        return self.without_key(self._response.text)[:200] or "(empty body)"
+
+    def without_key(self, text: str) -> str:
+        """The text with the key blotted out: a server may echo what it was sent."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+@dataclass
+class Endpoint:
+    """One address that takes JSON by POST.
+
+    The key is read from the environment for each request and is held nowhere else. ``post`` raises ``JudgeError``, with the status and the
+    start of the body, when the server cannot be used.
+    """
+
+    url: httpx.URL
+    """Full address, from ``parsed_url``."""
+    who: str
+    """Start of every message about a request, such as ``judge http://localhost:8000/v1/chat/completions``."""
+    setting: str
+    """What the user set the address with, for messages."""
+    key_env: str | None
+    """Environment variable that holds the key; ``None`` sends no key."""
+    key_required: bool
+    """Whether a variable that is not set is an error; else no key is sent."""
+    timeout: float
+    """Seconds without a byte after which a request has failed."""
+    max_retries: int
+    """Further attempts after 408, 429, 5xx and connection errors."""
+    backoff: float
+    """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes precedence."""
+    advice: Mapping[int, str]
+    """What to do about a status."""
+    max_connections: int = 1
+    """Requests in flight at a time."""
+
+    def __post_init__(self) -> None:
+        # A proxy named in the environment cannot reach this machine's own loopback.
+        self._client = httpx.Client(
+            timeout=self.timeout,
+            trust_env=self.url.host not in _LOOPBACK,
+            limits=httpx.Limits(max_connections=self.max_connections),
+        )
+
+    def post(self, body: Mapping[str, Any], stop: threading.Event | None = None) -> Reply:
+        """Send ``body``; retries what may pass by itself, until ``stop`` is set."""
+        stop = stop or threading.Event()
+        key = self._key()
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        content = json.dumps(body)  # ASCII, so that half an emoji in a cut-off response can be sent
+        for attempt in range(self.max_retries + 1):
+            retry_after = None
+            try:
+                response = self._client.post(self.url, content=content, headers=headers)
+            except httpx.RequestError as error:
+                failure, advice = self._transport_failure(error)
+            else:
+                if response.is_success:
+                    return Reply(response, key)
+                failure = f"HTTP {response.status_code}: {Reply(response, key).excerpt()}"
+                passing = response.status_code in (408, 429) or response.status_code >= 500
+                advice = self._advice(response, key, passing)
+                if not passing:
+                    raise JudgeError(f"{self.who}: {failure}; {advice}")
+                retry_after = _retry_after(response.headers.get("retry-after"))
+            if attempt < self.max_retries:
+                pause = self.backoff * 2**attempt * random.uniform(0.75, 1.25) if retry_after is None else retry_after
+                _wait(min(pause, _MAX_WAIT_S), stop)
+                if stop.is_set():
+                    break
+        raise JudgeError(f"{self.who}: {failure} ({attempt + 1} attempts); {advice}")
+
+    def _advice(self, response: httpx.Response, key: str | None, passing: bool) -> str:
+        if response.has_redirect_location:
+            target = Reply(response, key).without_key(response.headers["location"]).partition("?")[0]
+            return (
+                f"it points to {target:.200}, and redirects are not followed: put the final address into {self.setting}"
+            )
+        fallback = "the server failed; look into its log" if passing else f"check {self.setting}"
+        return self.advice.get(response.status_code, fallback)
+
+    def _transport_failure(self, error: httpx.RequestError) -> tuple[str, str]:
+        if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
+            return f"no answer within {self.timeout:g} s", "look whether the server is stuck or has too much to do"
+        # The exception's text comes from the network layer, below the headers that hold the key.
+        return f"{type(error).__name__}: {error}", f"is the server up, and is {self.setting} right?"
+
+    def _key(self) -> str | None:
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env, "").strip()
+        if not key and self.key_required:
+            raise JudgeError(f"{self.who}: environment variable {self.key_env} is not set; set it to the key")
+        if not (key.isascii() and key.isprintable()):
+            raise JudgeError(
+                f"{self.who}: the key in {self.key_env} holds characters that cannot be sent; copy it again"
+            )
+        return key or None
+
+
+def parsed_url(text: str, setting: str, key: str, query: bool = False) -> httpx.URL:
+    """The address that ``setting`` gives. Raises ``ConfigError``, which never repeats what may be a password; ``key`` says where the key goes."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{setting} is not a URL ({error})") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(f"{setting} must look like http://localhost:8000/... or https://host/...")
+    if url.userinfo or (url.query and not query):
+        what = "user or password" if query else "user, password or query"
+        raise ConfigError(f"{setting} must hold no {what}: {key}")
+    return url
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds that a ``Retry-After`` header asks for, given as seconds or as a date."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _wait(seconds: float, stop: threading.Event) -> None:
+    stop.wait(seconds)

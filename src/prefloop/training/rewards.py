@@ -1,0 +1,240 @@
+"""Rewards from elsewhere than the reward model: a user's Python function, a user's HTTP server, each with a weight.
+
+A source scores a whole rollout at once. What it gives is checked before anything is learnt from it: one finite number for each response, or
+the stage stops and names the source and the response. Left out on purpose: a default for a response that could not be scored.
+
+Shape letter: B responses of a rollout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import torch
+from torch import Tensor
+
+from prefloop.errors import ConfigError, JudgeError
+from prefloop.judging.endpoint import Endpoint, parsed_url
+from prefloop.judging.judges import FunctionGrader
+from prefloop.records import Prompt
+
+KEY_ENV = "PREFLOOP_REWARD_KEY"
+"""Environment variable with the key that reward servers are asked with, as a Bearer token; without it none is sent."""
+REWARD_MODEL = "reward_model"
+"""Name of the reward model's own score among the sources."""
+_SETTING = "the URL in ppo.rewards"
+_ITEMS_A_REQUEST = 64
+_TIMEOUT_S = 120.0
+_MAX_RETRIES = 5
+_BACKOFF_S = 1.0
+_SHAPE = '{"scores": [a number for each item]}'
+_REFUSED = "the server does not take what is sent; docs/extending.md shows a request"
+_ADVICE = {
+    400: _REFUSED,
+    401: f"set the environment variable {KEY_ENV} to a valid key",
+    403: f"the key in {KEY_ENV} has no access; check it",
+    413: f"the server takes less than a request of {_ITEMS_A_REQUEST} responses; raise its limit",
+    422: _REFUSED,
+    429: "the server limits requests; raise its limit",
+}
+
+
+class RewardSource(Protocol):
+    """Scores the responses of a rollout; higher is better."""
+
+    name: str
+    """Short; the curve of its mean is called so."""
+
+    def fingerprint(self) -> str:
+        """What determines its scores, as far as it can be known."""
+        ...
+
+    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[str]) -> list[float]:
+        """The score of each response ``texts[i]``, called ``ids[i]``, to ``prompts[i]``. Raises ``JudgeError`` naming what could not be scored."""
+        ...
+
+
+class FunctionSource:
+    """A Python function ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``, called for each response."""
+
+    def __init__(self, spec: str, name: str = "") -> None:
+        self.grader = FunctionGrader(spec)
+        self.name = name or self.grader.name
+
+    def fingerprint(self) -> str:
+        """Of the file's content and the function's name."""
+        return self.grader.fingerprint()
+
+    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[str]) -> list[float]:
+        """The function's values. Raises ``JudgeError`` naming prompt and response when a call raises or gives no finite number."""
+        values = []
+        for prompt, text, response_id in zip(prompts, texts, ids, strict=True):
+            try:
+                values.append(self.grader.grade(prompt, text))
+            except JudgeError as error:
+                raise JudgeError(f"reward '{self.name}', response {response_id}: {error}") from error
+        return values
+
+
+class HTTPSource:
+    """A server that gets ``{"items": [{"id", "prompt": [messages], "response"}, ...]}`` by POST and answers ``{"scores": [numbers]}``.
+
+    An item also has ``meta`` where its prompt has. Scores stand in the order of the items. The key comes from ``PREFLOOP_REWARD_KEY`` alone.
+    """
+
+    def __init__(self, url: str, name: str = "") -> None:
+        self.url, self.name = url, name or _short_name(url)
+        self._endpoint = Endpoint(
+            _parsed(url),
+            who=f"reward '{self.name}'",
+            setting=_SETTING,
+            key_env=KEY_ENV,
+            key_required=False,
+            timeout=_TIMEOUT_S,
+            max_retries=_MAX_RETRIES,
+            backoff=_BACKOFF_S,
+            advice=_ADVICE,
+        )
+
+    def fingerprint(self) -> str:
+        """Of the URL: what the server runs cannot be known. A query such as ``?v=2`` tells versions apart."""
+        return hashlib.sha256(self.url.encode()).hexdigest()
+
+    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[str]) -> list[float]:
+        """The server's scores. Raises ``JudgeError`` naming the responses asked about when it cannot be used."""
+        items = [_item(*each) for each in zip(prompts, texts, ids, strict=True)]
+        values: list[float] = []
+        for start in range(0, len(items), _ITEMS_A_REQUEST):
+            values += self._ask(items[start : start + _ITEMS_A_REQUEST])
+        return values
+
+    def _ask(self, items: list[dict[str, Any]]) -> list[Any]:
+        asked = f"asked about responses {items[0]['id']} to {items[-1]['id']}"
+        try:
+            reply = self._endpoint.post({"items": items})
+        except JudgeError as error:
+            raise JudgeError(f"{error} ({asked})") from error
+        try:
+            values = reply.json()["scores"]
+            if not isinstance(values, list):
+                raise TypeError
+        except (ValueError, LookupError, TypeError):
+            raise JudgeError(
+                f"{self._endpoint.who}: expected {_SHAPE}, found {reply.excerpt()} ({asked}); check {_SETTING}"
+            ) from None
+        if len(values) != len(items):
+            raise JudgeError(f"{self._endpoint.who}: {len(values)} scores for {len(items)} items ({asked})")
+        # What is no number ends up in an error message: without the key, should the server echo it.
+        return [value if isinstance(value, int | float) else reply.without_key(str(value)) for value in values]
+
+
+def _item(prompt: Prompt, text: str, response_id: str) -> dict[str, Any]:
+    turns = [dataclasses.asdict(turn) for turn in prompt.prompt]
+    return {"id": response_id, "prompt": turns, "response": text} | ({"meta": prompt.meta} if prompt.meta else {})
+
+
+class Rewards:
+    """The sources of ``ppo.rewards``, each with its weight and a name of its own."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        """Keys are ``path/to/file.py:function`` or URLs. Raises ``ConfigError`` for what is neither, or a weight that is no finite number."""
+        for key, weight in weights.items():
+            if not _is_url(key) and not key.rpartition(":")[2].isidentifier():
+                raise ConfigError(f"ppo.rewards: '{key}' is neither path/to/file.py:function nor http://host/path")
+            if not math.isfinite(weight):
+                raise ConfigError(
+                    f"ppo.rewards: the weight of {_short_name(key)} is {weight}, expected a finite number"
+                )
+        names = _names(list(weights))
+        self.sources: list[RewardSource] = [
+            (HTTPSource if _is_url(key) else FunctionSource)(key, name)
+            for key, name in zip(weights, names, strict=True)
+        ]
+        self.weights = dict(zip(names, weights.values(), strict=True))
+
+    def parts(self) -> list[tuple[str, float]]:
+        """What of them determines an artifact: fingerprints and weights."""
+        return [(source.fingerprint(), self.weights[source.name]) for source in self.sources]
+
+    def scores_B(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Each source's scores of a rollout, before its weight, [B] float32. Raises ``JudgeError`` when one fails or gives no finite number."""
+        ids = response_ids(prompts)
+        try:
+            return {
+                source.name: _checked_B(source.name, source.scores(prompts, texts, ids), ids) for source in self.sources
+            }
+        except JudgeError as error:
+            raise JudgeError(
+                f"{error}\n       Nothing was learnt from this rollout; with the source mended, the same command goes on from the last "
+                "checkpoint (a changed function starts the stage anew)"
+            ) from error
+
+
+def combined_B(scores_B: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Σ weight * score over the sources, [B]."""
+    return torch.stack([weights[name] * score_B for name, score_B in scores_B.items()]).sum(0)
+
+
+def response_ids(prompts: Sequence[Prompt]) -> list[str]:
+    """``<prompt id>/<k>`` for the k-th response to a prompt in this rollout, from 0; a prompt drawn twice counts on."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for prompt in prompts:
+        ids.append(f"{prompt.id}/{seen[prompt.id]}")
+        seen[prompt.id] += 1
+    return ids
+
+
+def _checked_B(name: str, values: Sequence[Any], ids: Sequence[str]) -> Tensor:
+    """The scores as a tensor. Python's JSON reads NaN and Infinity, and a truth value is no score."""
+    if len(values) != len(ids):
+        raise JudgeError(f"reward '{name}': {len(values)} scores for {len(ids)} responses")
+    bad = [(i, value) for i, value in zip(ids, values, strict=True) if not _is_score(value)]
+    if bad:
+        more = f" (and {len(bad) - 1} more of {len(ids)})" if len(bad) > 1 else ""
+        raise JudgeError(
+            f"reward '{name}' on prompt '{bad[0][0].rpartition('/')[0]}', response {bad[0][0]}: found {bad[0][1]!r:.80}, expected a finite "
+            f"number{more}"
+        )
+    return torch.tensor([float(value) for value in values])
+
+
+def _is_score(value: Any) -> bool:
+    """Whether float32 holds it as a finite number."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= torch.finfo(torch.float32).max
+    )
+
+
+def _is_url(key: str) -> bool:
+    return "://" in key
+
+
+def _parsed(url: str) -> httpx.URL:
+    return parsed_url(url, _SETTING, key=f"put the key into the environment variable {KEY_ENV}", query=True)
+
+
+def _short_name(key: str) -> str:
+    """The function's name, or host and path of the address: no query, which may hold what is not for logs."""
+    if not _is_url(key):
+        return key.rpartition(":")[2]
+    url = _parsed(key)
+    return url.netloc.decode() + url.path.rstrip("/")
+
+
+def _names(keys: Sequence[str]) -> list[str]:
+    """Short names; where they repeat, the file's name stands before the function, then they are counted."""
+    short = [_short_name(key) for key in keys]
+    often = Counter([REWARD_MODEL, *short])
+    names = [
+        f"{Path(key.rpartition(':')[0]).stem}:{name}" if often[name] > 1 and not _is_url(key) else name
+        for key, name in zip(keys, short, strict=True)
+    ]
+    return [name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
