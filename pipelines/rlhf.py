@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     from prefloop.pipeline import Pipeline
     from prefloop.runtime import Runtime
 
-    runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output)
+    runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
     pipeline = Pipeline(compose(config), runtime, notes=config.notes)
     pipeline.run(config.output / config.run, command=" ".join(["pipelines/rlhf.py", *arguments]), algo=config.algo)
 

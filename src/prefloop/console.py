@@ -54,10 +54,11 @@ def waiting(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str = "it") -> Iterator[Callable[..., None]]:
+def progress(what: str, total: int, unit: str = "it", lines: bool = True) -> Iterator[Callable[..., None]]:
     """Show ``what`` advancing to ``total``; yields ``advance(n=1, note="")``.
 
-    A terminal gets a live bar; a log file gets a line every ten seconds, with rate and remaining time in both.
+    A terminal gets a live bar; a log file gets a line every ten seconds (unless ``lines`` is off, for work that prints its own), with rate
+    and remaining time in both.
     """
     started = time.monotonic()
     done = 0
@@ -96,7 +97,7 @@ def progress(what: str, total: int, unit: str = "it") -> Iterator[Callable[..., 
         nonlocal done, spoken
         check_interrupted()
         done += n
-        if time.monotonic() - spoken >= PLAIN_EVERY_S:
+        if lines and time.monotonic() - spoken >= PLAIN_EVERY_S:
             spoken = time.monotonic()
             left = (total - done) / rate() if done else float("nan")
             say(f"  {what} {done}/{total}  {rate():.3g} {unit}/s  {duration(left)} left  {note}".rstrip())

@@ -7,7 +7,8 @@ import errno
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from prefloop.errors import PrefloopError, StoreError
 from prefloop.runtime import Runtime, environment
 from prefloop.stage import Stage
 from prefloop.store import Artifact, run_lock, write_json
+from prefloop.trackers import Tracking, check_trackers
 
 
 class Run:
@@ -83,7 +85,8 @@ class Run:
         inputs = {slot: self.artifacts[slot] for slot in stage.inputs if slot in self.artifacts}
         log, place = self.folder / "events.jsonl", self.folder / "artifacts" / stage.produces
         logged = place.resolve()
-        with self.runtime.events_to(log):
+        tracking = Tracking(self.runtime.trackers, self.folder, stage, self.runtime, inputs)
+        with self.runtime.events_to(log), tracking, self.runtime.watched(tracking):
             artifact = stage.run(self.runtime, **inputs)
         if artifact.status == "reused" and logged != artifact.path.resolve() and (artifact / "events.jsonl").is_file():
             with log.open("a", encoding="utf-8") as file:  # built in another run: its curve belongs to this one too
@@ -138,11 +141,15 @@ class Pipeline:
             raise
 
     def _preflight(self) -> None:
-        """Every file that any stage misses, at once."""
+        """Every file that any stage misses, and every tracker's package, at once."""
         found: list[PrefloopError] = []
-        for stage in self.stages:
+        checks: list[Callable[[], None]] = [
+            partial(check_trackers, self.runtime.trackers),
+            *(stage.preflight for stage in self.stages),
+        ]
+        for check in checks:
             try:
-                stage.preflight()
+                check()
             except PrefloopError as error:
                 if str(error) not in map(str, found):
                     found.append(error)

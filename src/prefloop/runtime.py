@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,14 +49,17 @@ class Runtime:
         rollout: str = "vllm",
         seed: int = 0,
         output: Path = Path("runs"),
+        trackers: Sequence[str] = (),
     ) -> None:
         self.backbone_config = backbone or BackboneConfig()
         self.generation = generation or GenerationConfig()
         self.rollout = rollout
         self.seed = seed
         self.output = output
+        self.trackers = tuple(dict.fromkeys(trackers))
         self.store = Store(output / ".store")
         self._events: list[Path] = []
+        self._watchers: list[Callable[[dict[str, Any]], None]] = []
         self._engine: RolloutEngine | None = None
 
     @cached_property
@@ -114,13 +117,24 @@ class Runtime:
         finally:
             self._events.remove(path)
 
+    @contextlib.contextmanager
+    def watched(self, watcher: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+        """Also call ``watcher`` with every event within this block."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+
     def emit(self, **event: Any) -> None:
-        """Append one event, with the time, to every open event log."""
+        """Append one event, with the time, to every open event log and show it to every watcher."""
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"at": at, **event}, ensure_ascii=False)
         for path in self._events:
             with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        for watcher in self._watchers:
+            watcher(event)
 
     def close(self) -> None:
         """Stop the rollout engine."""

@@ -175,7 +175,17 @@ def _template(name: str) -> str:
     return file_digest(path) if path.is_file() else name
 
 
-_PRESENTATION = ("report", "cli.py", "console.py", "errors.py", "pipeline.py", "runtime.py", "settings.py")
+_PRESENTATION = (
+    "report",
+    "cli.py",
+    "console.py",
+    "errors.py",
+    "live.py",
+    "pipeline.py",
+    "runtime.py",
+    "settings.py",
+    "trackers.py",
+)
 
 
 @functools.cache

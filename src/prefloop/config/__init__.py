@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from prefloop.config.base import STRICT, is_config
+from prefloop.config.base import STRICT, aside, is_config
 from prefloop.config.common import AdapterConfig, BackboneConfig, DataConfig, GenerationConfig, OptimConfig
 from prefloop.config.stages import (
     AnnotatorConfig,
@@ -46,6 +46,8 @@ class RLHFConfig:
     """Disclosed scorer 'file.py:function' for simulated votes and for the final table; never seen by the reward model."""
     notes: list[str] = field(default_factory=list)
     """Sentences that the report prints under 'What these numbers cannot see'."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = aside(default_factory=list)
+    """Where the steps of every training stage are logged too; wandb stays offline unless WANDB_MODE says otherwise."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -195,6 +195,8 @@ class PPOConfig:
     """Truncated importance sampling: cap on trainer / sampler probability of a token; none switches it off."""
     max_logprob_gap: float = 0.05
     """Audit of every step: mean |log-prob gap| between sampler and trainer, nats a token, that the run tolerates."""
+    samples_every: int = aside(default=1)
+    """Steps between the sample responses in the artifact's samples.jsonl; 0 writes none."""
     kl: KLConfig = field(default_factory=KLConfig)
     """Penalty for leaving the reference."""
     optim: OptimConfig = optim(learning_rate=3e-4, schedule="constant", warmup_steps=0, checkpoint_every=1)

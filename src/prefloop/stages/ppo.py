@@ -15,6 +15,7 @@ from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.errors import ConfigError
 from prefloop.judging.judges import FunctionGrader
+from prefloop.live import Bounds, StepTable
 from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
@@ -24,6 +25,7 @@ from prefloop.rollouts.sampling import read_prompts
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training import ppo as steps
+from prefloop.training import samples
 from prefloop.training.critic import VALUE, Critic
 from prefloop.training.dry import dry_pass, largest_pack
 from prefloop.training.loop import Loop
@@ -134,7 +136,13 @@ class PPO(Stage):
         if restored is not None:
             first, kl.coef = restored[0]["round"], restored[0]["kl_coef"]
         metrics: dict[str, Any] = restored[0]["metrics"] if restored is not None else {}
-        with progress(self.name, config.steps - first, "step") as advance:
+        table = StepTable(self.name, config.steps, Bounds(config.max_logprob_gap, config.kl.stop))
+        written = work.folder / samples.FILE
+        if config.samples_every:
+            samples.keep_until(written, first)
+            say(f"  {self.name}: sample responses go to {written}", "dim")
+        bar = progress(self.name, config.steps - first, "step", lines=False)
+        with runtime.watched(table), bar as advance:
             for step in range(first, config.steps):
                 if restored is not None and restored[0].get("stopped"):
                     break
@@ -150,15 +158,15 @@ class PPO(Stage):
                 trained = steps.optimise(work, self.config, loop, scored, found, critic, step, audit, loss_kl)
                 clock.lap("optimise")
                 metrics = self._log(work, step, batch, scored, found, kl.coef, trained, clock, audit)
+                if config.samples_every and step % config.samples_every == 0:
+                    samples.append(written, samples.rows(backbone.chat, batch, scored, step + 1))
                 sequence_kl = metrics["kl"]
                 if config.kl.adaptive:
                     kl.update(sequence_kl, len(rollouts))
                 stopped = config.kl.stop is not None and sequence_kl > config.kl.stop
                 if (step + 1) % config.optim.checkpoint_every == 0 or stopped:
                     loop.save({"round": step + 1, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics})
-                advance(
-                    note=f"reward {metrics['reward_mean']:+.2f}  KL {sequence_kl:.2f}  {metrics['length_mean']:.0f} tokens"
-                )
+                advance()
                 if stopped:
                     say(
                         f"  {self.name}: sequence KL {sequence_kl:.1f} passed kl.stop = {config.kl.stop:g} nats after step {step + 1}; stopping",

@@ -1,0 +1,63 @@
+"""Responses that a person can read while the policy learns: a few rows of every n-th rollout in ``samples.jsonl``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefloop.data.chat import ChatFormat
+from prefloop.records import Prompt
+from prefloop.store import write_rows
+from prefloop.training.scored import Scored
+
+FILE = "samples.jsonl"
+PROMPTS = 4
+"""Prompts of a rollout that are written, with one response each."""
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the rows after ``step``, which training is about to do again, and what a kill left of a row."""
+    kept = []
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                if row["step"] <= step:
+                    kept.append(row)
+    write_rows(path, kept)
+
+
+def rows(chat: ChatFormat, batch: Sequence[Prompt], scored: Scored, step: int) -> list[dict[str, Any]]:
+    """One response to each of a few prompts, with its reward, KL to the reference in nats and length in tokens.
+
+    Prompts stand in one order for all steps (by a hash of their id), so that the same ones are taken whenever a rollout has them.
+    """
+    each = len(scored.rollouts) // len(batch)
+    kl_B = scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R)
+    chosen = sorted(range(len(batch)), key=lambda i: hashlib.sha256(batch[i].id.encode()).digest())[:PROMPTS]
+    return [
+        {
+            "step": step,
+            "id": batch[i].id,
+            "prompt": [dataclasses.asdict(message) for message in batch[i].prompt],
+            "response": chat.decode(scored.rollouts[i * each].token_ids),
+            "reward": round(float(scored.reward_B[i * each]), 4),
+            "kl": round(float(kl_B[i * each]), 4),
+            "length": int(scored.length_B[i * each]),
+            "finished": scored.rollouts[i * each].finished,
+        }
+        for i in chosen
+    ]
+
+
+def append(path: Path, found: Sequence[dict[str, Any]]) -> None:
+    """Add rows to the file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
