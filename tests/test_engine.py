@@ -161,5 +161,5 @@ def test_progress_counts_every_response(backbone: Backbone) -> None:
 
 def test_engines_are_chosen_by_name_and_unknown_ones_refused(backbone: Backbone) -> None:
     assert isinstance(start("transformers", backbone, GenerationConfig()), TransformersEngine)
-    with pytest.raises(EngineError, match="unknown rollout engine 'tgi': vllm or transformers"):
+    with pytest.raises(EngineError, match="unknown rollout engine 'tgi': vllm, server or transformers"):
         check("tgi")

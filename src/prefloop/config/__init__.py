@@ -40,8 +40,9 @@ class RLHFConfig:
     """How the policy learns: ppo; on pairs dpo, cdpo, robust, ipo, hinge, apo_zero, apo_down, orpo, simpo, cpo; on thumbs kto; reward stops after the reward model."""
     seed: int = 0
     """Seed of everything random."""
-    rollout: Literal["vllm", "transformers"] = "vllm"
-    """Engine that samples responses; transformers is the slow one that works everywhere."""
+    rollout: Literal["vllm", "server", "transformers"] = "vllm"
+    """Engine that samples responses: vLLM in this process, a vLLM server (generation.server), or transformers, the slow one that works
+    everywhere."""
     gold: str | None = None
     """Disclosed scorer 'file.py:function' for simulated votes and for the final table; never seen by the reward model."""
     notes: list[str] = field(default_factory=list)

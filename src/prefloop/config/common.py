@@ -68,6 +68,10 @@ class GenerationConfig:
     adapter where weights is nf4."""
     weights: Literal["full", "nf4"] = "full"
     """GPU: vLLM's weights are the trainer's, dequantised once (full), or kept in 4 bits (nf4): a quarter of the memory, slower."""
+    server: str | None = aside(default=None)
+    """Address of a vLLM server, such as http://127.0.0.1:8000, for rollout: server (src/prefloop/rollouts/server.py says how to start one)."""
+    server_adapters: Path | None = aside(default=None)
+    """Folder for the policy's adapters that the server sees under the same path. Default: a temporary one, for a server on this machine."""
     sleep: bool = aside(default=True)
     """GPU: vLLM gives its memory back while the trainer works; full weights are written anew from the trainer's at the next hand-over, 4-bit
     ones stay."""

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+from prefloop.endpoint import Endpoint, Reply, parsed_url
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.judging.endpoint import Endpoint, Reply, parsed_url
 from prefloop.judging.judges import Item, OnVerdict
 from prefloop.judging.prompts import CRITERIA, REASK, TEMPLATE_VERSION, pairwise_messages, parse_verdict
 from prefloop.judging.verdict import Verdict

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -61,6 +62,10 @@ def start(name: str, backbone: Backbone, generation: GenerationConfig) -> Rollou
     """Start the engine called ``name``; it is started once more, with the policy it had, should it die."""
     if name == "transformers":
         return TransformersEngine(backbone, generation)
+    if name == "server":
+        from prefloop.rollouts.server import ServerEngine
+
+        return ServerEngine(backbone, generation)
     from prefloop.rollouts.vllm import VLLMEngine
 
     return Restarting(lambda: VLLMEngine(backbone, generation))
@@ -70,8 +75,8 @@ def check(name: str) -> None:
     """Check that the engine ``name`` can be used. Raises ``EngineError`` with what to install where it cannot."""
     from prefloop.rollouts import vllm
 
-    if name not in ("vllm", "transformers"):
-        raise EngineError(f"unknown rollout engine '{name}': vllm or transformers")
+    if name not in ("vllm", "server", "transformers"):
+        raise EngineError(f"unknown rollout engine '{name}': vllm, server or transformers")
     problem = vllm.missing() if name == "vllm" else None
     if problem is not None:
         raise EngineError(
@@ -108,25 +113,32 @@ class Restarting:
         try:
             return self.engine.generate(prompts_ids, n, seed, count)
         except EngineError as error:
-            if not self.restarts:
-                raise EngineError(f"{error}\nIt was started anew once already. {SAVED}") from error
-            self.restarts -= 1
-            say(f"  {str(error).splitlines()[0]}; starting it anew with the same policy", "yellow")
-            done = -done  # what the bar counted already is not counted again
-            with contextlib.suppress(Exception):  # what is dead may not shut down properly
-                self.engine.close()
-            try:
-                self.engine = self.make()
-                self.engine.load_policy(self.role)
-                return self.engine.generate(prompts_ids, n, seed, count)
-            except EngineError as again:
-                raise EngineError(f"{again}\nIt died, was started anew and died again. {SAVED}") from again
+            message = str(error)
+        # Outside the except block: the error's traceback would hold on to the dead engine and its memory.
+        if not self.restarts:
+            raise EngineError(f"{message}\nIt was started anew once already. {SAVED}")
+        self.restarts -= 1
+        say(f"  {message.splitlines()[0]}; starting it anew with the same policy", "yellow")
+        done = -done  # what the bar counted already is not counted again
+        with contextlib.suppress(Exception):  # what is dead may not shut down properly
+            self.engine.close()
+        del self.engine
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            self.engine = self.make()
+            self.engine.load_policy(self.role)
+            return self.engine.generate(prompts_ids, n, seed, count)
+        except EngineError as again:
+            raise EngineError(f"{again}\nIt had died with: {message.splitlines()[0]}\n{SAVED}") from again
 
     def pause(self) -> None:
         self.engine.pause()
 
     def close(self) -> None:
-        self.engine.close()
+        if hasattr(self, "engine"):  # one that could not be started anew is not there
+            self.engine.close()
 
 
 class TransformersEngine:

@@ -20,8 +20,8 @@ import httpx
 import torch
 from torch import Tensor
 
+from prefloop.endpoint import Endpoint, parsed_url
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.judging.endpoint import Endpoint, parsed_url
 from prefloop.judging.judges import FunctionGrader
 from prefloop.records import Prompt
 

@@ -1,6 +1,6 @@
 """JSON to a user's server and back: retries, waits, and a key that goes nowhere else. Requests are made here alone.
 
-The OpenAI-compatible judge and the rewards over HTTP both ask through it. Redirects are not followed: the key is for the address that was
+The OpenAI-compatible judge, the rewards over HTTP and a vLLM server's rollouts ask through it. Redirects are not followed: the key is for the address that was
 named, and the error says where that address points.
 """
 
@@ -46,7 +46,7 @@ class Reply:
 
 @dataclass
 class Endpoint:
-    """One address that takes JSON by POST.
+    """One address that takes JSON by POST, or gives it by GET.
 
     The key is read from the environment for each request and is held nowhere else. ``post`` raises ``JudgeError``, with the status and the
     start of the body, when the server cannot be used.
@@ -83,14 +83,22 @@ class Endpoint:
 
     def post(self, body: Mapping[str, Any], stop: threading.Event | None = None) -> Reply:
         """Send ``body``; retries what may pass by itself, until ``stop`` is set."""
+        return self._ask(
+            "POST", json.dumps(body), stop
+        )  # ASCII, so that half an emoji in a cut-off response can be sent
+
+    def get(self) -> Reply:
+        """Ask for what is there; retries what may pass by itself."""
+        return self._ask("GET", None)
+
+    def _ask(self, method: str, content: str | None, stop: threading.Event | None = None) -> Reply:
         stop = stop or threading.Event()
         key = self._key()
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        content = json.dumps(body)  # ASCII, so that half an emoji in a cut-off response can be sent
         for attempt in range(self.max_retries + 1):
             retry_after = None
             try:
-                response = self._client.post(self.url, content=content, headers=headers)
+                response = self._client.request(method, self.url, content=content, headers=headers)
             except httpx.RequestError as error:
                 failure, advice = self._transport_failure(error)
             else:

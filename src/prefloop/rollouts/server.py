@@ -1,0 +1,165 @@
+"""A vLLM server, on this machine or another, that samples from the policy's adapter.
+
+Start it on the model that is trained, with adapters that can be loaded while it runs and log-probs of what is really sampled:
+
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16 --logprobs-mode processed_logprobs \\
+        --generation-config vllm --quantization bitsandbytes
+
+(without the last where ``backbone.precision`` is not nf4). Every version of the policy is a new adapter under a new name, so neither the server's
+prefix cache nor a lost answer can bring an old one back. Adapters are files: the server must see ``generation.server_adapters`` under the
+same path. The audit of every step compares the server's log-probs with the trainer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from prefloop.config import GenerationConfig
+from prefloop.endpoint import Endpoint, parsed_url
+from prefloop.errors import EngineError, JudgeError
+from prefloop.models.backbone import Backbone
+from prefloop.rollouts.engine import SAVED, Rollout
+
+SETTING = "generation.server"
+KEY_ENV = "VLLM_API_KEY"
+HOW = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
+TIMEOUT_S = 600.0
+
+
+class ServerEngine:
+    """Rollouts over HTTP from a vLLM server."""
+
+    name = "server"
+
+    def __init__(self, backbone: Backbone, generation: GenerationConfig) -> None:
+        if generation.server is None:
+            raise EngineError(f"--rollout server needs {SETTING}, such as http://127.0.0.1:8000")
+        self.backbone = backbone
+        self.generation = generation
+        self.url = str(parsed_url(generation.server, SETTING, f"the key goes into {KEY_ENV}")).rstrip("/")
+        self._session = uuid.uuid4().hex[:8]
+        self._version = 0
+        self._adapter: str | None = None
+        given = generation.server_adapters
+        self._folder = Path(tempfile.mkdtemp(prefix="prefloop-")) if given is None else given / self._session
+        self._completions = self._endpoint("/v1/completions", connections=self._workers)
+        found = self._ask(lambda: self._endpoint("/v1/models").get().json())
+        base = [m for m in found.get("data", []) if not m.get("parent")]
+        if not base:
+            raise EngineError(f"{self.url} serves no model: {str(found)[:200]}")
+        self.model = str(base[0]["id"])
+        longest = base[0].get("max_model_len")
+        if longest is not None and longest < backbone.config.max_length:
+            raise EngineError(
+                f"{self.url} was started with --max-model-len {longest}, backbone.max_length is {backbone.config.max_length}"
+            )
+
+    @property
+    def _workers(self) -> int:
+        return max(1, min(64, self.generation.max_num_seqs))
+
+    def load_policy(self, role: str | None) -> None:
+        if role is None:
+            self._unload()
+            return
+        self._version += 1
+        name = f"prefloop-{self._session}-{self._version}"
+        self.backbone.save_role(role, self._folder / name)
+        place = str((self._folder / name).resolve())
+        self._ask(lambda: self._endpoint("/v1/load_lora_adapter").post({"lora_name": name, "lora_path": place}))
+        self._unload()
+        self._adapter = name
+
+    def generate(
+        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+    ) -> list[Rollout]:
+        def ask(i: int) -> list[Rollout]:
+            body = {
+                "model": self._adapter or self.model,
+                "prompt": list(prompts_ids[i]),
+                "n": n,
+                "max_tokens": self.generation.max_new_tokens,
+                "temperature": self.generation.temperature,
+                "seed": (seed * 1_000_003 + i) % 2**31,
+                "stop_token_ids": [self.backbone.chat.stop_id],
+                "ignore_eos": True,
+                "logprobs": 0,
+                "return_token_ids": True,
+            }
+            return self._rollouts(i, n, self._completions.post(body).json())
+
+        rollouts: dict[int, list[Rollout]] = {}
+        with ThreadPoolExecutor(self._workers) as pool:
+            futures = {pool.submit(ask, i): i for i in range(len(prompts_ids))}
+            try:
+                for future in as_completed(futures):
+                    rollouts[futures[future]] = self._ask(future.result)
+                    if advance:
+                        advance(n)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [r for i in range(len(prompts_ids)) for r in rollouts[i]]
+
+    def _rollouts(self, prompt: int, n: int, answer: Any) -> list[Rollout]:
+        try:
+            choices = sorted(answer["choices"], key=lambda c: c["index"])
+            found = [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]
+        except (KeyError, TypeError) as error:
+            raise EngineError(
+                f"{self.url}: an answer without token ids and log-probs ({error!r}): it needs vLLM 0.22 or later"
+            ) from error
+        if len(found) != n or any(len(ids) != len(logps) or None in logps for ids, logps in found):
+            raise EngineError(
+                f"{self.url}: {len(found)} responses where {n} were asked for, or tokens without log-probs"
+            )
+        stop = self.backbone.chat.stop_id
+        return [Rollout(prompt, ids, logps, bool(ids) and ids[-1] == stop) for ids, logps in found]
+
+    def pause(self) -> None:
+        """Its memory is its own."""
+
+    def close(self) -> None:
+        """Take the adapter off the server and its files away."""
+        with contextlib.suppress(EngineError):  # a server that is gone has forgotten it
+            self._unload()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _unload(self) -> None:
+        if self._adapter is not None:
+            name, self._adapter = self._adapter, None
+            self._ask(lambda: self._endpoint("/v1/unload_lora_adapter").post({"lora_name": name}))
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    def _endpoint(self, path: str, connections: int = 1) -> Endpoint:
+        return Endpoint(
+            url=parsed_url(self.url + path, SETTING, f"the key goes into {KEY_ENV}"),
+            who=f"vLLM server {self.url}{path}",
+            setting=SETTING,
+            key_env=KEY_ENV,
+            key_required=False,
+            timeout=TIMEOUT_S,
+            max_retries=4,
+            backoff=1.0,
+            advice={
+                401: f"set {KEY_ENV}",
+                404: HOW,
+                400: "see the message: adapter rank, folder or length do not fit the server",
+            },
+            max_connections=connections,
+        )
+
+    def _ask(self, request: Callable[[], Any]) -> Any:
+        try:
+            return request()
+        except JudgeError as error:
+            raise EngineError(f"{error}\n{SAVED}") from error
+        except ValueError as error:
+            raise EngineError(f"{self.url} answered with something that is not JSON: {error}") from error
