@@ -7,8 +7,8 @@ import threading
 import pytest
 from judge_endpoint import PROMPT, endpoint_fixture, judge_at, prefers_longer, shown  # noqa: F401
 
+from prefloop import endpoint as endpoint_module
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.judging import endpoint as endpoint_module
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.judges import BothOrders, CachedJudge, Verdict
 from prefloop.judging.openai import OpenAIJudge

@@ -13,9 +13,9 @@ import torch
 import yaml
 from judge_endpoint import Endpoint, endpoint_fixture  # noqa: F401
 
+from prefloop import endpoint as endpoint_module
 from prefloop.config import PPOConfig
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.judging import endpoint as endpoint_module
 from prefloop.records import Message, Prompt
 from prefloop.settings import parse
 from prefloop.training.rewards import KEY_ENV, FunctionSource, HTTPSource, Rewards, combined_B, response_ids
