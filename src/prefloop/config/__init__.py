@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from prefloop.config.base import STRICT, aside, is_config
 from prefloop.config.common import AdapterConfig, BackboneConfig, DataConfig, GenerationConfig, OptimConfig
 from prefloop.config.stages import (
+    AlarmConfig,
     AnnotatorConfig,
     EvaluateConfig,
     KLConfig,
@@ -63,6 +64,7 @@ class RLHFConfig:
 
 __all__ = [
     "AdapterConfig",
+    "AlarmConfig",
     "AnnotatorConfig",
     "BackboneConfig",
     "DataConfig",

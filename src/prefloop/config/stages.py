@@ -134,6 +134,37 @@ class KLConfig:
 
 
 @dataclass(config=STRICT)
+class AlarmConfig:
+    """When to think that the policy games its reward, and what to do then. Every limit must be passed by ``standard_errors`` standard
+    errors, clustered by prompt, so that the noise of a small rollout raises nothing; none switches a limit off."""
+
+    action: Literal["warn", "stop", "rollback", "none"] = "warn"
+    """warn: say so, train on, keep the best policy beside the result. stop: end training; the result is the best policy. rollback: go back
+    to the best policy and its optimizer with the KL coefficient doubled (0 becomes 0.05), and train on. none: do not watch. The default
+    changes no result: a limit may be passed for good reasons, such as answers that should be longer."""
+    every: int = 1
+    """Steps between two looks."""
+    window: int = 3
+    """Rollouts behind a look: the last ones are compared with the first ones of the run, or with the best by gold."""
+    standard_errors: float = 3.0
+    """By how many standard errors a limit must be passed at the first look; later looks and few prompts ask for more."""
+    gold_drop: float | None = 0.25
+    """Gold below its best, in standard deviations between prompts, while the reward rises: what counts even where rollouts are so large
+    that any fall is significant."""
+    length_ratio: float | None = 2.0
+    """Mean tokens of a response over those at the start; 1 over it counts too."""
+    kl: float | None = 30.0
+    """Mean KL to the reference in nats a response. Gold peaks at some tens of nats in Gao et al. 2022 (arXiv 2210.10760), sooner with
+    smaller reward models."""
+    repetition: float | None = 0.1
+    """Mean share of 4-grams that stood in the response before, above that at the start."""
+    spread_ratio: float | None = 2.0
+    """Spread of a reward ensemble over that at the start (reward.members > 1)."""
+    rollbacks: int = 2
+    """rollback: times to go back; the next alarm stops."""
+
+
+@dataclass(config=STRICT)
 class PPOConfig:
     """Proximal policy optimisation (Schulman et al. 2017; details: Huang et al. 2023, arXiv 2403.17031), and the algorithms that do
     without a critic: grpo, rloo, reinforce take the same settings but those of the value head."""
@@ -199,6 +230,8 @@ class PPOConfig:
     """Steps between the sample responses in the artifact's samples.jsonl; 0 writes none."""
     kl: KLConfig = field(default_factory=KLConfig)
     """Penalty for leaving the reference."""
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
+    """Watch for a policy that games its reward."""
     optim: OptimConfig = optim(learning_rate=3e-4, schedule="constant", warmup_steps=0, checkpoint_every=1)
     """Optimiser and schedule of the policy adapter."""
 

@@ -89,8 +89,9 @@ def forest(name: str, judge: str, wins: dict[str, Estimate], control: Estimate) 
 def line(
     name: str, curve: Curve, path: tuple[str, ...], y_label: str, *, band: str = "", chance: float | None = None,
     chance_label: str = "", series: int = 1, scale: float = 1.0, width: float = 4.8, caption: str = "",
+    marks: Sequence[tuple[float, str]] = (),
 ) -> Plot | None:  # fmt: skip
-    """One field of a stage against its step, with a band of ``band`` on both sides and a dashed level of chance."""
+    """One field of a stage against its step, with a band of ``band`` on both sides, a dashed level of chance and marked steps."""
     steps, raw = curve.series(*path)
     if not steps:
         return None
@@ -114,6 +115,8 @@ def line(
         if smooth:
             axes.plot(steps, smooth, color=SERIES[series])
         axis_labels(axes, "step", y_label)
+        for step, text in marks:
+            mark(axes, step, text, left=step > (steps[0] + steps[-1]) / 2)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(steps) == 1:
@@ -153,6 +156,15 @@ def point(
     axes.plot(
         *at, MARKERS[series], color=SERIES[series], markersize=7, markeredgecolor=PAPER, markeredgewidth=1.2, zorder=4,
         clip_on=False,
+    )  # fmt: skip
+
+
+def mark(axes: Axes, step: float, text: str, *, left: bool) -> None:
+    """A dashed line through a step, its name beside its foot."""
+    axes.axvline(step, color=SERIES[2], linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(
+        text, (step, 0), xycoords=("data", "axes fraction"), xytext=(-3 if left else 3, 3),
+        textcoords="offset points", ha="right" if left else "left", color=SERIES[2], fontsize=8,
     )  # fmt: skip
 
 

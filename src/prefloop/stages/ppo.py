@@ -26,12 +26,14 @@ from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training import ppo as steps
 from prefloop.training import samples
+from prefloop.training.alarm import Reading, check
 from prefloop.training.critic import VALUE, Critic
 from prefloop.training.dry import dry_pass, largest_pack
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, policy_parameters, start_policy
 from prefloop.training.rewards import Rewards
 from prefloop.training.scored import Clock, Scored, draw
+from prefloop.training.watch import Watch, read
 
 
 class PPO(Stage):
@@ -55,7 +57,7 @@ class PPO(Stage):
         self.data = data or DataConfig()
         self.rewards = Rewards(self.config.rewards)
         self.monitor = FunctionGrader(gold) if gold else None
-        """Watches gold against proxy in the log; the policy never sees it."""
+        """Watches gold against proxy for the log and the alarm; the policy never sees it."""
 
     def parts(self) -> dict[str, Any]:
         data, watch = self.data, self.monitor.fingerprint() if self.monitor else None
@@ -71,6 +73,7 @@ class PPO(Stage):
 
     def _refuse_what_cannot_work(self) -> None:
         config = self.config
+        check(config.alarm)
         grouped = self.name if self.estimator in ("grpo", "rloo") else "ppo.group_baseline"
         if (config.group_baseline or self.estimator in ("grpo", "rloo")) and config.samples_per_prompt < 2:
             raise ConfigError(
@@ -136,6 +139,8 @@ class PPO(Stage):
         if restored is not None:
             first, kl.coef = restored[0]["round"], restored[0]["kl_coef"]
         metrics: dict[str, Any] = restored[0]["metrics"] if restored is not None else {}
+        watch = Watch(work, config, loop, restored[0]["watch"] if restored is not None else None)
+        watch.announce(self.monitor is not None, len(reward.heads))
         table = StepTable(self.name, config.steps, Bounds(config.max_logprob_gap, config.kl.stop))
         written = work.folder / samples.FILE
         if config.samples_every:
@@ -151,28 +156,35 @@ class PPO(Stage):
                 rollouts = self._generate(work, batch, prompts_ids, step)
                 clock.lap("generate")
                 scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, critic, self.rewards)
+                reading = read(config, scored, step + 1, self._gold(work, batch, scored))
+                watch.look(reading)
                 clock.lap("score")
                 found = steps.estimate(self.config, self.estimator, scored, kl.coef)
                 clock.lap("estimate")
                 loss_kl = (kl.coef, self.kl_kind) if self.kl_placement == "loss" else None
                 trained = steps.optimise(work, self.config, loop, scored, found, critic, step, audit, loss_kl)
                 clock.lap("optimise")
-                metrics = self._log(work, step, batch, scored, found, kl.coef, trained, clock, audit)
+                metrics = self._log(work, step, scored, found, reading, kl.coef, trained, clock, audit)
                 if config.samples_every and step % config.samples_every == 0:
                     samples.append(written, samples.rows(backbone.chat, batch, scored, step + 1))
                 sequence_kl = metrics["kl"]
                 if config.kl.adaptive:
                     kl.update(sequence_kl, len(rollouts))
-                stopped = config.kl.stop is not None and sequence_kl > config.kl.stop
+                ended = watch.act(kl, metrics)
+                stopped = ended or (config.kl.stop is not None and sequence_kl > config.kl.stop)
                 if (step + 1) % config.optim.checkpoint_every == 0 or stopped:
-                    loop.save({"round": step + 1, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics})
+                    state = {"round": step + 1, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics}
+                    loop.save(state | {"watch": watch.state})
+                    watch.forget_older()
                 advance()
-                if stopped:
+                if stopped and not ended:
                     say(
                         f"  {self.name}: sequence KL {sequence_kl:.1f} passed kl.stop = {config.kl.stop:g} nats after step {step + 1}; stopping",
                         "yellow",
                     )
+                if stopped:
                     break
+        metrics = watch.finish(metrics, critic)
         return {k: v for k, v in metrics.items() if isinstance(v, float | int | dict)} | {"updates": loop.step}
 
     def _generate(self, work: Work, batch: list[Prompt], prompts_ids: dict[str, list[int]], step: int) -> list[Rollout]:
@@ -183,19 +195,24 @@ class PPO(Stage):
         engine.pause()
         return rollouts
 
+    def _gold(self, work: Work, batch: list[Prompt], scored: Scored) -> list[float] | None:
+        if self.monitor is None:
+            return None
+        texts = [work.runtime.backbone.chat.decode(r.token_ids) for r in scored.rollouts]
+        return [self.monitor.grade(batch[i // self.config.samples_per_prompt], text) for i, text in enumerate(texts)]
+
     def _log(
         self,
         work: Work,
         step: int,
-        batch: list[Prompt],
         scored: Scored,
         found: Estimate,
+        reading: Reading,
         kl_coef: float,
         trained: dict[str, float],
         clock: Clock,
         audit: Audit,
     ) -> dict[str, Any]:
-        n = self.config.samples_per_prompt
         gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
         if step == 0 or gap > self.config.max_logprob_gap:
             audit.check(
@@ -204,10 +221,6 @@ class PPO(Stage):
                 f"step {step + 1}: mean |log-prob gap| {gap:.6f} nats a token ({work.runtime.engine.name})",
                 "The sampler does not run the policy that is trained (stale weights, temperature, precision).",
             )
-        gold = None
-        if self.monitor is not None:
-            texts = [work.runtime.backbone.chat.decode(r.token_ids) for r in scored.rollouts]
-            gold = sum(self.monitor.grade(batch[i // n], text) for i, text in enumerate(texts)) / len(texts)
         sequence_kl = float(scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R).mean())
         tokens = int(scored.length_B.sum())
         metrics: dict[str, Any] = {
@@ -219,6 +232,7 @@ class PPO(Stage):
             "kl_coef": kl_coef,
             "length_mean": tokens / len(scored.rollouts),
             "finished_share": sum(r.finished for r in scored.rollouts) / len(scored.rollouts),
+            "repetition": reading.repetition.value,
             "entropy": -float(scored.old_logp_R.mean()),
             "logprob_gap": gap,
             **(
@@ -231,5 +245,5 @@ class PPO(Stage):
             "seconds": clock.laps,
             "tokens_per_second": {phase: round(tokens / s, 1) for phase, s in clock.laps.items() if s > 0.01},
         }
-        work.emit("step", step=step + 1, gold_mean=gold, **metrics)
+        work.emit("step", step=step + 1, gold_mean=reading.gold and reading.gold.value, **metrics)
         return metrics

@@ -124,11 +124,7 @@ class Loop:
         partial = self.folder / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        flat = {f"parameter/{n}": p.detach() for n, p in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            for slot, value in self.optimizer.state.get(parameter, {}).items():
-                flat[f"optimizer/{slot}/{name}"] = value
-        flat |= {f"extra/{n}": t for n, t in (tensors or {}).items()}
+        flat = self._flat() | {f"extra/{n}": t for n, t in (tensors or {}).items()}
         flat["rng"] = torch.get_rng_state()
         save_file({n: t.cpu().contiguous() for n, t in flat.items()}, partial / "state.safetensors")
         (partial / "state.json").write_text(
@@ -141,6 +137,42 @@ class Loop:
             if old != done:
                 shutil.rmtree(old)
 
+    def _flat(self) -> dict[str, Tensor]:
+        """Parameters and optimizer moments by name."""
+        flat = {f"parameter/{n}": p.detach() for n, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                flat[f"optimizer/{slot}/{name}"] = value
+        return flat
+
+    @torch.no_grad()
+    def _take(self, flat: dict[str, Tensor]) -> None:
+        """Put parameters and optimizer moments back."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(flat[f"parameter/{name}"])
+            slots = {
+                k.split("/", 2)[1]: v
+                for k, v in flat.items()
+                if k.startswith("optimizer/") and k.split("/", 2)[2] == name
+            }
+            self.optimizer.state.pop(parameter, None)
+            if slots:
+                self.optimizer.state[parameter] = {
+                    slot: value if slot == "step" and not self.fused else value.to(parameter.device)
+                    for slot, value in slots.items()
+                }
+
+    def keep(self, path: Path) -> None:
+        """Write parameters and optimizer moments to a file, whole or not at all, for ``go_back``."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        save_file({n: t.cpu().contiguous() for n, t in self._flat().items()}, partial)
+        partial.replace(path)
+
+    def go_back(self, path: Path) -> None:
+        """Take parameters and optimizer moments from ``keep``; the schedule goes on from where it is."""
+        self._take(load_file(path))
+
     def restore(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Go on from the newest checkpoint; returns the stage's state and tensors, or ``None`` when there is none."""
         found = sorted(self.folder.glob("step-*"))
@@ -148,19 +180,7 @@ class Loop:
             return None
         flat = load_file(found[-1] / "state.safetensors")
         saved = json.loads((found[-1] / "state.json").read_text())
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(flat[f"parameter/{name}"])
-                slots = {
-                    k.split("/", 2)[1]: v
-                    for k, v in flat.items()
-                    if k.startswith("optimizer/") and k.split("/", 2)[2] == name
-                }
-                if slots:
-                    self.optimizer.state[parameter] = {
-                        slot: value if slot == "step" and not self.fused else value.to(parameter.device)
-                        for slot, value in slots.items()
-                    }
+        self._take(flat)
         self.step = saved["step"]
         self.schedule.last_epoch = saved["schedule"]
         for group, base in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
