@@ -63,20 +63,37 @@ def test_estimators_without_a_critic_by_name(config: Path, algo: str) -> None:
     assert first["score_mean"] < first["reward_mean"], "the members' spread was not subtracted"
 
 
-def test_a_killed_run_without_a_critic_ends_in_the_same_weights(config: Path) -> None:
-    run(config, "--algo", "rloo", "--ppo.clip-range", "0.3")
-    whole = adapter(config, "rloo")
-    killed = start(config, "--algo", "rloo", "--ppo.clip-range", "0.3", "--output", str(config.parent / "killed"))
+@pytest.mark.parametrize(
+    ("algo", "flags"),
+    [("rloo", ("--ppo.clip-range", "0.3")), ("ppo", ("--ppo.critic", "adapter", "--ppo.value-warmup", "1"))],
+)
+def test_a_killed_run_without_a_critic_or_with_one_apart_ends_in_the_same_weights(
+    config: Path, algo: str, flags: tuple[str, ...]
+) -> None:
+    run(config, "--algo", algo, *flags)
+    elsewhere = config.parent / "killed"
+    killed = start(config, "--algo", algo, *flags, "--output", str(elsewhere))
     assert killed.stdout is not None
     for line in killed.stdout:
-        if line.strip().startswith("rloo 2/4"):
+        if line.strip().startswith(f"{algo} 2/4"):
             killed.kill()
             break
     killed.communicate()
-    output = run(config, "--algo", "rloo", "--ppo.clip-range", "0.3", "--output", str(config.parent / "killed"))
-    assert "reused reward" in output and "resuming rloo" in output
-    again = load_file(config.parent / "killed" / "t" / "artifacts" / "rloo" / "adapter_model.safetensors")
-    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    output = run(config, "--algo", algo, *flags, "--output", str(elsewhere))
+    assert "reused reward" in output and f"resuming {algo}" in output
+    places = [config.parent / "runs", elsewhere]
+    whole, again = (tensors(place / "t" / "artifacts" / algo) for place in places)
+    assert whole.keys() == again.keys() and all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    assert any(name.startswith("value/adapter") for name in whole) == (algo == "ppo")
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything that a stage has learnt, by file and name."""
+    return {
+        f"{path.relative_to(folder)}:{name}": tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 def test_settings_that_cannot_work_are_refused(config: Path) -> None:
