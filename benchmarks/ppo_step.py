@@ -3,6 +3,8 @@
     python benchmarks/ppo_step.py                                       # 7B shape, 256 prompts x 256 new tokens
     python benchmarks/ppo_step.py --budget 24                           # the same with only 24 GiB of the card free
     python benchmarks/ppo_step.py --handover adapter --no-sleep
+    python benchmarks/ppo_step.py --side four                           # scoring and training with four separate bfloat16 models
+    python benchmarks/ppo_step.py --shape 70b --quantised --weights nf4 --prompts 64 --new-tokens 128    # one H200
 
 Random weights in NF4, LoRA r = 16 on every linear layer; prompts shaped like hh-rlhf. The limit takes generation at the rate that vLLM reaches on
 its own with the same prompts, and the arithmetic of scoring and training (without recomputation) at the rate that a large bfloat16 matrix
@@ -21,7 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from shapes import SHAPES, make_model, rows
+import four_models
+from shapes import SHAPES, make_model, make_quantised, rows
 
 GIB = 2**30
 
@@ -127,6 +130,10 @@ def main() -> None:
     parser.add_argument("--budget", type=float, help="GiB of the card to leave free for all of this")
     parser.add_argument("--checkpointing", default="block", choices=["none", "block"])
     parser.add_argument("--no-sleep", action="store_true")
+    parser.add_argument(
+        "--side", default="ours", choices=["ours", "four"], help="four: separate bfloat16 models, no vLLM"
+    )
+    parser.add_argument("--quantised", action="store_true", help="make the model in 4 bits, a layer at a time")
     options = parser.parse_args()
 
     import torch
@@ -150,7 +157,9 @@ def main() -> None:
     print(torch.cuda.get_device_name() if gpu else "cpu", versions, flush=True)
     folder = options.model or Path(tempfile.gettempdir()) / f"prefloop-{options.shape}"
     if not (folder / "config.json").is_file():
-        make_model(folder, options.shape)
+        (make_quantised if options.quantised else make_model)(folder, options.shape)
+    data = rows(options.prompts, SHAPES[options.shape]["vocab_size"])
+    prompts_ids = {str(i): p for i, (p, _, _) in enumerate(data)}
     rate = matrix_rate() if gpu else 2.5e11
     ballast = None
     if gpu and options.budget:
@@ -161,6 +170,19 @@ def main() -> None:
         Memory(ballast.numel() if ballast is not None else 0) if gpu else SimpleNamespace(take=lambda: float("nan"))
     )
 
+    if options.side == "four":
+        synthetic = Synthetic(SHAPES[options.shape]["vocab_size"], options.new_tokens)
+        responses = [r.token_ids for r in synthetic.generate(list(prompts_ids.values()), 1, seed=0)]
+        real = sum(map(len, prompts_ids.values())) + sum(map(len, responses))
+        for step, phases in enumerate(
+            four_models.run(folder, list(prompts_ids.values()), responses, options.steps, memory.take), 1
+        ):
+            for name, (took, peak) in phases.items():
+                print(
+                    f"four models, step {step}: {name:10} {took:8.2f} s {real / took:9.0f} tok/s {peak:7.2f} GiB",
+                    flush=True,
+                )
+        return
     clock = time.perf_counter()
     config = BackboneConfig(
         model=str(folder), gradient_checkpointing=options.checkpointing, pack_tokens=options.pack_tokens, max_length=1024,
@@ -187,8 +209,6 @@ def main() -> None:
         engine = start(options.rollout, backbone, generation)
     print(f"engine {time.perf_counter() - clock:.1f} s, {memory.take():.2f} GiB at most", flush=True)
 
-    data = rows(options.prompts, SHAPES[options.shape]["vocab_size"])
-    prompts_ids = {str(i): p for i, (p, _, _) in enumerate(data)}
     batch = [Prompt(id=i, prompt=[Message("user", "w9")]) for i in prompts_ids]
     seconds = lambda: getattr(getattr(engine, "engine", engine), "seconds", {})  # noqa: E731
     engine.load_policy(None)

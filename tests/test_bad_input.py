@@ -97,6 +97,10 @@ def test_prompt_longer_than_the_context(config: Path, tmp_path: Path) -> None:
     rows[1]["prompt"][0]["content"] = "why " * 400
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     refused(config, rows[1]["id"], "tokens", "max_length")
+    output = run(config, "--data.bad-rows", "quarantine")
+    assert "1 prompt(s) set aside in prompts.too-long.quarantine.jsonl: prompt '" + rows[1]["id"] in output
+    kept = tmp_path / "runs" / "t" / "artifacts" / "ppo" / "prompts.too-long.quarantine.jsonl"
+    assert [json.loads(line)["id"] for line in kept.open()] == [rows[1]["id"]]
 
 
 def test_max_length_beyond_the_models_context(config: Path) -> None:

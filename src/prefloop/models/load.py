@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
@@ -36,9 +38,15 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[Pe
     dtype = compute_dtype(config, device)
     if device.type == "cpu":
         keep_freed_memory()
-    quantization = None
-    if config.precision == "nf4":
-        quantization = BitsAndBytesConfig(
+    quantization: dict[str, Any] = {}  # given as None it would hide what is stored
+    stored = _stored_quantization(folder)
+    if stored is not None and (config.precision != "nf4" or not stored.get("load_in_4bit")):
+        raise ModelError(
+            f"{config.model} is stored quantised ({stored.get('quant_method', 'unknown')}): only bitsandbytes' 4 bits can be trained on, "
+            "with backbone.precision nf4"
+        )
+    if config.precision == "nf4" and stored is None:
+        quantization["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -52,7 +60,7 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[Pe
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            quantization_config=quantization,
+            **quantization,
             attn_implementation=_implementation(config, folder, device),
             device_map={"": device},
         )
@@ -61,6 +69,8 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[Pe
             f"model folder '{folder.name}' cannot be loaded: {str(error).splitlines()[0][:300]}"
         ) from error
     model.requires_grad_(False)
+    if stored is not None:
+        _compute_in(model, dtype)
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes would repack the 4-bit weights in place at the first scoring pass, for a kernel
         # without a backward: later gradients would be silently wrong, the frozen bytes would change, merging would read garbage.
@@ -91,6 +101,24 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[Pe
     wrapped = get_peft_model(model, lora_config(config.adapter, rank=1), adapter_name="blank")
     wrapped.eval()
     return wrapped, chat
+
+
+def _stored_quantization(folder: Path) -> dict[str, Any] | None:
+    """How the weights in a folder are quantised already, if they are."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    except (OSError, ValueError):
+        return None  # what is wrong with it is better said by who loads it
+    return found if isinstance(found, dict) else None
+
+
+def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Weights stored in 4 bits bring the precision that they were made for: theirs becomes this run's."""
+    for parameter in model.parameters():
+        if state := getattr(parameter, "quant_state", None):
+            state.dtype = dtype
+        elif parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def keep_freed_memory() -> None:

@@ -6,21 +6,44 @@ from prefloop.config import DataConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.sources import load_prompts
-from prefloop.errors import ConfigError
+from prefloop.errors import ConfigError, DataError
 from prefloop.records import Prompt, Response
 from prefloop.stage import Work
-from prefloop.store import Artifact
+from prefloop.store import Artifact, write_rows
 
 
 def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list[Prompt]:
-    """The training or evaluation prompts of the run, checked; says what was read."""
+    """The training or evaluation prompts of the run, checked; says what was read.
+
+    A prompt that leaves no room for a response is an error that names it, or set aside with the bad rows where ``data.bad_rows`` says so.
+    """
     path = data.eval_prompts if evaluation else data.prompts
     name, limit = ("eval_prompts", data.eval_limit) if evaluation else ("prompts", data.limit)
     if path is None:
         raise ConfigError(f"data.{name} is not set: name a file of prompts")
     loaded = load_prompts(path, layout=data.layout, bad_rows=data.bad_rows, quarantine_dir=work.folder, limit=limit)
     say(f"  {loaded.describe()}")
-    return loaded.records
+    backbone, room = work.runtime.backbone, work.runtime.generation.max_new_tokens
+    encoder = Encoder(backbone.chat, backbone.config.max_length)
+    fitting: list[Prompt] = []
+    set_aside: list[dict[str, str]] = []
+    for prompt in loaded.records:
+        try:
+            encoder.prompt(prompt.id, prompt.prompt, room)
+            fitting.append(prompt)
+        except DataError as error:
+            if data.bad_rows != "quarantine":
+                raise
+            set_aside.append({"id": prompt.id, "problem": str(error)})
+    if set_aside:
+        file = work.folder / f"{name}.too-long.quarantine.jsonl"
+        write_rows(file, set_aside)
+        say(f"  {len(set_aside)} prompt(s) set aside in {file.name}: {set_aside[0]['problem']}", "yellow")
+    if not fitting:
+        raise DataError(
+            f"data.{name}: no prompt in '{path.name}' leaves room for {room} new tokens in backbone.max_length"
+        )
+    return fitting
 
 
 def sample(work: Work, prompts: list[Prompt], policy: Artifact, n: int, seed: int) -> list[list[Response]]:
