@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from prefloop.data.packing import pack
 from prefloop.errors import ModelError
-from prefloop.models.backbone import Backbone
+from prefloop.models.backbone import Backbone, checksum
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.models.lora import Weight
 from prefloop.models.merge import plain_weights
@@ -320,3 +320,15 @@ def test_weights_stored_in_other_ways_are_refused(tiny_folder: Path, tmp_path: P
     )
     with pytest.raises(ModelError, match=r"stored quantised \(gptq\): only bitsandbytes' 4 bits"):
         load(folder, precision="nf4")
+
+
+def test_the_checksum_of_a_gpus_weights_notices_one_changed_byte_and_two_swapped_words() -> None:
+    content = torch.randint(0, 256, (1003,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    whole = checksum(content)
+    assert len(whole) == 8 and checksum(content.clone()) == whole
+    for place in range(0, 1003, 17):
+        other = content.clone()
+        other[place] ^= 1
+        assert checksum(other) != whole, place
+    swapped = torch.cat([content[4:8], content[:4], content[8:]])
+    assert checksum(swapped) != whole

@@ -44,12 +44,12 @@ class Reward:
 
     @classmethod
     def load(cls, backbone: Backbone, folder: Path) -> Reward:
-        """Put every member's adapter on the backbone. Raises ``ModelError`` for an adapter without its head."""
+        """Put every member's adapter on the backbone, frozen. Raises ``ModelError`` for an adapter without its head."""
         saved = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
         heads = []
         for k in range(saved["members"]):
             heads.append(ScalarHead.load(member_folder(folder, k)).to(backbone.device))
-            backbone.add_role(role_of(k), start=member_folder(folder, k))
+            backbone.add_role(role_of(k), start=member_folder(folder, k), frozen=True)
         return cls(backbone, heads, saved["temperature"])
 
     def save(self, folder: Path) -> None:

@@ -9,6 +9,7 @@ vLLM's are written from.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import importlib.util
 import io
@@ -70,12 +71,16 @@ class VLLMEngine:
         self._adapter: Any = None
         self._version = 0
         self._asleep = self._twin = False
+        self._given_back = 0
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if self.cpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(generation.kv_cache_gb or 1)))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        else:
+            gc.collect()
+            torch.cuda.empty_cache()  # what torch keeps for later would count as taken
         threads = torch.get_num_threads()
         log = io.StringIO()
         try:
@@ -144,6 +149,8 @@ class VLLMEngine:
         free, total = torch.cuda.mem_get_info(self.backbone.device)
         full = sum(math.prod(w.shape) * (0.6 if self.quantised and w.layer is not None else itemsize) for w in weights)
         left = int(free - full - WORKSPACE)
+        if not self._sleeps:
+            left = int(left * 0.4)  # what stays must leave room for the trainer's activations
         if left < wanted / 64:
             raise ValueError(
                 f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free; vLLM's weights take {full / GIB:.1f}, its workspace about "
@@ -157,6 +164,8 @@ class VLLMEngine:
     def load_policy(self, role: str | None) -> None:
         started = time.perf_counter()
         if self._asleep:
+            if torch.cuda.mem_get_info(self.backbone.device)[0] < self._given_back + WORKSPACE:
+                torch.cuda.empty_cache()  # what the trainer's passes left behind; vLLM maps memory past torch
             self.llm.wake_up(tags=["weights"])
         merged = not self.by_adapter or role is None
         woke = time.perf_counter()
@@ -193,7 +202,9 @@ class VLLMEngine:
     def pause(self) -> None:
         if self._sleeps and not self._asleep:
             started = time.perf_counter()
+            before, _ = torch.cuda.mem_get_info(self.backbone.device)
             self.llm.sleep(level=2)
+            self._given_back = torch.cuda.mem_get_info(self.backbone.device)[0] - before
             self._asleep, self._twin = True, False
             self.seconds["sleep"] = time.perf_counter() - started
 

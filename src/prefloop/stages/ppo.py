@@ -141,7 +141,7 @@ class PPO(Stage):
         metrics: dict[str, Any] = restored[0]["metrics"] if restored is not None else {}
         watch = Watch(work, config, loop, restored[0]["watch"] if restored is not None else None)
         watch.announce(self.monitor is not None, len(reward.heads))
-        table = StepTable(self.name, config.steps, Bounds(config.max_logprob_gap, config.kl.stop))
+        table = StepTable(self.name, config.steps, Bounds(steps.gap_bound(config, backbone), config.kl.stop))
         written = work.folder / samples.FILE
         if config.samples_every:
             samples.keep_until(written, first)
@@ -214,11 +214,12 @@ class PPO(Stage):
         audit: Audit,
     ) -> dict[str, Any]:
         gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
-        if step == 0 or gap > self.config.max_logprob_gap:
+        bound = steps.gap_bound(self.config, work.runtime.backbone)
+        if step == 0 or gap > bound:
             audit.check(
                 "sampler against trainer",
-                gap <= self.config.max_logprob_gap,
-                f"step {step + 1}: mean |log-prob gap| {gap:.6f} nats a token ({work.runtime.engine.name})",
+                gap <= bound,
+                f"step {step + 1}: mean |log-prob gap| {gap:.6f} nats a token, at most {bound:g} ({work.runtime.engine.name})",
                 "The sampler does not run the policy that is trained (stale weights, temperature, precision).",
             )
         sequence_kl = float(scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R).mean())

@@ -17,6 +17,7 @@ from torch import Tensor
 from prefloop.audit import Audit
 from prefloop.config import PPOConfig
 from prefloop.data.packing import Document, Pack, packs
+from prefloop.models.backbone import Backbone
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
 from prefloop.models.reward import Reward
 from prefloop.objectives import estimators
@@ -115,6 +116,13 @@ def kl_settings(config: PPOConfig, estimator: str) -> tuple[str, str]:
     placement = kl.placement if kl.placement != "auto" else "loss" if estimator == "grpo" else "reward"
     kind = kl.estimator if kl.estimator != "auto" else "k3" if placement == "loss" else "k1"
     return placement, kind
+
+
+def gap_bound(config: PPOConfig, backbone: Backbone) -> float:
+    """The mean |log-prob gap| between sampler and trainer that is tolerated, nats a token."""
+    if config.max_logprob_gap is not None:
+        return config.max_logprob_gap
+    return 0.005 if backbone.compute_dtype == torch.float32 else 0.1
 
 
 def estimate(config: PPOConfig, estimator: str, scored: Scored, kl_coef: float) -> Estimate:
