@@ -11,31 +11,20 @@ from pathlib import Path
 
 import psutil
 
-# Start times are counted from the boot time, which moves by a little when the clock is set.
-START_TOLERANCE = 2.0
-
 
 @dataclass(frozen=True)
 class Process:
     """A process as its pid file names it: a pid alone may belong to another program by now."""
 
     pid: int
-    started: float
-    command: list[str]
+    started: str
 
     def running(self) -> bool:
-        """Whether this very process runs: the same pid, start time and command line, and not a zombie."""
+        """Whether this very process runs: the same pid, started at the same moment, and not a zombie."""
         try:
-            found = psutil.Process(self.pid)
-            return (
-                found.status() != psutil.STATUS_ZOMBIE
-                and abs(found.create_time() - self.started) < START_TOLERANCE
-                and found.cmdline() == self.command
-            )
-        except psutil.NoSuchProcess:
+            return started_at(self.pid) == self.started and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:  # gone, or another user's and so not one that we started
             return False
-        except psutil.AccessDenied:
-            return False  # another user's: not one that we started
 
     def stop(self, seconds: float) -> None:
         """End the process and what it started: SIGTERM, and SIGKILL after `seconds`. Does nothing when it is gone."""
@@ -50,6 +39,20 @@ class Process:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=seconds)
+
+
+def started_at(pid: int) -> str:
+    """When a process was started, as text that no other process ever has together with its pid.
+
+    Linux counts clock ticks since the boot, which has a name; a time of day would move whenever the clock is set. (A command
+    line would not do either: redis-server rewrites its own.) Raises psutil.NoSuchProcess.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The second field, the name, may hold spaces and parentheses; the start time is the 20th after it.
+        return f"{boot}/{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+    except (FileNotFoundError, ProcessLookupError):
+        return repr(psutil.Process(pid).create_time())
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path, pid_file: Path, cwd: Path) -> Process:
@@ -67,12 +70,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path, pid
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # exec has happened when Popen returns, so the command line is the final one.
-    found = psutil.Process(child.pid)
-    try:
-        process = Process(child.pid, found.create_time(), found.cmdline() or list(command))
-    except psutil.NoSuchProcess:
-        process = Process(child.pid, 0.0, list(command))
+    process = Process(child.pid, started_at(child.pid))  # a child that has ended already still has its entry
     partial = pid_file.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(process)))
     partial.replace(pid_file)
