@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
@@ -43,18 +44,18 @@ def queue(user_id: str, *statuses: str) -> Sql:
 
 
 @pytest.mark.parametrize("statuses", [["pending"], ["submitted"], ["draft", "pending"], ["discarded"]])
-def test_the_queue_reads_only_covering_indexes(
+def test_the_queue_looks_up_one_response_a_record(
     server: Server, ann: Account, reader: sqlite3.Connection, statuses: list[str]
 ) -> None:
     dataset = server.dataset()
     plans = searched(reader, UUID(dataset.id), None, queue(ann.id, *statuses), ordering.shuffle(ann.id))
     assert len(plans) == 2  # total and page
     for steps in plans:
-        assert any("r USING COVERING INDEX ix_prefloop_records (dataset_id=?)" in step for step in steps), steps
-        responses = [step for step in steps if " p " in step]
-        assert responses and all(
-            "COVERING INDEX ix_prefloop_responses (user_id=? AND record_id=?" in step for step in responses
-        )
+        assert steps[0].startswith("SEARCH r USING COVERING INDEX ix_prefloop_records"), steps
+        responses = [step for step in steps if step.startswith(("SEARCH p", "SCAN p"))]
+        assert responses and all("(record_id=? AND user_id=?)" in step for step in responses), steps
+        if statuses == ["pending"]:
+            assert "COVERING INDEX" in responses[0]
 
 
 def test_a_text_search_starts_from_the_words(server: Server, reader: sqlite3.Connection) -> None:
@@ -93,7 +94,7 @@ def test_the_shuffle_has_no_visible_strides(seed: int) -> None:
     records = 2000
     order = shuffled(str(UUID(int=seed)), records)
     assert sorted(order) == list(range(1, records + 1))
-    steps = [(after - before) % records for before, after in zip(order, order[1:], strict=False)]
+    steps = [(after - before) % records for before, after in pairwise(order)]
     # A linear shuffle takes two or three different steps in all; a random one repeats a step about once.
     assert len(set(steps)) > 0.55 * records
     place = {record: n for n, record in enumerate(order)}

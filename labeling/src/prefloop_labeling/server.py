@@ -99,13 +99,13 @@ def _url(host: str, port: int) -> str:
 
 
 def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 65536:  # the resolver would take 99999 for 34463
+        raise LabelingError(f"--port {port} is no port: give a number from 1 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OverflowError as error:
-        raise LabelingError(f"--port {port} is no port: give a number from 1 to 65535") from error
     except OSError as error:
         raise LabelingError(
             f"port {port} on {host} cannot be used ({error.strerror or error}): another program may hold it; "

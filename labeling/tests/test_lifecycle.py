@@ -1,0 +1,226 @@
+"""Start, find, refuse, stop, start again."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from prefloop_labeling import __main__ as command_line
+from prefloop_labeling import server as labeling_server
+from prefloop_labeling.home import SOCKET_PATH_BYTES, Home, LabelingError
+from prefloop_labeling.processes import Process, recorded, start, started_at
+
+from .conftest import Server, client_of, free_port
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_second_start_finds_the_running_server(server: Server) -> None:
+    again = labeling_server.up(server.home.path, port=free_port())
+    assert (again.started, again.url) == (False, server.url)
+    state = labeling_server.status(server.home.path)
+    assert state["answers"] and all(state["processes"].values())
+
+
+def test_secrets_are_private_and_in_no_log_or_command_line(server: Server) -> None:
+    home = server.home
+    assert mode(home.path) == 0o700
+    assert mode(home.credentials_file) == mode(home.secret_file) == 0o600
+    assert stat.S_ISSOCK(home.redis_socket().stat().st_mode) and mode(home.redis_socket()) == 0o700
+    owner = home.credentials()["owner"]
+    account = server.user()
+    kept = home.credentials()["users"][account.username]
+    secrets = [owner["password"], owner["api_key"], kept["password"], kept["api_key"], home.secret_file.read_text()]
+    texts = [path.read_text(errors="replace") for path in home.path.glob("*.log")]
+    texts += [
+        " ".join(psutil.Process(pid).cmdline()) for pid in labeling_server.status(home.path)["processes"].values()
+    ]
+    assert not [secret for secret in secrets for text in texts if secret in text]
+
+
+def test_redis_listens_on_no_port(server: Server) -> None:
+    redis = psutil.Process(labeling_server.status(server.home.path)["processes"]["redis"])
+    assert not redis.connections("inet")
+
+
+def test_an_annotator_is_added_with_the_command_line(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["users", "add", "carla", "--home", str(server.home.path), "--workspace", "second"]
+    assert command_line.main(arguments) == 0
+    account = server.home.credentials()["users"]["carla"]
+    assert account["password"] not in capsys.readouterr().out
+    client = client_of(server.url, account["api_key"])
+    assert client.get("/me").json()["role"] == "annotator"
+    assert [found["name"] for found in client.get("/me/workspaces").json()["items"]] == ["second"]
+    assert command_line.main(arguments) == 2
+    assert "not unique" in capsys.readouterr().err
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "home"
+    labeling_server.down(tmp_path / "home")
+
+
+def test_data_and_keys_survive_a_restart_in_a_home_with_a_long_path(tmp_path: Path) -> None:
+    home = tmp_path / ("long-" * 20) / "home"
+    assert len(os.fsencode(home / "redis.sock")) > SOCKET_PATH_BYTES
+    try:
+        first = Server(labeling_server.up(home, port=free_port(), worker=False))
+        assert first.running.started and mode(first.home.redis_socket().parent) == 0o700
+        dataset = first.dataset()
+        dataset.log({"fields": {"prompt": "kept"}, "external_id": "r"})
+        form = {"username": "owner", "password": first.home.credentials()["owner"]["password"]}
+        token = first.owner.post("/token", data=form).json()["access_token"]
+        assert labeling_server.down(home) == ["server", "redis"]
+        assert labeling_server.down(home) == []
+        assert not labeling_server.status(home)["answers"]
+
+        second = Server(labeling_server.up(home, port=free_port(), worker=False))
+        dataset.owner = second.owner
+        assert dataset.text("kept") == ["r"]
+        client = client_of(second.url, None)
+        assert client.get("/me", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    finally:
+        labeling_server.down(home)
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert command_line.main(["up", "--home", str(home), "--port", str(port)]) == 2
+    assert f"port {port}" in (message := capsys.readouterr().err) and "--port" in message
+    assert not any(labeling_server.status(home)["processes"].values())
+
+
+def test_impossible_places_are_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file" / "home", Path("/proc/nowhere")):
+        assert command_line.main(["up", "--home", str(home)]) == 2
+        assert "cannot be written" in (message := capsys.readouterr().err) and "--home" in message
+    assert command_line.main(["up", "--home", str(tmp_path / "100%")]) == 2
+    assert command_line.main(["up", "--home", str(tmp_path / "home"), "--port", "99999"]) == 2
+    assert command_line.main(["users", "add", "a", "--home", str(tmp_path / "home")]) == 2
+    assert "up" in capsys.readouterr().err
+
+
+def test_a_server_that_cannot_start_says_why(home: Path) -> None:
+    place = Home(home)
+    place.create()
+    (home / "argilla.db").write_text("this is no database, and long enough to be looked at as one" * 20)
+    with pytest.raises(LabelingError, match="file is not a database"):
+        labeling_server.up(home, port=free_port(), worker=False)
+
+
+def test_a_pid_of_another_process_is_left_alone(tmp_path: Path) -> None:
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        pid_file = tmp_path / "server.pid"
+        Process(bystander.pid, started_at(os.getpid())).stop(1)
+        assert bystander.poll() is None
+        pid_file.write_text(f'{{"pid": {bystander.pid}, "started": "earlier"}}')
+        assert recorded(pid_file) is None
+        labeling_server.down(tmp_path)
+        assert bystander.poll() is None
+        pid_file.write_text("rubbish")
+        assert recorded(pid_file) is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_process_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    code = (
+        "import os, signal, subprocess, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"child = subprocess.Popen(['sleep', '60']); p = pathlib.Path({str(ready)!r}); "
+        "p.with_suffix('.new').write_text(str(child.pid)); p.with_suffix('.new').replace(p); signal.pause()"
+    )
+    process = start([sys.executable, "-c", code], os.environ, tmp_path / "log", tmp_path / "pid", tmp_path)
+    while not ready.exists():
+        assert process.running()
+    child = int(ready.read_text())
+    process.stop(0.5)
+    assert not process.running()
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_closing_the_terminal_does_not_reach_the_server(server: Server) -> None:
+    for pid in labeling_server.status(server.home.path)["processes"].values():
+        assert os.getsid(pid) == pid != os.getsid(0)
+
+
+def test_old_pythons_are_told(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.version_info = (3, 10, 0); "
+        "import runpy; runpy.run_module('prefloop_labeling', run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1 and "3.11, 3.12 or 3.13" in ended.stderr
+
+
+def test_the_worker_delivers_a_signed_webhook(server: Server) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(60)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
+        body = {"url": url, "events": ["response.created"], "description": "test"}
+        webhook = server.owner.post("/webhooks", json=body)
+        assert webhook.status_code == 201, webhook.text
+        try:
+            account = server.user()
+            dataset = server.dataset()
+            [record] = dataset.log({"fields": {"prompt": "p"}})
+            assert account.respond(record, choice="a").status_code == 201
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(10)
+                received = b""
+                while b'"type": "response.created"' not in received:
+                    part = connection.recv(65536)
+                    assert part, received
+                    received += part
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            assert b"webhook-signature" in received.lower()
+        finally:
+            server.owner.delete(f"/webhooks/{webhook.json()['id']}")
+
+
+def test_the_worker_recomputes_record_states_through_the_engine(server: Server) -> None:
+    """Changing how many votes a record needs is a background job, which looks up the engine by name in its own process."""
+    import redis
+    from rq import Queue
+
+    account = server.user()
+    dataset = server.dataset(min_submitted=2)
+    [record] = dataset.log({"fields": {"prompt": "p"}})
+    assert account.respond(record, choice="a").status_code == 201
+    assert server.owner.get(f"/datasets/{dataset.id}/progress").json()["completed"] == 0
+    connection = redis.Redis(unix_socket_path=str(server.home.redis_socket()))
+    answer = server.owner.patch(
+        f"/datasets/{dataset.id}", json={"distribution": {"strategy": "overlap", "min_submitted": 1}}
+    )
+    assert answer.status_code in (200, 422), answer.text
+    if answer.status_code == 422:  # Argilla refuses the change once there are responses: the job is put there by hand
+        from argilla_server.jobs.dataset_jobs import update_dataset_records_status_job
+
+        job = Queue("default", connection=connection).enqueue(update_dataset_records_status_job, dataset.id)
+        assert job.latest_result(timeout=60) is not None and job.get_status() == "finished"
+
+
+def test_signals_of_other_homes_do_not_matter(server: Server, home: Path) -> None:
+    other = labeling_server.up(home, port=free_port(), worker=False)
+    os.kill(labeling_server.status(home)["processes"]["server"], signal.SIGKILL)
+    labeling_server.down(home)
+    assert other.url != server.url
+    assert labeling_server.status(server.home.path)["answers"]
