@@ -9,6 +9,7 @@ the engine: an engine that took its second connection from there would deadlock 
 """
 
 import asyncio
+import logging
 import os
 import sqlite3
 import threading
@@ -24,6 +25,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 T = TypeVar("T")
+
+_attaching = threading.Lock()
 
 TEXT_INDEX_FILE = "text-index.db"
 READER_THREADS = 4
@@ -99,23 +102,44 @@ def connect_reader(database: Path, text_index: Path) -> sqlite3.Connection:
         timeout=BUSY_SECONDS,
         check_same_thread=False,
     )
-    connection.execute("ATTACH DATABASE ? AS text", [f"file:{quote(str(text_index))}?mode=rwc"])
-    connection.execute("PRAGMA text.journal_mode = WAL")
-    connection.execute("PRAGMA text.synchronous = NORMAL")
+    with _attaching:
+        _attach_text_index(connection, text_index)
     return connection
 
 
+def _attach_text_index(connection: sqlite3.Connection, text_index: Path, again: bool = False) -> None:
+    """Attach the text index as `text`; a damaged file must not stop the queue, so it is deleted and made again."""
+    try:
+        connection.execute("ATTACH DATABASE ? AS text", [f"file:{quote(str(text_index))}?mode=rwc"])
+        connection.execute("PRAGMA text.journal_mode = WAL")
+        connection.execute("PRAGMA text.synchronous = NORMAL")
+    except sqlite3.DatabaseError as error:
+        if again or error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise
+        logging.getLogger("argilla").warning("%s is damaged (%s): it is made again", text_index, error)
+        if any(name == "text" for _, name, _ in connection.execute("PRAGMA database_list")):
+            connection.execute("DETACH DATABASE text")
+        for suffix in ("", "-wal", "-shm"):
+            text_index.with_name(text_index.name + suffix).unlink(missing_ok=True)
+        _attach_text_index(connection, text_index, again=True)
+
+
 class Readers:
-    """A few threads with one connection each; awaiting `run` leaves the event loop free."""
+    """A few threads with one connection each; awaiting `run` leaves the event loop free.
+
+    Text searches have a thread to themselves: the first one of a dataset indexes it, and no queue may wait for that.
+    """
 
     def __init__(self, database: Path, text_index: Path, threads: int = READER_THREADS) -> None:
         self.database, self.text_index = database, text_index
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="embedded-search")
+        self._text_pool = ThreadPoolExecutor(1, thread_name_prefix="embedded-text-search")
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` with a connection in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._call, work)
+    async def run(self, work: Callable[[sqlite3.Connection], T], text: bool = False) -> T:
+        """Run `work` with a connection in one of the threads, or in the thread for what uses the text index."""
+        pool = self._text_pool if text else self._pool
+        return await asyncio.get_running_loop().run_in_executor(pool, self._call, work)
 
     def _call(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if not hasattr(self._local, "connection"):

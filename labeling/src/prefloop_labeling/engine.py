@@ -96,7 +96,7 @@ class EmbeddedEngine(SearchEngine):
     async def delete_index(self, dataset: Dataset) -> None:
         """Drop the dataset's words."""
         dataset_id = dataset.id
-        await self.readers.run(lambda connection: TextIndex(connection, dataset_id).drop())
+        await self.readers.run(lambda connection: TextIndex(connection, dataset_id).drop(), text=True)
 
     async def get_dataset_progress(self, dataset: Dataset) -> dict[str, int]:
         """Records by status: `{total, pending, completed}`; `{}` for a draft."""
@@ -129,7 +129,8 @@ class EmbeddedEngine(SearchEngine):
         else:
             order = shuffle(user_id) if user_id else None
         return await self.readers.run(
-            partial(_search, dataset.id, _text_query(query), condition, order, offset=offset, limit=limit)
+            partial(_search, dataset.id, _text_query(query), condition, order, offset=offset, limit=limit),
+            text=query is not None,
         )
 
     async def similarity_search(
@@ -156,7 +157,8 @@ class EmbeddedEngine(SearchEngine):
         if record:
             conditions.append(Sql("r.id <> ?", (stored_uuid(record.id),)))
         rows = await self.readers.run(
-            partial(_vectors, dataset.id, _text_query(query), Sql.join(" AND ", conditions), vector_settings.id)
+            partial(_vectors, dataset.id, _text_query(query), Sql.join(" AND ", conditions), vector_settings.id),
+            text=query is not None,
         )
         scored = [
             (record_id, score)

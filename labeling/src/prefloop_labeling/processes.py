@@ -69,6 +69,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path, pid
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,
         )
     process = Process(child.pid, started_at(child.pid))  # a child that has ended already still has its entry
     partial = pid_file.with_suffix(".partial")

@@ -3,11 +3,11 @@
 Argilla stamps `records.updated_at` before it commits, so a record may appear with a stamp older than the newest one seen.
 Every sync therefore looks again at the last `OVERLAP` before that stamp and compares stamps one by one. Rows of deleted
 records stay until their number shows; they are never results, because every match is joined with `records`.
+One thread a process does all this (`database.Readers`); two processes at once repeat work, but each transaction is whole.
 """
 
 import json
 import sqlite3
-import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -17,8 +17,6 @@ from prefloop_labeling.text_query import parse, tokenizable
 
 OVERLAP = timedelta(minutes=10)
 BATCH = 500
-
-_locks: dict[str, threading.Lock] = {}
 
 
 class TextIndex:
@@ -57,17 +55,15 @@ class TextIndex:
 
     def sync(self) -> None:
         """Index what was written since the last sync."""
-        with _locks.setdefault(self.dataset, threading.Lock()):
-            fields = self.fields()
-            if not fields:
-                return
+        fields = self.fields()
+        if fields:
             self._create(fields)
             self._update(fields)
             self._forget_deleted()
 
     def drop(self) -> None:
         """Drop the dataset's text rows."""
-        with _locks.setdefault(self.dataset, threading.Lock()), self._transaction():
+        with self._transaction():
             self._create_catalogue()
             self._drop()
 
