@@ -3,11 +3,13 @@
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 import pytest
@@ -196,26 +198,23 @@ def test_the_worker_delivers_a_signed_webhook(server: Server) -> None:
             server.owner.delete(f"/webhooks/{webhook.json()['id']}")
 
 
-def test_the_worker_recomputes_record_states_through_the_engine(server: Server) -> None:
-    """Changing how many votes a record needs is a background job, which looks up the engine by name in its own process."""
+def test_the_workers_jobs_find_the_engine(server: Server) -> None:
+    """Record states are recomputed in the worker, which looks the engine up by name in its own process."""
     import redis
+    from argilla_server.jobs.dataset_jobs import update_dataset_records_status_job
     from rq import Queue
 
     account = server.user()
-    dataset = server.dataset(min_submitted=2)
+    dataset = server.dataset(min_submitted=1)
     [record] = dataset.log({"fields": {"prompt": "p"}})
     assert account.respond(record, choice="a").status_code == 201
-    assert server.owner.get(f"/datasets/{dataset.id}/progress").json()["completed"] == 0
+    with sqlite3.connect(server.home.path / "argilla.db") as database:
+        database.execute("UPDATE records SET status = 'pending' WHERE id = ?", [record.replace("-", "")])
     connection = redis.Redis(unix_socket_path=str(server.home.redis_socket()))
-    answer = server.owner.patch(
-        f"/datasets/{dataset.id}", json={"distribution": {"strategy": "overlap", "min_submitted": 1}}
-    )
-    assert answer.status_code in (200, 422), answer.text
-    if answer.status_code == 422:  # Argilla refuses the change once there are responses: the job is put there by hand
-        from argilla_server.jobs.dataset_jobs import update_dataset_records_status_job
-
-        job = Queue("default", connection=connection).enqueue(update_dataset_records_status_job, dataset.id)
-        assert job.latest_result(timeout=60) is not None and job.get_status() == "finished"
+    job = Queue("default", connection=connection).enqueue(update_dataset_records_status_job, UUID(dataset.id))
+    result = job.latest_result(timeout=60)
+    assert result is not None and result.type == result.Type.SUCCESSFUL, result and result.exc_string
+    assert server.owner.get(f"/datasets/{dataset.id}/progress").json()["completed"] == 1
 
 
 def test_signals_of_other_homes_do_not_matter(server: Server, home: Path) -> None:
@@ -224,3 +223,16 @@ def test_signals_of_other_homes_do_not_matter(server: Server, home: Path) -> Non
     labeling_server.down(home)
     assert other.url != server.url
     assert labeling_server.status(server.home.path)["answers"]
+
+
+def test_argillas_own_command_line_knows_the_engine(server: Server) -> None:
+    dataset = server.dataset()
+    dataset.log({"fields": {"prompt": "gecko"}, "external_id": "r"})
+    assert dataset.text("gecko") == ["r"]
+    for arguments in (["database", "migrate"], ["search-engine", "reindex", "--dataset-id", dataset.id]):
+        command = [sys.executable, "-m", "prefloop_labeling.cli", *arguments]
+        ended = subprocess.run(
+            command, env=server.home.environment(), cwd=server.home.path, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert dataset.text("gecko") == ["r"]
