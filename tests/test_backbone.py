@@ -332,3 +332,23 @@ def test_the_checksum_of_a_gpus_weights_notices_one_changed_byte_and_two_swapped
         assert checksum(other) != whole, place
     swapped = torch.cat([content[4:8], content[:4], content[8:]])
     assert checksum(swapped) != whole
+
+
+def test_a_role_that_stops_learning_just_before_its_first_step_is_not_run_stale(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused optimizers leave the versions as they were, and nothing else has stepped in this process."""
+    monkeypatch.setattr("prefloop.models.joined._steps", 0)
+    backbone = load(tiny_folder)
+    add_random_role(backbone, "policy")
+    add_random_role(backbone, "value", seed=2)
+    optimizer = torch.optim.AdamW(backbone.parameters("policy"), lr=0.1, fused=True)
+    before = logps(backbone, "policy")
+    with backbone.role("policy", train=True):
+        response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).sum().backward()
+    with backbone.role("value", train=True):
+        hidden_N_H(backbone, PACK)
+    optimizer.step()
+    found = logps(backbone, "policy")
+    backbone._forget("policy")
+    assert torch.equal(found, logps(backbone, "policy")) and not torch.equal(found, before)

@@ -20,7 +20,7 @@ from prefloop.records import Message, Prompt
 from prefloop.rollouts.engine import Rollout
 from prefloop.training import ppo
 from prefloop.training.critic import VALUE, Critic
-from prefloop.training.loop import Loop
+from prefloop.training.loop import Loop, NonFiniteLoss
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters
 from prefloop.training.rewards import Rewards
 
@@ -191,3 +191,39 @@ def test_importance_weights_scale_the_policy_loss(tiny_folder: Path, tmp_path: P
     assert 0 < float((weights == 2).float().mean()) < 1
     _, metrics = trained(w, tmp_path)
     assert metrics["policy_loss"] == pytest.approx(-float((weights * found.advantage_R).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("critic", ["shared", "adapter"])
+def test_critic_warm_up_is_inert_for_the_policy(tiny_folder: Path, tmp_path: Path, critic: str) -> None:
+    """No weight decay, and Adam starts as if there had been no warm-up."""
+    config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, value_warmup=2)
+    w = world(tiny_folder, critic=critic, config=config)
+    policy = policy_parameters(w.backbone)
+    loop = Loop(
+        policy | w.critic.parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0, weight_decay=0.5), 10, tmp_path
+    )
+    before = {n: p.detach().clone() for n, p in policy.items()}
+    rollout = scored(w)
+    found = ppo.estimate(config, "gae", rollout, 0.1)
+    for step in range(2):
+        ppo.optimise(w.work, config, loop, rollout, found, w.critic, step, Audit("ppo"))
+    assert all(torch.equal(p, before[n]) for n, p in policy.items())
+    assert not any(p in loop.optimizer.state for p in policy.values())
+    audit = Audit("ppo")
+    ppo.optimise(w.work, config, loop, rollout, found, w.critic, 2, audit)
+    assert any("weights move" in line for line in audit.lines), "the policy's first update was not audited"
+    assert all(int(loop.optimizer.state[p]["step"]) == 1 for p in policy.values())
+
+
+@pytest.mark.parametrize("where", ["sampler", "reward"])
+def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(tiny_folder: Path, where: str) -> None:
+    w = world(tiny_folder)
+    if where == "sampler":
+        w.rollouts[4].logps[0] = float("nan")
+    else:
+        w.reward.heads[1].std.fill_(0)
+        w.reward.heads[1].mean.fill_(float("inf"))
+    with pytest.raises(
+        NonFiniteLoss, match=r"not finite in \d+ responses, to prompts " + ("p1;" if where == "sampler" else "p0, ")
+    ):
+        scored(w)
