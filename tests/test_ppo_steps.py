@@ -13,11 +13,13 @@ from torch.testing import assert_close
 
 from prefloop.audit import Audit
 from prefloop.config import OptimConfig, PPOConfig
+from prefloop.errors import AuditError, EngineError
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward, role_of
 from prefloop.objectives import ppo as math_
 from prefloop.records import Message, Prompt
 from prefloop.rollouts.engine import Rollout
+from prefloop.stages.ppo import PPO
 from prefloop.training import ppo
 from prefloop.training.critic import VALUE, Critic
 from prefloop.training.loop import Loop, NonFiniteLoss
@@ -67,7 +69,7 @@ def scored(w: Any) -> Any:
 
 def trained(w: Any, tmp_path: Path, estimator: str = "gae", step: int = 1, steps: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, float]]:  # fmt: skip
     parameters = policy_parameters(w.backbone) | (w.critic.parameters if w.critic else {})
-    loop = Loop(parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0), 10, tmp_path, {"value/": 1e-2})
+    loop = Loop(parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0), 10, tmp_path, {"value": 1e-2})
     rollout = scored(w)
     found = ppo.estimate(w.config, estimator, rollout, 0.1)
     metrics: dict[str, float] = {}
@@ -227,3 +229,23 @@ def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(tiny_folder: Pa
         NonFiniteLoss, match=r"not finite in \d+ responses, to prompts " + ("p1;" if where == "sampler" else "p0, ")
     ):
         scored(w)
+
+
+def test_a_rollout_of_another_policy_is_not_learnt_from_and_only_the_first_ends_the_checkpoints(
+    tiny_folder: Path,
+) -> None:
+    """An ``AuditError`` drops the checkpoints: right for a run that never worked, wrong for one that has."""
+    w = world(tiny_folder)
+    w.work.runtime.engine = SimpleNamespace(name="vllm")
+    stage = PPO(w.config)
+    rollout = scored(w)
+    with pytest.raises(AuditError, match="sampler against trainer"):
+        stage._check_gap(w.work, 0, rollout, Audit("ppo"))
+    for sampler_R in (rollout.sampler_logp_R, rollout.sampler_logp_R * float("nan")):
+        rollout.sampler_logp_R = sampler_R
+        with pytest.raises(
+            EngineError, match=r"step 4: mean \|log-prob gap\|.*Nothing was learnt.*same command goes on"
+        ):
+            stage._check_gap(w.work, 3, rollout, Audit("ppo"))
+    rollout.sampler_logp_R = rollout.old_logp_R.clone()
+    assert stage._check_gap(w.work, 3, rollout, Audit("ppo")) == 0

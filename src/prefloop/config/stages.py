@@ -130,7 +130,7 @@ class KLConfig:
     horizon: int = 10_000
     """Responses over which the adaptive controller reacts."""
     stop: float | None = None
-    """End training when the sequence KL of a step exceeds this many nats."""
+    """End training after the step whose rollout had a sequence KL above this many nats."""
 
 
 @dataclass(config=STRICT)

@@ -60,7 +60,7 @@ class RolloutEngine(Protocol):
 
 
 def start(name: str, backbone: Backbone, generation: GenerationConfig) -> RolloutEngine:
-    """Start the engine called ``name``; it is started once more, with the policy it had, should it die."""
+    """Start the engine called ``name``; vLLM in this process is started once more, with the policy it had, should it die."""
     if name == "transformers":
         return TransformersEngine(backbone, generation)
     if name == "server":

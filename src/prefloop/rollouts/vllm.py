@@ -1,7 +1,7 @@
 """vLLM in the training process. With ``handover.py`` the only module that imports vllm.
 
 The policy is handed over from memory, as merged weights or as an adapter (``generation.handover``): vLLM samples from the very policy
-that is trained, on the same 4-bit weights, and no adapter id can go stale. The prefix cache is reset with every hand-over. On a GPU
+that is trained, its weights dequantised or the same 4 bits (``generation.weights``), and no adapter id can go stale. The prefix cache is reset with every hand-over. On a GPU
 vLLM's memory goes back to the trainer between phases; nothing is kept on the host, because the trainer's own 4-bit weights are what
 vLLM's are written from.
 """

@@ -139,7 +139,7 @@ class PPO(Stage):
             parameters |= critic.parameters
         minibatches = min(config.minibatches, config.prompts_per_step, len(prompts))
         updates = config.steps * config.epochs * minibatches
-        loop = Loop(parameters, config.optim, updates, work.checkpoints, {"value/": config.value_learning_rate})
+        loop = Loop(parameters, config.optim, updates, work.checkpoints, {"value": config.value_learning_rate})
         kl = math_.AdaptiveKL(config.kl.coef, config.kl.target, config.kl.horizon)
         restored = loop.restore()
         first = 0
