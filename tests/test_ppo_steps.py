@@ -217,6 +217,20 @@ def test_critic_warm_up_is_inert_for_the_policy(tiny_folder: Path, tmp_path: Pat
     assert all(int(loop.optimizer.state[p]["step"]) == 1 for p in policy.values())
 
 
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_a_fresh_critic_apart_passes_the_audit_of_the_first_update(
+    tiny_folder: Path, tmp_path: Path, minibatches: int
+) -> None:
+    """Its head starts at 0, so its adapter, which the reward model's fills, gets no gradient in the very first update."""
+    config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=minibatches)
+    w = world(tiny_folder, critic="adapter", config=config)
+    torch.nn.init.zeros_(w.critic.head.linear.weight)
+    before = [p.detach().clone() for p in w.backbone.parameters(VALUE)]
+    trained(w, tmp_path, step=0)
+    moved = [not torch.equal(p, b) for p, b in zip(w.backbone.parameters(VALUE), before, strict=True)]
+    assert all(moved) if minibatches == 2 else not any(moved)
+
+
 @pytest.mark.parametrize("where", ["sampler", "reward"])
 def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(tiny_folder: Path, where: str) -> None:
     w = world(tiny_folder)

@@ -187,7 +187,7 @@ def test_a_missing_or_old_vllm_is_an_error_that_says_what_to_do(monkeypatch: pyt
 
 def test_settings_that_an_engine_cannot_work_with_are_refused_before_anything_runs() -> None:
     for name, generation, backbone, words in (
-        ("server", {}, {}, r"needs generation\.server, such as http://127\.0\.0\.1:8000"),
+        ("server", {}, {}, r"needs --generation\.server, such as http://127\.0\.0\.1:8000"),
         ("server", {"server": "http://user:pw@host"}, {}, "must hold no user"),
         ("vllm", {"weights": "nf4"}, {"precision": "fp32"}, "goes with backbone.precision nf4"),
         ("vllm", {"weights": "nf4", "handover": "merged"}, {}, "nothing can be merged into 4 bits"),

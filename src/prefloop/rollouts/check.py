@@ -24,7 +24,7 @@ def check(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> 
         raise EngineError(f"unknown rollout engine '{name}': vllm, server or transformers")
     if name == "server":
         if generation.server is None:
-            raise EngineError(f"--rollout server needs {SERVER}, such as http://127.0.0.1:8000")
+            raise EngineError(f"--rollout server needs --{SERVER}, such as http://127.0.0.1:8000")
         parsed_url(generation.server, SERVER, f"the key goes into {SERVER_KEY}")
     if name != "vllm":
         return

@@ -157,7 +157,7 @@ class PPO(Stage):
         if config.samples_every:
             samples.keep_until(written, first)
             say(f"  {self.name}: sample responses go to {written}", "dim")
-        bar = progress(self.name, config.steps - first, "step", lines=False)
+        bar = progress(self.name, config.steps, "step", lines=False, done=first)
         with runtime.watched(table), bar as advance:
             for step in range(first, config.steps):
                 if restored is not None and restored[0].get("stopped"):

@@ -220,7 +220,13 @@ def optimise(
         yield config.value_coef * value_loss + (total if learns and not critic.own else 0.0)
 
     frozen = backbone.frozen_digest() if step == warm_up else ""
-    before = {n: p.detach().clone() for n, p in loop.parameters.items()} if step == warm_up else {}
+    before = {}
+    if step == warm_up:
+        # A critic's adapter gets a gradient through its head alone, and the head starts at 0.
+        waits = critic is not None and critic.own and not critic.head.linear.weight.any()
+        before = {
+            n: p.detach().clone() for n, p in loop.parameters.items() if not (waits and n.startswith("value_adapter/"))
+        }
     last: dict[str, float] = {}
     for number, documents in enumerate(minibatches(config, scored.documents, work.runtime.seed, step)):
         items = sum(len(ids) for d in documents for ids in d.responses_ids)
