@@ -75,7 +75,7 @@ def _check(
     gap, bound = float(torch.cat(gaps).mean()) if gaps else 0.0, gap_bound(backbone, engine)
     if not gap <= bound:
         raise EngineError(
-            f"{engine} samples from another policy than it was given: mean |log-prob gap| {gap:.4f} nats a token over {len(gaps and documents)} "
+            f"{engine} samples from another policy than it was given: mean |log-prob gap| {gap:.4f} nats a token over {len(documents)} "
             f"responses, at most {bound:g}. Another base model or precision, stale weights, or a server without --logprobs-mode processed_logprobs"
         )
 

@@ -143,7 +143,8 @@ class VLLMEngine:
         if left < wanted / 64:
             raise ValueError(
                 f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free; vLLM's weights take {full / GIB:.1f}, its workspace about "
-                f"{WORKSPACE / GIB:.0f}: nothing is left for the KV cache. Say generation.weights nf4"
+                f"{WORKSPACE / GIB:.0f}: nothing is left for the KV cache. "
+                + ("Take a smaller model" if self.quantised else "Say generation.weights nf4")
             )
         return min(wanted, left)
 
