@@ -1,9 +1,7 @@
 """Roles on one backbone: independent, saved and loaded without a bit lost, and the frozen weights frozen."""
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,14 +9,12 @@ from peft import PeftModel
 from tiny import add_random_role, attention_of, load, plain, random_documents, tiny_model
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from prefloop.data.packing import pack
 from prefloop.errors import ModelError
 from prefloop.models.backbone import Backbone, checksum
 from prefloop.models.forward import hidden_N_H, response_logps_R
-from prefloop.models.lora import Weight
-from prefloop.models.merge import plain_weights
 
 PACK = pack(random_documents([(10, [8, 5]), (4, [12])]))
 
@@ -286,42 +282,6 @@ def test_state_space_layers_are_refused_because_branches_would_leak(
         load(folder)
 
 
-def test_weights_stored_in_4_bits_are_taken_as_they_are_and_computed_with_in_this_runs_precision(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    """Made for bfloat16, as published 4-bit models are; this run computes in float32."""
-    made_for = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-    )  # fmt: skip
-    stored: Any = AutoModelForCausalLM.from_pretrained(tiny_folder, quantization_config=made_for, dtype=torch.bfloat16)
-    stored.save_pretrained(tmp_path / "stored")
-    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "stored")
-    backbone = load(tmp_path / "stored", precision="nf4")
-    assert len(backbone.layers) == 2
-    kept = dict(stored.named_parameters())
-    for weight in plain_weights(backbone.causal_lm):
-        if weight.layer is not None:
-            base = weight.layer.get_base_layer()
-            assert torch.equal(base.weight.data.flatten(), kept[weight.name].data.flatten()), weight.name
-            assert Weight(base).O_I().dtype == torch.float32
-    assert logps(backbone, None).dtype == torch.float32
-    before = logps(backbone, None)
-    backbone.add_role("policy")
-    train(backbone, "policy", steps=1)
-    assert torch.equal(logps(backbone, None), before) and not torch.equal(logps(backbone, "policy"), before)
-
-
-def test_weights_stored_in_other_ways_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "gptq"
-    shutil.copytree(tiny_folder, folder)
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps(content | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
-    )
-    with pytest.raises(ModelError, match=r"stored quantised \(gptq\): only bitsandbytes' 4 bits"):
-        load(folder, precision="nf4")
-
-
 def test_the_checksum_of_a_gpus_weights_notices_one_changed_byte_and_two_swapped_words() -> None:
     content = torch.randint(0, 256, (1003,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     whole = checksum(content)
@@ -332,3 +292,23 @@ def test_the_checksum_of_a_gpus_weights_notices_one_changed_byte_and_two_swapped
         assert checksum(other) != whole, place
     swapped = torch.cat([content[4:8], content[:4], content[8:]])
     assert checksum(swapped) != whole
+
+
+def test_a_role_that_stops_learning_just_before_its_first_step_is_not_run_stale(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused optimizers leave the versions as they were, and nothing else has stepped in this process."""
+    monkeypatch.setattr("prefloop.models.joined._steps", 0)
+    backbone = load(tiny_folder)
+    add_random_role(backbone, "policy")
+    add_random_role(backbone, "value", seed=2)
+    optimizer = torch.optim.AdamW(backbone.parameters("policy"), lr=0.1, fused=True)
+    before = logps(backbone, "policy")
+    with backbone.role("policy", train=True):
+        response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).sum().backward()
+    with backbone.role("value", train=True):
+        hidden_N_H(backbone, PACK)
+    optimizer.step()
+    found = logps(backbone, "policy")
+    backbone._forget("policy")
+    assert torch.equal(found, logps(backbone, "policy")) and not torch.equal(found, before)

@@ -203,7 +203,7 @@ def test_describe_is_one_line_with_what_was_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", {**VOTED, "id": "a"}, {**VOTED, "id": "b"}, {"prompt": [USER], "response": ""})
     checked = load_prompts(path, bad_rows="quarantine")
     assert checked.describe() == (
-        "1 prompt from t.jsonl (prefloop), 1 row quarantined in t.quarantine.jsonl, 1 skipped: prompt seen before"
+        "1 prompt from t.jsonl (prefloop), 1 row quarantined in t.quarantine.jsonl (row 3, field 'response': is empty), 1 skipped: prompt seen before"
     )
     prompts = [Prompt(str(n), [Message("user", str(n))]) for n in range(240)]
     assert Checked(prompts, [], path, "hh", 240, None).describe() == "240 prompts from t.jsonl (hh)"

@@ -12,8 +12,12 @@ from prefloop.errors import ModelError
 from prefloop.training import dry
 
 
-def test_the_largest_pack_is_full_and_never_less_than_one_document() -> None:
-    assert len(dry.largest_pack(20, 10, 2, budget=128).tokens_N) == 3 * 40
+@pytest.mark.parametrize("budget", [60, 64, 100, 128, 401])
+def test_the_largest_pack_is_full(budget: int) -> None:
+    assert len(dry.largest_pack(20, 10, 4, budget).tokens_N) in (budget, budget - 1)
+
+
+def test_the_largest_pack_is_never_less_than_one_document() -> None:
     assert len(dry.largest_pack(20, 10, 2, budget=16).tokens_N) == 40
 
 

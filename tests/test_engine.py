@@ -8,13 +8,14 @@ import torch
 from tiny import add_random_role, load, tiny_model
 from torch.testing import assert_close
 
-from prefloop.config import GenerationConfig
+from prefloop.config import BackboneConfig, GenerationConfig
 from prefloop.data.packing import Document, pack
 from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.records import Message
-from prefloop.rollouts.engine import Rollout, TransformersEngine, check, start
+from prefloop.rollouts.check import check
+from prefloop.rollouts.engine import Rollout, TransformersEngine, start
 
 PROMPTS = ["try", "What is the capital of the country by the river?", "Please tell me how"]
 
@@ -162,4 +163,4 @@ def test_progress_counts_every_response(backbone: Backbone) -> None:
 def test_engines_are_chosen_by_name_and_unknown_ones_refused(backbone: Backbone) -> None:
     assert isinstance(start("transformers", backbone, GenerationConfig()), TransformersEngine)
     with pytest.raises(EngineError, match="unknown rollout engine 'tgi': vllm, server or transformers"):
-        check("tgi")
+        check("tgi", GenerationConfig(), BackboneConfig())

@@ -331,3 +331,9 @@ def test_the_estimate_of_a_group_does_not_depend_on_the_order_of_groups(estimato
 def test_an_unknown_estimator_is_refused() -> None:
     with pytest.raises(ValueError, match="one of gae, grpo, rloo, reinforce"):
         estimate("gea", SCORE, KL, LENGTH, 0.1, group=2)
+
+
+def test_a_rollout_larger_than_the_horizon_does_not_turn_the_kl_penalty_around() -> None:
+    controller = ppo.AdaptiveKL(coef=0.2, target=6.0, horizon=200)
+    controller.update(0.0, 1024)
+    assert controller.coef == pytest.approx(0.1)

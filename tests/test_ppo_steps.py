@@ -13,14 +13,16 @@ from torch.testing import assert_close
 
 from prefloop.audit import Audit
 from prefloop.config import OptimConfig, PPOConfig
+from prefloop.errors import AuditError, EngineError
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward, role_of
 from prefloop.objectives import ppo as math_
 from prefloop.records import Message, Prompt
 from prefloop.rollouts.engine import Rollout
+from prefloop.stages.ppo import PPO
 from prefloop.training import ppo
 from prefloop.training.critic import VALUE, Critic
-from prefloop.training.loop import Loop
+from prefloop.training.loop import Loop, NonFiniteLoss
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters
 from prefloop.training.rewards import Rewards
 
@@ -67,7 +69,7 @@ def scored(w: Any) -> Any:
 
 def trained(w: Any, tmp_path: Path, estimator: str = "gae", step: int = 1, steps: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, float]]:  # fmt: skip
     parameters = policy_parameters(w.backbone) | (w.critic.parameters if w.critic else {})
-    loop = Loop(parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0), 10, tmp_path, {"value/": 1e-2})
+    loop = Loop(parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0), 10, tmp_path, {"value": 1e-2})
     rollout = scored(w)
     found = ppo.estimate(w.config, estimator, rollout, 0.1)
     metrics: dict[str, float] = {}
@@ -191,3 +193,73 @@ def test_importance_weights_scale_the_policy_loss(tiny_folder: Path, tmp_path: P
     assert 0 < float((weights == 2).float().mean()) < 1
     _, metrics = trained(w, tmp_path)
     assert metrics["policy_loss"] == pytest.approx(-float((weights * found.advantage_R).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("critic", ["shared", "adapter"])
+def test_critic_warm_up_is_inert_for_the_policy(tiny_folder: Path, tmp_path: Path, critic: str) -> None:
+    """No weight decay, and Adam starts as if there had been no warm-up."""
+    config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, value_warmup=2)
+    w = world(tiny_folder, critic=critic, config=config)
+    policy = policy_parameters(w.backbone)
+    loop = Loop(
+        policy | w.critic.parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0, weight_decay=0.5), 10, tmp_path
+    )
+    before = {n: p.detach().clone() for n, p in policy.items()}
+    rollout = scored(w)
+    found = ppo.estimate(config, "gae", rollout, 0.1)
+    for step in range(2):
+        ppo.optimise(w.work, config, loop, rollout, found, w.critic, step, Audit("ppo"))
+    assert all(torch.equal(p, before[n]) for n, p in policy.items())
+    assert not any(p in loop.optimizer.state for p in policy.values())
+    audit = Audit("ppo")
+    ppo.optimise(w.work, config, loop, rollout, found, w.critic, 2, audit)
+    assert any("weights move" in line for line in audit.lines), "the policy's first update was not audited"
+    assert all(int(loop.optimizer.state[p]["step"]) == 1 for p in policy.values())
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_a_fresh_critic_apart_passes_the_audit_of_the_first_update(
+    tiny_folder: Path, tmp_path: Path, minibatches: int
+) -> None:
+    """Its head starts at 0, so its adapter, which the reward model's fills, gets no gradient in the very first update."""
+    config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=minibatches)
+    w = world(tiny_folder, critic="adapter", config=config)
+    torch.nn.init.zeros_(w.critic.head.linear.weight)
+    before = [p.detach().clone() for p in w.backbone.parameters(VALUE)]
+    trained(w, tmp_path, step=0)
+    moved = [not torch.equal(p, b) for p, b in zip(w.backbone.parameters(VALUE), before, strict=True)]
+    assert all(moved) if minibatches == 2 else not any(moved)
+
+
+@pytest.mark.parametrize("where", ["sampler", "reward"])
+def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(tiny_folder: Path, where: str) -> None:
+    w = world(tiny_folder)
+    if where == "sampler":
+        w.rollouts[4].logps[0] = float("nan")
+    else:
+        w.reward.heads[1].std.fill_(0)
+        w.reward.heads[1].mean.fill_(float("inf"))
+    with pytest.raises(
+        NonFiniteLoss, match=r"not finite in \d+ responses, to prompts " + ("p1;" if where == "sampler" else "p0, ")
+    ):
+        scored(w)
+
+
+def test_a_rollout_of_another_policy_is_not_learnt_from_and_only_the_first_ends_the_checkpoints(
+    tiny_folder: Path,
+) -> None:
+    """An ``AuditError`` drops the checkpoints: right for a run that never worked, wrong for one that has."""
+    w = world(tiny_folder)
+    w.work.runtime.engine = SimpleNamespace(name="vllm")
+    stage = PPO(w.config)
+    rollout = scored(w)
+    with pytest.raises(AuditError, match="sampler against trainer"):
+        stage._check_gap(w.work, 0, rollout, Audit("ppo"))
+    for sampler_R in (rollout.sampler_logp_R, rollout.sampler_logp_R * float("nan")):
+        rollout.sampler_logp_R = sampler_R
+        with pytest.raises(
+            EngineError, match=r"step 4: mean \|log-prob gap\|.*Nothing was learnt.*same command goes on"
+        ):
+            stage._check_gap(w.work, 3, rollout, Audit("ppo"))
+    rollout.sampler_logp_R = rollout.old_logp_R.clone()
+    assert stage._check_gap(w.work, 3, rollout, Audit("ppo")) == 0

@@ -103,7 +103,7 @@ def test_a_server_that_cannot_serve_the_run_is_refused(url: str, folder: Path, m
 def test_a_missing_address_or_server_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefloop.endpoint._wait", lambda seconds, stop: None)
     backbone = load(folder, "llama-wide")
-    with pytest.raises(EngineError, match=r"needs generation\.server, such as http://127\.0\.0\.1:8000"):
+    with pytest.raises(EngineError, match=r"needs --generation\.server, such as http://127\.0\.0\.1:8000"):
         start("server", backbone, GenerationConfig())
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -14,11 +14,12 @@ from test_engine import assert_logps_are_the_trainers, prompts_ids
 from tiny import add_random_role, load, plain, tiny_model
 from torch import nn
 
-from prefloop.config import GenerationConfig
-from prefloop.errors import EngineError
+from prefloop.config import BackboneConfig, GenerationConfig
+from prefloop.errors import EngineError, PrefloopError
 from prefloop.models.backbone import Backbone
 from prefloop.rollouts import vllm
-from prefloop.rollouts.engine import Restarting, Rollout, check, start
+from prefloop.rollouts.check import check
+from prefloop.rollouts.engine import Restarting, Rollout, start
 from prefloop.rollouts.handover import Writer
 
 SETTINGS = {"temperature": 0.7, "max_new_tokens": 24, "max_num_seqs": 8}
@@ -173,13 +174,27 @@ def test_a_second_death_ends_the_run_and_says_what_is_saved(deaths: list[bool]) 
 
 
 def test_a_missing_or_old_vllm_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    check("vllm")
+    check("vllm", GenerationConfig(), BackboneConfig())
     monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9.1")
-    with pytest.raises(EngineError, match=r"0\.9\.1 is too old, it takes 0\.22 to 0\.31.*--rollout transformers"):
-        check("vllm")
+    with pytest.raises(
+        EngineError, match=r"0\.9\.1 is not one of those that it runs with, 0\.22 to 0\.31.*--rollout transformers"
+    ):
+        check("vllm", GenerationConfig(), BackboneConfig())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"vLLM is not installed\. Install it with 'make install'"):
-        check("vllm")
+        check("vllm", GenerationConfig(), BackboneConfig())
+
+
+def test_settings_that_an_engine_cannot_work_with_are_refused_before_anything_runs() -> None:
+    for name, generation, backbone, words in (
+        ("server", {}, {}, r"needs --generation\.server, such as http://127\.0\.0\.1:8000"),
+        ("server", {"server": "http://user:pw@host"}, {}, "must hold no user"),
+        ("vllm", {"weights": "nf4"}, {"precision": "fp32"}, "goes with backbone.precision nf4"),
+        ("vllm", {"weights": "nf4", "handover": "merged"}, {}, "nothing can be merged into 4 bits"),
+    ):
+        with pytest.raises(PrefloopError, match=words) as error:
+            check(name, GenerationConfig(**generation), BackboneConfig(**backbone))
+        assert "pw" not in str(error.value)
 
 
 def test_a_failing_start_shows_vllms_last_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,17 +54,19 @@ def waiting(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str = "it", lines: bool = True) -> Iterator[Callable[..., None]]:
+def progress(
+    what: str, total: int, unit: str = "it", lines: bool = True, done: int = 0
+) -> Iterator[Callable[..., None]]:
     """Show ``what`` advancing to ``total``; yields ``advance(n=1, note="")``.
 
     A terminal gets a live bar; a log file gets a line every ten seconds (unless ``lines`` is off, for work that prints its own), with rate
-    and remaining time in both.
+    and remaining time in both. ``total`` counts what was ``done`` before, in a resumed stage, too; 0 is a total that nobody knows.
     """
     started = time.monotonic()
-    done = 0
+    before = done
 
     def rate() -> float:
-        return done / max(time.monotonic() - started, 1e-9)
+        return (done - before) / max(time.monotonic() - started, 1e-9)
 
     if console.is_terminal:
         columns = (
@@ -75,12 +77,13 @@ def progress(what: str, total: int, unit: str = "it", lines: bool = True) -> Ite
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("gone,"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[note]}", style="dim"),
         )
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=total, rate="", note="")
+            task = bar.add_task(what, total=total or None, completed=done, rate="", note="")
 
             def advance(n: int = 1, note: str = "") -> None:
                 nonlocal done
@@ -99,7 +102,7 @@ def progress(what: str, total: int, unit: str = "it", lines: bool = True) -> Ite
         done += n
         if lines and time.monotonic() - spoken >= PLAIN_EVERY_S:
             spoken = time.monotonic()
-            left = (total - done) / rate() if done else float("nan")
-            say(f"  {what} {done}/{total}  {rate():.3g} {unit}/s  {duration(left)} left  {note}".rstrip())
+            of, left = (f"/{total}", f"  {duration((total - done) / rate())} left") if total else ("", "")
+            say(f"  {what} {done}{of}  {rate():.3g} {unit}/s{left}  {note}".rstrip())
 
     yield advance_plain

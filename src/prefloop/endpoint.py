@@ -21,6 +21,7 @@ import httpx
 from prefloop.errors import ConfigError, JudgeError
 
 _MAX_WAIT_S = 120.0
+_JITTER = random.Random()  # not the global one, whose state belongs to seeded runs
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -111,7 +112,7 @@ class Endpoint:
                     raise JudgeError(f"{self.who}: {failure}; {advice}")
                 retry_after = _retry_after(response.headers.get("retry-after"))
             if attempt < self.max_retries:
-                pause = self.backoff * 2**attempt * random.uniform(0.75, 1.25) if retry_after is None else retry_after
+                pause = self.backoff * 2**attempt * _JITTER.uniform(0.75, 1.25) if retry_after is None else retry_after
                 _wait(min(pause, _MAX_WAIT_S), stop)
                 if stop.is_set():
                     break

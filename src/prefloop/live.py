@@ -153,9 +153,16 @@ def phases(metrics: Metrics, width: int | None = None) -> str:
 PLAIN = ("reward", "gold", "KL", "length", "entropy", "clipped", "expl.var", "gap")
 
 
+def sources(metrics: Metrics) -> str:
+    """'reward of: reward_model +0.298, polite +0.021', each before its weight; nothing where there is one source."""
+    given = metrics.get("rewards", {})
+    return "reward of: " + ", ".join(f"{name} {value:+.3f}" for name, value in given.items()) if len(given) > 1 else ""
+
+
 def plain(metrics: Metrics, name: str, step: str) -> str:
     """A step as one line of a log: what the table shows first, then the seconds and tokens a second of each phase."""
     told = [f"{c.head} {c.text(metrics)}" for c in COLUMNS if c.head in PLAIN and c.value(metrics) is not None]
+    told += [given] if (given := sources(metrics)) else []
     spent = phases(metrics).replace(" · ", ", ")
     return f"  {name} {step}  {'  '.join(told)}  {duration(_seconds(metrics))}" + (f" ({spent})" if spent else "")
 
@@ -194,5 +201,6 @@ class StepTable:
             self.to.print(header(shown, step_width))
         self.to.print(row(event, shown, step, step_width, self.bounds))
         indent = 2 * MARGIN
-        if spent := phases(event, self.to.width - indent):
-            self.to.print(Text(" " * indent + spent, style="dim"))
+        for line in (phases(event, self.to.width - indent), sources(event)):
+            if line:
+                self.to.print(Text(" " * indent + line, style="dim"))

@@ -18,6 +18,7 @@ from rich.table import Table
 from prefloop.algorithms import ALGORITHMS
 from prefloop.console import console, duration, say
 from prefloop.errors import PrefloopError, StoreError
+from prefloop.redact import without_secrets
 from prefloop.runtime import Runtime, environment
 from prefloop.stage import Stage
 from prefloop.store import Artifact, run_lock, write_json
@@ -141,10 +142,11 @@ class Pipeline:
             raise
 
     def _preflight(self) -> None:
-        """Every file that any stage misses, and every tracker's package, at once."""
+        """Every file that any stage misses, every tracker's package and the rollout engine, at once."""
         found: list[PrefloopError] = []
         checks: list[Callable[[], None]] = [
             partial(check_trackers, self.runtime.trackers),
+            *([self.runtime.check_engine] if any("generation" in stage.uses for stage in self.stages) else []),
             *(stage.preflight for stage in self.stages),
         ]
         for check in checks:
@@ -196,7 +198,7 @@ def summarise(
         "precision": config.precision,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "command": command,
+        "command": without_secrets(command),
         "stages": run.stages,
         "results": judged.get("results", {}),
         "control": judged.get("control", {}),

@@ -85,10 +85,14 @@ class Runtime:
     @cached_property
     def engine_name(self) -> str:
         """The engine that samples, for artifact keys; found wanting before anything runs."""
-        from prefloop.rollouts.engine import check
-
-        check(self.rollout)
+        self.check_engine()
         return self.rollout
+
+    def check_engine(self) -> None:
+        """Raise when the engine cannot be used."""
+        from prefloop.rollouts.check import check
+
+        check(self.rollout, self.generation, self.backbone_config)
 
     @cached_property
     def backbone(self) -> Backbone:

@@ -16,10 +16,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from prefloop.console import say
 from prefloop.errors import ConfigError, nearest
+from prefloop.redact import without_secrets
 from prefloop.runtime import Runtime
 from prefloop.store import Artifact, write_json
 
@@ -63,11 +63,9 @@ def settings(identity: Mapping[str, Any], prefix: str = "") -> dict[str, str | i
     for name, value in identity.items():
         if isinstance(value, Mapping):
             out |= settings(value, f"{prefix}{name}/")
-        elif isinstance(value, str) and "://" in value:
-            address = urlsplit(value)
-            out[prefix + name] = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
         else:
-            out[prefix + name] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+            flat = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+            out[prefix + without_secrets(name)] = without_secrets(flat) if isinstance(flat, str) else flat
     return out
 
 
@@ -79,15 +77,14 @@ class Logged:
     name: str
     id: str
     last: int = 0
-    done: bool = False
 
     @classmethod
     def of(cls, path: Path, name: str, resumed: bool) -> Logged:
-        """Go on where the file says; a stage that is trained once more after it was done gets a run of its own, ``name-2``."""
+        """Go on where the file says if the stage does; one that starts anew gets a run of its own, ``name-2``."""
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if known is None:
             return cls(path, name, uuid.uuid4().hex[:12])
-        if resumed or not known["done"]:
+        if resumed:
             return cls(path, known["name"], known["id"], known["last"])
         attempt = int(known["name"].removeprefix(name).removeprefix("-") or 1) + 1
         return cls(path, f"{name}-{attempt}", uuid.uuid4().hex[:12])
@@ -95,7 +92,7 @@ class Logged:
     def write(self) -> None:
         """Keep it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, {"name": self.name, "id": self.id, "last": self.last, "done": self.done})
+        write_json(self.path, {"name": self.name, "id": self.id, "last": self.last})
 
 
 def _tensorboard(tracker: Any, project: str, run: Logged, folder: Path, config: dict[str, Any]) -> Any:
@@ -151,7 +148,7 @@ class Tracking:
             self._resumed = event["status"] == "resumed"
         elif event["event"] == "step":
             if (member := event.get("member", 0)) != self._member:
-                self._close(done=True)
+                self._close()
                 self._begin(member)
             values = numbers({k: v for k, v in event.items() if k not in ("step", "member")})
             for name, (tracker, run) in list(self._open.items()):
@@ -165,7 +162,7 @@ class Tracking:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._close(done=kind is None)
+        self._close()
 
     def _begin(self, member: int) -> None:
         """Open a run in every tracker; members of an ensemble count their steps apart, so each has its own."""
@@ -184,11 +181,10 @@ class Tracking:
                 opened = OPEN[tracker](LOGGER_TYPE_TO_CLASS[tracker], self.project, run, self.folder, config)
                 self._open[tracker] = (opened, run)
 
-    def _close(self, done: bool) -> None:
+    def _close(self) -> None:
         for name, (tracker, run) in list(self._open.items()):
             with self._left_out_when_it_fails(name):
                 tracker.finish()
-                run.done = done
                 run.write()
         self._open.clear()
 

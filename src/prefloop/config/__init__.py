@@ -38,7 +38,7 @@ class RLHFConfig:
     output: Path = Path("runs")
     """Folder for runs; the artifact store is <output>/.store."""
     algo: str = "ppo"
-    """How the policy learns: ppo; on pairs dpo, cdpo, robust, ipo, hinge, apo_zero, apo_down, orpo, simpo, cpo; on thumbs kto; reward stops after the reward model."""
+    """How the policy learns: on rollouts ppo, grpo, rloo, reinforce; on pairs dpo, cdpo, robust, ipo, hinge, apo_zero, apo_down, orpo, simpo, cpo; on thumbs kto; reward stops after the reward model."""
     seed: int = 0
     """Seed of everything random."""
     rollout: Literal["vllm", "server", "transformers"] = "vllm"

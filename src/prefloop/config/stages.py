@@ -130,7 +130,7 @@ class KLConfig:
     horizon: int = 10_000
     """Responses over which the adaptive controller reacts."""
     stop: float | None = None
-    """End training when the sequence KL of a step exceeds this many nats."""
+    """End training after the step whose rollout had a sequence KL above this many nats."""
 
 
 @dataclass(config=STRICT)
@@ -226,7 +226,7 @@ class PPOConfig:
     """Truncated importance sampling: cap on trainer / sampler probability of a token; none switches it off."""
     max_logprob_gap: float | None = None
     """Audit of every step: mean |log-prob gap| between sampler and trainer, nats a token, that the run tolerates. Default: 0.005 where both
-    compute in float32, 0.1 in bfloat16."""
+    compute in float32, else 0.1."""
     samples_every: int = aside(default=1)
     """Steps between the sample responses in the artifact's samples.jsonl; 0 writes none."""
     kl: KLConfig = field(default_factory=KLConfig)

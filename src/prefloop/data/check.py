@@ -79,11 +79,11 @@ class Checked(Generic[R]):
     kind: str = ""
 
     def describe(self) -> str:
-        """One line: ``240 prompts from train.jsonl (prefloop), 2 rows quarantined in train.quarantine.jsonl``."""
+        """One line: ``240 prompts from train.jsonl (prefloop), 2 rows quarantined in train.quarantine.jsonl (the first one)``."""
         noun = (type(self.records[0]).__name__ if self.records else self.kind or "record").lower()
         line = f"{_count(len(self.records) if self.count is None else self.count, noun)} from {self.path.name} ({self.layout})"
         if self.findings and self.quarantine:
-            line += f", {_count(len(self.findings), 'row')} quarantined in {self.quarantine.name}"
+            line += f", {_count(len(self.findings), 'row')} quarantined in {self.quarantine.name} ({self.findings[0]})"
         return line + "".join(f", {number} skipped: {reason}" for reason, number in self.skipped.items())
 
 

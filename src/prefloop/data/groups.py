@@ -99,6 +99,10 @@ class Groups(Sequence[PreferenceGroup]):
     def total_pairs(self) -> int:
         return sum(self.pairs(i) for i in range(len(self)))
 
+    @property
+    def total_responses(self) -> int:
+        return sum(self._size("responses_ids", i) for i in range(len(self)))
+
 
 def _document(row: dict[str, Any]) -> Document:
     keys = range(row["key"], row["key"] + len(row["responses_ids"]))

@@ -75,13 +75,13 @@ class FunctionGrader:
     def __init__(self, spec: str) -> None:
         path, colon, function = spec.rpartition(":")
         if not colon or not path or not function.isidentifier():
-            raise ConfigError(f"grader '{spec}': expected path/to/file.py:function")
+            raise ConfigError(f"scorer '{spec}': expected path/to/file.py:function")
         self.path, self.name = Path(path), function
         try:
             self._source = self.path.read_bytes()
         except OSError as error:
             raise ConfigError(
-                f"grader '{spec}': cannot read {path} ({error.strerror}); the path is relative to the current folder"
+                f"scorer '{spec}': cannot read {path} ({error.strerror}); the path is relative to the current folder"
             ) from None
         self._call = self._load(spec)
 
@@ -118,12 +118,12 @@ class FunctionGrader:
             loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
-            raise ConfigError(f"grader '{spec}': importing the file raised {type(error).__name__}: {error}") from error
+            raise ConfigError(f"scorer '{spec}': importing the file raised {type(error).__name__}: {error}") from error
         call: Callable[[Prompt, str], Any] | None = getattr(module, self.name, None)
         if call is None or not callable(call):
             functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             hint = nearest(self.name, functions) if functions else "the file defines no function"
-            raise ConfigError(f"grader '{spec}': no function '{self.name}' in {self.path}; {hint}")
+            raise ConfigError(f"scorer '{spec}': no function '{self.name}' in {self.path}; {hint}")
         return call
 
 

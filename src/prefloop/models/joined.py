@@ -196,7 +196,8 @@ class RoleCopies:
         """Copy what may have changed."""
         learns = any(source.requires_grad for source in self._sources)
         versions = tuple(v for s in self._sources for v in (s._version, s.data_ptr()))
-        state = (*versions, _steps if learns else 0)
+        # One that has stopped learning is not where it was seen last: a fused step may have come between.
+        state = (*versions, _steps if learns else -1)
         self.generation += state != self._state
         if learns or state != self._state:
             torch._foreach_copy_(self._targets[::2], self._sources[::2])

@@ -39,7 +39,7 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[Pe
     if device.type == "cpu":
         keep_freed_memory()
     quantization: dict[str, Any] = {}  # given as None it would hide what is stored
-    stored = _stored_quantization(folder)
+    stored = stored_quantization(folder)
     if stored is not None and (config.precision != "nf4" or not stored.get("load_in_4bit")):
         raise ModelError(
             f"{config.model} is stored quantised ({stored.get('quant_method', 'unknown')}): only bitsandbytes' 4 bits can be trained on, "
@@ -103,7 +103,7 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[Pe
     return wrapped, chat
 
 
-def _stored_quantization(folder: Path) -> dict[str, Any] | None:
+def stored_quantization(folder: Path) -> dict[str, Any] | None:
     """How the weights in a folder are quantised already, if they are."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")

@@ -129,6 +129,7 @@ class AdaptiveKL:
     horizon: int
 
     def update(self, sequence_kl: float, responses: int) -> None:
-        """Raise coef when the sequence KL (nats) is above target, lower it when below; the error is clipped to ± 0.2."""
+        """Raise coef when the sequence KL (nats) is above target, lower it when below; the error is clipped to ± 0.2, and a
+        rollout larger than the horizon halves coef at most."""
         error = max(-0.2, min(0.2, sequence_kl / self.target - 1))
-        self.coef *= 1 + error * responses / self.horizon
+        self.coef *= max(0.5, 1 + error * responses / self.horizon)

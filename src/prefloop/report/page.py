@@ -191,6 +191,13 @@ def _cautions(summary: Summary, judge: str) -> list[str]:
             f"The reward model prefers {' and '.join(contested)} to SFT and the gold scorer does not confirm it: "
             "a sign of over-optimisation."
         )
+    for stage in summary.stages:
+        alarm = stage.metrics.get("alarm")
+        raised = alarm.get("raised") if isinstance(alarm, dict) else None
+        if isinstance(raised, list) and raised:
+            notes.append(
+                f"The alarm for reward hacking was raised in {label(stage.name)}: see Reward hacking before trusting its win rates."
+            )
     return notes
 
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from transformers import GenerationConfig as NeutralDefaults
@@ -20,6 +20,7 @@ from prefloop.console import say
 from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
 
+T = TypeVar("T")
 SAVED = "Every checkpoint is kept: the same command goes on from the last one"
 
 
@@ -59,7 +60,7 @@ class RolloutEngine(Protocol):
 
 
 def start(name: str, backbone: Backbone, generation: GenerationConfig) -> RolloutEngine:
-    """Start the engine called ``name``; it is started once more, with the policy it had, should it die."""
+    """Start the engine called ``name``; vLLM in this process is started once more, with the policy it had, should it die."""
     if name == "transformers":
         return TransformersEngine(backbone, generation)
     if name == "server":
@@ -71,22 +72,8 @@ def start(name: str, backbone: Backbone, generation: GenerationConfig) -> Rollou
     return Restarting(lambda: VLLMEngine(backbone, generation))
 
 
-def check(name: str) -> None:
-    """Check that the engine ``name`` can be used. Raises ``EngineError`` with what to install where it cannot."""
-    from prefloop.rollouts import vllm
-
-    if name not in ("vllm", "server", "transformers"):
-        raise EngineError(f"unknown rollout engine '{name}': vllm, server or transformers")
-    problem = vllm.missing() if name == "vllm" else None
-    if problem is not None:
-        raise EngineError(
-            f"{problem}. Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU); or say --rollout transformers, "
-            "which needs nothing and samples 2 to 4 times slower"
-        )
-
-
 class Restarting:
-    """An engine that is started anew once, with the policy it had, when it dies while it samples."""
+    """An engine that is started anew once, with the policy it had, when it dies. A fault of CUDA itself takes the trainer's process with it."""
 
     def __init__(self, make: Callable[[], RolloutEngine]) -> None:
         self.make = make
@@ -97,21 +84,30 @@ class Restarting:
 
     def load_policy(self, role: str | None) -> None:
         self.role = role
-        self.engine.load_policy(role)
+        self._survive(lambda: self.engine.load_policy(role))
 
     def generate(
         self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
     ) -> list[Rollout]:
-        done = 0
+        told = done = 0
 
-        def count(amount: int) -> None:
-            nonlocal done
+        def count(amount: int) -> None:  # what a first attempt has counted is not counted again
+            nonlocal told, done
             done += amount
-            if advance and done > 0:
-                advance(min(amount, done))
+            if advance and done > told:
+                advance(done - told)
+                told = done
 
-        try:
+        def attempt() -> list[Rollout]:
+            nonlocal done
+            done = 0
             return self.engine.generate(prompts_ids, n, seed, count)
+
+        return self._survive(attempt)
+
+    def _survive(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
         except EngineError as error:
             message = str(error)
         # Outside the except block: the error's traceback would hold on to the dead engine and its memory.
@@ -119,7 +115,6 @@ class Restarting:
             raise EngineError(f"{message}\nIt was started anew once already. {SAVED}")
         self.restarts -= 1
         say(f"  {message.splitlines()[0]}; starting it anew with the same policy", "yellow")
-        done = -done  # what the bar counted already is not counted again
         with contextlib.suppress(Exception):  # what is dead may not shut down properly
             self.engine.close()
         del self.engine
@@ -129,7 +124,7 @@ class Restarting:
         try:
             self.engine = self.make()
             self.engine.load_policy(self.role)
-            return self.engine.generate(prompts_ids, n, seed, count)
+            return action()
         except EngineError as again:
             raise EngineError(f"{again}\nIt had died with: {message.splitlines()[0]}\n{SAVED}") from again
 

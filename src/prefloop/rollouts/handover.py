@@ -1,7 +1,7 @@
 """A policy from the trainer's memory into vLLM's, without a file between them.
 
 ``Writer`` writes merged weights straight into vLLM's parameters: dequantised from the trainer's 4-bit bytes plus the adapter, so nothing needs
-to be kept while vLLM sleeps. ``register`` gives vLLM the adapter alone, which costs generation some speed and no weights are written.
+to be kept while vLLM sleeps. ``register`` gives vLLM the adapter alone, which costs generation some speed; the base is then written only when vLLM wakes up.
 """
 
 from __future__ import annotations
@@ -87,10 +87,23 @@ def register(worker: Any, number: int, tensors: dict[str, Tensor], config: dict[
     from vllm.lora.peft_helper import PEFTHelper
 
     manager = worker.model_runner.lora_manager._adapter_manager
+    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
+    for rename in ("get_unstacked_mapper", "get_rename_mapper"):  # 0.25 and 0.30
+        mapper = getattr(mapper, rename)() if hasattr(mapper, rename) else mapper
     for known in list(manager.list_adapters()):
         manager.remove_adapter(known)
     options = worker.vllm_config.lora_config
     adapter = LoRAModel.from_lora_tensors(
-        number, tensors, PEFTHelper.from_dict(config), device=str(worker.device), dtype=options.lora_dtype
+        number,
+        tensors,
+        PEFTHelper.from_dict(config),
+        device=str(worker.device),
+        dtype=options.lora_dtype,
+        weights_mapper=mapper,
     )
+    places = {*manager.modules, *(part for parts in manager.packed_modules.values() for part in parts)}
+    if lost := sorted(adapter.loras.keys() - places):
+        raise ValueError(
+            f"vLLM has no place for {len(lost)} of the adapter's {len(adapter.loras)} modules: {lost[:3]}; say generation.handover merged"
+        )
     manager.add_adapter(adapter)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import torch
+
 from prefloop.config import DataConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
+from prefloop.data.packing import Document, packs
 from prefloop.data.sources import load_prompts
-from prefloop.errors import ConfigError, DataError
+from prefloop.errors import ConfigError, DataError, EngineError
+from prefloop.models.backbone import Backbone
+from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.records import Prompt, Response
+from prefloop.rollouts.engine import Rollout
 from prefloop.stage import Work
 from prefloop.store import Artifact, write_rows
+
+COMPARED = 16
+"""Responses of a stage whose log-probs are compared with the trainer's."""
 
 
 def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list[Prompt]:
@@ -46,6 +55,31 @@ def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list
     return fitting
 
 
+def gap_bound(backbone: Backbone, engine: str) -> float:
+    """The mean |log-prob gap| between sampler and trainer that is tolerated, nats a token; a server's precision is not known."""
+    return 0.005 if backbone.compute_dtype == torch.float32 and engine != "server" else 0.1
+
+
+def _check(
+    backbone: Backbone, engine: str, prompts_ids: list[list[int]], rollouts: list[Rollout], temperature: float
+) -> None:
+    """Compare the sampler's log-probs of some responses with those of the policy that it was given."""
+    some = rollouts[:: max(1, len(rollouts) // COMPARED)][:COMPARED]
+    documents = [Document(prompts_ids[r.prompt], [r.token_ids], [k]) for k, r in enumerate(some) if r.token_ids]
+    gaps = []
+    for pack in packs(documents, backbone.scoring_tokens):
+        there = pack.to(backbone.device)
+        with backbone.role("policy"):
+            trainer_R = response_logps_R(backbone, hidden_N_H(backbone, there), there, temperature).cpu()
+        gaps.append((trainer_R - torch.tensor([logp for k in pack.keys for logp in some[k].logps])).abs())
+    gap, bound = float(torch.cat(gaps).mean()) if gaps else 0.0, gap_bound(backbone, engine)
+    if not gap <= bound:
+        raise EngineError(
+            f"{engine} samples from another policy than it was given: mean |log-prob gap| {gap:.4f} nats a token over {len(documents)} "
+            f"responses, at most {bound:g}. Another base model or precision, stale weights, or a server without --logprobs-mode processed_logprobs"
+        )
+
+
 def sample(work: Work, prompts: list[Prompt], policy: Artifact, n: int, seed: int) -> list[list[Response]]:
     """``n`` responses to each prompt from a saved policy; ``meta`` says whether each ended by itself, and its tokens."""
     runtime = work.runtime
@@ -59,6 +93,7 @@ def sample(work: Work, prompts: list[Prompt], policy: Artifact, n: int, seed: in
         with progress(f"{work.stage}: responses", len(prompts) * n, "response") as advance:
             rollouts = engine.generate(prompts_ids, n, seed, advance)
         engine.pause()
+        _check(backbone, engine.name, prompts_ids, rollouts, runtime.generation.temperature)
     finally:
         backbone.drop_role("policy")
     out: list[list[Response]] = [[] for _ in prompts]

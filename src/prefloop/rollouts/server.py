@@ -3,11 +3,11 @@
 Start it on the model that is trained, with adapters that can be loaded while it runs and log-probs of what is really sampled:
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16 --logprobs-mode processed_logprobs \\
-        --generation-config vllm --quantization bitsandbytes
+        --quantization bitsandbytes
 
-(without the last where ``backbone.precision`` is not nf4). Every version of the policy is a new adapter under a new name, so neither the server's
+(without the last where ``backbone.precision`` is not nf4; with ``--dtype float32`` where the trainer computes in float32). Every version of the policy is a new adapter under a new name, so neither the server's
 prefix cache nor a lost answer can bring an old one back. Adapters are files: the server must see ``generation.server_adapters`` under the
-same path. The audit of every step compares the server's log-probs with the trainer's.
+same path. Every stage that samples compares the server's log-probs with the trainer's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,10 +26,9 @@ from prefloop.config import GenerationConfig
 from prefloop.endpoint import Endpoint, parsed_url
 from prefloop.errors import EngineError, JudgeError
 from prefloop.models.backbone import Backbone
+from prefloop.rollouts.check import SERVER, SERVER_KEY, check
 from prefloop.rollouts.engine import SAVED, Rollout
 
-SETTING = "generation.server"
-KEY_ENV = "VLLM_API_KEY"
 HOW = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
 TIMEOUT_S = 600.0
 
@@ -39,11 +39,10 @@ class ServerEngine:
     name = "server"
 
     def __init__(self, backbone: Backbone, generation: GenerationConfig) -> None:
-        if generation.server is None:
-            raise EngineError(f"--rollout server needs {SETTING}, such as http://127.0.0.1:8000")
+        check(self.name, generation, backbone.config)
         self.backbone = backbone
         self.generation = generation
-        self.url = str(parsed_url(generation.server, SETTING, f"the key goes into {KEY_ENV}")).rstrip("/")
+        self.url = str(generation.server).rstrip("/")
         self._session = uuid.uuid4().hex[:8]
         self._version = 0
         self._adapter: str | None = None
@@ -87,25 +86,33 @@ class ServerEngine:
                 "n": n,
                 "max_tokens": self.generation.max_new_tokens,
                 "temperature": self.generation.temperature,
-                "seed": (seed * 1_000_003 + i) % 2**31,
+                "seed": (seed * 1_000_003 + i * n) % 2**31,  # vLLM gives response k the seed + k
+                # Sent, for what is not sent the server fills in from the model's generation_config.
+                "top_p": 1.0,
+                "top_k": 0,
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+                "presence_penalty": 0.0,
+                "frequency_penalty": 0.0,
                 "stop_token_ids": [self.backbone.chat.stop_id],
                 "ignore_eos": True,
                 "logprobs": 0,
                 "return_token_ids": True,
             }
-            return self._rollouts(i, n, self._completions.post(body).json())
+            return self._rollouts(i, n, self._completions.post(body, stop).json())
 
         rollouts: dict[int, list[Rollout]] = {}
-        with ThreadPoolExecutor(self._workers) as pool:
-            futures = {pool.submit(ask, i): i for i in range(len(prompts_ids))}
-            try:
-                for future in as_completed(futures):
-                    rollouts[futures[future]] = self._ask(future.result)
-                    if advance:
-                        advance(n)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(self._workers)
+        futures = {pool.submit(ask, i): i for i in range(len(prompts_ids))}
+        try:
+            for future in as_completed(futures):
+                rollouts[futures[future]] = self._ask(future.result)
+                if advance:
+                    advance(n)
+        finally:
+            stop.set()  # what has failed or was interrupted does not wait for the others
+            pool.shutdown(wait=False, cancel_futures=True)
         return [r for i in range(len(prompts_ids)) for r in rollouts[i]]
 
     def _rollouts(self, prompt: int, n: int, answer: Any) -> list[Rollout]:
@@ -128,28 +135,28 @@ class ServerEngine:
 
     def close(self) -> None:
         """Take the adapter off the server and its files away."""
-        with contextlib.suppress(EngineError):  # a server that is gone has forgotten it
-            self._unload()
+        self._unload()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _unload(self) -> None:
         if self._adapter is not None:
             name, self._adapter = self._adapter, None
-            self._ask(lambda: self._endpoint("/v1/unload_lora_adapter").post({"lora_name": name}))
+            with contextlib.suppress(EngineError):  # a server that was restarted does not know it
+                self._ask(lambda: self._endpoint("/v1/unload_lora_adapter").post({"lora_name": name}))
             shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _endpoint(self, path: str, connections: int = 1) -> Endpoint:
         return Endpoint(
-            url=parsed_url(self.url + path, SETTING, f"the key goes into {KEY_ENV}"),
+            url=parsed_url(self.url + path, SERVER, f"the key goes into {SERVER_KEY}"),
             who=f"vLLM server {self.url}{path}",
-            setting=SETTING,
-            key_env=KEY_ENV,
+            setting=SERVER,
+            key_env=SERVER_KEY,
             key_required=False,
             timeout=TIMEOUT_S,
             max_retries=4,
             backoff=1.0,
             advice={
-                401: f"set {KEY_ENV}",
+                401: f"set {SERVER_KEY}",
                 404: HOW,
                 400: "see the message: adapter rank, folder or length do not fit the server",
             },

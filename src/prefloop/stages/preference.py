@@ -87,7 +87,7 @@ class Preference(Stage):
             batch = [groups[i] for i in indices]
             return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
 
-        with progress(self.name, len(steps) - loop.step, "step") as advance:
+        with progress(self.name, len(steps), "step", done=loop.step) as advance:
             for batch, ready in ahead(prepare, steps[loop.step :]):
                 by_key = {key: g for g in batch for key in g.document.keys}
                 count = sum(len(g.pairs) for g in batch)

@@ -107,7 +107,7 @@ class RewardModel(Stage):
             batch = [train[i] for i in indices]
             return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
 
-        with progress(what, len(steps) - loop.step, "step") as advance:
+        with progress(what, len(steps), "step", done=loop.step) as advance:
             for batch, ready in ahead(prepare, steps[loop.step :]):
                 by_key = {key: g for g in batch for key in g.document.keys}
                 right: list[Tensor] = []
@@ -136,7 +136,11 @@ class RewardModel(Stage):
 
     def _calibrate(self, reward: Reward, known: Groups, held: Groups) -> dict[str, Any]:
         """Normalise every member, fit the temperature on held-out pairs, measure."""
-        scores = reward.score((g.document for part in (known, held) for g in part), f"{self.name}: normalise")
+        scores = reward.score(
+            (g.document for part in (known, held) for g in part),
+            f"{self.name}: normalise",
+            known.total_responses + held.total_responses,
+        )
         all_M_K = torch.tensor(list(scores.values()))
         for k, head in enumerate(reward.heads):
             head.calibrate(all_M_K[:, k])

@@ -208,7 +208,7 @@ class _Log(TrainerCallback):
         self._bar: Any = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._bar = progress("sft", state.max_steps - state.global_step, "step")
+        self._bar = progress("sft", state.max_steps, "step", done=state.global_step)
         self.advance = self._bar.__enter__()
 
     def on_log(

@@ -32,10 +32,10 @@ class Critic:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What learns, by a stable name."""
-        found = {f"value/{name}": p for name, p in self.head.named_parameters()}
+        """What learns, by a stable name; head and adapter are parts of their own, clipped apart."""
+        found = {f"value_head/{name}": p for name, p in self.head.named_parameters()}
         if self.own:
-            found |= {f"value/adapter/{name}": p for name, p in self.backbone.named_parameters(VALUE).items()}
+            found |= {f"value_adapter/{name}": p for name, p in self.backbone.named_parameters(VALUE).items()}
         return found
 
     def values_R(self, pack: Pack, policy_N_H: Tensor | None, train: bool = False) -> Tensor:

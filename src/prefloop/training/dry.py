@@ -7,21 +7,25 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from prefloop.data.packing import Document, Pack, packs
+from prefloop.data.packing import Document, Pack, pack
 from prefloop.errors import ModelError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 
 
 def largest_pack(prompt_tokens: int, response_tokens: int, responses: int, budget: int) -> Pack:
-    """A pack as full as ``budget`` allows, of prompts and responses of these lengths."""
-    document = Document([0] * prompt_tokens, [[0] * response_tokens] * responses, range(responses))
-    count = max(1, budget // (prompt_tokens + response_tokens * responses))
-    whole = [
-        Document(document.prompt_ids, document.responses_ids, range(k * responses, (k + 1) * responses))
-        for k in range(count)
-    ]
-    return max(packs(whole, budget), key=lambda pack: len(pack.tokens_N))
+    """A pack that fills ``budget``: prompts with responses of these lengths, the last cut to what is left; one prompt at least."""
+    documents: list[Document] = []
+    size, left = prompt_tokens + response_tokens * responses, budget
+    while not documents or left >= 2:
+        length = size if not documents else min(size, left)
+        prompt = min(prompt_tokens, length - 1)
+        each = [min(response_tokens, length - prompt - k * response_tokens) for k in range(responses)]
+        ids = [[0] * n for n in each if n > 0]
+        start = len(documents) * responses
+        documents.append(Document([0] * prompt, ids, range(start, start + len(ids))))
+        left -= length
+    return pack(documents)
 
 
 def dry_pass(backbone: Backbone, train: Iterable[str], score: Iterable[str], training: Pack, scoring: Pack) -> None:
@@ -37,20 +41,20 @@ def dry_pass(backbone: Backbone, train: Iterable[str], score: Iterable[str], tra
             parameter.grad = None
 
 
-def _forward(backbone: Backbone, role: str, pack: Pack, train: bool) -> Tensor:
-    pack = pack.to(backbone.device)
+def _forward(backbone: Backbone, role: str, whole: Pack, train: bool) -> Tensor:
+    there = whole.to(backbone.device)
     with backbone.role(role, train=train):
-        return response_logps_R(backbone, hidden_N_H(backbone, pack), pack).sum() * 0.0
+        return response_logps_R(backbone, hidden_N_H(backbone, there), there).sum() * 0.0
 
 
-def _fits(backbone: Backbone, pack: Pack, run: Callable[[], object]) -> None:
+def _fits(backbone: Backbone, whole: Pack, run: Callable[[], object]) -> None:
     try:
         run()
     except torch.OutOfMemoryError as error:
         config = backbone.config
         more = "" if config.gradient_checkpointing == "block" else ", set backbone.gradient_checkpointing block"
         raise ModelError(
-            f"out of memory in a dry pass over the largest pack, {len(pack.tokens_N)} tokens, before anything was learnt: "
+            f"out of memory in a dry pass over the largest pack, {len(whole.tokens_N)} tokens, before anything was learnt: "
             f"lower backbone.pack_tokens (now {config.pack_tokens}){more}, shorten generation.max_new_tokens or let vLLM sleep and take less "
             f"(generation.kv_cache_gb). {str(error).splitlines()[0]}"
         ) from error

@@ -24,10 +24,11 @@ from prefloop.objectives import estimators
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
+from prefloop.rollouts import sampling
 from prefloop.rollouts.engine import Rollout
 from prefloop.stage import Work
 from prefloop.training.critic import Critic
-from prefloop.training.loop import Loop
+from prefloop.training.loop import Loop, NonFiniteLoss
 from prefloop.training.policy import POLICY, REFERENCE, logps_R
 from prefloop.training.rewards import REWARD_MODEL, Rewards, combined_B
 from prefloop.training.scored import Scored
@@ -97,8 +98,21 @@ def score(
     if rewards.sources:
         texts = [backbone.chat.decode(r.token_ids) for r in rollouts]
         scored.source_B |= rewards.scores_B([p for p in batch for _ in range(n)], texts)
+    _refuse_what_is_not_finite(scored, batch, n)
     scored.reward_B = combined_B(scored.source_B, {REWARD_MODEL: config.reward_model_weight, **rewards.weights})
     return scored
+
+
+def _refuse_what_is_not_finite(scored: Scored, batch: list[Prompt], n: int) -> None:
+    """Raise ``NonFiniteLoss`` naming the prompts whose scores or log-probs are NaN or infinite: whitening would spread them over all."""
+    for name in ("sampler_logp_R", "old_logp_R", "reference_logp_R", "value_R", "reward_B"):
+        found = ~getattr(scored, name).isfinite()
+        bad_B = found if name.endswith("_B") else scored.sequence_sum_B(found.float()) > 0
+        if bad_B.any():
+            ids = dict.fromkeys(batch[int(k) // n].id for k in bad_B.nonzero()[:, 0])
+            raise NonFiniteLoss(
+                f"{name[:-2]} is not finite in {int(bad_B.sum())} responses, to prompts {', '.join(list(ids)[:8])}; nothing was learnt from this rollout"
+            )
 
 
 def penalised_B(config: PPOConfig, scored: Scored) -> Tensor:
@@ -118,11 +132,9 @@ def kl_settings(config: PPOConfig, estimator: str) -> tuple[str, str]:
     return placement, kind
 
 
-def gap_bound(config: PPOConfig, backbone: Backbone) -> float:
+def gap_bound(config: PPOConfig, backbone: Backbone, engine: str) -> float:
     """The mean |log-prob gap| between sampler and trainer that is tolerated, nats a token."""
-    if config.max_logprob_gap is not None:
-        return config.max_logprob_gap
-    return 0.005 if backbone.compute_dtype == torch.float32 else 0.1
+    return sampling.gap_bound(backbone, engine) if config.max_logprob_gap is None else config.max_logprob_gap
 
 
 def estimate(config: PPOConfig, estimator: str, scored: Scored, kl_coef: float) -> Estimate:
@@ -158,16 +170,18 @@ def optimise(
     step: int,
     audit: Audit,
     loss_kl: tuple[float, str] | None = None,
+    first: bool = False,
 ) -> dict[str, float]:
-    """All epochs and minibatches over one rollout; the first update ever is audited (ratio 1, weights move, backbone does not).
+    """All epochs and minibatches over one rollout; the policy's first update is audited (ratio 1, weights move, backbone does not).
 
-    ``loss_kl`` is coefficient and estimator of a KL term in the loss.
+    ``loss_kl`` is coefficient and estimator of a KL term in the loss. ``first``: the ratio is audited too, as in the first rollout of a process.
     """
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
     importance_R = torch.ones_like(scored.old_logp_R)
     if config.importance_cap is not None:
         importance_R = math_.truncated_importance(scored.old_logp_R, scored.sampler_logp_R, config.importance_cap)
-    policy_weight = 0.0 if critic is not None and step < config.value_warmup else 1.0
+    warm_up = config.value_warmup if critic is not None else 0
+    learns = step >= warm_up
     tokens = 0
     sums = {name: torch.zeros((), device=backbone.device) for name in ("clipped", "policy", "value", "ratio")}
 
@@ -178,39 +192,46 @@ def optimise(
         old_R, advantage_R, weight_R = (
             x[rows].to(backbone.device) for x in (scored.old_logp_R, estimate.advantage_R, importance_R)
         )
-        with backbone.role(POLICY, train=True):
+        with backbone.role(POLICY, train=learns):
             hidden = hidden_N_H(backbone, pack)
             logp_R = response_logps_R(backbone, hidden, pack, temperature)
             policy_R = math_.policy_loss_R(logp_R, old_R, advantage_R, config.clip_range, weight_R)
             if loss_kl is not None:
                 reference_R = scored.reference_logp_R[rows].to(backbone.device)
                 policy_R = policy_R + loss_kl[0] * math_.kl_per_token(logp_R, reference_R, loss_kl[1])
-            total = policy_weight * policy_R.sum()
+            total = policy_R.sum()
             if config.entropy_coef:
                 entropy = entropy_R(backbone, hidden, pack, temperature).sum()
-                total = total - policy_weight * config.entropy_coef * entropy
+                total = total - config.entropy_coef * entropy
         ratio_R = (logp_R.detach() - old_R).exp()
         sums["ratio"] += ratio_R.sum()
-        sums["policy"] += policy_weight * policy_R.detach().sum()
+        sums["policy"] += policy_R.detach().sum()
         sums["clipped"] += ((ratio_R - 1).abs() > config.clip_range).sum()
         if critic is None or estimate.return_R is None:
             yield total
             return
-        if critic.own:
+        # While the critic warms up the policy gets no gradient at all: one of zeros would count in Adam's moments and decay the weights.
+        if critic.own and learns:
             yield total
         value_R = critic.values_R(pack, hidden, train=True)
         before_R, return_R = (x[rows].to(backbone.device) for x in (scored.value_R, estimate.return_R))
         value_loss = math_.value_loss_R(value_R, before_R, return_R, config.value_clip_range).sum()
         sums["value"] += value_loss.detach()
-        yield config.value_coef * value_loss + (0.0 if critic.own else total)
+        yield config.value_coef * value_loss + (total if learns and not critic.own else 0.0)
 
-    frozen = backbone.frozen_digest() if step == 0 else ""
-    before = {n: p.detach().clone() for n, p in loop.parameters.items()} if step == 0 else {}
+    frozen = backbone.frozen_digest() if step == warm_up else ""
+    before = {}
+    if step == warm_up:
+        # A critic's adapter gets a gradient through its head alone, and the head starts at 0.
+        waits = critic is not None and critic.own and not critic.head.linear.weight.any()
+        before = {
+            n: p.detach().clone() for n, p in loop.parameters.items() if not (waits and n.startswith("value_adapter/"))
+        }
     last: dict[str, float] = {}
     for number, documents in enumerate(minibatches(config, scored.documents, work.runtime.seed, step)):
         items = sum(len(ids) for d in documents for ids in d.responses_ids)
         last = loop.update(packs(documents, backbone.config.pack_tokens), losses_of, items)
-        if step == 0 and number == 0:
+        if number == 0 and (first or step == warm_up):
             audit.equal(
                 "ratio before the first update",
                 float(sums["ratio"]) / tokens,
@@ -218,7 +239,7 @@ def optimise(
                 1e-3 if backbone.compute_dtype == torch.float32 else 2e-2,
                 "The first pass over a rollout must see the policy that made it.",
             )
-            if policy_weight:
+            if step == warm_up:
                 audit.moved(
                     before, {n: p.detach() for n, p in loop.parameters.items()}, frozen, backbone.frozen_digest()
                 )

