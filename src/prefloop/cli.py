@@ -1,4 +1,4 @@
-"""Check data, judge two sets of answers, write a report again, say what is installed.
+"""Check data, label it with Argilla, judge two sets of answers, write a report again, say what is installed.
 
 The pipeline itself is pipelines/rlhf.py.
 """
@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prefloop.errors import PrefloopError
+from prefloop.labels.commands import Label
 
 
 @dataclasses.dataclass
@@ -115,6 +116,7 @@ class Env:
 
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Judge, tyro.conf.subcommand("judge")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Env, tyro.conf.subcommand("env")]

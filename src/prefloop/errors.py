@@ -38,6 +38,10 @@ class JudgeError(PrefloopError):
     """A judge cannot be reached or does not answer in a usable way."""
 
 
+class LabelError(PrefloopError):
+    """The labelling server cannot be started, reached or used as asked."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a ``did you mean`` clause for ``name``, or the list of known names when nothing is near."""
     known = sorted(known)

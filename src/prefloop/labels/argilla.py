@@ -1,0 +1,391 @@
+"""Records to Argilla and votes back, over its REST API alone: the SDK would bring a heavy environment and read answers no faster.
+
+A push sends what is not there yet, batch by batch; Argilla takes a batch whole or not at all and keeps record ids unique within a dataset,
+so a push that was killed is repeated, not repaired. A pull reads every record that has an answer. Dropped on purpose: asking only for what
+changed since the last pull. Argilla cannot say: a changed vote leaves its record's ``updated_at`` alone, and answers logged in bulk leave
+the dataset's ``last_activity_at`` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import secrets
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from prefloop.console import progress
+from prefloop.errors import ConfigError, DataError, LabelError, nearest
+from prefloop.labels.connection import Connection, Refused, Rest
+from prefloop.labels.forms import (
+    FORMS,
+    HIDDEN,
+    Kind,
+    describe,
+    digest,
+    kind_of,
+    of_prefloop,
+    to_item,
+    to_record,
+    to_values,
+)
+from prefloop.records import Comparison, Rating, Thumb, Vote
+
+BATCH = 250  # as many values as one filter takes
+PAGE = 500
+ANSWERS = 100  # as many as one request takes
+ANSWERED = ("submitted", "draft", "discarded")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset on the server that holds prefloop's form."""
+
+    id: str
+    name: str
+    workspace_id: str
+    kind: Kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Pushed:
+    """What a push did: records ``sent``, and those ``present`` before with the same content."""
+
+    sent: int
+    present: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pulled:
+    """Records with at least one vote, in the order in which they were pushed, and what was left out."""
+
+    records: list[Comparison] | list[Rating]
+    votes: int
+    drafts: int
+    """Answers that an annotator has begun and not submitted."""
+    discards: int
+    """Records that an annotator has skipped."""
+    foreign: int
+    """Answered records that another hand has added to the dataset."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far the labelling of a dataset is."""
+
+    total: int
+    completed: int
+    """Records with the minimum of submitted answers."""
+    pending: int
+    annotators: dict[str, dict[str, int]]
+    """Name → answers ``submitted``, ``draft`` and ``discarded``."""
+
+
+class Argilla:
+    """One server, as the user whose key the connection holds. Every method raises ``LabelError`` saying what is in the way."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.rest = Rest(connection)
+
+    def push(
+        self,
+        records: Iterable[Comparison] | Iterable[Rating],
+        dataset: str,
+        workspace: str = "default",
+        guidelines: str | None = None,
+        min_submitted: int | None = None,
+    ) -> Pushed:
+        """Send what the dataset does not hold yet; it is made when missing, for comparisons or for ratings as the records are.
+
+        ``guidelines`` (Markdown) replace those of a dataset that is there; ``min_submitted`` (1 unless given) completes a record. Raises
+        ``DataError`` naming records that are there with other content; then nothing was sent.
+        """
+        waiting_ = _by_id(records)
+        kind = _kind(waiting_.values(), dataset)
+        found, fresh = self._ensure(dataset, workspace, kind, guidelines, min_submitted)
+        present = set() if fresh else self._present(found, waiting_)
+        missing = [record for id, record in waiting_.items() if id not in present]
+        if missing:
+            with progress(f"pushing to {dataset}", len(waiting_), "records", done=len(present)) as advance:
+                for batch in _batches(missing, BATCH):
+                    self._send(found, batch)
+                    advance(len(batch))
+        return Pushed(len(missing), len(present))
+
+    def pull(self, dataset: str, workspace: str = "default") -> Pulled:
+        """Every record with a submitted answer, as it was pushed and with a vote for each; see ``forms.to_record``."""
+        found = self.find(dataset, workspace)
+        items = sorted(self.answered(found), key=lambda item: (item["inserted_at"], item["id"]))
+        return pulled(items, self.names(found))
+
+    def progress(self, dataset: str, workspace: str = "default") -> Progress:
+        """Records in all, completed and pending, and every annotator's answers."""
+        found = self.find(dataset, workspace)
+        counts = self.rest.get(f"/datasets/{found.id}/progress")
+        users = self.rest.get(f"/datasets/{found.id}/users/progress")["users"]
+        each = {
+            user["username"]: {
+                status: sum((user.get(part) or {}).get(status, 0) for part in ("completed", "pending"))
+                for status in ANSWERED
+            }
+            for user in users
+        }
+        return Progress(counts["total"], counts["completed"], counts["pending"], each)
+
+    def vote(
+        self,
+        dataset: str,
+        annotator: str,
+        votes: Mapping[str, Vote] | Mapping[str, Thumb],
+        workspace: str = "default",
+        status: Literal["submitted", "draft", "discarded"] = "submitted",
+    ) -> int:
+        """Answer as ``annotator`` would on screen, record id → vote on the record as it was pushed; the number of answers.
+
+        For simulated annotators, with an owner's key: the account is made when missing and answers with a key of its own. An answer given
+        before is replaced. ``at`` and the vote's own annotator are not sent.
+        """
+        found = self.find(dataset, workspace)
+        rest = Rest(Connection(self.rest.connection.url, self._account(annotator, found.workspace_id)))
+        try:
+            items = {item["external_id"]: item for item in self._lookup(found, list(votes))}
+            unknown = [id for id in votes if id not in items]
+            if unknown:
+                raise DataError(f"dataset '{dataset}' holds no record {_some(unknown)}: push it before it is voted on")
+            answers = [
+                {
+                    "record_id": items[id]["id"],
+                    "status": status,
+                    "values": to_values(vote, items[id]["metadata"][HIDDEN].get("swapped", False)),
+                }
+                for id, vote in votes.items()
+            ]
+            for batch in _batches(answers, ANSWERS):
+                for answer in rest.post("/me/responses/bulk", {"items": batch})["items"]:
+                    if answer.get("error"):
+                        raise LabelError(f"Argilla did not take an answer of {annotator}: {answer['error']['detail']}")
+        finally:
+            rest.close()
+        return len(answers)
+
+    def find(self, name: str, workspace: str = "default") -> Dataset:
+        """The dataset; an unknown one is a ``LabelError`` that says the nearest name."""
+        place = self._workspace(workspace)
+        there = self.rest.get("/me/datasets", workspace_id=place)["items"]
+        for dataset in there:
+            if dataset["name"] == name and dataset["status"] == "ready":
+                return Dataset(dataset["id"], name, place, self._kind_of(dataset["id"], name))
+        names = [dataset["name"] for dataset in there if dataset["status"] == "ready"]
+        hint = nearest(name, names) if names else "it holds none; `prefloop label push` makes one"
+        raise LabelError(f"workspace '{workspace}' at {self.rest.connection.url} holds no dataset '{name}'; {hint}")
+
+    def answered(self, dataset: Dataset, ids: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The server's records that have an answer of any status, with all answers, each once; ``ids`` (at most 250) are Argilla's own."""
+        only: list[dict[str, Any]] = [_terms("response", "status", ANSWERED)]
+        if ids is not None:
+            only.append(_terms("record", "id", ids))
+        last: str | None = None
+        seen: set[str] = set()
+        while True:
+            # Pages by id rather than by offset: an answer that arrives or goes meanwhile moves no other record to a page that was read.
+            since = [] if last is None else [{"type": "range", "scope": _scope("record", "id"), "ge": last}]
+            page = self._search(dataset, [*only, *since], PAGE, include="responses")
+            fresh = [item for item in page if item["id"] not in seen]
+            seen.update(item["id"] for item in fresh)
+            yield from fresh
+            if len(page) < PAGE or not fresh:
+                return
+            last = page[-1]["id"]
+
+    def names(self, dataset: Dataset) -> dict[str, str]:
+        """User id → name of everyone who may have answered."""
+        try:
+            users = self.rest.get("/users")["items"]
+        except Refused as refused:
+            if refused.status != 403:
+                raise
+            users = self.rest.get(f"/workspaces/{dataset.workspace_id}/users")["items"]  # what an admin may see
+        return {user["id"]: user["username"] for user in users}
+
+    def _workspace(self, name: str) -> str:
+        ids = {workspace["name"]: workspace["id"] for workspace in self.rest.get("/me/workspaces")["items"]}
+        if name not in ids:
+            hint = nearest(name, ids) if ids else "this key sees none"
+            raise LabelError(
+                f"there is no workspace '{name}' at {self.rest.connection.url}; {hint}. "
+                f"`prefloop label users add NAME --workspace {name}` makes it on a server of your own"
+            )
+        return str(ids[name])
+
+    def _settings(self, id: str) -> dict[str, str]:
+        fields = self.rest.get(f"/datasets/{id}/fields")["items"]
+        return describe(fields, self.rest.get(f"/datasets/{id}/questions")["items"])
+
+    def _kind_of(self, id: str, name: str) -> Kind:
+        found = self._settings(id)
+        for kind, form in FORMS.items():
+            if form.describe() == found:
+                return kind
+        raise LabelError(
+            f"dataset '{name}' was not made by `prefloop label push`: it has {_listed(found)}; name another dataset"
+        )
+
+    def _ensure(
+        self, name: str, workspace: str, kind: Kind, guidelines: str | None, min_submitted: int | None
+    ) -> tuple[Dataset, bool]:
+        """The published dataset, made or completed when need be, and whether it holds no record yet."""
+        if min_submitted is not None and min_submitted < 1:
+            raise ConfigError(f"min_submitted is {min_submitted}; a record needs at least 1 answer")
+        place = self._workspace(workspace)
+        there = self.rest.get("/me/datasets", workspace_id=place, name=name)["items"]
+        found = next((dataset for dataset in there if dataset["name"] == name), None)
+        if found is None:
+            distribution = {"strategy": "overlap", "min_submitted": min_submitted or 1}
+            body = {"name": name, "workspace_id": place, "guidelines": guidelines, "distribution": distribution}
+            found = self.rest.post("/datasets", body)
+        id, form = str(found["id"]), FORMS[kind]
+        has = self._settings(id)
+        wants = form.describe()
+        # A draft with a part of the form is what a push that was killed has left.
+        if has != wants and not (found["status"] == "draft" and has.items() <= wants.items()):
+            raise LabelError(
+                f"dataset '{name}' is there with {_listed(has) or 'no fields'}, but {kind} need {_listed(wants)}: name another dataset"
+            )
+        if found["status"] == "draft":
+            for part, path in ((form.fields, "fields"), (form.questions, "questions")):
+                for body in part:
+                    if f"{path[:-1]} {body['name']}" not in has:
+                        self.rest.post(f"/datasets/{id}/{path}", body)
+            self.rest.call("PUT", f"/datasets/{id}/publish")
+        asked = found["distribution"]["min_submitted"]
+        if min_submitted not in (None, asked):
+            raise LabelError(
+                f"dataset '{name}' asks for {asked} answers to a record, not {min_submitted}: leave --min-submitted out, or name another dataset"
+            )
+        if guidelines is not None and found.get("guidelines") != guidelines:
+            self.rest.call("PATCH", f"/datasets/{id}", {"guidelines": guidelines})
+        fresh = found["status"] == "draft" or not self.rest.get(f"/datasets/{id}/progress")["total"]
+        return Dataset(id, name, place, kind), fresh
+
+    def _present(self, dataset: Dataset, records: Mapping[str, Comparison | Rating]) -> set[str]:
+        """Ids that the dataset holds; another content under one of them is a ``DataError``."""
+        present: set[str] = set()
+        other: list[str] = []
+        for item in self._lookup(dataset, list(records)):
+            id = item["external_id"]
+            present.add(id)
+            if not of_prefloop(item) or item["metadata"][HIDDEN]["digest"] != digest(records[id]):
+                other.append(id)
+        if other:
+            raise DataError(
+                f"dataset '{dataset.name}' holds {_some(other)} with other content, and answers may refer to it: "
+                "give the changed records ids of their own, or push to another dataset. Nothing was sent"
+            )
+        return present
+
+    def _lookup(self, dataset: Dataset, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The server's records with these external ids."""
+        for batch in _batches(ids, BATCH):
+            yield from self._search(dataset, [_terms("record", "external_id", batch)], BATCH)
+
+    def _search(
+        self, dataset: Dataset, filters: Sequence[Mapping[str, Any]], limit: int, **query: Any
+    ) -> list[dict[str, Any]]:
+        body = {"filters": {"and": filters}, "sort": [{"scope": _scope("record", "id"), "order": "asc"}]}
+        found = self.rest.post(f"/datasets/{dataset.id}/records/search", body, limit=limit, **query)
+        return [item["record"] for item in found["items"]]
+
+    def _send(self, dataset: Dataset, batch: Sequence[Comparison | Rating]) -> None:
+        items = [to_item(record, dataset.name) for record in batch]
+        try:
+            self.rest.post(f"/datasets/{dataset.id}/records/bulk", {"items": items})
+        except Refused as refused:
+            if refused.status != 422:
+                raise
+            if "same external ids" in str(refused.detail):
+                raise LabelError(
+                    f"another push is at work on dataset '{dataset.name}': wait for its end, then push again"
+                ) from None
+            at, why = _refused_item(refused.detail)
+            where = f"one of the records from {batch[0].id!r} on" if at is None else f"record {batch[at].id!r}"
+            raise DataError(f"Argilla does not take {where}: {why:.600}") from None
+
+    def _account(self, name: str, workspace_id: str) -> str:
+        """The API key of a user, who is made and let into the workspace when need be."""
+        users = {user["username"]: user for user in self.rest.get("/users")["items"]}
+        user = users.get(name) or self.rest.post(
+            "/users",
+            {"username": name, "first_name": name, "role": "annotator", "password": secrets.token_urlsafe(18)},
+        )
+        members = {member["id"] for member in self.rest.get(f"/workspaces/{workspace_id}/users")["items"]}
+        if user["id"] not in members:
+            self.rest.post(f"/workspaces/{workspace_id}/users", {"user_id": user["id"]})
+        return str(user["api_key"])
+
+
+def pulled(items: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> Pulled:
+    """Records with votes out of the server's records, in their order."""
+    records: list[Any] = []
+    counts: Counter[str] = Counter()
+    foreign = 0
+    for item in items:
+        if not of_prefloop(item):
+            foreign += 1
+            continue
+        counts.update(answer["status"] for answer in item["responses"])
+        record = to_record(item, names)
+        if record.votes:
+            records.append(record)
+    return Pulled(records, counts["submitted"], counts["draft"], counts["discarded"], foreign)
+
+
+def _by_id(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Comparison | Rating]:
+    found: dict[str, Comparison | Rating] = {}
+    for record in records:
+        if record.id in found and digest(found[record.id]) != digest(record):
+            raise DataError(f"two records with other content have the id {record.id!r}: ids must be unique")
+        found[record.id] = record
+    return found
+
+
+def _kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
+    kinds = {kind_of(record) for record in records}
+    if len(kinds) != 1:
+        raise DataError(
+            f"{'comparisons and ratings' if kinds else 'no records'} for dataset '{dataset}': push records of one kind"
+        )
+    return kinds.pop()
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _scope(entity: str, property: str) -> dict[str, str]:
+    return {"entity": entity, "property": property}
+
+
+def _terms(entity: str, property: str, values: Iterable[str]) -> dict[str, Any]:
+    return {"type": "terms", "scope": _scope(entity, property), "values": list(values)}
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(repr(id) for id in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _listed(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({type})" for name, type in settings.items())
+
+
+def _refused_item(detail: Any) -> tuple[int | None, str]:
+    """The place in a batch that a refusal is about, and what is wrong there."""
+    if isinstance(detail, str):
+        found = re.match(r"Record at position (\d+) is not valid because (.*)", detail, re.DOTALL)
+        return (int(found[1]), found[2]) if found else (None, detail)
+    try:
+        error = detail["params"]["errors"][0]
+        return int(error["loc"][2]), str(error["msg"])
+    except (TypeError, KeyError, IndexError, ValueError):
+        return None, str(detail)

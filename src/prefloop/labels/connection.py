@@ -1,0 +1,172 @@
+"""Which Argilla, with which key; and its REST API, one call at a time.
+
+The key is held by the connection alone: it is in no message, no ``repr`` and no artifact. Redirects are not followed, so that it goes to
+the address that was named and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from prefloop.errors import LabelError
+from prefloop.labels.server import default_home
+from prefloop.redact import without_secrets
+
+URL_VARIABLE, KEY_VARIABLE = "ARGILLA_API_URL", "ARGILLA_API_KEY"
+TIMEOUT_S = 120.0
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+    """An Argilla server and a key for it."""
+
+    url: str
+    """Address without path, such as http://127.0.0.1:6900."""
+    api_key: str = dataclasses.field(repr=False)
+    """Key of an owner or of an admin of the workspace; ``watch`` and ``vote`` need an owner's."""
+    advice: str = "is the server up, and is the address right?"
+    """What to do when nothing answers there."""
+
+    @classmethod
+    def find(
+        cls,
+        home: Path | str | None = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> Connection:
+        """The named ``url``, else the named ``home``, else ``ARGILLA_API_URL``, else the user's own home.
+
+        A key that is not given comes from ``ARGILLA_API_KEY``, for a home from its ``credentials.json``. Raises ``LabelError`` saying
+        what is missing and where to get it.
+        """
+        if home is not None and url:
+            raise LabelError(
+                "--home and --url are both given: a home has an address of its own, so name one of the two"
+            )
+        if url or (home is None and environment.get(URL_VARIABLE)):
+            key = api_key or environment.get(KEY_VARIABLE, "").strip()
+            if not key:
+                raise LabelError(
+                    f"no API key: set {KEY_VARIABLE} to the key that Argilla shows under 'My settings', or use --home with a home of `prefloop label up`"
+                )
+            return cls(_address(url or environment[URL_VARIABLE]), key)
+        return cls.of_home(default_home() if home is None else Path(home), api_key)
+
+    @classmethod
+    def of_home(cls, home: Path, api_key: str | None = None) -> Connection:
+        """The server of a home, as its owner unless a key is given. Raises ``LabelError`` where no server was ever started."""
+        up = f"start it with `prefloop label up --home {home}`"
+        try:
+            credentials = json.loads((home / "credentials.json").read_text())
+            url = json.loads((home / "server.json").read_text())["url"]
+            return cls(url, api_key or credentials["owner"]["api_key"], f"is the server up? {up}")
+        except FileNotFoundError as missing:
+            raise LabelError(f"no labelling server has run in {home} (there is no {missing.filename}): {up}") from None
+        except OSError as error:
+            raise LabelError(f"{error.filename} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise LabelError(f"{home} holds a damaged credentials.json or server.json: restore it, or {up}") from None
+
+
+def _address(url: str) -> str:
+    """The address to call: no trailing slash, no user or password in it. Raises ``LabelError`` for what is none."""
+    try:
+        parts = urlsplit(url.strip())
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise LabelError(f"'{without_secrets(url)}' is no address: it should look like http://127.0.0.1:6900")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise LabelError(
+            f"the address {without_secrets(url)} carries a user, a query or a fragment: leave them out, and put the key into {KEY_VARIABLE}"
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/api/v1')}"
+
+
+class Refused(LabelError):
+    """The server answered with an error status. ``status`` is the number, ``detail`` what the server gave as its reason."""
+
+    def __init__(self, message: str, status: int, detail: Any) -> None:
+        super().__init__(message)
+        self.status, self.detail = status, detail
+
+
+class Rest:
+    """Calls of ``/api/v1`` with one key. Every call raises ``LabelError`` when there is no usable answer, ``Refused`` for an error status."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        # A proxy named in the environment cannot reach this machine's own loopback.
+        self._client = httpx.Client(
+            base_url=f"{connection.url}/api/v1",
+            headers={"X-Argilla-Api-Key": connection.api_key},
+            timeout=TIMEOUT_S,
+            trust_env=urlsplit(connection.url).hostname not in _LOOPBACK,
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON at ``path``."""
+        return self.call("GET", path, query=query)
+
+    def post(self, path: str, body: Any, **query: Any) -> Any:
+        """The JSON that answers ``body``."""
+        return self.call("POST", path, body, query)
+
+    def call(self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Any:
+        """One request; an empty answer is ``None``."""
+        # ASCII escapes, so that half an emoji in a cut-off response can be sent.
+        content = None if body is None else json.dumps(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        try:
+            answer = self._client.request(method, path, content=content, headers=headers, params=query or None)
+        except httpx.TimeoutException:
+            raise LabelError(
+                f"Argilla at {self.connection.url} did not answer {method} {path} within {TIMEOUT_S:.0f} s: look into its log"
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise LabelError(
+                f"nothing answers at {self.connection.url} ({type(error).__name__}: {error}): {self.connection.advice}"
+            ) from None
+        if not answer.is_success:
+            raise self._refusal(method, path, answer)
+        try:
+            return answer.json() if answer.content else None
+        except ValueError:
+            raise LabelError(
+                f"{self.connection.url} is no Argilla: it answered {path} with {answer.headers.get('content-type', 'no type')}; check the address"
+            ) from None
+
+    def _refusal(self, method: str, path: str, answer: httpx.Response) -> Refused:
+        try:
+            detail = answer.json().get("detail")
+        except (ValueError, AttributeError):
+            detail = None
+        said = json.dumps(detail, ensure_ascii=False) if detail and not isinstance(detail, str) else detail
+        said = (said or answer.text[:200] or "(no reason given)").replace(self.connection.api_key, "***")
+        at = self.connection.url
+        known = {
+            401: f"Argilla at {at} does not know this API key: copy it again from 'My settings' there into {KEY_VARIABLE}, or name the --home that the server runs in",
+            403: f"Argilla at {at} does not let this key {method} {path}: use the key of an owner, or of an admin of the workspace",
+        }
+        message = known.get(
+            answer.status_code, f"Argilla at {at} refused {method} {path} ({answer.status_code}): {said:.600}"
+        )
+        if answer.has_redirect_location:
+            to = without_secrets(answer.headers["location"])
+            message = f"{at} points to {to:.200}, and redirects are not followed: name the final address"
+        return Refused(message, answer.status_code, detail)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()

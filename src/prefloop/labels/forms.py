@@ -1,0 +1,183 @@
+"""What annotators see and are asked: the two forms, and the way of a record to the screen and of an answer back.
+
+Left and right are drawn for each record from its id and the dataset's name, so that a second push draws the same. What the screen does not
+show (which one is which, sources, metadata) travels in the record's hidden metadata, which Argilla's pages and annotators' queues leave
+out. Fields are plain text: rendered Markdown would let a response decide how it looks beside the other. No question has a suggestion:
+Argilla would tick it beforehand and send it along with a discard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, cast
+
+from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote, to_dict
+
+HIDDEN = "prefloop"
+STRENGTHS = {"slight": 1.0, "clear": 2.0, "strong": 3.0}
+Kind = Literal["comparisons", "ratings"]
+R = TypeVar("R", Comparison, Rating)
+
+
+def _field(name: str, title: str, type: str) -> dict[str, Any]:
+    return {"name": name, "title": title, "required": True, "settings": {"type": type, "use_markdown": False}}
+
+
+def _choice(name: str, title: str, required: bool, options: Mapping[str, str]) -> dict[str, Any]:
+    settings = {"type": "label_selection", "options": [{"value": v, "text": t} for v, t in options.items()]}
+    return {"name": name, "title": title, "required": required, "settings": settings}
+
+
+_WHY = {
+    "name": "why",
+    "title": "Why? (optional)",
+    "required": False,
+    "settings": {"type": "text", "use_markdown": False},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The fields and questions of a dataset, as Argilla's REST API takes them."""
+
+    fields: list[dict[str, Any]]
+    questions: list[dict[str, Any]]
+
+    def describe(self) -> dict[str, str]:
+        """Name → type of every field and question, to compare with a dataset that is there."""
+        return describe(self.fields, self.questions)
+
+
+def describe(fields: list[dict[str, Any]], questions: list[dict[str, Any]]) -> dict[str, str]:
+    """Name → type of fields and questions, with the values that a question lets choose."""
+    found = {f"field {f['name']}": str(f["settings"]["type"]) for f in fields}
+    for question in questions:
+        options = "/".join(str(option["value"]) for option in question["settings"].get("options") or [])
+        found[f"question {question['name']}"] = " ".join(filter(None, [question["settings"]["type"], options]))
+    return found
+
+
+FORMS: dict[Kind, Form] = {
+    "comparisons": Form(
+        [_field("prompt", "Prompt", "chat"), _field("response_a", "A", "text"), _field("response_b", "B", "text")],
+        [
+            _choice("preferred", "Which response is better?", True, {"A": "A", "B": "B", "tie": "tie"}),
+            _choice("strength", "How much better? (optional)", False, {name: name for name in STRENGTHS}),
+            _WHY,
+        ],
+    ),
+    "ratings": Form(
+        [_field("prompt", "Prompt", "chat"), _field("response", "Response", "text")],
+        [_choice("thumb", "Is this a good response?", True, {"up": "👍 good", "down": "👎 bad"}), _WHY],
+    ),
+}
+
+
+def kind_of(record: Comparison | Rating) -> Kind:
+    """The form for a record."""
+    return "comparisons" if isinstance(record, Comparison) else "ratings"
+
+
+def is_swapped(dataset: str, id: str) -> bool:
+    """Whether the second response of a comparison stands under A."""
+    return bool(hashlib.sha256(f"{dataset}\0{id}".encode("utf-8", "surrogatepass")).digest()[0] & 1)
+
+
+def digest(record: Comparison | Rating) -> str:
+    """16 hex digits of what a record is, its votes left out."""
+    row = to_dict(record) | {"votes": []}
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode("ascii")).hexdigest()[:16]
+
+
+def to_item(record: Comparison | Rating, dataset: str) -> dict[str, Any]:
+    """The record as Argilla's bulk endpoint takes it. Votes that it has already stay behind."""
+    hidden: dict[str, Any] = {"digest": digest(record), "meta": record.meta}
+    fields: dict[str, Any] = {"prompt": [{"role": m.role, "content": m.content} for m in record.prompt]}
+    if isinstance(record, Comparison):
+        hidden["swapped"] = is_swapped(dataset, record.id)
+        shown = record.swap() if hidden["swapped"] else record
+        fields |= {"response_a": shown.responses[0].text, "response_b": shown.responses[1].text}
+        hidden["responses"] = [_unseen(response) for response in record.responses]
+    else:
+        fields["response"] = record.response.text
+        hidden["responses"] = [_unseen(record.response)]
+    return {"external_id": record.id, "fields": fields, "metadata": {HIDDEN: hidden}}
+
+
+def _unseen(response: Response) -> dict[str, Any]:
+    return {"source": response.source, "meta": response.meta}
+
+
+def of_prefloop(item: Mapping[str, Any]) -> bool:
+    """Whether a record on the server was pushed by prefloop, rather than added by another hand."""
+    return bool(item.get("external_id")) and HIDDEN in (item.get("metadata") or {})
+
+
+def to_record(item: Mapping[str, Any], names: Mapping[str, str]) -> Comparison | Rating:
+    """The record as it was pushed, with a vote of every submitted response, oldest first; ``names`` maps user ids to names.
+
+    ``at`` is when the annotator last changed the answer, UTC; ``strength`` is 1 (slight), 2 (clear) or 3 (strong).
+    """
+    fields, hidden = item["fields"], item["metadata"][HIDDEN]
+    prompt = [Message(m["role"], m["content"]) for m in fields["prompt"]]
+    answers = sorted(item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"]))
+    answers = [answer for answer in answers if answer["status"] == "submitted"]
+    if "response" in fields:
+        response = Response(fields["response"], **hidden["responses"][0])
+        thumbs = [_thumb(answer, names) for answer in answers]
+        return Rating(item["external_id"], prompt, response, thumbs, hidden["meta"])
+    texts = [fields["response_a"], fields["response_b"]]
+    if hidden["swapped"]:
+        texts.reverse()
+    responses = [Response(text, **unseen) for text, unseen in zip(texts, hidden["responses"], strict=True)]
+    votes = [_vote(answer, names) for answer in answers]
+    if hidden["swapped"]:
+        votes = [vote.swap() for vote in votes]
+    return Comparison(item["external_id"], prompt, responses, votes, hidden["meta"])
+
+
+def _vote(answer: Mapping[str, Any], names: Mapping[str, str]) -> Vote:
+    """The vote in terms of the screen: 0 is A."""
+    chosen = _value(answer, "preferred")
+    choice = cast(Literal[0, 1, "tie"], {"A": 0, "B": 1}.get(chosen, "tie"))
+    strength = STRENGTHS.get(_value(answer, "strength"))
+    return Vote(_name(answer, names), choice, strength, _value(answer, "why") or None, _moment(answer["updated_at"]))
+
+
+def _thumb(answer: Mapping[str, Any], names: Mapping[str, str]) -> Thumb:
+    value = cast(Literal["up", "down"], _value(answer, "thumb"))
+    return Thumb(_name(answer, names), value, _value(answer, "why") or None, _moment(answer["updated_at"]))
+
+
+def _value(answer: Mapping[str, Any], question: str) -> str:
+    return str((answer["values"].get(question) or {}).get("value") or "").strip()
+
+
+def _name(answer: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    return names.get(answer["user_id"], answer["user_id"])
+
+
+def _moment(written: str) -> str:
+    """Argilla writes UTC without saying so."""
+    moment = datetime.datetime.fromisoformat(written)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).isoformat()
+
+
+def to_values(vote: Vote | Thumb, swapped: bool) -> dict[str, Any]:
+    """The answer on screen that gives ``vote`` at pull. A strength must be 1, 2 or 3: ``ValueError`` for another."""
+    if isinstance(vote, Thumb):
+        chosen: dict[str, str | None] = {"thumb": vote.value}
+    else:
+        shown = vote.swap() if swapped else vote
+        words = {number: word for word, number in STRENGTHS.items()}
+        if vote.strength is not None and vote.strength not in words:
+            raise ValueError(
+                f"strength {vote.strength:g} is none of {', '.join(f'{n:g} ({w})' for n, w in words.items())}"
+            )
+        strength = None if vote.strength is None else words[vote.strength]
+        chosen = {"preferred": "tie" if shown.choice == "tie" else "AB"[shown.choice], "strength": strength}
+    return {name: {"value": value} for name, value in {**chosen, "why": vote.why}.items() if value}

@@ -1,0 +1,217 @@
+"""Votes as they arrive: Argilla's signed webhooks keep a file up to date.
+
+An event only says which record to ask for again, so that its content needs no trust beyond its signature, and events may come twice, late
+or in any order. Every vote is in the file when ``Watch`` starts (the webhook is registered first, then everything is pulled), and a pull
+every few minutes brings what an event was lost for. Standard Webhooks: HMAC-SHA256 of ``id.timestamp.body``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prefloop.console import say
+from prefloop.data.sources import write_jsonl
+from prefloop.errors import LabelError
+from prefloop.labels.argilla import Argilla, Dataset, Pulled, pulled
+
+EVENTS = ("response.created", "response.updated", "response.deleted")
+TOLERANCE_S = 300
+LARGEST_BODY = 32 << 20
+MOST_AT_ONCE = 250
+RETRY_S = 10
+
+
+class Signature:
+    """Whether a request comes from the webhook with ``secret`` (base64, with or without ``whsec_``), now and for the first time."""
+
+    def __init__(self, secret: str, clock: Callable[[], float] = time.time) -> None:
+        self._key = base64.b64decode(secret.removeprefix("whsec_"))
+        self._clock = clock
+        self._seen: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def verify(self, headers: Mapping[str, str], body: bytes) -> str | None:
+        """``None`` for a good request, else what is wrong with it. A message id counts as seen once its signature was good."""
+        id, stamp, given = (headers.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature"))
+        if not (id and given and stamp.isascii() and stamp.isdigit()):
+            return "signature headers missing"
+        now = self._clock()
+        if abs(now - int(stamp)) > TOLERANCE_S:
+            return "timestamp too old or too new"
+        expected = hmac.new(self._key, f"{id}.{stamp}.".encode() + body, hashlib.sha256).digest()
+        if not any(hmac.compare_digest(expected, one) for one in _versions(given)):
+            return "wrong signature"
+        with self._lock:
+            # An id can be forgotten once its timestamp alone would be refused.
+            self._seen = {old: at for old, at in self._seen.items() if now - at <= 2 * TOLERANCE_S}
+            if id in self._seen:
+                return "seen before"
+            self._seen[id] = now
+        return None
+
+
+def _versions(header: str) -> Iterator[bytes]:
+    for part in header.split():
+        version, _, encoded = part.partition(",")
+        with contextlib.suppress(binascii.Error, ValueError):
+            if version == "v1":
+                yield base64.b64decode(encoded)
+
+
+class Watch:
+    """Keeps ``output`` at the votes of a dataset while it is open; needs an owner's key. Use it as a context manager.
+
+    Listens on the loopback of this machine, where Argilla must be too. Raises ``LabelError`` when Argilla cannot reach it.
+    """
+
+    def __init__(
+        self,
+        argilla: Argilla,
+        dataset: str,
+        output: Path,
+        workspace: str = "default",
+        port: int = 0,
+        every_s: float = 300,
+    ) -> None:
+        self.argilla, self.output, self.every_s = argilla, output, every_s
+        self.dataset: Dataset = argilla.find(dataset, workspace)
+        self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._items: dict[str, dict[str, Any]] = {}
+        self._names: dict[str, str] = {}
+        self._signature: Signature | None = None
+        self._webhook: str | None = None
+        self._port = port
+        self._server: ThreadingHTTPServer | None = None
+
+    def __enter__(self) -> Watch:
+        try:
+            self._listen()
+            self._register()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._webhook is not None:
+            with contextlib.suppress(
+                LabelError
+            ):  # the server is gone, and its webhook with it or found at the next start
+                self.argilla.rest.call("DELETE", f"/webhooks/{self._webhook}")
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def updates(self) -> Iterator[Pulled]:
+        """The file's content each time it was written: at once, after votes have come, and every ``every_s`` seconds; without end."""
+        yield self._pull()
+        due = time.monotonic() + self.every_s
+        while True:
+            changed = self._wait(due - time.monotonic())
+            try:
+                if changed:
+                    yield self._refresh(changed)
+                if time.monotonic() >= due:
+                    due = time.monotonic() + self.every_s
+                    before = self._items, self._names
+                    found = self._pull()
+                    if (self._items, self._names) != before:
+                        yield found
+            except LabelError as error:  # a restart of Argilla, perhaps: a pull brings what was missed
+                due = time.monotonic() + RETRY_S
+                say(f"{error}; asking again in {RETRY_S} s", "yellow")
+
+    def _wait(self, seconds: float) -> set[str]:
+        """Ids of records with news: all there are, after the first has come; none when the time is over."""
+        changed: set[str] = set()
+        with contextlib.suppress(queue.Empty):
+            changed.add(self._changed.get(timeout=max(0.0, seconds)))
+            while len(changed) < MOST_AT_ONCE:
+                changed.add(self._changed.get_nowait())
+        return changed
+
+    def _pull(self) -> Pulled:
+        self._names = self.argilla.names(self.dataset)
+        self._items = {item["id"]: item for item in self.argilla.answered(self.dataset)}
+        return self._write()
+
+    def _refresh(self, ids: set[str]) -> Pulled:
+        found = {item["id"]: item for item in self.argilla.answered(self.dataset, ids)}
+        self._items = {id: item for id, item in self._items.items() if id not in ids} | found
+        people = {answer["user_id"] for item in found.values() for answer in item["responses"]}
+        if not people <= self._names.keys():
+            self._names = self.argilla.names(self.dataset)
+        return self._write()
+
+    def _write(self) -> Pulled:
+        items = sorted(self._items.values(), key=lambda item: (item["inserted_at"], item["id"]))
+        found = pulled(items, self._names)
+        write_jsonl(self.output, found.records)
+        return found
+
+    def _listen(self) -> None:
+        try:
+            self._server = ThreadingHTTPServer(("127.0.0.1", self._port), _handler(self))
+        except OSError as error:
+            raise LabelError(
+                f"port {self._port} on 127.0.0.1 cannot be used ({error.strerror}): choose another with --port"
+            ) from None
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _register(self) -> None:
+        assert self._server is not None
+        mark = f"prefloop watch of {self.dataset.name} into {self.output.absolute()}"[-1000:]
+        for old in self.argilla.rest.get("/webhooks")["items"]:
+            if old["description"] == mark:  # of a watch that was killed
+                self.argilla.rest.call("DELETE", f"/webhooks/{old['id']}")
+        url = f"http://127.0.0.1:{self._server.server_port}/"
+        made = self.argilla.rest.post("/webhooks", {"url": url, "events": EVENTS, "description": mark})
+        self._webhook, self._signature = made["id"], Signature(made["secret"])
+
+    def receive(self, headers: Mapping[str, str], body: bytes) -> int:
+        """Take one request; the status to answer with."""
+        problem = self._signature.verify(headers, body) if self._signature else "not ready"
+        if problem == "seen before":
+            return 204  # it has been taken: the sender should not try again
+        if problem:
+            return 401
+        try:
+            record = json.loads(body)["data"]["record"]
+            if record["dataset"]["id"] == self.dataset.id:
+                self._changed.put(str(record["id"]))
+        except (ValueError, KeyError, TypeError):
+            return 400
+        return 204
+
+
+def _handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 30
+
+        def do_POST(self) -> None:
+            length = self.headers.get("content-length", "")
+            if not (length.isascii() and length.isdigit()) or int(length) > LARGEST_BODY:
+                status = 413 if length.isdigit() else 411
+            else:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                status = watch.receive(headers, self.rfile.read(int(length)))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Requests are no news; their effect is."""
+
+    return Handler
