@@ -4,7 +4,7 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,15 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 def tiny_folder(tiny_folders: Callable[[str], Path]) -> Path:
     """A folder with a tiny random Llama and a ChatML tokenizer."""
     return tiny_folders("llama")
+
+
+@pytest.fixture(scope="session")
+def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labelling"]:  # noqa: F821 (imported on use)
+    """A real Argilla with its worker, started once a session."""
+    import labelling
+
+    with labelling.running(tmp_path_factory.mktemp("labelling") / "home") as server:
+        yield server
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -170,6 +170,8 @@ def _make(folder: Path, lock: Path) -> None:
                     out.write(without_secrets(line))
                     if line.startswith(("Collecting ", "Requirement already satisfied")):
                         advance()
+                    elif line.startswith("Installing collected packages"):
+                        advance(0, "unpacking")
             except BaseException:
                 process.terminate()
                 raise

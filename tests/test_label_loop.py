@@ -1,0 +1,310 @@
+"""Records to a real Argilla and votes back: once, un-swapped, and the same again."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from labelling import Annotator, Labelling, comparisons, ratings, until
+
+from prefloop.cli import _main, guarded
+from prefloop.data.sources import load_comparisons, write_jsonl
+from prefloop.errors import DataError, LabelError
+from prefloop.labels.argilla import BATCH, Argilla, Pushed
+from prefloop.labels.connection import Connection
+from prefloop.labels.forms import is_swapped
+from prefloop.records import Comparison, Rating, Thumb, Vote
+
+
+@pytest.fixture(scope="module")
+def ann(labelling: Labelling) -> Annotator:
+    return labelling.user()
+
+
+@pytest.fixture(scope="module")
+def ben(labelling: Labelling) -> Annotator:
+    return labelling.user()
+
+
+def bare(records: list) -> list:
+    return [dataclasses.replace(record, votes=[]) for record in records]
+
+
+def on_screen(labelling: Labelling, dataset: str, person: Annotator) -> dict[str, dict]:
+    """External id → the record as a person's queue shows it."""
+    return {item["external_id"]: item for item in person.queue(labelling.argilla.find(dataset).id)}
+
+
+def label(*arguments: object) -> int:
+    return guarded(_main, ["label", *map(str, arguments)])
+
+
+def test_pushing_twice_sends_once_and_more_records_later(labelling: Labelling, ann: Annotator) -> None:
+    dataset, records = labelling.name(), comparisons(7)
+    assert labelling.argilla.push(records[:5], dataset) == Pushed(5, 0)
+    assert labelling.argilla.push(records[:5], dataset) == Pushed(0, 5)
+    assert labelling.argilla.push(records, dataset) == Pushed(2, 5)
+    assert sorted(on_screen(labelling, dataset, ann)) == [record.id for record in records]
+
+
+def test_every_vote_is_for_the_text_that_was_chosen_on_screen(labelling: Labelling, ann: Annotator) -> None:
+    dataset, records = labelling.name(), comparisons(24)
+    labelling.argilla.push(records, dataset)
+    chosen, sides = {}, set()
+    for number, (id, shown) in enumerate(on_screen(labelling, dataset, ann).items()):
+        side = "AB"[number % 2]
+        chosen[id] = shown["fields"][f"response_{side.lower()}"]
+        sides.add((side, chosen[id].split()[0]))
+        assert ann.answer(shown["id"], preferred=side, strength="clear", why=" it is short ").status_code == 201
+    pulled = labelling.argilla.pull(dataset)
+    assert len(sides) == 4, "both sides should have shown both responses"
+    assert bare(pulled.records) == records
+    for record in pulled.records:
+        (vote,) = record.votes
+        assert record.responses[vote.choice].text == chosen[record.id]
+        assert (vote.annotator, vote.strength, vote.why) == (ann.name, 2.0, "it is short")
+        assert vote.at.endswith("+00:00")
+
+
+def test_annotators_are_not_shown_which_response_is_which(labelling: Labelling, ann: Annotator) -> None:
+    dataset = labelling.name()
+    labelling.argilla.push(comparisons(12), dataset)
+    shown = on_screen(labelling, dataset, ann).values()
+    assert all(not record["metadata"] for record in shown)
+    assert {record["fields"]["response_a"].split()[0] for record in shown} == {"first", "second"}
+    assert not any(secret in json.dumps([s["fields"] for s in shown]) for secret in ("sft", "base", "swapped"))
+
+
+def test_a_tie_is_a_tie(labelling: Labelling, ann: Annotator) -> None:
+    dataset = labelling.name()
+    labelling.argilla.push(comparisons(4), dataset)
+    for shown in ann.queue(labelling.argilla.find(dataset).id):
+        ann.answer(shown["id"], preferred="tie")
+    assert [r.votes[0].choice for r in labelling.argilla.pull(dataset).records] == ["tie"] * 4
+
+
+def test_drafts_and_discards_are_counted_and_not_used(labelling: Labelling, ann: Annotator, ben: Annotator) -> None:
+    dataset = labelling.name()
+    labelling.argilla.push(comparisons(3), dataset)
+    first, second, third = on_screen(labelling, dataset, ann).values()
+    ann.answer(first["id"], preferred="A")
+    ann.answer(second["id"], "draft", preferred="A")
+    ben.answer(second["id"], "discarded", preferred="B")
+    ben.answer(third["id"], "discarded")
+    pulled = labelling.argilla.pull(dataset)
+    assert [record.id for record in pulled.records] == [first["external_id"]]
+    assert (pulled.votes, pulled.drafts, pulled.discards, pulled.foreign) == (1, 1, 2, 0)
+
+
+def test_a_vote_changed_later_replaces_the_first_and_a_discard_takes_it_back(
+    labelling: Labelling, ann: Annotator
+) -> None:
+    dataset, records = labelling.name(), comparisons(2)
+    labelling.argilla.push(records, dataset)
+    labelling.argilla.vote(dataset, ann.name, {r.id: Vote("", 0) for r in records})
+    before = labelling.argilla.pull(dataset).records
+    labelling.argilla.vote(dataset, ann.name, {records[0].id: Vote("", 1, 3.0)})
+    labelling.argilla.vote(dataset, ann.name, {records[1].id: Vote("", 0)}, status="discarded")
+    (after,) = labelling.argilla.pull(dataset).records
+    assert [r.votes[0].choice for r in before] == [0, 0]
+    assert (after.id, after.votes[0].choice, after.votes[0].strength) == (records[0].id, 1, 3.0)
+    assert after.votes[0].at > before[0].votes[0].at
+
+
+def test_votes_beyond_the_minimum_are_all_kept_oldest_first(labelling: Labelling) -> None:
+    dataset, records = labelling.name(), comparisons(1)
+    labelling.argilla.push(records, dataset, min_submitted=2)
+    people = [labelling.name() for _ in range(4)]
+    for number, person in enumerate(people):
+        labelling.argilla.vote(dataset, person, {records[0].id: Vote("", number % 2)})
+    (record,) = labelling.argilla.pull(dataset).records
+    assert [(vote.annotator, vote.choice) for vote in record.votes] == list(zip(people, (0, 1, 0, 1), strict=True))
+
+
+def test_a_renamed_user_is_renamed_in_all_votes(labelling: Labelling) -> None:
+    dataset, records, name = labelling.name(), comparisons(2), labelling.name()
+    labelling.argilla.push(records, dataset)
+    labelling.argilla.vote(dataset, name, {r.id: Vote("", 0) for r in records})
+    rest = labelling.argilla.rest
+    user = next(user for user in rest.get("/users")["items"] if user["username"] == name)
+    rest.call("PATCH", f"/users/{user['id']}", {"username": f"{name}-married"})
+    assert {r.votes[0].annotator for r in labelling.argilla.pull(dataset).records} == {f"{name}-married"}
+
+
+def test_ratings_go_round(labelling: Labelling, ann: Annotator) -> None:
+    dataset, records = labelling.name(), ratings(3)
+    labelling.argilla.push(records, dataset)
+    up, down, _ = on_screen(labelling, dataset, ann).values()
+    ann.answer(up["id"], thumb="up")
+    ann.answer(down["id"], thumb="down", why="wrong")
+    pulled = labelling.argilla.pull(dataset)
+    found = {record.id: record.votes[0] for record in pulled.records}
+    assert isinstance(pulled.records[0], Rating) and bare(pulled.records) == [r for r in records if r.id in found]
+    assert dataclasses.replace(found[up["external_id"]], at=None) == Thumb(ann.name, "up")
+    assert dataclasses.replace(found[down["external_id"]], at=None) == Thumb(ann.name, "down", "wrong")
+
+
+def test_progress_counts_records_and_each_annotators_answers(labelling: Labelling) -> None:
+    dataset, records, name = labelling.name(), comparisons(4), labelling.name()
+    labelling.argilla.push(records, dataset)
+    labelling.argilla.vote(dataset, name, {r.id: Vote("", "tie") for r in records[:2]})
+    labelling.argilla.vote(dataset, name, {records[2].id: Vote("", 0)}, status="draft")
+    progress = labelling.argilla.progress(dataset)
+    assert (progress.total, progress.completed, progress.pending) == (4, 2, 2)
+    assert progress.annotators == {name: {"submitted": 2, "draft": 1, "discarded": 0}}
+
+
+def test_pages_join_without_a_seam(labelling: Labelling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefloop.labels.argilla.PAGE", 4)
+    dataset, records = labelling.name(), comparisons(13)
+    labelling.argilla.push(records, dataset)
+    labelling.argilla.vote(dataset, labelling.name(), {r.id: Vote("", 0) for r in records})
+    assert bare(labelling.argilla.pull(dataset).records) == records
+
+
+def test_records_of_another_hand_are_left_out_and_counted(labelling: Labelling, ann: Annotator) -> None:
+    dataset = labelling.name()
+    labelling.argilla.push(comparisons(1), dataset)
+    id = labelling.argilla.find(dataset).id
+    fields = {"prompt": [{"role": "user", "content": "x"}], "response_a": "y", "response_b": "z"}
+    labelling.argilla.rest.post(f"/datasets/{id}/records/bulk", {"items": [{"fields": fields}]})
+    for shown in ann.queue(id):
+        ann.answer(shown["id"], preferred="A")
+    pulled = labelling.argilla.pull(dataset)
+    assert (len(pulled.records), pulled.votes, pulled.foreign) == (1, 1, 1)
+
+
+def test_a_draft_that_a_killed_push_left_is_completed(labelling: Labelling) -> None:
+    dataset, argilla = labelling.name(), labelling.argilla
+    place = argilla.rest.get("/me/workspaces")["items"][0]["id"]
+    made = argilla.rest.post("/datasets", {"name": dataset, "workspace_id": place})
+    body = {"name": "prompt", "title": "Prompt", "required": True, "settings": {"type": "chat", "use_markdown": False}}
+    argilla.rest.post(f"/datasets/{made['id']}/fields", body)
+    assert argilla.push(comparisons(1), dataset) == Pushed(1, 0)
+
+
+def test_a_push_killed_half_way_is_finished_by_the_same_command(labelling: Labelling, tmp_path: Path) -> None:
+    dataset, records, file = labelling.name(), comparisons(3 * BATCH), tmp_path / "pairs.jsonl"
+    write_jsonl(file, records)
+    code = "import sys; from prefloop.cli import main; main()"
+    command = [sys.executable, "-c", code, "label", "push", str(file), "--dataset", dataset, "--home", labelling.home]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.DEVNULL)
+
+    def total() -> int:
+        try:
+            found = labelling.argilla.find(dataset)
+        except LabelError:
+            return 0
+        return int(labelling.argilla.rest.get(f"/datasets/{found.id}/progress")["total"])
+
+    there = until(total)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert there < len(records), "the kill came after the last batch"
+    done = labelling.argilla.push(records, dataset)
+    assert done.sent + done.present == len(records) and done.present >= there
+    assert total() == len(records)
+
+
+def test_the_same_id_with_other_content_is_named_and_nothing_is_sent(labelling: Labelling) -> None:
+    dataset, records = labelling.name(), comparisons(2)
+    labelling.argilla.push(records[:1], dataset)
+    changed = dataclasses.replace(records[0], meta={})
+    with pytest.raises(DataError, match=r"holds 'pair/0' with other content.*Nothing was sent"):
+        labelling.argilla.push([changed, records[1]], dataset)
+    assert labelling.argilla.progress(dataset).total == 1
+
+
+def test_what_argilla_does_not_take_is_named(labelling: Labelling) -> None:
+    records = comparisons(3)
+    prompt = [dataclasses.replace(records[1].prompt[0], content="x" * 20_001)]
+    records[1] = dataclasses.replace(records[1], prompt=prompt)
+    with pytest.raises(DataError, match=r"Argilla does not take record 'pair/1': .*at most 20000 characters"):
+        labelling.argilla.push(records, labelling.name())
+
+
+def test_a_dataset_of_another_form_is_refused_with_what_it_has_and_what_is_needed(labelling: Labelling) -> None:
+    dataset = labelling.name()
+    labelling.argilla.push(comparisons(1), dataset)
+    with pytest.raises(LabelError, match=r"is there with .*response_a.* but ratings need .*question thumb"):
+        labelling.argilla.push(ratings(1), dataset)
+    with pytest.raises(LabelError, match="asks for 1 answers to a record, not 3"):
+        labelling.argilla.push(comparisons(1), dataset, min_submitted=3)
+
+
+def test_the_commands_push_and_pull_and_a_second_pull_changes_no_byte(
+    labelling: Labelling, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, file, output = labelling.name(), tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl"
+    (tmp_path / "how.md").write_text("# Be fair")
+    write_jsonl(file, comparisons(30))
+    home = ("--dataset", dataset, "--home", labelling.home)
+    assert label("push", file, *home, "--guidelines", tmp_path / "how.md", "--min-submitted", 2) == 0
+    assert label("push", file, *home) == 0
+    labelling.argilla.vote(dataset, labelling.name(), {f"pair/{i}": Vote("", i % 2) for i in range(20)})
+    assert label("pull", *home, "--output", output) == 0
+    first = output.read_bytes()
+    assert label("pull", *home, "--output", output) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert output.read_bytes() == first
+    assert [c.votes[0].choice for c in load_comparisons(output).records] == [i % 2 for i in range(20)]
+    assert "30 records sent" in said and "0 records sent to" in said and "30 were there" in said
+    assert "20 records with 20 votes (0 drafts and 0 discards left out)" in said and "0 of 30 records" in said
+    assert json.loads((labelling.home / "credentials.json").read_text())["owner"]["api_key"] not in said
+    assert labelling.argilla.rest.get(f"/datasets/{labelling.argilla.find(dataset).id}")["guidelines"] == "# Be fair"
+
+
+def test_an_admin_of_the_workspace_can_push_and_pull(labelling: Labelling) -> None:
+    dataset, admin = labelling.name(), labelling.user(role="admin")
+    argilla = Argilla(Connection(labelling.url, admin.client.headers["X-Argilla-Api-Key"]))
+    argilla.push(comparisons(1), dataset)
+    name = labelling.name()
+    labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 1)})
+    assert argilla.pull(dataset).records[0].votes[0].annotator == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dataset", "pairz"], "holds no dataset 'pairz'; did you mean 'pairs'?"),
+        (["--dataset", "pairs", "--workspace", "defalut"], "no workspace 'defalut'"),
+        (["--dataset", "pairs", "--api-key", "wrong-key-1234"], "does not know this API key"),
+    ],
+)
+def test_mistakes_are_named_with_what_to_do(
+    labelling: Labelling, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    labelling.argilla.push(comparisons(1), "pairs")
+    assert label("pull", "--home", labelling.home, "--output", tmp_path / "x.jsonl", *arguments) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and "wrong-key-1234" not in printed.err + printed.out
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_an_annotators_key_is_told_what_key_is_needed(labelling: Labelling, ann: Annotator, tmp_path: Path) -> None:
+    dataset = labelling.name()
+    labelling.argilla.push(comparisons(1), dataset)
+    key = ann.client.headers["X-Argilla-Api-Key"]
+    with pytest.raises(LabelError, match="use the key of an owner") as refused:
+        Argilla(Connection(labelling.url, key)).pull(dataset)
+    assert key not in str(refused.value)
+
+
+def test_swaps_are_even_and_depend_on_the_dataset() -> None:
+    ids = [record.id for record in comparisons(2000)]
+    first, second = ([is_swapped(dataset, id) for id in ids] for dataset in ("a", "b"))
+    assert 900 < sum(first) < 1100 and first != second
+
+
+def test_a_swapped_comparison_keeps_its_own_order_in_the_record(labelling: Labelling) -> None:
+    dataset, records = labelling.name(), comparisons(12)
+    swapped = [record for record in records if is_swapped(dataset, record.id)]
+    labelling.argilla.push(records, dataset)
+    labelling.argilla.vote(dataset, labelling.name(), {record.id: Vote("", 0) for record in records})
+    pulled = labelling.argilla.pull(dataset).records
+    assert swapped and all(isinstance(record, Comparison) and record.votes[0].choice == 0 for record in pulled)
+    assert bare(pulled) == records
