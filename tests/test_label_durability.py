@@ -1,0 +1,69 @@
+"""1,000 concurrent submits, the server killed in their midst: every acknowledged vote is pulled after the restart."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from labelling import Annotator, comparisons, environment, until, up
+
+from prefloop.labels import server
+from prefloop.labels.forms import is_swapped
+
+ANNOTATORS, RECORDS = 8, 125
+
+
+@pytest.mark.slow
+def test_every_acknowledged_vote_of_1000_survives_kill_9_and_is_pulled(tmp_path: Path) -> None:
+    environment()
+    home, dataset = tmp_path / "home", "pairs"
+    try:
+        labelling = up(home)
+        labelling.argilla.push(comparisons(RECORDS), dataset)
+        people = [labelling.user(f"ann{number}") for number in range(ANNOTATORS)]
+        work = {p.name: p.queue(labelling.argilla.find(dataset).id) for p in people}
+        acknowledged: dict[tuple[str, str], str] = {}
+
+        def annotate(person: Annotator, side: str) -> None:
+            for shown in work[person.name]:
+                if (shown["external_id"], person.name) in acknowledged:
+                    continue
+                try:
+                    answer = person.answer(shown["id"], preferred=side)
+                except httpx.TransportError:
+                    return  # the server is gone
+                # After the restart, a vote that was kept without its acknowledgement is there already.
+                assert answer.status_code in (201, 409), answer.text
+                acknowledged[shown["external_id"], person.name] = side
+
+        def all_annotate() -> list[threading.Thread]:
+            threads = [threading.Thread(target=annotate, args=(p, "AB"[number % 2])) for number, p in enumerate(people)]
+            for thread in threads:
+                thread.start()
+            return threads
+
+        threads = all_annotate()
+        until(lambda: len(acknowledged) >= 400, 120)
+        os.kill(labelling.pid(), signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        assert 400 <= len(acknowledged) < ANNOTATORS * RECORDS, "the kill came after the last vote"
+
+        labelling = up(home)
+        assert acknowledged.items() <= on_screen_votes(labelling.argilla.pull(dataset).records, dataset).items()
+        for person in people:
+            person.client.base_url = httpx.URL(f"{labelling.url}/api/v1")
+        for thread in all_annotate():
+            thread.join()
+        pulled = labelling.argilla.pull(dataset)
+        assert len(acknowledged) == pulled.votes == ANNOTATORS * RECORDS
+        assert on_screen_votes(pulled.records, dataset) == acknowledged
+    finally:
+        server.run(["down", "--home", str(home)])
+
+
+def on_screen_votes(records: list, dataset: str) -> dict[tuple[str, str], str]:
+    """(record, annotator) → the side that they chose."""
+    return {(r.id, v.annotator): "AB"[v.choice ^ is_swapped(dataset, r.id)] for r in records for v in r.votes}

@@ -1,0 +1,159 @@
+"""Signed webhooks keep a file of votes up to date."""
+
+import base64
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from labelling import Labelling, comparisons, until
+
+from prefloop.errors import LabelError
+from prefloop.labels.argilla import Argilla
+from prefloop.labels.connection import Connection
+from prefloop.labels.watch import TOLERANCE_S, Signature, Watch
+from prefloop.records import Vote
+
+SECRET = base64.b64encode(b"a secret of thirty-two bytes ...").decode()
+
+
+def signed(body: bytes, at: int, id: str = "msg_1", secret: str = SECRET) -> dict[str, str]:
+    mac = hmac.new(base64.b64decode(secret), f"{id}.{at}.".encode() + body, hashlib.sha256).digest()
+    signature = f"v1a,AAAA v1,{base64.b64encode(mac).decode()}"
+    return {"webhook-id": id, "webhook-timestamp": str(at), "webhook-signature": signature}
+
+
+def test_a_signature_is_good_once_for_its_body_and_near_its_time() -> None:
+    signature = Signature(SECRET, clock=lambda: 10_000.0)
+    assert signature.verify(signed(b"{}", 10_000), b"{}") is None
+    assert signature.verify(signed(b"{}", 10_000), b"{}") == "seen before"
+    assert signature.verify(signed(b"{}", 10_000, "msg_2"), b"{ }") == "wrong signature"
+    assert signature.verify(signed(b"{}", 10_000, "msg_2"), b"{}") is None, "a bad copy spoils no good message"
+    assert signature.verify(signed(b"{}", 10_000 - TOLERANCE_S - 1, "msg_3"), b"{}") == "timestamp too old or too new"
+    assert signature.verify(signed(b"{}", 10_000 + TOLERANCE_S + 1, "msg_3"), b"{}") == "timestamp too old or too new"
+    assert signature.verify({}, b"{}") == "signature headers missing"
+    assert signature.verify({**signed(b"{}", 10_000, "msg_4"), "webhook-signature": "v1,!"}, b"{}") == "wrong signature"
+
+
+def test_a_signature_with_the_prefix_of_the_standard_and_its_own_test_vector() -> None:
+    body = b'{"test": 2432232314}'
+    headers = {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+    signature = Signature("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", clock=lambda: 1614265330.0)
+    assert signature.verify(headers, body) is None
+
+
+class Watching:
+    """A watch whose updates are taken in a thread."""
+
+    def __init__(self, labelling: Labelling, dataset: str, output: Path, every_s: float = 300) -> None:
+        self.watch = Watch(labelling.argilla, dataset, output, every_s=every_s)
+        self.output = output
+
+    def __enter__(self) -> "Watching":
+        self.watch.__enter__()
+        threading.Thread(target=lambda: [None for _ in self.watch.updates()], daemon=True).start()
+        until(self.output.exists)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.watch.__exit__()
+
+    def votes(self) -> dict[str, list]:
+        rows = map(json.loads, self.output.read_text().splitlines())
+        return {row["id"]: [vote["choice"] for vote in row["votes"]] for row in rows}
+
+
+@pytest.fixture
+def dataset(labelling: Labelling) -> Iterator[str]:
+    name = labelling.name()
+    labelling.argilla.push(comparisons(4), name)
+    yield name
+    assert labelling.argilla.rest.get("/webhooks")["items"] == [], "a watch has left its webhook"
+
+
+def test_votes_arrive_change_and_go(labelling: Labelling, dataset: str, tmp_path: Path) -> None:
+    name = labelling.name()
+    labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0)})
+    with Watching(labelling, dataset, tmp_path / "votes.jsonl") as watching:
+        assert watching.votes() == {"pair/0": [0]}, "what was there before"
+        labelling.argilla.vote(dataset, name, {"pair/1": Vote("", 1), "pair/2": Vote("", "tie")})
+        until(lambda: watching.votes() == {"pair/0": [0], "pair/1": [1], "pair/2": ["tie"]})
+        labelling.argilla.vote(dataset, labelling.name(), {"pair/0": Vote("", 1)})
+        until(lambda: watching.votes()["pair/0"] == [0, 1])
+        labelling.argilla.vote(dataset, name, {"pair/1": Vote("", 0)})
+        until(lambda: watching.votes()["pair/1"] == [0])
+        labelling.argilla.vote(dataset, name, {"pair/1": Vote("", 0)}, status="discarded")
+        until(lambda: "pair/1" not in watching.votes())
+
+
+def test_a_vote_whose_event_was_lost_comes_with_the_next_pull(
+    labelling: Labelling, dataset: str, tmp_path: Path
+) -> None:
+    with Watching(labelling, dataset, tmp_path / "votes.jsonl", every_s=0.2) as watching:
+        webhook = labelling.argilla.rest.get("/webhooks")["items"][0]["id"]
+        labelling.argilla.rest.call("PATCH", f"/webhooks/{webhook}", {"enabled": False})
+        labelling.argilla.vote(dataset, labelling.name(), {"pair/3": Vote("", 1)})
+        until(lambda: watching.votes() == {"pair/3": [1]})
+
+
+def test_what_is_not_signed_changes_nothing(labelling: Labelling, dataset: str, tmp_path: Path) -> None:
+    with Watching(labelling, dataset, tmp_path / "votes.jsonl") as watching:
+        address = labelling.argilla.rest.get("/webhooks")["items"][0]["url"].removeprefix("http://").rstrip("/")
+        for headers, body, status in (
+            ({}, b"{}", 401),
+            ({"Content-Length": str(1 << 30)}, b"", 413),
+            ({"Content-Length": "-1"}, b"", 411),
+        ):
+            client = http.client.HTTPConnection(address, timeout=10)
+            client.request("POST", "/", body, headers)
+            assert client.getresponse().status == status
+            client.close()
+        assert address.startswith("127.0.0.1:") and watching.votes() == {}
+
+
+def test_the_command_ends_with_ctrl_c_and_takes_its_webhook_along(
+    labelling: Labelling, dataset: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "votes.jsonl"
+    code = "from prefloop.cli import main; main()"
+    command = [sys.executable, "-c", code, "label", "watch", "--home", labelling.home, "--dataset", dataset]
+    environment = {**os.environ, "PYTHONPATH": "src"}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([*command, "--output", output], env=environment, stdout=subprocess.PIPE, text=True)
+
+    killed = start()
+    until(output.exists)
+    killed.kill()
+    killed.communicate()
+    output.unlink()
+    for signal_ in (signal.SIGINT, signal.SIGTERM):
+        process = start()
+        until(output.exists)
+        assert len(labelling.argilla.rest.get("/webhooks")["items"]) == 1, "a killed watch's webhook is replaced"
+        process.send_signal(signal_)
+        said, _ = process.communicate(timeout=20)
+        assert process.returncode == 0 and "stopped" in said
+        assert labelling.connection.api_key not in said
+        output.unlink()
+
+
+def test_only_an_owner_can_watch(labelling: Labelling, dataset: str, tmp_path: Path) -> None:
+    key = labelling.user(role="admin").client.headers["X-Argilla-Api-Key"]
+    with (
+        pytest.raises(LabelError, match="use the key of an owner"),
+        Watch(Argilla(Connection(labelling.url, key)), dataset, tmp_path / "votes.jsonl"),
+    ):
+        pass
