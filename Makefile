@@ -4,8 +4,9 @@ ALGO ?= ppo
 # On a machine whose package index has no CPU build of torch, name one: make install TORCH_ARGS="--index-url ..."
 TORCH_ARGS ?=
 BIN := .venv/bin
+LABELING := $(CURDIR)/.venv-labeling/bin/python
 
-.PHONY: install demo test lint chromium clean
+.PHONY: install demo test test-labeling lint chromium clean
 
 install: .venv/.installed
 
@@ -28,9 +29,19 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint chromium .venv/triton
-	$(BIN)/python -m pytest
+test: lint chromium .venv/triton test-labeling
+	PREFLOOP_LABELING_PYTHON=$(LABELING) $(BIN)/python -m pytest
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton_kernels.py
+
+test-labeling: .venv-labeling/.installed
+	cd labeling && PYTHONPATH=src $(LABELING) -m pytest
+
+# The labelling server has an environment of its own: Argilla's pins fit no trainer's.
+.venv-labeling/.installed: labeling/requirements.txt labeling/requirements-test.txt
+	@echo "installing the labelling server's environment (about a minute) ..."
+	@test -x $(LABELING) || $(PYTHON) -m venv .venv-labeling
+	@$(LABELING) -m pip install -q --disable-pip-version-check -r labeling/requirements-test.txt
+	@touch $@
 
 # GPU kernels run on a CPU in Triton's interpreter, in a place of its own: nothing else here should think that there is a GPU compiler.
 .venv/triton: .venv/.installed
@@ -46,4 +57,4 @@ chromium:
 	  else echo "no chromium found: the browser tests will be skipped"; fi
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-labeling runs

@@ -41,7 +41,7 @@ def comparisons(count: int, start: int = 0) -> list[Comparison]:
     return [
         Comparison(
             f"pair/{i}",
-            [Message("system", "Be brief."), Message("user", f"Question {i}? <b>&amp; ünï 🌍</b>")],
+            [Message("system", "Be brief."), Message("user", f"Question {i}? <b>&amp;lt; & ünï 🌍</b>")],
             [Response(f"first {i}", "sft", {"n": i}), Response(f"second {i}", "base")],
             meta={"topic": ["a", None, 1.5]},
         )

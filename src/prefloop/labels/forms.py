@@ -2,8 +2,9 @@
 
 Left and right are drawn for each record from its id and the dataset's name, so that a second push draws the same. What the screen does not
 show (which one is which, sources, metadata) travels in the record's hidden metadata, which Argilla's pages and annotators' queues leave
-out. Fields are plain text: rendered Markdown would let a response decide how it looks beside the other. No question has a suggestion:
-Argilla would tick it beforehand and send it along with a discard.
+out. Fields are plain text: rendered Markdown would let a response decide how it looks beside the other. Argilla 2.8 puts the text of such
+a field into its page as HTML, so that a response could run a script in the annotator's session; texts are therefore escaped on the way
+there. No question has a suggestion: Argilla would tick it beforehand and send it along with a discard.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import html
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, cast
@@ -72,7 +74,7 @@ FORMS: dict[Kind, Form] = {
     ),
     "ratings": Form(
         [_field("prompt", "Prompt", "chat"), _field("response", "Response", "text")],
-        [_choice("thumb", "Is this a good response?", True, {"up": "👍 good", "down": "👎 bad"}), _WHY],
+        [_choice("thumb", "Is this a good response?", True, {"up": "thumb up", "down": "thumb down"}), _WHY],
     ),
 }
 
@@ -96,16 +98,26 @@ def digest(record: Comparison | Rating) -> str:
 def to_item(record: Comparison | Rating, dataset: str) -> dict[str, Any]:
     """The record as Argilla's bulk endpoint takes it. Votes that it has already stay behind."""
     hidden: dict[str, Any] = {"digest": digest(record), "meta": record.meta}
-    fields: dict[str, Any] = {"prompt": [{"role": m.role, "content": m.content} for m in record.prompt]}
+    fields: dict[str, Any] = {"prompt": [{"role": m.role, "content": _shown(m.content)} for m in record.prompt]}
     if isinstance(record, Comparison):
         hidden["swapped"] = is_swapped(dataset, record.id)
         shown = record.swap() if hidden["swapped"] else record
-        fields |= {"response_a": shown.responses[0].text, "response_b": shown.responses[1].text}
+        fields |= {name: _shown(r.text) for name, r in zip(("response_a", "response_b"), shown.responses, strict=True)}
         hidden["responses"] = [_unseen(response) for response in record.responses]
     else:
-        fields["response"] = record.response.text
+        fields["response"] = _shown(record.response.text)
         hidden["responses"] = [_unseen(record.response)]
     return {"external_id": record.id, "fields": fields, "metadata": {HIDDEN: hidden}}
+
+
+def _shown(text: str) -> str:
+    """The HTML that looks like ``text``."""
+    return html.escape(text, quote=False)
+
+
+def _meant(shown: str) -> str:
+    """The inverse of ``_shown``; ``html.unescape`` would go further than that."""
+    return shown.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
 def _unseen(response: Response) -> dict[str, Any]:
@@ -123,14 +135,14 @@ def to_record(item: Mapping[str, Any], names: Mapping[str, str]) -> Comparison |
     ``at`` is when the annotator last changed the answer, UTC; ``strength`` is 1 (slight), 2 (clear) or 3 (strong).
     """
     fields, hidden = item["fields"], item["metadata"][HIDDEN]
-    prompt = [Message(m["role"], m["content"]) for m in fields["prompt"]]
+    prompt = [Message(m["role"], _meant(m["content"])) for m in fields["prompt"]]
     answers = sorted(item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"]))
     answers = [answer for answer in answers if answer["status"] == "submitted"]
     if "response" in fields:
-        response = Response(fields["response"], **hidden["responses"][0])
+        response = Response(_meant(fields["response"]), **hidden["responses"][0])
         thumbs = [_thumb(answer, names) for answer in answers]
         return Rating(item["external_id"], prompt, response, thumbs, hidden["meta"])
-    texts = [fields["response_a"], fields["response_b"]]
+    texts = [_meant(fields["response_a"]), _meant(fields["response_b"])]
     if hidden["swapped"]:
         texts.reverse()
     responses = [Response(text, **unseen) for text, unseen in zip(texts, hidden["responses"], strict=True)]
