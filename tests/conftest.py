@@ -6,8 +6,12 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERI
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from labelling import Labelling
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +40,7 @@ def tiny_folder(tiny_folders: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labelling"]:  # noqa: F821 (imported on use)
+def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labelling"]:
     """A real Argilla with its worker, started once a session."""
     import labelling
 

@@ -250,12 +250,27 @@ def test_the_commands_push_and_pull_and_a_second_pull_changes_no_byte(
     first = output.read_bytes()
     assert label("pull", *home, "--output", output) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert output.read_bytes() == first
+    assert output.read_bytes() == first and labelling.connection.api_key.encode() not in first
     assert [c.votes[0].choice for c in load_comparisons(output).records] == [i % 2 for i in range(20)]
     assert "30 records sent" in said and "0 records sent to" in said and "30 were there" in said
     assert "20 records with 20 votes (0 drafts and 0 discards left out)" in said and "0 of 30 records" in said
-    assert json.loads((labelling.home / "credentials.json").read_text())["owner"]["api_key"] not in said
+    assert labelling.connection.api_key not in said
     assert labelling.argilla.rest.get(f"/datasets/{labelling.argilla.find(dataset).id}")["guidelines"] == "# Be fair"
+
+
+def test_up_finds_the_server_that_runs_and_users_are_added_to_it(
+    labelling: Labelling, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = labelling.name()
+    assert label("up", "--home", labelling.home, "--port", 1) == 0
+    assert label("users", "add", name, "--home", labelling.home) == 0
+    assert label("status", "--home", labelling.home) == 0
+    said = capsys.readouterr().out
+    account = json.loads((labelling.home / "credentials.json").read_text())["users"][name]
+    assert f"already runs: {labelling.url}" in said and f"annotator {name} added" in said and '"answers": true' in said
+    assert account["password"] not in said and account["api_key"] not in said
+    assert label("users", "add", name, "--home", labelling.home) == 2
+    assert "is not unique" in capsys.readouterr().err
 
 
 def test_an_admin_of_the_workspace_can_push_and_pull(labelling: Labelling) -> None:

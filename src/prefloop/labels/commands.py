@@ -41,7 +41,12 @@ class Up(_Home):
     """Port on this machine's loopback."""
 
     def run(self) -> None:
-        self._call("up", "--port", str(self.port))
+        from prefloop.console import waiting
+        from prefloop.labels import server
+
+        server.server_python()  # shows a progress of its own
+        with waiting("starting Argilla"):
+            self._call("up", "--port", str(self.port))
 
 
 @dataclasses.dataclass
