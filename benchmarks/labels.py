@@ -62,7 +62,7 @@ def command(*arguments: str) -> tuple[float, float]:
 
 def log_answers(argilla: Argilla, count: int) -> None:
     """One submitted answer to each of ``count`` records."""
-    dataset = argilla.find(DATASET)
+    dataset = argilla.datasets.find(DATASET)
     users = [user["id"] for user in argilla.rest.get("/users")["items"]]
     for start in range(0, count, 250):
         items = [
@@ -83,7 +83,7 @@ def log_answers(argilla: Argilla, count: int) -> None:
 
 def annotate(argilla: Argilla, home: Path, seconds: float) -> dict[str, list[float]]:
     """Milliseconds of every request of eight annotators at work."""
-    dataset, times = argilla.find(DATASET), {"queue": [], "submit": []}  # type: dict[str, list[float]]
+    dataset, times = argilla.datasets.find(DATASET), {"queue": [], "submit": []}  # type: dict[str, list[float]]
     pending = {"entity": "response", "property": "status"}
     body = {"filters": {"and": [{"type": "terms", "scope": pending, "values": ["pending"]}]}}
     for n in range(PEOPLE):

@@ -32,7 +32,7 @@ def open_queue(page: Page, labelling: Labelling, person: Annotator, dataset: str
     page.write("document.querySelector('input[name=Password]')", person.password)
     page.click("document.querySelector('button[type=submit]')")
     page.wait("!location.pathname.includes('sign-in')")
-    page.go(f"{labelling.url}/dataset/{labelling.argilla.find(dataset).id}/annotation-mode")
+    page.go(f"{labelling.url}/dataset/{labelling.argilla.datasets.find(dataset).id}/annotation-mode")
     page.wait(f"document.body.innerText.includes({question!r})")
 
 

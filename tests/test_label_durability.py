@@ -23,7 +23,7 @@ def test_every_acknowledged_vote_of_1000_survives_kill_9_and_is_pulled(tmp_path:
         labelling = up(home)
         labelling.argilla.push(comparisons(RECORDS), dataset)
         people = [labelling.user(f"ann{number}") for number in range(ANNOTATORS)]
-        work = {p.name: p.queue(labelling.argilla.find(dataset).id) for p in people}
+        work = {p.name: p.queue(labelling.argilla.datasets.find(dataset).id) for p in people}
         acknowledged: dict[tuple[str, str], str] = {}
 
         def annotate(person: Annotator, side: str) -> None:

@@ -14,8 +14,9 @@ from labelling import Annotator, Labelling, comparisons, ratings, until
 from prefloop.cli import _main, guarded
 from prefloop.data.sources import load_comparisons, write_jsonl
 from prefloop.errors import DataError, LabelError
-from prefloop.labels.argilla import BATCH, Argilla, Pushed
+from prefloop.labels.argilla import Argilla, Pushed
 from prefloop.labels.connection import Connection
+from prefloop.labels.datasets import BATCH
 from prefloop.labels.forms import is_swapped
 from prefloop.records import Comparison, Rating, Thumb, Vote
 
@@ -36,7 +37,7 @@ def bare(records: list) -> list:
 
 def on_screen(labelling: Labelling, dataset: str, person: Annotator) -> dict[str, dict]:
     """External id → the record as a person's queue shows it."""
-    return {item["external_id"]: item for item in person.queue(labelling.argilla.find(dataset).id)}
+    return {item["external_id"]: item for item in person.queue(labelling.argilla.datasets.find(dataset).id)}
 
 
 def label(*arguments: object) -> int:
@@ -82,7 +83,7 @@ def test_annotators_are_not_shown_which_response_is_which(labelling: Labelling, 
 def test_a_tie_is_a_tie(labelling: Labelling, ann: Annotator) -> None:
     dataset = labelling.name()
     labelling.argilla.push(comparisons(4), dataset)
-    for shown in ann.queue(labelling.argilla.find(dataset).id):
+    for shown in ann.queue(labelling.argilla.datasets.find(dataset).id):
         ann.answer(shown["id"], preferred="tie")
     assert [r.votes[0].choice for r in labelling.argilla.pull(dataset).records] == ["tie"] * 4
 
@@ -159,7 +160,7 @@ def test_progress_counts_records_and_each_annotators_answers(labelling: Labellin
 
 
 def test_pages_join_without_a_seam(labelling: Labelling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefloop.labels.argilla.PAGE", 4)
+    monkeypatch.setattr("prefloop.labels.datasets.PAGE", 4)
     dataset, records = labelling.name(), comparisons(13)
     labelling.argilla.push(records, dataset)
     labelling.argilla.vote(dataset, labelling.name(), {r.id: Vote("", 0) for r in records})
@@ -169,7 +170,7 @@ def test_pages_join_without_a_seam(labelling: Labelling, monkeypatch: pytest.Mon
 def test_records_of_another_hand_are_left_out_and_counted(labelling: Labelling, ann: Annotator) -> None:
     dataset = labelling.name()
     labelling.argilla.push(comparisons(1), dataset)
-    id = labelling.argilla.find(dataset).id
+    id = labelling.argilla.datasets.find(dataset).id
     fields = {"prompt": [{"role": "user", "content": "x"}], "response_a": "y", "response_b": "z"}
     labelling.argilla.rest.post(f"/datasets/{id}/records/bulk", {"items": [{"fields": fields}]})
     for shown in ann.queue(id):
@@ -196,7 +197,7 @@ def test_a_push_killed_half_way_is_finished_by_the_same_command(labelling: Label
 
     def total() -> int:
         try:
-            found = labelling.argilla.find(dataset)
+            found = labelling.argilla.datasets.find(dataset)
         except LabelError:
             return 0
         return int(labelling.argilla.rest.get(f"/datasets/{found.id}/progress")["total"])
@@ -255,7 +256,10 @@ def test_the_commands_push_and_pull_and_a_second_pull_changes_no_byte(
     assert "30 records sent" in said and "0 records sent to" in said and "30 were there" in said
     assert "20 records with 20 votes (0 drafts and 0 discards left out)" in said and "0 of 30 records" in said
     assert labelling.connection.api_key not in said
-    assert labelling.argilla.rest.get(f"/datasets/{labelling.argilla.find(dataset).id}")["guidelines"] == "# Be fair"
+    assert (
+        labelling.argilla.rest.get(f"/datasets/{labelling.argilla.datasets.find(dataset).id}")["guidelines"]
+        == "# Be fair"
+    )
 
 
 def test_up_finds_the_server_that_runs_and_users_are_added_to_it(

@@ -12,17 +12,16 @@ import dataclasses
 import re
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from prefloop.console import progress
-from prefloop.errors import ConfigError, DataError, LabelError, nearest
+from prefloop.errors import DataError, LabelError
 from prefloop.labels.connection import Connection, Refused, Rest
+from prefloop.labels.datasets import ANSWERED, BATCH, Dataset, Datasets, batches
 from prefloop.labels.forms import (
-    FORMS,
     HIDDEN,
     Kind,
-    describe,
     digest,
     kind_of,
     of_prefloop,
@@ -32,21 +31,7 @@ from prefloop.labels.forms import (
 )
 from prefloop.records import Comparison, Rating, Thumb, Vote
 
-BATCH = 250  # as many values as one filter takes
-PAGE = 500
 ANSWERS = 100  # as many as one request takes
-ANSWERED = ("submitted", "draft", "discarded")
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A dataset on the server that holds prefloop's form."""
-
-    id: str
-    name: str
-    workspace_id: str
-    kind: Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +73,7 @@ class Argilla:
 
     def __init__(self, connection: Connection) -> None:
         self.rest = Rest(connection)
+        self.datasets = Datasets(self.rest)
 
     def push(
         self,
@@ -104,25 +90,25 @@ class Argilla:
         """
         waiting_ = _by_id(records)
         kind = _kind(waiting_.values(), dataset)
-        found, fresh = self._ensure(dataset, workspace, kind, guidelines, min_submitted)
+        found, fresh = self.datasets.ensure(dataset, workspace, kind, guidelines, min_submitted)
         present = set() if fresh else self._present(found, waiting_)
         missing = [record for id, record in waiting_.items() if id not in present]
         if missing:
             with progress(f"pushing to {dataset}", len(waiting_), "records", done=len(present)) as advance:
-                for batch in _batches(missing, BATCH):
+                for batch in batches(missing, BATCH):
                     self._send(found, batch)
                     advance(len(batch))
         return Pushed(len(missing), len(present))
 
     def pull(self, dataset: str, workspace: str = "default") -> Pulled:
         """Every record with a submitted answer, as it was pushed and with a vote for each; see ``forms.to_record``."""
-        found = self.find(dataset, workspace)
-        items = sorted(self.answered(found), key=lambda item: (item["inserted_at"], item["id"]))
-        return pulled(items, self.names(found))
+        found = self.datasets.find(dataset, workspace)
+        items = sorted(self.datasets.answered(found), key=lambda item: (item["inserted_at"], item["id"]))
+        return pulled(items, self.datasets.names(found))
 
     def progress(self, dataset: str, workspace: str = "default") -> Progress:
         """Records in all, completed and pending, and every annotator's answers."""
-        found = self.find(dataset, workspace)
+        found = self.datasets.find(dataset, workspace)
         counts = self.rest.get(f"/datasets/{found.id}/progress")
         users = self.rest.get(f"/datasets/{found.id}/users/progress")["users"]
         each = {
@@ -147,10 +133,10 @@ class Argilla:
         For simulated annotators, with an owner's key: the account is made when missing and answers with a key of its own. An answer given
         before is replaced. ``at`` and the vote's own annotator are not sent.
         """
-        found = self.find(dataset, workspace)
+        found = self.datasets.find(dataset, workspace)
         rest = Rest(Connection(self.rest.connection.url, self._account(annotator, found.workspace_id)))
         try:
-            items = {item["external_id"]: item for item in self._lookup(found, list(votes))}
+            items = {item["external_id"]: item for item in self.datasets.lookup(found, list(votes))}
             unknown = [id for id in votes if id not in items]
             if unknown:
                 raise DataError(f"dataset '{dataset}' holds no record {_some(unknown)}: push it before it is voted on")
@@ -162,7 +148,7 @@ class Argilla:
                 }
                 for id, vote in votes.items()
             ]
-            for batch in _batches(answers, ANSWERS):
+            for batch in batches(answers, ANSWERS):
                 for answer in rest.post("/me/responses/bulk", {"items": batch})["items"]:
                     if answer.get("error"):
                         raise LabelError(f"Argilla did not take an answer of {annotator}: {answer['error']['detail']}")
@@ -170,110 +156,11 @@ class Argilla:
             rest.close()
         return len(answers)
 
-    def find(self, name: str, workspace: str = "default") -> Dataset:
-        """The dataset; an unknown one is a ``LabelError`` that says the nearest name."""
-        place = self._workspace(workspace)
-        there = self.rest.get("/me/datasets", workspace_id=place)["items"]
-        for dataset in there:
-            if dataset["name"] == name and dataset["status"] == "ready":
-                return Dataset(dataset["id"], name, place, self._kind_of(dataset["id"], name))
-        names = [dataset["name"] for dataset in there if dataset["status"] == "ready"]
-        hint = nearest(name, names) if names else "it holds none; `prefloop label push` makes one"
-        raise LabelError(f"workspace '{workspace}' at {self.rest.connection.url} holds no dataset '{name}'; {hint}")
-
-    def answered(self, dataset: Dataset, ids: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
-        """The server's records that have an answer of any status, with all answers, each once; ``ids`` (at most 250) are Argilla's own."""
-        only: list[dict[str, Any]] = [_terms("response", "status", ANSWERED)]
-        if ids is not None:
-            only.append(_terms("record", "id", ids))
-        last: str | None = None
-        seen: set[str] = set()
-        while True:
-            # Pages by id rather than by offset: an answer that arrives or goes meanwhile moves no other record to a page that was read.
-            since = [] if last is None else [{"type": "range", "scope": _scope("record", "id"), "ge": last}]
-            page = self._search(dataset, [*only, *since], PAGE, include="responses")
-            fresh = [item for item in page if item["id"] not in seen]
-            seen.update(item["id"] for item in fresh)
-            yield from fresh
-            if len(page) < PAGE or not fresh:
-                return
-            last = page[-1]["id"]
-
-    def names(self, dataset: Dataset) -> dict[str, str]:
-        """User id → name of everyone who may have answered."""
-        try:
-            users = self.rest.get("/users")["items"]
-        except Refused as refused:
-            if refused.status != 403:
-                raise
-            users = self.rest.get(f"/workspaces/{dataset.workspace_id}/users")["items"]  # what an admin may see
-        return {user["id"]: user["username"] for user in users}
-
-    def _workspace(self, name: str) -> str:
-        ids = {workspace["name"]: workspace["id"] for workspace in self.rest.get("/me/workspaces")["items"]}
-        if name not in ids:
-            hint = nearest(name, ids) if ids else "this key sees none"
-            raise LabelError(
-                f"there is no workspace '{name}' at {self.rest.connection.url}; {hint}. "
-                f"`prefloop label users add NAME --workspace {name}` makes it on a server of your own"
-            )
-        return str(ids[name])
-
-    def _settings(self, id: str) -> dict[str, str]:
-        fields = self.rest.get(f"/datasets/{id}/fields")["items"]
-        return describe(fields, self.rest.get(f"/datasets/{id}/questions")["items"])
-
-    def _kind_of(self, id: str, name: str) -> Kind:
-        found = self._settings(id)
-        for kind, form in FORMS.items():
-            if form.describe() == found:
-                return kind
-        raise LabelError(
-            f"dataset '{name}' was not made by `prefloop label push`: it has {_listed(found)}; name another dataset"
-        )
-
-    def _ensure(
-        self, name: str, workspace: str, kind: Kind, guidelines: str | None, min_submitted: int | None
-    ) -> tuple[Dataset, bool]:
-        """The published dataset, made or completed when need be, and whether it holds no record yet."""
-        if min_submitted is not None and min_submitted < 1:
-            raise ConfigError(f"min_submitted is {min_submitted}; a record needs at least 1 answer")
-        place = self._workspace(workspace)
-        there = self.rest.get("/me/datasets", workspace_id=place, name=name)["items"]
-        found = next((dataset for dataset in there if dataset["name"] == name), None)
-        if found is None:
-            distribution = {"strategy": "overlap", "min_submitted": min_submitted or 1}
-            body = {"name": name, "workspace_id": place, "guidelines": guidelines, "distribution": distribution}
-            found = self.rest.post("/datasets", body)
-        id, form = str(found["id"]), FORMS[kind]
-        has = self._settings(id)
-        wants = form.describe()
-        # A draft with a part of the form is what a push that was killed has left.
-        if has != wants and not (found["status"] == "draft" and has.items() <= wants.items()):
-            raise LabelError(
-                f"dataset '{name}' is there with {_listed(has) or 'no fields'}, but {kind} need {_listed(wants)}: name another dataset"
-            )
-        if found["status"] == "draft":
-            for part, path in ((form.fields, "fields"), (form.questions, "questions")):
-                for body in part:
-                    if f"{path[:-1]} {body['name']}" not in has:
-                        self.rest.post(f"/datasets/{id}/{path}", body)
-            self.rest.call("PUT", f"/datasets/{id}/publish")
-        asked = found["distribution"]["min_submitted"]
-        if min_submitted not in (None, asked):
-            raise LabelError(
-                f"dataset '{name}' asks for {asked} answers to a record, not {min_submitted}: leave --min-submitted out, or name another dataset"
-            )
-        if guidelines is not None and found.get("guidelines") != guidelines:
-            self.rest.call("PATCH", f"/datasets/{id}", {"guidelines": guidelines})
-        fresh = found["status"] == "draft" or not self.rest.get(f"/datasets/{id}/progress")["total"]
-        return Dataset(id, name, place, kind), fresh
-
     def _present(self, dataset: Dataset, records: Mapping[str, Comparison | Rating]) -> set[str]:
         """Ids that the dataset holds; another content under one of them is a ``DataError``."""
         present: set[str] = set()
         other: list[str] = []
-        for item in self._lookup(dataset, list(records)):
+        for item in self.datasets.lookup(dataset, list(records)):
             id = item["external_id"]
             present.add(id)
             if not of_prefloop(item) or item["metadata"][HIDDEN]["digest"] != digest(records[id]):
@@ -284,18 +171,6 @@ class Argilla:
                 "give the changed records ids of their own, or push to another dataset. Nothing was sent"
             )
         return present
-
-    def _lookup(self, dataset: Dataset, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The server's records with these external ids."""
-        for batch in _batches(ids, BATCH):
-            yield from self._search(dataset, [_terms("record", "external_id", batch)], BATCH)
-
-    def _search(
-        self, dataset: Dataset, filters: Sequence[Mapping[str, Any]], limit: int, **query: Any
-    ) -> list[dict[str, Any]]:
-        body = {"filters": {"and": filters}, "sort": [{"scope": _scope("record", "id"), "order": "asc"}]}
-        found = self.rest.post(f"/datasets/{dataset.id}/records/search", body, limit=limit, **query)
-        return [item["record"] for item in found["items"]]
 
     def _send(self, dataset: Dataset, batch: Sequence[Comparison | Rating]) -> None:
         items = [to_item(record, dataset.name) for record in batch]
@@ -359,26 +234,6 @@ def _kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
     return kinds.pop()
 
 
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _scope(entity: str, property: str) -> dict[str, str]:
-    return {"entity": entity, "property": property}
-
-
-def _terms(entity: str, property: str, values: Iterable[str]) -> dict[str, Any]:
-    return {"type": "terms", "scope": _scope(entity, property), "values": list(values)}
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(repr(id) for id in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-
-
-def _listed(settings: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} ({type})" for name, type in settings.items())
-
-
 def _refused_item(detail: Any) -> tuple[int | None, str]:
     """The place in a batch that a refusal is about, and what is wrong there."""
     if isinstance(detail, str):
@@ -389,3 +244,7 @@ def _refused_item(detail: Any) -> tuple[int | None, str]:
         return int(error["loc"][2]), str(error["msg"])
     except (TypeError, KeyError, IndexError, ValueError):
         return None, str(detail)
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(repr(id) for id in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

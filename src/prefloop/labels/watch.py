@@ -24,7 +24,8 @@ from typing import Any
 from prefloop.console import say
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import LabelError
-from prefloop.labels.argilla import Argilla, Dataset, Pulled, pulled
+from prefloop.labels.argilla import Argilla, Pulled, pulled
+from prefloop.labels.datasets import Dataset
 
 EVENTS = ("response.created", "response.updated", "response.deleted")
 TOLERANCE_S = 300
@@ -86,7 +87,7 @@ class Watch:
         every_s: float = 300,
     ) -> None:
         self.argilla, self.output, self.every_s = argilla, output, every_s
-        self.dataset: Dataset = argilla.find(dataset, workspace)
+        self.dataset: Dataset = argilla.datasets.find(dataset, workspace)
         self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._items: dict[str, dict[str, Any]] = {}
         self._names: dict[str, str] = {}
@@ -143,16 +144,16 @@ class Watch:
         return changed
 
     def _pull(self) -> Pulled:
-        self._names = self.argilla.names(self.dataset)
-        self._items = {item["id"]: item for item in self.argilla.answered(self.dataset)}
+        self._names = self.argilla.datasets.names(self.dataset)
+        self._items = {item["id"]: item for item in self.argilla.datasets.answered(self.dataset)}
         return self._write()
 
     def _refresh(self, ids: set[str]) -> Pulled:
-        found = {item["id"]: item for item in self.argilla.answered(self.dataset, ids)}
+        found = {item["id"]: item for item in self.argilla.datasets.answered(self.dataset, ids)}
         self._items = {id: item for id, item in self._items.items() if id not in ids} | found
         people = {answer["user_id"] for item in found.values() for answer in item["responses"]}
         if not people <= self._names.keys():
-            self._names = self.argilla.names(self.dataset)
+            self._names = self.argilla.datasets.names(self.dataset)
         return self._write()
 
     def _write(self) -> Pulled:
