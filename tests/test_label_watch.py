@@ -63,12 +63,15 @@ class Watching:
 
     def __enter__(self) -> "Watching":
         self.watch.__enter__()
-        threading.Thread(target=lambda: [None for _ in self.watch.updates()], daemon=True).start()
+        self.thread = threading.Thread(target=lambda: [None for _ in self.watch.updates()])
+        self.thread.start()
         until(self.output.exists)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.watch.__exit__()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
 
     def votes(self) -> dict[str, list]:
         rows = map(json.loads, self.output.read_text().splitlines())

@@ -89,6 +89,7 @@ class Watch:
         self.argilla, self.output, self.every_s = argilla, output, every_s
         self.dataset: Dataset = argilla.datasets.find(dataset, workspace)
         self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._closed = threading.Event()
         self._items: dict[str, dict[str, Any]] = {}
         self._names: dict[str, str] = {}
         self._signature: Signature | None = None
@@ -106,6 +107,8 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._changed.put("")  # wakes who waits for news
         if self._webhook is not None:
             with contextlib.suppress(
                 LabelError
@@ -116,11 +119,13 @@ class Watch:
             self._server.server_close()
 
     def updates(self) -> Iterator[Pulled]:
-        """The file's content each time it was written: at once, after votes have come, and every ``every_s`` seconds; without end."""
+        """The file's content each time it was written: at once, after votes have come, and after a pull with news; until closed."""
         yield self._pull()
         due = time.monotonic() + self.every_s
         while True:
             changed = self._wait(due - time.monotonic())
+            if self._closed.is_set():
+                return
             try:
                 if changed:
                     yield self._refresh(changed)
