@@ -1,10 +1,12 @@
 """The labelling commands before any server answers: addresses, keys, environments, and what a wheel holds."""
 
+import http.server
 import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -78,6 +80,40 @@ def test_no_server_says_where_and_how_to_start_it_and_never_the_key(tmp_path: Pa
     ) as error:
         argilla.push([pair], "d")
     assert "key-of-the-home" not in str(error.value) + repr(argilla.rest.connection)
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """A web server that is no Argilla: a page, a redirect, or an error that echoes the key."""
+
+    def do_GET(self) -> None:
+        status = {"/page": 200, "/moved": 302}.get(self.path.split("/api")[0], 500)
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html")
+        if status == 302:
+            self.send_header("Location", "http://elsewhere.example/?token=secret")
+        self.end_headers()
+        self.wfile.write(f"<p>{self.headers['X-Argilla-Api-Key']}</p>".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("page", "is no Argilla: it answered /me/workspaces with text/html"),
+        ("moved", "points to http://elsewhere.example/, and redirects are not followed"),
+        ("broken", r"refused GET /me/workspaces \(500\): <p>\*\*\*</p>"),
+    ],
+)
+def test_what_is_no_argilla_is_recognised_and_the_key_is_not_repeated(path: str, said: str) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        argilla = Argilla(Connection(f"http://127.0.0.1:{stranger.server_port}/{path}", "key-1234"))
+        with pytest.raises(LabelError, match=said) as error:
+            argilla.pull("d")
+        stranger.shutdown()
+    assert "key-1234" not in str(error.value) and "secret" not in str(error.value)
 
 
 def test_status_without_an_environment_makes_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

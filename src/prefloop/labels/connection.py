@@ -65,6 +65,7 @@ class Connection:
     @classmethod
     def of_home(cls, home: Path, api_key: str | None = None) -> Connection:
         """The server of a home, as its owner unless a key is given. Raises ``LabelError`` where no server was ever started."""
+        home = home.expanduser()
         up = f"start it with `prefloop label up --home {home}`"
         try:
             credentials = json.loads((home / "credentials.json").read_text())
