@@ -34,7 +34,7 @@ test: lint chromium .venv/triton test-labeling
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton_kernels.py
 
 test-labeling: .venv-labeling/.installed
-	cd labeling && PYTHONPATH=src $(LABELING) -m pytest
+	cd labeling && PYTHONPATH=$(CURDIR)/labeling/src $(LABELING) -m pytest
 
 # The labelling server has an environment of its own: Argilla's pins fit no trainer's.
 .venv-labeling/.installed: labeling/requirements.txt labeling/requirements-test.txt
