@@ -136,6 +136,18 @@ def test_a_renamed_user_is_renamed_in_all_votes(labelling: Labelling) -> None:
     assert {r.votes[0].annotator for r in labelling.argilla.pull(dataset).records} == {f"{name}-married"}
 
 
+def test_a_vote_that_cannot_be_cast_is_refused_before_any_is_sent(labelling: Labelling) -> None:
+    dataset, name = labelling.name(), labelling.name()
+    labelling.argilla.push(comparisons(1), dataset)
+    with pytest.raises(DataError, match=r"strength 0\.5 is none of 1 \(slight\), 2 \(clear\), 3 \(strong\)"):
+        labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0, 0.5)})
+    with pytest.raises(DataError, match="holds no record 'pair/1': push it before"):
+        labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0), "pair/1": Vote("", 0)})
+    with pytest.raises(LabelError, match="did not take an answer"):
+        labelling.argilla.vote(dataset, name, {"pair/0": Thumb("", "up")})
+    assert labelling.argilla.pull(dataset).votes == 0
+
+
 def test_ratings_go_round(labelling: Labelling, ann: Annotator) -> None:
     dataset, records = labelling.name(), ratings(3)
     labelling.argilla.push(records, dataset)
@@ -209,6 +221,17 @@ def test_a_push_killed_half_way_is_finished_by_the_same_command(labelling: Label
     done = labelling.argilla.push(records, dataset)
     assert done.sent + done.present == len(records) and done.present >= there
     assert total() == len(records)
+
+
+def test_a_push_beside_another_sends_nothing_twice_and_says_so(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, records = labelling.name(), comparisons(3)
+    labelling.argilla.push(records[:2], dataset)
+    monkeypatch.setattr(Argilla, "_present", lambda *_: set())  # the other push came after the look
+    with pytest.raises(LabelError, match="another push is at work on dataset"):
+        labelling.argilla.push(records, dataset)
+    assert labelling.argilla.progress(dataset).total == 2
 
 
 def test_the_same_id_with_other_content_is_named_and_nothing_is_sent(labelling: Labelling) -> None:

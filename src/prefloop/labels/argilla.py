@@ -69,11 +69,20 @@ class Progress:
 
 
 class Argilla:
-    """One server, as the user whose key the connection holds. Every method raises ``LabelError`` saying what is in the way."""
+    """One server, as the user whose key the connection holds. Every method raises ``LabelError`` saying what is in the way.
+
+    As a context manager it lets go of its connections at the end.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.rest = Rest(connection)
         self.datasets = Datasets(self.rest)
+
+    def __enter__(self) -> Argilla:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rest.close()
 
     def push(
         self,
@@ -131,12 +140,13 @@ class Argilla:
         """Answer as ``annotator`` would on screen, record id → vote on the record as it was pushed; the number of answers.
 
         For simulated annotators, with an owner's key: the account is made when missing and answers with a key of its own. An answer given
-        before is replaced. ``at`` and the vote's own annotator are not sent.
+        before is replaced. ``at`` and the vote's own annotator are not sent. Raises ``DataError`` for an unknown record and for a strength
+        that the form does not have; then nothing was sent.
         """
         found = self.datasets.find(dataset, workspace)
-        rest = Rest(Connection(self.rest.connection.url, self._account(annotator, found.workspace_id)))
-        try:
-            items = {item["external_id"]: item for item in self.datasets.lookup(found, list(votes))}
+        with Rest(Connection(self.rest.connection.url, self._account(annotator, found.workspace_id))) as rest:
+            there = self.datasets.lookup(found, list(votes))
+            items = {item["external_id"]: item for item in there if of_prefloop(item)}
             unknown = [id for id in votes if id not in items]
             if unknown:
                 raise DataError(f"dataset '{dataset}' holds no record {_some(unknown)}: push it before it is voted on")
@@ -152,8 +162,6 @@ class Argilla:
                 for answer in rest.post("/me/responses/bulk", {"items": batch})["items"]:
                     if answer.get("error"):
                         raise LabelError(f"Argilla did not take an answer of {annotator}: {answer['error']['detail']}")
-        finally:
-            rest.close()
         return len(answers)
 
     def _present(self, dataset: Dataset, records: Mapping[str, Comparison | Rating]) -> set[str]:

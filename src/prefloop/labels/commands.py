@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -96,16 +95,11 @@ class _Server:
     api_key: str | None = dataclasses.field(default=None, repr=False)
     """Key for it. Better in ARGILLA_API_KEY: others on this machine can read command lines."""
 
-    @contextlib.contextmanager
-    def _argilla(self) -> Iterator[Argilla]:
+    def _argilla(self) -> Argilla:
         from prefloop.labels.argilla import Argilla
         from prefloop.labels.connection import Connection
 
-        argilla = Argilla(Connection.find(self.home, self.url, self.api_key))
-        try:
-            yield argilla
-        finally:
-            argilla.rest.close()
+        return Argilla(Connection.find(self.home, self.url, self.api_key))
 
 
 @dataclasses.dataclass

@@ -168,6 +168,12 @@ class Rest:
             message = f"{at} points to {to:.200}, and redirects are not followed: name the final address"
         return Refused(message, answer.status_code, detail)
 
+    def __enter__(self) -> Rest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()

@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, cast
 
+from prefloop.errors import DataError
 from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote, to_dict
 
 HIDDEN = "prefloop"
@@ -180,14 +181,14 @@ def _moment(written: str) -> str:
 
 
 def to_values(vote: Vote | Thumb, swapped: bool) -> dict[str, Any]:
-    """The answer on screen that gives ``vote`` at pull. A strength must be 1, 2 or 3: ``ValueError`` for another."""
+    """The answer on screen that gives ``vote`` at pull. A strength must be 1, 2 or 3: ``DataError`` for another."""
     if isinstance(vote, Thumb):
         chosen: dict[str, str | None] = {"thumb": vote.value}
     else:
         shown = vote.swap() if swapped else vote
         words = {number: word for word, number in STRENGTHS.items()}
         if vote.strength is not None and vote.strength not in words:
-            raise ValueError(
+            raise DataError(
                 f"strength {vote.strength:g} is none of {', '.join(f'{n:g} ({w})' for n, w in words.items())}"
             )
         strength = None if vote.strength is None else words[vote.strength]
