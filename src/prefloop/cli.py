@@ -1,4 +1,4 @@
-"""Check data, judge two sets of answers, write a report again, say what is installed.
+"""Check data, measure and choose labels, judge two sets of answers, write a report again, say what is installed.
 
 The pipeline itself is pipelines/rlhf.py.
 """
@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prefloop.errors import PrefloopError
+from prefloop.label_commands import Agree
 
 
 @dataclasses.dataclass
@@ -89,6 +90,16 @@ class Judge:
 
 
 @dataclasses.dataclass
+class Label:
+    """Human labels: how far annotators agree, what to have labelled next."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[Annotated[Agree, tyro.conf.subcommand("agree")]]
+
+    def run(self) -> None:
+        self.command.run()
+
+
+@dataclasses.dataclass
 class Report:
     """Write report.html of a finished run again."""
 
@@ -115,6 +126,7 @@ class Env:
 
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Judge, tyro.conf.subcommand("judge")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Env, tyro.conf.subcommand("env")]

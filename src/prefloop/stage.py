@@ -180,6 +180,7 @@ _PRESENTATION = (
     "cli.py",
     "console.py",
     "errors.py",
+    "label_commands.py",
     "live.py",
     "pipeline.py",
     "runtime.py",
