@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prefloop.errors import PrefloopError
-from prefloop.label_commands import Agree
+from prefloop.label_commands import Agree, Next
 
 
 @dataclasses.dataclass
@@ -93,7 +93,9 @@ class Judge:
 class Label:
     """Human labels: how far annotators agree, what to have labelled next."""
 
-    command: tyro.conf.OmitSubcommandPrefixes[Annotated[Agree, tyro.conf.subcommand("agree")]]
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Agree, tyro.conf.subcommand("agree")] | Annotated[Next, tyro.conf.subcommand("next")]
+    ]
 
     def run(self) -> None:
         self.command.run()

@@ -20,6 +20,9 @@ def show(found: Agreement) -> None:
         )
     say(alpha_line(found))
     console.print(_people(found))
+    for person in found.people:
+        if flags(person):
+            say(f"  {person.name}: {'; '.join(flags(person))}", "yellow")
     if found.position and found.position.decided:
         say(position_line(found.position), "yellow" if found.position.biased else None)
     if found.pairs:
@@ -67,7 +70,6 @@ def _people(found: Agreement) -> Table:
     columns = ["votes", "ties" if preferences else "up", "agrees with others", "first shown wins", "seconds a vote"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("look at", style="yellow")
     for person in found.people:
         table.add_row(
             person.name,
@@ -76,7 +78,6 @@ def _people(found: Agreement) -> Table:
             "-" if person.agree is None else f"{person.agree:.1%}",
             _share(person.position),
             "-" if person.speed is None or person.speed.median is None else f"{person.speed.median:.1f}",
-            "; ".join(flags(person)),
         )
     return table
 
