@@ -209,3 +209,37 @@ def test_a_folder_without_a_reward_model_and_another_backbone_are_refused(run: P
         open_reward(run)
     with pytest.raises(ModelError, match="is not the model that"):
         open_reward(run / "runs" / "first", model=str(tiny_folders("qwen2")))
+
+
+def test_the_benchmark_runs_small_and_goes_on_where_it_was(tmp_path: Path, tiny_folder: Path) -> None:
+    from benchmarks import label_selection
+
+    for name in ("pool", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [pair(f"{name}{i}", votes=(Vote("a", 0),)) for i in range(14)])
+    arguments = ["--pool", str(tmp_path / "pool.jsonl"), "--test", str(tmp_path / "test.jsonl"), "--sizes", "4", "8"]
+    arguments += [
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        str(tiny_folder),
+        "--precision",
+        "fp32",
+        "--members",
+        "2",
+    ]
+    arguments += ["--max-length", "128", "--candidates", "8", "--seeds", "0", "--least-steps", "1"]
+    label_selection.main([*arguments, "--limit-s", "0"])
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["rows"] == []
+    label_selection.main(arguments)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(row["method"], row["labels"]) for row in found["rows"]] == [
+        (method, size) for size in (4, 8) for method in ("disagreement", "random", "length")
+    ]
+    start, later = found["summary"][0], found["summary"][-1]
+    assert start["over_random"] == [0, 0, 0] and len(later["over_random"]) == 3
+    assert (tmp_path / "out" / "curve.png").stat().st_size > 1000
+    stored = sorted((tmp_path / "out" / ".store").glob("reward-*"))
+    label_selection.main(arguments)
+    assert sorted((tmp_path / "out" / ".store").glob("reward-*")) == stored
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["accuracy"] for row in again["rows"]] == [row["accuracy"] for row in found["rows"]]

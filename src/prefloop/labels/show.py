@@ -66,8 +66,8 @@ def _share(position: Position | None) -> str:
 def _people(found: Agreement) -> Table:
     table = Table(box=None, header_style="bold")
     preferences = any(person.position for person in found.people)
-    table.add_column("annotator", overflow="fold")
-    columns = ["votes", "ties" if preferences else "up", "agrees with others", "first shown wins", "seconds a vote"]
+    table.add_column("annotator", overflow="fold", min_width=12)
+    columns = ["votes", "ties" if preferences else "up", "agrees", "first shown wins", "s a vote"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for person in found.people:
