@@ -53,7 +53,7 @@ def flags(person: Person) -> list[str]:
     if person.position and person.position.biased and person.position.share is not None:
         found.append(f"takes the {'first' if person.position.share > 0.5 else 'second'} shown too often")
     if person.speed and person.speed.flagged:
-        found.append(f"{person.speed.fast} of {person.speed.timed} votes too fast")
+        found.append(f"voted too fast on {person.speed.fast} of {person.speed.timed} items")
     return found
 
 

@@ -13,6 +13,7 @@ from prefloop.report.inputs import Summary
 from prefloop.report.page import MISSING, Cell, decimal, percent
 
 _MOST_PEOPLE = 40
+_MOST_FLAGGED = 5
 _MOST_PAIRS = 10
 
 
@@ -55,7 +56,9 @@ def section(summary: Summary) -> Section | None:
     found = next((_read(stage.metrics.get("agreement")) for stage in summary.stages if stage.name == "label"), None)
     if found is None:
         return None
-    cautions = [f"{person.name}: {'; '.join(flags(person))}." for person in found.people if flags(person)]
+    flagged = [f"{person.name} {' and '.join(flags(person))}" for person in found.people if flags(person)]
+    more = f"; {len(flagged) - _MOST_FLAGGED} more in the table" if len(flagged) > _MOST_FLAGGED else ""
+    cautions = [f"{'; '.join(flagged[:_MOST_FLAGGED])}{more}."] if flagged else []
     if found.position and found.position.biased:
         cautions.append(f"Over all items {position_line(found.position)}.")
     return Section(
