@@ -204,6 +204,7 @@ def test_the_label_stage_measures_agreement_and_the_report_shows_it(tmp_path: Pa
     stage = Label(LabelConfig(source="file"), DataConfig(comparisons=tmp_path / "v.jsonl"))
     artifact = stage.run(Runtime(output=tmp_path / "runs"))
     assert artifact.metrics["agreement"]["alpha"]["items"] == 60
+    assert artifact.metrics["votes"] == 120 and artifact.metrics["thumbs"] == 0  # comparisons are not taken for thumbs
     data = report_fixture.summary() | {"stages": [{"name": "label", "metrics": artifact.metrics}]}
     page = write_report(report_fixture.write_run(tmp_path / "report", data)).read_text(encoding="utf-8")
     part = page.split('id="agreement"')[1].split("</section>")[0]
