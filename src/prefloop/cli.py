@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from prefloop.commands.label import Label
 from prefloop.errors import PrefloopError
-from prefloop.labels.commands import Label
 
 
 @dataclasses.dataclass

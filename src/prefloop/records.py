@@ -82,8 +82,11 @@ class Comparison:
             raise ValueError(f"a comparison has 2 responses, found {len(self.responses)}")
 
     def swap(self) -> Comparison:
-        """The same comparison with the responses in the other order; votes follow."""
-        return dataclasses.replace(self, responses=self.responses[::-1], votes=[vote.swap() for vote in self.votes])
+        """The same comparison with the responses in the other order; votes follow, and so does ``meta["shown"]``, the order of showing."""
+        votes, meta = [vote.swap() for vote in self.votes], self.meta
+        if "shown" in meta:
+            meta = meta | {"shown": [1 - index for index in meta["shown"]]}
+        return dataclasses.replace(self, responses=self.responses[::-1], votes=votes, meta=meta)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -178,6 +178,7 @@ def _template(name: str) -> str:
 _PRESENTATION = (
     "report",
     "cli.py",
+    "commands",
     "console.py",
     "errors.py",
     "live.py",

@@ -55,6 +55,10 @@ class LabelConfig:
     """The simulated annotators."""
 
 
+Aggregation = Literal["share", "majority", "dawid_skene", "bradley_terry"]
+"""How the votes on a comparison become the probability that its first response is better: docs/agreement.md."""
+
+
 @dataclass(config=STRICT)
 class RewardConfig:
     """Bradley-Terry reward model: an adapter and a scalar head, or several, trained on votes."""
@@ -67,6 +71,8 @@ class RewardConfig:
     """Pairs an optimizer step."""
     holdout: float = 0.1
     """Share of prompts kept out of training to measure accuracy."""
+    aggregation: Aggregation = "share"
+    """Votes to labels. share, majority: each comparison alone; dawid_skene, bradley_terry: also how far each annotator can be trusted."""
     margin: float = 0.0
     """Difference of scores that a unanimous vote asks for; a divided one asks for its share of it."""
     center: float = 0.0
@@ -86,7 +92,9 @@ class PreferenceConfig:
     flipped_share: float = 0.1
     """Assumed share of flipped votes, for the losses that allow for it: cdpo and robust."""
     soft_labels: bool = True
-    """Train on the share of votes for each response instead of on the majority."""
+    """Train on the probability that aggregation gives instead of on the side of one half that it lies on."""
+    aggregation: Aggregation = "share"
+    """Votes to labels. share, majority: each comparison alone; dawid_skene, bradley_terry: also how far each annotator can be trusted."""
     ipo_reduction: Literal["mean", "sum"] = "mean"
     """IPO's log-ratios: per token (TRL's reading) or summed (the paper's code)."""
     simpo_beta: float = 2.0

@@ -123,9 +123,13 @@ def copy_records(
 
 
 def holds(kind: type, path: PathLike, layout: str = "auto") -> bool:
-    """Whether the rows of a file are records of ``kind`` as they stand."""
+    """Whether the rows of a file are records of ``kind`` as they stand; the first rows tell where a layout has several kinds."""
     name = detect_layout(path) if layout == "auto" else layout
-    return name in LAYOUTS and kind in LAYOUTS[name].kinds
+    if name not in LAYOUTS or kind not in LAYOUTS[name].kinds:
+        return False
+    return len(LAYOUTS[name].kinds) == 1 or kind in {
+        type(record) for record in islice(_Records(Path(path), LAYOUTS[name], kind), _SAMPLE)
+    }
 
 
 def detect_layout(path: PathLike) -> str:

@@ -1,17 +1,20 @@
 """A reward model as it is used: one adapter with its head, or several whose normalised scores are averaged.
 
-Shape letters: B responses of a pack, K members.
+Shape letters: B responses of a pack, K members, H hidden size.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from prefloop.console import progress
 from prefloop.data.packing import Document, Pack, packs
@@ -77,18 +80,40 @@ class Reward:
     def score(self, documents: Iterable[Document], what: str = "score", total: int = 0) -> dict[int, list[float]]:
         """Normalised scores of every response by key, one a member; ``total`` responses for the progress bar."""
         out: dict[int, list[float]] = {}
+        for pack in self._packs(documents, what, total):
+            out.update(zip(pack.keys, self.scores_K_B(pack).T.tolist(), strict=True))
+        return out
+
+    @torch.no_grad()
+    def score_and_embed(
+        self, documents: Iterable[Document], what: str = "score", total: int = 0
+    ) -> tuple[dict[int, list[float]], dict[int, NDArray[np.float16]]]:
+        """``score``, and by key each response's last hidden state [H] under the first member, what its head reads, at length 1."""
+        out: dict[int, list[float]] = {}
+        hidden: dict[int, NDArray[np.float16]] = {}
+        for pack in self._packs(documents, what, total):
+            states = [last_B_H(self.backbone, pack, role_of(k)) for k in range(len(self.heads))]
+            normal = [head.normalized(head(last)) for head, last in zip(self.heads, states, strict=True)]
+            out.update(zip(pack.keys, torch.stack(normal, 1).tolist(), strict=True))
+            hidden.update(zip(pack.keys, F.normalize(states[0].float(), dim=-1).half().cpu().numpy(), strict=True))
+        return out, hidden
+
+    def _packs(self, documents: Iterable[Document], what: str, total: int) -> Iterator[Pack]:
         stream = iter(documents)
         with progress(what, total, "response") as advance:
             while part := list(islice(stream, _AT_ONCE)):
                 for pack in packs(part, self.backbone.scoring_tokens):
-                    raw_K_B = self.raw_K_B(pack.to(self.backbone.device))
-                    normal = [head.normalized(raw) for head, raw in zip(self.heads, raw_K_B, strict=True)]
-                    out.update(zip(pack.keys, torch.stack(normal, 1).tolist(), strict=True))
+                    yield pack.to(self.backbone.device)
                     advance(len(pack.keys))
-        return out
 
 
 def raw_B(backbone: Backbone, head: ScalarHead, pack: Pack, role: str) -> Tensor:
     """The head on each response's last token under ``role``, without gradient."""
     with backbone.role(role):
         return head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
+
+
+def last_B_H(backbone: Backbone, pack: Pack, role: str) -> Tensor:
+    """Each response's last hidden state under ``role``, without gradient."""
+    with backbone.role(role):
+        return hidden_N_H(backbone, pack).index_select(0, pack.last_B)

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from prefloop.report import hacking, overoptimisation, page, plots
+from prefloop.report import agreement, hacking, overoptimisation, page, plots
 from prefloop.report.inputs import Curve, Summary, read_curves, read_summary
 from prefloop.report.plots import Plot
 
@@ -70,6 +70,7 @@ def render(summary: Summary, curves: dict[str, Curve], unreadable: int = 0) -> s
         forests=_forests(summary),
         rl_stages=[(stage, _rl_plots(stage, curve), _diagnostics(stage, curve)) for stage, curve in rl.items()],
         hacking=hacking.sections(summary, curves),
+        agreement=agreement.section(summary),
         overoptimisation=_overoptimisation(summary, rl),
         losses=[plot for stage, curve in curves.items() if stage not in rl for plot in _loss_plots(stage, curve)],
         timeline=_timeline(summary),

@@ -10,7 +10,10 @@ from prefloop.console import say
 from prefloop.data.sources import copy_records, holds, write_jsonl
 from prefloop.errors import ConfigError, DataError
 from prefloop.judging.judges import FunctionGrader
+from prefloop.labels.agreement import measure
+from prefloop.labels.show import alpha_line
 from prefloop.labels.simulated import simulate
+from prefloop.labels.votes import FILE, Votes, collect, collect_thumbs
 from prefloop.records import Comparison, Prompt, Rating, Response, from_dict
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows
@@ -53,6 +56,7 @@ class Label(Stage):
             return self._from_file(work)
         comparisons, metrics = self._simulated(work, inputs["candidates"])
         write_jsonl(work.folder / "comparisons.jsonl", comparisons)
+        metrics |= _agreement(collect(comparisons))
         return self._counted(len(comparisons), sum(len(c.votes) for c in comparisons), metrics)
 
     def _counted(self, comparisons: int, votes: int, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +102,12 @@ class Label(Stage):
             {"name": name, "simulated": False, "noise": None, "agreement_with_gold": None, "votes": n}
             for name, n in sorted(votes.items())
         ]
+        if thumbs:
+            cast = collect_thumbs(from_dict(Rating, row) for row in read_rows(work.folder / "ratings.jsonl"))
+        else:
+            cast = collect(from_dict(Comparison, row) for row in read_rows(work.folder / "comparisons.jsonl"))
         metrics = {
+            **_agreement(cast),
             "annotators": listed,
             "unlabelled": loaded.count - (thumbs or voted),
             "thumbs": thumbs,
@@ -143,3 +152,13 @@ class Label(Stage):
             for a in self.config.annotators
         ]
         return comparisons, {"annotators": people}
+
+
+def _agreement(votes: Votes) -> dict[str, Any]:
+    """What annotators can be compared on; nothing for a file's own choices alone."""
+    if all(name.startswith(FILE) for name in votes.annotators):
+        return {}
+    found = measure(votes)
+    if found.alpha.items:
+        say(f"  {alpha_line(found)}")
+    return {"agreement": found.to_dict()}

@@ -19,7 +19,7 @@ from prefloop.data.encode import Encoder, PreferenceGroup
 from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError
-from prefloop.labels.aggregation import AGGREGATIONS, WEIGHTS
+from prefloop.labels.aggregation import WEIGHTS, aggregation_of_file, hardened
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training.batches import ahead, epochs_of_groups
@@ -51,11 +51,13 @@ class Preference(Stage):
         runtime, config, audit = work.runtime, self.config, Audit(self.name)
         backbone, temperature = runtime.backbone, runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
+        source = inputs["comparisons"] / "comparisons.jsonl"
+        label = aggregation_of_file(config.aggregation, source)
         groups = write_groups(
-            inputs["comparisons"] / "comparisons.jsonl",
+            source,
             work.scratch / "groups.arrow",
             encoder,
-            AGGREGATIONS["share" if config.soft_labels else "majority"],
+            label if config.soft_labels else hardened(label),
             WEIGHTS[config.weights],
             quarantine_of(inputs["comparisons"], work.folder),
         )

@@ -17,7 +17,7 @@ from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
 from prefloop.judging.reward import Pairwise, pairwise
-from prefloop.labels.aggregation import vote_share
+from prefloop.labels.aggregation import aggregation_of_file
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward, raw_B, role_of
@@ -52,7 +52,8 @@ class RewardModel(Stage):
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         source, target = inputs["comparisons"] / "comparisons.jsonl", work.scratch / "groups.arrow"
         aside = quarantine_of(inputs["comparisons"], work.folder)
-        groups = write_groups(source, target, encoder, vote_share, quarantine=aside)
+        label = aggregation_of_file(config.aggregation, source)
+        groups = write_groups(source, target, encoder, label, quarantine=aside)
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         train, held = split(groups, config.holdout, work.runtime.seed)
         start = inputs["sft"].path if "sft" in inputs else None

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from prefloop.commands.votes import Agree, Next
+
 if TYPE_CHECKING:
     from prefloop.labels.argilla import Argilla, Pulled
 
@@ -202,12 +204,14 @@ Command = (
     | Annotated[Push, tyro.conf.subcommand("push")]
     | Annotated[Pull, tyro.conf.subcommand("pull")]
     | Annotated[Watch, tyro.conf.subcommand("watch")]
+    | Annotated[Agree, tyro.conf.subcommand("agree")]
+    | Annotated[Next, tyro.conf.subcommand("next")]
 )
 
 
 @dataclasses.dataclass
 class Label:
-    """Labelling with Argilla: run a server, send records to it, get votes back."""
+    """Labelling: run an Argilla server, send records to it, get votes back, measure agreement, choose the next pairs."""
 
     command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Command]]
 

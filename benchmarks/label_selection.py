@@ -1,0 +1,281 @@
+"""What a label is worth: reward accuracy on held-out pairs against the number of labels, for several ways to choose them.
+
+    python benchmarks/label_selection.py --pool hh_helpful_train.jsonl.gz --test hh_helpful_test.jsonl.gz --output runs/label-selection
+
+Every method starts from the same 100 random pairs; from then on it doubles them out of 2,000 random pairs of the pool that it has not
+used, by ``labels.selection`` as ``prefloop label next`` does, and a reward ensemble is trained from scratch on all that it has (label and reward
+stages, one epoch but at least 25 steps). The pool's own votes are what the labellers would say. All members' mean score is measured on
+the test pairs. Finished trainings lie in the store of the output folder: the same command goes on after a kill or a time limit, and
+``results.json`` holds what is done so far. On two CPU cores, to see it work:
+
+    python benchmarks/label_selection.py --pool … --test … --model TINY --precision fp32 --sizes 8 16 --members 2 --candidates 40 --test-limit 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefloop.config import BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
+from prefloop.data.encode import Encoder
+from prefloop.data.sources import load_comparisons, write_jsonl
+from prefloop.errors import DataError
+from prefloop.judging.statistics import clustered_mean
+from prefloop.labels.scoring import score_pool
+from prefloop.labels.selection import SCORED, choose
+from prefloop.models.reward import Reward
+from prefloop.records import Comparison
+from prefloop.runtime import Runtime, environment
+from prefloop.stages.label import Label
+from prefloop.stages.reward import RewardModel
+from prefloop.store import Artifact, write_json
+
+METHODS = ("disagreement", "margin", "random", "length")
+BASELINE = "random"
+
+
+def usable(path: Path, runtime: Runtime, limit: int | None = None) -> list[Comparison]:
+    """The pairs of a file whose prompt fits into the model."""
+    encoder = Encoder(runtime.backbone.chat, runtime.backbone.config.max_length)
+    found = []
+    for pair in load_comparisons(path).records:
+        try:
+            encoder.prompt(pair.id, pair.prompt)
+        except DataError:
+            continue
+        found.append(pair)
+    return found[:limit]
+
+
+def train(runtime: Runtime, labelled: list[Comparison], options: argparse.Namespace) -> Artifact:
+    """An ensemble on the labelled pairs, through the stages; taken from the store when it was trained before."""
+    path = options.output / "labelled.jsonl"
+    write_jsonl(path, labelled)
+    comparisons = Label(LabelConfig(source="file"), DataConfig(comparisons=path)).run(runtime)
+    config = RewardConfig(
+        members=options.members,
+        epochs=max(1.0, math.ceil(options.least_steps * options.batch_pairs / len(labelled))),
+        batch_pairs=options.batch_pairs,
+        holdout=0.0,  # every label is trained on; the test pairs measure
+        head_learning_rate=options.learning_rate,
+        optim=OptimConfig(learning_rate=options.learning_rate, warmup_steps=5, checkpoint_every=10_000),
+    )
+    return RewardModel(config, from_sft=False).run(runtime, comparisons=comparisons)
+
+
+def measure(reward: Reward, test: list[Comparison], max_length: int) -> dict[str, Any]:
+    """Accuracy and log loss of the members' mean; ``right`` by test pair, for paired differences."""
+    scores = score_pool(reward, test, max_length)
+    margin_P = scores.margin_PK.mean(1)
+    label_P = np.array([test[i].votes[0].choice == 0 for i in scores.positions])
+    sign_P = np.where(label_P, 1.0, -1.0)
+    right_P = np.where(margin_P == 0, 0.5, (margin_P * sign_P > 0).astype(float))
+    loss = float(np.logaddexp(0, -margin_P * sign_P / scores.temperature).mean())
+    return {"accuracy": float(right_P.mean()), "loss": loss, "right": right_P.tolist()}
+
+
+def run_seed(runtime: Runtime, seed: int, pool: list[Comparison], test: list[Comparison], results: Results) -> None:
+    """All methods, size by size, so that a time limit cuts every method at the same place; the first size is the same for all."""
+    options = results.options
+    runtime.seed = seed
+    start = random.Random(f"{seed}:start").sample(range(len(pool)), options.sizes[0])
+    have = {method: start for method in options.methods}
+    for size, following in zip(options.sizes, [*options.sizes[1:], None], strict=True):
+        alike = [options.methods] if size == options.sizes[0] else [[method] for method in options.methods]
+        for methods in alike:
+            if results.late():
+                return
+            started = time.monotonic()
+            artifact = train(runtime, [pool[i] for i in have[methods[0]]], options)
+            seconds = round(time.monotonic() - started, 1)
+            reward = Reward.load(runtime.backbone, artifact.path)
+            try:
+                found = measure(reward, test, runtime.backbone.config.max_length)
+                for method in methods:
+                    results.add(seed=seed, method=method, labels=size, seconds=seconds, **found)
+                    if following:
+                        more = extend(reward, pool, have[method], method, following - size, options, seed)
+                        have[method] = [*have[method], *more]
+            finally:
+                reward.drop()
+
+
+def extend(
+    reward: Reward,
+    pool: list[Comparison],
+    have: list[int],
+    method: str,
+    count: int,
+    options: argparse.Namespace,
+    seed: int,
+) -> list[int]:
+    """The next pairs of the pool by a method, out of a random part of what is not used yet."""
+    left = sorted(set(range(len(pool))) - set(have))
+    # The same part for every method at a size, but for the pairs that each has used.
+    draw = random.Random(f"{seed}:part:{len(have)}")
+    keys = [draw.random() for _ in pool]
+    part = sorted(left, key=lambda i: keys[i])[: options.candidates]
+    pairs = [dataclasses.replace(pool[i], votes=[]) for i in part]
+    if method not in SCORED:
+        return [part[i] for i in choose(pairs, count, method, seed=seed)[0]]
+    scores = score_pool(reward, pairs, reward.backbone.config.max_length)
+    picked, _ = choose(
+        [pairs[i] for i in scores.positions],
+        count,
+        method,
+        margin_PK=scores.margin_PK,
+        feature_PH=scores.feature_PH if options.diversity else None,
+        temperature=scores.temperature,
+        seed=seed,
+    )
+    return [part[scores.positions[i]] for i in picked]
+
+
+class Results:
+    """Rows as they come: printed, and kept in ``results.json``."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.rows: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+
+    def late(self) -> bool:
+        """Whether the time is up; what is done stays."""
+        return self.options.limit_s is not None and time.monotonic() - self.started > self.options.limit_s
+
+    def add(self, **row: Any) -> None:
+        self.rows.append(row)
+        print(
+            f"seed {row['seed']}  {row['method']:12}  {row['labels']:5} labels  accuracy {row['accuracy']:.3f}  log loss {row['loss']:.3f}  "
+            f"{row['seconds']:5.1f} s of training  ({time.monotonic() - self.started:.0f} s gone)",
+            flush=True,
+        )
+        self.write()
+
+    def write(self) -> dict[str, Any]:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.options).items()}
+        settings |= {name: Path(settings[name]).name for name in ("pool", "test", "model", "output")}
+        found = {"settings": settings, "environment": environment(), "summary": summary(self.rows), "rows": self.rows}
+        write_json(self.options.output / "results.json", found)
+        return found
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By method and number of labels: mean over seeds, and the difference to random on the same seeds and test pairs.
+
+    Intervals are 95 % and resample test pairs (and, within a pair, seeds): how other seeds would come out, ``by_seed`` shows.
+    """
+    by = {(row["method"], row["labels"], row["seed"]): row for row in rows}
+    found = []
+    for method, labels in dict.fromkeys((row["method"], row["labels"]) for row in rows):
+        seeds = [seed for m, n, seed in by if (m, n) == (method, labels)]
+        paired = [seed for seed in seeds if (BASELINE, labels, seed) in by]
+        entry: dict[str, Any] = {
+            "method": method,
+            "labels": labels,
+            "accuracy": float(np.mean([by[method, labels, seed]["accuracy"] for seed in seeds])),
+            "by_seed": [by[method, labels, seed]["accuracy"] for seed in seeds],
+            "loss": float(np.mean([by[method, labels, seed]["loss"] for seed in seeds])),
+        }
+        if paired and method != BASELINE:
+            difference_SP = np.array(
+                [np.subtract(by[method, labels, s]["right"], by[BASELINE, labels, s]["right"]) for s in paired]
+            )
+            values = {str(i): column.tolist() for i, column in enumerate(difference_SP.T)}
+            interval = clustered_mean(values, resamples=1000)
+            entry["over_random"] = [interval.mean, interval.low, interval.high]
+        found.append(entry)
+    return found
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    """The closing table."""
+    print(f"\n{'labels':>7}  {'method':12}  {'accuracy':>8}  {'over random':>26}  by seed")
+    for entry in sorted(found, key=lambda e: (e["labels"], e["method"])):
+        mean, low, high = entry.get("over_random", (None, None, None))
+        over = "" if mean is None else f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
+        seeds = " ".join(f"{value:.3f}" for value in entry["by_seed"])
+        print(f"{entry['labels']:7}  {entry['method']:12}  {entry['accuracy']:8.3f}  {over:>26}  {seeds}", flush=True)
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against labels: the mean over seeds as a line, each seed as a point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for method in dict.fromkeys(entry["method"] for entry in found):
+        rows = sorted((e for e in found if e["method"] == method), key=lambda e: e["labels"])
+        labels = [entry["labels"] for entry in rows]
+        (line,) = axes.plot(labels, [100 * e["accuracy"] for e in rows], marker="o", label=method)
+        for entry in rows:
+            seeds = [100 * value for value in entry["by_seed"]]
+            axes.plot([entry["labels"]] * len(seeds), seeds, ".", color=line.get_color(), alpha=0.4)
+    ticks = sorted({entry["labels"] for entry in found})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled pairs")
+    axes.set_ylabel("accuracy on held-out pairs (%)")
+    axes.legend(frameon=False, title="next pairs chosen by")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run every seed, print rows as they come, then the table, ``results.json`` and ``curve.png``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=Path, required=True, help="labelled pairs to choose from")
+    parser.add_argument("--test", type=Path, required=True, help="labelled pairs to measure on")
+    parser.add_argument("--output", type=Path, default=Path("runs/label-selection"))
+    parser.add_argument("--methods", nargs="+", default=["disagreement", "random", "length"], choices=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 400, 800, 1600])
+    parser.add_argument("--members", type=int, default=4)
+    parser.add_argument(
+        "--candidates", type=int, default=2000, help="random part of the pool that a round chooses from"
+    )
+    parser.add_argument("--no-diversity", dest="diversity", action="store_false", help="the highest values as they are")
+    parser.add_argument("--test-limit", type=int)
+    parser.add_argument("--batch-pairs", type=int, default=16)
+    parser.add_argument("--least-steps", type=int, default=25)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--precision", default="bf16", choices=["nf4", "bf16", "fp32"])
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--pack-tokens", type=int, default=16384)
+    parser.add_argument("--limit-s", type=float, help="start no training after so many seconds")
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    config = BackboneConfig(
+        model=options.model,
+        precision=options.precision,
+        chat_template="chatml",
+        max_length=options.max_length,
+        pack_tokens=options.pack_tokens,
+    )
+    runtime = Runtime(config, output=options.output)
+    pool, test = usable(options.pool, runtime), usable(options.test, runtime, options.test_limit)
+    print(f"{len(pool)} pairs in the pool, {len(test)} test pairs; {json.dumps(environment())}", flush=True)
+    results = Results(options)
+    for seed in options.seeds:
+        run_seed(runtime, seed, pool, test, results)
+    found = results.write()["summary"]
+    show(found)
+    if found:
+        plot(found, options.output / "curve.png")
+
+
+if __name__ == "__main__":
+    main()

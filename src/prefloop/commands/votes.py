@@ -1,0 +1,125 @@
+"""``prefloop label agree`` and ``prefloop label next``: how far annotators agree, and which pairs to have labelled next."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclasses.dataclass
+class Agree:
+    """How far annotators agree: Krippendorff's alpha, Cohen's kappa, position bias, votes cast too fast, the most disputed items."""
+
+    path: tyro.conf.Positional[Path]
+    """Comparisons or thumbs with votes, in any layout that `prefloop check` reads."""
+    layout: str = "auto"
+    """Layout of the file; detected when 'auto'."""
+    output: Path | None = None
+    """Also write everything as JSON."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def run(self) -> None:
+        from prefloop.data.sources import holds, load_comparisons, load_ratings
+        from prefloop.errors import DataError
+        from prefloop.labels.agreement import measure
+        from prefloop.labels.show import show
+        from prefloop.labels.votes import collect, collect_thumbs
+        from prefloop.records import Rating
+        from prefloop.store import write_json
+
+        if holds(Rating, self.path, self.layout):
+            votes = collect_thumbs(load_ratings(self.path, layout=self.layout).records)
+        else:
+            votes = collect(load_comparisons(self.path, layout=self.layout).records)
+        if not len(votes.item_V):
+            raise DataError(f"'{self.path}': none of {len(votes.ids)} records has a vote: label some first")
+        found = measure(votes, seed=self.seed)
+        show(found)
+        if self.output:
+            write_json(self.output, found.to_dict())
+
+
+@dataclasses.dataclass
+class Next:
+    """Choose the next pairs to have labelled from a pool without votes, by what a reward ensemble disagrees on."""
+
+    pool: tyro.conf.Positional[Path]
+    """Comparisons without votes, or candidates as the sample stage writes them (several responses a prompt)."""
+    count: int
+    """Pairs to choose."""
+    output: Path
+    """File to write them to, ready to be labelled."""
+    rewards: Path | None = None
+    """Run folder or reward artifact whose reward model scores the pool; random and length do without."""
+    method: Literal["disagreement", "margin", "random", "length"] = "disagreement"
+    """disagreement: where the members contradict each other; margin: where they are undecided; random; length: largest difference in words."""
+    diversity: Literal["hidden", "text", "none"] = "hidden"
+    """Keep the chosen pairs apart by the reward model's hidden states or by TF-IDF of their words; none takes the highest values as they are."""
+    per_prompt: int = 2
+    """Most pairs of one prompt."""
+    labelled: Path | None = None
+    """Comparisons that are labelled already: pairs in it, by id or by content, are left out."""
+    layout: str = "auto"
+    """Layout of the pool; detected when 'auto'."""
+    model: str | None = None
+    """The reward model's backbone, where its name of then no longer leads to it."""
+    pack_tokens: int = 4096
+    """Token budget of one forward pass."""
+    seed: int = 0
+    """Seed of random and of the order among equals."""
+
+    def run(self) -> None:
+        import numpy as np
+
+        from prefloop.console import say
+        from prefloop.data.sources import write_jsonl
+        from prefloop.errors import ConfigError
+        from prefloop.labels.pool import read_pool
+        from prefloop.labels.selection import SCORED, choose, marked, text_features, values
+
+        read = read_pool(self.pool, self.labelled, self.layout)
+        pool, scores = read.pairs, None
+        left_out = f" ({read.voted} with votes and {read.labelled} labelled elsewhere or twice are left out)"
+        say(f"{len(pool):,} pairs to choose from{left_out if read.voted or read.labelled else ''}")
+        if self.method in SCORED:
+            if self.rewards is None:
+                raise ConfigError(
+                    f"method '{self.method}' needs a reward model's scores: name a run or a reward artifact with --rewards"
+                )
+            from prefloop.labels.scoring import open_reward, score_pool
+
+            reward = open_reward(self.rewards, self.model, self.pack_tokens)
+            values(
+                [], self.method, np.zeros((0, len(reward.heads))), 1.0, 0
+            )  # refuse one member before minutes of scoring
+            scores = score_pool(reward, pool, reward.backbone.config.max_length)
+            if scores.too_long:
+                say(f"  {scores.too_long} pairs are left out: their prompt does not fit into the model", "yellow")
+            pool = [pool[i] for i in scores.positions]
+        feature_PH = None
+        if self.method in SCORED and self.diversity != "none":
+            feature_PH = scores.feature_PH if scores and self.diversity == "hidden" else text_features(pool)
+        picked, value_P = choose(
+            pool,
+            self.count,
+            self.method,
+            margin_PK=scores.margin_PK if scores else None,
+            feature_PH=feature_PH,
+            temperature=scores.temperature if scores else 1.0,
+            per_prompt=self.per_prompt,
+            seed=self.seed,
+        )
+        write_jsonl(self.output, (marked(pool[i], self.method, float(value_P[i])) for i in picked))
+        if len(picked) < self.count:
+            say(
+                f"  {len(picked)} of {self.count} asked for: no more with at most {self.per_prompt} pairs a prompt",
+                "yellow",
+            )
+        mean = float(value_P[picked].mean())
+        say(
+            f"{len(picked)} pairs by {self.method} in {self.output}: mean value {mean:.3g}, of the pool {value_P.mean():.3g}"
+        )

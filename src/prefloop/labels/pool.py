@@ -1,0 +1,100 @@
+"""Pools of pairs that nobody has voted on: read from a file, without those that are labelled already.
+
+A pool is a file of comparisons in any layout, or of candidates as the sample stage writes them: a row a prompt with any number of responses,
+whose pairs are then named ``<id>/<i>-<j>`` as simulated labels name them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from prefloop.data.files import read_rows
+from prefloop.data.sources import load_comparisons
+from prefloop.errors import DataError
+from prefloop.records import Comparison, Message, Prompt, Response, from_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Pairs to choose from, without votes, and what was left out."""
+
+    pairs: list[Comparison]
+    voted: int = 0
+    """Had votes in the pool's own file."""
+    labelled: int = 0
+    """Stand in another file that is labelled, by id or by content."""
+
+
+def content_of(comparison: Comparison) -> bytes:
+    """The same for two comparisons of the same two texts on the same prompt, in either order."""
+    prompt = [[message.role, message.content] for message in comparison.prompt]
+    texts = sorted(response.text for response in comparison.responses)
+    return hashlib.blake2b(json.dumps([prompt, texts]).encode("ascii"), digest_size=16).digest()
+
+
+def read_pool(path: Path, labelled: Path | None = None, layout: str = "auto") -> Pool:
+    """The pairs of a file that have no votes and are not in ``labelled``.
+
+    Raises ``DataError`` when a row is neither a comparison nor candidates, or when no pair is left.
+    """
+    pairs = list(_candidates(path)) if holds_candidates(path) else load_comparisons(path, layout=layout).records
+    done = load_comparisons(labelled).records if labelled else []
+    pool = unlabelled(pairs, done)
+    if not pool.pairs:
+        raise DataError(
+            f"'{path}': none of its {len(pairs)} pairs is left to label ({pool.voted} have votes, {pool.labelled} are in the labelled "
+            "file): give a pool of pairs without votes"
+        )
+    return pool
+
+
+def unlabelled(pairs: Sequence[Comparison], done: Iterable[Comparison]) -> Pool:
+    """Of ``pairs`` those without votes that are not among ``done`` by id or content; equal pairs once."""
+    ids, contents = set(), set()
+    for comparison in done:
+        ids.add(comparison.id)
+        contents.add(content_of(comparison))
+    kept: list[Comparison] = []
+    voted = labelled = 0
+    for pair in pairs:
+        content = content_of(pair)
+        if pair.votes:
+            voted += 1
+        elif pair.id in ids or content in contents:
+            labelled += 1
+        else:
+            kept.append(pair)
+            contents.add(content)
+    return Pool(kept, voted, labelled)
+
+
+def holds_candidates(path: Path) -> bool:
+    """Whether any of the first rows has a list of responses that is not a pair."""
+    first = (row.value for row in itertools.islice(read_rows(path), 200))
+    lists = (row.get("responses") for row in first if isinstance(row, dict))
+    return any(isinstance(responses, list) and len(responses) != 2 for responses in lists)
+
+
+def _candidates(path: Path) -> Iterator[Comparison]:
+    for row in read_rows(path):
+        try:
+            if row.problem is not None or not isinstance(row.value.get("responses"), list):
+                raise ValueError(row.problem or "field 'responses' is missing or no list")
+            responses = [from_dict(Response, response) for response in row.value["responses"]]
+            prompt = from_dict(Prompt, {key: value for key, value in row.value.items() if key != "responses"})
+        except ValueError as error:
+            raise DataError(f"{path}, row {row.number}: {error}. Expected candidates: id, prompt, responses") from None
+        yield from pairs_of(prompt.id, prompt.prompt, responses)
+
+
+def pairs_of(id: str, prompt: list[Message], responses: Sequence[Response]) -> Iterator[Comparison]:
+    """Every pair of two different non-empty responses."""
+    for i, j in itertools.combinations(range(len(responses)), 2):
+        one, other = responses[i].text.strip(), responses[j].text.strip()
+        if one and other and one != other:
+            yield Comparison(f"{id}/{i}-{j}", prompt, [responses[i], responses[j]])

@@ -1,0 +1,117 @@
+"""What a reward model's members make of the pairs of a pool: margins, and where each pair stands.
+
+Shape letters: P pairs, K members, H hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefloop.config import BackboneConfig
+from prefloop.data.encode import Encoder
+from prefloop.data.packing import Document
+from prefloop.errors import DataError, ModelError
+from prefloop.labels.votes import Floats
+from prefloop.models.reward import Reward
+from prefloop.records import Comparison, Response
+from prefloop.runtime import Runtime
+from prefloop.store import MANIFEST
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolScores:
+    """Of the pairs at ``positions`` in the pool; pairs that do not fit into the model are not among them."""
+
+    positions: list[int]
+    margin_PK: Floats
+    """Normalised score of response 0 less that of response 1, under each member."""
+    feature_PH: NDArray[np.float32]
+    """Difference of the two responses' last hidden states under the first member."""
+    temperature: float
+    too_long: int
+
+
+def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> PoolScores:
+    """Score every response of the pool once, packed with the others to its prompt. Raises ``DataError`` when no pair fits."""
+    encoder = Encoder(reward.backbone.chat, max_length)
+    by_prompt: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for position, pair in enumerate(pool):
+        by_prompt.setdefault(tuple((m.role, m.content) for m in pair.prompt), []).append(position)
+    documents: list[Document] = []
+    ends: dict[int, tuple[int, int]] = {}
+    key = too_long = 0
+    for positions in by_prompt.values():
+        first = pool[positions[0]]
+        try:
+            prompt_ids = encoder.prompt(first.id, first.prompt)
+        except DataError:
+            too_long += len(positions)
+            continue
+        keys: dict[tuple[str, bool], int] = {}
+        responses: list[list[int]] = []
+        for position in positions:
+            for response in pool[position].responses:
+                if _identity(response) not in keys:
+                    keys[_identity(response)] = key + len(responses)
+                    responses.append(encoder.response(response.text, len(prompt_ids), _identity(response)[1]))
+            one, other = pool[position].responses
+            ends[position] = keys[_identity(one)], keys[_identity(other)]
+        documents.append(Document(prompt_ids, responses, list(range(key, key + len(responses)))))
+        key += len(responses)
+    if not documents:
+        raise DataError(
+            f"none of {len(pool)} pairs fits into {max_length} tokens: raise backbone.max_length of the reward model"
+        )
+    scores, hidden = reward.score_and_embed(documents, "score the pool", key)
+    kept = sorted(ends)
+    score_RK = np.array([scores[k] for k in range(key)])
+    hidden_RH = np.stack([hidden[k] for k in range(key)])
+    first_P, second_P = (np.array([ends[position][side] for position in kept]) for side in (0, 1))
+    return PoolScores(
+        positions=kept,
+        margin_PK=score_RK[first_P] - score_RK[second_P],
+        feature_PH=hidden_RH[first_P].astype(np.float32) - hidden_RH[second_P].astype(np.float32),
+        temperature=reward.temperature,
+        too_long=too_long,
+    )
+
+
+def _identity(response: Response) -> tuple[str, bool]:
+    return response.text, bool(response.meta.get("finished", True))
+
+
+def open_reward(place: Path, model: str | None = None, pack_tokens: int = 4096) -> Reward:
+    """Load the reward model of a run folder or a reward artifact onto the backbone that it was trained on.
+
+    ``model`` names the backbone where its name of then does not lead to it any more. Raises ``ModelError`` when ``place`` holds no reward
+    model, or the backbone found is another one.
+    """
+    folder = next((f for f in (place, place / "artifacts" / "reward") if (f / "reward.json").is_file()), None)
+    if folder is None or not (folder / MANIFEST).is_file():
+        raise ModelError(
+            f"'{place}' is neither a run with a reward model (artifacts/reward) nor a reward artifact (reward.json and {MANIFEST}): "
+            "give the folder of a run that got through its reward stage"
+        )
+    folder = folder.resolve()
+    saved: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["identity"]["backbone"]
+    named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if saved["chat_template"] not in ("model", "chatml"):
+        raise ModelError(
+            f"'{place}' was trained with a chat template from a file, which the artifact does not hold: train it with 'model' or 'chatml'"
+        )
+    settings = {name: value for name, value in saved.items() if name not in ("model", "compute")}
+    config = BackboneConfig(**settings, model=model or named, pack_tokens=pack_tokens)
+    output = folder.parent.parent if folder.parent.name == ".store" else Path("runs")
+    runtime = Runtime(config, output=output)
+    if runtime.model_fingerprint != saved["model"]:
+        raise ModelError(
+            f"'{config.model}' is not the model that '{place}' was trained on (its files differ): name that one with --model"
+        )
+    return Reward.load(runtime.backbone, folder)

@@ -1,0 +1,245 @@
+"""Choosing the next pairs: what is worth a label, how a batch is kept apart, what is left out, and the command from pool to file."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from prefloop.cli import _main, guarded
+from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
+from prefloop.data.sources import load_comparisons, write_jsonl
+from prefloop.errors import ConfigError, DataError, ModelError
+from prefloop.labels.pool import content_of, read_pool, unlabelled
+from prefloop.labels.scoring import open_reward, score_pool
+from prefloop.labels.selection import choose, disagreement, text_features
+from prefloop.models.reward import Reward
+from prefloop.records import Comparison, Message, Response, Vote
+from prefloop.runtime import Runtime
+from prefloop.stages.label import Label
+from prefloop.stages.reward import RewardModel
+
+
+def pair(id: str, one: str = "", two: str = "", prompt: str = "", votes: tuple[Vote, ...] = ()) -> Comparison:
+    texts = [Response(one or f"good {id}"), Response(two or f"bad {id}")]
+    return Comparison(id, [Message("user", prompt or f"q {id}")], texts, list(votes))
+
+
+POOL = [pair(str(i)) for i in range(40)]
+
+
+def test_disagreement_is_zero_for_members_that_agree_and_ln_2_for_opposite_certainties() -> None:
+    found = disagreement(np.array([[0.5, 0.5], [0.9, 0.9], [0.0, 1.0], [0.3, 0.7]]))
+    assert found[:2] == pytest.approx([0, 0], abs=1e-12) and found[2] == pytest.approx(math.log(2), abs=1e-9)
+    # H(1/2) - H(0.3) for two members at 0.3 and 0.7
+    assert found[3] == pytest.approx(math.log(2) + 0.3 * math.log(0.3) + 0.7 * math.log(0.7))
+    mirrored = disagreement(1 - np.array([[0.2, 0.6, 0.9]]))
+    assert mirrored == pytest.approx(disagreement(np.array([[0.2, 0.6, 0.9]])))
+
+
+def test_disagreement_takes_contradiction_and_margin_takes_indecision() -> None:
+    margin_PK = np.zeros((40, 2)) + 3.0
+    margin_PK[7] = [4, -4]  # sure, in opposite ways
+    margin_PK[8] = [0.1, 0.1]  # both undecided
+    assert choose(POOL, 1, "disagreement", margin_PK=margin_PK)[0] == [7]
+    assert set(choose(POOL, 2, "margin", margin_PK=margin_PK)[0]) == {7, 8}
+    assert choose(POOL, 1, "margin", margin_PK=margin_PK + np.array([[0, 0.5]]))[0] == [7]
+
+
+def test_length_takes_the_largest_difference_in_words() -> None:
+    pool = [pair("a", "one", "one two"), pair("b", "one " * 30, "two"), pair("c", "one", "word " * 9)]
+    picked, value_P = choose(pool, 2, "length")
+    assert picked == [1, 2] and value_P.tolist() == [1, 29, 8]
+
+
+def test_the_same_seed_chooses_the_same_pairs_in_whatever_order_the_pool_comes() -> None:
+    back = POOL[::-1]
+    for method in ("random", "length"):
+        one, again, other = (choose(POOL, 10, method, seed=seed)[0] for seed in (0, 0, 1))
+        assert one == again != other
+    ids = [POOL[i].id for i in choose(POOL, 10, "length")[0]]  # all differ by nothing: equals
+    assert ids == [back[i].id for i in choose(back, 10, "length")[0]]
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_a_batch_is_spread_over_the_pool_instead_of_holding_copies(kind: str) -> None:
+    # 10 copies of the most valuable pair (five of them mirrored) and 30 pairs of their own, of less value.
+    feature = np.eye(40)
+    feature[:10] = np.eye(40)[0] * np.where(np.arange(10) % 2, 1.0, -1.0)[:, None]
+    margin_PK = np.tile([2.0, -2.0], (40, 1))
+    margin_PK[:10] = [4.0, -4.0]
+    plain = choose(POOL, 10, "disagreement", margin_PK=margin_PK)[0]
+    assert set(plain) == set(range(10))
+    where = feature if kind == "dense" else sparse.csr_array(feature)
+    apart = choose(POOL, 10, "disagreement", margin_PK=margin_PK, feature_PH=where)[0]
+    assert apart[0] < 10 and sum(i < 10 for i in apart) == 1 and len(set(apart)) == 10
+
+
+def test_no_prompt_gets_more_than_its_share() -> None:
+    pool = [pair(f"{p}/{k}", prompt=f"prompt {p}") for p in range(5) for k in range(8)]
+    margin_PK = np.random.default_rng(0).normal(size=(40, 3))
+    feature = np.random.default_rng(1).normal(size=(40, 4))
+    for chosen in (
+        choose(pool, 100, "random", per_prompt=2)[0],
+        choose(pool, 100, "disagreement", margin_PK=margin_PK, feature_PH=feature, per_prompt=2)[0],
+    ):
+        assert len(chosen) == 10
+        assert all(sum(pool[i].id.startswith(f"{p}/") for i in chosen) == 2 for p in range(5))
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_responses() -> None:
+    draw = np.random.default_rng(0)
+    margin_PK, feature = draw.normal(size=(40, 4)), draw.normal(size=(40, 8))
+    sign = np.where(draw.random(40) < 0.5, 1.0, -1.0)[:, None]
+    swapped = [p.swap() if s < 0 else p for p, s in zip(POOL, sign[:, 0], strict=True)]
+    assert (
+        choose(POOL, 15, "disagreement", margin_PK=margin_PK, feature_PH=feature)[0]
+        == (choose(swapped, 15, "disagreement", margin_PK=margin_PK * sign, feature_PH=feature * sign)[0])
+    )
+    assert (abs(text_features(POOL) - text_features(swapped)) > 1e-12).nnz == 0
+
+
+def test_ten_thousand_pairs_take_seconds() -> None:
+    draw = np.random.default_rng(0)
+    pool = [pair(str(i)) for i in range(10_000)]
+    margin_PK, feature = draw.normal(size=(10_000, 4)), draw.normal(size=(10_000, 576)).astype(np.float32)
+    started = time.monotonic()
+    assert len(choose(pool, 300, "disagreement", margin_PK=margin_PK, feature_PH=feature)[0]) == 300
+    assert len(choose(pool, 300, "disagreement", margin_PK=margin_PK, feature_PH=text_features(pool))[0]) == 300
+    assert time.monotonic() - started < 30
+
+
+def test_what_cannot_be_done_is_said() -> None:
+    with pytest.raises(ConfigError, match="--rewards"):
+        choose(POOL, 1, "disagreement")
+    with pytest.raises(ConfigError, match=r"reward.members: 4"):
+        choose(POOL, 1, "disagreement", margin_PK=np.zeros((40, 1)))
+    with pytest.raises(ConfigError, match="count and per_prompt"):
+        choose(POOL, 0, "random")
+    with pytest.raises(ConfigError, match="'best' is unknown"):
+        choose(POOL, 1, "best")
+
+
+def test_labelled_pairs_are_left_out_by_id_by_content_and_by_their_votes() -> None:
+    same_content = pair("renamed", "good 3", "bad 3", "q 3").swap()
+    done = [pair("1", "other words", "and others"), same_content]
+    voted = pair("voted", votes=(Vote("a", 0),))
+    found = unlabelled([*POOL, voted, pair("again", "good 5", "bad 5", "q 5")], done)
+    assert {p.id for p in found.pairs} == {p.id for p in POOL} - {"1", "3"}
+    assert (found.voted, found.labelled) == (1, 3)
+    assert content_of(pair("x")) == content_of(pair("x").swap()) != content_of(pair("y"))
+
+
+def test_candidates_become_pairs_and_bad_rows_are_named(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "q"}]
+    texts = [{"text": t} for t in ("a", "b", "a", " ")]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"id": "p", "prompt": prompt, "responses": texts, "meta": {}}) + "\n")
+    assert [p.id for p in read_pool(tmp_path / "c.jsonl").pairs] == ["p/0-1"]  # b with the second a is the same pair
+    (tmp_path / "bad.jsonl").write_text(
+        json.dumps({"id": "p", "prompt": prompt, "responses": texts}) + "\n" + json.dumps({"id": "r", "prompt": prompt})
+    )
+    with pytest.raises(DataError, match=r"row 2: field 'responses' is missing"):
+        read_pool(tmp_path / "bad.jsonl")
+    write_jsonl(tmp_path / "voted.jsonl", [pair("1", votes=(Vote("a", 0),))])
+    with pytest.raises(DataError, match="none of its 1 pairs is left to label"):
+        read_pool(tmp_path / "voted.jsonl")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A run folder with an ensemble of three."""
+    folder = tmp_path_factory.mktemp("run")
+    write_jsonl(folder / "pairs.jsonl", [pair(f"l{i}", votes=(Vote("a", 0),)) for i in range(12)])
+    config = BackboneConfig(
+        model=str(tiny_folder), precision="fp32", max_length=128, adapter=AdapterConfig(r=4, alpha=8)
+    )
+    runtime = Runtime(config, output=folder / "runs")
+    comparisons = Label(LabelConfig(source="file"), DataConfig(comparisons=folder / "pairs.jsonl")).run(runtime)
+    reward = RewardConfig(members=3, batch_pairs=4, holdout=0.25, optim=OptimConfig(learning_rate=1e-2, warmup_steps=0))
+    artifact = RewardModel(reward, from_sft=False).run(runtime, comparisons=comparisons)
+    (folder / "runs" / "first" / "artifacts").mkdir(parents=True)
+    (folder / "runs" / "first" / "artifacts" / "reward").symlink_to(artifact.path.resolve())
+    return folder
+
+
+def test_scores_of_a_pool_are_the_reward_models_own(run: Path) -> None:
+    reward = open_reward(run / "runs" / "first")
+    assert isinstance(reward, Reward) and len(reward.heads) == 3
+    pool = [pair("a", prompt="same"), pair("long", prompt="word " * 400), pair("b", prompt="same"), pair("c")]
+    found = score_pool(reward, pool, 128)
+    assert found.positions == [0, 2, 3] and found.too_long == 1
+    assert found.margin_PK.shape == (3, 3) and found.feature_PH.shape == (3, reward.backbone.hidden_size)
+    turned = score_pool(reward, [p.swap() for p in pool], 128)
+    assert np.allclose(found.margin_PK, -turned.margin_PK, atol=1e-5)
+    assert np.allclose(found.feature_PH, -turned.feature_PH, atol=2e-3)
+    alone = score_pool(reward, pool[:1], 128)
+    assert np.allclose(alone.margin_PK[0], found.margin_PK[0], atol=1e-4)
+    # The first member's head on these states gives its score: they are what it reads.
+    weight = reward.heads[0].linear.weight.detach().numpy()[0] * math.sqrt(reward.backbone.hidden_size)
+    by_hand = found.feature_PH @ weight / float(reward.heads[0].std)
+    assert np.allclose(by_hand, found.margin_PK[:, 0], atol=2e-2)
+    with pytest.raises(DataError, match="none of 1 pairs fits"):
+        score_pool(reward, pool[1:2], 128)
+
+
+def test_the_command_writes_pairs_ready_for_labelling(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(run / "pool.jsonl", [*POOL, pair("l3")])
+    arguments = ["label", "next", str(run / "pool.jsonl"), "--count", "6", "--output", str(run / "next.jsonl")]
+    arguments += ["--rewards", str(run / "runs" / "first"), "--labelled", str(run / "pairs.jsonl")]
+    assert guarded(_main, arguments) == 0
+    out = capsys.readouterr().out
+    assert "40 pairs to choose from (0 with votes and 1 labelled" in out and "6 pairs by disagreement" in out
+    chosen = load_comparisons(run / "next.jsonl").records
+    assert len(chosen) == 6 and {c.id for c in chosen} <= {p.id for p in POOL} and not any(c.votes for c in chosen)
+    assert chosen[0].meta["selected"]["method"] == "disagreement" and chosen[0].meta["selected"]["value"] >= 0
+    assert guarded(_main, [*arguments, "--diversity", "text"]) == 0
+    assert guarded(_main, [*arguments[:-4], "--method", "random", "--count", "100"]) == 0
+    assert "41 of 100 asked for" in capsys.readouterr().out
+    assert guarded(_main, arguments[:-4]) == 2
+    assert "name a run or a reward artifact with --rewards" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_reward_model_and_another_backbone_are_refused(run: Path, tiny_folders) -> None:
+    with pytest.raises(ModelError, match="neither a run with a reward model"):
+        open_reward(run)
+    with pytest.raises(ModelError, match="is not the model that"):
+        open_reward(run / "runs" / "first", model=str(tiny_folders("qwen2")))
+
+
+def test_the_benchmark_runs_small_and_goes_on_where_it_was(tmp_path: Path, tiny_folder: Path) -> None:
+    from benchmarks import label_selection
+
+    for name in ("pool", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [pair(f"{name}{i}", votes=(Vote("a", 0),)) for i in range(14)])
+    arguments = ["--pool", str(tmp_path / "pool.jsonl"), "--test", str(tmp_path / "test.jsonl"), "--sizes", "4", "8"]
+    arguments += [
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        str(tiny_folder),
+        "--precision",
+        "fp32",
+        "--members",
+        "2",
+    ]
+    arguments += ["--max-length", "128", "--candidates", "8", "--seeds", "0", "--least-steps", "1"]
+    label_selection.main([*arguments, "--limit-s", "0"])
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["rows"] == []
+    label_selection.main(arguments)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(row["method"], row["labels"]) for row in found["rows"]] == [
+        (method, size) for size in (4, 8) for method in ("disagreement", "random", "length")
+    ]
+    start, later = found["summary"][0], found["summary"][-1]
+    assert start["over_random"] == [0, 0, 0] and len(later["over_random"]) == 3
+    assert (tmp_path / "out" / "curve.png").stat().st_size > 1000
+    stored = sorted((tmp_path / "out" / ".store").glob("reward-*"))
+    label_selection.main(arguments)
+    assert sorted((tmp_path / "out" / ".store").glob("reward-*")) == stored
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["accuracy"] for row in again["rows"]] == [row["accuracy"] for row in found["rows"]]
