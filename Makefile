@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint chromium .venv/triton
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton_kernels.py
 
 # GPU kernels run on a CPU in Triton's interpreter, in a place of its own: nothing else here should think that there is a GPU compiler.

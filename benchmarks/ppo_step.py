@@ -14,6 +14,7 @@ product reaches on this card. Memory is the whole device's, in use by anything, 
 from __future__ import annotations
 
 import argparse
+import atexit
 import math
 import random
 import tempfile
@@ -36,7 +37,9 @@ class Memory:
         import torch
 
         self.torch, self.ballast, self.highest, self.stop = torch, ballast, 0, False
-        threading.Thread(target=self._watch, daemon=True).start()
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        atexit.register(lambda: (setattr(self, "stop", True), thread.join()))  # CUDA must not be asked while it shuts down
 
     def _watch(self) -> None:
         while not self.stop:
