@@ -37,15 +37,19 @@ class Memory:
         import torch
 
         self.torch, self.ballast, self.highest, self.stop = torch, ballast, 0, False
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
-        atexit.register(lambda: (setattr(self, "stop", True), thread.join()))  # CUDA must not be asked while it shuts down
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        atexit.register(self.close)  # CUDA must not be asked while it shuts down
 
     def _watch(self) -> None:
         while not self.stop:
             free, total = self.torch.cuda.mem_get_info()
             self.highest = max(self.highest, total - free - self.ballast)
             time.sleep(0.005)
+
+    def close(self) -> None:
+        self.stop = True
+        self.thread.join()
 
     def take(self) -> float:
         free, total = self.torch.cuda.mem_get_info()
