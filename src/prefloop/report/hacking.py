@@ -59,7 +59,7 @@ def _plots(stage: str, curve: Curve | None, raised: list[dict[str, Any]]) -> lis
     return [plot for plot in drawn if plot]
 
 
-def _band(curve: Curve, field: str) -> dict[str, str]:
+def _band(curve: Curve, field: str) -> dict[str, Any]:
     if field != "reward_mean" or not curve.has("reward_std"):
         return {}
     return {"band": "reward_std", "caption": "Band: one standard deviation across responses."}
