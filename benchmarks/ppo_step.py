@@ -14,6 +14,7 @@ product reaches on this card. Memory is the whole device's, in use by anything, 
 from __future__ import annotations
 
 import argparse
+import atexit
 import math
 import random
 import tempfile
@@ -36,13 +37,19 @@ class Memory:
         import torch
 
         self.torch, self.ballast, self.highest, self.stop = torch, ballast, 0, False
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        atexit.register(self.close)  # CUDA must not be asked while it shuts down
 
     def _watch(self) -> None:
         while not self.stop:
             free, total = self.torch.cuda.mem_get_info()
             self.highest = max(self.highest, total - free - self.ballast)
             time.sleep(0.005)
+
+    def close(self) -> None:
+        self.stop = True
+        self.thread.join()
 
     def take(self) -> float:
         free, total = self.torch.cuda.mem_get_info()

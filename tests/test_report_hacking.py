@@ -46,6 +46,7 @@ def test_an_alarm_is_told_with_its_reasons_its_step_in_every_curve_and_what_was_
     page = shown(tmp_path, alarm(raised=[raised("stop")], result_step=22))
     assert "The alarm for reward hacking was raised in PPO" in page.text
     assert "was raised in" not in shown(tmp_path / "calm", alarm()).text
+    assert "PPO curves" in report(tmp_path / "unwatched").headings and "PPO curves" not in page.headings  # drawn once
     assert "Step 43: gold fell from 0.700 (steps 20 to 22)" in page.text and "repeated 4-grams <rose>" in page.text
     assert "Training was stopped; the result is the policy of step 22, the best until then." in page.text
     assert "The PPO result is the policy that the rollouts of step 22 came from." in page.text

@@ -52,11 +52,17 @@ def _plots(stage: str, curve: Curve | None, raised: list[dict[str, Any]]) -> lis
     drawn = [
         plots.line(
             f"{stage}-alarm-{field.replace('_', '-')}", curve, (field,), text, series=series, scale=scale, width=3.6,
-            marks=marks,
+            marks=marks, **_band(curve, field),
         )
         for field, text, series, scale in _CURVES
     ]  # fmt: skip
     return [plot for plot in drawn if plot]
+
+
+def _band(curve: Curve, field: str) -> dict[str, Any]:
+    if field != "reward_mean" or not curve.has("reward_std"):
+        return {}
+    return {"band": "reward_std", "caption": "Band: one standard deviation across responses."}
 
 
 def _sentence(event: dict[str, Any]) -> str:

@@ -48,6 +48,8 @@ def render(summary: Summary, curves: dict[str, Curve], unreadable: int = 0) -> s
     listed = {stage.name for stage in summary.stages}
     curves = {stage: curve for stage, curve in curves.items() if not listed or stage in listed}
     rl = {stage: curve for stage, curve in curves.items() if all(curve.has(field) for field in _RL_FIELDS)}
+    watched = hacking.sections(summary, curves)
+    drawn = {section.stage for section in watched if section.plots}  # what the alarm read is drawn there
     columns, rows = page.results_table(summary)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -68,8 +70,11 @@ def render(summary: Summary, curves: dict[str, Curve], unreadable: int = 0) -> s
         saved=page.saved(summary),
         series=plots.colours(list(summary.results)),
         forests=_forests(summary),
-        rl_stages=[(stage, _rl_plots(stage, curve), _diagnostics(stage, curve)) for stage, curve in rl.items()],
-        hacking=hacking.sections(summary, curves),
+        rl_stages=[
+            (stage, [] if stage in drawn else _rl_plots(stage, curve), _diagnostics(stage, curve))
+            for stage, curve in rl.items()
+        ],
+        hacking=watched,
         agreement=agreement.section(summary),
         overoptimisation=_overoptimisation(summary, rl),
         losses=[plot for stage, curve in curves.items() if stage not in rl for plot in _loss_plots(stage, curve)],
