@@ -42,9 +42,9 @@ class Run:
             if slot in self.artifacts or not linked.is_file():
                 continue
             manifest = json.loads(linked.read_text(encoding="utf-8"))
-            if self._fits(manifest) and (found := self.runtime.store.get(slot, manifest["key"])):
+            if self._fits(manifest) and (found := self.runtime.store.get(manifest["stage"], manifest["key"])):
                 self.artifacts[slot] = found
-                self._record(slot, found)
+                self._record(manifest["stage"], found)
                 say(
                     f"reused {slot} {found.key[:8]} of an earlier command in this run ({duration(found.seconds)} saved)",
                     "green",

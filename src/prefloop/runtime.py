@@ -140,6 +140,18 @@ class Runtime:
         for watcher in self._watchers:
             watcher(event)
 
+    def release(self) -> None:
+        """Give the memory of engine and model back; both load again when they are asked for."""
+        self.close()
+        if self.__dict__.pop("backbone", None) is not None:
+            import gc
+
+            import torch
+
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
     def close(self) -> None:
         """Stop the rollout engine."""
         if self._engine is not None:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from prefloop.config import RLHFConfig
 from prefloop.errors import ConfigError, nearest
 
+SOURCES = ("simulated", "file", "argilla")
 _FLAGS = tyro.constructors.ConstructorRegistry()
 
 
@@ -101,4 +102,31 @@ def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
             default = load(Path(path))
             del rest[i : i + (1 if "=" in argument else 2)]
             break
-    return tyro.cli(RLHFConfig, args=rest, default=default, prog=prog, description=description, registry=_FLAGS)
+    config = tyro.cli(RLHFConfig, args=rest, default=default, prog=prog, description=description, registry=_FLAGS)
+    return _addressed(config)
+
+
+def _addressed(config: RLHFConfig) -> RLHFConfig:
+    """``labels`` written out into ``label``; checks what rounds and simulated votes need."""
+    label, labels = config.label, config.labels
+    if labels is not None:
+        source, _, place = labels.partition("://")
+        parts = place.split("/") if place else []
+        if source not in SOURCES or (parts and source != "argilla") or len(parts) not in (0, 2) or not all(parts):
+            known = ", ".join(SOURCES)
+            raise ConfigError(f"labels: '{labels}' is none of {known} and no address argilla://workspace/dataset")
+        label = dataclasses.replace(label, source=source)  # type: ignore[arg-type]
+        if parts:
+            label = dataclasses.replace(label, workspace=parts[0], dataset=parts[1])
+    if label.source == "argilla" and label.dataset is None:
+        label = dataclasses.replace(label, dataset=config.run)
+    if config.rounds < 1 or (config.rounds > 1 and label.source == "file"):
+        raise ConfigError(
+            f"rounds is {config.rounds} with votes from a {label.source} source: "
+            + ("a run has at least 1" if config.rounds < 1 else "only sampled candidates can be put to the vote again")
+        )
+    if config.simulate and label.source != "argilla":
+        raise ConfigError(
+            f"simulate is about votes through Argilla, and label.source is '{label.source}': say --labels argilla, or leave it out"
+        )
+    return dataclasses.replace(config, label=label)

@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import prefloop
 from prefloop.config import is_config
@@ -59,6 +59,8 @@ class Stage:
     """Slot that this stage fills."""
     uses: frozenset[str] = frozenset()
     """Of the runtime: 'backbone', 'generation'."""
+    round: int = 1
+    """Which round of sampling, labelling and training the stage belongs to."""
 
     def parts(self) -> dict[str, Any]:
         """Configuration objects and values that determine the content."""
@@ -67,6 +69,13 @@ class Stage:
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         """Write the artifact's files into ``work.folder`` and return its metrics."""
         raise NotImplementedError
+
+    def in_round(self, number: int) -> Self:
+        """The stage under the name that it has in a round after the first, ``ppo-2``; what it fills keeps its name."""
+        self.round = number
+        if number > 1:
+            self.name = f"{self.name}-{number}"
+        return self
 
     def expand(self, run: Any) -> list[Stage]:
         """The stages to execute in this one's place; itself, unless it stands for several."""

@@ -44,6 +44,14 @@ class RLHFConfig:
     rollout: Literal["vllm", "server", "transformers"] = "vllm"
     """Engine that samples responses: vLLM in this process, a vLLM server (generation.server), or transformers, the slow one that works
     everywhere."""
+    labels: str | None = None
+    """Where votes come from, in short: simulated, file, argilla or argilla://workspace/dataset; sets label.source, label.workspace and
+    label.dataset."""
+    rounds: int = 1
+    """Rounds of sampling, labelling and training; later rounds sample from the policy before and put the pairs to the vote that the reward
+    model is least sure of."""
+    simulate: bool = False
+    """With label.source argilla: the simulated annotators (label.annotators) vote through Argilla, so that nobody needs to be waited for."""
     gold: str | None = None
     """Disclosed scorer 'file.py:function' for simulated votes and for the final table; never seen by the reward model."""
     notes: list[str] = field(default_factory=list)

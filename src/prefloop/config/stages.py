@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import field
+from pathlib import Path
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from prefloop.config.base import STRICT, aside
+from prefloop.config.base import STRICT, aside, file
 from prefloop.config.common import OptimConfig, optim
 
 
@@ -27,7 +28,7 @@ class SFTStageConfig:
 
 @dataclass(config=STRICT)
 class SampleConfig:
-    """Candidate responses from the SFT model."""
+    """Candidate responses from the SFT model, in later rounds from the policy of the round before."""
 
     candidates: int = 4
     """Responses a prompt."""
@@ -47,12 +48,33 @@ class AnnotatorConfig:
 class LabelConfig:
     """Where votes come from."""
 
-    source: Literal["simulated", "file"] = "simulated"
-    """simulated: annotators vote on sampled candidates by a gold score. file: data.comparisons."""
+    source: Literal["simulated", "file", "argilla"] = "simulated"
+    """simulated: annotators vote on sampled candidates by a gold score. file: data.comparisons. argilla: people vote on sampled candidates."""
     pairs_per_prompt: int = 4
     """Pairs of candidates put to the vote for each prompt."""
     annotators: list[AnnotatorConfig] = field(default_factory=list)
     """The simulated annotators."""
+    choose: Literal["auto", "disagreement", "margin", "random", "length"] = "auto"
+    """Which pairs rounds after the first put to the vote: those that the members of the reward model disagree on, are undecided on, any, or those
+    that differ most in length. auto: disagreement, and margin where the reward model has one member."""
+    pairs: int | None = None
+    """Pairs of each round after the first. Default: as many as pairs_per_prompt gives."""
+    dataset: str | None = None
+    """Argilla's dataset. Default: the name of the run."""
+    workspace: str = "default"
+    """Argilla's workspace."""
+    home: Path | None = aside(default=None)
+    """Home of a server of `prefloop label up`. Default: the user's own, unless url or ARGILLA_API_URL names a server."""
+    url: str | None = None
+    """Address of another Argilla; its key comes from ARGILLA_API_KEY."""
+    guidelines: Path | None = file(default=None)
+    """Markdown file with what annotators should know."""
+    min_submitted: int = 1
+    """Votes that complete a pair."""
+    enough: float = 1.0
+    """Share of a round's pairs that must be complete before training goes on with those that have votes."""
+    poll_seconds: float = aside(default=5.0)
+    """Seconds between two looks at how far the annotators are."""
 
 
 Aggregation = Literal["share", "majority", "dawid_skene", "bradley_terry"]

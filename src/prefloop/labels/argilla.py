@@ -84,6 +84,10 @@ class Argilla:
     def __exit__(self, *_: object) -> None:
         self.rest.close()
 
+    def check(self, workspace: str = "default") -> None:
+        """Whether the server answers, knows the key and has the workspace."""
+        self.datasets.workspace(workspace)
+
     def push(
         self,
         records: Iterable[Comparison] | Iterable[Rating],
@@ -128,6 +132,11 @@ class Argilla:
             for user in users
         }
         return Progress(counts["total"], counts["completed"], counts["pending"], each)
+
+    def completed(self, dataset: str, ids: Sequence[str], workspace: str = "default") -> int:
+        """How many of these records have the minimum of submitted answers."""
+        found = self.datasets.find(dataset, workspace)
+        return sum(item["status"] == "completed" for item in self.datasets.lookup(found, ids))
 
     def vote(
         self,

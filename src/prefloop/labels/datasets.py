@@ -34,7 +34,7 @@ class Datasets:
 
     def find(self, name: str, workspace: str = "default") -> Dataset:
         """The dataset; an unknown one is a ``LabelError`` that says the nearest name."""
-        place = self._workspace(workspace)
+        place = self.workspace(workspace)
         there = self.rest.get("/me/datasets", workspace_id=place)["items"]
         for dataset in there:
             if dataset["name"] == name and dataset["status"] == "ready":
@@ -49,7 +49,7 @@ class Datasets:
         """The published dataset, made or completed when need be, and whether it holds no record yet."""
         if min_submitted is not None and min_submitted < 1:
             raise ConfigError(f"min_submitted is {min_submitted}; a record needs at least 1 answer")
-        place = self._workspace(workspace)
+        place = self.workspace(workspace)
         there = self.rest.get("/me/datasets", workspace_id=place, name=name)["items"]
         found = next((dataset for dataset in there if dataset["name"] == name), None)
         if found is None:
@@ -120,7 +120,8 @@ class Datasets:
             users = self.rest.get(f"/workspaces/{dataset.workspace_id}/users")["items"]  # what an admin may see
         return {user["id"]: user["username"] for user in users}
 
-    def _workspace(self, name: str) -> str:
+    def workspace(self, name: str) -> str:
+        """Id of a workspace; an unknown one is a ``LabelError`` that says the nearest name."""
         ids = {workspace["name"]: workspace["id"] for workspace in self.rest.get("/me/workspaces")["items"]}
         if name not in ids:
             hint = nearest(name, ids) if ids else "this key sees none"

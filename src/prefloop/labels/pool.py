@@ -42,7 +42,7 @@ def read_pool(path: Path, labelled: Path | None = None, layout: str = "auto") ->
 
     Raises ``DataError`` when a row is neither a comparison nor candidates, or when no pair is left.
     """
-    pairs = list(_candidates(path)) if holds_candidates(path) else load_comparisons(path, layout=layout).records
+    pairs = list(candidates_of(path)) if holdscandidates_of(path) else load_comparisons(path, layout=layout).records
     done = load_comparisons(labelled).records if labelled else []
     pool = unlabelled(pairs, done)
     if not pool.pairs:
@@ -73,14 +73,20 @@ def unlabelled(pairs: Sequence[Comparison], done: Iterable[Comparison]) -> Pool:
     return Pool(kept, voted, labelled)
 
 
-def holds_candidates(path: Path) -> bool:
+def holdscandidates_of(path: Path) -> bool:
     """Whether any of the first rows has a list of responses that is not a pair."""
     first = (row.value for row in itertools.islice(read_rows(path), 200))
     lists = (row.get("responses") for row in first if isinstance(row, dict))
     return any(isinstance(responses, list) and len(responses) != 2 for responses in lists)
 
 
-def _candidates(path: Path) -> Iterator[Comparison]:
+def named(pair: Comparison) -> Comparison:
+    """The pair under an id that tells its texts too: rounds, and runs that share a dataset, sample other texts under the same numbers."""
+    return dataclasses.replace(pair, id=f"{pair.id}#{content_of(pair).hex()[:8]}")
+
+
+def candidates_of(path: Path) -> Iterator[Comparison]:
+    """Every pair of different responses of a file of candidates. Raises ``DataError`` naming a row that is none."""
     for row in read_rows(path):
         try:
             if row.problem is not None or not isinstance(row.value.get("responses"), list):

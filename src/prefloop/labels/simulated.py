@@ -31,6 +31,15 @@ class SimulatedAnnotator:
         return Vote(self.name, 0 if draw < p else 1)
 
 
+def cast(
+    comparison: Comparison, gold: tuple[float, float], annotators: Sequence[AnnotatorConfig], seed: int
+) -> Comparison:
+    """The comparison with a vote of every annotator; ``gold`` holds the scores of its two responses."""
+    rng = random.Random(int.from_bytes(hashlib.sha256(f"{seed}:{comparison.id}".encode()).digest()[:8]))
+    votes = [SimulatedAnnotator(a.name, a.noise).vote(*gold, rng) for a in annotators]
+    return dataclasses.replace(comparison, votes=votes)
+
+
 def draw_pairs(responses: Sequence[Response], count: int, rng: random.Random) -> list[tuple[int, int]]:
     """``count`` distinct pairs of different texts, in random order and orientation."""
     pairs = [

@@ -1,37 +1,52 @@
-"""Votes on pairs: simulated annotators on sampled candidates, or a file of comparisons."""
+"""Votes on pairs: of simulated annotators or of people in Argilla on sampled candidates, or from a file of comparisons."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from typing import Any, Self
 
 from prefloop.config import DataConfig, LabelConfig
 from prefloop.console import say
 from prefloop.data.sources import copy_records, holds, write_jsonl
-from prefloop.errors import ConfigError, DataError
+from prefloop.errors import ConfigError, DataError, LabelError
 from prefloop.judging.judges import FunctionGrader
 from prefloop.labels.agreement import measure
+from prefloop.labels.pool import named
+from prefloop.labels.rounds import collect_round, connect
 from prefloop.labels.show import alpha_line
-from prefloop.labels.simulated import simulate
+from prefloop.labels.simulated import cast, simulate
 from prefloop.labels.votes import FILE, Votes, collect, collect_thumbs
-from prefloop.records import Comparison, Prompt, Rating, Response, from_dict
+from prefloop.records import Comparison, Message, Prompt, Rating, Response, from_dict
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows
 
 
 class Label(Stage):
-    """Candidates or a file → ``comparisons.jsonl`` with raw votes. Produces ``comparisons``."""
+    """Candidates or a file → ``comparisons.jsonl`` with raw votes. Produces ``comparisons``.
+
+    In rounds after the first the pairs are those of the stage ``choose``, and the comparisons of the rounds before are kept.
+    """
 
     name = "label"
     produces = "comparisons"
 
     def __init__(
-        self, config: LabelConfig | None = None, data: DataConfig | None = None, gold: str | None = None
+        self,
+        config: LabelConfig | None = None,
+        data: DataConfig | None = None,
+        gold: str | None = None,
+        simulate: bool = False,
     ) -> None:
         self.config = config or LabelConfig()
         self.data = data or DataConfig()
         self.gold = gold
-        self.inputs = ("candidates",) if self.config.source == "simulated" else ()
+        self.simulated = simulate or self.config.source == "simulated"
+        self.inputs = () if self.config.source == "file" else ("candidates",)
+
+    def in_round(self, number: int) -> Self:
+        if number > 1:
+            self.inputs = ("candidates", "pairs", "comparisons")
+        return super().in_round(number)
 
     def parts(self) -> dict[str, Any]:
         if self.config.source == "file":
@@ -42,22 +57,103 @@ class Label(Stage):
                 "bad_rows": data.bad_rows,
                 "limit": data.limit,
             }
-        return {"config": self.config, "gold": FunctionGrader(self._gold()).fingerprint()}
+        scorer = FunctionGrader(self._gold()).fingerprint() if self.simulated else None
+        return {"config": self.config, "gold": scorer}
+
+    def preflight(self) -> None:
+        super().preflight()
+        if self.config.source != "argilla":
+            return
+        try:
+            connect(self.config).check(self.config.workspace)
+        except LabelError as error:  # SFT and sampling need no server, and a finished round needs none any more
+            say(f"labels: {error}. It is needed when the run gets to them", "yellow")
 
     def _gold(self) -> str:
         if self.gold is None:
             raise ConfigError(
-                "label.source is 'simulated' but gold is not set: name a scorer as file.py:function, or set label.source: file"
+                "simulated annotators vote by a gold scorer, and gold is not set: name one as file.py:function, or take label.source: file or argilla"
             )
         return self.gold
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         if self.config.source == "file":
             return self._from_file(work)
-        comparisons, metrics = self._simulated(work, inputs["candidates"])
+        if self.simulated and not self.config.annotators:
+            raise ConfigError(
+                "label.annotators is empty: list at least one simulated annotator with a name and a noise"
+            )
+        pairs, gold = self._pairs(work, inputs)
+        unlabelled: dict[str, Any] = {}
+        if self.config.source == "argilla":
+            work.runtime.release()  # people take their time, and the GPU need not wait with them
+            pairs, unlabelled = self._through_argilla(pairs)
+        earlier = (
+            [from_dict(Comparison, row) for row in read_rows(inputs["comparisons"] / "comparisons.jsonl")]
+            if self.round > 1
+            else []
+        )
+        comparisons = earlier + pairs
         write_jsonl(work.folder / "comparisons.jsonl", comparisons)
-        metrics |= _agreement(collect(comparisons))
+        metrics = {"annotators": self._people(pairs, gold), **unlabelled, **_agreement(collect(comparisons))}
+        if earlier:
+            metrics["of_this_round"] = len(pairs)
         return self._counted(len(comparisons), sum(len(c.votes) for c in comparisons), metrics)
+
+    def _pairs(self, work: Work, inputs: dict[str, Artifact]) -> tuple[list[Comparison], Gold | None]:
+        """The round's pairs, with the votes of simulated annotators where there are such, and the scores that they voted by."""
+        annotators, gold = (self.config.annotators, Gold(self._gold())) if self.simulated else ([], None)
+        pairs: list[Comparison] = []
+        for row in read_rows(inputs["candidates"] / "candidates.jsonl"):
+            responses = [from_dict(Response, r) for r in row.pop("responses")]
+            prompt = from_dict(Prompt, row)
+            kept = [r for r in responses if r.text.strip()]
+            scores = gold.add(prompt, kept) if gold else {}
+            if self.round == 1:
+                pairs += simulate(prompt, kept, scores, annotators, self.config.pairs_per_prompt, work.runtime.seed)
+        if self.round > 1:
+            pairs = [from_dict(Comparison, row) for row in read_rows(inputs["pairs"] / "pairs.jsonl")]
+            if gold:
+                pairs = [cast(pair, gold.of(pair), annotators, work.runtime.seed) for pair in pairs]
+        elif self.config.source == "argilla":
+            pairs = [named(pair) for pair in pairs]
+        if not pairs:
+            raise DataError(
+                "no prompt has two different non-empty candidates to compare: sample more, or at a higher temperature"
+            )
+        return pairs, gold
+
+    def _through_argilla(self, pairs: list[Comparison]) -> tuple[list[Comparison], dict[str, Any]]:
+        simulated = {
+            annotator.name: {pair.id: vote for pair in pairs for vote in pair.votes if vote.annotator == annotator.name}
+            for annotator in (self.config.annotators if self.simulated else [])
+        }
+        found = collect_round(connect(self.config), self.config, pairs, simulated)
+        say(f"  {found.unlabelled} pairs without a vote, {found.drafts} drafts and {found.discards} discards left out")
+        counts = {"unlabelled": found.unlabelled, "drafts": found.drafts, "discards": found.discards}
+        return found.comparisons, counts
+
+    def _people(self, pairs: list[Comparison], gold: Gold | None) -> list[dict[str, Any]]:
+        """Who voted, how often, and for simulated annotators how often as the gold scorer would."""
+        votes: Counter[str] = Counter()
+        agreed: dict[str, list[bool]] = defaultdict(list)
+        for pair in pairs:
+            votes.update(vote.annotator for vote in pair.votes)
+            first, second = gold.of(pair) if gold else (0.0, 0.0)
+            for vote in pair.votes:
+                if first != second:
+                    agreed[vote.annotator].append((vote.choice == 0) == (first > second))
+        noise = {a.name: a.noise for a in self.config.annotators} if self.simulated else {}
+        return [
+            {
+                "name": name,
+                "simulated": name in noise,
+                "noise": noise.get(name),
+                "agreement_with_gold": sum(agreed[name]) / len(agreed[name]) if agreed[name] else None,
+                "votes": votes[name],
+            }
+            for name in (noise or sorted(votes))
+        ]
 
     def _counted(self, comparisons: int, votes: int, metrics: dict[str, Any]) -> dict[str, Any]:
         say(f"  {comparisons} comparisons with {votes} votes")
@@ -115,43 +211,24 @@ class Label(Stage):
         }
         return self._counted(voted, votes.total(), metrics)
 
-    def _simulated(self, work: Work, candidates: Artifact) -> tuple[list[Comparison], dict[str, Any]]:
-        if not self.config.annotators:
-            raise ConfigError(
-                "label.annotators is empty: list at least one simulated annotator with a name and a noise"
-            )
-        gold = FunctionGrader(self._gold())
-        comparisons: list[Comparison] = []
-        agreed: dict[str, list[bool]] = defaultdict(list)
-        for row in read_rows(candidates / "candidates.jsonl"):
-            responses = [from_dict(Response, r) for r in row.pop("responses")]
-            prompt = from_dict(Prompt, row)
-            kept = [r for r in responses if r.text.strip()]
-            scores = {i: gold.grade(prompt, r.text) for i, r in enumerate(kept)}
-            by_text = {r.text: scores[i] for i, r in enumerate(kept)}
-            for comparison in simulate(
-                prompt, kept, scores, self.config.annotators, self.config.pairs_per_prompt, work.runtime.seed
-            ):
-                comparisons.append(comparison)
-                first, second = (by_text[r.text] for r in comparison.responses)
-                for vote in comparison.votes:
-                    if first != second:
-                        agreed[vote.annotator].append((vote.choice == 0) == (first > second))
-        if not comparisons:
-            raise DataError(
-                "no prompt has two different non-empty candidates to compare: sample more, or at a higher temperature"
-            )
-        people = [
-            {
-                "name": a.name,
-                "simulated": True,
-                "noise": a.noise,
-                "agreement_with_gold": sum(agreed[a.name]) / max(1, len(agreed[a.name])),
-                "votes": len(comparisons),
-            }
-            for a in self.config.annotators
-        ]
-        return comparisons, {"annotators": people}
+
+class Gold:
+    """Scores of the candidates by the disclosed scorer, looked up by prompt and text."""
+
+    def __init__(self, spec: str) -> None:
+        self.grader = FunctionGrader(spec)
+        self.scores: dict[tuple[tuple[Message, ...], str], float] = {}
+
+    def add(self, prompt: Prompt, responses: list[Response]) -> dict[int, float]:
+        """Score a prompt's responses; by their position."""
+        scores = {i: self.grader.grade(prompt, r.text) for i, r in enumerate(responses)}
+        self.scores |= {(tuple(prompt.prompt), r.text): scores[i] for i, r in enumerate(responses)}
+        return scores
+
+    def of(self, pair: Comparison) -> tuple[float, float]:
+        """The scores of a pair's two responses."""
+        first, second = (self.scores[tuple(pair.prompt), response.text] for response in pair.responses)
+        return first, second
 
 
 def _agreement(votes: Votes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Candidate responses to every prompt, sampled from the SFT model."""
+"""Candidate responses to every prompt, sampled from the SFT model or from the policy of the round before."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from prefloop.store import Artifact, write_rows
 
 
 class Sample(Stage):
-    """Prompts and an SFT adapter → ``candidates.jsonl``, a row a prompt with its responses. Produces ``candidates``."""
+    """Prompts and a policy's adapter → ``candidates.jsonl``, a row a prompt with its responses. Produces ``candidates``."""
 
     name = "sample"
     produces = "candidates"
-    inputs = ("sft",)
     uses = frozenset({"backbone", "generation"})
 
-    def __init__(self, config: SampleConfig | None = None, data: DataConfig | None = None) -> None:
+    def __init__(
+        self, config: SampleConfig | None = None, data: DataConfig | None = None, policy: str = "sft"
+    ) -> None:
         self.config = config or SampleConfig()
         self.data = data or DataConfig()
+        self.policy = policy
+        self.inputs = (policy,)
 
     def parts(self) -> dict[str, Any]:
         data = self.data
@@ -35,7 +38,7 @@ class Sample(Stage):
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         prompts = read_prompts(work, self.data)
-        rows = sample(work, prompts, inputs["sft"], self.config.candidates, work.runtime.seed)
+        rows = sample(work, prompts, inputs[self.policy], self.config.candidates, work.runtime.seed + self.round - 1)
         for response in (r for rs in rows for r in rs):
             del response.meta["token_ids"], response.meta["logp"]
         lines = ({**to_dict(p), "responses": [to_dict(r) for r in rs]} for p, rs in zip(prompts, rows, strict=True))
@@ -47,3 +50,4 @@ class Sample(Stage):
             "length_mean": sum(len(r.text.split()) for r in flat) / len(flat),
             "finished_share": sum(bool(r.meta["finished"]) for r in flat) / len(flat),
         }
+
