@@ -218,3 +218,18 @@ def test_a_file_of_chosen_and_rejected_has_no_agreement(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
     stage = Label(LabelConfig(source="file"), DataConfig(comparisons=tmp_path / "p.jsonl"))
     assert "agreement" not in stage.run(Runtime(output=tmp_path / "runs")).metrics
+
+
+def test_the_command_reads_thumbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from prefloop.cli import _main
+
+    rows = [
+        Rating(
+            str(i), [Message("user", f"q {i}")], Response("r"), [Thumb("a", "up"), Thumb("b", "down" if i else "up")]
+        )
+        for i in range(6)
+    ]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    assert guarded(_main, ["label", "agree", str(tmp_path / "t.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    assert "6 items, 12 votes of 2 annotators" in shown and "first" not in shown.split("most disputed")[1]

@@ -73,29 +73,22 @@ class Next:
     """Seed of random and of the order among equals."""
 
     def run(self) -> None:
-        import numpy as np
-
         from prefloop.console import say
         from prefloop.data.sources import write_jsonl
-        from prefloop.errors import ConfigError
         from prefloop.labels.pool import read_pool
-        from prefloop.labels.selection import SCORED, choose, marked, text_features, values
+        from prefloop.labels.selection import SCORED, choose, marked, require_members, text_features
 
         read = read_pool(self.pool, self.labelled, self.layout)
         pool, scores = read.pairs, None
         left_out = f" ({read.voted} with votes and {read.labelled} labelled elsewhere or twice are left out)"
         say(f"{len(pool):,} pairs to choose from{left_out if read.voted or read.labelled else ''}")
-        if self.method in SCORED:
-            if self.rewards is None:
-                raise ConfigError(
-                    f"method '{self.method}' needs a reward model's scores: name a run or a reward artifact with --rewards"
-                )
+        if self.rewards is None:
+            require_members(self.method, 0)
+        elif self.method in SCORED:
             from prefloop.labels.scoring import open_reward, score_pool
 
             reward = open_reward(self.rewards, self.model, self.pack_tokens)
-            values(
-                [], self.method, np.zeros((0, len(reward.heads))), 1.0, 0
-            )  # refuse one member before minutes of scoring
+            require_members(self.method, len(reward.heads))
             scores = score_pool(reward, pool, reward.backbone.config.max_length)
             if scores.too_long:
                 say(f"  {scores.too_long} pairs are left out: their prompt does not fit into the model", "yellow")

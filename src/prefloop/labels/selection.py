@@ -44,6 +44,18 @@ def entropy(probability: Floats) -> Floats:
     return -p * np.log(p) - (1 - p) * np.log(1 - p)
 
 
+def require_members(method: str, members: int) -> None:
+    """Raise ``ConfigError`` when a method cannot work with a reward model of so many members, 0 being none."""
+    if method in SCORED and not members:
+        raise ConfigError(
+            f"method '{method}' needs a reward model's scores: name a run or a reward artifact with --rewards"
+        )
+    if method == "disagreement" and members < 2:
+        raise ConfigError(
+            "method 'disagreement' needs an ensemble, and this reward model has one member: train it with reward.members: 4, or use --method margin"
+        )
+
+
 def values(pool: Sequence[Comparison], method: str, margin_PK: Floats | None, temperature: float, seed: int) -> Floats:
     """What a label on each pair is taken to be worth, [P], 0 or more. Raises ``ConfigError`` where scores are missing or do not do."""
     if method == "random":
@@ -53,17 +65,11 @@ def values(pool: Sequence[Comparison], method: str, margin_PK: Floats | None, te
         return np.array([abs(first - second) for first, second in words], dtype=np.float64)
     if method not in SCORED:
         raise ConfigError(f"method '{method}' is unknown; known: disagreement, margin, random, length")
-    if margin_PK is None:
-        raise ConfigError(
-            f"method '{method}' needs a reward model's scores: name a run or a reward artifact with --rewards"
-        )
+    require_members(method, 0 if margin_PK is None else margin_PK.shape[1])
+    assert margin_PK is not None
     probability_PK = 1 / (1 + np.exp(-np.clip(margin_PK / temperature, -60, 60)))
     if method == "margin":
         return entropy(probability_PK.mean(1))
-    if margin_PK.shape[1] < 2:
-        raise ConfigError(
-            "method 'disagreement' needs an ensemble, and this reward model has one member: train it with reward.members: 4, or use --method margin"
-        )
     return disagreement(probability_PK)
 
 
