@@ -3,6 +3,7 @@
     python pipelines/rlhf.py --config examples/demo.yaml
     python pipelines/rlhf.py --config examples/demo.yaml --algo dpo
     python pipelines/rlhf.py --config examples/demo.yaml --ppo.kl.coef 0.1 --rollout transformers
+    python pipelines/rlhf.py --config examples/demo.yaml --labels argilla://default/demo --rounds 2
 
 The same command again reuses every stage whose configuration, files and inputs are unchanged; after a kill it goes on from the last
 checkpoint. --config names a YAML file with the fields below; every flag overrides one field.
@@ -23,27 +24,39 @@ def compose(config: RLHFConfig) -> "list[Stage]":
     """The stages of a run; what each needs and fills wires them together."""
     from prefloop.algorithms import REWARD_ONLY, algorithm
     from prefloop.stages.evaluate import Evaluate
-    from prefloop.stages.label import Label
     from prefloop.stages.reference import Reference
-    from prefloop.stages.reward import RewardModel
     from prefloop.stages.reward_test import RewardTest
-    from prefloop.stages.sample import Sample
     from prefloop.stages.sft import SFT
 
-    data, simulated = config.data, config.label.source == "simulated"
-    with_sft = data.demonstrations is not None or simulated or config.algo != REWARD_ONLY
-    stages: list[Stage] = [
-        *([SFT(config.sft, data)] if with_sft else []),
-        *([Sample(config.sample, data)] if simulated else []),
-        Label(config.label, data, config.gold),
+    data, aligned = config.data, config.algo != REWARD_ONLY
+    with_sft = data.demonstrations is not None or config.label.source != "file" or aligned
+    stages: list[Stage] = [SFT(config.sft, data)] if with_sft else []
+    for number in range(1, config.rounds + 1):
+        of_round = votes_and_reward(config, number, with_sft)
+        if data.reward_tests:
+            of_round.append(RewardTest(data))
+        if aligned:
+            policy = algorithm(config)
+            of_round += [Reference(), policy] if "reference" in policy.inputs else [policy]
+        stages += [stage.in_round(number) for stage in of_round]
+    return [*stages, Evaluate(config.evaluate, data, config.gold)] if aligned else stages
+
+
+def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool) -> "list[Stage]":
+    """From candidates to a reward model; later rounds sample from the policy before and choose what its reward model is least sure of."""
+    from prefloop.algorithms import REWARD_ONLY
+    from prefloop.stages.choose import Choose
+    from prefloop.stages.label import Label
+    from prefloop.stages.reward import RewardModel
+    from prefloop.stages.sample import Sample
+
+    policy = "sft" if number == 1 or config.algo == REWARD_ONLY else config.algo
+    return [
+        *([Sample(config.sample, config.data, policy)] if config.label.source != "file" else []),
+        *([Choose(config.label)] if number > 1 else []),
+        Label(config.label, config.data, config.gold, config.simulate),
         RewardModel(config.reward, from_sft=with_sft),
-        *([RewardTest(data)] if data.reward_tests else []),
     ]
-    if config.algo == REWARD_ONLY:
-        return stages
-    policy = algorithm(config)
-    reference = [Reference()] if "reference" in policy.inputs else []
-    return [*stages, *reference, policy, Evaluate(config.evaluate, data, config.gold)]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -32,7 +32,9 @@ def ben(labelling: Labelling) -> Annotator:
 
 
 def bare(records: list) -> list:
-    return [dataclasses.replace(record, votes=[]) for record in records]
+    """As pushed: without votes, and without the order of showing that a pull adds."""
+    metas = [{k: v for k, v in record.meta.items() if k != "shown"} for record in records]
+    return [dataclasses.replace(record, votes=[], meta=meta) for record, meta in zip(records, metas, strict=True)]
 
 
 def on_screen(labelling: Labelling, dataset: str, person: Annotator) -> dict[str, dict]:

@@ -91,8 +91,8 @@ def is_swapped(dataset: str, id: str) -> bool:
 
 
 def digest(record: Comparison | Rating) -> str:
-    """16 hex digits of what a record is, its votes left out."""
-    row = to_dict(record) | {"votes": []}
+    """16 hex digits of what a record is, its votes and the order of showing left out."""
+    row = to_dict(record) | {"votes": [], "meta": {k: v for k, v in record.meta.items() if k != "shown"}}
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode("ascii")).hexdigest()[:16]
 
 
@@ -133,6 +133,8 @@ def of_prefloop(item: Mapping[str, Any]) -> bool:
 def to_record(item: Mapping[str, Any], names: Mapping[str, str]) -> Comparison | Rating:
     """The record as it was pushed, with a vote of every submitted response, oldest first; ``names`` maps user ids to names.
 
+    A comparison's ``meta["shown"]`` holds the indices of its responses in the order of the screen.
+
     ``at`` is when the annotator last changed the answer, UTC; ``strength`` is 1 (slight), 2 (clear) or 3 (strong).
     """
     fields, hidden = item["fields"], item["metadata"][HIDDEN]
@@ -150,7 +152,8 @@ def to_record(item: Mapping[str, Any], names: Mapping[str, str]) -> Comparison |
     votes = [_vote(answer, names) for answer in answers]
     if hidden["swapped"]:
         votes = [vote.swap() for vote in votes]
-    return Comparison(item["external_id"], prompt, responses, votes, hidden["meta"])
+    shown = {"shown": [1, 0] if hidden["swapped"] else [0, 1]}
+    return Comparison(item["external_id"], prompt, responses, votes, hidden["meta"] | shown)
 
 
 def _vote(answer: Mapping[str, Any], names: Mapping[str, str]) -> Vote:

@@ -59,7 +59,9 @@ def _of_round(found: Pulled, ids: Sequence[str], dataset: str) -> Round:
     by_id = {record.id: record for record in found.records if isinstance(record, Comparison)}
     kept = [by_id[id] for id in ids if id in by_id]
     if not kept:
-        raise DataError(f"dataset '{dataset}': none of the round's {len(ids)} pairs has a vote; raise label.enough above 0")
+        raise DataError(
+            f"dataset '{dataset}': none of the round's {len(ids)} pairs has a vote; raise label.enough above 0"
+        )
     return Round(kept, len(ids) - len(kept), found.drafts, found.discards)
 
 

@@ -18,9 +18,7 @@ class Sample(Stage):
     produces = "candidates"
     uses = frozenset({"backbone", "generation"})
 
-    def __init__(
-        self, config: SampleConfig | None = None, data: DataConfig | None = None, policy: str = "sft"
-    ) -> None:
+    def __init__(self, config: SampleConfig | None = None, data: DataConfig | None = None, policy: str = "sft") -> None:
         self.config = config or SampleConfig()
         self.data = data or DataConfig()
         self.policy = policy
@@ -50,4 +48,3 @@ class Sample(Stage):
             "length_mean": sum(len(r.text.split()) for r in flat) / len(flat),
             "finished_share": sum(bool(r.meta["finished"]) for r in flat) / len(flat),
         }
-

@@ -1,0 +1,41 @@
+"""One round of labels alone: sample, put to the vote, wait, train the reward model, choose the next pairs.
+
+    python pipelines/label_round.py --config examples/demo.yaml --labels argilla://default/demo
+
+Takes what pipelines/rlhf.py takes. The stages are the same, so a run of rlhf.py with the same settings reuses them. The next pairs are in
+<output>/<run>/artifacts/pairs/pairs.jsonl, ready for `prefloop label push`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from rlhf import votes_and_reward
+
+from prefloop.settings import parse
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, compose, run."""
+    config = parse(arguments, prog="label_round.py", description=__doc__ or "")
+    from prefloop.console import say
+    from prefloop.errors import ConfigError
+    from prefloop.pipeline import Pipeline
+    from prefloop.runtime import Runtime
+    from prefloop.stages.choose import Choose
+    from prefloop.stages.sft import SFT
+
+    if config.label.source == "file":
+        raise ConfigError(
+            "label.source is 'file': a round puts sampled candidates to the vote, say --labels argilla or simulated"
+        )
+    stages = [SFT(config.sft, config.data), *votes_and_reward(config, 1, with_sft=True), Choose(config.label)]
+    runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
+    folder = config.output / config.run
+    Pipeline(stages, runtime, notes=config.notes).run(folder, " ".join(["pipelines/label_round.py", *arguments]))
+    say(f"the next pairs: {folder / 'artifacts' / 'pairs' / 'pairs.jsonl'}")
+
+
+if __name__ == "__main__":
+    from prefloop.cli import guarded
+
+    sys.exit(guarded(main, sys.argv[1:]))
