@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import signal
 import subprocess
@@ -31,11 +32,15 @@ def labelled(config: Path) -> list[Comparison]:
     return [from_dict(Comparison, row) for row in artifact(config, "comparisons", "comparisons.jsonl")]
 
 
-def settings(tmp_path: Path, model: Path, **label: Any) -> Path:
-    """Few pairs, an ensemble, no waiting between two looks."""
+def settings(tmp_path: Path, model: Path, tokens: int = 120, **label: Any) -> Path:
+    """An ensemble, no waiting between two looks; of ``tokens`` enough that some of few random responses end by themselves."""
     people = [{"name": "Ann", "noise": 0.05}, {"name": "ben", "noise": 0.3}]
     config = write_config(
-        tmp_path, model, algo="reward", label={"annotators": people, "pairs_per_prompt": 2, "poll_seconds": 0.05} | label
+        tmp_path,
+        model,
+        algo="reward",
+        generation={"max_new_tokens": tokens},
+        label={"annotators": people, "poll_seconds": 0.05} | label,
     )
     tree = config.read_text().replace("reward:\n", "reward:\n  members: 2\n")
     config.write_text(tree)
@@ -43,7 +48,7 @@ def settings(tmp_path: Path, model: Path, **label: Any) -> Path:
 
 
 def test_a_second_round_labels_what_the_first_was_unsure_of(tmp_path: Path, tiny_folder: Path) -> None:
-    config = settings(tmp_path, tiny_folder, pairs=6)
+    config = settings(tmp_path, tiny_folder, tokens=10, pairs=6)
     output = run(config, "--algo", "dpo")
     first = labelled(config)
     assert "choose" not in output
@@ -57,7 +62,9 @@ def test_a_second_round_labels_what_the_first_was_unsure_of(tmp_path: Path, tiny
     assert both[: len(first)] == first and len(both) == len(first) + 6
     assert len({c.id for c in both}) == len({content_of(c) for c in both}) == len(both)
     chosen = both[len(first) :]
-    assert {r.source for c in chosen for r in c.responses} == {"dpo"}, "the second round samples from the first's policy"
+    assert {r.source for c in chosen for r in c.responses} == {"dpo"}, (
+        "the second round samples from the first's policy"
+    )
     assert all(c.meta["selected"]["method"] == "disagreement" for c in chosen)
     assert all([v.annotator for v in c.votes] == ["Ann", "ben"] for c in both)
     found = {s["name"]: s["metrics"] for s in summary(config)["stages"]}
@@ -134,7 +141,7 @@ def test_a_killed_wait_goes_on_and_takes_every_vote_but_drafts(
     for comparison in votes:
         vote = next(v for v in comparison.votes if v.annotator == ann.name)
         side = "response_b" if comparison.id == queue[half - 1]["external_id"] else "response_a"
-        assert comparison.responses[vote.choice].text == texts[comparison.id][side]
+        assert comparison.responses[vote.choice].text == html.unescape(texts[comparison.id][side])
     metrics = next(s["metrics"] for s in summary(config)["stages"] if s["name"] == "label")
     assert metrics["unlabelled"] == len(queue) - half and metrics["drafts"] == 1
 
@@ -162,7 +169,7 @@ def test_a_server_that_comes_late_is_waited_for(tmp_path: Path, tiny_folder: Pat
 
 
 def test_one_round_alone_leaves_the_next_pairs(tmp_path: Path, tiny_folder: Path) -> None:
-    config = settings(tmp_path, tiny_folder, pairs=5)
+    config = settings(tmp_path, tiny_folder, tokens=10, pairs=5)
     command = [sys.executable, "pipelines/label_round.py", "--config", str(config)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -188,6 +195,15 @@ def test_one_round_alone_leaves_the_next_pairs(tmp_path: Path, tiny_folder: Path
 def test_wrong_flags_are_told_before_anything_runs(flags: tuple[str, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse(list(flags), prog="x", description="")
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    from prefloop.config import LabelConfig
+    from prefloop.stages.label import Label
+
+    for enough in (0.0, 1.5):
+        with pytest.raises(ConfigError, match="label.enough"):
+            Label(LabelConfig(enough=enough))
 
 
 def test_an_address_is_written_out_into_the_settings() -> None:

@@ -7,6 +7,7 @@ there are enough.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -60,7 +61,7 @@ def _of_round(found: Pulled, ids: Sequence[str], dataset: str) -> Round:
     kept = [by_id[id] for id in ids if id in by_id]
     if not kept:
         raise DataError(
-            f"dataset '{dataset}': none of the round's {len(ids)} pairs has a vote; raise label.enough above 0"
+            f"dataset '{dataset}': none of the round's {len(ids)} pairs has a vote any more: run the same command again to wait for new ones"
         )
     return Round(kept, len(ids) - len(kept), found.drafts, found.discards)
 
@@ -68,7 +69,7 @@ def _of_round(found: Pulled, ids: Sequence[str], dataset: str) -> Round:
 def _wait(argilla: Argilla, config: LabelConfig, ids: Sequence[str]) -> None:
     """Until enough of the pairs are complete. A server that does not answer for a while is waited for, a refusal is not."""
     dataset, workspace = str(config.dataset), config.workspace
-    wanted = round(config.enough * len(ids))
+    wanted = max(1, math.ceil(config.enough * len(ids) - 1e-9))
     complete = argilla.completed(dataset, ids, workspace)
     if complete >= wanted:
         return

@@ -39,6 +39,10 @@ class Label(Stage):
     ) -> None:
         self.config = config or LabelConfig()
         self.data = data or DataConfig()
+        if not 0 < self.config.enough <= 1:
+            raise ConfigError(
+                f"label.enough is {self.config.enough:g}: it is a share of the pairs, above 0 and at most 1"
+            )
         self.gold = gold
         self.simulated = simulate or self.config.source == "simulated"
         self.inputs = () if self.config.source == "file" else ("candidates",)
