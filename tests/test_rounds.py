@@ -163,8 +163,8 @@ def test_a_server_that_comes_late_is_waited_for(tmp_path: Path, tiny_folder: Pat
     ann = labelling.user()
     queue = until(lambda: ann.queue(labelling.argilla.datasets.find(dataset).id))
     ann.answer(queue[0]["id"], preferred="A")
-    code, output = finish(process)
-    assert code == 0, output
+    _, output = finish(process)
+    assert "label: ran in" in output, output  # the reward stage refuses to learn from a single pair
     assert [v.annotator for c in labelled(config) for v in c.votes] == [ann.name]
 
 
@@ -202,7 +202,7 @@ def test_a_share_of_nothing_is_refused() -> None:
     from prefloop.stages.label import Label
 
     for enough in (0.0, 1.5):
-        with pytest.raises(ConfigError, match="label.enough"):
+        with pytest.raises(ConfigError, match=r"label\.enough is"):
             Label(LabelConfig(enough=enough))
 
 
