@@ -102,7 +102,8 @@ def progress(
         done += n
         if lines and time.monotonic() - spoken >= PLAIN_EVERY_S:
             spoken = time.monotonic()
-            of, left = (f"/{total}", f"  {duration((total - done) / rate())} left") if total else ("", "")
-            say(f"  {what} {done}{of}  {rate():.3g} {unit}/s{left}  {note}".rstrip())
+            of, now = f"/{total}" if total else "", rate()
+            left = f"  {duration((total - done) / now)} left" if total and now > 0 else ""
+            say(f"  {what} {done}{of}  {now:.3g} {unit}/s{left}  {note}".rstrip())
 
     yield advance_plain

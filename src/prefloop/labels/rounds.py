@@ -84,9 +84,9 @@ def _wait(argilla: Argilla, config: LabelConfig, ids: Sequence[str]) -> None:
             try:
                 now = argilla.completed(dataset, ids, workspace)
                 state = argilla.progress(dataset, workspace)
-            except Refused:
-                raise
             except LabelError as error:
+                if isinstance(error, Refused) and error.status < 500:
+                    raise
                 if not silent:
                     say(f"  {error}; waiting for it", "yellow")
                 silent = True
