@@ -276,3 +276,14 @@ def test_a_failed_report_leaves_the_previous_one_and_no_draft(tmp_path: Path, mo
         write_report(tmp_path)
     assert target.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "report.html", "summary.json"]
+
+
+def test_later_rounds_have_curves_of_their_own_with_their_round(tmp_path: Path) -> None:
+    data, rows = report_fixture.summary(), report_fixture.events()
+    for name in ("reward", "ppo"):
+        first = next(stage for stage in data["stages"] if stage["name"] == name)
+        data["stages"].append(first | {"name": f"{name}-2", "key": "f" * 64})
+        rows += [row | {"stage": f"{name}-2"} for row in rows if row["stage"] == name]
+    page = report(tmp_path, data, rows)
+    assert "PPO, round 2 curves" in page.headings
+    assert page.source.count("ln 2</text>") == report(tmp_path / "one").source.count("ln 2</text>") + 1

@@ -53,7 +53,8 @@ class Section(NamedTuple):
 
 def section(summary: Summary) -> Section | None:
     """What the label stage found about its annotators; ``None`` when nothing could be compared."""
-    found = next((_read(stage.metrics.get("agreement")) for stage in summary.stages if stage.name == "label"), None)
+    labels = [stage for stage in summary.stages if stage.name.partition("-")[0] == "label"]  # the last round's hold all votes
+    found = _read(labels[-1].metrics.get("agreement")) if labels else None
     if found is None:
         return None
     flagged = [f"{person.name} {' and '.join(flags(person))}" for person in found.people if flags(person)]

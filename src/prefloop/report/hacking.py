@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from prefloop.report import plots
 from prefloop.report.inputs import Curve, Summary, number
-from prefloop.report.page import decimal, label
+from prefloop.report.page import decimal, stage_label
 from prefloop.report.plots import Plot
 
 _CURVES = (
@@ -88,10 +88,10 @@ def _note(stage: str, alarm: dict[str, Any]) -> str:
     if "gold" not in _list(alarm, "watched"):
         text += " Gold was not: without it a reward that rises while answers get worse shows only in the rest."
     if number(alarm, "result_step") is not None:
-        return f"{text} The {label(stage)} result is the policy that the rollouts of step {_step(alarm, 'result_step')} came from."
+        return f"{text} The {stage_label(stage)} result is the policy that the rollouts of step {_step(alarm, 'result_step')} came from."
     if _list(alarm, "raised"):
         text += (
-            f" The {label(stage)} result is the policy after the last update; that of step {_step(alarm, 'best_step')}, the best "
+            f" The {stage_label(stage)} result is the policy after the last update; that of step {_step(alarm, 'best_step')}, the best "
             "one measured, lies beside it in the folder best."
         )
     return text

@@ -50,7 +50,10 @@ def label(name: str) -> str:
 
 
 def stage_label(name: str) -> str:
-    """How a stage is written."""
+    """How a stage is written, with its round where that is not the first."""
+    first, _, number = name.partition("-")
+    if number.isdigit():
+        return f"{stage_label(first)}, round {number}"
     return "Reward model" if name == "reward" else label(name)[:1].upper() + label(name)[1:]
 
 
