@@ -53,7 +53,9 @@ class Section(NamedTuple):
 
 def section(summary: Summary) -> Section | None:
     """What the label stage found about its annotators; ``None`` when nothing could be compared."""
-    labels = [stage for stage in summary.stages if stage.name.partition("-")[0] == "label"]  # the last round's hold all votes
+    labels = [
+        stage for stage in summary.stages if stage.name.partition("-")[0] == "label"
+    ]  # the last round's hold all votes
     found = _read(labels[-1].metrics.get("agreement")) if labels else None
     if found is None:
         return None

@@ -140,7 +140,9 @@ def _diagnostics(stage: str, curve: Curve) -> list[Plot]:
 def _loss_plots(stage: str, curve: Curve) -> list[Plot]:
     """Loss, accuracy and margin of a supervised or preference stage; pairwise losses carry their chance level, ln 2."""
     name = plots.short(page.stage_label(stage))
-    pairwise: dict[str, Any] = {"chance": plots.LN2, "chance_label": "ln 2"} if stage.partition("-")[0] in ("reward", "dpo") else {}
+    pairwise: dict[str, Any] = (
+        {"chance": plots.LN2, "chance_label": "ln 2"} if stage.partition("-")[0] in ("reward", "dpo") else {}
+    )
     drawn = [
         plots.line(f"{stage}-loss", curve, ("loss",), f"{name}: loss (nats)", width=3.6, **pairwise),
         plots.line(

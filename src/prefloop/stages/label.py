@@ -61,8 +61,17 @@ class Label(Stage):
                 "bad_rows": data.bad_rows,
                 "limit": data.limit,
             }
-        scorer = FunctionGrader(self._gold()).fingerprint() if self.simulated else None
-        return {"config": self.config, "gold": scorer}
+        config = self.config
+        parts: dict[str, Any] = {"pairs_per_prompt": self.config.pairs_per_prompt}
+        if self.simulated:
+            parts |= {"annotators": config.annotators, "gold": FunctionGrader(self._gold()).fingerprint()}
+        if config.source == "argilla":
+            parts |= {
+                "place": [config.url, config.workspace, config.dataset],
+                "guidelines": config.guidelines,
+                "complete": [config.min_submitted, config.enough],
+            }
+        return parts
 
     def preflight(self) -> None:
         super().preflight()
@@ -90,7 +99,8 @@ class Label(Stage):
         pairs, gold = self._pairs(work, inputs)
         unlabelled: dict[str, Any] = {}
         if self.config.source == "argilla":
-            work.runtime.release()  # people take their time, and the GPU need not wait with them
+            if not self.simulated:
+                work.runtime.release()  # people take their time, and the GPU need not wait with them
             pairs, unlabelled = self._through_argilla(pairs)
         earlier = (
             [from_dict(Comparison, row) for row in read_rows(inputs["comparisons"] / "comparisons.jsonl")]
