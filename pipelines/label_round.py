@@ -2,8 +2,8 @@
 
     python pipelines/label_round.py --config examples/demo.yaml --labels argilla://default/demo
 
-Takes what pipelines/rlhf.py takes. The stages are the same, so a run of rlhf.py with the same settings reuses them. The next pairs are in
-<output>/<run>/artifacts/pairs/pairs.jsonl, ready for `prefloop label push`.
+Takes what pipelines/rlhf.py takes, but for --algo and --rounds. The run is called <run>-round; the stages are those of rlhf.py, which reuses
+them. The next pairs are of fresh samples of the SFT model, in <output>/<run>-round/artifacts/pairs/pairs.jsonl, ready for `prefloop label push`.
 """
 
 import sys
@@ -22,15 +22,19 @@ def main(arguments: Sequence[str]) -> None:
     from prefloop.pipeline import Pipeline
     from prefloop.runtime import Runtime
     from prefloop.stages.choose import Choose
+    from prefloop.stages.sample import Sample
     from prefloop.stages.sft import SFT
 
     if config.label.source == "file":
         raise ConfigError(
             "label.source is 'file': a round puts sampled candidates to the vote, say --labels argilla or simulated"
         )
-    stages = [SFT(config.sft, config.data), *votes_and_reward(config, 1, with_sft=True), Choose(config.label)]
+    if config.rounds != 1:
+        raise ConfigError("label_round.py does one round: leave --rounds out, or run rlhf.py")
+    next_pairs = [Sample(config.sample, config.data).in_round(2), Choose(config.label).in_round(2)]
+    stages = [SFT(config.sft, config.data), *votes_and_reward(config, 1, with_sft=True), *next_pairs]
     runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
-    folder = config.output / config.run
+    folder = config.output / f"{config.run}-round"
     Pipeline(stages, runtime, notes=config.notes).run(folder, " ".join(["pipelines/label_round.py", *arguments]))
     say(f"the next pairs: {folder / 'artifacts' / 'pairs' / 'pairs.jsonl'}")
 

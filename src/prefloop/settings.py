@@ -119,7 +119,7 @@ def _addressed(config: RLHFConfig) -> RLHFConfig:
         if parts:
             label = dataclasses.replace(label, workspace=parts[0], dataset=parts[1])
     if label.source == "argilla" and label.dataset is None:
-        label = dataclasses.replace(label, dataset=config.run)
+        label = dataclasses.replace(label, dataset=config.run + ("-simulated" if config.simulate else ""))
     if config.rounds < 1 or (config.rounds > 1 and label.source == "file"):
         raise ConfigError(
             f"rounds is {config.rounds} with votes from a {label.source} source: "

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from prefloop.config.base import STRICT, aside, file
+from prefloop.config.base import STRICT, aside
 from prefloop.config.common import OptimConfig, optim
 
 
@@ -58,23 +58,25 @@ class LabelConfig:
     """Which pairs rounds after the first put to the vote: those that the members of the reward model disagree on, are undecided on, any, or those
     that differ most in length. auto: disagreement, and margin where the reward model has one member."""
     pairs: int | None = None
-    """Pairs of each round after the first. Default: as many as pairs_per_prompt gives."""
+    """Pairs of each round after the first. Default: half of those that could be put to the vote, at most as many as pairs_per_prompt gives."""
     dataset: str | None = None
-    """Argilla's dataset. Default: the name of the run."""
+    """Argilla's dataset. Default: the name of the run, with -simulated where simulated annotators vote."""
     workspace: str = "default"
     """Argilla's workspace."""
     home: Path | None = aside(default=None)
     """Home of a server of `prefloop label up`. Default: the user's own, unless url or ARGILLA_API_URL names a server."""
     url: str | None = None
     """Address of another Argilla; its key comes from ARGILLA_API_KEY."""
-    guidelines: Path | None = file(default=None)
+    guidelines: Path | None = aside(default=None)
     """Markdown file with what annotators should know."""
     min_submitted: int = 1
     """Votes that complete a pair."""
-    enough: float = 1.0
+    enough: float = aside(default=1.0)
     """Share of a round's pairs that must be complete before training goes on with those that have votes."""
     poll_seconds: float = aside(default=5.0)
     """Seconds between two looks at how far the annotators are."""
+    patience: float = aside(default=3600.0)
+    """Seconds that a server may be silent during the wait before the run stops; the same command goes on."""
 
 
 Aggregation = Literal["share", "majority", "dawid_skene", "bradley_terry"]

@@ -32,6 +32,7 @@ from prefloop.labels.forms import (
 from prefloop.records import Comparison, Rating, Thumb, Vote
 
 ANSWERS = 100  # as many as one request takes
+MARK = "(simulated by prefloop)"  # last name of simulated annotators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,23 +102,35 @@ class Argilla:
         ``guidelines`` (Markdown) replace those of a dataset that is there; ``min_submitted`` (1 unless given) completes a record. Raises
         ``DataError`` naming records that are there with other content; then nothing was sent.
         """
-        waiting_ = _by_id(records)
-        kind = _kind(waiting_.values(), dataset)
+        by_id = _by_id(records)
+        kind = _kind(by_id.values(), dataset)
         found, fresh = self.datasets.ensure(dataset, workspace, kind, guidelines, min_submitted)
-        present = set() if fresh else self._present(found, waiting_)
-        missing = [record for id, record in waiting_.items() if id not in present]
+        present = set() if fresh else self._present(found, by_id)
+        missing = [record for id, record in by_id.items() if id not in present]
         if missing:
-            with progress(f"pushing to {dataset}", len(waiting_), "records", done=len(present)) as advance:
+            with progress(f"pushing to {dataset}", len(by_id), "records", done=len(present)) as advance:
                 for batch in batches(missing, BATCH):
                     self._send(found, batch)
                     advance(len(batch))
         return Pushed(len(missing), len(present))
 
-    def pull(self, dataset: str, workspace: str = "default") -> Pulled:
-        """Every record with a submitted answer, as it was pushed and with a vote for each; see ``forms.to_record``."""
+    def pull(self, dataset: str, workspace: str = "default", ids: Collection[str] | None = None) -> Pulled:
+        """Every record with a submitted answer, as it was pushed and with a vote for each; see ``forms.to_record``. ``ids``: of these alone."""
         found = self.datasets.find(dataset, workspace)
         items = sorted(self.datasets.answered(found), key=lambda item: (item["inserted_at"], item["id"]))
+        if ids is not None:
+            wanted = set(ids)
+            items = [item for item in items if item.get("external_id") in wanted]
         return pulled(items, self.datasets.names(found))
+
+    def simulated(self) -> set[str]:
+        """Names of the accounts that ``vote`` has made. An admin's key sees none."""
+        try:
+            return {user["username"] for user in self.rest.get("/users")["items"] if user["last_name"] == MARK}
+        except Refused as refused:
+            if refused.status != 403:
+                raise
+            return set()
 
     def progress(self, dataset: str, workspace: str = "default") -> Progress:
         """Records in all, completed and pending, and every annotator's answers."""
@@ -133,10 +146,10 @@ class Argilla:
         }
         return Progress(counts["total"], counts["completed"], counts["pending"], each)
 
-    def completed(self, dataset: str, ids: Sequence[str], workspace: str = "default") -> int:
-        """How many of these records have the minimum of submitted answers."""
+    def states(self, dataset: str, ids: Sequence[str], workspace: str = "default") -> dict[str, bool]:
+        """Which of these records are there, and whether each has the minimum of submitted answers."""
         found = self.datasets.find(dataset, workspace)
-        return sum(item["status"] == "completed" for item in self.datasets.lookup(found, ids))
+        return {item["external_id"]: item["status"] == "completed" for item in self.datasets.lookup(found, ids)}
 
     def vote(
         self,
@@ -148,8 +161,8 @@ class Argilla:
     ) -> int:
         """Answer as ``annotator`` would on screen, record id → vote on the record as it was pushed; the number of answers.
 
-        For simulated annotators, with an owner's key: the account is made when missing and answers with a key of its own. An answer given
-        before is replaced. ``at`` and the vote's own annotator are not sent. Raises ``DataError`` for an unknown record and for a strength
+        For simulated annotators, with an owner's key: the account is made when missing, carries a mark, and answers with a key of its own;
+        an account without the mark is a person's and a ``LabelError``. An answer given before is replaced. ``at`` and the vote's own annotator are not sent. Raises ``DataError`` for an unknown record and for a strength
         that the form does not have; then nothing was sent.
         """
         found = self.datasets.find(dataset, workspace)
@@ -207,10 +220,16 @@ class Argilla:
     def _account(self, name: str, workspace_id: str) -> str:
         """The API key of a user, who is made and let into the workspace when need be."""
         users = {user["username"]: user for user in self.rest.get("/users")["items"]}
+        password = secrets.token_urlsafe(18)
         user = users.get(name) or self.rest.post(
             "/users",
-            {"username": name, "first_name": name, "role": "annotator", "password": secrets.token_urlsafe(18)},
+            {"username": name, "first_name": name, "last_name": MARK, "role": "annotator", "password": password},
         )
+        if user["last_name"] != MARK:
+            raise LabelError(
+                f"'{name}' is an account of a person at {self.rest.connection.url}, and a simulated annotator is to vote under that name: "
+                "rename the annotator"
+            )
         members = {member["id"] for member in self.rest.get(f"/workspaces/{workspace_id}/users")["items"]}
         if user["id"] not in members:
             self.rest.post(f"/workspaces/{workspace_id}/users", {"user_id": user["id"]})

@@ -54,13 +54,13 @@ class Connection:
                 "--home and --url are both given: a home has an address of its own, so name one of the two"
             )
         if url or (home is None and environment.get(URL_VARIABLE)):
-            key = api_key or environment.get(KEY_VARIABLE, "").strip()
+            key = _key(api_key or environment.get(KEY_VARIABLE, ""))
             if not key:
                 raise LabelError(
                     f"no API key: set {KEY_VARIABLE} to the key that Argilla shows under 'My settings', or use --home with a home of `prefloop label up`"
                 )
             return cls(_address(url or environment[URL_VARIABLE]), key)
-        return cls.of_home(default_home() if home is None else Path(home), api_key)
+        return cls.of_home(default_home() if home is None else Path(home), api_key and _key(api_key))
 
     @classmethod
     def of_home(cls, home: Path, api_key: str | None = None) -> Connection:
@@ -79,6 +79,14 @@ class Connection:
             raise LabelError(f"{home} holds a damaged credentials.json or server.json: restore it, or {up}") from None
 
 
+def _key(given: str) -> str:
+    """The key without what copying adds around it. Raises ``LabelError`` for one that no header can carry; the key is not in the message."""
+    key = given.strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise LabelError("the API key holds blanks or characters that no key has: copy it again from 'My settings'")
+    return key
+
+
 def _address(url: str) -> str:
     """The address to call: no trailing slash, no user or password in it. Raises ``LabelError`` for what is none."""
     try:
@@ -95,12 +103,23 @@ def _address(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/api/v1')}"
 
 
+def place(home: Path | None, url: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """What tells the server that ``Connection.find`` would take from others, without asking it."""
+    if url or (home is None and environment.get(URL_VARIABLE)):
+        return _address(url or environment[URL_VARIABLE])
+    return str((default_home() if home is None else home).expanduser().resolve())
+
+
 class Refused(LabelError):
     """The server answered with an error status. ``status`` is the number, ``detail`` what the server gave as its reason."""
 
     def __init__(self, message: str, status: int, detail: Any) -> None:
         super().__init__(message)
         self.status, self.detail = status, detail
+
+
+class Unreachable(LabelError):
+    """Nothing answered, or not in time."""
 
 
 class Rest:
@@ -132,12 +151,13 @@ class Rest:
         try:
             answer = self._client.request(method, path, content=content, headers=headers, params=query or None)
         except httpx.TimeoutException:
-            raise LabelError(
+            raise Unreachable(
                 f"Argilla at {self.connection.url} did not answer {method} {path} within {TIMEOUT_S:.0f} s: look into its log"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise LabelError(
-                f"nothing answers at {self.connection.url} ({type(error).__name__}: {error}): {self.connection.advice}"
+            said = str(error).replace(self.connection.api_key, "***")
+            raise Unreachable(
+                f"nothing answers at {self.connection.url} ({type(error).__name__}: {said}): {self.connection.advice}"
             ) from None
         if not answer.is_success:
             raise self._refusal(method, path, answer)

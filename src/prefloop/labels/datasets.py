@@ -60,7 +60,7 @@ class Datasets:
         has = self._settings(id)
         wants = form.describe()
         # A draft with a part of the form is what a push that was killed has left.
-        if has != wants and not (found["status"] == "draft" and has.items() <= wants.items()):
+        if not wants.items() <= has.items() and not (found["status"] == "draft" and has.items() <= wants.items()):
             raise LabelError(
                 f"dataset '{name}' is there with {_listed(has) or 'no fields'}, but {kind} need {_listed(wants)}: name another dataset"
             )
@@ -138,7 +138,7 @@ class Datasets:
     def _kind_of(self, id: str, name: str) -> Kind:
         found = self._settings(id)
         for kind, form in FORMS.items():
-            if form.describe() == found:
+            if form.describe().items() <= found.items():  # an owner may have added a question
                 return kind
         raise LabelError(
             f"dataset '{name}' was not made by `prefloop label push`: it has {_listed(found)}; name another dataset"

@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, cast
 
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote, to_dict
+from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote
 
 HIDDEN = "prefloop"
+LONGEST = 20_000  # characters of a message
 STRENGTHS = {"slight": 1.0, "clear": 2.0, "strong": 3.0}
 Kind = Literal["comparisons", "ratings"]
 R = TypeVar("R", Comparison, Rating)
@@ -59,7 +60,7 @@ def describe(fields: list[dict[str, Any]], questions: list[dict[str, Any]]) -> d
     """Name → type of fields and questions, with the values that a question lets choose."""
     found = {f"field {f['name']}": str(f["settings"]["type"]) for f in fields}
     for question in questions:
-        options = "/".join(str(option["value"]) for option in question["settings"].get("options") or [])
+        options = "/".join(sorted(str(option["value"]) for option in question["settings"].get("options") or []))
         found[f"question {question['name']}"] = " ".join(filter(None, [question["settings"]["type"], options]))
     return found
 
@@ -91,9 +92,18 @@ def is_swapped(dataset: str, id: str) -> bool:
 
 
 def digest(record: Comparison | Rating) -> str:
-    """16 hex digits of what a record is, its votes and the order of showing left out."""
-    row = to_dict(record) | {"votes": [], "meta": {k: v for k, v in record.meta.items() if k != "shown"}}
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode("ascii")).hexdigest()[:16]
+    """16 hex digits of what annotators are asked about: prompt and responses in their order. Sources, metadata and votes may differ."""
+    responses = record.responses if isinstance(record, Comparison) else [record.response]
+    asked = [[(m.role, m.content) for m in record.prompt], [response.text for response in responses]]
+    return hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()[:16]
+
+
+def problem(record: Comparison | Rating) -> str | None:
+    """Why Argilla would not take the record; ``None`` when it would."""
+    for number, message in enumerate(record.prompt, 1):
+        if not 1 <= len(_shown(message.content)) <= LONGEST:
+            return f"message {number} of the prompt has {len(_shown(message.content)):,} characters, Argilla takes 1 to {LONGEST:,}"
+    return None
 
 
 def to_item(record: Comparison | Rating, dataset: str) -> dict[str, Any]:
@@ -159,7 +169,10 @@ def to_record(item: Mapping[str, Any], names: Mapping[str, str]) -> Comparison |
 def _vote(answer: Mapping[str, Any], names: Mapping[str, str]) -> Vote:
     """The vote in terms of the screen: 0 is A."""
     chosen = _value(answer, "preferred")
-    choice = cast(Literal[0, 1, "tie"], {"A": 0, "B": 1}.get(chosen, "tie"))
+    choices: dict[str, Literal[0, 1, "tie"]] = {"A": 0, "B": 1, "tie": "tie"}
+    if chosen not in choices:
+        raise DataError(f"an answer to 'preferred' is {chosen!r}: A, B or tie was asked for")
+    choice = choices[chosen]
     strength = STRENGTHS.get(_value(answer, "strength"))
     return Vote(_name(answer, names), choice, strength, _value(answer, "why") or None, _moment(answer["updated_at"]))
 

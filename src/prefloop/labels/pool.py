@@ -1,7 +1,7 @@
 """Pools of pairs that nobody has voted on: read from a file, without those that are labelled already.
 
 A pool is a file of comparisons in any layout, or of candidates as the sample stage writes them: a row a prompt with any number of responses,
-whose pairs are then named ``<id>/<i>-<j>`` as simulated labels name them.
+whose pairs are then named ``<id>/<i>-<j>#`` and 8 hex digits of their texts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_pool(path: Path, labelled: Path | None = None, layout: str = "auto") ->
 
     Raises ``DataError`` when a row is neither a comparison nor candidates, or when no pair is left.
     """
-    pairs = list(candidates_of(path)) if holdscandidates_of(path) else load_comparisons(path, layout=layout).records
+    pairs = list(candidates_of(path)) if holds_candidates(path) else load_comparisons(path, layout=layout).records
     done = load_comparisons(labelled).records if labelled else []
     pool = unlabelled(pairs, done)
     if not pool.pairs:
@@ -73,7 +73,7 @@ def unlabelled(pairs: Sequence[Comparison], done: Iterable[Comparison]) -> Pool:
     return Pool(kept, voted, labelled)
 
 
-def holdscandidates_of(path: Path) -> bool:
+def holds_candidates(path: Path) -> bool:
     """Whether any of the first rows has a list of responses that is not a pair."""
     first = (row.value for row in itertools.islice(read_rows(path), 200))
     lists = (row.get("responses") for row in first if isinstance(row, dict))
@@ -95,7 +95,7 @@ def candidates_of(path: Path) -> Iterator[Comparison]:
             prompt = from_dict(Prompt, {key: value for key, value in row.value.items() if key != "responses"})
         except ValueError as error:
             raise DataError(f"{path}, row {row.number}: {error}. Expected candidates: id, prompt, responses") from None
-        yield from pairs_of(prompt.id, prompt.prompt, responses)
+        yield from map(named, pairs_of(prompt.id, prompt.prompt, responses))
 
 
 def pairs_of(id: str, prompt: list[Message], responses: Sequence[Response]) -> Iterator[Comparison]:

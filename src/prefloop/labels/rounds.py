@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 from prefloop.config import LabelConfig
-from prefloop.console import progress, say
+from prefloop.console import duration, progress, say
 from prefloop.errors import DataError, LabelError
 from prefloop.interrupt import check_interrupted
-from prefloop.labels.argilla import Argilla, Progress, Pulled
-from prefloop.labels.connection import Connection, Refused
+from prefloop.labels.argilla import Argilla, Progress
+from prefloop.labels.connection import Connection, Refused, Unreachable
+from prefloop.labels.forms import problem
 from prefloop.records import Comparison, Vote
 
 
@@ -26,9 +28,13 @@ class Round:
 
     comparisons: list[Comparison]
     """Those of the round's pairs that have votes, in the round's order, each with all its votes."""
+    refused: int
+    """Pairs that Argilla would not take."""
     unlabelled: int
     drafts: int
     discards: int
+    others: int
+    """Votes of people on pairs that simulated annotators were to vote on; left out."""
 
 
 def connect(config: LabelConfig) -> Argilla:
@@ -37,68 +43,108 @@ def connect(config: LabelConfig) -> Argilla:
 
 
 def collect_round(
-    argilla: Argilla, config: LabelConfig, pairs: Sequence[Comparison], simulated: Mapping[str, Mapping[str, Vote]]
+    config: LabelConfig, dataset: str, pairs: Sequence[Comparison], simulated: Mapping[str, Mapping[str, Vote]]
 ) -> Round:
-    """Push ``pairs`` to ``config.dataset``, let ``simulated`` annotators (name → pair id → vote) answer, wait until ``config.enough`` of the
-    pairs are complete, and return what has votes then. Raises ``LabelError`` for a server that refuses, ``DataError`` when nothing has votes.
+    """Push ``pairs``, let ``simulated`` annotators (name → pair id → vote) answer, wait until ``config.enough`` of the pairs are complete, and
+    return what has votes then.
+
+    With simulated annotators their votes alone are taken. Raises ``LabelError`` for a server that refuses, and for votes of simulated
+    annotators where people were to vote; ``DataError`` when nothing has votes.
     """
-    dataset, workspace = str(config.dataset), config.workspace
+    argilla, workspace = connect(config), config.workspace
+    bare = [dataclasses.replace(pair, votes=[]) for pair in pairs if problem(pair) is None]
+    refused = [(pair.id, why) for pair in pairs if (why := problem(pair))]
+    if refused:
+        say(f"  {len(refused)} pairs set aside, the first '{refused[0][0]}': {refused[0][1]}", "yellow")
+    if not bare:
+        raise DataError(f"Argilla takes none of the round's {len(pairs)} pairs: {refused[0][1]}")
     guidelines = config.guidelines.read_text(encoding="utf-8") if config.guidelines else None
-    bare = [dataclasses.replace(pair, votes=[]) for pair in pairs]
     pushed = argilla.push(bare, dataset, workspace, guidelines, config.min_submitted)
     there = f" ({pushed.present} were there)" if pushed.present else ""
     say(f"  {pushed.sent} pairs sent to {argilla.rest.connection.url}, dataset {workspace}/{dataset}{there}")
+    ids = [pair.id for pair in bare]
     for annotator, votes in simulated.items():
-        argilla.vote(dataset, annotator, votes, workspace)
-    ids = [pair.id for pair in pairs]
-    _wait(argilla, config, ids)
-    found = argilla.pull(dataset, workspace)
-    return _of_round(found, ids, dataset)
-
-
-def _of_round(found: Pulled, ids: Sequence[str], dataset: str) -> Round:
+        argilla.vote(dataset, annotator, {id: votes[id] for id in ids}, workspace)
+    _wait(config, dataset, ids)
+    argilla = connect(config)
+    found = argilla.pull(dataset, workspace, ids)
     by_id = {record.id: record for record in found.records if isinstance(record, Comparison)}
-    kept = [by_id[id] for id in ids if id in by_id]
-    if not kept:
+    others = 0
+    if simulated:
+        kept = {id: _votes_of(record, simulated) for id, record in by_id.items()}
+        others = sum(len(by_id[id].votes) - len(record.votes) for id, record in kept.items())
+        by_id = {id: record for id, record in kept.items() if record.votes}
+    elif machines := argilla.simulated() & {vote.annotator for record in by_id.values() for vote in record.votes}:
+        raise LabelError(
+            f"dataset '{workspace}/{dataset}' holds votes of simulated annotators ({', '.join(sorted(machines))}) on these pairs, and people "
+            "are to vote: name another dataset"
+        )
+    comparisons = [by_id[id] for id in ids if id in by_id]
+    if not comparisons:
         raise DataError(
             f"dataset '{dataset}': none of the round's {len(ids)} pairs has a vote any more: run the same command again to wait for new ones"
         )
-    return Round(kept, len(ids) - len(kept), found.drafts, found.discards)
+    return Round(comparisons, len(refused), len(ids) - len(comparisons), found.drafts, found.discards, others)
 
 
-def _wait(argilla: Argilla, config: LabelConfig, ids: Sequence[str]) -> None:
-    """Until enough of the pairs are complete. A server that does not answer for a while is waited for, a refusal is not."""
-    dataset, workspace = str(config.dataset), config.workspace
-    wanted = max(1, math.ceil(config.enough * len(ids) - 1e-9))
-    complete = argilla.completed(dataset, ids, workspace)
+def _votes_of(record: Comparison, names: Mapping[str, object]) -> Comparison:
+    """The comparison with the votes of ``names`` alone; when a program voted tells nothing about haste."""
+    votes = [dataclasses.replace(vote, at=None) for vote in record.votes if vote.annotator in names]
+    return dataclasses.replace(record, votes=votes)
+
+
+def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
+    """Until enough of the pairs are complete. A silent server is waited for as long as ``config.patience``; a refusal ends the wait."""
+    argilla, workspace = connect(config), config.workspace
+    states = argilla.states(dataset, ids, workspace)
+    complete, wanted = _standing(states, ids, config)
     if complete >= wanted:
         return
     say(
         f"  waiting for votes on {wanted} of {len(ids)} pairs. Ctrl-C is safe: votes stay in Argilla, and the same command goes on",
         "yellow",
     )
-    pause, silent, said = threading.Event(), False, ""
+    pause, silent_since, seen = threading.Event(), None, None
     with progress("  labels", wanted, "pairs", done=complete) as advance:
         while complete < wanted:
             pause.wait(config.poll_seconds)
-            try:
-                now = argilla.completed(dataset, ids, workspace)
-                state = argilla.progress(dataset, workspace)
-            except LabelError as error:
-                if isinstance(error, Refused) and error.status < 500:
-                    raise
-                if not silent:
-                    say(f"  {error}; waiting for it", "yellow")
-                silent = True
-                check_interrupted()
-                continue
-            silent, note = False, _by_whom(state)
-            if (now, note) != (complete, said):
-                advance(now - complete, note)
-                complete, said = now, note
             check_interrupted()
+            try:
+                argilla = connect(config) if silent_since else argilla
+                now = argilla.progress(dataset, workspace)
+                silent_since = None
+                if now == seen:
+                    continue
+                states = argilla.states(dataset, ids, workspace)
+            except LabelError as error:
+                if not isinstance(error, Unreachable) and not (isinstance(error, Refused) and error.status >= 500):
+                    raise
+                if silent_since is None:
+                    say(f"  {error}; waiting for it", "yellow")
+                    silent_since = time.monotonic()
+                if time.monotonic() - silent_since > config.patience:
+                    raise LabelError(
+                        f"{error}. It has been silent for {duration(config.patience)} (label.patience): start it and run the same command, "
+                        "which goes on waiting"
+                    ) from None
+                continue
+            before, seen = complete, now
+            complete, wanted = _standing(states, ids, config)
+            gone = f", {len(ids) - len(states)} pairs deleted on the server" if len(states) < len(ids) else ""
+            advance(complete - before, _by_whom(now) + gone)
+
+
+def _standing(states: Mapping[str, bool], ids: Sequence[str], config: LabelConfig) -> tuple[int, int]:
+    """Pairs that are complete, and how many must be. Pairs that somebody has deleted on the server are not waited for."""
+    there = sum(id in states for id in ids)
+    if not there:
+        raise LabelError(
+            f"Argilla holds none of the round's {len(ids)} pairs any more: run the same command again to send them"
+        )
+    return sum(states.get(id, False) for id in ids), max(1, math.ceil(config.enough * there - 1e-9))
 
 
 def _by_whom(state: Progress) -> str:
+    """Answers in the dataset so far."""
     answers = sorted(((counts.get("submitted", 0), name) for name, counts in state.annotators.items()), reverse=True)
     return ", ".join(f"{name} {count}" for count, name in answers if count)

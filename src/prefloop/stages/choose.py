@@ -8,7 +8,7 @@ from prefloop.config import LabelConfig
 from prefloop.console import say
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
-from prefloop.labels.pool import candidates_of, named, unlabelled
+from prefloop.labels.pool import candidates_of, unlabelled
 from prefloop.labels.scoring import score_pool
 from prefloop.labels.selection import SCORED, choose, marked
 from prefloop.models.reward import Reward
@@ -36,8 +36,8 @@ class Choose(Stage):
         backbone, config, seed = work.runtime.backbone, self.config, work.runtime.seed + self.round
         candidates = inputs["candidates"] / "candidates.jsonl"
         done = (from_dict(Comparison, row) for row in read_rows(inputs["comparisons"] / "comparisons.jsonl"))
-        found = unlabelled([named(pair) for pair in candidates_of(candidates)], done)
-        pool, prompts = found.pairs, sum(1 for _ in read_rows(candidates))
+        found = unlabelled(list(candidates_of(candidates)), done)
+        pool, first_round = found.pairs, config.pairs_per_prompt * sum(1 for _ in read_rows(candidates))
         if not pool:
             raise DataError(
                 f"none of the candidates' pairs is left to put to the vote ({found.labelled} are labelled or equal): raise sample.candidates"
@@ -53,7 +53,7 @@ class Choose(Stage):
         method = config.choose
         if method == "auto":
             method = "disagreement" if scores.margin_PK.shape[1] > 1 else "margin"
-        count = config.pairs or config.pairs_per_prompt * prompts
+        count = config.pairs or min(first_round, -(-len(pool) // 2))  # of two candidates one: less is no choice
         picked, value_P = choose(
             pool, count, method, margin_PK=scores.margin_PK, feature_PH=scores.feature_PH if method in SCORED else None,
             temperature=scores.temperature, per_prompt=max(2, config.pairs_per_prompt), seed=seed,

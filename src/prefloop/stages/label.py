@@ -8,10 +8,11 @@ from typing import Any, Self
 from prefloop.config import DataConfig, LabelConfig
 from prefloop.console import say
 from prefloop.data.sources import copy_records, holds, write_jsonl
-from prefloop.errors import ConfigError, DataError, LabelError
+from prefloop.errors import ConfigError, DataError
 from prefloop.judging.judges import FunctionGrader
 from prefloop.labels.agreement import measure
-from prefloop.labels.pool import named
+from prefloop.labels.connection import Unreachable, place
+from prefloop.labels.pool import content_of, named
 from prefloop.labels.rounds import collect_round, connect
 from prefloop.labels.show import alpha_line
 from prefloop.labels.simulated import cast, simulate
@@ -43,6 +44,8 @@ class Label(Stage):
             raise ConfigError(
                 f"label.enough is {self.config.enough:g}: it is a share of the pairs, above 0 and at most 1"
             )
+        if self.config.source == "argilla" and self.config.dataset is None:
+            raise ConfigError("label.dataset is not set: name Argilla's dataset")
         self.gold = gold
         self.simulated = simulate or self.config.source == "simulated"
         self.inputs = () if self.config.source == "file" else ("candidates",)
@@ -66,11 +69,8 @@ class Label(Stage):
         if self.simulated:
             parts |= {"annotators": config.annotators, "gold": FunctionGrader(self._gold()).fingerprint()}
         if config.source == "argilla":
-            parts |= {
-                "place": [config.url, config.workspace, config.dataset],
-                "guidelines": config.guidelines,
-                "complete": [config.min_submitted, config.enough],
-            }
+            parts |= {"place": [place(config.home, config.url), config.workspace, config.dataset]}
+            parts |= {"min_submitted": config.min_submitted}
         return parts
 
     def preflight(self) -> None:
@@ -79,7 +79,7 @@ class Label(Stage):
             return
         try:
             connect(self.config).check(self.config.workspace)
-        except LabelError as error:  # SFT and sampling need no server, and a finished round needs none any more
+        except Unreachable as error:  # SFT and sampling need no server, and a finished round needs none any more
             say(f"labels: {error}. It is needed when the run gets to them", "yellow")
 
     def _gold(self) -> str:
@@ -102,15 +102,13 @@ class Label(Stage):
             if not self.simulated:
                 work.runtime.release()  # people take their time, and the GPU need not wait with them
             pairs, unlabelled = self._through_argilla(pairs)
-        earlier = (
-            [from_dict(Comparison, row) for row in read_rows(inputs["comparisons"] / "comparisons.jsonl")]
-            if self.round > 1
-            else []
-        )
-        comparisons = earlier + pairs
+        comparisons = list(pairs)
+        if self.round > 1:
+            before = read_rows(inputs["comparisons"] / "comparisons.jsonl")
+            comparisons = [from_dict(Comparison, row) for row in before] + comparisons
         write_jsonl(work.folder / "comparisons.jsonl", comparisons)
-        metrics = {"annotators": self._people(pairs, gold), **unlabelled, **_agreement(collect(comparisons))}
-        if earlier:
+        metrics = {"annotators": self._people(comparisons, gold), **unlabelled, **_agreement(collect(comparisons))}
+        if self.round > 1:
             metrics["of_this_round"] = len(pairs)
         return self._counted(len(comparisons), sum(len(c.votes) for c in comparisons), metrics)
 
@@ -129,8 +127,8 @@ class Label(Stage):
             pairs = [from_dict(Comparison, row) for row in read_rows(inputs["pairs"] / "pairs.jsonl")]
             if gold:
                 pairs = [cast(pair, gold.of(pair), annotators, work.runtime.seed) for pair in pairs]
-        elif self.config.source == "argilla":
-            pairs = [named(pair) for pair in pairs]
+        elif self.config.source == "argilla":  # equal candidates make equal pairs; people are asked once
+            pairs = list({content_of(pair): named(pair) for pair in pairs}.values())
         if not pairs:
             raise DataError(
                 "no prompt has two different non-empty candidates to compare: sample more, or at a higher temperature"
@@ -142,9 +140,17 @@ class Label(Stage):
             annotator.name: {pair.id: vote for pair in pairs for vote in pair.votes if vote.annotator == annotator.name}
             for annotator in (self.config.annotators if self.simulated else [])
         }
-        found = collect_round(connect(self.config), self.config, pairs, simulated)
-        say(f"  {found.unlabelled} pairs without a vote, {found.drafts} drafts and {found.discards} discards left out")
-        counts = {"unlabelled": found.unlabelled, "drafts": found.drafts, "discards": found.discards}
+        found = collect_round(self.config, str(self.config.dataset), pairs, simulated)
+        counts = {
+            "unlabelled": found.unlabelled,
+            "drafts": found.drafts,
+            "discards": found.discards,
+            "refused": found.refused,
+            "votes_of_others": found.others,
+        }
+        said = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n)
+        if said:
+            say(f"  left out: {said}", "yellow")
         return found.comparisons, counts
 
     def _people(self, pairs: list[Comparison], gold: Gold | None) -> list[dict[str, Any]]:
@@ -155,7 +161,7 @@ class Label(Stage):
             votes.update(vote.annotator for vote in pair.votes)
             first, second = gold.of(pair) if gold else (0.0, 0.0)
             for vote in pair.votes:
-                if first != second:
+                if first != second and vote.choice != "tie":
                     agreed[vote.annotator].append((vote.choice == 0) == (first > second))
         noise = {a.name: a.noise for a in self.config.annotators} if self.simulated else {}
         return [
@@ -166,7 +172,7 @@ class Label(Stage):
                 "agreement_with_gold": sum(agreed[name]) / len(agreed[name]) if agreed[name] else None,
                 "votes": votes[name],
             }
-            for name in (noise or sorted(votes))
+            for name in dict.fromkeys((*noise, *sorted(votes)))
         ]
 
     def _counted(self, comparisons: int, votes: int, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -240,9 +246,9 @@ class Gold:
         return scores
 
     def of(self, pair: Comparison) -> tuple[float, float]:
-        """The scores of a pair's two responses."""
-        first, second = (self.scores[tuple(pair.prompt), response.text] for response in pair.responses)
-        return first, second
+        """The scores of a pair's two responses; of a pair of another round, whose responses were not added, 0 and 0."""
+        first, second = (self.scores.get((tuple(pair.prompt), response.text)) for response in pair.responses)
+        return (0.0, 0.0) if first is None or second is None else (first, second)
 
 
 def _agreement(votes: Votes) -> dict[str, Any]:
