@@ -103,15 +103,13 @@ def test_drafts_and_discards_are_counted_and_not_used(labelling: Labelling, ann:
     assert (pulled.votes, pulled.drafts, pulled.discards, pulled.foreign) == (1, 1, 2, 0)
 
 
-def test_a_vote_changed_later_replaces_the_first_and_a_discard_takes_it_back(
-    labelling: Labelling, ann: Annotator
-) -> None:
-    dataset, records = labelling.name(), comparisons(2)
+def test_a_vote_changed_later_replaces_the_first_and_a_discard_takes_it_back(labelling: Labelling) -> None:
+    dataset, records, name = labelling.name(), comparisons(2), labelling.name()
     labelling.argilla.push(records, dataset)
-    labelling.argilla.vote(dataset, ann.name, {r.id: Vote("", 0) for r in records})
+    labelling.argilla.vote(dataset, name, {r.id: Vote("", 0) for r in records})
     before = labelling.argilla.pull(dataset).records
-    labelling.argilla.vote(dataset, ann.name, {records[0].id: Vote("", 1, 3.0)})
-    labelling.argilla.vote(dataset, ann.name, {records[1].id: Vote("", 0)}, status="discarded")
+    labelling.argilla.vote(dataset, name, {records[0].id: Vote("", 1, 3.0)})
+    labelling.argilla.vote(dataset, name, {records[1].id: Vote("", 0)}, status="discarded")
     (after,) = labelling.argilla.pull(dataset).records
     assert [r.votes[0].choice for r in before] == [0, 0]
     assert (after.id, after.votes[0].choice, after.votes[0].strength) == (records[0].id, 1, 3.0)
@@ -239,7 +237,7 @@ def test_a_push_beside_another_sends_nothing_twice_and_says_so(
 def test_the_same_id_with_other_content_is_named_and_nothing_is_sent(labelling: Labelling) -> None:
     dataset, records = labelling.name(), comparisons(2)
     labelling.argilla.push(records[:1], dataset)
-    changed = dataclasses.replace(records[0], meta={})
+    changed = dataclasses.replace(records[0], responses=records[0].responses[::-1])
     with pytest.raises(DataError, match=r"holds 'pair/0' with other content.*Nothing was sent"):
         labelling.argilla.push([changed, records[1]], dataset)
     assert labelling.argilla.progress(dataset).total == 1
