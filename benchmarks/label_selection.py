@@ -6,7 +6,8 @@ Every method starts from the same 100 random pairs; from then on it doubles them
 used, by ``labels.selection`` as ``prefloop label next`` does, and a reward ensemble is trained from scratch on all that it has (label and reward
 stages, one epoch but at least 25 steps). The pool's own votes are what the labellers would say. All members' mean score is measured on
 the test pairs. Finished trainings lie in the store of the output folder: the same command goes on after a kill or a time limit, and
-``results.json`` holds what is done so far. On two CPU cores, to see it work:
+``results.json`` holds what is done so far. A small model leaves most of a GPU idle: run the seeds side by side, each with an --output of its own, and
+put them together with ``--join a/results.json b/results.json c/results.json``. On two CPU cores, to see it work:
 
     python benchmarks/label_selection.py --pool … --test … --model TINY --precision fp32 --sizes 8 16 --members 2 --candidates 40 --test-limit 20
 """
@@ -162,7 +163,8 @@ class Results:
 
     def write(self) -> dict[str, Any]:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.options).items()}
-        settings |= {name: Path(settings[name]).name for name in ("pool", "test", "model", "output")}
+        settings |= {name: Path(settings[name]).name for name in ("pool", "test", "model", "output") if settings[name]}
+        settings["join"] = [path.parent.name for path in self.options.join or []]
         found = {"settings": settings, "environment": environment(), "summary": summary(self.rows), "rows": self.rows}
         write_json(self.options.output / "results.json", found)
         return found
@@ -236,8 +238,14 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run every seed, print rows as they come, then the table, ``results.json`` and ``curve.png``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True, help="labelled pairs to choose from")
-    parser.add_argument("--test", type=Path, required=True, help="labelled pairs to measure on")
+    parser.add_argument("--pool", type=Path, help="labelled pairs to choose from")
+    parser.add_argument("--test", type=Path, help="labelled pairs to measure on")
+    parser.add_argument(
+        "--join",
+        type=Path,
+        nargs="+",
+        help="results.json of runs with other seeds: their table and curve, nothing is trained",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/label-selection"))
     parser.add_argument("--methods", nargs="+", default=["disagreement", "random", "length"], choices=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -257,7 +265,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pack-tokens", type=int, default=16384)
     parser.add_argument("--limit-s", type=float, help="start no training after so many seconds")
     options = parser.parse_args(arguments)
+    if not options.join and not (options.pool and options.test):
+        parser.error("--pool and --test are needed, or --join")
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.join:
+        results = Results(options)
+        results.rows = [row for path in options.join for row in json.loads(path.read_text())["rows"]]
+        conclude(results)
+        return
     config = BackboneConfig(
         model=options.model,
         precision=options.precision,
@@ -271,10 +286,15 @@ def main(arguments: list[str] | None = None) -> None:
     results = Results(options)
     for seed in options.seeds:
         run_seed(runtime, seed, pool, test, results)
+    conclude(results)
+
+
+def conclude(results: Results) -> None:
+    """The closing table, ``results.json`` and ``curve.png``."""
     found = results.write()["summary"]
     show(found)
     if found:
-        plot(found, options.output / "curve.png")
+        plot(found, results.options.output / "curve.png")
 
 
 if __name__ == "__main__":

@@ -245,3 +245,16 @@ def test_the_benchmark_runs_small_and_goes_on_where_it_was(tmp_path: Path, tiny_
     assert sorted((tmp_path / "out" / ".store").glob("reward-*")) == stored
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["accuracy"] for row in again["rows"]] == [row["accuracy"] for row in found["rows"]]
+    rows = [row | {"seed": 1} for row in found["rows"]]
+    (tmp_path / "other.json").write_text(json.dumps({"rows": rows}))
+    label_selection.main(
+        [
+            "--join",
+            str(tmp_path / "out" / "results.json"),
+            str(tmp_path / "other.json"),
+            "--output",
+            str(tmp_path / "both"),
+        ]
+    )
+    both = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert both["rows"] == again["rows"] + rows and all(len(entry["by_seed"]) == 2 for entry in both["summary"])
