@@ -267,7 +267,11 @@ def _queue(
         elif rest is not None and unanswered_by is not None:
             of_dataset = Sql("r.dataset_id = ?", (stored_uuid(dataset_id),))
             where = Sql.join(" AND ", [of_dataset, rest] if rest.text != "1" else [of_dataset])
-            every = len(known) if rest.text == "1" else _count(connection, Sql(f"FROM records r WHERE {where.text}", where.params))
+            every = (
+                len(known)
+                if rest.text == "1"
+                else _count(connection, Sql(f"FROM records r WHERE {where.text}", where.params))
+            )
             answered = Sql(f"{ANSWERED} AND {where.text}", (stored_uuid(unanswered_by), *where.params))
             total = every - _count(connection, answered)
         else:
@@ -276,7 +280,9 @@ def _queue(
 
         def matching(ids: list[str]) -> list[tuple[str, None]]:
             params = (json.dumps(ids), *source.params)
-            return connection.execute(f"SELECT r.id, NULL {LISTED} {source.text.removeprefix('FROM records r')} ORDER BY o.key", params).fetchall()
+            return connection.execute(
+                f"SELECT r.id, NULL {LISTED} {source.text.removeprefix('FROM records r')} ORDER BY o.key", params
+            ).fetchall()
 
         # Few matches among many records are found sooner by sorting them than by walking along the shuffle.
         budget = len(known) // 4

@@ -23,7 +23,7 @@ V = TypeVar("V")
 MAX_DATASETS = 16
 MAX_USERS = 64  # of one dataset: four bytes a record each
 
-# The condition r.dataset_id makes ix_prefloop_records, which covers the usual filters, the way to a record.
+ALL = "SELECT r.rowid, r.id FROM records r WHERE r.dataset_id = ?"  # by a covering index, and so in no order
 COUNT = "SELECT count(*) FROM records r WHERE r.dataset_id = ?"
 LAST = "SELECT r.id FROM records r WHERE r.rowid = ? AND +r.dataset_id = ?"
 SINCE = "SELECT r.rowid, r.id FROM records r WHERE r.dataset_id = ? AND r.rowid > ? ORDER BY r.rowid"
@@ -83,18 +83,16 @@ def shuffle_keys(user_id: UUID, rowids: np.ndarray) -> np.ndarray:
 
 _datasets: _Recent[UUID, Known] = _Recent(MAX_DATASETS)
 _lock = threading.Lock()
+_reading = threading.Lock()
 
 
 def known_records(connection: sqlite3.Connection, dataset_id: UUID) -> Known:
     """The records of a dataset as the connection's transaction sees them."""
-    with _lock:
-        known = _datasets.seen(dataset_id)
-    found = _brought_up_to_date(connection, dataset_id, known) if known is not None and len(known) else None
+    found = _from_memory(connection, dataset_id)
     if found is None:
-        found = Known(*_rows_since(connection, dataset_id, -(2**63)))
-    if found is not known:
-        with _lock:
-            _datasets.put(dataset_id, found)
+        with _reading:  # annotators who come all at once wait for the first one's reading
+            found = _from_memory(connection, dataset_id) or _read(connection, dataset_id)
+            _keep(dataset_id, found)
     return found
 
 
@@ -104,20 +102,37 @@ def forget(dataset_id: UUID) -> None:
         _datasets.pop(dataset_id, None)
 
 
-def _brought_up_to_date(connection: sqlite3.Connection, dataset_id: UUID, known: Known) -> Known | None:
-    last = int(known.rowids[-1])
-    if connection.execute(LAST, (last, stored_uuid(dataset_id))).fetchone() != (known.ids[-1].decode(),):
-        return None
-    rowids, ids = _rows_since(connection, dataset_id, last)
-    if connection.execute(COUNT, (stored_uuid(dataset_id),)).fetchone()[0] != len(known) + len(rowids):
-        return None
-    if not len(rowids):
-        return known
-    return Known(np.concatenate([known.rowids, rowids]), np.concatenate([known.ids, ids]))
+def _keep(dataset_id: UUID, known: Known) -> None:
+    with _lock:
+        _datasets.put(dataset_id, known)
 
 
-def _rows_since(connection: sqlite3.Connection, dataset_id: UUID, rowid: int) -> tuple[np.ndarray, np.ndarray]:
-    rows = connection.execute(SINCE, (stored_uuid(dataset_id), rowid)).fetchall()
+def _from_memory(connection: sqlite3.Connection, dataset_id: UUID) -> Known | None:
+    """What is kept of a dataset, with the records that have come since; None where it does not hold any more."""
+    with _lock:
+        known = _datasets.seen(dataset_id)
+    if known is None or not len(known):
+        return None
+    last, dataset = int(known.rowids[-1]), stored_uuid(dataset_id)
+    if connection.execute(LAST, (last, dataset)).fetchone() != (known.ids[-1].decode(),):
+        return None
+    newer = connection.execute(SINCE, (dataset, last)).fetchall()
+    if connection.execute(COUNT, (dataset,)).fetchone()[0] != len(known) + len(newer):
+        return None
+    if newer:
+        rowids, ids = _arrays(newer)
+        known = Known(np.concatenate([known.rowids, rowids]), np.concatenate([known.ids, ids]))
+        _keep(dataset_id, known)
+    return known
+
+
+def _read(connection: sqlite3.Connection, dataset_id: UUID) -> Known:
+    rowids, ids = _arrays(connection.execute(ALL, (stored_uuid(dataset_id),)).fetchall())
+    logged = np.argsort(rowids)
+    return Known(rowids[logged], ids[logged])
+
+
+def _arrays(rows: list[tuple[int, str]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([row[0] for row in rows], dtype=np.int64), np.array([row[1] for row in rows], dtype="S32")
 
 
