@@ -1,7 +1,9 @@
-"""The ASGI application: Argilla's own, with the embedded search engine registered before it is made."""
+"""The ASGI application: Argilla's own, with the embedded search engine and its sessions before it is made."""
 
-from prefloop_labeling import engine  # noqa: F401  (registers the engine and sets up SQLite)
+from prefloop_labeling import engine, sessions  # the engine registers itself and sets up SQLite
 
 from argilla_server import app  # isort: skip
 
-__all__ = ["app"]
+sessions.use()
+
+__all__ = ["app", "engine"]

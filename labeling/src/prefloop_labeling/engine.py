@@ -4,8 +4,10 @@ Argilla calls its engine after it has committed, so whatever the engine would be
 hooks do nothing and no index can fall behind. Only words need an index of their own (`text.py`), which catches up by itself.
 """
 
+import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -27,8 +29,9 @@ from argilla_server.search_engine import (
 
 from prefloop_labeling import __version__
 from prefloop_labeling.database import Readers, readers
-from prefloop_labeling.filters import METADATA_VALUES, Sql, compile_filter, json_path, stored_uuid
+from prefloop_labeling.filters import METADATA_VALUES, Sql, compile_filter, json_path, stored_uuid, unanswered
 from prefloop_labeling.ordering import compile_sort, shuffle
+from prefloop_labeling.shuffles import first_matches, forget, known_records
 from prefloop_labeling.text import TextIndex
 from prefloop_labeling.vectors import similarities
 
@@ -94,8 +97,9 @@ class EmbeddedEngine(SearchEngine):
         """Nothing to do: the database is the index."""
 
     async def delete_index(self, dataset: Dataset) -> None:
-        """Drop the dataset's words."""
+        """Drop the dataset's words and what is kept of its shuffles."""
         dataset_id = dataset.id
+        forget(dataset_id)
         await self.readers.run(lambda connection: TextIndex(connection, dataset_id).drop(), text=True)
 
     async def get_dataset_progress(self, dataset: Dataset) -> dict[str, int]:
@@ -124,6 +128,13 @@ class EmbeddedEngine(SearchEngine):
     ) -> SearchResponses:
         """Records that match, ordered by `sort`; else shuffled for the user; else by relevance, or as they were logged."""
         condition = compile_filter(filter, dataset) if filter else None
+        if user_id and query is None and not sort:
+            user = user_id if isinstance(user_id, UUID) else UUID(user_id)
+            pending = unanswered(filter)
+            rest = compile_filter(pending[1], dataset) if pending else None
+            return await self.readers.run(
+                partial(_queue, dataset.id, user, condition, rest, pending and pending[0], offset=offset, limit=limit)
+            )
         if sort:
             order: Sql | None = compile_sort(sort, dataset)
         else:
@@ -189,6 +200,8 @@ USER_PROGRESS = (
     "SELECT p.status, count(*) FROM responses p CROSS JOIN records r ON r.id = p.record_id"
     " WHERE p.user_id = ? AND r.dataset_id = ? GROUP BY +p.status"
 )
+ANSWERED = "FROM responses p CROSS JOIN records r ON r.id = p.record_id WHERE p.user_id = ?"
+LISTED = "FROM json_each(?) o CROSS JOIN records r ON r.id = o.value"
 TERMS = (
     f"SELECT CAST(j.value AS TEXT) AS term, count(DISTINCT r.rowid) AS records FROM records r, {METADATA_VALUES}"
     " WHERE r.dataset_id = ? AND j.value IS NOT NULL GROUP BY term ORDER BY records DESC, term LIMIT ?"
@@ -230,16 +243,79 @@ def _search(
 ) -> SearchResponses:
     source, ranked = _source(connection, dataset_id, query, condition)
     order = order or Sql("w.rank, r.rowid" if ranked else "r.rowid")
-    score = "-w.rank" if ranked else "NULL"
-    connection.execute("BEGIN")  # the page and the total are of one moment
+    with _one_moment(connection):
+        total = _count(connection, source)
+        return _responses(_page(connection, source, order, "-w.rank" if ranked else "NULL", offset, limit), total)
+
+
+def _queue(
+    dataset_id: UUID,
+    user_id: UUID,
+    condition: Sql | None,
+    rest: Sql | None,
+    unanswered_by: UUID | None,
+    connection: sqlite3.Connection,
+    offset: int,
+    limit: int,
+) -> SearchResponses:
+    """A page in the user's shuffle. `rest` is the condition without the one that asks for what a user has not answered."""
+    source, _ = _source(connection, dataset_id, None, condition)
+    with _one_moment(connection):
+        known = known_records(connection, dataset_id)
+        if condition is None:
+            total = len(known)
+        elif rest is not None and unanswered_by is not None:
+            of_dataset = Sql("r.dataset_id = ?", (stored_uuid(dataset_id),))
+            where = Sql.join(" AND ", [of_dataset, rest] if rest.text != "1" else [of_dataset])
+            every = (
+                len(known)
+                if rest.text == "1"
+                else _count(connection, Sql(f"FROM records r WHERE {where.text}", where.params))
+            )
+            answered = Sql(f"{ANSWERED} AND {where.text}", (stored_uuid(unanswered_by), *where.params))
+            total = every - _count(connection, answered)
+        else:
+            total = _count(connection, source)
+        wanted = min(offset + limit, total)
+
+        def matching(ids: list[str]) -> list[tuple[str, None]]:
+            params = (json.dumps(ids), *source.params)
+            return connection.execute(
+                f"SELECT r.id, NULL {LISTED} {source.text.removeprefix('FROM records r')} ORDER BY o.key", params
+            ).fetchall()
+
+        # Few matches among many records are found sooner by sorting them than by walking along the shuffle.
+        budget = len(known) // 4
+        rows = None
+        if wanted * len(known) <= budget * total or not wanted:
+            rows = first_matches(known, user_id, wanted, matching, budget)
+        if rows is None:
+            return _responses(_page(connection, source, shuffle(user_id), "NULL", offset, limit), total)
+        return _responses(rows[offset:], total)
+
+
+@contextmanager
+def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+    """A read transaction: the page and the total are of one moment."""
+    connection.execute("BEGIN")
     try:
-        total = connection.execute(f"SELECT count(*) {source.text}", source.params).fetchone()[0]
-        rows = connection.execute(
-            f"SELECT r.id, {score} {source.text} ORDER BY {order.text} LIMIT ? OFFSET ?",
-            (*source.params, *order.params, limit, offset),
-        ).fetchall()
+        yield
     finally:
         connection.execute("COMMIT")
+
+
+def _count(connection: sqlite3.Connection, source: Sql) -> int:
+    return connection.execute(f"SELECT count(*) {source.text}", source.params).fetchone()[0]
+
+
+def _page(
+    connection: sqlite3.Connection, source: Sql, order: Sql, score: str, offset: int, limit: int
+) -> list[tuple[str, float | None]]:
+    statement = f"SELECT r.id, {score} {source.text} ORDER BY {order.text} LIMIT ? OFFSET ?"
+    return connection.execute(statement, (*source.params, *order.params, limit, offset)).fetchall()
+
+
+def _responses(rows: Iterable[tuple[str, float | None]], total: int) -> SearchResponses:
     items = [SearchResponseItem(record_id=UUID(record_id), score=score) for record_id, score in rows]
     return SearchResponses(items=items, total=total)
 

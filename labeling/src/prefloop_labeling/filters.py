@@ -86,6 +86,21 @@ def compile_filter(filter: Filter, dataset: Dataset) -> Sql:
     return Sql.join(" AND ", conditions) if conditions else Sql("1")
 
 
+def unanswered(filter: Filter | None) -> tuple[UUID, Filter] | None:
+    """The user and the other conditions when a filter asks for what that user has not answered; None when it does not."""
+    leaves = list(_leaves(filter)) if filter else []
+    asked = [leaf for leaf in leaves if isinstance(leaf.scope, ResponseFilterScope)]
+    users = {leaf.scope.user.id if leaf.scope.user else None for leaf in asked}
+    if len(users) != 1 or None in users:
+        return None
+    for leaf in asked:
+        if leaf.scope.question or leaf.scope.property != "status" or not isinstance(leaf, TermsFilter):
+            return None
+        if {str(value) for value in leaf.values} != {ResponseStatusFilter.pending.value}:
+            return None
+    return users.pop(), AndFilter(filters=[leaf for leaf in leaves if leaf not in asked])
+
+
 def _leaves(filter: Filter) -> Iterable[TermsFilter | RangeFilter]:
     if isinstance(filter, AndFilter):
         for part in filter.filters:
@@ -135,8 +150,10 @@ def _value_condition(leaf: TermsFilter | RangeFilter) -> Sql:
 
 def _column_condition(column: str, leaf: TermsFilter | RangeFilter) -> Sql:
     if isinstance(leaf, TermsFilter):
-        values = _bound([str(value) for value in leaf.values])
-        return Sql(f"{column} IN (SELECT t.value FROM json_each(?) t)", (values,))
+        values = [str(value) for value in leaf.values]
+        if len(values) == 1:  # the queue's filter by status: no lookup in a list for each record
+            return Sql(f"{column} = ?", (values[0],))
+        return Sql(f"{column} IN (SELECT t.value FROM json_each(?) t)", (_bound(values),))
     bounds = ((">=", leaf.ge), ("<=", leaf.le))
     parts = [
         Sql(f"{column} {operator} json_extract(?, '$[0]')", (_bound([str(bound)]),))

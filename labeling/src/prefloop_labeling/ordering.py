@@ -40,10 +40,15 @@ def shuffle(user_id: UUID | str) -> Sql:
     Two rounds of (x + seed)^3 modulo a prime on the row number. One multiplication would leave strides: records that were
     logged one after the other would come at equal distances.
     """
-    digest = blake2b(str(user_id).encode(), digest_size=8).digest()
-    first, second = (int.from_bytes(part) % PRIME for part in (digest[:4], digest[4:]))
+    first, second = seeds(user_id)
     once = _cube(f"((r.rowid + {first}) % {PRIME})")
     return Sql(f"{_cube(f'(({once} + {second}) % {PRIME})')}, r.rowid")
+
+
+def seeds(user_id: UUID | str) -> tuple[int, int]:
+    """The two numbers that make a shuffle a user's own."""
+    digest = blake2b(str(user_id).encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4]) % PRIME, int.from_bytes(digest[4:]) % PRIME
 
 
 def _cube(x: str) -> str:
