@@ -84,8 +84,8 @@ def log_answers(argilla: Argilla, count: int) -> None:
 def annotate(argilla: Argilla, home: Path, seconds: float) -> dict[str, list[float]]:
     """Milliseconds of every request of eight annotators at work."""
     dataset, times = argilla.datasets.find(DATASET), {"queue": [], "submit": []}  # type: dict[str, list[float]]
-    pending = {"entity": "response", "property": "status"}
-    body = {"filters": {"and": [{"type": "terms", "scope": pending, "values": ["pending"]}]}}
+    scopes = ({"entity": kind, "property": "status"} for kind in ("response", "record"))
+    body = {"filters": {"and": [{"type": "terms", "scope": scope, "values": ["pending"]} for scope in scopes]}}
     for n in range(PEOPLE):
         server.run(["users", "add", f"annotator-{n}", "--home", str(home)])
     keys = [user["api_key"] for user in json.loads((home / "credentials.json").read_text())["users"].values()]
