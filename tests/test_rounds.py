@@ -42,7 +42,7 @@ def labelled(config: Path) -> list[Comparison]:
 
 def settings(tmp_path: Path, model: Path, tokens: int = 120, **label: Any) -> Path:
     """An ensemble, no waiting between two looks; of ``tokens`` enough that some of few random responses end by themselves."""
-    people = [{"name": "Ann", "noise": 0.05}, {"name": "ben", "noise": 0.3}]
+    people = [{"name": "round-a", "noise": 0.05}, {"name": "round-b", "noise": 0.3}]
     config = write_config(
         tmp_path,
         model,
@@ -74,7 +74,7 @@ def test_a_second_round_labels_what_the_first_was_unsure_of(tmp_path: Path, tiny
         "the second round samples from the first's policy"
     )
     assert all(c.meta["selected"]["method"] == "disagreement" for c in chosen)
-    assert all([v.annotator for v in c.votes] == ["Ann", "ben"] for c in both)
+    assert all([v.annotator for v in c.votes] == ["round-a", "round-b"] for c in both)
     found = {s["name"]: s["metrics"] for s in summary(config)["stages"]}
     assert found["choose-2"]["value"] > found["choose-2"]["value_of_pool"] > 0
     assert found["label-2"]["comparisons"] == len(both) and found["label-2"]["of_this_round"] == 6
@@ -102,7 +102,7 @@ def test_votes_through_argilla_are_those_that_were_cast(
         assert {v.annotator: v.choice for v in comparison.votes} == {v.annotator: v.choice for v in other.votes}
         assert not any(v.at for v in comparison.votes), "when a program voted says nothing about haste"
     people = {a["name"]: a for a in summary(config)["annotators"]}
-    assert people["Ann"]["votes"] == len(through) and people["Ann"]["agreement_with_gold"] > 0.5
+    assert people["round-a"]["votes"] == len(through) and people["round-a"]["agreement_with_gold"] > 0.5
 
     output = run(config, "--labels", f"argilla://default/{dataset}", "--simulate")
     assert "pairs sent to" not in output and set(statuses(config).values()) == {"reused"}
