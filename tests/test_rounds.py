@@ -19,7 +19,7 @@ from labelling import Labelling, comparisons, until
 from loop_run import ROOT, finish, run, start, statuses, summary, write_config
 
 from prefloop.config import LabelConfig
-from prefloop.errors import ConfigError, LabelError
+from prefloop.errors import ConfigError, DataError, LabelError
 from prefloop.labels import rounds
 from prefloop.labels.argilla import Pushed
 from prefloop.labels.pool import content_of
@@ -261,6 +261,11 @@ def test_why_a_pair_was_chosen_does_not_make_it_another(labelling: Labelling) ->
     labelling.argilla.push(pairs, dataset)
     again = [dataclasses.replace(p, meta=p.meta | {"selected": {"value": 0.1}}) for p in pairs]
     assert labelling.argilla.push(again, dataset) == Pushed(0, 2)
+
+
+def test_guidelines_that_are_missing_are_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        Label(LabelConfig(source="argilla", dataset="d", home=tmp_path, guidelines=tmp_path / "how.md")).preflight()
 
 
 def test_another_server_is_another_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

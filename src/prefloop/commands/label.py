@@ -120,8 +120,9 @@ class Push(_Server):
     def run(self) -> None:
         from prefloop.console import say
         from prefloop.data.sources import load_comparisons, load_ratings
+        from prefloop.labels.forms import read_guidelines
 
-        guidelines = _guidelines(self.guidelines) if self.guidelines else None
+        guidelines = read_guidelines(self.guidelines) if self.guidelines else None
         loaded = load_comparisons(self.file) if self.kind == "comparisons" else load_ratings(self.file)
         say(loaded.describe())
         with self._argilla() as argilla:
@@ -174,20 +175,6 @@ class Watch(_Server):
             for found in watching.updates():
                 say(f"{self.output}: {_came(found)}")
         say("stopped")
-
-
-def _guidelines(path: Path) -> str:
-    from prefloop.errors import DataError
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    if not text.strip() or len(text) > 10_000:
-        raise DataError(f"{path} has {len(text):,} characters; Argilla takes guidelines of 1 to 10,000")
-    return text
 
 
 def _came(found: Pulled) -> str:

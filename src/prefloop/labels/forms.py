@@ -15,6 +15,7 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from prefloop.errors import DataError
@@ -133,6 +134,19 @@ def _meant(shown: str) -> str:
 
 def _unseen(response: Response) -> dict[str, Any]:
     return {"source": response.source, "meta": response.meta}
+
+
+def read_guidelines(path: Path) -> str:
+    """Guidelines for annotators, Markdown. Raises ``DataError`` for a file that is missing, is no text or is longer than Argilla takes."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    if not text.strip() or len(text) > 10_000:
+        raise DataError(f"{path} has {len(text):,} characters; Argilla takes guidelines of 1 to 10,000")
+    return text
 
 
 def of_prefloop(item: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from prefloop.errors import DataError, LabelError
 from prefloop.interrupt import check_interrupted
 from prefloop.labels.argilla import Argilla, Progress
 from prefloop.labels.connection import Connection, Refused, Unreachable
-from prefloop.labels.forms import problem
+from prefloop.labels.forms import problem, read_guidelines
 from prefloop.records import Comparison, Vote
 
 
@@ -51,32 +51,34 @@ def collect_round(
     With simulated annotators their votes alone are taken. Raises ``LabelError`` for a server that refuses, and for votes of simulated
     annotators where people were to vote; ``DataError`` when nothing has votes.
     """
-    argilla, workspace = connect(config), config.workspace
-    bare = [dataclasses.replace(pair, votes=[]) for pair in pairs if problem(pair) is None]
-    refused = [(pair.id, why) for pair in pairs if (why := problem(pair))]
+    workspace, problems = config.workspace, [problem(pair) for pair in pairs]
+    bare = [dataclasses.replace(pair, votes=[]) for pair, why in zip(pairs, problems, strict=True) if why is None]
+    refused = [(pair.id, why) for pair, why in zip(pairs, problems, strict=True) if why]
     if refused:
         say(f"  {len(refused)} pairs set aside, the first '{refused[0][0]}': {refused[0][1]}", "yellow")
     if not bare:
         raise DataError(f"Argilla takes none of the round's {len(pairs)} pairs: {refused[0][1]}")
-    guidelines = config.guidelines.read_text(encoding="utf-8") if config.guidelines else None
-    pushed = argilla.push(bare, dataset, workspace, guidelines, config.min_submitted)
-    there = f" ({pushed.present} were there)" if pushed.present else ""
-    say(f"  {pushed.sent} pairs sent to {argilla.rest.connection.url}, dataset {workspace}/{dataset}{there}")
+    guidelines = read_guidelines(config.guidelines) if config.guidelines else None
     ids = [pair.id for pair in bare]
-    for annotator, votes in simulated.items():
-        argilla.vote(dataset, annotator, {id: votes[id] for id in ids}, workspace)
+    with connect(config) as argilla:
+        pushed = argilla.push(bare, dataset, workspace, guidelines, config.min_submitted)
+        there = f" ({pushed.present} were there)" if pushed.present else ""
+        say(f"  {pushed.sent} pairs sent to {argilla.rest.connection.url}, dataset {workspace}/{dataset}{there}")
+        for annotator, votes in simulated.items():
+            argilla.vote(dataset, annotator, {id: votes[id] for id in ids}, workspace)
     _wait(config, dataset, ids)
-    argilla = connect(config)
-    found = argilla.pull(dataset, workspace, ids)
+    with connect(config) as argilla:  # the wait may have outlived the server's address
+        found = argilla.pull(dataset, workspace, ids)
+        machines = set() if simulated else argilla.simulated()
     by_id = {record.id: record for record in found.records if isinstance(record, Comparison)}
     others = 0
     if simulated:
         kept = {id: _votes_of(record, simulated) for id, record in by_id.items()}
         others = sum(len(by_id[id].votes) - len(record.votes) for id, record in kept.items())
         by_id = {id: record for id, record in kept.items() if record.votes}
-    elif machines := argilla.simulated() & {vote.annotator for record in by_id.values() for vote in record.votes}:
+    elif mixed := machines & {vote.annotator for record in by_id.values() for vote in record.votes}:
         raise LabelError(
-            f"dataset '{workspace}/{dataset}' holds votes of simulated annotators ({', '.join(sorted(machines))}) on these pairs, and people "
+            f"dataset '{workspace}/{dataset}' holds votes of simulated annotators ({', '.join(sorted(mixed))}) on these pairs, and people "
             "are to vote: name another dataset"
         )
     comparisons = [by_id[id] for id in ids if id in by_id]
@@ -110,7 +112,9 @@ def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
             pause.wait(config.poll_seconds)
             check_interrupted()
             try:
-                argilla = connect(config) if silent_since else argilla
+                if silent_since is not None:
+                    argilla.rest.close()
+                    argilla = connect(config)
                 now = argilla.progress(dataset, workspace)
                 silent_since = None
                 if now == seen:

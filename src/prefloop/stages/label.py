@@ -12,6 +12,7 @@ from prefloop.errors import ConfigError, DataError
 from prefloop.judging.judges import FunctionGrader
 from prefloop.labels.agreement import measure
 from prefloop.labels.connection import Unreachable, place
+from prefloop.labels.forms import read_guidelines
 from prefloop.labels.pool import content_of, named
 from prefloop.labels.rounds import collect_round, connect
 from prefloop.labels.show import alpha_line
@@ -77,6 +78,8 @@ class Label(Stage):
         super().preflight()
         if self.config.source != "argilla":
             return
+        if self.config.guidelines:
+            read_guidelines(self.config.guidelines)
         try:
             connect(self.config).check(self.config.workspace)
         except Unreachable as error:  # SFT and sampling need no server, and a finished round needs none any more
