@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from learning_curve import overall, plot, show, summary
 
 from prefloop.config import BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
 from prefloop.data.encode import Encoder
 from prefloop.data.sources import load_comparisons, write_jsonl
 from prefloop.errors import DataError
-from prefloop.judging.statistics import clustered_mean
 from prefloop.labels.scoring import score_pool
 from prefloop.labels.selection import SCORED, choose
 from prefloop.models.reward import Reward
@@ -40,7 +40,6 @@ from prefloop.stages.reward import RewardModel
 from prefloop.store import Artifact, write_json
 
 METHODS = ("disagreement", "margin", "random", "length")
-BASELINE = "random"
 
 
 def usable(path: Path, runtime: Runtime, limit: int | None = None) -> list[Comparison]:
@@ -165,74 +164,15 @@ class Results:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.options).items()}
         settings |= {name: Path(settings[name]).name for name in ("pool", "test", "model", "output") if settings[name]}
         settings["join"] = [path.parent.name for path in self.options.join or []]
-        found = {"settings": settings, "environment": environment(), "summary": summary(self.rows), "rows": self.rows}
+        found = {
+            "settings": settings,
+            "environment": environment(),
+            "summary": summary(self.rows),
+            "overall": overall(self.rows),
+            "rows": self.rows,
+        }
         write_json(self.options.output / "results.json", found)
         return found
-
-
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By method and number of labels: mean over seeds, and the difference to random on the same seeds and test pairs.
-
-    Intervals are 95 % and resample test pairs (and, within a pair, seeds): how other seeds would come out, ``by_seed`` shows.
-    """
-    by = {(row["method"], row["labels"], row["seed"]): row for row in rows}
-    found = []
-    for method, labels in dict.fromkeys((row["method"], row["labels"]) for row in rows):
-        seeds = [seed for m, n, seed in by if (m, n) == (method, labels)]
-        paired = [seed for seed in seeds if (BASELINE, labels, seed) in by]
-        entry: dict[str, Any] = {
-            "method": method,
-            "labels": labels,
-            "accuracy": float(np.mean([by[method, labels, seed]["accuracy"] for seed in seeds])),
-            "by_seed": [by[method, labels, seed]["accuracy"] for seed in seeds],
-            "loss": float(np.mean([by[method, labels, seed]["loss"] for seed in seeds])),
-        }
-        if paired and method != BASELINE:
-            difference_SP = np.array(
-                [np.subtract(by[method, labels, s]["right"], by[BASELINE, labels, s]["right"]) for s in paired]
-            )
-            values = {str(i): column.tolist() for i, column in enumerate(difference_SP.T)}
-            interval = clustered_mean(values, resamples=1000)
-            entry["over_random"] = [interval.mean, interval.low, interval.high]
-        found.append(entry)
-    return found
-
-
-def show(found: list[dict[str, Any]]) -> None:
-    """The closing table."""
-    print(f"\n{'labels':>7}  {'method':12}  {'accuracy':>8}  {'over random':>26}  by seed")
-    for entry in sorted(found, key=lambda e: (e["labels"], e["method"])):
-        mean, low, high = entry.get("over_random", (None, None, None))
-        over = "" if mean is None else f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
-        seeds = " ".join(f"{value:.3f}" for value in entry["by_seed"])
-        print(f"{entry['labels']:7}  {entry['method']:12}  {entry['accuracy']:8.3f}  {over:>26}  {seeds}", flush=True)
-
-
-def plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against labels: the mean over seeds as a line, each seed as a point."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for method in dict.fromkeys(entry["method"] for entry in found):
-        rows = sorted((e for e in found if e["method"] == method), key=lambda e: e["labels"])
-        labels = [entry["labels"] for entry in rows]
-        (line,) = axes.plot(labels, [100 * e["accuracy"] for e in rows], marker="o", label=method)
-        for entry in rows:
-            seeds = [100 * value for value in entry["by_seed"]]
-            axes.plot([entry["labels"]] * len(seeds), seeds, ".", color=line.get_color(), alpha=0.4)
-    ticks = sorted({entry["labels"] for entry in found})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("labelled pairs")
-    axes.set_ylabel("accuracy on held-out pairs (%)")
-    axes.legend(frameon=False, title="next pairs chosen by")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -291,8 +231,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def conclude(results: Results) -> None:
     """The closing table, ``results.json`` and ``curve.png``."""
-    found = results.write()["summary"]
-    show(found)
+    written = results.write()
+    found = written["summary"]
+    show(found, written["overall"])
     if found:
         plot(found, results.options.output / "curve.png")
 

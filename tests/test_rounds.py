@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import json
 import signal
 import subprocess
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import pytest
-from labelling import Labelling, comparisons, until
+from labelling import Labelling, until
 from loop_run import ROOT, finish, run, start, statuses, summary, write_config
 
 from prefloop.config import LabelConfig
-from prefloop.errors import ConfigError, DataError, LabelError
-from prefloop.labels import rounds
-from prefloop.labels.argilla import Pushed
+from prefloop.errors import ConfigError, DataError
 from prefloop.labels.pool import content_of
-from prefloop.labels.rounds import collect_round
 from prefloop.records import Comparison, Message, Vote, from_dict
 from prefloop.settings import parse
 from prefloop.stages.label import Label
@@ -193,76 +187,6 @@ def test_one_round_alone_leaves_the_next_pairs(tmp_path: Path, tiny_folder: Path
     assert set(statuses(config).values()) == {"reused"}, "rlhf.py has the same stages"
 
 
-def waited(labelling: Labelling, dataset: str, **label: Any) -> LabelConfig:
-    return LabelConfig(source="argilla", dataset=dataset, home=labelling.home, poll_seconds=0.02, **label)
-
-
-def simulated(pairs: list[Comparison], name: str) -> dict[str, dict[str, Vote]]:
-    return {name: {pair.id: Vote(name, 0) for pair in pairs}}
-
-
-def test_votes_of_simulated_annotators_are_never_taken_for_those_of_people(labelling: Labelling) -> None:
-    dataset, pairs, name = labelling.name(), comparisons(3), labelling.name()
-    config = waited(labelling, dataset)
-    found = collect_round(config, dataset, pairs, simulated(pairs, name))
-    assert [[v.annotator for v in c.votes] for c in found.comparisons] == [[name]] * 3
-    with pytest.raises(LabelError, match="votes of simulated annotators"):
-        collect_round(config, dataset, pairs, {})
-    person = labelling.user()
-    for record in person.queue(labelling.argilla.datasets.find(dataset).id):
-        person.answer(record["id"], preferred="B")
-    found = collect_round(config, dataset, pairs, simulated(pairs, name))
-    assert [[v.annotator for v in c.votes] for c in found.comparisons] == [[name]] * 3 and found.others == 3
-
-
-def test_a_simulated_annotator_takes_no_persons_account(labelling: Labelling) -> None:
-    dataset, pairs, person = labelling.name(), comparisons(1), labelling.user()
-    labelling.argilla.push(pairs, dataset)
-    (record,) = person.queue(labelling.argilla.datasets.find(dataset).id)
-    person.answer(record["id"], preferred="tie")
-    with pytest.raises(LabelError, match="account of a person"):
-        labelling.argilla.vote(dataset, person.name, {pairs[0].id: Vote("x", 0)})
-    assert [v.choice for v in labelling.argilla.pull(dataset).records[0].votes] == ["tie"]
-
-
-def test_what_is_deleted_meanwhile_is_not_waited_for(labelling: Labelling, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset, pairs, said = labelling.name(), comparisons(3), Queue()
-    monkeypatch.setattr(rounds, "say", lambda line, *_: said.put(line) if "waiting for votes" in line else None)
-    labelling.argilla.push(pairs, dataset)
-    found = labelling.argilla.datasets.find(dataset)
-    person = labelling.user()
-    queue = {r["external_id"]: r["id"] for r in person.queue(found.id)}
-    with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(collect_round, waited(labelling, dataset), dataset, pairs, {})
-        said.get(timeout=60)
-        for pair in pairs[:2]:
-            person.answer(queue[pair.id], preferred="A")
-        labelling.argilla.rest.call("DELETE", f"/datasets/{found.id}/records", query={"ids": queue[pairs[2].id]})
-        assert [c.id for c in waiting.result(60).comparisons] == [pair.id for pair in pairs[:2]]
-        waiting = pool.submit(collect_round, waited(labelling, dataset), dataset, pairs, {})
-        said.get(timeout=60)
-        labelling.argilla.rest.call("DELETE", f"/datasets/{found.id}")
-        with pytest.raises(LabelError, match=r"holds no dataset|refused"):
-            waiting.result(60)
-
-
-def test_pairs_that_argilla_does_not_take_are_set_aside(
-    labelling: Labelling, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pairs, name = comparisons(2), labelling.name()
-    pairs[1] = dataclasses.replace(pairs[1], prompt=[Message("user", "x" * 20_001)])
-    found = collect_round(waited(labelling, name), name, pairs, simulated(pairs, labelling.name()))
-    assert [c.id for c in found.comparisons] == [pairs[0].id] and found.refused == 1
-    assert f"1 pairs set aside, the first '{pairs[1].id}'" in capsys.readouterr().out
-
-
-def test_why_a_pair_was_chosen_does_not_make_it_another(labelling: Labelling) -> None:
-    dataset, pairs = labelling.name(), comparisons(2)
-    labelling.argilla.push(pairs, dataset)
-    again = [dataclasses.replace(p, meta=p.meta | {"selected": {"value": 0.1}}) for p in pairs]
-    assert labelling.argilla.push(again, dataset) == Pushed(0, 2)
-
-
 def test_guidelines_that_are_missing_are_told_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         Label(LabelConfig(source="argilla", dataset="d", home=tmp_path, guidelines=tmp_path / "how.md")).preflight()
@@ -312,7 +236,7 @@ def test_an_address_is_written_out_into_the_settings() -> None:
 def test_a_vote_is_kept_as_it_was_cast() -> None:
     from prefloop.config import AnnotatorConfig
     from prefloop.labels.simulated import cast
-    from prefloop.records import Message, Response
+    from prefloop.records import Response
 
     pair = Comparison("p", [Message("user", "q")], [Response("a"), Response("b")])
     exact = [AnnotatorConfig("exact", 0.0), AnnotatorConfig("loose", 1.0)]

@@ -7,6 +7,8 @@ import math
 import time
 from pathlib import Path
 
+import label_selection
+import learning_curve
 import numpy as np
 import pytest
 from scipy import sparse
@@ -214,8 +216,6 @@ def test_a_folder_without_a_reward_model_and_another_backbone_are_refused(run: P
 
 
 def test_the_benchmark_runs_small_and_goes_on_where_it_was(tmp_path: Path, tiny_folder: Path) -> None:
-    from benchmarks import label_selection
-
     for name in ("pool", "test"):
         write_jsonl(tmp_path / f"{name}.jsonl", [pair(f"{name}{i}", votes=(Vote("a", 0),)) for i in range(14)])
     arguments = ["--pool", str(tmp_path / "pool.jsonl"), "--test", str(tmp_path / "test.jsonl"), "--sizes", "4", "8"]
@@ -245,6 +245,7 @@ def test_the_benchmark_runs_small_and_goes_on_where_it_was(tmp_path: Path, tiny_
     assert sorted((tmp_path / "out" / ".store").glob("reward-*")) == stored
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["accuracy"] for row in again["rows"]] == [row["accuracy"] for row in found["rows"]]
+    assert found["overall"] == {}  # one seed says nothing of others
     rows = [row | {"seed": 1} for row in found["rows"]]
     (tmp_path / "other.json").write_text(json.dumps({"rows": rows}))
     label_selection.main(
@@ -258,3 +259,18 @@ def test_the_benchmark_runs_small_and_goes_on_where_it_was(tmp_path: Path, tiny_
     )
     both = json.loads((tmp_path / "both" / "results.json").read_text())
     assert both["rows"] == again["rows"] + rows and all(len(entry["by_seed"]) == 2 for entry in both["summary"])
+
+
+def test_the_benchmark_pools_sizes_by_seed() -> None:
+    def row(method: str, labels: int, seed: int, right: list[float]) -> dict:
+        return {"method": method, "labels": labels, "seed": seed, "right": right}
+
+    rows = [row(m, 4, s, [1, 0, 1, 0]) for m in ("length", "random") for s in range(3)]
+    rows += [row("length", n, s, [1, 1, 1, 0.5 * s]) for n in (8, 16) for s in range(3)]
+    rows += [row("random", n, s, [1, 0, 1, 0]) for n in (8, 16) for s in range(3)]
+    found = learning_curve.overall(rows)
+    assert list(found) == ["length"] and found["length"]["by_seed"] == [0.25, 0.375, 0.5]
+    low, high = found["length"]["over_seeds"]
+    # Student's t with two degrees of freedom: 4.3027 standard errors of 0.125 / sqrt(3).
+    assert low == pytest.approx(0.375 - 4.3027 * 0.125 / 3**0.5, abs=1e-4) and high == pytest.approx(0.75 - low)
+    assert learning_curve.overall([r for r in rows if r["seed"] == 0]) == {}
