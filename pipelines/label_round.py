@@ -2,7 +2,7 @@
 
     python pipelines/label_round.py --config examples/demo.yaml --labels argilla://default/demo
 
-Takes what pipelines/rlhf.py takes, but for --algo and --rounds. The run is called <run>-round; the stages are those of rlhf.py, which reuses
+Takes what pipelines/rlhf.py takes; no policy is trained, so --algo changes nothing, and --rounds stays 1. The run is called <run>-round; the stages are those of rlhf.py, which reuses
 them. The next pairs are of fresh samples of the SFT model, in <output>/<run>-round/artifacts/pairs/pairs.jsonl, ready for `prefloop label push`.
 """
 
@@ -40,6 +40,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from prefloop.cli import guarded
+    from prefloop.cli import TRAINED, guarded
 
-    sys.exit(guarded(main, sys.argv[1:]))
+    sys.exit(guarded(main, sys.argv[1:], TRAINED))

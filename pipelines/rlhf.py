@@ -71,6 +71,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from prefloop.cli import guarded
+    from prefloop.cli import TRAINED, guarded
 
-    sys.exit(guarded(main, sys.argv[1:]))
+    sys.exit(guarded(main, sys.argv[1:], TRAINED))

@@ -11,7 +11,7 @@ from prefloop.data.sources import load_comparisons, write_jsonl
 from prefloop.errors import LabelError
 from prefloop.labels.argilla import Argilla
 from prefloop.labels.connection import Connection
-from prefloop.records import Vote
+from prefloop.records import Thumb, Vote
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,24 @@ def test_an_annotators_key_is_told_what_key_is_needed(labelling: Labelling, ann:
     with pytest.raises(LabelError, match="use the key of an owner") as refused:
         Argilla(Connection(labelling.url, key)).pull(dataset)
     assert key not in str(refused.value)
+
+
+def test_bad_rows_are_set_aside_when_asked_and_thumbs_are_asked_for_single_responses(
+    labelling: Labelling, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, file, home = labelling.name(), tmp_path / "mixed.jsonl", ("--home", labelling.home)
+    write_jsonl(file, comparisons(3))
+    file.write_text(file.read_text() + '{"prompt": "p"\n')
+    assert label("push", file, "--dataset", dataset, *home) == 2
+    assert "row 4" in capsys.readouterr().err
+    assert label("push", file, "--dataset", dataset, *home, "--bad-rows", "quarantine") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 records sent" in said and (tmp_path / "mixed.quarantine.jsonl").read_text().count("\n") == 1
+    thumbs = labelling.name()
+    assert label("push", file, "--dataset", thumbs, *home, "--bad-rows", "quarantine", "--kind", "ratings") == 0
+    assert labelling.argilla.progress(thumbs).total == 6
+    single, name = tmp_path / "single.jsonl", labelling.name()
+    single.write_text('{"id": "r", "prompt": "p", "response": {"text": "a"}}\n')
+    assert label("push", single, "--dataset", name, *home) == 0
+    labelling.argilla.vote(name, labelling.name(), {"r": Thumb("", "up")})
+    assert [rating.votes[0].value for rating in labelling.argilla.pull(name).records] == ["up"]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from prefloop import store as store_module
-from prefloop.errors import StoreError
+from prefloop.errors import DataError, StoreError
+from prefloop.pipeline import full_disk
 from prefloop.store import MANIFEST, Store, digest, read_rows, run_lock, try_lock, write_json, write_rows
 
 KEY = "0123456789abcdef" * 4
@@ -234,9 +235,9 @@ def test_a_full_disk_leaves_nothing_in_the_store_and_the_work_to_go_on_with(smal
     with (small_disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
         while ballast.write(b"x" * 4096):
             pass
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(DataError, match="No space left") as caught:
         store.commit("sft", KEY, DETAILS)
-    assert caught.value.errno == errno.ENOSPC
+    assert full_disk(caught.value)
     assert store.get("sft", KEY) is None
     (small_disk / "ballast").unlink()
     assert artifacts(store) == []
@@ -252,7 +253,7 @@ def test_a_simulated_full_disk_leaves_nothing_in_the_store(store: Store, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="No space left"):
         patch.setattr(os, "fsync", full)
         store.commit("sft", KEY, DETAILS)
     assert store.get("sft", KEY) is None

@@ -26,8 +26,8 @@ class Check:
 
     path: tyro.conf.Positional[Path]
     """File to check: JSONL or a JSON array, gzipped or not."""
-    kind: Literal["prompts", "demonstrations", "comparisons", "ratings"] = "comparisons"
-    """What the file should give."""
+    kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings"] = "auto"
+    """What the file should give; what it holds when 'auto'."""
     layout: str = "auto"
     """Layout of the file; detected when 'auto'."""
     quarantine: Path | None = None
@@ -37,7 +37,7 @@ class Check:
         from prefloop.console import say
         from prefloop.data import sources
 
-        load = getattr(sources, f"load_{self.kind}")
+        load = getattr(sources, f"load_{sources.kind_of(self.path, self.layout) if self.kind == 'auto' else self.kind}")
         found = load(
             self.path,
             layout=self.layout,
@@ -131,7 +131,13 @@ def _main(arguments: Sequence[str]) -> None:
     command.run()
 
 
-def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
+TRAINED = "finished stages and the last checkpoint are kept; the same command goes on from there"
+"""What an interrupted pipeline says."""
+REPEAT = "no file is left half written; the same command may be run again"
+"""What any other interrupted command says."""
+
+
+def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], interrupted: str = REPEAT) -> int:
     """Run a command; user errors print their message alone and exit with 2, Ctrl-C with 130, a closed pipe quietly."""
     from prefloop.interrupt import heed_interrupts
 
@@ -142,10 +148,7 @@ def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> i
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: finished stages and the last checkpoint are kept; the same command goes on from there",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

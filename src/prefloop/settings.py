@@ -112,7 +112,13 @@ def _addressed(config: RLHFConfig) -> RLHFConfig:
     if labels is not None:
         source, _, place = labels.partition("://")
         parts = place.split("/") if place else []
-        if source not in SOURCES or (parts and source != "argilla") or len(parts) not in (0, 2) or not all(parts):
+        if (
+            source not in SOURCES
+            or (parts and source != "argilla")
+            or len(parts) not in (0, 2)
+            or not all(parts)
+            or ("://" in labels and not parts)
+        ):
             known = ", ".join(SOURCES)
             raise ConfigError(f"labels: '{labels}' is none of {known} and no address argilla://workspace/dataset")
         label = dataclasses.replace(label, source=source)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from prefloop.atomic import replacing
 from prefloop.console import say
 from prefloop.errors import StoreError
 
@@ -37,12 +38,8 @@ def file_digest(path: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +123,8 @@ class Store:
         """Turn a finished work folder into an artifact in one rename."""
         work = self.work_folder(stage, key)
         target = self.root / self._name(stage, key)
-        for leftover in (MANIFEST, f".{MANIFEST}.partial"):  # of a commit that was killed: it would list itself
-            (work / leftover).unlink(missing_ok=True)
+        for leftover in (work / MANIFEST, *work.rglob(".*.part")):  # of a process that was killed: they would be listed
+            leftover.unlink(missing_ok=True)
         checkpoints = work / "checkpoints"
         contents = [p for p in sorted(work.rglob("*")) if p.is_file() and checkpoints not in p.parents]
         files = {str(p.relative_to(work)): file_digest(p) for p in contents}

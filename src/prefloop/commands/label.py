@@ -15,6 +15,7 @@ from prefloop.commands.votes import Agree, Next
 
 if TYPE_CHECKING:
     from prefloop.labels.argilla import Argilla, Pulled
+    from prefloop.records import Comparison, Rating
 
 
 @dataclasses.dataclass
@@ -110,8 +111,11 @@ class Push(_Server):
 
     file: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
     """Comparisons or ratings in any layout that `prefloop check` reads. Votes in it stay behind."""
-    kind: Literal["comparisons", "ratings"] = "comparisons"
-    """Which of two responses is better, or thumbs up or down on one."""
+    kind: Literal["auto", "comparisons", "ratings"] = "auto"
+    """Which of two responses is better, or thumbs up or down on one; auto asks for thumbs where the file holds single responses. Of a file
+    of pairs, ratings asks about each response."""
+    bad_rows: Literal["error", "quarantine"] = "error"
+    """What to do with rows that cannot be used: stop, or write them to <file>.quarantine.jsonl and send the rest."""
     guidelines: Path | None = None
     """Markdown file with what annotators should know; at most 10,000 characters."""
     min_submitted: int | None = None
@@ -119,17 +123,30 @@ class Push(_Server):
 
     def run(self) -> None:
         from prefloop.console import say
-        from prefloop.data.sources import load_comparisons, load_ratings
         from prefloop.labels.forms import read_guidelines
 
         guidelines = read_guidelines(self.guidelines) if self.guidelines else None
-        loaded = load_comparisons(self.file) if self.kind == "comparisons" else load_ratings(self.file)
-        say(loaded.describe())
+        records = self._records()
         with self._argilla() as argilla:
-            done = argilla.push(loaded.records, self.dataset, self.workspace, guidelines, self.min_submitted)
+            done = argilla.push(records, self.dataset, self.workspace, guidelines, self.min_submitted)
             say(
                 f"{done.sent} records sent to {self.dataset}, {done.present} were there; annotate at {argilla.rest.connection.url}"
             )
+
+    def _records(self) -> list[Comparison] | list[Rating]:
+        from prefloop.console import say
+        from prefloop.data.convert import unrated
+        from prefloop.data.sources import holds, load_comparisons, load_ratings
+        from prefloop.records import Rating
+
+        thumbs = holds(Rating, self.file)
+        if thumbs and self.kind != "comparisons":
+            ratings = load_ratings(self.file, bad_rows=self.bad_rows)
+            say(ratings.describe())
+            return ratings.records
+        pairs = load_comparisons(self.file, bad_rows=self.bad_rows)
+        say(pairs.describe())
+        return list(unrated(pairs.records)) if self.kind == "ratings" else pairs.records
 
 
 @dataclasses.dataclass

@@ -17,6 +17,8 @@ class Agree:
     """Comparisons or thumbs with votes, in any layout that `prefloop check` reads."""
     layout: str = "auto"
     """Layout of the file; detected when 'auto'."""
+    bad_rows: Literal["error", "quarantine"] = "error"
+    """What to do with rows that cannot be used: stop, or write them to <file>.quarantine.jsonl and go on."""
     output: Path | None = None
     """Also write everything as JSON."""
     seed: int = 0
@@ -32,9 +34,9 @@ class Agree:
         from prefloop.store import write_json
 
         if holds(Rating, self.path, self.layout):
-            votes = collect_thumbs(load_ratings(self.path, layout=self.layout).records)
+            votes = collect_thumbs(load_ratings(self.path, layout=self.layout, bad_rows=self.bad_rows).records)
         else:
-            votes = collect(load_comparisons(self.path, layout=self.layout).records)
+            votes = collect(load_comparisons(self.path, layout=self.layout, bad_rows=self.bad_rows).records)
         if not len(votes.item_V):
             raise DataError(f"'{self.path}': none of {len(votes.ids)} records has a vote: label some first")
         found = measure(votes, seed=self.seed)

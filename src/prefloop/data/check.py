@@ -100,7 +100,8 @@ def unusable(path: Path, layout: str, findings: list[Finding], rows_read: int) -
         lines.append(f"  and {bad - SHOWN} more")
     if good:
         lines.append(
-            f"Fix them, or set `data.bad_rows: quarantine` (`prefloop check --quarantine FOLDER`) to set them aside and use the other {good}."
+            f"Fix them, or set them aside and use the other {good}: `data.bad_rows: quarantine` in a pipeline, `--bad-rows quarantine` of "
+            "`prefloop label push` and `agree`; `prefloop check --quarantine FOLDER` writes them out."
         )
     else:
         lines.append("Not one row is left to use: fix them, or name the layout if it was taken for the wrong one.")

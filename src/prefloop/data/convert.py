@@ -96,6 +96,13 @@ def comparison_to_ratings(record: Comparison, skipped: Skipped) -> Iterator[Rati
         yield Rating(f"{record.id}/{index}", record.prompt, response, thumbs, record.meta)
 
 
+def unrated(records: Iterable[Comparison]) -> Iterator[Rating]:
+    """Both responses of every pair, to be asked about: no thumbs, ids as ``comparison_to_ratings`` gives them."""
+    for record in records:
+        for index, response in enumerate(record.responses):
+            yield Rating(f"{record.id}/{index}", record.prompt, response, [], record.meta)
+
+
 def ratings_to_comparisons(ratings: Iterable[Rating], skipped: Skipped) -> Iterator[Comparison]:
     """Pairs of an up-voted and a down-voted response to the same prompt."""
     prompts: dict[PromptKey, tuple[list[Rating], list[Rating]]] = {}

@@ -13,13 +13,13 @@ import io
 import json
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prefloop.atomic import replacing
 from prefloop.data.check import json_type
 from prefloop.errors import DataError
 
@@ -112,7 +112,7 @@ def _object(number: int, value: Any) -> RawRow:
 
 def _why(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
@@ -196,20 +196,9 @@ class _Array:
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
     """Write ``lines`` (gzipped if the name ends in .gz), replacing ``path`` only once all of them are on disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as raw:
-            # No name and no time in the header: the same records give the same bytes.
-            zipped = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
-            with zipped or contextlib.nullcontext(raw) as out:
-                for line in lines:
-                    out.write(line + b"\n")
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with replacing(path) as raw:
+        # No name and no time in the header: the same records give the same bytes.
+        zipped = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
+        with zipped or contextlib.nullcontext(raw) as out:
+            for line in lines:
+                out.write(line + b"\n")

@@ -132,6 +132,12 @@ def holds(kind: type, path: PathLike, layout: str = "auto") -> bool:
     }
 
 
+def kind_of(path: PathLike, layout: str = "auto") -> str:
+    """What a file holds: comparisons, ratings, demonstrations or prompts. Raises ``DataError`` where its layout cannot be told."""
+    named = {"comparisons": Comparison, "ratings": Rating, "demonstrations": Demonstration, "prompts": Prompt}
+    return next((name for name, kind in named.items() if holds(kind, path, layout)), "comparisons")
+
+
 def detect_layout(path: PathLike) -> str:
     """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several equally."""
     path = Path(path)
