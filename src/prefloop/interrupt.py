@@ -25,3 +25,9 @@ def check_interrupted() -> None:
     """Raise the ``KeyboardInterrupt`` that got lost, if one did."""
     if _interrupted:
         raise KeyboardInterrupt
+
+
+def forget_interrupt() -> None:
+    """Ctrl-C was heeded where it ends less than the process."""
+    global _interrupted
+    _interrupted = False

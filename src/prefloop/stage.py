@@ -194,6 +194,7 @@ _PRESENTATION = (
     "pipeline.py",
     "runtime.py",
     "settings.py",
+    "talk",
     "trackers.py",
 )
 

@@ -6,21 +6,19 @@ Shape letters: P pairs, K members, H hidden size.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefloop.config import BackboneConfig
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.errors import DataError, ModelError
 from prefloop.labels.votes import Floats
 from prefloop.models.reward import Reward
 from prefloop.records import Comparison, Response
+from prefloop.results import config_of, origin_of, require_model
 from prefloop.runtime import Runtime
 from prefloop.store import MANIFEST
 
@@ -100,18 +98,9 @@ def open_reward(place: Path, model: str | None = None, pack_tokens: int = 4096) 
             "give the folder of a run that got through its reward stage"
         )
     folder = folder.resolve()
-    saved: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["identity"]["backbone"]
-    named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if saved["chat_template"] not in ("model", "chatml"):
-        raise ModelError(
-            f"'{place}' was trained with a chat template from a file, which the artifact does not hold: train it with 'model' or 'chatml'"
-        )
-    settings = {name: value for name, value in saved.items() if name not in ("model", "compute")}
-    config = BackboneConfig(**settings, model=model or named, pack_tokens=pack_tokens)
+    origin = origin_of(folder)
+    changes = {"pack_tokens": pack_tokens, **({"model": model} if model else {})}
     output = folder.parent.parent if folder.parent.name == ".store" else Path("runs")
-    runtime = Runtime(config, output=output)
-    if runtime.model_fingerprint != saved["model"]:
-        raise ModelError(
-            f"'{config.model}' is not the model that '{place}' was trained on (its files differ): name that one with --model"
-        )
+    runtime = Runtime(config_of(origin, str(place), **changes), output=output)
+    require_model(runtime, {str(place): origin})
     return Reward.load(runtime.backbone, folder)

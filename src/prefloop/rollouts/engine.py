@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers import GenerationConfig as NeutralDefaults
+from transformers.generation.streamers import BaseStreamer
 
 from prefloop.config import GenerationConfig
 from prefloop.console import say
@@ -166,11 +167,35 @@ class TransformersEngine:
                     advance(len(batch))
         return rollouts
 
+    def stream(self, prompt_ids: Sequence[int], seed: int, heard: Callable[[int], None]) -> None:
+        """One response, each token told to ``heard`` as soon as it is there: those of ``generate([prompt_ids], 1, seed)``.
+
+        At temperature 0 the likeliest token each time. What ``heard`` raises ends the generation.
+        """
+        ids = torch.tensor([list(prompt_ids)], device=self.backbone.device)
+        with torch.random.fork_rng(), self.backbone.role(self.role):
+            torch.manual_seed(seed)
+            self._generate(ids, torch.ones_like(ids), streamer=_Tokens(heard))
+
     def pause(self) -> None:
         """Nothing to give back."""
 
     def close(self) -> None:
         """Nothing to free: the backbone belongs to the runtime."""
+
+    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, **more: Any) -> Any:
+        chat, generation = self.backbone.chat, self.generation
+        drawn = {"do_sample": True, "temperature": generation.temperature, "top_p": 1.0, "top_k": 0}
+        return self.backbone.causal_lm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=generation.max_new_tokens,
+            **(drawn if generation.temperature else {"do_sample": False}),
+            eos_token_id=chat.stop_id,
+            pad_token_id=chat.pad_id,
+            use_cache=True,
+            **more,
+        )
 
     def _batch(self, prompts_ids: Sequence[Sequence[int]], batch: list[int]) -> Iterator[Rollout]:
         chat, device = self.backbone.chat, self.backbone.device
@@ -180,20 +205,7 @@ class TransformersEngine:
         for row, i in enumerate(batch):  # padded on the left: responses start in one column
             ids[row, longest - len(prompts_ids[i]) :] = torch.tensor(prompts_ids[i], device=device)
             mask[row, longest - len(prompts_ids[i]) :] = 1
-        out = self.backbone.causal_lm.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=self.generation.max_new_tokens,
-            do_sample=True,
-            temperature=self.generation.temperature,
-            top_p=1.0,
-            top_k=0,
-            eos_token_id=chat.stop_id,
-            pad_token_id=chat.pad_id,
-            use_cache=True,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        out = self._generate(ids, mask, output_logits=True, return_dict_in_generate=True)
         new_B_T = out.sequences[:, longest:]
         logps_B_T = torch.stack(
             [
@@ -207,3 +219,18 @@ class TransformersEngine:
             finished = chat.stop_id in tokens
             length = tokens.index(chat.stop_id) + 1 if finished else len(tokens)
             yield Rollout(i, tokens[:length], logps_B_T[row, :length].tolist(), finished)
+
+
+class _Tokens(BaseStreamer):
+    """What ``generate`` tells while it works: first the prompt, then token after token."""
+
+    def __init__(self, heard: Callable[[int], None]) -> None:
+        self.heard, self.prompt_is_next = heard, True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt_is_next:
+            self.heard(int(value))
+        self.prompt_is_next = False
+
+    def end(self) -> None:
+        """Nothing is held back."""

@@ -17,6 +17,7 @@ from prefloop.rollouts.engine import Rollout
 from prefloop.stage import Work
 from prefloop.store import Artifact, write_rows
 
+POLICY = "policy"
 COMPARED = 16
 """Responses of a stage whose log-probs are compared with the trainer's."""
 
@@ -61,7 +62,12 @@ def gap_bound(backbone: Backbone, engine: str) -> float:
 
 
 def _check(
-    backbone: Backbone, engine: str, prompts_ids: list[list[int]], rollouts: list[Rollout], temperature: float
+    backbone: Backbone,
+    engine: str,
+    prompts_ids: list[list[int]],
+    rollouts: list[Rollout],
+    temperature: float,
+    role: str | None = POLICY,
 ) -> None:
     """Compare the sampler's log-probs of some responses with those of the policy that it was given."""
     some = rollouts[:: max(1, len(rollouts) // COMPARED)][:COMPARED]
@@ -69,7 +75,7 @@ def _check(
     gaps = []
     for pack in packs(documents, backbone.scoring_tokens):
         there = pack.to(backbone.device)
-        with backbone.role("policy"):
+        with backbone.role(role):
             trainer_R = response_logps_R(backbone, hidden_N_H(backbone, there), there, temperature).cpu()
         gaps.append((trainer_R - torch.tensor([logp for k in pack.keys for logp in some[k].logps])).abs())
     gap, bound = float(torch.cat(gaps).mean()) if gaps else 0.0, gap_bound(backbone, engine)
@@ -80,24 +86,27 @@ def _check(
         )
 
 
-def sample(work: Work, prompts: list[Prompt], policy: Artifact, n: int, seed: int) -> list[list[Response]]:
-    """``n`` responses to each prompt from a saved policy; ``meta`` says whether each ended by itself, and its tokens."""
+def sample(work: Work, prompts: list[Prompt], policy: Artifact | None, n: int, seed: int) -> list[list[Response]]:
+    """``n`` responses to each prompt from a saved policy (``None``: the bare base); ``meta`` says whether each ended by itself, and its tokens."""
     runtime = work.runtime
     backbone = runtime.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     prompts_ids = [encoder.prompt(p.id, p.prompt, room=runtime.generation.max_new_tokens) for p in prompts]
-    backbone.add_role("policy", start=policy.path)
+    role = POLICY if policy else None
+    if policy:
+        backbone.add_role(POLICY, start=policy.path)
     try:
         engine = runtime.engine
-        engine.load_policy("policy")
+        engine.load_policy(role)
         with progress(f"{work.stage}: responses", len(prompts) * n, "response") as advance:
             rollouts = engine.generate(prompts_ids, n, seed, advance)
         engine.pause()
-        _check(backbone, engine.name, prompts_ids, rollouts, runtime.generation.temperature)
+        _check(backbone, engine.name, prompts_ids, rollouts, runtime.generation.temperature, role)
     finally:
-        backbone.drop_role("policy")
+        backbone.drop_role(POLICY)
     out: list[list[Response]] = [[] for _ in prompts]
     for r in rollouts:
         meta = {"finished": r.finished, "tokens": len(r.token_ids), "token_ids": r.token_ids, "logp": sum(r.logps)}
-        out[r.prompt].append(Response(backbone.chat.decode(r.token_ids), source=policy.stage, meta=meta))
+        source = policy.stage if policy else "base"
+        out[r.prompt].append(Response(backbone.chat.decode(r.token_ids), source=source, meta=meta))
     return out

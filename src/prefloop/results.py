@@ -1,0 +1,364 @@
+"""Results by reference: ``runs/demo:ppo``, ``runs/demo:base``, an adapter's folder, a file of answers.
+
+``resolve`` reads what a result's own files say and loads nothing heavy; ``open_policies`` puts several on one backbone. An adapter that
+prefloop did not make says less about its backbone: what it leaves open is taken from the others beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from prefloop.config import AdapterConfig, BackboneConfig, GenerationConfig
+from prefloop.errors import ModelError, nearest
+from prefloop.runtime import Runtime
+from prefloop.store import MANIFEST, digest, file_digest
+
+BASE = "base"
+"""Slot of the bare model of a run, without any adapter."""
+ADAPTER = "adapter_model.safetensors"
+ABOUT = "prefloop.json"
+"""What an exported folder says about its backbone and its sampling; an artifact's manifest says the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The backbone that an adapter belongs to, as far as its files say."""
+
+    model: str
+    """Name that it had when the adapter was made."""
+    fingerprint: str | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of ``BackboneConfig`` but ``model`` and ``compute``."""
+    shape: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the adapter: r, alpha, target_modules as PEFT found them; empty for a bare model."""
+
+    def differs(self, other: Origin) -> list[str]:
+        """What keeps two results from one backbone, where both say it."""
+        found = []
+        known = self.fingerprint and other.fingerprint
+        if (self.fingerprint != other.fingerprint) if known else (self.model != other.model):
+            found.append(
+                f"model {self.model} and {other.model}" + (" (other files)" if self.model == other.model else "")
+            )
+        for mine, theirs, names in (
+            (self.settings, other.settings, ("precision", "chat_template")),
+            (self.shape, other.shape, ("r", "alpha", "target_modules")),
+        ):
+            both = [n for n in names if n in mine and n in theirs and mine[n] != theirs[n]]
+            found += [f"{n} {_short(mine[n])} and {_short(theirs[n])}" for n in both]
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Something that answers prompts: an adapter, or the bare model (``folder`` is ``None``)."""
+
+    name: str
+    folder: Path | None
+    key: str
+    """Identifies what it is: an artifact's key, a digest of a bare adapter's files or of the model's fingerprint."""
+    origin: Origin
+    generation: GenerationConfig | None = None
+    """How its run samples; ``None`` where nothing says it."""
+    engine: str | None = None
+    output: Path | None = None
+    """The folder of its run and its store."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """A file of answers that exist already: JSON lines of id, prompt and response."""
+
+    name: str
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a reference points: the folder of an artifact or adapter, ``None`` for the bare model of a run."""
+
+    name: str
+    folder: Path | None
+    run: Path | None = None
+    slot: str | None = None
+
+
+def slots(run: Path) -> dict[str, Path]:
+    """The adapters of a run by slot: sft first, reward models too."""
+    found = {p.name: p for p in sorted((run / "artifacts").iterdir()) if (p / ADAPTER).is_file()}
+    return {k: found[k] for k in sorted(found, key=lambda name: (name != "sft", name))}
+
+
+def policy_slots(run: Path) -> list[str]:
+    """Slots of a run that answer prompts: its policies and the bare model."""
+    return [*(slot for slot, folder in slots(run).items() if not (folder / "reward.json").is_file()), BASE]
+
+
+def locate(reference: str | Path) -> Place:
+    """Find what ``RUN:SLOT`` or a path points to. Raises ``ModelError`` with what exists there."""
+    text = str(reference)
+    left, colon, slot = text.rpartition(":")
+    path = Path(text)
+    if colon and not path.exists():
+        run = Path(left)
+        if not (run / "artifacts").is_dir():
+            near = [str(p.parent) for p in run.parent.glob("*/artifacts")]
+            raise ModelError(f"'{left}' is no folder of a run{f' ({nearest(left, near)})' if near else ''}")
+        known = slots(run)
+        if slot == BASE:
+            return Place(text, None, run, BASE)
+        if slot not in known:
+            if (run / "artifacts" / slot).is_symlink() and not (run / "artifacts" / slot).exists():
+                raise ModelError(f"'{text}': its artifact is gone from the store: run the command of the run again")
+            names = [*known, BASE]
+            raise ModelError(
+                f"'{text}': the run holds no result '{slot}' ({nearest(slot, names)}; one of {', '.join(names)})"
+            )
+        return Place(text, known[slot].resolve(), run, slot)
+    if (path / "artifacts").is_dir():
+        which = ", ".join(f"{text}:{name}" for name in policy_slots(path))
+        raise ModelError(f"'{text}' is a run, with several results: say which one of {which}")
+    if (path / ADAPTER).is_file():
+        return Place(text, path.resolve())
+    raise ModelError(
+        f"'{text}' is no result: give RUN:SLOT such as runs/demo:ppo, RUN:{BASE}, or a folder with {ADAPTER}"
+        + (" or a file of answers" if not path.exists() else "")
+    )
+
+
+def resolve(reference: str | Path) -> Policy | Answers:
+    """What a reference stands for. Raises ``ModelError`` when it is nothing that answers prompts."""
+    path = Path(reference)
+    return Answers(str(reference), path) if path.is_file() else policy_of(reference)
+
+
+def policy_of(reference: str | Path) -> Policy:
+    """The policy that a reference names. Raises ``ModelError`` for a reward model, a damaged adapter, or where nothing is."""
+    place = locate(reference)
+    if place.folder is None:
+        assert place.run is not None
+        return _bare(place.name, place.run)
+    if (place.folder / "reward.json").is_file():
+        raise ModelError(f"'{place.name}' is a reward model: it scores answers and gives none")
+    said = _said(place.folder)
+    generation, engine = _generation(said.get("identity", {}).get("generation"), place)
+    return Policy(
+        place.name,
+        place.folder,
+        said.get("key") or digest([file_digest(place.folder / n) for n in (ADAPTER, "adapter_config.json")]),
+        _origin(place.folder, said),
+        generation,
+        engine,
+        _output(place),
+    )
+
+
+def origin_of(folder: Path) -> Origin:
+    """The backbone that the adapter in ``folder`` was made on. Raises ``ModelError`` when its files cannot be read."""
+    return _origin(folder, _said(folder))
+
+
+def _origin(folder: Path, said: Mapping[str, Any]) -> Origin:
+    try:
+        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        modules = adapter["target_modules"]
+        shape = {
+            "r": adapter["r"],
+            "alpha": adapter["lora_alpha"],
+            "target_modules": modules if isinstance(modules, str) else sorted(modules),
+        }
+        model = adapter["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"'{folder.name}' has no adapter_config.json that describes a LoRA adapter ({error}): give a folder written by prefloop or PEFT"
+        ) from None
+    backbone = dict(said.get("identity", {}).get("backbone", {}))
+    settings = {k: v for k, v in backbone.items() if k not in ("model", "compute")}
+    return Origin(str(model), backbone.get("model"), settings, shape)
+
+
+def require_one_backbone(policies: Sequence[Policy], model: str | None = None) -> None:
+    """Raise ``ModelError`` with both names and what differs, when two cannot share a backbone; ``model`` names the one to take for all."""
+    for i, one in enumerate(policies):
+        for other in policies[i + 1 :]:
+            a, b = (dataclasses.replace(p.origin, model=model or p.origin.model) for p in (one, other))
+            if found := a.differs(b):
+                raise ModelError(
+                    f"'{one.name}' and '{other.name}' belong to different backbones: {'; '.join(found)}. Only adapters of one model, "
+                    "precision, chat template and shape can be put beside each other"
+                )
+
+
+def runtime_of(
+    policies: Sequence[Policy],
+    model: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+    rollout: str | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+    pack_tokens: int = 4096,
+) -> Runtime:
+    """The runtime with the backbone that all of ``policies`` belong to; nothing is loaded yet.
+
+    Sampling is that of the first policy which says how, but for the fields in ``generation``; ``model`` names the backbone where its
+    name of then no longer leads to it. Raises ``ModelError`` when they need different ones or what is found is another model.
+    """
+    require_one_backbone(policies, model)
+    said = next((p for p in policies if p.generation), None)
+    sampling = dataclasses.replace(
+        said.generation if said and said.generation else GenerationConfig(), **(generation or {})
+    )
+    runtime = Runtime(
+        _backbone_config(policies, model, pack_tokens),
+        sampling,
+        rollout or (said.engine if said and said.engine else "transformers"),
+        seed,
+        output or next((p.output for p in policies if p.output), Path("runs")),
+    )
+    require_model(runtime, {p.name: p.origin for p in policies})
+    if not any("max_length" in p.origin.settings for p in policies):
+        config = runtime.backbone_config
+        runtime.backbone_config = dataclasses.replace(config, max_length=min(config.max_length, context_of(runtime)))
+    return runtime
+
+
+def context_of(runtime: Runtime) -> int:
+    """Tokens that the model was made for; ``backbone.max_length`` where it does not say."""
+    config = json.loads((runtime.model_folder / "config.json").read_text(encoding="utf-8"))
+    found = (config.get("text_config") or config).get("max_position_embeddings")
+    return int(found or runtime.backbone_config.max_length)
+
+
+def require_model(runtime: Runtime, origins: Mapping[str, Origin]) -> None:
+    """Raise ``ModelError`` when the model that was found is not the one that an adapter was made on."""
+    for name, origin in origins.items():
+        if origin.fingerprint and runtime.model_fingerprint != origin.fingerprint:
+            raise ModelError(
+                f"'{runtime.backbone_config.model}' is not the model that '{name}' was trained on (its files differ): name that one with --model"
+            )
+
+
+def config_of(origin: Origin, name: str, **changes: Any) -> BackboneConfig:
+    """The settings of a result's backbone. Raises ``ModelError`` for a chat template from a file, which no artifact holds."""
+    if origin.settings.get("chat_template", "model") not in ("model", "chatml"):
+        raise ModelError(
+            f"'{name}' was trained with a chat template from a file, which the artifact does not hold: train it with 'model' or 'chatml'"
+        )
+    settings = {"model": origin.model, **origin.settings}
+    if not origin.settings and origin.shape:  # PEFT's own folder
+        modules = origin.shape["target_modules"]
+        pattern = modules if isinstance(modules, str) else rf"(.*\.)?({'|'.join(map(re.escape, modules))})"
+        shape = AdapterConfig(r=origin.shape["r"], alpha=origin.shape["alpha"], target_modules=pattern)
+        settings |= {"precision": "bf16", "adapter": shape}
+    try:
+        return BackboneConfig(**{**settings, **changes})
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+        raise ModelError(
+            f"'{name}' was made by a version of prefloop whose settings this one does not read ({fields}): run its command again"
+        ) from None
+
+
+@dataclasses.dataclass
+class Opened:
+    """Policies on one backbone; more can join. ``roles`` says under which role each one is (``None``: the bare model)."""
+
+    runtime: Runtime
+    policies: dict[str, Policy]
+    roles: dict[str, str | None]
+
+    def add(self, policy: Policy) -> str | None:
+        """Put one more on the backbone, frozen, and return its role. Raises ``ModelError`` when it belongs to another."""
+        if policy.name not in self.roles:
+            if self.policies:
+                require_one_backbone([next(iter(self.policies.values())), policy], self.runtime.backbone_config.model)
+            require_model(self.runtime, {policy.name: policy.origin})
+            role = f"result-{len(self.roles)}" if policy.folder else None
+            if policy.folder and role:
+                self.runtime.backbone.add_role(role, start=policy.folder, frozen=True)
+            self.roles[policy.name] = role
+            self.policies[policy.name] = policy
+        return self.roles[policy.name]
+
+
+def open_policies(references: Sequence[str | Path | Policy], **settings: Any) -> Opened:
+    """Load the backbone once and put every policy on it as a frozen role; ``settings`` are those of ``runtime_of``."""
+    policies = [r if isinstance(r, Policy) else policy_of(r) for r in references]
+    opened = Opened(runtime_of(policies, **settings), {}, {})
+    for policy in policies:
+        opened.add(policy)
+    return opened
+
+
+def _backbone_config(policies: Sequence[Policy], model: str | None, pack_tokens: int) -> BackboneConfig:
+    """Of the policy that says most: one of a run before a folder of PEFT's own, an adapter before the bare model."""
+    first = max(policies, key=lambda p: (bool(p.origin.settings), bool(p.origin.shape)))
+    longest = [p.origin.settings["max_length"] for p in policies if "max_length" in p.origin.settings]
+    changes: dict[str, Any] = {"pack_tokens": pack_tokens}
+    if model:
+        changes["model"] = model
+    if longest:
+        changes["max_length"] = max(longest)
+    return config_of(first.origin, first.name, **changes)
+
+
+def _bare(name: str, run: Path) -> Policy:
+    """The model under a run, as any of its adapters knows it."""
+    known = slots(run)
+    if not known:
+        raise ModelError(
+            f"'{run}' holds no adapter yet that says which model it is on: let it get through its first stage"
+        )
+    folder = next(iter(known.values())).resolve()
+    origin = dataclasses.replace(origin_of(folder), shape={})
+    generation, engine = _generation(None, Place(name, folder, run))
+    key = digest({"base": origin.fingerprint, "settings": origin.settings})
+    return Policy(name, None, key, origin, generation, engine, _output(Place(name, folder, run)))
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    """An artifact's manifest or what an exported folder says; empty for a folder of PEFT's own. Raises ``ModelError`` when damaged."""
+    for name in (MANIFEST, ABOUT):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            expected = found["files"][ADAPTER]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ModelError(f"'{folder.name}': {name} is damaged; make the artifact or the export again") from None
+        if file_digest(folder / ADAPTER) != expected:
+            raise ModelError(
+                f"'{folder.name}': {ADAPTER} is not what {name} says (its hash differs); make the artifact or the export again"
+            )
+        return dict(found)
+    return {}
+
+
+def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[GenerationConfig | None, str | None]:
+    """How the artifact samples; for one that does not, such as sft, how the other stages of its run do."""
+    if own is None and place.run is not None:
+        for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):
+            own = json.loads(path.read_text(encoding="utf-8"))["identity"].get("generation")
+            if own is not None:
+                break
+    if own is None:
+        return None, None
+    known = {f.name for f in dataclasses.fields(GenerationConfig)}
+    return GenerationConfig(**{k: v for k, v in own.items() if k in known}), own.get("engine")
+
+
+def _output(place: Place) -> Path | None:
+    if place.folder is not None and place.folder.parent.name == ".store":
+        return place.folder.parent.parent
+    return place.run.parent if place.run else None
+
+
+def _short(value: Any) -> str:
+    return "+".join(value) if isinstance(value, list) else str(value)

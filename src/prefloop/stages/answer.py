@@ -1,0 +1,115 @@
+"""Answers of any result to a file of prompts, sampled once and kept: what ``prefloop judge`` compares."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefloop.config import DataConfig
+from prefloop.console import say
+from prefloop.errors import ConfigError
+from prefloop.records import to_dict
+from prefloop.results import Answers, Policy, resolve, runtime_of
+from prefloop.rollouts.sampling import read_prompts, sample
+from prefloop.stage import Stage, Work
+from prefloop.store import Artifact, write_rows
+
+FILE = "answers.jsonl"
+
+
+class Answer(Stage):
+    """Prompts and a policy (none: the bare model) → ``answers.jsonl``, a row a response. Produces ``answers``."""
+
+    name = "answer"
+    produces = "answers"
+    uses = frozenset({"backbone", "generation"})
+
+    def __init__(self, data: DataConfig, samples: int = 1, bare: bool = False) -> None:
+        if samples < 1:
+            raise ConfigError(f"samples is {samples}: at least one answer a prompt is needed")
+        self.data, self.samples = data, samples
+        self.inputs = () if bare else ("policy",)
+
+    def parts(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "samples": self.samples,
+            "prompts": data.eval_prompts,
+            "layout": data.layout,
+            "bad_rows": data.bad_rows,
+            "limit": data.eval_limit,
+        }
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        prompts = read_prompts(work, self.data, evaluation=True)
+        # A stream of its own for every policy: shared noise would couple the two sides of a comparison.
+        who = inputs["policy"].key if "policy" in inputs else "base"
+        seed = int.from_bytes(hashlib.sha256(f"{work.runtime.seed}:answer:{who}".encode()).digest()[:6])
+        found = sample(work, prompts, inputs.get("policy"), self.samples, seed)
+        rows = [
+            {
+                "id": prompt.id,
+                "prompt": to_dict(prompt)["prompt"],
+                "response": response.text,
+                "finished": response.meta["finished"],
+                "tokens": response.meta["tokens"],
+            }
+            for prompt, responses in zip(prompts, found, strict=True)
+            for response in responses
+        ]
+        write_rows(work.folder / FILE, rows)
+        finished = sum(bool(row["finished"]) for row in rows)
+        return {"prompts": len(prompts), "responses": len(rows), "finished_share": finished / len(rows)}
+
+
+def respond(
+    references: Sequence[str | Path | Policy | Answers],
+    prompts: Path | None = None,
+    samples: int = 1,
+    *,
+    layout: str = "auto",
+    limit: int | None = None,
+    model: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+    rollout: str | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+) -> dict[str, Path]:
+    """Each result's answers to the same prompts, by its name: JSON lines of id, prompt and response, ``samples`` rows a prompt.
+
+    The backbone is loaded once for all. Answers are kept in the store under policy, prompts, sampling and seed: asked for again they cost
+    nothing. A file of answers stands for itself. Sampling is that of the first policy's run but for the fields in ``generation``; so is
+    the engine unless ``rollout`` names one. Raises ``ModelError`` for policies of different backbones, ``DataError`` for unusable prompts.
+    """
+    found = [r if isinstance(r, Policy | Answers) else resolve(r) for r in references]
+    policies = [p for p in found if isinstance(p, Policy)]
+    out = {answers.name: answers.path for answers in found if isinstance(answers, Answers)}
+    if policies:
+        if prompts is None:
+            raise ConfigError(f"'{policies[0].name}' has to be asked: name a file of prompts with --prompts")
+        runtime = runtime_of(policies, model, generation, rollout, seed, output)
+        for other in policies:
+            told = other.generation or runtime.generation
+            if not generation and (told.temperature, told.max_new_tokens) != (
+                runtime.generation.temperature,
+                runtime.generation.max_new_tokens,
+            ):
+                say(f"  {other.name} is sampled as {policies[0].name} is, not as in its own run", "yellow")
+        data = DataConfig(eval_prompts=prompts, layout=layout, eval_limit=limit)
+        try:
+            for policy in policies:
+                bare = policy.folder is None
+                inputs = {} if bare else {"policy": _artifact(policy)}
+                say(f"{policy.name}: answers", "bold")
+                out[policy.name] = Answer(data, samples, bare).run(runtime, **inputs) / FILE
+        finally:
+            runtime.close()
+    return {one.name: out[one.name] for one in found}
+
+
+def _artifact(policy: Policy) -> Artifact:
+    """The policy as a stage takes it; an adapter that no store holds stands under the digest of its files."""
+    assert policy.folder is not None
+    return Artifact(policy.folder, {"stage": policy.name, "key": policy.key})

@@ -1,0 +1,73 @@
+"""A run folder as the pipeline leaves it, with random adapters on a tiny model: made in a second, opened like a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefloop.config import AdapterConfig, BackboneConfig, GenerationConfig
+from prefloop.models.heads import ScalarHead
+from prefloop.models.reward import Reward, role_of
+from prefloop.pipeline import link
+from prefloop.runtime import Runtime
+from prefloop.stage import Stage, Work
+from prefloop.store import Artifact
+
+
+class Made(Stage):
+    """A random adapter in the place of a trained one."""
+
+    uses = frozenset({"backbone", "generation"})
+
+    def __init__(self, slot: str, seed: int, inputs: tuple[str, ...] = ()) -> None:
+        self.name = self.produces = slot
+        self.seed, self.inputs = seed, inputs
+        if slot == "sft":
+            self.uses = frozenset({"backbone"})
+
+    def parts(self) -> dict[str, Any]:
+        return {"made": self.seed}
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        backbone = work.runtime.backbone
+        members = 2 if self.name == "reward" else 1
+        roles = [role_of(k) for k in range(members)] if self.name == "reward" else ["made"]
+        for k, role in enumerate(roles):
+            backbone.add_role(role, seed=self.seed)
+            generator = torch.Generator().manual_seed(self.seed + k)
+            with torch.no_grad():
+                for parameter in backbone.parameters(role):
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        if self.name == "reward":
+            heads = [ScalarHead(backbone.hidden_size, init="normal", seed=self.seed + k) for k in range(members)]
+            Reward(backbone, heads).save(work.folder)
+        else:
+            backbone.save_role("made", work.folder)
+        for role in roles:
+            backbone.drop_role(role)
+        return {"steps": 1}
+
+
+def make_run(
+    output: Path,
+    name: str,
+    model: Path,
+    seed: int = 1,
+    slots: tuple[str, ...] = ("sft", "reward", "ppo"),
+    **settings: Any,
+) -> Path:
+    """``output/name`` with a random adapter in each slot; ``settings`` go to the backbone."""
+    defaults = {"precision": "fp32", "max_length": 256, "adapter": AdapterConfig(r=4, alpha=8)}
+    config = BackboneConfig(model=str(model), **{**defaults, **settings})
+    generation = GenerationConfig(max_new_tokens=12, temperature=0.9)
+    runtime = Runtime(config, generation, "transformers", output=output)
+    run = output / name
+    (run / "artifacts").mkdir(parents=True)
+    made: dict[str, Artifact] = {}
+    for k, slot in enumerate(slots):
+        stage = Made(slot, 10 * seed + k, tuple(made) if slot == "ppo" else ())
+        made[slot] = stage.run(runtime, **{s: made[s] for s in stage.inputs})
+        link(run / "artifacts" / slot, made[slot].path)
+    return run
