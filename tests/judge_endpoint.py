@@ -1,5 +1,6 @@
 """A real HTTP server on loopback that plays an OpenAI-compatible endpoint, and judges that need none."""
 
+import contextlib
 import json
 import re
 import threading
@@ -8,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from prefloop.judging.judges import Verdict
-from prefloop.judging.openai import OpenAIJudge
+from prefloop.judging.language_model import ModelJudge
+from prefloop.judging.openai import ChatEndpoint
 from prefloop.records import Message
 
 PROMPT = [Message("user", "Name a prime.")]
@@ -35,15 +37,14 @@ class Endpoint:
                     endpoint.release.wait(20)
                     self.close_connection = True
                     return
-                if isinstance(answer, str):
-                    answer = (200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": answer}}]}))
-                status, headers, text = answer
+                status, headers, text = completion(answer) if isinstance(answer, str) else answer
                 self.send_response(status)
-                for name, value in headers.items():
+                for name, value in {"Content-Length": str(len(text.encode())), **headers}.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(text.encode())))
                 self.end_headers()
-                self.wfile.write(text.encode())
+                with contextlib.suppress(ConnectionError):  # a client that was killed
+                    self.wfile.write(text.encode())
+                self.close_connection = "Content-Length" in headers  # one that promised more than it sent
 
             def log_message(self, *args):
                 """Keep the test output clean."""
@@ -60,6 +61,14 @@ class Endpoint:
         self.thread.join()
 
 
+def completion(text, prompt_tokens=None, completion_tokens=0, **message):
+    """A chat completion that says ``text``, with its tokens where they are given."""
+    body = {"choices": [{"message": {"role": "assistant", "content": text, **message}}]}
+    if prompt_tokens is not None:
+        body["usage"] = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return 200, {}, json.dumps(body)
+
+
 @pytest.fixture(name="endpoint")
 def endpoint_fixture():
     started = []
@@ -73,8 +82,12 @@ def endpoint_fixture():
         each.close()
 
 
+def chat_at(url, **settings):
+    return ChatEndpoint(url, "tiny", **{"backoff": 0.0, "max_retries": 2, "timeout": 10.0, **settings})
+
+
 def judge_at(url, **settings):
-    return OpenAIJudge(url, "tiny", **{"backoff": 0.0, "max_retries": 2, "timeout": 10.0, **settings})
+    return ModelJudge(chat_at(url, **settings))
 
 
 def shown(body):

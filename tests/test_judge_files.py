@@ -66,7 +66,7 @@ def test_a_score_is_not_asked_in_both_orders(tmp_path):
 
     a, b = _write(tmp_path / "a.jsonl", [_row("x", "aaa")]), _write(tmp_path / "b.jsonl", [_row("x", "b")])
     result = judge_files(a, b, ScoreJudge(Length()), tmp_path / "cache.jsonl")
-    assert (result.win_rate.rate, result.n_asked, result.n_disagreed) == (1.0, 1, 0)
+    assert (result.win_rate.rate, result.n_asked, result.n_disagreed) == (1.0, 2, 0)
 
 
 def test_pairs_per_prompt_uses_every_response_before_it_repeats_one(tmp_path):
@@ -75,7 +75,9 @@ def test_pairs_per_prompt_uses_every_response_before_it_repeats_one(tmp_path):
     b = _write(tmp_path / "b.jsonl", [_row("x", f"b{i}") for i in range(2)])
     judge_files(a, b, judge, tmp_path / "some.jsonl", pairs_per_prompt=4)
     assert set(judge.grader.seen) == {"a0", "a1", "a2", "a3", "b0", "b1"}
-    assert judge_files(a, b, judge, tmp_path / "all.jsonl").n_asked == 8
+    judge.grader.seen.clear()
+    every = judge_files(a, b, judge, tmp_path / "all.jsonl")
+    assert (every.n_comparisons, every.n_asked, len(judge.grader.seen)) == (8, 6, 6), "each response is graded once"
 
 
 class Recording:

@@ -12,8 +12,9 @@ from judge_endpoint import PROMPT, Scripted
 
 from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.judging.cache import VerdictCache, verdict_key
+from prefloop.judging.graders import fingerprint_of
 from prefloop.judging.judges import BothOrders, CachedJudge, FunctionGrader, ScoreJudge, Verdict, compare_many
-from prefloop.judging.openai import OpenAIJudge
+from prefloop.judging.specs import JudgeOptions, open_judge
 from prefloop.records import Message, Prompt
 
 
@@ -34,8 +35,8 @@ def test_a_repeated_question_is_answered_from_disk(tmp_path):
     verdicts = first.compare_many(items)
     again = CachedJudge(Scripted(lambda a, b: math.nan), VerdictCache(path))
     assert again.compare_many(items) == verdicts
-    assert (first.judge.n, first.n_asked, first.n_cached) == (2, 2, 1)
-    assert (again.judge.n, again.n_asked, again.n_cached) == (0, 0, 3)
+    assert (first.judge.n, first.tally.n_asked, first.tally.n_cached) == (2, 2, 1)
+    assert (again.judge.n, again.tally.n_asked, again.tally.n_cached) == (0, 0, 3)
 
 
 def test_the_key_tells_apart_everything_that_determines_a_verdict():
@@ -47,14 +48,31 @@ def test_the_key_tells_apart_everything_that_determines_a_verdict():
         verdict_key("j", other, "a", "b"),
         verdict_key("j", PROMPT, "ab", ""),
     }
-    assert len(keys) == 5
-    base = OpenAIJudge("http://127.0.0.1/v1", "m")
-    changed = [{"model": "n"}, {"criteria": "shorter"}, {"temperature": 1.0}, {"extra_body": {"seed": 1}}]
-    prints = {
-        OpenAIJudge(**{"base_url": "http://127.0.0.1/v1", "model": "m", **change}).fingerprint() for change in changed
-    }
-    assert len(prints | {base.fingerprint()}) == 5
-    assert OpenAIJudge("http://127.0.0.1:81/v1", "m", timeout=5).fingerprint() == base.fingerprint()
+    keys.add(verdict_key("j", PROMPT, "a", "b", reference="7"))
+    assert len(keys) == 6
+
+
+def test_the_fingerprint_of_a_judge_follows_everything_but_its_address_and_its_patience():
+    def fingerprint(spec="openai:m@http://127.0.0.1/v1", **options):
+        return fingerprint_of(open_judge(spec, JudgeOptions(**options)))
+
+    changes = [
+        {"spec": "openai:n@http://127.0.0.1/v1"},
+        {"criteria": "Shorter is better."},
+        {"temperature": 1.0},
+        {"max_tokens": 9},
+        {"structured": False},
+        {"extra_body": {"seed": 1}},
+        {"mode": "grade"},
+        {"mode": "grade", "tie_margin": 1.0},
+        {"mode": "rubric", "rubric": "{right: 1, short: 1}"},
+        {"mode": "rubric", "rubric": "{right: 2, short: 1}"},
+        {"mode": "rubric", "rubric": "{right: What it says is right, short: 1}"},
+    ]
+    assert len({fingerprint(), *(fingerprint(**change) for change in changes)}) == len(changes) + 1
+    assert (
+        fingerprint("openai:m@http://127.0.0.1:81/v1", timeout=5, max_retries=1, requests_per_minute=3) == fingerprint()
+    )
 
 
 def test_a_torn_last_line_is_dropped_and_the_rest_kept(tmp_path):
@@ -166,7 +184,7 @@ def test_a_grader_that_cannot_be_loaded_says_why(tmp_path):
 
 def test_nothing_here_but_the_endpoint_imports_httpx_and_nothing_imports_torch():
     program = (
-        "import sys; import prefloop.judging.files; assert 'httpx' not in sys.modules; "
+        "import sys; import prefloop.judging.files, prefloop.judging.specs; assert 'httpx' not in sys.modules; "
         "import prefloop.judging.openai; assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -74,9 +74,10 @@ class Judge:
     def run(self) -> None:
         from prefloop.console import say
         from prefloop.judging.files import judge_files
-        from prefloop.judging.openai import OpenAIJudge
+        from prefloop.judging.specs import JudgeOptions, open_judge
 
-        judge = OpenAIJudge(self.base_url, self.model, self.api_key_env, max_concurrency=self.max_concurrency)
+        options = JudgeOptions(api_key_env=self.api_key_env, max_concurrency=self.max_concurrency)
+        judge = open_judge(f"openai:{self.model}@{self.base_url}", options)
         found = judge_files(self.a, self.b, judge, self.cache)
         rate = found.win_rate
         say(
@@ -86,6 +87,8 @@ class Judge:
         say(
             f"the two orders disagreed in {found.disagreement:.1%}; {found.n_unparsable} unparsable answers; {found.n_cached} verdicts from the cache"
         )
+        if found.n_failed:
+            say(f"{found.n_failed} pairs failed and are left out; the first: {found.failures[0]}", "yellow")
         if self.output:
             self.output.write_text(json.dumps(dataclasses.asdict(found), indent=2))
 

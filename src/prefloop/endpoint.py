@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import os
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,34 @@ from prefloop.errors import ConfigError, JudgeError
 _MAX_WAIT_S = 120.0
 _JITTER = random.Random()  # not the global one, whose state belongs to seeded runs
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+class RequestFailed(JudgeError):
+    """A request that did not succeed, all retries included."""
+
+    def __init__(self, message: str, status: int | None = None, body: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        """Of the last answer; ``None`` when there was none."""
+        self.body = body
+        """Text of the last answer, without the key."""
+
+
+class Pace:
+    """At most so many requests a minute, evenly spread: one waits until its turn. Shared by the threads of an endpoint."""
+
+    def __init__(self, requests_per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gap, self._clock = 60.0 / requests_per_minute, clock
+        self._next = -math.inf
+        self._lock = threading.Lock()
+
+    def turn(self) -> float:
+        """Take the next free moment; the seconds until it."""
+        with self._lock:
+            now = self._clock()
+            mine = max(now, self._next)
+            self._next = mine + self._gap
+            return mine - now
 
 
 class Reply:
@@ -49,8 +78,8 @@ class Reply:
 class Endpoint:
     """One address that takes JSON by POST, or gives it by GET.
 
-    The key is read from the environment for each request and is held nowhere else. ``post`` raises ``JudgeError``, with the status and the
-    start of the body, when the server cannot be used.
+    The key is read from the environment for each request and is held nowhere else. ``post`` raises ``RequestFailed``, with the status and the
+    start of the body, when the server cannot be used, and ``JudgeError`` when there is no key to ask with.
     """
 
     url: httpx.URL
@@ -73,8 +102,13 @@ class Endpoint:
     """What to do about a status."""
     max_connections: int = 1
     """Requests in flight at a time."""
+    pace: Pace | None = None
+    """Limit of requests a minute, retries included."""
 
     def __post_init__(self) -> None:
+        self.n_sent = self.n_retried = 0
+        """Requests sent, and how many of them were further attempts."""
+        self._counting = threading.Lock()
         # A proxy named in the environment cannot reach this machine's own loopback.
         self._client = httpx.Client(
             timeout=self.timeout,
@@ -98,6 +132,14 @@ class Endpoint:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         for attempt in range(self.max_retries + 1):
             retry_after = None
+            if self.pace and (pause := self.pace.turn()):
+                _wait(pause, stop)
+            if stop.is_set():
+                raise RequestFailed(f"{self.who}: the evaluation was stopped before this request")
+            with self._counting:
+                self.n_sent += 1
+                self.n_retried += attempt > 0
+            status, body = None, ""
             try:
                 response = self._client.request(method, self.url, content=content, headers=headers)
             except httpx.RequestError as error:
@@ -105,18 +147,19 @@ class Endpoint:
             else:
                 if response.is_success:
                     return Reply(response, key)
-                failure = f"HTTP {response.status_code}: {Reply(response, key).excerpt()}"
+                status, body = response.status_code, Reply(response, key).without_key(response.text)
+                failure = f"HTTP {status}: {Reply(response, key).excerpt()}"
                 passing = response.status_code in (408, 429) or response.status_code >= 500
                 advice = self._advice(response, key, passing)
                 if not passing:
-                    raise JudgeError(f"{self.who}: {failure}; {advice}")
+                    raise RequestFailed(f"{self.who}: {failure}; {advice}", status, body)
                 retry_after = _retry_after(response.headers.get("retry-after"))
             if attempt < self.max_retries:
                 pause = self.backoff * 2**attempt * _JITTER.uniform(0.75, 1.25) if retry_after is None else retry_after
                 _wait(min(pause, _MAX_WAIT_S), stop)
                 if stop.is_set():
                     break
-        raise JudgeError(f"{self.who}: {failure} ({attempt + 1} attempts); {advice}")
+        raise RequestFailed(f"{self.who}: {failure} ({attempt + 1} attempts); {advice}", status, body)
 
     def _advice(self, response: httpx.Response, key: str | None, passing: bool) -> str:
         if response.has_redirect_location:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefloop.errors import ConfigError, DataError
+from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.judging.adjusted import length_controlled_win_rate
 from prefloop.judging.cache import VerdictCache
-from prefloop.judging.judges import BothOrders, CachedJudge, Item, Judge, compare_many
+from prefloop.judging.judges import Item, Judge, prepare
 from prefloop.judging.statistics import WinRate, verdict_win_rate
+from prefloop.judging.usage import Usage
 from prefloop.records import Message, Prompt, from_dict
 
 
@@ -24,9 +25,13 @@ class JudgedFiles:
     length_controlled: WinRate
     """The win rate at equal length, in characters."""
     n_comparisons: int
-    """Pairs of responses compared."""
+    """Pairs of responses compared, those that failed left out."""
+    n_failed: int
+    """Pairs without a verdict because a request failed for good; the same command asks them again."""
+    failures: tuple[str, ...]
+    """Why, each reason once."""
     n_asked: int
-    """Questions put to the judge now (two for a comparison in both orders)."""
+    """Questions put to the judge now: two for a comparison in both orders, one for a response that is graded."""
     n_cached: int
     """Questions answered from the cache."""
     n_disagreed: int
@@ -35,6 +40,10 @@ class JudgedFiles:
     """``n_disagreed / n_comparisons``: the judge's position bias."""
     n_unparsable: int
     """Questions whose answer held no verdict, hence ties."""
+    usage: Usage
+    """Requests, tokens and cost of this run."""
+    total: Usage
+    """Tokens and cost of all answers, those from the cache too."""
 
 
 def judge_files(
@@ -53,7 +62,8 @@ def judge_files(
     Both are JSONL files with rows ``{"id", "prompt": [{"role", "content"}, ...], "response"}``; an id may have
     several rows, and other fields are ignored. All pairs of a prompt's responses are compared, or the first
     ``pairs_per_prompt`` of an order that uses every response before it repeats one. A judge of one order is asked in
-    both. Raises ``DataError`` naming file, row and field, or the prompt on which the files differ.
+    both. A pair whose request fails for good is counted and left out of the rates. Raises ``DataError`` naming file, row
+    and field, or the prompt on which the files differ, and ``JudgeError`` when the judge cannot be used.
     """
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
         raise ConfigError(f"pairs_per_prompt must be 1 or more, found {pairs_per_prompt}")
@@ -64,22 +74,33 @@ def judge_files(
         of_b = side_b[prompt_id][1]
         items[prompt_id] = [(prompt, of_a[i], of_b[j]) for i, j in _pairs(len(of_a), len(of_b))[:pairs_per_prompt]]
 
-    cached = CachedJudge(judge, VerdictCache(cache_path))
-    asked: Judge = cached if getattr(judge, "symmetric", False) else BothOrders(cached)
-    flat = compare_many(asked, [item for group in items.values() for item in group])
-    n_disagreed = sum(verdict.orders_agree is False for verdict in flat)
+    asked = prepare(judge, VerdictCache(cache_path))
+    flat = asked.compare_many([item for group in items.values() for item in group])
     verdicts = iter(flat)
-    scores = {prompt_id: [next(verdicts).score for _ in group] for prompt_id, group in items.items()}
-    leads = {prompt_id: [float(len(a) - len(b)) for _, a, b in group] for prompt_id, group in items.items()}
+    scores: dict[str, list[float]] = {}
+    leads: dict[str, list[float]] = {}
+    for prompt_id, group in items.items():
+        answered = [(item, v) for item, v in zip(group, verdicts, strict=False) if not v.failed]
+        if answered:
+            scores[prompt_id] = [verdict.score for _, verdict in answered]
+            leads[prompt_id] = [float(len(a) - len(b)) for (_, a, b), _ in answered]
+    given = [verdict for verdict in flat if not verdict.failed]
+    if not given:
+        raise JudgeError(f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}")
+    n_disagreed = sum(verdict.orders_agree is False for verdict in given)
     return JudgedFiles(
         win_rate=verdict_win_rate(scores, seed=seed, resamples=resamples, level=level),
         length_controlled=length_controlled_win_rate(scores, leads, seed=seed, resamples=resamples, level=level),
-        n_asked=cached.n_asked,
-        n_cached=cached.n_cached,
-        n_comparisons=len(flat),
+        n_comparisons=len(given),
+        n_failed=len(flat) - len(given),
+        failures=tuple(dict.fromkeys(verdict.failed for verdict in flat if verdict.failed)),
+        n_asked=asked.tally.n_asked,
+        n_cached=asked.tally.n_cached,
         n_disagreed=n_disagreed,
-        disagreement=n_disagreed / len(flat),
-        n_unparsable=sum(verdict.unparsable for verdict in flat),
+        disagreement=n_disagreed / len(given),
+        n_unparsable=asked.tally.n_unparsable,
+        usage=asked.usage,
+        total=asked.tally.total,
     )
 
 

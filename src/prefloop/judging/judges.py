@@ -1,28 +1,25 @@
-"""What a judge is, and judges made from other things: a Python function, a score, both orders, a cache.
+"""What a judge is, and judges made from other things: a score, both orders, a cache.
 
-They compose: ``BothOrders(CachedJudge(OpenAIJudge(...), VerdictCache(path)))`` asks a model in both orders and never
-asks the same thing twice. Caching sits inside the two orders, so a killed run loses only the answers on their way and
-exchanging the sides costs nothing.
+``prepare(judge, VerdictCache(path))`` composes them for an evaluation: ``BothOrders(CachedJudge(judge, cache))`` asks a model in both orders
+and never asks the same thing twice, a judge from scores keeps the scores. Caching sits inside the two orders, so a killed run loses only
+the answers on their way and exchanging the sides costs nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.machinery
-import importlib.util
 import json
 import math
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from types import CodeType
-from typing import Any, Protocol
+from typing import Protocol
 
-from prefloop.errors import ConfigError, JudgeError, nearest
-from prefloop.judging.cache import VerdictCache, verdict_key
-from prefloop.judging.verdict import Verdict
+from prefloop.errors import ConfigError, JudgeError
+from prefloop.judging.cache import VerdictCache, through_cache, verdict_key
+from prefloop.judging.graders import CachedGrader, FunctionGrader, Grader, fingerprint_of, grade_many
+from prefloop.judging.tally import Tally
+from prefloop.judging.usage import Usage
+from prefloop.judging.verdict import Grade, Verdict
 from prefloop.records import Message, Prompt
 
 Item = tuple[list[Message], str, str]
@@ -36,11 +33,13 @@ __all__ = [
     "Grader",
     "Item",
     "Judge",
+    "PreparedJudge",
     "ScoreJudge",
     "Verdict",
     "VerdictCache",
     "compare_many",
-    "judge_fingerprint",
+    "conversation_key",
+    "prepare",
 ]
 
 
@@ -54,95 +53,11 @@ class Judge(Protocol):
         ...
 
 
-class Grader(Protocol):
-    """Gives one response a score; higher is better."""
-
-    name: str
-
-    def grade(self, prompt: Prompt, response: str) -> float:
-        """Score of ``response``."""
-        ...
-
-
-class FunctionGrader:
-    """A user's Python function, named ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``.
-
-    The file is imported from its path and runs with the rights of this process. It should stand alone: the
-    fingerprint covers this one file. Raises ``ConfigError`` when file or function cannot be loaded, ``JudgeError``
-    naming the prompt when a call raises or does not return a finite number.
-    """
-
-    def __init__(self, spec: str) -> None:
-        path, colon, function = spec.rpartition(":")
-        if not colon or not path or not function.isidentifier():
-            raise ConfigError(f"scorer '{spec}': expected path/to/file.py:function")
-        self.path, self.name = Path(path), function
-        try:
-            self._source = self.path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"scorer '{spec}': cannot read {path} ({error.strerror}); the path is relative to the current folder"
-            ) from None
-        self._call = self._load(spec)
-
-    def grade(self, prompt: Prompt, response: str) -> float:
-        """Score of ``response`` by the user's function."""
-        where = f"grader {self.path}:{self.name} on prompt '{prompt.id}'"
-        try:
-            value = self._call(prompt, response)
-        except Exception as error:  # the user's code may raise anything; the prompt is what they need to find it
-            line = traceback.extract_tb(error.__traceback__)[-1]
-            raise JudgeError(
-                f"{where} raised {type(error).__name__}: {error} ({Path(line.filename).name}, line {line.lineno})"
-            ) from error
-        try:
-            score = math.nan if isinstance(value, str | bytes) else float(value)
-        except (TypeError, ValueError):
-            score = math.nan
-        if not math.isfinite(score):
-            raise JudgeError(f"{where} returned {value!r:.80}: expected a finite number")
-        return score
-
-    def fingerprint(self) -> str:
-        """sha256 of the file's bytes, as they were loaded, and the function's name."""
-        return hashlib.sha256(self._source + b"\0" + self.name.encode()).hexdigest()
-
-    def _load(self, spec: str) -> Callable[[Prompt, str], Any]:
-        module_name = f"prefloop_grader_{self.fingerprint()[:16]}"
-        loader = _HashedBytesLoader(module_name, str(self.path), self._source)
-        module = importlib.util.module_from_spec(
-            importlib.machinery.ModuleSpec(module_name, loader, origin=str(self.path))
-        )
-        sys.modules[module_name] = module  # dataclasses in the file look their module up by name
-        try:
-            loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module_name]
-            raise ConfigError(f"scorer '{spec}': importing the file raised {type(error).__name__}: {error}") from error
-        call: Callable[[Prompt, str], Any] | None = getattr(module, self.name, None)
-        if call is None or not callable(call):
-            functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            hint = nearest(self.name, functions) if functions else "the file defines no function"
-            raise ConfigError(f"scorer '{spec}': no function '{self.name}' in {self.path}; {hint}")
-        return call
-
-
-class _HashedBytesLoader(importlib.machinery.SourceFileLoader):
-    """Loads the bytes that were fingerprinted: the bytecode cache can be stale after two edits within one second."""
-
-    def __init__(self, module_name: str, path: str, source: bytes) -> None:
-        super().__init__(module_name, path)
-        self._source = source
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self._source, self.path)
-
-
 class ScoreJudge:
     """A judge from a grader: the higher score wins, scores within ``tie_margin`` tie. Its verdict has no order to swap.
 
     ``prompts`` gives the grader the ids and ``meta`` of known prompts; any other reaches it with a hash for an id and
-    no meta.
+    no meta. A response without a readable grade makes a tie that counts as unparsable, one whose request failed a failed verdict.
     """
 
     symmetric = True
@@ -151,26 +66,75 @@ class ScoreJudge:
         if not tie_margin >= 0:
             raise ConfigError(f"tie_margin must be 0 or more, found {tie_margin}")
         self.grader, self.tie_margin, self.name = grader, tie_margin, grader.name
-        self._known: Mapping[str, Prompt] = {_conversation_key(prompt.prompt): prompt for prompt in prompts}
+        self._known: Mapping[str, Prompt] = {conversation_key(prompt.prompt): prompt for prompt in prompts}
 
     def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
-        """Verdict from the two scores, which ``raw`` keeps."""
-        key = _conversation_key(prompt)
-        record = self._known.get(key) or Prompt(id=key[:16], prompt=prompt)
-        score_a, score_b = self.grader.grade(record, a), self.grader.grade(record, b)
-        lead = score_a - score_b
-        score = 0.5 if abs(lead) <= self.tie_margin else float(lead > 0)
-        return Verdict(score, raw=(repr(score_a), repr(score_b)))
+        """Verdict from the two scores, which ``raw`` keeps. Raises ``JudgeError`` when a request failed."""
+        verdict = self.compare_many([(prompt, a, b)])[0]
+        if verdict.failed:
+            raise JudgeError(verdict.failed)
+        return verdict
+
+    def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
+        """Verdicts in the order of ``items``; all responses go to the grader in one batch."""
+        graded = [(self._record(prompt), response) for prompt, a, b in items for response in (a, b)]
+        grades: dict[int, Grade] = {}
+        verdicts: dict[int, Verdict] = {}
+
+        def arrived(index: int, grade: Grade) -> None:
+            grades[index] = grade
+            pair = index // 2
+            if 2 * pair in grades and 2 * pair + 1 in grades:
+                verdicts[pair] = self._verdict(grades[2 * pair], grades[2 * pair + 1])
+                if on_verdict:
+                    on_verdict(pair, verdicts[pair])
+
+        grade_many(self.grader, graded, arrived)
+        return [verdicts[pair] for pair in range(len(items))]
 
     def fingerprint(self) -> str:
         """The grader's fingerprint and the tie margin."""
-        return f"{judge_fingerprint(self.grader)}|tie_margin={self.tie_margin}"
+        return f"{fingerprint_of(self.grader)}|tie_margin={self.tie_margin}"
+
+    def cached(self, cache: VerdictCache) -> ScoreJudge:
+        """The same judge with every score kept in ``cache``: a response in several pairs is graded once."""
+        return ScoreJudge(CachedGrader(self.grader, cache), tie_margin=self.tie_margin, prompts=self._known.values())
+
+    @property
+    def tally(self) -> Tally:
+        """The counts of a judge from ``cached``; a question is a response to grade."""
+        if not isinstance(self.grader, CachedGrader):
+            raise AttributeError("only a judge from cached() or prepare() counts its questions")
+        return self.grader.tally
+
+    @property
+    def usage(self) -> Usage:
+        """What the grader has used so far."""
+        return getattr(self.grader, "usage", Usage())
+
+    def _record(self, prompt: list[Message]) -> Prompt:
+        key = conversation_key(prompt)
+        return self._known.get(key) or Prompt(id=key[:16], prompt=prompt)
+
+    def _verdict(self, a: Grade, b: Grade) -> Verdict:
+        if a.failed or b.failed:
+            return Verdict.failure(a.failed or b.failed)
+        lead = a.score - b.score
+        score = 0.5 if math.isnan(lead) or abs(lead) <= self.tie_margin else float(lead > 0)
+        return Verdict(
+            score,
+            raw=(*(a.raw or (repr(a.score),)), *(b.raw or (repr(b.score),))),
+            unparsable=a.unparsable + b.unparsable,
+            prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+            completion_tokens=a.completion_tokens + b.completion_tokens,
+        )
 
 
 class BothOrders:
     """Asks a judge (a, b) and (b, a). Where the two answers differ the verdict is a tie, and it is counted.
 
-    ``n_asked`` counts comparisons (two questions each) and ``n_disagreed`` those whose orders disagreed.
+    ``n_asked`` counts comparisons (two questions each) and ``n_disagreed`` those whose orders disagreed. A comparison of which an order
+    failed is a failed one and in neither count.
     """
 
     symmetric = True
@@ -187,18 +151,38 @@ class BothOrders:
     def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """Verdicts in the order of ``items``; both orders of all of them go to the judge in one batch."""
         both = [ordered for prompt, a, b in items for ordered in ((prompt, a, b), (prompt, b, a))]
-        answers = compare_many(self.judge, both)
-        verdicts = [self._combine(*pair) for pair in zip(answers[::2], answers[1::2], strict=True)]
-        if on_verdict:
-            for index, verdict in enumerate(verdicts):
-                on_verdict(index, verdict)
-        return verdicts
+        answers: dict[int, Verdict] = {}
+        verdicts: dict[int, Verdict] = {}
+
+        def arrived(index: int, answer: Verdict) -> None:
+            answers[index] = answer
+            pair = index // 2
+            if 2 * pair in answers and 2 * pair + 1 in answers:
+                verdicts[pair] = self._combine(answers[2 * pair], answers[2 * pair + 1])
+                if on_verdict:
+                    on_verdict(pair, verdicts[pair])
+
+        compare_many(self.judge, both, arrived)
+        return [verdicts[pair] for pair in range(len(items))]
 
     def fingerprint(self) -> str:
         """The judge's fingerprint, marked as asked in both orders."""
-        return f"{judge_fingerprint(self.judge)}|both-orders"
+        return f"{fingerprint_of(self.judge)}|both-orders"
+
+    @property
+    def tally(self) -> Tally:
+        """The counts of the ``CachedJudge`` inside; a question is one order of a pair."""
+        found: Tally = self.judge.tally  # type: ignore[attr-defined]
+        return found
+
+    @property
+    def usage(self) -> Usage:
+        """What the judge has used so far."""
+        return getattr(self.judge, "usage", Usage())
 
     def _combine(self, forward: Verdict, backward: Verdict) -> Verdict:
+        if forward.failed or backward.failed:
+            return Verdict.failure(forward.failed or backward.failed)
         agree = forward.score == 1 - backward.score
         with self._lock:
             self.n_asked += 1
@@ -208,40 +192,58 @@ class BothOrders:
             orders_agree=agree,
             raw=forward.raw + backward.raw,
             unparsable=forward.unparsable + backward.unparsable,
+            prompt_tokens=forward.prompt_tokens + backward.prompt_tokens,
+            completion_tokens=forward.completion_tokens + backward.completion_tokens,
         )
 
 
 class CachedJudge:
-    """A judge that looks in a ``VerdictCache`` first; ``n_asked`` and ``n_cached`` count where verdicts came from."""
+    """A judge that looks in a ``VerdictCache`` first; ``tally`` counts where verdicts came from and stops a judge that cannot be used."""
 
     def __init__(self, judge: Judge, cache: VerdictCache) -> None:
         self.judge, self.cache, self.name = judge, cache, judge.name
-        self.n_asked = self.n_cached = 0
+        self.tally = Tally(judge.name, getattr(judge, "prices", None))
 
     def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
-        """The stored verdict, or the judge's, which is stored."""
-        return self.compare_many([(prompt, a, b)])[0]
+        """The stored verdict, or the judge's, which is stored. Raises ``JudgeError`` when the request failed."""
+        verdict = self.compare_many([(prompt, a, b)])[0]
+        if verdict.failed:
+            raise JudgeError(verdict.failed)
+        return verdict
 
     def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """Verdicts in the order of ``items``. Each new one is stored as it arrives; repeats are asked once."""
-        identity = judge_fingerprint(self.judge)
-        keys = [verdict_key(identity, *item) for item in items]
-        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self.cache}
-        new_keys = list(missing)
-        compare_many(
-            self.judge, list(missing.values()), lambda index, verdict: self.cache.put(new_keys[index], verdict)
-        )
-        self.n_asked += len(missing)
-        self.n_cached += len(items) - len(missing)
-        verdicts = [self.cache[key] for key in keys]
-        if on_verdict:
-            for index, verdict in enumerate(verdicts):
-                on_verdict(index, verdict)
-        return verdicts
+        identity = fingerprint_of(self.judge)
+        reference: Callable[[list[Message]], str] = getattr(self.judge, "reference", lambda prompt: "")
+        keys = [verdict_key(identity, *item, reference=reference(item[0])) for item in items]
+
+        def ask(indices: list[int], arrived: OnVerdict) -> None:
+            compare_many(self.judge, [items[index] for index in indices], arrived)
+
+        return through_cache(self.cache, self.tally, keys, ask, on_verdict)
 
     def fingerprint(self) -> str:
         """The judge's own: a cache changes no verdict."""
-        return judge_fingerprint(self.judge)
+        return fingerprint_of(self.judge)
+
+    @property
+    def usage(self) -> Usage:
+        """What the judge has used so far."""
+        return getattr(self.judge, "usage", Usage())
+
+
+PreparedJudge = BothOrders | CachedJudge | ScoreJudge
+
+
+def prepare(judge: Judge, cache: VerdictCache) -> PreparedJudge:
+    """A judge ready for an evaluation: asked in both orders unless it is ``symmetric``, answers kept, questions counted in ``tally``.
+
+    Its ``compare_many`` raises ``JudgeError`` when the judge cannot be used (``prefloop.judging.tally``).
+    """
+    if isinstance(judge, ScoreJudge):
+        return judge.cached(cache)
+    cached = CachedJudge(judge, cache)
+    return cached if getattr(judge, "symmetric", False) else BothOrders(cached)
 
 
 def compare_many(judge: Judge, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
@@ -260,11 +262,6 @@ def compare_many(judge: Judge, items: Sequence[Item], on_verdict: OnVerdict | No
     return verdicts
 
 
-def judge_fingerprint(judge: Judge | Grader) -> str:
-    """What determines a judge's verdicts: its ``fingerprint()`` where it has one, else its name."""
-    own = getattr(judge, "fingerprint", None)
-    return own() if own is not None else judge.name
-
-
-def _conversation_key(prompt: list[Message]) -> str:
+def conversation_key(prompt: Sequence[Message]) -> str:
+    """sha256 of a conversation."""
     return hashlib.sha256(json.dumps([[turn.role, turn.content] for turn in prompt]).encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""A language model behind any OpenAI-compatible endpoint as a pairwise judge."""
+"""A language model behind any OpenAI-compatible endpoint: a hosted one, or vLLM's own server."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 import threading
@@ -12,34 +12,34 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from prefloop.endpoint import Endpoint, Reply, parsed_url
+from prefloop.endpoint import Endpoint, Pace, Reply, RequestFailed, parsed_url
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.judging.judges import Item, OnVerdict
-from prefloop.judging.prompts import CRITERIA, REASK, TEMPLATE_VERSION, pairwise_messages, parse_verdict
-from prefloop.judging.verdict import Verdict
-from prefloop.records import Message
+from prefloop.judging.language_model import Answer, Dialogue, OnDone, Said, Turn
+from prefloop.judging.usage import Prices, Usage
 
 _ADVICE = {
-    400: "the endpoint refused a parameter; temperature and max_tokens can be None, extra_body adds others",
+    400: "the endpoint refused the request: is it too long, or a parameter unknown? temperature and max_tokens can be None, extra_body adds others",
     401: "set the environment variable that api_key_env names to a valid key",
     403: "the key has no access to this model; check the key and the model name",
     404: "check base_url (it usually ends in /v1) and the model name",
-    429: "the endpoint limits requests; lower max_concurrency or raise max_retries",
+    429: "the endpoint limits requests; set requests_per_minute, lower max_concurrency or raise max_retries",
 }
+_HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
+"""Statuses that every other question would meet too."""
+_NO_SCHEMA = re.compile(r"response_format|json_schema|structured.?outputs?|guided", re.IGNORECASE)
+_READINGS = 2
+"""A reply that is no chat completion is asked for again once."""
 
 
 @dataclass
-class OpenAIJudge:
-    """One order of a pairwise comparison, asked over ``{base_url}/chat/completions``; ``BothOrders`` makes it both.
+class ChatEndpoint:
+    """Dialogues over ``{base_url}/chat/completions``, ``max_concurrency`` at a time.
 
-    Only the judge's own reply is parsed for a verdict, and the responses it compares stand between markers they
-    cannot forge (``prefloop.judging.prompts``): a response that says ``[[A]]`` decides nothing. A reply without a
-    verdict is answered with one request for the verdict alone; if that fails too the verdict is a tie with
-    ``unparsable=1``.
+    A structured answer is asked for with ``response_format`` (a JSON schema), which OpenAI and vLLM enforce. An endpoint that refuses the
+    field, with a 4xx that names it, is asked in words from then on. A question that fails for good, all retries included, fails alone;
+    what every question would meet (no key, no access, no such address) raises ``JudgeError``.
 
-    The key is read from the environment for each request and is held nowhere else. Raises ``ConfigError`` for
-    impossible settings and ``JudgeError``, with the URL, the status and the start of the body, when the endpoint
-    cannot be used.
+    The key is read from the environment for each request and is held nowhere else. Raises ``ConfigError`` for impossible settings.
     """
 
     base_url: str
@@ -52,8 +52,8 @@ class OpenAIJudge:
     """``None`` leaves it out of the request."""
     max_tokens: int | None = 1024
     """Longest reply, reasons included; ``None`` leaves it out of the request."""
-    criteria: str = CRITERIA
-    """What makes a response better; goes into the system prompt."""
+    structured: bool = True
+    """Ask for a JSON object by its schema where the endpoint takes one."""
     timeout: float = 60.0
     """Seconds without a byte after which a request has failed."""
     max_retries: int = 5
@@ -61,7 +61,11 @@ class OpenAIJudge:
     backoff: float = 1.0
     """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes precedence."""
     max_concurrency: int = 8
-    """Requests in flight in ``compare_many``."""
+    """Requests in flight."""
+    pace: Pace | None = None
+    """Limit of requests a minute."""
+    prices: Prices = dataclasses.field(default_factory=Prices)
+    """What tokens cost."""
     extra_body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further fields of the request."""
 
@@ -80,6 +84,9 @@ class OpenAIJudge:
             key="put the key in a variable, name it in api_key_env",
         )
         self.name = f"openai:{self.model}"
+        self._lock = threading.Lock()
+        self._takes_schema = self.structured
+        self._prompt_tokens = self._completion_tokens = self._unreported = 0
         self._endpoint = Endpoint(
             url,
             who=f"judge {url}",
@@ -91,78 +98,118 @@ class OpenAIJudge:
             backoff=self.backoff,
             advice=_ADVICE,
             max_connections=self.max_concurrency,
+            pace=self.pace,
         )
 
-    def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
-        """The model's verdict on ``a`` shown first against ``b`` shown second."""
-        return self._compare((prompt, a, b), threading.Event())
+    @property
+    def usage(self) -> Usage:
+        """Requests, tokens and cost so far."""
+        with self._lock:
+            tokens = self._prompt_tokens, self._completion_tokens
+            sent = self._endpoint.n_sent, self._endpoint.n_retried
+            return Usage(*sent, *tokens, unreported=self._unreported, cost=self.prices.cost(*tokens))
 
-    def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
-        """Verdicts in the order of ``items``, ``max_concurrency`` at a time.
+    def identity(self) -> str:
+        """Model and sampling. The address is no part of it, nor what the endpoint turned out to take."""
+        return json.dumps(
+            [self.model, self.temperature, self.max_tokens, self.structured, dict(self.extra_body)], sort_keys=True
+        )
 
-        ``on_verdict(index, verdict)`` is called as they arrive. After an error nothing further is asked, answers
-        already on their way are still reported, and the error is raised.
-        """
+    def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
+        """Run every dialogue. After an error of the endpoint or of ``on_done`` nothing further is asked; answers already on their way are
+        still reported, and the error is raised."""
         stop = threading.Event()
-        failure: BaseException | None = None
-        verdicts: dict[int, Verdict] = {}
+        fatal: BaseException | None = None
         pool = ThreadPoolExecutor(self.max_concurrency)
-        indices: dict[Future[Verdict], int] = {
-            pool.submit(self._compare, item, stop): i for i, item in enumerate(items)
-        }
-
-        def report(future: Future[Verdict]) -> None:
-            index = indices.pop(future)
-            verdicts[index] = future.result()
-            if on_verdict:
-                on_verdict(index, verdicts[index])
-
+        running = {pool.submit(self._run, each, stop): index for index, each in enumerate(dialogues)}
         try:
-            for future in as_completed(list(indices)):
-                if failure := future.exception():
-                    break
-                report(future)
+            for future in as_completed(list(running)):
+                index = running.pop(future)
+                on_done(index, future.result())
+        except BaseException as error:
+            fatal = error
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-        if failure:
-            for future in [future for future in indices if not future.cancelled() and future.exception() is None]:
-                report(future)
-            raise failure
-        return [verdicts[index] for index in range(len(items))]
+        if fatal:
+            for future, index in running.items():
+                if isinstance(answer := _result(future), Answer):
+                    with contextlib.suppress(JudgeError):
+                        on_done(index, answer)
+            raise fatal
 
-    def fingerprint(self) -> str:
-        """Hash of what determines a reply: model, template, criteria and sampling. The address is no part of it."""
-        what = [TEMPLATE_VERSION, self.model, self.criteria, self.temperature, self.max_tokens, dict(self.extra_body)]
-        return f"{self.name}:{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()}"
-
-    def _compare(self, item: Item, stop: threading.Event) -> Verdict:
-        messages = pairwise_messages(*item, criteria=self.criteria)
-        reply = self._ask(messages, stop)
-        score = parse_verdict(reply)
-        if score is not None:
-            return Verdict(score, raw=(reply,))
-        again = [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": REASK}]
-        second = self._ask(again, stop)
-        score = parse_verdict(second)
-        return Verdict(0.5 if score is None else score, raw=(reply, second), unparsable=int(score is None))
-
-    def _ask(self, messages: list[dict[str, str]], stop: threading.Event) -> str:
-        """One reply of the model."""
-        body: dict[str, Any] = {"model": self.model, "messages": messages, **self.extra_body}
-        body.update(
-            {k: v for k in ("temperature", "max_tokens") if (v := getattr(self, k)) is not None and k not in body}
-        )
-        return self._reply_text(self._endpoint.post(body, stop))
-
-    def _reply_text(self, reply: Reply) -> str:
+    def _run(self, each: Dialogue, stop: threading.Event) -> Answer[Any] | JudgeError:
         try:
-            content = reply.json()["choices"][0]["message"]["content"]
-            if not isinstance(content, str | None):
+            turn = next(each)
+            while True:
+                turn = each.send(self._say(turn, stop))
+        except StopIteration as end:
+            answer: Answer[Any] = end.value
+            return answer
+        except RequestFailed as error:
+            if error.status in _HOPELESS:
+                raise
+            return error
+
+    def _say(self, turn: Turn, stop: threading.Event) -> Said:
+        """One reply of the model."""
+        if self._takes_schema:
+            try:
+                return self._ask(turn, True, stop)
+            except RequestFailed as error:
+                if error.status not in (400, 404, 415, 422, 501) or not _NO_SCHEMA.search(error.body):
+                    raise
+            # An endpoint may repeat the whole request in any error: only a success without the field shows that it was the field.
+            said = self._ask(turn, False, stop)
+            self._takes_schema = False
+            return said
+        return self._ask(turn, False, stop)
+
+    def _ask(self, turn: Turn, structured: bool, stop: threading.Event) -> Said:
+        body: dict[str, Any] = {"model": self.model, "messages": turn.messages(structured), **self.extra_body}
+        for name in ("temperature", "max_tokens"):
+            if getattr(self, name) is not None:
+                body.setdefault(name, getattr(self, name))
+        if structured:
+            schema = {"name": "answer", "strict": True, "schema": turn.question.form.schema}
+            body.setdefault("response_format", {"type": "json_schema", "json_schema": schema})
+        for _ in range(_READINGS):
+            reply = self._endpoint.post(body, stop)
+            if (said := self._said(reply)) is not None:
+                return said
+        raise RequestFailed(
+            f"{self._endpoint.who}: HTTP {reply.status}, but not a chat completion, twice: {reply.excerpt()}; "
+            "check that base_url is an OpenAI-compatible API",
+            reply.status,
+        )
+
+    def _said(self, reply: Reply) -> Said | None:
+        """What a chat completion says, a refusal too; ``None`` when the body is none."""
+        try:
+            body = reply.json()
+            message = body["choices"][0]["message"]
+            text = message.get("content") or message.get("refusal") or ""
+            if not isinstance(text, str):
                 raise TypeError
-        except (ValueError, LookupError, TypeError):
-            raise JudgeError(
-                f"{self._endpoint.who}: HTTP {reply.status}, but not a chat completion: {reply.excerpt()}; "
-                "check that base_url is an OpenAI-compatible API"
-            ) from None
-        return reply.without_key(content or "")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        tokens = _tokens(body)
+        with self._lock:
+            self._unreported += tokens is None
+            self._prompt_tokens += tokens[0] if tokens else 0
+            self._completion_tokens += tokens[1] if tokens else 0
+        return Said(reply.without_key(text), *(tokens or (0, 0)))
+
+
+def _tokens(body: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Prompt and completion tokens that a reply reports."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    found = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return found if all(type(n) is int and n >= 0 for n in found) else None  # type: ignore[return-value]
+
+
+def _result(future: Future[Answer[Any] | JudgeError]) -> Answer[Any] | JudgeError | None:
+    """What a finished future holds, unless it was cancelled or raised."""
+    return None if future.cancelled() or future.exception() else future.result()

@@ -1,8 +1,10 @@
-"""What a judge answers."""
+"""What a judge answers, and what a grader does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -10,10 +12,46 @@ class Verdict:
     """A judge's answer on response a against response b."""
 
     score: float
-    """1 when a wins, 0 when b wins, 0.5 for a tie."""
+    """1 when a wins, 0 when b wins, 0.5 for a tie; NaN where ``failed`` says why there is none."""
     orders_agree: bool | None = None
     """Whether asking in the other order gave the same answer; ``None`` when only one order was asked."""
     raw: tuple[str, ...] = ()
     """The judge's replies, as text, in the order they were given."""
     unparsable: int = 0
     """Questions whose answer held no verdict even when asked again; each counted as a tie."""
+    failed: str = ""
+    """Why the judge gave no answer; such a verdict is in no rate and in no cache."""
+    prompt_tokens: int = 0
+    """Tokens that were read for this verdict, when it was given."""
+    completion_tokens: int = 0
+    """Tokens that were written for this verdict, when it was given."""
+
+    @classmethod
+    def failure(cls, why: str) -> Verdict:
+        """No answer, and why."""
+        return cls(math.nan, failed=why)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A grader's answer on one response."""
+
+    score: float
+    """Higher is better; NaN where the answer was unparsable or the request failed."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """A rubric's score of each criterion."""
+    raw: tuple[str, ...] = ()
+    """The grader's replies, as text, in the order they were given."""
+    unparsable: int = 0
+    """1 where no reply held a grade, asked again too."""
+    failed: str = ""
+    """Why there is no answer; such a grade is in no mean and in no cache."""
+    prompt_tokens: int = 0
+    """Tokens that were read for this grade, when it was given."""
+    completion_tokens: int = 0
+    """Tokens that were written for this grade, when it was given."""
+
+    @classmethod
+    def failure(cls, why: str) -> Grade:
+        """No answer, and why."""
+        return cls(math.nan, failed=why)

@@ -35,7 +35,7 @@ def check(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> 
             )
         if generation.handover == "merged":
             raise EngineError(f"generation.weights nf4: {NOT_INTO_4_BITS}")
-    problem = _missing()
+    problem = missing()
     if problem is not None:
         raise EngineError(
             f"{problem}. Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU); or say --rollout transformers, "
@@ -43,7 +43,7 @@ def check(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> 
         )
 
 
-def _missing() -> str | None:
+def missing() -> str | None:
     """What is wrong with the installed vLLM, or ``None`` when there is one to use."""
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed"

@@ -16,8 +16,8 @@ from prefloop.config import DataConfig, EvaluateConfig
 from prefloop.console import progress
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document, packs
-from prefloop.judging.judges import BothOrders, CachedJudge, FunctionGrader, VerdictCache, compare_many
-from prefloop.judging.openai import OpenAIJudge
+from prefloop.judging.judges import FunctionGrader, VerdictCache, prepare
+from prefloop.judging.specs import JudgeOptions, open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, verdict_win_rate, win_rate
 from prefloop.models.forward import sum_by_branch_B
 from prefloop.models.reward import Reward
@@ -232,14 +232,10 @@ class Compare(Stage):
     def _asked(self, work: Work, mine: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
         """Win rate by the LLM judge: the k-th answer against SFT's k-th, both orders, disagreement a tie."""
         asked = self.config.openai
-        cache = VerdictCache(work.runtime.store.root / "verdicts.jsonl")
-        judge = BothOrders(
-            CachedJudge(
-                OpenAIJudge(
-                    asked.base_url or "", asked.model, asked.api_key_env, max_concurrency=asked.max_concurrency
-                ),
-                cache,
-            )
+        options = JudgeOptions(api_key_env=asked.api_key_env, max_concurrency=asked.max_concurrency)
+        judge = prepare(
+            open_judge(f"openai:{asked.model}@{asked.base_url}", options, prompts=mine["prompt"].values()),
+            VerdictCache(work.runtime.store.root / "verdicts.jsonl"),
         )
         items: list[tuple[list[Message], str, str]] = []
         owners = []
@@ -248,9 +244,10 @@ class Compare(Stage):
                 items.append((mine["prompt"][prompt_id].prompt, ours, theirs))
                 owners.append(prompt_id)
         with progress("judge: LLM verdicts", len(items), "pair") as advance:
-            verdicts = compare_many(judge, items, lambda i, verdict: advance())
+            verdicts = judge.compare_many(items, lambda i, verdict: advance())
         by_prompt: dict[str, list[float]] = {}
-        for owner, verdict in zip(owners, verdicts, strict=True):
+        given = [(owner, verdict) for owner, verdict in zip(owners, verdicts, strict=True) if not verdict.failed]
+        for owner, verdict in given:
             by_prompt.setdefault(owner, []).append(verdict.score)
         found: WinRate = verdict_win_rate(by_prompt, resamples=self.config.resamples)
         return {
@@ -258,7 +255,8 @@ class Compare(Stage):
             "llm_win_rate": found.rate,
             "llm_ci_low": found.low,
             "llm_ci_high": found.high,
-            "llm_disagreement": judge.n_disagreed / max(1, judge.n_asked),
+            "llm_disagreement": sum(verdict.orders_agree is False for _, verdict in given) / max(1, len(given)),
+            "llm_failed": len(verdicts) - len(given),
         }
 
     def _samples(self, answers: Mapping[str, Any], count: int = 6) -> list[dict[str, Any]]:

@@ -1,0 +1,233 @@
+"""A language model as a judge or a grader, wherever it runs.
+
+A dialogue is the question and, when the reply holds no answer, one request for the answer alone. It is a generator that yields what to say
+next: an endpoint runs many side by side, a model in this process steps a batch of them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from prefloop.errors import DataError, JudgeError
+from prefloop.judging.forms import Grading, Pairwise, Rubric
+from prefloop.judging.judges import Item, OnVerdict, conversation_key
+from prefloop.judging.prompts import Chat, Question
+from prefloop.judging.usage import Prices, Usage
+from prefloop.judging.verdict import Grade, Verdict
+from prefloop.records import Message, Prompt
+
+V = TypeVar("V")
+PROBE = [Message("user", "probe")]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What to say next; the model puts it into the form of answer that it can."""
+
+    question: Question[Any]
+    unread: str | None = None
+    """The reply that held no answer."""
+
+    def messages(self, structured: bool) -> Chat:
+        return self.question.messages(structured, self.unread)
+
+
+@dataclass(frozen=True)
+class Said:
+    """A model's reply."""
+
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Answer(Generic[V]):
+    """What came of a dialogue; ``value`` is ``None`` where no reply held an answer."""
+
+    value: V | None
+    replies: tuple[Said, ...]
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Fields that a verdict and a grade take over."""
+        return {
+            "raw": tuple(said.text for said in self.replies),
+            "unparsable": int(self.value is None),
+            "prompt_tokens": sum(said.prompt_tokens for said in self.replies),
+            "completion_tokens": sum(said.completion_tokens for said in self.replies),
+        }
+
+
+Dialogue = Generator[Turn, Said, Answer[Any]]
+OnDone = Callable[[int, Answer[Any] | JudgeError], None]
+
+
+class LanguageModel(Protocol):
+    """Holds dialogues. ``name`` is what reports call it."""
+
+    name: str
+    prices: Prices
+
+    @property
+    def usage(self) -> Usage:
+        """What it has used so far."""
+        ...
+
+    def identity(self) -> str:
+        """What determines a reply beside the words: the model and how it samples."""
+        ...
+
+    def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
+        """Run every dialogue; ``on_done(index, answer)`` is called in this thread as they end, with an error for one that failed.
+
+        Raises ``JudgeError`` for what no other dialogue would survive.
+        """
+        ...
+
+
+def dialogue(question: Question[V]) -> Generator[Turn, Said, Answer[V]]:
+    """Ask; ask once more for the answer alone when the reply holds none."""
+    first = yield Turn(question)
+    value = question.form.parse(first.text)
+    if value is not None:
+        return Answer(value, (first,))
+    second = yield Turn(question, unread=first.text)
+    return Answer(question.form.parse(second.text), (first, second))
+
+
+class ModelJudge:
+    """One order of a pairwise comparison; ``BothOrders`` makes it both.
+
+    Only the judge's own reply is parsed, and the responses stand between markers that they cannot forge: a response that says ``[[A]]``
+    decides nothing. Where two replies hold no verdict it is a tie with ``unparsable=1``. ``prompts`` give the reference answers, as
+    ``meta["reference"]``. ``compare`` raises ``JudgeError`` when the request fails; ``compare_many`` gives that pair a failed verdict.
+    """
+
+    def __init__(self, model: LanguageModel, form: Pairwise | None = None, prompts: Iterable[Prompt] = ()) -> None:
+        self.model, self.form, self.name = model, form or Pairwise(), model.name
+        self._references = {conversation_key(prompt.prompt): reference_of(prompt) for prompt in prompts}
+
+    def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
+        """The model's verdict on ``a`` shown first against ``b`` shown second."""
+        verdict = self.compare_many([(prompt, a, b)])[0]
+        if verdict.failed:
+            raise JudgeError(verdict.failed)
+        return verdict
+
+    def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
+        """Verdicts in the order of ``items``; ``on_verdict(index, verdict)`` is called as they arrive."""
+        out: dict[int, Verdict] = {}
+
+        def done(index: int, answer: Answer[float] | JudgeError) -> None:
+            if isinstance(answer, JudgeError):
+                out[index] = Verdict.failure(str(answer))
+            else:
+                out[index] = Verdict(0.5 if answer.value is None else answer.value, **answer.kept)
+            if on_verdict:
+                on_verdict(index, out[index])
+
+        self.model.hold([dialogue(self._question(*item)) for item in items], done)
+        return [out[index] for index in range(len(items))]
+
+    def reference(self, prompt: list[Message]) -> str:
+        """The reference answer that is shown with ``prompt``; part of the cache key."""
+        return self._references.get(conversation_key(prompt), "")
+
+    def fingerprint(self) -> str:
+        """The model, how it samples and every word of the question beside the texts to judge; the address is no part of it."""
+        return _fingerprint(self.model, self.form.question(PROBE, "a", "b", "r"))
+
+    @property
+    def usage(self) -> Usage:
+        """What the model has used so far."""
+        return self.model.usage
+
+    @property
+    def prices(self) -> Prices:
+        """What its tokens cost."""
+        return self.model.prices
+
+    def _question(self, prompt: list[Message], a: str, b: str) -> Question[float]:
+        return self.form.question(prompt, a, b, self.reference(prompt))
+
+
+class ModelGrader:
+    """Grades single responses from 1 to 10, or by a rubric. A reference answer is the prompt's ``meta["reference"]``.
+
+    ``grade`` raises ``JudgeError`` when there is no grade; ``grade_many`` gives that response a failed or an unparsable one.
+    """
+
+    def __init__(self, model: LanguageModel, form: Grading | Rubric | None = None) -> None:
+        self.model, self.form, self.name = model, form or Grading(), model.name
+
+    def grade(self, prompt: Prompt, response: str) -> float:
+        """The grade of ``response``."""
+        grade = self.grade_many([(prompt, response)])[0]
+        if grade.failed:
+            raise JudgeError(grade.failed)
+        if grade.unparsable:
+            raise JudgeError(
+                f"judge {self.name}: no grade for prompt '{prompt.id}' in its reply {grade.raw[-1]!r:.200}"
+            )
+        return grade.score
+
+    def grade_many(
+        self, items: Sequence[tuple[Prompt, str]], on_grade: Callable[[int, Grade], None] | None = None
+    ) -> list[Grade]:
+        """Grades in the order of ``items``; ``on_grade(index, grade)`` is called as they arrive."""
+        out: dict[int, Grade] = {}
+
+        def done(index: int, answer: Answer[dict[str, float]] | JudgeError) -> None:
+            if isinstance(answer, JudgeError):
+                out[index] = Grade.failure(str(answer))
+            elif answer.value is None:
+                out[index] = Grade(float("nan"), **answer.kept)
+            else:
+                parts = answer.value if isinstance(self.form, Rubric) else {}
+                out[index] = Grade(self.form.total(answer.value), parts, **answer.kept)
+            if on_grade:
+                on_grade(index, out[index])
+
+        questions = [self.form.question(prompt.prompt, response, reference_of(prompt)) for prompt, response in items]
+        self.model.hold([dialogue(each) for each in questions], done)
+        return [out[index] for index in range(len(items))]
+
+    def fingerprint(self) -> str:
+        """The model, how it samples and every word of the question beside the texts to judge, and the rubric's weights."""
+        weights = repr([c.weight for c in self.form.rubric]) if isinstance(self.form, Rubric) else ""
+        return _fingerprint(self.model, self.form.question(PROBE, "a", "r"), weights)
+
+    @property
+    def usage(self) -> Usage:
+        """What the model has used so far."""
+        return self.model.usage
+
+    @property
+    def prices(self) -> Prices:
+        """What its tokens cost."""
+        return self.model.prices
+
+
+def reference_of(prompt: Prompt) -> str:
+    """The reference answer in ``meta["reference"]``: a text, or a list with one for each user turn, of which that of the last turn counts.
+
+    Raises ``DataError`` naming the prompt for anything else.
+    """
+    found = prompt.meta.get("reference") or ""
+    if isinstance(found, list) and all(isinstance(text, str) for text in found):
+        turn = sum(message.role == "user" for message in prompt.prompt)
+        return found[turn - 1] if 1 <= turn <= len(found) else ""
+    if not isinstance(found, str):
+        raise DataError(
+            f"prompt '{prompt.id}': meta.reference must be a text or a list of texts, one a turn; found {found!r:.80}"
+        )
+    return found
+
+
+def _fingerprint(model: LanguageModel, probe: Question[Any], more: str = "") -> str:
+    what = "\0".join((model.identity(), probe.fingerprint(), more))
+    return f"{model.name}:{hashlib.sha256(what.encode()).hexdigest()}"

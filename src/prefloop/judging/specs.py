@@ -1,0 +1,210 @@
+"""A judge from what a person writes: ``openai:<model>@<base_url>``, ``local:<model>``, ``reward:<run>``, ``file.py:function``.
+
+What is heavy (httpx, torch) is imported by the form that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefloop.errors import ConfigError, nearest
+from prefloop.judging.judges import FunctionGrader, Grader, Judge, ScoreJudge
+from prefloop.judging.usage import Prices
+from prefloop.records import Prompt
+from prefloop.redact import without_secrets
+
+if TYPE_CHECKING:
+    from prefloop.judging.language_model import LanguageModel
+    from prefloop.models.backbone import Backbone
+
+MODES = ("pairwise", "grade", "rubric")
+FORMS = (
+    "openai:<model>@<base_url> (an endpoint, such as openai:qwen@http://127.0.0.1:8000/v1)",
+    "local:<model name or folder> (a language model in this process)",
+    "reward:<run folder or reward artifact> (the reward ensemble)",
+    "path/to/file.py:function (a Python function of prompt and response)",
+)
+
+
+@dataclass
+class JudgeOptions:
+    """How a judge is asked. Those about language models mean nothing to a reward model or a function."""
+
+    mode: Literal["pairwise", "grade", "rubric"] = "pairwise"
+    """A language model compares two responses, grades each from 1 to 10, or scores each by the criteria of ``rubric``."""
+    criteria: str | None = None
+    """What makes a response better: text, or the path of a .txt or .md file. Default: prefloop's own words."""
+    rubric: str | None = None
+    """Criteria and weights for mode rubric: path of a .yaml or .json file, or YAML text."""
+    tie_margin: float = 0.0
+    """Scores this close tie: those of grades, of rubrics, of a reward model, of a function."""
+    temperature: float | None = 0.0
+    """Of a language model. ``None`` leaves it to the endpoint."""
+    max_tokens: int | None = 1024
+    """Longest reply, reasons included. ``None`` leaves it to the endpoint."""
+    structured: bool = True
+    """Ask for a JSON object by its schema where endpoint or engine can enforce it."""
+    api_key_env: str | None = None
+    """Environment variable that holds the endpoint's key; ``None`` sends no key."""
+    max_concurrency: int = 8
+    """Requests in flight; of a local model, questions side by side."""
+    requests_per_minute: float | None = None
+    """Limit on requests to an endpoint, retries included."""
+    timeout: float = 60.0
+    """Seconds without a byte after which a request has failed."""
+    max_retries: int = 5
+    """Further attempts after 408, 429, 5xx and connection errors."""
+    backoff: float = 1.0
+    """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes precedence."""
+    price_prompt: float | None = None
+    """Price of a million tokens read."""
+    price_completion: float | None = None
+    """Price of a million tokens written."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs a local model."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of a request to an endpoint."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"judge mode '{self.mode}': {nearest(self.mode, MODES)}")
+        if (self.mode == "rubric") != (self.rubric is not None):
+            raise ConfigError("a rubric and mode rubric go together: give both or neither")
+        for name in ("requests_per_minute", "timeout", "max_tokens", "max_concurrency"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"judge {name} must be above 0, found {value}")
+        for name in ("price_prompt", "price_completion", "tie_margin"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"judge {name} must be 0 or more, found {value}")
+        if (self.price_prompt is None) != (self.price_completion is None):
+            raise ConfigError("judge prices: give price_prompt and price_completion, or neither")
+
+    @property
+    def prices(self) -> Prices:
+        """What tokens cost."""
+        return Prices(self.price_prompt, self.price_completion)
+
+
+def open_judge(
+    spec: str,
+    options: JudgeOptions | None = None,
+    *,
+    prompts: Iterable[Prompt] = (),
+    backbone: Backbone | None = None,
+    models: Path = Path("runs/.store/models"),
+) -> Judge:
+    """The judge that ``spec`` names; ``prefloop.judging.judges.prepare`` makes it ready for an evaluation.
+
+    ``prompts`` give ids, ``meta`` and reference answers (``meta["reference"]``), ``backbone`` a loaded one for ``reward:``, and ``models``
+    is where a model from a wheel is unpacked to. Raises ``ConfigError`` naming the known forms for any other one.
+    """
+    options, prompts = options or JudgeOptions(), list(prompts)
+    if options.mode == "pairwise" and _is_model(spec):
+        from prefloop.judging.forms import Pairwise
+        from prefloop.judging.language_model import ModelJudge
+
+        criteria = _criteria(options)
+        return ModelJudge(_model(spec, options, models), Pairwise(criteria) if criteria else Pairwise(), prompts)
+    grader = open_grader(spec, options, backbone=backbone, models=models)
+    return ScoreJudge(grader, tie_margin=options.tie_margin, prompts=prompts)
+
+
+def open_grader(
+    spec: str,
+    options: JudgeOptions | None = None,
+    *,
+    backbone: Backbone | None = None,
+    models: Path = Path("runs/.store/models"),
+) -> Grader:
+    """The grader that ``spec`` names, for scores of single responses. Raises ``ConfigError`` for a language model in mode pairwise."""
+    options = options or JudgeOptions()
+    if _is_model(spec):
+        from prefloop.judging.forms import Grading, Rubric
+        from prefloop.judging.language_model import ModelGrader
+        from prefloop.judging.rubric import read_rubric
+
+        given = {"criteria": criteria} if (criteria := _criteria(options)) else {}
+        if options.rubric is not None:
+            return ModelGrader(_model(spec, options, models), Rubric(read_rubric(options.rubric), **given))
+        if options.mode == "pairwise":
+            raise ConfigError("a judge in mode pairwise gives no grades: take mode grade or rubric")
+        return ModelGrader(_model(spec, options, models), Grading(**given))
+    if options.mode != "pairwise":
+        raise ConfigError(
+            f"judge mode {options.mode} is for language models (openai: or local:), not for {_shown(spec)}"
+        )
+    if spec.startswith("reward:"):
+        from prefloop.judging.ensemble import RewardGrader
+
+        return RewardGrader(Path(_rest(spec)), models, backbone)
+    if spec.rpartition(":")[0].endswith(".py"):
+        return FunctionGrader(spec)
+    raise ConfigError(f"judge {_shown(spec)}: unknown form. A judge is one of\n       " + "\n       ".join(FORMS))
+
+
+def _is_model(spec: str) -> bool:
+    return spec.startswith(("openai:", "local:"))
+
+
+def _model(spec: str, options: JudgeOptions, models: Path) -> LanguageModel:
+    if spec.startswith("local:"):
+        from prefloop.judging.local import LocalModel
+
+        return LocalModel(
+            _rest(spec),
+            models,
+            engine=options.engine,
+            temperature=options.temperature or 0.0,
+            max_tokens=options.max_tokens or 1024,
+            structured=options.structured,
+            batch_size=options.max_concurrency,
+            prices=options.prices,
+        )
+    from prefloop.endpoint import Pace
+    from prefloop.judging.openai import ChatEndpoint
+
+    name, at, url = _rest(spec).partition("@http")
+    if not at or not name:
+        raise ConfigError(f"judge 'openai:...': expected {FORMS[0]}")
+    return ChatEndpoint(
+        f"http{url}",
+        name,
+        api_key_env=options.api_key_env,
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
+        structured=options.structured,
+        timeout=options.timeout,
+        max_retries=options.max_retries,
+        backoff=options.backoff,
+        max_concurrency=options.max_concurrency,
+        pace=Pace(options.requests_per_minute) if options.requests_per_minute else None,
+        prices=options.prices,
+        extra_body=options.extra_body,
+    )
+
+
+def _criteria(options: JudgeOptions) -> str:
+    """The criteria's words; empty for the default ones."""
+    given = (options.criteria or "").strip()
+    if "\n" in given or not given.endswith((".txt", ".md")):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"judge criteria: '{given}' cannot be read as UTF-8 text; check the path") from None
+
+
+def _rest(spec: str) -> str:
+    rest = spec.partition(":")[2]
+    if not rest:
+        raise ConfigError(f"judge '{spec}' names nothing. A judge is one of\n       " + "\n       ".join(FORMS))
+    return rest
+
+
+def _shown(spec: str) -> str:
+    return f"'{without_secrets(spec):.80}'"

@@ -1,0 +1,96 @@
+"""Counts of an evaluation's questions, and when to stop it: a judge that cannot be used must not cost thousands of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prefloop.errors import JudgeError
+from prefloop.judging.usage import Prices, Usage
+from prefloop.judging.verdict import Grade, Verdict
+
+MAX_UNPARSABLE = 0.05
+"""Share of questions answered without a verdict above which the evaluation stops."""
+ENOUGH = 20
+"""Questions after which that share is looked at."""
+MAX_FAILURES_IN_A_ROW = 10
+_EXAMPLES = 3
+_EXCERPT = 200
+
+
+class Tally:
+    """Counts every distinct question of an evaluation once, from the cache or asked.
+
+    Raises ``JudgeError`` from ``asked`` and ``remembered`` when over 5 % of at least 20 questions got an unparsable answer, with three of
+    the replies, and when 10 requests in a row failed.
+    """
+
+    def __init__(self, name: str, prices: Prices | None = None) -> None:
+        self.name, self.prices = name, prices or Prices()
+        self.n_asked = 0
+        """Questions put to the judge now; without those that failed."""
+        self.n_cached = 0
+        """Questions answered from the cache, repeated ones each time."""
+        self.n_failed = 0
+        """Questions whose request failed for good."""
+        self.n_unparsable = 0
+        """Answers without a verdict, from the cache too."""
+        self._answers = self._prompt_tokens = self._completion_tokens = 0
+        self._seen: set[str] = set()
+        self._failures_in_a_row = 0
+        self._examples: list[str] = []
+
+    @property
+    def total(self) -> Usage:
+        """Tokens and cost of all answers, those that an earlier run paid for too; failed questions have none."""
+        tokens = self._prompt_tokens, self._completion_tokens
+        return Usage(0, 0, *tokens, cost=self.prices.cost(*tokens))
+
+    def remembered(self, answers: Iterable[tuple[str, Verdict | Grade]], repeats: int = 0) -> None:
+        """Count answers from the cache, by key; the order in which they were stored plays no part."""
+        for key, answer in answers:
+            self.n_cached += 1
+            self._count(key, answer)
+        self.n_cached += repeats
+        self._stop_if_unparsable()
+
+    def asked(self, key: str, answer: Verdict | Grade) -> None:
+        """Count an answer that has just arrived."""
+        if answer.failed:
+            self.n_failed += 1
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row == MAX_FAILURES_IN_A_ROW:
+                raise JudgeError(
+                    f"judge {self.name}: {MAX_FAILURES_IN_A_ROW} questions in a row failed; the last one: {answer.failed}\n"
+                    "       What was answered is kept: with the judge mended, the same command asks only what is missing"
+                )
+            return
+        self._failures_in_a_row = 0
+        self.n_asked += 1
+        self._count(key, answer)
+        self._stop_if_unparsable()
+
+    def finished(self) -> None:
+        """Raise when there were questions and every one failed."""
+        if self.n_failed and not self._answers:
+            raise JudgeError(f"judge {self.name}: every question failed ({self.n_failed}); look at the judge's log")
+
+    def _count(self, key: str, answer: Verdict | Grade) -> None:
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._answers += 1
+        self._prompt_tokens += answer.prompt_tokens
+        self._completion_tokens += answer.completion_tokens
+        self.n_unparsable += answer.unparsable
+        if answer.unparsable and len(self._examples) < _EXAMPLES:
+            self._examples.append(answer.raw[0][:_EXCERPT] if answer.raw else "")
+
+    def _stop_if_unparsable(self) -> None:
+        if self._answers < ENOUGH or self.n_unparsable <= MAX_UNPARSABLE * self._answers:
+            return
+        shown = "\n".join(f"       - {example!r}" for example in self._examples)
+        raise JudgeError(
+            f"judge {self.name}: {self.n_unparsable} of {self._answers} answers held no verdict, even when asked again; "
+            f"over {MAX_UNPARSABLE:.0%} the evaluation stops. Some replies:\n{shown}\n"
+            "       Take a stronger judge, raise max_tokens if they are cut off, or another mode"
+        )
