@@ -5,11 +5,13 @@ import time
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from prefloop.judging.adjusted import human_corrected_win_rate, length_controlled_win_rate
 from prefloop.judging.statistics import (
     clustered_mean,
+    clustered_share,
     percentile_tail,
+    sign_test,
     student_t_quantile,
     verdict_win_rate,
     win_rate,
@@ -203,69 +205,33 @@ def test_eighty_prompts_by_sixteen_pairs_take_less_than_a_second():
     assert time.process_time() - start < 1.0
 
 
-def _judged_by_length(n, quality, taste, seed):
-    rng = np.random.default_rng(seed)
-    leads = rng.normal(200, 150, size=n)
-    chance = 1 / (1 + np.exp(-(quality + taste * np.tanh(leads / leads.std()))))
-    return _by_prompt((rng.random(n) < chance).astype(float)[:, None]), _by_prompt(leads[:, None])
+def test_sign_test_is_the_exact_binomial_one_over_prompts():
+    verdicts = {f"p{i}": [1.0] for i in range(9)} | {"lost": [0.0], "tied": [0.5], "split": [1.0, 0.0]}
+    found = sign_test(verdicts)
+    assert (found.wins, found.losses, found.ties) == (9, 1, 2)
+    assert found.p_value == pytest.approx(2 * (1 + 10) / 2**10)
+    for wins, losses in ((0, 3), (7, 7), (60, 40), (1300, 1200)):
+        by_prompt = {f"w{i}": [1.0] for i in range(wins)} | {f"l{i}": [0.0] for i in range(losses)}
+        assert sign_test(by_prompt).p_value == pytest.approx(stats.binomtest(wins, wins + losses).pvalue)
 
 
-def test_length_control_takes_back_a_lead_that_is_length_alone():
-    verdicts, leads = _judged_by_length(600, quality=0.0, taste=2.0, seed=10)
-    assert verdict_win_rate(verdicts).low > 0.65
-    controlled = length_controlled_win_rate(verdicts, leads, resamples=300)
-    assert controlled.low < 0.5 < controlled.high
+def test_sign_test_counts_a_prompt_once_however_many_responses_it_has():
+    few = sign_test({f"p{i}": [1.0] * 50 for i in range(4)})
+    assert (few.wins, few.p_value) == (4, 0.125)
+    assert sign_test({"x": [1.0, 1.0, 0.0]}).wins == 1
+    assert sign_test({"x": [0.5], "y": [0.1, 0.9]}).p_value == 1.0
 
 
-def test_length_control_keeps_a_lead_in_quality():
-    verdicts, leads = _judged_by_length(600, quality=1.0, taste=0.0, seed=11)
-    controlled = length_controlled_win_rate(verdicts, leads, resamples=300)
-    assert controlled.low < 1 / (1 + math.exp(-1)) < controlled.high
-    assert controlled.low > 0.5
+def test_sign_test_rejects_a_true_one_half_no_more_often_than_it_says():
+    rng = np.random.default_rng(13)
+    p_values = [sign_test(_by_prompt(rng.integers(2, size=(40, 1)).astype(float))).p_value for _ in range(400)]
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.06
 
 
-def test_length_control_without_a_difference_in_length_is_the_plain_rate():
-    verdicts = {f"p{i}": [float(i % 4 > 0)] for i in range(80)}
-    level = {prompt_id: [0.0] for prompt_id in verdicts}
-    assert length_controlled_win_rate(verdicts, level, resamples=50).rate == pytest.approx(0.75, abs=0.002)
-
-
-def test_length_control_survives_a_sweep_and_names_a_prompt_whose_lists_differ():
-    swept = length_controlled_win_rate({"x": [1.0], "y": [1.0]}, {"x": [5.0], "y": [-5.0]}, resamples=50)
-    assert 0.5 < swept.low <= swept.rate <= swept.high <= 1
-    with pytest.raises(ValueError, match="'x' has 2 verdicts but 1"):
-        length_controlled_win_rate({"x": [1.0, 0.0]}, {"x": [5.0]})
-
-
-def _biased_judge(seed, n=400, voted=100):
-    """People prefer a on 50 % of prompts; the judge sees that through noise and leans to a."""
-    rng = np.random.default_rng(seed)
-    human = (rng.random(n) < 0.5).astype(float)
-    judge = np.where(rng.random(n) < 0.3, 1.0, human)
-    judge_by_prompt = _by_prompt(judge[:, None])
-    chosen = rng.choice(sorted(judge_by_prompt), size=voted, replace=False)
-    human_by_prompt = _by_prompt(human[:, None])
-    return judge_by_prompt, {prompt_id: human_by_prompt[prompt_id] for prompt_id in chosen}
-
-
-def test_human_votes_correct_a_biased_judge_with_honest_coverage():
-    hits = hits_plain = narrower = 0
-    for seed in range(SIMULATIONS):
-        judge, human = _biased_judge(seed)
-        corrected = human_corrected_win_rate(judge, human)
-        hits += corrected.low <= 0.5 <= corrected.high
-        if seed < 20:
-            plain = verdict_win_rate(judge, resamples=200)
-            hits_plain += plain.low <= 0.5 <= plain.high
-            narrower += _width(corrected) < _width(clustered_mean(human, resamples=200))
-    assert 0.90 <= hits / SIMULATIONS <= 0.99
-    assert hits_plain == 0
-    assert narrower >= 18
-
-
-def test_human_correction_needs_votes_on_judged_prompts():
-    judge, human = _biased_judge(0)
-    with pytest.raises(ValueError, match="'elsewhere' has human votes but no judge verdict"):
-        human_corrected_win_rate(judge, {**human, "elsewhere": [1.0]})
-    with pytest.raises(ValueError, match="at least 5 prompts, found 2"):
-        human_corrected_win_rate(judge, dict(list(human.items())[:2]))
+def test_a_share_is_a_mean_that_stays_between_zero_and_one():
+    shares = _by_prompt((np.arange(30) > 0).astype(float)[:, None])
+    assert clustered_share(shares).mean == pytest.approx(29 / 30)
+    assert clustered_share(shares).high <= 1
+    assert clustered_share({f"p{i}": [1.0] for i in range(20)}).low == pytest.approx(0.025 ** (1 / 20))
+    with pytest.raises(ValueError, match="'x'"):
+        clustered_share({"x": [1.5]})

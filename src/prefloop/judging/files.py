@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefloop.errors import ConfigError, DataError, JudgeError
-from prefloop.judging.adjusted import length_controlled_win_rate
+from prefloop.judging.length import length_controlled_win_rate
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.judges import Item, Judge, prepare
 from prefloop.judging.statistics import WinRate, verdict_win_rate

@@ -56,6 +56,18 @@ class WinRate:
     n_pairs: int
 
 
+@dataclass(frozen=True)
+class SignTest:
+    """Prompts that a won, lost and tied, and how surprising that split is if both sides are equally good."""
+
+    wins: int
+    losses: int
+    ties: int
+    """Left out of the test: they favour neither side."""
+    p_value: float
+    """Two-sided and exact; 1 when every prompt is a tie."""
+
+
 def clustered_mean(
     values_by_prompt: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> Interval:
@@ -108,6 +120,27 @@ def verdict_win_rate(
     """Win rate of a over b from verdicts: 1 a wins, 0 b wins, 0.5 tie. Raises ``ValueError`` naming a bad prompt."""
     columns = [values[:, None] for values in checked_verdicts(verdicts_by_prompt)]
     return _win_rate(columns, seed=seed, resamples=resamples, level=level)
+
+
+def clustered_share(
+    shares_by_prompt: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """As ``clustered_mean``, for numbers between 0 and 1: the interval stays there and is exact where nothing varies."""
+    found = verdict_win_rate(shares_by_prompt, seed=seed, resamples=resamples, level=level)
+    return Interval(found.rate, found.low, found.high, found.n_prompts)
+
+
+def sign_test(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> SignTest:
+    """Exact sign test of a win rate of one half. The unit is the prompt, won by the side with the larger share of its verdicts.
+
+    Arbuthnot 1710; Dixon & Mood, JASA 41, 1946. Raises ``ValueError`` naming a bad prompt.
+    """
+    lead_P = np.array([values.mean() - 0.5 for values in checked_verdicts(verdicts_by_prompt)])
+    wins, losses = int((lead_P > _FLAT).sum()), int((lead_P < -_FLAT).sum())
+    decided = wins + losses
+    # In whole numbers, so that it stays exact for thousands of prompts.
+    tail = sum(math.comb(decided, k) for k in range(min(wins, losses) + 1))
+    return SignTest(wins, losses, len(lead_P) - decided, min(1.0, 2 * tail / 2**decided))
 
 
 def checked_values(values_by_prompt: Mapping[str, Sequence[float]], what: str) -> list[Array]:
