@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,11 +122,17 @@ class ChatEndpoint:
         stop = threading.Event()
         fatal: BaseException | None = None
         pool = ThreadPoolExecutor(self.max_concurrency)
-        running = {pool.submit(self._run, each, stop): index for index, each in enumerate(dialogues)}
+        running: dict[Future[Answer[Any] | JudgeError], int] = {}
+        waiting = iter(enumerate(dialogues))
         try:
-            for future in as_completed(list(running)):
-                index = running.pop(future)
-                on_done(index, future.result())
+            # The next question starts only when an answer was reported: a kill loses no more than max_concurrency of them.
+            while True:
+                for index, each in itertools.islice(waiting, self.max_concurrency - len(running)):
+                    running[pool.submit(self._run, each, stop)] = index
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    on_done(running.pop(future), future.result())
         except BaseException as error:
             fatal = error
         finally:
@@ -134,7 +141,7 @@ class ChatEndpoint:
         if fatal:
             for future, index in running.items():
                 if isinstance(answer := _result(future), Answer):
-                    with contextlib.suppress(JudgeError):
+                    with contextlib.suppress(BaseException):  # the first error is told; every answer is to be kept
                         on_done(index, answer)
             raise fatal
 
