@@ -5,9 +5,13 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from prefloop.judging.answers import read_answers
+from prefloop.judging.cache import VerdictCache
+from prefloop.judging.compare import judge_answers
 from prefloop.judging.judges import Verdict
 from prefloop.judging.language_model import ModelJudge
 from prefloop.judging.openai import ChatEndpoint
@@ -112,3 +116,11 @@ class Scripted:
     def compare(self, prompt, a, b):
         self.n += 1
         return Verdict(self.rule(a, b), raw=("said",))
+
+
+def judge_files(a, b, judge, cache, **options):
+    """Two files of answers judged as ``prefloop judge`` does: the outcome, and its one duel's figures as attributes beside it."""
+    sides = {"a": read_answers(a), "b": read_answers(b)}
+    found = judge_answers(sides, judge, VerdictCache(cache), **options)
+    duel = found.duels[0]
+    return SimpleNamespace(**(vars(found) | vars(duel)), disagreement=duel.n_disagreed / duel.n_comparisons)

@@ -11,13 +11,12 @@ import textwrap
 import threading
 
 import pytest
-from judge_endpoint import PROMPT, chat_at, completion, endpoint_fixture, judge_at, prefers_longer, shown  # noqa: F401
+from judge_endpoint import PROMPT, chat_at, completion, endpoint_fixture, judge_at, judge_files, prefers_longer, shown  # noqa: F401
 
 from prefloop import endpoint as endpoint_module
 from prefloop.endpoint import Pace
 from prefloop.errors import JudgeError
 from prefloop.judging.cache import VerdictCache
-from prefloop.judging.files import judge_files
 from prefloop.judging.judges import compare_many, prepare
 
 TRUNCATED = (200, {"Content-Length": "999"}, '{"choices": [{"mess')
@@ -174,10 +173,11 @@ def test_up_to_five_in_a_hundred_may_be_unparsable_and_not_more(endpoint):
 CLIENT = """
     import sys
     from pathlib import Path
-    from prefloop.judging.files import judge_files
-    from prefloop.judging.specs import JudgeOptions, open_judge
+    from judge_endpoint import judge_files
+    from prefloop.config import JudgeConfig
+    from prefloop.judging.specs import open_judge
     url, folder = sys.argv[1], Path(sys.argv[2])
-    judge = open_judge(f"openai:tiny@{url}", JudgeOptions(max_concurrency=3, max_retries=0))
+    judge = open_judge(f"openai:tiny@{url}", JudgeConfig(max_concurrency=3, max_retries=0))
     found = judge_files(folder / "1.jsonl", folder / "2.jsonl", judge, folder / "cache.jsonl")
     print(found.n_asked, found.n_cached, found.n_failed, found.n_comparisons, found.win_rate.rate)
 """

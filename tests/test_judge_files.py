@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from judge_endpoint import Scripted, endpoint_fixture, judge_at, prefers_longer  # noqa: F401
+from judge_endpoint import Scripted, endpoint_fixture, judge_at, judge_files, prefers_longer  # noqa: F401
 
 from prefloop.errors import DataError
-from prefloop.judging.files import judge_files
 from prefloop.judging.judges import ScoreJudge
 
 

@@ -10,11 +10,12 @@ import textwrap
 import pytest
 from judge_endpoint import PROMPT, Scripted
 
+from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.judging.cache import VerdictCache, verdict_key
 from prefloop.judging.graders import fingerprint_of
 from prefloop.judging.judges import BothOrders, CachedJudge, FunctionGrader, ScoreJudge, Verdict, compare_many
-from prefloop.judging.specs import JudgeOptions, open_judge
+from prefloop.judging.specs import open_judge
 from prefloop.records import Message, Prompt
 
 
@@ -54,7 +55,7 @@ def test_the_key_tells_apart_everything_that_determines_a_verdict():
 
 def test_the_fingerprint_of_a_judge_follows_everything_but_its_address_and_its_patience():
     def fingerprint(spec="openai:m@http://127.0.0.1/v1", **options):
-        return fingerprint_of(open_judge(spec, JudgeOptions(**options)))
+        return fingerprint_of(open_judge(spec, JudgeConfig(**options)))
 
     changes = [
         {"spec": "openai:n@http://127.0.0.1/v1"},

@@ -152,7 +152,12 @@ def test_difficulties_equal_a_direct_minimisation_of_the_joint_likelihood():
     feature_MP = np.tanh(lead_MP / lead_MP.std(axis=1, keepdims=True))
     start = np.zeros(6 + won_MP.shape[1])
     best = optimize.minimize(
-        _joint_loss, start, (won_MP, feature_MP), jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 5000}
+        _joint_loss,
+        start,
+        (won_MP, feature_MP),
+        jac=True,
+        method="L-BFGS-B",
+        options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 5000},
     )
     difficulties = np.array(list(found.difficulties.values()))
     assert difficulties == pytest.approx(best.x[6:], abs=1e-4)

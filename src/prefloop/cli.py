@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prefloop.commands.chat import Chat
+from prefloop.commands.judge import Calibrate, Compare
 from prefloop.commands.label import Label
 from prefloop.errors import PrefloopError
 
@@ -51,49 +52,6 @@ class Check:
 
 
 @dataclasses.dataclass
-class Judge:
-    """Compare two files of answers with an LLM judge, asked in both orders; rows are {id, prompt: [messages], response}."""
-
-    a: Path
-    """Answers of the first model."""
-    b: Path
-    """Answers of the second model to the same prompts."""
-    base_url: str
-    """OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."""
-    model: str
-    """Model name that the endpoint expects."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key."""
-    cache: Path = Path("verdicts.jsonl")
-    """Verdicts are kept here: a killed comparison goes on, a repeated one is free."""
-    max_concurrency: int = 8
-    """Requests at a time."""
-    output: Path | None = None
-    """Also write the result as JSON."""
-
-    def run(self) -> None:
-        from prefloop.console import say
-        from prefloop.judging.files import judge_files
-        from prefloop.judging.specs import JudgeOptions, open_judge
-
-        options = JudgeOptions(api_key_env=self.api_key_env, max_concurrency=self.max_concurrency)
-        judge = open_judge(f"openai:{self.model}@{self.base_url}", options)
-        found = judge_files(self.a, self.b, judge, self.cache)
-        rate = found.win_rate
-        say(
-            f"{self.a.name} wins {rate.rate:.1%} [{rate.low:.1%}, {rate.high:.1%}] against {self.b.name} "
-            f"({rate.n_prompts} prompts, {found.n_comparisons} comparisons, ties {rate.ties:.1%})"
-        )
-        say(
-            f"the two orders disagreed in {found.disagreement:.1%}; {found.n_unparsable} unparsable answers; {found.n_cached} verdicts from the cache"
-        )
-        if found.n_failed:
-            say(f"{found.n_failed} pairs failed and are left out; the first: {found.failures[0]}", "yellow")
-        if self.output:
-            self.output.write_text(json.dumps(dataclasses.asdict(found), indent=2))
-
-
-@dataclasses.dataclass
 class Report:
     """Write report.html of a finished run again."""
 
@@ -121,7 +79,8 @@ class Env:
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Label, tyro.conf.subcommand("label")]
-    | Annotated[Judge, tyro.conf.subcommand("judge")]
+    | Annotated[Compare, tyro.conf.subcommand("judge")]
+    | Annotated[Calibrate, tyro.conf.subcommand("judge-calibrate")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Env, tyro.conf.subcommand("env")]
@@ -132,7 +91,10 @@ def _main(arguments: Sequence[str]) -> None:
     if list(arguments) == ["--version"]:
         print(f"prefloop {importlib.metadata.version('prefloop')}")
         return
-    command = tyro.cli(Command, args=list(arguments), prog="prefloop", description=__doc__)
+    words = list(arguments)
+    if words[:2] == ["judge", "calibrate"]:
+        words[:2] = ["judge-calibrate"]
+    command = tyro.cli(Command, args=words, prog="prefloop", description=__doc__)
     command.run()
 
 

@@ -14,13 +14,13 @@ from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, aside, is_config
 from prefloop.config.common import AdapterConfig, BackboneConfig, DataConfig, GenerationConfig, OptimConfig
+from prefloop.config.judge import JudgeConfig
 from prefloop.config.stages import (
     AlarmConfig,
     AnnotatorConfig,
     EvaluateConfig,
     KLConfig,
     LabelConfig,
-    OpenAIJudgeConfig,
     PPOConfig,
     PreferenceConfig,
     RewardConfig,
@@ -78,9 +78,9 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "GenerationConfig",
+    "JudgeConfig",
     "KLConfig",
     "LabelConfig",
-    "OpenAIJudgeConfig",
     "OptimConfig",
     "PPOConfig",
     "PreferenceConfig",

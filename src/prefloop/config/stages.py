@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, aside
 from prefloop.config.common import OptimConfig, optim
+from prefloop.config.judge import JudgeConfig
 
 
 @dataclass(config=STRICT)
@@ -270,20 +271,6 @@ class PPOConfig:
 
 
 @dataclass(config=STRICT)
-class OpenAIJudgeConfig:
-    """A judge behind an OpenAI-compatible endpoint, asked in both orders."""
-
-    base_url: str | None = None
-    """Such as http://127.0.0.1:8000/v1; the judge is off without it."""
-    model: str = ""
-    """Model name that the endpoint expects."""
-    api_key_env: str = aside(default="OPENAI_API_KEY")
-    """Environment variable that holds the key."""
-    max_concurrency: int = aside(default=8)
-    """Requests at a time."""
-
-
-@dataclass(config=STRICT)
 class EvaluateConfig:
     """The final comparison on evaluation prompts."""
 
@@ -291,5 +278,7 @@ class EvaluateConfig:
     """Responses a prompt and policy."""
     resamples: int = 2000
     """Bootstrap resamples behind each 95 % interval."""
-    openai: OpenAIJudgeConfig = field(default_factory=OpenAIJudgeConfig)
-    """Optional LLM judge."""
+    judge: str | None = None
+    """A further judge: openai:<model>@<base_url>, local:<model>, reward:<run>, or a Python function file.py:function."""
+    asking: JudgeConfig = field(default_factory=JudgeConfig)
+    """How the judge is asked."""

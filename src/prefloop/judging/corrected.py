@@ -105,7 +105,13 @@ def rogan_gladen(
     shared_V = np.array([row.get(prompt_id, -1) for prompt_id in voted])
     low, high = _fieller(judge_P, won_V, both_V, against_V, shared_V, level)
     return RoganGladen(
-        rate, min(low, rate), max(high, rate), n, n_all, sensitivity=float(sensitivity), specificity=float(1 - false_alarm)
+        rate,
+        min(low, rate),
+        max(high, rate),
+        n,
+        n_all,
+        sensitivity=float(sensitivity),
+        specificity=float(1 - false_alarm),
     )
 
 
@@ -144,7 +150,9 @@ def prediction_powered(
     return PredictionPowered(rate, low, high, n, n_all, weight=weight)
 
 
-def _fieller(judge_P: Array, won_V: Array, both_V: Array, against_V: Array, shared_V: Array, level: float) -> tuple[float, float]:
+def _fieller(
+    judge_P: Array, won_V: Array, both_V: Array, against_V: Array, shared_V: Array, level: float
+) -> tuple[float, float]:
     """Rates θ for which ``p - θ q1 - (1 - θ)(1 - q0)`` is within its error of 0; ``shared_V`` is each voted prompt's row in P, or -1."""
     judge_PI, n = np.append(judge_P, _JUDGE_I), len(won_V)
     won_VI, both_VI = np.append(won_V, _HUMAN_I), np.append(both_V, _HUMAN_I * _JUDGE_I)
@@ -187,7 +195,9 @@ def _by_prompt(judge_by_prompt: Mapping[str, Sequence[float]]) -> tuple[list[str
 def _pairs(pairs_by_prompt: Pairs) -> tuple[list[str], list[Array], list[Array]]:
     """Ids, people's and the judge's scores of every prompt with votes."""
     if len(pairs_by_prompt) < FEWEST_VOTED:
-        raise DataError(f"a correction needs human votes on at least {FEWEST_VOTED} prompts, found {len(pairs_by_prompt)}")
+        raise DataError(
+            f"a correction needs human votes on at least {FEWEST_VOTED} prompts, found {len(pairs_by_prompt)}"
+        )
     human = checked_verdicts({prompt_id: [h for h, _ in pairs] for prompt_id, pairs in pairs_by_prompt.items()})
     judge = checked_verdicts({prompt_id: [j for _, j in pairs] for prompt_id, pairs in pairs_by_prompt.items()})
     return sorted(pairs_by_prompt), human, judge

@@ -138,7 +138,9 @@ def _agreement(table_NT: Array, prompts: Sequence[str], seed: int, resamples: in
     if len(some):
         shares = _group([prompts[row] for row in some], decided_alike_N[some] / decided_N[some])
         without_ties = clustered_share(shares, seed=seed, resamples=resamples, level=level)
-    return Agreement(with_ties, without_ties, _kappa(table_NT, prompts, with_ties, seed, resamples, level), len(prompts))
+    return Agreement(
+        with_ties, without_ties, _kappa(table_NT, prompts, with_ties, seed, resamples, level), len(prompts)
+    )
 
 
 def _group(prompts: Sequence[str], value_N: Array) -> dict[str, list[float]]:

@@ -190,6 +190,7 @@ class BothOrders:
         return Verdict(
             forward.score if agree else 0.5,
             orders_agree=agree,
+            orders=(forward.score, 1 - backward.score),
             raw=forward.raw + backward.raw,
             unparsable=forward.unparsable + backward.unparsable,
             prompt_tokens=forward.prompt_tokens + backward.prompt_tokens,

@@ -184,7 +184,15 @@ def _controlled(
         low, high = min(plain.low, rate), max(plain.high, rate)
     psi = None if difficulty_P is None else float(fit_F[2])
     return LengthControlled(
-        rate, float(low), float(high), plain.ties, n, len(won_K), quality=float(fit_F[0]), length=float(fit_F[1]), difficulty=psi
+        rate,
+        float(low),
+        float(high),
+        plain.ties,
+        n,
+        len(won_K),
+        quality=float(fit_F[0]),
+        length=float(fit_F[1]),
+        difficulty=psi,
     )
 
 

@@ -5,12 +5,12 @@ What is heavy (httpx, torch) is imported by the form that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from prefloop.errors import ConfigError, nearest
+from prefloop.config import JudgeConfig
+from prefloop.errors import ConfigError
 from prefloop.judging.judges import FunctionGrader, Grader, Judge, ScoreJudge
 from prefloop.judging.usage import Prices
 from prefloop.records import Prompt
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from prefloop.judging.language_model import LanguageModel
     from prefloop.models.backbone import Backbone
 
-MODES = ("pairwise", "grade", "rubric")
 FORMS = (
     "openai:<model>@<base_url> (an endpoint, such as openai:qwen@http://127.0.0.1:8000/v1)",
     "local:<model name or folder> (a language model in this process)",
@@ -29,70 +28,9 @@ FORMS = (
 )
 
 
-@dataclass
-class JudgeOptions:
-    """How a judge is asked. Those about language models mean nothing to a reward model or a function."""
-
-    mode: Literal["pairwise", "grade", "rubric"] = "pairwise"
-    """A language model compares two responses, grades each from 1 to 10, or scores each by the criteria of ``rubric``."""
-    criteria: str | None = None
-    """What makes a response better: text, or the path of a .txt or .md file. Default: prefloop's own words."""
-    rubric: str | None = None
-    """Criteria and weights for mode rubric: path of a .yaml or .json file, or YAML text."""
-    tie_margin: float = 0.0
-    """Scores this close tie: those of grades, of rubrics, of a reward model, of a function."""
-    temperature: float | None = 0.0
-    """Of a language model. ``None`` leaves it to the endpoint."""
-    max_tokens: int | None = 1024
-    """Longest reply, reasons included. ``None`` leaves it to the endpoint."""
-    structured: bool = True
-    """Ask for a JSON object by its schema where endpoint or engine can enforce it."""
-    api_key_env: str | None = None
-    """Environment variable that holds the endpoint's key; ``None`` sends no key."""
-    max_concurrency: int = 8
-    """Requests in flight; of a local model, questions side by side."""
-    requests_per_minute: float | None = None
-    """Limit on requests to an endpoint, retries included."""
-    timeout: float = 60.0
-    """Seconds without a byte after which a request has failed."""
-    max_retries: int = 5
-    """Further attempts after 408, 429, 5xx and connection errors."""
-    backoff: float = 1.0
-    """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes precedence."""
-    price_prompt: float | None = None
-    """Price of a million tokens read."""
-    price_completion: float | None = None
-    """Price of a million tokens written."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What runs a local model."""
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of a request to an endpoint."""
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(f"judge mode '{self.mode}': {nearest(self.mode, MODES)}")
-        if (self.mode == "rubric") != (self.rubric is not None):
-            raise ConfigError("a rubric and mode rubric go together: give both or neither")
-        for name in ("requests_per_minute", "timeout", "max_tokens", "max_concurrency"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"judge {name} must be above 0, found {value}")
-        for name in ("price_prompt", "price_completion", "tie_margin"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"judge {name} must be 0 or more, found {value}")
-        if (self.price_prompt is None) != (self.price_completion is None):
-            raise ConfigError("judge prices: give price_prompt and price_completion, or neither")
-
-    @property
-    def prices(self) -> Prices:
-        """What tokens cost."""
-        return Prices(self.price_prompt, self.price_completion)
-
-
 def open_judge(
     spec: str,
-    options: JudgeOptions | None = None,
+    options: JudgeConfig | None = None,
     *,
     prompts: Iterable[Prompt] = (),
     backbone: Backbone | None = None,
@@ -103,7 +41,7 @@ def open_judge(
     ``prompts`` give ids, ``meta`` and reference answers (``meta["reference"]``), ``backbone`` a loaded one for ``reward:``, and ``models``
     is where a model from a wheel is unpacked to. Raises ``ConfigError`` naming the known forms for any other one.
     """
-    options, prompts = options or JudgeOptions(), list(prompts)
+    options, prompts = options or JudgeConfig(), list(prompts)
     if options.mode == "pairwise" and _is_model(spec):
         from prefloop.judging.forms import Pairwise
         from prefloop.judging.language_model import ModelJudge
@@ -116,13 +54,13 @@ def open_judge(
 
 def open_grader(
     spec: str,
-    options: JudgeOptions | None = None,
+    options: JudgeConfig | None = None,
     *,
     backbone: Backbone | None = None,
     models: Path = Path("runs/.store/models"),
 ) -> Grader:
     """The grader that ``spec`` names, for scores of single responses. Raises ``ConfigError`` for a language model in mode pairwise."""
-    options = options or JudgeOptions()
+    options = options or JudgeConfig()
     if _is_model(spec):
         from prefloop.judging.forms import Grading, Rubric
         from prefloop.judging.language_model import ModelGrader
@@ -151,7 +89,7 @@ def _is_model(spec: str) -> bool:
     return spec.startswith(("openai:", "local:"))
 
 
-def _model(spec: str, options: JudgeOptions, models: Path) -> LanguageModel:
+def _model(spec: str, options: JudgeConfig, models: Path) -> LanguageModel:
     if spec.startswith("local:"):
         from prefloop.judging.local import LocalModel
 
@@ -163,7 +101,7 @@ def _model(spec: str, options: JudgeOptions, models: Path) -> LanguageModel:
             max_tokens=options.max_tokens or 1024,
             structured=options.structured,
             batch_size=options.max_concurrency,
-            prices=options.prices,
+            prices=Prices(options.price_prompt, options.price_completion),
         )
     from prefloop.endpoint import Pace
     from prefloop.judging.openai import ChatEndpoint
@@ -183,12 +121,12 @@ def _model(spec: str, options: JudgeOptions, models: Path) -> LanguageModel:
         backoff=options.backoff,
         max_concurrency=options.max_concurrency,
         pace=Pace(options.requests_per_minute) if options.requests_per_minute else None,
-        prices=options.prices,
+        prices=Prices(options.price_prompt, options.price_completion),
         extra_body=options.extra_body,
     )
 
 
-def _criteria(options: JudgeOptions) -> str:
+def _criteria(options: JudgeConfig) -> str:
     """The criteria's words; empty for the default ones."""
     given = (options.criteria or "").strip()
     if "\n" in given or not given.endswith((".txt", ".md")):

@@ -15,6 +15,8 @@ class Verdict:
     """1 when a wins, 0 when b wins, 0.5 for a tie; NaN where ``failed`` says why there is none."""
     orders_agree: bool | None = None
     """Whether asking in the other order gave the same answer; ``None`` when only one order was asked."""
+    orders: tuple[float, float] | None = None
+    """Score of a when a was shown first, and when b was; ``None`` when only one order was asked."""
     raw: tuple[str, ...] = ()
     """The judge's replies, as text, in the order they were given."""
     unparsable: int = 0

@@ -1,0 +1,146 @@
+"""``prefloop judge``: which of two results is better, and how far the judge can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from prefloop.config import JudgeConfig
+
+if TYPE_CHECKING:
+    from prefloop.judging.answers import Answers
+    from prefloop.judging.compare import Judged, Votes
+
+
+@dataclasses.dataclass
+class _Judge:
+    judge: str
+    """openai:<model>@<base_url>, local:<model>, reward:<run>, or a Python function file.py:function."""
+    asking: tyro.conf.OmitArgPrefixes[JudgeConfig] = dataclasses.field(default_factory=JudgeConfig, kw_only=True)
+    cache: Path = dataclasses.field(default=Path("verdicts.jsonl"), kw_only=True)
+    """Answers of the judge are kept here: a killed evaluation goes on, a repeated one is free."""
+    output: Path | None = dataclasses.field(default=None, kw_only=True)
+    """Also write everything as JSON."""
+    seed: int = dataclasses.field(default=0, kw_only=True)
+    """Seed of the sampling and of the bootstrap."""
+    resamples: int = dataclasses.field(default=2000, kw_only=True)
+    """Bootstrap resamples behind each 95 % interval."""
+
+
+@dataclasses.dataclass
+class Compare(_Judge):
+    """Compare results on the same prompts with a judge that is asked in both orders. `prefloop judge calibrate` measures a judge against people."""
+
+    a: str = dataclasses.field(kw_only=True)
+    """runs/demo:ppo, runs/demo:base, an adapter's folder, or a JSONL file of answers (rows of id, prompt and response)."""
+    b: str = dataclasses.field(kw_only=True)
+    """What a is compared with."""
+    also: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    """Further results: all are compared with all and ranked."""
+    prompts: Path | None = dataclasses.field(default=None, kw_only=True)
+    """Prompts to answer, in any layout that `prefloop check` reads; files of answers need none."""
+    human: Path | None = dataclasses.field(default=None, kw_only=True)
+    """People's votes on some of these very answers: win rates are corrected by them."""
+    samples: int = dataclasses.field(default=1, kw_only=True)
+    """Answers a prompt and result."""
+    limit: int | None = dataclasses.field(default=None, kw_only=True)
+    """Take the first so many prompts."""
+    pairs_per_prompt: int | None = dataclasses.field(default=None, kw_only=True)
+    """Comparisons a prompt; all pairs of answers unless given."""
+    model: str | None = dataclasses.field(default=None, kw_only=True)
+    """The backbone, where its name of then no longer leads to it."""
+    rollout: str | None = dataclasses.field(default=None, kw_only=True)
+    """Engine that samples the answers: vllm or transformers; the run's unless given."""
+
+    def run(self) -> None:
+        from prefloop.judging.cache import VerdictCache
+        from prefloop.judging.compare import judge_answers
+        from prefloop.judging.show import show_judged
+        from prefloop.judging.specs import open_judge
+        from prefloop.records import Prompt
+        from prefloop.store import write_json
+
+        open_judge(self.judge, self.asking)  # a mistake in it is told before anything is sampled
+        sides = self._answers()
+        first = next(iter(sides.values()))
+        judge = open_judge(self.judge, self.asking, prompts=[Prompt(i, prompt) for i, (prompt, _) in first.items()])
+        found = judge_answers(
+            sides,
+            judge,
+            VerdictCache(self.cache),
+            pairs_per_prompt=self.pairs_per_prompt,
+            people=self._people(),
+            seed=self.seed,
+            resamples=self.resamples,
+        )
+        show_judged(found)
+        self._say_votes(found)
+        if self.output:
+            write_json(self.output, dataclasses.asdict(found))
+
+    def _answers(self) -> dict[str, Answers]:
+        from prefloop.errors import ConfigError
+        from prefloop.judging.answers import read_answers
+        from prefloop.stages.answer import respond
+
+        names = [self.a, self.b, *self.also]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ConfigError(f"'{twice[0]}' is named twice: a result cannot be compared with itself")
+        found = respond(
+            names,
+            self.prompts,
+            self.samples,
+            limit=self.limit,
+            model=self.model,
+            rollout=self.rollout,
+            seed=self.seed,
+        )
+        return {name: read_answers(path) for name, path in found.items()}
+
+    def _people(self) -> Votes | None:
+        from prefloop.data.sources import load_comparisons
+        from prefloop.labels.pool import content_of
+
+        return {content_of(c): c for c in load_comparisons(self.human).records} if self.human else None
+
+    def _say_votes(self, found: Judged) -> None:
+        from prefloop.console import say
+
+        if self.human and not any(duel.rogan_gladen for duel in found.duels):
+            say(
+                f"'{self.human}' has votes on fewer than 5 prompts of these answers (same prompt, same two texts): nothing is corrected",
+                "yellow",
+            )
+
+
+@dataclasses.dataclass
+class Calibrate(_Judge):
+    """How often a judge agrees with people, beside how often people agree with each other and whoever takes the longer response."""
+
+    human: Path = dataclasses.field(kw_only=True)
+    """Comparisons with people's votes, in any layout that `prefloop check` reads; agreement is told for each meta["source"]."""
+    limit: int | None = dataclasses.field(default=None, kw_only=True)
+    """Take the first so many comparisons."""
+
+    def run(self) -> None:
+        from prefloop.data.sources import load_comparisons
+        from prefloop.judging.cache import VerdictCache
+        from prefloop.judging.calibrate import calibrate
+        from prefloop.judging.show import show_agreement
+        from prefloop.judging.specs import open_judge
+        from prefloop.store import write_json
+
+        loaded = load_comparisons(self.human, limit=self.limit)
+        found = calibrate(
+            loaded.records,
+            open_judge(self.judge, self.asking),
+            VerdictCache(self.cache),
+            seed=self.seed,
+            resamples=self.resamples,
+        )
+        show_agreement(found)
+        if self.output:
+            write_json(self.output, dataclasses.asdict(found))

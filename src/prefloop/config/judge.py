@@ -1,0 +1,66 @@
+"""How a judge is asked."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic.dataclasses import dataclass
+
+from prefloop.config.base import STRICT, aside
+from prefloop.errors import ConfigError
+
+
+@dataclass(config=STRICT)
+class JudgeConfig:
+    """How a judge is asked. Settings of language models mean nothing to a reward model or a function."""
+
+    mode: Literal["pairwise", "grade", "rubric"] = "pairwise"
+    """A language model compares two responses, grades each from 1 to 10, or scores each by the criteria of rubric."""
+    criteria: str | None = None
+    """What makes a response better: text, or the path of a .txt or .md file. Default: prefloop's own words."""
+    rubric: str | None = None
+    """Criteria and weights for mode rubric: path of a .yaml or .json file, or YAML text."""
+    tie_margin: float = 0.0
+    """Scores this close tie: those of grades, of rubrics, of a reward model, of a function."""
+    temperature: float | None = 0.0
+    """Of a language model; none leaves it to the endpoint."""
+    max_tokens: int | None = 1024
+    """Longest reply, reasons included; none leaves it to the endpoint."""
+    structured: bool = True
+    """Ask for a JSON object by its schema where endpoint or engine can enforce it."""
+    api_key_env: str | None = aside(default=None)
+    """Environment variable that holds the endpoint's key; none sends no key."""
+    max_concurrency: int = aside(default=8)
+    """Requests in flight; of a local model, questions side by side."""
+    requests_per_minute: float | None = aside(default=None)
+    """Limit on requests to an endpoint, retries included."""
+    timeout: float = aside(default=60.0)
+    """Seconds without a byte after which a request has failed."""
+    max_retries: int = aside(default=5)
+    """Further attempts after 408, 429, 5xx and connection errors."""
+    backoff: float = aside(default=1.0)
+    """Seconds before the first retry, doubled for each next one; a Retry-After header takes precedence."""
+    price_prompt: float | None = aside(default=None)
+    """Price of a million tokens read."""
+    price_completion: float | None = aside(default=None)
+    """Price of a million tokens written."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs a local model."""
+    extra_body: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+    """Further fields of a request to an endpoint."""
+
+    def __post_init__(self) -> None:
+        if (self.mode == "rubric") != (self.rubric is not None):
+            raise ConfigError("a rubric and mode rubric go together: give both or neither")
+        for name in ("requests_per_minute", "timeout", "max_tokens", "max_concurrency"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"judge {name} must be above 0, found {value}")
+        for name in ("price_prompt", "price_completion", "tie_margin"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"judge {name} must be 0 or more, found {value}")
+        if (self.price_prompt is None) != (self.price_completion is None):
+            raise ConfigError("judge prices: give price_prompt and price_completion, or neither")

@@ -1,0 +1,76 @@
+"""Answers of models to the same prompts, read from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefloop.errors import DataError
+from prefloop.records import Message, Prompt, from_dict
+
+Answers = dict[str, tuple[list[Message], list[str]]]
+"""By prompt id: the prompt and a model's responses to it."""
+
+
+def read_answers(path: Path) -> Answers:
+    """Prompt and responses by id, in the order of a JSONL file with rows ``{"id", "prompt": [{"role", "content"}, ...], "response"}``.
+
+    An id may have several rows; other fields are ignored. Raises ``DataError`` naming file, row and field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a JSONL file of responses") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+    rows: Answers = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, row {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON ({error})") from None
+        missing = [name for name in ("id", "prompt", "response") if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise DataError(f'{where}: no field \'{missing[0]}\'; a row is {{"id", "prompt": [messages], "response"}}')
+        if not isinstance(row["response"], str):
+            raise DataError(f"{where}: field 'response' must be text, found {row['response']!r:.80}")
+        try:
+            prompt = from_dict(Prompt, {"id": row["id"], "prompt": row["prompt"]})
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
+        known, responses = rows.setdefault(prompt.id, (prompt.prompt, []))
+        if known != prompt.prompt:
+            raise DataError(
+                f"{where}: id '{prompt.id}' stands for another prompt in an earlier row; ids must be unique to a prompt"
+            )
+        responses.append(row["response"])
+    if not rows:
+        raise DataError(f"{path}: holds no rows; expected JSONL rows of id, prompt and response")
+    return rows
+
+
+def require_same_prompts(sides: Mapping[str, Answers]) -> None:
+    """Raise ``DataError`` naming the first prompt that not all sides answer, or that is worded differently."""
+    (a_path, side_a), *others = sides.items()
+    for b_path, side_b in others:
+        _require_same(side_a, side_b, a_path, b_path)
+
+
+def _require_same(side_a: Answers, side_b: Answers, a_path: str, b_path: str) -> None:
+    for one, other, has, lacks in ((side_a, side_b, a_path, b_path), (side_b, side_a, b_path, a_path)):
+        missing = [prompt_id for prompt_id in one if prompt_id not in other]
+        if missing:
+            raise DataError(
+                f"prompt '{missing[0]}' is in {has} but not in {lacks} ({len(missing)} such prompts); "
+                "both files must answer the same prompts"
+            )
+    for prompt_id, (prompt, _) in side_a.items():
+        if prompt != side_b[prompt_id][0]:
+            raise DataError(
+                f"prompt '{prompt_id}' is worded differently in {a_path} and {b_path}; "
+                "both files must answer the same prompts"
+            )

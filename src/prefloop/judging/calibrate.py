@@ -1,0 +1,87 @@
+"""A judge against people on comparisons that both have seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefloop.console import progress
+from prefloop.errors import DataError, JudgeError
+from prefloop.judging.cache import VerdictCache
+from prefloop.judging.human import HumanAgreement, HumanItem, human_agreement
+from prefloop.judging.judges import Judge, conversation_key, prepare
+from prefloop.judging.position import PositionBias, position_bias
+from prefloop.judging.usage import Usage
+from prefloop.records import Comparison, Vote
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far a judge agrees with people, overall (``"all"``) and per source."""
+
+    judge: str
+    agreement: dict[str, HumanAgreement]
+    position: PositionBias | None
+    """What exchanging the responses did to its verdicts; ``None`` for a judge that sees one response at a time."""
+    n_unvoted: int
+    """Comparisons left out because nobody voted on them."""
+    n_failed: int
+    """Comparisons without a verdict because a request failed for good; the same command asks them again."""
+    n_unparsable: int
+    usage: Usage
+    total: Usage
+
+
+def calibrate(
+    comparisons: Sequence[Comparison], judge: Judge, cache: VerdictCache, *, seed: int = 0, resamples: int = 2000
+) -> Calibration:
+    """Ask the judge about every comparison with votes. Which response it sees as a is drawn from the comparison's id.
+
+    Raises ``DataError`` when no comparison has a vote, ``JudgeError`` when the judge cannot be used.
+    """
+    voted = [c for c in comparisons if c.votes]
+    if not voted:
+        raise DataError(f"none of {len(comparisons)} comparisons has a vote: give a file that people have labelled")
+    # In the files of this field the better response is often the first: a judge with a taste for a place must not gain by that.
+    shown = [c.swap() if _odd(c.id) else c for c in voted]
+    asked = prepare(judge, cache)
+    with progress(f"judge: {judge.name}", len(shown), "comparison") as advance:
+        verdicts = asked.compare_many(
+            [(c.prompt, c.responses[0].text, c.responses[1].text) for c in shown], lambda i, verdict: advance()
+        )
+    given = [(c, v) for c, v in zip(shown, verdicts, strict=True) if not v.failed]
+    if not given:
+        raise JudgeError(f"judge {judge.name}: no comparison has a verdict; the last failure: {verdicts[-1].failed}")
+    items = [
+        HumanItem(
+            conversation_key(c.prompt),
+            tuple(_score(vote) for vote in c.votes),
+            v.score,
+            float(len(c.responses[0].text) - len(c.responses[1].text)),
+            str(c.meta.get("source", "")),
+        )
+        for c, v in given
+    ]
+    orders: dict[str, list[tuple[float, float]]] = {}
+    for c, v in given:
+        if v.orders:
+            orders.setdefault(conversation_key(c.prompt), []).append(v.orders)
+    return Calibration(
+        judge.name,
+        human_agreement(items, seed=seed, resamples=resamples),
+        position_bias(orders, seed=seed, resamples=resamples) if orders else None,
+        len(comparisons) - len(voted),
+        len(verdicts) - len(given),
+        asked.tally.n_unparsable,
+        asked.usage,
+        asked.tally.total,
+    )
+
+
+def _odd(id: str) -> bool:
+    return bool(hashlib.sha256(id.encode()).digest()[0] & 1)
+
+
+def _score(vote: Vote) -> float:
+    return 0.5 if vote.choice == "tie" else float(vote.choice == 0)

@@ -1,0 +1,189 @@
+"""Every model against every other on the same prompts: win rates, what they rest on, and how far they can be trusted.
+
+A *duel* is two models; its comparisons are pairs of their responses to one prompt. The prompt is the unit that was sampled.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prefloop.errors import ConfigError, JudgeError
+from prefloop.judging.answers import Answers, require_same_prompts
+from prefloop.judging.cache import VerdictCache
+from prefloop.judging.corrected import FEWEST_VOTED, PredictionPowered, RoganGladen, prediction_powered, rogan_gladen
+from prefloop.judging.judges import Item, Judge, OnVerdict, prepare
+from prefloop.judging.length import LengthControlled, length_controlled_win_rate
+from prefloop.judging.position import PositionBias, position_bias
+from prefloop.judging.ranking import Game, Ranking, rank
+from prefloop.judging.statistics import SignTest, WinRate, sign_test, verdict_win_rate
+from prefloop.judging.usage import Usage
+from prefloop.judging.verdict import Verdict
+from prefloop.labels.pool import content_of
+from prefloop.records import Comparison, Response
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One model against another: rates are a's over b."""
+
+    a: str
+    b: str
+    win_rate: WinRate
+    sign_test: SignTest
+    length_controlled: LengthControlled
+    """The win rate at equal length, in characters."""
+    position: PositionBias | None
+    """What exchanging the responses did to the verdicts; ``None`` for a judge that sees one response at a time."""
+    rogan_gladen: RoganGladen | None
+    """Corrected for the judge's errors against people's votes; ``None`` with votes on fewer than 5 prompts."""
+    prediction_powered: PredictionPowered | None
+    n_comparisons: int
+    """Pairs of responses compared, those that failed left out."""
+    n_failed: int
+    """Pairs without a verdict because a request failed for good; the same command asks them again."""
+    n_disagreed: int
+    """Comparisons whose two orders disagreed, hence ties."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All duels of some models by one judge."""
+
+    judge: str
+    duels: tuple[Duel, ...]
+    ranking: Ranking | None
+    """Strengths of more than two models."""
+    failures: tuple[str, ...]
+    """Why comparisons failed, each reason once."""
+    n_asked: int
+    """Questions put to the judge now: two for a comparison in both orders, one for a response that is graded."""
+    n_cached: int
+    """Questions answered from the cache."""
+    n_unparsable: int
+    """Questions whose answer held no verdict, hence ties."""
+    usage: Usage
+    """Requests, tokens and cost of this run."""
+    total: Usage
+    """Tokens and cost of all answers, those from the cache too."""
+
+
+Votes = Mapping[bytes, Comparison]
+"""People's votes by the content of the comparison (``prefloop.labels.pool.content_of``)."""
+
+
+def judge_answers(
+    sides: Mapping[str, Answers],
+    judge: Judge,
+    cache: VerdictCache,
+    *,
+    pairs_per_prompt: int | None = None,
+    against: str | None = None,
+    people: Votes | None = None,
+    on_verdict: OnVerdict | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Judged:
+    """Duels of all models, or of all with ``against``. A killed evaluation resumes; a repeated one asks nothing.
+
+    All pairs of a prompt's responses are compared, or the first ``pairs_per_prompt`` of an order that uses every response before it repeats
+    one. A judge that sees two responses is asked in both orders. A comparison whose request fails for good is counted and left out of the
+    rates. ``people`` are votes on some of these comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError``
+    when the judge cannot be used.
+    """
+    if pairs_per_prompt is not None and pairs_per_prompt < 1:
+        raise ConfigError(f"pairs_per_prompt must be 1 or more, found {pairs_per_prompt}")
+    if len(sides) < 2:
+        raise ConfigError("a comparison needs two models")
+    require_same_prompts(sides)
+    games = [(a, b) for a, b in itertools.combinations(sides, 2) if against is None or against in (a, b)]
+    games = [(b, a) if a == against else (a, b) for a, b in games]
+    items = {game: _items(sides[game[0]], sides[game[1]], pairs_per_prompt) for game in games}
+    asked = prepare(judge, cache)
+    flat = asked.compare_many([item for group in items.values() for _, item in group], on_verdict)
+    verdicts = iter(flat)
+    met = {game: [(i, item, next(verdicts)) for i, item in group] for game, group in items.items()}
+    if all(verdict.failed for verdict in flat):
+        raise JudgeError(f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}")
+    options = {"seed": seed, "resamples": resamples, "level": level}
+    return Judged(
+        judge=judge.name,
+        duels=tuple(_duel(a, b, met[a, b], people or {}, options) for a, b in games),
+        ranking=_ranking(met, against, options) if len(sides) > 2 else None,
+        failures=tuple(dict.fromkeys(verdict.failed for verdict in flat if verdict.failed)),
+        n_asked=asked.tally.n_asked,
+        n_cached=asked.tally.n_cached,
+        n_unparsable=asked.tally.n_unparsable,
+        usage=asked.usage,
+        total=asked.tally.total,
+    )
+
+
+Met = list[tuple[str, Item, Verdict]]
+
+
+def _items(side_a: Answers, side_b: Answers, limit: int | None) -> list[tuple[str, Item]]:
+    return [
+        (prompt_id, (prompt, of_a[i], side_b[prompt_id][1][j]))
+        for prompt_id, (prompt, of_a) in side_a.items()
+        for i, j in _pairs(len(of_a), len(side_b[prompt_id][1]))[:limit]
+    ]
+
+
+def _pairs(n_a: int, n_b: int) -> list[tuple[int, int]]:
+    """All index pairs once, diagonal by diagonal, so that any start of the list spreads over both sides."""
+    period = math.lcm(n_a, n_b)
+    return [(k % n_a, (k + k // period) % n_b) for k in range(n_a * n_b)]
+
+
+def _duel(a: str, b: str, met: Met, people: Votes, options: dict[str, float]) -> Duel:
+    given = [(prompt_id, item, verdict) for prompt_id, item, verdict in met if not verdict.failed]
+    if not given:
+        raise JudgeError(f"{a} against {b}: no pair has a verdict; the last failure: {met[-1][2].failed}")
+    scores: dict[str, list[float]] = {}
+    leads: dict[str, list[float]] = {}
+    orders: dict[str, list[tuple[float, float]]] = {}
+    voted: dict[str, list[tuple[float, float]]] = {}
+    for prompt_id, (prompt, of_a, of_b), verdict in given:
+        scores.setdefault(prompt_id, []).append(verdict.score)
+        leads.setdefault(prompt_id, []).append(float(len(of_a) - len(of_b)))
+        if verdict.orders:
+            orders.setdefault(prompt_id, []).append(verdict.orders)
+        pair = Comparison("", prompt, [Response(of_a), Response(of_b)])
+        if (human := people.get(content_of(pair))) and human.votes:
+            voted.setdefault(prompt_id, []).append((_share(human, of_a), verdict.score))
+    level = {"level": options["level"]}
+    enough = len(voted) >= FEWEST_VOTED
+    return Duel(
+        a,
+        b,
+        win_rate=verdict_win_rate(scores, **options),  # type: ignore[arg-type]
+        sign_test=sign_test(scores),
+        length_controlled=length_controlled_win_rate(scores, leads, **options),  # type: ignore[arg-type]
+        position=position_bias(orders, **options) if orders else None,  # type: ignore[arg-type]
+        rogan_gladen=rogan_gladen(scores, voted, **level) if enough else None,
+        prediction_powered=prediction_powered(scores, voted, **level) if enough else None,
+        n_comparisons=len(given),
+        n_failed=len(met) - len(given),
+        n_disagreed=sum(verdict.orders_agree is False for _, _, verdict in given),
+    )
+
+
+def _share(human: Comparison, of_a: str) -> float:
+    """People's mean score of the response ``of_a``: 1 for each vote for it, 0.5 for each tie."""
+    first = human.responses[0].text.strip() == of_a.strip()
+    scores = [0.5 if vote.choice == "tie" else float((vote.choice == 0) == first) for vote in human.votes]
+    return sum(scores) / len(scores)
+
+
+def _ranking(met: Mapping[tuple[str, str], Met], anchor: str | None, options: dict[str, float]) -> Ranking:
+    games: Sequence[Game] = [
+        Game(a, b, verdict.score, prompt_id)
+        for (a, b), of in met.items()
+        for prompt_id, _, verdict in of
+        if not verdict.failed
+    ]
+    return rank(games, anchor=anchor, **options)  # type: ignore[arg-type]

@@ -1,0 +1,119 @@
+"""Judgements as tables on the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from prefloop.console import console, say
+from prefloop.judging.calibrate import Calibration
+from prefloop.judging.compare import Duel, Judged
+from prefloop.judging.human import Agreement
+from prefloop.judging.ranking import Ranking
+from prefloop.judging.statistics import Interval, WinRate
+from prefloop.judging.usage import Usage
+
+
+def show_judged(found: Judged) -> None:
+    """Every duel, the ranking where there are more than two models, and what the judge cost."""
+    table = Table(title=f"judged by {found.judge}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    columns = ["a", "b", "a wins %", "at equal length %", "sign test", "ties %", "prompts"]
+    corrected = any(duel.prediction_powered for duel in found.duels)
+    for column in [*columns, *(["by people's votes %"] if corrected else [])]:
+        table.add_column(column, justify="left" if column in "ab" else "right", overflow="fold")
+    for duel in found.duels:
+        table.add_row(*_row(duel), *([_votes(duel)] if corrected else []))
+    console.print(table)
+    for duel in found.duels:
+        if duel.position:
+            say(
+                f"{duel.a} against {duel.b}: the two orders disagreed in {duel.position.disagreement.mean:.1%} of {duel.n_comparisons} "
+                f"comparisons, which count as ties; {duel.position.first_share.mean:.1%} of answers were for the response shown first"
+            )
+        if duel.n_failed:
+            say(f"{duel.n_failed} comparisons of {duel.a} against {duel.b} failed and are left out", "yellow")
+    if found.ranking:
+        console.print(_ranking(found.ranking))
+    if found.failures:
+        say(f"failed: {found.failures[0]}; the same command asks again", "yellow")
+    say(_cost(found.usage, found.n_asked, found.n_cached, found.n_unparsable))
+
+
+def show_agreement(found: Calibration) -> None:
+    """Agreement per source of the judge, of always the longer, of people with each other."""
+    table = Table(
+        title=f"{found.judge} and people, % of verdicts alike without ties",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("source", "judge", "always the longer", "people", "kappa of judge", "with ties", "comparisons"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for source, of in found.agreement.items():
+        table.add_row(
+            source or "(no source)",
+            _alike(of.judge),
+            _alike(of.longer),
+            _alike(of.people),
+            "-" if of.judge.kappa is None else f"{of.judge.kappa.mean:.2f}",
+            _percent(of.judge.with_ties),
+            str(of.n_items),
+        )
+    console.print(table)
+    say("95 % intervals clustered by prompt; people: one vote against the others on the same comparison", "dim")
+    if found.position:
+        say(
+            f"the two orders disagreed in {found.position.disagreement.mean:.1%}; {found.position.first_share.mean:.1%} of answers were for the "
+            "response shown first"
+        )
+    if found.n_unvoted or found.n_failed:
+        say(f"left out: {found.n_unvoted} without votes, {found.n_failed} failed", "yellow")
+    say(_cost(found.usage, None, None, found.n_unparsable))
+
+
+def _row(duel: Duel) -> list[str]:
+    return [
+        duel.a,
+        duel.b,
+        _percent(duel.win_rate),
+        _percent(duel.length_controlled),
+        f"p = {duel.sign_test.p_value:.3g}",
+        f"{duel.win_rate.ties:.1%}".rstrip("%"),
+        str(duel.win_rate.n_prompts),
+    ]
+
+
+def _votes(duel: Duel) -> str:
+    found = duel.prediction_powered
+    if found is None:
+        return "-"
+    return f"{100 * found.rate:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}] ({found.n_human} prompts)"
+
+
+def _ranking(ranking: Ranking) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("model", "Elo", "wins %", "games"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model in ranking.models:
+        elo = f"{model.elo:.0f} [{model.low:.0f}, {model.high:.0f}]"
+        table.add_row(model.name, elo, f"{100 * model.win_rate:.1f}", str(model.games))
+    return table
+
+
+def _percent(found: WinRate | Interval) -> str:
+    middle = found.rate if isinstance(found, WinRate) else found.mean
+    return f"{100 * middle:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def _alike(found: Agreement | None) -> str:
+    return "-" if found is None or found.without_ties is None else _percent(found.without_ties)
+
+
+def _cost(usage: Usage, asked: int | None, cached: int | None, unparsable: int) -> str:
+    parts = [] if asked is None else [f"{asked} questions asked, {cached} answered from the cache"]
+    if usage.requests:
+        parts.append(f"{usage.requests} requests ({usage.retries} retries)")
+        parts.append(f"{usage.prompt_tokens:,} tokens read and {usage.completion_tokens:,} written")
+    if usage.cost is not None:
+        parts.append(f"cost {usage.cost:.4f}")
+    return "; ".join([*parts, f"{unparsable} unparsable answers"])

@@ -1,0 +1,254 @@
+"""The answers of all policies against each other, by every judge that there is. ``Evaluate`` puts it behind the stages that sample them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prefloop.config import EvaluateConfig
+from prefloop.console import progress, say
+from prefloop.judging.cache import VerdictCache
+from prefloop.judging.compare import Duel, Judged, judge_answers
+from prefloop.judging.graders import FunctionGrader, fingerprint_of
+from prefloop.judging.length import length_controlled_win_rate
+from prefloop.judging.ranking import Game, Ranking, rank
+from prefloop.judging.specs import open_judge
+from prefloop.judging.statistics import WinRate, clustered_mean, sign_test, win_rate
+from prefloop.records import Prompt, from_dict
+from prefloop.stage import Stage, Work
+from prefloop.store import Artifact, read_rows
+
+BASELINE = "sft"
+AGAIN = "sft-again"
+SHORT_WORDS = 5
+Scores = Mapping[str, Sequence[float]]
+
+
+class Compare(Stage):
+    """All policies' answers → gold means, win rates, A/A control, the matrix of all against all, with 95 % intervals. Produces ``judge``."""
+
+    name = "judge"
+    produces = "judge"
+
+    def __init__(self, policies: Sequence[str], config: EvaluateConfig, gold: str | None) -> None:
+        self.policies, self.config = list(policies), config
+        self.grader = FunctionGrader(gold) if gold else None
+        self.inputs = tuple(f"respond-{p}" for p in (*self.policies, AGAIN))
+
+    def parts(self) -> dict[str, Any]:
+        judge = self.config.judge and fingerprint_of(open_judge(self.config.judge, self.config.asking))
+        return {
+            "config": self.config,
+            "gold": self.grader.fingerprint() if self.grader else None,
+            "judge": judge,
+        }
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        answers = {p: self._read(inputs[f"respond-{p}"]) for p in (*self.policies, AGAIN)}
+        base = answers[BASELINE]
+        results = {}
+        for policy in self.policies:
+            mine = answers[policy]
+            results[policy] = self._measure(mine)
+            for judge, prefix in (("gold", ""), ("reward", "reward_")):
+                if judge in mine:
+                    results[policy] |= self._against(mine[judge], base[judge], prefix, policy == BASELINE)
+        control = {
+            judge: self._control(answers[AGAIN][judge], base[judge]) for judge in ("gold", "reward") if judge in base
+        }
+        metrics: dict[str, Any] = {"results": results, "control": control, "samples": self._samples(answers)}
+        if "gold" in base:
+            metrics["pearson_gold"] = _pearson(base["reward"], base["gold"])
+        if len(self.policies) > 1:
+            metrics |= self._judged(work, answers, results)
+        return metrics
+
+    def _judged(self, work: Work, answers: Mapping[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The win-rate matrix by the most independent judge, and what it says of each policy against SFT beyond the rate."""
+        if not self.config.judge:
+            judge = "gold" if self.grader else "reward"
+            for policy in self.policies[1:]:
+                results[policy] |= _of_scores(answers[policy], answers[BASELINE], judge, self.config.resamples)
+            return {"matrix": self._matrix_of_scores(answers, judge)}
+        found = self._asked(work, answers)
+        for duel in found.duels:
+            if duel.b == BASELINE:
+                results[duel.a] |= _of_duel(found.judge, duel)
+        rates = {(duel.a, duel.b): duel.win_rate for duel in found.duels}
+        usage = {k: v for k, v in dataclasses.asdict(found.usage).items() if k != "unreported"}
+        positions = [duel.position for duel in found.duels if duel.position]
+        judging = {
+            "judge": found.judge,
+            "mode": self.config.asking.mode,
+            **usage,
+            "asked": found.n_asked,
+            "cached": found.n_cached,
+            "failed": sum(duel.n_failed for duel in found.duels),
+            "unparsable": found.n_unparsable,
+            "position_bias": float(np.mean([p.first_share.mean for p in positions])) if positions else None,
+            "total_cost": found.total.cost,
+        }
+        return {"matrix": matrix(found.judge, self.policies, rates, found.ranking), "judging": judging}
+
+    def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
+        """All policies against each other, the k-th answer against the k-th; the later policy is side a, so SFT is always side b."""
+        order = list(reversed(self.policies))
+        prompts = list(answers[BASELINE]["prompt"].values())
+        judge = open_judge(
+            self.config.judge or "", self.config.asking, prompts=prompts, models=work.runtime.store.root / "models"
+        )
+        sides = {
+            p: {i: (answers[p]["prompt"][i].prompt, texts) for i, texts in answers[p]["text"].items()} for p in order
+        }
+        total = len(list(itertools.combinations(order, 2))) * len(prompts) * self.config.samples
+        with progress(f"judge: {judge.name}", total, "pair") as advance:
+            found = judge_answers(
+                sides,
+                judge,
+                VerdictCache(work.runtime.store.root / "verdicts.jsonl"),
+                pairs_per_prompt=self.config.samples,
+                on_verdict=lambda i, verdict: advance(),
+                resamples=self.config.resamples,
+            )
+        if found.failures:
+            say(f"  {len(found.failures)} reasons for failed comparisons; the first: {found.failures[0]}", "yellow")
+        return found
+
+    def _matrix_of_scores(self, answers: Mapping[str, Any], judge: str) -> dict[str, Any]:
+        scores = {p: answers[p][judge] for p in self.policies}
+        rates, games = {}, []
+        for a, b in itertools.combinations(reversed(self.policies), 2):
+            rates[a, b] = win_rate(scores[a], scores[b], resamples=self.config.resamples)
+            games += [Game(a, b, score, i) for i, wins in _wins(scores[a], scores[b]).items() for score in wins]
+        ranking = rank(games, anchor=BASELINE) if len(self.policies) > 2 else None
+        return matrix("gold scorer" if judge == "gold" else "reward model", self.policies, rates, ranking)
+
+    def _read(self, artifact: Artifact) -> dict[str, Any]:
+        """By prompt id: prompts and each measured quantity of the responses."""
+        out: dict[str, Any] = {name: {} for name in ("prompt", "text", "reward", "kl", "words", "finished")}
+        if self.grader:
+            out["gold"] = {}
+        for row in read_rows(artifact / "responses.jsonl"):
+            responses = row.pop("responses")
+            prompt = from_dict(Prompt, row)
+            out["prompt"][prompt.id] = prompt
+            out["text"][prompt.id] = [r["text"] for r in responses]
+            out["words"][prompt.id] = [len(r["text"].split()) for r in responses]
+            for name in ("reward", "kl", "finished"):
+                out[name][prompt.id] = [float(r[name]) for r in responses]
+            if self.grader:
+                out["gold"][prompt.id] = [self.grader.grade(prompt, r["text"]) for r in responses]
+        return out
+
+    def _measure(self, mine: Mapping[str, Any]) -> dict[str, Any]:
+        def interval(name: str) -> tuple[float, float, float]:
+            found = clustered_mean(mine[name], resamples=self.config.resamples)
+            return found.mean, found.low, found.high
+
+        words = [w for ws in mine["words"].values() for w in ws]
+        kl, kl_low, kl_high = interval("kl")
+        out: dict[str, Any] = {
+            "kl": kl,
+            "kl_low": kl_low,
+            "kl_high": kl_high,
+            "gold_mean": None,
+            "gold_low": None,
+            "gold_high": None,
+        }
+        if "gold" in mine:
+            out["gold_mean"], out["gold_low"], out["gold_high"] = interval("gold")
+        return out | {
+            "reward_mean": interval("reward")[0],
+            "length_mean": float(np.mean(words)),
+            "short_share": float(np.mean([w < SHORT_WORDS for w in words])),
+            "finished_share": float(np.mean([f for fs in mine["finished"].values() for f in fs])),
+            "n_prompts": len(mine["words"]),
+            "n_responses": len(words),
+        }
+
+    def _against(self, mine: Scores, base: Scores, prefix: str, itself: bool) -> dict[str, Any]:
+        names = (
+            ("win_rate_vs_sft", "ci_low", "ci_high")
+            if not prefix
+            else ("reward_win_rate", "reward_ci_low", "reward_ci_high")
+        )
+        if itself:
+            return dict(zip(names, (0.5, None, None), strict=True))
+        found = win_rate(mine, base, resamples=self.config.resamples)
+        return dict(zip(names, (found.rate, found.low, found.high), strict=True))
+
+    def _control(self, again: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        found = win_rate(again, base, resamples=self.config.resamples)
+        return {"win_rate": found.rate, "ci_low": found.low, "ci_high": found.high}
+
+    def _samples(self, answers: Mapping[str, Any], count: int = 6) -> list[dict[str, Any]]:
+        """The first answer of every policy to a few prompts, evenly spaced over the file."""
+        ids = list(answers[BASELINE]["prompt"])
+        chosen = [ids[int(k * len(ids) / count)] for k in range(min(count, len(ids)))]
+        return [
+            {
+                "id": i,
+                "prompt": answers[BASELINE]["prompt"][i].prompt[-1].content,
+                "responses": {
+                    p: {
+                        "text": answers[p]["text"][i][0],
+                        "reward": answers[p]["reward"][i][0],
+                        "gold": answers[p]["gold"][i][0] if self.grader else None,
+                    }
+                    for p in self.policies
+                },
+            }
+            for i in dict.fromkeys(chosen)
+        ]
+
+
+def matrix(
+    judge: str, models: Sequence[str], rates: Mapping[tuple[str, str], WinRate], ranking: Ranking | None
+) -> dict[str, Any]:
+    """Win rates of rows over columns with their intervals, ``None`` on the diagonal, and Elo ratings of more than two models."""
+    both = dict(rates) | {
+        (b, a): dataclasses.replace(w, rate=1 - w.rate, low=1 - w.high, high=1 - w.low) for (a, b), w in rates.items()
+    }
+    table = {
+        part: [[getattr(both[a, b], part) if a != b else None for b in models] for a in models]
+        for part in ("rate", "low", "high")
+    }
+    elo = {m.name: {"rating": m.elo, "low": m.low, "high": m.high} for m in ranking.models} if ranking else None
+    return {"judge": judge, "policies": list(models), **table, "elo": elo}
+
+
+def _wins(mine: Scores, theirs: Scores) -> dict[str, list[float]]:
+    """By prompt the verdicts of all pairs of responses."""
+    return {i: [0.5 if a == b else float(a > b) for a in mine[i] for b in theirs[i]] for i in mine}
+
+
+def _of_scores(mine: Mapping[str, Any], base: Mapping[str, Any], judge: str, resamples: int) -> dict[str, Any]:
+    wins = _wins(mine[judge], base[judge])
+    leads = {i: [float(a - b) for a in mine["words"][i] for b in base["words"][i]] for i in wins}
+    level = length_controlled_win_rate(wins, leads, resamples=resamples)
+    return {"sign_test_p": sign_test(wins).p_value} | _length_controlled(level)
+
+
+def _of_duel(judge: str, duel: Duel) -> dict[str, Any]:
+    return {
+        "llm_judge": judge,
+        "llm_win_rate": duel.win_rate.rate,
+        "llm_ci_low": duel.win_rate.low,
+        "llm_ci_high": duel.win_rate.high,
+        "llm_disagreement": duel.n_disagreed / max(1, duel.n_comparisons),
+        "llm_failed": duel.n_failed,
+        "sign_test_p": duel.sign_test.p_value,
+    } | _length_controlled(duel.length_controlled)
+
+
+def _length_controlled(found: WinRate) -> dict[str, float]:
+    return {"lc_win_rate": found.rate, "lc_ci_low": found.low, "lc_ci_high": found.high}
+
+
+def _pearson(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> float:
+    x, y = (np.array([v for i in a for v in side[i]]) for side in (a, b))
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0
