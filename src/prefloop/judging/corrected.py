@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefloop.errors import DataError
-from prefloop.judging.statistics import Array, checked_verdicts, student_t_quantile
+from prefloop.judging.statistics import Array, checked_verdicts, prompt_means, student_t_quantile
 
 FEWEST_VOTED = 5
 _HUMAN_I = np.array([1.0, 1.0, 0.0, 0.0])
@@ -84,9 +85,9 @@ def rogan_gladen(
     ids, judge_P = _by_prompt(judge_by_prompt)
     voted, human, judge = _pairs(pairs_by_prompt)
     n, n_all = len(voted), len(ids)
-    won_V = np.array([x.mean() for x in human])
-    both_V = np.array([(x * y).mean() for x, y in zip(human, judge, strict=True)])
-    against_V = np.array([((1 - x) * y).mean() for x, y in zip(human, judge, strict=True)])
+    won_V = prompt_means(human)
+    both_V = prompt_means([x * y for x, y in zip(human, judge, strict=True)])
+    against_V = prompt_means([(1 - x) * y for x, y in zip(human, judge, strict=True)])
     if not 0 < won_V.mean() < 1:
         raise DataError(
             f"people's votes on {n} prompts all go to one side, so one of the judge's two error rates cannot be measured; "
@@ -105,7 +106,13 @@ def rogan_gladen(
     shared_V = np.array([row.get(prompt_id, -1) for prompt_id in voted])
     low, high = _fieller(judge_P, won_V, both_V, against_V, shared_V, level)
     return RoganGladen(
-        rate, min(low, rate), max(high, rate), n, n_all, sensitivity=float(sensitivity), specificity=float(1 - false_alarm)
+        rate,
+        min(low, rate),
+        max(high, rate),
+        n,
+        n_all,
+        sensitivity=float(sensitivity),
+        specificity=float(1 - false_alarm),
     )
 
 
@@ -124,7 +131,7 @@ def prediction_powered(
     if unseen:
         raise ValueError(f"prompt '{unseen[0]}' has human votes but no judge verdict ({len(unseen)} such prompts)")
     _, human, judge = _pairs(pairs_by_prompt)
-    human_V, judge_V = np.array([x.mean() for x in human]), np.array([x.mean() for x in judge])
+    human_V, judge_V = prompt_means(human), prompt_means(judge)
     n, n_all = len(human_V), len(judge_P)
     weight, _ = _regression(human_V, judge_V)
     rate = float(np.clip(human_V.mean() + weight * (judge_P.mean() - judge_V.mean()), 0, 1))
@@ -144,7 +151,9 @@ def prediction_powered(
     return PredictionPowered(rate, low, high, n, n_all, weight=weight)
 
 
-def _fieller(judge_P: Array, won_V: Array, both_V: Array, against_V: Array, shared_V: Array, level: float) -> tuple[float, float]:
+def _fieller(
+    judge_P: Array, won_V: Array, both_V: Array, against_V: Array, shared_V: NDArray[np.int64], level: float
+) -> tuple[float, float]:
     """Rates θ for which ``p - θ q1 - (1 - θ)(1 - q0)`` is within its error of 0; ``shared_V`` is each voted prompt's row in P, or -1."""
     judge_PI, n = np.append(judge_P, _JUDGE_I), len(won_V)
     won_VI, both_VI = np.append(won_V, _HUMAN_I), np.append(both_V, _HUMAN_I * _JUDGE_I)
@@ -181,13 +190,15 @@ def _regression(y_V: Array, x_V: Array) -> tuple[float, float]:
 
 
 def _by_prompt(judge_by_prompt: Mapping[str, Sequence[float]]) -> tuple[list[str], Array]:
-    return sorted(judge_by_prompt), np.array([x.mean() for x in checked_verdicts(judge_by_prompt)])
+    return sorted(judge_by_prompt), prompt_means(checked_verdicts(judge_by_prompt))
 
 
 def _pairs(pairs_by_prompt: Pairs) -> tuple[list[str], list[Array], list[Array]]:
     """Ids, people's and the judge's scores of every prompt with votes."""
     if len(pairs_by_prompt) < FEWEST_VOTED:
-        raise DataError(f"a correction needs human votes on at least {FEWEST_VOTED} prompts, found {len(pairs_by_prompt)}")
+        raise DataError(
+            f"a correction needs human votes on at least {FEWEST_VOTED} prompts, found {len(pairs_by_prompt)}"
+        )
     human = checked_verdicts({prompt_id: [h for h, _ in pairs] for prompt_id, pairs in pairs_by_prompt.items()})
     judge = checked_verdicts({prompt_id: [j for _, j in pairs] for prompt_id, pairs in pairs_by_prompt.items()})
     return sorted(pairs_by_prompt), human, judge

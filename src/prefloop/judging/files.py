@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefloop.errors import ConfigError, DataError
-from prefloop.judging.length import length_controlled_win_rate
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.judges import BothOrders, CachedJudge, Item, Judge, compare_many
+from prefloop.judging.length import length_controlled_win_rate
 from prefloop.judging.statistics import WinRate, verdict_win_rate
 from prefloop.records import Message, Prompt, from_dict
 

@@ -87,7 +87,7 @@ def human_agreement(
         if not np.isfinite(item.length_lead):
             raise ValueError(f"prompt '{item.prompt_id}': length lead {item.length_lead} is not a finite number")
     groups = {EVERYTHING: given}
-    for source in sorted({item.source for item in given} - {""}):
+    for source in sorted({item.source for item in given} - {"", EVERYTHING}):
         groups[source] = [item for item in given if item.source == source]
     return {name: _measure(group, seed, resamples, level) for name, group in groups.items()}
 
@@ -138,7 +138,9 @@ def _agreement(table_NT: Array, prompts: Sequence[str], seed: int, resamples: in
     if len(some):
         shares = _group([prompts[row] for row in some], decided_alike_N[some] / decided_N[some])
         without_ties = clustered_share(shares, seed=seed, resamples=resamples, level=level)
-    return Agreement(with_ties, without_ties, _kappa(table_NT, prompts, with_ties, seed, resamples, level), len(prompts))
+    return Agreement(
+        with_ties, without_ties, _kappa(table_NT, prompts, with_ties, seed, resamples, level), len(prompts)
+    )
 
 
 def _group(prompts: Sequence[str], value_N: Array) -> dict[str, list[float]]:

@@ -147,7 +147,9 @@ def _check(played: Sequence[Game], level: float, resamples: int) -> None:
         if game.a == game.b:
             raise ValueError(f"prompt '{game.prompt_id}': model '{game.a}' plays against itself")
         if not 0 <= game.score <= 1:
-            raise ValueError(f"prompt '{game.prompt_id}', '{game.a}' against '{game.b}': expected a score of 1, 0.5 or 0, found {game.score}")
+            raise ValueError(
+                f"prompt '{game.prompt_id}', '{game.a}' against '{game.b}': expected a score of 1, 0.5 or 0, found {game.score}"
+            )
 
 
 def _tables(played: Sequence[Game], names: Sequence[str]) -> tuple[Array, Array, NDArray[np.int64]]:
@@ -175,7 +177,9 @@ def _wins(score_RC: Array, met_RC: Array, pair_C2: NDArray[np.int64], n_models: 
 def _require_connected(wins_MM: Array, names: Sequence[str]) -> None:
     count, group_M = connected_components(csr_array(wins_MM + wins_MM.T > 0), directed=False)
     if count > 1:
-        groups = [", ".join(name for name, of in zip(names, group_M, strict=True) if of == group) for group in range(count)]
+        groups = [
+            ", ".join(name for name, of in zip(names, group_M, strict=True) if of == group) for group in range(count)
+        ]
         raise DataError(
             f"the games fall into {count} groups of models that never met, so their strengths cannot be compared: "
             + "; ".join(f"({group})" for group in groups)
