@@ -22,7 +22,7 @@ from prefloop.records import Message, Prompt
 def test_both_orders_keep_a_verdict_that_survives_the_swap_and_tie_one_that_does_not():
     fair, biased = BothOrders(Scripted(lambda a, b: float(a > b))), BothOrders(Scripted(lambda a, b: 1.0))
     assert [fair.compare(PROMPT, *pair).score for pair in (("z", "a"), ("a", "z"))] == [1.0, 0.0]
-    assert biased.compare(PROMPT, "z", "a") == Verdict(0.5, orders_agree=False, raw=("said", "said"))
+    assert biased.compare(PROMPT, "z", "a") == Verdict(0.5, orders_agree=False, orders=(1.0, 0.0), raw=("said", "said"))
     half = BothOrders(Scripted(lambda a, b: 0.5 if a == "z" else 0.0))
     assert half.compare(PROMPT, "z", "a").orders_agree is False
     assert (fair.n_asked, fair.n_disagreed, biased.n_asked, biased.n_disagreed) == (2, 0, 1, 1)
@@ -185,7 +185,7 @@ def test_a_grader_that_cannot_be_loaded_says_why(tmp_path):
 
 def test_nothing_here_but_the_endpoint_imports_httpx_and_nothing_imports_torch():
     program = (
-        "import sys; import prefloop.judging.files, prefloop.judging.specs; assert 'httpx' not in sys.modules; "
+        "import sys; import prefloop.judging.compare, prefloop.judging.specs; assert 'httpx' not in sys.modules; "
         "import prefloop.judging.openai; assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -134,7 +134,7 @@ def _models(seed, prompts=200, quality=(0.0, 1.0, -0.5), lead=(200.0, -150.0, 50
 
 def _joint_loss(parameters, won_MP, feature_MP):
     """Negative penalised log-likelihood of the joint fit with ψ = 1, and its gradient."""
-    models, prompts = won_MP.shape
+    models = len(won_MP)
     theta_M, phi_M, gamma_P = parameters[:models], parameters[models : 2 * models], parameters[2 * models :]
     logit_MP = theta_M[:, None] + phi_M[:, None] * feature_MP + gamma_P
     loss = np.logaddexp(0, logit_MP).sum() - (won_MP * logit_MP).sum()
@@ -192,9 +192,9 @@ def test_what_cannot_be_fitted_is_refused_by_name():
         length_controlled_win_rate({"x": [1.0, 0.0]}, {"x": [5.0]})
     with pytest.raises(ValueError, match="'y' is in the verdicts but not in the difficulties"):
         length_controlled_win_rate({"x": [1.0], "y": [1.0]}, {"x": [5.0], "y": [1.0]}, {"x": 0.0})
-    with pytest.raises(ValueError, match="difficulty of prompt 'x'.*nan"):
+    with pytest.raises(ValueError, match=r"difficulty of prompt 'x'.*nan"):
         length_controlled_win_rate({"x": [1.0]}, {"x": [5.0]}, {"x": math.nan})
-    with pytest.raises(DataError, match="two or more models.*found 1"):
+    with pytest.raises(DataError, match=r"two or more models.*found 1"):
         length_controlled_leaderboard({"m": {"x": [1.0]}}, {"m": {"x": [1.0]}})
     with pytest.raises(ValueError, match="'y' is in m but not in n"):
         length_controlled_leaderboard(

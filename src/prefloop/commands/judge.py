@@ -12,7 +12,7 @@ from prefloop.config import JudgeConfig
 
 if TYPE_CHECKING:
     from prefloop.judging.answers import Answers
-    from prefloop.judging.compare import Judged, Votes
+    from prefloop.judging.compare import Votes
 
 
 @dataclasses.dataclass
@@ -77,7 +77,6 @@ class Compare(_Judge):
             resamples=self.resamples,
         )
         show_judged(found)
-        self._say_votes(found)
         if self.output:
             write_json(self.output, dataclasses.asdict(found))
 
@@ -105,15 +104,6 @@ class Compare(_Judge):
         from prefloop.labels.pool import content_of
 
         return {content_of(c): c for c in load_comparisons(self.human).records} if self.human else None
-
-    def _say_votes(self, found: Judged) -> None:
-        from prefloop.console import say
-
-        if self.human and not any(duel.rogan_gladen for duel in found.duels):
-            say(
-                f"'{self.human}' has votes on fewer than 5 prompts of these answers (same prompt, same two texts): nothing is corrected",
-                "yellow",
-            )
 
 
 @dataclasses.dataclass

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from prefloop.errors import ConfigError, JudgeError
+from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.judging.answers import Answers, require_same_prompts
 from prefloop.judging.cache import VerdictCache
-from prefloop.judging.corrected import FEWEST_VOTED, PredictionPowered, RoganGladen, prediction_powered, rogan_gladen
+from prefloop.judging.corrected import (
+    Corrected,
+    Pairs,
+    PredictionPowered,
+    RoganGladen,
+    prediction_powered,
+    rogan_gladen,
+)
 from prefloop.judging.judges import Item, Judge, OnVerdict, prepare
 from prefloop.judging.length import LengthControlled, length_controlled_win_rate
 from prefloop.judging.position import PositionBias, position_bias
@@ -23,6 +31,8 @@ from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Verdict
 from prefloop.labels.pool import content_of
 from prefloop.records import Comparison, Response
+
+C = TypeVar("C", bound=Corrected)
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,10 @@ class Duel:
     position: PositionBias | None
     """What exchanging the responses did to the verdicts; ``None`` for a judge that sees one response at a time."""
     rogan_gladen: RoganGladen | None
-    """Corrected for the judge's errors against people's votes; ``None`` with votes on fewer than 5 prompts."""
+    """Corrected for the judge's errors against people's votes; ``None`` where ``uncorrected`` says why not."""
     prediction_powered: PredictionPowered | None
+    uncorrected: tuple[str, ...]
+    """Why a correction is missing; empty without votes."""
     n_comparisons: int
     """Pairs of responses compared, those that failed left out."""
     n_failed: int
@@ -155,8 +167,8 @@ def _duel(a: str, b: str, met: Met, people: Votes, options: dict[str, float]) ->
         pair = Comparison("", prompt, [Response(of_a), Response(of_b)])
         if (human := people.get(content_of(pair))) and human.votes:
             voted.setdefault(prompt_id, []).append((_share(human, of_a), verdict.score))
-    level = {"level": options["level"]}
-    enough = len(voted) >= FEWEST_VOTED
+    by_rates, no_rates = _corrected(rogan_gladen, scores, voted, options["level"])
+    powered, no_power = _corrected(prediction_powered, scores, voted, options["level"])
     return Duel(
         a,
         b,
@@ -164,12 +176,23 @@ def _duel(a: str, b: str, met: Met, people: Votes, options: dict[str, float]) ->
         sign_test=sign_test(scores),
         length_controlled=length_controlled_win_rate(scores, leads, **options),  # type: ignore[arg-type]
         position=position_bias(orders, **options) if orders else None,  # type: ignore[arg-type]
-        rogan_gladen=rogan_gladen(scores, voted, **level) if enough else None,
-        prediction_powered=prediction_powered(scores, voted, **level) if enough else None,
+        rogan_gladen=by_rates,
+        prediction_powered=powered,
+        uncorrected=tuple(why for why in dict.fromkeys((no_rates, no_power)) if why and people),
         n_comparisons=len(given),
         n_failed=len(met) - len(given),
         n_disagreed=sum(verdict.orders_agree is False for _, _, verdict in given),
     )
+
+
+def _corrected(
+    correct: Callable[..., C], scores: Mapping[str, Sequence[float]], voted: Pairs, level: float
+) -> tuple[C | None, str]:
+    """The correction, or why these votes allow none."""
+    try:
+        return correct(scores, voted, level=level), ""
+    except DataError as error:
+        return None, str(error)
 
 
 def _share(human: Comparison, of_a: str) -> float:

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefloop.errors import DataError
-from prefloop.judging.statistics import Array, checked_verdicts, student_t_quantile
+from prefloop.judging.statistics import Array, checked_verdicts, prompt_means, student_t_quantile
 
 FEWEST_VOTED = 5
 _HUMAN_I = np.array([1.0, 1.0, 0.0, 0.0])
@@ -84,9 +85,9 @@ def rogan_gladen(
     ids, judge_P = _by_prompt(judge_by_prompt)
     voted, human, judge = _pairs(pairs_by_prompt)
     n, n_all = len(voted), len(ids)
-    won_V = np.array([x.mean() for x in human])
-    both_V = np.array([(x * y).mean() for x, y in zip(human, judge, strict=True)])
-    against_V = np.array([((1 - x) * y).mean() for x, y in zip(human, judge, strict=True)])
+    won_V = prompt_means(human)
+    both_V = prompt_means([x * y for x, y in zip(human, judge, strict=True)])
+    against_V = prompt_means([(1 - x) * y for x, y in zip(human, judge, strict=True)])
     if not 0 < won_V.mean() < 1:
         raise DataError(
             f"people's votes on {n} prompts all go to one side, so one of the judge's two error rates cannot be measured; "
@@ -130,7 +131,7 @@ def prediction_powered(
     if unseen:
         raise ValueError(f"prompt '{unseen[0]}' has human votes but no judge verdict ({len(unseen)} such prompts)")
     _, human, judge = _pairs(pairs_by_prompt)
-    human_V, judge_V = np.array([x.mean() for x in human]), np.array([x.mean() for x in judge])
+    human_V, judge_V = prompt_means(human), prompt_means(judge)
     n, n_all = len(human_V), len(judge_P)
     weight, _ = _regression(human_V, judge_V)
     rate = float(np.clip(human_V.mean() + weight * (judge_P.mean() - judge_V.mean()), 0, 1))
@@ -151,7 +152,7 @@ def prediction_powered(
 
 
 def _fieller(
-    judge_P: Array, won_V: Array, both_V: Array, against_V: Array, shared_V: Array, level: float
+    judge_P: Array, won_V: Array, both_V: Array, against_V: Array, shared_V: NDArray[np.int64], level: float
 ) -> tuple[float, float]:
     """Rates θ for which ``p - θ q1 - (1 - θ)(1 - q0)`` is within its error of 0; ``shared_V`` is each voted prompt's row in P, or -1."""
     judge_PI, n = np.append(judge_P, _JUDGE_I), len(won_V)
@@ -189,7 +190,7 @@ def _regression(y_V: Array, x_V: Array) -> tuple[float, float]:
 
 
 def _by_prompt(judge_by_prompt: Mapping[str, Sequence[float]]) -> tuple[list[str], Array]:
-    return sorted(judge_by_prompt), np.array([x.mean() for x in checked_verdicts(judge_by_prompt)])
+    return sorted(judge_by_prompt), prompt_means(checked_verdicts(judge_by_prompt))
 
 
 def _pairs(pairs_by_prompt: Pairs) -> tuple[list[str], list[Array], list[Array]]:

@@ -87,7 +87,7 @@ def human_agreement(
         if not np.isfinite(item.length_lead):
             raise ValueError(f"prompt '{item.prompt_id}': length lead {item.length_lead} is not a finite number")
     groups = {EVERYTHING: given}
-    for source in sorted({item.source for item in given} - {""}):
+    for source in sorted({item.source for item in given} - {"", EVERYTHING}):
         groups[source] = [item for item in given if item.source == source]
     return {name: _measure(group, seed, resamples, level) for name, group in groups.items()}
 

@@ -33,9 +33,9 @@ from prefloop.judging.statistics import (
     WinRate,
     checked_values,
     checked_verdicts,
+    exact_bounds,
     percentile_tail,
     require_same_prompts,
-    verdict_win_rate,
 )
 
 RIDGE = 0.05
@@ -92,8 +92,7 @@ def length_controlled_win_rate(
         require_same_prompts(verdicts_by_prompt, difficulty_by_prompt, "the verdicts", "the difficulties")
         given = checked_values({prompt_id: [x] for prompt_id, x in difficulty_by_prompt.items()}, "difficulty")
         difficulty_P = np.array([x[0] for x in given])
-    plain = verdict_win_rate(verdicts_by_prompt, seed=seed, resamples=1, level=level)
-    return _controlled(verdicts, leads, difficulty_P, plain, seed=seed, resamples=resamples, level=level)
+    return _controlled(verdicts, leads, difficulty_P, seed=seed, resamples=resamples, level=level)
 
 
 def length_controlled_leaderboard(
@@ -123,8 +122,7 @@ def length_controlled_leaderboard(
     models = {}
     for m, (name, (verdicts, leads)) in enumerate(zip(names, tables, strict=True)):
         gamma_P = _difficulties(tables[:m] + tables[m + 1 :])
-        plain = verdict_win_rate(verdicts_by_model[name], seed=seed, resamples=1, level=level)
-        models[name] = _controlled(verdicts, leads, gamma_P, plain, seed=seed, resamples=resamples, level=level)
+        models[name] = _controlled(verdicts, leads, gamma_P, seed=seed, resamples=resamples, level=level)
     ids = sorted(verdicts_by_model[names[0]])
     return LengthControlledLeaderboard(models, dict(zip(ids, _difficulties(tables).tolist(), strict=True)))
 
@@ -154,7 +152,6 @@ def _controlled(
     verdicts: list[Array],
     leads: list[Array],
     difficulty_P: Array | None,
-    plain: WinRate,
     *,
     seed: int,
     resamples: int,
@@ -181,13 +178,15 @@ def _controlled(
     low, high = np.quantile(np.concatenate(rates), [tail, 1 - tail])
     rate = float(_rates(fit_F[None], offset_P).mean())
     if np.ptp(won_K) == 0:
-        low, high = min(plain.low, rate), max(plain.high, rate)
+        exact_low, exact_high = exact_bounds(float(won_K[0]), n, level)
+        low, high = min(exact_low, rate), max(exact_high, rate)
+    ties = float(np.mean([(x == 0.5).mean() for x in verdicts]))
     psi = None if difficulty_P is None else float(fit_F[2])
     return LengthControlled(
         rate,
         float(low),
         float(high),
-        plain.ties,
+        ties,
         n,
         len(won_K),
         quality=float(fit_F[0]),

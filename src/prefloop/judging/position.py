@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefloop.judging.statistics import Interval, checked_verdicts, clustered_share, sign_test
-from prefloop.labels.agreement import Position, position
+from prefloop.labels.agreement import SIGNIFICANT, Position, position
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ def position_bias(
     # The first place wins with a when a is first, and against a when b is.
     first = {prompt_id: [(x + 1 - y) / 2 for x, y in pairs] for prompt_id, pairs in orders_by_prompt.items()}
     sides = sign_test(first)
+    lean = position(sides.wins, sides.wins + sides.losses)
     consistency = clustered_share(agree, seed=seed, resamples=resamples, level=level)
     return PositionBias(
         consistency=consistency,
         disagreement=Interval(1 - consistency.mean, 1 - consistency.high, 1 - consistency.low, consistency.n_clusters),
         first_share=clustered_share(first, seed=seed, resamples=resamples, level=level),
-        lean=position(sides.wins, sides.wins + sides.losses),
+        lean=replace(lean, biased=lean.p is not None and lean.p <= SIGNIFICANT),
         n_comparisons=sum(len(pairs) for pairs in orders_by_prompt.values()),
         n_prompts=len(orders_by_prompt),
     )

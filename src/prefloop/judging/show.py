@@ -30,6 +30,8 @@ def show_judged(found: Judged) -> None:
                 f"{duel.a} against {duel.b}: the two orders disagreed in {duel.position.disagreement.mean:.1%} of {duel.n_comparisons} "
                 f"comparisons, which count as ties; {duel.position.first_share.mean:.1%} of answers were for the response shown first"
             )
+        for why in duel.uncorrected:
+            say(f"{duel.a} against {duel.b}: not corrected by people's votes: {why}", "yellow")
         if duel.n_failed:
             say(f"{duel.n_failed} comparisons of {duel.a} against {duel.b} failed and are left out", "yellow")
     if found.ranking:

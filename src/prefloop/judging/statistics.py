@@ -135,7 +135,7 @@ def sign_test(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> SignTest:
 
     Arbuthnot 1710; Dixon & Mood, JASA 41, 1946. Raises ``ValueError`` naming a bad prompt.
     """
-    lead_P = np.array([values.mean() - 0.5 for values in checked_verdicts(verdicts_by_prompt)])
+    lead_P = prompt_means(checked_verdicts(verdicts_by_prompt)) - 0.5
     wins, losses = int((lead_P > _FLAT).sum()), int((lead_P < -_FLAT).sum())
     decided = wins + losses
     # In whole numbers, so that it stays exact for thousands of prompts.
@@ -152,20 +152,32 @@ def checked_values(values_by_prompt: Mapping[str, Sequence[float]], what: str) -
         values = np.asarray(values_by_prompt[prompt_id], dtype=np.float64)
         if values.ndim != 1 or not values.size:
             raise ValueError(f"{what} of prompt '{prompt_id}': expected a list of numbers, found shape {values.shape}")
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ValueError(f"{what} of prompt '{prompt_id}': entry {bad} is {values[bad]}, not a finite number")
         columns.append(values)
+    # One look at all values: a look at each prompt's takes longer than the statistics do.
+    if not np.isfinite(np.concatenate(columns)).all():
+        prompt_id, values = next(
+            (key, x) for key, x in zip(sorted(values_by_prompt), columns, strict=True) if not np.isfinite(x).all()
+        )
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"{what} of prompt '{prompt_id}': entry {bad} is {values[bad]}, not a finite number")
     return columns
 
 
 def checked_verdicts(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> list[Array]:
     """As ``checked_values``, for verdicts: each must lie between 0 and 1."""
     columns = checked_values(verdicts_by_prompt, "verdicts")
-    for prompt_id, values in zip(sorted(verdicts_by_prompt), columns, strict=True):
-        if values.min() < 0 or values.max() > 1:
-            raise ValueError(f"verdicts of prompt '{prompt_id}': expected 1, 0.5 or 0, found {values.tolist()}")
+    flat = np.concatenate(columns)
+    if flat.min() < 0 or flat.max() > 1:
+        ids = zip(sorted(verdicts_by_prompt), columns, strict=True)
+        prompt_id, values = next((key, x) for key, x in ids if x.min() < 0 or x.max() > 1)
+        raise ValueError(f"verdicts of prompt '{prompt_id}': expected 1, 0.5 or 0, found {values.tolist()}")
     return columns
+
+
+def prompt_means(columns: Sequence[Array]) -> Array:
+    """Mean of each prompt's values, [P]."""
+    sizes_P = np.array([len(values) for values in columns])
+    return np.add.reduceat(np.concatenate(columns), np.cumsum(sizes_P) - sizes_P) / sizes_P
 
 
 def require_same_prompts(
@@ -176,6 +188,12 @@ def require_same_prompts(
         missing = sorted(left.keys() - right.keys())
         if missing:
             raise ValueError(f"prompt '{missing[0]}' is in {has} but not in {lacks} ({len(missing)} such prompts)")
+
+
+def exact_bounds(rate: float, n_prompts: int, level: float) -> tuple[float, float]:
+    """Interval of a rate that is the same on every prompt (Clopper-Pearson with n of n)."""
+    others = 1 - ((1 - level) / 2) ** (1 / n_prompts)
+    return rate - others * rate, rate + others * (1 - rate)
 
 
 def student_t_quantile(p: float, df: int) -> float:
@@ -203,8 +221,7 @@ def percentile_tail(n_clusters: int, level: float) -> float:
 def _win_rate(pairs: list[Array], *, seed: int, resamples: int, level: float) -> WinRate:
     rate, low, high, flat = _interval(pairs, seed=seed, resamples=resamples, level=level)
     if flat:
-        others = 1 - ((1 - level) / 2) ** (1 / len(pairs))
-        low, high = rate - others * rate, rate + others * (1 - rate)
+        low, high = exact_bounds(rate, len(pairs), level)
     ties = float(np.mean([(cells == 0.5).mean() for cells in pairs]))
     n_pairs = sum(cells.size for cells in pairs)
     return WinRate(rate, max(low, 0.0), min(high, 1.0), ties, n_prompts=len(pairs), n_pairs=n_pairs)
@@ -229,6 +246,8 @@ def _interval(cells: list[Array], *, seed: int, resamples: int, level: float) ->
 def _within_variance(table_AB: Array) -> float:
     """Exact variance of the table's mean when its rows and its columns are both resampled with replacement."""
     n_a, n_b = table_AB.shape
+    if table_AB.size == 1:
+        return 0.0
     mean = table_AB.mean()
     row_A, column_B = table_AB.mean(axis=1) - mean, table_AB.mean(axis=0) - mean
     rest_AB = table_AB - mean - row_A[:, None] - column_B[None, :]
