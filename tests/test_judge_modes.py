@@ -127,7 +127,7 @@ def test_a_list_of_references_gives_the_one_of_the_last_turn():
     assert reference_of(Prompt("p", turns, {"reference": ["2", "3"]})) == "3"
     assert reference_of(Prompt("p", turns, {"reference": ["2"]})) == ""
     assert reference_of(Prompt("p", turns)) == ""
-    with pytest.raises(DataError, match="prompt 'p': meta.reference must be"):
+    with pytest.raises(DataError, match=r"prompt 'p': meta\.reference must be"):
         reference_of(Prompt("p", turns, {"reference": {"text": "3"}}))
 
 
@@ -137,7 +137,10 @@ def test_a_conversation_of_several_turns_is_shown_whole_and_no_text_in_it_can_op
     system, user = (m["content"] for m in Grading().question(turns, "3").messages(False))
     mark = re.search(r"=== BEGIN CONVERSATION (\w+) ===", user)[1]
     assert re.findall(rf"\[(\w+) {mark}\]\n", user) == ["user", "assistant", "user"]
-    assert "several turns" in system and "several turns" not in Grading().question(turns[:1], "2").messages(False)[0]["content"]
+    assert (
+        "several turns" in system
+        and "several turns" not in Grading().question(turns[:1], "2").messages(False)[0]["content"]
+    )
 
 
 def test_grades_are_asked_once_a_response_and_compared_in_any_number_of_pairs(endpoint, tmp_path):
@@ -147,7 +150,9 @@ def test_grades_are_asked_once_a_response_and_compared_in_any_number_of_pairs(en
 
     server = endpoint(script)
     judge = prepare(ScoreJudge(ModelGrader(chat_at(server.url)), tie_margin=1), VerdictCache(tmp_path / "c.jsonl"))
-    verdicts = judge.compare_many([(PROMPT, "xxxx", "x"), (PROMPT, "x", "xxxx"), (PROMPT, "xx", "x"), (PROMPT, "xx", "xxxx")])
+    verdicts = judge.compare_many(
+        [(PROMPT, "xxxx", "x"), (PROMPT, "x", "xxxx"), (PROMPT, "xx", "x"), (PROMPT, "xx", "xxxx")]
+    )
     assert [v.score for v in verdicts] == [1.0, 0.0, 0.5, 0.0]
     assert len(server.bodies) == 3 == judge.tally.n_asked
     prepare(ScoreJudge(ModelGrader(chat_at(server.url))), VerdictCache(tmp_path / "c.jsonl")).compare(PROMPT, "x", "xx")
@@ -199,7 +204,9 @@ def test_the_same_text_under_another_id_or_meta_is_another_question_to_a_grader(
 
 def test_a_rubric_is_read_from_yaml_json_or_text(tmp_path):
     (tmp_path / "r.yaml").write_text("correct: {weight: 3, description: What it says is true}\nShort enough: 1\n")
-    (tmp_path / "r.json").write_text('{"correct": {"weight": 3, "description": "What it says is true"}, "Short enough": 1}')
+    (tmp_path / "r.json").write_text(
+        '{"correct": {"weight": 3, "description": "What it says is true"}, "Short enough": 1}'
+    )
     texts = [str(tmp_path / "r.yaml"), str(tmp_path / "r.json"), (tmp_path / "r.yaml").read_text()]
     assert [read_rubric(text) for text in texts] == [RUBRIC] * 3
     assert read_rubric("kind: Is friendly")[0] == Criterion("kind", 1.0, "Is friendly")

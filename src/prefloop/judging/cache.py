@@ -115,7 +115,8 @@ class VerdictCache:
                 "completion_tokens": int(row.get("completion_tokens", 0)),
             }
             if "orders_agree" in row:
-                return str(row["key"]), Verdict(score, row["orders_agree"], **known)
+                by_order = tuple(map(float, row.get("by_order", ())))
+                return str(row["key"]), Verdict(score, row["orders_agree"], by_order=by_order, **known)
             return str(row["key"]), Grade(score, {name: float(part) for name, part in row["parts"].items()}, **known)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise self._foreign(number) from None
