@@ -127,7 +127,7 @@ def test_a_list_of_references_gives_the_one_of_the_last_turn():
     assert reference_of(Prompt("p", turns, {"reference": ["2", "3"]})) == "3"
     assert reference_of(Prompt("p", turns, {"reference": ["2"]})) == ""
     assert reference_of(Prompt("p", turns)) == ""
-    with pytest.raises(DataError, match="prompt 'p': meta.reference must be"):
+    with pytest.raises(DataError, match=r"prompt 'p': meta\.reference must be"):
         reference_of(Prompt("p", turns, {"reference": {"text": "3"}}))
 
 

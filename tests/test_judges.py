@@ -10,11 +10,11 @@ import textwrap
 import pytest
 from judge_endpoint import PROMPT, Scripted
 
-from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.judging.cache import VerdictCache, verdict_key
 from prefloop.judging.graders import fingerprint_of
 from prefloop.judging.judges import BothOrders, CachedJudge, FunctionGrader, ScoreJudge, Verdict, compare_many
+from prefloop.config import JudgeConfig
 from prefloop.judging.specs import open_judge
 from prefloop.records import Message, Prompt
 
@@ -22,11 +22,23 @@ from prefloop.records import Message, Prompt
 def test_both_orders_keep_a_verdict_that_survives_the_swap_and_tie_one_that_does_not():
     fair, biased = BothOrders(Scripted(lambda a, b: float(a > b))), BothOrders(Scripted(lambda a, b: 1.0))
     assert [fair.compare(PROMPT, *pair).score for pair in (("z", "a"), ("a", "z"))] == [1.0, 0.0]
-    assert biased.compare(PROMPT, "z", "a") == Verdict(0.5, orders_agree=False, orders=(1.0, 0.0), raw=("said", "said"))
+    assert biased.compare(PROMPT, "z", "a") == Verdict(0.5, False, ("said", "said"), by_order=(1.0, 0.0))
     half = BothOrders(Scripted(lambda a, b: 0.5 if a == "z" else 0.0))
     assert half.compare(PROMPT, "z", "a").orders_agree is False
     assert (fair.n_asked, fair.n_disagreed, biased.n_asked, biased.n_disagreed) == (2, 0, 1, 1)
     assert compare_many(fair, [(PROMPT, "z", "a")])[0].orders_agree is True
+
+
+def test_an_order_without_a_verdict_makes_a_tie_that_is_no_disagreement():
+    class Speechless:
+        name = "speechless"
+
+        def compare(self, prompt, a, b):
+            return Verdict(1.0) if a == "z" else Verdict(0.5, unparsable=1)
+
+    judge = BothOrders(Speechless())
+    assert judge.compare(PROMPT, "z", "a") == Verdict(0.5, None, unparsable=1, by_order=(1.0, 0.5))
+    assert (judge.n_asked, judge.n_disagreed) == (1, 0)
 
 
 def test_a_repeated_question_is_answered_from_disk(tmp_path):
@@ -79,13 +91,14 @@ def test_the_fingerprint_of_a_judge_follows_everything_but_its_address_and_its_p
 def test_a_torn_last_line_is_dropped_and_the_rest_kept(tmp_path):
     path = tmp_path / "cache.jsonl"
     cache = VerdictCache(path)
-    cache.put("one", Verdict(1.0, True, ("é",), 1))
+    one = Verdict(1.0, True, ("é",), 1, prompt_tokens=7, completion_tokens=3, by_order=(1.0, 1.0))
+    cache.put("one", one)
     cache.put("two", Verdict(0.0))
     whole = path.read_bytes()
     for cut in range(1, len(whole) - whole.index(b"\n")):
         path.write_bytes(whole[:-cut])
         reopened = VerdictCache(path)
-        assert reopened.get("one") == Verdict(1.0, True, ("é",), 1)
+        assert reopened.get("one") == one
         assert "two" not in reopened
         reopened.put("three", Verdict(0.5))
         assert VerdictCache(path).get("three") == Verdict(0.5)

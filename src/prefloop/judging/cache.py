@@ -115,8 +115,8 @@ class VerdictCache:
                 "completion_tokens": int(row.get("completion_tokens", 0)),
             }
             if "orders_agree" in row:
-                orders = row.get("orders") and (float(row["orders"][0]), float(row["orders"][1]))
-                return str(row["key"]), Verdict(score, row["orders_agree"], orders, **known)
+                by_order = tuple(map(float, row.get("by_order", ())))
+                return str(row["key"]), Verdict(score, row["orders_agree"], by_order=by_order, **known)
             return str(row["key"]), Grade(score, {name: float(part) for name, part in row["parts"].items()}, **known)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise self._foreign(number) from None

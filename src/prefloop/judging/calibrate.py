@@ -65,8 +65,8 @@ def calibrate(
     ]
     orders: dict[str, list[tuple[float, float]]] = {}
     for c, v in given:
-        if v.orders:
-            orders.setdefault(conversation_key(c.prompt), []).append(v.orders)
+        if v.by_order and not v.unparsable:
+            orders.setdefault(conversation_key(c.prompt), []).append((v.by_order[0], v.by_order[1]))
     return Calibration(
         judge.name,
         human_agreement(items, seed=seed, resamples=resamples),

@@ -162,8 +162,8 @@ def _duel(a: str, b: str, met: Met, people: Votes, options: dict[str, float]) ->
     for prompt_id, (prompt, of_a, of_b), verdict in given:
         scores.setdefault(prompt_id, []).append(verdict.score)
         leads.setdefault(prompt_id, []).append(float(len(of_a) - len(of_b)))
-        if verdict.orders:
-            orders.setdefault(prompt_id, []).append(verdict.orders)
+        if verdict.by_order and not verdict.unparsable:
+            orders.setdefault(prompt_id, []).append((verdict.by_order[0], verdict.by_order[1]))
         pair = Comparison("", prompt, [Response(of_a), Response(of_b)])
         if (human := people.get(content_of(pair))) and human.votes:
             voted.setdefault(prompt_id, []).append((_share(human, of_a), verdict.score))

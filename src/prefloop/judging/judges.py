@@ -134,7 +134,7 @@ class BothOrders:
     """Asks a judge (a, b) and (b, a). Where the two answers differ the verdict is a tie, and it is counted.
 
     ``n_asked`` counts comparisons (two questions each) and ``n_disagreed`` those whose orders disagreed. A comparison of which an order
-    failed is a failed one and in neither count.
+    failed is a failed one and in neither count; one of which an order held no verdict is a tie that says nothing about the order.
     """
 
     symmetric = True
@@ -183,18 +183,20 @@ class BothOrders:
     def _combine(self, forward: Verdict, backward: Verdict) -> Verdict:
         if forward.failed or backward.failed:
             return Verdict.failure(forward.failed or backward.failed)
-        agree = forward.score == 1 - backward.score
+        by_order = forward.score, 1 - backward.score
+        unparsable = forward.unparsable + backward.unparsable
+        agree = None if unparsable else by_order[0] == by_order[1]
         with self._lock:
             self.n_asked += 1
-            self.n_disagreed += not agree
+            self.n_disagreed += agree is False
         return Verdict(
-            forward.score if agree else 0.5,
+            by_order[0] if agree else 0.5,
             orders_agree=agree,
-            orders=(forward.score, 1 - backward.score),
             raw=forward.raw + backward.raw,
-            unparsable=forward.unparsable + backward.unparsable,
+            unparsable=unparsable,
             prompt_tokens=forward.prompt_tokens + backward.prompt_tokens,
             completion_tokens=forward.completion_tokens + backward.completion_tokens,
+            by_order=by_order,
         )
 
 

@@ -256,6 +256,10 @@ class _VLLM:
             enable_prefix_caching=True,
             disable_log_stats=True,
             generation_config="vllm",  # no sampling defaults of the model
+            structured_outputs_config={
+                "backend": "xgrammar",
+                "disable_any_whitespace": True,
+            },  # blanks could go on for ever
             seed=0,
             **options,
         )

@@ -37,6 +37,7 @@ class Tally:
         self._answers = self._prompt_tokens = self._completion_tokens = 0
         self._seen: set[str] = set()
         self._failures_in_a_row = 0
+        self._last_failure = ""
         self._examples: list[str] = []
 
     @property
@@ -57,6 +58,7 @@ class Tally:
         """Count an answer that has just arrived."""
         if answer.failed:
             self.n_failed += 1
+            self._last_failure = answer.failed
             self._failures_in_a_row += 1
             if self._failures_in_a_row == MAX_FAILURES_IN_A_ROW:
                 raise JudgeError(
@@ -72,7 +74,9 @@ class Tally:
     def finished(self) -> None:
         """Raise when there were questions and every one failed."""
         if self.n_failed and not self._answers:
-            raise JudgeError(f"judge {self.name}: every question failed ({self.n_failed}); look at the judge's log")
+            raise JudgeError(
+                f"judge {self.name}: every question failed ({self.n_failed}); the last one: {self._last_failure}"
+            )
 
     def _count(self, key: str, answer: Verdict | Grade) -> None:
         if key in self._seen:

@@ -14,9 +14,7 @@ class Verdict:
     score: float
     """1 when a wins, 0 when b wins, 0.5 for a tie; NaN where ``failed`` says why there is none."""
     orders_agree: bool | None = None
-    """Whether asking in the other order gave the same answer; ``None`` when only one order was asked."""
-    orders: tuple[float, float] | None = None
-    """Score of a when a was shown first, and when b was; ``None`` when only one order was asked."""
+    """Whether asking in the other order gave the same answer; ``None`` when only one order was asked, or one held no verdict."""
     raw: tuple[str, ...] = ()
     """The judge's replies, as text, in the order they were given."""
     unparsable: int = 0
@@ -27,6 +25,8 @@ class Verdict:
     """Tokens that were read for this verdict, when it was given."""
     completion_tokens: int = 0
     """Tokens that were written for this verdict, when it was given."""
+    by_order: tuple[float, ...] = ()
+    """Where both orders were asked: the score of a when it stood first, and when it stood second."""
 
     @classmethod
     def failure(cls, why: str) -> Verdict:
