@@ -10,7 +10,15 @@ import torch
 from judge_endpoint import PROMPT, completion, endpoint_fixture  # noqa: F401
 from tiny import plain, tiny_model, tiny_tokenizer
 
-from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
+from prefloop.config import (
+    AdapterConfig,
+    BackboneConfig,
+    DataConfig,
+    JudgeConfig,
+    LabelConfig,
+    OptimConfig,
+    RewardConfig,
+)
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.data.sources import write_jsonl
@@ -21,7 +29,6 @@ from prefloop.judging.forms import Grading, Pairwise
 from prefloop.judging.judges import BothOrders, ScoreJudge, prepare
 from prefloop.judging.language_model import ModelJudge
 from prefloop.judging.local import LocalModel
-from prefloop.config import JudgeConfig
 from prefloop.judging.specs import open_grader, open_judge
 from prefloop.judging.usage import Usage
 from prefloop.models.reward import Reward
@@ -60,7 +67,6 @@ def test_no_error_repeats_a_secret_of_an_address():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "duel"}, "judge mode 'duel'"),
         ({"mode": "rubric"}, "a rubric and mode rubric go together"),
         ({"rubric": "a: 1"}, "a rubric and mode rubric go together"),
         ({"requests_per_minute": 0}, "requests_per_minute must be above 0, found 0"),

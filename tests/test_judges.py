@@ -10,11 +10,11 @@ import textwrap
 import pytest
 from judge_endpoint import PROMPT, Scripted
 
+from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.judging.cache import VerdictCache, verdict_key
 from prefloop.judging.graders import fingerprint_of
 from prefloop.judging.judges import BothOrders, CachedJudge, FunctionGrader, ScoreJudge, Verdict, compare_many
-from prefloop.config import JudgeConfig
 from prefloop.judging.specs import open_judge
 from prefloop.records import Message, Prompt
 
