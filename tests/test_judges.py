@@ -104,6 +104,19 @@ def test_a_torn_last_line_is_dropped_and_the_rest_kept(tmp_path):
         assert VerdictCache(path).get("three") == Verdict(0.5)
 
 
+def test_verdicts_stored_before_tokens_were_counted_are_still_read(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    path.write_text('{"key": "one", "score": 0.5, "orders_agree": null, "raw": ["[[C]]"], "unparsable": 0}\n')
+    assert VerdictCache(path).get("one") == Verdict(0.5, raw=("[[C]]",))
+
+
+def test_a_failed_verdict_is_never_kept(tmp_path):
+    cache = VerdictCache(tmp_path / "cache.jsonl")
+    with pytest.raises(ValueError, match="no answer to keep"):
+        cache.put("one", Verdict.failure("HTTP 500"))
+    assert "one" not in cache
+
+
 @pytest.mark.parametrize("content", ['{"key": "x"}\n', "notes of mine", '{"a": 1}', "\n", '[{"score": 1}]\n'])
 def test_a_file_that_is_no_cache_is_refused_and_left_as_it_was(tmp_path, content):
     path = tmp_path / "other.jsonl"

@@ -41,6 +41,9 @@ Schema = dict[str, Any] | None
 class Engine(Protocol):
     """Continues token ids."""
 
+    context: int | None
+    """Tokens of prompt and reply that it can hold, where there is a limit."""
+
     def continuations(self, prompts_ids: Sequence[list[int]], schemas: Sequence[Schema]) -> list[list[int]]:
         """The reply to each prompt, held to its schema where it has one, with its stop token where it ended by itself."""
         ...
@@ -111,7 +114,7 @@ class LocalModel:
         asked, ids = [], []
         for index, each, turn in active:
             prompt_ids = self._prompt_ids(turn.messages(self._by_schema))
-            if self._context is not None and len(prompt_ids) + self.max_tokens > self._context:
+            if self._engine.context is not None and len(prompt_ids) + self.max_tokens > self._engine.context:
                 on_done(index, self._too_long(len(prompt_ids)))
             else:
                 asked.append((index, each, turn))
@@ -132,7 +135,7 @@ class LocalModel:
     def _too_long(self, tokens: int) -> JudgeError:
         return JudgeError(
             f"judge {self.name}: the question has {tokens} tokens; with max_tokens {self.max_tokens} that is over the model's context of "
-            f"{self._context}: lower max_tokens or take a judge with a longer context"
+            f"{self._engine.context}: lower max_tokens or take a judge with a longer context"
         )
 
     def _prompt_ids(self, messages: Chat) -> list[int]:
@@ -163,12 +166,6 @@ class LocalModel:
                 f"the tokenizer of '{self.model}' cannot be loaded: {str(error).splitlines()[0]}"
             ) from error
 
-    @cached_property
-    def _context(self) -> int | None:
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        found = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
-        return int(found) if found else None
-
     @property
     def _by_schema(self) -> bool:
         return self.structured and self.engine == "vllm"
@@ -194,6 +191,7 @@ class _Transformers:
             raise ModelError(
                 f"model '{judge.model}' cannot be loaded as a judge: {str(error).splitlines()[0][:300]}"
             ) from error
+        self.context: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.model.generation_config = GenerationConfig()  # a model's own repetition penalty would change what it says
 
     @torch.no_grad()
@@ -231,8 +229,10 @@ class _VLLM:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        options: dict[str, Any] = {}
-        if not torch.cuda.is_available():
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()  # a trainer may sit beside it
+            options: dict[str, Any] = {"gpu_memory_utilization": round(0.9 * free / total, 3)}
+        else:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             options = {"gpu_memory_utilization": 0.1, "enforce_eager": True}
@@ -246,6 +246,7 @@ class _VLLM:
                 f"vLLM did not start for judge '{judge.model}'; its last lines:\n  {last}\nTry the transformers engine"
             ) from error
         torch.set_num_threads(threads)
+        self.context: int | None = int(self.llm.llm_engine.model_config.max_model_len)
 
     def _start(self, judge: LocalModel, options: dict[str, Any]) -> Any:
         from vllm import LLM
@@ -253,6 +254,7 @@ class _VLLM:
         return LLM(
             model=str(judge.folder),
             max_num_seqs=judge.batch_size,
+            max_model_len=-1,  # the model's context, or as much of it as fits into memory
             enable_prefix_caching=True,
             disable_log_stats=True,
             generation_config="vllm",  # no sampling defaults of the model
