@@ -29,6 +29,11 @@ def say(line: str, style: str | None = None) -> None:
     console.print(line, style=style, markup=False)
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """'1 vote', '1,200 votes'; ``many`` where an s does not make it."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """'8.3s', '4m12s', '1h03m'."""
     if seconds < 60:
