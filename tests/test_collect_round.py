@@ -80,7 +80,7 @@ def test_pairs_that_argilla_does_not_take_are_set_aside(
     pairs[1] = dataclasses.replace(pairs[1], prompt=[Message("user", "x" * 20_001)])
     found = collect_round(waited(labelling, name), name, pairs, simulated(pairs, labelling.name()))
     assert [c.id for c in found.comparisons] == [pairs[0].id] and found.refused == 1
-    assert f"1 pairs set aside, the first '{pairs[1].id}'" in capsys.readouterr().out
+    assert f"1 pair set aside, the first '{pairs[1].id}'" in capsys.readouterr().out
 
 
 def test_why_a_pair_was_chosen_does_not_make_it_another(labelling: Labelling) -> None:

@@ -237,7 +237,10 @@ def test_the_same_id_with_other_content_is_named_and_nothing_is_sent(labelling: 
     assert labelling.argilla.progress(dataset).total == 1
 
 
-def test_what_argilla_does_not_take_is_named(labelling: Labelling) -> None:
+def test_what_argilla_refuses_for_a_reason_of_its_own_is_named(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefloop.labels.argilla.untakeable", lambda records: [])
     records = comparisons(3)
     prompt = [dataclasses.replace(records[1].prompt[0], content="x" * 20_001)]
     records[1] = dataclasses.replace(records[1], prompt=prompt)
@@ -250,7 +253,7 @@ def test_a_dataset_of_another_form_is_refused_with_what_it_has_and_what_is_neede
     labelling.argilla.push(comparisons(1), dataset)
     with pytest.raises(LabelError, match=r"is there with .*response_a.* but ratings need .*question thumb"):
         labelling.argilla.push(ratings(1), dataset)
-    with pytest.raises(LabelError, match="asks for 1 answers to a record, not 3"):
+    with pytest.raises(LabelError, match="asks for 1 answer to a record, not 3"):
         labelling.argilla.push(comparisons(1), dataset, min_submitted=3)
 
 

@@ -83,16 +83,19 @@ def test_no_server_says_where_and_how_to_start_it_and_never_the_key(tmp_path: Pa
 
 
 class Stranger(http.server.BaseHTTPRequestHandler):
-    """A web server that is no Argilla: a page, a redirect, or an error that echoes the key."""
+    """A web server that is no Argilla: a page, a redirect, somebody else's API, or an error that echoes the key."""
 
     def do_GET(self) -> None:
-        status = {"/page": 200, "/moved": 302}.get(self.path.split("/api")[0], 500)
+        place = self.path.split("/api")[0]
+        status = {"/page": 200, "/moved": 302, "/lost": 404, "/other": 404, "/plain": 503}.get(place, 500)
         self.send_response(status)
-        self.send_header("Content-Type", "text/html")
+        kind = {"/other": "application/json", "/plain": "text/plain"}.get(place, "text/html")
+        self.send_header("Content-Type", kind)
         if status == 302:
             self.send_header("Location", "http://elsewhere.example/?token=secret")
         self.end_headers()
-        self.wfile.write(f"<p>{self.headers['X-Argilla-Api-Key']}</p>".encode())
+        said = '{"detail":"Not Found"}' if place == "/other" else f"<p>{self.headers['X-Argilla-Api-Key']}</p>\n"
+        self.wfile.write(said.encode())
 
     def log_message(self, *_: object) -> None:
         pass
@@ -101,9 +104,12 @@ class Stranger(http.server.BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("page", "is no Argilla: it answered /me/workspaces with text/html"),
+        ("page", "this is not Argilla: http://.*/page answered GET /me/workspaces with text/html; check the address"),
+        ("lost", "this is not Argilla: .* with status 404 and text/html; check the address$"),
+        ("other", "this is not Argilla: .* with status 404 and application/json; check the address$"),
         ("moved", "points to http://elsewhere.example/, and redirects are not followed"),
-        ("broken", r"refused GET /me/workspaces \(500\): <p>\*\*\*</p>"),
+        ("broken", r"status 500 and text/html; check the address, and what stands before Argilla there$"),
+        ("plain", r"refused GET /me/workspaces \(503\): <p>\*\*\*</p>"),
     ],
 )
 def test_what_is_no_argilla_is_recognised_and_the_key_is_not_repeated(path: str, said: str) -> None:

@@ -6,6 +6,7 @@ import hmac
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ import pytest
 from labelling import Labelling, comparisons, until
 
 from prefloop.errors import LabelError
+from prefloop.labels import watch as watch_module
 from prefloop.labels.argilla import Argilla
 from prefloop.labels.connection import Connection
-from prefloop.labels.watch import TOLERANCE_S, Signature, Watch
+from prefloop.labels.datasets import Dataset
+from prefloop.labels.watch import TOLERANCE_S, News, Signature, Watch
 from prefloop.records import Vote
 
 SECRET = base64.b64encode(b"a secret of thirty-two bytes ...").decode()
@@ -59,13 +62,15 @@ class Watching:
 
     def __init__(self, labelling: Labelling, dataset: str, output: Path, every_s: float = 300) -> None:
         self.watch = Watch(labelling.argilla, dataset, output, every_s=every_s)
+        self.news: list[News] = []
         self.output = output
 
     def __enter__(self) -> "Watching":
         self.watch.__enter__()
-        self.thread = threading.Thread(target=lambda: [None for _ in self.watch.updates()])
+        updates = self.watch.updates()
+        self.news.append(next(updates))
+        self.thread = threading.Thread(target=lambda: self.news.extend(updates))
         self.thread.start()
-        until(self.output.exists)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,6 +79,8 @@ class Watching:
         assert not self.thread.is_alive()
 
     def votes(self) -> dict[str, list]:
+        if not self.output.exists():
+            return {}
         rows = map(json.loads, self.output.read_text().splitlines())
         return {row["id"]: [vote["choice"] for vote in row["votes"]] for row in rows}
 
@@ -99,6 +106,59 @@ def test_votes_arrive_change_and_go(labelling: Labelling, dataset: str, tmp_path
         until(lambda: watching.votes()["pair/1"] == [0])
         labelling.argilla.vote(dataset, name, {"pair/1": Vote("", 0)}, status="discarded")
         until(lambda: "pair/1" not in watching.votes())
+    assert watching.news[0].completed == 1 and watching.news[-1].completed == 2 and watching.news[-1].total == 4
+
+
+def test_an_older_file_stays_until_the_first_vote(labelling: Labelling, dataset: str, tmp_path: Path) -> None:
+    output, name = tmp_path / "votes.jsonl", labelling.name()
+    output.write_text("")
+    with Watching(labelling, dataset, output) as watching:
+        assert not watching.news[0].written and output.stat().st_size == 0
+        output.write_text("{}\n")  # what is there before is not looked at
+        labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0)})
+        until(lambda: "{}" not in output.read_text())
+        assert watching.votes() == {"pair/0": [0]}
+        labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0)}, status="discarded")
+        until(lambda: watching.votes() == {})
+
+
+def test_programs_votes_leave_the_file_when_a_person_votes(labelling: Labelling, dataset: str, tmp_path: Path) -> None:
+    labelling.argilla.vote(dataset, labelling.name(), {"pair/0": Vote("", 0), "pair/1": Vote("", 0)})
+    person = labelling.user()
+    with Watching(labelling, dataset, tmp_path / "votes.jsonl") as watching:
+        assert watching.votes() == {"pair/0": [0], "pair/1": [0]}
+        shown = {r["external_id"]: r["id"] for r in person.queue(watching.watch.dataset.id)}
+        person.answer(shown["pair/2"], preferred="tie")
+        until(lambda: watching.votes() == {"pair/2": ["tie"]})
+
+
+def test_a_server_that_is_away_is_said_once_and_so_is_its_return(
+    labelling: Labelling,
+    dataset: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(watch_module, "say", lambda line, *_: said.append(line))
+    watch = Watch(labelling.argilla, dataset, tmp_path / "votes.jsonl", beat_s=0.02)
+    answers, looks = labelling.argilla.datasets.counts, iter(range(6))
+
+    def counts(found: Dataset) -> dict[str, int]:
+        if 2 <= next(looks, 99) < 5:
+            raise LabelError("nothing answers")
+        return answers(found)
+
+    monkeypatch.setattr(labelling.argilla.datasets, "counts", counts)
+    with watch:
+        updates = watch.updates()
+        assert next(updates).found.votes == 0
+        closer = threading.Thread(target=lambda: (until(lambda: len(said) == 2), watch._closed.set()))
+        closer.start()
+        assert list(updates) == []
+        closer.join()
+    lost, back = said
+    assert re.fullmatch(r"\d\d:\d\d:\d\d nothing answers\. Asking again every 0\.02 s", lost)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d Argilla answers again", back)
 
 
 def test_a_vote_whose_event_was_lost_comes_with_the_next_pull(
@@ -130,6 +190,7 @@ def test_the_command_ends_with_ctrl_c_and_takes_its_webhook_along(
     labelling: Labelling, dataset: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "votes.jsonl"
+    labelling.argilla.vote(dataset, labelling.name(), {"pair/0": Vote("", 0)})
     code = "from prefloop.cli import main; main()"
     command = [sys.executable, "-c", code, "label", "watch", "--home", labelling.home, "--dataset", dataset]
     environment = {**os.environ, "PYTHONPATH": "src"}
@@ -149,6 +210,7 @@ def test_the_command_ends_with_ctrl_c_and_takes_its_webhook_along(
         process.send_signal(signal_)
         said, _ = process.communicate(timeout=20)
         assert process.returncode == 0 and "stopped" in said
+        assert re.search(r"\d\d:\d\d:\d\d .*votes\.jsonl: 1 record with 1 vote .*; 1 of 4 records have", said)
         assert labelling.connection.api_key not in said
         output.unlink()
 
@@ -156,7 +218,7 @@ def test_the_command_ends_with_ctrl_c_and_takes_its_webhook_along(
 def test_only_an_owner_can_watch(labelling: Labelling, dataset: str, tmp_path: Path) -> None:
     key = labelling.user(role="admin").client.headers["X-Argilla-Api-Key"]
     with (
-        pytest.raises(LabelError, match="use the key of an owner"),
+        pytest.raises(LabelError, match=r"let this key GET /webhooks: use the key of an owner$"),
         Watch(Argilla(Connection(labelling.url, key)), dataset, tmp_path / "votes.jsonl"),
     ):
         pass

@@ -118,7 +118,7 @@ class Server:
         self.workspace_id = self.owner.get("/me/workspaces").json()["items"][0]["id"]
 
     def user(self, role: str = "annotator") -> Account:
-        account = add_user(self.home.path, f"{role}-{next(_names)}", role)
+        account = add_user(self.home.path, f"{role}-{next(_names)}", role).account
         client = client_of(self.url, account["api_key"])
         return Account(client.get("/me").json()["id"], account["username"], client)
 

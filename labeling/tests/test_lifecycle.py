@@ -26,10 +26,22 @@ def mode(path: Path) -> int:
 
 
 def test_a_second_start_finds_the_running_server(server: Server) -> None:
-    again = labeling_server.up(server.home.path, port=free_port())
-    assert (again.started, again.url) == (False, server.url)
+    port = int(server.url.rpartition(":")[2])
+    for asked in (None, port):
+        again = labeling_server.up(server.home.path, port=asked)
+        assert (again.started, again.url) == (False, server.url)
     state = labeling_server.status(server.home.path)
     assert state["answers"] and all(state["processes"].values())
+
+
+def test_a_running_server_is_not_moved_without_a_word(server: Server) -> None:
+    asked = free_port()
+    with pytest.raises(LabelingError, match=rf"runs at {server.url}, and you asked for port {asked}: `.* down --home"):
+        labeling_server.up(server.home.path, port=asked)
+    with pytest.raises(LabelingError, match=r"you asked for 0\.0\.0\.0"):
+        labeling_server.up(server.home.path, host="0.0.0.0")
+    with pytest.raises(LabelingError, match="99999 is no port"):
+        labeling_server.up(server.home.path, port=99999)
 
 
 def test_secrets_are_private_and_in_no_log_or_command_line(server: Server) -> None:
@@ -53,18 +65,6 @@ def test_redis_listens_on_no_port(server: Server) -> None:
     assert not redis.connections("inet")
 
 
-def test_an_annotator_is_added_with_the_command_line(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["users", "add", "carla", "--home", str(server.home.path), "--workspace", "second"]
-    assert command_line.main(arguments) == 0
-    account = server.home.credentials()["users"]["carla"]
-    assert account["password"] not in capsys.readouterr().out
-    client = client_of(server.url, account["api_key"])
-    assert client.get("/me").json()["role"] == "annotator"
-    assert [found["name"] for found in client.get("/me/workspaces").json()["items"]] == ["second"]
-    assert command_line.main(arguments) == 2
-    assert "not unique" in capsys.readouterr().err
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "home"
@@ -85,7 +85,8 @@ def test_data_and_keys_survive_a_restart_in_a_home_with_a_long_path(tmp_path: Pa
         assert labeling_server.down(home) == []
         assert not labeling_server.status(home)["answers"]
 
-        second = Server(labeling_server.up(home, port=free_port(), worker=False))
+        second = Server(labeling_server.up(home, worker=False))
+        assert second.url == first.url, "bookmarks stay good"
         dataset.owner = second.owner
         assert dataset.text("kept") == ["r"]
         client = client_of(second.url, None)
@@ -112,7 +113,7 @@ def test_impossible_places_are_refused_with_what_to_do(tmp_path: Path, capsys: p
     assert command_line.main(["up", "--home", str(tmp_path / "100%")]) == 2
     assert command_line.main(["up", "--home", str(tmp_path / "home"), "--port", "99999"]) == 2
     assert command_line.main(["users", "add", "a", "--home", str(tmp_path / "home")]) == 2
-    assert "up" in capsys.readouterr().err
+    assert f"start it with `python -m prefloop_labeling up --home {tmp_path / 'home'}`" in capsys.readouterr().err
 
 
 def test_a_server_that_cannot_start_says_why(home: Path) -> None:

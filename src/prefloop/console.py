@@ -37,6 +37,11 @@ def neutral(text: str) -> str:
     return text.translate(_NEUTRAL)
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """'1 vote', '1,200 votes'; ``many`` where an s does not make it."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """'8.3s', '4m12s', '1h03m'."""
     if seconds < 60:

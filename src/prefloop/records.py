@@ -58,7 +58,7 @@ class Vote:
 
     annotator: str
     choice: Literal[0, 1, "tie"]
-    strength: float | None = None
+    strength: int | float | None = None
     why: str | None = None
     at: str | None = None
 

@@ -1,4 +1,4 @@
-"""`python -m prefloop_labeling up|down|status|users add --home DIR`"""
+"""`python -m prefloop_labeling up|down|status|users … --home DIR`"""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 13):
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from prefloop_labeling import server
-from prefloop_labeling.home import LabelingError
-from prefloop_labeling.users import ROLES, add_user
+from prefloop_labeling.home import Home, LabelingError
+from prefloop_labeling.users import ROLES, Added, add_user, list_users, password_of, remove_user
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     up = commands.add_parser("up", parents=[home], help="start the server, or find the one that runs")
-    up.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    up.add_argument("--port", type=int, default=6900, help="port to listen on (default: %(default)s)")
+    up.add_argument("--host", help=f"address to listen on (default: {server.HOST})")
+    up.add_argument("--port", type=int, help=f"port to listen on (default: the last one, at first {server.PORT})")
     up.add_argument("--no-worker", action="store_true", help="no background jobs: webhooks are not delivered")
     up.set_defaults(run=_up)
 
@@ -46,11 +47,21 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("status", parents=[home], help="show what runs").set_defaults(run=_status)
 
     users = commands.add_parser("users", help="manage accounts").add_subparsers(required=True, metavar="COMMAND")
-    add = users.add_parser("add", parents=[home], help="create an account with a random password")
+    add = users.add_parser("add", parents=[home], help="make an account, or let one that is there into a workspace")
     add.add_argument("username")
-    add.add_argument("--role", choices=ROLES, default="annotator", help="(default: %(default)s)")
-    add.add_argument("--workspace", default="default", help="made when missing (default: %(default)s)")
+    add.add_argument("--role", choices=ROLES, help="(default: annotator)")
+    add.add_argument("--workspace", default="default", help="workspace to let the user into (default: %(default)s)")
+    add.add_argument("--new-workspace", action="store_true", help="make the workspace when it is missing")
     add.set_defaults(run=_add_user)
+    users.add_parser("list", parents=[home], help="show all accounts").set_defaults(run=_list_users)
+    remove = users.add_parser("remove", parents=[home], help="delete an account")
+    remove.add_argument("username")
+    remove.add_argument("--with-answers", action="store_true", help="delete the user's answers too")
+    remove.set_defaults(run=_remove_user)
+    password = users.add_parser("password", parents=[home], help="print the password of an account")
+    password.add_argument("username")
+    password.add_argument("--new", action="store_true", help="make a new one first")
+    password.set_defaults(run=_password)
     return parser
 
 
@@ -74,10 +85,51 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _add_user(args: argparse.Namespace) -> int:
-    account = add_user(args.home, args.username, args.role, args.workspace)
-    print(
-        f"{account['role']} {account['username']} added; name, password and API key are in {args.home / 'credentials.json'}"
-    )
+    done = add_user(args.home, args.username, args.role, args.workspace, args.new_workspace)
+    if done.workspace_made:
+        print(f"workspace '{args.workspace}' made")
+    print(_what_was_done(done, args.workspace))
+    if done.made:
+        print(
+            f"the password to sign in with: {Home(args.home).command(f'users password {shlex.quote(args.username)}')}"
+        )
+    return 0
+
+
+def _what_was_done(done: Added, workspace: str) -> str:
+    who = f"{done.account['role']} {done.account['username']}"
+    if done.made:
+        return f"{who} added to workspace '{workspace}'"
+    if done.joined:
+        return f"{who} was there, and is let into workspace '{workspace}'"
+    return f"{who} was there, with workspace '{workspace}': nothing to do"
+
+
+def _list_users(args: argparse.Namespace) -> int:
+    rows = [("name", "role", "workspaces", "answers")]
+    rows += [
+        (
+            user.username,
+            f"{user.role}{', simulated' * user.simulated}",
+            ", ".join(user.workspaces) or "-",
+            str(user.answers),
+        )
+        for user in list_users(args.home)
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _remove_user(args: argparse.Namespace) -> int:
+    gone = remove_user(args.home, args.username, args.with_answers)
+    print(f"{gone.role} {gone.username} removed" + (f", with {gone.said_answers}" if gone.answers else ""))
+    return 0
+
+
+def _password(args: argparse.Namespace) -> int:
+    print(password_of(args.home, args.username, args.new))
     return 0
 
 

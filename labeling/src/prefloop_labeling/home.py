@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from urllib.parse import quote
 
 # struct sockaddr_un holds 108 bytes on Linux and 104 on macOS, one of them the final NUL.
 SOCKET_PATH_BYTES = 100
+# What messages tell the user to type; `prefloop label` names itself here.
+COMMAND_VARIABLE = "PREFLOOP_LABELING_COMMAND"
 
 
 class LabelingError(Exception):
@@ -41,6 +44,11 @@ class Home:
     def log_file(self, name: str) -> Path:
         """The log of the process `name`."""
         return self.path / f"{name}.log"
+
+    def command(self, words: str) -> str:
+        """A whole command of this home, to be typed as it stands."""
+        program = os.environ.get(COMMAND_VARIABLE) or "python -m prefloop_labeling"
+        return f"`{program} {words} --home {shlex.quote(str(self.path))}`"
 
     def create(self) -> None:
         """Make the directory (mode 0700) and, once, the secrets in it; raises LabelingError where that is impossible."""
@@ -76,7 +84,9 @@ class Home:
         try:
             return json.loads(self.credentials_file.read_text())
         except FileNotFoundError:
-            raise LabelingError(f"{self.credentials_file} is missing: start the server with `up` first") from None
+            raise LabelingError(
+                f"{self.credentials_file} is missing: start the server with {self.command('up')}"
+            ) from None
         except ValueError as error:
             raise LabelingError(f"{self.credentials_file} is no JSON ({error}): restore it from a copy") from error
 

@@ -24,6 +24,7 @@ PROCESSES = ("worker", "server", "redis")  # in the order in which they are stop
 BOOT_SECONDS = 180
 STOP_SECONDS = 15
 POLL_SECONDS = 0.05
+HOST, PORT = "127.0.0.1", 6900
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,31 @@ class Running:
 
 
 def up(
-    home: Path | str, host: str = "127.0.0.1", port: int = 6900, worker: bool = True, seconds: float = BOOT_SECONDS
+    home: Path | str,
+    host: str | None = None,
+    port: int | None = None,
+    worker: bool = True,
+    seconds: float = BOOT_SECONDS,
 ) -> Running:
-    """Start what does not run yet and return when `/api/v1/status` answers; raises LabelingError saying what is in the way."""
+    """Start what does not run yet and return when `/api/v1/status` answers; raises LabelingError saying what is in the way.
+
+    Without `port` the one that this home had last, so that bookmarks stay good, at first 6900. A server that runs is not moved:
+    another `host` or `port` than its own is an error.
+    """
     place = Home(Path(home))
+    if port is not None and not 0 < port < 65536:  # the resolver would take 99999 for 34463
+        raise LabelingError(f"--port {port} is no port: give a number from 1 to 65535")
     place.create()
     with place.locked():
+        last = _last(place)
         if recorded(place.pid_file("server")):
-            found = json.loads(place.server_file.read_text())
-            running = Running(found["url"], place.path, started=False)
+            _check_asked(place, last, host, port)
+            running = Running(last["url"], place.path, started=False)
             _ensure_redis(place)
             _wait_for_server(place, running.url, seconds)
         else:
+            # The host is not remembered: listening beyond this machine is asked for each time.
+            host, port = host or HOST, port or last.get("port", PORT)
             _check_port(host, port)
             _ensure_redis(place)
             running = Running(_url(host, port), place.path, started=True)
@@ -83,8 +97,27 @@ def status(home: Path | str) -> dict[str, Any]:
     """`{url, answers, processes: {name: pid or None}}` of a home."""
     place = Home(Path(home))
     pids = {name: process.pid if (process := recorded(place.pid_file(name))) else None for name in PROCESSES}
-    url = json.loads(place.server_file.read_text())["url"] if pids["server"] and place.server_file.exists() else None
+    url = _last(place).get("url") if pids["server"] else None
     return {"url": url, "answers": bool(url and _answers(url)), "processes": pids}
+
+
+def _last(place: Home) -> dict[str, Any]:
+    """`{url, host, port}` of the server that runs, or of the last that ran; empty when there was none or the file is damaged."""
+    try:
+        last = json.loads(place.server_file.read_text())
+        return {"url": str(last["url"]), "host": str(last["host"]), "port": int(last["port"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _check_asked(place: Home, last: dict[str, Any], host: str | None, port: int | None) -> None:
+    if not last:
+        raise LabelingError(
+            f"{place.server_file} is missing or damaged while a server runs: {place.command('down')} first"
+        )
+    if (host or last["host"], port or last["port"]) != (last["host"], last["port"]):
+        asked = f"port {port}" if host is None else f"{host}, port {port or last['port']}"
+        raise LabelingError(f"Argilla runs at {last['url']}, and you asked for {asked}: {place.command('down')} first")
 
 
 def _url(host: str, port: int) -> str:
@@ -99,8 +132,6 @@ def _url(host: str, port: int) -> str:
 
 
 def _check_port(host: str, port: int) -> None:
-    if not 0 < port < 65536:  # the resolver would take 99999 for 34463
-        raise LabelingError(f"--port {port} is no port: give a number from 1 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -7,40 +7,26 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
+from prefloop.commands.users import Home, Users
 from prefloop.commands.votes import Agree, Next
 
 if TYPE_CHECKING:
-    from prefloop.labels.argilla import Argilla, Pulled
+    from prefloop.labels.argilla import Argilla
     from prefloop.records import Comparison, Rating
 
-
-@dataclasses.dataclass
-class _Home:
-    home: Path | None = None
-    """Folder of the server's data, logs and secrets; $XDG_DATA_HOME/prefloop/labeling unless given."""
-
-    def _call(self, command: str, *rest: str, build: bool = True) -> int:
-        """Run a command of the server's own package and pass on what it says."""
-        from prefloop.console import say
-        from prefloop.labels import server
-
-        home = self.home or server.default_home()
-        status, said = server.run([*command.split(), "--home", str(home), *rest], build)
-        if said.strip():
-            say(said.rstrip())
-        return status
+R = TypeVar("R", "Comparison", "Rating")
 
 
 @dataclasses.dataclass
-class Up(_Home):
+class Up(Home):
     """Start Argilla, or find the one that runs; the first start makes the server's own environment."""
 
-    port: int = 6900
-    """Port on this machine's loopback."""
+    port: int | None = None
+    """Port on this machine's loopback: unless given the one of last time, at first 6900."""
 
     def run(self) -> None:
         from prefloop.console import waiting
@@ -48,41 +34,24 @@ class Up(_Home):
 
         server.server_python()  # shows a progress of its own
         with waiting("starting Argilla"):
-            self._call("up", "--port", str(self.port))
+            self.call("up", *(() if self.port is None else ("--port", str(self.port))))
 
 
 @dataclasses.dataclass
-class Down(_Home):
+class Down(Home):
     """Stop the server. Its data stay."""
 
     def run(self) -> None:
-        self._call("down", build=False)
+        self.call("down", build=False)
 
 
 @dataclasses.dataclass
-class Status(_Home):
+class Status(Home):
     """Show what runs, as JSON; exit status 1 when the server does not answer."""
 
     def run(self) -> None:
-        if self._call("status", build=False):
+        if self.call("status", build=False):
             sys.exit(1)
-
-
-@dataclasses.dataclass
-class Users(_Home):
-    """`users add NAME`: an account with a random password, which stands in the home's credentials.json."""
-
-    action: tyro.conf.Positional[Literal["add"]] = dataclasses.field(kw_only=True)
-    """What to do."""
-    name: tyro.conf.Positional[str] = dataclasses.field(kw_only=True)
-    """Name to sign in with."""
-    role: Literal["annotator", "admin", "owner"] = "annotator"
-    """An annotator only answers; an admin sees all answers of a workspace; an owner may do everything."""
-    workspace: str = "default"
-    """Workspace to let the user into; made when missing."""
-
-    def run(self) -> None:
-        self._call(f"users {self.action}", "--role", self.role, "--workspace", self.workspace, "--", self.name)
 
 
 @dataclasses.dataclass
@@ -115,23 +84,25 @@ class Push(_Server):
     """Which of two responses is better, or thumbs up or down on one; auto asks for thumbs where the file holds single responses. Of a file
     of pairs, ratings asks about each response."""
     bad_rows: Literal["error", "quarantine"] = "error"
-    """What to do with rows that cannot be used: stop, or write them to <file>.quarantine.jsonl and send the rest."""
+    """What to do with rows that cannot be used and records that Argilla does not take: stop, or write them to <file>.quarantine.jsonl and
+    <file>.refused.jsonl and send the rest."""
     guidelines: Path | None = None
-    """Markdown file with what annotators should know; at most 10,000 characters."""
+    """Markdown file with what annotators should know, at most 10,000 characters; replaces the guidelines of a dataset that is there."""
     min_submitted: int | None = None
     """Answers that complete a record: 1 unless given, for a new dataset."""
 
     def run(self) -> None:
-        from prefloop.console import say
+        from prefloop.console import counted, say
         from prefloop.labels.forms import read_guidelines
 
         guidelines = read_guidelines(self.guidelines) if self.guidelines else None
         records = self._records()
         with self._argilla() as argilla:
             done = argilla.push(records, self.dataset, self.workspace, guidelines, self.min_submitted)
-            say(
-                f"{done.sent} records sent to {self.dataset}, {done.present} were there; annotate at {argilla.rest.connection.url}"
-            )
+            there = f"{done.present:,} {'was' if done.present == 1 else 'were'} there"
+            guided = "; guidelines replaced" if done.replaced else ""
+            at = argilla.rest.connection.url
+            say(f"{counted(done.sent, 'record')} sent to {self.dataset}, {there}{guided}; annotate at {at}")
 
     def _records(self) -> list[Comparison] | list[Rating]:
         from prefloop.console import say
@@ -139,14 +110,34 @@ class Push(_Server):
         from prefloop.data.sources import holds, load_comparisons, load_ratings
         from prefloop.records import Rating
 
-        thumbs = holds(Rating, self.file)
-        if thumbs and self.kind != "comparisons":
+        if self.kind != "comparisons" and holds(Rating, self.file):
             ratings = load_ratings(self.file, bad_rows=self.bad_rows)
             say(ratings.describe())
-            return ratings.records
+            return self._takeable(ratings.records)
         pairs = load_comparisons(self.file, bad_rows=self.bad_rows)
         say(pairs.describe())
-        return list(unrated(pairs.records)) if self.kind == "ratings" else pairs.records
+        if self.kind == "ratings":
+            return self._takeable(list(unrated(pairs.records)))
+        return self._takeable(pairs.records)
+
+    def _takeable(self, records: list[R]) -> list[R]:
+        """Without what Argilla does not take, where that is to be set aside."""
+        from prefloop.console import counted, say
+        from prefloop.data.files import stem
+        from prefloop.data.sources import write_jsonl
+        from prefloop.labels.forms import untakeable
+
+        aside = untakeable(records) if self.bad_rows == "quarantine" else []
+        if not aside:
+            return records
+        place = self.file.with_name(f"{stem(self.file)}.refused.jsonl")
+        write_jsonl(place, (record for record, _ in aside))
+        say(
+            f"{counted(len(aside), 'record')} set aside in {place}, the first '{aside[0][0].id}': {aside[0][1]}",
+            "yellow",
+        )
+        refused = {record.id for record, _ in aside}
+        return [record for record in records if record.id not in refused]
 
 
 @dataclasses.dataclass
@@ -154,19 +145,27 @@ class Pull(_Server):
     """Write every record that has a submitted answer, with its votes, to a file. Repeat it at will."""
 
     output: Path = dataclasses.field(kw_only=True)
-    """JSON lines in the prefloop layout; replaced as a whole."""
+    """JSON lines in the prefloop layout; replaced as a whole, and left as it is when nobody has answered."""
+    simulated: bool = False
+    """Take votes of simulated annotators too where people have voted."""
 
     def run(self) -> None:
         from prefloop.console import say, waiting
         from prefloop.data.sources import write_jsonl
+        from prefloop.errors import DataError
 
         with self._argilla() as argilla:
             with waiting(f"pulling {self.dataset}"):
-                found = argilla.pull(self.dataset, self.workspace)
+                found = argilla.pull(self.dataset, self.workspace, simulated=self.simulated)
+            if not found.records:
+                left = "is left as it is" if self.output.exists() else "is not written"
+                raise DataError(
+                    f"dataset '{self.dataset}': nobody has answered yet, {found.describe()}. {self.output} {left}"
+                )
             write_jsonl(self.output, found.records)
-            say(f"{self.output}: {_came(found)}")
+            say(f"{self.output}: {found.describe()}")
             far = argilla.progress(self.dataset, self.workspace)
-            say(f"{far.completed} of {far.total} records have the answers that they need")
+            say(_complete(far.completed, far.total))
 
 
 @dataclasses.dataclass
@@ -174,7 +173,9 @@ class Watch(_Server):
     """Keep a file at the votes of a dataset while they arrive, until Ctrl-C. Argilla must run on this machine."""
 
     output: Path = dataclasses.field(kw_only=True)
-    """JSON lines in the prefloop layout; replaced as a whole at every news."""
+    """JSON lines in the prefloop layout; replaced as a whole at every news, from the first vote on."""
+    simulated: bool = False
+    """Take votes of simulated annotators too where people have voted."""
     port: int = 0
     """Port on the loopback where Argilla's messages arrive; 0 takes a free one."""
 
@@ -186,18 +187,19 @@ class Watch(_Server):
         with (
             self._argilla() as argilla,
             contextlib.suppress(KeyboardInterrupt),
-            watch.Watch(argilla, self.dataset, self.output, self.workspace, self.port) as watching,
+            watch.Watch(
+                argilla, self.dataset, self.output, self.workspace, self.port, simulated=self.simulated
+            ) as watching,
         ):
             say(f"watching {self.dataset}; Ctrl-C ends it")
-            for found in watching.updates():
-                say(f"{self.output}: {_came(found)}")
+            for news in watching.updates():
+                what = f"{self.output}: {news.found.describe()}" if news.written else "nobody has answered yet"
+                say(f"{watch.clock()} {what}; {_complete(news.completed, news.total)}")
         say("stopped")
 
 
-def _came(found: Pulled) -> str:
-    left = f"{found.drafts} drafts and {found.discards} discards left out"
-    foreign = f"; {found.foreign} answered records that prefloop did not push left out" if found.foreign else ""
-    return f"{len(found.records)} records with {found.votes} votes ({left}{foreign})"
+def _complete(completed: int, total: int) -> str:
+    return f"{completed:,} of {total:,} records have the answers that they need"
 
 
 Command = (

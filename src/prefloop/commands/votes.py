@@ -75,7 +75,7 @@ class Next:
     """Seed of random and of the order among equals."""
 
     def run(self) -> None:
-        from prefloop.console import say
+        from prefloop.console import counted, say
         from prefloop.data.sources import write_jsonl
         from prefloop.labels.pool import read_pool
         from prefloop.labels.selection import SCORED, choose, marked, require_members, text_features
@@ -83,7 +83,7 @@ class Next:
         read = read_pool(self.pool, self.labelled, self.layout)
         pool, scores = read.pairs, None
         left_out = f" ({read.voted} with votes and {read.labelled} labelled elsewhere or twice are left out)"
-        say(f"{len(pool):,} pairs to choose from{left_out if read.voted or read.labelled else ''}")
+        say(f"{counted(len(pool), 'pair')} to choose from{left_out if read.voted or read.labelled else ''}")
         if self.rewards is None:
             require_members(self.method, 0)
         elif self.method in SCORED:
@@ -93,7 +93,8 @@ class Next:
             require_members(self.method, len(reward.heads))
             scores = score_pool(reward, pool, reward.backbone.config.max_length)
             if scores.too_long:
-                say(f"  {scores.too_long} pairs are left out: their prompt does not fit into the model", "yellow")
+                out = counted(scores.too_long, "pair is", "pairs are")
+                say(f"  {out} left out: the prompt does not fit into the model", "yellow")
             pool = [pool[i] for i in scores.positions]
         feature_PH = None
         if self.method in SCORED and self.diversity != "none":
@@ -114,7 +115,8 @@ class Next:
                 f"  {len(picked)} of {self.count} asked for: no more with at most {self.per_prompt} pairs a prompt",
                 "yellow",
             )
-        mean = float(value_P[picked].mean())
+        worth = f": mean value {value_P[picked].mean():.3g}, of the pool {value_P.mean():.3g}"
+        # Values of chance are lots that were drawn: they tell nothing.
         say(
-            f"{len(picked)} pairs by {self.method} in {self.output}: mean value {mean:.3g}, of the pool {value_P.mean():.3g}"
+            f"{counted(len(picked), 'pair')} by {self.method} in {self.output}{'' if self.method == 'random' else worth}"
         )

@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from prefloop.console import progress
+from prefloop.console import counted, progress
 from prefloop.errors import DataError, LabelError
 from prefloop.labels.connection import Connection, Refused, Rest
-from prefloop.labels.datasets import ANSWERED, BATCH, Dataset, Datasets, batches
+from prefloop.labels.datasets import ANSWERED, BATCH, MARK, Dataset, Datasets, batches
 from prefloop.labels.forms import (
     HIDDEN,
     Kind,
@@ -26,13 +25,14 @@ from prefloop.labels.forms import (
     kind_of,
     of_prefloop,
     to_item,
-    to_record,
     to_values,
+    untakeable,
 )
+from prefloop.labels.pulled import Pulled, pulled
 from prefloop.records import Comparison, Rating, Thumb, Vote
 
 ANSWERS = 100  # as many as one request takes
-MARK = "(simulated by prefloop)"  # last name of simulated annotators
+LISTED = 20  # records named one by one in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +41,8 @@ class Pushed:
 
     sent: int
     present: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Pulled:
-    """Records with at least one vote, in the order in which they were pushed, and what was left out."""
-
-    records: list[Comparison] | list[Rating]
-    votes: int
-    drafts: int
-    """Answers that an annotator has begun and not submitted."""
-    discards: int
-    """Records that an annotator has skipped."""
-    foreign: int
-    """Answered records that another hand has added to the dataset."""
+    replaced: bool = False
+    """Whether the dataset had other guidelines before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +88,11 @@ class Argilla:
         """Send what the dataset does not hold yet; it is made when missing, for comparisons or for ratings as the records are.
 
         ``guidelines`` (Markdown) replace those of a dataset that is there; ``min_submitted`` (1 unless given) completes a record. Raises
-        ``DataError`` naming records that are there with other content; then nothing was sent.
+        ``DataError`` naming records that Argilla does not take, or that are there with other content; then nothing was sent or changed.
         """
         by_id = _by_id(records)
         kind = _kind(by_id.values(), dataset)
+        _require_takeable(by_id.values())
         found, fresh = self.datasets.ensure(dataset, workspace, kind, guidelines, min_submitted)
         present = set() if fresh else self._present(found, by_id)
         missing = [record for id, record in by_id.items() if id not in present]
@@ -112,30 +101,32 @@ class Argilla:
                 for batch in batches(missing, BATCH):
                     self._send(found, batch)
                     advance(len(batch))
-        return Pushed(len(missing), len(present))
+        replaced = guidelines is not None and self.datasets.guide(found, guidelines)
+        return Pushed(len(missing), len(present), replaced)
 
-    def pull(self, dataset: str, workspace: str = "default", ids: Collection[str] | None = None) -> Pulled:
-        """Every record with a submitted answer, as it was pushed and with a vote for each; see ``forms.to_record``. ``ids``: of these alone."""
+    def pull(
+        self, dataset: str, workspace: str = "default", ids: Collection[str] | None = None, simulated: bool = False
+    ) -> Pulled:
+        """Every record with a submitted answer, as it was pushed and with a vote for each; see ``forms.to_record``. ``ids``: of these alone.
+
+        Where people have voted, votes of simulated annotators are left out and counted, unless ``simulated`` asks for them.
+        """
         found = self.datasets.find(dataset, workspace)
         items = sorted(self.datasets.answered(found), key=lambda item: (item["inserted_at"], item["id"]))
         if ids is not None:
             wanted = set(ids)
             items = [item for item in items if item.get("external_id") in wanted]
-        return pulled(items, self.datasets.names(found))
+        return pulled(items, self.datasets.people(found), simulated)
 
-    def simulated(self) -> set[str]:
-        """Names of the accounts that ``vote`` has made. An admin's key sees none."""
-        try:
-            return {user["username"] for user in self.rest.get("/users")["items"] if user["last_name"] == MARK}
-        except Refused as refused:
-            if refused.status != 403:
-                raise
-            return set()
+    def simulated(self, dataset: str, workspace: str = "default") -> set[str]:
+        """Names of the accounts that ``vote`` has made, of those that may have answered in the dataset."""
+        people = self.datasets.people(self.datasets.find(dataset, workspace))
+        return {person.name for person in people.values() if person.simulated}
 
     def progress(self, dataset: str, workspace: str = "default") -> Progress:
         """Records in all, completed and pending, and every annotator's answers."""
         found = self.datasets.find(dataset, workspace)
-        counts = self.rest.get(f"/datasets/{found.id}/progress")
+        counts = self.datasets.counts(found)
         users = self.rest.get(f"/datasets/{found.id}/users/progress")["users"]
         each = {
             user["username"]: {
@@ -198,7 +189,7 @@ class Argilla:
         if other:
             raise DataError(
                 f"dataset '{dataset.name}' holds {_some(other)} with other content, and answers may refer to it: "
-                "give the changed records ids of their own, or push to another dataset. Nothing was sent"
+                "give the changed records ids of their own, or push to another dataset. Nothing was sent or changed"
             )
         return present
 
@@ -236,22 +227,6 @@ class Argilla:
         return str(user["api_key"])
 
 
-def pulled(items: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> Pulled:
-    """Records with votes out of the server's records, in their order."""
-    records: list[Any] = []
-    counts: Counter[str] = Counter()
-    foreign = 0
-    for item in items:
-        if not of_prefloop(item):
-            foreign += 1
-            continue
-        counts.update(answer["status"] for answer in item["responses"])
-        record = to_record(item, names)
-        if record.votes:
-            records.append(record)
-    return Pulled(records, counts["submitted"], counts["draft"], counts["discarded"], foreign)
-
-
 def _by_id(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Comparison | Rating]:
     found: dict[str, Comparison | Rating] = {}
     for record in records:
@@ -268,6 +243,17 @@ def _kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
             f"{'comparisons and ratings' if kinds else 'no records'} for dataset '{dataset}': push records of one kind"
         )
     return kinds.pop()
+
+
+def _require_takeable(records: Collection[Comparison | Rating]) -> None:
+    refused = untakeable(records)
+    if refused:
+        lines = [f"  {record.id!r}: {why}" for record, why in refused[:LISTED]]
+        lines += [f"  and {len(refused) - LISTED:,} more"] if len(refused) > LISTED else []
+        raise DataError(
+            f"Argilla does not take {len(refused):,} of {counted(len(records), 'record')}, and nothing was sent. "
+            "Shorten them, or leave them out with --bad-rows quarantine:\n" + "\n".join(lines)
+        )
 
 
 def _refused_item(detail: Any) -> tuple[int | None, str]:

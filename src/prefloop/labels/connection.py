@@ -165,24 +165,29 @@ class Rest:
             return answer.json() if answer.content else None
         except ValueError:
             raise LabelError(
-                f"{self.connection.url} is no Argilla: it answered {path} with {answer.headers.get('content-type', 'no type')}; check the address"
+                f"this is not Argilla: {self.connection.url} answered {method} {path} with {answer.headers.get('content-type', 'no type')}; check the address"
             ) from None
 
     def _refusal(self, method: str, path: str, answer: httpx.Response) -> Refused:
         try:
-            detail = answer.json().get("detail")
-        except (ValueError, AttributeError):
+            detail = answer.json()["detail"]
+        except (ValueError, KeyError, TypeError):
             detail = None
-        said = json.dumps(detail, ensure_ascii=False) if detail and not isinstance(detail, str) else detail
-        said = (said or answer.text[:200] or "(no reason given)").replace(self.connection.api_key, "***")
-        at = self.connection.url
+        at, status = self.connection.url, answer.status_code
+        said = (_reason(detail) or _line(answer) or "(no reason given)").replace(self.connection.api_key, "***")
+        # Accounts and webhooks belong to the whole server, everything else to a workspace.
+        admin = "" if path.startswith(("/users", "/webhooks")) else ", or of an admin of the workspace"
         known = {
             401: f"Argilla at {at} does not know this API key: copy it again from 'My settings' there into {KEY_VARIABLE}, or name the --home that the server runs in",
-            403: f"Argilla at {at} does not let this key {method} {path}: use the key of an owner, or of an admin of the workspace",
+            403: f"Argilla at {at} does not let this key {method} {path}: use the key of an owner{admin}",
         }
-        message = known.get(
-            answer.status_code, f"Argilla at {at} refused {method} {path} ({answer.status_code}): {said:.600}"
-        )
+        message = known.get(status, f"Argilla at {at} refused {method} {path} ({status}): {said:.600}")
+        if (detail is None and not _line(answer)) or detail == "Not Found":
+            kind = answer.headers.get("content-type", "no type").partition(";")[0]
+            message = (
+                f"this is not Argilla: {at} answered {method} {path} with status {status} and {kind}; check the address"
+            )
+            message += ", and what stands before Argilla there" if status >= 500 else ""
         if answer.has_redirect_location:
             to = without_secrets(answer.headers["location"])
             message = f"{at} points to {to:.200}, and redirects are not followed: name the final address"
@@ -197,3 +202,20 @@ class Rest:
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()
+
+
+def _reason(detail: Any) -> str:
+    """What a refusal says in words: of a failed check each field with what is wrong there, without the value that was sent."""
+    if isinstance(detail, str):
+        return detail
+    try:
+        errors = detail["params"]["errors"]
+        return "; ".join(f"{'.'.join(map(str, error['loc'][1:]))}: {error['msg']}" for error in errors)
+    except (TypeError, KeyError):
+        return "" if detail is None else json.dumps(detail, ensure_ascii=False)
+
+
+def _line(answer: httpx.Response) -> str:
+    """The body of an answer in plain text, as one line; nothing of a web page."""
+    plain = answer.headers.get("content-type", "").startswith("text/plain")
+    return " ".join(answer.text[:200].split()) if plain else ""

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from prefloop.console import counted
 from prefloop.errors import ConfigError, LabelError, nearest
 from prefloop.labels.connection import Refused, Rest
 from prefloop.labels.forms import FORMS, Kind, describe
 
 BATCH = 250  # as many values as one filter takes
 PAGE = 500
+LONGEST_NAME = 200
+MARK = "(simulated by prefloop)"  # last name of simulated annotators
 ANSWERED = ("submitted", "draft", "discarded")
 T = TypeVar("T")
 
@@ -24,6 +27,17 @@ class Dataset:
     name: str
     workspace_id: str
     kind: Kind
+    guidelines: str | None = None
+    """What annotators are told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """Who may have answered."""
+
+    name: str
+    simulated: bool = False
+    """A program votes under this name."""
 
 
 class Datasets:
@@ -38,7 +52,8 @@ class Datasets:
         there = self.rest.get("/me/datasets", workspace_id=place)["items"]
         for dataset in there:
             if dataset["name"] == name and dataset["status"] == "ready":
-                return Dataset(dataset["id"], name, place, self._kind_of(dataset["id"], name))
+                kind = self._kind_of(dataset["id"], name)
+                return Dataset(dataset["id"], name, place, kind, dataset.get("guidelines"))
         names = [dataset["name"] for dataset in there if dataset["status"] == "ready"]
         hint = nearest(name, names) if names else "it holds none; `prefloop label push` makes one"
         raise LabelError(f"workspace '{workspace}' at {self.rest.connection.url} holds no dataset '{name}'; {hint}")
@@ -46,7 +61,14 @@ class Datasets:
     def ensure(
         self, name: str, workspace: str, kind: Kind, guidelines: str | None, min_submitted: int | None
     ) -> tuple[Dataset, bool]:
-        """The published dataset, made or completed when need be, and whether it holds no record yet."""
+        """The published dataset, made or completed when need be, and whether it holds no record yet.
+
+        ``guidelines`` are those of one that is made; ``guide`` changes those of another.
+        """
+        if not name.strip() or len(name) > LONGEST_NAME:
+            raise ConfigError(
+                f"the dataset's name is {name[:80]!r}; it takes 1 to {LONGEST_NAME} characters, not all blank"
+            )
         if min_submitted is not None and min_submitted < 1:
             raise ConfigError(f"min_submitted is {min_submitted}; a record needs at least 1 answer")
         place = self.workspace(workspace)
@@ -64,21 +86,32 @@ class Datasets:
             raise LabelError(
                 f"dataset '{name}' is there with {_listed(has) or 'no fields'}, but {kind} need {_listed(wants)}: name another dataset"
             )
+        asked = found["distribution"]["min_submitted"]
+        if min_submitted not in (None, asked):
+            raise LabelError(
+                f"dataset '{name}' asks for {counted(asked, 'answer')} to a record, not {min_submitted}: "
+                "leave --min-submitted out, or name another dataset"
+            )
         if found["status"] == "draft":
             for part, path in ((form.fields, "fields"), (form.questions, "questions")):
                 for body in part:
                     if f"{path[:-1]} {body['name']}" not in has:
                         self.rest.post(f"/datasets/{id}/{path}", body)
             self.rest.call("PUT", f"/datasets/{id}/publish")
-        asked = found["distribution"]["min_submitted"]
-        if min_submitted not in (None, asked):
-            raise LabelError(
-                f"dataset '{name}' asks for {asked} answers to a record, not {min_submitted}: leave --min-submitted out, or name another dataset"
-            )
-        if guidelines is not None and found.get("guidelines") != guidelines:
-            self.rest.call("PATCH", f"/datasets/{id}", {"guidelines": guidelines})
-        fresh = found["status"] == "draft" or not self.rest.get(f"/datasets/{id}/progress")["total"]
-        return Dataset(id, name, place, kind), fresh
+        dataset = Dataset(id, name, place, kind, found.get("guidelines"))
+        return dataset, found["status"] == "draft" or not self.counts(dataset)["total"]
+
+    def guide(self, dataset: Dataset, guidelines: str) -> bool:
+        """Give annotators these guidelines; whether they had others before."""
+        if dataset.guidelines == guidelines:
+            return False
+        self.rest.call("PATCH", f"/datasets/{dataset.id}", {"guidelines": guidelines})
+        return bool(dataset.guidelines)
+
+    def counts(self, dataset: Dataset) -> dict[str, int]:
+        """Records in ``total``, ``completed`` by the minimum of submitted answers, and ``pending``."""
+        found = self.rest.get(f"/datasets/{dataset.id}/progress")
+        return {name: int(found[name]) for name in ("total", "completed", "pending")}
 
     def answered(self, dataset: Dataset, ids: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
         """The server's records that have an answer of any status, with all answers, each once; ``ids`` (at most 250) are Argilla's own."""
@@ -110,15 +143,15 @@ class Datasets:
         found = self.rest.post(f"/datasets/{dataset.id}/records/search", body, limit=limit, **query)
         return [item["record"] for item in found["items"]]
 
-    def names(self, dataset: Dataset) -> dict[str, str]:
-        """User id → name of everyone who may have answered."""
+    def people(self, dataset: Dataset) -> dict[str, Person]:
+        """User id → everyone who may have answered."""
         try:
             users = self.rest.get("/users")["items"]
         except Refused as refused:
             if refused.status != 403:
                 raise
             users = self.rest.get(f"/workspaces/{dataset.workspace_id}/users")["items"]  # what an admin may see
-        return {user["id"]: user["username"] for user in users}
+        return {user["id"]: Person(user["username"], user["last_name"] == MARK) for user in users}
 
     def workspace(self, name: str) -> str:
         """Id of a workspace; an unknown one is a ``LabelError`` that says the nearest name."""
@@ -126,8 +159,8 @@ class Datasets:
         if name not in ids:
             hint = nearest(name, ids) if ids else "this key sees none"
             raise LabelError(
-                f"there is no workspace '{name}' at {self.rest.connection.url}; {hint}. "
-                f"`prefloop label users add NAME --workspace {name}` makes it on a server of your own"
+                f"there is no workspace '{name}' at {self.rest.connection.url}; {hint}{'' if hint.endswith('?') else '.'} "
+                f"`prefloop label users add NAME --workspace {name or 'WORKSPACE'} --new-workspace` makes it on a server of your own"
             )
         return str(ids[name])
 

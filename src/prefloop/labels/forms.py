@@ -14,7 +14,7 @@ import datetime
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -22,10 +22,11 @@ from prefloop.errors import DataError
 from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote
 
 HIDDEN = "prefloop"
-LONGEST = 20_000  # characters of a message
-STRENGTHS = {"slight": 1.0, "clear": 2.0, "strong": 3.0}
+LONGEST = 20_000  # characters of a message; responses stand in text fields, which have no limit
+MOST_MESSAGES = 500
+STRENGTHS: dict[str, int | float] = {"slight": 1, "clear": 2, "strong": 3}
 Kind = Literal["comparisons", "ratings"]
-R = TypeVar("R", Comparison, Rating)
+R = TypeVar("R", bound=Comparison | Rating)
 
 
 def _field(name: str, title: str, type: str) -> dict[str, Any]:
@@ -99,11 +100,20 @@ def digest(record: Comparison | Rating) -> str:
     return hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()[:16]
 
 
-def problem(record: Comparison | Rating) -> str | None:
-    """Why Argilla would not take the record; ``None`` when it would."""
+def untakeable(records: Iterable[R]) -> list[tuple[R, str]]:
+    """Those of the records that Argilla would not take, each with why."""
+    problems = ((record, _problem(record)) for record in records)
+    return [(record, why) for record, why in problems if why is not None]
+
+
+def _problem(record: Comparison | Rating) -> str | None:
+    if len(record.prompt) > MOST_MESSAGES:
+        return f"the prompt has {len(record.prompt)} messages, Argilla takes {MOST_MESSAGES} at most"
     for number, message in enumerate(record.prompt, 1):
-        if not 1 <= len(_shown(message.content)) <= LONGEST:
-            return f"message {number} of the prompt has {len(_shown(message.content)):,} characters, Argilla takes 1 to {LONGEST:,}"
+        sent = len(_shown(message.content))
+        if not 1 <= sent <= LONGEST:
+            escaped = "" if sent == len(message.content) else " (&, < and > are sent as 4 or 5)"
+            return f"message {number} of the prompt has {sent:,} characters{escaped}, Argilla takes 1 to {LONGEST:,}"
     return None
 
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 from prefloop.config import LabelConfig
-from prefloop.console import duration, progress, say
+from prefloop.console import counted, duration, progress, say
 from prefloop.errors import DataError, LabelError
 from prefloop.interrupt import check_interrupted
 from prefloop.labels.argilla import Argilla, Progress
 from prefloop.labels.connection import Connection, Refused, Unreachable
-from prefloop.labels.forms import problem, read_guidelines
+from prefloop.labels.forms import read_guidelines, untakeable
 from prefloop.records import Comparison, Vote
 
 
@@ -51,11 +51,12 @@ def collect_round(
     With simulated annotators their votes alone are taken. Raises ``LabelError`` for a server that refuses, and for votes of simulated
     annotators where people were to vote; ``DataError`` when nothing has votes.
     """
-    workspace, problems = config.workspace, [problem(pair) for pair in pairs]
-    bare = [dataclasses.replace(pair, votes=[]) for pair, why in zip(pairs, problems, strict=True) if why is None]
-    refused = [(pair.id, why) for pair, why in zip(pairs, problems, strict=True) if why]
+    workspace, refused = config.workspace, untakeable(pairs)
+    aside = {pair.id for pair, _ in refused}
+    bare = [dataclasses.replace(pair, votes=[]) for pair in pairs if pair.id not in aside]
     if refused:
-        say(f"  {len(refused)} pairs set aside, the first '{refused[0][0]}': {refused[0][1]}", "yellow")
+        first, why = refused[0]
+        say(f"  {counted(len(refused), 'pair')} set aside, the first '{first.id}': {why}", "yellow")
     if not bare:
         raise DataError(f"Argilla takes none of the round's {len(pairs)} pairs: {refused[0][1]}")
     guidelines = read_guidelines(config.guidelines) if config.guidelines else None
@@ -63,13 +64,15 @@ def collect_round(
     with connect(config) as argilla:
         pushed = argilla.push(bare, dataset, workspace, guidelines, config.min_submitted)
         there = f" ({pushed.present} were there)" if pushed.present else ""
-        say(f"  {pushed.sent} pairs sent to {argilla.rest.connection.url}, dataset {workspace}/{dataset}{there}")
+        say(
+            f"  {counted(pushed.sent, 'pair')} sent to {argilla.rest.connection.url}, dataset {workspace}/{dataset}{there}"
+        )
         for annotator, votes in simulated.items():
             argilla.vote(dataset, annotator, {id: votes[id] for id in ids}, workspace)
     _wait(config, dataset, ids)
     with connect(config) as argilla:  # the wait may have outlived the server's address
-        found = argilla.pull(dataset, workspace, ids)
-        machines = set() if simulated else argilla.simulated()
+        found = argilla.pull(dataset, workspace, ids, simulated=True)
+        machines = set() if simulated else argilla.simulated(dataset, workspace)
     by_id = {record.id: record for record in found.records if isinstance(record, Comparison)}
     others = 0
     if simulated:

@@ -86,10 +86,11 @@ def server_python(build: bool = True) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment, with the server's code alone on Python's path and the loopback past every proxy."""
+    """The caller's environment, with the server's code alone on Python's path, the loopback past every proxy and our name for its messages."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONSTARTUP")}
     past = ",".join(filter(None, [kept.get("NO_PROXY") or kept.get("no_proxy"), "127.0.0.1,localhost,::1"]))
-    return {**kept, "PYTHONPATH": str(package() / "src"), "NO_PROXY": past, "no_proxy": past}
+    ours = {"PYTHONPATH": str(package() / "src"), "PREFLOOP_LABELING_COMMAND": "prefloop label"}
+    return {**kept, **ours, "NO_PROXY": past, "no_proxy": past}
 
 
 def _checked(python: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from prefloop.console import console, say
+from prefloop.console import console, counted, say
 from prefloop.labels.agreement import Agreement, Person, Position
 
 _MOST_PAIRS = 15
@@ -12,12 +12,15 @@ _MOST_PAIRS = 15
 
 def show(found: Agreement) -> None:
     """Print what ``measure`` found; the whole of it goes into JSON."""
-    say(f"{found.items:,} items, {found.votes:,} votes of {len(found.people)} annotators")
+    said = (
+        f"{counted(found.items, 'item')}, {counted(found.votes, 'vote')} of {counted(len(found.people), 'annotator')}"
+    )
+    say(said)
     if found.repeated:
-        say(
-            f"  {found.repeated} earlier votes of a person on an item were replaced by that person's later one",
-            "yellow",
+        earlier = counted(
+            found.repeated, "earlier vote of a person on an item was", "earlier votes of a person on an item were"
         )
+        say(f"  {earlier} replaced by that person's later one", "yellow")
     say(alpha_line(found))
     console.print(_people(found))
     for person in found.people:
@@ -35,15 +38,15 @@ def alpha_line(found: Agreement) -> str:
     """Alpha with its interval, or why there is none."""
     alpha = found.alpha
     if alpha.value is not None:
-        return f"Krippendorff's alpha {alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}] on {alpha.items:,} items with two votes or more"
+        return f"Krippendorff's alpha {alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}] on {counted(alpha.items, 'item')} with two votes or more"
     if not alpha.items:
         return "Krippendorff's alpha: none, no item has two votes. Have some items labelled by several people"
-    return f"Krippendorff's alpha: none, all votes on the {alpha.items:,} items with two or more are alike"
+    return f"Krippendorff's alpha: none, all votes on the {counted(alpha.items, 'item')} with two or more are alike"
 
 
 def position_line(position: Position) -> str:
     """How often the response shown first was ahead, over items."""
-    text = f"the response shown first is ahead on {position.first} of {position.decided} items, {_share(position)}, p = {position.p:.2g}"
+    text = f"the response shown first is ahead on {position.first} of {counted(position.decided, 'item')}, {_share(position)}, p = {position.p:.2g}"
     return f"{text}: position bias, unless the order was not drawn at random" if position.biased else text
 
 
@@ -53,7 +56,7 @@ def flags(person: Person) -> list[str]:
     if person.position and person.position.biased and person.position.share is not None:
         found.append(f"takes the {'first' if person.position.share > 0.5 else 'second'} shown too often")
     if person.speed and person.speed.flagged:
-        found.append(f"voted too fast on {person.speed.fast} of {person.speed.timed} items")
+        found.append(f"voted too fast on {person.speed.fast} of {counted(person.speed.timed, 'item')}")
     return found
 
 

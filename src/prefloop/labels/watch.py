@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -24,14 +25,27 @@ from typing import Any
 from prefloop.console import say
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import LabelError
-from prefloop.labels.argilla import Argilla, Pulled, pulled
-from prefloop.labels.datasets import Dataset
+from prefloop.labels.argilla import Argilla
+from prefloop.labels.datasets import Dataset, Person
+from prefloop.labels.pulled import Pulled, pulled
 
 EVENTS = ("response.created", "response.updated", "response.deleted")
 TOLERANCE_S = 300
 LARGEST_BODY = 32 << 20
 MOST_AT_ONCE = 250
-RETRY_S = 10
+BEAT_S = 10  # between two looks whether Argilla is still there
+
+
+@dataclasses.dataclass(frozen=True)
+class News:
+    """What the file holds now, and how far the dataset is."""
+
+    found: Pulled
+    completed: int
+    """Records with the answers that they need, of ``total``."""
+    total: int
+    written: bool
+    """False as long as nobody has answered: a file of before is left as it is."""
 
 
 class Signature:
@@ -74,7 +88,8 @@ def _versions(header: str) -> Iterator[bytes]:
 class Watch:
     """Keeps ``output`` at the votes of a dataset while it is open; needs an owner's key. Use it as a context manager.
 
-    Listens on the loopback of this machine, where Argilla must be too. Raises ``LabelError`` when Argilla cannot reach it.
+    Listens on the loopback of this machine, where Argilla must be too. Raises ``LabelError`` when Argilla cannot reach it. ``simulated``:
+    see ``Argilla.pull``.
     """
 
     def __init__(
@@ -85,13 +100,17 @@ class Watch:
         workspace: str = "default",
         port: int = 0,
         every_s: float = 300,
+        beat_s: float = BEAT_S,
+        simulated: bool = False,
     ) -> None:
-        self.argilla, self.output, self.every_s = argilla, output, every_s
+        self.argilla, self.output, self.simulated = argilla, output, simulated
+        self.every_s, self.beat_s = every_s, beat_s
         self.dataset: Dataset = argilla.datasets.find(dataset, workspace)
         self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._items: dict[str, dict[str, Any]] = {}
-        self._names: dict[str, str] = {}
+        self._people: dict[str, Person] = {}
+        self._written = False
         self._signature: Signature | None = None
         self._webhook: str | None = None
         self._port = port
@@ -118,26 +137,35 @@ class Watch:
             self._server.shutdown()
             self._server.server_close()
 
-    def updates(self) -> Iterator[Pulled]:
-        """The file's content each time it was written: at once, after votes have come, and after a pull with news; until closed."""
+    def updates(self) -> Iterator[News]:
+        """The file's content each time it was written: at once, after votes have come, and after a pull with news; until closed.
+
+        An Argilla that goes away is said once, and once that it is back, when a pull brings what was missed.
+        """
         yield self._pull()
-        due = time.monotonic() + self.every_s
+        due, away = time.monotonic() + self.every_s, False
         while True:
-            changed = self._wait(due - time.monotonic())
+            changed = self._wait(min(due - time.monotonic(), self.beat_s))
             if self._closed.is_set():
                 return
             try:
+                if away or not changed:
+                    self.argilla.datasets.counts(self.dataset)
+                if away:
+                    say(f"{clock()} Argilla answers again")
+                    due, away = time.monotonic(), False
                 if changed:
                     yield self._refresh(changed)
                 if time.monotonic() >= due:
                     due = time.monotonic() + self.every_s
-                    before = self._items, self._names
-                    found = self._pull()
-                    if (self._items, self._names) != before:
-                        yield found
-            except LabelError as error:  # a restart of Argilla, perhaps: a pull brings what was missed
-                due = time.monotonic() + RETRY_S
-                say(f"{error}; asking again in {RETRY_S} s", "yellow")
+                    before = self._items, self._people
+                    news = self._pull()
+                    if (self._items, self._people) != before:
+                        yield news
+            except LabelError as error:  # a restart of Argilla, perhaps
+                if not away:
+                    say(f"{clock()} {error}. Asking again every {self.beat_s:g} s", "yellow")
+                away = True
 
     def _wait(self, seconds: float) -> set[str]:
         """Ids of records with news: all there are, after the first has come; none when the time is over."""
@@ -148,24 +176,27 @@ class Watch:
                 changed.add(self._changed.get_nowait())
         return changed
 
-    def _pull(self) -> Pulled:
-        self._names = self.argilla.datasets.names(self.dataset)
+    def _pull(self) -> News:
+        self._people = self.argilla.datasets.people(self.dataset)
         self._items = {item["id"]: item for item in self.argilla.datasets.answered(self.dataset)}
         return self._write()
 
-    def _refresh(self, ids: set[str]) -> Pulled:
+    def _refresh(self, ids: set[str]) -> News:
         found = {item["id"]: item for item in self.argilla.datasets.answered(self.dataset, ids)}
         self._items = {id: item for id, item in self._items.items() if id not in ids} | found
         people = {answer["user_id"] for item in found.values() for answer in item["responses"]}
-        if not people <= self._names.keys():
-            self._names = self.argilla.datasets.names(self.dataset)
+        if not people <= self._people.keys():
+            self._people = self.argilla.datasets.people(self.dataset)
         return self._write()
 
-    def _write(self) -> Pulled:
+    def _write(self) -> News:
         items = sorted(self._items.values(), key=lambda item: (item["inserted_at"], item["id"]))
-        found = pulled(items, self._names)
-        write_jsonl(self.output, found.records)
-        return found
+        found = pulled(items, self._people, self.simulated)
+        counts = self.argilla.datasets.counts(self.dataset)
+        self._written = self._written or bool(found.records)
+        if self._written:
+            write_jsonl(self.output, found.records)
+        return News(found, counts["completed"], counts["total"], self._written)
 
     def _listen(self) -> None:
         try:
@@ -200,6 +231,11 @@ class Watch:
         except (ValueError, KeyError, TypeError):
             return 400
         return 204
+
+
+def clock() -> str:
+    """The time of day, for a line about what has just happened."""
+    return time.strftime("%H:%M:%S")
 
 
 def _handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
