@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from prefloop.commands.bench import Bench
 from prefloop.commands.label import Label
 from prefloop.errors import PrefloopError
 
@@ -118,6 +119,7 @@ Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Judge, tyro.conf.subcommand("judge")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Env, tyro.conf.subcommand("env")]
 )

@@ -207,6 +207,13 @@ def _read_completion(row: Row, id: str, source: str) -> Record:
     return Demonstration(id, prompt, _response(row, "completion", prompt), _meta(row, "prompt", "completion"))
 
 
+def _read_references(row: Row, id: str, source: str) -> Record:
+    key = "references" if row.get("references") else "reference"
+    texts = row[key] if isinstance(row[key], list) else [row[key]]
+    references = [check_text(text, f"{key}.{index}") for index, text in enumerate(texts)]
+    return Demonstration(id, _prompt(row), references[0], _meta(row, "prompt") | {"references": references})
+
+
 def _read_prompt(row: Row, id: str, source: str) -> Record:
     return Prompt(id, _prompt(row), _meta(row, "prompt"))
 
@@ -230,9 +237,16 @@ def _is_kto(row: Row) -> bool:
     return labelled and ({"prompt", "completion"} <= row.keys() or bool({"messages", "conversations"} & row.keys()))
 
 
+_no_answer = _keys("prompt", "response responses chosen rejected completion messages conversations instruction label")
+
+
+def _is_references(row: Row) -> bool:
+    return _no_answer(row) and bool(row.get("references") or row.get("reference"))
+
+
 def _is_prompt_only(row: Row) -> bool:
     answers = "response responses chosen rejected completion messages conversations instruction"
-    return _keys("prompt", answers)(row) and not _is_prefloop(row)
+    return _keys("prompt", answers)(row) and not _is_prefloop(row) and not _is_references(row)
 
 
 _TURNS = (Prompt, Demonstration)
@@ -294,6 +308,7 @@ LAYOUTS: dict[str, Layout] = {
             _keys("messages", "label chosen rejected completion response responses"),
             partial(_read_turns, key="messages"),
         ),
+        Layout("references", "prompt, reference | references", (Demonstration,), _is_references, _read_references),
         Layout("prompt_only", "prompt", (Prompt,), _is_prompt_only, _read_prompt),
     )
 }
