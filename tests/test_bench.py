@@ -16,7 +16,7 @@ from runs import make_run
 from tiny import add_random_role, load
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from prefloop.bench import compare
+from prefloop.bench import compare, tasks
 from prefloop.bench import run as bench_run
 from prefloop.bench.harness import Metric, Settings, language_model, measure
 from prefloop.bench.run import Domain, bench
@@ -47,9 +47,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     rows: list[dict[str, Any]] = []
     questions: list[dict[str, Any]] = []
     for i in range(10):
-        endings = [f"goes to the river {i} times.", "[header] waits [title] for the weather.", f"jumps  over {i} dogs.", "asks a question"]
+        endings = [
+            f"goes to the river {i} times.",
+            "[header] waits [title] for the weather.",
+            f"jumps  over {i} dogs.",
+            "asks a question",
+        ]
         rows.append(
-            {"activity_label": "Learning", "ctx_a": f"A fox number {i} is shown.", "ctx_b": "the fox", "endings": endings, "label": i % 4}
+            {
+                "activity_label": "Learning",
+                "ctx_a": f"A fox number {i} is shown.",
+                "ctx_b": "the fox",
+                "endings": endings,
+                "label": i % 4,
+            }
         )
         answers = {f"It is number {i}": int(i % 3 != 0), "It is the river": 0, f"Nobody knows {i}": int(i % 3 == 0)}
         questions.append({"question": f"What is the town number {i}?", "mc1_targets": answers})
@@ -77,7 +88,9 @@ def with_data(folder: Path, data: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_itself(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data: dict[str, Path]) -> tuple[Path, Path, Path]:
+def by_itself(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data: dict[str, Path]
+) -> tuple[Path, Path, Path]:
     """lm_eval on one adapter over fp32 and nf4 weights: its output folders, and the adapter."""
     place = tmp_path_factory.mktemp("lm_eval")
     backbone = load(tiny_folder)
@@ -89,12 +102,14 @@ def by_itself(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     )
-    AutoModelForCausalLM.from_pretrained(tiny_folder, quantization_config=settings, dtype=torch.float32).save_pretrained(place / "nf4-model")
+    AutoModelForCausalLM.from_pretrained(
+        tiny_folder, quantization_config=settings, dtype=torch.float32
+    ).save_pretrained(place / "nf4-model")
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(place / "nf4-model")
-    tasks = with_data(place / "tasks", data)
+    folder = with_data(place / "tasks", data)
     calls = [
         ["run", "--model", "hf", "--model_args", f"pretrained={model},peft={place / 'adapter'},dtype=float32", "--tasks",
-         ",".join(data), "--include_path", str(tasks), "--limit", str(LIMIT), "--batch_size", "1", "--device", "cpu",
+         ",".join(data), "--include_path", str(folder), "--limit", str(LIMIT), "--batch_size", "1", "--device", "cpu",
          "--output_path", str(place / name), "--log_samples"]
         for name, model in (("fp32", tiny_folder), ("nf4", place / "nf4-model"))
     ]  # fmt: skip
@@ -181,13 +196,21 @@ def test_bench_compares_every_adapter_with_the_base_and_pairs_by_question(made: 
     assert written == found and list(found["adapters"]) == ["base", "sft", "ppo"]
     assert set(found["tasks"]) == {"hellaswag_file", "truthfulqa_mc1_file"}
     swag = found["tasks"]["hellaswag_file"]
-    assert swag["metric"] == "acc_norm" and swag["higher_is_better"] is True and [m["metric"] for m in swag["more"]] == ["acc"]
+    assert (
+        swag["metric"] == "acc_norm"
+        and swag["higher_is_better"] is True
+        and [m["metric"] for m in swag["more"]] == ["acc"]
+    )
     assert set(swag["adapters"]) == {"base", "sft", "ppo"} and set(swag["difference"]) == {"sft", "ppo"}
     assert all(a["n"] == 8 and 0 <= a["value"] <= 1 and a["stderr"] is not None for a in swag["adapters"].values())
     ppo = swag["difference"]["ppo"]
     assert ppo["value"] == swag["adapters"]["ppo"]["value"] - swag["adapters"]["base"]["value"]
     kept = [json.loads(path.read_text()) for path in (made / "bench").glob("*.json")]
-    parts = {row["adapter"].rpartition(":")[2]: row["measured"]["hellaswag_file"] for row in kept if row["name"] == "hellaswag_file"}
+    parts = {
+        row["adapter"].rpartition(":")[2]: row["measured"]["hellaswag_file"]
+        for row in kept
+        if row["name"] == "hellaswag_file"
+    }
     scores = {slot: next(m for m in ms if m["name"] == "acc_norm")["by_question"] for slot, ms in parts.items()}
     gaps = [scores["ppo"][q] - scores["base"][q] for q in scores["base"]]
     assert ppo["stderr"] == pytest.approx(statistics.stdev(gaps) / 8**0.5)
@@ -212,7 +235,7 @@ def test_a_killed_bench_goes_on_after_its_last_task_and_a_repeated_one_loads_not
     monkeypatch.setattr(bench_run.harness, "measure", counted)
     with pytest.raises(KeyboardInterrupt):
         bench(run, specs, settings=Settings(limit=2))
-    assert calls == ["hellaswag_file", "truthfulqa_mc1_file"] + ["hellaswag_file"]
+    assert calls == ["hellaswag_file", "truthfulqa_mc1_file", "hellaswag_file"]
     calls.clear()
     first = bench(run, specs, settings=Settings(limit=2))
     assert calls == ["truthfulqa_mc1_file"]
@@ -223,15 +246,18 @@ def test_a_killed_bench_goes_on_after_its_last_task_and_a_repeated_one_loads_not
     rows = data["hellaswag_file"].read_text().splitlines(keepends=True)
     (tmp_path / "other.jsonl").write_text("".join(rows[::-1]))
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        bench(run, find([str(EXAMPLES)], data | {"hellaswag_file": tmp_path / "other.jsonl"}), settings=Settings(limit=2))
+        bench(
+            run, find([str(EXAMPLES)], data | {"hellaswag_file": tmp_path / "other.jsonl"}), settings=Settings(limit=2)
+        )
 
 
 def test_a_chat_template_changes_the_questions_and_is_recorded(made: Path, data: dict[str, Path]) -> None:
     specs = find([str(EXAMPLES / "truthfulqa_mc1.yaml")], {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]})
     bench(made, specs, ["sft"], Settings(limit=4), output=made / "plain.json")
+    before = {path.name for path in (made / "bench").iterdir()}
     chat = bench(made, specs, ["sft"], Settings(limit=4, apply_chat_template=True), output=made / "chat.json")
+    assert len({path.name for path in (made / "bench").iterdir()} - before) == 1  # not taken from the plain one
     assert chat["settings"]["apply_chat_template"] is True
-    assert {path.name for path in made.glob("*.json")} >= {"plain.json", "chat.json"}
     assert chat["tasks"]["truthfulqa_mc1_file"]["difference"] == {}
 
 
@@ -246,7 +272,9 @@ def test_a_chat_template_changes_the_questions_and_is_recorded(made: Path, data:
         ("use_prompt: prompts.yaml:x", "use_prompt"),
     ],
 )
-def test_a_local_task_that_would_run_code_is_refused_with_what_it_holds(tmp_path: Path, change: str, named: str) -> None:
+def test_a_local_task_that_would_run_code_is_refused_with_what_it_holds(
+    tmp_path: Path, change: str, named: str
+) -> None:
     (tmp_path / "utils.py").write_text("open('ran', 'w')\ndef steal(d): return d\n")
     base = "task: bad\ndataset_path: json\n"
     (tmp_path / "bad.yaml").write_text(base + change + "\n")
@@ -260,8 +288,14 @@ def test_a_local_task_that_would_run_code_is_refused_with_what_it_holds(tmp_path
 
 def test_a_trusted_task_runs_its_code(tmp_path: Path, data: dict[str, Path]) -> None:
     (tmp_path / "own_utils.py").write_text("def shout(doc): return doc['question'].upper()\n")
-    text = (EXAMPLES / "truthfulqa_mc1.yaml").read_text().replace("../shared/data/truthfulqa.jsonl.gz", str(data["truthfulqa_mc1_file"]))
-    (tmp_path / "own.yaml").write_text(text.replace('doc_to_text: "Q: {{ question }}\\nA:"', "doc_to_text: !function own_utils.shout"))
+    text = (
+        (EXAMPLES / "truthfulqa_mc1.yaml")
+        .read_text()
+        .replace("../shared/data/truthfulqa.jsonl.gz", str(data["truthfulqa_mc1_file"]))
+    )
+    (tmp_path / "own.yaml").write_text(
+        text.replace('doc_to_text: "Q: {{ question }}\\nA:"', "doc_to_text: !function own_utils.shout")
+    )
     spec = find([str(tmp_path / "own.yaml")], trust_code=True)[0]
     task = load_task(spec)["tasks"]["truthfulqa_mc1_file"]
     assert task.doc_to_text(task.eval_docs[0]) == "WHAT IS THE TOWN NUMBER 0?"
@@ -295,7 +329,13 @@ def test_what_cannot_be_run_is_refused_early_with_what_to_do(tmp_path: Path, mad
         bench(made, find([str(EXAMPLES)], data), ["dpo"])
 
 
-def test_an_unknown_task_gets_the_nearest_name() -> None:
+def test_an_unknown_task_gets_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm_eval.tasks
+
+    some = lm_eval.tasks.TaskManager(
+        include_path=Path(lm_eval.tasks.__file__).parent / "hellaswag", include_defaults=False
+    )
+    monkeypatch.setattr(tasks, "_own_tasks", lambda: some)  # all of them take ten seconds to list
     with pytest.raises(ConfigError, match="did you mean 'hellaswag'"):
         load_task(find(["hellaswagg"])[0])
 
@@ -307,16 +347,29 @@ def test_differences_are_paired_and_fall_back_on_resamples_or_nothing() -> None:
     assert found["value"] == 0.25 and found["stderr"] == pytest.approx(0.25)  # gaps 0, 0, 0, 1: sd 0.5 / sqrt 4
     bleu = [Metric("bleu", True, value, 0.1, 3, {}, [value, value + 0.1]) for value in (0.2, 0.3)]
     assert compare.difference(bleu[1], bleu[0])["stderr"] == pytest.approx(0.0)  # they move together
-    assert compare.difference(Metric("ppl", False, 9.0, None, 3), Metric("ppl", False, 8.0, None, 3)) == {"value": 1.0, "stderr": None}
+    assert compare.difference(Metric("ppl", False, 9.0, None, 3), Metric("ppl", False, 8.0, None, 3)) == {
+        "value": 1.0,
+        "stderr": None,
+    }
 
 
 def test_domain_sets_are_answered_greedily_and_scored_for_every_adapter(tmp_path: Path, made: Path) -> None:
     file = tmp_path / "town.jsonl"
-    rows = [{"prompt": "Where is the town?", "reference": "by the river"}, {"prompt": "What is good?", "references": ["a dog", "the fox"]}]
+    rows = [
+        {"prompt": "Where is the town?", "reference": "by the river"},
+        {"prompt": "What is good?", "references": ["a dog", "the fox"]},
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     domain = Domain(file, max_new_tokens=6)
     found = bench(made, [], domains=[domain], output=tmp_path / "bench.json")
     town = found["tasks"]["town"]
-    assert [town["metric"], *(row["metric"] for row in town["more"])] == ["rougeL", "rouge1", "rouge2", "bleu", "f1", "exact_match"]
+    assert [town["metric"], *(row["metric"] for row in town["more"])] == [
+        "rougeL",
+        "rouge1",
+        "rouge2",
+        "bleu",
+        "f1",
+        "exact_match",
+    ]
     assert all(set(row["adapters"]) == {"base", "sft", "ppo"} for row in (town, *town["more"]))
     assert bench(made, [], domains=[domain], output=tmp_path / "bench.json") == found

@@ -1,4 +1,4 @@
-"""Check data, label it with Argilla, judge two sets of answers, write a report again, say what is installed.
+"""Check data, label it with Argilla, judge two sets of answers, benchmark adapters, measure a reward model, write a report again.
 
 The pipeline itself is pipelines/rlhf.py.
 """
@@ -18,6 +18,7 @@ import tyro
 
 from prefloop.commands.bench import Bench
 from prefloop.commands.label import Label
+from prefloop.commands.reward import Reward
 from prefloop.errors import PrefloopError
 
 
@@ -27,7 +28,7 @@ class Check:
 
     path: tyro.conf.Positional[Path]
     """File to check: JSONL or a JSON array, gzipped or not."""
-    kind: Literal["prompts", "demonstrations", "comparisons", "ratings"] = "comparisons"
+    kind: Literal["prompts", "demonstrations", "comparisons", "ratings", "best_of"] = "comparisons"
     """What the file should give."""
     layout: str = "auto"
     """Layout of the file; detected when 'auto'."""
@@ -120,6 +121,7 @@ Command = (
     | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Judge, tyro.conf.subcommand("judge")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Reward, tyro.conf.subcommand("reward")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Env, tyro.conf.subcommand("env")]
 )

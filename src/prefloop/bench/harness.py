@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 from prefloop.bench.tasks import sandboxed
 from prefloop.models.backbone import Backbone
@@ -75,15 +76,18 @@ def measure(model: Any, loaded: Mapping[str, Any], settings: Settings) -> Measur
 
     Not several names at a time: lm-eval fills its batches across the tasks of a call, and padding reaches the last bits.
     """
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
     tasks = [*loaded["tasks"].values()]
     groups = loaded.get("groups") or {}
     top = [g for g in groups.values() if not any(g.name in other.child_names for other in groups.values())]
     grouped = {task.task_name for group in top for task in group.get_all_tasks()}
-    with sandboxed():
-        found = simple_evaluate(
+    with (
+        sandboxed(),
+        mock.patch.object(evaluator, "add_env_info"),
+    ):  # it starts pip, which costs seconds; environment() knows
+        found = evaluator.simple_evaluate(
             model,
             tasks=[*top, *(task for task in tasks if task.task_name not in grouped)],
             limit=settings.limit,

@@ -149,8 +149,9 @@ def _measure(
     runtime: Runtime, policies: Mapping[str, Policy], todo: Sequence[tuple[str, Job]], cache: Cache, settings: Settings
 ) -> None:
     """Measure what is missing, an adapter at a time. Tasks and their data are found before the model is loaded."""
-    loaded = {job.name: tasks.load(job) for _, job in todo if isinstance(job, TaskSpec)}
-    rows = {job.name: domain.read(job.path, settings.limit) for _, job in todo if isinstance(job, Domain)}
+    jobs = {job.name: job for _, job in todo}
+    loaded = {name: tasks.load(job) for name, job in jobs.items() if isinstance(job, TaskSpec)}
+    rows = {name: domain.read(job.path, settings.limit) for name, job in jobs.items() if isinstance(job, Domain)}
     backbone = runtime.backbone
     try:
         with progress("bench", len(todo), "task") as advance:
