@@ -1,4 +1,4 @@
-"""Check data, label it with Argilla, judge two sets of answers, talk to a result, write a report again, say what is installed.
+"""Check data, label it with Argilla, judge two sets of answers, talk to a result, export it, write a report again, say what is installed.
 
 The pipeline itself is pipelines/rlhf.py.
 """
@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prefloop.commands.chat import Chat
+from prefloop.commands.export import Export
 from prefloop.commands.label import Label
 from prefloop.errors import PrefloopError
 
@@ -120,6 +121,7 @@ Command = (
     | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Judge, tyro.conf.subcommand("judge")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Env, tyro.conf.subcommand("env")]
 )
