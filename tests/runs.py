@@ -51,7 +51,12 @@ class Made(Stage):
 
 
 def make_run(
-    output: Path, name: str, model: Path, seed: int = 1, slots: tuple[str, ...] = ("sft", "reward", "ppo"), **settings: Any
+    output: Path,
+    name: str,
+    model: Path,
+    seed: int = 1,
+    slots: tuple[str, ...] = ("sft", "reward", "ppo"),
+    **settings: Any,
 ) -> Path:
     """``output/name`` with a random adapter in each slot; ``settings`` go to the backbone."""
     defaults = {"precision": "fp32", "max_length": 256, "adapter": AdapterConfig(r=4, alpha=8)}

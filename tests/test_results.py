@@ -14,7 +14,7 @@ from runs import make_run
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, ModelError
 from prefloop.records import Message, Prompt
-from prefloop.results import Answers, Policy, open_policies, policy_of, resolve, slots
+from prefloop.results import Answers, open_policies, policy_of, resolve, slots
 from prefloop.rollouts.engine import TransformersEngine
 from prefloop.stages.answer import respond
 
@@ -34,12 +34,14 @@ def test_a_reference_says_what_its_artifact_says(run: Path) -> None:
     assert ppo.origin.settings["precision"] == "fp32" and ppo.origin.shape["r"] == 4 and sft.key != ppo.key
     # sft does not sample; the other stages of its run say how they do.
     assert sft.generation == ppo.generation and sft.generation is not None and sft.generation.temperature == 0.9
-    assert (ppo.engine, ppo.output) == ("transformers", run.parent.resolve()) and list(slots(run))[0] == "sft"
+    assert (ppo.engine, ppo.output) == ("transformers", run.parent.resolve()) and next(iter(slots(run))) == "sft"
 
 
 def test_the_bare_model_an_artifacts_folder_and_a_file_of_answers_are_references_too(run: Path, tmp_path: Path) -> None:
     base, ppo = policy_of(f"{run}:base"), policy_of(f"{run}:ppo")
-    assert base.folder is None and base.origin.fingerprint == ppo.origin.fingerprint and base.generation == ppo.generation
+    assert (
+        base.folder is None and base.origin.fingerprint == ppo.origin.fingerprint and base.generation == ppo.generation
+    )
     by_folder = policy_of(run / "artifacts" / "ppo")
     assert (by_folder.key, by_folder.folder) == (ppo.key, ppo.folder)
     (tmp_path / "answers.jsonl").write_text("")
@@ -143,5 +145,3 @@ def test_a_stream_is_the_response_that_the_engine_samples_token_by_token(run: Pa
     heard: list[int] = []
     engine.stream(ids, 5, heard.append)
     assert heard == engine.generate([ids], 1, 5)[0].token_ids
-
-

@@ -1,4 +1,5 @@
-"""Check data, label it with Argilla, judge two sets of answers, benchmark adapters, measure a reward model, write a report again.
+"""Check data, label it with Argilla, judge two sets of answers, benchmark adapters, measure a reward model, talk to a result, export it,
+write a report again, say what is installed.
 
 The pipeline itself is pipelines/rlhf.py.
 """
@@ -17,6 +18,8 @@ from typing import Annotated, Literal
 import tyro
 
 from prefloop.commands.bench import Bench
+from prefloop.commands.chat import Chat
+from prefloop.commands.export import Export
 from prefloop.commands.label import Label
 from prefloop.commands.reward import Reward
 from prefloop.errors import PrefloopError
@@ -122,6 +125,8 @@ Command = (
     | Annotated[Judge, tyro.conf.subcommand("judge")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Reward, tyro.conf.subcommand("reward")]
+    | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Env, tyro.conf.subcommand("env")]
 )

@@ -22,11 +22,19 @@ from prefloop.interrupt import check_interrupted
 
 console = Console(highlight=False, soft_wrap=True)
 PLAIN_EVERY_S = 10.0
+_PICTURES = {c: 0x2400 + c for c in range(0x20) if c not in (0x09, 0x0A)} | {0x7F: 0x2421}
+_TURNS = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_NEUTRAL = _PICTURES | dict.fromkeys(_TURNS, 0xFFFD)
 
 
 def say(line: str, style: str | None = None) -> None:
     """Print one line."""
     console.print(line, style=style, markup=False)
+
+
+def neutral(text: str) -> str:
+    """The text without power over a terminal: control characters (but tab and newline) as their pictures, direction marks as �."""
+    return text.translate(_NEUTRAL)
 
 
 def duration(seconds: float) -> str:

@@ -123,8 +123,8 @@ def locate(reference: str | Path) -> Place:
             )
         return Place(text, known[slot].resolve(), run, slot)
     if (path / "artifacts").is_dir():
-        names = ", ".join(f"{text}:{name}" for name in policy_slots(path))
-        raise ModelError(f"'{text}' is a run, with several results: say which one of {names}")
+        which = ", ".join(f"{text}:{name}" for name in policy_slots(path))
+        raise ModelError(f"'{text}' is a run, with several results: say which one of {which}")
     if (path / ADAPTER).is_file():
         return Place(text, path.resolve())
     raise ModelError(
@@ -212,7 +212,9 @@ def runtime_of(
     """
     require_one_backbone(policies, model)
     said = next((p for p in policies if p.generation), None)
-    sampling = dataclasses.replace(said.generation if said and said.generation else GenerationConfig(), **(generation or {}))
+    sampling = dataclasses.replace(
+        said.generation if said and said.generation else GenerationConfig(), **(generation or {})
+    )
     runtime = Runtime(
         _backbone_config(policies, model, pack_tokens),
         sampling,
@@ -311,7 +313,9 @@ def _bare(name: str, run: Path) -> Policy:
     """The model under a run, as any of its adapters knows it."""
     known = slots(run)
     if not known:
-        raise ModelError(f"'{run}' holds no adapter yet that says which model it is on: let it get through its first stage")
+        raise ModelError(
+            f"'{run}' holds no adapter yet that says which model it is on: let it get through its first stage"
+        )
     folder = next(iter(known.values())).resolve()
     origin = dataclasses.replace(origin_of(folder), shape={})
     generation, engine = _generation(None, Place(name, folder, run))

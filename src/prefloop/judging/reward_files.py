@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefloop.console import say
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import Groups, write_groups
 from prefloop.data.packing import Document
@@ -44,6 +45,7 @@ from prefloop.models.reward import Reward
 from prefloop.records import BestOf, Comparison, from_dict
 from prefloop.store import MANIFEST, read_rows, write_rows
 
+_HINT = ", or set such rows aside (reward eval --quarantine FOLDER, data.bad_rows: quarantine)"
 CATEGORIES = ("subset", "category", "source")
 MOST_SUBSETS = 200
 
@@ -63,6 +65,11 @@ class Reading:
     """Field that names the subsets; found unless named."""
     left_out: frozenset[str] = frozenset()
     """Ids of records not to look at."""
+
+    def aside(self, path: Path, part: int = 0) -> Path | None:
+        """Where rows go whose prompt does not fit into the model; ``None``: they are an error."""
+        name = f"{part}-{path.name}.too-long.jsonl"
+        return self.quarantine / name if self.bad_rows == "quarantine" else None
 
 
 def evaluate_file(reward: Reward, path: Path, reading: Reading) -> dict[str, Any]:
@@ -120,25 +127,22 @@ def _pairs(reward: Reward, path: Path, reading: Reading, parts: Mapping[str, Pat
     too_long = 0
     problem: DataError | None = None
     for number, (name, part) in enumerate(parts.items()):
-        aside = reading.scratch / f"{number}.too-long.jsonl"
+        aside = reading.aside(path, number)
         try:
             groups = write_groups(part, reading.scratch / f"{number}.arrow", encoder, vote_share, quarantine=aside)
-        except DataError as error:  # one subset of long prompts leaves the others
-            problem = error
+        except DataError as error:
+            if aside is None:
+                raise DataError(f"{path.name}: {error}{_HINT}") from None
+            problem = error  # one subset of long prompts leaves the others
         else:
             scores = _score(reward, groups, f"{path.name} {name}".strip())
             found[name] = pairwise(groups, scores)
             spreads += [float(np.std(s)) for s in scores.values()]
             votes[name] = _between_people(part)
-        too_long += sum(1 for _ in read_rows(aside)) if aside.is_file() else 0
+        too_long += sum(1 for _ in read_rows(aside)) if aside and aside.is_file() else 0
     if not found:
         assert problem is not None
         raise problem
-    if too_long and reading.bad_rows != "quarantine":
-        first = next(iter(read_rows(next(reading.scratch.glob("*.too-long.jsonl")))))
-        raise DataError(
-            f"'{path}': {too_long} rows do not fit: {first['problem']}, or set them aside (bad_rows: quarantine)"
-        )
     everyone = {f"{name}/{prompt}": values for name, by_prompt in votes.items() for prompt, values in by_prompt.items()}
     out = _measured(Pairwise.join(list(found.values())), everyone, reward.temperature, raw)
     out |= {"truncated": encoder.cut, "too_long": too_long}
@@ -216,20 +220,20 @@ def _best_of(reward: Reward, path: Path, reading: Reading, parts: Mapping[str, P
     backbone = reward.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     found: dict[str, _Choices] = {}
-    too_long = 0
-    problem = ""
+    set_aside: list[dict[str, str]] = []
     for name, part in parts.items():
         kept: list[tuple[str, list[int], list[int], int]] = []
 
         def documents(part: Path = part, kept: list[Any] = kept) -> Iterator[Document]:
-            nonlocal too_long, problem
             key = 0
             for row in read_rows(part):
                 record = from_dict(BestOf, row)
                 try:
                     prompt_ids = encoder.prompt(record.id, record.prompt)
                 except DataError as error:
-                    too_long, problem = too_long + 1, problem or str(error)
+                    if reading.aside(path) is None:
+                        raise DataError(f"{path.name}: {error}{_HINT}") from None
+                    set_aside.append({"id": record.id, "problem": str(error)})
                     continue
                 ids = [encoder.response(r.text, len(prompt_ids)) for r in record.responses]
                 kept.append((str(row["prompt"]), [len(i) for i in ids], record.best, key))
@@ -242,10 +246,13 @@ def _best_of(reward: Reward, path: Path, reading: Reading, parts: Mapping[str, P
             choices.add(prompt, [float(np.mean(scores[key + i])) for i in range(len(sizes))], sizes, best)
         if kept:
             found[name] = choices
-    if too_long and (reading.bad_rows != "quarantine" or not found):
-        raise DataError(f"'{path}': {too_long} rows do not fit: {problem}")
+    if set_aside and (aside := reading.aside(path)):
+        write_rows(aside, set_aside)
+        say(f"  {len(set_aside)} rows set aside in {aside.name}: {set_aside[0]['problem']}", "yellow")
+    if not found:
+        raise DataError(f"'{path.name}' holds no prompt within backbone.max_length")
     whole = _Choices(*([v for c in found.values() for v in getattr(c, f.name)] for f in dataclasses.fields(_Choices)))
-    out = whole.measured() | {"truncated": encoder.cut, "too_long": too_long}
+    out = whole.measured() | {"truncated": encoder.cut, "too_long": len(set_aside)}
     if "" not in found:
         out["subsets"] = {name: choices.measured() for name, choices in found.items()}
     return out
@@ -254,6 +261,8 @@ def _best_of(reward: Reward, path: Path, reading: Reading, parts: Mapping[str, P
 def training_prompts(place: Path) -> Iterator[Comparison] | None:
     """What the reward model of a run (or the artifact) was trained on, for ``data.overlap``; ``None`` when the store no longer holds it."""
     folder = reward_folder(place)
+    if not (folder / MANIFEST).is_file():
+        return None  # an exported one
     key = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["inputs"].get("comparisons")
     found = sorted(folder.parent.glob(f"*-{str(key)[:16]}/comparisons.jsonl"))
     return (from_dict(Comparison, row) for row in read_rows(found[0])) if found else None
