@@ -38,7 +38,7 @@ class Reward:
     pack_tokens: int = 4096
     """Token budget of one forward pass."""
     output: Path | None = None
-    """Where the result goes; reward-eval.json of the run folder unless given."""
+    """Where the result goes; reward-eval.json of the run folder (here, for an artifact) unless given."""
 
     def run(self) -> None:
         import tempfile
@@ -50,6 +50,8 @@ class Reward:
         from prefloop.store import write_json
 
         names = names_of(self.files)
+        if self.quarantine:
+            self.quarantine.mkdir(parents=True, exist_ok=True)
         overlaps = {name: self._overlap(path) for name, path in names.items()}  # before the model is loaded
         reward = open_reward(self.place, self.model, self.pack_tokens)
         found: dict[str, Any] = {}
@@ -75,7 +77,8 @@ class Reward:
             else:
                 dropped = "; left out" if same.ids and self.drop_overlap else ""
                 say(f"{name}: {same.describe()}{dropped}", "yellow" if same.ids else "dim")
-        place = self.output or self.place / "reward-eval.json"
+        # Nothing is written into an artifact: its manifest says what it holds.
+        place = self.output or (self.place if (self.place / "artifacts").is_dir() else Path()) / "reward-eval.json"
         write_json(place, found)
         say(f"95 % intervals by prompt; ECE before and after the fitted temperature. Written to {place}", "dim")
 
