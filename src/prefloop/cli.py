@@ -1,4 +1,5 @@
-"""Check data, label it with Argilla, judge two sets of answers, talk to a result, write a report again, say what is installed.
+"""Check data, label it with Argilla, judge two sets of answers, benchmark adapters, measure a reward model, talk to a result, export it,
+write a report again, say what is installed.
 
 The pipeline itself is pipelines/rlhf.py.
 """
@@ -16,9 +17,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from prefloop.commands.bench import Bench
 from prefloop.commands.chat import Chat
 from prefloop.commands.judge import Calibrate, Compare
+from prefloop.commands.export import Export
 from prefloop.commands.label import Label
+from prefloop.commands.reward import Reward
 from prefloop.errors import PrefloopError
 
 
@@ -28,7 +32,7 @@ class Check:
 
     path: tyro.conf.Positional[Path]
     """File to check: JSONL or a JSON array, gzipped or not."""
-    kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings"] = "auto"
+    kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings", "best_of"] = "auto"
     """What the file should give; what it holds when 'auto'."""
     layout: str = "auto"
     """Layout of the file; detected when 'auto'."""
@@ -81,7 +85,10 @@ Command = (
     | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Compare, tyro.conf.subcommand("judge")]
     | Annotated[Calibrate, tyro.conf.subcommand("judge-calibrate")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Reward, tyro.conf.subcommand("reward")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Env, tyro.conf.subcommand("env")]
 )

@@ -110,8 +110,24 @@ class Rating:
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclass(frozen=True, config=_STRICT)
+class BestOf:
+    """Several responses to one prompt and which of them are good, by index: what choosing the best of n is tested on."""
+
+    id: str
+    prompt: list[Message]
+    responses: list[Response]
+    best: list[int]
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.responses)
+        if not self.best or len(set(self.best)) >= count or not all(0 <= i < count for i in self.best):
+            raise ValueError(f"of {count} responses some are good and some are not, found {self.best} as the good ones")
+
+
 R = TypeVar("R")
-Record = Prompt | Demonstration | Comparison | Rating
+Record = Prompt | Demonstration | Comparison | Rating | BestOf
 
 
 def to_dict(record: Record | Response) -> dict[str, Any]:

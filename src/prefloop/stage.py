@@ -140,11 +140,17 @@ class Stage:
         manifest = {
             "identity": self.identity(runtime),
             "inputs": {slot: inputs[slot].key for slot in self.inputs},
+            "reads": files_read(self.parts()),
             "metrics": metrics,
             "seconds": round(seconds, 3),
             "status": "resumed" if work.resumed else "ran",
             "prefloop": prefloop.__version__,
         }
+        if (folder / "adapter_config.json").is_file():
+            from prefloop.report.card import licence, write_card
+
+            sealed = manifest | {"stage": self.name, "key": key}
+            write_card(folder, sealed, runtime.store.root, licence(runtime.model_folder))
         artifact = runtime.store.commit(self.name, key, manifest)
         say(f"  {self.name}: {artifact.status} in {duration(seconds)}", "dim")
         return artifact
@@ -169,6 +175,19 @@ def content(value: Any, name: str = "") -> Any:
     return value
 
 
+def files_read(value: Any, name: str = "") -> dict[str, str]:
+    """Names, without their folders, of the files in a configuration, by the field that names them; for people, not for the key."""
+    if isinstance(value, Path):
+        return {name: value.name} if value.is_file() else {}
+    if is_config(value):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.metadata.get("content", True)}
+    if isinstance(value, list | tuple):
+        value = {f"{name}[{i}]": item for i, item in enumerate(value)}
+    if not isinstance(value, dict):
+        return {}
+    return {field: file for k, v in value.items() for field, file in files_read(v, str(k)).items()}
+
+
 def _file_hash(path: Path | None, name: str) -> str | None:
     if path is None:
         return None
@@ -190,6 +209,7 @@ _PRESENTATION = (
     "commands",
     "console.py",
     "errors.py",
+    "export.py",
     "live.py",
     "pipeline.py",
     "runtime.py",

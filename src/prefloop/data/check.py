@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Demonstration, Message, Rating, Record, Role
+from prefloop.records import BestOf, Comparison, Demonstration, Message, Rating, Record, Role
 
 R = TypeVar("R")
 
@@ -194,9 +194,10 @@ def check_record(record: Record) -> None:
         check_text(record.response, "response")
     elif isinstance(record, Rating):
         check_text(record.response.text, "response.text")
-    elif isinstance(record, Comparison):
+    elif isinstance(record, Comparison | BestOf):
         for index, response in enumerate(record.responses):
             check_text(response.text, f"responses.{index}.text")
+    if isinstance(record, Comparison):
         check_distinct(record.responses[0].text, record.responses[1].text, "responses.0.text", "responses.1.text")
 
 

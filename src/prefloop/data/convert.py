@@ -6,6 +6,7 @@
 - thumbs → answer: the response, if more thumbs are up than down; otherwise it is skipped.
 - pair → thumbs: two ratings, ``<id>/0`` and ``<id>/1``. Every vote is a thumb up for its choice and one down for the
   other response, by the same annotator; a tie vote is no thumb. A pair without a decided vote is skipped.
+- best of n → pair: every good response against every other one, ``<id>/<i>-<j>``, with one vote for the good one.
 - thumbs → pair: within one prompt, the k-th up-voted response (more up than down) meets the k-th down-voted one, the
   shorter list starting over: every response is used and pairs grow linearly. Response 0 is the up-voted one. Every
   annotator of either casts one vote, for the response that the thumbs favour (a tie if equal). Undecided responses,
@@ -20,14 +21,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from prefloop.records import Comparison, Demonstration, Prompt, Rating, Record, Thumb, Vote
+from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Thumb, Vote
 
 PromptKey = tuple[tuple[str, str], ...]
 SOURCES: dict[type, tuple[type, ...]] = {
-    Prompt: (Prompt, Demonstration, Comparison, Rating),
+    Prompt: (Prompt, Demonstration, Comparison, Rating, BestOf),
     Demonstration: (Demonstration, Comparison, Rating),
-    Comparison: (Comparison, Rating),
+    Comparison: (Comparison, Rating, BestOf),
     Rating: (Rating, Comparison),
+    BestOf: (BestOf,),
 }
 """For every kind of record, the kinds it can be derived from."""
 
@@ -56,6 +58,8 @@ def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator
             yield from _demonstration(record, skipped)
         elif kind is Rating and isinstance(record, Comparison):
             yield from comparison_to_ratings(record, skipped)
+        elif kind is Comparison and isinstance(record, BestOf):
+            yield from best_of_to_comparisons(record)
         elif kind is Comparison and isinstance(record, Rating):
             ratings.append(record)
         else:
@@ -101,6 +105,17 @@ def unrated(records: Iterable[Comparison]) -> Iterator[Rating]:
     for record in records:
         for index, response in enumerate(record.responses):
             yield Rating(f"{record.id}/{index}", record.prompt, response, [], record.meta)
+
+
+def best_of_to_comparisons(record: BestOf) -> Iterator[Comparison]:
+    """Every good response against every other one."""
+    for i in record.best:
+        for j, other in enumerate(record.responses):
+            if j not in record.best and record.responses[i].text.strip() != other.text.strip():
+                vote = Vote(record.responses[i].source, 0)
+                yield Comparison(
+                    f"{record.id}/{i}-{j}", record.prompt, [record.responses[i], other], [vote], record.meta
+                )
 
 
 def ratings_to_comparisons(ratings: Iterable[Rating], skipped: Skipped) -> Iterator[Comparison]:

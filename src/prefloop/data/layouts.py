@@ -20,7 +20,19 @@ from typing import Any
 from prefloop import records
 from prefloop.data import check
 from prefloop.data.check import BadRow, check_prompt, check_text, field_of, messages_of, text_of
-from prefloop.records import Comparison, Demonstration, Message, Prompt, Rating, Record, Response, Role, Thumb, Vote
+from prefloop.records import (
+    BestOf,
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    Rating,
+    Record,
+    Response,
+    Role,
+    Thumb,
+    Vote,
+)
 
 Row = Mapping[str, Any]
 
@@ -118,7 +130,7 @@ def _two_conversations(
 def _read_prefloop(row: Row, id: str, source: str) -> Record:
     kind: type[Any]
     if "responses" in row:
-        kind = Comparison
+        kind = BestOf if "best" in row else Comparison
     elif "votes" in row or isinstance(row.get("response"), dict):
         kind = Rating
     else:
@@ -207,6 +219,73 @@ def _read_completion(row: Row, id: str, source: str) -> Record:
     return Demonstration(id, prompt, _response(row, "completion", prompt), _meta(row, "prompt", "completion"))
 
 
+def _read_best_of(row: Row, id: str, source: str) -> Record:
+    prompt = _prompt(row)
+    if "chosen" in row:
+        good, bad = (_texts(row, key) for key in ("chosen", "rejected"))
+        texts, best = [*good, *bad], list(range(len(good)))
+    else:
+        texts = _texts(row, "responses")
+        best = _gold(row, len(texts))
+    responses = [Response(text, source) for text in texts]
+    try:
+        return BestOf(id, prompt, responses, best, _meta(row, "prompt", "chosen", "rejected", "responses", *_GOLD))
+    except ValueError as error:
+        raise BadRow("best", str(error).rpartition("Value error, ")[2].partition(" [type")[0]) from None
+
+
+_GOLD = ("best", "gold", "scores")
+
+
+def _gold(row: Row, count: int) -> list[int]:
+    """Which responses are good: an index, a list of them, or those with the highest of one score a response."""
+    key = next(key for key in _GOLD if key in row)
+    value = row[key]
+    if key == "scores":
+        if not isinstance(value, list) or len(value) != count or not all(_is_number(v) for v in value):
+            raise BadRow(key, f"is no list of {count} numbers, one for each response")
+        return [i for i, v in enumerate(value) if v == max(value)]
+    indices = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in indices):
+        raise BadRow(key, f"is {check.json_type(value)}, expected the index of the best response or a list of them")
+    return indices
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _texts(row: Row, key: str) -> list[str]:
+    value = field_of(row, key)
+    return [check_text(text, f"{key}.{i}") for i, text in enumerate(value if isinstance(value, list) else [value])]
+
+
+_CHOICES: dict[str, Any] = {"a": 0, "b": 1, "tie": "tie"}
+
+
+def _read_judgments(row: Row, id: str, source: str) -> Record:
+    prompt = _prompt(row)
+    first, second = (text_of(row, key) for key in ("response_a", "response_b"))
+    check.check_distinct(first, second, "response_a", "response_b")
+    given = row.get("human", row.get("label"))
+    votes = given if isinstance(given, list) else [given]
+    for index, vote in enumerate(votes):
+        if vote not in _CHOICES:
+            raise BadRow(
+                f"human.{index}" if "human" in row else "label", f"is {str(vote)[:40]!r}, expected a, b or tie"
+            )
+    named = [Vote(f"{source}#{index}", _CHOICES[vote]) for index, vote in enumerate(votes)]
+    meta = _meta(row, "prompt", "response_a", "response_b", "human", "label")
+    return Comparison(id, prompt, [Response(first, source), Response(second, source)], named, meta)
+
+
+def _read_references(row: Row, id: str, source: str) -> Record:
+    key = "references" if row.get("references") else "reference"
+    texts = row[key] if isinstance(row[key], list) else [row[key]]
+    references = [check_text(text, f"{key}.{index}") for index, text in enumerate(texts)]
+    return Demonstration(id, _prompt(row), references[0], _meta(row, "prompt") | {"references": references})
+
+
 def _read_prompt(row: Row, id: str, source: str) -> Record:
     return Prompt(id, _prompt(row), _meta(row, "prompt"))
 
@@ -220,7 +299,22 @@ def _keys(needed: str, without: str = "") -> Callable[[Row], bool]:
 _no_prompt_pair = _keys("chosen rejected", "prompt conversations instruction")
 
 
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], str)
+
+
+def _is_best_of(row: Row) -> bool:
+    listed = _keys("prompt chosen rejected")(row) and (_strings(row["chosen"]) or _strings(row["rejected"]))
+    return listed or ("prompt" in row and _strings(row.get("responses")) and any(key in row for key in _GOLD))
+
+
+def _is_explicit(row: Row) -> bool:
+    return _keys("prompt chosen rejected")(row) and not _is_best_of(row)
+
+
 def _is_prefloop(row: Row) -> bool:
+    if _is_best_of(row):
+        return False
     bare = {"id", "prompt"} <= row.keys() <= {"id", "prompt", "meta"} and isinstance(row["prompt"], list)
     return bare or ("prompt" in row and bool({"response", "responses"} & row.keys()))
 
@@ -230,14 +324,23 @@ def _is_kto(row: Row) -> bool:
     return labelled and ({"prompt", "completion"} <= row.keys() or bool({"messages", "conversations"} & row.keys()))
 
 
+_no_answer = _keys(
+    "prompt", "response responses chosen rejected completion messages conversations instruction label response_a"
+)
+
+
+def _is_references(row: Row) -> bool:
+    return _no_answer(row) and bool(row.get("references") or row.get("reference"))
+
+
 def _is_prompt_only(row: Row) -> bool:
-    answers = "response responses chosen rejected completion messages conversations instruction"
-    return _keys("prompt", answers)(row) and not _is_prefloop(row)
+    answers = "response responses chosen rejected completion messages conversations instruction response_a"
+    return _keys("prompt", answers)(row) and not _is_prefloop(row) and not _is_references(row)
 
 
 _TURNS = (Prompt, Demonstration)
 _PAIRS = (Comparison,)
-_EVERY = (Prompt, Demonstration, Comparison, Rating)
+_EVERY = (Prompt, Demonstration, Comparison, Rating, BestOf)
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
@@ -250,7 +353,21 @@ LAYOUTS: dict[str, Layout] = {
             lambda row: _no_prompt_pair(row) and (_is_hh(row["chosen"]) or _is_hh(row["rejected"])),
             _read_hh,
         ),
-        Layout("trl_explicit", "prompt, chosen, rejected", _PAIRS, _keys("prompt chosen rejected"), _read_explicit),
+        Layout("trl_explicit", "prompt, chosen, rejected", _PAIRS, _is_explicit, _read_explicit),
+        Layout(
+            "judgments",
+            "prompt, response_a, response_b, human (list of a | b | tie) | label",
+            _PAIRS,
+            lambda row: _keys("prompt response_a response_b")(row) and bool({"human", "label"} & row.keys()),
+            _read_judgments,
+        ),
+        Layout(
+            "best_of",
+            "prompt, chosen, rejected as lists of texts | prompt, responses as texts, best | gold | scores",
+            (BestOf,),
+            _is_best_of,
+            _read_best_of,
+        ),
         Layout(
             "trl_implicit",
             "chosen, rejected as message lists",
@@ -294,6 +411,7 @@ LAYOUTS: dict[str, Layout] = {
             _keys("messages", "label chosen rejected completion response responses"),
             partial(_read_turns, key="messages"),
         ),
+        Layout("references", "prompt, reference | references", (Demonstration,), _is_references, _read_references),
         Layout("prompt_only", "prompt", (Prompt,), _is_prompt_only, _read_prompt),
     )
 }

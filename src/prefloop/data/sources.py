@@ -26,9 +26,9 @@ from prefloop.data.convert import SOURCES, convert
 from prefloop.data.files import RawRow, read_rows, stem, write_lines
 from prefloop.data.layouts import LAYOUTS, Layout
 from prefloop.errors import ConfigError, DataError, nearest
-from prefloop.records import Comparison, Demonstration, Prompt, Rating, Record, to_dict
+from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, to_dict
 
-R = TypeVar("R", Prompt, Demonstration, Comparison, Rating)
+R = TypeVar("R", Prompt, Demonstration, Comparison, Rating, BestOf)
 PathLike = str | os.PathLike[str]
 
 _SAMPLE = 20
@@ -86,6 +86,18 @@ def load_ratings(
     return _load(Rating, path, layout, bad_rows, quarantine_dir, limit)
 
 
+def load_best_of(
+    path: PathLike,
+    *,
+    layout: str = "auto",
+    bad_rows: str = "error",
+    quarantine_dir: PathLike | None = None,
+    limit: int | None = None,
+) -> Checked[BestOf]:
+    """Prompts with several responses of which some are known to be good. Raises ``DataError``."""
+    return _load(BestOf, path, layout, bad_rows, quarantine_dir, limit)
+
+
 def copy_records(
     kind: type[R],
     path: PathLike,
@@ -133,8 +145,14 @@ def holds(kind: type, path: PathLike, layout: str = "auto") -> bool:
 
 
 def kind_of(path: PathLike, layout: str = "auto") -> str:
-    """What a file holds: comparisons, ratings, demonstrations or prompts. Raises ``DataError`` where its layout cannot be told."""
-    named = {"comparisons": Comparison, "ratings": Rating, "demonstrations": Demonstration, "prompts": Prompt}
+    """What a file holds: comparisons, best_of, ratings, demonstrations or prompts. Raises ``DataError`` where its layout cannot be told."""
+    named = {
+        "comparisons": Comparison,
+        "best_of": BestOf,
+        "ratings": Rating,
+        "demonstrations": Demonstration,
+        "prompts": Prompt,
+    }
     return next((name for name, kind in named.items() if holds(kind, path, layout)), "comparisons")
 
 

@@ -1,11 +1,12 @@
 """How good a reward model is on pairs that it has not seen: accuracy, log loss, calibration, and how much of it is length.
 
-Shape letter: P pairs.
+Intervals are 95 %, of the mean over prompts of their pairs' mean, resampling prompts. Shape letter: P pairs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,16 +14,28 @@ import torch
 from torch import Tensor
 
 from prefloop.data.encode import PreferenceGroup
-from prefloop.objectives.calibration import expected_calibration_error, log_loss
+from prefloop.judging.statistics import clustered_mean
+from prefloop.objectives.calibration import calibration_bins, expected_calibration_error, log_loss
+from prefloop.objectives.reward import bradley_terry
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairwise:
-    """Differences of scores, labels and differences of length (first minus second, tokens), float32 [P] each."""
+    """Differences of scores, labels and differences of length (first minus second, tokens), float32 [P] each; and whose pairs they are."""
 
     margin_P: Tensor
     label_P: Tensor
     length_P: Tensor
+    prompts: list[str] = dataclasses.field(default_factory=list)
+    """Of each pair, what identifies its prompt."""
+
+    @classmethod
+    def join(cls, parts: Sequence[Pairwise]) -> Pairwise:
+        """The pairs of several sets."""
+        margin_P, label_P, length_P = (
+            torch.cat([getattr(p, name) for p in parts]) for name in ("margin_P", "label_P", "length_P")
+        )
+        return cls(margin_P, label_P, length_P, [prompt for part in parts for prompt in part.prompts])
 
     @property
     def right_P(self) -> Tensor:
@@ -40,6 +53,23 @@ class Pairwise:
             "accuracy": float(self.right_P.mean()) if len(self.right_P) else float("nan"),
             "loss": log_loss(self.margin_P, self.label_P, temperature),
             "ece": expected_calibration_error(probability_P, self.label_P),
+        }
+
+    def measured(self, temperature: float, raw: float) -> dict[str, Any]:
+        """Everything, as JSON: ``metrics`` with intervals, the calibration error at temperature ``raw`` (before fitting) and the points of the
+        calibration curve after it, and ``by_length``."""
+        probability_P = (self.margin_P / temperature).sigmoid()
+        decided = [p for p, label in zip(self.prompts, self.label_P.tolist(), strict=True) if label != 0.5]
+        losses = bradley_terry(self.margin_P / temperature, self.label_P).tolist()
+        before_P = (self.margin_P / raw).sigmoid()
+        return {
+            "pairs": len(self.margin_P),
+            **self.metrics(temperature),
+            **interval("accuracy", self.right_P.tolist(), decided),
+            **interval("loss", losses, self.prompts, highest=float("inf")),
+            "ece_raw": expected_calibration_error(before_P, self.label_P),
+            "bins": [{"p": p, "share": share, "n": n} for p, share, n in calibration_bins(probability_P, self.label_P)],
+            "length": self.by_length(),
         }
 
     def by_length(self) -> dict[str, Any]:
@@ -60,14 +90,28 @@ class Pairwise:
         return {"always the longer": float(baseline.mean()) if len(baseline) else None, "preferred response is": parts}
 
 
+def interval(name: str, values: Sequence[float], prompts: Sequence[str], highest: float = 1.0) -> dict[str, Any]:
+    """``{name: mean, name_ci: [low, high]}`` of values between 0 and ``highest``; ``None`` where there is none."""
+    if not values:
+        return {name: None, f"{name}_ci": [None, None]}
+    grouped: dict[str, list[float]] = {}
+    for value, prompt in zip(values, prompts, strict=True):
+        grouped.setdefault(prompt, []).append(value)
+    found = clustered_mean(grouped)
+    return {name: found.mean, f"{name}_ci": [min(highest, max(0.0, bound)) for bound in (found.low, found.high)]}
+
+
 def pairwise(groups: Iterable[PreferenceGroup], scores: Mapping[int, Sequence[float]]) -> Pairwise:
     """Collect the pairs of groups; a response's score is the mean of its members'."""
-    margins, labels, lengths = [], [], []
+    margins, labels, lengths, prompts = [], [], [], []
     for group in groups:
         mean = [sum(scores[key]) / len(scores[key]) for key in group.document.keys]
         size = [len(ids) for ids in group.document.responses_ids]
+        prompt = hashlib.blake2b(repr(list(group.document.prompt_ids)).encode(), digest_size=8).hexdigest()
         for first, second, label, _ in group.pairs:
             margins.append(mean[first] - mean[second])
             labels.append(label)
             lengths.append(size[first] - size[second])
-    return Pairwise(*(torch.tensor(values, dtype=torch.float32) for values in (margins, labels, lengths)))
+            prompts.append(prompt)
+    margin_P, label_P, length_P = (torch.tensor(v, dtype=torch.float32) for v in (margins, labels, lengths))
+    return Pairwise(margin_P, label_P, length_P, prompts)

@@ -18,7 +18,7 @@ from prefloop.errors import DataError, ModelError
 from prefloop.labels.votes import Floats
 from prefloop.models.reward import Reward
 from prefloop.records import Comparison, Response
-from prefloop.results import config_of, origin_of, require_model
+from prefloop.results import ABOUT, config_of, origin_of, require_model
 from prefloop.runtime import Runtime
 from prefloop.store import MANIFEST
 
@@ -85,19 +85,24 @@ def _identity(response: Response) -> tuple[str, bool]:
     return response.text, bool(response.meta.get("finished", True))
 
 
-def open_reward(place: Path, model: str | None = None, pack_tokens: int = 4096) -> Reward:
-    """Load the reward model of a run folder or a reward artifact onto the backbone that it was trained on.
-
-    ``model`` names the backbone where its name of then does not lead to it any more. Raises ``ModelError`` when ``place`` holds no reward
-    model, or the backbone found is another one.
-    """
+def reward_folder(place: Path) -> Path:
+    """The reward artifact that a run folder leads to, or that ``place`` is. Raises ``ModelError`` when there is none."""
     folder = next((f for f in (place, place / "artifacts" / "reward") if (f / "reward.json").is_file()), None)
-    if folder is None or not (folder / MANIFEST).is_file():
+    if folder is None or not any((folder / name).is_file() for name in (MANIFEST, ABOUT)):
         raise ModelError(
             f"'{place}' is neither a run with a reward model (artifacts/reward) nor a reward artifact (reward.json and {MANIFEST}): "
             "give the folder of a run that got through its reward stage"
         )
-    folder = folder.resolve()
+    return folder.resolve()
+
+
+def open_reward(place: Path, model: str | None = None, pack_tokens: int = 4096) -> Reward:
+    """Load the reward model of a run folder, a reward artifact or an exported one onto the backbone that it was trained on.
+
+    ``model`` names the backbone where its name of then does not lead to it any more. Raises ``ModelError`` when ``place`` holds no reward
+    model, or the backbone found is another one.
+    """
+    folder = reward_folder(place)
     origin = origin_of(folder)
     changes = {"pack_tokens": pack_tokens, **({"model": model} if model else {})}
     output = folder.parent.parent if folder.parent.name == ".store" else Path("runs")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefloop.models import kernels
@@ -65,3 +69,35 @@ def plain_weights(model: nn.Module) -> list[PlainWeight]:
         if not any(name.startswith(f"{prefix}.") for prefix in adapted):
             found.append(PlainWeight(name, tuple(parameter.shape), parameter.detach()))
     return found
+
+
+SHARD_BYTES = 4 << 30
+
+
+def save_merged(
+    model: nn.Module, role: str | None, folder: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write the plain model, merged with the adapter ``role``, as safetensors that transformers and vLLM load; a shard at a time in memory."""
+    shards: list[list[PlainWeight]] = [[]]
+    size = total = 0
+    for weight in plain_weights(model):
+        needed = math.prod(weight.shape) * dtype.itemsize
+        if shards[-1] and size + needed > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(weight)
+        size, total = size + needed, total + needed
+    device = next(model.parameters()).device
+    places: dict[str, str] = {}
+    for k, shard in enumerate(shards):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for weight in shard:
+            merged = torch.empty(weight.shape, dtype=dtype, device=device)
+            weight.write(role, merged)
+            tensors[weight.name] = merged.cpu()
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -34,19 +34,20 @@ def fit_temperature(margin_P: Tensor, label_P: Tensor) -> float | None:
     return found if 0.051 < found < 99 else None
 
 
-def expected_calibration_error(probability_P: Tensor, label_P: Tensor, bins: int = 10) -> float:
-    """Mean over equally full bins of |mean probability - mean label| (Naeini et al. 2015), weighted by their size.
+def calibration_bins(probability_P: Tensor, label_P: Tensor, bins: int = 10) -> list[tuple[float, float, int]]:
+    """(mean probability, mean label, pairs) of equally full bins: the points of a calibration curve.
 
     Each pair is looked at from its likelier side: probabilities lie in [0.5, 1], so that the order of a pair does not matter.
     """
-    if not len(probability_P):
-        return float("nan")
     turned_P = probability_P < 0.5
     confidence_P = torch.where(turned_P, 1 - probability_P, probability_P)
     right_P = torch.where(turned_P, 1 - label_P, label_P)
     order = confidence_P.argsort()
-    gaps = [
-        len(part) * float((confidence_P[part].mean() - right_P[part].mean()).abs())
-        for part in order.tensor_split(min(bins, len(order)))
-    ]
-    return sum(gaps) / len(order)
+    parts = order.tensor_split(min(bins, len(order))) if len(order) else ()
+    return [(float(confidence_P[part].mean()), float(right_P[part].mean()), len(part)) for part in parts]
+
+
+def expected_calibration_error(probability_P: Tensor, label_P: Tensor, bins: int = 10) -> float:
+    """Mean over the points of ``calibration_bins`` of |mean probability - mean label| (Naeini et al. 2015), weighted by their size."""
+    found = calibration_bins(probability_P, label_P, bins)
+    return sum(n * abs(p - share) for p, share, n in found) / len(probability_P) if found else float("nan")

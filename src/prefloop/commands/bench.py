@@ -1,0 +1,76 @@
+"""``prefloop bench``: lm-eval and domain sets on the adapters of a run, before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclasses.dataclass
+class Bench:
+    """Run lm-eval's tasks, and sets of prompts with references, on the base model and the adapters of a run; show what training changed."""
+
+    run_folder: tyro.conf.Positional[Path]
+    """Folder of the run, such as runs/demo."""
+    tasks: list[str] = dataclasses.field(default_factory=list)
+    """Names of lm-eval's tasks and groups, YAML files, folders of YAML files."""
+    domain: list[Path] = dataclasses.field(default_factory=list)
+    """Files of prompts with references: ROUGE, BLEU, F1 and exact match of greedy answers."""
+    adapters: list[str] = dataclasses.field(default_factory=list)
+    """Slots of the run, such as base sft ppo; base and every policy unless named."""
+    data: list[str] = dataclasses.field(default_factory=list)
+    """TASK=FILE: other rows for a local task."""
+    limit: int | None = None
+    """First so many questions of each task."""
+    batch_size: int = 8
+    """Sequences of one forward pass."""
+    num_fewshot: int | None = None
+    """Examples before each question, where the task leaves it open."""
+    apply_chat_template: bool = False
+    """Ask through the run's chat template instead of as plain text."""
+    seed: int | None = None
+    """Seed of lm-eval's draws; its own unless given."""
+    max_new_tokens: int = 128
+    """Longest answer to a prompt of a domain set."""
+    rollout: Literal["vllm", "server", "transformers"] = "transformers"
+    """Engine that answers domain sets."""
+    model: str | None = None
+    """The run's backbone, where its name of then no longer leads to it."""
+    trust_task_code: bool = False
+    """Let local task files run the Python beside them. Only for files that you wrote or read."""
+    output: Path | None = None
+    """Where the result goes; bench.json of the run folder unless given."""
+
+    def run(self) -> None:
+        from prefloop.bench import compare
+        from prefloop.bench.harness import Settings
+        from prefloop.bench.run import FILE, Domain, bench
+        from prefloop.bench.tasks import find, version
+        from prefloop.console import console, say
+
+        version()
+        settings = Settings(self.limit, self.batch_size, self.num_fewshot, self.apply_chat_template, self.seed)
+        specs = find(self.tasks, files_of(self.data), self.trust_task_code)
+        domains = [Domain(path, self.max_new_tokens, self.rollout) for path in self.domain]
+        found = bench(self.run_folder, specs, self.adapters, settings, domains, self.model, self.output)
+        console.print(compare.table(found["tasks"], found["settings"]["reference"]))
+        say(
+            f"± is one standard error; differences are paired by question. Written to {self.output or self.run_folder / FILE}",
+            "dim",
+        )
+
+
+def files_of(pairs: list[str]) -> dict[str, Path]:
+    """``TASK=FILE`` taken apart. Raises ``ConfigError`` for anything else."""
+    from prefloop.errors import ConfigError
+
+    out = {}
+    for pair in pairs:
+        task, equals, file = pair.partition("=")
+        if not (task and equals and file):
+            raise ConfigError(f"--data takes TASK=FILE, found '{pair}'")
+        out[task] = Path(file)
+    return out

@@ -1,0 +1,103 @@
+"""``prefloop reward eval``: how good a run's reward model is on files that it was not trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from prefloop.data.overlap import Overlap
+
+
+@dataclasses.dataclass
+class Reward:
+    """`reward eval RUN FILE …`: a reward model's accuracy, calibration, length bias and agreement with people on files of labelled pairs,
+    human judgments or best-of-n rows."""
+
+    action: tyro.conf.Positional[Literal["eval"]] = dataclasses.field(kw_only=True)
+    """What to do."""
+    place: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
+    """Run folder or reward artifact."""
+    files: tyro.conf.Positional[list[Path]] = dataclasses.field(kw_only=True)
+    """Files in any layout that `prefloop check` reads as comparisons or best_of."""
+    by: str | None = None
+    """Field that names the subsets; subset, category or source unless given."""
+    layout: str = "auto"
+    """Layout of the files; detected when 'auto'."""
+    limit: int | None = None
+    """First so many rows of each file."""
+    quarantine: Path | None = None
+    """Put bad rows and prompts that do not fit into this folder and go on, instead of stopping."""
+    drop_overlap: bool = False
+    """Leave out prompts that are in the training set, instead of counting them only."""
+    model: str | None = None
+    """The reward model's backbone, where its name of then no longer leads to it."""
+    pack_tokens: int = 4096
+    """Token budget of one forward pass."""
+    output: Path | None = None
+    """Where the result goes; reward-eval.json of the run folder (here, for an artifact) unless given."""
+
+    def run(self) -> None:
+        import tempfile
+
+        from prefloop.console import console, say
+        from prefloop.judging.reward_files import Reading, evaluate_file
+        from prefloop.judging.reward_table import table
+        from prefloop.labels.scoring import open_reward
+        from prefloop.store import write_json
+
+        names = names_of(self.files)
+        if self.quarantine:
+            self.quarantine.mkdir(parents=True, exist_ok=True)
+        overlaps = {name: self._overlap(path) for name, path in names.items()}  # before the model is loaded
+        reward = open_reward(self.place, self.model, self.pack_tokens)
+        found: dict[str, Any] = {}
+        with tempfile.TemporaryDirectory(prefix="prefloop-") as scratch:
+            for number, (name, path) in enumerate(names.items()):
+                same = overlaps[name]
+                left_out: set[str] = same.ids if same and self.drop_overlap else set()
+                reading = Reading(
+                    Path(scratch) / str(number),
+                    self.quarantine or Path(scratch),
+                    self.layout,
+                    "quarantine" if self.quarantine else "error",
+                    self.limit,
+                    self.by,
+                    frozenset(left_out),
+                )
+                found[name] = evaluate_file(reward, path, reading)
+                found[name]["overlap"] = {**same.to_dict(), "left_out": bool(left_out)} if same else None
+        console.print(table(found))
+        for name, same in overlaps.items():
+            if same is None:
+                say(f"{name}: the training comparisons are gone, so overlap with them is unknown", "yellow")
+            else:
+                dropped = "; left out" if same.ids and self.drop_overlap else ""
+                say(f"{name}: {same.describe()}{dropped}", "yellow" if same.ids else "dim")
+        # Nothing is written into an artifact: its manifest says what it holds.
+        place = self.output or (self.place if (self.place / "artifacts").is_dir() else Path()) / "reward-eval.json"
+        write_json(place, found)
+        say(f"95 % intervals by prompt; ECE before and after the fitted temperature. Written to {place}", "dim")
+
+    def _overlap(self, path: Path) -> Overlap | None:
+        from prefloop.data.overlap import overlap
+        from prefloop.data.sources import holds, load_best_of, load_comparisons
+        from prefloop.judging.reward_files import training_prompts
+        from prefloop.records import BestOf
+
+        training = training_prompts(self.place)
+        if training is None:
+            return None
+        load: Any = load_best_of if holds(BestOf, path, self.layout) else load_comparisons
+        bad_rows = "quarantine" if self.quarantine else "error"
+        read = load(path, layout=self.layout, bad_rows=bad_rows, quarantine_dir=self.quarantine, limit=self.limit)
+        return overlap(training, read.records)
+
+
+def names_of(files: list[Path]) -> dict[str, Path]:
+    """What the files are called in the result: their names, or their paths where two share one."""
+    short = [path.name for path in files]
+    return {path.name if short.count(path.name) == 1 else str(path): path for path in files}

@@ -1,0 +1,130 @@
+"""Evaluation prompts that stand in the training set: found, counted, named.
+
+Texts are compared in a normal form (case, blanks and punctuation do not count). Three findings, the strongest one is reported:
+
+- ``prompt``: every turn is the same;
+- ``last turn``: the last user turn is, under another conversation; turns of under 4 words ("go on, please") do not count;
+- ``13-gram``: at least half of the prompt's runs of 13 words occur in training prompts, the length that GPT-3 was checked with (Brown et
+  al. 2020, arXiv 2005.14165, appendix C). Half, because a shared instruction around another question is no leak.
+
+The evaluation set is indexed and the training set streamed, so memory grows with the former alone. Paraphrases are not found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from prefloop.records import Message
+
+KINDS = ("prompt", "last turn", "13-gram")
+WORDS = 13
+SHORTEST_TURN = 4
+_NOT_WORD = re.compile(r"[^\w]+")
+
+
+class Prompted(Protocol):
+    """A record with a prompt; any of ``prefloop.records`` is one."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def prompt(self) -> list[Message]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """An evaluation prompt, the training prompt that it was found in (the first one) and how."""
+
+    id: str
+    train_id: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """What was found among ``prompts`` evaluation prompts."""
+
+    prompts: int
+    matches: list[Match]
+
+    @property
+    def ids(self) -> set[str]:
+        """Ids of the evaluation prompts that were found."""
+        return {match.id for match in self.matches}
+
+    def describe(self, shown: int = 3) -> str:
+        """One line: how many, of which kind, the first few by id."""
+        if not self.matches:
+            return f"none of {self.prompts} prompts is in the training set"
+        kinds = {kind: sum(m.kind == kind for m in self.matches) for kind in KINDS}
+        counts = ", ".join(f"{n} by {kind}" for kind, n in kinds.items() if n)
+        names = ", ".join(f"{m.id} (as {m.train_id})" for m in self.matches[:shown])
+        more = f" and {len(self.matches) - shown} more" if len(self.matches) > shown else ""
+        return f"{len(self.matches)} of {self.prompts} prompts overlap the training set ({counts}): {names}{more}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{prompts, overlapping, kinds: {kind: n}, matches: [{id, train_id, kind}]}``."""
+        return {
+            "prompts": self.prompts,
+            "overlapping": len(self.matches),
+            "kinds": {kind: sum(m.kind == kind for m in self.matches) for kind in KINDS},
+            "matches": [dataclasses.asdict(m) for m in self.matches],
+        }
+
+
+def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted]) -> Overlap:
+    """The evaluation prompts that occur among the training prompts, each once by its id and strongest kind."""
+    whole: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    last: dict[str, list[int]] = {}
+    grams: dict[int, list[int]] = {}
+    runs: list[set[int]] = []
+    for i, record in enumerate(eval_prompts):
+        turns = _turns(record)
+        whole.setdefault(turns, []).append(i)
+        if len(turns[-1][1].split()) >= SHORTEST_TURN:
+            last.setdefault(turns[-1][1], []).append(i)
+        runs.append(set(_grams(turns)))
+        for gram in runs[-1]:
+            grams.setdefault(gram, []).append(i)
+    found: dict[int, Match] = {}
+    seen: list[set[int]] = [set() for _ in eval_prompts]
+
+    def take(indices: Iterable[int], train_id: str, kind: str) -> None:
+        for i in indices:
+            if i not in found or KINDS.index(kind) < KINDS.index(found[i].kind):
+                found[i] = Match(eval_prompts[i].id, train_id, kind)
+
+    for record in train_prompts:
+        turns = _turns(record)
+        take(whole.get(turns, ()), record.id, "prompt")
+        take(last.get(turns[-1][1], ()), record.id, "last turn")
+        touched = set()
+        for gram in _grams(turns):
+            for i in grams.get(gram, ()):
+                seen[i].add(gram)
+                touched.add(i)
+        take((i for i in touched if 2 * len(seen[i]) >= len(runs[i])), record.id, "13-gram")
+    ids: dict[str, Match] = {}
+    for i in sorted(found):
+        ids.setdefault(found[i].id, found[i])
+    return Overlap(len({record.id for record in eval_prompts}), list(ids.values()))
+
+
+def normalised(text: str) -> str:
+    """Lower case, words and numbers alone, single blanks."""
+    return _NOT_WORD.sub(" ", text.casefold()).strip()
+
+
+def _turns(record: Prompted) -> tuple[tuple[str, str], ...]:
+    return tuple((message.role, normalised(message.content)) for message in record.prompt)
+
+
+def _grams(turns: Sequence[tuple[str, str]]) -> Iterator[int]:
+    """Hashes of the runs of 13 words within the user's turns."""
+    for role, text in turns:
+        words = text.split() if role == "user" else []
+        for start in range(len(words) - WORDS + 1):
+            yield hash(tuple(words[start : start + WORDS]))

@@ -1,0 +1,128 @@
+"""A result as a folder that PEFT, transformers and vLLM load, with the full model card: what ``prefloop export`` writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefloop.errors import ConfigError
+from prefloop.results import ABOUT, ADAPTER, Place, config_of, locate, open_policies, origin_of, require_model
+from prefloop.runtime import Runtime, environment
+from prefloop.store import MANIFEST, write_json
+
+if TYPE_CHECKING:
+    from prefloop.report.card import Evaluation
+
+_KEPT = ("adapter_config.json", ADAPTER, "head.json", "head.safetensors", "reward.json")
+
+
+def export(reference: str, folder: Path, merge: bool = False, model: str | None = None) -> Path:
+    """Write a trained result and its card to a new folder, complete or not at all; returns the folder.
+
+    With ``merge`` it holds the whole model in the backbone's floating-point type instead of an adapter. ``model`` names the backbone where
+    its name of then no longer leads to it. Raises ``ConfigError`` for what cannot be exported, ``ModelError`` for what is no result.
+    """
+    place = locate(reference)
+    if place.folder is None:
+        raise ConfigError(f"'{reference}' is the bare model: nothing in it was trained here")
+    if not (place.folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"'{reference}' is no artifact of a run ({MANIFEST} is missing): there is nothing to say about it"
+        )
+    if merge and (place.folder / "reward.json").is_file():
+        raise ConfigError("--merge: a reward model is an adapter and a head, which no plain model has a place for")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"'{folder}' exists already: name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    draft.mkdir()
+    try:
+        _write(place, draft, merge, model)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _write(place: Place, draft: Path, merge: bool, model: str | None) -> None:
+    from prefloop.report.card import Exported, licence, lineage, model_card
+
+    source = place.folder
+    assert source is not None
+    manifest: dict[str, Any] = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    origin = origin_of(source)
+    runtime = Runtime(config_of(origin, place.name, **({"model": model} if model else {})), output=source.parent.parent)
+    require_model(runtime, {place.name: origin})
+    dtype = None
+    if merge:
+        dtype = _write_merged(place, draft, model)
+    else:
+        _write_adapter(source, manifest, draft)
+    _write_tokenizer(runtime, draft)
+    summary = place.run / "summary.json" if place.run else None
+    told = json.loads(summary.read_text(encoding="utf-8")) if summary and summary.is_file() else {}
+    about = Exported(
+        evaluation_of(place, manifest), told.get("disclosure", []), environment()["versions"], merged=dtype
+    )
+    text = model_card(source, manifest, lineage(source.parent, manifest), licence(runtime.model_folder), about)
+    (draft / "README.md").write_text(text, encoding="utf-8")
+
+
+def evaluation_of(place: Place, manifest: dict[str, Any]) -> Evaluation | None:
+    """The run's final comparison, when it was of this very artifact."""
+    from prefloop.report.card import Evaluation, lineage
+
+    judge = place.run / "artifacts" / "judge" / MANIFEST if place.run else None
+    if judge is None or not judge.is_file() or place.folder is None:
+        return None
+    judged = json.loads(judge.read_text(encoding="utf-8"))
+    for made in lineage(judge.resolve().parent.parent, judged):
+        if made["stage"] == f"respond-{place.slot}" and made["inputs"].get(str(place.slot)) == manifest["key"]:
+            return Evaluation(judged["metrics"], made.get("reads", {}).get("prompts", "the evaluation prompts"))
+    return None
+
+
+def _write_adapter(source: Path, manifest: dict[str, Any], draft: Path) -> None:
+    names = [n for n in manifest["files"] if Path(n).name in _KEPT and not n.startswith("value/")]
+    for name in names:
+        (draft / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, draft / name)
+    identity = {k: manifest["identity"][k] for k in ("backbone", "generation") if k in manifest["identity"]}
+    write_json(
+        draft / ABOUT,
+        {
+            "stage": manifest["stage"],
+            "key": manifest["key"],
+            "identity": identity,
+            "files": {n: manifest["files"][n] for n in names},
+        },
+    )
+
+
+def _write_merged(place: Place, draft: Path, model: str | None) -> str:
+    """Whole weights under their checkpoint names, and the model's configuration without its quantisation; returns their type."""
+    from prefloop.models.merge import save_merged
+
+    opened = open_policies([place.folder or ""], model=model)
+    backbone = opened.runtime.backbone
+    save_merged(backbone.causal_lm, next(iter(opened.roles.values())), draft, backbone.compute_dtype)
+    dtype = str(backbone.compute_dtype).removeprefix("torch.")
+    config = json.loads((backbone.folder / "config.json").read_text(encoding="utf-8"))
+    for name in ("quantization_config", "torch_dtype", "auto_map"):
+        config.pop(name, None)
+    write_json(draft / "config.json", config | {"dtype": dtype})
+    if (backbone.folder / "generation_config.json").is_file():
+        shutil.copyfile(backbone.folder / "generation_config.json", draft / "generation_config.json")
+    return dtype
+
+
+def _write_tokenizer(runtime: Runtime, draft: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from prefloop.data.chat import ChatFormat
+
+    tokenizer = AutoTokenizer.from_pretrained(runtime.model_folder)
+    ChatFormat.load(tokenizer, runtime.backbone_config.chat_template).tokenizer.save_pretrained(draft)

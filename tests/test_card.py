@@ -1,0 +1,205 @@
+"""Model cards of adapters, and exported folders: parsed and loaded by the tools that they are for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from loop_run import write_config
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.rlhf import compose
+from prefloop.cli import _main, guarded
+from prefloop.data.packing import Document
+from prefloop.errors import ConfigError
+from prefloop.export import export
+from prefloop.labels.scoring import open_reward
+from prefloop.models.merge import save_merged
+from prefloop.pipeline import Pipeline
+from prefloop.report.card import lineage, model_card
+from prefloop.results import open_policies, policy_of
+from prefloop.runtime import Runtime
+from prefloop.settings import load
+
+IDS = torch.arange(9, 40)[None]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A finished run with sft, reward, dpo and their comparison."""
+    folder = tmp_path_factory.mktemp("card")
+    backbone = {"model": str(tiny_folder), "precision": "fp32", "max_length": 256, "chat_template": "chatml"}
+    backbone["adapter"] = {"r": 4, "alpha": 8}
+    more = {"generation": {"max_new_tokens": 60, "temperature": 1.0}, "notes": ["Scores see <words> only."]}
+    path = write_config(folder, tiny_folder, backbone=backbone, algo="dpo", **more)
+    config = load(path)
+    config.label.annotators[1].name = "b|`x`"
+    runtime = Runtime(config.backbone, config.generation, "transformers", 0, config.output)
+    Pipeline(compose(config), runtime, config.notes).run(config.output / "t", algo="dpo")
+    return config.output / "t"
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(f"{run}:dpo", tmp_path_factory.mktemp("out") / "adapter")
+
+
+def tables(card: str) -> Iterator[list[str]]:
+    """Rows of cells."""
+    for line in card.splitlines():
+        if line.startswith("|") and "---" not in line:
+            yield [cell.strip() for cell in line.strip("|").replace("\\|", "¦").split("|")]
+
+
+def test_every_adapter_has_a_card_that_parses_and_says_where_it_comes_from(run: Path, tiny_folder: Path) -> None:
+    for slot, task in (("sft", "text-generation"), ("dpo", "text-generation"), ("reward", "text-classification")):
+        card = ModelCard.load(run / "artifacts" / slot / "README.md")
+        assert (card.data.base_model, card.data.library_name, card.data.pipeline_tag) == (
+            tiny_folder.name,
+            "peft",
+            task,
+        )
+        assert card.data.license is None and {"prefloop", "lora", slot} <= set(card.data.tags)
+        assert "README.md" in json.loads((run / "artifacts" / slot / "manifest.json").read_text())["files"]
+        assert str(tiny_folder.parent) not in card.content and str(run.parent) not in card.content
+    text = (run / "artifacts" / "dpo" / "README.md").read_text()
+    rows = {row[0]: row for row in tables(text)}
+    assert rows["sft"][2] == "demonstrations `demonstrations.jsonl`" and "rows 12" in rows["sft"][3]
+    assert rows["sample"][2] == "prompts `train.jsonl`" and "votes" in rows["label"][3] and "pairs" in rows["dpo"][3]
+    assert "reward" not in rows  # dpo learns from votes alone
+    assert rows["`optim.learning_rate`"][1] == "`0.01`" and rows["chat template"][1] == "ChatML"
+    assert rows["adapter"][1].startswith("LoRA, r 4, alpha 8, on down_proj, gate_proj")
+    assert "*simulated* annotators (`a`, `b\\|'x'`)" in text and "no person cast them" in text
+
+
+def test_a_card_of_an_artifact_is_the_same_whenever_it_is_written_and_holds_no_time(run: Path) -> None:
+    folder = (run / "artifacts" / "reward").resolve()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    later = manifest | {"seconds": 99.0, "status": "resumed"}
+    assert model_card(folder, later, lineage(folder.parent, later)) == (folder / "README.md").read_text()
+    assert [made["stage"] for made in lineage(folder.parent, manifest)] == ["sft", "sample", "label"]
+    metrics = manifest["metrics"] | {"accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75}
+    rows = {row[0]: row for row in tables(model_card(folder, manifest | {"metrics": metrics}, []))}
+    assert rows["`accuracy`"][1] == "0.5 [0.25, 0.75]" and "`accuracy_low`" not in rows
+
+
+def test_the_exported_card_holds_the_runs_comparison_and_what_it_discloses(run: Path, exported: Path) -> None:
+    card = ModelCard.load(exported / "README.md")
+    judged = json.loads((run / "artifacts" / "judge" / "manifest.json").read_text())["metrics"]["results"]["dpo"]
+    rows = {row[0]: row for row in tables(card.content[card.content.index("## Evaluation") :])}
+    gold = f"{judged['win_rate_vs_sft'] * 100:.1f} [{judged['ci_low'] * 100:.1f}, {judged['ci_high'] * 100:.1f}]"
+    assert rows["policy"][2] == "wins against SFT, gold scorer, %" and rows["dpo"][2] == gold
+    assert (
+        rows["sft"][2] == "50.0"
+        and "[" in rows["A/A"][2]
+        and "12 prompts of `eval.jsonl`, 24 responses" in card.content
+    )
+    found = {result.metric_name: result for result in card.data.eval_results}
+    assert found["wins against SFT, gold scorer"].metric_value == round(judged["win_rate_vs_sft"], 4)
+    assert found["wins against SFT, gold scorer"].dataset_name == "eval.jsonl"
+    assert "- Scores see &lt;words> only." in card.content and "Simulated annotators voted" in card.content
+    assert "--max-lora-rank 8" in card.content and f"torch {torch.__version__}" in card.content
+
+
+def test_a_comparison_of_another_adapter_is_not_claimed(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    other = tmp_path / "other"
+    (other / "artifacts").mkdir(parents=True)
+    (other / "artifacts" / "dpo").symlink_to((run / "artifacts" / "sft").resolve())
+    (other / "artifacts" / "judge").symlink_to((run / "artifacts" / "judge").resolve())
+    card = ModelCard.load(export(f"{other}:dpo", tmp_path / "out") / "README.md")
+    assert "the run has not compared this very adapter" in card.content and card.data.eval_results is None
+
+
+def test_peft_loads_the_exported_adapter_with_identical_logits_and_its_chat_template(
+    run: Path, exported: Path, tiny_folder: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    own = PeftModel.from_pretrained(base, run / "artifacts" / "dpo")
+    with torch.no_grad():
+        expected = own(IDS).logits
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    with torch.no_grad():
+        plain = fresh(IDS).logits
+        found = PeftModel.from_pretrained(fresh, exported)(IDS).logits
+    assert torch.equal(found, expected) and (found - plain).abs().max() > 1e-3
+    opened = open_policies([f"{run}:dpo"])
+    with opened.runtime.backbone.role(next(iter(opened.roles.values()))):
+        ours = opened.runtime.backbone.causal_lm(IDS).logits
+    torch.testing.assert_close(found, ours, atol=1e-4, rtol=1e-4)
+    talk = [{"role": "user", "content": "hi"}]
+    theirs = AutoTokenizer.from_pretrained(exported).apply_chat_template(
+        talk, tokenize=False, add_generation_prompt=True
+    )
+    assert theirs == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_an_exported_folder_is_a_reference_that_knows_its_backbone(run: Path, exported: Path) -> None:
+    there, here = policy_of(exported), policy_of(f"{run}:dpo")
+    assert (there.key, there.origin, there.generation) == (here.key, here.origin, here.generation)
+    open_policies([exported, f"{run}:sft"])  # fits beside the run's others
+    assert not (exported / "events.jsonl").exists() and str(run.parent) not in (exported / "prefloop.json").read_text()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_merged_weights_are_a_model_that_transformers_loads_by_itself(
+    run: Path, tmp_path: Path, tiny_folder: Path, precision: str
+) -> None:
+    if precision == "fp32":
+        folder = export(f"{run}:dpo", tmp_path / "whole", merge=True)
+        opened = open_policies([f"{run}:dpo"])
+    else:
+        from runs import make_run
+
+        nf4 = make_run(tmp_path, "nf4", tiny_folder, slots=("sft",), precision="nf4")
+        folder = export(f"{nf4}:sft", tmp_path / "whole", merge=True)
+        opened = open_policies([f"{nf4}:sft"])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    with torch.no_grad():
+        found = model(IDS).logits
+    with opened.runtime.backbone.role(next(iter(opened.roles.values()))):
+        ours = opened.runtime.backbone.causal_lm(IDS).logits
+    tolerance = 1e-4 if found.dtype == torch.float32 else 0.2
+    torch.testing.assert_close(found.float(), ours.float(), atol=tolerance, rtol=tolerance)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers" and "lora" not in card.data.tags
+    assert not (folder / "adapter_config.json").exists() and (folder / "tokenizer_config.json").is_file()
+
+
+def test_large_models_are_written_in_shards(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    backbone = open_policies([f"{run}:base"]).runtime.backbone
+    save_merged(backbone.causal_lm, None, tmp_path, torch.float32, shard_bytes=100_000)
+    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(names) > 2 and names[0] == f"model-00001-of-{len(names):05d}.safetensors"
+    with torch.no_grad():
+        found, expected = (
+            AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32)(IDS).logits for f in (tmp_path, tiny_folder)
+        )
+    assert torch.equal(found, expected)
+
+
+def test_an_exported_reward_model_scores_as_the_runs_own(run: Path, tmp_path: Path) -> None:
+    assert guarded(_main, ["export", f"{run}:reward", str(tmp_path / "judge")]) == 0
+    document = [Document(list(range(9, 20)), [[30, 31], [40]], [0, 1])]
+    assert open_reward(tmp_path / "judge").score(document) == open_reward(run).score(document)
+    assert "open_reward" in ModelCard.load(tmp_path / "judge" / "README.md").content
+
+
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(run: Path, exported: Path, tmp_path: Path) -> None:
+    for reference, merge, said in (
+        (f"{run}:base", False, "nothing in it was trained"),
+        (str(exported), False, "is no artifact of a run"),
+        (f"{run}:reward", True, "no plain model has a place for"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            export(reference, tmp_path / "x", merge)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    with pytest.raises(ConfigError, match="exists already"):
+        export(f"{run}:dpo", tmp_path / "full")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]

@@ -1,0 +1,61 @@
+"""Evaluation prompts that stand in the training set are found, counted and named."""
+
+from __future__ import annotations
+
+from prefloop.data.overlap import Match, overlap
+from prefloop.records import Message, Prompt
+
+LONG = (
+    "please write a short and polite letter to my landlord about the heating that has not worked since monday morning"
+)
+
+
+def prompt(id: str, *turns: str) -> Prompt:
+    roles = ("user", "assistant")
+    return Prompt(id, [Message(roles[i % 2], text) for i, text in enumerate(turns)])  # type: ignore[arg-type]
+
+
+def test_the_same_prompt_is_found_whatever_its_case_blanks_and_marks() -> None:
+    found = overlap(
+        [prompt("t0", "Other"), prompt("t1", "What's the capital -- of France?")],
+        [prompt("e", "what s THE capital\nof france")],
+    )
+    assert found.matches == [Match("e", "t1", "prompt")] and found.ids == {"e"}
+
+
+def test_the_last_turn_counts_under_another_conversation_unless_it_is_short() -> None:
+    train = [prompt("t", "Hello", "Hi!", "How do I bake a plain cake?", "Well", "go on")]
+    assert overlap(train[:0], [prompt("e", "x")]).matches == []
+    asked = [prompt("a", "How do I bake a plain cake?"), prompt("b", "Tell me", "About?", "go on")]
+    train.append(prompt("u", "Good day", "Hi", "How do I bake a plain cake?"))
+    assert overlap(train, asked).matches == [Match("a", "u", "last turn")]
+
+
+def test_half_of_the_13_grams_make_a_match_and_a_shared_instruction_does_not() -> None:
+    inside = prompt("inside", LONG)
+    frame = prompt(
+        "frame",
+        LONG
+        + " and now comes a question of my own that is quite another one, longer than all that stood before it here",
+    )
+    found = overlap([prompt("t", "So, " + LONG + " thank you")], [inside, frame])
+    assert found.matches == [Match("inside", "t", "13-gram")]
+
+
+def test_words_of_the_assistant_are_no_prompt() -> None:
+    assert overlap([prompt("t", "Hi", LONG, "And so?")], [prompt("e", LONG)]).matches == []
+
+
+def test_the_strongest_kind_is_named_and_counts_add_up() -> None:
+    found = overlap(
+        [prompt("t0", "Now: " + LONG), prompt("t1", LONG)], [prompt("e", LONG), prompt("f", "quite another question")]
+    )
+    assert found.matches == [Match("e", "t1", "prompt")]
+    assert found.to_dict() == {
+        "prompts": 2,
+        "overlapping": 1,
+        "kinds": {"prompt": 1, "last turn": 0, "13-gram": 0},
+        "matches": [{"id": "e", "train_id": "t1", "kind": "prompt"}],
+    }
+    assert found.describe() == "1 of 2 prompts overlap the training set (1 by prompt): e (as t1)"
+    assert overlap([], [prompt("e", "x")]).describe() == "none of 1 prompts is in the training set"
