@@ -10,7 +10,15 @@ import torch
 from judge_endpoint import PROMPT
 from tiny import plain, tiny_model, tiny_tokenizer
 
-from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
+from prefloop.config import (
+    AdapterConfig,
+    BackboneConfig,
+    DataConfig,
+    JudgeConfig,
+    LabelConfig,
+    OptimConfig,
+    RewardConfig,
+)
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.data.sources import write_jsonl
@@ -21,7 +29,6 @@ from prefloop.judging.forms import Grading, Pairwise
 from prefloop.judging.judges import prepare
 from prefloop.judging.language_model import ModelJudge
 from prefloop.judging.local import LocalModel
-from prefloop.config import JudgeConfig
 from prefloop.judging.specs import open_grader, open_judge
 from prefloop.models.reward import Reward
 from prefloop.records import Comparison, Message, Prompt, Response, Vote

@@ -3,10 +3,10 @@
 import pytest
 from judge_endpoint import PROMPT, completion, endpoint_fixture  # noqa: F401
 
+from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.judges import BothOrders, ScoreJudge, prepare
-from prefloop.config import JudgeConfig
 from prefloop.judging.specs import open_grader, open_judge
 from prefloop.judging.usage import Usage
 from prefloop.records import Prompt

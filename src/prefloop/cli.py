@@ -19,8 +19,8 @@ import tyro
 
 from prefloop.commands.bench import Bench
 from prefloop.commands.chat import Chat
-from prefloop.commands.judge import Calibrate, Compare
 from prefloop.commands.export import Export
+from prefloop.commands.judge import Calibrate, Compare
 from prefloop.commands.label import Label
 from prefloop.commands.reward import Reward
 from prefloop.errors import PrefloopError
