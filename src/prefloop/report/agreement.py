@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefloop.labels.agreement import Agreement, Disputed, Position
 from prefloop.labels.show import alpha_line, flags, position_line
-from prefloop.report.inputs import Summary
+from prefloop.report.schema import Summary
 from prefloop.report.page import MISSING, Cell, decimal, percent
 
 _MOST_PEOPLE = 40

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from prefloop.report import plots
-from prefloop.report.inputs import Curve, Summary, number
+from prefloop.report.inputs import Curve, number
 from prefloop.report.page import decimal, stage_label
 from prefloop.report.plots import Plot
+from prefloop.report.schema import Summary
 
 _CURVES = (
     ("reward_mean", "proxy reward (reward-model score)", 1, 1.0),

@@ -19,7 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from prefloop.report.inputs import BASELINE, Curve, Estimate
+from prefloop.report.inputs import Curve
+from prefloop.report.schema import BASELINE, Estimate
 from prefloop.report.page import decimal, interval, label, percent
 
 INK, MUTED, RULE, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
@@ -207,6 +208,7 @@ def short(text: str) -> str:
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an inline ``<svg>``: no prolog, no metadata, ids of its own, the colours of the page."""
+    name = re.sub(r"[^\w-]", lambda odd: f"_{ord(odd[0]):x}_", name)  # a stage's name may hold quotes and tags
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the page's font will have it
