@@ -43,7 +43,7 @@ def section(bench: Bench | None) -> Section | None:
     rows = [
         TaskRow(
             name, task.metric + ("" if task.higher_is_better is not False else ", lower is better"),
-            [_score(task.adapters.get(adapter)) for adapter in adapters],
+            [score_cell(task.adapters.get(adapter)) for adapter in adapters],
             [_difference(task, adapter) for adapter in changed],
         )
         for name, task in bench.tasks.items()
@@ -55,13 +55,16 @@ def section(bench: Bench | None) -> Section | None:
         f"{verdicts.count('better')} better."
     )
     said = {name: metric(value) for name, value in settings(bench.settings).items()}
-    return Section([label(name) for name in adapters], [label(name) for name in changed], rows, note if verdicts else "", said)
+    return Section(
+        [label(name) for name in adapters], [label(name) for name in changed], rows, note if verdicts else "", said
+    )
 
 
-def _score(score: Score | None) -> tuple[str, str]:
+def score_cell(score: Score | None) -> tuple[str, str]:
+    """A score and its standard error as text."""
     if score is None:
         return MISSING, ""
-    return decimal(score.value, 4), "" if score.stderr is None else f"± {decimal(score.stderr, 4)}"
+    return _number(score.value), "" if score.stderr is None else f"± {_number(score.stderr, score.value)}"
 
 
 def _difference(task: Task, adapter: str) -> Difference:
@@ -73,5 +76,11 @@ def _difference(task: Task, adapter: str) -> Difference:
         verdict = ""
     else:
         verdict = "better" if (found.value > 0) == (task.higher_is_better is not False) else "worse"
-    error = "" if found.stderr is None else f"± {decimal(found.stderr, 4)}"
-    return Difference(sign + decimal(found.value, 4), error, verdict)
+    error = "" if found.stderr is None else f"± {_number(found.stderr, found.value)}"
+    return Difference(sign + _number(found.value), error, verdict)
+
+
+def _number(value: float | None, scale: float | None = None) -> str:
+    """Four decimals for shares, two for what is larger; an error has the decimals of its number."""
+    size = abs(value or 0.0) if scale is None else abs(scale)
+    return decimal(value, 2 if size >= 1.5 else 4)

@@ -87,28 +87,42 @@ def section(run_dir: Path | None, summary: Summary) -> Section | None:
 
 def _from_artifacts(run_dir: Path, summary: Summary) -> tuple[list[Conversation], int, int]:
     """Conversations, responses a prompt, prompts in all; policies without responses of this very run are left out."""
-    graded = {row.get("id"): row.get("gold") for row in read_rows(artifact_file(run_dir, summary, "judge", "scores.jsonl"))}
-    by_policy = {}
-    for policy in summary.results:
-        rows = list(read_rows(artifact_file(run_dir, summary, f"respond-{policy}", "responses.jsonl")))
-        if rows:
-            by_policy[policy] = {str(row.get("id")): row for row in rows}
-    if not by_policy:
-        return [], 1, 0
-    first = next(iter(by_policy.values()))
-    found, per_prompt = [], 1
-    for id, row in list(first.items())[:MOST_PROMPTS]:
-        answers = []
-        for policy, rows in by_policy.items():
-            responses = rows.get(id, {}).get("responses")
-            if isinstance(responses, list) and responses and isinstance(responses[0], dict):
-                per_prompt = max(per_prompt, len(responses))
-                gold = graded.get(id)
-                mine = gold.get(policy) if isinstance(gold, dict) else None
-                known = {"gold": mine[0]} if isinstance(mine, list) and mine else {}
-                answers.append(_answer(policy, known | responses[0]))
-        found.append(Conversation(id, _turns(row.get("prompt")), answers))
-    return found, per_prompt, len(first)
+    gold = {
+        str(row.get("id")): row.get("gold")
+        for row in read_rows(artifact_file(run_dir, summary, "judge", "scores.jsonl"))
+    }
+    files = {
+        policy: artifact_file(run_dir, summary, f"respond-{policy}", "responses.jsonl") for policy in summary.results
+    }
+    rows = {policy: {str(row.get("id")): row for row in read_rows(file)} for policy, file in files.items()}
+    prompts = next((known for known in rows.values() if known), {})
+    found = [
+        Conversation(
+            id,
+            _turns(row.get("prompt")),
+            [
+                _answer(policy, _first(_item(gold.get(id), policy), "gold") | responses[0])
+                for policy, known in rows.items()
+                if (responses := _responses(known.get(id)))
+            ],
+        )
+        for id, row in list(prompts.items())[:MOST_PROMPTS]
+    ]
+    return found, max((len(_responses(row)) for row in prompts.values()), default=1), len(prompts)
+
+
+def _responses(row: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    found = _item(row, "responses")
+    return [response for response in found if isinstance(response, dict)] if isinstance(found, list) else []
+
+
+def _item(found: Any, name: str) -> Any:
+    return found.get(name) if isinstance(found, Mapping) else None
+
+
+def _first(values: Any, name: str) -> dict[str, Any]:
+    """The score of the first response under its name, where there is one."""
+    return {name: values[0]} if isinstance(values, list) and values else {}
 
 
 def _from_summary(summary: Summary) -> list[Conversation]:
@@ -152,7 +166,11 @@ def over_training(run_dir: Path | None, summary: Summary) -> list[tuple[str, lis
     for stage in summary.stages:
         slot = stage.name.partition("-")[0]
         if slot in ALGORITHMS:
-            rows = [row for row in read_rows(artifact_file(run_dir, summary, slot, "samples.jsonl", stage.name)) if "step" in row]
+            rows = [
+                row
+                for row in read_rows(artifact_file(run_dir, summary, slot, "samples.jsonl", stage.name))
+                if "step" in row
+            ]
             grown = _by_prompt(rows) or _by_step(rows)
             found += [(stage.name, grown)] if grown else []
     return found

@@ -31,8 +31,8 @@ def diagnostics(stage: str, curve: Curve) -> list[Plot]:
     fields = {
         "entropy": ("entropy (nats per token)", 1),
         "clip_fraction": ("clipped ratios (%)", 100),
-        "value_loss": ("value loss", 1),
-        "explained_variance": ("explained variance of returns", 1),
+        "value_loss": ("value loss (squared score)", 1),
+        "explained_variance": ("explained variance of returns (1: all)", 1),
         "logprob_gap": ("sampler-trainer log-prob gap (nats)", 1),
     }
     drawn = [

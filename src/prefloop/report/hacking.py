@@ -18,7 +18,7 @@ _CURVES = (
     ("kl", "KL to reference (nats per response)", 2, 1.0),
     ("length_mean", "response length (tokens)", 3, 1.0),
     ("repetition", "repeated 4-grams (%)", 4, 100.0),
-    ("reward_spread", "spread of the reward ensemble", 6, 1.0),
+    ("reward_spread", "spread of the reward ensemble (score)", 6, 1.0),
 )
 _WATCHED = {"gold": "gold against the reward", "spread": "the spread of the reward ensemble"}
 

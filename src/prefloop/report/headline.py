@@ -22,10 +22,11 @@ class Tile(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """The run in one sentence, what a reader should know before quoting it, and its figures."""
+    """The run in one sentence, what a reader should know before quoting it, and the figures of the best policy."""
 
     sentence: Markup
     cautions: list[str]
+    best: str
     tiles: list[Tile]
 
 
@@ -55,7 +56,8 @@ def headline(summary: Summary) -> Headline | None:
     wins = {name: win for name, win in wins.items() if win.value is not None}
     clauses = list(_clauses(wins, f"the {JUDGES[judge]}"))
     clauses += [] if judge == "llm" else [_control_clause(summary, judge)]
-    return Headline(Markup("; ").join(clauses) + ".", cautions(summary, judge), tiles(summary, judge, max(wins, key=lambda n: wins[n].value or 0)))
+    best = max(wins, key=lambda name: wins[name].value or 0.0)
+    return Headline(Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best))
 
 
 def _quote(win: Estimate) -> Markup:
@@ -145,25 +147,23 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     return notes
 
 
-def tiles(summary: Summary, judge: str, policy: str) -> list[Tile]:
+def tiles(summary: Summary, policy: str) -> list[Tile]:
     """The numbers of one policy that a reader looks for first: every judge, distance from SFT, time."""
     result = summary.results[policy]
     named = [(f"win rate, {text}", win_of(result, which)) for which, text in JUDGES.items()]
     named.insert(2, ("win rate, length-controlled", result.lc_win))
     found = [
-        Tile(f"{label(policy)} {text}", f"{percent(win.value)} %", interval(win, 1, 100))
-        for text, win in named
-        if win.value is not None
+        Tile(text, f"{percent(win.value)} %", interval(win, 1, 100)) for text, win in named if win.value is not None
     ]
     if result.kl is not None:
-        found.append(Tile(f"{label(policy)} KL to SFT", f"{decimal(result.kl)} nats", interval(result.kl_nats)))
+        found.append(Tile("KL to SFT", f"{decimal(result.kl)} nats", interval(result.kl_nats)))
     trained = sum(
         (stage.seconds or 0.0) + (stage.saved_seconds or 0.0)
         for stage in summary.stages
         if stage.name.partition("-")[0] == policy
     )
     if trained:
-        found.append(Tile(f"{label(policy)} training", duration(trained), ""))
+        found.append(Tile("training", duration(trained), ""))
     if summary.seconds is not None:
         spared = sum(stage.saved_seconds or 0.0 for stage in summary.stages)
         found.append(Tile("whole run", duration(summary.seconds), f"{duration(spared)} saved" if spared else ""))

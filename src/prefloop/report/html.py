@@ -8,7 +8,6 @@ and raster images (which suit neither theme nor printer).
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,18 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from prefloop.redact import tree_without_secrets
 from prefloop.report import (
-    agreement, benchmarks, conversations, hacking, overoptimisation, page, plots, results, reward_model, stages,
+    agreement,
+    benchmarks,
+    conversations,
+    hacking,
+    overoptimisation,
+    page,
+    plots,
+    results,
+    reward_model,
+    stages,
 )  # fmt: skip
 from prefloop.report import headline as headlines
 from prefloop.report.curves import POLICY_FIELDS, diagnostics, loss_plots, policy_plots, source_plots
@@ -32,8 +41,8 @@ from prefloop.report.settings import read_identities
 _HERE = Path(__file__).parent
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from the files of the run and return its path.
+def write_report(run_dir: Path, target: Path | None = None) -> Path:
+    """Write ``run_dir/report.html``, or ``target``, from the files of the run and return its path.
 
     ``summary.json`` is needed; ``events.jsonl`` gives the curves, ``artifacts`` the conversations, ``bench.json`` and
     ``reward-eval.json`` their tables. Raises ``DataError`` when the summary is missing or one of these files is not JSON
@@ -46,7 +55,7 @@ def write_report(run_dir: Path) -> Path:
         summary, curves, unreadable, run_dir=run_dir, bench=read_bench(run_dir / "bench.json"),
         reward_eval=read_reward_eval(run_dir / "reward-eval.json"),
     )  # fmt: skip
-    return write_page(run_dir / "report.html", text)
+    return write_page(target or run_dir / "report.html", text)
 
 
 def write_page(target: Path, text: str) -> Path:
@@ -156,7 +165,7 @@ def _nav(summary: Summary, results: bool, parts: Mapping[str, Any]) -> list[tupl
 def _settings(summary: Summary, run_dir: Path | None) -> str:
     """The configuration as YAML; for a summary without one, what the artifacts of the run were made from."""
     found: Mapping[str, Any] = summary.config or (read_identities(run_dir, summary) if run_dir else {})
-    return str(yaml.safe_dump(json.loads(json.dumps(found)), sort_keys=False, allow_unicode=True)) if found else ""
+    return str(yaml.safe_dump(tree_without_secrets(dict(found)), sort_keys=False, allow_unicode=True)) if found else ""
 
 
 def _overoptimisation(summary: Summary, rl: dict[str, Curve]) -> Plot | None:

@@ -54,7 +54,7 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
     finals = {policy: result for policy, result in summary.results.items() if result.kl is not None}
     panels = [
         _panel("proxy reward (reward-model score)", curve, "reward_mean", finals, lambda r: Estimate(r.reward_mean)),
-        _panel("gold score", curve, "gold_mean", finals, lambda r: r.gold),
+        _panel("gold score (mean)", curve, "gold_mean", finals, lambda r: r.gold),
     ]
     panels = [panel for panel in panels if panel.trail or len(panel.policies) > 1]
     if not panels:

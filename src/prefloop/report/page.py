@@ -7,6 +7,7 @@ from prefloop.report.inputs import Curve
 from prefloop.report.schema import Estimate, Summary
 
 MISSING = "\N{EN DASH}"
+_GLUE = "\N{NO-BREAK SPACE}"
 _INITIALS = {"sft", "ppo", "dpo", "ipo", "kto", "orpo", "cpo", "grpo", "rloo", "simpo"}
 
 
@@ -73,14 +74,15 @@ def interval(estimate: Estimate, digits: int = 2, scale: float = 1.0) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``8.3 s``, ``1 min 11 s``, ``2 h 05 min``."""
+    """``8.3 s``, ``1 min 11 s``, ``2 h 05 min``; the parts do not break over lines."""
     if seconds is None:
         return MISSING
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{_GLUE}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    parts = (hours, "h", f"{minutes_left:02d}", "min") if hours else (minutes, "min", f"{rest:02d}", "s")
+    return _GLUE.join(map(str, parts))
 
 
 def metric(value: Any) -> str:

@@ -8,38 +8,43 @@ from prefloop.report.headline import JUDGES, control_of, win_of
 from prefloop.report.inputs import number
 from prefloop.report.page import MISSING, Cell, Column, Row, decimal, interval, label, percent
 from prefloop.report.plots import Plot
-from prefloop.report.schema import Estimate, PolicyResult, Rating, Summary
+from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Rating, Summary
 
 CONTROL = "A/A control"
 
 
+COLUMNS = [
+    Column("Gold score", "mean"),
+    Column("Win rate vs SFT", "%, gold scorer"),
+    Column("Win rate vs SFT", "%, LLM judge"),
+    Column("Length-controlled", "%, LLM judge"),
+    Column("Win rate vs SFT", "%, reward model"),
+    Column("KL to reference", "nats"),
+    Column("Length", "words", False),
+    Column("Under 5 words", "%", False),
+    Column("Finished", "%", False),
+]
+
+
 def results_table(summary: Summary) -> tuple[list[Column], list[Row]]:
     """Columns that hold at least one number, and a row for every policy and the A/A control."""
-    columns = [
-        Column("Gold score", "mean"),
-        Column("Win rate vs SFT", "%, gold scorer"),
-        Column("Win rate vs SFT", "%, LLM judge"),
-        Column("Length-controlled", "%, LLM judge"),
-        Column("Sign test", "p", False),
-        Column("Orders disagree", "%, LLM judge", False),
-        Column("Win rate vs SFT", "%, reward model"),
-        Column("KL to reference", "nats"),
-        Column("Length", "words", False),
-        Column("Under 5 words", "%", False),
-        Column("Finished", "%", False),
-    ]
     counts = {_count(result) for result in summary.results.values()}
     rows = [
-        Row(label(name), _cells(result), _count(result) if len(counts) > 1 else "")
+        Row(label(name), cells(result), _count(result) if len(counts) > 1 else "")
         for name, result in summary.results.items()
     ]
     control = summary.control
     if rows and any(reading.value is not None for reading in (control.gold.win, control.reward.win)):
-        cells = [Cell(MISSING)] * len(columns)
-        cells[1], cells[6] = _rate(control.gold.win), _rate(control.reward.win)
-        rows.append(Row(CONTROL, cells, "SFT against SFT"))
-    kept = [i for i in range(len(columns)) if any(row.cells[i].value != MISSING for row in rows)]
-    return [columns[i] for i in kept], [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
+        found = [Cell(MISSING)] * len(COLUMNS)
+        found[1], found[4] = _rate(control.gold.win), _rate(control.reward.win)
+        rows.append(Row(CONTROL, found, "SFT against SFT"))
+    return filled(rows)
+
+
+def filled(rows: list[Row]) -> tuple[list[Column], list[Row]]:
+    """The columns that hold at least one number, and the rows without the others."""
+    kept = [i for i in range(len(COLUMNS)) if any(row.cells[i].value != MISSING for row in rows)]
+    return [COLUMNS[i] for i in kept], [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
 
 
 def shared_count(summary: Summary) -> str:
@@ -53,14 +58,13 @@ def _count(result: PolicyResult) -> str:
     return ", ".join(f"{count:,} {noun}" for count, noun in counts if count is not None)
 
 
-def _cells(result: PolicyResult) -> list[Cell]:
+def cells(result: PolicyResult) -> list[Cell]:
+    """A cell for each of ``COLUMNS``."""
     return [
         Cell(decimal(result.gold.value, 3), interval(result.gold, 3)),
         _rate(result.win),
         _rate(result.llm_win),
         _rate(result.lc_win),
-        Cell(MISSING if result.sign_test_p is None else f"{result.sign_test_p:.2g}"),
-        Cell(percent(result.llm_disagreement)),
         _rate(result.reward_win),
         Cell(decimal(result.kl_nats.value), interval(result.kl_nats)),
         Cell(decimal(result.length_mean, 1)),
@@ -74,16 +78,16 @@ def _rate(win: Estimate) -> Cell:
 
 
 def forests(summary: Summary) -> list[Plot]:
-    """Win rates against SFT, a plot for each judge."""
-    drawn = (
-        plots.forest(
-            f"forest-{judge}",
-            text,
-            {name: win_of(result, judge) for name, result in summary.results.items()},
-            control_of(summary, judge),
-        )
-        for judge, text in JUDGES.items()
-    )
+    """Win rates against SFT with the A/A control under them, a plot for each judge."""
+    series, drawn = plots.colours(list(summary.results)), []
+    for judge, text in JUDGES.items():
+        rows = [
+            (label(name), win_of(result, judge), series[name])
+            for name, result in summary.results.items()
+            if name != BASELINE
+        ]
+        if any(win.value is not None for _, win, _ in rows):
+            drawn.append(plots.forest(f"forest-{judge}", text, [*rows, (CONTROL, control_of(summary, judge), 0)]))
     return [plot for plot in drawn if plot]
 
 
@@ -134,6 +138,21 @@ def _matrix_cell(win: Estimate) -> MatrixCell:
 
 def judging(summary: Summary) -> list[tuple[str, str]]:
     """What asking the LLM judge took and how it behaved, as names and values."""
+    return _asked(summary) + [
+        (f"{label(name)}: {text}", value)
+        for name, result in summary.results.items()
+        for text, value in (
+            ("sign test against SFT", "" if result.sign_test_p is None else f"p = {result.sign_test_p:.2g}"),
+            (
+                "the two orders disagree",
+                "" if result.llm_disagreement is None else f"{percent(result.llm_disagreement)} %",
+            ),
+        )
+        if value
+    ]
+
+
+def _asked(summary: Summary) -> list[tuple[str, str]]:
     found = summary.judging
     tokens = [
         f"{count:,} {kind}"
@@ -164,4 +183,6 @@ def _position(found: Any) -> str:
         share = next((v for v in (number(found, "share"), number(found, "rate")) if v is not None), None)
     if share is None:
         return ""
-    return f"{percent(share)} % {interval(Estimate(share, number(found, 'low'), number(found, 'high')), 1, 100)}".strip()
+    return (
+        f"{percent(share)} % {interval(Estimate(share, number(found, 'low'), number(found, 'high')), 1, 100)}".strip()
+    )

@@ -41,15 +41,24 @@ class Section(NamedTuple):
 
 def section(summary: Summary, measured: Mapping[str, PairTest]) -> Section | None:
     """Held-out figures of the run, its reward tests, and what ``prefloop reward eval`` measured; ``None`` without any."""
-    tests = _tests(summary) | dict(measured)
+    tests = tests_of(summary) | dict(measured)
     figures = _figures(summary)
     if not figures and not tests:
         return None
     rows = [row for name, test in tests.items() for row in _rows(name, test)]
     parts = list(dict.fromkeys(part for test in tests.values() for part in _lengths(test)))
-    by_length = [(name, [_part(_lengths(test).get(part)) for part in parts]) for name, test in tests.items() if _lengths(test)]
+    by_length = [
+        (stem(name), [_part(_lengths(test).get(part)) for part in parts])
+        for name, test in tests.items()
+        if _lengths(test)
+    ]
     drawn = [_calibration(f"calibration-{i}", name, test) for i, (name, test) in enumerate(tests.items())]
     return Section(figures, rows, parts, by_length, [plot for plot in drawn if plot])
+
+
+def stem(file: str) -> str:
+    """The name of a file of rows without its endings."""
+    return file.removesuffix(".gz").removesuffix(".jsonl")
 
 
 def _figures(summary: Summary) -> list[tuple[str, str]]:
@@ -77,21 +86,23 @@ def _is_test(stage: StageRun) -> bool:
     return stage.name.startswith("reward-test")
 
 
-def _tests(summary: Summary) -> dict[str, PairTest]:
+def tests_of(summary: Summary) -> dict[str, PairTest]:
     """What the stage reward-test measured; the last round's."""
     stages = [stage for stage in summary.stages if _is_test(stage) and isinstance(stage.metrics.get("tests"), dict)]
     return {name: PairTest.model_validate(test) for name, test in stages[-1].metrics["tests"].items()} if stages else {}
 
 
 def _rows(name: str, test: PairTest) -> list[TestRow]:
-    subsets = [(part, PairTest.model_validate(found)) for part, found in test.subsets.items() if isinstance(found, dict)]
+    subsets = [
+        (part, PairTest.model_validate(found)) for part, found in test.subsets.items() if isinstance(found, dict)
+    ]
     return [_row(name, test, False), *(_row(part, found, True) for part, found in subsets)]
 
 
 def _row(name: str, test: PairTest, subset: bool) -> TestRow:
     longer = number(test.length, "always the longer")
     return TestRow(
-        name.removesuffix(".gz").removesuffix(".jsonl"),
+        stem(name),
         subset,
         MISSING if test.pairs is None else f"{test.pairs:,}",
         Cell(percent(test.accuracy), interval(test.right, 1, 100)),
@@ -124,9 +135,11 @@ def _calibration(name: str, test_name: str, test: PairTest) -> Plot | None:
         figure, [axes] = plots.blank(3.6, 3.1)
         axes.plot([100 * start, 100], [100 * start, 100], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
-            "calibrated", (97, 97), xytext=(-2, -11), textcoords="offset points", ha="right", color=MUTED, fontsize=8
+            "calibrated", (75, 75), xytext=(-5, 5), textcoords="offset points", ha="right", color=MUTED, fontsize=8
         )
-        axes.plot([100 * p for p, _, _ in points], [100 * share for _, share, _ in points], color=SERIES[1], linewidth=1)
+        axes.plot(
+            [100 * p for p, _, _ in points], [100 * share for _, share, _ in points], color=SERIES[1], linewidth=1
+        )
         axes.scatter(
             [100 * p for p, _, _ in points], [100 * share for _, share, _ in points],
             s=[16 + 60 * n / most for _, _, n in points], color=SERIES[1], edgecolor=PAPER, linewidth=1, zorder=3,
@@ -136,10 +149,20 @@ def _calibration(name: str, test_name: str, test: PairTest) -> Plot | None:
         axes.set_ylim(min(100 * start, 100 * min(share for _, share, _ in points)) - 2, 102)
         axes.xaxis.set_major_locator(MultipleLocator(10 if start else 20))
         axes.yaxis.set_major_locator(MultipleLocator(20))
-        plots.axis_labels(axes, "stated probability of the preferred response (%)", "pairs on which the model is right (%)")
+        plots.axis_labels(
+            axes, "stated probability of the preferred response (%)", "pairs on which the model is right (%)"
+        )
         axes.tick_params(colors=INK, labelcolor=MUTED)
-        stem = test_name.removesuffix(".gz").removesuffix(".jsonl")
         read = "; ".join(f"{100 * p:.0f} %: {100 * share:.0f} %" for p, share, _ in points)
-        errors = [f"{text} {percent(value)} %" for text, value in (("before temperature", test.ece_raw), ("after", test.ece)) if value is not None]
-        caption = f"{stem}. Larger points stand for more pairs." + (f" Calibration error: {', '.join(errors)}." if errors else "")
-        return Plot(plots.to_svg(figure, name, f"Calibration on {stem}, right by stated probability: {read}"), caption)
+        errors = [
+            f"{text} {percent(value)} %"
+            for text, value in (("before temperature", test.ece_raw), ("after", test.ece))
+            if value is not None
+        ]
+        caption = f"{stem(test_name)}. Larger points stand for more pairs." + (
+            f" Calibration error: {', '.join(errors)}." if errors else ""
+        )
+        return Plot(
+            plots.to_svg(figure, name, f"Calibration on {stem(test_name)}, right by stated probability: {read}"),
+            caption,
+        )

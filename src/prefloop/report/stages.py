@@ -43,7 +43,11 @@ def _box(stage: StageRun) -> Box:
     status = stage.status if stage.status in _STATUSES else "other"
     time = duration(stage.seconds)
     if stage.saved_seconds:
-        time = f"{duration(stage.saved_seconds)} saved" if status == "reused" else f"{time}, {duration(stage.saved_seconds)} saved"
+        time = (
+            f"saved {duration(stage.saved_seconds)}"
+            if status == "reused"
+            else f"{time}, saved {duration(stage.saved_seconds)}"
+        )
     return Box(stage_label(stage.name), status, stage.status, time, _figure(stage))
 
 
