@@ -48,7 +48,9 @@ def test_the_configuration_in_the_summary_holds_no_secret(tmp_path: Path) -> Non
     config.generation.server = "http://user:hunter2@host:8000/v1?key=abc"
     config.ppo.rewards = {"http://u:hunter2@host/score": 1.0}
     kept = told(tmp_path, config)
-    assert kept["generation"]["server"] == "http://host:8000/v1" and kept["ppo"]["rewards"] == {"http://host/score": 1.0}
+    assert kept["generation"]["server"] == "http://host:8000/v1" and kept["ppo"]["rewards"] == {
+        "http://host/score": 1.0
+    }
     for path in (tmp_path / "runs" / "demo").glob("*.*"):
         assert b"hunter2" not in path.read_bytes()
 

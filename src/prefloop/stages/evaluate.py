@@ -166,6 +166,7 @@ class Compare(Stage):
         }
         metrics: dict[str, Any] = {"results": results, "control": control, "samples": self._samples(answers)}
         if "gold" in base:
+            self._keep_gold(work, answers)
             metrics["pearson_gold"] = _pearson(base["reward"], base["gold"])
         return metrics
 
@@ -260,6 +261,11 @@ class Compare(Stage):
             "llm_ci_high": found.high,
             "llm_disagreement": judge.n_disagreed / max(1, judge.n_asked),
         }
+
+    def _keep_gold(self, work: Work, answers: Mapping[str, Any]) -> None:
+        """Write the gold score of every response, by prompt and policy: the report sorts conversations by them."""
+        rows = ({"id": i, "gold": {p: answers[p]["gold"][i] for p in self.policies}} for i in answers[BASELINE]["gold"])
+        write_rows(work.folder / "scores.jsonl", rows)
 
     def _samples(self, answers: Mapping[str, Any], count: int = 6) -> list[dict[str, Any]]:
         """The first answer of every policy to a few prompts, evenly spaced over the file."""
