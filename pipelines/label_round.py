@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> None:
     stages = [SFT(config.sft, config.data), *votes_and_reward(config, 1, with_sft=True), *next_pairs]
     runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
     folder = config.output / f"{config.run}-round"
-    Pipeline(stages, runtime, notes=config.notes).run(folder, " ".join(["pipelines/label_round.py", *arguments]))
+    command = " ".join(["pipelines/label_round.py", *arguments])
+    Pipeline(stages, runtime, notes=config.notes).run(folder, command, config=config)
     say(f"the next pairs: {folder / 'artifacts' / 'pairs' / 'pairs.jsonl'}")
 
 

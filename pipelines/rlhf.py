@@ -67,7 +67,8 @@ def main(arguments: Sequence[str]) -> None:
 
     runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
     pipeline = Pipeline(compose(config), runtime, notes=config.notes)
-    pipeline.run(config.output / config.run, command=" ".join(["pipelines/rlhf.py", *arguments]), algo=config.algo)
+    command = " ".join(["pipelines/rlhf.py", *arguments])
+    pipeline.run(config.output / config.run, command=command, algo=config.algo, config=config)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class Page:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._ids = socket, itertools.count(1)
+        self.events: list[dict[str, Any]] = []
+        """What the browser said unasked, once a domain such as Log is enabled."""
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         id = next(self._ids)
@@ -36,6 +38,7 @@ class Page:
             if answer.get("id") == id:
                 assert "error" not in answer, answer
                 return answer["result"]
+            self.events.append(answer)
 
     def go(self, url: str) -> None:
         self.call("Page.navigate", url=url)

@@ -38,6 +38,19 @@ def test_summary_holds_stages_results_and_environment(finished: tuple[Path, str]
     assert found["environment"]["versions"]["torch"] and found["environment"]["device"]
 
 
+def test_the_report_shows_every_evaluation_prompt_with_the_gold_score_of_every_answer(
+    finished: tuple[Path, str],
+) -> None:
+    folder = finished[0].parent / "runs" / "t"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count('<article class="talk">') == 12
+    graded = [json.loads(line) for line in (folder / "artifacts" / "judge" / "scores.jsonl").read_text().splitlines()]
+    assert [len(row["gold"]["ppo"]) for row in graded] == [2] * 12
+    shown = [float(part.split('"')[0]) for part in page.split('data-policy="ppo" data-gold="')[1:]]
+    assert shown == [row["gold"]["ppo"][0] for row in graded]
+    assert "samples.jsonl" not in page and "Responses while PPO learns" in page
+
+
 def test_every_training_stage_prints_its_audit(finished: tuple[Path, str]) -> None:
     output = finished[1]
     for stage in ("sft", "reward", "ppo"):

@@ -9,7 +9,8 @@ import report_fixture
 
 from prefloop.errors import DataError
 from prefloop.report.html import render, write_report
-from prefloop.report.inputs import Summary, read_curves
+from prefloop.report.inputs import read_curves
+from prefloop.report.schema import Summary
 
 
 def write_lines(folder: Path, *lines: dict[str, Any] | str) -> Path:

@@ -23,7 +23,7 @@ from prefloop.commands.export import Export
 from prefloop.commands.judge import Calibrate, Compare
 from prefloop.commands.label import Label
 from prefloop.commands.reward import Reward
-from prefloop.errors import PrefloopError
+from prefloop.errors import ConfigError, PrefloopError
 
 
 @dataclasses.dataclass
@@ -57,16 +57,24 @@ class Check:
 
 @dataclasses.dataclass
 class Report:
-    """Write report.html of a finished run again."""
+    """Write report.html of a finished run again; with several runs, a page that compares them."""
 
-    run_folder: tyro.conf.Positional[Path]
-    """Folder of the run, such as runs/demo."""
+    run_folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, such as runs/demo."""
+    output: Path | None = None
+    """File to write; report.html in the run's folder, or compare.html beside the first run's folder, when left out."""
 
     def run(self) -> None:
         from prefloop.console import say
+        from prefloop.report.compare import write_comparison
         from prefloop.report.html import write_report
 
-        say(str(write_report(self.run_folder)))
+        if not self.run_folders:
+            raise ConfigError("report needs the folder of a run, such as runs/demo")
+        if len(self.run_folders) == 1:
+            say(str(write_report(self.run_folders[0], self.output)))
+        else:
+            say(str(write_comparison(self.run_folders, self.output)))
 
 
 @dataclasses.dataclass

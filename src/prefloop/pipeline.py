@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich import box
 from rich.table import Table
 
 from prefloop.algorithms import ALGORITHMS
+from prefloop.config import RLHFConfig
 from prefloop.console import console, duration, say
 from prefloop.errors import PrefloopError, StoreError
-from prefloop.redact import without_secrets
+from prefloop.redact import tree_without_secrets, without_secrets
 from prefloop.runtime import Runtime, environment
 from prefloop.stage import Stage
 from prefloop.store import Artifact, run_lock, write_json
@@ -110,7 +112,7 @@ class Run:
                 "metrics": {
                     k: v
                     for k, v in artifact.metrics.items()
-                    if k not in ("results", "control", "samples", "annotators")
+                    if k not in ("results", "control", "samples", "annotators", "matrix", "judging")
                 },
             }
         )
@@ -124,15 +126,19 @@ class Pipeline:
         self.runtime = runtime or Runtime()
         self.notes = list(notes)
 
-    def run(self, folder: Path | str, command: str = "", algo: str = "") -> dict[str, Any]:
+    def run(
+        self, folder: Path | str, command: str = "", algo: str = "", config: RLHFConfig | None = None
+    ) -> dict[str, Any]:
         """Run or reuse every stage, then write ``summary.json`` and ``report.html``; returns the summary.
+
+        ``config`` is what the stages were composed from; the summary keeps it without secrets.
 
         Raises ``StoreError`` when another process works on the same folder.
         """
         folder = Path(folder)
         self._preflight()
         try:
-            return self._run(folder, command, algo)
+            return self._run(folder, command, algo, config)
         except Exception as error:
             if full_disk(error):
                 raise StoreError(
@@ -158,7 +164,7 @@ class Pipeline:
         if found:
             raise type(found[0])("\n       ".join(map(str, found)))
 
-    def _run(self, folder: Path, command: str, algo: str) -> dict[str, Any]:
+    def _run(self, folder: Path, command: str, algo: str, settings: RLHFConfig | None) -> dict[str, Any]:
         from prefloop.report.html import write_report
 
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -172,7 +178,7 @@ class Pipeline:
             finally:
                 self.runtime.close()
             seconds = time.monotonic() - clock
-            summary = summarise(run, started, seconds, command, algo, self.notes)
+            summary = summarise(run, started, seconds, command, algo, self.notes, settings)
             write_json(folder / "summary.json", summary)
             report = write_report(folder)
         show(summary, report)
@@ -180,7 +186,13 @@ class Pipeline:
 
 
 def summarise(
-    run: Run, started: datetime.datetime, seconds: float, command: str, algo: str, notes: Sequence[str]
+    run: Run,
+    started: datetime.datetime,
+    seconds: float,
+    command: str,
+    algo: str,
+    notes: Sequence[str],
+    settings: RLHFConfig | None = None,
 ) -> dict[str, Any]:
     """What ``summary.json`` holds."""
     found = {slot: artifact.metrics for slot, artifact in run.artifacts.items()}
@@ -199,9 +211,11 @@ def summarise(
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "command": without_secrets(command),
+        "config": tree_without_secrets(TypeAdapter(RLHFConfig).dump_python(settings, mode="json")) if settings else {},
         "stages": run.stages,
         "results": judged.get("results", {}),
         "control": judged.get("control", {}),
+        **{name: judged[name] for name in ("matrix", "judging", "contamination") if name in judged},
         "annotators": label.get("annotators", []),
         "reward_model": reward_model,
         "disclosure": list(notes),

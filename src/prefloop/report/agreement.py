@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefloop.labels.agreement import Agreement, Disputed, Position
 from prefloop.labels.show import alpha_line, flags, position_line
-from prefloop.report.inputs import Summary
 from prefloop.report.page import MISSING, Cell, decimal, percent
+from prefloop.report.schema import Summary
 
 _MOST_PEOPLE = 40
 _MOST_FLAGGED = 5

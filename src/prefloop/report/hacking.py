@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from prefloop.report import plots
-from prefloop.report.inputs import Curve, Summary, number
+from prefloop.report.inputs import Curve, number
 from prefloop.report.page import decimal, stage_label
 from prefloop.report.plots import Plot
+from prefloop.report.schema import Summary
 
 _CURVES = (
     ("reward_mean", "proxy reward (reward-model score)", 1, 1.0),
@@ -17,7 +18,7 @@ _CURVES = (
     ("kl", "KL to reference (nats per response)", 2, 1.0),
     ("length_mean", "response length (tokens)", 3, 1.0),
     ("repetition", "repeated 4-grams (%)", 4, 100.0),
-    ("reward_spread", "spread of the reward ensemble", 6, 1.0),
+    ("reward_spread", "spread of the reward ensemble (score)", 6, 1.0),
 )
 _WATCHED = {"gold": "gold against the reward", "spread": "the spread of the reward ensemble"}
 

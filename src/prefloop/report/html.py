@@ -1,40 +1,69 @@
 """The run report: one HTML file that needs nothing else.
 
-No script, no font, no image and no style comes from outside, and a content security policy in the page forbids it, so
-that text a model wrote can neither run nor call home. Choices dropped: an interactive plotting library (megabytes of
-script for ten curves) and raster images (which suit neither theme nor printer).
+No font, no image and no style comes from outside, and a content security policy in the page forbids it and every script but
+the page's own, known by its hash: text that a model wrote can neither run nor call home. The page reads without its script
+too, which only searches and sorts. Choices dropped: an interactive plotting library (megabytes of script for ten curves)
+and raster images (which suit neither theme nor printer).
 """
 
+import base64
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from markupsafe import Markup
 
-from prefloop.report import agreement, hacking, overoptimisation, page, plots
-from prefloop.report.inputs import Curve, Summary, read_curves, read_summary
+from prefloop.redact import tree_without_secrets
+from prefloop.report import (
+    agreement,
+    benchmarks,
+    conversations,
+    hacking,
+    overoptimisation,
+    page,
+    plots,
+    results,
+    reward_model,
+    stages,
+)  # fmt: skip
+from prefloop.report import headline as headlines
+from prefloop.report.curves import POLICY_FIELDS, diagnostics, loss_plots, policy_plots, source_plots
+from prefloop.report.evaluations import Bench, PairTest
+from prefloop.report.inputs import Curve, read_bench, read_curves, read_reward_eval, read_summary
 from prefloop.report.plots import Plot
+from prefloop.report.schema import Summary
+from prefloop.report.settings import read_identities
 
 _HERE = Path(__file__).parent
-_MOST_SAMPLES = 6
-_RL_FIELDS = ("reward_mean", "kl")
-_STATUSES = ("ran", "reused", "resumed")
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from ``summary.json`` and ``events.jsonl`` and return its path.
+def write_report(run_dir: Path, target: Path | None = None) -> Path:
+    """Write ``run_dir/report.html``, or ``target``, from the files of the run and return its path.
 
-    The file is complete or untouched: it is written beside its place and renamed into it. Raises ``DataError`` when the
-    summary is missing, is not JSON or has a field of the wrong type; missing events only leave the curves out.
+    ``summary.json`` is needed; ``events.jsonl`` gives the curves, ``artifacts`` the conversations, ``bench.json`` and
+    ``reward-eval.json`` their tables. Raises ``DataError`` when the summary is missing or one of these files is not JSON
+    or has a field of the wrong type.
     """
     run_dir = Path(run_dir)
     summary = read_summary(run_dir / "summary.json")
     curves, unreadable = read_curves(run_dir / "events.jsonl")
-    target, draft = run_dir / "report.html", run_dir / f".report.html.{os.getpid()}"
+    text = render(
+        summary, curves, unreadable, run_dir=run_dir, bench=read_bench(run_dir / "bench.json"),
+        reward_eval=read_reward_eval(run_dir / "reward-eval.json"),
+    )  # fmt: skip
+    return write_page(target or run_dir / "report.html", text)
+
+
+def write_page(target: Path, text: str) -> Path:
+    """Write a page that is complete or untouched: beside its place first, then renamed into it."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with draft.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(render(summary, curves, unreadable))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target)
@@ -43,14 +72,8 @@ def write_report(run_dir: Path) -> Path:
     return target
 
 
-def render(summary: Summary, curves: dict[str, Curve], unreadable: int = 0) -> str:
-    """The page as text. Curves of stages that the summary does not list are of an earlier run and are left out."""
-    listed = {stage.name for stage in summary.stages}
-    curves = {stage: curve for stage, curve in curves.items() if not listed or stage in listed}
-    rl = {stage: curve for stage, curve in curves.items() if all(curve.has(field) for field in _RL_FIELDS)}
-    watched = hacking.sections(summary, curves)
-    drawn = {section.stage for section in watched if section.plots}  # what the alarm read is drawn there
-    columns, rows = page.results_table(summary)
+def fill(template: str, **context: Any) -> str:
+    """A page from a template, with the style, the script and the policy that lets this script alone run."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -59,126 +82,93 @@ def render(summary: Summary, curves: dict[str, Curve], unreadable: int = 0) -> s
         "label": page.label, "decimal": page.decimal, "percent": page.percent, "duration": page.duration,
         "metric": page.metric, "stage_label": page.stage_label,
     }  # fmt: skip
-    return environment.get_template("report.html.j2").render(
-        css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        s=summary,
-        headline=page.headline(summary),
-        columns=columns,
-        rows=rows,
-        control=page.CONTROL,
-        counts=page.shared_count(summary),
-        saved=page.saved(summary),
-        series=plots.colours(list(summary.results)),
-        forests=_forests(summary),
-        rl_stages=[
-            (stage, [] if stage in drawn else _rl_plots(stage, curve), _diagnostics(stage, curve))
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        css=Markup((_HERE / "report.css").read_text(encoding="utf-8")), script=Markup(script),
+        script_hash=Markup(f"sha256-{digest}"), **context,
+    )  # fmt: skip
+
+
+def render(
+    summary: Summary, curves: dict[str, Curve], unreadable: int = 0, *, run_dir: Path | None = None,
+    bench: Bench | None = None, reward_eval: Mapping[str, PairTest] | None = None,
+) -> str:  # fmt: skip
+    """The page as text. Curves of stages that the summary does not list are of an earlier run and are left out."""
+    listed = {stage.name for stage in summary.stages}
+    curves = {stage: curve for stage, curve in curves.items() if not listed or stage in listed}
+    rl = {stage: curve for stage, curve in curves.items() if all(curve.has(field) for field in POLICY_FIELDS)}
+    watched = hacking.sections(summary, curves)
+    drawn = {section.stage for section in watched if section.plots}  # what the alarm read is drawn there
+    headline = headlines.headline(summary)
+    columns, rows = results.results_table(summary)
+    parts: dict[str, Any] = {
+        "forests": results.forests(summary),
+        "matrix": results.matrix(summary),
+        "judging": results.judging(summary),
+        "bench": benchmarks.section(bench),
+        "flow": stages.picture(summary),
+        "timeline": stages.timeline(summary),
+        "overoptimisation": _overoptimisation(summary, rl),
+        "hacking": watched,
+        "rl_stages": [
+            (stage, [] if stage in drawn else policy_plots(stage, curve), source_plots(stage, curve), diagnostics(stage, curve))
             for stage, curve in rl.items()
         ],
-        hacking=watched,
-        agreement=agreement.section(summary),
-        overoptimisation=_overoptimisation(summary, rl),
-        losses=[plot for stage, curve in curves.items() if stage not in rl for plot in _loss_plots(stage, curve)],
-        timeline=_timeline(summary),
-        audits=_audits(summary),
-        samples=summary.samples[:_MOST_SAMPLES],
+        "losses": [plot for stage, curve in curves.items() if stage not in rl for plot in loss_plots(stage, curve)],
+        "agreement": agreement.section(summary),
+        "reward_model": reward_model.section(summary, reward_eval or {}),
+        "talks": conversations.section(run_dir, summary),
+        "grown": conversations.over_training(run_dir, summary),
+        "audits": stages.audits(summary),
+        "settings": _settings(summary, run_dir),
+    }  # fmt: skip
+    return fill(
+        "report.html.j2",
+        title=summary.run or "run",
+        nav=_nav(summary, bool(rows), parts),
+        s=summary,
+        headline=headline,
+        cautions=headline.cautions if headline else headlines.cautions(summary, None),
+        columns=columns,
+        rows=rows,
+        control=results.CONTROL,
+        counts=results.shared_count(summary),
+        saved=page.saved(summary),
+        series=plots.colours(list(summary.results)),
+        open=conversations.OPEN,
         unreadable=unreadable,
+        **parts,
     )
 
 
-def _forests(summary: Summary) -> list[Plot]:
-    judges = (("gold", "gold scorer", summary.control.gold), ("reward", "reward model", summary.control.reward))
-    drawn = (
-        plots.forest(
-            f"forest-{judge}",
-            title,
-            {name: page.win_of(result, judge) for name, result in summary.results.items()},
-            control.win,
-        )
-        for judge, title, control in judges
-    )
-    return [plot for plot in drawn if plot]
+def _nav(summary: Summary, results: bool, parts: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """Anchors of the sections, their names in short, and whether this page has them."""
+    curves = any(any(lists) for _, *lists in parts["rl_stages"])
+    return [
+        ("results", "Results", results),
+        ("matrix", "All against all", bool(parts["matrix"])),
+        ("benchmarks", "Benchmarks", bool(parts["bench"])),
+        ("pipeline", "Pipeline", bool(parts["flow"])),
+        ("overoptimisation", "Gold and proxy", bool(parts["overoptimisation"])),
+        ("hacking-1", "Reward hacking", bool(parts["hacking"])),
+        ("curves-1", "Curves", curves),
+        ("losses", "Losses", bool(parts["losses"])),
+        ("labels", "Labels", bool(summary.annotators)),
+        ("reward-model", "Reward model", bool(parts["reward_model"])),
+        ("conversations", "Conversations", bool(parts["talks"])),
+        ("audit", "Audit", bool(parts["audits"])),
+        ("settings", "Settings", bool(parts["settings"])),
+    ]
+
+
+def _settings(summary: Summary, run_dir: Path | None) -> str:
+    """The configuration as YAML; for a summary without one, what the artifacts of the run were made from."""
+    found: Mapping[str, Any] = summary.config or (read_identities(run_dir, summary) if run_dir else {})
+    return str(yaml.safe_dump(tree_without_secrets(dict(found)), sort_keys=False, allow_unicode=True)) if found else ""
 
 
 def _overoptimisation(summary: Summary, rl: dict[str, Curve]) -> Plot | None:
     stage = next(iter(rl), None)
     plot = overoptimisation.draw("overoptimisation", stage, rl[stage] if stage else None, summary)
     return plot and plot._replace(caption=page.overoptimisation_note(stage, rl.get(stage or "")))
-
-
-def _rl_plots(stage: str, curve: Curve) -> list[Plot]:
-    """The four curves that say whether training worked."""
-    band = "reward_std" if curve.has("reward_std") else ""
-    drawn = [
-        plots.line(
-            f"{stage}-reward", curve, ("reward_mean",), "proxy reward (reward-model score)", band=band,
-            caption="Band: one standard deviation across responses." if band else "",
-        ),
-        plots.line(f"{stage}-kl", curve, ("kl",), "KL to reference (nats per response)", series=2),
-        plots.line(f"{stage}-length", curve, ("length_mean",), "response length (tokens)", series=3),
-        plots.line(f"{stage}-gold", curve, ("gold_mean",), "gold score (never trained on)", series=5),
-    ]  # fmt: skip
-    return [plot for plot in drawn if plot]
-
-
-def _diagnostics(stage: str, curve: Curve) -> list[Plot]:
-    """The curves that say why, when it did not."""
-    fields = {
-        "entropy": ("entropy (nats per token)", 1),
-        "clip_fraction": ("clipped ratios (%)", 100),
-        "value_loss": ("value loss", 1),
-        "explained_variance": ("explained variance of returns", 1),
-        "logprob_gap": ("sampler-trainer log-prob gap (nats)", 1),
-    }
-    drawn = [
-        plots.line(f"{stage}-{field.replace('_', '-')}", curve, (field,), text, scale=scale, width=3.6)
-        for field, (text, scale) in fields.items()
-    ]
-    drawn.append(plots.phases(f"{stage}-seconds", curve, ("generate", "score", "optimise")))
-    return [plot for plot in drawn if plot]
-
-
-def _loss_plots(stage: str, curve: Curve) -> list[Plot]:
-    """Loss, accuracy and margin of a supervised or preference stage; pairwise losses carry their chance level, ln 2."""
-    name = plots.short(page.stage_label(stage))
-    pairwise: dict[str, Any] = (
-        {"chance": plots.LN2, "chance_label": "ln 2"} if stage.partition("-")[0] in ("reward", "dpo") else {}
-    )
-    drawn = [
-        plots.line(f"{stage}-loss", curve, ("loss",), f"{name}: loss (nats)", width=3.6, **pairwise),
-        plots.line(
-            f"{stage}-accuracy", curve, ("accuracy",), f"{name}: pair accuracy (%)", width=3.6, series=3, scale=100,
-            chance=50, chance_label="chance",
-        ),
-        plots.line(f"{stage}-margin", curve, ("margin",), f"{name}: reward margin (nats)", width=3.6, series=4),
-    ]  # fmt: skip
-    return [plot for plot in drawn if plot]
-
-
-def _timeline(summary: Summary) -> list[dict[str, Any]]:
-    """A bar a stage: where it starts and how long it is, in percent of the time that all stages took."""
-    total = sum(stage.seconds or 0.0 for stage in summary.stages)
-    rows, start = [], 0.0
-    for stage in summary.stages:
-        seconds = max(0.0, stage.seconds or 0.0)
-        rows.append(
-            {
-                "stage": stage,
-                "status": stage.status if stage.status in _STATUSES else "other",
-                "left": f"{100 * start / total:.2f}" if total else "0",
-                "width": f"{100 * seconds / total:.2f}" if total else "0",
-            }
-        )
-        start += seconds
-    return rows
-
-
-def _audits(summary: Summary) -> list[dict[str, Any]]:
-    """Per stage its scalar metrics and the lines its step-0 audit printed."""
-    found = []
-    for stage in summary.stages:
-        audit = stage.metrics.get("audit")
-        lines = [str(line) for line in audit] if isinstance(audit, list) else []
-        scalars = {name: value for name, value in stage.metrics.items() if isinstance(value, int | float | str)}
-        if lines or scalars:
-            found.append({"name": stage.name, "lines": lines, "scalars": scalars})
-    return found

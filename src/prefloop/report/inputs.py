@@ -1,192 +1,15 @@
-"""What a report is made from: ``summary.json``, checked field by field, and the curves in ``events.jsonl``.
-
-A field the run did not produce is ``None`` and its section is left out; a field of the wrong type is an error that
-names it. NaN and infinity count as absent: they cannot be drawn, and a diverged number is better missing than huge.
-"""
+"""What a report is made from: ``summary.json``, the curves in ``events.jsonl``, and the files that other commands leave beside them."""
 
 import json
-import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from prefloop.errors import DataError
-
-BASELINE = "sft"
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval; any part may be absent."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The interval, unless a bound is absent or it has no width (a number that is exact by definition)."""
-        return None if self.low is None or self.high is None or self.low == self.high else (self.low, self.high)
-
-    @property
-    def side_of_half(self) -> int | None:
-        """For a win rate: +1 when the interval lies above 50 %, -1 below, 0 around it, ``None`` without an interval."""
-        if self.interval is None:
-            return None
-        low, high = self.interval
-        return (low > 0.5) - (high < 0.5)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _or_empty(kind: type) -> BeforeValidator:
-    return BeforeValidator(lambda value: kind() if value is None else value)
-
-
-Number = Annotated[float | None, AfterValidator(_finite)]
-Text = Annotated[str, _or_empty(str)]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class PolicyResult(_Record):
-    """One policy on the evaluation prompts."""
-
-    gold_mean: Number = None
-    gold_low: Number = None
-    gold_high: Number = None
-    win_rate_vs_sft: Number = None
-    ci_low: Number = None
-    ci_high: Number = None
-    kl: Number = None
-    kl_low: Number = None
-    kl_high: Number = None
-    reward_mean: Number = None
-    reward_win_rate: Number = None
-    reward_ci_low: Number = None
-    reward_ci_high: Number = None
-    length_mean: Number = None
-    short_share: Number = None
-    finished_share: Number = None
-    n_prompts: int | None = None
-    n_responses: int | None = None
-
-    @property
-    def gold(self) -> Estimate:
-        """Mean gold score."""
-        return Estimate(self.gold_mean, self.gold_low, self.gold_high)
-
-    @property
-    def win(self) -> Estimate:
-        """Win rate against SFT when the gold scorer judges."""
-        return Estimate(self.win_rate_vs_sft, self.ci_low, self.ci_high)
-
-    @property
-    def reward_win(self) -> Estimate:
-        """Win rate against SFT when the reward model judges."""
-        return Estimate(self.reward_win_rate, self.reward_ci_low, self.reward_ci_high)
-
-    @property
-    def kl_nats(self) -> Estimate:
-        """Sequence KL to the reference, in nats."""
-        return Estimate(self.kl, self.kl_low, self.kl_high)
-
-
-class ControlResult(_Record):
-    """SFT against itself under one judge: a sound judge reads 50 %."""
-
-    win_rate: Number = None
-    ci_low: Number = None
-    ci_high: Number = None
-
-    @property
-    def win(self) -> Estimate:
-        """The win rate of one half of the SFT responses against the other."""
-        return Estimate(self.win_rate, self.ci_low, self.ci_high)
-
-
-class Control(_Record):
-    """The A/A control, a reading per judge."""
-
-    gold: Annotated[ControlResult, _or_empty(ControlResult)] = ControlResult()
-    reward: Annotated[ControlResult, _or_empty(ControlResult)] = ControlResult()
-
-
-class StageRun(_Record):
-    """What one stage cost and measured."""
-
-    name: str
-    key: Text = ""
-    status: Text = "ran"
-    seconds: Number = None
-    saved_seconds: Number = None
-    metrics: Annotated[dict[str, Any], _or_empty(dict)] = Field(default_factory=dict)
-
-
-class Annotator(_Record):
-    """Who voted, and how well."""
-
-    name: str
-    simulated: bool | None = None
-    noise: Number = None
-    agreement_with_gold: Number = None
-    votes: int | None = None
-
-
-class RewardModel(_Record):
-    """How good the reward model is on held-out pairs."""
-
-    accuracy: Number = None
-    pearson_gold: Number = None
-
-
-class SampleResponse(_Record):
-    """One answer of one policy with its scores."""
-
-    text: Text = ""
-    gold: Number = None
-    reward: Number = None
-
-
-class Sample(_Record):
-    """One prompt and what every policy answered."""
-
-    id: Text = ""
-    prompt: Text = ""
-    responses: dict[str, SampleResponse] = Field(default_factory=dict)
-
-
-class Environment(_Record):
-    """Where the run happened."""
-
-    versions: Annotated[dict[str, Text], _or_empty(dict)] = Field(default_factory=dict)
-    device: Text = ""
-    python: Text = ""
-    commit: Text = ""
-    platform: Text = ""
-
-
-class Summary(_Record):
-    """``summary.json`` of a run."""
-
-    run: Text = ""
-    algo: Text = ""
-    model: Text = ""
-    started: Text = ""
-    seconds: Number = None
-    command: Text = ""
-    stages: Annotated[list[StageRun], _or_empty(list)] = Field(default_factory=list)
-    results: Annotated[dict[str, PolicyResult], _or_empty(dict)] = Field(default_factory=dict)
-    control: Annotated[Control, _or_empty(Control)] = Control()
-    annotators: Annotated[list[Annotator], _or_empty(list)] = Field(default_factory=list)
-    reward_model: Annotated[RewardModel, _or_empty(RewardModel)] = RewardModel()
-    disclosure: Annotated[list[str], _or_empty(list)] = Field(default_factory=list)
-    samples: Annotated[list[Sample], _or_empty(list)] = Field(default_factory=list)
-    environment: Annotated[Environment, _or_empty(Environment)] = Environment()
+from prefloop.report.evaluations import Bench, PairTest
+from prefloop.report.schema import Summary, finite
 
 
 class Curve:
@@ -209,26 +32,41 @@ def number(row: Any, *path: str) -> float | None:
     """The finite number at ``path`` inside nested dictionaries, or ``None``."""
     for name in path:
         row = row.get(name) if isinstance(row, dict) else None
-    return _finite(float(row)) if isinstance(row, int | float) and not isinstance(row, bool) else None
+    return finite(float(row)) if isinstance(row, int | float) and not isinstance(row, bool) else None
 
 
 def read_summary(path: Path) -> Summary:
     """Read and check ``summary.json``; raises ``DataError`` naming the field and what was found."""
+    found = _read(path, Summary, "Run the pipeline again to rewrite it")
+    if found is None:
+        raise DataError(f"{path}: not found. A report needs a run that has finished; run the pipeline first")
+    return found
+
+
+def read_bench(path: Path) -> Bench | None:
+    """Read and check ``bench.json``; ``None`` when the run was not benchmarked."""
+    return _read(path, Bench, "Run prefloop bench again to rewrite it")
+
+
+def read_reward_eval(path: Path) -> dict[str, PairTest]:
+    """Read and check ``reward-eval.json``, tests by the name of their file; nothing when there is none."""
+    return _read(path, dict[str, PairTest], "Run prefloop reward eval again to rewrite it") or {}
+
+
+def _read(path: Path, kind: Any, fix: str) -> Any:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: not found. A report needs a run that has finished; run the pipeline first") from None
+        return None
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}). Run the pipeline again to rewrite it") from None
+        raise DataError(f"{path}: not valid JSON ({error}). {fix}") from None
     try:
-        return Summary.model_validate(_encodable(raw))
+        return TypeAdapter(kind).validate_python(encodable(raw))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         found = repr(first["input"])[:80]
-        raise DataError(
-            f"{path}: field '{where}': {first['msg']} (found {found}). Run the pipeline again to rewrite it"
-        ) from None
+        raise DataError(f"{path}: field '{where}': {first['msg']} (found {found}). {fix}") from None
 
 
 def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
@@ -265,12 +103,37 @@ def _apply(event: dict[str, Any], steps: dict[int, dict[str, Any]]) -> None:
         steps[step] = event
 
 
-def _encodable(value: Any) -> Any:
+def artifact_file(run_dir: Path, summary: Summary, slot: str, file: str, stage: str | None = None) -> Path | None:
+    """A file of an artifact, unless the link was moved on by a later command than the one that the summary is of."""
+    folder = run_dir / "artifacts" / slot
+    keys = [known.key for known in summary.stages if known.name == (stage or slot) and known.key]
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return folder / file if isinstance(manifest, dict) and (not keys or manifest.get("key") in keys) else None
+
+
+def read_rows(path: Path | None) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file that are objects; none when there is no file. A torn line is skipped."""
+    if path is None or not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield encodable(row)
+
+
+def encodable(value: Any) -> Any:
     """Replace lone surrogates, which JSON can carry and UTF-8 cannot: one odd response must not cost the report."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, list):
-        return [_encodable(item) for item in value]
+        return [encodable(item) for item in value]
     if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
+        return {encodable(key): encodable(item) for key, item in value.items()}
     return value

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
 from prefloop.report import plots
-from prefloop.report.inputs import Curve, Estimate, PolicyResult, Summary
+from prefloop.report.inputs import Curve
 from prefloop.report.page import label
 from prefloop.report.plots import INK, MUTED, SERIES, Plot
+from prefloop.report.schema import Estimate, PolicyResult, Summary
 
 _TEXT = 8.0
 _CHARACTER = 0.58 * _TEXT
@@ -53,7 +54,7 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
     finals = {policy: result for policy, result in summary.results.items() if result.kl is not None}
     panels = [
         _panel("proxy reward (reward-model score)", curve, "reward_mean", finals, lambda r: Estimate(r.reward_mean)),
-        _panel("gold score", curve, "gold_mean", finals, lambda r: r.gold),
+        _panel("gold score (mean)", curve, "gold_mean", finals, lambda r: r.gold),
     ]
     panels = [panel for panel in panels if panel.trail or len(panel.policies) > 1]
     if not panels:

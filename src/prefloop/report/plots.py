@@ -9,7 +9,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -19,8 +19,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from prefloop.report.inputs import BASELINE, Curve, Estimate
-from prefloop.report.page import decimal, interval, label, percent
+from prefloop.report.inputs import Curve
+from prefloop.report.page import decimal, interval, percent
+from prefloop.report.schema import BASELINE, Estimate
 
 INK, MUTED, RULE, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
 SERIES = [f"#fe02{i:02x}" for i in range(7)]
@@ -55,15 +56,11 @@ def colours(names: Sequence[str]) -> dict[str, int]:
     return {BASELINE: 0} | {name: 1 + i % 6 for i, name in enumerate(rivals)}
 
 
-def forest(name: str, judge: str, wins: dict[str, Estimate], control: Estimate) -> Plot | None:
-    """Win rates against SFT with their intervals, the A/A control under them and the 50 % line through all."""
-    rivals = {policy: win for policy, win in wins.items() if policy != BASELINE and win.value is not None}
-    if not rivals:
+def forest(name: str, judge: str, rows: Sequence[tuple[str, Estimate, int]]) -> Plot | None:
+    """Win rates against SFT, a row each with its interval and series, and the 50 % line through all."""
+    rows = [row for row in rows if row[1].value is not None]
+    if not rows:
         return None
-    series = colours(list(wins))
-    rows = [(label(policy), win, series[policy]) for policy, win in rivals.items()]
-    if control.value is not None:
-        rows.append(("A/A control", control, 0))
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure, [axes] = blank(5.0, 0.95 + 0.36 * len(rows))
         axes.axvline(50, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -123,6 +120,33 @@ def line(
             axes.set_xlim(steps[0] - 1, steps[0] + 1)
         first, last = decimal(values[0]), decimal(values[-1])
         return Plot(to_svg(figure, name, f"{y_label} against step, from {first} to {last}"), caption)
+
+
+def overlay(
+    name: str, curves: Mapping[str, Curve], path: tuple[str, ...], y_label: str, *, scale: float = 1.0,
+) -> Plot | None:  # fmt: skip
+    """The same field of several runs against step; each has a colour, a marker and a line in the legend."""
+    points = {text: curve.series(*path) for text, curve in curves.items()}
+    if sum(bool(steps) for steps, _ in points.values()) == 0:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure, [axes] = blank(4.8, 2.6)
+        for i, (text, (steps, raw)) in enumerate(points.items()):
+            values = [scale * value for value in raw]
+            values = _running_mean(values) or values
+            look: dict[str, Any] = {"color": SERIES[(i + 1) % 7], "marker": MARKERS[(i + 1) % 7], "markersize": 4.5}
+            width = min(3.5, 1.4 + 0.9 * (len(points) - 1 - i))  # a curve under another that is the same still shows
+            axes.plot(steps, values, label=short(text), markevery=max(1, len(steps) // 8), linewidth=width, **look)
+        axis_labels(axes, "step", y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        figure.legend(loc="outside lower left", ncols=3, fontsize=8, labelcolor=INK, handlelength=1.6)
+        read = "; ".join(
+            f"{text} from {decimal(scale * raw[0])} to {decimal(scale * raw[-1])}"
+            for text, (_, raw) in points.items()
+            if raw
+        )
+        return Plot(to_svg(figure, name, f"{y_label} against step: {read}"))
 
 
 def phases(name: str, curve: Curve, parts: Sequence[str]) -> Plot | None:
@@ -207,6 +231,7 @@ def short(text: str) -> str:
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an inline ``<svg>``: no prolog, no metadata, ids of its own, the colours of the page."""
+    name = re.sub(r"[^\w-]", lambda odd: f"_{ord(odd[0]):x}_", name)  # a stage's name may hold quotes and tags
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the page's font will have it

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prefloop.config import EvaluateConfig
+from prefloop.config import DataConfig, EvaluateConfig
 from prefloop.console import progress, say
+from prefloop.data.overlap import overlap
+from prefloop.data.sources import copy_records
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import Duel, Judged, judge_answers
 from prefloop.judging.graders import FunctionGrader, fingerprint_of
@@ -20,7 +23,7 @@ from prefloop.judging.specs import open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, sign_test, win_rate
 from prefloop.records import Prompt, from_dict
 from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, read_rows
+from prefloop.store import Artifact, read_rows, write_rows
 
 BASELINE = "sft"
 AGAIN = "sft-again"
@@ -34,8 +37,10 @@ class Compare(Stage):
     name = "judge"
     produces = "judge"
 
-    def __init__(self, policies: Sequence[str], config: EvaluateConfig, gold: str | None) -> None:
-        self.policies, self.config = list(policies), config
+    def __init__(
+        self, policies: Sequence[str], config: EvaluateConfig, gold: str | None, data: DataConfig | None = None
+    ) -> None:
+        self.policies, self.config, self.data = list(policies), config, data or DataConfig()
         self.grader = FunctionGrader(gold) if gold else None
         self.inputs = tuple(f"respond-{p}" for p in (*self.policies, AGAIN))
 
@@ -45,7 +50,13 @@ class Compare(Stage):
             "config": self.config,
             "gold": self.grader.fingerprint() if self.grader else None,
             "judge": judge,
+            "trained_on": self._training(),
+            "layout": self.data.layout,
         }
+
+    def _training(self) -> list[Path]:
+        data = self.data
+        return [p for p in dict.fromkeys((data.demonstrations, data.comparisons, data.prompts)) if p is not None]
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         answers = {p: self._read(inputs[f"respond-{p}"]) for p in (*self.policies, AGAIN)}
@@ -62,10 +73,28 @@ class Compare(Stage):
         }
         metrics: dict[str, Any] = {"results": results, "control": control, "samples": self._samples(answers)}
         if "gold" in base:
+            self._keep_gold(work, answers)
             metrics["pearson_gold"] = _pearson(base["reward"], base["gold"])
         if len(self.policies) > 1:
             metrics |= self._judged(work, answers, results)
+        same = overlap(self._trained_on(work), list(base["prompt"].values()))
+        say(f"  {same.describe()}", "yellow" if same.matches else "dim")
+        metrics["contamination"] = {"count": len(same.matches), "examples": [m.id for m in same.matches[:20]]}
         return metrics
+
+    def _trained_on(self, work: Work) -> Iterator[Prompt]:
+        """The prompts of every training file, one at a time; rows that training could not use are none."""
+        for number, path in enumerate(self._training()):
+            aside = work.scratch / f"trained-on-{number}.jsonl"
+            copy_records(
+                Prompt, path, aside, layout=self.data.layout, bad_rows="quarantine", quarantine_dir=work.scratch
+            )
+            yield from (from_dict(Prompt, row) for row in read_rows(aside))
+
+    def _keep_gold(self, work: Work, answers: Mapping[str, Any]) -> None:
+        """Write the gold score of every response, by prompt and policy: the report sorts conversations by them."""
+        rows = ({"id": i, "gold": {p: answers[p]["gold"][i] for p in self.policies}} for i in answers[BASELINE]["gold"])
+        write_rows(work.folder / "scores.jsonl", rows)
 
     def _judged(self, work: Work, answers: Mapping[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """The win-rate matrix by the most independent judge, and what it says of each policy against SFT beyond the rate."""

@@ -53,7 +53,7 @@ class Evaluate(Stage):
         policies = [BASELINE, *run.policies()]
         responds = [Respond(policy, self.config, self.data) for policy in policies]
         responds.insert(1, Respond(BASELINE, self.config, self.data, again=True))
-        return [*responds, Compare(policies, self.config, self.gold)]
+        return [*responds, Compare(policies, self.config, self.gold, self.data)]
 
 
 class Respond(Stage):

@@ -1,0 +1,86 @@
+"""The before/after table: what alignment cost or gained on public tasks, so that forgetting shows."""
+
+from typing import NamedTuple
+
+from prefloop.report.evaluations import Bench, Score, Task
+from prefloop.report.page import MISSING, decimal, label, metric
+from prefloop.trackers import settings
+
+
+class Difference(NamedTuple):
+    """Change against the first adapter: text, standard error, and ``better``, ``worse`` or nothing when within two errors."""
+
+    value: str
+    stderr: str
+    verdict: str
+
+
+class TaskRow(NamedTuple):
+    """One task: its score for each adapter as value and standard error, and each change."""
+
+    name: str
+    metric: str
+    scores: list[tuple[str, str]]
+    differences: list[Difference]
+
+
+class Section(NamedTuple):
+    """The table ready to print."""
+
+    adapters: list[str]
+    changed: list[str]
+    rows: list[TaskRow]
+    note: str
+    settings: dict[str, str]
+
+
+def section(bench: Bench | None) -> Section | None:
+    """The table; ``None`` when the run was not benchmarked."""
+    if bench is None or not bench.tasks:
+        return None
+    adapters = list(dict.fromkeys(name for task in bench.tasks.values() for name in task.adapters))
+    changed = list(dict.fromkeys(name for task in bench.tasks.values() for name in task.difference))
+    rows = [
+        TaskRow(
+            name, task.metric + ("" if task.higher_is_better is not False else ", lower is better"),
+            [score_cell(task.adapters.get(adapter)) for adapter in adapters],
+            [_difference(task, adapter) for adapter in changed],
+        )
+        for name, task in bench.tasks.items()
+    ]  # fmt: skip
+    verdicts = [change.verdict for row in rows for change in row.differences if change.value != MISSING]
+    worse = verdicts.count("worse")
+    note = (
+        f"{worse} of {len(verdicts)} changes {'is' if worse == 1 else 'are'} worse by more than two standard errors, "
+        f"{verdicts.count('better')} better."
+    )
+    said = {name: metric(value) for name, value in settings(bench.settings).items()}
+    return Section(
+        [label(name) for name in adapters], [label(name) for name in changed], rows, note if verdicts else "", said
+    )
+
+
+def score_cell(score: Score | None) -> tuple[str, str]:
+    """A score and its standard error as text."""
+    if score is None:
+        return MISSING, ""
+    return _number(score.value), "" if score.stderr is None else f"± {_number(score.stderr, score.value)}"
+
+
+def _difference(task: Task, adapter: str) -> Difference:
+    found = task.difference.get(adapter)
+    if found is None or found.value is None:
+        return Difference(MISSING, "", "")
+    sign = "+" if found.value > 0 else ""
+    if found.stderr is None or abs(found.value) <= 2 * found.stderr:
+        verdict = ""
+    else:
+        verdict = "better" if (found.value > 0) == (task.higher_is_better is not False) else "worse"
+    error = "" if found.stderr is None else f"± {_number(found.stderr, found.value)}"
+    return Difference(sign + _number(found.value), error, verdict)
+
+
+def _number(value: float | None, scale: float | None = None) -> str:
+    """Four decimals for shares, two for what is larger; an error has the decimals of its number."""
+    size = abs(value or 0.0) if scale is None else abs(scale)
+    return decimal(value, 2 if size >= 1.5 else 4)

@@ -1,0 +1,225 @@
+"""Several runs on one page: results beside each other, the settings that differ, curves over one another."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from prefloop.errors import ConfigError
+from prefloop.report import plots, results
+from prefloop.report.benchmarks import score_cell
+from prefloop.report.evaluations import Bench, PairTest
+from prefloop.report.headline import JUDGES, win_of
+from prefloop.report.html import fill, write_page
+from prefloop.report.inputs import Curve, read_bench, read_curves, read_reward_eval, read_summary
+from prefloop.report.page import MISSING, Cell, Row, duration, interval, label, percent, stage_label
+from prefloop.report.plots import Plot
+from prefloop.report.reward_model import stem, tests_of
+from prefloop.report.schema import BASELINE, Estimate, Summary
+from prefloop.report.settings import differences
+
+_FIELDS = (
+    ("reward_mean", "proxy reward (reward-model score)", 1.0),
+    ("gold_mean", "gold score (never trained on)", 1.0),
+    ("kl", "KL to reference (nats per response)", 1.0),
+    ("length_mean", "response length (tokens)", 1.0),
+    ("entropy", "entropy (nats per token)", 1.0),
+    ("loss", "loss (nats)", 1.0),
+    ("accuracy", "pair accuracy (%)", 100.0),
+    ("margin", "reward margin (nats)", 1.0),
+)
+
+
+class Found(NamedTuple):
+    """What one run left."""
+
+    folder: Path
+    summary: Summary
+    curves: dict[str, Curve]
+    bench: Bench | None
+    tests: dict[str, PairTest]
+
+
+def write_comparison(folders: Sequence[Path], target: Path | None = None) -> Path:
+    """Write a page that compares runs, by default ``compare.html`` beside the first run's folder, and return its path.
+
+    Raises ``ConfigError`` for fewer than two different runs and ``DataError`` for a run without a readable summary.
+    """
+    folders = list(dict.fromkeys(folder.resolve() for folder in folders))
+    if len(folders) < 2:
+        raise ConfigError(f"a comparison needs two runs, found '{folders[0]}' alone: name another run's folder")
+    runs = {name: _read(folder) for name, folder in zip(_names(folders), folders, strict=True)}
+    return write_page(target or folders[0].parent / "compare.html", render(runs))
+
+
+def _read(folder: Path) -> Found:
+    summary = read_summary(folder / "summary.json")
+    curves, _ = read_curves(folder / "events.jsonl")
+    listed = {stage.name for stage in summary.stages}
+    tests = tests_of(summary) | read_reward_eval(folder / "reward-eval.json")
+    kept = {stage: curve for stage, curve in curves.items() if stage in listed}
+    return Found(folder, summary, kept, read_bench(folder / "bench.json"), tests)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart."""
+    for depth in itertools.count(1):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError
+
+
+def render(runs: Mapping[str, Found]) -> str:
+    """The page as text."""
+    summaries = {name: run.summary for name, run in runs.items()}
+    rows = [
+        Row(name, results.cells(result), label(policy))
+        for name, summary in summaries.items()
+        for policy, result in summary.results.items()
+    ]
+    columns, rows = results.filled(rows)
+    parts = {
+        "settings": differences({name: (run.folder, run.summary) for name, run in runs.items()}),
+        "curves": list(_curves(runs)),
+        "bench": _bench(runs),
+        "tests": _tests(runs),
+        "times": _times(summaries),
+    }
+    sections = {
+        "results": ("Results", rows), "settings": ("Settings", runs), "curves-1": ("Curves", parts["curves"]),
+        "benchmarks": ("Benchmarks", parts["bench"]), "reward-model": ("Reward model", parts["tests"]),
+        "times": ("Times", parts["times"]),
+    }  # fmt: skip
+    return fill(
+        "compare.html.j2",
+        title=" and ".join(runs) if len(runs) == 2 else f"{len(runs)} runs",
+        nav=[(id, text, bool(there)) for id, (text, there) in sections.items()],
+        names=list(runs),
+        said={name: _said(summary) for name, summary in summaries.items()},
+        series={name: 1 + i % 6 for i, name in enumerate(runs)},
+        sentence=_sentence(summaries),
+        cautions=_cautions(summaries),
+        columns=columns,
+        rows=rows,
+        forests=_forests(summaries),
+        **parts,
+    )
+
+
+def _said(summary: Summary) -> list[str]:
+    took = duration(summary.seconds) if summary.seconds is not None else ""
+    return [part for part in (label(summary.algo), summary.model, summary.started, took) if part]
+
+
+def _wins(summaries: Mapping[str, Summary], judge: str) -> list[tuple[str, str, Estimate]]:
+    """Run, policy and win rate against SFT for every policy that the judge compared."""
+    return [
+        (name, policy, win_of(result, judge))
+        for name, summary in summaries.items()
+        for policy, result in summary.results.items()
+        if policy != BASELINE and win_of(result, judge).value is not None
+    ]
+
+
+def _sentence(summaries: Mapping[str, Summary]) -> Markup:
+    """Which policy of which run wins most under the best judge that all runs have, and whether the lead is settled."""
+    judge = next((j for j in JUDGES if {name for name, _, _ in _wins(summaries, j)} == set(summaries)), None)
+    if judge is None:
+        return Markup("{} runs side by side. No judge compared policies in all of them.").format(len(summaries))
+    ranked = sorted(_wins(summaries, judge), key=lambda row: -(row[2].value or 0.0))
+    (name, policy, win), (other, other_policy, next_win) = ranked[:2]
+    place = "level with" if win.value == next_win.value else "before"
+    text = Markup(
+        "{} of {} wins most against its SFT under the {}: <strong>{}</strong>, {} {} of {} with <strong>{}</strong>"
+    )
+    text = text.format(
+        label(policy), name, JUDGES[judge], _quote(win), place, label(other_policy), other, _quote(next_win)
+    )
+    if place == "level with" or not win.interval or not next_win.interval:
+        return text + "."
+    apart = win.interval[0] > next_win.interval[1]
+    return text + (
+        "; the intervals do not overlap." if apart else "; the intervals overlap, so the order is not settled."
+    )
+
+
+def _quote(win: Estimate) -> str:
+    return f"{percent(win.value)} % {interval(win, 1, 100)}".strip()
+
+
+def _cautions(summaries: Mapping[str, Summary]) -> list[str]:
+    """What makes numbers of different runs hard to compare."""
+    notes = []
+    starts = {stage.key for summary in summaries.values() for stage in summary.stages if stage.name == "sft"}
+    if len(starts) > 1:
+        notes.append("The runs start from different SFT adapters: each win rate is against the SFT of its own run.")
+    counts = {result.n_prompts for summary in summaries.values() for result in summary.results.values()}
+    if len(counts) > 1:
+        notes.append("The runs were judged on different numbers of prompts, so not on the same ones.")
+    models = {summary.model for summary in summaries.values()}
+    if len(models) > 1:
+        notes.append(f"The runs train different models: {', '.join(sorted(models))}. KL and reward are not comparable.")
+    return notes
+
+
+def _forests(summaries: Mapping[str, Summary]) -> list[Plot]:
+    series = {name: 1 + i % 6 for i, name in enumerate(summaries)}
+    drawn = (
+        plots.forest(
+            f"forest-{judge}", text,
+            [(f"{name} {label(policy)}", win, series[name]) for name, policy, win in _wins(summaries, judge)],
+        )
+        for judge, text in JUDGES.items()
+    )  # fmt: skip
+    return [plot for plot in drawn if plot]
+
+
+def _curves(runs: Mapping[str, Found]) -> Iterable[tuple[str, list[Plot]]]:
+    """By stage, every field that at least one run logged, all runs in one plot."""
+    for number, stage in enumerate(dict.fromkeys(stage for run in runs.values() for stage in run.curves)):
+        curves = {name: run.curves.get(stage, Curve([])) for name, run in runs.items()}
+        drawn = [
+            plots.overlay(f"stage-{number}-{field}", curves, (field,), text, scale=scale)
+            for field, text, scale in _FIELDS
+        ]
+        if any(drawn):
+            yield stage_label(stage), [plot for plot in drawn if plot]
+
+
+def _bench(runs: Mapping[str, Found]) -> list[tuple[str, str, list[Cell]]]:
+    """A row for every task and adapter: its score in each run with one standard error."""
+    rows: dict[tuple[str, str], dict[str, Cell]] = {}
+    for name, run in runs.items():
+        for task, found in (run.bench.tasks if run.bench else {}).items():
+            for adapter, score in found.adapters.items():
+                rows.setdefault((task, adapter), {})[name] = Cell(*score_cell(score))
+    return [
+        (task, label(adapter), [cells.get(name, Cell(MISSING)) for name in runs])
+        for (task, adapter), cells in rows.items()
+    ]
+
+
+def _tests(runs: Mapping[str, Found]) -> list[tuple[str, list[Cell]]]:
+    """A row for every file of labelled pairs: the accuracy of each run's reward model."""
+    held_out = [Cell(percent(run.summary.reward_model.accuracy)) for run in runs.values()]
+    rows = [("pairs held out of its own training", held_out)] if any(c.value != MISSING for c in held_out) else []
+    for file in dict.fromkeys(file for run in runs.values() for file in run.tests):
+        found = [run.tests.get(file) for run in runs.values()]
+        cells = [Cell(percent(t.accuracy), interval(t.right, 1, 100)) if t else Cell(MISSING) for t in found]
+        rows.append((stem(file), cells))
+    return rows
+
+
+def _times(summaries: Mapping[str, Summary]) -> list[tuple[str, list[Cell]]]:
+    """A row for every stage: what it takes in each run, whenever it was built."""
+    rows = []
+    for stage in dict.fromkeys(stage.name for summary in summaries.values() for stage in summary.stages):
+        found = [next((s for s in summary.stages if s.name == stage), None) for summary in summaries.values()]
+        rows.append((
+            stage_label(stage),
+            [Cell(duration((s.seconds or 0.0) + (s.saved_seconds or 0.0)), s.status) if s else Cell(MISSING) for s in found],
+        ))  # fmt: skip
+    return rows

@@ -1,0 +1,170 @@
+"""What the run found, in one sentence and a row of figures, and what to know before quoting them."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from prefloop.report.page import decimal, duration, interval, label, percent, stage_label
+from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Summary
+
+JUDGES = {"gold": "gold scorer", "llm": "LLM judge", "reward": "reward model"}
+"""Judges from the one to trust most to the one that training maximised."""
+_MOST_NAMED = 3
+
+
+class Tile(NamedTuple):
+    """One figure: what it is, its value with unit, its interval or a remark."""
+
+    title: str
+    value: str
+    note: str
+
+
+class Headline(NamedTuple):
+    """The run in one sentence, what a reader should know before quoting it, and the figures of the best policy."""
+
+    sentence: Markup
+    cautions: list[str]
+    best: str
+    tiles: list[Tile]
+
+
+def judge_of(summary: Summary) -> str | None:
+    """The judge whose win rates lead the report: gold where it was run, else the LLM, else the reward model, else none."""
+    rivals = [result for name, result in summary.results.items() if name != BASELINE]
+    return next((judge for judge in JUDGES if any(win_of(r, judge).value is not None for r in rivals)), None)
+
+
+def win_of(result: PolicyResult, judge: str) -> Estimate:
+    """Win rate against SFT under a judge."""
+    return {"gold": result.win, "llm": result.llm_win, "reward": result.reward_win}[judge]
+
+
+def control_of(summary: Summary, judge: str) -> Estimate:
+    """Win rate of SFT against itself under a judge; an LLM judge is not asked about that."""
+    control = summary.control
+    return {"gold": control.gold.win, "llm": Estimate(None), "reward": control.reward.win}[judge]
+
+
+def headline(summary: Summary) -> Headline | None:
+    """The finding in one sentence; ``None`` when no policy was compared with SFT."""
+    judge = judge_of(summary)
+    if judge is None:
+        return None
+    wins = {name: win_of(result, judge) for name, result in summary.results.items() if name != BASELINE}
+    wins = {name: win for name, win in wins.items() if win.value is not None}
+    clauses = list(_clauses(wins, f"the {JUDGES[judge]}"))
+    clauses += [] if judge == "llm" else [_control_clause(summary, judge)]
+    best = max(wins, key=lambda name: wins[name].value or 0.0)
+    return Headline(Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best))
+
+
+def _quote(win: Estimate) -> Markup:
+    return Markup("<strong>{}</strong>").format(f"{percent(win.value)} % {interval(win, 1, 100)}".strip())
+
+
+_VERDICTS: dict[int | None, tuple[str, str, str]] = {
+    1: ("{} beats SFT in {}", "{} does so in {}", ""),
+    -1: ("{} loses to SFT, winning only {}", "{} loses too, winning {}", ""),
+    0: ("{} cannot be told apart from SFT, winning {}", "neither can {}, winning {}", ", which does not exclude 50 %"),
+    None: ("{} wins {} against SFT", "{} wins {}", ", without an interval"),
+}
+"""By the side of 50 % that an interval lies on: how the first policy there is put, how the others, and what to add."""
+
+
+def _clauses(wins: dict[str, Estimate], scorer: str) -> Iterable[Markup]:
+    ranked = sorted(wins.items(), key=lambda item: -(item[1].value or 0))
+    under = f" of comparisons under {scorer}"
+    for side, (first, other, addition) in _VERDICTS.items():
+        group = [(label(name), _quote(win)) for name, win in ranked if win.side_of_half == side]
+        if not group:
+            continue
+        parts = [Markup(first).format(*group[0]) + under]
+        parts += [Markup(other).format(*named) for named in group[1:_MOST_NAMED]]
+        if len(group) > _MOST_NAMED:
+            parts.append(Markup("{} more in the table").format(len(group) - _MOST_NAMED))
+        yield _listed(parts) + addition
+        under = ""
+
+
+def _listed(parts: Sequence[Markup]) -> Markup:
+    *most, last = parts
+    return Markup(", ").join(most) + Markup(" and ") + last if most else last
+
+
+def _control_clause(summary: Summary, judge: str) -> Markup:
+    win = control_of(summary, judge)
+    if win.value is None:
+        return Markup("no A/A control was run")
+    if win.side_of_half:
+        return Markup("but the A/A control reads {}, which excludes the 50 % it should contain").format(_quote(win))
+    return Markup("the A/A control reads {}").format(_quote(win))
+
+
+def cautions(summary: Summary, judge: str | None) -> list[str]:
+    """What a reader should know before quoting the headline."""
+    notes = []
+    if summary.contamination.count:
+        one = summary.contamination.count == 1
+        notes.append(
+            f"{summary.contamination.count:,} evaluation prompt{' was' if one else 's were'} seen in training: the win rates are "
+            "too good by what was memorised. See Judging for examples."
+        )
+    if judge and control_of(summary, judge).side_of_half:
+        notes.append(
+            "SFT compared with itself should read 50 %. It does not, so the judge or the sampling is biased and "
+            "the win rates share that bias. Find its cause before quoting them."
+        )
+    if judge == "reward":
+        notes.append(
+            "There is no gold scorer in this run: the judge is the reward model that training maximised, so these "
+            "win rates show that optimisation worked, not that answers got better."
+        )
+    contested = [
+        f"{label(name)} ({percent(result.reward_win.value)} %, gold {percent(result.win.value)} %)"
+        for name, result in summary.results.items()
+        if name != BASELINE and result.reward_win.side_of_half == 1 and result.win.side_of_half in (0, -1)
+    ]
+    if contested:
+        notes.append(
+            f"The reward model prefers {' and '.join(contested)} to SFT and the gold scorer does not confirm it: "
+            "a sign of over-optimisation."
+        )
+    for name, result in summary.results.items():
+        if (result.win.side_of_half or 0) * (result.llm_win.side_of_half or 0) < 0:
+            notes.append(
+                f"The judges disagree about {label(name)}: it wins {percent(result.win.value)} % under the gold scorer and "
+                f"{percent(result.llm_win.value)} % under the LLM judge, each on its own side of 50 %."
+            )
+    for stage in summary.stages:
+        alarm = stage.metrics.get("alarm")
+        raised = alarm.get("raised") if isinstance(alarm, dict) else None
+        if isinstance(raised, list) and raised:
+            notes.append(
+                f"The alarm for reward hacking was raised in {stage_label(stage.name)}: see Reward hacking before trusting its win rates."
+            )
+    return notes
+
+
+def tiles(summary: Summary, policy: str) -> list[Tile]:
+    """The numbers of one policy that a reader looks for first: every judge, distance from SFT, time."""
+    result = summary.results[policy]
+    named = [(f"win rate, {text}", win_of(result, which)) for which, text in JUDGES.items()]
+    named.insert(2, ("win rate, length-controlled", result.lc_win))
+    found = [
+        Tile(text, f"{percent(win.value)} %", interval(win, 1, 100)) for text, win in named if win.value is not None
+    ]
+    if result.kl is not None:
+        found.append(Tile("KL to SFT", f"{decimal(result.kl)} nats", interval(result.kl_nats)))
+    trained = sum(
+        (stage.seconds or 0.0) + (stage.saved_seconds or 0.0)
+        for stage in summary.stages
+        if stage.name.partition("-")[0] == policy
+    )
+    if trained:
+        found.append(Tile("training", duration(trained), ""))
+    if summary.seconds is not None:
+        spared = sum(stage.saved_seconds or 0.0 for stage in summary.stages)
+        found.append(Tile("whole run", duration(summary.seconds), f"{duration(spared)} saved" if spared else ""))
+    return found

@@ -1,0 +1,188 @@
+"""Every policy in numbers: the table of results, win rates by judge, the matrix of all against all, what judging took."""
+
+import math
+from typing import Any, NamedTuple
+
+from prefloop.report import plots
+from prefloop.report.headline import JUDGES, control_of, win_of
+from prefloop.report.inputs import number
+from prefloop.report.page import MISSING, Cell, Column, Row, decimal, interval, label, percent
+from prefloop.report.plots import Plot
+from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Rating, Summary
+
+CONTROL = "A/A control"
+
+
+COLUMNS = [
+    Column("Gold score", "mean"),
+    Column("Win rate vs SFT", "%, gold scorer"),
+    Column("Win rate vs SFT", "%, LLM judge"),
+    Column("Length-controlled", "%, LLM judge"),
+    Column("Win rate vs SFT", "%, reward model"),
+    Column("KL to reference", "nats"),
+    Column("Length", "words", False),
+    Column("Under 5 words", "%", False),
+    Column("Finished", "%", False),
+]
+
+
+def results_table(summary: Summary) -> tuple[list[Column], list[Row]]:
+    """Columns that hold at least one number, and a row for every policy and the A/A control."""
+    counts = {_count(result) for result in summary.results.values()}
+    rows = [
+        Row(label(name), cells(result), _count(result) if len(counts) > 1 else "")
+        for name, result in summary.results.items()
+    ]
+    control = summary.control
+    if rows and any(reading.value is not None for reading in (control.gold.win, control.reward.win)):
+        found = [Cell(MISSING)] * len(COLUMNS)
+        found[1], found[4] = _rate(control.gold.win), _rate(control.reward.win)
+        rows.append(Row(CONTROL, found, "SFT against SFT"))
+    return filled(rows)
+
+
+def filled(rows: list[Row]) -> tuple[list[Column], list[Row]]:
+    """The columns that hold at least one number, and the rows without the others."""
+    kept = [i for i in range(len(COLUMNS)) if any(row.cells[i].value != MISSING for row in rows)]
+    return [COLUMNS[i] for i in kept], [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
+
+
+def shared_count(summary: Summary) -> str:
+    """How many prompts and responses every policy was judged on, when it was the same for all."""
+    counts = {_count(result) for result in summary.results.values()}
+    return counts.pop() if len(counts) == 1 else ""
+
+
+def _count(result: PolicyResult) -> str:
+    counts = ((result.n_prompts, "prompts"), (result.n_responses, "responses"))
+    return ", ".join(f"{count:,} {noun}" for count, noun in counts if count is not None)
+
+
+def cells(result: PolicyResult) -> list[Cell]:
+    """A cell for each of ``COLUMNS``."""
+    return [
+        Cell(decimal(result.gold.value, 3), interval(result.gold, 3)),
+        _rate(result.win),
+        _rate(result.llm_win),
+        _rate(result.lc_win),
+        _rate(result.reward_win),
+        Cell(decimal(result.kl_nats.value), interval(result.kl_nats)),
+        Cell(decimal(result.length_mean, 1)),
+        Cell(percent(result.short_share)),
+        Cell(percent(result.finished_share)),
+    ]
+
+
+def _rate(win: Estimate) -> Cell:
+    return Cell(percent(win.value), interval(win, 1, 100))
+
+
+def forests(summary: Summary) -> list[Plot]:
+    """Win rates against SFT with the A/A control under them, a plot for each judge."""
+    series, drawn = plots.colours(list(summary.results)), []
+    for judge, text in JUDGES.items():
+        rows = [
+            (label(name), win_of(result, judge), series[name])
+            for name, result in summary.results.items()
+            if name != BASELINE
+        ]
+        if any(win.value is not None for _, win, _ in rows):
+            drawn.append(plots.forest(f"forest-{judge}", text, [*rows, (CONTROL, control_of(summary, judge), 0)]))
+    return [plot for plot in drawn if plot]
+
+
+class MatrixCell(NamedTuple):
+    """A win rate of row against column: text, interval, and how far from 50 % (-100 to 100) for its tint."""
+
+    value: str
+    interval: str
+    tint: int
+
+
+class MatrixRow(NamedTuple):
+    """A policy, its cells against every other, its Elo."""
+
+    name: str
+    cells: list[MatrixCell | None]
+    elo: Cell
+
+
+class MatrixTable(NamedTuple):
+    """The win-rate matrix ready to print."""
+
+    judge: str
+    names: list[str]
+    rows: list[MatrixRow]
+    rated: bool
+
+
+def matrix(summary: Summary) -> MatrixTable | None:
+    """Every policy against every other, best first where Elo says so; ``None`` when fewer than two were compared."""
+    found = summary.matrix
+    if len(found.policies) < 2:
+        return None
+    order = sorted(
+        range(len(found.policies)), key=lambda i: -(found.elo.get(found.policies[i], Rating()).rating or -math.inf)
+    )
+    rows = []
+    for i in order:
+        elo = found.elo.get(found.policies[i], Rating()).elo
+        cells = [None if i == j else _matrix_cell(found.at(i, j)) for j in order]
+        rows.append(MatrixRow(label(found.policies[i]), cells, Cell(decimal(elo.value, 0), interval(elo, 0))))
+    return MatrixTable(found.judge, [label(found.policies[i]) for i in order], rows, bool(found.elo))
+
+
+def _matrix_cell(win: Estimate) -> MatrixCell:
+    return MatrixCell(percent(win.value), interval(win, 1, 100), round(200 * ((win.value or 0.5) - 0.5)))
+
+
+def judging(summary: Summary) -> list[tuple[str, str]]:
+    """What asking the LLM judge took and how it behaved, as names and values."""
+    return _asked(summary) + [
+        (f"{label(name)}: {text}", value)
+        for name, result in summary.results.items()
+        for text, value in (
+            ("sign test against SFT", "" if result.sign_test_p is None else f"p = {result.sign_test_p:.2g}"),
+            (
+                "the two orders disagree",
+                "" if result.llm_disagreement is None else f"{percent(result.llm_disagreement)} %",
+            ),
+        )
+        if value
+    ]
+
+
+def _asked(summary: Summary) -> list[tuple[str, str]]:
+    found = summary.judging
+    tokens = [
+        f"{count:,} {kind}"
+        for count, kind in ((found.prompt_tokens, "read"), (found.completion_tokens, "written"))
+        if count is not None
+    ]
+    named = [
+        ("judge", found.judge),
+        ("mode", found.mode),
+        ("requests", _whole(found.requests)),
+        ("tokens", ", ".join(tokens)),
+        ("cost", "" if found.cost is None else f"{found.cost:,.4g}"),
+        ("failed pairs", _whole(found.failed)),
+        ("unparsable answers", _whole(found.unparsable)),
+        ("first shown wins", _position(found.position_bias)),
+    ]
+    return [(name, value) for name, value in named if value]
+
+
+def _whole(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
+
+
+def _position(found: Any) -> str:
+    """A share, or a mapping that holds one under ``share`` or ``rate`` with its interval under ``low`` and ``high``."""
+    share = number({"share": found}, "share")
+    if share is None:
+        share = next((v for v in (number(found, "share"), number(found, "rate")) if v is not None), None)
+    if share is None:
+        return ""
+    return (
+        f"{percent(share)} % {interval(Estimate(share, number(found, 'low'), number(found, 'high')), 1, 100)}".strip()
+    )

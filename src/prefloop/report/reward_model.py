@@ -1,0 +1,168 @@
+"""How far the reward model can be trusted: accuracy on files it never saw, calibration, and how much of it is length."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.ticker import MultipleLocator
+
+from prefloop.report import plots
+from prefloop.report.evaluations import PairTest
+from prefloop.report.inputs import number
+from prefloop.report.page import MISSING, Cell, decimal, interval, percent
+from prefloop.report.plots import INK, MUTED, PAPER, SERIES, Plot
+from prefloop.report.schema import StageRun, Summary
+
+_LENGTHS = "preferred response is"
+
+
+class TestRow(NamedTuple):
+    """The reward model on one file or subset."""
+
+    name: str
+    subset: bool
+    pairs: str
+    accuracy: Cell
+    loss: str
+    ece: str
+    ece_raw: str
+    longer: str
+
+
+class Section(NamedTuple):
+    """The part of the report."""
+
+    figures: list[tuple[str, str]]
+    rows: list[TestRow]
+    lengths: list[str]
+    by_length: list[tuple[str, list[Cell]]]
+    calibration: list[Plot]
+
+
+def section(summary: Summary, measured: Mapping[str, PairTest]) -> Section | None:
+    """Held-out figures of the run, its reward tests, and what ``prefloop reward eval`` measured; ``None`` without any."""
+    tests = tests_of(summary) | dict(measured)
+    figures = _figures(summary)
+    if not figures and not tests:
+        return None
+    rows = [row for name, test in tests.items() for row in _rows(name, test)]
+    parts = list(dict.fromkeys(part for test in tests.values() for part in _lengths(test)))
+    by_length = [
+        (stem(name), [_part(_lengths(test).get(part)) for part in parts])
+        for name, test in tests.items()
+        if _lengths(test)
+    ]
+    drawn = [_calibration(f"calibration-{i}", name, test) for i, (name, test) in enumerate(tests.items())]
+    return Section(figures, rows, parts, by_length, [plot for plot in drawn if plot])
+
+
+def stem(file: str) -> str:
+    """The name of a file of rows without its endings."""
+    return file.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def _figures(summary: Summary) -> list[tuple[str, str]]:
+    """The reward model on the pairs held out of its own training; the last round's."""
+    trained = [stage for stage in summary.stages if stage.name.partition("-")[0] == "reward" and not _is_test(stage)]
+    metrics = trained[-1].metrics if trained else {}
+    model = summary.reward_model
+    pairs = "" if model.held_out_pairs is None else f" ({model.held_out_pairs:,} pairs)"
+    found: list[tuple[str, str]] = []
+    if model.accuracy is not None:
+        found.append((f"accuracy on held-out pairs{pairs}", f"{percent(model.accuracy)} %"))
+    if model.loss is not None:
+        found.append(("log loss on held-out pairs (chance: 0.693)", f"{decimal(model.loss, 3)} nats"))
+    for name, text in (("ece", "calibration error"), ("calibrated_ece", "calibration error after temperature")):
+        if (value := number(metrics, name)) is not None:
+            found.append((text, f"{percent(value)} %"))
+    if (value := number(metrics, "temperature")) is not None:
+        found.append(("temperature", decimal(value)))
+    if model.pearson_gold is not None:
+        found.append(("Pearson correlation with gold", decimal(model.pearson_gold)))
+    return found
+
+
+def _is_test(stage: StageRun) -> bool:
+    return stage.name.startswith("reward-test")
+
+
+def tests_of(summary: Summary) -> dict[str, PairTest]:
+    """What the stage reward-test measured; the last round's."""
+    stages = [stage for stage in summary.stages if _is_test(stage) and isinstance(stage.metrics.get("tests"), dict)]
+    return {name: PairTest.model_validate(test) for name, test in stages[-1].metrics["tests"].items()} if stages else {}
+
+
+def _rows(name: str, test: PairTest) -> list[TestRow]:
+    subsets = [
+        (part, PairTest.model_validate(found)) for part, found in test.subsets.items() if isinstance(found, dict)
+    ]
+    return [_row(name, test, False), *(_row(part, found, True) for part, found in subsets)]
+
+
+def _row(name: str, test: PairTest, subset: bool) -> TestRow:
+    longer = number(test.length, "always the longer")
+    return TestRow(
+        stem(name),
+        subset,
+        MISSING if test.pairs is None else f"{test.pairs:,}",
+        Cell(percent(test.accuracy), interval(test.right, 1, 100)),
+        decimal(test.loss, 3),
+        percent(test.ece),
+        percent(test.ece_raw),
+        percent(longer),
+    )
+
+
+def _lengths(test: PairTest) -> dict[str, Any]:
+    parts = test.length.get(_LENGTHS)
+    return parts if isinstance(parts, dict) else {}
+
+
+def _part(found: Any) -> Cell:
+    """Accuracy on pairs of one length difference, and how many there are."""
+    pairs = number(found, "pairs")
+    return Cell(percent(number(found, "accuracy")), "" if pairs is None else f"of {pairs:,.0f}")
+
+
+def _calibration(name: str, test_name: str, test: PairTest) -> Plot | None:
+    """Share of pairs on which the model is right over the probability it gave; the area of a point is its number of pairs."""
+    points = [(part.p, part.share, part.n or 1) for part in test.bins if part.p is not None and part.share is not None]
+    if not points:
+        return None
+    start = 0.5 if min(p for p, _, _ in points) >= 0.5 else 0.0
+    most = max(n for _, _, n in points)
+    with matplotlib.rc_context(plots.STYLE):
+        figure, [axes] = plots.blank(3.6, 3.1)
+        axes.plot([100 * start, 100], [100 * start, 100], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "calibrated", (75, 75), xytext=(-5, 5), textcoords="offset points", ha="right", color=MUTED, fontsize=8
+        )
+        axes.plot(
+            [100 * p for p, _, _ in points], [100 * share for _, share, _ in points], color=SERIES[1], linewidth=1
+        )
+        axes.scatter(
+            [100 * p for p, _, _ in points], [100 * share for _, share, _ in points],
+            s=[16 + 60 * n / most for _, _, n in points], color=SERIES[1], edgecolor=PAPER, linewidth=1, zorder=3,
+            clip_on=False,
+        )  # fmt: skip
+        axes.set_xlim(100 * start - 2, 102)
+        axes.set_ylim(min(100 * start, 100 * min(share for _, share, _ in points)) - 2, 102)
+        axes.xaxis.set_major_locator(MultipleLocator(10 if start else 20))
+        axes.yaxis.set_major_locator(MultipleLocator(20))
+        plots.axis_labels(
+            axes, "stated probability of the preferred response (%)", "pairs on which the model is right (%)"
+        )
+        axes.tick_params(colors=INK, labelcolor=MUTED)
+        read = "; ".join(f"{100 * p:.0f} %: {100 * share:.0f} %" for p, share, _ in points)
+        errors = [
+            f"{text} {percent(value)} %"
+            for text, value in (("before temperature", test.ece_raw), ("after", test.ece))
+            if value is not None
+        ]
+        caption = f"{stem(test_name)}. Larger points stand for more pairs." + (
+            f" Calibration error: {', '.join(errors)}." if errors else ""
+        )
+        return Plot(
+            plots.to_svg(figure, name, f"Calibration on {stem(test_name)}, right by stated probability: {read}"),
+            caption,
+        )

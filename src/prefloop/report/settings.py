@@ -1,0 +1,62 @@
+"""What a run was told: its configuration, and for runs whose summary has none the identities of their artifacts."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefloop.report.schema import Summary
+from prefloop.trackers import settings
+
+_ALWAYS_OWN = ("run", "output", "notes")
+"""Settings that differ between any two runs and say nothing about their results."""
+_OF_ALL_STAGES = ("seed", "backbone", "generation")
+
+
+def read_identities(run_dir: Path, summary: Summary) -> dict[str, Any]:
+    """By stage, what the artifact was made from, without the hash of the code."""
+    keys = {stage.key: stage.name for stage in summary.stages if stage.key}
+    found: dict[str, Any] = {}
+    for path in sorted((run_dir / "artifacts").glob("*/manifest.json")):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        name = keys.get(str(manifest.get("key"))) if isinstance(manifest, dict) else None
+        if name and isinstance(manifest.get("identity"), dict):
+            found[name] = {
+                field: value for field, value in manifest["identity"].items() if field not in ("code", "stage")
+            }
+    return {name: found[name] for name in keys.values() if name in found}
+
+
+def differences(runs: Mapping[str, tuple[Path, Summary]]) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in all runs, with their value in each; an en dash where a run has no such setting."""
+    if all(summary.config for _, summary in runs.values()):
+        flat = [settings(summary.config) for _, summary in runs.values()]
+    else:
+        flat = [settings(tree) for tree in _shared([read_identities(*run) for run in runs.values()])]
+    names = dict.fromkeys(name for known in flat for name in known if name.partition("/")[0] not in _ALWAYS_OWN)
+    rows = [(name.replace("/", "."), [_said(known.get(name)) for known in flat]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _shared(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Identities with what all stages of a run share said once; a stage that not every run has is one line, not its settings."""
+    everywhere = set.intersection(*(set(stages) for stages in runs)) if runs else set()
+    found = []
+    for stages in runs:
+        tree: dict[str, Any] = {"stages": {name: "yes" for name in stages if name not in everywhere}}
+        for name, identity in stages.items():
+            tree |= {field: identity[field] for field in _OF_ALL_STAGES if field in identity}
+            if name in everywhere:
+                tree[name] = {field: value for field, value in identity.items() if field not in _OF_ALL_STAGES}
+        found.append(tree)
+    return found
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,64 @@
+"""``summary.json`` keeps what the run was told, so that a report can show it and the run can be had again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefloop.config import RLHFConfig
+from prefloop.pipeline import Pipeline
+from prefloop.redact import tree_without_secrets
+from prefloop.runtime import Runtime
+from prefloop.settings import load
+from prefloop.stage import Stage, Work
+from prefloop.store import Artifact
+
+
+class Nothing(Stage):
+    """A stage that does nothing."""
+
+    name = produces = "nothing"
+
+    def parts(self) -> dict[str, Any]:
+        return {}
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        return {}
+
+
+def told(folder: Path, config: RLHFConfig | None) -> Any:
+    Pipeline([Nothing()], Runtime(output=folder / "runs")).run(folder / "runs" / "demo", config=config)
+    return json.loads((folder / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))["config"]
+
+
+def test_the_configuration_in_the_summary_and_in_the_report_gives_the_same_run_again(tmp_path: Path) -> None:
+    config = load(Path("examples/demo.yaml"))
+    kept = told(tmp_path, config)
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(kept), encoding="utf-8")
+    assert load(again) == config
+    page = (tmp_path / "runs" / "demo" / "report.html").read_text(encoding="utf-8")
+    printed = page.split('<section id="settings">')[1].split("<code>")[2].split("</code>")[0]
+    assert yaml.safe_load(printed.replace("&#39;", "'").replace("&#34;", '"')) == kept
+
+
+def test_the_configuration_in_the_summary_holds_no_secret(tmp_path: Path) -> None:
+    config = RLHFConfig()
+    config.generation.server = "http://user:hunter2@host:8000/v1?key=abc"
+    config.ppo.rewards = {"http://u:hunter2@host/score": 1.0}
+    kept = told(tmp_path, config)
+    assert kept["generation"]["server"] == "http://host:8000/v1" and kept["ppo"]["rewards"] == {
+        "http://host/score": 1.0
+    }
+    for path in (tmp_path / "runs" / "demo").glob("*.*"):
+        assert b"hunter2" not in path.read_bytes()
+
+
+def test_stages_composed_by_hand_have_no_configuration(tmp_path: Path) -> None:
+    assert told(tmp_path, None) == {}
+
+
+def test_secrets_leave_nested_values_and_names() -> None:
+    tree = {"http://u:p@h/x": ["https://h/y?t=1", 3, None, {"deep": "x=http://a@b"}]}
+    assert tree_without_secrets(tree) == {"http://h/x": ["https://h/y", 3, None, {"deep": "x=http://b"}]}
