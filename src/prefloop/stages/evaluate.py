@@ -16,6 +16,7 @@ from prefloop.config import DataConfig, EvaluateConfig
 from prefloop.console import progress
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document, packs
+from prefloop.errors import JudgeError
 from prefloop.judging.judges import FunctionGrader, VerdictCache, prepare
 from prefloop.judging.specs import JudgeOptions, open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, verdict_win_rate, win_rate
@@ -247,6 +248,8 @@ class Compare(Stage):
             verdicts = judge.compare_many(items, lambda i, verdict: advance())
         by_prompt: dict[str, list[float]] = {}
         given = [(owner, verdict) for owner, verdict in zip(owners, verdicts, strict=True) if not verdict.failed]
+        if not given:
+            raise JudgeError(f"judge {judge.name}: no pair has a verdict; the last failure: {verdicts[-1].failed}")
         for owner, verdict in given:
             by_prompt.setdefault(owner, []).append(verdict.score)
         found: WinRate = verdict_win_rate(by_prompt, resamples=self.config.resamples)
