@@ -14,6 +14,7 @@ from prefloop.config import DataConfig, EvaluateConfig
 from prefloop.console import progress, say
 from prefloop.data.overlap import overlap
 from prefloop.data.sources import copy_records
+from prefloop.errors import JudgeError
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import Duel, Judged, judge_answers
 from prefloop.judging.graders import FunctionGrader, fingerprint_of
@@ -28,6 +29,8 @@ from prefloop.store import Artifact, read_rows, write_rows
 BASELINE = "sft"
 AGAIN = "sft-again"
 SHORT_WORDS = 5
+MOST_FAILED = 0.05
+"""Share of comparisons without an answer above which there is no result: what fails may be of one kind."""
 Scores = Mapping[str, Sequence[float]]
 
 
@@ -143,8 +146,14 @@ class Compare(Stage):
                 on_verdict=lambda i, verdict: advance(),
                 resamples=self.config.resamples,
             )
-        if found.failures:
-            say(f"  {len(found.failures)} reasons for failed comparisons; the first: {found.failures[0]}", "yellow")
+        failed, met = sum(d.n_failed for d in found.duels), sum(d.n_failed + d.n_comparisons for d in found.duels)
+        if failed > MOST_FAILED * met:
+            raise JudgeError(
+                f"judge {judge.name}: {failed} of {met} comparisons failed, over {MOST_FAILED:.0%}; the first: {found.failures[0]}\n"
+                "       What was answered is kept: with the judge mended, the same command asks only what is missing"
+            )
+        if failed:
+            say(f"  {failed} of {met} comparisons failed and are left out; the first: {found.failures[0]}", "yellow")
         return found
 
     def _matrix_of_scores(self, answers: Mapping[str, Any], judge: str) -> dict[str, Any]:
