@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import make_run
+from runs import Made, make_run
 from tiny import add_random_role, load
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -22,8 +23,12 @@ from prefloop.bench.harness import Metric, Settings, language_model, measure
 from prefloop.bench.run import Domain, bench
 from prefloop.bench.tasks import find, sandboxed
 from prefloop.bench.tasks import load as load_task
+from prefloop.config import AdapterConfig, BackboneConfig, BenchConfig, DataConfig, RLHFConfig
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.models.plain import plain
+from prefloop.pipeline import Pipeline
+from prefloop.runtime import Runtime
+from prefloop.stages.bench import Bench
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "bench"
 LIMIT = 6
@@ -373,3 +378,46 @@ def test_domain_sets_are_answered_greedily_and_scored_for_every_adapter(tmp_path
     ]
     assert all(set(row["adapters"]) == {"base", "sft", "ppo"} for row in (town, *town["more"]))
     assert bench(made, [], domains=[domain], output=tmp_path / "bench.json") == found
+
+
+def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(
+    tmp_path: Path, tiny_folder: Path, data: dict[str, Path]
+) -> None:
+    config = BenchConfig(tasks=[str(EXAMPLES)], data=[f"{task}={path}" for task, path in data.items()], limit=2)
+    backbone = BackboneConfig(
+        model=str(tiny_folder), precision="fp32", max_length=256, adapter=AdapterConfig(r=4, alpha=8)
+    )
+
+    def run(*more: Made, config: BenchConfig = config) -> dict[str, str]:
+        runtime = Runtime(backbone, rollout="transformers", output=tmp_path)
+        stages = [Made("sft", 1), *more, Bench(config)]
+        summary = Pipeline(stages, runtime).run(tmp_path / "t")
+        return {stage["name"]: stage["status"] for stage in summary["stages"]}
+
+    ppo, dpo = Made("ppo", 2, ("sft",)), Made("dpo", 3, ("sft",))
+    assert set(run(ppo).values()) == {"ran"}
+    written = json.loads((tmp_path / "t" / "bench.json").read_text())
+    assert list(written["adapters"]) == ["base", "sft", "ppo"] and set(written["tasks"]) == set(data)
+    by_command = bench(
+        tmp_path / "t", find([str(EXAMPLES)], data), settings=Settings(limit=2), output=tmp_path / "b.json"
+    )
+    assert by_command["tasks"] == written["tasks"]
+    assert set(run(ppo).values()) == {"reused"}
+    ran = {name for name, status in run(ppo, dpo).items() if status == "ran"}
+    assert ran == {"dpo", "bench-dpo", "bench"}
+    changed = run(ppo, dpo, config=dataclasses.replace(config, limit=1))
+    assert {name for name, status in changed.items() if status == "ran"} == {
+        f"bench-{s}" for s in ("base", "sft", "ppo", "dpo")
+    } | {"bench"}
+
+
+def test_bench_settings_leave_the_key_of_every_other_stage_alone(tmp_path: Path) -> None:
+    from pipelines.rlhf import compose
+
+    plain_config = RLHFConfig(
+        data=DataConfig(demonstrations=tmp_path / "d", prompts=tmp_path / "p", eval_prompts=tmp_path / "e")
+    )
+    with_bench = dataclasses.replace(plain_config, bench=BenchConfig(tasks=["hellaswag"]))
+    before, after = compose(plain_config), compose(with_bench)
+    assert [type(stage) for stage in after] == [*(type(stage) for stage in before), Bench]
+    assert before[-1].config == after[-2].config  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from prefloop.config.common import AdapterConfig, BackboneConfig, DataConfig, Ge
 from prefloop.config.stages import (
     AlarmConfig,
     AnnotatorConfig,
+    BenchConfig,
     EvaluateConfig,
     KLConfig,
     LabelConfig,
@@ -68,6 +69,7 @@ class RLHFConfig:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
 
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "AlarmConfig",
     "AnnotatorConfig",
     "BackboneConfig",
+    "BenchConfig",
     "DataConfig",
     "EvaluateConfig",
     "GenerationConfig",
