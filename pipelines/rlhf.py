@@ -39,7 +39,13 @@ def compose(config: RLHFConfig) -> "list[Stage]":
             policy = algorithm(config)
             of_round += [Reference(), policy] if "reference" in policy.inputs else [policy]
         stages += [stage.in_round(number) for stage in of_round]
-    return [*stages, Evaluate(config.evaluate, data, config.gold)] if aligned else stages
+    if aligned:
+        stages.append(Evaluate(config.evaluate, data, config.gold))
+    if config.bench.tasks or config.bench.domain:
+        from prefloop.stages.bench import Bench
+
+        stages.append(Bench(config.bench))
+    return stages
 
 
 def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool) -> "list[Stage]":

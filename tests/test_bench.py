@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import make_run
-from tiny import add_random_role, load
+from runs import Made, make_run
+from tiny import add_random_role, load, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from prefloop.bench import compare, tasks
@@ -22,11 +23,27 @@ from prefloop.bench.harness import Metric, Settings, language_model, measure
 from prefloop.bench.run import Domain, bench
 from prefloop.bench.tasks import find, sandboxed
 from prefloop.bench.tasks import load as load_task
+from prefloop.config import AdapterConfig, BackboneConfig, BenchConfig, DataConfig, GenerationConfig, RLHFConfig
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.models.plain import plain
+from prefloop.pipeline import Pipeline
+from prefloop.rollouts.engine import start
+from prefloop.runtime import Runtime
+from prefloop.stages.bench import Bench
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "bench"
 LIMIT = 6
+WORDS = """
+task: words_file
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: question
+doc_to_target: river
+generation_kwargs: {{until: [the end], max_gen_toks: 12, do_sample: false}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
 # lm_eval as its console script starts it, several times in one process: its imports and its index of tasks take most of a run.
 LM_EVAL = """
 import json, sys
@@ -88,11 +105,10 @@ def with_data(folder: Path, data: dict[str, Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_itself(
-    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, data: dict[str, Path]
-) -> tuple[Path, Path, Path]:
-    """lm_eval on one adapter over fp32 and nf4 weights: its output folders, and the adapter."""
+def by_itself(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Path]) -> Path:
+    """lm_eval on one ``adapter`` over the fp32 and nf4 weights of ``model``: its output in ``fp32`` and ``nf4``."""
     place = tmp_path_factory.mktemp("lm_eval")
+    tiny_folder = tiny_model(place / "model", repetition_penalty=1.5)
     backbone = load(tiny_folder)
     add_random_role(backbone, "ppo")
     backbone.save_role("ppo", place / "adapter")
@@ -107,9 +123,10 @@ def by_itself(
     ).save_pretrained(place / "nf4-model")
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(place / "nf4-model")
     folder = with_data(place / "tasks", data)
+    (folder / "words.yaml").write_text(WORDS.format(data["truthfulqa_mc1_file"]))
     calls = [
         ["run", "--model", "hf", "--model_args", f"pretrained={model},peft={place / 'adapter'},dtype=float32", "--tasks",
-         ",".join(data), "--include_path", str(folder), "--limit", str(LIMIT), "--batch_size", "1", "--device", "cpu",
+         ",".join([*data, "words_file"]), "--include_path", str(folder), "--limit", str(LIMIT), "--batch_size", "1", "--device", "cpu",
          "--output_path", str(place / name), "--log_samples"]
         for name, model in (("fp32", tiny_folder), ("nf4", place / "nf4-model"))
     ]  # fmt: skip
@@ -121,17 +138,17 @@ def by_itself(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return place / "fp32", place / "nf4", place / "adapter"
+    return place
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
 def test_numbers_are_those_of_lm_eval_by_itself_to_the_last_digit(
-    precision: str, by_itself: tuple[Path, Path, Path], tiny_folder: Path, data: dict[str, Path]
+    precision: str, by_itself: Path, data: dict[str, Path]
 ) -> None:
-    theirs = by_itself[precision == "nf4"]
+    theirs = by_itself / precision
     table = json.loads(next(theirs.rglob("results_*.json")).read_text())["results"]
-    backbone = load(tiny_folder, precision=precision)
-    backbone.add_role("bench", start=by_itself[2])
+    backbone = load(by_itself / "model", precision=precision)
+    backbone.add_role("bench", start=by_itself / "adapter")
     before = backbone.frozen_digest()
     specs = find([str(EXAMPLES)], data)
     with plain(backbone):
@@ -153,17 +170,17 @@ def test_numbers_are_those_of_lm_eval_by_itself_to_the_last_digit(
 
 
 def test_log_likelihoods_are_equal_to_the_last_bit_in_plain_and_prefloops_own_forward_is_back_afterwards(
-    by_itself: tuple[Path, Path, Path], tiny_folder: Path, data: dict[str, Path]
+    by_itself: Path,
 ) -> None:
     from lm_eval.api.instance import Instance
 
-    backbone = load(tiny_folder, precision="nf4")
-    backbone.add_role("bench", start=by_itself[2])
+    backbone = load(by_itself / "model", precision="nf4")
+    backbone.add_role("bench", start=by_itself / "adapter")
     backbone.activate("bench")
     ids = torch.arange(20, 60)[None]
     with torch.no_grad():
         own = backbone.model(ids).logits
-    line = next(by_itself[1].rglob("samples_hellaswag_file_*.jsonl")).read_text().splitlines()[0]
+    line = next((by_itself / "nf4").rglob("samples_hellaswag_file_*.jsonl")).read_text().splitlines()[0]
     sample = json.loads(line)
     asked = [(v["arg_0"], v["arg_1"]) for v in sample["arguments"].values()]
     with plain(backbone):
@@ -174,6 +191,26 @@ def test_log_likelihoods_are_equal_to_the_last_bit_in_plain_and_prefloops_own_fo
     backbone.activate("bench")
     with torch.no_grad():
         assert torch.equal(backbone.model(ids).logits, own)
+
+
+def test_generated_answers_are_those_of_lm_eval_by_itself_although_the_rollout_engine_is_neutral(
+    by_itself: Path,
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    backbone = load(by_itself / "model")
+    backbone.add_role("bench", start=by_itself / "adapter")
+    start("transformers", backbone, GenerationConfig())  # takes the model's own repetition penalty away
+    lines = next((by_itself / "fp32").rglob("samples_words_file_*.jsonl")).read_text().splitlines()
+    theirs = [json.loads(line) for line in lines]
+    options = {"until": ["the end"], "max_gen_toks": 12, "do_sample": False}
+    with plain(backbone):
+        model = language_model(backbone, batch_size=1)
+        backbone.activate("bench")
+        asked = [(s["arguments"]["gen_args_0"]["arg_0"], options) for s in theirs]
+        got = model.generate_until([Instance("generate_until", {}, pair, k) for k, pair in enumerate(asked)])
+    assert got == [s["resps"][0][0] for s in theirs] and all(got)
+    assert backbone.causal_lm.generation_config.repetition_penalty != 1.5
 
 
 def test_example_hellaswag_asks_what_lm_evals_own_task_asks(data: dict[str, Path]) -> None:
@@ -373,3 +410,46 @@ def test_domain_sets_are_answered_greedily_and_scored_for_every_adapter(tmp_path
     ]
     assert all(set(row["adapters"]) == {"base", "sft", "ppo"} for row in (town, *town["more"]))
     assert bench(made, [], domains=[domain], output=tmp_path / "bench.json") == found
+
+
+def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(
+    tmp_path: Path, tiny_folder: Path, data: dict[str, Path]
+) -> None:
+    config = BenchConfig(tasks=[str(EXAMPLES)], data=[f"{task}={path}" for task, path in data.items()], limit=2)
+    backbone = BackboneConfig(
+        model=str(tiny_folder), precision="fp32", max_length=256, adapter=AdapterConfig(r=4, alpha=8)
+    )
+
+    def run(*more: Made, config: BenchConfig = config) -> dict[str, str]:
+        runtime = Runtime(backbone, rollout="transformers", output=tmp_path)
+        stages = [Made("sft", 1), *more, Bench(config)]
+        summary = Pipeline(stages, runtime).run(tmp_path / "t")
+        return {stage["name"]: stage["status"] for stage in summary["stages"]}
+
+    ppo, dpo = Made("ppo", 2, ("sft",)), Made("dpo", 3, ("sft",))
+    assert set(run(ppo).values()) == {"ran"}
+    written = json.loads((tmp_path / "t" / "bench.json").read_text())
+    assert list(written["adapters"]) == ["base", "sft", "ppo"] and set(written["tasks"]) == set(data)
+    by_command = bench(
+        tmp_path / "t", find([str(EXAMPLES)], data), settings=Settings(limit=2), output=tmp_path / "b.json"
+    )
+    assert by_command["tasks"] == written["tasks"]
+    assert set(run(ppo).values()) == {"reused"}
+    ran = {name for name, status in run(ppo, dpo).items() if status == "ran"}
+    assert ran == {"dpo", "bench-dpo", "bench"}
+    changed = run(ppo, dpo, config=dataclasses.replace(config, limit=1))
+    assert {name for name, status in changed.items() if status == "ran"} == {
+        f"bench-{s}" for s in ("base", "sft", "ppo", "dpo")
+    } | {"bench"}
+
+
+def test_bench_settings_leave_the_key_of_every_other_stage_alone(tmp_path: Path) -> None:
+    from pipelines.rlhf import compose
+
+    plain_config = RLHFConfig(
+        data=DataConfig(demonstrations=tmp_path / "d", prompts=tmp_path / "p", eval_prompts=tmp_path / "e")
+    )
+    with_bench = dataclasses.replace(plain_config, bench=BenchConfig(tasks=["hellaswag"]))
+    before, after = compose(plain_config), compose(with_bench)
+    assert [type(stage) for stage in after] == [*(type(stage) for stage in before), Bench]
+    assert before[-1].config == after[-2].config  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ depend on: a bench that was killed goes on after its last finished task, one tha
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.errors import ConfigError
 from prefloop.models.plain import plain
-from prefloop.results import BASE, Policy, policy_of, policy_slots, runtime_of
+from prefloop.records import Demonstration
+from prefloop.results import BASE, policy_of, policy_slots, runtime_of
+from prefloop.rollouts.engine import start
 from prefloop.runtime import Runtime, environment
 from prefloop.store import digest, file_digest, write_json
 
@@ -41,6 +44,25 @@ class Domain:
     def name(self) -> str:
         return domain.name_of(self.path)
 
+    def identity(self) -> dict[str, Any]:
+        """What its numbers depend on besides the adapter: the rows, how they are answered, who scores them."""
+        return {
+            "file": file_digest(self.path),
+            "max_new_tokens": self.max_new_tokens,
+            "rollout": self.rollout,
+            "scorers": [importlib.metadata.version(name) for name in ("rouge_score", "sacrebleu")],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What is measured: the adapter in ``folder``, ``None`` for the bare model."""
+
+    name: str
+    folder: Path | None
+    key: str
+    """Identifies its content."""
+
 
 Job = TaskSpec | Domain
 
@@ -60,135 +82,156 @@ def bench(
     belong to different backbones, ``ConfigError`` when there is nothing to run.
     """
     settings = settings or Settings()
+    jobs = jobs_of(specs, domains)
+    slots = list(dict.fromkeys(adapters)) or [BASE, *(slot for slot in policy_slots(run) if slot != BASE)]
+    policies = {slot: policy_of(f"{run}:{slot}") for slot in slots}
+    runtime = runtime_of(list(policies.values()), model)
+    asked = [Adapter(slot, policy.folder, policy.key) for slot, policy in policies.items()]
+    content = table_of(measured(runtime, asked, jobs, settings, run / "bench"), asked, runtime, settings, jobs)
+    write_json(output or run / FILE, content)
+    return content
+
+
+def jobs_of(specs: Sequence[TaskSpec], domains: Sequence[Domain]) -> list[Job]:
+    """Everything to run. Raises ``ConfigError`` when that is nothing or when two sets share a name."""
     jobs: list[Job] = [*specs, *domains]
     if not jobs:
         raise ConfigError("nothing to run: name tasks with --tasks, or a set of prompts and references with --domain")
     names = [job.name for job in jobs]
     if len(set(names)) < len(names):
         raise ConfigError(f"two sets are called '{next(n for n in names if names.count(n) > 1)}': rename a file")
-    version = tasks.version()
-    slots = list(dict.fromkeys(adapters)) or [BASE, *(slot for slot in policy_slots(run) if slot != BASE)]
-    policies = {slot: policy_of(f"{run}:{slot}") for slot in slots}
-    runtime = runtime_of(list(policies.values()), model, {"temperature": 0.0}, rollout="transformers")
-    cache = Cache(run / "bench", runtime, settings, version)
-    todo = [(slot, job) for slot in slots for job in jobs if cache.get(policies[slot], job) is None]
-    kept = len(slots) * len(jobs) - len(todo)
-    if kept:
-        say(f"{kept} of {len(slots) * len(jobs)} results are there from before", "green")
+    return jobs
+
+
+def measured(
+    runtime: Runtime, adapters: Sequence[Adapter], jobs: Sequence[Job], settings: Settings, folder: Path
+) -> dict[str, Measured]:
+    """The numbers of each adapter on every job: those kept in ``folder``, the others measured now and kept there."""
+    cache = Cache(folder, runtime, settings)
+    todo = [(adapter, job) for adapter in adapters for job in jobs if cache.get(adapter, job) is None]
+    if kept := len(adapters) * len(jobs) - len(todo):
+        say(f"{kept} of {len(adapters) * len(jobs)} results are there from before", "green")
     if todo:
-        _measure(runtime, policies, todo, cache, settings)
+        _measure(runtime, todo, cache, settings)
     found: dict[str, Measured] = {}
-    for slot in slots:
-        parts = [cache.get(policies[slot], job) for job in jobs]
-        found[slot] = {task: metrics for part in parts if part for task, metrics in part.items()}
-    reference = BASE if BASE in slots else slots[0]
-    content = {
+    for adapter in adapters:
+        parts = [cache.get(adapter, job) for job in jobs]
+        found[adapter.name] = {task: metrics for part in parts if part for task, metrics in part.items()}
+    return found
+
+
+def table_of(
+    found: Mapping[str, Measured],
+    adapters: Sequence[Adapter],
+    runtime: Runtime,
+    settings: Settings,
+    jobs: Sequence[Job],
+) -> dict[str, Any]:
+    """The content of ``bench.json``."""
+    reference = BASE if BASE in found else next(iter(found))
+    domains = [job for job in jobs if isinstance(job, Domain)]
+    return {
         "tasks": compare.compare(found, reference),
         "settings": {
             **dataclasses.asdict(settings),
             "reference": reference,
             "model": runtime.backbone_config.model,
             "precision": runtime.backbone_config.precision,
-            "lm_eval": version,
+            "lm_eval": tasks.version(),
             **({"max_new_tokens": domains[0].max_new_tokens} if domains else {}),
         },
-        "adapters": {slot: policy.key for slot, policy in policies.items()},
+        "adapters": {adapter.name: adapter.key for adapter in adapters},
         "environment": environment(),
     }
-    write_json(output or run / FILE, content)
-    return content
+
+
+def plainly(rows: Measured) -> dict[str, Any]:
+    """As JSON."""
+    return {task: [dataclasses.asdict(metric) for metric in metrics] for task, metrics in rows.items()}
+
+
+def from_plain(rows: Mapping[str, Any]) -> Measured:
+    """Back from it."""
+    return {task: [Metric(**metric) for metric in metrics] for task, metrics in rows.items()}
 
 
 class Cache:
     """Numbers of one adapter on one name, a file each, written whole."""
 
-    def __init__(self, folder: Path, runtime: Runtime, settings: Settings, version: str) -> None:
+    def __init__(self, folder: Path, runtime: Runtime, settings: Settings) -> None:
         self.folder, self.settings = folder, settings
         versions = environment()["versions"]
         self.shared = {
             "model": runtime.model_fingerprint,
             "precision": runtime.backbone_config.precision,
             "compute": runtime.compute,
-            "lm_eval": version,
+            "lm_eval": tasks.version(),
             "versions": {name: versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         }
         self.chat_template = runtime.backbone_config.chat_template
 
-    def path(self, policy: Policy, job: Job) -> Path:
+    def path(self, adapter: Adapter, job: Job) -> Path:
         """Where the numbers are: a file named by all that they depend on."""
         if isinstance(job, Domain):
-            what: dict[str, Any] = {
-                "file": file_digest(job.path),
-                "max_new_tokens": job.max_new_tokens,
-                "rollout": job.rollout,
-                "limit": self.settings.limit,
-                "chat_template": self.chat_template,
-            }
+            what = {**job.identity(), "limit": self.settings.limit, "chat_template": self.chat_template}
         else:
             what = {"task": job.digest, "settings": dataclasses.asdict(self.settings)}
             if self.settings.apply_chat_template:
                 what["chat_template"] = self.chat_template
-        return self.folder / f"{digest({**self.shared, 'adapter': policy.key, **what})[:24]}.json"
+        return self.folder / f"{digest({**self.shared, 'adapter': adapter.key, **what})[:24]}.json"
 
-    def get(self, policy: Policy, job: Job) -> Measured | None:
-        """The numbers, if they are there."""
-        path = self.path(policy, job)
-        if not path.is_file():
+    def get(self, adapter: Adapter, job: Job) -> Measured | None:
+        """The numbers, if they are there and whole."""
+        try:
+            return from_plain(json.loads(self.path(adapter, job).read_text(encoding="utf-8"))["measured"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        rows = json.loads(path.read_text(encoding="utf-8"))["measured"]
-        return {task: [Metric(**metric) for metric in metrics] for task, metrics in rows.items()}
 
-    def put(self, policy: Policy, job: Job, measured: Measured) -> None:
+    def put(self, adapter: Adapter, job: Job, rows: Measured) -> None:
         """Keep them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = {task: [dataclasses.asdict(metric) for metric in metrics] for task, metrics in measured.items()}
-        write_json(self.path(policy, job), {"adapter": policy.name, "name": job.name, "measured": rows})
+        write_json(self.path(adapter, job), {"adapter": adapter.name, "name": job.name, "measured": plainly(rows)})
 
 
-def _measure(
-    runtime: Runtime, policies: Mapping[str, Policy], todo: Sequence[tuple[str, Job]], cache: Cache, settings: Settings
-) -> None:
+def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache, settings: Settings) -> None:
     """Measure what is missing, an adapter at a time. Tasks and their data are found before the model is loaded."""
     jobs = {job.name: job for _, job in todo}
     loaded = {name: tasks.load(job) for name, job in jobs.items() if isinstance(job, TaskSpec)}
     rows = {name: domain.read(job.path, settings.limit) for name, job in jobs.items() if isinstance(job, Domain)}
     backbone = runtime.backbone
-    try:
-        with progress("bench", len(todo), "task") as advance:
-            for slot, policy in policies.items():
-                mine = [job for where, job in todo if where == slot]
-                if not mine:
-                    continue
-                if policy.folder:
-                    backbone.add_role(ROLE, start=policy.folder)
-                role = ROLE if policy.folder else None
+    with progress("bench", len(todo), "task") as advance:
+        for adapter in dict.fromkeys(adapter for adapter, _ in todo):
+            mine = [job for which, job in todo if which == adapter]
+            role = ROLE if adapter.folder else None
+            if adapter.folder:
+                backbone.add_role(ROLE, start=adapter.folder)
+            try:
                 if asked := [job for job in mine if isinstance(job, TaskSpec)]:
                     with plain(backbone):
                         model = harness.language_model(backbone, settings.batch_size)
                         backbone.activate(role)
                         for task in asked:
-                            cache.put(policy, task, harness.measure(model, loaded[task.name], settings))
-                            advance(note=f"{slot}: {task.name}")
+                            cache.put(adapter, task, harness.measure(model, loaded[task.name], settings))
+                            advance(note=f"{adapter.name}: {task.name}")
                 for job in mine:
                     if isinstance(job, Domain):
                         answers = _answers(runtime, role, job, rows[job.name])
-                        cache.put(policy, job, {job.name: domain.score(rows[job.name], answers)})
-                        advance(note=f"{slot}: {job.name}")
+                        cache.put(adapter, job, {job.name: domain.score(rows[job.name], answers)})
+                        advance(note=f"{adapter.name}: {job.name}")
+            finally:
                 backbone.drop_role(ROLE)
-    finally:
-        runtime.close()
 
 
-def _answers(runtime: Runtime, role: str | None, job: Domain, rows: Sequence[Any]) -> list[str]:
+def _answers(runtime: Runtime, role: str | None, job: Domain, rows: Sequence[Demonstration]) -> list[str]:
     """What a role answers to every prompt of a set, greedily."""
-    generation = dataclasses.replace(runtime.generation, temperature=0.0, max_new_tokens=job.max_new_tokens)
-    if (runtime.rollout, runtime.generation) != (job.rollout, generation):
-        runtime.close()
-        runtime.rollout, runtime.generation = job.rollout, generation
-        runtime.__dict__.pop("engine_name", None)
-    backbone, engine = runtime.backbone, runtime.engine
+    backbone = runtime.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
-    engine.load_policy(role)
-    found = engine.generate([encoder.prompt(r.id, r.prompt, job.max_new_tokens) for r in rows], 1, seed=0)
-    engine.pause()
+    prompts_ids = [encoder.prompt(row.id, row.prompt, job.max_new_tokens) for row in rows]
+    generation = dataclasses.replace(runtime.generation, temperature=0.0, max_new_tokens=job.max_new_tokens)
+    engine = start(job.rollout, backbone, generation)
+    try:
+        engine.load_policy(role)
+        found = engine.generate(prompts_ids, 1, seed=0)
+    finally:
+        engine.close()
     return [backbone.chat.decode(rollout.token_ids) for rollout in found]

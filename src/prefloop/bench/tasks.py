@@ -44,6 +44,17 @@ class TaskSpec:
     """Changes when the local file or its data do; of lm-eval's own tasks it is the name, and the version is in the settings."""
 
 
+def files_of(pairs: Sequence[str]) -> dict[str, Path]:
+    """``TASK=FILE`` taken apart. Raises ``ConfigError`` for anything else."""
+    out = {}
+    for pair in pairs:
+        task, equals, file = pair.partition("=")
+        if not (task and equals and file):
+            raise ConfigError(f"--data takes TASK=FILE, found '{pair}'")
+        out[task] = Path(file)
+    return out
+
+
 def find(names: Sequence[str], data: Mapping[str, Path] | None = None, trust_code: bool = False) -> list[TaskSpec]:
     """The tasks that ``names`` stand for: lm-eval's names, YAML files, folders of them; ``data`` puts other data files under local tasks.
 

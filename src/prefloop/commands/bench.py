@@ -48,7 +48,7 @@ class Bench:
         from prefloop.bench import compare
         from prefloop.bench.harness import Settings
         from prefloop.bench.run import FILE, Domain, bench
-        from prefloop.bench.tasks import find, version
+        from prefloop.bench.tasks import files_of, find, version
         from prefloop.console import console, say
 
         version()
@@ -61,16 +61,3 @@ class Bench:
             f"± is one standard error; differences are paired by question. Written to {self.output or self.run_folder / FILE}",
             "dim",
         )
-
-
-def files_of(pairs: list[str]) -> dict[str, Path]:
-    """``TASK=FILE`` taken apart. Raises ``ConfigError`` for anything else."""
-    from prefloop.errors import ConfigError
-
-    out = {}
-    for pair in pairs:
-        task, equals, file = pair.partition("=")
-        if not (task and equals and file):
-            raise ConfigError(f"--data takes TASK=FILE, found '{pair}'")
-        out[task] = Path(file)
-    return out

@@ -18,6 +18,7 @@ from prefloop.config.judge import JudgeConfig
 from prefloop.config.stages import (
     AlarmConfig,
     AnnotatorConfig,
+    BenchConfig,
     EvaluateConfig,
     KLConfig,
     LabelConfig,
@@ -68,6 +69,7 @@ class RLHFConfig:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
 
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "AlarmConfig",
     "AnnotatorConfig",
     "BackboneConfig",
+    "BenchConfig",
     "DataConfig",
     "EvaluateConfig",
     "GenerationConfig",

@@ -282,3 +282,25 @@ class EvaluateConfig:
     """A further judge: openai:<model>@<base_url>, local:<model>, reward:<run>, or a Python function file.py:function."""
     asking: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judge is asked."""
+
+
+@dataclass(config=STRICT)
+class BenchConfig:
+    """Benchmarks of the base, the SFT model and every policy; none unless tasks or a domain set are named."""
+
+    tasks: list[str] = field(default_factory=list)
+    """lm-eval's tasks and groups by name, YAML files, folders of YAML files; these run no code."""
+    domain: list[Path] = field(default_factory=list)
+    """Files of prompts with references: ROUGE, BLEU, F1 and exact match of greedy answers."""
+    data: list[str] = field(default_factory=list)
+    """TASK=FILE: other rows for a local task."""
+    limit: int | None = None
+    """First so many questions of each task."""
+    batch_size: int = 8
+    """Sequences of one forward pass; padding reaches the last bits of the numbers."""
+    num_fewshot: int | None = None
+    """Examples before each question, where the task leaves it open."""
+    apply_chat_template: bool = False
+    """Ask through the chat template instead of as plain text."""
+    max_new_tokens: int = 128
+    """Longest answer to a prompt of a domain set."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from prefloop.models import attention, fused
 from prefloop.models.backbone import Backbone
@@ -40,6 +41,8 @@ def plain(backbone: Backbone) -> Iterator[Backbone]:
             stack.callback(model.set_attn_implementation, attention.NAME)
         stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
         model.config.use_cache = True
+        stack.callback(setattr, model, "generation_config", model.generation_config)
+        model.generation_config = _own_generation(backbone)  # the rollout engine has put neutral defaults in its place
         if backbone.device.type == "cuda":
             stack.callback(torch.backends.cuda.enable_cudnn_sdp, torch.backends.cuda.cudnn_sdp_enabled())
             torch.backends.cuda.enable_cudnn_sdp(True)
@@ -50,6 +53,13 @@ def plain(backbone: Backbone) -> Iterator[Backbone]:
 def _is_ours(forward: Any) -> bool:
     norm = isinstance(forward, functools.partial) and forward.func is fused._forward
     return norm or isinstance(forward, FusedLayer | FusedLoRA)
+
+
+def _own_generation(backbone: Backbone) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(backbone.folder)
+    except OSError:  # a model without generation_config.json
+        return GenerationConfig.from_model_config(backbone.causal_lm.config)
 
 
 def _packs() -> bool:
