@@ -20,9 +20,10 @@ from prefloop.errors import ConfigError
 from prefloop.export import export
 from prefloop.labels.scoring import open_reward
 from prefloop.models.merge import save_merged
+from prefloop.opening import open_policies
 from prefloop.pipeline import Pipeline
 from prefloop.report.card import lineage, model_card
-from prefloop.results import open_policies, policy_of
+from prefloop.results import policy_of
 from prefloop.runtime import Runtime
 from prefloop.settings import load
 
