@@ -20,9 +20,10 @@ from prefloop.errors import ConfigError
 from prefloop.export import export
 from prefloop.labels.scoring import open_reward
 from prefloop.models.merge import save_merged
+from prefloop.opening import open_policies
 from prefloop.pipeline import Pipeline
-from prefloop.report.card import lineage, model_card
-from prefloop.results import open_policies, policy_of
+from prefloop.report.card import base_name, licence, lineage, model_card
+from prefloop.results import policy_of
 from prefloop.runtime import Runtime
 from prefloop.settings import load
 
@@ -203,3 +204,25 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(run: Path, exported:
     with pytest.raises(ConfigError, match="exists already"):
         export(f"{run}:dpo", tmp_path / "full")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
+        ("# A model without metadata\n", None),
+        ("---\nlicense: [\n---\n", None),
+        (None, None),
+    ],
+)
+def test_the_licence_is_what_the_base_states_or_left_out(
+    tmp_path: Path, text: str | None, expected: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert licence(tmp_path) == expected
+
+
+def test_a_local_base_stands_under_its_folders_name(tmp_path: Path) -> None:
+    assert base_name("org/model") == "org/model"
+    assert base_name(str(tmp_path)) == tmp_path.name and base_name("/gone/far/model") == "model"

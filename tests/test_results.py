@@ -11,11 +11,14 @@ import pytest
 import torch
 from runs import make_run
 
+from prefloop.config import DataConfig
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, ModelError
+from prefloop.opening import open_policies
 from prefloop.records import Message, Prompt
-from prefloop.results import Answers, open_policies, policy_of, resolve, slots
+from prefloop.results import Answers, policy_of, resolve, slots
 from prefloop.rollouts.engine import TransformersEngine
+from prefloop.stage import files_read
 from prefloop.stages.answer import respond
 
 
@@ -145,3 +148,26 @@ def test_a_stream_is_the_response_that_the_engine_samples_token_by_token(run: Pa
     heard: list[int] = []
     engine.stream(ids, 5, heard.append)
     assert heard == engine.generate([ids], 1, 5)[0].token_ids
+
+
+def test_an_artifact_of_another_version_says_which_settings_are_not_read(tmp_path: Path, tiny_folder: Path) -> None:
+    old = make_run(tmp_path, "old", tiny_folder, slots=("sft",))
+    path = (old / "artifacts" / "sft" / "manifest.json").resolve()
+    manifest = json.loads(path.read_text())
+    manifest["identity"]["backbone"]["gradient_checkpointing"] = "sometimes"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match=r"settings this one does not read \(gradient_checkpointing\)"):
+        open_policies([f"{old}:sft"])
+    manifest["identity"]["backbone"]["gradient_checkpointing"] = "none"
+    manifest["identity"]["backbone"]["chat_template"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="a chat template from a file, which the artifact does not hold"):
+        open_policies([f"{old}:sft"])
+
+
+def test_a_manifest_names_the_files_that_were_read_without_their_folders(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("")
+    data = DataConfig(prompts=tmp_path / "a.jsonl", reward_tests=[tmp_path / "b.jsonl"])
+    assert files_read({"prompts": tmp_path / "a.jsonl", "limit": 3, "gone": tmp_path / "c"}) == {"prompts": "a.jsonl"}
+    assert files_read({"data": data}) == {"prompts": "a.jsonl", "reward_tests[0]": "b.jsonl"}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from runs import make_run
 
 from prefloop.cli import _main, guarded
@@ -22,10 +23,10 @@ from prefloop.console import neutral
 from prefloop.data.sources import load_comparisons, write_jsonl
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.models.reward import Reward
+from prefloop.opening import open_policies
 from prefloop.records import Comparison, Message, Response
-from prefloop.results import open_policies
 from prefloop.rollouts.engine import TransformersEngine
-from prefloop.talk import session
+from prefloop.talk import session, terminal
 from prefloop.talk.session import Talk, default_name, keep
 from prefloop.talk.terminal import COMMANDS, Terminal
 
@@ -133,16 +134,15 @@ def test_the_command_in_a_terminal_switches_adapters_mid_talk_and_says_what_each
     assert at.close() == 0
 
 
-def test_a_wide_terminal_shows_two_answers_in_columns(run: Path, tmp_path: Path) -> None:
-    votes = tmp_path / "votes.jsonl"
-    at = Typist([str(run), "--beside", "sft", "--votes", str(votes)], columns=120)
-    at.until("> ")
-    said = flat(at.type("try it")).rpartition("a: ppo b: sft")[2]  # what stays after the last token
-    assert "b noted in" in flat(at.type("/prefer b"))
-    assert at.close() == 0
-    (found,) = load_comparisons(votes).records
-    assert (found.votes[0].choice, found.votes[0].annotator) == (1, "me")
-    assert " ".join(flat(neutral(response.text)) for response in found.responses) in said
+def test_a_wide_terminal_shows_two_answers_in_columns(
+    talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=screen, force_terminal=True, width=120, highlight=False))
+    talk.speakers = ["ppo", "sft"]
+    Terminal(talk, tmp_path / "votes.jsonl", "me", interactive=True)._heed("try it")
+    last = flat(screen.getvalue()).rpartition("a: ppo b: sft")[2]  # what stays after the last token
+    assert last.strip() == " ".join(flat(neutral(answer.text)) for answer in talk.turns[0].answers)
 
 
 def test_lines_through_a_pipe_give_the_same_talk_each_time(
@@ -238,10 +238,10 @@ def test_retry_draws_another_answer_and_undo_takes_the_turn_back(talk: Talk) -> 
 def test_a_talk_longer_than_the_context_loses_its_oldest_turns_and_says_so(
     talk: Talk, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    terminal = Terminal(talk, tmp_path / "votes.jsonl", "me", interactive=True)
+    shown = Terminal(talk, tmp_path / "votes.jsonl", "me", interactive=True)
     talk.system = "Be good."
     for k in range(4):
-        terminal._heed(f"{k} " + "word " * 70)
+        shown._heed(f"{k} " + "word " * 70)
     said = flat(capsys.readouterr().out)
     last = talk.turns[-1]
     assert talk.dropped > 0 and len(last.sent_ids) + 12 <= talk.context == 512
@@ -275,18 +275,20 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(talk: Talk) -> None:
     assert talk.turns == [whole]
 
 
-def test_ctrl_c_in_a_terminal_stops_an_answer_and_not_the_talk(run: Path) -> None:
-    at = Typist([str(run), "--max-new-tokens", "480", "--temperature", "0.9"])
+def test_ctrl_c_in_a_wide_terminal_stops_an_answer_and_not_the_talk(run: Path, tmp_path: Path) -> None:
+    votes = tmp_path / "votes.jsonl"
+    at = Typist([str(run), "--beside", "sft", "--votes", str(votes), "--max-new-tokens", "480"], columns=120)
     at.until("> ")
     os.write(at.master, b"try it\n")
-    at.until("ppo: ")
+    for _ in range(3):  # the empty columns, and two tokens
+        at.until("b: sft")
     os.write(at.master, b"\x03")
-    at.until("\n> ")
-    assert "[ppo: stopped by you]" in at.seen
+    assert "[ppo: stopped by you]" in at.until("\n> ")
     assert "reward" in at.type("/score")  # progress, which heeds lost interrupts, has forgotten this one
+    assert "no two answers to choose from" in flat(at.type("/prefer b"))
     os.write(at.master, b"\x03")
     at.until("> ")
-    assert "a new talk" in at.type("/reset") and at.close() == 0
+    assert "a new talk" in at.type("/reset") and at.close() == 0 and not votes.exists()
 
 
 def test_scores_are_the_reward_models_own(run: Path, talk: Talk, tmp_path: Path, tiny_folder: Path) -> None:
@@ -323,8 +325,8 @@ def test_what_a_model_says_has_no_power_over_the_terminal(
 ) -> None:
     hostile = "a\x1b]0;owned\x07b\x1b[2Jc\rd\x9b31me\u202ef [bold]g[/bold] :smile:\n\th"
     monkeypatch.setattr(type(talk.opened.runtime.backbone.chat), "decode", lambda self, ids: hostile)
-    terminal = Terminal(talk, tmp_path / "votes.jsonl", "me", interactive=False)
-    terminal._heed("try it")
+    shown = Terminal(talk, tmp_path / "votes.jsonl", "me", interactive=False)
+    shown._heed("try it")
     said = capsys.readouterr().out
     assert not set("\x1b\x07\r\x9b\u202e") & set(said)
     assert "a␛]0;owned␇b␛[2Jc␍d�31me�f [bold]g[/bold] :smile:\n" in said
@@ -334,9 +336,9 @@ def test_what_a_model_says_has_no_power_over_the_terminal(
 def test_every_command_is_there_and_bad_ones_are_named(
     talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    terminal = Terminal(talk, tmp_path / "votes.jsonl", "me", interactive=True)
-    assert all(hasattr(terminal, f"_{name}") for name in COMMANDS if name != "quit")
-    assert terminal._heed("/help") and all(f"/{name}" in capsys.readouterr().out for name in ("save",))
+    shown = Terminal(talk, tmp_path / "votes.jsonl", "me", interactive=True)
+    assert all(hasattr(shown, f"_{name}") for name in COMMANDS if name != "quit")
+    assert shown._heed("/help") and all(f"/{name}" in capsys.readouterr().out for name in ("save",))
     for line, said in (
         ("/prefer c", "takes a, b or tie"),
         ("/beside", r"/beside takes NAME \| off"),
@@ -345,16 +347,16 @@ def test_every_command_is_there_and_bad_ones_are_named(
         ("/save 'x", "No closing quotation"),
     ):
         with pytest.raises(ConfigError, match=said):
-            terminal._heed(line)
-    terminal._heed("/beside sft")
-    terminal._heed("//slash")
+            shown._heed(line)
+    shown._heed("/beside sft")
+    shown._heed("//slash")
     assert talk.turns[-1].user == "/slash" and len(talk.turns[-1].answers) == 2
-    terminal._heed(f"/save '{tmp_path}/my talk.jsonl'")
+    shown._heed(f"/save '{tmp_path}/my talk.jsonl'")
     assert len(load_comparisons(tmp_path / "my talk.jsonl").records) == 1
-    terminal._heed("/beside off")
-    terminal._heed("/system Be brief.")
-    assert terminal._heed("/reset") and talk.turns == [] and talk.system == "Be brief." and talk.speakers == ["ppo"]
-    assert terminal._heed("/quit") is False
+    shown._heed("/beside off")
+    shown._heed("/system Be brief.")
+    assert shown._heed("/reset") and talk.turns == [] and talk.system == "Be brief." and talk.speakers == ["ppo"]
+    assert shown._heed("/quit") is False
 
 
 def test_the_aligned_policy_of_the_last_command_is_who_one_talks_to(

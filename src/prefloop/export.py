@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.errors import ConfigError
-from prefloop.results import ABOUT, ADAPTER, Place, config_of, locate, open_policies, origin_of, require_model
+from prefloop.opening import config_of, open_policies, require_model
+from prefloop.results import ABOUT, ADAPTER, HEAD, Place, locate, origin_of
 from prefloop.runtime import Runtime, environment
 from prefloop.store import MANIFEST, write_json
 
 if TYPE_CHECKING:
     from prefloop.report.card import Evaluation
 
-_KEPT = ("adapter_config.json", ADAPTER, "head.json", "head.safetensors", "reward.json")
+_KEPT = ("adapter_config.json", ADAPTER, "head.json", HEAD, "reward.json")
 
 
 def export(reference: str, folder: Path, merge: bool = False, model: str | None = None) -> Path:
@@ -32,7 +33,7 @@ def export(reference: str, folder: Path, merge: bool = False, model: str | None 
         raise ConfigError(
             f"'{reference}' is no artifact of a run ({MANIFEST} is missing): there is nothing to say about it"
         )
-    if merge and (place.folder / "reward.json").is_file():
+    if merge and (place.folder / HEAD).is_file():
         raise ConfigError("--merge: a reward model is an adapter and a head, which no plain model has a place for")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"'{folder}' exists already: name a new folder")

@@ -38,7 +38,7 @@ class Chat:
     """The backbone, where its name of then no longer leads to it."""
 
     def run(self) -> None:
-        from prefloop.results import open_policies
+        from prefloop.opening import open_policies
         from prefloop.talk.session import Talk, named
         from prefloop.talk.terminal import Terminal
 

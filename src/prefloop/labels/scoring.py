@@ -17,8 +17,9 @@ from prefloop.data.packing import Document
 from prefloop.errors import DataError, ModelError
 from prefloop.labels.votes import Floats
 from prefloop.models.reward import Reward
+from prefloop.opening import config_of, require_model
 from prefloop.records import Comparison, Response
-from prefloop.results import ABOUT, config_of, origin_of, require_model
+from prefloop.results import ABOUT, origin_of
 from prefloop.runtime import Runtime
 from prefloop.store import MANIFEST
 

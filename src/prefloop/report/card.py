@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prefloop.algorithms import PAIR, ROLLOUTS
@@ -68,11 +69,15 @@ def base_name(model: str) -> str:
 
 
 def licence(model_folder: Path) -> str | None:
-    """What the base model's own card says, where its folder has one."""
-    try:
-        return ModelCard.load(model_folder / "README.md").data.license
-    except (OSError, ValueError):
+    """What the base model's own card says, where its folder has one that can be read."""
+    path = model_folder / "README.md"
+    if not path.is_file():  # ModelCard.load would ask the hub
         return None
+    try:
+        found = ModelCard.load(path).data.license
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def lineage(root: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -103,8 +108,7 @@ def model_card(
     base, stage = base_name(adapter["base_model_name_or_path"]), str(manifest["stage"])
     kind = stage.rpartition("-")[0] if stage.rpartition("-")[2].isdigit() else stage
     short = base.rpartition("/")[2]
-    merged = exported.merged if exported else None
-    evaluation = exported.evaluation if exported else None
+    merged, evaluation = (exported.merged, exported.evaluation) if exported else (None, None)
     data = ModelCardData(
         base_model=base,
         library_name="transformers" if merged else "peft",

@@ -10,8 +10,9 @@ from typing import Any
 from prefloop.config import DataConfig
 from prefloop.console import say
 from prefloop.errors import ConfigError
+from prefloop.opening import runtime_of
 from prefloop.records import to_dict
-from prefloop.results import Answers, Policy, resolve, runtime_of
+from prefloop.results import Answers, Policy, resolve
 from prefloop.rollouts.sampling import read_prompts, sample
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, write_rows

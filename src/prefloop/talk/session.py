@@ -19,8 +19,9 @@ from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.interrupt import check_interrupted
 from prefloop.labels.pool import content_of
 from prefloop.models.reward import Reward
+from prefloop.opening import Opened, context_of, require_one_backbone
 from prefloop.records import Comparison, Message, Response, Vote
-from prefloop.results import BASE, Opened, Policy, context_of, origin_of, policy_of, policy_slots, require_one_backbone
+from prefloop.results import BASE, Policy, origin_of, policy_of, policy_slots
 from prefloop.rollouts.engine import TransformersEngine
 
 Hear = Callable[[int, str], None]

@@ -1,0 +1,145 @@
+"""Policies on the backbone that they were made on, loaded once for all of them.
+
+An adapter that prefloop did not make says less about its backbone: what it leaves open is taken from the others beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from prefloop.config import AdapterConfig, BackboneConfig, GenerationConfig
+from prefloop.errors import ModelError
+from prefloop.results import Origin, Policy, policy_of
+from prefloop.runtime import Runtime
+
+
+def require_one_backbone(policies: Sequence[Policy], model: str | None = None) -> None:
+    """Raise ``ModelError`` with both names and what differs, when two cannot share a backbone; ``model`` names the one to take for all."""
+    for i, one in enumerate(policies):
+        for other in policies[i + 1 :]:
+            a, b = (dataclasses.replace(p.origin, model=model or p.origin.model) for p in (one, other))
+            if found := a.differs(b):
+                raise ModelError(
+                    f"'{one.name}' and '{other.name}' belong to different backbones: {'; '.join(found)}. Only adapters of one model, "
+                    "precision, chat template and shape can be put beside each other"
+                )
+
+
+def runtime_of(
+    policies: Sequence[Policy],
+    model: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+    rollout: str | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+    pack_tokens: int = 4096,
+) -> Runtime:
+    """The runtime with the backbone that all of ``policies`` belong to; nothing is loaded yet.
+
+    Sampling is that of the first policy which says how, but for the fields in ``generation``; ``model`` names the backbone where its
+    name of then no longer leads to it. Raises ``ModelError`` when they need different ones or what is found is another model.
+    """
+    require_one_backbone(policies, model)
+    said = next((p for p in policies if p.generation), None)
+    sampling = dataclasses.replace(
+        said.generation if said and said.generation else GenerationConfig(), **(generation or {})
+    )
+    runtime = Runtime(
+        _backbone_config(policies, model, pack_tokens),
+        sampling,
+        rollout or (said.engine if said and said.engine else "transformers"),
+        seed,
+        output or next((p.output for p in policies if p.output), Path("runs")),
+    )
+    require_model(runtime, {p.name: p.origin for p in policies})
+    if not any("max_length" in p.origin.settings for p in policies):
+        config = runtime.backbone_config
+        runtime.backbone_config = dataclasses.replace(config, max_length=min(config.max_length, context_of(runtime)))
+    return runtime
+
+
+def context_of(runtime: Runtime) -> int:
+    """Tokens that the model was made for; ``backbone.max_length`` where it does not say."""
+    config = json.loads((runtime.model_folder / "config.json").read_text(encoding="utf-8"))
+    found = (config.get("text_config") or config).get("max_position_embeddings")
+    return int(found or runtime.backbone_config.max_length)
+
+
+def require_model(runtime: Runtime, origins: Mapping[str, Origin]) -> None:
+    """Raise ``ModelError`` when the model that was found is not the one that an adapter was made on."""
+    for name, origin in origins.items():
+        if origin.fingerprint and runtime.model_fingerprint != origin.fingerprint:
+            raise ModelError(
+                f"'{runtime.backbone_config.model}' is not the model that '{name}' was trained on (its files differ): name that one with --model"
+            )
+
+
+def config_of(origin: Origin, name: str, **changes: Any) -> BackboneConfig:
+    """The settings of a result's backbone. Raises ``ModelError`` for a chat template from a file, which no artifact holds."""
+    if origin.settings.get("chat_template", "model") not in ("model", "chatml"):
+        raise ModelError(
+            f"'{name}' was trained with a chat template from a file, which the artifact does not hold: train it with 'model' or 'chatml'"
+        )
+    settings = {"model": origin.model, **origin.settings}
+    if not origin.settings and origin.shape:  # PEFT's own folder
+        modules = origin.shape["target_modules"]
+        pattern = modules if isinstance(modules, str) else rf"(.*\.)?({'|'.join(map(re.escape, modules))})"
+        shape = AdapterConfig(r=origin.shape["r"], alpha=origin.shape["alpha"], target_modules=pattern)
+        settings |= {"precision": "bf16", "adapter": shape}
+    try:
+        return BackboneConfig(**{**settings, **changes})
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+        raise ModelError(
+            f"'{name}' was made by a version of prefloop whose settings this one does not read ({fields}): run its command again"
+        ) from None
+
+
+@dataclasses.dataclass
+class Opened:
+    """Policies on one backbone; more can join. ``roles`` says under which role each one is (``None``: the bare model)."""
+
+    runtime: Runtime
+    policies: dict[str, Policy]
+    roles: dict[str, str | None]
+
+    def add(self, policy: Policy) -> str | None:
+        """Put one more on the backbone, frozen, and return its role. Raises ``ModelError`` when it belongs to another."""
+        if policy.name not in self.roles:
+            if self.policies:
+                require_one_backbone([next(iter(self.policies.values())), policy], self.runtime.backbone_config.model)
+            require_model(self.runtime, {policy.name: policy.origin})
+            role = f"result-{len(self.roles)}" if policy.folder else None
+            if policy.folder and role:
+                self.runtime.backbone.add_role(role, start=policy.folder, frozen=True)
+            self.roles[policy.name] = role
+            self.policies[policy.name] = policy
+        return self.roles[policy.name]
+
+
+def open_policies(references: Sequence[str | Path | Policy], **settings: Any) -> Opened:
+    """Load the backbone once and put every policy on it as a frozen role; ``settings`` are those of ``runtime_of``."""
+    policies = [r if isinstance(r, Policy) else policy_of(r) for r in references]
+    opened = Opened(runtime_of(policies, **settings), {}, {})
+    for policy in policies:
+        opened.add(policy)
+    return opened
+
+
+def _backbone_config(policies: Sequence[Policy], model: str | None, pack_tokens: int) -> BackboneConfig:
+    """Of the policy that says most: one of a run before a folder of PEFT's own, an adapter before the bare model."""
+    first = max(policies, key=lambda p: (bool(p.origin.settings), bool(p.origin.shape)))
+    longest = [p.origin.settings["max_length"] for p in policies if "max_length" in p.origin.settings]
+    changes: dict[str, Any] = {"pack_tokens": pack_tokens}
+    if model:
+        changes["model"] = model
+    if longest:
+        changes["max_length"] = max(longest)
+    return config_of(first.origin, first.name, **changes)
