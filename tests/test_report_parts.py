@@ -181,7 +181,7 @@ def test_a_box_says_what_came_out_and_what_reuse_spared() -> None:
         "metrics": {"comparisons": 1720},
     }
     [[box]] = stages.picture(Summary.model_validate({"stages": [stage]}))
-    assert (box.figure, box.status, box.time) == ("1,720 comparisons", "reused", "saved 1\xa0min\xa011\xa0s")
+    assert (box.figure, box.status, box.time) == ("1,720 comparisons", "reused", "saved\xa01\xa0min\xa011\xa0s")
 
 
 def test_conversations_hold_every_evaluation_prompt_with_both_scores(full: Page) -> None:

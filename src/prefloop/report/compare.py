@@ -125,11 +125,12 @@ def _wins(summaries: Mapping[str, Summary], judge: str) -> list[tuple[str, str, 
 
 
 def _sentence(summaries: Mapping[str, Summary]) -> Markup:
-    """Which policy of which run wins most under the best judge that all runs have, and whether the lead is settled."""
+    """The best policies of the two best runs under the best judge that all runs have, and whether the order is settled."""
     judge = next((j for j in JUDGES if {name for name, _, _ in _wins(summaries, j)} == set(summaries)), None)
     if judge is None:
         return Markup("{} runs side by side. No judge compared policies in all of them.").format(len(summaries))
-    ranked = sorted(_wins(summaries, judge), key=lambda row: -(row[2].value or 0.0))
+    best = {row[0]: row for row in sorted(_wins(summaries, judge), key=lambda row: row[2].value or 0.0)}
+    ranked = sorted(best.values(), key=lambda row: -(row[2].value or 0.0))
     (name, policy, win), (other, other_policy, next_win) = ranked[:2]
     place = "level with" if win.value == next_win.value else "before"
     text = Markup(

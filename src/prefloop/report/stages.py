@@ -41,13 +41,9 @@ def _kind(name: str) -> str:
 
 def _box(stage: StageRun) -> Box:
     status = stage.status if stage.status in _STATUSES else "other"
-    time = duration(stage.seconds)
-    if stage.saved_seconds:
-        time = (
-            f"saved {duration(stage.saved_seconds)}"
-            if status == "reused"
-            else f"{time}, saved {duration(stage.saved_seconds)}"
-        )
+    spared = f"saved\N{NO-BREAK SPACE}{duration(stage.saved_seconds)}" if stage.saved_seconds else ""
+    times = [duration(stage.seconds) if status != "reused" or not spared else "", spared]
+    time = ", ".join(filter(None, times))
     return Box(stage_label(stage.name), status, stage.status, time, _figure(stage))
 
 
