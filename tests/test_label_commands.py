@@ -242,3 +242,15 @@ def test_an_annotators_key_is_told_what_key_is_needed(labelling: Labelling, ann:
     with pytest.raises(LabelError, match="use the key of an owner") as refused:
         Argilla(Connection(labelling.url, key)).pull(dataset)
     assert key not in str(refused.value)
+
+
+def test_the_account_of_a_simulated_annotator_is_listed_as_such_and_given_to_nobody(
+    labelling: Labelling, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, robot = labelling.name(), labelling.name()
+    labelling.argilla.push(comparisons(1), dataset)
+    labelling.argilla.vote(dataset, robot, {"pair/0": Vote("", 0)})
+    assert label("users", "list", "--home", labelling.home) == 0
+    assert f"{robot} annotator, simulated default 1" in " ".join(capsys.readouterr().out.split())
+    assert label("users", "add", robot, "--home", labelling.home) == 2
+    assert "account of a simulated annotator" in capsys.readouterr().err
