@@ -268,3 +268,15 @@ def test_bad_rows_are_set_aside_when_asked_and_thumbs_are_asked_for_single_respo
     assert label("push", file, "--dataset", labelling.name(), *home, "--bad-rows", "quarantine") == 0
     assert "2 records sent" in " ".join(capsys.readouterr().out.split())
     assert [c.id for c in load_comparisons(tmp_path / "mixed.refused.jsonl").records] == ["long"]
+
+
+def test_the_account_of_a_simulated_annotator_is_listed_as_such_and_given_to_nobody(
+    labelling: Labelling, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, robot = labelling.name(), labelling.name()
+    labelling.argilla.push(comparisons(1), dataset)
+    labelling.argilla.vote(dataset, robot, {"pair/0": Vote("", 0)})
+    assert label("users", "list", "--home", labelling.home) == 0
+    assert f"{robot} annotator, simulated default 1" in " ".join(capsys.readouterr().out.split())
+    assert label("users", "add", robot, "--home", labelling.home) == 2
+    assert "account of a simulated annotator" in capsys.readouterr().err
