@@ -21,8 +21,9 @@ from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.errors import ConfigError
 from prefloop.models.plain import plain
+from prefloop.opening import runtime_of
 from prefloop.records import Demonstration
-from prefloop.results import BASE, policy_of, policy_slots, runtime_of
+from prefloop.results import BASE, policy_of, policy_slots
 from prefloop.rollouts.engine import start
 from prefloop.runtime import Runtime, environment
 from prefloop.store import digest, file_digest, write_json

@@ -16,26 +16,34 @@ from prefloop.judging.usage import Usage
 
 def show_judged(found: Judged) -> None:
     """Every duel, the ranking where there are more than two models, and what the judge cost."""
+    names = _short([name for duel in found.duels for name in (duel.a, duel.b)])
     table = Table(title=f"judged by {found.judge}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    columns = ["a", "b", "a wins %", "at equal length %", "sign test", "ties %", "prompts"]
+    columns = ["a", "b", "a wins %", "equal length %", "sign test", "ties %", "n"]
     corrected = any(duel.prediction_powered for duel in found.duels)
-    for column in [*columns, *(["by people's votes %"] if corrected else [])]:
+    for column in [*columns, *(["corrected %"] if corrected else [])]:
         table.add_column(column, justify="left" if column in "ab" else "right", overflow="fold")
     for duel in found.duels:
-        table.add_row(*_row(duel), *([_votes(duel)] if corrected else []))
+        table.add_row(names[duel.a], names[duel.b], *_row(duel), *([_votes(duel)] if corrected else []))
     console.print(table)
+    said = "wins and ties over all comparisons, 95 % intervals clustered by prompt; sign test: p of as many prompts won as lost; n: prompts"
+    if corrected:
+        said += "; corrected: by people's votes (prediction-powered inference)"
+    say(said, "dim")
     for duel in found.duels:
         if duel.position:
             say(
-                f"{duel.a} against {duel.b}: the two orders disagreed in {duel.position.disagreement.mean:.1%} of {duel.n_comparisons} "
+                f"{names[duel.a]} against {names[duel.b]}: the two orders disagreed in {duel.position.disagreement.mean:.1%} of {duel.n_comparisons} "
                 f"comparisons, which count as ties; {duel.position.first_share.mean:.1%} of answers were for the response shown first"
             )
         for why in duel.uncorrected:
-            say(f"{duel.a} against {duel.b}: not corrected by people's votes: {why}", "yellow")
+            say(f"{names[duel.a]} against {names[duel.b]}: not corrected by people's votes: {why}", "yellow")
         if duel.n_failed:
-            say(f"{duel.n_failed} comparisons of {duel.a} against {duel.b} failed and are left out", "yellow")
+            say(
+                f"{duel.n_failed} comparisons of {names[duel.a]} against {names[duel.b]} failed and are left out",
+                "yellow",
+            )
     if found.ranking:
-        console.print(_ranking(found.ranking))
+        console.print(_ranking(found.ranking, names))
     if found.failures:
         say(f"failed: {found.failures[0]}; the same command asks again", "yellow")
     say(_cost(found.usage, found.n_asked, found.n_cached, found.n_unparsable))
@@ -49,8 +57,8 @@ def show_agreement(found: Calibration) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for column in ("source", "judge", "always the longer", "people", "kappa of judge", "with ties", "comparisons"):
-        table.add_column(column, justify="left" if column == "source" else "right")
+    for column in ("source", "judge", "longer", "people", "kappa", "n"):
+        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
     for source, of in found.agreement.items():
         table.add_row(
             source or "(no source)",
@@ -58,11 +66,14 @@ def show_agreement(found: Calibration) -> None:
             _alike(of.longer),
             _alike(of.people),
             "-" if of.judge.kappa is None else f"{of.judge.kappa.mean:.2f}",
-            _percent(of.judge.with_ties),
             str(of.n_items),
         )
     console.print(table)
-    say("95 % intervals clustered by prompt; people: one vote against the others on the same comparison", "dim")
+    say(
+        "95 % intervals clustered by prompt; longer: always the longer response; people: one vote against the others on the same comparison; "
+        "kappa: Cohen's, of judge and people, ties a verdict",
+        "dim",
+    )
     if found.position:
         say(
             f"the two orders disagreed in {found.position.disagreement.mean:.1%}; {found.position.first_share.mean:.1%} of answers were for the "
@@ -73,13 +84,17 @@ def show_agreement(found: Calibration) -> None:
     say(_cost(found.usage, None, None, found.n_unparsable))
 
 
+def _short(names: list[str]) -> dict[str, str]:
+    """The last part of every reference, where that still tells them apart."""
+    last = {name: name.rstrip("/").rpartition("/")[2] for name in names}
+    return last if len(set(last.values())) == len(last) else {name: name for name in names}
+
+
 def _row(duel: Duel) -> list[str]:
     return [
-        duel.a,
-        duel.b,
         _percent(duel.win_rate),
         _percent(duel.length_controlled),
-        f"p = {duel.sign_test.p_value:.3g}",
+        f"{duel.sign_test.p_value:.2g}",
         f"{duel.win_rate.ties:.1%}".rstrip("%"),
         str(duel.win_rate.n_prompts),
     ]
@@ -89,16 +104,16 @@ def _votes(duel: Duel) -> str:
     found = duel.prediction_powered
     if found is None:
         return "-"
-    return f"{100 * found.rate:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}] ({found.n_human} prompts)"
+    return f"{100 * found.rate:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
-def _ranking(ranking: Ranking) -> Table:
+def _ranking(ranking: Ranking, names: dict[str, str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("model", "Elo", "wins %", "games"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model in ranking.models:
         elo = f"{model.elo:.0f} [{model.low:.0f}, {model.high:.0f}]"
-        table.add_row(model.name, elo, f"{100 * model.win_rate:.1f}", str(model.games))
+        table.add_row(names[model.name], elo, f"{100 * model.win_rate:.1f}", str(model.games))
     return table
 
 
@@ -108,7 +123,9 @@ def _percent(found: WinRate | Interval) -> str:
 
 
 def _alike(found: Agreement | None) -> str:
-    return "-" if found is None or found.without_ties is None else _percent(found.without_ties)
+    if found is None or (rate := found.without_ties) is None:
+        return "-"
+    return f"{100 * rate.mean:.1f} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
 def _cost(usage: Usage, asked: int | None, cached: int | None, unparsable: int) -> str:
