@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefloop.data import files
-from prefloop.data.layouts import LAYOUTS, parse_hh
+from prefloop.data.layouts import LAYOUTS
+from prefloop.data.readers import parse_hh
 from prefloop.data.sources import (
     detect_layout,
     load_comparisons,
