@@ -216,3 +216,45 @@ def test_comparisons_without_votes_are_left_out_and_none_at_all_is_an_error(tmp_
 
     with pytest.raises(DataError, match="none of 1 comparisons has a vote"):
         calibrate([pair], ScoreJudge(Length()), VerdictCache())
+
+
+def test_votes_on_a_pair_may_stand_in_several_rows_in_either_order(tmp_path: Path) -> None:
+    from prefloop.commands.judge import Compare
+
+    texts = [Response("yes"), Response("no")]
+    rows = [Comparison(f"r{i}", [Message("user", "q")], texts, [Vote(f"v{i}", 0)]) for i in range(3)]
+    rows.append(Comparison("r3", [Message("user", "q")], texts[::-1], [Vote("v3", 0)]))
+    write_jsonl(tmp_path / "people.jsonl", rows)
+    (pair,) = (Compare("f.py:f", a="a", b="b", human=tmp_path / "people.jsonl")._people() or {}).values()
+    assert [vote.choice for vote in pair.votes] == [0, 0, 0, 1] and pair.responses == texts
+
+
+def test_a_reference_answer_reaches_the_judge_and_a_limit_cuts_files_too(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "grader.py"
+    source.write_text("def right(prompt, response):\n    return float(response == prompt.meta['reference'])\n")
+    for name, text in (("right", "{i}"), ("wrong", "no")):
+        rows = [
+            {
+                "id": f"p{i}",
+                "prompt": [{"role": "user", "content": f"Question {i}?"}],
+                "response": text.format(i=i),
+                **({"meta": {"reference": str(i)}} if name == "wrong" else {}),
+            }
+            for i in range(20)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["judge", "--judge", f"{source}:right", "--a", str(tmp_path / "right.jsonl")]
+    arguments += ["--b", str(tmp_path / "wrong.jsonl"), "--cache", str(tmp_path / "c.jsonl"), "--limit", "5"]
+    assert guarded(_main, [*arguments, "--output", str(tmp_path / "o.json")]) == 0
+    duel = json.loads((tmp_path / "o.json").read_text())["duels"][0]
+    assert duel["win_rate"]["rate"] == 1.0 and duel["n_comparisons"] == 5
+    run = make_run(tmp_path / "runs", "first", tiny_folder)
+    asked = [Prompt("p", [Message("user", "What is two and two, please?")], {"reference": "4"})]
+    write_jsonl(tmp_path / "prompts.jsonl", asked)
+    (run / "summary.json").write_text(json.dumps({"config": {"data": {"prompts": str(tmp_path / "prompts.jsonl")}}}))
+    arguments = ["judge", "--judge", f"{source}:right", "--a", f"{run}:ppo", "--b", f"{run}:sft"]
+    arguments += ["--prompts", str(tmp_path / "prompts.jsonl"), "--cache", str(tmp_path / "c.jsonl")]
+    assert guarded(_main, [*arguments, "--rollout", "transformers"]) == 0
+    assert "1 of 1 prompt" in " ".join(capsys.readouterr().out.split())

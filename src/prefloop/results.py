@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prefloop.config import GenerationConfig
-from prefloop.errors import ModelError, nearest
+from prefloop.errors import DataError, ModelError, nearest
+from prefloop.records import Prompt
 from prefloop.store import MANIFEST, digest, file_digest
 
 BASE = "base"
@@ -234,3 +236,31 @@ def _output(place: Place) -> Path | None:
 
 def _short(value: Any) -> str:
     return "+".join(value) if isinstance(value, list) else str(value)
+
+
+def run_of(reference: str) -> Path | None:
+    """The folder of the run that a reference like ``runs/demo:ppo`` names; ``None`` for anything else."""
+    run, colon, _ = reference.rpartition(":")
+    return Path(run) if colon and not Path(reference).exists() and (Path(run) / "artifacts").is_dir() else None
+
+
+def trained_on(run: Path) -> list[Prompt] | None:
+    """The prompts of the files that a run was trained on, by its own summary; ``None`` where it does not say or one of them is gone."""
+    from prefloop.data.sources import load_prompts
+
+    try:
+        data = json.loads((run / "summary.json").read_text(encoding="utf-8"))["config"]["data"]
+        files = [Path(data[name]) for name in ("demonstrations", "comparisons", "prompts") if data.get(name)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not files or not all(path.is_file() for path in files):
+        return None
+    with tempfile.TemporaryDirectory(prefix="prefloop-") as aside:
+        try:
+            read = [
+                load_prompts(path, layout=data.get("layout", "auto"), bad_rows="quarantine", quarantine_dir=aside)
+                for path in dict.fromkeys(files)
+            ]
+        except DataError:  # another file by now
+            return None
+    return [prompt for checked in read for prompt in checked.records]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from prefloop.config import JudgeConfig
 if TYPE_CHECKING:
     from prefloop.judging.answers import Answers
     from prefloop.judging.compare import Votes
+    from prefloop.records import Comparison, Prompt
 
 
 @dataclasses.dataclass
@@ -56,17 +58,19 @@ class Compare(_Judge):
     """Engine that samples the answers: vllm or transformers; the run's unless given."""
 
     def run(self) -> None:
+        from prefloop.judging.answers import prompts_of, require_same_prompts
         from prefloop.judging.cache import VerdictCache
         from prefloop.judging.compare import judge_answers
         from prefloop.judging.show import show_judged
         from prefloop.judging.specs import open_judge
-        from prefloop.records import Prompt
         from prefloop.store import write_json
 
         open_judge(self.judge, self.asking)  # a mistake in it is told before anything is sampled
         sides = self._answers()
-        first = next(iter(sides.values()))
-        judge = open_judge(self.judge, self.asking, prompts=[Prompt(i, prompt) for i, (prompt, _) in first.items()])
+        require_same_prompts(sides)
+        prompts = prompts_of(sides)
+        self._say_overlap(prompts)
+        judge = open_judge(self.judge, self.asking, prompts=prompts)
         found = judge_answers(
             sides,
             judge,
@@ -97,13 +101,39 @@ class Compare(_Judge):
             rollout=self.rollout,
             seed=self.seed,
         )
-        return {name: read_answers(path) for name, path in found.items()}
+        return {name: dict(islice(read_answers(path).items(), self.limit)) for name, path in found.items()}
 
     def _people(self) -> Votes | None:
+        """All votes on a pair of texts, in however many rows and whichever order they stand."""
         from prefloop.data.sources import load_comparisons
         from prefloop.labels.pool import content_of
 
-        return {content_of(c): c for c in load_comparisons(self.human).records} if self.human else None
+        if self.human is None:
+            return None
+        votes: dict[bytes, Comparison] = {}
+        for row in load_comparisons(self.human).records:
+            key, before = content_of(row), votes.get(content_of(row))
+            if before is not None:
+                alike = [r.text for r in before.responses] == [r.text for r in row.responses]
+                row = dataclasses.replace(before, votes=[*before.votes, *(row if alike else row.swap()).votes])
+            votes[key] = row
+        return votes
+
+    def _say_overlap(self, prompts: list[Prompt]) -> None:
+        """Name the prompts that the runs behind the results were trained on."""
+        from prefloop.console import say
+        from prefloop.data.overlap import overlap
+        from prefloop.results import run_of, trained_on
+
+        for run in dict.fromkeys(run_of(name) for name in (self.a, self.b, *self.also)):
+            if run is None:
+                continue
+            training = trained_on(run)
+            if training is None:
+                say(f"{run}: its training files are gone or unknown, so overlap with them is unknown", "yellow")
+            else:
+                same = overlap(training, prompts)
+                say(f"{run}: {same.describe()}", "yellow" if same.matches else "dim")
 
 
 @dataclasses.dataclass

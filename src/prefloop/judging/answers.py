@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prefloop.errors import DataError
-from prefloop.records import Message, Prompt, from_dict
+from prefloop.records import Prompt, from_dict
 
-Answers = dict[str, tuple[list[Message], list[str]]]
+Answers = dict[str, tuple[Prompt, list[str]]]
 """By prompt id: the prompt and a model's responses to it."""
 
 
 def read_answers(path: Path) -> Answers:
     """Prompt and responses by id, in the order of a JSONL file with rows ``{"id", "prompt": [{"role", "content"}, ...], "response"}``.
 
-    An id may have several rows; other fields are ignored. Raises ``DataError`` naming file, row and field.
+    An id may have several rows; ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``), other fields are ignored. Raises ``DataError`` naming file, row and field.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -39,11 +39,11 @@ def read_answers(path: Path) -> Answers:
         if not isinstance(row["response"], str):
             raise DataError(f"{where}: field 'response' must be text, found {row['response']!r:.80}")
         try:
-            prompt = from_dict(Prompt, {"id": row["id"], "prompt": row["prompt"]})
+            prompt = from_dict(Prompt, {"id": row["id"], "prompt": row["prompt"], "meta": row.get("meta", {})})
         except ValueError as error:
             raise DataError(f"{where}: {error}") from None
-        known, responses = rows.setdefault(prompt.id, (prompt.prompt, []))
-        if known != prompt.prompt:
+        known, responses = rows.setdefault(prompt.id, (prompt, []))
+        if known.prompt != prompt.prompt:
             raise DataError(
                 f"{where}: id '{prompt.id}' stands for another prompt in an earlier row; ids must be unique to a prompt"
             )
@@ -51,6 +51,12 @@ def read_answers(path: Path) -> Answers:
     if not rows:
         raise DataError(f"{path}: holds no rows; expected JSONL rows of id, prompt and response")
     return rows
+
+
+def prompts_of(sides: Mapping[str, Answers]) -> list[Prompt]:
+    """Every prompt once, from the side that says most of it: a file of answers need not repeat what a reference answer is."""
+    first = next(iter(sides.values()))
+    return [max((side[i][0] for side in sides.values()), key=lambda prompt: len(prompt.meta)) for i in first]
 
 
 def require_same_prompts(sides: Mapping[str, Answers]) -> None:
@@ -69,7 +75,7 @@ def _require_same(side_a: Answers, side_b: Answers, a_path: str, b_path: str) ->
                 "both files must answer the same prompts"
             )
     for prompt_id, (prompt, _) in side_a.items():
-        if prompt != side_b[prompt_id][0]:
+        if prompt.prompt != side_b[prompt_id][0].prompt:
             raise DataError(
                 f"prompt '{prompt_id}' is worded differently in {a_path} and {b_path}; "
                 "both files must answer the same prompts"

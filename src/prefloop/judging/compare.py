@@ -139,7 +139,7 @@ Met = list[tuple[str, Item, Verdict]]
 
 def _items(side_a: Answers, side_b: Answers, limit: int | None) -> list[tuple[str, Item]]:
     return [
-        (prompt_id, (prompt, of_a[i], side_b[prompt_id][1][j]))
+        (prompt_id, (prompt.prompt, of_a[i], side_b[prompt_id][1][j]))
         for prompt_id, (prompt, of_a) in side_a.items()
         for i, j in _pairs(len(of_a), len(side_b[prompt_id][1]))[:limit]
     ]

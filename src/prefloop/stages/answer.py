@@ -53,6 +53,7 @@ class Answer(Stage):
             {
                 "id": prompt.id,
                 "prompt": to_dict(prompt)["prompt"],
+                "meta": prompt.meta,
                 "response": response.text,
                 "finished": response.meta["finished"],
                 "tokens": response.meta["tokens"],

@@ -133,9 +133,7 @@ class Compare(Stage):
         judge = open_judge(
             self.config.judge or "", self.config.asking, prompts=prompts, models=work.runtime.store.root / "models"
         )
-        sides = {
-            p: {i: (answers[p]["prompt"][i].prompt, texts) for i, texts in answers[p]["text"].items()} for p in order
-        }
+        sides = {p: {i: (answers[p]["prompt"][i], texts) for i, texts in answers[p]["text"].items()} for p in order}
         total = len(list(itertools.combinations(order, 2))) * len(prompts) * self.config.samples
         with progress(f"judge: {judge.name}", total, "pair") as advance:
             found = judge_answers(
