@@ -18,7 +18,7 @@ def judged() -> dict[str, Any]:
     for policy, (rate, low, high, controlled) in llm.items():
         data["results"][policy] |= {
             "llm_judge": "judge-7b", "llm_win_rate": rate, "llm_ci_low": low, "llm_ci_high": high,
-            "llm_disagreement": 0.184, "sign_test_p": 0.0031, "lc_win_rate": controlled, "lc_ci_low": controlled - 0.07,
+            "llm_disagreement": 0.184, "sign_test_p": 0.0031, "lc_judge": "judge-7b", "lc_win_rate": controlled, "lc_ci_low": controlled - 0.07,
             "lc_ci_high": controlled + 0.07,
         }  # fmt: skip
     data["matrix"] = {

@@ -338,14 +338,31 @@ def test_a_trusted_task_runs_its_code(tmp_path: Path, data: dict[str, Path]) -> 
     assert task.doc_to_text(task.eval_docs[0]) == "WHAT IS THE TOWN NUMBER 0?"
 
 
-def test_a_template_that_reaches_for_code_is_stopped(tmp_path: Path, data: dict[str, Path], made: Path) -> None:
+def test_a_template_that_reaches_for_code_is_stopped_while_the_task_is_built(
+    tmp_path: Path, data: dict[str, Path]
+) -> None:
+    ran = tmp_path / "ran"
+    text = (EXAMPLES / "truthfulqa_mc1.yaml").read_text()
+    (tmp_path / "sly.yaml").write_text(
+        text.replace("Q: {{ question }}", f"{{{{ cycler.__init__.__globals__.os.system('touch {ran}') }}}}")
+    )
+    [spec] = find([str(tmp_path / "sly.yaml")], {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]})
+    with pytest.raises(ConfigError, match="task 'truthfulqa_mc1_file': its template reaches for code"):
+        load_task(spec)
+    assert not ran.exists()
+
+
+def test_a_template_that_reaches_for_code_at_a_later_row_is_stopped_too(
+    tmp_path: Path, data: dict[str, Path], made: Path
+) -> None:
     from jinja2.exceptions import SecurityError
 
     text = (EXAMPLES / "truthfulqa_mc1.yaml").read_text()
-    (tmp_path / "sly.yaml").write_text(text.replace("Q: {{ question }}", "{{ question.__class__.__mro__ }}"))
+    later = "{% if '0?' not in question %}{{ question.__class__.__mro__ }}{% endif %}"
+    (tmp_path / "sly.yaml").write_text(text.replace("Q: {{ question }}", later))
     specs = find([str(tmp_path / "sly.yaml")], {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]})
     with pytest.raises(SecurityError):
-        bench(made, specs, ["sft"], Settings(limit=1), output=tmp_path / "b.json")
+        bench(made, specs, ["sft"], Settings(limit=2), output=tmp_path / "b.json")
 
 
 def test_what_cannot_be_run_is_refused_early_with_what_to_do(tmp_path: Path, made: Path, data: dict[str, Path]) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from judge_endpoint import PROMPT
+from safetensors.torch import load_file
 from tiny import plain, tiny_model, tiny_tokenizer
 
 from prefloop.config import (
@@ -30,6 +31,7 @@ from prefloop.judging.judges import prepare
 from prefloop.judging.language_model import ModelJudge
 from prefloop.judging.local import LocalModel
 from prefloop.judging.specs import open_grader, open_judge
+from prefloop.models.load import load
 from prefloop.models.reward import Reward
 from prefloop.records import Comparison, Message, Prompt, Response, Vote
 from prefloop.runtime import Runtime
@@ -149,6 +151,17 @@ def test_vllm_in_this_process_holds_a_local_judges_replies_to_the_schema(roomy):
         assert "model's context of 4096" in grader.grade_many([(Prompt("p", PROMPT), "word " * 4000)])[0].failed
     finally:
         grader.model.close()
+
+
+def test_pickled_weights_are_not_loaded(roomy, tmp_path):
+    copy = shutil.copytree(roomy, tmp_path / "pickled")
+    weights = load_file(copy / "model.safetensors")
+    torch.save(weights, copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"cannot be loaded as a judge: .*safetensors"):
+        _ = LocalModel(str(copy), tmp_path)._engine
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*safetensors"):
+        load(BackboneConfig(model="pickled", precision="fp32", max_length=96), copy, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

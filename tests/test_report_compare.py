@@ -123,6 +123,20 @@ def test_benchmarks_reward_tests_and_times_stand_beside_each_other(tmp_path: Pat
     assert ["SFT", "1\xa0min\xa012\xa0s", "reused", "1\xa0min\xa012\xa0s", "reused"] in cells(part(page, "times"))
 
 
+def test_win_rates_of_different_judges_are_not_ranked(tmp_path: Path) -> None:
+    folders = []
+    for name in ("a", "b"):
+        data = report_extras.judged()
+        for result in data["results"].values():
+            result |= {"win_rate_vs_sft": None, "reward_win_rate": None}
+            if result.get("llm_judge"):
+                result["llm_judge"] = f"judge-{name}"
+        folders.append(report_fixture.write_run(tmp_path / name, data, []))
+    page = compared(*folders)
+    assert "No judge compared policies in all of them" in page.text
+    assert "judged by different judges: judge-a, judge-b" in page.text and "%, judge judge-a, judge-b" in page.text
+
+
 def test_text_of_runs_stays_text(tmp_path: Path) -> None:
     data = report_extras.judged() | {"model": HOSTILE, "config": {"ppo": {HOSTILE: HOSTILE}}}
     data["stages"].append({"name": HOSTILE})

@@ -62,6 +62,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def test_a_file_on_which_every_pair_is_right_still_has_an_interval(
+    tmp_path: Path, by_words: Any, reading: Reading
+) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad thing"} for i in range(20)]
+    found = evaluate_file(by_words, write(tmp_path / "all.jsonl", rows), reading)
+    assert found["accuracy"] == 1.0
+    assert found["accuracy_ci"] == pytest.approx([0.025 ** (1 / 20), 1.0])  # Clopper and Pearson, n of n
+
+
 def test_rewardbench_rows_give_accuracy_by_subset_and_section(tmp_path: Path, by_words: Any, reading: Reading) -> None:
     right, wrong = {"chosen": "good", "rejected": "bad thing"}, {"chosen": "bad thing", "rejected": "good"}
     rows = [{"prompt": f"q{i}", **(right if i < 3 else wrong), "subset": "math-prm"} for i in range(4)]

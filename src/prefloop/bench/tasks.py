@@ -186,6 +186,7 @@ def _known_metrics() -> frozenset[str]:
 
 def load(task: TaskSpec) -> dict[str, Any]:
     """lm-eval's task objects with their data. Raises ``ConfigError`` for an unknown name or data that cannot be had."""
+    from jinja2.exceptions import SecurityError
     from lm_eval.tasks import TaskManager
 
     own = isinstance(task.spec, str) and task.spec == task.name
@@ -195,7 +196,12 @@ def load(task: TaskSpec) -> dict[str, Any]:
             f"lm-eval knows no task '{task.name}' ({nearest(task.name, manager.all_tasks)}); a local one is named by its file"
         )
     try:
-        return dict(manager.load([task.spec]))
+        with sandboxed():  # building a task renders its templates on the first rows
+            return dict(manager.load([task.spec]))
+    except SecurityError as error:
+        raise ConfigError(
+            f"task '{task.name}': its template reaches for code, and prefloop runs none from data ({error})"
+        ) from error
     except Exception as error:  # downloads, builders and readers of many libraries; each raises what it likes
         said = (str(error).splitlines() or [""])[0][:300]
         raise ConfigError(

@@ -185,7 +185,7 @@ class _Transformers:
         dtype = compute_dtype(BackboneConfig(model=judge.model, precision="bf16"), self.device)
         try:
             self.model = AutoModelForCausalLM.from_pretrained(
-                judge.folder, dtype=dtype, device_map={"": self.device}
+                judge.folder, dtype=dtype, device_map={"": self.device}, use_safetensors=True
             ).eval()
         except (OSError, ValueError) as error:
             raise ModelError(

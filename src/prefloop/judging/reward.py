@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prefloop.data.encode import PreferenceGroup
-from prefloop.judging.statistics import clustered_mean
+from prefloop.judging.statistics import clustered_mean, clustered_share
 from prefloop.objectives.calibration import calibration_bins, expected_calibration_error, log_loss
 from prefloop.objectives.reward import bradley_terry
 
@@ -97,7 +97,7 @@ def interval(name: str, values: Sequence[float], prompts: Sequence[str], highest
     grouped: dict[str, list[float]] = {}
     for value, prompt in zip(values, prompts, strict=True):
         grouped.setdefault(prompt, []).append(value)
-    found = clustered_mean(grouped)
+    found = (clustered_share if highest == 1.0 else clustered_mean)(grouped)
     return {name: found.mean, f"{name}_ci": [min(highest, max(0.0, bound)) for bound in (found.low, found.high)]}
 
 

@@ -63,6 +63,7 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[Pe
             **quantization,
             attn_implementation=_implementation(config, folder, device),
             device_map={"": device},
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:
         raise ModelError(

@@ -37,7 +37,7 @@ _COLUMNS = (
     ("gold score", "gold_mean", "gold_low", "gold_high", 1),
     ("wins against SFT, gold scorer", "win_rate_vs_sft", "ci_low", "ci_high", 100),
     ("wins against SFT, reward model", "reward_win_rate", "reward_ci_low", "reward_ci_high", 100),
-    ("wins against SFT, LLM judge", "llm_win_rate", "llm_ci_low", "llm_ci_high", 100),
+    ("wins against SFT, judge", "llm_win_rate", "llm_ci_low", "llm_ci_high", 100),
     ("KL to SFT", "kl", "kl_low", "kl_high", 1),
 )
 
@@ -227,7 +227,7 @@ def _evaluation(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
         return {}
     results, control = evaluation.metrics["results"], evaluation.metrics.get("control", {})
     mine = results[kind]
-    columns = [column for column in _COLUMNS if mine.get(column[1]) is not None]
+    columns = _columns(mine)
     rows = [
         [name, *(_rate(results[name], *column[1:]) for column in columns)]
         for name in dict.fromkeys(("sft", kind))
@@ -243,6 +243,16 @@ def _evaluation(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
         )
     lead = f"{mine['n_prompts']:,} prompts of `{_cell(evaluation.prompts)}`, {mine['n_responses']:,} responses, {mine['length_mean']:.1f} words each on average."
     return {"lead": lead, "columns": [c[0] + (", %" if c[4] == 100 else "") for c in columns], "rows": rows}
+
+
+def _columns(row: Mapping[str, Any]) -> list[tuple[str, str, str, str, int]]:
+    """What was measured of a policy, the judge that was asked for by its name."""
+    judge = f" {_cell(row['llm_judge'])}" if row.get("llm_judge") else ""
+    return [
+        (text + (judge if field == "llm_win_rate" else ""), field, low, high, scale)
+        for text, field, low, high, scale in _COLUMNS
+        if row.get(field) is not None
+    ]
 
 
 def _rate(row: Mapping[str, Any], name: str, low: str, high: str, scale: float) -> str:
@@ -266,8 +276,8 @@ def _eval_results(kind: str, evaluation: Evaluation | None) -> list[EvalResult]:
             metric_name=name,
             metric_value=round(row[field], 4),
         )
-        for name, field, *_ in _COLUMNS
-        if field.endswith(("win_rate", "_vs_sft")) and row.get(field) is not None and kind != "sft"
+        for name, field, *_ in _columns(row)
+        if field.endswith(("win_rate", "_vs_sft")) and kind != "sft"
     ]
 
 

@@ -11,13 +11,13 @@ from prefloop.errors import ConfigError
 from prefloop.report import plots, results
 from prefloop.report.benchmarks import score_cell
 from prefloop.report.evaluations import Bench, PairTest
-from prefloop.report.headline import JUDGES, win_of
+from prefloop.report.headline import JUDGES, name_of, win_of
 from prefloop.report.html import fill, write_page
 from prefloop.report.inputs import Curve, read_bench, read_curves, read_reward_eval, read_summary
 from prefloop.report.page import MISSING, Cell, Row, duration, interval, label, percent, stage_label
 from prefloop.report.plots import Plot
 from prefloop.report.reward_model import stem, tests_of
-from prefloop.report.schema import BASELINE, Estimate, Summary
+from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Summary
 from prefloop.report.settings import differences
 
 _FIELDS = (
@@ -80,7 +80,7 @@ def render(runs: Mapping[str, Found]) -> str:
         for name, summary in summaries.items()
         for policy, result in summary.results.items()
     ]
-    columns, rows = results.filled(rows)
+    columns, rows = results.filled(rows, results.columns(_policies(summaries)))
     parts = {
         "settings": differences({name: (run.folder, run.summary) for name, run in runs.items()}),
         "curves": list(_curves(runs)),
@@ -109,6 +109,10 @@ def render(runs: Mapping[str, Found]) -> str:
     )
 
 
+def _policies(summaries: Mapping[str, Summary]) -> list[PolicyResult]:
+    return [result for summary in summaries.values() for result in summary.results.values()]
+
+
 def _said(summary: Summary) -> list[str]:
     took = duration(summary.seconds) if summary.seconds is not None else ""
     return [part for part in (label(summary.algo), summary.model, summary.started, took) if part]
@@ -124,9 +128,15 @@ def _wins(summaries: Mapping[str, Summary], judge: str) -> list[tuple[str, str, 
     ]
 
 
+def _asked(summaries: Mapping[str, Summary]) -> set[str]:
+    """The judges that ``evaluate.judge`` of the runs named."""
+    return {result.llm_judge for result in _policies(summaries) if result.llm_win.value is not None}
+
+
 def _sentence(summaries: Mapping[str, Summary]) -> Markup:
     """The best policies of the two best runs under the best judge that all runs have, and whether the order is settled."""
-    judge = next((j for j in JUDGES if {name for name, _, _ in _wins(summaries, j)} == set(summaries)), None)
+    shared = (j for j in JUDGES if {name for name, _, _ in _wins(summaries, j)} == set(summaries))
+    judge = next((j for j in shared if j != "llm" or len(_asked(summaries)) == 1), None)
     if judge is None:
         return Markup("{} runs side by side. No judge compared policies in all of them.").format(len(summaries))
     best = {row[0]: row for row in sorted(_wins(summaries, judge), key=lambda row: row[2].value or 0.0)}
@@ -137,7 +147,14 @@ def _sentence(summaries: Mapping[str, Summary]) -> Markup:
         "{} of {} wins most against its SFT under the {}: <strong>{}</strong>, {} {} of {} with <strong>{}</strong>"
     )
     text = text.format(
-        label(policy), name, JUDGES[judge], _quote(win), place, label(other_policy), other, _quote(next_win)
+        label(policy),
+        name,
+        name_of(_policies(summaries), judge),
+        _quote(win),
+        place,
+        label(other_policy),
+        other,
+        _quote(next_win),
     )
     if place == "level with" or not win.interval or not next_win.interval:
         return text + "."
@@ -160,6 +177,8 @@ def _cautions(summaries: Mapping[str, Summary]) -> list[str]:
     counts = {result.n_prompts for summary in summaries.values() for result in summary.results.values()}
     if len(counts) > 1:
         notes.append("The runs were judged on different numbers of prompts, so not on the same ones.")
+    if len(asked := _asked(summaries)) > 1:
+        notes.append(f"The runs were judged by different judges: {', '.join(sorted(asked))}.")
     models = {summary.model for summary in summaries.values()}
     if len(models) > 1:
         notes.append(f"The runs train different models: {', '.join(sorted(models))}. KL and reward are not comparable.")
@@ -170,10 +189,10 @@ def _forests(summaries: Mapping[str, Summary]) -> list[Plot]:
     series = {name: 1 + i % 6 for i, name in enumerate(summaries)}
     drawn = (
         plots.forest(
-            f"forest-{judge}", text,
+            f"forest-{judge}", name_of(_policies(summaries), judge),
             [(f"{name} {label(policy)}", win, series[name]) for name, policy, win in _wins(summaries, judge)],
         )
-        for judge, text in JUDGES.items()
+        for judge in JUDGES
     )  # fmt: skip
     return [plot for plot in drawn if plot]
 

@@ -8,8 +8,8 @@ from markupsafe import Markup
 from prefloop.report.page import decimal, duration, interval, label, percent, stage_label
 from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Summary
 
-JUDGES = {"gold": "gold scorer", "llm": "LLM judge", "reward": "reward model"}
-"""Judges from the one to trust most to the one that training maximised."""
+JUDGES = {"gold": "gold scorer", "llm": "judge", "reward": "reward model"}
+"""Judges from the one to trust most to the one that training maximised; ``judge`` is the one that ``evaluate.judge`` names."""
 _MOST_NAMED = 3
 
 
@@ -31,9 +31,15 @@ class Headline(NamedTuple):
 
 
 def judge_of(summary: Summary) -> str | None:
-    """The judge whose win rates lead the report: gold where it was run, else the LLM, else the reward model, else none."""
+    """The judge whose win rates lead the report: gold where it was run, else the judge asked for, else the reward model, else none."""
     rivals = [result for name, result in summary.results.items() if name != BASELINE]
     return next((judge for judge in JUDGES if any(win_of(r, judge).value is not None for r in rivals)), None)
+
+
+def name_of(results: Iterable[PolicyResult], judge: str) -> str:
+    """What to call a judge: the one that ``evaluate.judge`` names by its own name, all of them where results differ in it."""
+    names = dict.fromkeys(result.llm_judge for result in results if result.llm_judge) if judge == "llm" else {}
+    return f"{JUDGES[judge]} {', '.join(names)}".strip()
 
 
 def win_of(result: PolicyResult, judge: str) -> Estimate:
@@ -42,7 +48,7 @@ def win_of(result: PolicyResult, judge: str) -> Estimate:
 
 
 def control_of(summary: Summary, judge: str) -> Estimate:
-    """Win rate of SFT against itself under a judge; an LLM judge is not asked about that."""
+    """Win rate of SFT against itself under a judge; a judge that was asked for is not asked about that."""
     control = summary.control
     return {"gold": control.gold.win, "llm": Estimate(None), "reward": control.reward.win}[judge]
 
@@ -54,7 +60,7 @@ def headline(summary: Summary) -> Headline | None:
         return None
     wins = {name: win_of(result, judge) for name, result in summary.results.items() if name != BASELINE}
     wins = {name: win for name, win in wins.items() if win.value is not None}
-    clauses = list(_clauses(wins, f"the {JUDGES[judge]}"))
+    clauses = list(_clauses(wins, f"the {name_of(summary.results.values(), judge)}"))
     clauses += [] if judge == "llm" else [_control_clause(summary, judge)]
     best = max(wins, key=lambda name: wins[name].value or 0.0)
     return Headline(Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best))
@@ -121,6 +127,12 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
             "There is no gold scorer in this run: the judge is the reward model that training maximised, so these "
             "win rates show that optimisation worked, not that answers got better."
         )
+    scorers = [r.llm_judge for r in summary.results.values() if r.llm_judge.startswith("reward:")]
+    if judge == "llm" and scorers:
+        notes.append(
+            f"There is no gold scorer in this run, and the judge, {scorers[0]}, is a reward model: unless it is independent of the one that "
+            "training maximised, these win rates show that optimisation worked, not that answers got better."
+        )
     contested = [
         f"{label(name)} ({percent(result.reward_win.value)} %, gold {percent(result.win.value)} %)"
         for name, result in summary.results.items()
@@ -135,7 +147,7 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
         if (result.win.side_of_half or 0) * (result.llm_win.side_of_half or 0) < 0:
             notes.append(
                 f"The judges disagree about {label(name)}: it wins {percent(result.win.value)} % under the gold scorer and "
-                f"{percent(result.llm_win.value)} % under the LLM judge, each on its own side of 50 %."
+                f"{percent(result.llm_win.value)} % under the {name_of([result], 'llm')}, each on its own side of 50 %."
             )
     for stage in summary.stages:
         alarm = stage.metrics.get("alarm")
@@ -150,8 +162,8 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
 def tiles(summary: Summary, policy: str) -> list[Tile]:
     """The numbers of one policy that a reader looks for first: every judge, distance from SFT, time."""
     result = summary.results[policy]
-    named = [(f"win rate, {text}", win_of(result, which)) for which, text in JUDGES.items()]
-    named.insert(2, ("win rate, length-controlled", result.lc_win))
+    named = [(f"win rate, {name_of([result], which)}", win_of(result, which)) for which in JUDGES]
+    named.insert(2, (f"length-controlled, {result.lc_judge}".removesuffix(", "), result.lc_win))
     found = [
         Tile(text, f"{percent(win.value)} %", interval(win, 1, 100)) for text, win in named if win.value is not None
     ]

@@ -1,10 +1,11 @@
 """Every policy in numbers: the table of results, win rates by judge, the matrix of all against all, what judging took."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from prefloop.report import plots
-from prefloop.report.headline import JUDGES, control_of, win_of
+from prefloop.report.headline import JUDGES, control_of, name_of, win_of
 from prefloop.report.inputs import number
 from prefloop.report.page import MISSING, Cell, Column, Row, decimal, interval, label, percent
 from prefloop.report.plots import Plot
@@ -13,17 +14,21 @@ from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Rating, Sum
 CONTROL = "A/A control"
 
 
-COLUMNS = [
-    Column("Gold score", "mean"),
-    Column("Win rate vs SFT", "%, gold scorer"),
-    Column("Win rate vs SFT", "%, LLM judge"),
-    Column("Length-controlled", "%, LLM judge"),
-    Column("Win rate vs SFT", "%, reward model"),
-    Column("KL to reference", "nats"),
-    Column("Length", "words", False),
-    Column("Under 5 words", "%", False),
-    Column("Finished", "%", False),
-]
+def columns(results: Iterable[PolicyResult]) -> list[Column]:
+    """All columns there can be; a win rate's unit names who judged."""
+    found = list(results)
+    controlled = dict.fromkeys(result.lc_judge for result in found if result.lc_judge)
+    return [
+        Column("Gold score", "mean"),
+        Column("Win rate vs SFT", f"%, {name_of(found, 'gold')}"),
+        Column("Win rate vs SFT", f"%, {name_of(found, 'llm')}"),
+        Column("Length-controlled", ", ".join(["%", *controlled])),
+        Column("Win rate vs SFT", f"%, {name_of(found, 'reward')}"),
+        Column("KL to reference", "nats"),
+        Column("Length", "words", False),
+        Column("Under 5 words", "%", False),
+        Column("Finished", "%", False),
+    ]
 
 
 def results_table(summary: Summary) -> tuple[list[Column], list[Row]]:
@@ -35,16 +40,16 @@ def results_table(summary: Summary) -> tuple[list[Column], list[Row]]:
     ]
     control = summary.control
     if rows and any(reading.value is not None for reading in (control.gold.win, control.reward.win)):
-        found = [Cell(MISSING)] * len(COLUMNS)
+        found = [Cell(MISSING)] * len(rows[0].cells)
         found[1], found[4] = _rate(control.gold.win), _rate(control.reward.win)
         rows.append(Row(CONTROL, found, "SFT against SFT"))
-    return filled(rows)
+    return filled(rows, columns(summary.results.values()))
 
 
-def filled(rows: list[Row]) -> tuple[list[Column], list[Row]]:
+def filled(rows: list[Row], named: list[Column]) -> tuple[list[Column], list[Row]]:
     """The columns that hold at least one number, and the rows without the others."""
-    kept = [i for i in range(len(COLUMNS)) if any(row.cells[i].value != MISSING for row in rows)]
-    return [COLUMNS[i] for i in kept], [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
+    kept = [i for i in range(len(named)) if any(row.cells[i].value != MISSING for row in rows)]
+    return [named[i] for i in kept], [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
 
 
 def shared_count(summary: Summary) -> str:
@@ -59,7 +64,7 @@ def _count(result: PolicyResult) -> str:
 
 
 def cells(result: PolicyResult) -> list[Cell]:
-    """A cell for each of ``COLUMNS``."""
+    """A cell for each of ``columns``."""
     return [
         Cell(decimal(result.gold.value, 3), interval(result.gold, 3)),
         _rate(result.win),
@@ -80,7 +85,8 @@ def _rate(win: Estimate) -> Cell:
 def forests(summary: Summary) -> list[Plot]:
     """Win rates against SFT with the A/A control under them, a plot for each judge."""
     series, drawn = plots.colours(list(summary.results)), []
-    for judge, text in JUDGES.items():
+    for judge in JUDGES:
+        text = name_of(summary.results.values(), judge)
         rows = [
             (label(name), win_of(result, judge), series[name])
             for name, result in summary.results.items()
@@ -137,12 +143,15 @@ def _matrix_cell(win: Estimate) -> MatrixCell:
 
 
 def judging(summary: Summary) -> list[tuple[str, str]]:
-    """What asking the LLM judge took and how it behaved, as names and values."""
+    """What asking the judge took and how it behaved, as names and values."""
     return _asked(summary) + [
         (f"{label(name)}: {text}", value)
         for name, result in summary.results.items()
         for text, value in (
-            ("sign test against SFT", "" if result.sign_test_p is None else f"p = {result.sign_test_p:.2g}"),
+            (
+                f"sign test against SFT, {result.lc_judge}".removesuffix(", "),
+                "" if result.sign_test_p is None else f"p = {result.sign_test_p:.2g}",
+            ),
             (
                 "the two orders disagree",
                 "" if result.llm_disagreement is None else f"{percent(result.llm_disagreement)} %",

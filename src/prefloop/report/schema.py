@@ -74,6 +74,7 @@ class PolicyResult(Record):
     llm_ci_low: Number = None
     llm_ci_high: Number = None
     llm_disagreement: Number = None
+    lc_judge: Text = ""
     lc_win_rate: Number = None
     lc_ci_low: Number = None
     lc_ci_high: Number = None
@@ -101,12 +102,12 @@ class PolicyResult(Record):
 
     @property
     def llm_win(self) -> Estimate:
-        """Win rate against SFT when the LLM judges."""
+        """Win rate against SFT when ``llm_judge`` judges: a language model, or what else ``evaluate.judge`` names."""
         return Estimate(self.llm_win_rate, self.llm_ci_low, self.llm_ci_high)
 
     @property
     def lc_win(self) -> Estimate:
-        """The same with the judge's taste for length taken out (AlpacaEval 2)."""
+        """Win rate against SFT under ``lc_judge`` with its taste for length taken out (AlpacaEval 2)."""
         return Estimate(self.lc_win_rate, self.lc_ci_low, self.lc_ci_high)
 
     @property
@@ -168,7 +169,7 @@ def _cell(table: list[list[float | None]], i: int, j: int) -> float | None:
 
 
 class Judging(Record):
-    """What asking the LLM judge took and how it behaved."""
+    """What asking the judge took and how it behaved."""
 
     judge: Text = ""
     mode: Text = ""

@@ -31,6 +31,7 @@ AGAIN = "sft-again"
 SHORT_WORDS = 5
 MOST_FAILED = 0.05
 """Share of comparisons without an answer above which there is no result: what fails may be of one kind."""
+SCORERS = {"gold": "gold scorer", "reward": "reward model"}
 Scores = Mapping[str, Sequence[float]]
 
 
@@ -161,7 +162,7 @@ class Compare(Stage):
             rates[a, b] = win_rate(scores[a], scores[b], resamples=self.config.resamples)
             games += [Game(a, b, score, i) for i, wins in _wins(scores[a], scores[b]).items() for score in wins]
         ranking = rank(games, anchor=BASELINE) if len(self.policies) > 2 else None
-        return matrix("gold scorer" if judge == "gold" else "reward model", self.policies, rates, ranking)
+        return matrix(SCORERS[judge], self.policies, rates, ranking)
 
     def _read(self, artifact: Artifact) -> dict[str, Any]:
         """By prompt id: prompts and each measured quantity of the responses."""
@@ -264,9 +265,9 @@ def _wins(mine: Scores, theirs: Scores) -> dict[str, list[float]]:
 
 def _of_scores(mine: Mapping[str, Any], base: Mapping[str, Any], judge: str, resamples: int) -> dict[str, Any]:
     wins = _wins(mine[judge], base[judge])
-    leads = {i: [float(a - b) for a in mine["words"][i] for b in base["words"][i]] for i in wins}
+    leads = {i: [float(len(a) - len(b)) for a in mine["text"][i] for b in base["text"][i]] for i in wins}
     level = length_controlled_win_rate(wins, leads, resamples=resamples)
-    return {"sign_test_p": sign_test(wins).p_value} | _length_controlled(level)
+    return {"sign_test_p": sign_test(wins).p_value} | _length_controlled(SCORERS[judge], level)
 
 
 def _of_duel(judge: str, duel: Duel) -> dict[str, Any]:
@@ -278,11 +279,11 @@ def _of_duel(judge: str, duel: Duel) -> dict[str, Any]:
         "llm_disagreement": duel.n_disagreed / max(1, duel.n_comparisons),
         "llm_failed": duel.n_failed,
         "sign_test_p": duel.sign_test.p_value,
-    } | _length_controlled(duel.length_controlled)
+    } | _length_controlled(judge, duel.length_controlled)
 
 
-def _length_controlled(found: WinRate) -> dict[str, float]:
-    return {"lc_win_rate": found.rate, "lc_ci_low": found.low, "lc_ci_high": found.high}
+def _length_controlled(judge: str, found: WinRate) -> dict[str, Any]:
+    return {"lc_judge": judge, "lc_win_rate": found.rate, "lc_ci_low": found.low, "lc_ci_high": found.high}
 
 
 def _pearson(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> float:
