@@ -148,6 +148,7 @@ class Compare(Stage):
                 judge,
                 VerdictCache(work.runtime.store.root / "verdicts.jsonl"),
                 pairs_per_prompt=self.config.samples,
+                anchor=BASELINE,
                 on_verdict=lambda i, verdict: advance(),
                 resamples=self.config.resamples,
             )
@@ -167,7 +168,8 @@ class Compare(Stage):
         for a, b in itertools.combinations(reversed(self.policies), 2):
             rates[a, b] = win_rate(scores[a], scores[b], resamples=self.config.resamples)
             games += [Game(a, b, score, i) for i, wins in _wins(scores[a], scores[b]).items() for score in wins]
-        ranking = rank(games, anchor=BASELINE) if len(self.policies) > 2 else None
+        rated = len(self.policies) > 2
+        ranking = rank(games, anchor=BASELINE, resamples=self.config.resamples) if rated else None
         return matrix("gold scorer" if judge == "gold" else "reward model", self.policies, rates, ranking)
 
     def _read(self, artifact: Artifact) -> dict[str, Any]:
