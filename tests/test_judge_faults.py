@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from prefloop.endpoint import Pace
 from prefloop.errors import JudgeError
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.judges import compare_many, prepare
+from prefloop.judging.tally import Tally
+from prefloop.judging.verdict import Verdict
 
 TRUNCATED = (200, {"Content-Length": "999"}, '{"choices": [{"mess')
 NOT_JSON = (200, {}, "<html>come back later</html>")
@@ -166,8 +169,26 @@ def test_up_to_five_in_a_hundred_may_be_unparsable_and_not_more(endpoint):
     judge = prepare(judge_at(server.url, max_concurrency=1), VerdictCache())
     verdicts = judge.compare_many([*good, (PROMPT, "one!", "b")])
     assert (judge.tally.n_unparsable, verdicts[-1].score, verdicts[-1].unparsable) == (2, 0.5, 2), "2 of 42"
-    with pytest.raises(JudgeError, match="3 of 43 answers held no verdict"):
+    with pytest.raises(JudgeError, match="4 of 44 answers held no verdict"):
         judge.compare_many([(PROMPT, "two!", "b")])
+
+
+def stopped_after(rate: float, seed: int, questions: int = 1000) -> int:
+    """Answers until a judge that gives no verdict in ``rate`` of them is stopped; 0 when it is not."""
+    dice, tally = random.Random(seed), Tally("dice")
+    for number in range(questions):
+        try:
+            tally.asked(str(number), Verdict(0.5, unparsable=int(dice.random() < rate)))
+        except JudgeError:
+            return number + 1
+    return 0
+
+
+def test_an_evaluation_under_way_is_stopped_for_a_share_that_is_surely_too_large_and_not_for_chance():
+    shares = {rate: [stopped_after(rate, seed) for seed in range(60)] for rate in (0.03, 0.05, 0.1, 0.3)}
+    assert not any(shares[0.03]) and sum(map(bool, shares[0.05])) <= 3, "the share is looked at 1000 times"
+    assert sum(map(bool, shares[0.1])) >= 57 and all(shares[0.3])
+    assert sorted(shares[0.3])[30] <= 30, "a useless judge costs few questions"
 
 
 CLIENT = """

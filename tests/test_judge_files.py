@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from judge_endpoint import Scripted, endpoint_fixture, judge_at, judge_files, prefers_longer  # noqa: F401
+from judge_endpoint import Scripted, endpoint_fixture, judge_at, judge_files, prefers_longer, shown  # noqa: F401
 
-from prefloop.errors import DataError
+from prefloop.errors import DataError, JudgeError
 from prefloop.judging.judges import ScoreJudge
 
 
@@ -49,11 +49,24 @@ def test_a_repeated_evaluation_asks_nothing_and_says_the_same(endpoint, tmp_path
 
 
 def test_unparsable_answers_are_counted_in_the_result_from_the_cache_too(endpoint, tmp_path):
-    server = endpoint(lambda n, body: "no idea")
-    a, b = _write(tmp_path / "a.jsonl", [_row("x", "1")]), _write(tmp_path / "b.jsonl", [_row("x", "2")])
-    for asked in (2, 0):
+    server = endpoint(lambda n, body: "no idea" if "riddle" in shown(body)[0] else "[[C]]")
+    rows = [_row(f"p{i}", f"answer {i}") for i in range(10)]
+    a = _write(tmp_path / "a.jsonl", [*rows, _row("x", "a riddle")])
+    b = _write(tmp_path / "b.jsonl", [{**row, "response": "other"} for row in [*rows, _row("x", "")]])
+    for asked in (22, 0):
         result = judge_files(a, b, judge_at(server.url), tmp_path / "cache.jsonl")
-        assert (result.n_unparsable, result.n_asked, result.win_rate.ties) == (2, asked, 1.0)
+        assert (result.n_unparsable, result.n_asked, result.win_rate.ties) == (1, asked, 1.0)
+
+
+def test_a_short_evaluation_whose_answers_hold_no_verdict_has_no_result(endpoint, tmp_path):
+    server = endpoint(lambda n, body: "no idea")
+    rows = [_row(f"p{i}", f"answer {i}") for i in range(9)]
+    a = _write(tmp_path / "a.jsonl", rows)
+    b = _write(tmp_path / "b.jsonl", [{**row, "response": "other"} for row in rows])
+    for _ in range(2):
+        with pytest.raises(JudgeError, match="18 of 18 answers held no verdict"):
+            judge_files(a, b, judge_at(server.url), tmp_path / "cache.jsonl")
+    assert len(server.bodies) == 36, "each question twice, and none again"
 
 
 def test_a_score_is_not_asked_in_both_orders(tmp_path):

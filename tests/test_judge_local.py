@@ -1,13 +1,17 @@
 """Judges that run in this process: a language model, and the reward ensemble of a run."""
 
+import dataclasses
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from judge_endpoint import PROMPT
+from judge_endpoint import PROMPT, endpoint_fixture  # noqa: F401
+from judge_stage import compared
 from safetensors.torch import load_file
 from tiny import plain, tiny_model, tiny_tokenizer
 
@@ -27,10 +31,11 @@ from prefloop.errors import ConfigError, DataError, JudgeError, ModelError
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.ensemble import RewardGrader
 from prefloop.judging.forms import Grading, Pairwise
-from prefloop.judging.judges import prepare
+from prefloop.judging.judges import CachedJudge
 from prefloop.judging.language_model import ModelJudge
 from prefloop.judging.local import LocalModel
 from prefloop.judging.specs import open_grader, open_judge
+from prefloop.models.backbone import Backbone
 from prefloop.models.load import load
 from prefloop.models.reward import Reward
 from prefloop.records import Comparison, Message, Prompt, Response, Vote
@@ -109,11 +114,9 @@ def test_a_question_over_a_local_models_context_fails_alone(roomy):
 
 
 def test_a_cached_evaluation_does_not_load_the_local_model(roomy, tmp_path, monkeypatch):
-    items = [(PROMPT, "a", "b")]
     for _ in range(2):
-        prepare(open_judge(f"local:{roomy}", JudgeConfig(max_tokens=4)), VerdictCache(tmp_path / "c")).compare_many(
-            items
-        )
+        judge = CachedJudge(open_judge(f"local:{roomy}", JudgeConfig(max_tokens=4)), VerdictCache(tmp_path / "c"))
+        judge.compare(PROMPT, "a", "b")
         monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
 
 
@@ -267,3 +270,44 @@ def test_a_reward_judges_fingerprint_follows_its_weights(rewarded, tmp_path):
     content[-1] ^= 1
     (copy / "member-1" / "head.safetensors").write_bytes(content)
     assert open_judge(f"reward:{copy}").fingerprint() != before
+
+
+def test_a_run_judged_by_its_own_reward_model_loads_no_second_backbone_and_leaves_its_own_as_it_was(
+    rewarded, monkeypatch
+):
+    run, _, runtime = rewarded
+    monkeypatch.setattr(Backbone, "load", lambda *anything: pytest.fail("a second backbone"))
+    texts = {policy: [f"{policy} says {i}" for i in range(4)] for policy in ("sft", "ppo")}
+    assert compared(runtime, texts, judge=f"reward:{run}").metrics["matrix"]["judge"] == "reward:demo"
+    assert not runtime.backbone.roles, "the members are off it again"
+
+
+def test_a_reward_model_of_another_adapter_shape_has_the_memory_to_itself_and_gives_it_back(rewarded, monkeypatch):
+    run, _, trained = rewarded
+    other = dataclasses.replace(trained.backbone_config, adapter=AdapterConfig(r=2, alpha=8))
+    runtime = Runtime(other, output=run.parent)
+    alive = weakref.WeakSet([runtime.backbone])
+    seen = []
+    load = Backbone.load
+
+    def loaded(*given):
+        gc.collect()
+        seen.append(len(alive))
+        alive.add(found := load(*given))
+        return found
+
+    monkeypatch.setattr(Backbone, "load", loaded)
+    compared(runtime, {"sft": ["a", "b"], "dpo": ["c", "d"]}, judge=f"reward:{run}")
+    assert seen == [0] and not alive, "one at a time, and none at the end"
+
+
+def test_a_closed_endpoint_keeps_no_connection(endpoint):
+    server = endpoint(lambda number, body: "[[A]]")
+    for judge in (
+        open_judge(f"openai:m@{server.url}"),
+        open_judge(f"openai:m@{server.url}", JudgeConfig(mode="grade")),
+    ):
+        judge.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            judge.compare(PROMPT, "a", "b")
+    assert not server.bodies

@@ -123,3 +123,24 @@ def test_replies_that_do_not_tell_their_tokens_are_counted_and_without_prices_th
     judge = open_judge(f"openai:m@{server.url}", JudgeConfig(max_concurrency=1))
     judge.compare_many([(PROMPT, f"a{i}", "b") for i in range(4)])
     assert judge.usage == Usage(requests=4, prompt_tokens=10, completion_tokens=2, unreported=2, cost=None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"api_key": "sk-hidden"},
+        {"metadata": {"accessToken": "sk-hidden"}},
+        {"headers": [{"Authorization": "Bearer sk-hidden"}]},
+        {"X-API-KEY": ["sk-hidden"]},
+        {"client_secret": "sk-hidden"},
+    ],
+)
+def test_a_key_among_further_fields_is_refused_before_it_can_be_written_anywhere(body):
+    with pytest.raises(ConfigError, match=r"looks like a key.*name it in api_key_env") as caught:
+        JudgeConfig(extra_body=body)
+    assert "sk-hidden" not in str(caught.value)
+
+
+def test_fields_that_only_sound_like_a_key_are_taken():
+    body = {"max_completion_tokens": 9, "stop_token_ids": [2], "add_eos_token": True, "schema": {"key": {"type": "x"}}}
+    assert JudgeConfig(extra_body=body).extra_body == body

@@ -126,6 +126,10 @@ class Endpoint:
         """Ask for what is there; retries what may pass by itself."""
         return self._ask("GET", None)
 
+    def close(self) -> None:
+        """Close the connections; nothing can be asked after it."""
+        self._client.close()
+
     def _ask(self, method: str, content: str | None, stop: threading.Event | None = None) -> Reply:
         stop = stop or threading.Event()
         key = self._key()

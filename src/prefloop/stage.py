@@ -90,11 +90,7 @@ class Stage:
             **content(self.parts()),
         }
         if "backbone" in self.uses:
-            who["backbone"] = content(runtime.backbone_config) | {
-                "model": runtime.model_fingerprint,
-                "compute": runtime.compute,
-                "chat_template": _template(runtime.backbone_config.chat_template),
-            }
+            who["backbone"] = backbone_identity(runtime)
         if "generation" in self.uses:
             who["generation"] = content(runtime.generation) | {"engine": runtime.engine_name}
         return who
@@ -154,6 +150,15 @@ class Stage:
         artifact = runtime.store.commit(self.name, key, manifest)
         say(f"  {self.name}: {artifact.status} in {duration(seconds)}", "dim")
         return artifact
+
+
+def backbone_identity(runtime: Runtime) -> dict[str, Any]:
+    """What of the backbone goes into the keys of the stages that use it."""
+    return content(runtime.backbone_config) | {
+        "model": runtime.model_fingerprint,
+        "compute": runtime.compute,
+        "chat_template": _template(runtime.backbone_config.chat_template),
+    }
 
 
 def content(value: Any, name: str = "") -> Any:

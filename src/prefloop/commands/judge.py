@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,21 +66,21 @@ class Compare(_Judge):
         from prefloop.judging.specs import open_judge
         from prefloop.store import write_json
 
-        open_judge(self.judge, self.asking)  # a mistake in it is told before anything is sampled
+        open_judge(self.judge, self.asking).close()  # a mistake in it is told before anything is sampled
         sides = self._answers()
         require_same_prompts(sides)
         prompts = prompts_of(sides)
         self._say_overlap(prompts)
-        judge = open_judge(self.judge, self.asking, prompts=prompts)
-        found = judge_answers(
-            sides,
-            judge,
-            VerdictCache(self.cache),
-            pairs_per_prompt=self.pairs_per_prompt,
-            people=self._people(),
-            seed=self.seed,
-            resamples=self.resamples,
-        )
+        with closing(open_judge(self.judge, self.asking, prompts=prompts)) as judge:
+            found = judge_answers(
+                sides,
+                judge,
+                VerdictCache(self.cache),
+                pairs_per_prompt=self.pairs_per_prompt,
+                people=self._people(),
+                seed=self.seed,
+                resamples=self.resamples,
+            )
         show_judged(found)
         if self.output:
             write_json(self.output, dataclasses.asdict(found))
@@ -154,13 +155,8 @@ class Calibrate(_Judge):
         from prefloop.store import write_json
 
         loaded = load_comparisons(self.human, limit=self.limit)
-        found = calibrate(
-            loaded.records,
-            open_judge(self.judge, self.asking),
-            VerdictCache(self.cache),
-            seed=self.seed,
-            resamples=self.resamples,
-        )
+        with closing(open_judge(self.judge, self.asking)) as judge:
+            found = calibrate(loaded.records, judge, VerdictCache(self.cache), seed=self.seed, resamples=self.resamples)
         show_agreement(found)
         if self.output:
             write_json(self.output, dataclasses.asdict(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,19 @@ from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, aside
 from prefloop.errors import ConfigError
+
+_SECRET = {"key", "apikey", "token", "secret", "password", "passwd", "authorization"}
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
+def _secret(value: Any, name: str = "") -> str:
+    """The first field, at any depth, that holds text under the name of a key (``x-api-key``, ``accessToken``; not ``max_tokens``)."""
+    if isinstance(value, dict):
+        return next((found for key, item in value.items() if (found := _secret(item, str(key)))), "")
+    if isinstance(value, list | tuple):
+        return next((found for item in value if (found := _secret(item, name))), "")
+    words = [word.lower() for word in _WORD.findall(name)]
+    return name if isinstance(value, str) and words and words[-1] in _SECRET else ""
 
 
 @dataclass(config=STRICT)
@@ -49,7 +63,7 @@ class JudgeConfig:
     engine: Literal["transformers", "vllm"] = "transformers"
     """What runs a local model."""
     extra_body: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
-    """Further fields of a request to an endpoint."""
+    """Further fields of a request to an endpoint. They are kept with the results, so no key may be among them."""
 
     def __post_init__(self) -> None:
         if (self.mode == "rubric") != (self.rubric is not None):
@@ -62,5 +76,10 @@ class JudgeConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"judge {name} must be 0 or more, found {value}")
+        if found := _secret(self.extra_body):
+            raise ConfigError(
+                f"judge extra_body: '{found}' looks like a key, and extra_body is written into results and reports: put the key into an "
+                "environment variable and name it in api_key_env"
+            )
         if (self.price_prompt is None) != (self.price_completion is None):
             raise ConfigError("judge prices: give price_prompt and price_completion, or neither")

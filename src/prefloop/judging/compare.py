@@ -93,6 +93,7 @@ def judge_answers(
     *,
     pairs_per_prompt: int | None = None,
     against: str | None = None,
+    anchor: str | None = None,
     people: Votes | None = None,
     on_verdict: OnVerdict | None = None,
     seed: int = 0,
@@ -103,7 +104,7 @@ def judge_answers(
 
     All pairs of a prompt's responses are compared, or the first ``pairs_per_prompt`` of an order that uses every response before it repeats
     one. A judge that sees two responses is asked in both orders. A comparison whose request fails for good is counted and left out of the
-    rates. ``people`` are votes on some of these comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError``
+    rates. Elo of ``anchor``, or of ``against``, is 1000, else their mean. ``people`` are votes on some of these comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError``
     when the judge cannot be used.
     """
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
@@ -124,7 +125,7 @@ def judge_answers(
     return Judged(
         judge=judge.name,
         duels=tuple(_duel(a, b, met[a, b], people or {}, options) for a, b in games),
-        ranking=_ranking(met, against, options) if len(sides) > 2 else None,
+        ranking=_ranking(met, anchor or against, options) if len(sides) > 2 else None,
         failures=tuple(dict.fromkeys(verdict.failed for verdict in flat if verdict.failed)),
         n_asked=asked.tally.n_asked,
         n_cached=asked.tally.n_cached,

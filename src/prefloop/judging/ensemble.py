@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prefloop.config import AdapterConfig, BackboneConfig
 from prefloop.data.encode import Encoder
@@ -35,6 +38,7 @@ class RewardGrader:
         self._trained_on = _identity(self.folder)
         self._models = models or self.folder.parent / "models"
         self._backbone = backbone
+        self._own = False
         self._reward: Reward | None = None
         self.members = _read(self.folder / "reward.json")["members"]
         self.name = f"reward:{source.name or self.folder.name}"
@@ -83,10 +87,15 @@ class RewardGrader:
         return f"reward:{hashlib.sha256(' '.join(what).encode()).hexdigest()}"
 
     def close(self) -> None:
-        """Take the members off the backbone."""
+        """Take the members off the backbone, and give the memory of one that was loaded here back; it loads again when it is asked."""
         if self._reward is not None:
             self._reward.drop()
             self._reward = None
+        if self._own:
+            self._backbone, self._own = None, False
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _document(self, prompt: Prompt, responses: Sequence[str], keys: Sequence[int]) -> Document:
         backbone = self._loaded().backbone
@@ -111,6 +120,7 @@ class RewardGrader:
             )
         adapter = AdapterConfig(**self._trained_on["adapter"])
         self._backbone = Backbone.load(BackboneConfig(model=name, adapter=adapter, **known), folder)
+        self._own = True
         return self._backbone
 
     def _require_same(self, found: str, name: str) -> None:

@@ -100,6 +100,11 @@ class ScoreJudge:
         """The same judge with every score kept in ``cache``: a response in several pairs is graded once."""
         return ScoreJudge(CachedGrader(self.grader, cache), tie_margin=self.tie_margin, prompts=self._known.values())
 
+    def close(self) -> None:
+        """Give back what the grader holds: memory, connections."""
+        close: Callable[[], None] = getattr(self.grader, "close", lambda: None)
+        close()
+
     @property
     def tally(self) -> Tally:
         """The counts of a judge from ``cached``; a question is a response to grade."""

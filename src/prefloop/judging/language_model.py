@@ -88,6 +88,10 @@ class LanguageModel(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what it holds: memory, connections."""
+        ...
+
 
 def dialogue(question: Question[V]) -> Generator[Turn, Said, Answer[V]]:
     """Ask; ask once more for the answer alone when the reply holds none."""
@@ -140,6 +144,10 @@ class ModelJudge:
     def fingerprint(self) -> str:
         """The model, how it samples and every word of the question beside the texts to judge; the address is no part of it."""
         return _fingerprint(self.model, self.form.question(PROBE, "a", "b", "r"))
+
+    def close(self) -> None:
+        """Give back what the model holds: memory, connections."""
+        self.model.close()
 
     @property
     def usage(self) -> Usage:
@@ -200,6 +208,10 @@ class ModelGrader:
         """The model, how it samples and every word of the question beside the texts to judge, and the rubric's weights."""
         weights = repr([c.weight for c in self.form.rubric]) if isinstance(self.form, Rubric) else ""
         return _fingerprint(self.model, self.form.question(PROBE, "a", "r"), weights)
+
+    def close(self) -> None:
+        """Give back what the model holds: memory, connections."""
+        self.model.close()
 
     @property
     def usage(self) -> Usage:

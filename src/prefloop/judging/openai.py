@@ -145,6 +145,10 @@ class ChatEndpoint:
                         on_done(index, answer)
             raise fatal
 
+    def close(self) -> None:
+        """Close the connections; nothing can be asked after it."""
+        self._endpoint.close()
+
     def _run(self, each: Dialogue, stop: threading.Event) -> Answer[Any] | JudgeError:
         try:
             turn = next(each)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError
-from prefloop.judging.judges import FunctionGrader, Grader, Judge, ScoreJudge
+from prefloop.judging.judges import FunctionGrader, Grader, ScoreJudge
 from prefloop.judging.usage import Prices
 from prefloop.records import Prompt
 from prefloop.redact import without_secrets
 
 if TYPE_CHECKING:
-    from prefloop.judging.language_model import LanguageModel
+    from prefloop.judging.language_model import LanguageModel, ModelJudge
     from prefloop.models.backbone import Backbone
 
 FORMS = (
@@ -35,8 +35,8 @@ def open_judge(
     prompts: Iterable[Prompt] = (),
     backbone: Backbone | None = None,
     models: Path = Path("runs/.store/models"),
-) -> Judge:
-    """The judge that ``spec`` names; ``prefloop.judging.judges.prepare`` makes it ready for an evaluation.
+) -> ModelJudge | ScoreJudge:
+    """The judge that ``spec`` names; ``prefloop.judging.judges.prepare`` makes it ready for an evaluation, its ``close`` ends it.
 
     ``prompts`` give ids, ``meta`` and reference answers (``meta["reference"]``), ``backbone`` a loaded one for ``reward:``, and ``models``
     is where a model from a wheel is unpacked to. Raises ``ConfigError`` naming the known forms for any other one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from prefloop.errors import JudgeError
@@ -9,9 +10,11 @@ from prefloop.judging.usage import Prices, Usage
 from prefloop.judging.verdict import Grade, Verdict
 
 MAX_UNPARSABLE = 0.05
-"""Share of questions answered without a verdict above which the evaluation stops."""
+"""Share of questions answered without a verdict above which an evaluation has no result."""
 ENOUGH = 20
-"""Questions after which that share is looked at."""
+"""Questions before which an evaluation under way is not stopped."""
+SURE = 4.0
+"""Standard deviations above that share at which it stops before its end: it looks after every answer, and so has many chances to err."""
 MAX_FAILURES_IN_A_ROW = 10
 _EXAMPLES = 3
 _EXCERPT = 200
@@ -20,8 +23,8 @@ _EXCERPT = 200
 class Tally:
     """Counts every distinct question of an evaluation once, from the cache or asked.
 
-    Raises ``JudgeError`` from ``asked`` and ``remembered`` when over 5 % of at least 20 questions got an unparsable answer, with three of
-    the replies, and when 10 requests in a row failed.
+    Raises ``JudgeError``, with three of the replies, from ``asked`` and ``remembered`` when so many of at least 20 answers are unparsable
+    that the share is surely over 5 %, from ``finished`` when it is over 5 %; and from ``asked`` when 10 requests in a row failed.
     """
 
     def __init__(self, name: str, prices: Prices | None = None) -> None:
@@ -52,7 +55,7 @@ class Tally:
             self.n_cached += 1
             self._count(key, answer)
         self.n_cached += repeats
-        self._stop_if_unparsable()
+        self._stop_if_surely_unparsable()
 
     def asked(self, key: str, answer: Verdict | Grade) -> None:
         """Count an answer that has just arrived."""
@@ -69,14 +72,16 @@ class Tally:
         self._failures_in_a_row = 0
         self.n_asked += 1
         self._count(key, answer)
-        self._stop_if_unparsable()
+        self._stop_if_surely_unparsable()
 
     def finished(self) -> None:
-        """Raise when there were questions and every one failed."""
+        """Raise when there were questions and every one failed, or when over 5 % of the answers, and 2 or more, are unparsable."""
         if self.n_failed and not self._answers:
             raise JudgeError(
                 f"judge {self.name}: every question failed ({self.n_failed}); the last one: {self._last_failure}"
             )
+        if self.n_unparsable >= 2 and self.n_unparsable > MAX_UNPARSABLE * self._answers:
+            raise self._unusable()
 
     def _count(self, key: str, answer: Verdict | Grade) -> None:
         if key in self._seen:
@@ -89,12 +94,15 @@ class Tally:
         if answer.unparsable and len(self._examples) < _EXAMPLES:
             self._examples.append(answer.raw[0][:_EXCERPT] if answer.raw else "")
 
-    def _stop_if_unparsable(self) -> None:
-        if self._answers < ENOUGH or self.n_unparsable <= MAX_UNPARSABLE * self._answers:
-            return
+    def _stop_if_surely_unparsable(self) -> None:
+        expected = MAX_UNPARSABLE * self._answers
+        if self._answers >= ENOUGH and self.n_unparsable > expected + SURE * math.sqrt(expected * (1 - MAX_UNPARSABLE)):
+            raise self._unusable()
+
+    def _unusable(self) -> JudgeError:
         shown = "\n".join(f"       - {example!r}" for example in self._examples)
-        raise JudgeError(
+        return JudgeError(
             f"judge {self.name}: {self.n_unparsable} of {self._answers} answers held no verdict, even when asked again; "
-            f"over {MAX_UNPARSABLE:.0%} the evaluation stops. Some replies:\n{shown}\n"
+            f"over {MAX_UNPARSABLE:.0%} there is no result. Some replies:\n{shown}\n"
             "       Take a stronger judge, raise max_tokens if they are cut off, or another mode"
         )

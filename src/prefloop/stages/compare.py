@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from prefloop.judging.specs import open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, sign_test, win_rate
 from prefloop.records import Prompt, from_dict
 from prefloop.stage import Stage, Work
+from prefloop.stages.beside import open_beside
 from prefloop.store import Artifact, read_rows, write_rows
 
 BASELINE = "sft"
@@ -49,14 +51,19 @@ class Compare(Stage):
         self.inputs = tuple(f"respond-{p}" for p in (*self.policies, AGAIN))
 
     def parts(self) -> dict[str, Any]:
-        judge = self.config.judge and fingerprint_of(open_judge(self.config.judge, self.config.asking))
         return {
             "config": self.config,
             "gold": self.grader.fingerprint() if self.grader else None,
-            "judge": judge,
+            "judge": self._fingerprint(),
             "trained_on": self._training(),
             "layout": self.data.layout,
         }
+
+    def _fingerprint(self) -> str | None:
+        if not self.config.judge:
+            return None
+        with closing(open_judge(self.config.judge, self.config.asking)) as judge:
+            return fingerprint_of(judge)
 
     def _training(self) -> list[Path]:
         data = self.data
@@ -131,17 +138,16 @@ class Compare(Stage):
         """All policies against each other, the k-th answer against the k-th; the later policy is side a, so SFT is always side b."""
         order = list(reversed(self.policies))
         prompts = list(answers[BASELINE]["prompt"].values())
-        judge = open_judge(
-            self.config.judge or "", self.config.asking, prompts=prompts, models=work.runtime.store.root / "models"
-        )
         sides = {p: {i: (answers[p]["prompt"][i], texts) for i, texts in answers[p]["text"].items()} for p in order}
         total = len(list(itertools.combinations(order, 2))) * len(prompts) * self.config.samples
-        with progress(f"judge: {judge.name}", total, "pair") as advance:
+        judge = open_beside(work.runtime, self.config.judge or "", self.config.asking, prompts)
+        with closing(judge), progress(f"judge: {judge.name}", total, "pair") as advance:
             found = judge_answers(
                 sides,
                 judge,
                 VerdictCache(work.runtime.store.root / "verdicts.jsonl"),
                 pairs_per_prompt=self.config.samples,
+                anchor=BASELINE,
                 on_verdict=lambda i, verdict: advance(),
                 resamples=self.config.resamples,
             )
@@ -161,7 +167,8 @@ class Compare(Stage):
         for a, b in itertools.combinations(reversed(self.policies), 2):
             rates[a, b] = win_rate(scores[a], scores[b], resamples=self.config.resamples)
             games += [Game(a, b, score, i) for i, wins in _wins(scores[a], scores[b]).items() for score in wins]
-        ranking = rank(games, anchor=BASELINE) if len(self.policies) > 2 else None
+        rated = len(self.policies) > 2
+        ranking = rank(games, anchor=BASELINE, resamples=self.config.resamples) if rated else None
         return matrix(SCORERS[judge], self.policies, rates, ranking)
 
     def _read(self, artifact: Artifact) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Evaluate(Stage):
     def preflight(self) -> None:
         super().preflight()
         if self.config.judge:
-            open_judge(self.config.judge, self.config.asking)
+            open_judge(self.config.judge, self.config.asking).close()
 
     def expand(self, run: Any) -> list[Stage]:
         policies = [BASELINE, *run.policies()]
