@@ -214,6 +214,8 @@ def _said(folder: Path) -> dict[str, Any]:
             continue
         except (OSError, ValueError, KeyError, TypeError):
             raise ModelError(f"'{folder.name}': {name} is damaged; make the artifact or the export again") from None
+        if not (folder / ADAPTER).is_file():
+            raise ModelError(f"'{folder.name}': {ADAPTER} is missing; make the artifact or the export again")
         if file_digest(folder / ADAPTER) != expected:
             raise ModelError(
                 f"'{folder.name}': {ADAPTER} is not what {name} says (its hash differs); make the artifact or the export again"
