@@ -452,8 +452,17 @@ def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(
     )
     assert by_command["tasks"] == written["tasks"]
     assert set(run(ppo).values()) == {"reused"}
+    # What prefloop bench wrote stays while it is about every adapter of the run, and no longer.
+    table = tmp_path / "t" / "bench.json"
+    assert table.is_symlink()
+    bench(tmp_path / "t", find([str(EXAMPLES)], data), settings=Settings(limit=3))
+    sealed = json.loads((tmp_path / "t" / "artifacts" / "bench" / "bench.json").read_text())
+    assert not table.is_symlink() and sealed == written
+    run(ppo)
+    assert json.loads(table.read_text())["settings"]["limit"] == 3
     ran = {name for name, status in run(ppo, dpo).items() if status == "ran"}
     assert ran == {"dpo", "bench-dpo", "bench"}
+    assert table.is_symlink() and "dpo" in json.loads(table.read_text())["adapters"]
     changed = run(ppo, dpo, config=dataclasses.replace(config, limit=1))
     assert {name for name, status in changed.items() if status == "ran"} == {
         f"bench-{s}" for s in ("base", "sft", "ppo", "dpo")

@@ -28,6 +28,7 @@ from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, DataError, JudgeError, ModelError
+from prefloop.export import export
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.ensemble import RewardGrader
 from prefloop.judging.forms import Grading, Pairwise
@@ -217,6 +218,14 @@ def test_the_reward_ensemble_judges_by_its_mean_from_run_or_artifact(rewarded):
     assert open_judge(f"reward:{run}").name == "reward:demo"
 
 
+def test_an_exported_reward_model_judges_as_the_runs_own(rewarded, tmp_path):
+    run, _, _ = rewarded
+    export(f"{run}:reward", tmp_path / "exported")
+    items = [([Message("user", "question 3")], "good 3", "bad 3")]
+    [ours], [theirs] = (open_judge(f"reward:{place}").compare_many(items) for place in (run, tmp_path / "exported"))
+    assert ours == theirs and not ours.failed
+
+
 def test_a_reward_judge_uses_a_loaded_backbone_and_leaves_it_as_it_was(rewarded):
     run, _, runtime = rewarded
     roles = set(runtime.backbone.roles)
@@ -244,20 +253,27 @@ def test_a_reward_model_of_another_backbone_is_refused_with_both_names(rewarded,
     other = Runtime(
         BackboneConfig(model=str(tiny_folders("qwen2")), precision="fp32", max_length=96), output=run.parent
     )
-    with pytest.raises(ModelError, match=r"was trained on .*llama.*, not on .*qwen2"):
+    with pytest.raises(ModelError, match=r"qwen2.* is not the model that .*demo' was trained on .*llama"):
         open_judge(f"reward:{run}", backbone=other.backbone)
 
 
 def test_a_folder_without_a_whole_reward_model_says_what_is_missing(rewarded, tmp_path):
     _, artifact, _ = rewarded
-    with pytest.raises(ModelError, match=r"holds no reward model \(reward.json\)"):
+    with pytest.raises(ModelError, match="is neither a run with a reward model"):
         open_judge(f"reward:{tmp_path}")
     (tmp_path / "reward.json").write_bytes((artifact / "reward.json").read_bytes())
-    with pytest.raises(ModelError, match=r"manifest.json is missing or damaged"):
+    with pytest.raises(ModelError, match=r"nor a reward artifact \(reward.json and manifest.json\)"):
         open_judge(f"reward:{tmp_path}")
     (tmp_path / "manifest.json").write_bytes((artifact / "manifest.json").read_bytes())
-    with pytest.raises(ModelError, match=r"is not a whole reward model: .*adapter_model\.safetensors is missing"):
-        open_judge(f"reward:{tmp_path}").fingerprint()
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is missing"):
+        open_judge(f"reward:{tmp_path}")
+    copy = shutil.copytree(artifact.path, tmp_path / "copy")
+    (copy / "member-1" / "head.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"is not a whole reward model: .*head\.safetensors is missing"):
+        open_judge(f"reward:{copy}").fingerprint()
+    (copy / "reward.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"reward\.json is damaged"):
+        open_judge(f"reward:{copy}")
 
 
 def test_a_reward_judges_fingerprint_follows_its_weights(rewarded, tmp_path):

@@ -123,6 +123,18 @@ def test_benchmarks_reward_tests_and_times_stand_beside_each_other(tmp_path: Pat
     assert ["SFT", "1\xa0min\xa012\xa0s", "reused", "1\xa0min\xa012\xa0s", "reused"] in cells(part(page, "times"))
 
 
+def test_benchmarks_of_older_adapters_are_left_out_by_name_of_the_run(tmp_path: Path) -> None:
+    a, b = run(tmp_path / "a"), run(tmp_path / "b")
+    for folder, key in ((a, "older"), (b, json.loads((b / "summary.json").read_text())["stages"][0]["key"])):
+        measured = report_extras.bench() | {"adapters": {"base": "any", "sft": key}}
+        (folder / "bench.json").write_text(json.dumps(measured), encoding="utf-8")
+    page = compared(a, b)
+    assert "a: bench.json was measured on another SFT than this run's" in page.text
+    assert "b: bench.json" not in page.text and ["hellaswag", "SFT", "–", "", "0.4352", "± 0.0222"] in cells(
+        part(page, "benchmarks")
+    )
+
+
 def test_win_rates_of_different_judges_are_not_ranked(tmp_path: Path) -> None:
     folders = []
     for name in ("a", "b"):

@@ -265,7 +265,9 @@ def test_the_command_measures_names_overlap_and_agrees_with_the_stage(
     shown = capfd.readouterr().out
     assert "2 of 6 prompts overlap the training set (2 by prompt): e0 (as 0), e1 (as 1)" in shown
     stage = json.loads((trained / "artifacts" / "reward-test" / "tests.json").read_text())["pairs.jsonl"]
-    here = {k: v for k, v in found["pairs.jsonl"].items() if k != "overlap"}
+    here = {k: v for k, v in found["pairs.jsonl"].items() if k not in ("overlap", "reward")}
+    key = json.loads((trained / "artifacts" / "reward" / "manifest.json").read_text())["key"]
+    assert {test["reward"] for test in found.values()} == {key}
     assert here == stage and stage["member_spread"] > 0
 
 

@@ -74,10 +74,17 @@ def context_of(runtime: Runtime) -> int:
 
 def require_model(runtime: Runtime, origins: Mapping[str, Origin]) -> None:
     """Raise ``ModelError`` when the model that was found is not the one that an adapter was made on."""
+    if any(origin.fingerprint for origin in origins.values()):
+        require_fingerprint(runtime.model_fingerprint, runtime.backbone_config.model, origins)
+
+
+def require_fingerprint(found: str, model: str, origins: Mapping[str, Origin]) -> None:
+    """Raise ``ModelError`` when ``model``, the fingerprint of which is ``found``, is not the one that an adapter was made on."""
     for name, origin in origins.items():
-        if origin.fingerprint and runtime.model_fingerprint != origin.fingerprint:
+        if origin.fingerprint and found != origin.fingerprint:
             raise ModelError(
-                f"'{runtime.backbone_config.model}' is not the model that '{name}' was trained on (its files differ): name that one with --model"
+                f"'{model}' is not the model that '{name}' was trained on (its files differ from those of {origin.model}): name that one "
+                "with --model"
             )
 
 

@@ -151,12 +151,21 @@ def policy_of(reference: str | Path) -> Policy:
     return Policy(
         place.name,
         place.folder,
-        said.get("key") or digest([file_digest(place.folder / n) for n in (ADAPTER, "adapter_config.json")]),
+        _key(place.folder, said),
         _origin(place.folder, said),
         generation,
         engine,
         _output(place),
     )
+
+
+def key_of(folder: Path) -> str:
+    """What identifies the adapter in ``folder``: its artifact's key, exported or not, or a digest of the files of one that has none."""
+    return _key(folder, _said(folder))
+
+
+def _key(folder: Path, said: Mapping[str, Any]) -> str:
+    return said.get("key") or digest([file_digest(folder / name) for name in (ADAPTER, "adapter_config.json")])
 
 
 def origin_of(folder: Path) -> Origin:
@@ -207,6 +216,8 @@ def _said(folder: Path) -> dict[str, Any]:
             continue
         except (OSError, ValueError, KeyError, TypeError):
             raise ModelError(f"'{folder.name}': {name} is damaged; make the artifact or the export again") from None
+        if not (folder / ADAPTER).is_file():
+            raise ModelError(f"'{folder.name}': {ADAPTER} is missing; make the artifact or the export again")
         if file_digest(folder / ADAPTER) != expected:
             raise ModelError(
                 f"'{folder.name}': {ADAPTER} is not what {name} says (its hash differs); make the artifact or the export again"

@@ -46,13 +46,15 @@ class Reward:
         from prefloop.console import console, say
         from prefloop.judging.reward_files import Reading, evaluate_file
         from prefloop.judging.reward_table import table
-        from prefloop.labels.scoring import open_reward
+        from prefloop.labels.scoring import open_reward, reward_folder
+        from prefloop.results import key_of
         from prefloop.store import write_json
 
         names = names_of(self.files)
         if self.quarantine:
             self.quarantine.mkdir(parents=True, exist_ok=True)
         overlaps = {name: self._overlap(path) for name, path in names.items()}  # before the model is loaded
+        key = key_of(reward_folder(self.place))
         reward = open_reward(self.place, self.model, self.pack_tokens)
         found: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(prefix="prefloop-") as scratch:
@@ -68,7 +70,7 @@ class Reward:
                     self.by,
                     frozenset(left_out),
                 )
-                found[name] = evaluate_file(reward, path, reading)
+                found[name] = {"reward": key, **evaluate_file(reward, path, reading)}
                 found[name]["overlap"] = {**same.to_dict(), "left_out": bool(left_out)} if same else None
         console.print(table(found))
         for name, same in overlaps.items():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORMS = (
     "openai:<model>@<base_url> (an endpoint, such as openai:qwen@http://127.0.0.1:8000/v1)",
     "local:<model name or folder> (a language model in this process)",
-    "reward:<run folder or reward artifact> (the reward ensemble)",
+    "reward:<run folder, reward artifact or exported one> (the reward ensemble)",
     "path/to/file.py:function (a Python function of prompt and response)",
 )
 
@@ -79,7 +79,7 @@ def open_grader(
     if spec.startswith("reward:"):
         from prefloop.judging.ensemble import RewardGrader
 
-        return RewardGrader(Path(_rest(spec)), models, backbone)
+        return RewardGrader(Path(_rest(spec)), backbone)
     if spec.rpartition(":")[0].endswith(".py"):
         return FunctionGrader(spec)
     raise ConfigError(f"judge {_shown(spec)}: unknown form. A judge is one of\n       " + "\n       ".join(FORMS))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from prefloop.report.evaluations import Bench, Score, Task
+from prefloop.report.evaluations import Bench, Score, Scored
 from prefloop.report.page import MISSING, decimal, label, metric
 from prefloop.trackers import settings
 
@@ -16,7 +16,7 @@ class Difference(NamedTuple):
 
 
 class TaskRow(NamedTuple):
-    """One task: its score for each adapter as value and standard error, and each change."""
+    """One task by its main metric, or a further metric of the one above (no name): its score for each adapter as value and standard error, and each change."""
 
     name: str
     metric: str
@@ -42,13 +42,13 @@ def section(bench: Bench | None) -> Section | None:
     changed = list(dict.fromkeys(name for task in bench.tasks.values() for name in task.difference))
     rows = [
         TaskRow(
-            name, task.metric + ("" if task.higher_is_better is not False else ", lower is better"),
-            [score_cell(task.adapters.get(adapter)) for adapter in adapters],
-            [_difference(task, adapter) for adapter in changed],
+            name if row is task else "", row.metric + ("" if row.higher_is_better is not False else ", lower is better"),
+            [score_cell(row.adapters.get(adapter)) for adapter in adapters],
+            [_difference(row, adapter) for adapter in changed],
         )
-        for name, task in bench.tasks.items()
+        for name, task in bench.tasks.items() for row in task.rows
     ]  # fmt: skip
-    verdicts = [change.verdict for row in rows for change in row.differences if change.value != MISSING]
+    verdicts = [change.verdict for row in rows if row.name for change in row.differences if change.value != MISSING]
     worse = verdicts.count("worse")
     note = (
         f"{worse} of {len(verdicts)} changes {'is' if worse == 1 else 'are'} worse by more than two standard errors, "
@@ -67,7 +67,7 @@ def score_cell(score: Score | None) -> tuple[str, str]:
     return _number(score.value), "" if score.stderr is None else f"± {_number(score.stderr, score.value)}"
 
 
-def _difference(task: Task, adapter: str) -> Difference:
+def _difference(task: Scored, adapter: str) -> Difference:
     found = task.difference.get(adapter)
     if found is None or found.value is None:
         return Difference(MISSING, "", "")

@@ -10,10 +10,11 @@ from markupsafe import Markup
 from prefloop.errors import ConfigError
 from prefloop.report import plots, results
 from prefloop.report.benchmarks import score_cell
+from prefloop.report.current import bench_of, reward_tests_of
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.headline import JUDGES, name_of, win_of
 from prefloop.report.html import fill, write_page
-from prefloop.report.inputs import Curve, read_bench, read_curves, read_reward_eval, read_summary
+from prefloop.report.inputs import Curve, read_curves, read_summary
 from prefloop.report.page import MISSING, Cell, Row, duration, interval, label, percent, stage_label
 from prefloop.report.plots import Plot
 from prefloop.report.reward_model import stem, tests_of
@@ -40,6 +41,8 @@ class Found(NamedTuple):
     curves: dict[str, Curve]
     bench: Bench | None
     tests: dict[str, PairTest]
+    notes: list[str]
+    """What it left that is not of its adapters now."""
 
 
 def write_comparison(folders: Sequence[Path], target: Path | None = None) -> Path:
@@ -58,9 +61,10 @@ def _read(folder: Path) -> Found:
     summary = read_summary(folder / "summary.json")
     curves, _ = read_curves(folder / "events.jsonl")
     listed = {stage.name for stage in summary.stages}
-    tests = tests_of(summary) | read_reward_eval(folder / "reward-eval.json")
+    bench, left_out = bench_of(folder, summary)
+    tests, also = reward_tests_of(folder, summary)
     kept = {stage: curve for stage, curve in curves.items() if stage in listed}
-    return Found(folder, summary, kept, read_bench(folder / "bench.json"), tests)
+    return Found(folder, summary, kept, bench, tests_of(summary) | tests, [*left_out, *also])
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -101,7 +105,7 @@ def render(runs: Mapping[str, Found]) -> str:
         said={name: _said(summary) for name, summary in summaries.items()},
         series={name: 1 + i % 6 for i, name in enumerate(runs)},
         sentence=_sentence(summaries),
-        cautions=_cautions(summaries),
+        cautions=[*_cautions(summaries), *(f"{name}: {note}" for name, run in runs.items() for note in run.notes)],
         columns=columns,
         rows=rows,
         forests=_forests(summaries),
@@ -210,12 +214,14 @@ def _curves(runs: Mapping[str, Found]) -> Iterable[tuple[str, list[Plot]]]:
 
 
 def _bench(runs: Mapping[str, Found]) -> list[tuple[str, str, list[Cell]]]:
-    """A row for every task and adapter: its score in each run with one standard error."""
+    """A row for every task, further metric and adapter: its score in each run with one standard error."""
     rows: dict[tuple[str, str], dict[str, Cell]] = {}
     for name, run in runs.items():
         for task, found in (run.bench.tasks if run.bench else {}).items():
-            for adapter, score in found.adapters.items():
-                rows.setdefault((task, adapter), {})[name] = Cell(*score_cell(score))
+            for measured in found.rows:
+                title = task if measured is found else f"{task}, {measured.metric}"
+                for adapter, score in measured.adapters.items():
+                    rows.setdefault((title, adapter), {})[name] = Cell(*score_cell(score))
     return [
         (task, label(adapter), [cells.get(name, Cell(MISSING)) for name in runs])
         for (task, adapter), cells in rows.items()

@@ -1,6 +1,7 @@
 """The fields of ``bench.json`` and ``reward-eval.json`` that a report reads."""
 
-from typing import Annotated, Any
+from collections.abc import Collection
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -22,8 +23,8 @@ class Score(Record):
         return Estimate(self.value, self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr)
 
 
-class Task(Record):
-    """One benchmark task over the adapters."""
+class Scored(Record):
+    """One metric of a task over the adapters."""
 
     metric: Text = ""
     higher_is_better: bool | None = True
@@ -31,11 +32,39 @@ class Task(Record):
     difference: Annotated[dict[str, Score], or_empty(dict)] = Field(default_factory=dict)
 
 
+class Task(Scored):
+    """One benchmark task: its main metric, and the others."""
+
+    more: Annotated[list[Scored], or_empty(list)] = Field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Scored]:
+        """All metrics, the main one first."""
+        return [self, *self.more]
+
+
 class Bench(Record):
     """``bench.json``: the benchmark before and after training."""
 
     tasks: Annotated[dict[str, Task], or_empty(dict)] = Field(default_factory=dict)
     settings: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
+    adapters: Annotated[dict[str, Text], or_empty(dict)] = Field(default_factory=dict)
+    """Slot → key of the adapter that was measured."""
+
+    def without(self, slots: Collection[str]) -> Self:
+        """The same but for some adapters; no differences where the one they are taken to is among them."""
+        reference = self.settings.get("reference") in slots
+
+        def kept(found: Scored) -> dict[str, Any]:
+            mine = {slot: score for slot, score in found.adapters.items() if slot not in slots}
+            changes = {slot: score for slot, score in found.difference.items() if slot not in slots and not reference}
+            return {"adapters": mine, "difference": changes}
+
+        tasks = {
+            name: task.model_copy(update=kept(task) | {"more": [row.model_copy(update=kept(row)) for row in task.more]})
+            for name, task in self.tasks.items()
+        }
+        return self.model_copy(update={"tasks": tasks})
 
 
 class Bin(Record):
@@ -49,6 +78,8 @@ class Bin(Record):
 class PairTest(Record):
     """The reward model on one file of labelled pairs."""
 
+    reward: Text = ""
+    """Key of the reward model that was measured."""
     pairs: int | None = None
     accuracy: Number = None
     accuracy_ci: Annotated[list[Number], or_empty(list)] = Field(default_factory=list)
@@ -58,6 +89,8 @@ class PairTest(Record):
     length: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
     bins: Annotated[list[Bin], or_empty(list)] = Field(default_factory=list)
     subsets: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
+    overlap: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
+    """What ``data.overlap`` found of the file's prompts in the training set."""
 
     @property
     def right(self) -> Estimate:

@@ -9,7 +9,7 @@ and raster images (which suit neither theme nor printer).
 import base64
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from prefloop.report import (
     stages,
 )  # fmt: skip
 from prefloop.report import headline as headlines
+from prefloop.report.current import bench_of, reward_tests_of
 from prefloop.report.curves import POLICY_FIELDS, diagnostics, loss_plots, policy_plots, source_plots
 from prefloop.report.evaluations import Bench, PairTest
-from prefloop.report.inputs import Curve, read_bench, read_curves, read_reward_eval, read_summary
+from prefloop.report.inputs import Curve, read_curves, read_summary
 from prefloop.report.plots import Plot
 from prefloop.report.schema import Summary
 from prefloop.report.settings import read_identities
@@ -51,10 +52,11 @@ def write_report(run_dir: Path, target: Path | None = None) -> Path:
     run_dir = Path(run_dir)
     summary = read_summary(run_dir / "summary.json")
     curves, unreadable = read_curves(run_dir / "events.jsonl")
+    bench, left_out = bench_of(run_dir, summary)
+    tests, also = reward_tests_of(run_dir, summary)
     text = render(
-        summary, curves, unreadable, run_dir=run_dir, bench=read_bench(run_dir / "bench.json"),
-        reward_eval=read_reward_eval(run_dir / "reward-eval.json"),
-    )  # fmt: skip
+        summary, curves, unreadable, run_dir=run_dir, bench=bench, reward_eval=tests, notes=[*left_out, *also]
+    )
     return write_page(target or run_dir / "report.html", text)
 
 
@@ -92,9 +94,10 @@ def fill(template: str, **context: Any) -> str:
 
 def render(
     summary: Summary, curves: dict[str, Curve], unreadable: int = 0, *, run_dir: Path | None = None,
-    bench: Bench | None = None, reward_eval: Mapping[str, PairTest] | None = None,
+    bench: Bench | None = None, reward_eval: Mapping[str, PairTest] | None = None, notes: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """The page as text. Curves of stages that the summary does not list are of an earlier run and are left out."""
+    """The page as text. Curves of stages that the summary does not list are of an earlier run and are left out;
+    ``notes`` say what else was."""
     listed = {stage.name for stage in summary.stages}
     curves = {stage: curve for stage, curve in curves.items() if not listed or stage in listed}
     rl = {stage: curve for stage, curve in curves.items() if all(curve.has(field) for field in POLICY_FIELDS)}
@@ -129,7 +132,7 @@ def render(
         nav=_nav(summary, bool(rows), parts),
         s=summary,
         headline=headline,
-        cautions=headline.cautions if headline else headlines.cautions(summary, None),
+        cautions=[*(headline.cautions if headline else headlines.cautions(summary, None)), *notes],
         columns=columns,
         rows=rows,
         control=results.CONTROL,

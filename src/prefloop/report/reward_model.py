@@ -37,6 +37,8 @@ class Section(NamedTuple):
     lengths: list[str]
     by_length: list[tuple[str, list[Cell]]]
     calibration: list[Plot]
+    overlaps: list[str]
+    """A line for each file whose prompts were looked for in the training set."""
 
 
 def section(summary: Summary, measured: Mapping[str, PairTest]) -> Section | None:
@@ -53,7 +55,8 @@ def section(summary: Summary, measured: Mapping[str, PairTest]) -> Section | Non
         if _lengths(test)
     ]
     drawn = [_calibration(f"calibration-{i}", name, test) for i, (name, test) in enumerate(tests.items())]
-    return Section(figures, rows, parts, by_length, [plot for plot in drawn if plot])
+    overlaps = [f"{stem(name)}: {line}" for name, test in tests.items() if (line := _overlap(test))]
+    return Section(figures, rows, parts, by_length, [plot for plot in drawn if plot], overlaps)
 
 
 def stem(file: str) -> str:
@@ -122,6 +125,21 @@ def _part(found: Any) -> Cell:
     """Accuracy on pairs of one length difference, and how many there are."""
     pairs = number(found, "pairs")
     return Cell(percent(number(found, "accuracy")), "" if pairs is None else f"of {pairs:,.0f}")
+
+
+def _overlap(test: PairTest, shown: int = 5) -> str:
+    """How many of a file's prompts the training set holds, the first by id, and what was done about it."""
+    count, prompts = number(test.overlap, "overlapping"), number(test.overlap, "prompts")
+    if count is None or prompts is None:
+        return ""
+    if not count:
+        return f"none of {prompts:,.0f} prompts is in the training set"
+    found = test.overlap.get("matches")
+    matches = [match for match in found if isinstance(match, dict)] if isinstance(found, list) else []
+    named = ", ".join(f"{m.get('id')} (as {m.get('train_id')}, {m.get('kind')})" for m in matches[:shown])
+    more = f" and {len(matches) - shown:,} more" if len(matches) > shown else ""
+    done = "left out" if test.overlap.get("left_out") else "counted in all the same"
+    return f"{count:,.0f} of {prompts:,.0f} prompts are in the training set and {done}: {named}{more}"
 
 
 def _calibration(name: str, test_name: str, test: PairTest) -> Plot | None:

@@ -12,7 +12,7 @@ from prefloop.bench.harness import Settings
 from prefloop.bench.run import FILE, Adapter, Domain, Job, from_plain, jobs_of, measured, plainly, table_of
 from prefloop.bench.tasks import files_of, find, version
 from prefloop.config import BenchConfig
-from prefloop.console import console
+from prefloop.console import console, say
 from prefloop.results import BASE
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, digest, write_json
@@ -42,8 +42,28 @@ class Bench(Stage):
         from prefloop.pipeline import link
 
         slots = [BASE, *(["sft"] if "sft" in run.artifacts else []), *run.policies()]
-        link(run.folder / FILE, run.folder / "artifacts" / "bench" / FILE)  # where `prefloop bench` puts it too
+        if _keeps(run, slots):
+            say(f"{FILE} is of prefloop bench and stays; this command's table is artifacts/bench/{FILE}", "yellow")
+        else:
+            link(run.folder / FILE, run.folder / "artifacts" / "bench" / FILE)  # where `prefloop bench` puts it too
         return [*(BenchOne(slot, self.config) for slot in slots), BenchTable(slots, self.config)]
+
+
+def _keeps(run: Any, slots: Sequence[str]) -> bool:
+    """Whether ``prefloop bench`` wrote the run's table, about every adapter as it is now; one that is out of date may go."""
+    path = run.folder / FILE
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))["adapters"]
+        current = all(slot in measured for slot in slots) and all(
+            measured[slot] == run.artifacts[slot].key for slot in slots if slot != BASE
+        )
+    except (ValueError, KeyError, TypeError):
+        current = False
+    if not current:
+        say(f"{FILE} of prefloop bench is not of this run's adapters any more and is replaced", "yellow")
+    return current
 
 
 class BenchOne(Stage):
