@@ -118,18 +118,17 @@ class Compare(Stage):
             if duel.b == BASELINE:
                 results[duel.a] |= _of_duel(found.judge, duel)
         rates = {(duel.a, duel.b): duel.win_rate for duel in found.duels}
-        usage = {k: v for k, v in dataclasses.asdict(found.usage).items() if k != "unreported"}
         positions = [duel.position for duel in found.duels if duel.position]
         judging = {
             "judge": found.judge,
             "mode": self.config.asking.mode,
-            **usage,
+            **dataclasses.asdict(found.usage),
             "asked": found.n_asked,
             "cached": found.n_cached,
             "failed": sum(duel.n_failed for duel in found.duels),
             "unparsable": found.n_unparsable,
             "position_bias": float(np.mean([p.first_share.mean for p in positions])) if positions else None,
-            "total_cost": found.total.cost,
+            "total": dataclasses.asdict(found.total),
         }
         return {"matrix": matrix(found.judge, self.policies, rates, found.ranking), "judging": judging}
 
