@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from judge_endpoint import completion, endpoint_fixture, prefers_longer  # noqa: F401
 from judge_stage import compared
 
 from prefloop.config import JudgeConfig
+from prefloop.judging.cache import VerdictCache
+from prefloop.judging.compare import judge_answers
+from prefloop.judging.judges import Item
+from prefloop.judging.length import length_controlled_leaderboard, length_controlled_win_rate
 from prefloop.judging.show import _cost
 from prefloop.judging.usage import Usage
+from prefloop.judging.verdict import Verdict
+from prefloop.records import Message
 from prefloop.report.results import judging
 from prefloop.report.schema import Summary
 from prefloop.runtime import Runtime
@@ -75,3 +83,50 @@ def test_the_terminal_calls_unreported_tokens_so() -> None:
     assert "tokens not reported" in _cost(Usage(3, unreported=3), 3, 0, 0)
     assert "at least 10 tokens read and 2 written; cost at least 0.5000" in _cost(Usage(3, 0, 10, 2, 1, 0.5), 3, 0, 0)
     assert "; 10 tokens read and 2 written; cost 0.5000" in _cost(Usage(3, 0, 10, 2, 0, 0.5), 3, 0, 0)
+
+
+def against_sft(length: Callable[[str], int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By policy and prompt: wins of the longer text, and leads in ``length``."""
+    sides = {p: list(enumerate(zip(TEXTS[p], TEXTS["sft"], strict=True))) for p in ("ppo", "dpo")}
+    wins = {p: {f"p{i}": [0.5 + 0.5 * np.sign(len(a) - len(b))] for i, (a, b) in of} for p, of in sides.items()}
+    leads = {p: {f"p{i}": [float(length(a) - length(b))] for i, (a, b) in of} for p, of in sides.items()}
+    return wins, leads
+
+
+def test_two_policies_at_equal_length_are_measured_with_the_difficulty_of_the_prompts(
+    runtime: Runtime, gold: str, endpoint
+) -> None:
+    judge = f"openai:m@{endpoint(prefers_longer).url}"
+    for options, length in (({}, lambda text: len(text.split())), ({"judge": judge}, len)):
+        found = compared(runtime, TEXTS, gold, **options).metrics["results"]
+        for policy, rate in length_controlled_leaderboard(*against_sft(length), resamples=100).models.items():
+            assert found[policy]["lc_win_rate"] == pytest.approx(rate.rate) and rate.difficulty is not None
+            assert found[policy]["lc_ci_low"] == pytest.approx(rate.low)
+    one = compared(runtime, {"sft": TEXTS["sft"], "ppo": TEXTS["ppo"]}, gold).metrics["results"]["ppo"]
+    alone = length_controlled_win_rate(*(of["ppo"] for of in against_sft(lambda text: len(text.split()))))
+    assert one["lc_win_rate"] == pytest.approx(alone.rate)
+
+
+def test_difficulties_come_from_the_duels_with_the_baseline_on_the_prompts_that_all_of_them_have() -> None:
+    class Longer:
+        name, symmetric = "longer", True
+
+        def compare_many(self, items: Sequence[Item], on_verdict: Any = None) -> list[Verdict]:
+            found = [
+                Verdict.failure("no") if a == "a b c d" else Verdict(0.5 + 0.5 * np.sign(len(a) - len(b)))
+                for _, a, b in items
+            ]
+            for index, verdict in enumerate(found):
+                on_verdict(index, verdict)
+            return found
+
+    texts = {"x": ["a b c d", *TEXTS["dpo"][1:]], "y": TEXTS["ppo"], "base": TEXTS["sft"]}
+    sides = {
+        name: {f"p{i}": ([Message("user", f"Question {i}?")], [text]) for i, text in enumerate(of)}
+        for name, of in texts.items()
+    }
+    for order, options in ((["x", "y", "base"], {}), (["base", "x", "y"], {"against": "base"})):
+        found = judge_answers({name: sides[name] for name in order}, Longer(), VerdictCache(), **options)
+        rates = {(duel.a, duel.b): duel.length_controlled for duel in found.duels}
+        assert rates["y", "base"].difficulty is not None and rates["y", "base"].n_prompts == 5, "x has no verdict on p0"
+        assert all(rate.difficulty is None for (_, b), rate in rates.items() if b != "base")

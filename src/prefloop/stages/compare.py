@@ -19,7 +19,7 @@ from prefloop.errors import JudgeError
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import Duel, Judged, judge_answers
 from prefloop.judging.graders import FunctionGrader, fingerprint_of
-from prefloop.judging.length import length_controlled_win_rate
+from prefloop.judging.length import length_controlled_leaderboard, length_controlled_win_rate
 from prefloop.judging.ranking import Game, Ranking, rank
 from prefloop.judging.specs import open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, sign_test, win_rate
@@ -112,6 +112,8 @@ class Compare(Stage):
             judge = "gold" if self.grader else "reward"
             for policy in self.policies[1:]:
                 results[policy] |= _of_scores(answers[policy], answers[BASELINE], judge, self.config.resamples)
+            for policy, rate in self._at_equal_length(answers, judge).items():
+                results[policy] |= _length_controlled(rate)
             return {"matrix": self._matrix_of_scores(answers, judge)}
         found = self._asked(work, answers)
         for duel in found.duels:
@@ -131,6 +133,18 @@ class Compare(Stage):
             "total": dataclasses.asdict(found.total),
         }
         return {"matrix": matrix(found.judge, self.policies, rates, found.ranking), "judging": judging}
+
+    def _at_equal_length(self, answers: Mapping[str, Any], judge: str) -> Mapping[str, WinRate]:
+        """With two or more policies beside SFT, win rates that know how much each prompt favours policies in general."""
+        base, others = answers[BASELINE], self.policies[1:]
+        if len(others) < 2:
+            return {}
+        wins = {p: _wins(answers[p][judge], base[judge]) for p in others}
+        leads = {
+            p: {i: [float(a - b) for a in words for b in base["words"][i]] for i, words in answers[p]["words"].items()}
+            for p in others
+        }
+        return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples).models
 
     def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
         """All policies against each other, the k-th answer against the k-th; the later policy is side a, so SFT is always side b."""
