@@ -11,7 +11,7 @@ import pytest
 from judge_endpoint import completion, endpoint_fixture, prefers_longer  # noqa: F401
 from judge_stage import compared
 
-from prefloop.config import JudgeConfig
+from prefloop.config import EvaluateConfig, JudgeConfig
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import judge_answers
 from prefloop.judging.judges import Item
@@ -19,10 +19,13 @@ from prefloop.judging.length import length_controlled_leaderboard, length_contro
 from prefloop.judging.show import _cost
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Verdict
+from prefloop.models.lookup import WHEELS
 from prefloop.records import Message
 from prefloop.report.results import judging
 from prefloop.report.schema import Summary
 from prefloop.runtime import Runtime
+from prefloop.stages.compare import Compare
+from prefloop.stages.evaluate import Evaluate
 
 TEXTS = {
     "sft": ["one two", "a", "a b c d", "a", "one two three", "a b"],
@@ -130,3 +133,16 @@ def test_difficulties_come_from_the_duels_with_the_baseline_on_the_prompts_that_
         rates = {(duel.a, duel.b): duel.length_controlled for duel in found.duels}
         assert rates["y", "base"].difficulty is not None and rates["y", "base"].n_prompts == 5, "x has no verdict on p0"
         assert all(rate.difficulty is None for (_, b), rate in rates.items() if b != "base")
+
+
+def test_a_model_from_a_wheel_is_unpacked_into_the_runs_store_and_not_to_check_the_settings(
+    runtime: Runtime, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked: list[Path] = []
+    monkeypatch.setattr("prefloop.judging.local.resolve", lambda name, cache: unpacked.append(cache) or tiny_folder)
+    name = next(iter(WHEELS))
+    config = EvaluateConfig(judge=f"local:{name}")
+    Evaluate(config).preflight()
+    assert not unpacked
+    assert Compare(["sft", "ppo"], config, None).identity(runtime)["judge"].startswith(f"local:{name}:")
+    assert set(unpacked) == {runtime.store.root / "models"}

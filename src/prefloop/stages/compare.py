@@ -24,6 +24,7 @@ from prefloop.judging.ranking import Game, Ranking, rank
 from prefloop.judging.specs import open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, sign_test, win_rate
 from prefloop.records import Prompt, from_dict
+from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work
 from prefloop.stages.beside import open_beside
 from prefloop.store import Artifact, read_rows, write_rows
@@ -53,16 +54,17 @@ class Compare(Stage):
         return {
             "config": self.config,
             "gold": self.grader.fingerprint() if self.grader else None,
-            "judge": self._fingerprint(),
             "trained_on": self._training(),
             "layout": self.data.layout,
         }
 
-    def _fingerprint(self) -> str | None:
+    def identity(self, runtime: Runtime) -> dict[str, Any]:
+        who = super().identity(runtime)
         if not self.config.judge:
-            return None
-        with closing(open_judge(self.config.judge, self.config.asking)) as judge:
-            return fingerprint_of(judge)
+            return who | {"judge": None}
+        models = runtime.store.root / "models"
+        with closing(open_judge(self.config.judge, self.config.asking, models=models)) as judge:
+            return who | {"judge": fingerprint_of(judge)}
 
     def _training(self) -> list[Path]:
         data = self.data
