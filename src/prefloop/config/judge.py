@@ -57,9 +57,9 @@ class JudgeConfig:
     backoff: float = aside(default=1.0)
     """Seconds before the first retry, doubled for each next one; a Retry-After header takes precedence."""
     price_prompt: float | None = aside(default=None)
-    """Price of a million tokens read."""
+    """Price of a million tokens read. No part of what a result is kept under: a run's finished judge stage shows no cost for a price set later."""
     price_completion: float | None = aside(default=None)
-    """Price of a million tokens written."""
+    """Price of a million tokens written; as price_prompt."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What runs a local model."""
     extra_body: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from prefloop.judging.corrected import (
     rogan_gladen,
 )
 from prefloop.judging.judges import Item, Judge, OnVerdict, prepare
-from prefloop.judging.length import LengthControlled, length_controlled_win_rate
+from prefloop.judging.length import LengthControlled, length_controlled_leaderboard, length_controlled_win_rate
 from prefloop.judging.position import PositionBias, position_bias
 from prefloop.judging.ranking import Game, Ranking, rank
 from prefloop.judging.statistics import SignTest, WinRate, sign_test, verdict_win_rate
@@ -44,7 +44,7 @@ class Duel:
     win_rate: WinRate
     sign_test: SignTest
     length_controlled: LengthControlled
-    """The win rate at equal length, in characters."""
+    """The win rate at equal length, in characters; with the prompts' difficulties where other models share the baseline b."""
     position: PositionBias | None
     """What exchanging the responses did to the verdicts; ``None`` for a judge that sees one response at a time."""
     rogan_gladen: RoganGladen | None
@@ -122,9 +122,10 @@ def judge_answers(
     if all(verdict.failed for verdict in flat):
         raise JudgeError(f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}")
     options = {"seed": seed, "resamples": resamples, "level": level}
+    controlled = _length_controlled(met, against or list(sides)[-1], options)
     return Judged(
         judge=judge.name,
-        duels=tuple(_duel(a, b, met[a, b], people or {}, options) for a, b in games),
+        duels=tuple(_duel(a, b, met[a, b], people or {}, controlled.get((a, b)), options) for a, b in games),
         ranking=_ranking(met, anchor or against, options) if len(sides) > 2 else None,
         failures=tuple(dict.fromkeys(verdict.failed for verdict in flat if verdict.failed)),
         n_asked=asked.tally.n_asked,
@@ -152,17 +153,46 @@ def _pairs(n_a: int, n_b: int) -> list[tuple[int, int]]:
     return [(k % n_a, (k + k // period) % n_b) for k in range(n_a * n_b)]
 
 
-def _duel(a: str, b: str, met: Met, people: Votes, options: dict[str, float]) -> Duel:
+def _length_controlled(
+    met: Mapping[tuple[str, str], Met], baseline: str, options: dict[str, float]
+) -> dict[tuple[str, str], LengthControlled]:
+    """By duel, win rates at equal length of two or more models against one baseline, on the prompts on which all of them have a verdict."""
+    scores, leads = {}, {}
+    for (a, b), of in met.items():
+        if b == baseline:
+            scores[a], leads[a] = _scores_and_leads(of)
+    common = set.intersection(*map(set, scores.values())) if len(scores) > 1 else set()
+    if not common:
+        return {}
+    found = length_controlled_leaderboard(
+        {name: {i: of[i] for i in common} for name, of in scores.items()},
+        {name: {i: of[i] for i in common} for name, of in leads.items()},
+        **options,  # type: ignore[arg-type]
+    )
+    return {(name, baseline): rate for name, rate in found.models.items()}
+
+
+def _scores_and_leads(met: Met) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """By prompt, verdicts and how many characters a's response is longer."""
+    scores: dict[str, list[float]] = {}
+    leads: dict[str, list[float]] = {}
+    for prompt_id, (_, of_a, of_b), verdict in met:
+        if not verdict.failed:
+            scores.setdefault(prompt_id, []).append(verdict.score)
+            leads.setdefault(prompt_id, []).append(float(len(of_a) - len(of_b)))
+    return scores, leads
+
+
+def _duel(
+    a: str, b: str, met: Met, people: Votes, controlled: LengthControlled | None, options: dict[str, float]
+) -> Duel:
     given = [(prompt_id, item, verdict) for prompt_id, item, verdict in met if not verdict.failed]
     if not given:
         raise JudgeError(f"{a} against {b}: no pair has a verdict; the last failure: {met[-1][2].failed}")
-    scores: dict[str, list[float]] = {}
-    leads: dict[str, list[float]] = {}
+    scores, leads = _scores_and_leads(met)
     orders: dict[str, list[tuple[float, float]]] = {}
     voted: dict[str, list[tuple[float, float]]] = {}
     for prompt_id, (prompt, of_a, of_b), verdict in given:
-        scores.setdefault(prompt_id, []).append(verdict.score)
-        leads.setdefault(prompt_id, []).append(float(len(of_a) - len(of_b)))
         if verdict.by_order and not verdict.unparsable:
             orders.setdefault(prompt_id, []).append((verdict.by_order[0], verdict.by_order[1]))
         pair = Comparison("", prompt, [Response(of_a), Response(of_b)])
@@ -175,7 +205,7 @@ def _duel(a: str, b: str, met: Met, people: Votes, options: dict[str, float]) ->
         b,
         win_rate=verdict_win_rate(scores, **options),  # type: ignore[arg-type]
         sign_test=sign_test(scores),
-        length_controlled=length_controlled_win_rate(scores, leads, **options),  # type: ignore[arg-type]
+        length_controlled=controlled or length_controlled_win_rate(scores, leads, **options),  # type: ignore[arg-type]
         position=position_bias(orders, **options) if orders else None,  # type: ignore[arg-type]
         rogan_gladen=by_rates,
         prediction_powered=powered,

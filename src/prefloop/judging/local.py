@@ -28,7 +28,7 @@ from prefloop.judging.language_model import Dialogue, OnDone, Said, Turn
 from prefloop.judging.prompts import Chat
 from prefloop.judging.usage import Prices, Usage
 from prefloop.models.load import compute_dtype
-from prefloop.models.lookup import fingerprint, resolve
+from prefloop.models.lookup import WHEELS, fingerprint, resolve
 from prefloop.records import Message
 
 _VLLM_ROUNDS = 4
@@ -53,7 +53,7 @@ class Engine(Protocol):
 class LocalModel:
     """Dialogues with the model called ``model`` (a folder, a hub name, or a name that an installed wheel carries).
 
-    Raises ``ModelError`` when it cannot be found or loaded. A question that leaves no room for ``max_tokens`` in the model's context fails
+    Raises ``ModelError`` when it cannot be found or loaded. It is looked for at once, but unpacked from a wheel only when its content is needed. A question that leaves no room for ``max_tokens`` in the model's context fails
     alone.
     """
 
@@ -76,9 +76,15 @@ class LocalModel:
     def __post_init__(self) -> None:
         if self.engine not in ("transformers", "vllm"):
             raise EngineError(f"unknown judge engine '{self.engine}': transformers or vllm")
-        self.folder = resolve(self.model, self.models)
+        if self.model not in WHEELS:
+            _ = self.folder  # a misspelt name is told before anything runs
         self.name = f"local:{self.folder.name if Path(self.model).expanduser().is_dir() else self.model}"
         self._requests = self._prompt_tokens = self._completion_tokens = 0
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the model is; one from a wheel is unpacked first."""
+        return resolve(self.model, self.models)
 
     @property
     def usage(self) -> Usage:

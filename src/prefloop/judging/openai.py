@@ -108,7 +108,7 @@ class ChatEndpoint:
         with self._lock:
             tokens = self._prompt_tokens, self._completion_tokens
             sent = self._endpoint.n_sent, self._endpoint.n_retried
-            return Usage(*sent, *tokens, unreported=self._unreported, cost=self.prices.cost(*tokens))
+            return Usage(*sent, *tokens, unreported=self._unreported, cost=self.prices.cost(*tokens, self._unreported))
 
     def identity(self) -> str:
         """Model and sampling. The address is no part of it, nor what the endpoint turned out to take."""

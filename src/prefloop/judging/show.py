@@ -128,11 +128,21 @@ def _alike(found: Agreement | None) -> str:
     return f"{100 * rate.mean:.1f} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
+def _tokens(usage: Usage) -> str:
+    if usage.unreported and not usage.prompt_tokens + usage.completion_tokens:
+        return "tokens not reported"
+    return f"{_at_least(usage)}{usage.prompt_tokens:,} tokens read and {usage.completion_tokens:,} written"
+
+
+def _at_least(usage: Usage) -> str:
+    return "at least " if usage.unreported else ""
+
+
 def _cost(usage: Usage, asked: int | None, cached: int | None, unparsable: int) -> str:
     parts = [] if asked is None else [f"{asked} questions asked, {cached} answered from the cache"]
     if usage.requests:
         parts.append(f"{usage.requests} requests ({usage.retries} retries)")
-        parts.append(f"{usage.prompt_tokens:,} tokens read and {usage.completion_tokens:,} written")
+        parts.append(_tokens(usage))
     if usage.cost is not None:
-        parts.append(f"cost {usage.cost:.4f}")
+        parts.append(f"cost {_at_least(usage)}{usage.cost:.4f}")
     return "; ".join([*parts, f"{unparsable} unparsable answers"])

@@ -37,7 +37,7 @@ class Tally:
         """Questions whose request failed for good."""
         self.n_unparsable = 0
         """Answers without a verdict, from the cache too."""
-        self._answers = self._prompt_tokens = self._completion_tokens = 0
+        self._answers = self._prompt_tokens = self._completion_tokens = self._unreported = 0
         self._seen: set[str] = set()
         self._failures_in_a_row = 0
         self._last_failure = ""
@@ -47,7 +47,7 @@ class Tally:
     def total(self) -> Usage:
         """Tokens and cost of all answers, those that an earlier run paid for too; failed questions have none."""
         tokens = self._prompt_tokens, self._completion_tokens
-        return Usage(0, 0, *tokens, cost=self.prices.cost(*tokens))
+        return Usage(0, 0, *tokens, unreported=self._unreported, cost=self.prices.cost(*tokens, self._unreported))
 
     def remembered(self, answers: Iterable[tuple[str, Verdict | Grade]], repeats: int = 0) -> None:
         """Count answers from the cache, by key; the order in which they were stored plays no part."""
@@ -90,6 +90,7 @@ class Tally:
         self._answers += 1
         self._prompt_tokens += answer.prompt_tokens
         self._completion_tokens += answer.completion_tokens
+        self._unreported += bool(answer.raw) and not answer.prompt_tokens  # who replied had read something
         self.n_unparsable += answer.unparsable
         if answer.unparsable and len(self._examples) < _EXAMPLES:
             self._examples.append(answer.raw[0][:_EXCERPT] if answer.raw else "")

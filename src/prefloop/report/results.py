@@ -9,7 +9,7 @@ from prefloop.report.headline import JUDGES, control_of, name_of, win_of
 from prefloop.report.inputs import number
 from prefloop.report.page import MISSING, Cell, Column, Row, decimal, interval, label, percent
 from prefloop.report.plots import Plot
-from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Rating, Summary
+from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Rating, Summary, Used
 
 CONTROL = "A/A control"
 
@@ -163,22 +163,38 @@ def judging(summary: Summary) -> list[tuple[str, str]]:
 
 def _asked(summary: Summary) -> list[tuple[str, str]]:
     found = summary.judging
-    tokens = [
-        f"{count:,} {kind}"
-        for count, kind in ((found.prompt_tokens, "read"), (found.completion_tokens, "written"))
-        if count is not None
-    ]
+    total = found.total if found.total.prompt_tokens is not None else found
     named = [
         ("judge", found.judge),
         ("mode", found.mode),
         ("requests", _whole(found.requests)),
-        ("tokens", ", ".join(tokens)),
-        ("cost", "" if found.cost is None else f"{found.cost:,.4g}"),
+        ("tokens", _of_which(_tokens(total), _tokens(found))),
+        ("cost", _of_which(_cost(total), _cost(found))),
         ("failed pairs", _whole(found.failed)),
         ("unparsable answers", _whole(found.unparsable)),
         ("first shown wins", _position(found.position_bias)),
     ]
     return [(name, value) for name, value in named if value]
+
+
+def _of_which(total: str, now: str) -> str:
+    """What all answers took, and of that what those took which this process asked for."""
+    return total if now in (total, "") or not total else f"{total}; of which now {now}"
+
+
+def _tokens(used: Used) -> str:
+    if used.unreported and not (used.prompt_tokens or used.completion_tokens):
+        return "not reported"
+    counts = (used.prompt_tokens, "read"), (used.completion_tokens, "written")
+    return _at_least(used, ", ".join(f"{count:,} {kind}" for count, kind in counts if count is not None))
+
+
+def _cost(used: Used) -> str:
+    return _at_least(used, "" if used.cost is None else f"{used.cost:,.4g}")
+
+
+def _at_least(used: Used, text: str) -> str:
+    return f"at least {text}" if text and used.unreported else text
 
 
 def _whole(count: int | None) -> str:

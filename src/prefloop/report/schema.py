@@ -168,15 +168,24 @@ def _cell(table: list[list[float | None]], i: int, j: int) -> float | None:
     return table[i][j] if i < len(table) and j < len(table[i]) else None
 
 
-class Judging(Record):
-    """What asking the judge took and how it behaved."""
+class Used(Record):
+    """Tokens and what they cost."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: Number = None
+    unreported: int | None = None
+    """Replies that did not say their tokens."""
+
+
+class Judging(Used):
+    """What asking the judge took and how it behaved; tokens and cost are those of the process that finished it."""
 
     judge: Text = ""
     mode: Text = ""
     requests: int | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cost: Number = None
+    total: Annotated[Used, or_empty(Used)] = Used()
+    """Of all answers, those from the cache too: what a killed run paid for before."""
     failed: int | None = None
     unparsable: int | None = None
     position_bias: Any = None

@@ -19,11 +19,12 @@ from prefloop.errors import JudgeError
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import Duel, Judged, judge_answers
 from prefloop.judging.graders import FunctionGrader, fingerprint_of
-from prefloop.judging.length import length_controlled_win_rate
+from prefloop.judging.length import length_controlled_leaderboard, length_controlled_win_rate
 from prefloop.judging.ranking import Game, Ranking, rank
 from prefloop.judging.specs import open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, sign_test, win_rate
 from prefloop.records import Prompt, from_dict
+from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work
 from prefloop.stages.beside import open_beside
 from prefloop.store import Artifact, read_rows, write_rows
@@ -54,16 +55,17 @@ class Compare(Stage):
         return {
             "config": self.config,
             "gold": self.grader.fingerprint() if self.grader else None,
-            "judge": self._fingerprint(),
             "trained_on": self._training(),
             "layout": self.data.layout,
         }
 
-    def _fingerprint(self) -> str | None:
+    def identity(self, runtime: Runtime) -> dict[str, Any]:
+        who = super().identity(runtime)
         if not self.config.judge:
-            return None
-        with closing(open_judge(self.config.judge, self.config.asking)) as judge:
-            return fingerprint_of(judge)
+            return who | {"judge": None}
+        models = runtime.store.root / "models"
+        with closing(open_judge(self.config.judge, self.config.asking, models=models)) as judge:
+            return who | {"judge": fingerprint_of(judge)}
 
     def _training(self) -> list[Path]:
         data = self.data
@@ -113,26 +115,36 @@ class Compare(Stage):
             judge = "gold" if self.grader else "reward"
             for policy in self.policies[1:]:
                 results[policy] |= _of_scores(answers[policy], answers[BASELINE], judge, self.config.resamples)
+            for policy, rate in self._at_equal_length(answers, judge).items():
+                results[policy] |= _length_controlled(SCORERS[judge], rate)
             return {"matrix": self._matrix_of_scores(answers, judge)}
         found = self._asked(work, answers)
         for duel in found.duels:
             if duel.b == BASELINE:
                 results[duel.a] |= _of_duel(found.judge, duel)
         rates = {(duel.a, duel.b): duel.win_rate for duel in found.duels}
-        usage = {k: v for k, v in dataclasses.asdict(found.usage).items() if k != "unreported"}
         positions = [duel.position for duel in found.duels if duel.position]
         judging = {
             "judge": found.judge,
             "mode": self.config.asking.mode,
-            **usage,
+            **dataclasses.asdict(found.usage),
             "asked": found.n_asked,
             "cached": found.n_cached,
             "failed": sum(duel.n_failed for duel in found.duels),
             "unparsable": found.n_unparsable,
             "position_bias": float(np.mean([p.first_share.mean for p in positions])) if positions else None,
-            "total_cost": found.total.cost,
+            "total": dataclasses.asdict(found.total),
         }
         return {"matrix": matrix(found.judge, self.policies, rates, found.ranking), "judging": judging}
+
+    def _at_equal_length(self, answers: Mapping[str, Any], judge: str) -> Mapping[str, WinRate]:
+        """With two or more policies beside SFT, win rates that know how much each prompt favours policies in general."""
+        base, others = answers[BASELINE], self.policies[1:]
+        if len(others) < 2:
+            return {}
+        wins = {p: _wins(answers[p][judge], base[judge]) for p in others}
+        leads = {p: _leads(answers[p], base) for p in others}
+        return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples).models
 
     def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
         """All policies against each other, the k-th answer against the k-th; the later policy is side a, so SFT is always side b."""
@@ -158,7 +170,11 @@ class Compare(Stage):
                 "       What was answered is kept: with the judge mended, the same command asks only what is missing"
             )
         if failed:
-            say(f"  {failed} of {met} comparisons failed and are left out; the first: {found.failures[0]}", "yellow")
+            say(
+                f"  {failed} of {met} comparisons failed and are left out; the first: {found.failures[0]}\n"
+                "  The result is kept without them; with another --evaluate.resamples they are asked again, and nothing else",
+                "yellow",
+            )
         return found
 
     def _matrix_of_scores(self, answers: Mapping[str, Any], judge: str) -> dict[str, Any]:
@@ -270,10 +286,14 @@ def _wins(mine: Scores, theirs: Scores) -> dict[str, list[float]]:
     return {i: [0.5 if a == b else float(a > b) for a in mine[i] for b in theirs[i]] for i in mine}
 
 
+def _leads(mine: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, list[float]]:
+    """By prompt how many characters longer, for all pairs of responses."""
+    return {i: [float(len(a) - len(b)) for a in mine["text"][i] for b in base["text"][i]] for i in mine["text"]}
+
+
 def _of_scores(mine: Mapping[str, Any], base: Mapping[str, Any], judge: str, resamples: int) -> dict[str, Any]:
     wins = _wins(mine[judge], base[judge])
-    leads = {i: [float(len(a) - len(b)) for a in mine["text"][i] for b in base["text"][i]] for i in wins}
-    level = length_controlled_win_rate(wins, leads, resamples=resamples)
+    level = length_controlled_win_rate(wins, _leads(mine, base), resamples=resamples)
     return {"sign_test_p": sign_test(wins).p_value} | _length_controlled(SCORERS[judge], level)
 
 
