@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from prefloop.judging.show import _cost
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Verdict
 from prefloop.models.lookup import WHEELS
-from prefloop.records import Message
+from prefloop.records import Message, Prompt
 from prefloop.report.results import judging
 from prefloop.report.schema import Summary
 from prefloop.runtime import Runtime
@@ -88,11 +88,11 @@ def test_the_terminal_calls_unreported_tokens_so() -> None:
     assert "; 10 tokens read and 2 written; cost 0.5000" in _cost(Usage(3, 0, 10, 2, 0, 0.5), 3, 0, 0)
 
 
-def against_sft(length: Callable[[str], int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """By policy and prompt: wins of the longer text, and leads in ``length``."""
+def against_sft() -> tuple[dict[str, Any], dict[str, Any]]:
+    """By policy and prompt: wins of the longer text, and leads in characters."""
     sides = {p: list(enumerate(zip(TEXTS[p], TEXTS["sft"], strict=True))) for p in ("ppo", "dpo")}
     wins = {p: {f"p{i}": [0.5 + 0.5 * np.sign(len(a) - len(b))] for i, (a, b) in of} for p, of in sides.items()}
-    leads = {p: {f"p{i}": [float(length(a) - length(b))] for i, (a, b) in of} for p, of in sides.items()}
+    leads = {p: {f"p{i}": [float(len(a) - len(b))] for i, (a, b) in of} for p, of in sides.items()}
     return wins, leads
 
 
@@ -100,13 +100,13 @@ def test_two_policies_at_equal_length_are_measured_with_the_difficulty_of_the_pr
     runtime: Runtime, gold: str, endpoint
 ) -> None:
     judge = f"openai:m@{endpoint(prefers_longer).url}"
-    for options, length in (({}, lambda text: len(text.split())), ({"judge": judge}, len)):
+    for options in ({}, {"judge": judge}):
         found = compared(runtime, TEXTS, gold, **options).metrics["results"]
-        for policy, rate in length_controlled_leaderboard(*against_sft(length), resamples=100).models.items():
+        for policy, rate in length_controlled_leaderboard(*against_sft(), resamples=100).models.items():
             assert found[policy]["lc_win_rate"] == pytest.approx(rate.rate) and rate.difficulty is not None
             assert found[policy]["lc_ci_low"] == pytest.approx(rate.low)
     one = compared(runtime, {"sft": TEXTS["sft"], "ppo": TEXTS["ppo"]}, gold).metrics["results"]["ppo"]
-    alone = length_controlled_win_rate(*(of["ppo"] for of in against_sft(lambda text: len(text.split()))))
+    alone = length_controlled_win_rate(*(of["ppo"] for of in against_sft()))
     assert one["lc_win_rate"] == pytest.approx(alone.rate)
 
 
@@ -125,7 +125,7 @@ def test_difficulties_come_from_the_duels_with_the_baseline_on_the_prompts_that_
 
     texts = {"x": ["a b c d", *TEXTS["dpo"][1:]], "y": TEXTS["ppo"], "base": TEXTS["sft"]}
     sides = {
-        name: {f"p{i}": ([Message("user", f"Question {i}?")], [text]) for i, text in enumerate(of)}
+        name: {f"p{i}": (Prompt(f"p{i}", [Message("user", f"Question {i}?")]), [text]) for i, text in enumerate(of)}
         for name, of in texts.items()
     }
     for order, options in ((["x", "y", "base"], {}), (["base", "x", "y"], {"against": "base"})):
