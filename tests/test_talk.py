@@ -87,18 +87,24 @@ class Typist:
     def until(self, word: str) -> str:
         """What comes up to ``word``."""
         start = len(self.seen)
+        if not self.comes(word, start, 60):
+            self.process.kill()
+            raise AssertionError(f"{word!r} did not come:\n{self.seen}")
+        return self.seen[start:]
+
+    def comes(self, word: str, start: int, patience: float) -> bool:
+        """Whether ``word`` comes before nothing has come for ``patience`` seconds, or the end."""
         while word not in self.seen[start:]:
-            ready, _, _ = select.select([self.master], [], [], 60)
-            if not ready:
-                self.process.kill()
-            assert ready, f"{word!r} did not come:\n{self.seen}"
+            if not select.select([self.master], [], [], patience)[0]:
+                return False
             try:
                 data = os.read(self.master, 4096)
             except OSError:
                 data = b""
-            assert data, f"{word!r} did not come:\n{self.seen}"
+            if not data:
+                return False
             self.seen += data.decode(errors="replace")
-        return self.seen[start:]
+        return True
 
     def type(self, line: str, word: str = "\n> ") -> str:
         """Type a line and read up to the next prompt."""
@@ -107,9 +113,10 @@ class Typist:
 
     def interrupt(self) -> None:
         """Ctrl-C at the prompt, again where it was lost: readline does not see a signal between showing the prompt and waiting for a key."""
+        start = len(self.seen)
         for _ in range(10):
             os.write(self.master, b"\x03")
-            if select.select([self.master], [], [], 5)[0] and self.until("> "):
+            if self.comes("> ", start, 5):
                 return
         raise AssertionError(f"Ctrl-C brought no prompt:\n{self.seen}")
 
