@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Made, make_run
+from made_run import Made, make_run
 from tiny import add_random_role, load, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 

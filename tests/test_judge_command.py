@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from judge_endpoint import endpoint_fixture, prefers_longer, shown  # noqa: F401
-from runs import make_run
+from made_run import make_run
 
 from prefloop.cli import _main, guarded
 from prefloop.data.sources import write_jsonl

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import make_run
+from made_run import make_run
 
 from prefloop.config import DataConfig
 from prefloop.data.sources import write_jsonl

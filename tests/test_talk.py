@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from made_run import make_run
 from rich.console import Console
-from runs import make_run
 
 from prefloop.cli import _main, guarded
 from prefloop.console import neutral
