@@ -155,7 +155,7 @@ def test_merged_weights_are_a_model_that_transformers_loads_by_itself(
         folder = export(f"{run}:dpo", tmp_path / "whole", merge=True)
         opened = open_policies([f"{run}:dpo"])
     else:
-        from runs import make_run
+        from made_run import make_run
 
         nf4 = make_run(tmp_path, "nf4", tiny_folder, slots=("sft",), precision="nf4")
         folder = export(f"{nf4}:sft", tmp_path / "whole", merge=True)
