@@ -258,3 +258,13 @@ def test_a_reference_answer_reaches_the_judge_and_a_limit_cuts_files_too(
     arguments += ["--prompts", str(tmp_path / "prompts.jsonl"), "--cache", str(tmp_path / "c.jsonl")]
     assert guarded(_main, [*arguments, "--rollout", "transformers"]) == 0
     assert "1 of 1 prompt" in " ".join(capsys.readouterr().out.split())
+
+
+def test_training_prompts_end_where_the_runs_limit_ends(tmp_path: Path) -> None:
+    from prefloop.results import trained_on
+
+    write_jsonl(tmp_path / "prompts.jsonl", [Prompt(f"p{i}", [Message("user", f"Question {i}?")]) for i in range(9)])
+    for limit, count in ((4, 4), (None, 9)):
+        config = {"config": {"data": {"prompts": str(tmp_path / "prompts.jsonl"), "limit": limit}}}
+        (tmp_path / "summary.json").write_text(json.dumps(config))
+        assert [prompt.id for prompt in trained_on(tmp_path) or []] == [f"p{i}" for i in range(count)]

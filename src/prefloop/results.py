@@ -269,7 +269,13 @@ def trained_on(run: Path) -> list[Prompt] | None:
     with tempfile.TemporaryDirectory(prefix="prefloop-") as aside:
         try:
             read = [
-                load_prompts(path, layout=data.get("layout", "auto"), bad_rows="quarantine", quarantine_dir=aside)
+                load_prompts(
+                    path,
+                    layout=data.get("layout", "auto"),
+                    bad_rows="quarantine",
+                    quarantine_dir=aside,
+                    limit=data.get("limit"),
+                )
                 for path in dict.fromkeys(files)
             ]
         except DataError:  # another file by now

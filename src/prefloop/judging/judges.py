@@ -12,7 +12,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from prefloop.errors import ConfigError, JudgeError
 from prefloop.judging.cache import VerdictCache, through_cache, verdict_key
@@ -25,6 +25,7 @@ from prefloop.records import Message, Prompt
 Item = tuple[list[Message], str, str]
 """One question to a judge: prompt, response a, response b."""
 OnVerdict = Callable[[int, Verdict], None]
+A = TypeVar("A")
 
 __all__ = [
     "BothOrders",
@@ -78,19 +79,7 @@ class ScoreJudge:
     def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """Verdicts in the order of ``items``; all responses go to the grader in one batch."""
         graded = [(self._record(prompt), response) for prompt, a, b in items for response in (a, b)]
-        grades: dict[int, Grade] = {}
-        verdicts: dict[int, Verdict] = {}
-
-        def arrived(index: int, grade: Grade) -> None:
-            grades[index] = grade
-            pair = index // 2
-            if 2 * pair in grades and 2 * pair + 1 in grades:
-                verdicts[pair] = self._verdict(grades[2 * pair], grades[2 * pair + 1])
-                if on_verdict:
-                    on_verdict(pair, verdicts[pair])
-
-        grade_many(self.grader, graded, arrived)
-        return [verdicts[pair] for pair in range(len(items))]
+        return _in_twos(lambda arrived: grade_many(self.grader, graded, arrived), self._verdict, len(items), on_verdict)
 
     def fingerprint(self) -> str:
         """The grader's fingerprint and the tie margin."""
@@ -156,19 +145,7 @@ class BothOrders:
     def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """Verdicts in the order of ``items``; both orders of all of them go to the judge in one batch."""
         both = [ordered for prompt, a, b in items for ordered in ((prompt, a, b), (prompt, b, a))]
-        answers: dict[int, Verdict] = {}
-        verdicts: dict[int, Verdict] = {}
-
-        def arrived(index: int, answer: Verdict) -> None:
-            answers[index] = answer
-            pair = index // 2
-            if 2 * pair in answers and 2 * pair + 1 in answers:
-                verdicts[pair] = self._combine(answers[2 * pair], answers[2 * pair + 1])
-                if on_verdict:
-                    on_verdict(pair, verdicts[pair])
-
-        compare_many(self.judge, both, arrived)
-        return [verdicts[pair] for pair in range(len(items))]
+        return _in_twos(lambda arrived: compare_many(self.judge, both, arrived), self._combine, len(items), on_verdict)
 
     def fingerprint(self) -> str:
         """The judge's fingerprint, marked as asked in both orders."""
@@ -268,6 +245,28 @@ def compare_many(judge: Judge, items: Sequence[Item], on_verdict: OnVerdict | No
         if on_verdict:
             on_verdict(index, verdicts[-1])
     return verdicts
+
+
+def _in_twos(
+    ask: Callable[[Callable[[int, A], None]], object],
+    combine: Callable[[A, A], Verdict],
+    count: int,
+    on_verdict: OnVerdict | None,
+) -> list[Verdict]:
+    """Verdicts of ``count`` pairs from answers 2 k and 2 k + 1, which may arrive in any order."""
+    answers: dict[int, A] = {}
+    verdicts: dict[int, Verdict] = {}
+
+    def arrived(index: int, answer: A) -> None:
+        answers[index] = answer
+        pair = index // 2
+        if 2 * pair in answers and 2 * pair + 1 in answers:
+            verdicts[pair] = combine(answers[2 * pair], answers[2 * pair + 1])
+            if on_verdict:
+                on_verdict(pair, verdicts[pair])
+
+    ask(arrived)
+    return [verdicts[pair] for pair in range(count)]
 
 
 def conversation_key(prompt: Sequence[Message]) -> str:

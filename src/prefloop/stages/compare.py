@@ -57,6 +57,7 @@ class Compare(Stage):
             "gold": self.grader.fingerprint() if self.grader else None,
             "trained_on": self._training(),
             "layout": self.data.layout,
+            "limit": self.data.limit,
         }
 
     def identity(self, runtime: Runtime) -> dict[str, Any]:
@@ -100,7 +101,13 @@ class Compare(Stage):
         for number, path in enumerate(self._training()):
             aside = work.scratch / f"trained-on-{number}.jsonl"
             copy_records(
-                Prompt, path, aside, layout=self.data.layout, bad_rows="quarantine", quarantine_dir=work.scratch
+                Prompt,
+                path,
+                aside,
+                layout=self.data.layout,
+                bad_rows="quarantine",
+                quarantine_dir=work.scratch,
+                limit=self.data.limit,  # what lies beyond was not trained on
             )
             yield from (from_dict(Prompt, row) for row in read_rows(aside))
 
