@@ -128,7 +128,7 @@ def test_difficulties_come_from_the_duels_with_the_baseline_on_the_prompts_that_
         name: {f"p{i}": (Prompt(f"p{i}", [Message("user", f"Question {i}?")]), [text]) for i, text in enumerate(of)}
         for name, of in texts.items()
     }
-    for order, options in ((["x", "y", "base"], {}), (["base", "x", "y"], {"against": "base"})):
+    for order, options in ((["x", "y", "base"], {}), (["x", "y", "base"], {"anchor": "base"})):
         found = judge_answers({name: sides[name] for name in order}, Longer(), VerdictCache(), **options)
         rates = {(duel.a, duel.b): duel.length_controlled for duel in found.duels}
         assert rates["y", "base"].difficulty is not None and rates["y", "base"].n_prompts == 5, "x has no verdict on p0"

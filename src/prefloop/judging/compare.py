@@ -92,7 +92,6 @@ def judge_answers(
     cache: VerdictCache,
     *,
     pairs_per_prompt: int | None = None,
-    against: str | None = None,
     anchor: str | None = None,
     people: Votes | None = None,
     on_verdict: OnVerdict | None = None,
@@ -100,11 +99,11 @@ def judge_answers(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Judged:
-    """Duels of all models, or of all with ``against``. A killed evaluation resumes; a repeated one asks nothing.
+    """Duels of all models. A killed evaluation resumes; a repeated one asks nothing.
 
     All pairs of a prompt's responses are compared, or the first ``pairs_per_prompt`` of an order that uses every response before it repeats
     one. A judge that sees two responses is asked in both orders. A comparison whose request fails for good is counted and left out of the
-    rates. Elo of ``anchor``, or of ``against``, is 1000, else their mean. ``people`` are votes on some of these comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError``
+    rates. Elo of ``anchor`` is 1000, else their mean. ``people`` are votes on some of these comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError``
     when the judge cannot be used.
     """
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
@@ -112,8 +111,7 @@ def judge_answers(
     if len(sides) < 2:
         raise ConfigError("a comparison needs two models")
     require_same_prompts(sides)
-    games = [(a, b) for a, b in itertools.combinations(sides, 2) if against is None or against in (a, b)]
-    games = [(b, a) if a == against else (a, b) for a, b in games]
+    games = list(itertools.combinations(sides, 2))
     items = {game: _items(sides[game[0]], sides[game[1]], pairs_per_prompt) for game in games}
     asked = prepare(judge, cache)
     flat = asked.compare_many([item for group in items.values() for _, item in group], on_verdict)
@@ -122,11 +120,11 @@ def judge_answers(
     if all(verdict.failed for verdict in flat):
         raise JudgeError(f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}")
     options = {"seed": seed, "resamples": resamples, "level": level}
-    controlled = _length_controlled(met, against or list(sides)[-1], options)
+    controlled = _length_controlled(met, list(sides)[-1], options)
     return Judged(
         judge=judge.name,
         duels=tuple(_duel(a, b, met[a, b], people or {}, controlled.get((a, b)), options) for a, b in games),
-        ranking=_ranking(met, anchor or against, options) if len(sides) > 2 else None,
+        ranking=_ranking(met, anchor, options) if len(sides) > 2 else None,
         failures=tuple(dict.fromkeys(verdict.failed for verdict in flat if verdict.failed)),
         n_asked=asked.tally.n_asked,
         n_cached=asked.tally.n_cached,
