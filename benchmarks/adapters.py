@@ -2,7 +2,7 @@
 
     python benchmarks/adapters.py --output runs/adapters                         # all methods that have no result yet
     python benchmarks/adapters.py --methods lora dora --limit-s 400 --lanes 2    # some, none started after 400 s
-    python benchmarks/adapters.py --join runs/a runs/b --output runs/adapters    # results of several calls as one table
+    python benchmarks/adapters.py --join benchmarks/results/adapters.json runs/b --output runs/adapters    # several calls as one table
     python benchmarks/adapters.py --tiny                                         # random weights, two steps, anywhere
 
 Settings are those of ``examples/adapters.yaml``: rank, alpha and the learning rate of each method from its preset. SFT reads the chosen answers
@@ -219,7 +219,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, default=1, help="processes side by side, of which one trains")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="start no method after so many seconds")
     parser.add_argument(
-        "--join", nargs="+", type=Path, default=[], help="folders with results to take over; nothing is run"
+        "--join",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="folders with results, or a results.json, to take over; nothing is run",
     )
     parser.add_argument("--steps", type=int, default=60, help="of SFT and of DPO")
     parser.add_argument("--batch", type=int, default=16, help="demonstrations and pairs a step")
@@ -246,10 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("RESULT " + json.dumps(measure(options.one, options)), flush=True)
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    for folder in options.join:
-        for path in folder.glob("*.json"):
-            if path.stem in (BASE, *CARDS) and folder != options.output:
-                shutil.copyfile(path, options.output / path.name)
+    for place in options.join:
+        for method, found in results_of(place).items():
+            (options.output / f"{method}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if not options.join:
         if options.tiny and not Path(options.model).is_dir():
             make_tiny(Path(options.model))
@@ -264,6 +267,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ThreadPoolExecutor(options.lanes) as lanes:
             list(lanes.map(run, options.methods))
     write_tables(options.output, [BASE, *CARDS])
+
+
+def results_of(place: Path) -> dict[str, Any]:
+    """Results by method: of a folder with a file for each, or of the ``results.json`` of an earlier table."""
+    paths = [place] if place.is_file() else [p for p in place.glob("*.json") if p.stem in (BASE, *CARDS)]
+    read = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return read[place.stem] if place.is_file() else read
 
 
 def run_one(method: str, options: argparse.Namespace, arguments: list[str]) -> None:

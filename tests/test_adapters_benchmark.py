@@ -116,6 +116,13 @@ def test_calls_join_into_one_table_and_plot(tmp_path: Path) -> None:
     benchmark.main(["--join", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "all")])
     assert list(json.loads((tmp_path / "all" / "results.json").read_text())) == ["lora", "dora", "oft"]
     assert "<svg" in (tmp_path / "all" / "adapters.svg").read_text()
+    benchmark.main(["--join", str(tmp_path / "all" / "results.json"), "--output", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "results.md").read_text() == (tmp_path / "all" / "results.md").read_text()
+
+
+def test_the_table_in_the_docs_is_that_of_the_kept_results() -> None:
+    kept = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "adapters.json").read_text())
+    assert table(list(kept.values())) in (Path(__file__).parents[1] / "docs" / "adapters.md").read_text()
 
 
 @pytest.mark.parametrize(("before", "runs"), [(None, 1), (result("dora"), 0), ({"method": "dora", "failed": "why"}, 1)])

@@ -285,6 +285,7 @@ def test_state_space_layers_are_refused_because_branches_would_leak(
 def test_the_checksum_of_a_gpus_weights_notices_one_changed_byte_and_two_swapped_words() -> None:
     content = torch.randint(0, 256, (1003,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     whole = checksum(content)
+    assert whole == checksum(torch.nn.functional.pad(content, (0, 1))) != checksum(content[:1000])
     assert len(whole) == 8 and checksum(content.clone()) == whole
     for place in range(0, 1003, 17):
         other = content.clone()

@@ -100,12 +100,12 @@ def large_experts(smollm2: Shape, tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.mark.parametrize("method", CARDS)
 def test_counts_hold_for_the_layers_of_smollm2(smollm2: Shape, large_experts: list[str], method: str) -> None:
-    """On torch's meta device, where no weight exists; with what the model holds once for all roles."""
+    """On torch's meta device, where no weight exists, or where a fresh role asks the model, with weights; with what the model holds once for all roles."""
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     config = adapter(method, large_experts)
     made = method_of(config)
-    with torch.device("meta"):
+    with torch.device("cpu" if method == "p-tuning-v2" else "meta"):
         model = AutoModelForCausalLM.from_config(Qwen2Config(**{**SHAPES["smollm2"], "num_hidden_layers": 3}))
     model.tie_weights()
     bare = held(model)
@@ -140,12 +140,12 @@ def test_what_passes_of_unfused_methods_keep_is_what_the_planner_says(
 ) -> None:
     """In bfloat16 under autocast, as on a GPU. Houlsby's first attention has nothing to learn ahead of it, which counts in two layers."""
     found, said = kept(tiny_folder, adapter(method, experts))
-    assert 1.0 < said / found < (1.7 if method == "bottleneck" else 1.3)
+    assert 0.95 < said / found < (1.5 if method == "bottleneck" else 1.15)
 
 
 def test_adapter_dropout_takes_the_layers_off_the_fused_path(tiny_folder: Path) -> None:
     found, said = kept(tiny_folder, AdapterConfig(r=R, alpha=8, dropout=0.1))
-    assert 1.0 < said / found < 1.2
+    assert 0.95 < said / found < 1.1
 
 
 def kept(folder: Path, config: AdapterConfig) -> tuple[int, int]:

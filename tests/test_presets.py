@@ -168,7 +168,7 @@ def test_every_method_has_a_rate_and_says_where_it_comes_from() -> None:
         < rates["bitfit"]
         < rates["ia3"]
         == rates["vera"]
-        < rates["prefix"]
+        < rates["p-tuning-v2"]
         < rates["prompt"]
     )
     sources = [why for _, why in _TIMES.values() if why]

@@ -53,6 +53,17 @@ def test_a_pack_comes_out_as_peft_runs_its_rows(tiny_folders, tmp_path: Path, me
         torch.testing.assert_close(logits[row], expected, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_p_tuning_v2_begins_as_words_that_the_model_has_read(tiny_folders, kind: str) -> None:
+    found = []
+    for method in ("prompt", "p-tuning-v2"):  # both draw the same words from the same seed
+        backbone = load(tiny_folders(kind), method)
+        backbone.add_role("policy", seed=1)
+        with backbone.role("policy"):
+            found.append(logits_C_V(backbone, hidden_N_H(backbone, PACK), 1.0))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("checkpointing", ["none", "block"])
 @pytest.mark.parametrize("precision", ["nf4", "fp32"])
 @pytest.mark.parametrize("method", METHODS)

@@ -30,12 +30,10 @@ SVD, SVD_TOKENS = 5, 1024
 """Float32 copies of a layer's inputs that EVA's decomposition takes, and the tokens of them (``models.adapters.eva.TOKENS``)."""
 TRL_TOKENS, TRL_VOCABULARY = 4096, 32768
 """The tile of logits in TRL's SFT head (trl 1.16, ``kernels/chunked_logprob.py``)."""
-DIGEST = 1 << 24
+DIGEST = 1 << 20
 """Words of a frozen weight that ``models.backbone.checksum`` looks at together."""
 VIRTUAL = ("prompt", "p-tuning", "prefix", "p-tuning-v2")
 """Methods whose attention puts virtual tokens before everybody's keys, under SDPA with a mask."""
-UNFUSED = 1.15
-"""Layers that the model's own code runs keep about what fused ones do (0.95 of it on a CPU, tests/test_planner_methods.py); an allowance on top."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +126,8 @@ class Device:
         return max(lin.weights + rank * max(lin.outputs, lin.inputs) for lin in self.shape.linears) * self.item
 
     def digest(self) -> int:
-        """What the checksum of the frozen weights takes: a copy of the largest one and three int64 blocks."""
-        shape = self.shape
-        largest = shape.vocabulary * shape.hidden * self.item
-        return largest + 3 * 8 * min(DIGEST, largest // 4)
+        """What the checksum of the frozen weights takes: three int64 blocks."""
+        return 3 * 8 * min(DIGEST, self.shape.vocabulary * self.shape.hidden * self.item // 4)
 
     def layer(self, tokens: Tokens, graph: bool, drops: bool = False) -> int:
         """What one layer computed on its way without its input, of a pass with or (MLP's inside included) without gradient."""
@@ -150,7 +146,7 @@ class Device:
         of_tokens, once = role.beside
         if drops:  # each layer's own dropped input, and which numbers were
             of_tokens += role.inputs + role.inputs // self.item
-        return round(kept * UNFUSED) + self.item * (of_tokens * tokens.all + once) // s.layers
+        return kept + self.item * (of_tokens * tokens.all + once) // s.layers
 
     def backward(self, tokens: Tokens) -> int:
         """What a layer's backward pass needs beside what the layer kept: gradient of its output, of the MLP's inside, a written-out weight."""

@@ -33,8 +33,13 @@ DEQUANTISE = 2.8e-12
 """Seconds more for each weight that vLLM holds in 4 bits (6,989 tokens/s from 256 rows at 7B, 450 from 64 at 70B)."""
 FILLED = 0.7
 """Share of max_new_tokens that responses have on average: 0.68 in the demo, 0.5 in hh_ppo."""
-UNFUSED = 2.5
-"""How much longer passes take that do not run fused: TRL's own take 4 times as long, packing included (docs/benchmarks.md)."""
+SLOWER = {
+    "dora": 2.7, "adalora": 2.9, "vera": 1.4, "ia3": 0.7, "oft": 2.5, "boft": 10.0, "hra": 10.0, "miss": 1.3, "randlora": 2.4, "prompt": 0.9,
+    "p-tuning": 1.1, "prefix": 0.7, "p-tuning-v2": 0.7, "bitfit": 0.7, "bottleneck": 0.9, "delta-lora": 2.0, "mole": 2.2, "full": 1.0,
+}  # fmt: skip
+"""Seconds of a step over those of LoRA where layers do not run fused, on a small model that waits for its host (docs/adapters.md; hra by boft)."""
+UNFUSED = 1.3
+"""The same for layers that run another code than ours: what MiSS, whose arithmetic is about LoRA's, takes in PEFT's."""
 OVERHEAD = 30.0
 """Seconds to load a model and to start vLLM (21 to 30 s measured)."""
 CHARACTERS, TEMPLATE = 4.0, 12
@@ -181,13 +186,15 @@ class Clock:
         """Passes that ``tokens`` take in that many optimizer steps."""
         return steps * max(1, math.ceil(tokens / max(1, steps) / self.config.backbone.pack_tokens))
 
+    def _slower(self) -> float:
+        role = self.device.role
+        return 1.0 if role.fused else SLOWER.get(role.method, UNFUSED)
+
     def _arithmetic(self, tokens: float) -> float:
-        slower = 1 if self.device.role.fused else UNFUSED
-        return slower * 2 * self.shape.parameters * tokens / (self.card.flops * self.card.share)
+        return max(1.0, self._slower()) * 2 * self.shape.parameters * tokens / (self.card.flops * self.card.share)
 
     def _launched(self, passes: float, each: float) -> float:
-        slower = 1 if self.device.role.fused else UNFUSED
-        return slower * passes * self.shape.layers * each if self.card.launches else 0.0
+        return self._slower() * passes * self.shape.layers * each if self.card.launches else 0.0
 
     def _score(self, tokens: float) -> float:
         passes = math.ceil(tokens / (2 * self.config.backbone.pack_tokens))

@@ -224,6 +224,10 @@ class Virtual(Method):
         if self.per_layer:
             whole = virtual.view(self.tokens, -1, self.key_heads, self.head_size).permute(1, 2, 0, 3)
             return [(whole[2 * k][None], whole[2 * k + 1][None]) for k in range(len(self.attentions))]
+        return self._heard(decoder, virtual)
+
+    def _heard(self, decoder: Any, virtual: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [1, K, V, D] that each layer makes of embeddings [V, H]."""
         heard: list[tuple[Tensor, Tensor]] = []
         # A block that recomputes would lose the gradient of what is heard inside it.
         blocks = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer) and m.training]
@@ -242,6 +246,12 @@ class Virtual(Method):
         return heard
 
 
+def _some_words(model: Any, count: int) -> Tensor:
+    """Embeddings [V, H] of ``count`` tokens of the vocabulary, in float32."""
+    table = model.get_input_embeddings().weight.detach()
+    return table[torch.randperm(len(table))[:count].to(table.device)].float()
+
+
 def attentions(model: Any) -> list[Any]:
     """The attention modules of a model that make keys."""
     return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "k_proj")]
@@ -251,9 +261,7 @@ class PromptTuning(Virtual):
     """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): embeddings of V tokens, begun as those of tokens from the vocabulary."""
 
     def encoder(self) -> nn.Module:
-        table = self.model.get_input_embeddings().weight
-        chosen_V = torch.randperm(len(table))[: self.tokens]
-        return nn.Embedding.from_pretrained(table.detach()[chosen_V.to(table.device)].float(), freeze=False)
+        return nn.Embedding.from_pretrained(_some_words(self.model, self.tokens), freeze=False)
 
     def peft_config(self) -> PromptTuningConfig:
         return PromptTuningConfig(**self._shape())
@@ -288,6 +296,17 @@ class PrefixTuning(Virtual):
 
 
 class PTuningV2(PrefixTuning):
-    """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): keys and values of V tokens in every layer, learnt directly."""
+    """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): keys and values of V tokens in every layer, learnt directly.
+
+    They begin as what the model makes of tokens of its vocabulary (arXiv 2101.00190, section 7.4): attention to normal draws, PEFT's start, tears a
+    language model's text apart.
+    """
 
     projected = False
+
+    def encoder(self) -> nn.Module:
+        with torch.no_grad():
+            heard = self._heard(self.model.get_decoder(), _some_words(self.model, self.tokens))
+        self._put(None)
+        whole = torch.cat([part for of_layer in heard for part in of_layer])  # [2 L, K, V, D]
+        return nn.Embedding.from_pretrained(whole.permute(2, 0, 1, 3).reshape(self.tokens, -1).float(), freeze=False)
