@@ -97,7 +97,6 @@ from prefloop.settings import parse
 for method, *more in (
     ["dorra"],
     ["full"],
-    ["hra"],
     ["lora+", "--backbone.adapter.options", "ratoi", "2"],
     ["lora+", "--backbone.adapter.options", "ratio", "0"],
     ["mole"],
@@ -121,7 +120,6 @@ def test_what_settings_alone_get_wrong_is_said_before_anything_heavy_is_imported
         (
             "unknown method 'dorra'",
             "full trains on bf16 and fp32",
-            "hra trains on",
             "did you mean 'ratio'",
             "ratio is 0",
             "mole mixes two",

@@ -40,7 +40,7 @@ def test_every_method_is_listed_with_its_options_within_80_columns(capsys: pytes
     assert [line.split()[0] for line in lines[1:] if line[:1].strip() and "vLLM:" not in line][: len(CARDS)] == list(
         CARDS
     )
-    assert any(re.fullmatch(r"hra +bf16 fp32 +merged +yes +2405\.17484", line) for line in lines)
+    assert any(re.fullmatch(r"hra +nf4 bf16 fp32 +merged +yes +2405\.17484", line) for line in lines)
     assert "  options: ratio: 16.0" in lines and "  options: tokens: 20, hidden: 0" in lines
 
 

@@ -60,7 +60,7 @@ def test_unknown_flag_and_unknown_algorithm(config: Path) -> None:
 def test_adapters_that_cannot_be(config: Path) -> None:
     method = "--backbone.adapter.method"
     refused(config, "unknown method 'dorra'", "did you mean 'dora'?", "p-tuning-v2", flags=(method, "dorra"))
-    refused(config, "hra trains on bf16 and fp32", "precision is nf4", "with nf4 go lora", flags=(method, "hra"))
+    refused(config, "full trains on bf16 and fp32", "precision is nf4", "with nf4 go lora", flags=(method, "full"))
     server = ("--rollout", "server", "--generation.server", "http://127.0.0.1:9")
     refused(config, "cannot run adapters of method prefix", "--rollout transformers", flags=(method, "prefix", *server))
     layers = ("--backbone.adapter.target-modules", ".*query")

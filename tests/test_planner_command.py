@@ -218,7 +218,7 @@ def test_every_example_is_planned_within_80_columns_and_twice_alike(
             "take one of lora, rslora(?!.*merged)",
         ),
         (["--backbone.adapter.method", "dora", "--generation.weights", "nf4"], "reaches vLLM as merged weights alone"),
-        (["--backbone.adapter.method", "hra"], "hra trains on bf16 and fp32 weights only"),
+        (["--backbone.adapter.method", "full"], "full trains on bf16 and fp32 weights only"),
         (["--backbone.max-length", "40000"], "has a context of 32768 tokens"),
         (["--backbone.adapter.r", "513", "--generation.handover", "adapter"], "takes adapters of ranks up to 512"),
         (["--backbone.rope.type", "yarn"], "yarn makes the context longer"),
@@ -279,8 +279,8 @@ def test_a_card_that_holds_nothing_is_no_unit(config: Path, capsys: pytest.Captu
 
 
 def test_nothing_is_proposed_that_a_run_refuses(seven_b: Shape) -> None:
-    """DoRA reaches vLLM as merged weights alone, so 4-bit weights there are no way out; HRA takes no 4-bit weights at all."""
-    for method, precision in (("dora", "nf4"), ("hra", "bf16")):
+    """DoRA reaches vLLM as merged weights alone, so 4-bit weights there are no way out; full fine-tuning takes no 4-bit weights at all."""
+    for method, precision in (("dora", "nf4"), ("full", "bf16")):
         backbone = BackboneConfig(model="m", precision=precision, adapter=AdapterConfig(method=method, r=4))  # type: ignore[arg-type]
         config = RLHFConfig(backbone=backbone)
         found = propose(config, seven_b, 140 * GIB)

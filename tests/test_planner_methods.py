@@ -216,5 +216,5 @@ def test_a_plan_of_every_method_has_its_stages(smollm2: Shape, large_experts: li
 
 
 def test_a_method_on_a_precision_that_it_cannot_use_is_refused_with_those_that_can(smollm2: Shape) -> None:
-    with pytest.raises(ConfigError, match="hra trains on bf16 and fp32 weights only"):
-        Device.of(smollm2, BackboneConfig(precision="nf4", adapter=AdapterConfig(method="hra")))
+    with pytest.raises(ConfigError, match="full trains on bf16 and fp32 weights only"):
+        Device.of(smollm2, BackboneConfig(precision="nf4", adapter=AdapterConfig(method="full")))

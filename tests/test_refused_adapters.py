@@ -83,8 +83,7 @@ def plan(config: Path, *flags: str) -> None:
 
 CASES: dict[str, tuple[list[str], str]] = {
     "unknown method": ([METHOD, "dorra"], r"unknown method 'dorra' \(did you mean 'dora'\?; one of lora, .*full\)"),
-    "precision": ([METHOD, "hra"], r"hra trains on bf16 and fp32 .*precision is nf4: .*with nf4 go lora, .*mole$"),
-    "full in 4 bits": ([METHOD, "full"], "full trains on bf16 and fp32 weights only.*with nf4 go lora"),
+    "precision": ([METHOD, "full"], r"full trains on bf16 and fp32 .*precision is nf4: .*with nf4 go lora, .*mole$"),
     "targets": ([TARGETS, ".*query"], r"target_modules '.*query' matches no layer.*down_proj.*q_proj"),
     "targets of bitfit": ([METHOD, "bitfit", TARGETS, ".*query"], "matches no layer"),
     "no expression": ([TARGETS, "*"], "no regular expression"),
@@ -93,9 +92,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "rank at adalora's start": ([METHOD, "adalora", RANK, "24"], "a rank of 36 is over its smaller side, 32"),
     "rank of a bottleneck": ([METHOD, "bottleneck", RANK, "65"], "a rank of 65 is over its hidden size, 64"),
     "blocks": ([METHOD, "oft", OPTIONS, "block", "48"], "no multiple of 48"),
-    "odd reflections": (
-        [METHOD, "hra", RANK, "3", "--backbone.precision", "fp32"], "even number of reflections only, .*r is 3",
-    ),
+    "odd reflections": ([METHOD, "hra", RANK, "3"], "even number of reflections only, .*r is 3"),
     "rank 0": ([RANK, "0"], "backbone.adapter.r is 0: a rank is 1 or more"),
     "negative alpha": ([ALPHA, "-8"], "backbone.adapter.alpha is -8: .* 1 or more"),
     "dropout over 1": ([DROPOUT, "1.5"], "backbone.adapter.dropout is 1.5: give a share from 0 to below 1"),

@@ -168,7 +168,6 @@ CARDS: dict[str, Card] = {
             "hra",
             "a chain of Householder reflections of the input",
             "2405.17484",
-            precisions=FLOATS,
             options={"orthogonal": False},
             dropout=False,
         ),

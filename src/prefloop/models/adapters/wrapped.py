@@ -22,10 +22,12 @@ from peft import (
     VeraConfig,
 )
 from peft.tuners.boft import layer
+from peft.tuners.hra.layer import HRALinear
 from torch import Tensor
 
 from prefloop.errors import ModelError
 from prefloop.models.adapters.method import BLANK
+from prefloop.models.adapters.native import product
 from prefloop.models.adapters.targets import targeted
 from prefloop.models.adapters.tuner import Tuner, over
 
@@ -188,10 +190,45 @@ class BOFT(Tuner):
         return _uneven(inputs, self.options["block"] * 2 ** (self.options["factors"] - 1))
 
 
+class ReflectingLinear(HRALinear):
+    """PEFT's layer with the reflections on its input, not on its weight: 4-bit weights take part, and no product of I x I matrices is kept.
+
+    With unit vectors U [I, R] the chain is Π_i (I - 2 u_i u_iᵀ) = I - U T Uᵀ, T upper triangular with T⁻¹ = I / 2 + the part of UᵀU above its
+    diagonal (Joffrain et al. 2006, "Accumulating Householder transformations, revisited", ACM TOMS 32(2)): the cost of one LoRA.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.disable_adapters and not self.merged:
+            for name in self.active_adapters:
+                if name in self.hra_u:
+                    x = self._turned(x, name)
+        out: Tensor = self.base_layer(x, *args, **kwargs)
+        return out
+
+    def _turned(self, x: Tensor, name: str) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            if self.hra_apply_GS[name]:  # at right angles, where the order does not matter
+                turn_I_I = self.get_delta_weight(name)
+            else:
+                u_I_R = self.hra_u[name] / self.hra_u[name].norm(dim=0)
+                eye_R_R = torch.eye(u_I_R.shape[1], device=x.device)
+                t_R_R = torch.linalg.solve_triangular((u_I_R.T @ u_I_R).triu(1) + eye_R_R / 2, eye_R_R, upper=True)
+                ut_I_R = u_I_R @ t_R_R
+        if self.hra_apply_GS[name]:
+            return product(x, turn_I_I).to(x.dtype)
+        return x - product(x, u_I_R.T, ut_I_R).to(x.dtype)
+
+
 class HRA(Tuner):
     """HRA (Yuan et al. 2024, arXiv 2405.17484): W Π_i (I - 2 u_i u_iᵀ) x; the reflections start in equal pairs, which undo each other."""
 
     told = ("r", "apply_GS")
+
+    def wrap(self, model: Any) -> Any:
+        wrapped = super().wrap(model)
+        for part in self.layers:
+            part.__class__ = ReflectingLinear  # PEFT finds layers by the "Linear" in the name
+        return wrapped
 
     def peft_config(self, blank: bool = False) -> HRAConfig:
         return HRAConfig(
