@@ -11,11 +11,13 @@ from tiny import add_random_role, attention_of, random_documents
 from tiny import load as load_lora
 from torch import Tensor
 
-from prefloop.config import AdapterConfig, BackboneConfig
+from prefloop.config import AdapterConfig, BackboneConfig, DataConfig
 from prefloop.data.packing import pack
+from prefloop.data.sources import write_jsonl
 from prefloop.models.adapters import card_of
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
+from prefloop.records import Comparison, Demonstration, Message, Prompt, Response, Vote
 
 R, ALPHA = 4, 8
 DOCUMENTS = random_documents([(10, [8, 5]), (4, [12, 6])])
@@ -91,3 +93,14 @@ def two_experts(folder: Path, tiny_folder: Path) -> list[str]:
         add_random_role(backbone, "expert", seed)
         backbone.save_role("expert", folder / f"expert-{seed}")
     return [str(folder / f"expert-{seed}") for seed in (1, 2)]
+
+
+def small_data(folder: Path) -> DataConfig:
+    """Files of four demonstrations, six comparisons and four prompts."""
+    asked = [[Message("user", f"Say {i}")] for i in range(6)]
+    answers = [[Response(f"good {i}"), Response(f"bad, {i}")] for i in range(6)]
+    rows = [Comparison(str(i), a, b, [Vote("a", 0)]) for i, (a, b) in enumerate(zip(asked, answers, strict=True))]
+    write_jsonl(folder / "d.jsonl", [Demonstration(str(i), a, f"It is {i}.") for i, a in enumerate(asked[:4])])
+    write_jsonl(folder / "c.jsonl", rows)
+    write_jsonl(folder / "p.jsonl", [Prompt(str(i), a) for i, a in enumerate(asked[:4])])
+    return DataConfig(demonstrations=folder / "d.jsonl", comparisons=folder / "c.jsonl", prompts=folder / "p.jsonl")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import small_data
 from tiny import _SHAPE, random_documents, tiny_tokenizer
 from tiny import load as load_lora
 from torch import Tensor
@@ -15,7 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalL
 from prefloop.config import (
     AdapterConfig,
     BackboneConfig,
-    DataConfig,
     GenerationConfig,
     LabelConfig,
     OptimConfig,
@@ -24,14 +24,12 @@ from prefloop.config import (
     SFTStageConfig,
 )
 from prefloop.data.packing import pack
-from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError
 from prefloop.models.adapters import CARDS
 from prefloop.models.adapters.adalora import AdaLoRA
 from prefloop.models.adapters.halves import OLoRA, PiSSA
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
-from prefloop.records import Comparison, Demonstration, Message, Prompt, Response, Vote
 from prefloop.runtime import Runtime
 from prefloop.stages.label import Label
 from prefloop.stages.ppo import PPO
@@ -135,13 +133,7 @@ def test_what_lies_below_the_head_is_all_but_the_heads_own(untied: Path, tiny_fo
 def test_full_fine_tuning_of_an_untied_model_goes_through_reward_and_a_critic_apart(
     untied: Path, tmp_path: Path
 ) -> None:
-    asked = [[Message("user", f"Say {i}")] for i in range(4)]
-    answers = [[Response(f"good {i}"), Response(f"bad, {i}")] for i in range(4)]
-    rows = [Comparison(str(i), a, b, [Vote("a", 0)]) for i, (a, b) in enumerate(zip(asked, answers, strict=True))]
-    write_jsonl(tmp_path / "c.jsonl", rows)
-    write_jsonl(tmp_path / "d.jsonl", [Demonstration(str(i), a, "It is.") for i, a in enumerate(asked)])
-    write_jsonl(tmp_path / "p.jsonl", [Prompt(str(i), a) for i, a in enumerate(asked)])
-    data = DataConfig(demonstrations=tmp_path / "d.jsonl", comparisons=tmp_path / "c.jsonl", prompts=tmp_path / "p.jsonl")  # fmt: skip
+    data = small_data(tmp_path)
     runtime = Runtime(config_of(untied, "full"), GenerationConfig(max_new_tokens=3), "transformers", 0, tmp_path)
     optim = OptimConfig(learning_rate=1e-3, warmup_steps=0)
     sft = SFT(SFTStageConfig(packing=False, optim=optim), data).run(runtime)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapted import small_data
 from safetensors.torch import load_file
 from tiny import add_random_role
 from tiny import load as load_lora
@@ -25,8 +26,6 @@ from prefloop.config import (
     RewardConfig,
     SFTStageConfig,
 )
-from prefloop.data.sources import write_jsonl
-from prefloop.records import Comparison, Demonstration, Message, Prompt, Response, Vote
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage
 from prefloop.stages.label import Label
@@ -51,16 +50,7 @@ OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant", wei
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("data")
-    asked = [[Message("user", f"Say {i}")] for i in range(6)]
-    answers = [[Response(f"good {i}"), Response(f"bad, {i}")] for i in range(6)]
-    write_jsonl(folder / "d.jsonl", [Demonstration(str(i), a, f"It is {i}.") for i, a in enumerate(asked[:4])])
-    write_jsonl(
-        folder / "c.jsonl",
-        [Comparison(str(i), a, b, [Vote("a", 0)]) for i, (a, b) in enumerate(zip(asked, answers, strict=True))],
-    )
-    write_jsonl(folder / "p.jsonl", [Prompt(str(i), a) for i, a in enumerate(asked[:4])])
-    return DataConfig(demonstrations=folder / "d.jsonl", comparisons=folder / "c.jsonl", prompts=folder / "p.jsonl")
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

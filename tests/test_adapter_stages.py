@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import small_data
 from tiny import add_random_role, plain, random_documents, tiny_model
 from tiny import load as load_lora
 from torch import Tensor
@@ -30,12 +31,10 @@ from prefloop.config import (
     SFTStageConfig,
 )
 from prefloop.data.packing import pack
-from prefloop.data.sources import write_jsonl
 from prefloop.errors import ModelError
 from prefloop.models.adapters import CARDS
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
-from prefloop.records import Comparison, Demonstration, Message, Prompt, Response, Vote
 from prefloop.runtime import Runtime
 from prefloop.stages.label import Label
 from prefloop.stages.ppo import PPO
@@ -49,10 +48,6 @@ CASES = [(card.name, precision) for card in CARDS.values() for precision in card
 PACK = pack(random_documents([(10, [8, 5]), (4, [12])]))
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant")
 GENERATION = GenerationConfig(max_new_tokens=4, max_num_seqs=8)
-
-
-def question(i: int) -> list[Message]:
-    return [Message("user", f"Say {i}")]
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +67,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    folder = tmp_path_factory.mktemp("data")
-    write_jsonl(folder / "d.jsonl", [Demonstration(str(i), question(i), f"It is {i}.") for i in range(4)])
-    answers = [[Response(f"good {i}"), Response(f"bad, {i}")] for i in range(5)]
-    write_jsonl(folder / "c.jsonl", [Comparison(str(i), question(i), a, [Vote("a", 0)]) for i, a in enumerate(answers)])
-    write_jsonl(folder / "p.jsonl", [Prompt(str(i), question(i)) for i in range(4)])
-    return DataConfig(demonstrations=folder / "d.jsonl", comparisons=folder / "c.jsonl", prompts=folder / "p.jsonl")
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +139,7 @@ def test_a_method_goes_through_all_stages(
     learnt: dict[str, Tensor] = {}
     for stage in (
         SFT(SFTStageConfig(batch_size=2, packing=False, optim=OPTIM), data),
-        RewardModel(RewardConfig(batch_pairs=2, holdout=0.2, optim=OPTIM)),
+        RewardModel(RewardConfig(batch_pairs=3, holdout=0.2, optim=OPTIM)),
         Preference("dpo", PreferenceConfig(batch_pairs=3, optim=OPTIM)),
         PPO(
             PPOConfig(

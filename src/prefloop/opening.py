@@ -29,7 +29,7 @@ def require_one_backbone(policies: Sequence[Policy], model: str | None = None) -
             if found := a.differs(b):
                 raise ModelError(
                     f"'{one.name}' and '{other.name}' belong to different backbones: {'; '.join(found)}. Only adapters of one model, "
-                    "precision, chat template and shape can be put beside each other"
+                    "precision, chat template and shape can be put beside each other (of adapters merged, --how svd keeps a source's rank)"
                 )
 
 
