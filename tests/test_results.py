@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_run import make_run
 
-from prefloop.config import DataConfig
+from prefloop.config import DataConfig, GenerationConfig
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, ModelError
 from prefloop.opening import open_policies
@@ -53,7 +53,7 @@ def test_the_bare_model_an_artifacts_folder_and_a_file_of_answers_are_references
 
 def test_what_is_no_result_is_named_with_what_there_is(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
     for reference, said in (
-        (f"{run}:pppo", r"no result 'pppo' \(did you mean 'ppo'\?; one of sft, ppo, reward, base\)"),
+        (f"{run}:pppo", r"no finished result 'pppo' \(did you mean 'ppo'\?; one of sft, ppo, reward, base\)"),
         (f"{run.parent}/dem:ppo", rf"did you mean '{run}'"),
         (f"{run.parent}/dem", rf"is no result \(did you mean '{run}'"),
         (run, rf"several results: say which one of {run}:sft, {run}:ppo, {run}:base"),
@@ -133,6 +133,37 @@ def test_answers_are_those_of_the_policy_and_cost_nothing_a_second_time(
         respond(names)
     with pytest.raises(ConfigError, match="at least one answer"):
         respond(names, prompts, samples=0)
+
+
+SAMPLING = {"max_new_tokens": 12, "temperature": 0.9}
+"""That of the runs here."""
+
+
+def test_adapters_of_two_methods_answer_one_after_the_other(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    other = make_run(
+        tmp_path, "other", tiny_folder, slots=("sft",), adapter={"method": "prefix", "options": {"tokens": 3}}
+    )
+    prompts = run.parent.parent / "prompts.jsonl"
+    names = [f"{run}:sft", f"{other}:sft", f"{run}:ppo"]
+    found = respond(names, prompts)
+    assert list(found) == names and len({path.read_text() for path in found.values()}) == 3
+    assert found[names[0]] == respond(names[:1], prompts)[names[0]]
+    assert found[names[1]].read_text() == respond(names[1:2], prompts, generation=SAMPLING)[names[1]].read_text()
+    with pytest.raises(
+        ModelError, match=r"adapters of different kinds: method lora and prefix.*`prefloop judge` takes"
+    ):
+        open_policies(names)
+
+
+def test_a_run_without_a_sampling_stage_samples_as_its_configuration_says(tmp_path: Path, tiny_folder: Path) -> None:
+    alone = make_run(tmp_path, "alone", tiny_folder, slots=("sft",))
+    assert policy_of(f"{alone}:sft").generation is None
+    told = {"rollout": "transformers", "generation": {"max_new_tokens": 7, "temperature": 0.3}, "data": {}}
+    (alone / "summary.json").write_text(json.dumps({"config": told}))
+    for slot in ("sft", "base"):
+        policy = policy_of(f"{alone}:{slot}")
+        assert policy.generation == GenerationConfig(max_new_tokens=7, temperature=0.3)
+        assert policy.engine == "transformers"
 
 
 def test_a_file_of_answers_stands_for_itself(run: Path, tmp_path: Path) -> None:

@@ -21,16 +21,36 @@ from prefloop.results import Origin, Policy, policy_of
 from prefloop.runtime import Runtime
 
 
-def require_one_backbone(policies: Sequence[Policy], model: str | None = None) -> None:
-    """Raise ``ModelError`` with both names and what differs, when two cannot share a backbone; ``model`` names the one to take for all."""
+def require_one_backbone(policies: Sequence[Policy], model: str | None = None, adapters: bool = True) -> None:
+    """Raise ``ModelError`` with both names and what differs, when two cannot share a backbone; ``model`` names the one to take for all.
+
+    Without ``adapters`` method and rank may differ: they share no memory then, but the same model answers.
+    """
     for i, one in enumerate(policies):
         for other in policies[i + 1 :]:
             a, b = (dataclasses.replace(p.origin, model=model or p.origin.model) for p in (one, other))
-            if found := a.differs(b):
+            if a.differs(b, adapters=False):
                 raise ModelError(
-                    f"'{one.name}' and '{other.name}' belong to different backbones: {'; '.join(found)}. Only adapters of one model, "
-                    "precision, chat template and shape can be put beside each other (of adapters merged, --how svd keeps a source's rank)"
+                    f"'{one.name}' and '{other.name}' belong to different backbones: {'; '.join(a.differs(b, adapters))}. Only adapters of one model, "
+                    "precision and chat template can be put beside each other"
                 )
+            if adapters and (found := a.differs(b)):
+                raise ModelError(
+                    f"'{one.name}' and '{other.name}' are adapters of different kinds: {'; '.join(found)}. Only those of one method and shape can "
+                    "be in memory together (`prefloop judge` takes others too; of merged ones --how svd or --rank keeps a source's rank)"
+                )
+
+
+def of_one_kind(policies: Sequence[Policy]) -> list[list[Policy]]:
+    """Policies that can be in memory together, in the order in which the first of each kind stands."""
+    kinds: list[list[Policy]] = []
+    for policy in policies:
+        beside = next((kind for kind in kinds if not any(policy.origin.differs(p.origin) for p in kind)), None)
+        if beside is None:
+            kinds.append([policy])
+        else:
+            beside.append(policy)
+    return kinds
 
 
 def runtime_of(

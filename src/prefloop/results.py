@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.config import GenerationConfig
-from prefloop.errors import DataError, ModelError, nearest
+from prefloop.errors import DataError, ModelError, among, nearest
 from prefloop.models.adapters.catalogue import EXPERTS
 from prefloop.models.adapters.described import described_shape
 from prefloop.records import Prompt
@@ -42,8 +42,8 @@ class Origin:
     experts: list[str] = dataclasses.field(default_factory=list)
     """Folders of the adapters that it mixes, where ``settings`` says what is in them."""
 
-    def differs(self, other: Origin) -> list[str]:
-        """What keeps two results from one backbone, where both say it."""
+    def differs(self, other: Origin, adapters: bool = True) -> list[str]:
+        """What keeps two results from one backbone, where both say it; without ``adapters`` what keeps them from one model."""
         found = []
         known = self.fingerprint and other.fingerprint
         if (self.fingerprint != other.fingerprint) if known else (self.model != other.model):
@@ -56,7 +56,7 @@ class Origin:
         )
         for mine, theirs, names in (
             (own, others, ("precision", "chat_template", "rope")),
-            (self.shape, other.shape, ("method", "r", "alpha", "target_modules")),
+            (self.shape, other.shape, ("method", "r", "alpha", "target_modules") if adapters else ()),
         ):
             both = [n for n in names if n in mine and n in theirs and mine[n] != theirs[n]]
             found += [f"{n} {_short(mine[n])} and {_short(theirs[n])}" for n in both]
@@ -123,9 +123,9 @@ def locate(reference: str | Path) -> Place:
         if slot not in known:
             if (run / "artifacts" / slot).is_symlink() and not (run / "artifacts" / slot).exists():
                 raise ModelError(f"'{text}': its artifact is gone from the store: run the command of the run again")
-            names = [*known, BASE]
             raise ModelError(
-                f"'{text}': the run holds no result '{slot}' ({nearest(slot, names)}; one of {', '.join(names)})"
+                f"'{text}': the run holds no finished result '{slot}' ({among(slot, [*known, BASE])}); the run's command again goes on "
+                "where it stopped"
             )
         return Place(text, known[slot].resolve(), run, slot)
     if (path / "artifacts").is_dir():
@@ -268,13 +268,18 @@ def _said(folder: Path) -> dict[str, Any]:
 
 
 def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[GenerationConfig | None, str | None]:
-    """How the artifact samples; for one that does not, such as sft, how the other stages of its run do."""
+    """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have."""
     if own is None and place.run is not None:
         for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):
             own = json.loads(path.read_text(encoding="utf-8"))["identity"].get("generation")
             if own is not None:
                 break
-    if own is None:
+        else:
+            told = _settings(place.run)
+            engine = told.get("rollout")
+            if told.get("generation"):
+                own = {"engine": None if engine == "server" else engine, **told["generation"]}
+    if not own:
         return None, None
     known = {f.name for f in dataclasses.fields(GenerationConfig)}
     return GenerationConfig(**{k: v for k, v in own.items() if k in known}), own.get("engine")
@@ -298,15 +303,21 @@ def run_of(reference: str) -> Path | None:
     return Path(run) if colon and not Path(reference).exists() and (Path(run) / "artifacts").is_dir() else None
 
 
+def _settings(run: Path) -> dict[str, Any]:
+    """The configuration of a run by its own summary; nothing where there is none."""
+    try:
+        config = json.loads((run / "summary.json").read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def trained_on(run: Path) -> list[Prompt] | None:
     """The prompts of the files that a run was trained on, by its own summary; ``None`` where it does not say or one of them is gone."""
     from prefloop.data.sources import load_prompts
 
-    try:
-        data = json.loads((run / "summary.json").read_text(encoding="utf-8"))["config"]["data"]
-        files = [Path(data[name]) for name in ("demonstrations", "comparisons", "prompts") if data.get(name)]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    data = _settings(run).get("data") or {}
+    files = [Path(data[name]) for name in ("demonstrations", "comparisons", "prompts") if data.get(name)]
     if not files or not all(path.is_file() for path in files):
         return None
     with tempfile.TemporaryDirectory(prefix="prefloop-") as aside:
