@@ -79,6 +79,17 @@ def test_flags_of_the_pipeline_override_the_file(config: Path, capsys: pytest.Ca
     assert "20,185,088" in "\n".join(with_flag)
 
 
+def test_where_only_vllm_is_too_large_the_plan_without_it_is_proposed_and_fits(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(config), "--gpu", "16GB", "--card", "T4", "--backbone.adapter.method", "vera"]
+    status, lines = plan(words, capsys)
+    place = next(i for i, line in enumerate(lines) if line.startswith("fits without vLLM alone"))
+    flags = lines[place + 1].split()
+    assert status == 1 and flags[:2] == ["--rollout", "transformers"]
+    assert plan([*words, *flags], capsys)[0] == 0
+
+
 def test_where_nothing_fits_the_setting_that_helps_most_and_the_cards_are_told(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,7 +35,8 @@ def export(reference: str, folder: Path, merge: bool = False, model: str | None 
         raise ConfigError(f"'{reference}' is the bare model: nothing in it was trained here")
     if not (place.folder / MANIFEST).is_file():
         raise ConfigError(
-            f"'{reference}' is no artifact of a run ({MANIFEST} is missing): there is nothing to say about it"
+            f"'{reference}' is no artifact of a run ({MANIFEST} is missing), so there is nothing to write a card from. A merged or exported adapter's "
+            "own README.md says what loads it"
         )
     if merge and (place.folder / HEAD).is_file():
         raise ConfigError("--merge: a reward model is an adapter and a head, which no plain model has a place for")

@@ -293,6 +293,8 @@ def _output(place: Place) -> Path | None:
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
+        if value.get("type") == "none":
+            return "none"
         return " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value.values())
     return "+".join(value) if isinstance(value, list) else str(value)
 

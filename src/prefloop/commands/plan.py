@@ -138,6 +138,14 @@ def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: li
     if found is not None:
         say(f"fits with (at most {found.at_most / GIB:.1f} GiB):\n  {found.flags}")
         return
+    alone = dataclasses.replace(config, rollout="transformers")
+    found = propose(alone, shape, memory) if config.rollout == "vllm" and not cpu else None
+    if found is not None:
+        flags = f"--rollout transformers {found.flags}".rstrip()
+        say(
+            f"fits without vLLM alone, and samples many times slower then (at most {found.at_most / GIB:.1f} GiB):\n  {flags}"
+        )
+        return
     best, gain = most_helpful(config, shape, memory, cpu)
     if gain > 0:
         say(f"no combination of settings fits; what helps most, {gain / GIB:.1f} GiB less:\n  {best.flags}")

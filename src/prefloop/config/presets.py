@@ -123,7 +123,8 @@ def guides(preset: str, facts: Facts | None = None) -> list[Guide]:
         if facts.method == "rslora"
         else Guide("backbone.adapter.alpha", 2 * r, LESS)
     )
-    found = [Guide("backbone.adapter.r", r, source, lowered), alpha, *_rates(preset, facts), *_training(preset, facts)]
+    sizes = [] if facts.method in WITHOUT_RANK else [Guide("backbone.adapter.r", r, source, lowered), alpha]
+    found = [*sizes, *_rates(preset, facts), *_training(preset, facts)]
     return [
         dataclasses.replace(g, value=float(f"{g.value:.3g}") if isinstance(g.value, float) else g.value) for g in found
     ]

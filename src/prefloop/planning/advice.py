@@ -217,7 +217,7 @@ def _ensemble(answers: Answers) -> list[Choice]:
 def _method(answers: Answers) -> tuple[str, int | None, str]:
     """Method, and the rank where it is not the preset's."""
     rank = None
-    why = "The plain method, which vLLM takes over and which runs fused (docs/adapters.md)."
+    why = "The plain method, which vLLM takes over and which runs fused where no dropout keeps it from that (docs/adapters.md)."
     found = {g.field: g for g in guides(answers.preset)}["backbone.adapter.r"].value
     if answers.tasks > 1:
         more = {g.field: g for g in guides("reasoning")}["backbone.adapter.r"].value
