@@ -159,6 +159,17 @@ def test_merged_weights_of_other_methods_are_a_model_that_transformers_loads(
     assert_close(found, ours, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("precision", "peft"), [("nf4", False), ("fp32", True)])
+def test_the_card_of_hra_names_peft_where_it_can_run_it(
+    tmp_path: Path, tiny_folder: Path, precision: str, peft: bool
+) -> None:
+    run = make_run(tmp_path, "run", tiny_folder, slots=("sft",), adapter={"method": "hra", "r": 4}, precision=precision)
+    told = ModelCard.load(export(f"{run}:sft", tmp_path / "out") / "README.md").content
+    first = told[told.index("```python") :]
+    assert first[: first.index("```", 9)].count("PeftModel") == 2 * peft
+    assert ("PEFT runs `hra` on weights that are not quantised alone. With prefloop:" in told) != peft
+
+
 @pytest.mark.parametrize("method", ["prefix", "oft", "bottleneck"])
 def test_a_reward_model_of_another_method_has_a_card_that_says_so(
     tmp_path: Path, tiny_folder: Path, method: str

@@ -48,7 +48,7 @@ THEIRS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ia3": (IA3Config(feedforward_modules=["down_proj"], **ON), {"options": {"feedforward": r"(.*\.)?(down_proj)"}}),
     "oft": (OFTConfig(oft_block_size=16, r=0, use_cayley_neumann=False, **ON), {"options": {"block": 16, "neumann": False}}),
     "boft": (BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=1, **ON), {"options": {"block": 8, "factors": 1}}),
-    "hra": (HRAConfig(r=6, apply_GS=True, **ON), {"r": 6, "options": {"orthogonal": True}}),
+    "hra": (HRAConfig(r=6, **ON), {"r": 6}),
     "miss": (MissConfig(r=8, **ON), {"r": 8}),
     "randlora": (
         RandLoraConfig(r=8, randlora_alpha=24, projection_prng_key=5, save_projection=False, **ON),

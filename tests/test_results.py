@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from made_run import make_run
 from prefloop.config import DataConfig, GenerationConfig
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, ModelError
-from prefloop.opening import open_policies
+from prefloop.export import export
+from prefloop.opening import open_policies, runtimes_of
 from prefloop.records import Message, Prompt
 from prefloop.results import Answers, policy_of, resolve, slots
 from prefloop.rollouts.engine import TransformersEngine
@@ -155,15 +157,34 @@ def test_adapters_of_two_methods_answer_one_after_the_other(run: Path, tmp_path:
         open_policies(names)
 
 
+def test_kinds_of_adapters_differ_in_nothing_else(
+    run: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_run(tmp_path, "other", tiny_folder, slots=("sft",), adapter={"method": "dora", "r": 4}, max_length=200)
+    export(f"{other}:sft", tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink(missing_ok=True)  # PEFT's own folder says less
+    policies = [policy_of(name) for name in (f"{run}:sft", str(tmp_path / "out"), f"{run}:base")]
+    seen = [
+        (kind, runtime.backbone_config, runtime.rollout, runtime.output, runtime.generation)
+        for kind, runtime in runtimes_of(policies, str(tiny_folder), rollout="vllm")
+    ]
+    (kind, config, engine, output, generation), (other_kind, other_config, *others) = seen
+    assert [p.name for p in kind] == [f"{run}:sft", f"{run}:base"] and other_kind == policies[1:2]
+    assert (config.adapter.method, other_config.adapter.method) == ("lora", "dora")
+    assert dataclasses.replace(config, adapter=other_config.adapter) == other_config and config.max_length == 256
+    assert engine == "vllm" and others == ["transformers", output, generation]
+    assert "sampled by transformers, as vLLM starts once" in capsys.readouterr().out
+
+
 def test_a_run_without_a_sampling_stage_samples_as_its_configuration_says(tmp_path: Path, tiny_folder: Path) -> None:
     alone = make_run(tmp_path, "alone", tiny_folder, slots=("sft",))
     assert policy_of(f"{alone}:sft").generation is None
-    told = {"rollout": "transformers", "generation": {"max_new_tokens": 7, "temperature": 0.3}, "data": {}}
+    told = {"rollout": "vllm", "generation": {"max_new_tokens": 7, "temperature": 0.3}, "data": {}}
     (alone / "summary.json").write_text(json.dumps({"config": told}))
     for slot in ("sft", "base"):
         policy = policy_of(f"{alone}:{slot}")
         assert policy.generation == GenerationConfig(max_new_tokens=7, temperature=0.3)
-        assert policy.engine == "transformers"
+        assert policy.engine is None
 
 
 def test_a_file_of_answers_stands_for_itself(run: Path, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from prefloop.config import BackboneConfig, GenerationConfig
+from prefloop.console import say
 from prefloop.errors import ModelError
 from prefloop.models.adapters.described import matching
 from prefloop.models.rope import context
@@ -42,15 +43,49 @@ def require_one_backbone(policies: Sequence[Policy], model: str | None = None, a
 
 
 def of_one_kind(policies: Sequence[Policy]) -> list[list[Policy]]:
-    """Policies that can be in memory together, in the order in which the first of each kind stands."""
+    """Policies of one backbone that can be in memory together, in the order in which the first of each kind stands."""
     kinds: list[list[Policy]] = []
+    alike = {p.name: dataclasses.replace(p.origin, model="", fingerprint="", settings={}) for p in policies}
     for policy in policies:
-        beside = next((kind for kind in kinds if not any(policy.origin.differs(p.origin) for p in kind)), None)
+        beside = next((k for k in kinds if not any(alike[policy.name].differs(alike[p.name]) for p in k)), None)
         if beside is None:
             kinds.append([policy])
         else:
             beside.append(policy)
     return kinds
+
+
+def runtimes_of(
+    policies: Sequence[Policy],
+    model: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+    rollout: str | None = None,
+    **options: Any,
+) -> Generator[tuple[list[Policy], Runtime], None, None]:
+    """For each kind of adapters a runtime, released when the next is asked for: one model, sampling and store for all, as ``runtime_of`` says.
+
+    A process starts vLLM once (what an engine leaves of its memory pool breaks a second one), so kinds after the one that had it are
+    sampled by transformers, which is said.
+    """
+    require_one_backbone(policies, model, adapters=False)
+    whole = runtime_of(policies, model, generation, rollout, adapters=False, **options)
+    started = False
+    for kind in of_one_kind(policies):
+        engine = rollout or next((p.engine for p in kind if p.engine), "transformers")
+        if engine == "vllm" and started:
+            engine = "transformers"
+            say(
+                f"  {', '.join(p.name for p in kind)}: sampled by transformers, as vLLM starts once in a process",
+                "yellow",
+            )
+        started = started or engine == "vllm"
+        adapter = _backbone_config(kind, model, whole.backbone_config.pack_tokens).adapter
+        config = dataclasses.replace(whole.backbone_config, adapter=adapter)
+        runtime = Runtime(config, whole.generation, engine, whole.seed, whole.output)
+        try:
+            yield kind, runtime
+        finally:
+            runtime.release()
 
 
 def runtime_of(
@@ -61,13 +96,14 @@ def runtime_of(
     seed: int = 0,
     output: Path | None = None,
     pack_tokens: int = 4096,
+    adapters: bool = True,
 ) -> Runtime:
     """The runtime with the backbone that all of ``policies`` belong to; nothing is loaded yet.
 
     Sampling is that of the first policy which says how, but for the fields in ``generation``; ``model`` names the backbone where its
-    name of then no longer leads to it. Raises ``ModelError`` when they need different ones or what is found is another model.
+    name of then no longer leads to it. Without ``adapters`` it is that of their model alone. Raises ``ModelError`` when they need different ones or what is found is another model.
     """
-    require_one_backbone(policies, model)
+    require_one_backbone(policies, model, adapters)
     said = next((p for p in policies if p.generation), None)
     sampling = dataclasses.replace(
         said.generation if said and said.generation else GenerationConfig(), **(generation or {})

@@ -276,9 +276,7 @@ def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[Generation
                 break
         else:
             told = _settings(place.run)
-            engine = told.get("rollout")
-            if told.get("generation"):
-                own = {"engine": None if engine == "server" else engine, **told["generation"]}
+            own = told.get("generation")  # its engine was never asked for, so nothing says that it is there
     if not own:
         return None, None
     known = {f.name for f in dataclasses.fields(GenerationConfig)}
@@ -318,7 +316,9 @@ def trained_on(run: Path) -> list[Prompt] | None:
     """The prompts of the files that a run was trained on, by its own summary; ``None`` where it does not say or one of them is gone."""
     from prefloop.data.sources import load_prompts
 
-    data = _settings(run).get("data") or {}
+    data = _settings(run).get("data")
+    if not isinstance(data, dict):
+        return None
     files = [Path(data[name]) for name in ("demonstrations", "comparisons", "prompts") if data.get(name)]
     if not files or not all(path.is_file() for path in files):
         return None

@@ -143,7 +143,7 @@ def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: li
     if found is not None:
         flags = f"--rollout transformers {found.flags}".rstrip()
         say(
-            f"fits without vLLM alone, and samples many times slower then (at most {found.at_most / GIB:.1f} GiB):\n  {flags}"
+            f"fits without vLLM alone, and samples several times slower then (at most {found.at_most / GIB:.1f} GiB):\n  {flags}"
         )
         return
     best, gain = most_helpful(config, shape, memory, cpu)

@@ -52,7 +52,7 @@ _TIMES: dict[str, tuple[float, str]] = {
     "p-tuning": (10.0, f"{OWN}; PEFT's method comparison also tries five times LoRA's"),
     "prefix": (
         2.5,
-        f"{OWN}: ten times the 5e-5 of its authors (XiangLi1999/PrefixTuning, README), which hardly moves in a hundred steps",
+        f"{OWN}: in SFT ten times the 5e-5 of its authors (XiangLi1999/PrefixTuning, README), which hardly moves in a hundred steps",
     ),
     "p-tuning-v2": (
         20.0,

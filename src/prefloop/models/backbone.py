@@ -247,6 +247,8 @@ def checksum(content: Tensor) -> bytes:
 
     The sum of its 32-bit words, each times an odd number of its place, modulo 2^64.
     """
+    if content.storage_offset() % 4:  # words begin at multiples of four bytes
+        content = content.clone()
     whole = len(content) // 4 * 4
     total = torch.zeros((), dtype=torch.int64, device=content.device)
     start = 0

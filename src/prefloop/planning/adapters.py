@@ -136,8 +136,8 @@ def _beside(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> tuple[
         tokens += of_inputs * i + of_outputs * o + (3 if name == "mole" else 1) * r
         if name == "dora":  # the weight with the adapter in it, for its norm
             once += 1.5 * i * o
-        elif name == "hra":  # unit vectors and their triangular sums in float32, or the rotation as a whole
-            once += 2 * i * i * r if options["orthogonal"] else 6 * i * r
+        elif name == "hra":  # unit vectors and their triangular sums, in float32
+            once += 6 * i * r
         elif name == "boft":  # factors as whole matrices, permuted, multiplied; the rotated weight
             once += 3 * options["factors"] * i * i + 2 * i * o
         elif name == "randlora":  # the sums of bases, and an inner layer as wide as the smaller side

@@ -26,7 +26,7 @@ PROMPT = 1.36
 ERROR = 0.10
 """Share that the peak may lie above the estimate where the layers run fused; docs/planner.md has what was measured."""
 ERROR_UNFUSED = 0.35
-"""The same where the model's own code runs the layers: not measured, so wide."""
+"""The same where the model's own code runs the layers: wide, as 16 methods were measured on one model and stage alone."""
 VLLM_WORKSPACE = 2 * GIB
 """As ``rollouts.vllm.WORKSPACE``: vLLM's activations, graphs and sampler."""
 ASLEEP = GIB

@@ -89,7 +89,7 @@ Measuring it on a file of labelled pairs, and letting it judge two files of answ
 prefloop reward eval FOLDER pairs.jsonl
 prefloop judge --judge reward:FOLDER --a answers-a.jsonl --b answers-b.jsonl
 ```"""
-_OWN = """PEFT does not load its files: they are of method `{method}`, which is prefloop's own. With prefloop:
+_OWN = """{why} With prefloop:
 
 ```python
 from prefloop.opening import open_policies
@@ -139,8 +139,12 @@ def loading(
         "trained": "was trained and measured" if trained else "its parts were trained on",
         "numbers": ": its numbers differ from those of this card" if trained else "",
     }
-    if card.ours:
-        parts = [_WHERE + _OWN.format(method=card.name)]
+    own = card.ours or (card.name == "hra" and four_bits)
+    if own:
+        why = f"PEFT does not load its files: they are of method `{card.name}`, which is prefloop's own."
+        parts = [
+            _WHERE + _OWN.format(why=why if card.ours else "PEFT runs `hra` on weights that are not quantised alone.")
+        ]
     else:
         parts = [_WHERE + (_FOUR_BITS if four_bits else _PEFT).format(**words)]
     if adapter.get("experts"):
@@ -148,12 +152,12 @@ def loading(
             f"Its experts ({', '.join(map(cell, adapter['experts']))}) are adapters of their own, not in the folder: "
             + ("prefloop looks for folders of these names beside it." if whole else "they must lie where they lay.")
         )
-    if rope and not card.ours:
+    if rope and not own:
         parts.append(
             f"It was trained with `backbone.rope` {backbone['rope']['type']}, factor {backbone['rope']['factor']:g}, which is no part of the "
             "base model: without those values of `config` it reads positions that it was not trained on."
         )
-    if wheel and not card.ours:
+    if wheel and not own:
         parts.append(_OTHER_BASE.format(wheel=wheel, **words))
     if whole:
         parts.append("The tokenizer in the folder brings the chat template that it was trained with.")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 from prefloop.config import DataConfig, GenerationConfig
 from prefloop.console import say
 from prefloop.errors import ConfigError
-from prefloop.opening import of_one_kind, require_one_backbone, runtime_of
+from prefloop.opening import runtimes_of
 from prefloop.records import to_dict
 from prefloop.results import Answers, Policy, resolve
 from prefloop.rollouts.sampling import read_prompts, sample
@@ -85,7 +85,7 @@ def respond(
     """Each result's answers to the same prompts, by its name: JSON lines of id, prompt and response, ``samples`` rows a prompt.
 
     The backbone is loaded once for all adapters of one method and shape. Answers are kept in the store under policy, prompts, sampling and seed: asked for again they cost
-    nothing. Those of another kind than the first are sampled by transformers. A file of answers stands for itself. Sampling is that of the first policy's run but for the fields in ``generation``; so is
+    nothing. A file of answers stands for itself. Sampling is that of the first policy's run but for the fields in ``generation``; so is
     the engine unless ``rollout`` names one. Rows that cannot be used are an error, or go into the folder ``quarantine``. Raises ``ModelError`` for policies of different backbones, ``DataError`` for unusable prompts.
     """
     found = [r if isinstance(r, Policy | Answers) else resolve(r) for r in references]
@@ -94,19 +94,15 @@ def respond(
     if policies:
         if prompts is None:
             raise ConfigError(f"'{policies[0].name}' has to be asked: name a file of prompts with --prompts")
-        require_one_backbone(policies, model, adapters=False)
         told = {p.name: p.generation for p in policies if p.generation}
         first = next(iter(told), "")
         for name, own in told.items():
             if not generation and _sampling(own) != _sampling(told[first]):
                 say(f"  {name} is sampled as {first} is, not as in its own run", "yellow")
-        sampling = {**(_fields(told[first]) if told else {}), **(generation or {})}
         bad_rows: Literal["error", "quarantine"] = "quarantine" if quarantine else "error"
         data = DataConfig(eval_prompts=prompts, layout=layout, eval_limit=limit, bad_rows=bad_rows)
-        for k, kind in enumerate(of_one_kind(policies)):
-            # A process starts vLLM once: what the first engine leaves of its memory pool breaks a second one.
-            runtime = runtime_of(kind, model, sampling, "transformers" if k else rollout, seed, output)
-            try:
+        with closing(runtimes_of(policies, model, generation, rollout, seed=seed, output=output)) as kinds:
+            for kind, runtime in kinds:
                 for policy in kind:
                     bare = policy.folder is None
                     inputs = {} if bare else {"policy": _artifact(policy)}
@@ -117,13 +113,7 @@ def respond(
                         quarantine.mkdir(parents=True, exist_ok=True)
                         for aside in made.path.glob("*quarantine.jsonl"):
                             shutil.copy(aside, quarantine)
-            finally:
-                runtime.release()
     return {one.name: out[one.name] for one in found}
-
-
-def _fields(config: GenerationConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def _sampling(config: GenerationConfig) -> tuple[float, int]:

@@ -168,7 +168,6 @@ CARDS: dict[str, Card] = {
             "hra",
             "a chain of Householder reflections of the input",
             "2405.17484",
-            options={"orthogonal": False},
             dropout=False,
         ),
         Card("miss", "one small matrix, repeated over the input", "2409.15371"),

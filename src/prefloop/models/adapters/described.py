@@ -17,7 +17,6 @@ _OPTIONS = {
     "ia3": {"feedforward": "feedforward_modules"},
     "oft": {"block": "oft_block_size", "neumann": "use_cayley_neumann"},
     "boft": {"block": "boft_block_size", "factors": "boft_n_butterfly_factor"},
-    "hra": {"orthogonal": "apply_GS"},
     "randlora": {"key": "projection_prng_key"},
     "prompt": {"tokens": "num_virtual_tokens"},
     "p-tuning": {"tokens": "num_virtual_tokens", "hidden": "encoder_hidden_size"},

@@ -247,9 +247,11 @@ class Virtual(Method):
 
 
 def _some_words(model: Any, count: int) -> Tensor:
-    """Embeddings [V, H] of ``count`` tokens of the vocabulary, in float32."""
-    table = model.get_input_embeddings().weight.detach()
-    return table[torch.randperm(len(table))[:count].to(table.device)].float()
+    """Embeddings [V, H] of ``count`` tokens of the vocabulary, as layers get them (Gemma scales them), in float32."""
+    embed = model.get_input_embeddings()
+    chosen_V = torch.randperm(len(embed.weight))[:count].to(embed.weight.device)
+    with torch.no_grad():
+        return embed(chosen_V).float()  # type: ignore[no-any-return]
 
 
 def attentions(model: Any) -> list[Any]:
@@ -304,9 +306,11 @@ class PTuningV2(PrefixTuning):
 
     projected = False
 
-    def encoder(self) -> nn.Module:
+    def begin(self, role: str) -> None:
         with torch.no_grad():
-            heard = self._heard(self.model.get_decoder(), _some_words(self.model, self.tokens))
-        self._put(None)
-        whole = torch.cat([part for of_layer in heard for part in of_layer])  # [2 L, K, V, D]
-        return nn.Embedding.from_pretrained(whole.permute(2, 0, 1, 3).reshape(self.tokens, -1).float(), freeze=False)
+            try:
+                heard = self._heard(self.model.get_decoder(), _some_words(self.model, self.tokens))
+            finally:
+                self._put(None)
+            whole = torch.cat([part for of_layer in heard for part in of_layer])  # [2 L, K, V, D]
+            self.roles[role].weight.copy_(whole.permute(2, 0, 1, 3).reshape(self.tokens, -1))  # type: ignore[union-attr, operator]

@@ -198,29 +198,28 @@ class ReflectingLinear(HRALinear):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self.disable_adapters and not self.merged:
-            for name in self.active_adapters:
-                if name in self.hra_u:
-                    x = self._turned(x, name)
+        if self.disable_adapters or self.merged:
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        for name in reversed(self.active_adapters):
+            if name in self.hra_u:
+                x = x - product(x, *self._reflections(name)).to(x.dtype)
         out: Tensor = self.base_layer(x, *args, **kwargs)
         return out
 
-    def _turned(self, x: Tensor, name: str) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            if self.hra_apply_GS[name]:  # at right angles, where the order does not matter
-                turn_I_I = self.get_delta_weight(name)
-            else:
-                u_I_R = self.hra_u[name] / self.hra_u[name].norm(dim=0)
-                eye_R_R = torch.eye(u_I_R.shape[1], device=x.device)
-                t_R_R = torch.linalg.solve_triangular((u_I_R.T @ u_I_R).triu(1) + eye_R_R / 2, eye_R_R, upper=True)
-                ut_I_R = u_I_R @ t_R_R
-        if self.hra_apply_GS[name]:
-            return product(x, turn_I_I).to(x.dtype)
-        return x - product(x, u_I_R.T, ut_I_R).to(x.dtype)
+    def _reflections(self, name: str) -> tuple[Tensor, Tensor]:
+        """Uᵀ [R, I] and U T [I, R]."""
+        with torch.autocast(self.hra_u[name].device.type, enabled=False):
+            u_I_R = self.hra_u[name] / self.hra_u[name].norm(dim=0)
+            eye_R_R = torch.eye(u_I_R.shape[1], device=u_I_R.device)
+            t_R_R = torch.linalg.solve_triangular((u_I_R.T @ u_I_R).triu(1) + eye_R_R / 2, eye_R_R, upper=True)
+            return u_I_R.T, u_I_R @ t_R_R
 
 
 class HRA(Tuner):
-    """HRA (Yuan et al. 2024, arXiv 2405.17484): W Π_i (I - 2 u_i u_iᵀ) x; the reflections start in equal pairs, which undo each other."""
+    """HRA (Yuan et al. 2024, arXiv 2405.17484): W Π_i (I - 2 u_i u_iᵀ) x; the reflections start in equal pairs, which undo each other.
+
+    PEFT's switch to reflections at right angles (``apply_GS``) is not here: equal pairs cannot be at right angles, so it starts at another model.
+    """
 
     told = ("r", "apply_GS")
 
@@ -233,7 +232,6 @@ class HRA(Tuner):
     def peft_config(self, blank: bool = False) -> HRAConfig:
         return HRAConfig(
             r=2 if blank else self.config.r,
-            apply_GS=self.options["orthogonal"],
             target_modules=self.config.target_modules,
             task_type=CAUSAL,
         )
