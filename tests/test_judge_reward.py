@@ -123,7 +123,7 @@ def test_a_folder_without_a_whole_reward_model_says_what_is_missing(rewarded, tm
     for near in ("dmo", "dmo:reward"):
         with pytest.raises(ModelError, match=rf"did you mean '{run}'"):
             open_judge(f"reward:{run.parent / near}")
-    with pytest.raises(ModelError, match=r"no result 'rewrd' \(did you mean 'reward'"):
+    with pytest.raises(ModelError, match=r"no finished result 'rewrd' \(did you mean 'reward'"):
         open_judge(f"reward:{run}:rewrd")
     (tmp_path / "reward.json").write_bytes((artifact / "reward.json").read_bytes())
     with pytest.raises(ModelError, match=r"nor a reward artifact \(reward.json and manifest.json\)"):

@@ -126,7 +126,7 @@ def test_the_command_in_a_terminal_switches_adapters_mid_talk_and_says_what_each
     turns = [("ppo", "try it"), ("sft", "and again"), ("base", "once more")]
     for output, (name, _), answer in zip(said[::2], turns, expected(talk, turns, 4), strict=True):
         assert flat(f"{name}: {neutral(answer)}") in flat(output)
-    assert "did you mean 'adapter'" in flat(at.type("/adaptr sft")) and "no result 'ppp'" in flat(
+    assert "did you mean 'adapter'" in flat(at.type("/adaptr sft")) and "no finished result 'ppp'" in flat(
         at.type("/adapter ppp")
     )
     assert "reward" in flat(at.type("/score")) and "taken back: once more" in flat(at.type("/undo"))
@@ -161,7 +161,7 @@ def test_lines_through_a_pipe_give_the_same_talk_each_time(
     monkeypatch.setattr(sys, "stdin", io.StringIO("/adapter nobody\ntry it\n"))
     assert guarded(_main, ["chat", *flags]) == 2
     said = capsys.readouterr()
-    assert "no result 'nobody'" in said.err and "try it" not in said.out
+    assert "no finished result 'nobody'" in said.err and "try it" not in said.out
 
 
 def test_a_talk_longer_than_the_context_loses_its_oldest_turns_and_says_so(

@@ -123,10 +123,7 @@ def locate(reference: str | Path) -> Place:
         if slot not in known:
             if (run / "artifacts" / slot).is_symlink() and not (run / "artifacts" / slot).exists():
                 raise ModelError(f"'{text}': its artifact is gone from the store: run the command of the run again")
-            raise ModelError(
-                f"'{text}': the run holds no finished result '{slot}' ({among(slot, [*known, BASE])}); the run's command again goes on "
-                "where it stopped"
-            )
+            raise ModelError(f"'{text}': the run holds no finished result '{slot}' ({among(slot, [*known, BASE])})")
         return Place(text, known[slot].resolve(), run, slot)
     if (path / "artifacts").is_dir():
         which = ", ".join(f"{text}:{name}" for name in policy_slots(path))
