@@ -90,6 +90,17 @@ def test_dequantisation_equals_bitsandbytes_and_appends_the_adapter(
     assert (out[:, shape[1] + ranks :] == 7).all(), "wrote beyond its columns"
 
 
+@pytest.mark.parametrize(("shape", "rank"), [((7, 64), 4), ((65, 130), 16), ((64, 128), 72)])
+def test_a_merge_rounds_as_its_torch_twin(shape: tuple[int, int], rank: int) -> None:
+    ours, b, a = wide(*shape, dtype=torch.bfloat16), 0.03 * torch.randn(shape[0], rank), torch.randn(rank, shape[1])
+    theirs, before = ours.clone(), ours.clone()
+    triton_kernels.add_product(ours, b.bfloat16(), a.bfloat16(), 0.5)
+    kernels.add_product(theirs, b.bfloat16(), a.bfloat16(), 0.5)
+    # The products' sums may differ by the last float32 digit and so, rarely, fall on another side.
+    assert (ours != theirs).float().mean() < 1e-3 and (ours != before).float().mean() > 0.5
+    assert_close(ours, theirs, rtol=2**-7, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1.7])
 def test_log_probs_and_their_derivative(scale: float) -> None:
     logits, target = torch.randn(5, 9001), torch.randint(9001, (5,))

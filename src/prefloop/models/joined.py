@@ -88,14 +88,14 @@ class Joined:
                 torch.mm(wide, self._written_out(adapters, (part,)).T, out=out_N_O[:, part])
             return out_N_O if added is None else out_N_O.add_(added)
         out_N_O = wide.new_empty(len(wide), self.outputs)
-        for weight, part in zip(self.weights, self.parts, strict=True):
-            torch.mm(x_N_I, weight.O_I().T, out=out_N_O[:, part])
-        if added is not None:
-            out_N_O += added
-        if adapters is not None:
-            for part, rank in zip(self.parts, adapters.ranks, strict=True):
-                out_N_O[:, part].addmm_(low_N_R[:, rank], adapters.b_O_R[part, rank].T)
-        return out_N_O
+        for k, (weight, part) in enumerate(zip(self.weights, self.parts, strict=True)):
+            if adapters is None:
+                torch.mm(x_N_I, weight.O_I().T, out=out_N_O[:, part])
+            else:  # first what is small: added to what is rounded already it would be lost where it is small
+                rank = adapters.ranks[k]
+                torch.mm(low_N_R[:, rank], adapters.b_O_R[part, rank].T, out=out_N_O[:, part])
+                out_N_O[:, part].addmm_(x_N_I, weight.O_I().T)
+        return out_N_O if added is None else out_N_O.add_(added)
 
     def backward(self, grad_N_O: Tensor, adapters: Adapters | None, needs_x: bool = True) -> tuple[Tensor, Tensor]:
         """Gradient of x [N, I], rows of a wider buffer, and of A x [N, R] but for the scale."""

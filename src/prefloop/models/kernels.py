@@ -2,7 +2,7 @@
 
 What they fuse is what costs on a GPU: float32 temporaries, strided copies, launches. Matrix products stay cuBLAS's.
 
-Shape letters: N tokens, H hidden size, M the MLP's inner size, D head size, O rows and I columns of a weight.
+Shape letters: N tokens, H hidden size, M the MLP's inner size, D head size, O rows and I columns of a weight, R an adapter's rank.
 """
 
 from __future__ import annotations
@@ -103,3 +103,51 @@ def heads_of(
 def _half(x: Tensor) -> Tensor:
     a, b = x.chunk(2, -1)
     return torch.cat((-b, a), -1)
+
+
+CHUNK = 1 << 20
+"""Elements that ``settle`` rounds at a time."""
+
+
+def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> None:
+    """In place: out + scale · b a, the sum exact in float32 and rounded by ``settle``; ``out``'s rows may be strided."""
+    if out_O_I.dtype != torch.bfloat16:
+        out_O_I.addmm_(b_O_R, a_R_I, alpha=scale)
+        return
+    if kernels := on_gpu(out_O_I):
+        return kernels.add_product(out_O_I, b_O_R, a_R_I, scale)
+    columns, a = out_O_I.shape[1], a_R_I.float()
+    rows = max(1, CHUNK // columns)
+    for start in range(0, len(out_O_I), rows):
+        part = out_O_I[start : start + rows]
+        _round(part.float().addmm_(b_O_R[start : start + rows].float(), a, alpha=scale), part, start * columns)
+
+
+def settle(exact: Tensor, out: Tensor) -> None:
+    """Round float32 values to ``out`` [rows, columns] or [columns]: to bfloat16 up or down with the chances that keep the mean.
+
+    A weight that is a bfloat16 number already, plus a change of less than half the distance to the next one, rounds to the nearest as if
+    nothing had been added: of an adapter after a few steps a fifth to a half is lost so, always towards the base. Stochastic rounding (Gupta et al. 2015, arXiv
+    1502.02551, section 3) loses nothing on average, and a sum over a row's inputs averages over many. The chances are drawn once and for all, by a hash
+    of each element's place: the same values round the same way, and a weight without a change is not touched.
+    """
+    if out.dtype != torch.bfloat16:
+        out.copy_(exact)
+        return
+    columns = out.shape[-1]
+    exact, out = exact.view(-1, columns), out.unsqueeze(0) if out.ndim == 1 else out
+    rows = max(1, CHUNK // columns)
+    for start in range(0, len(out), rows):
+        _round(exact[start : start + rows], out[start : start + rows], start * columns)
+
+
+def _round(exact: Tensor, out: Tensor, first: int) -> None:
+    """Rows of ``settle``, of which the first element is number ``first``."""
+    number = torch.arange(first, first + exact.numel(), device=exact.device).to(torch.int32)
+    for _ in range(2):
+        number ^= (number >> 16) & 0xFFFF
+        number *= 0x45D9F3B  # past 32 bits it wraps
+    number ^= (number >> 16) & 0xFFFF
+    # bfloat16 is the upper half of float32: what is added to the lower half carries over with the wanted chance.
+    bits = exact.contiguous().view(torch.int32) + (number & 0xFFFF).view(exact.shape)
+    out.copy_((bits & -0x10000).view(torch.float32))

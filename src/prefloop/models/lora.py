@@ -1,8 +1,8 @@
 """LoRA layers without copies: y = W x + s B A x and its gradients in the weights' own precision.
 
 PEFT's layer clones the frozen product, casts the input to the adapter's float32, multiplies by the scale and adds: passes over
-activations that cost as much as the matrix products. Here the low-rank product is accumulated into
-the frozen one, 4-bit weights are dequantised anew for each product instead of being kept, adapters stay float32 outside it, and
+activations that cost as much as the matrix products. Here the frozen product is accumulated onto
+the low-rank one, 4-bit weights are dequantised anew for each product instead of being kept, adapters stay float32 outside it, and
 changing the role costs nothing. PEFT keeps the parameters, files and names; anything but plain LoRA on linear layers goes PEFT's own way.
 
 Shape letters: N tokens, I inputs, O outputs, r rank.
@@ -63,8 +63,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_N_I: Tensor, a_r_I: Tensor, b_O_r: Tensor, copies: Copies, weight: Weight) -> Tensor:
         low_N_r = x_N_I @ copies.a_r_I.T
-        out_N_O = F.linear(x_N_I, weight.O_I(), weight.layer.bias)  # type: ignore[arg-type]
-        out_N_O.addmm_(low_N_r, copies.b_O_r.T, alpha=copies.scale)
+        out_N_O = low_N_r @ copies.b_O_r.T
+        # The large product onto the small one: a change added to what is rounded already would be lost where it is small.
+        out_N_O.addmm_(x_N_I, weight.O_I().T, beta=copies.scale)
+        if weight.layer.bias is not None:
+            out_N_O.add_(weight.layer.bias)  # type: ignore[arg-type]
         ctx.save_for_backward(x_N_I, low_N_r)
         ctx.copies, ctx.weight = copies, weight
         return out_N_O

@@ -43,7 +43,7 @@ class PlainWeight:
         """Write the weight, merged with the adapter ``role``, to ``out`` (of ``shape``, any float type, rows contiguous).
 
         4-bit weights are dequantised first, so the merge never goes through 4 bits; A and B are rounded to ``out``'s type and the sum
-        once, as in the trainer's own products.
+        once, so that the change survives (``kernels.settle``).
         """
         if self.parameter is not None:
             out.copy_(self.parameter)
@@ -63,7 +63,7 @@ class PlainWeight:
             out.copy_(Weight(base).O_I())
         if role is not None and _changes(self.layer, role):
             a, b = self.layer.lora_A[role].weight.to(out.dtype), self.layer.lora_B[role].weight.to(out.dtype)
-            out.addmm_(b, a, alpha=self.layer.scaling[role])
+            kernels.add_product(out, b, a, self.layer.scaling[role])
 
 
 ROWS = 1024
@@ -89,13 +89,15 @@ def _write_affine(layer: Any, role: str, out: Tensor) -> None:
     with _alone(layer, role) as inputs, torch.autocast(out.device.type, enabled=False):
         bias_O = layer(torch.zeros(1, inputs, device=out.device))[0]
         if out.ndim == 1:
-            out.copy_(bias_O)
+            kernels.settle(bias_O, out)
             return
+        exact_O_I = torch.empty(len(bias_O), inputs, device=out.device)
         for start in range(0, inputs, ROWS):
             stop = min(inputs, start + ROWS)
             rows_K_I = torch.zeros(stop - start, inputs, device=out.device)
             rows_K_I[torch.arange(stop - start), torch.arange(start, stop)] = 1
-            out[:, start:stop] = (layer(rows_K_I) - bias_O).T
+            exact_O_I[:, start:stop] = (layer(rows_K_I) - bias_O).T
+        kernels.settle(exact_O_I, out)
 
 
 @contextlib.contextmanager
@@ -138,7 +140,11 @@ class NativeWeight(PlainWeight):
             with torch.no_grad():
                 weight = out.float()
                 self.method.change(role, self.name, weight)
-                out.copy_(weight)
+                (kernels.settle if self.method.adds else _copy)(weight, out)
+
+
+def _copy(weight: Tensor, out: Tensor) -> None:
+    out.copy_(weight)
 
 
 def plain_weights(model: nn.Module) -> list[PlainWeight]:

@@ -219,6 +219,35 @@ def dequantise(weight: Tensor, state: Any, tail_O_R: Tensor | None, out_O_IR: Te
 
 
 @triton.jit
+def _add_product(out, b, a, rows, columns, ranks, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr):  # fmt: skip
+    i = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    j = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    inside = (i < rows) & (j < columns)
+    r = tl.arange(0, RANKS)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for at in range(0, ranks, RANKS):
+        left = tl.load(b + i * ranks + at + r[None, :], mask=(i < rows) & (at + r[None, :] < ranks), other=0.0)
+        right = tl.load(a + (at + r[:, None]) * columns + j, mask=(at + r[:, None] < ranks) & (j < columns), other=0.0)
+        total += tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="tf32")  # exact: bfloat16 fits in it
+    exact = tl.load(out + i * stride + j, mask=inside, other=0.0).to(tl.float32) + total * scale
+    number = (i * columns + j).to(tl.uint32)
+    for _ in tl.static_range(2):
+        number = (number ^ (number >> 16)) * 0x45D9F3B
+    number = (number ^ (number >> 16)) & 0xFFFF
+    upper = (exact.to(tl.uint32, bitcast=True) + number) >> 16
+    tl.store(out + i * stride + j, upper.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+
+
+def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> None:
+    """See ``kernels.add_product``."""
+    (rows, columns), ranks = out_O_I.shape, len(a_R_I)
+    grid = (triton.cdiv(rows, 64), triton.cdiv(columns, 128), 1)
+    b_O_R, a_R_I = b_O_R.contiguous(), a_R_I.contiguous()
+    arguments = (out_O_I, b_O_R, a_R_I, rows, columns, ranks, out_O_I.stride(0), float(scale))
+    _launch(_add_product, grid, arguments, 4, (64, 128, min(64, max(16, triton.next_power_of_2(ranks)))))
+
+
+@triton.jit
 def _log_prob(logits, target, logp, columns, scale, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
     """Log-softmax at the target; with GRADIENT its derivative by the logits takes their place."""
     row = tl.program_id(0).to(tl.int64)

@@ -34,11 +34,10 @@ DEQUANTISE = 2.8e-12
 FILLED = 0.7
 """Share of max_new_tokens that responses have on average: 0.68 in the demo, 0.5 in hh_ppo."""
 SLOWER = {
-    "dora": 2.7, "adalora": 2.9, "vera": 1.4, "ia3": 0.7, "oft": 2.5, "boft": 10.0, "hra": 2.5, "miss": 1.3, "randlora": 2.4, "prompt": 0.9,
-    "p-tuning": 1.1, "prefix": 0.7, "p-tuning-v2": 0.7, "bitfit": 0.7, "bottleneck": 0.9, "delta-lora": 2.0, "mole": 2.2, "full": 1.0,
+    "dora": 2.7, "adalora": 2.9, "vera": 1.4, "ia3": 0.7, "oft": 2.5, "boft": 10.0, "hra": 2.0, "miss": 1.3, "randlora": 2.4, "prompt": 0.9,
+    "p-tuning": 1.1, "prefix": 0.6, "p-tuning-v2": 0.6, "bitfit": 0.7, "bottleneck": 0.9, "delta-lora": 2.0, "mole": 2.2, "full": 1.0,
 }  # fmt: skip
-"""Seconds of a step over those of LoRA where layers do not run fused, on a small model that waits for its host (docs/adapters.md, and the same run for prefix and
-p-tuning-v2; hra by oft)."""
+"""Seconds of a step over those of LoRA where layers do not run fused, on a small model that waits for its host (docs/adapters.md)."""
 UNFUSED = 1.3
 """The same for layers that run another code than ours: what MiSS, whose arithmetic is about LoRA's, takes in PEFT's."""
 OVERHEAD = 30.0

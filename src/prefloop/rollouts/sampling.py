@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from prefloop.config import DataConfig
 from prefloop.console import progress, say
@@ -13,6 +14,7 @@ from prefloop.errors import ConfigError, DataError, EngineError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.records import Prompt, Response
+from prefloop.rollouts.agreement import agreement
 from prefloop.rollouts.engine import Rollout
 from prefloop.stage import Work
 from prefloop.store import Artifact, write_rows
@@ -56,11 +58,6 @@ def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list
     return fitting
 
 
-def gap_bound(backbone: Backbone, engine: str) -> float:
-    """The mean |log-prob gap| between sampler and trainer that is tolerated, nats a token; a server's precision is not known."""
-    return 0.005 if backbone.compute_dtype == torch.float32 and engine != "server" else 0.1
-
-
 def _check(
     backbone: Backbone,
     engine: str,
@@ -69,20 +66,27 @@ def _check(
     temperature: float,
     role: str | None = POLICY,
 ) -> None:
-    """Compare the sampler's log-probs of some responses with those of the policy that it was given."""
+    """Compare the sampler's log-probs of some responses with those of the policy that it was given, and of the bare base."""
     some = rollouts[:: max(1, len(rollouts) // COMPARED)][:COMPARED]
     documents = [Document(prompts_ids[r.prompt], [r.token_ids], [k]) for k, r in enumerate(some) if r.token_ids]
-    gaps = []
+    found: dict[str | None, list[Tensor]] = {role: [], None: []}
+    sampled: list[Tensor] = []
     for pack in packs(documents, backbone.scoring_tokens):
         there = pack.to(backbone.device)
-        with backbone.role(role):
-            trainer_R = response_logps_R(backbone, hidden_N_H(backbone, there), there, temperature).cpu()
-        gaps.append((trainer_R - torch.tensor([logp for k in pack.keys for logp in some[k].logps])).abs())
-    gap, bound = float(torch.cat(gaps).mean()) if gaps else 0.0, gap_bound(backbone, engine)
-    if not gap <= bound:
+        for who, logps in found.items():
+            with backbone.role(who):
+                logps.append(response_logps_R(backbone, hidden_N_H(backbone, there), there, temperature).cpu())
+        sampled.append(torch.tensor([logp for k in pack.keys for logp in some[k].logps]))
+    if not documents:
+        return
+    trainer_R, base_R = torch.cat(found[role]), torch.cat(found[None])
+    seen = agreement(backbone, engine, torch.cat(sampled), trainer_R, None if role is None else base_R)
+    if seen.holds:
+        say(f"  {engine} against the trainer: {seen}", "dim")
+    else:
         raise EngineError(
-            f"{engine} samples from another policy than it was given: mean |log-prob gap| {gap:.4f} nats a token over {len(documents)} "
-            f"responses, at most {bound:g}. Another base model or precision, stale weights, or a server without --logprobs-mode processed_logprobs"
+            f"{engine} samples from another policy than it was given: {seen} ({len(documents)} responses). "
+            "Another base model or precision, stale weights, an adapter that did not arrive whole, or a server without --logprobs-mode processed_logprobs"
         )
 
 

@@ -20,6 +20,7 @@ from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
+from prefloop.rollouts.agreement import agreement
 from prefloop.rollouts.engine import SAVED, Rollout
 from prefloop.rollouts.sampling import read_prompts
 from prefloop.stage import Stage, Work
@@ -223,16 +224,16 @@ class PPO(Stage):
 
     def _check_gap(self, work: Work, step: int, scored: Scored, audit: Audit) -> float:
         """Mean |log-prob gap| of a rollout; nothing is learnt from one that another policy sampled, and checkpoints from before it stay."""
-        gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
-        engine = work.runtime.engine.name
-        bound = steps.gap_bound(self.config, work.runtime.backbone, engine)
-        found = f"step {step + 1}: mean |log-prob gap| {gap:.6f} nats a token, at most {bound:g} ({engine})"
+        backbone, engine = work.runtime.backbone, work.runtime.engine.name
+        bound = steps.gap_bound(self.config, backbone, engine)
+        seen = agreement(backbone, engine, scored.sampler_logp_R, scored.old_logp_R, scored.reference_logp_R, bound)
+        found = f"step {step + 1}: {seen} ({engine})"
         fix = "The sampler does not run the policy that is trained (stale weights, temperature, precision)."
         if step == 0:
-            audit.check("sampler against trainer", gap <= bound, found, fix)
-        elif not gap <= bound:
+            audit.check("sampler against trainer", seen.holds, found, fix)
+        elif not seen.holds:
             raise EngineError(f"sampler against trainer, {found}. {fix} Nothing was learnt from this rollout. {SAVED}")
-        return gap
+        return seen.gap
 
     def _log(
         self,

@@ -24,7 +24,7 @@ from prefloop.objectives import estimators
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
-from prefloop.rollouts import sampling
+from prefloop.rollouts import agreement
 from prefloop.rollouts.engine import Rollout
 from prefloop.stage import Work
 from prefloop.training.critic import Critic
@@ -134,7 +134,7 @@ def kl_settings(config: PPOConfig, estimator: str) -> tuple[str, str]:
 
 def gap_bound(config: PPOConfig, backbone: Backbone, engine: str) -> float:
     """The mean |log-prob gap| between sampler and trainer that is tolerated, nats a token."""
-    return sampling.gap_bound(backbone, engine) if config.max_logprob_gap is None else config.max_logprob_gap
+    return agreement.gap_bound(backbone, engine) if config.max_logprob_gap is None else config.max_logprob_gap
 
 
 def estimate(config: PPOConfig, estimator: str, scored: Scored, kl_coef: float) -> Estimate:

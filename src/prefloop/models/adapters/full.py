@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ class Full(Native):
     Memory is what it is: 4 bytes for each weight and role, 4 more for the gradient and 8 for AdamW's moments of the role that learns, so a
     policy and its reference alone cost 8 bytes a weight beside the shared ones. The weights must be float.
     """
+
+    adds: ClassVar = False
 
     def find(self, model: Any) -> dict[str, Any]:
         return {"": model}

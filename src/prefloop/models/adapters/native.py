@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ class Native(Method):
 
     Nothing of the model is replaced, so a dropped role leaves it as it was to the bit.
     """
+
+    adds: ClassVar = True
+    """Whether a role runs beside the model's own weights; else in their places, and rounds as they do."""
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)
