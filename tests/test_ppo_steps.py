@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ from torch.testing import assert_close
 
 from prefloop.audit import Audit
 from prefloop.config import OptimConfig, PPOConfig
+from prefloop.data.packing import Document, pack
 from prefloop.errors import AuditError, EngineError
+from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward, role_of
 from prefloop.objectives import ppo as math_
@@ -254,12 +257,23 @@ def test_a_rollout_of_another_policy_is_not_learnt_from_and_only_the_first_ends_
     stage = PPO(w.config)
     rollout = scored(w)
     with pytest.raises(AuditError, match="sampler against trainer"):
-        stage._check_gap(w.work, 0, rollout, Audit("ppo"))
+        stage._check_gap(w.work, 0, rollout, Audit("ppo"), [], False)
     for sampler_R in (rollout.sampler_logp_R, rollout.sampler_logp_R * float("nan")):
         rollout.sampler_logp_R = sampler_R
         with pytest.raises(
             EngineError, match=r"step 4: mean \|log-prob gap\|.*Nothing was learnt.*same command goes on"
         ):
-            stage._check_gap(w.work, 3, rollout, Audit("ppo"))
+            stage._check_gap(w.work, 3, rollout, Audit("ppo"), [], False)
+    # A sampler that runs the bare model, where the gap alone would be tolerated.
+    loose = PPO(dataclasses.replace(w.config, max_logprob_gap=100.0))
+    prompts = list(w.prompts_ids.values())
+    for r in w.rollouts:
+        there = pack([Document(prompts[r.prompt], [r.token_ids], [0])])
+        with w.backbone.role(None):
+            r.logps[:] = response_logps_R(w.backbone, hidden_N_H(w.backbone, there), there, 0.7).tolist()
+    bare = scored(w)
+    loose._check_gap(w.work, 0, bare, Audit("ppo"), prompts, False)
+    with pytest.raises(AuditError, match=r"it shows -?0 ± 0 % of what the policy changed"):
+        loose._check_gap(w.work, 0, bare, Audit("ppo"), prompts, True)
     rollout.sampler_logp_R = rollout.old_logp_R.clone()
-    assert stage._check_gap(w.work, 3, rollout, Audit("ppo")) == 0
+    assert stage._check_gap(w.work, 3, rollout, Audit("ppo"), [], False) == 0

@@ -120,34 +120,38 @@ def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> 
     rows = max(1, CHUNK // columns)
     for start in range(0, len(out_O_I), rows):
         part = out_O_I[start : start + rows]
-        _round(part.float().addmm_(b_O_R[start : start + rows].float(), a, alpha=scale), part, start * columns)
+        _round(part.float().addmm_(b_O_R[start : start + rows].float(), a, alpha=scale), part, (start, 0, columns))
 
 
-def settle(exact: Tensor, out: Tensor) -> None:
-    """Round float32 values to ``out`` [rows, columns] or [columns]: to bfloat16 up or down with the chances that keep the mean.
+def settle(exact: Tensor, out: Tensor, start: int = 0, columns: int | None = None) -> None:
+    """Round float32 values to ``out``: to bfloat16 up or down with the chances that keep the mean, other types as they come.
 
     A weight that is a bfloat16 number already, plus a change of less than half the distance to the next one, rounds to the nearest as if
     nothing had been added: of an adapter after a few steps a fifth to a half is lost so, always towards the base. Stochastic rounding (Gupta et al. 2015, arXiv
     1502.02551, section 3) loses nothing on average, and a sum over a row's inputs averages over many. The chances are drawn once and for all, by a hash
-    of each element's place: the same values round the same way, and a weight without a change is not touched.
+    of each element's place: the same values round the same way, and a weight without a change is not touched. ``out`` may be the columns from
+    ``start`` on of rows of ``columns``.
     """
     if out.dtype != torch.bfloat16:
         out.copy_(exact)
         return
-    columns = out.shape[-1]
-    exact, out = exact.view(-1, columns), out.unsqueeze(0) if out.ndim == 1 else out
-    rows = max(1, CHUNK // columns)
-    for start in range(0, len(out), rows):
-        _round(exact[start : start + rows], out[start : start + rows], start * columns)
+    width = out.shape[-1] if out.ndim else 1
+    if out.ndim != 2:  # a bias, or the weights of experts, which lie one behind the other
+        exact, out = exact.reshape(-1, width), out.view(-1, width)
+    rows = max(1, CHUNK // width)
+    for row in range(0, len(out), rows):
+        _round(exact[row : row + rows], out[row : row + rows], (row, start, columns or width))
 
 
-def _round(exact: Tensor, out: Tensor, first: int) -> None:
-    """Rows of ``settle``, of which the first element is number ``first``."""
-    number = torch.arange(first, first + exact.numel(), device=exact.device).to(torch.int32)
+def _round(exact: Tensor, out: Tensor, place: tuple[int, int, int]) -> None:
+    """A part of ``settle`` whose first element stands in a row and a column of rows of so many columns."""
+    row, column, columns = place
+    of_row = torch.arange(row, row + len(out), device=out.device)[:, None] * columns
+    number = (of_row + torch.arange(column, column + out.shape[1], device=out.device)).to(torch.int32)
     for _ in range(2):
         number ^= (number >> 16) & 0xFFFF
         number *= 0x45D9F3B  # past 32 bits it wraps
     number ^= (number >> 16) & 0xFFFF
     # bfloat16 is the upper half of float32: what is added to the lower half carries over with the wanted chance.
-    bits = exact.contiguous().view(torch.int32) + (number & 0xFFFF).view(exact.shape)
-    out.copy_((bits & -0x10000).view(torch.float32))
+    bits = exact.contiguous().view(torch.int32) + (number & 0xFFFF)
+    out.copy_(torch.where(exact.isnan(), exact, (bits & -0x10000).view(torch.float32)))

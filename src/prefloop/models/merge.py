@@ -91,13 +91,11 @@ def _write_affine(layer: Any, role: str, out: Tensor) -> None:
         if out.ndim == 1:
             kernels.settle(bias_O, out)
             return
-        exact_O_I = torch.empty(len(bias_O), inputs, device=out.device)
         for start in range(0, inputs, ROWS):
             stop = min(inputs, start + ROWS)
             rows_K_I = torch.zeros(stop - start, inputs, device=out.device)
             rows_K_I[torch.arange(stop - start), torch.arange(start, stop)] = 1
-            exact_O_I[:, start:stop] = (layer(rows_K_I) - bias_O).T
-        kernels.settle(exact_O_I, out)
+            kernels.settle((layer(rows_K_I) - bias_O).T, out[:, start:stop], start, inputs)
 
 
 @contextlib.contextmanager
@@ -139,8 +137,8 @@ class NativeWeight(PlainWeight):
         if role is not None and self.method is not None:
             with torch.no_grad():
                 weight = out.float()
-                self.method.change(role, self.name, weight)
-                (kernels.settle if self.method.adds else _copy)(weight, out)
+                if self.method.change(role, self.name, weight):
+                    (kernels.settle if self.method.adds else _copy)(weight, out)
 
 
 def _copy(weight: Tensor, out: Tensor) -> None:

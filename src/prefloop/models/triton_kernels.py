@@ -234,7 +234,7 @@ def _add_product(out, b, a, rows, columns, ranks, stride, scale, ROWS: tl.conste
     for _ in tl.static_range(2):
         number = (number ^ (number >> 16)) * 0x45D9F3B
     number = (number ^ (number >> 16)) & 0xFFFF
-    upper = (exact.to(tl.uint32, bitcast=True) + number) >> 16
+    upper = tl.where(exact == exact, (exact.to(tl.uint32, bitcast=True) + number) >> 16, 0x7FC0)
     tl.store(out + i * stride + j, upper.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
 
 

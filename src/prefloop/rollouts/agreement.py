@@ -1,22 +1,33 @@
-"""Does the sampler run the policy that it was given? Log-probs of the sampled tokens by both, in nats a token.
+"""Does the sampler run the policy that it was given? Log-probs of sampled tokens by both, in nats a token.
 
-A mean gap alone does not tell: half of a young adapter's effect can be missing within what bfloat16 does to any log-prob. So the change
-that the policy is of the model before it is looked at too: how much of it the sampler shows.
+A mean gap alone does not tell in bfloat16: half of a young adapter's effect can be missing within what rounding does to any log-prob. So the
+sampler is also asked how much it shows of what the policy changed of the bare model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from prefloop.data.packing import Document, packs
 from prefloop.models.backbone import Backbone
+from prefloop.models.forward import hidden_N_H, response_logps_R
+from prefloop.rollouts.engine import Rollout
 
-CARRIED = 0.7
-"""The share of a policy's change that a sampler must show in bfloat16; in float32 ``EXACT``."""
-EXACT = 0.95
+COMPARED = 16
+"""Responses whose log-probs are compared."""
+FEWEST = 8
+"""Responses below which nobody asks for the share: it would have no error bars."""
+FLOOR, FLOOR_FP32 = 0.2, 1e-3
+"""Changes (root mean square, nats a token) below which rounding would be a good part of the share, in bfloat16 and in float32."""
+MISSING = 0.3
+"""A share below this, by four standard errors, is an adapter that did not arrive."""
+ODD = 0.1
+"""A share this far from 1, by two standard errors, is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +38,31 @@ class Agreement:
     """Mean absolute difference."""
     bound: float
     """The largest ``gap`` that is tolerated."""
+    responses: int
     share: float = math.nan
-    """Of the change from the model before to the policy, as the trainer computes it, what the sampler shows; 1 is all of it, nan not asked."""
-    least: float = -math.inf
-    """The smallest ``share`` that is tolerated, -inf where the change is not above what rounding does."""
+    """Of what the policy changed of the bare model's log-probs, what the sampler shows: 1 is all of it, nan not known."""
+    error: float = math.nan
+    """Standard error of ``share``."""
 
     @property
     def holds(self) -> bool:
-        return self.gap <= self.bound and not self.share < self.least
+        return self.gap <= self.bound and not self.share + 4 * self.error < MISSING
+
+    @property
+    def odd(self) -> bool:
+        """Whether the sampler shows less or more of the policy than it should, if not so little that nothing may be learnt from it."""
+        return abs(self.share - 1) > ODD + 2 * self.error
 
     def __str__(self) -> str:
         line = f"mean |log-prob gap| {self.gap:.6f} nats a token, at most {self.bound:g}"
-        if self.least == -math.inf:
+        if math.isnan(self.share):
             return line
-        return f"{line}; the sampler shows {self.share:.0%} of the policy's change, at least {self.least:.0%}"
+        line += f"; it shows {100 * self.share:.0f} ± {200 * self.error:.0f} % of what the policy changed"
+        return (
+            f"{line}: a {'weaker' if self.share < 1 else 'stronger'} policy than the one that is trained"
+            if self.odd
+            else line
+        )
 
 
 def gap_bound(backbone: Backbone, engine: str) -> float:
@@ -55,25 +77,49 @@ def _exact(backbone: Backbone, engine: str) -> bool:
 def agreement(
     backbone: Backbone,
     engine: str,
-    sampler_R: Tensor,
-    trainer_R: Tensor,
-    before_R: Tensor | None = None,
-    bound: float | None = None,
+    prompts_ids: Sequence[Sequence[int]],
+    rollouts: Sequence[Rollout],
+    temperature: float,
+    role: str | None,
 ) -> Agreement:
-    """Compare log-probs of the same sampled tokens; ``before_R`` are the trainer's under the model that the policy was changed from.
+    """Compare the sampler's log-probs of some of ``rollouts`` with those of the role that it was given (``None``: the bare base)."""
+    some = rollouts[:: max(1, len(rollouts) // COMPARED)][:COMPARED]
+    documents = [Document(list(prompts_ids[r.prompt]), [r.token_ids], [k]) for k, r in enumerate(some) if r.token_ids]
+    found: dict[str | None, list[Tensor]] = {role: [], None: []}
+    order: list[int] = []
+    for pack in packs(documents, backbone.scoring_tokens):
+        there = pack.to(backbone.device)
+        for who, logps in found.items():
+            with backbone.role(who):
+                logps.append(response_logps_R(backbone, hidden_N_H(backbone, there), there, temperature).cpu())
+        order += pack.keys
+    bound = gap_bound(backbone, engine)
+    if not documents:
+        return Agreement(0.0, bound, 0)
+    sampler_R = torch.tensor([logp for k in order for logp in some[k].logps])
+    trainer_R, base_R = torch.cat(found[role]), torch.cat(found[None])
+    share = error = math.nan
+    if role is not None:
+        of_R = torch.tensor([k for k in order for _ in some[k].logps])
+        floor = FLOOR_FP32 if _exact(backbone, engine) else FLOOR
+        share, error = share_shown(sampler_R - base_R, trainer_R - base_R, of_R, floor)
+    return Agreement(float((sampler_R - trainer_R).abs().mean()), bound, len(documents), share, error)
 
-    The share is the slope of (sampler - before) on (trainer - before). Rounding of trainer and before alone makes it smaller than 1, by
-    its variance over that of the change, so the smallest one tolerated falls with it, by four standard errors more.
+
+def share_shown(shown_R: Tensor, wanted_R: Tensor, of_R: Tensor, floor: float) -> tuple[float, float]:
+    """Slope of the change that a sampler shows on the one that it should, and its jackknife standard error over responses ``of_R``.
+
+    nan where the change (root mean square, nats) is below ``floor``, so that rounding would be a good part of it, or responses are few.
     """
-    bound = gap_bound(backbone, engine) if bound is None else bound
-    gap = float((sampler_R - trainer_R).abs().mean()) if len(trainer_R) else 0.0
-    if before_R is None or not len(trainer_R):
-        return Agreement(gap, bound)
-    shown_R, wanted_R = (sampler_R - before_R).double(), (trainer_R - before_R).double()
-    size = float(wanted_R.square().sum())
-    if not size > 0:
-        return Agreement(gap, bound)
-    share = float((shown_R * wanted_R).sum()) / size
-    noise = float((shown_R - share * wanted_R).square().sum()) / size
-    least = (EXACT if _exact(backbone, engine) else CARRIED) * (1 - noise) - 4 * math.sqrt(noise / len(wanted_R))
-    return Agreement(gap, bound, share, least if least > 0 else -math.inf)
+    keys, place_R = of_R.unique(return_inverse=True)
+    both_B, size_B = (
+        torch.zeros(len(keys), dtype=torch.float64).index_add_(0, place_R, (x_R * wanted_R).double())
+        for x_R in (shown_R, wanted_R)
+    )
+    both, size = both_B.sum(), size_B.sum()
+    if len(keys) < FEWEST or not size >= floor**2 * len(wanted_R):
+        return math.nan, math.nan
+    without_B = (both - both_B) / (size - size_B)
+    count = len(keys)
+    error = ((count - 1) / count * (without_B - without_B.mean()).square().sum()).sqrt()
+    return float(both / size), float(error)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from prefloop.config import DataConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
-from prefloop.data.packing import Document, packs
 from prefloop.data.sources import load_prompts
 from prefloop.errors import ConfigError, DataError, EngineError
 from prefloop.models.backbone import Backbone
-from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.records import Prompt, Response
 from prefloop.rollouts.agreement import agreement
 from prefloop.rollouts.engine import Rollout
@@ -20,8 +15,6 @@ from prefloop.stage import Work
 from prefloop.store import Artifact, write_rows
 
 POLICY = "policy"
-COMPARED = 16
-"""Responses of a stage whose log-probs are compared with the trainer's."""
 
 
 def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list[Prompt]:
@@ -66,28 +59,14 @@ def _check(
     temperature: float,
     role: str | None = POLICY,
 ) -> None:
-    """Compare the sampler's log-probs of some responses with those of the policy that it was given, and of the bare base."""
-    some = rollouts[:: max(1, len(rollouts) // COMPARED)][:COMPARED]
-    documents = [Document(prompts_ids[r.prompt], [r.token_ids], [k]) for k, r in enumerate(some) if r.token_ids]
-    found: dict[str | None, list[Tensor]] = {role: [], None: []}
-    sampled: list[Tensor] = []
-    for pack in packs(documents, backbone.scoring_tokens):
-        there = pack.to(backbone.device)
-        for who, logps in found.items():
-            with backbone.role(who):
-                logps.append(response_logps_R(backbone, hidden_N_H(backbone, there), there, temperature).cpu())
-        sampled.append(torch.tensor([logp for k in pack.keys for logp in some[k].logps]))
-    if not documents:
-        return
-    trainer_R, base_R = torch.cat(found[role]), torch.cat(found[None])
-    seen = agreement(backbone, engine, torch.cat(sampled), trainer_R, None if role is None else base_R)
-    if seen.holds:
-        say(f"  {engine} against the trainer: {seen}", "dim")
-    else:
+    """Stop where the sampler runs another policy than it was given; a line says how well the two agree."""
+    seen = agreement(backbone, engine, prompts_ids, rollouts, temperature, role)
+    if not seen.holds:
         raise EngineError(
-            f"{engine} samples from another policy than it was given: {seen} ({len(documents)} responses). "
-            "Another base model or precision, stale weights, an adapter that did not arrive whole, or a server without --logprobs-mode processed_logprobs"
+            f"{engine} samples from another policy than it was given: {seen} ({seen.responses} responses). "
+            "Another base model or precision, stale weights, an adapter that did not arrive, or a server without --logprobs-mode processed_logprobs"
         )
+    say(f"  {engine} against the trainer: {seen}", "yellow" if seen.odd else "dim")
 
 
 def sample(work: Work, prompts: list[Prompt], policy: Artifact | None, n: int, seed: int) -> list[list[Response]]:

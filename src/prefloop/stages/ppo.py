@@ -6,6 +6,7 @@ in ``training/ppo.py``, the estimators in ``objectives/estimators.py``. Left out
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from prefloop.audit import Audit
@@ -20,7 +21,7 @@ from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
-from prefloop.rollouts.agreement import agreement
+from prefloop.rollouts.agreement import Agreement, agreement
 from prefloop.rollouts.engine import SAVED, Rollout
 from prefloop.rollouts.sampling import read_prompts
 from prefloop.stage import Stage, Work
@@ -173,7 +174,7 @@ class PPO(Stage):
                 rollouts = self._generate(work, batch, prompts_ids, step)
                 clock.lap("generate")
                 scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, critic, self.rewards)
-                gap = self._check_gap(work, step, scored, audit)
+                gap = self._check_gap(work, step, scored, audit, [prompts_ids[p.id] for p in batch], step == first)
                 reading = read(config, scored, step + 1, self._gold(work, batch, scored))
                 watch.look(reading)
                 clock.lap("score")
@@ -222,18 +223,27 @@ class PPO(Stage):
         texts = [work.runtime.backbone.chat.decode(r.token_ids) for r in scored.rollouts]
         return [self.monitor.grade(batch[i // self.config.samples_per_prompt], text) for i, text in enumerate(texts)]
 
-    def _check_gap(self, work: Work, step: int, scored: Scored, audit: Audit) -> float:
-        """Mean |log-prob gap| of a rollout; nothing is learnt from one that another policy sampled, and checkpoints from before it stay."""
+    def _check_gap(
+        self, work: Work, step: int, scored: Scored, audit: Audit, prompts_ids: list[list[int]], whole: bool
+    ) -> float:
+        """Mean |log-prob gap| of a rollout; nothing is learnt from one that another policy sampled, and checkpoints from before it stay.
+
+        With ``whole`` the sampler must also show what the policy changed of the bare model.
+        """
         backbone, engine = work.runtime.backbone, work.runtime.engine.name
-        bound = steps.gap_bound(self.config, backbone, engine)
-        seen = agreement(backbone, engine, scored.sampler_logp_R, scored.old_logp_R, scored.reference_logp_R, bound)
+        gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
+        seen = Agreement(gap, steps.gap_bound(self.config, backbone, engine), len(scored.rollouts))
+        if whole:
+            temperature = work.runtime.generation.temperature
+            some = agreement(backbone, engine, prompts_ids, scored.rollouts, temperature, POLICY)
+            seen = dataclasses.replace(seen, share=some.share, error=some.error)
         found = f"step {step + 1}: {seen} ({engine})"
         fix = "The sampler does not run the policy that is trained (stale weights, temperature, precision)."
         if step == 0:
             audit.check("sampler against trainer", seen.holds, found, fix)
         elif not seen.holds:
             raise EngineError(f"sampler against trainer, {found}. {fix} Nothing was learnt from this rollout. {SAVED}")
-        return seen.gap
+        return gap
 
     def _log(
         self,

@@ -50,10 +50,12 @@ class BitFit(Native):
     def describe(self, role: str) -> dict[str, Any]:
         return super().describe(role) | {"merges": self.unmergeable(self.model) is None}
 
-    def change(self, role: str, name: str, weight: Tensor) -> None:
+    def change(self, role: str, name: str, weight: Tensor) -> bool:
         layer = name.removesuffix(".bias")
-        if name.endswith(".bias") and layer in self.layers:
+        learns = name.endswith(".bias") and layer in self.layers
+        if learns:
             weight.copy_(self.roles[role][layer]["bias"])
+        return learns
 
 
 def biased(model: Any, pattern: str) -> dict[str, nn.Module]:

@@ -97,12 +97,13 @@ class DeltaLoRA(Native):
             self._anchor(role)
         super().restore(role, saved, described)
 
-    def change(self, role: str, name: str, weight: Tensor) -> None:
+    def change(self, role: str, name: str, weight: Tensor) -> bool:
         layer = name.removesuffix(".weight")
         if layer not in self.layers:
-            return
+            return False
         own = self.roles[role][layer]
         change = own["lora_B"] @ own["lora_A"]
         if anchor := self.anchors.get(role):
             change = change + self.ratio * (change - anchor[f"{layer}.start_B"] @ anchor[f"{layer}.start_A"])
         weight.add_(self.scale * change)
+        return True

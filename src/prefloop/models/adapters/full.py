@@ -66,5 +66,6 @@ class Full(Native):
         shared = name.startswith(f"{TREE}.{SHARED}.")
         return not shared and (name.startswith(f"{TREE}.") or self.active is not None)
 
-    def change(self, role: str, name: str, weight: Tensor) -> None:
+    def change(self, role: str, name: str, weight: Tensor) -> bool:
         weight.copy_(self.roles[role][""][name])
+        return True

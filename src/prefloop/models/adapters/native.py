@@ -77,8 +77,8 @@ class Native(Method):
         """What a fresh role owns for one layer, float32."""
         raise NotImplementedError
 
-    def change(self, role: str, name: str, weight: Tensor) -> None:
-        """Add to a float copy of the plain model's weight what the role does to it. Only where ``unmergeable`` says nothing."""
+    def change(self, role: str, name: str, weight: Tensor) -> bool:
+        """Add to a float copy of the plain model's weight what the role does to it, if anything. Only where ``unmergeable`` says nothing."""
         raise NotImplementedError
 
     def weights(self) -> dict[str, nn.Parameter]:
