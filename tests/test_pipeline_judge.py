@@ -73,7 +73,13 @@ def test_a_judge_behind_an_endpoint_is_asked_once_and_told_what_it_cost(config: 
 
 
 def test_many_failed_comparisons_stop_the_run_and_few_are_left_out(config: Path, endpoint) -> None:
-    refused = endpoint(lambda number, body: (422, {}, "no") if number % 2 else longer_unless_told(number, body))
+    pairs: dict[frozenset[str], int] = {}
+
+    def every_second_pair(number: int, body: dict) -> tuple:
+        place = pairs.setdefault(frozenset(shown(body)), len(pairs))  # in whatever order questions come, both of a pair
+        return (422, {}, "no") if place % 2 else longer_unless_told(number, body)
+
+    refused = endpoint(every_second_pair)
     flags = ["--algo", "dpo", "--evaluate.asking.max-retries", "0", "--evaluate.judge"]
     code, output = finish(start(config, *flags, f"openai:half@{refused.url}"))
     assert code == 2 and "comparisons failed, over 5%" in " ".join(output.split())
