@@ -1,6 +1,6 @@
 """How much of an adapter's effect is left in bfloat16: beside its layers and merged into them, by prefloop and by PEFT.
 
-    python benchmarks/bf16_adapter.py runs/demo:sft                  # about four minutes on two cores
+    python benchmarks/bf16_adapter.py runs/demo:sft                  # three minutes on two cores
     python benchmarks/bf16_adapter.py runs/demo:sft --responses 20
 
 The adapter runs on its model's weights in bfloat16. Log-probs of responses (chosen ones of hh-rlhf, unless ``--data`` names other pairs) under

@@ -15,6 +15,11 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.merge import plain_weights
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def share(found: Tensor, wanted: Tensor) -> float:
     """Of a change, what is there: 1 is all of it."""
     return float((found.double() * wanted.double()).sum() / wanted.double().square().sum())

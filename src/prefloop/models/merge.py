@@ -137,12 +137,11 @@ class NativeWeight(PlainWeight):
         if role is not None and self.method is not None:
             with torch.no_grad():
                 weight = out.float()
-                if self.method.change(role, self.name, weight):
-                    (kernels.settle if self.method.adds else _copy)(weight, out)
-
-
-def _copy(weight: Tensor, out: Tensor) -> None:
-    out.copy_(weight)
+                changed = self.method.change(role, self.name, weight)
+                if changed and self.method.adds:
+                    kernels.settle(weight, out)
+                elif changed:
+                    out.copy_(weight)
 
 
 def plain_weights(model: nn.Module) -> list[PlainWeight]:
