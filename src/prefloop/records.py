@@ -1,19 +1,52 @@
 """The nouns of the loop: what people wrote, what the model answered and how people voted.
 
-Plain, frozen, JSON-serialisable. Votes are kept as they were cast; a soft label is always *derived* from them by a named
+Plain, frozen, JSON-serializable. Votes are kept as they were cast; a soft label is always *derived* from them by a named
 aggregation (``prefloop.labels``) and never stored in their place. This module imports nothing from the rest of prefloop.
+
+A record carries all that a model sees: tools, system turns, earlier turns, tool calls and their results, thoughts. On disk
+a message holds only the keys that say something, tool calls stand in the form of OpenAI's API, and ``tools`` stands beside ``prompt``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, CoreSchema, core_schema
 
 _STRICT = ConfigDict(extra="forbid")
 Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ToolCall:
+    """The assistant asks for a tool. ``arguments`` is an object; text where a file gives arguments that are none."""
+
+    name: str
+    arguments: dict[str, Any] | str
+    id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        """Take the form ``{"type", "id", "function": {"name", "arguments"}}`` in which calls are written."""
+        if isinstance(value, dict) and isinstance(value.get("function"), dict):
+            return {"id": value.get("id"), **value["function"]}
+        return value
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of OpenAI's API, which chat templates expect."""
+        call = {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+        return call if self.id is None else {"id": self.id, **call}
+
+    def __str__(self) -> str:
+        given = self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments, ensure_ascii=False)
+        return f"{self.name}({given})"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -22,24 +55,112 @@ class Message:
 
     role: Role
     content: str
+    reasoning_content: str | None = None
+    """What the assistant thought before it answered; the chat template decides where it stands."""
+    tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
+    tool_call_id: str | None = None
+    """Of a tool's result: the call that it answers."""
+    name: str | None = None
+    """Who speaks, or which tool answers."""
+    learn: bool = True
+    """False: an assistant turn that is context and never imitated (``weight: 0`` in OpenAI's files)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that say something."""
+        row: dict[str, Any] = {"role": self.role, "content": self.content}
+        for key in ("reasoning_content", "tool_call_id", "name"):
+            if getattr(self, key) is not None:
+                row[key] = getattr(self, key)
+        if self.tool_calls:
+            row["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        return row if self.learn else {**row, "learn": False}
+
+    @property
+    def plain(self) -> bool:
+        """Whether the turn is its text and nothing else."""
+        return not self.tool_calls and self.reasoning_content is None
+
+    def __str__(self) -> str:
+        """The turn for people to read: thoughts, text, calls."""
+        thoughts = [] if self.reasoning_content is None else [f"<think>\n{self.reasoning_content}\n</think>"]
+        calls = [f"[calls {call}]" for call in self.tool_calls]
+        return "\n".join([*thoughts, *([self.content] if self.content or not calls else []), *calls])
+
+
+class Conversation(list[Message]):
+    """The turns of a prompt, and in ``tools`` the JSON schemas of what the assistant may call in them."""
+
+    def __init__(self, turns: Iterable[Message] = (), tools: Iterable[dict[str, Any]] = ()) -> None:
+        super().__init__(turns)
+        self.tools = list(tools)
+
+    @classmethod
+    def of(cls, turns: Sequence[Message]) -> Conversation:
+        """These turns with the tools that they have."""
+        return turns if isinstance(turns, Conversation) else cls(turns)
+
+    def __eq__(self, other: object) -> bool:
+        return list.__eq__(self, other) is True and self.tools == getattr(other, "tools", [])
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def keep_tools(value: Any, read: Callable[[Any], list[Message]]) -> Conversation:
+            return cls(read(value), getattr(value, "tools", ()))
+
+        return core_schema.no_info_wrap_validator_function(keep_tools, handler(list[Message]))
+
+
+def tools_of(prompt: Sequence[Message]) -> list[dict[str, Any]]:
+    """The tools that a prompt offers; none where it is a plain list of turns."""
+    return getattr(prompt, "tools", [])
+
+
+def identity(prompt: Sequence[Message]) -> list[Any]:
+    """What makes two prompts the same, ready for JSON: every turn's role, text, thoughts and calls, and the tools."""
+    turns: list[Any] = [[turn.role, turn.content] if turn.plain else _without_learn(turn) for turn in prompt]
+    tools = tools_of(prompt)
+    return [*turns, {"tools": tools}] if tools else turns
+
+
+def prompt_key(prompt: Sequence[Message]) -> str:
+    """sha256 of a prompt's identity, 64 hex digits."""
+    return hashlib.sha256(json.dumps(identity(prompt)).encode()).hexdigest()
+
+
+def _without_learn(turn: Message) -> dict[str, Any]:
+    return {key: value for key, value in turn.to_dict().items() if key != "learn"}
+
+
+class _Prompted:
+    """Reads ``tools`` beside ``prompt``, where files have them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_tools(cls, value: Any) -> Any:
+        row = value.kwargs if isinstance(value, ArgsKwargs) else value
+        if not isinstance(row, dict) or "tools" not in row:
+            return value
+        rest = {key: item for key, item in row.items() if key != "tools"}
+        prompt, tools = rest.get("prompt"), row["tools"]
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise ValueError("tools is no list of JSON schemas")
+        if isinstance(prompt, list):
+            adapter: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
+            rest["prompt"] = Conversation(adapter.validate_python(prompt), tools)
+        return ArgsKwargs(value.args, rest) if isinstance(value, ArgsKwargs) else rest
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Prompt:
+class Prompt(_Prompted):
     """A conversation that ends where the assistant should answer. ``meta`` carries what a scorer may need."""
 
     id: str
-    prompt: list[Message]
-    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Demonstration:
-    """A prompt with the answer a person would like to see."""
-
-    id: str
-    prompt: list[Message]
-    response: str
+    prompt: Conversation
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -48,8 +169,61 @@ class Response:
     """One answer and where it came from (a model, a file, a person)."""
 
     text: str
+    """The answer as people read it."""
     source: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    turns: list[Message] = dataclasses.field(default_factory=list)
+    """The answer's turns where it is more than one plain text: thoughts, tool calls and their results."""
+
+    @classmethod
+    def of(cls, turns: Sequence[Message], source: str = "", meta: dict[str, Any] | None = None) -> Response:
+        """The answer that consists of ``turns``."""
+        return cls(transcript(turns), source, meta or {}, [] if _one_text(turns) else list(turns))
+
+    @property
+    def finished(self) -> bool:
+        """False where the sampler cut the answer before its end."""
+        return bool(self.meta.get("finished", True))
+
+    def key(self) -> str:
+        """What makes two answers the same: their text, or their turns, and whether they end."""
+        return json.dumps([[_without_learn(turn) for turn in self.turns] or self.text, self.finished])
+
+
+def answer_turns(answer: Response | Demonstration) -> list[Message]:
+    """The turns of an answer, also where it is one plain text."""
+    return answer.turns or [Message("assistant", answer.text if isinstance(answer, Response) else answer.response)]
+
+
+def transcript(turns: Sequence[Message]) -> str:
+    """Turns of an answer for people to read: one turn as it is, results of tools and later turns by who speaks."""
+    return "\n\n".join(
+        str(turn) if index == 0 else f"[{turn.name or turn.role}]\n{turn}" for index, turn in enumerate(turns)
+    )
+
+
+def _one_text(turns: Sequence[Message]) -> bool:
+    return len(turns) == 1 and turns[0].plain and turns[0].learn
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Demonstration(_Prompted):
+    """A prompt with the answer a person would like to see. Assistant turns of the prompt with ``learn`` are imitated too."""
+
+    id: str
+    prompt: Conversation
+    response: str
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    turns: list[Message] = dataclasses.field(default_factory=list)
+    """The answer's turns where it is more than one plain text, as in ``Response``."""
+
+    @classmethod
+    def of(
+        cls, id: str, prompt: Sequence[Message], turns: Sequence[Message], meta: dict[str, Any] | None = None
+    ) -> Demonstration:
+        """The demonstration whose answer consists of ``turns``."""
+        kept = [] if _one_text(turns) else list(turns)
+        return cls(id, Conversation.of(prompt), transcript(turns), meta or {}, kept)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -68,11 +242,11 @@ class Vote:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Comparison:
+class Comparison(_Prompted):
     """Two responses to one prompt and the votes on them."""
 
     id: str
-    prompt: list[Message]
+    prompt: Conversation
     responses: list[Response]
     votes: list[Vote] = dataclasses.field(default_factory=list)
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,22 +274,22 @@ class Thumb:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Rating:
+class Rating(_Prompted):
     """One response and the thumbs it got."""
 
     id: str
-    prompt: list[Message]
+    prompt: Conversation
     response: Response
     votes: list[Thumb] = dataclasses.field(default_factory=list)
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)
-class BestOf:
+class BestOf(_Prompted):
     """Several responses to one prompt and which of them are good, by index: what choosing the best of n is tested on."""
 
     id: str
-    prompt: list[Message]
+    prompt: Conversation
     responses: list[Response]
     best: list[int]
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -131,8 +305,26 @@ Record = Prompt | Demonstration | Comparison | Rating | BestOf
 
 
 def to_dict(record: Record | Response) -> dict[str, Any]:
-    """JSON-ready dictionary of a record."""
-    return dataclasses.asdict(record)
+    """JSON-ready dictionary of a record; ``from_dict`` reads it back."""
+    row: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.name == "turns" and not value:
+            continue
+        row[field.name] = _json(value)
+        if isinstance(value, Conversation) and value.tools:
+            row["tools"] = value.tools
+    return row
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Message):
+        return value.to_dict()
+    if isinstance(value, Response):
+        return to_dict(value)
+    if isinstance(value, Vote | Thumb):
+        return dataclasses.asdict(value)
+    return [_json(item) for item in value] if isinstance(value, list) else value
 
 
 def from_dict(kind: type[R], row: dict[str, Any]) -> R:

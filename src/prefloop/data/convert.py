@@ -21,9 +21,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Thumb, Vote
+from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Thumb, Vote, prompt_key
 
-PromptKey = tuple[tuple[str, str], ...]
 SOURCES: dict[type, tuple[type, ...]] = {
     Prompt: (Prompt, Demonstration, Comparison, Rating, BestOf),
     Demonstration: (Demonstration, Comparison, Rating),
@@ -42,11 +41,11 @@ def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator
     ``skipped`` counts, by reason, what gave no record. Records already of ``kind`` pass unchanged, except that
     prompts are made distinct.
     """
-    seen: set[PromptKey] = set()
+    seen: set[str] = set()
     ratings: list[Rating] = []
     for record in records:
         if kind is Prompt:
-            key = prompt_key(record)
+            key = prompt_key(record.prompt)
             if key in seen:
                 skipped["prompt seen before"] += 1
             else:
@@ -65,11 +64,6 @@ def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator
         else:
             raise TypeError(f"no {kind.__name__} can be made of a {type(record).__name__}")
     yield from ratings_to_comparisons(ratings, skipped)
-
-
-def prompt_key(record: Record) -> PromptKey:
-    """What makes two prompts the same: every turn's role and text."""
-    return tuple((message.role, message.content) for message in record.prompt)
 
 
 def _demonstration(record: Comparison | Rating, skipped: Skipped) -> Iterator[Demonstration]:
@@ -120,13 +114,13 @@ def best_of_to_comparisons(record: BestOf) -> Iterator[Comparison]:
 
 def ratings_to_comparisons(ratings: Iterable[Rating], skipped: Skipped) -> Iterator[Comparison]:
     """Pairs of an up-voted and a down-voted response to the same prompt."""
-    prompts: dict[PromptKey, tuple[list[Rating], list[Rating]]] = {}
+    prompts: dict[str, tuple[list[Rating], list[Rating]]] = {}
     for rating in ratings:
         net = net_thumbs(rating.votes)
         if net == 0:
             skipped["as many thumbs up as down"] += 1
         else:
-            prompts.setdefault(prompt_key(rating), ([], []))[net < 0].append(rating)
+            prompts.setdefault(prompt_key(rating.prompt), ([], []))[net < 0].append(rating)
     for ups, downs in prompts.values():
         if not ups or not downs:
             skipped["no opposite thumb for the same prompt"] += len(ups or downs)

@@ -205,7 +205,8 @@ def _by_prompt(source: Path) -> dict[bytes, array[int]]:
     offset = 0
     with source.open("rb") as file:
         for line in file:
-            prompt = json.dumps(json.loads(line)["prompt"]).encode()
+            row = json.loads(line)
+            prompt = json.dumps([row["prompt"], row.get("tools")]).encode()
             prompts.setdefault(hashlib.blake2b(prompt, digest_size=16).digest(), array("q")).append(offset)
             offset += len(line)
     return prompts

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.errors import DataError
-from prefloop.judging.judges import conversation_key
-from prefloop.records import Prompt, from_dict
+from prefloop.records import Prompt, from_dict, prompt_key
 
 Answers = dict[str, tuple[Prompt, list[str]]]
 """By prompt id: the prompt and a model's responses to it."""
@@ -66,15 +65,14 @@ def _prompt(row: dict[str, Any]) -> Prompt:
     if isinstance(given, int) and not isinstance(given, bool):
         given = str(given)
     found = from_dict(Prompt, {"id": "" if given is None else given, "prompt": prompt, "meta": row.get("meta", {})})
-    return found if given is not None else replace(found, id=f"prompt-{conversation_key(found.prompt)[:8]}")
+    return found if given is not None else replace(found, id=f"prompt-{prompt_key(found.prompt)[:8]}")
 
 
 def restricted(sides: Mapping[str, Answers], prompts: Iterable[Prompt]) -> dict[str, Answers]:
     """Of every side the answers to ``prompts``, told by what they say and not by id. Raises ``DataError`` when a side answers none."""
-    wanted = {conversation_key(prompt.prompt) for prompt in prompts}
+    wanted = {prompt_key(prompt.prompt) for prompt in prompts}
     found = {
-        name: {i: of for i, of in side.items() if conversation_key(of[0].prompt) in wanted}
-        for name, side in sides.items()
+        name: {i: of for i, of in side.items() if prompt_key(of[0].prompt) in wanted} for name, side in sides.items()
     }
     for name, side in found.items():
         if not side:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from prefloop.errors import DataError
 from prefloop.judging.tally import Tally
 from prefloop.judging.verdict import Grade, Verdict
-from prefloop.records import Message, Prompt
+from prefloop.records import Message, Prompt, identity
 
 _LINE_START = b'{"key": "'
 A = TypeVar("A", Verdict, Grade)
@@ -22,16 +22,12 @@ OnAnswer = Callable[[int, A], None]
 
 def verdict_key(judge: str, prompt: list[Message], a: str, b: str, reference: str = "") -> str:
     """sha256 of everything that determines a verdict: the judge's fingerprint, the conversation, both responses in this order, a reference."""
-    return _sha256([judge, _turns(prompt), a, b, *([reference] if reference else [])])
+    return _sha256([judge, identity(prompt), a, b, *([reference] if reference else [])])
 
 
 def grade_key(grader: str, prompt: Prompt, response: str) -> str:
     """sha256 of everything that determines a grade: the grader's fingerprint, the prompt with its id and ``meta``, the response."""
-    return _sha256([grader, prompt.id, _turns(prompt.prompt), prompt.meta, response])
-
-
-def _turns(prompt: Sequence[Message]) -> list[list[str]]:
-    return [[turn.role, turn.content] for turn in prompt]
+    return _sha256([grader, prompt.id, identity(prompt.prompt), prompt.meta, response])
 
 
 def _sha256(what: list[Any]) -> str:

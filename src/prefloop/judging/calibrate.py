@@ -10,10 +10,10 @@ from prefloop.console import progress
 from prefloop.errors import DataError, JudgeError
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.human import HumanAgreement, HumanItem, human_agreement
-from prefloop.judging.judges import Judge, conversation_key, prepare
+from prefloop.judging.judges import Judge, prepare
 from prefloop.judging.position import PositionBias, position_bias
 from prefloop.judging.usage import Usage
-from prefloop.records import Comparison, Vote
+from prefloop.records import Comparison, Vote, prompt_key
 from prefloop.redact import without_secrets
 
 
@@ -58,7 +58,7 @@ def calibrate(
         raise JudgeError(f"judge {judge.name}: no comparison has a verdict; the last failure: {verdicts[-1].failed}")
     items = [
         HumanItem(
-            conversation_key(c.prompt),
+            prompt_key(c.prompt),
             tuple(_score(vote) for vote in c.votes),
             v.score,
             float(len(c.responses[0].text) - len(c.responses[1].text)),
@@ -69,7 +69,7 @@ def calibrate(
     orders: dict[str, list[tuple[float, float]]] = {}
     for c, v in given:
         if v.by_order and not v.unparsable:
-            orders.setdefault(conversation_key(c.prompt), []).append((v.by_order[0], v.by_order[1]))
+            orders.setdefault(prompt_key(c.prompt), []).append((v.by_order[0], v.by_order[1]))
     return Calibration(
         judge.name,
         without_secrets(getattr(judge, "address", "")),

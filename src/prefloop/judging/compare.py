@@ -32,7 +32,7 @@ from prefloop.judging.statistics import SignTest, WinRate, sign_test, verdict_wi
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.labels.pool import content_of
-from prefloop.records import Comparison, Response
+from prefloop.records import Comparison, Conversation, Response
 from prefloop.redact import without_secrets
 
 C = TypeVar("C", bound=Corrected)
@@ -230,7 +230,7 @@ def _duel(
     for prompt_id, (prompt, of_a, of_b), verdict in given:
         if verdict.by_order and not verdict.unparsable:
             orders.setdefault(prompt_id, []).append((verdict.by_order[0], verdict.by_order[1]))
-        pair = Comparison("", prompt, [Response(of_a), Response(of_b)])
+        pair = Comparison("", Conversation.of(prompt), [Response(of_a), Response(of_b)])
         if (human := people.get(content_of(pair))) and human.votes:
             voted.setdefault(prompt_id, []).append((_share(human, of_a), verdict.score))
     by_rates, no_rates = _corrected(rogan_gladen, scores, voted, options["level"])

@@ -19,7 +19,7 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.lookup import fingerprint
 from prefloop.models.reward import Reward, member_folder
 from prefloop.opening import require_fingerprint
-from prefloop.records import Message, Prompt
+from prefloop.records import Prompt, prompt_key
 from prefloop.results import origin_of
 from prefloop.store import file_digest
 
@@ -112,8 +112,7 @@ class RewardGrader:
 
 def _by_prompt(items: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt, list[int]]]:
     """Indices of items that share a conversation, in order of appearance."""
-    groups: dict[tuple[tuple[str, str], ...], tuple[Prompt, list[int]]] = {}
+    groups: dict[str, tuple[Prompt, list[int]]] = {}
     for index, (prompt, _) in enumerate(items):
-        turns: Sequence[Message] = prompt.prompt
-        groups.setdefault(tuple((m.role, m.content) for m in turns), (prompt, []))[1].append(index)
+        groups.setdefault(prompt_key(prompt.prompt), (prompt, []))[1].append(index)
     return list(groups.values())

@@ -7,8 +7,6 @@ the answers on their way and exchanging the sides costs nothing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +18,7 @@ from prefloop.judging.graders import CachedGrader, FunctionGrader, Grader, finge
 from prefloop.judging.tally import Tally
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade, Verdict
-from prefloop.records import Message, Prompt
+from prefloop.records import Conversation, Message, Prompt, prompt_key
 
 Item = tuple[list[Message], str, str]
 """One question to a judge: prompt, response a, response b."""
@@ -39,7 +37,6 @@ __all__ = [
     "Verdict",
     "VerdictCache",
     "compare_many",
-    "conversation_key",
     "prepare",
 ]
 
@@ -68,7 +65,7 @@ class ScoreJudge:
             raise ConfigError(f"tie_margin must be 0 or more, found {tie_margin}")
         self.grader, self.tie_margin, self.name = grader, tie_margin, grader.name
         self.address: str = getattr(grader, "address", "")
-        self._known: Mapping[str, Prompt] = {conversation_key(prompt.prompt): prompt for prompt in prompts}
+        self._known: Mapping[str, Prompt] = {prompt_key(prompt.prompt): prompt for prompt in prompts}
 
     def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
         """Verdict from the two scores, which ``raw`` keeps. Raises ``JudgeError`` when a request failed."""
@@ -108,8 +105,8 @@ class ScoreJudge:
         return getattr(self.grader, "usage", Usage())
 
     def _record(self, prompt: list[Message]) -> Prompt:
-        key = conversation_key(prompt)
-        return self._known.get(key) or Prompt(id=key[:16], prompt=prompt)
+        key = prompt_key(prompt)
+        return self._known.get(key) or Prompt(id=key[:16], prompt=Conversation.of(prompt))
 
     def _verdict(self, a: Grade, b: Grade) -> Verdict:
         if a.failed or b.failed:
@@ -269,8 +266,3 @@ def _in_twos(
 
     ask(arrived)
     return [verdicts[pair] for pair in range(count)]
-
-
-def conversation_key(prompt: Sequence[Message]) -> str:
-    """sha256 of a conversation."""
-    return hashlib.sha256(json.dumps([[turn.role, turn.content] for turn in prompt]).encode()).hexdigest()

@@ -14,11 +14,11 @@ from typing import Any, Generic, Protocol, TypeVar
 from prefloop.errors import DataError, JudgeError
 from prefloop.judging.forms import Grading, Pairwise, Rubric
 from prefloop.judging.graders import Graded, OnGrade
-from prefloop.judging.judges import Item, OnVerdict, conversation_key
+from prefloop.judging.judges import Item, OnVerdict
 from prefloop.judging.prompts import Chat, Question
 from prefloop.judging.usage import Prices, Usage
 from prefloop.judging.verdict import Grade, Verdict
-from prefloop.records import Message, Prompt
+from prefloop.records import Message, Prompt, prompt_key
 
 V = TypeVar("V")
 A = TypeVar("A")
@@ -161,7 +161,7 @@ class ModelJudge(_Asking):
     def __init__(self, model: LanguageModel, form: Pairwise | None = None, prompts: Iterable[Prompt] = ()) -> None:
         super().__init__(model)
         self.form = form or Pairwise()
-        self._references = {conversation_key(prompt.prompt): reference_of(prompt) for prompt in prompts}
+        self._references = {prompt_key(prompt.prompt): reference_of(prompt) for prompt in prompts}
 
     def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
         """The model's verdict on ``a`` shown first against ``b`` shown second."""
@@ -181,7 +181,7 @@ class ModelJudge(_Asking):
 
     def reference(self, prompt: list[Message]) -> str:
         """The reference answer that is shown with ``prompt``; part of the cache key."""
-        return self._references.get(conversation_key(prompt), "")
+        return self._references.get(prompt_key(prompt), "")
 
     def fingerprint(self) -> str:
         """The model and its address, how it samples and every word of the question beside the texts to judge."""

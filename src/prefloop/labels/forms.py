@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote
+from prefloop.records import Comparison, Conversation, Message, Rating, Response, Thumb, Vote, identity
 
 HIDDEN = "prefloop"
 LONGEST = 20_000  # characters of a message; responses stand in text fields, which have no limit
@@ -96,7 +96,7 @@ def is_swapped(dataset: str, id: str) -> bool:
 def digest(record: Comparison | Rating) -> str:
     """16 hex digits of what annotators are asked about: prompt and responses in their order. Sources, metadata and votes may differ."""
     responses = record.responses if isinstance(record, Comparison) else [record.response]
-    asked = [[(m.role, m.content) for m in record.prompt], [response.text for response in responses]]
+    asked = [identity(record.prompt), [response.text for response in responses]]
     return hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()[:16]
 
 
@@ -172,7 +172,7 @@ def to_record(item: Mapping[str, Any], names: Mapping[str, str]) -> Comparison |
     ``at`` is when the annotator last changed the answer, UTC; ``strength`` is 1 (slight), 2 (clear) or 3 (strong).
     """
     fields, hidden = item["fields"], item["metadata"][HIDDEN]
-    prompt = [Message(m["role"], _meant(m["content"])) for m in fields["prompt"]]
+    prompt = Conversation(Message(m["role"], _meant(m["content"])) for m in fields["prompt"])
     answers = sorted(item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"]))
     answers = [answer for answer in answers if answer["status"] == "submitted"]
     if "response" in fields:

@@ -16,7 +16,7 @@ from pathlib import Path
 from prefloop.data.files import read_rows
 from prefloop.data.sources import load_comparisons
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Message, Prompt, Response, from_dict
+from prefloop.records import Comparison, Conversation, Message, Prompt, Response, from_dict, identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Pool:
 
 def content_of(comparison: Comparison) -> bytes:
     """The same for two comparisons of the same two texts on the same prompt, in either order."""
-    prompt = [[message.role, message.content] for message in comparison.prompt]
     texts = sorted(response.text for response in comparison.responses)
-    return hashlib.blake2b(json.dumps([prompt, texts]).encode("ascii"), digest_size=16).digest()
+    return hashlib.blake2b(json.dumps([identity(comparison.prompt), texts]).encode("ascii"), digest_size=16).digest()
 
 
 def read_pool(path: Path, labelled: Path | None = None, layout: str = "auto") -> Pool:
@@ -103,4 +102,4 @@ def pairs_of(id: str, prompt: list[Message], responses: Sequence[Response]) -> I
     for i, j in itertools.combinations(range(len(responses)), 2):
         one, other = responses[i].text.strip(), responses[j].text.strip()
         if one and other and one != other:
-            yield Comparison(f"{id}/{i}-{j}", prompt, [responses[i], responses[j]])
+            yield Comparison(f"{id}/{i}-{j}", Conversation.of(prompt), [responses[i], responses[j]])

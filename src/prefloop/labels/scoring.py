@@ -18,7 +18,7 @@ from prefloop.errors import DataError, ModelError
 from prefloop.labels.votes import Floats
 from prefloop.models.reward import Reward
 from prefloop.opening import config_of, require_model
-from prefloop.records import Comparison, Response
+from prefloop.records import Comparison, Response, prompt_key
 from prefloop.results import ABOUT, locate, meant, origin_of
 from prefloop.runtime import Runtime
 from prefloop.store import MANIFEST
@@ -40,9 +40,9 @@ class PoolScores:
 def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> PoolScores:
     """Score every response of the pool once, packed with the others to its prompt. Raises ``DataError`` when no pair fits."""
     encoder = Encoder(reward.backbone.chat, max_length)
-    by_prompt: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    by_prompt: dict[str, list[int]] = {}
     for position, pair in enumerate(pool):
-        by_prompt.setdefault(tuple((m.role, m.content) for m in pair.prompt), []).append(position)
+        by_prompt.setdefault(prompt_key(pair.prompt), []).append(position)
     documents: list[Document] = []
     ends: dict[int, tuple[int, int]] = {}
     key = too_long = 0

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from prefloop.errors import ConfigError
 from prefloop.labels.votes import Floats
-from prefloop.records import Comparison
+from prefloop.records import Comparison, prompt_key
 
 Method = Literal["disagreement", "margin", "random", "length"]
 SCORED = ("disagreement", "margin")
@@ -93,7 +93,7 @@ def choose(
     if count < 1 or per_prompt < 1:
         raise ConfigError(f"count and per_prompt must be 1 or more, found {count} and {per_prompt}")
     value_P = values(pool, method, margin_PK, temperature, seed)
-    prompts = [tuple((message.role, message.content) for message in pair.prompt) for pair in pool]
+    prompts = [prompt_key(pair.prompt) for pair in pool]
     rank = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     prompt_P = np.array([rank[prompt] for prompt in prompts], dtype=np.int64)
     # Equal values in a seeded order of ids, not in the order of the file.
@@ -157,8 +157,7 @@ def text_features(pool: Sequence[Comparison]) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [
-        "\n".join([*(m.content for m in pair.prompt), *sorted(response.text for response in pair.responses)])
-        for pair in pool
+        "\n".join([*map(str, pair.prompt), *sorted(response.text for response in pair.responses)]) for pair in pool
     ]
     return TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, max_features=50_000, token_pattern=r"\S+"

@@ -80,13 +80,12 @@ def _largest(path: Path, changed: int, size: int, layout: str, limit: int, thumb
 def _bytes(path: Path, changed: int, size: int, layout: str, limit: int, thumbs: bool) -> dict[int, dict[int, int]]:
     """By prompt, the bytes of each distinct response; empty where the file does not hold such records."""
     from prefloop.data import sources
-    from prefloop.data.convert import prompt_key
-    from prefloop.records import Comparison, Rating
+    from prefloop.records import Comparison, Rating, prompt_key
 
     found: dict[int, dict[int, int]] = {}
 
     def look(record: Any) -> bool:
-        responses = found.setdefault(hash(prompt_key(record)), {})
+        responses = found.setdefault(hash(prompt_key(record.prompt)), {})
         for response in (record.response,) if thumbs else record.responses:
             finished = bool(response.meta.get("finished", True))
             responses[hash((response.text, finished))] = len(response.text.encode())

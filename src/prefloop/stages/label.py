@@ -18,7 +18,7 @@ from prefloop.labels.rounds import collect_round, connect
 from prefloop.labels.show import alpha_line
 from prefloop.labels.simulated import cast, simulate
 from prefloop.labels.votes import FILE, Votes, collect, collect_thumbs
-from prefloop.records import Comparison, Message, Prompt, Rating, Response, from_dict
+from prefloop.records import Comparison, Prompt, Rating, Response, from_dict, prompt_key
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows
 
@@ -242,17 +242,17 @@ class Gold:
 
     def __init__(self, spec: str) -> None:
         self.grader = FunctionGrader(spec)
-        self.scores: dict[tuple[tuple[Message, ...], str], float] = {}
+        self.scores: dict[tuple[str, str], float] = {}
 
     def add(self, prompt: Prompt, responses: list[Response]) -> dict[int, float]:
         """Score a prompt's responses; by their position."""
         scores = {i: self.grader.grade(prompt, r.text) for i, r in enumerate(responses)}
-        self.scores |= {(tuple(prompt.prompt), r.text): scores[i] for i, r in enumerate(responses)}
+        self.scores |= {(prompt_key(prompt.prompt), r.text): scores[i] for i, r in enumerate(responses)}
         return scores
 
     def of(self, pair: Comparison) -> tuple[float, float]:
         """The scores of a pair's two responses; of a pair of another round, whose responses were not added, 0 and 0."""
-        first, second = (self.scores.get((tuple(pair.prompt), response.text)) for response in pair.responses)
+        first, second = (self.scores.get((prompt_key(pair.prompt), response.text)) for response in pair.responses)
         return (0.0, 0.0) if first is None or second is None else (first, second)
 
 

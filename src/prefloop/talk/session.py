@@ -20,7 +20,7 @@ from prefloop.interrupt import check_interrupted
 from prefloop.labels.pool import content_of
 from prefloop.models.reward import Reward
 from prefloop.opening import Opened, context_of, require_one_backbone
-from prefloop.records import Comparison, Message, Response, Vote
+from prefloop.records import Comparison, Conversation, Message, Response, Vote
 from prefloop.results import BASE, Policy, origin_of, policy_of, policy_slots
 from prefloop.rollouts.engine import TransformersEngine
 
@@ -240,7 +240,7 @@ def comparison_of(turn: Turn, talk: Talk) -> Comparison | None:
         for a in turn.answers
     ]
     votes = [turn.vote] if turn.vote else []
-    found = Comparison("", turn.sent, responses, votes, {"from": "prefloop chat"})
+    found = Comparison("", Conversation.of(turn.sent), responses, votes, {"from": "prefloop chat"})
     return dataclasses.replace(found, id=f"chat/{content_of(found).hex()[:12]}")
 
 

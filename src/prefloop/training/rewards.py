@@ -8,7 +8,6 @@ Shape letter: B responses of a rollout.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections import Counter
@@ -23,7 +22,7 @@ from torch import Tensor
 from prefloop.endpoint import Endpoint, parsed_url
 from prefloop.errors import ConfigError, JudgeError
 from prefloop.judging.judges import FunctionGrader
-from prefloop.records import Prompt
+from prefloop.records import Prompt, to_dict
 
 KEY_ENV = "PREFLOOP_REWARD_KEY"
 """Environment variable with the key that reward servers are asked with, as a Bearer token; without it none is sent."""
@@ -136,8 +135,10 @@ class HTTPSource:
 
 
 def _item(prompt: Prompt, text: str, response_id: str) -> dict[str, Any]:
-    turns = [dataclasses.asdict(turn) for turn in prompt.prompt]
-    return {"id": response_id, "prompt": turns, "response": text} | ({"meta": prompt.meta} if prompt.meta else {})
+    asked = {
+        key: value for key, value in to_dict(prompt).items() if key in ("prompt", "tools") or (value and key == "meta")
+    }
+    return {"id": response_id, **asked, "response": text}
 
 
 class Rewards:

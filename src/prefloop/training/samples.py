@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -46,7 +45,7 @@ def rows(chat: ChatFormat, batch: Sequence[Prompt], scored: Scored, step: int) -
         {
             "step": step,
             "id": batch[i].id,
-            "prompt": [dataclasses.asdict(message) for message in batch[i].prompt],
+            "prompt": [message.to_dict() for message in batch[i].prompt],
             "response": chat.decode(scored.rollouts[i * each].token_ids),
             "reward": round(float(scored.reward_B[i * each]), 4),
             "kl": round(float(kl_B[i * each]), 4),
