@@ -181,7 +181,7 @@ def held_out(backbone: Any, role: str | None, options: argparse.Namespace) -> fl
 def _tests(backbone: Any, options: argparse.Namespace) -> list[Any]:
     """A document for each test pair: the chosen response first, keys 2i and 2i + 1."""
     from prefloop.data.encode import Encoder
-    from prefloop.data.packing import Document
+    from prefloop.data.packing import document_of
     from prefloop.data.sources import load_comparisons
 
     encoder = Encoder(backbone.chat, backbone.config.max_length)
@@ -189,9 +189,8 @@ def _tests(backbone: Any, options: argparse.Namespace) -> list[Any]:
     for i, row in enumerate(load_comparisons(options.output / "data" / "test.jsonl").records):
         prompt_ids = encoder.prompt(row.id, row.prompt)
         responses = row.responses[:: -1 if row.votes[0].choice == 1 else 1]
-        documents.append(
-            Document(prompt_ids, [encoder.response(r.text, len(prompt_ids)) for r in responses], [2 * i, 2 * i + 1])
-        )
+        tokens = [encoder.response(row.id, row.prompt, response, len(prompt_ids)) for response in responses]
+        documents.append(document_of(prompt_ids, tokens, 2 * i))
     return documents
 
 

@@ -37,7 +37,7 @@ def rows_of(backbone: Backbone, path: Path, count: int) -> Rows:
     for record in load_comparisons(path, limit=count).records:
         prompt_ids = encoder.prompt(record.id, record.prompt)
         chosen = record.responses[record.votes[0].choice != 0]
-        rows.append((prompt_ids, encoder.response(chosen.text, len(prompt_ids))))
+        rows.append((prompt_ids, encoder.response(record.id, record.prompt, chosen, len(prompt_ids)).ids))
     return rows
 
 

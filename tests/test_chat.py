@@ -129,25 +129,31 @@ def test_a_prompt_that_leaves_no_room_names_record_and_lengths(encoder: Encoder)
         encoder.prompt("row-7", [Message("user", "Why? " * 40)])
 
 
+def answer(encoder: Encoder, text: str, prompt_length: int, **meta: bool) -> list[int]:
+    found = encoder.response("a", [Message("user", "try")], Response(text, meta=meta), prompt_length)
+    assert all(found.learn)
+    return found.ids
+
+
 def test_a_long_response_is_cut_without_its_end_and_counted(encoder: Encoder) -> None:
     prompt = encoder.prompt("a", [Message("user", "try")])
-    short = encoder.response("good", len(prompt))
+    short = answer(encoder, "good", len(prompt))
     assert short[-1] == encoder.chat.stop_id
     assert encoder.cut == 0
-    long = encoder.response("word " * 60, len(prompt))
+    long = answer(encoder, "word " * 60, len(prompt))
     assert len(prompt) + len(long) == 60
     assert encoder.chat.stop_id not in long
     assert encoder.cut == 1
 
 
 def test_a_response_that_just_fits_keeps_its_end(encoder: Encoder) -> None:
-    ids = encoder.response("good", 0)
-    assert encoder.response("good", 60 - len(ids)) == ids
-    assert encoder.response("good", 61 - len(ids)) == ids[:-1]
+    ids = answer(encoder, "good", 0)
+    assert answer(encoder, "good", 60 - len(ids)) == ids
+    assert answer(encoder, "good", 61 - len(ids)) == ids[:-1]
 
 
 def test_an_empty_unfinished_response_still_has_a_token(encoder: Encoder) -> None:
-    assert encoder.response("", 10, finished=False) == [encoder.chat.stop_id]
+    assert answer(encoder, "", 10, finished=False) == [encoder.chat.stop_id]
 
 
 def comparison(name: str, prompt: str, *texts: str) -> Comparison:

@@ -14,6 +14,7 @@ from tiny import add_random_role, load
 
 from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, OptimConfig, SFTStageConfig
 from prefloop.data.packing import Document
+from prefloop.data.tokens import Tokens
 from prefloop.errors import ConfigError, DataError
 from prefloop.models.adapters.catalogue import CARDS
 from prefloop.models.backbone import Backbone
@@ -21,14 +22,14 @@ from prefloop.runtime import Runtime
 from prefloop.settings import parse
 from prefloop.stages.sft import SFT
 from prefloop.store import Artifact
-from prefloop.training.held_out import HeldOut, mean_loss, split
+from prefloop.training.held_out import HeldOut, Row, mean_loss, split
 
-ROWS = [{"prompt_ids": [p], "response_ids": [p, k]} for p in range(10) for k in range(3)]
+ROWS = [Row(Tokens([p, p, k], [False, True, True]), (p,)) for p in range(10) for k in range(3)]
 
 
 def test_a_prompt_is_held_out_with_all_of_its_answers() -> None:
     train, held = split(ROWS, SFTStageConfig(eval_share=0.3), seed=0)
-    prompts = [{row["prompt_ids"][0] for row in side} for side in (train, held)]
+    prompts = [{row.prompt[0] for row in side} for side in (train, held)]
     assert len(held) == 9 and len(prompts[1]) == 3 and not prompts[0] & prompts[1] and len(train) == 21
     assert split(ROWS, SFTStageConfig(eval_share=0.3), seed=0) == (train, held)
     assert split(ROWS, SFTStageConfig(eval_share=0.3), seed=1)[1] != held

@@ -64,7 +64,9 @@ def test_the_reward_ensemble_judges_by_its_mean_from_run_or_artifact(rewarded):
     expected = []
     for prompt, *responses in items:
         ids = encoder.prompt("p", prompt)
-        scores = reward.score([Document(ids, [encoder.response(text, len(ids)) for text in responses], [0, 1])])
+        scores = reward.score(
+            [Document(ids, [encoder.response("p", prompt, Response(text), len(ids)).ids for text in responses], [0, 1])]
+        )
         expected.append([sum(scores[k]) / 2 for k in (0, 1)])
     reward.drop()
     for spec in (f"reward:{run}", f"reward:{run}:reward", f"reward:{artifact.path}"):

@@ -20,14 +20,13 @@ from transformers import TrainerState
 
 from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, OptimConfig, SFTStageConfig
 from prefloop.data.encode import Encoder
-from prefloop.data.packing import Document
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import ModelError
 from prefloop.models.adapters.halves import Halves
 from prefloop.models.backbone import Backbone
 from prefloop.pipeline import full_disk
 from prefloop.runtime import Runtime
-from prefloop.stages.sft import ROLE, SFT, _row
+from prefloop.stages.sft import ROLE, SFT, _rows
 from prefloop.store import Artifact
 from prefloop.training import sft_trainer
 from prefloop.training.held_out import mean_loss, split
@@ -93,8 +92,8 @@ def fresh(model: Path, rows: Path, method: str) -> Backbone:
     backbone = Backbone.load(config_of(model, method), model)
     encoder = Encoder(backbone.chat, 128)
     backbone.add_role(ROLE, seed=0)
-    made = [_row(d, encoder) for d in load_demonstrations(rows).records]
-    fit(backbone, ROLE, (Document(r["prompt_ids"], [r["response_ids"]], [i]) for i, r in enumerate(made)))
+    made = [row for d in load_demonstrations(rows).records for row in _rows(d, encoder, True)]
+    fit(backbone, ROLE, (row.document(i) for i, row in enumerate(made)))
     return backbone
 
 
@@ -286,7 +285,7 @@ def test_adalora_keeps_a_look_within_its_budget_and_is_measured_so(
     backbone = Backbone.load(config_of(tiny_folder, "adalora"), tiny_folder)
     backbone.add_role(ROLE, start=found.path)
     encoder = Encoder(backbone.chat, 128)
-    rows = [_row(d, encoder) for d in load_demonstrations(demonstrations).records]
+    rows = [row for d in load_demonstrations(demonstrations).records for row in _rows(d, encoder, True)]
     held = split(rows, SFTStageConfig(eval_share=0.4), 0)[1]
-    documents = [Document(r["prompt_ids"], [r["response_ids"]], [i]) for i, r in enumerate(held)]
+    documents = [row.document(i) for i, row in enumerate(held)]
     assert found.metrics["held_out_loss"] == pytest.approx(mean_loss(backbone, ROLE, documents), abs=1e-6)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefloop.console import say
+from prefloop.console import neutral, say
 from prefloop.data.chat import ChatFormat
+from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
+from prefloop.data.tokens import Tokens
 from prefloop.errors import AuditError
 
 
@@ -55,7 +57,7 @@ class Audit:
             nonlocal count, ended
             for document in documents:
                 count += len(document.responses_ids)
-                ended += sum(ids[-1] == chat.stop_id for ids in document.responses_ids)
+                ended += sum(map(chat.ended, document.responses_ids))
                 yield document.prompt_ids
 
         self.prompts(chat, prompts())
@@ -69,6 +71,38 @@ class Audit:
         same = chat.pad_id == chat.stop_id
         handled = "equals EOS; handled, masks come from lengths" if same else "differs from EOS"
         self.check("pad token", True, handled, "")
+
+    def texts(self, chat: ChatFormat, encoder: Encoder, example: Tokens) -> None:
+        """Show one training example as the model reads it, and look for texts that were not made for a chat template.
+
+        Each check fails when more than half of the answers have the fault: then it is the file that was read wrongly, and not a text.
+        """
+        for line in encoder.notes():
+            self.note(line)
+        self.note(f"an example, what is learnt between ⟦ and ⟧:\n{neutral(chat.marked(example))}")
+        for name, count, fix in (
+            (
+                "control tokens inside texts",
+                encoder.with_controls,
+                "The texts carry a chat template of their own: take it off.",
+            ),
+            (
+                "responses that begin with their prompt",
+                encoder.repeating,
+                "The prompt would be learnt as part of the answer: take it off.",
+            ),
+            (
+                "doubled ends of turns",
+                encoder.ended_twice,
+                "The texts end in a control token: take it off, the template writes it.",
+            ),
+        ):
+            self.check(name, 2 * count <= encoder.answers, f"{count} of {encoder.answers} responses", fix)
+
+    def note(self, line: str) -> None:
+        """Record a line that is no check."""
+        self.lines.append(line)
+        say(f"  audit {self.stage}: {line}", "dim")
 
     def trainable(self, named: dict[str, Tensor], role: str, count: int) -> None:
         """Every parameter that takes gradients is the role's; ``count`` numbers of them learn."""

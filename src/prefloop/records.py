@@ -115,9 +115,12 @@ class Conversation(list[Message]):
         return core_schema.no_info_wrap_validator_function(keep_tools, handler(list[Message]))
 
 
+_NO_TOOLS: list[dict[str, Any]] = []
+
+
 def tools_of(prompt: Sequence[Message]) -> list[dict[str, Any]]:
     """The tools that a prompt offers; none where it is a plain list of turns."""
-    return getattr(prompt, "tools", [])
+    return getattr(prompt, "tools", _NO_TOOLS)
 
 
 def identity(prompt: Sequence[Message]) -> list[Any]:

@@ -22,6 +22,9 @@ class SFTStageConfig:
     """Passes over the demonstrations."""
     batch_size: int = 8
     """Demonstrations (or packed rows) an optimizer step."""
+    turns: Literal["all", "last"] = "all"
+    """Assistant turns of a conversation that are learnt: all of them, or the last. Turns that the file masks out (`weight: 0`) and what
+    it calls the prompt are context in either case."""
     packing: bool = True
     """Pack several demonstrations into a row, each attending to itself alone."""
     eval_share: float = 0.0

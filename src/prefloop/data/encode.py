@@ -2,47 +2,125 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prefloop.data.chat import ChatFormat
-from prefloop.data.packing import Document, Pack
+from prefloop.data.packing import Document, Pack, document_of
+from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Message, Response
+from prefloop.records import Comparison, Demonstration, Message, Response, answer_turns, prompt_key, transcript
 
 
 @dataclasses.dataclass
 class Encoder:
-    """Tokenises within ``max_length``; ``cut`` counts the responses that lost their end."""
+    """Tokenizes within ``max_length`` and counts what a reader of the log should know."""
 
     chat: ChatFormat
     max_length: int
     cut: int = 0
+    """Responses that lost their end."""
     unfinished: int = 0
     """Responses that came without an ending: the sampler cut them."""
+    controls: int = 0
+    """Control tokens in people's texts, encoded as plain text."""
+    joined: int = 0
+    """Responses whose thoughts met a generation prompt that opens ``<think>``."""
+    answers: int = 0
+    """Responses looked at; of them:"""
+    with_controls: int = 0
+    """hold a control token in their text (or in a turn before, where all turns are learnt),"""
+    repeating: int = 0
+    """begin with their prompt,"""
+    ended_twice: int = 0
+    """end in a control token ahead of the one that ends the turn."""
 
     def prompt(self, record_id: str, prompt: Sequence[Message], room: int = 1) -> list[int]:
-        """Prompt ids. Raises ``DataError`` naming the record when fewer than ``room`` tokens are left for a response."""
-        ids = self.chat.prompt_ids(prompt)
-        if len(ids) + room > self.max_length:
+        """Prompt ids. Raises ``DataError`` naming the record when fewer than ``room`` tokens are left for a response, or when the
+        chat template refuses the prompt."""
+        with _named(record_id):
+            ids = self.chat.prompt_ids(prompt)
+        self.controls += self.chat.renderer.controls_in(prompt)
+        self._require_room(record_id, len(ids), room)
+        return ids
+
+    def _require_room(self, record_id: str, prompt: int, room: int) -> None:
+        if prompt + room > self.max_length:
             raise DataError(
-                f"prompt '{record_id}' has {len(ids)} tokens; with {room} for the response that is over backbone.max_length = {self.max_length}: "
+                f"prompt '{record_id}' has {prompt} tokens; with {room} for the response that is over backbone.max_length = {self.max_length}: "
                 "shorten the prompt, or raise max_length up to the model's context"
             )
-        return ids
 
-    def response(self, text: str, prompt_length: int, finished: bool = True) -> list[int]:
-        """Response ids within what the prompt leaves; a response that does not fit loses its end (and EOS) and is counted.
+    def _look_at(self, turns: Sequence[Message], prompt: Sequence[Message], text: str) -> None:
+        """Count what in an answer's text speaks of a file that was read wrongly."""
+        renderer = self.chat.renderer
+        self.answers += 1
+        self.controls += (found := renderer.controls_in(turns))
+        self.with_controls += found > 0
+        asked = prompt[-1].content.strip()
+        self.repeating += len(text.strip()) > len(asked) > 0 and text.strip().startswith(asked)
+        self.ended_twice += text.rstrip().endswith(tuple(renderer.controls))
+
+    def response(self, record_id: str, prompt: Sequence[Message], answer: Response, prompt_length: int) -> Tokens:
+        """An answer's tokens within what its prompt leaves; one that does not fit loses its end (and EOS) and is counted.
 
         An empty response is its end-of-turn token alone, finished or not: a sample of nothing but blanks decodes to ''.
+        Raises ``DataError`` naming the record when the chat template refuses the answer.
         """
-        self.unfinished += not finished
-        ids = self.chat.response_ids(text, finished) or [self.chat.stop_id]
+        with _named(record_id):
+            found = self.chat.answer(prompt, answer)
+        self.unfinished += not answer.finished
+        self.joined += found.joined
+        self._look_at(answer_turns(answer), prompt, answer.text)
+        if not found.ids:
+            found = Tokens([self.chat.stop_id], [True])
+        return self.within(found, prompt_length)
+
+    def conversation(self, demonstration: Demonstration, every: bool = True) -> list[Tokens]:
+        """The sequences of a demonstration: every assistant turn that may be learnt, or the last alone.
+
+        Raises ``DataError`` naming the record when a prompt leaves no room or the chat template refuses the conversation.
+        """
+        turns = answer_turns(demonstration)
+        with _named(demonstration.id):
+            found = self.chat.sequences(demonstration.prompt, turns, every)
+        self._look_at([*demonstration.prompt, *turns], demonstration.prompt, transcript(turns))
+        self.joined += any(tokens.joined for tokens in found)
+        for tokens in found:
+            self._require_room(demonstration.id, tokens.learn.index(True), 1)
+        return [self.within(tokens) for tokens in found]
+
+    def within(self, found: Tokens, prompt_length: int = 0) -> Tokens:
+        """``found`` within what ``prompt_length`` tokens leave of ``max_length``."""
         room = self.max_length - prompt_length
-        if len(ids) > room:
-            self.cut += 1
-            return ids[:room]
-        return ids
+        if len(found.ids) <= room:
+            return found
+        self.cut += 1
+        kept = Tokens(found.ids[:room], found.learn[:room], found.joined)
+        if not any(kept.learn):
+            raise DataError(f"nothing that is learnt is left within backbone.max_length = {self.max_length}")
+        return kept
+
+    def notes(self) -> list[str]:
+        """What else was done to texts, a line each."""
+        out = []
+        if self.controls:
+            out.append(f"{self.controls:,} control tokens in people's texts were encoded as plain text")
+        if self.joined:
+            out.append(
+                f"{self.joined:,} responses open <think>, which the generation prompt opens already: one of the two was taken"
+            )
+        return out
+
+
+@contextlib.contextmanager
+def _named(record_id: str) -> Iterator[None]:
+    """Errors of the chat template with the record that they are about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"row '{record_id}': {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,41 +150,32 @@ def preference_groups(
     weights: Sequence[float] | None = None,
 ) -> list[PreferenceGroup]:
     """Group comparisons by prompt. ``labels[i]`` is the probability that response 0 of comparison i is better."""
-    order: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    order: dict[str, list[int]] = {}
     for i, comparison in enumerate(comparisons):
-        order.setdefault(tuple((m.role, m.content) for m in comparison.prompt), []).append(i)
+        order.setdefault(prompt_key(comparison.prompt), []).append(i)
     groups: list[PreferenceGroup] = []
     key = 0
     for members in order.values():
         first = comparisons[members[0]]
         prompt_ids = encoder.prompt(first.id, first.prompt)
-        known: dict[tuple[str, bool], int] = {}
-        responses: list[list[int]] = []
+        known: dict[str, int] = {}
+        responses: list[Tokens] = []
         pairs = []
         for i in members:
-            ends = [_index(r, known, responses, encoder, len(prompt_ids)) for r in comparisons[i].responses]
-            if responses[ends[0]] != responses[ends[1]]:  # cutting can make two responses equal
+            ends = []
+            for response in comparisons[i].responses:
+                if response.key() not in known:
+                    found = encoder.response(comparisons[i].id, first.prompt, response, len(prompt_ids))
+                    known[response.key()] = len(responses)
+                    responses.append(found)
+                ends.append(known[response.key()])
+            if responses[ends[0]].ids != responses[ends[1]].ids:  # cutting can make two responses equal
                 pairs.append((ends[0], ends[1], labels[i], weights[i] if weights else 1.0))
         if not pairs:
             continue
-        document = Document(prompt_ids, responses, list(range(key, key + len(responses))))
+        groups.append(PreferenceGroup(document_of(prompt_ids, responses, key), pairs))
         key += len(responses)
-        groups.append(PreferenceGroup(document, pairs))
     return groups
-
-
-def _index(
-    response: Response,
-    known: dict[tuple[str, bool], int],
-    responses: list[list[int]],
-    encoder: Encoder,
-    prompt_length: int,
-) -> int:
-    identity = (response.text, bool(response.meta.get("finished", True)))
-    if identity not in known:
-        known[identity] = len(responses)
-        responses.append(encoder.response(identity[0], prompt_length, identity[1]))
-    return known[identity]
 
 
 def pair_indices(

@@ -10,6 +10,7 @@ import bisect
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,15 +21,16 @@ from datasets.arrow_writer import ArrowWriter
 from prefloop.console import progress, say
 from prefloop.data.convert import net_thumbs
 from prefloop.data.encode import Encoder, PreferenceGroup, ThumbGroup, preference_groups
-from prefloop.data.packing import Document
+from prefloop.data.packing import Document, document_of
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Rating, from_dict
+from prefloop.records import Comparison, Rating, Response, from_dict
 from prefloop.store import Artifact, read_rows, write_rows
 
 _FEATURES = Features(
     {
         "prompt_ids": List(Value("int32")),
         "responses_ids": List(List(Value("int32"))),
+        "learn": List(List(Value("bool"))),
         "first": List(Value("int32")),
         "second": List(Value("int32")),
         "label": List(Value("float64")),
@@ -106,7 +108,16 @@ class Groups(Sequence[PreferenceGroup]):
 
 def _document(row: dict[str, Any]) -> Document:
     keys = range(row["key"], row["key"] + len(row["responses_ids"]))
-    return Document(row["prompt_ids"], row["responses_ids"], list(keys))
+    return Document(row["prompt_ids"], row["responses_ids"], list(keys), row["learn"] or None)
+
+
+def _tokens(document: Document) -> dict[str, Any]:
+    """A document's columns in the file; ``learn`` is empty where every token of its responses is learnt."""
+    return {
+        "prompt_ids": document.prompt_ids,
+        "responses_ids": list(document.responses_ids),
+        "learn": list(document.learn or []),
+    }
 
 
 def write_groups(
@@ -132,11 +143,7 @@ def write_groups(
         for group in preference_groups(records, labels, encoder, weights):
             first, second, soft, weighed = (list(column) for column in zip(*group.pairs, strict=True))
             pairs = {"first": first, "second": second, "label": soft, "weight": weighed, "up": []}
-            yield {
-                "prompt_ids": group.document.prompt_ids,
-                "responses_ids": list(group.document.responses_ids),
-                **pairs,
-            }
+            yield {**_tokens(group.document), **pairs}
 
     return _write(comparisons, target, rows, "pair of two different responses", quarantine)
 
@@ -149,16 +156,19 @@ def write_thumbs(ratings: Path, target: Path, encoder: Encoder, quarantine: Path
 
     def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         records = [from_dict(Rating, row) for row in found]
-        net: dict[tuple[str, bool], int] = {}
+        net: Counter[str] = Counter()
+        answers: dict[str, tuple[str, Response]] = {}
         for record in records:
-            identity = (record.response.text, bool(record.response.meta.get("finished", True)))
-            net[identity] = net.get(identity, 0) + net_thumbs(record.votes)
-        decided = {identity: n > 0 for identity, n in net.items() if n}
+            answers.setdefault(record.response.key(), (record.id, record.response))
+            net[record.response.key()] += net_thumbs(record.votes)
+        decided = {key: n > 0 for key, n in net.items() if n}
         if decided:
-            prompt_ids = encoder.prompt(records[0].id, records[0].prompt)
-            responses = [encoder.response(text, len(prompt_ids), finished) for text, finished in decided]
+            prompt = records[0].prompt
+            prompt_ids = encoder.prompt(records[0].id, prompt)
+            given = map(answers.__getitem__, decided)
+            tokens = [encoder.response(id, prompt, answer, len(prompt_ids)) for id, answer in given]
             nothing: dict[str, list[Any]] = {"first": [], "second": [], "label": [], "weight": []}
-            yield {"prompt_ids": prompt_ids, "responses_ids": responses, **nothing, "up": list(decided.values())}
+            yield {**_tokens(document_of(prompt_ids, tokens)), **nothing, "up": list(decided.values())}
 
     return _write(ratings, target, rows, "response with a decided thumb", quarantine)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from prefloop.data.tokens import Tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
@@ -21,6 +23,8 @@ class Document:
     prompt_ids: Sequence[int]
     responses_ids: Sequence[Sequence[int]]
     keys: Sequence[int]
+    learn: Sequence[Sequence[bool]] | None = None
+    """For every response which of its tokens count in its log-prob; all of them where absent."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -31,9 +35,34 @@ class Document:
             raise ValueError(f"{len(self.responses_ids)} responses but {len(self.keys)} keys")
         if any(not ids for ids in self.responses_ids):
             raise ValueError("a document holds an empty response")
+        if self.learn is not None:
+            if [len(marks) for marks in self.learn] != [len(ids) for ids in self.responses_ids]:
+                raise ValueError("a document's marks do not fit its responses")
+            if not all(any(marks) for marks in self.learn):
+                raise ValueError("a document holds a response of which nothing is learnt")
+
+    def tokens(self, place: int) -> Tokens:
+        """The prompt and one of its responses as a sequence."""
+        ids = self.responses_ids[place]
+        marks = self.learn[place] if self.learn else [True] * len(ids)
+        return Tokens([*self.prompt_ids, *ids], [*[False] * len(self.prompt_ids), *marks])
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + sum(len(ids) for ids in self.responses_ids)
+
+
+def document_of(prompt_ids: Sequence[int], answers: Sequence[Tokens], first_key: int = 0) -> Document:
+    """The document of a prompt and its tokenized answers, which get the keys from ``first_key`` on."""
+    keys = range(first_key, first_key + len(answers))
+    learn = None if all(all(answer.learn) for answer in answers) else [answer.learn for answer in answers]
+    return Document(prompt_ids, [answer.ids for answer in answers], list(keys), learn)
+
+
+def document_of_sequence(tokens: Tokens, key: int = 0) -> Document:
+    """A sequence as a document: up to its first learnt token the prompt, then the answer with its marks."""
+    start = tokens.learn.index(True)
+    marks = tokens.learn[start:]
+    return Document(tokens.ids[:start], [tokens.ids[start:]], [key], None if all(marks) else [marks])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +77,13 @@ class Pack:
     source_R: Tensor
     """Index into N of the token whose hidden state predicts response token r."""
     target_R: Tensor
-    """Token ids of the responses, branch after branch."""
+    """Token ids of the responses, branch after branch; of those that are learnt."""
     segment_R: Tensor
     """Branch (0..B-1) of response token r."""
     last_B: Tensor
     """Index into N of each branch's last token."""
     length_B: Tensor
-    """Response length in tokens."""
+    """Response length in learnt tokens."""
     keys: tuple[int, ...]
     """The caller's names of the branches, B long."""
     starts_q: Tensor
@@ -111,11 +140,13 @@ def pack(documents: Sequence[Document]) -> Pack:
         positions += range(prompt)
         document += [d] * len(doc)
         branch += [0] * prompt
-        for ids, key in zip(doc.responses_ids, doc.keys, strict=True):
+        for place, (ids, key) in enumerate(zip(doc.responses_ids, doc.keys, strict=True)):
             start = len(tokens)
-            source += [shared[-1], *range(start, start + len(ids) - 1)]
-            target += ids
-            segment += [len(keys)] * len(ids)
+            before = [shared[-1], *range(start, start + len(ids) - 1)]
+            marks = doc.learn[place] if doc.learn else None
+            source += itertools.compress(before, marks) if marks else before
+            target += itertools.compress(ids, marks) if marks else ids
+            segment += [len(keys)] * (sum(marks) if marks else len(ids))
             tokens += ids
             positions += range(prompt, prompt + len(ids))
             keys.append(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from prefloop.data.encode import Encoder
-from prefloop.data.packing import Document
+from prefloop.data.packing import Document, document_of
 from prefloop.errors import DataError, ModelError
 from prefloop.judging.verdict import Grade
 from prefloop.labels.scoring import open_reward, reward_folder
@@ -19,7 +20,7 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.lookup import fingerprint
 from prefloop.models.reward import Reward, member_folder
 from prefloop.opening import require_fingerprint
-from prefloop.records import Prompt, prompt_key
+from prefloop.records import Prompt, Response, prompt_key
 from prefloop.results import origin_of
 from prefloop.store import file_digest
 
@@ -101,7 +102,8 @@ class RewardGrader:
         backbone = self._loaded().backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         prompt_ids = encoder.prompt(prompt.id, prompt.prompt)
-        return Document(prompt_ids, [encoder.response(text, len(prompt_ids)) for text in responses], keys)
+        found = [encoder.response(prompt.id, prompt.prompt, Response(text), len(prompt_ids)) for text in responses]
+        return dataclasses.replace(document_of(prompt_ids, found), keys=keys)
 
     def _loaded(self) -> Reward:
         if self._reward is None:

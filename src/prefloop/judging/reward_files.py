@@ -34,7 +34,7 @@ import torch
 from prefloop.console import say
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import Groups, write_groups
-from prefloop.data.packing import Document
+from prefloop.data.packing import Document, document_of
 from prefloop.data.sources import copy_records, holds
 from prefloop.errors import DataError
 from prefloop.judging.reward import Pairwise, interval, pairwise
@@ -42,7 +42,7 @@ from prefloop.judging.rewardbench import sections
 from prefloop.labels.aggregation import vote_share
 from prefloop.labels.scoring import reward_folder
 from prefloop.models.reward import Reward
-from prefloop.records import BestOf, Comparison, from_dict
+from prefloop.records import BestOf, Comparison, from_dict, prompt_key
 from prefloop.store import MANIFEST, read_rows, write_rows
 
 _HINT = ", or set such rows aside (reward eval --quarantine FOLDER, data.bad_rows: quarantine)"
@@ -230,15 +230,15 @@ def _best_of(reward: Reward, path: Path, reading: Reading, parts: Mapping[str, P
                 record = from_dict(BestOf, row)
                 try:
                     prompt_ids = encoder.prompt(record.id, record.prompt)
+                    answers = [encoder.response(record.id, record.prompt, r, len(prompt_ids)) for r in record.responses]
                 except DataError as error:
                     if reading.aside(path) is None:
                         raise DataError(f"{path.name}: {error}{_HINT}") from None
                     set_aside.append({"id": record.id, "problem": str(error)})
                     continue
-                ids = [encoder.response(r.text, len(prompt_ids)) for r in record.responses]
-                kept.append((str(row["prompt"]), [len(i) for i in ids], record.best, key))
-                yield Document(prompt_ids, ids, list(range(key, key + len(ids))))
-                key += len(ids)
+                kept.append((prompt_key(record.prompt), [len(answer.ids) for answer in answers], record.best, key))
+                yield document_of(prompt_ids, answers, key)
+                key += len(answers)
 
         scores = reward.score(documents(), f"{path.name} {name}".strip())
         choices = _Choices()

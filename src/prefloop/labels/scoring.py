@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefloop.data.encode import Encoder
-from prefloop.data.packing import Document
+from prefloop.data.packing import Document, document_of
+from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError, ModelError
 from prefloop.labels.votes import Floats
 from prefloop.models.reward import Reward
 from prefloop.opening import config_of, require_model
-from prefloop.records import Comparison, Response, prompt_key
+from prefloop.records import Comparison, prompt_key
 from prefloop.results import ABOUT, locate, meant, origin_of
 from prefloop.runtime import Runtime
 from prefloop.store import MANIFEST
@@ -53,16 +54,17 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
         except DataError:
             too_long += len(positions)
             continue
-        keys: dict[tuple[str, bool], int] = {}
-        responses: list[list[int]] = []
+        keys: dict[str, int] = {}
+        responses: list[Tokens] = []
         for position in positions:
             for response in pool[position].responses:
-                if _identity(response) not in keys:
-                    keys[_identity(response)] = key + len(responses)
-                    responses.append(encoder.response(response.text, len(prompt_ids), _identity(response)[1]))
+                if response.key() not in keys:
+                    keys[response.key()] = key + len(responses)
+                    found = encoder.response(pool[position].id, first.prompt, response, len(prompt_ids))
+                    responses.append(found)
             one, other = pool[position].responses
-            ends[position] = keys[_identity(one)], keys[_identity(other)]
-        documents.append(Document(prompt_ids, responses, list(range(key, key + len(responses)))))
+            ends[position] = keys[one.key()], keys[other.key()]
+        documents.append(document_of(prompt_ids, responses, key))
         key += len(responses)
     if not documents:
         raise DataError(
@@ -80,10 +82,6 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
         temperature=reward.temperature,
         too_long=too_long,
     )
-
-
-def _identity(response: Response) -> tuple[str, bool]:
-    return response.text, bool(response.meta.get("finished", True))
 
 
 def reward_folder(place: Path) -> Path:

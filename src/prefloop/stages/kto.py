@@ -56,6 +56,7 @@ class KTO(Stage):
             quarantine_of(inputs["comparisons"], work.folder),
         )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
+        audit.texts(backbone.chat, encoder, groups[0].document.tokens(0))
         ups = sum(sum(groups.thumbs(i).up) for i in range(len(groups)))
         downs = sum(groups.rated(i) for i in range(len(groups))) - ups
         weights = balanced(ups, downs) if self.config.balance_thumbs else (1.0, 1.0)

@@ -63,6 +63,7 @@ class Preference(Stage):
             quarantine_of(inputs["comparisons"], work.folder),
         )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
+        audit.texts(backbone.chat, encoder, groups[0].document.tokens(0))
         cached = load_file(inputs["reference"] / "logps.safetensors")["logp_sum"] if self.cached else None
         try:
             start_policy(work, inputs["sft"], audit, [g.document for g in groups[:2]], temperature)

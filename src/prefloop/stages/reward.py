@@ -56,6 +56,7 @@ class RewardModel(Stage):
         label = aggregation_of_file(config.aggregation, source)
         groups = write_groups(source, target, encoder, label, quarantine=aside)
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
+        audit.texts(backbone.chat, encoder, groups[0].document.tokens(0))
         train, held = split(groups, config.holdout, work.runtime.seed)
         start = inputs["sft"].path if "sft" in inputs else None
         heads: list[ScalarHead] = []

@@ -20,13 +20,13 @@ from prefloop.audit import Audit
 from prefloop.config import DataConfig, SFTStageConfig
 from prefloop.console import say
 from prefloop.data.encode import Encoder
-from prefloop.data.packing import Document
+from prefloop.data.packing import document_of_sequence
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import ConfigError
 from prefloop.records import Demonstration
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
-from prefloop.training.held_out import HeldOut, split
+from prefloop.training.held_out import HeldOut, Row, split
 from prefloop.training.learner import Learner, fit
 from prefloop.training.optimizers import TRANSFORMERS
 from prefloop.training.sft_trainer import Hooks, Log, Trainer, checkpoints, step_of
@@ -69,10 +69,11 @@ class SFT(Stage):
         say(f"  {loaded.describe()}")
         backbone = work.runtime.backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
-        rows = [_row(d, encoder) for d in loaded.records]
+        every = self.config.turns == "all"
+        rows = [row for d in loaded.records for row in _rows(d, encoder, every)]
         audit = Audit(self.name)
-        documents = (Document(r["prompt_ids"], [r["response_ids"]], [i]) for i, r in enumerate(rows))
-        audit.tokens(backbone.chat, documents, encoder.cut)
+        audit.tokens(backbone.chat, (row.document(i) for i, row in enumerate(rows)), encoder.cut)
+        audit.texts(backbone.chat, encoder, rows[0].tokens)
         audit.check("truncated responses", True, f"{encoder.cut} of {len(rows)}", "")
         train, held = split(rows, self.config, work.runtime.seed)
         looks = HeldOut(work, ROLE, held, self.config) if held else None
@@ -83,7 +84,7 @@ class SFT(Stage):
         if done:
             say(f"  {self.name}: goes on from step {step_of(done[-1])}", "dim")
         # Done again where training goes on: what it makes of the role decides which parameters there are.
-        fit(backbone, ROLE, (Document(r["prompt_ids"], [r["response_ids"]], [i]) for i, r in enumerate(train)))
+        fit(backbone, ROLE, (row.document(i) for i, row in enumerate(train)))
         trainer = self._trainer(work, train)
         if looks:
             trainer.add_callback(looks)
@@ -120,14 +121,15 @@ class SFT(Stage):
                 "loss_last": losses[-1],
                 "steps": trainer.state.global_step,
                 "rows": len(rows),
+                "turns": sum(row.tokens.turns for row in rows),
                 "truncated": encoder.cut,
                 **best,
             }
         )
 
-    def _trainer(self, work: Work, rows: list[dict[str, Any]]) -> Trainer:
+    def _trainer(self, work: Work, rows: list[Row]) -> Trainer:
         backbone, config = work.runtime.backbone, self.config
-        tokens = [len(r["input_ids"]) for r in rows]
+        tokens = [len(row.tokens.ids) for row in rows]
         longest = backbone.config.max_length if config.packing else max(tokens)
         per_row = longest / (sum(tokens) / len(tokens)) if config.packing else 1.0
         rows_a_step = max(1, round(config.batch_size / per_row))
@@ -156,7 +158,9 @@ class SFT(Stage):
             seed=work.runtime.seed,
             dataset_num_proc=None,
         )
-        data = Dataset.from_list([{k: r[k] for k in ("input_ids", "completion_mask")} for r in rows])
+        data = Dataset.from_list(
+            [{"input_ids": r.tokens.ids, "completion_mask": list(map(int, r.tokens.learn))} for r in rows]
+        )
         for chatty in ("trl", "transformers", "datasets"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
         backbone.activate(ROLE, dropout=backbone.config.adapter.dropout > 0)
@@ -180,12 +184,7 @@ class SFT(Stage):
         return trainer
 
 
-def _row(demonstration: Demonstration, encoder: Encoder) -> dict[str, Any]:
-    prompt_ids = encoder.prompt(demonstration.id, demonstration.prompt)
-    response_ids = encoder.response(demonstration.response, len(prompt_ids))
-    return {
-        "input_ids": prompt_ids + response_ids,
-        "completion_mask": [0] * len(prompt_ids) + [1] * len(response_ids),
-        "prompt_ids": prompt_ids,
-        "response_ids": response_ids,
-    }
+def _rows(demonstration: Demonstration, encoder: Encoder, every: bool) -> list[Row]:
+    found = encoder.conversation(demonstration, every)
+    first = document_of_sequence(found[0])
+    return [Row(tokens, tuple(first.prompt_ids)) for tokens in found]

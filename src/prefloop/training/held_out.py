@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefloop.config import SFTStageConfig
-from prefloop.data.packing import Document, packs
+from prefloop.data.packing import Document, document_of_sequence, packs
+from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
@@ -25,22 +27,34 @@ LOOK = "look.json"
 """Beside the weights of a look: its step and loss."""
 
 
-def split(rows: Sequence[dict[str, Any]], config: SFTStageConfig, seed: int) -> tuple[list[Any], list[Any]]:
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A sequence to train on; ``prompt`` is the ids ahead of the first answer of its conversation."""
+
+    tokens: Tokens
+    prompt: tuple[int, ...]
+
+    def document(self, key: int) -> Document:
+        """The sequence as packs take it."""
+        return document_of_sequence(self.tokens, key)
+
+
+def split(rows: Sequence[Row], config: SFTStageConfig, seed: int) -> tuple[list[Row], list[Row]]:
     """Rows to train on and rows to look at: ``config.eval_share`` of the prompts with all of their answers.
 
     Raises ``DataError`` when one side would be empty.
     """
     if not config.eval_share:
         return list(rows), []
-    prompts = list(dict.fromkeys(tuple(row["prompt_ids"]) for row in rows))
+    prompts = list(dict.fromkeys(row.prompt for row in rows))
     random.Random(seed).shuffle(prompts)
     held = set(prompts[: max(1, round(config.eval_share * len(prompts)))])
-    train = [row for row in rows if tuple(row["prompt_ids"]) not in held]
+    train = [row for row in rows if row.prompt not in held]
     if not train:
         raise DataError(
             f"sft.eval_share {config.eval_share:g} leaves none of {len(prompts)} prompts to train on: lower it"
         )
-    return train, [row for row in rows if tuple(row["prompt_ids"]) in held]
+    return train, [row for row in rows if row.prompt in held]
 
 
 class HeldOut(TrainerCallback):
@@ -51,9 +65,9 @@ class HeldOut(TrainerCallback):
     What it saw survives a kill with the checkpoints; looks that training goes back behind are forgotten with their weights.
     """
 
-    def __init__(self, work: Work, role: str, rows: Sequence[dict[str, Any]], config: SFTStageConfig) -> None:
+    def __init__(self, work: Work, role: str, rows: Sequence[Row], config: SFTStageConfig) -> None:
         self.work, self.role, self.config = work, role, config
-        self.documents = [Document(row["prompt_ids"], [row["response_ids"]], [i]) for i, row in enumerate(rows)]
+        self.documents = [row.document(i) for i, row in enumerate(rows)]
         self.weights = work.scratch / "looks"
         """A folder for each look that may be gone back to, named by its step."""
         self._seen = work.scratch / "held-out.json"

@@ -33,7 +33,9 @@ def mismatched(groups: Sequence[ThumbGroup]) -> list[Document]:
     out, key = [], 0
     for group, other in zip(groups, [*groups[1:], groups[0]], strict=True):
         count = min(len(group.up), len(other.up))
-        out.append(Document(group.document.prompt_ids, other.document.responses_ids[:count], range(key, key + count)))
+        learn = other.document.learn and other.document.learn[:count]
+        responses = other.document.responses_ids[:count]
+        out.append(Document(group.document.prompt_ids, responses, range(key, key + count), learn))
         key += count
     return out
 
@@ -66,9 +68,16 @@ def reads(groups: Sequence[ThumbGroup], budget: int) -> Reads:
     for group, other in zip(groups, pairs, strict=True):
         responses = [*group.document.responses_ids, *other.responses_ids]
         places = [*range(own, own + len(group.up)), *(len(keys) + key for key in other.keys)]
-        both.append(Document(group.document.prompt_ids, responses, places))
+        both.append(Document(group.document.prompt_ids, responses, places, _learn(group.document, other)))
         own += len(group.up)
     return Reads(packs(both, budget), packs(pairs, budget), tuple(keys))
+
+
+def _learn(*documents: Document) -> list[Sequence[bool]] | None:
+    """The marks of several documents' responses, one after another."""
+    if all(document.learn is None for document in documents):
+        return None
+    return [m for d in documents for m in d.learn or [[True] * len(ids) for ids in d.responses_ids]]
 
 
 def estimate(backbone: Backbone, step: Reads, temperature: float) -> Estimates:

@@ -1,0 +1,190 @@
+"""The chat template at work: conversations → text in which only the template itself writes control tokens.
+
+People's texts may hold the characters of a control token (``<|im_end|>`` in a question about templates). Each is stashed behind two
+noncharacters before the template runs and encoded as plain text afterwards, so that no text can end a turn or open another.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from prefloop.errors import DataError
+from prefloop.records import Message
+
+# Noncharacters of Unicode: valid in UTF-8, never part of a text that is interchanged.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_STASHED = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+_MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Span = tuple[int, int]
+
+
+class Renderer:
+    """One tokenizer's chat template; ``controls`` are the texts of its control tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        # Some tokenizers (Phi-3) mark their turn end special only in the table of added tokens.
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.controls = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=lambda token: (-len(token), token))
+        self._stash = [*self.controls, _OPEN, _CLOSE]
+        self._places = {text: f"{_OPEN}{place}{_CLOSE}" for place, text in enumerate(self._stash)}
+        self._found = re.compile("|".join(map(re.escape, self._stash)))
+        self._last: tuple[list[Any], str] = ([], "")
+
+    @property
+    def marks_turns(self) -> bool:
+        """Whether the template marks by ``{% generation %}`` what the assistant says."""
+        template = self.tokenizer.chat_template
+        return isinstance(template, str) and bool(_MARKERS.search(template))
+
+    def controls_in(self, turns: Sequence[Message]) -> int:
+        """How many control tokens stand in people's texts."""
+        return sum(len(self._found.findall(text)) for turn in turns for text in _texts(turn))
+
+    def render(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], generate: bool) -> str:
+        """The text that the template makes of ``turns``; with ``generate``, up to where the assistant answers.
+
+        Raises ``DataError`` with the template's own words where it refuses them.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                [self._message(turn) for turn in turns],
+                tools=[self._guarded(tool) for tool in tools] or None,
+                add_generation_prompt=generate,
+                tokenize=False,
+            )
+        except Exception as error:  # a template is a program of the model's makers and may raise anything
+            raise DataError(f"the model's chat template refuses it: {_reason(error)}") from None
+
+    def prompt(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+        """The text up to where the assistant answers, whole. Raises as ``render``, and where the template leaves a part out."""
+        # Several answers to one prompt come one after another: the last prompt's text is kept.
+        known, text = self._last
+        if len(known) != len(turns) + 1 or known[0] is not tools or any(map(operator.is_not, known[1:], turns)):
+            text = self.render(turns, tools, generate=True)
+            self.require_whole(turns, tools, text)
+            self._last = ([tools, *turns], text)
+        return text
+
+    def render_marked(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, list[Span]]:
+        """The text of a whole conversation and the spans that the template marks as the assistant's. Raises as ``render``."""
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[[self._message(turn) for turn in turns]],
+                tools=[self._guarded(tool) for tool in tools] or None,
+                chat_template=self.tokenizer.get_chat_template(None, tools or None),
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        except Exception as error:  # as in ``render``
+            raise DataError(f"the model's chat template refuses it: {_reason(error)}") from None
+        return texts[0], [(start, end) for start, end in spans[0]]
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of rendered text: the template's control tokens as such, those of people's texts as plain text."""
+        if _OPEN not in text:
+            return self._encode(text)
+        out: list[int] = []
+        for place, part in enumerate(_STASHED.split(text)):
+            if place % 2:
+                out += self.plain_ids(self._stash[int(part)])
+            elif part:
+                out += self._encode(part)
+        return out
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of ``text`` with no control token among them."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        control = {self.tokenizer.convert_tokens_to_ids(token) for token in self.controls}
+        # An added token that the tokenizer does not know as special is still matched whole: cut in two it is not.
+        return ids if not control & set(ids) else [*self._encode(text[:1]), *self._encode(text[1:])]
+
+    def shown(self, text: str) -> str:
+        """Rendered text with people's control tokens back in place."""
+        return _STASHED.sub(lambda match: self._stash[int(match.group(1))], text)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+    def _message(self, turn: Message) -> dict[str, Any]:
+        row = turn.to_dict()
+        row.pop("learn", None)
+        return self._guarded(row)
+
+    def guarded_text(self, text: str) -> str:
+        """``text`` with its control tokens stashed."""
+        return self._found.sub(lambda match: self._places[match.group()], text)
+
+    def _guarded(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.guarded_text(value)
+        if isinstance(value, dict):
+            return {self._guarded(key): self._guarded(item) for key, item in value.items()}
+        return [self._guarded(item) for item in value] if isinstance(value, list) else value
+
+    def require_whole(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], rendered: str) -> None:
+        """Raise ``DataError`` naming what the template left out of the turns and tools that it was given."""
+        text = self.shown(rendered)
+        for number, turn in enumerate(turns, start=1):
+            if missing := _missing(turn, text):
+                raise DataError(f"the model's chat template leaves out {missing} of turn {number} (the {turn.role}'s)")
+        for tool in tools:
+            name = str(tool.get("function", tool).get("name", ""))
+            if name not in text:
+                raise DataError(f"the model's chat template does not show tools: it leaves out '{name[:40]}'")
+
+
+def _texts(turn: Message) -> Iterator[str]:
+    yield turn.content
+    if turn.reasoning_content:
+        yield turn.reasoning_content
+    for call in turn.tool_calls:
+        yield str(call)
+
+
+def _missing(turn: Message, text: str) -> str | None:
+    # Templates drop the thoughts of earlier turns on purpose; what follows them must stand.
+    content = turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content
+    if not _stands(content, text):
+        return "the text"
+    for call in turn.tool_calls:
+        if call.name not in text:
+            return f"the call of '{call.name[:40]}'"
+        for leaf in _leaves(call.arguments):
+            if not _stands(leaf, text):
+                return f"arguments of the call of '{call.name[:40]}'"
+    return None
+
+
+def _stands(part: str, text: str) -> bool:
+    part = part.strip()
+    if part in text:
+        return True
+    # Templates may write a value as JSON, or set a text in other blanks.
+    return _json_escaped(part) in text or "".join(part.split()) in "".join(text.split())
+
+
+def _json_escaped(part: str) -> str:
+    return part.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split())[:200]
+    return words or type(error).__name__
