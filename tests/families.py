@@ -18,8 +18,16 @@ SENTENCES = [
 # Special tokens, the end of a turn, added tokens that are not special.
 TOKENS = {
     "chatml": (["<|im_start|>", "<|im_end|>"], "<|im_end|>", []),
-    "qwen": (["<|im_start|>", "<|im_end|>", "<|endoftext|>"], "<|im_end|>", ["<think>", "</think>", "<tool_call>", "</tool_call>"]),
-    "llama3": (["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"], "<|eot_id|>", []),
+    "qwen": (
+        ["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
+        "<|im_end|>",
+        ["<think>", "</think>", "<tool_call>", "</tool_call>"],
+    ),
+    "llama3": (
+        ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"],
+        "<|eot_id|>",
+        [],
+    ),
     "gemma": (["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], "<eos>", []),
 }
 FAMILIES: dict[str, tuple[str, str | None]] = {

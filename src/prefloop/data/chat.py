@@ -128,7 +128,8 @@ class ChatFormat:
         ``{% generation %}``, its marks are the mask. Raises ``DataError`` as ``answer`` does, and where no turn may be learnt.
         """
         whole, tools = [*prompt, *turns], tools_of(prompt)
-        learnt = [i for i, turn in enumerate(whole) if turn.role == "assistant" and turn.learn]
+        # A turn that opens the conversation answers nothing.
+        learnt = [i for i, turn in enumerate(whole) if i and turn.role == "assistant" and turn.learn]
         if not learnt:
             raise DataError("no assistant turn is to be learnt")
         learnt = learnt if every else learnt[-1:]
@@ -161,6 +162,9 @@ class ChatFormat:
         if len(spans) != len(assistants) or not all(self.stop in text[start:end] for start, end in spans):
             return None
         self.renderer.require_whole(whole, tools, text)
+        for place in learnt:
+            start, end = spans[assistants.index(place)]
+            self._require_thoughts(whole[place], text[start:end])
         ids: list[int] = []
         learn: list[bool] = []
         edges = [0, *itertools.chain(*spans), len(text)]
@@ -181,13 +185,16 @@ class ChatFormat:
             body, joined = self._behind_think(before, whole, turn), True
         body = self._ended(body)
         self.renderer.require_whole([turn], [], body)
-        thoughts = turn.reasoning_content
-        if thoughts and thoughts.strip() and thoughts.strip() not in self.renderer.shown(body):
+        self._require_thoughts(turn, body)
+        return before, body, joined
+
+    def _require_thoughts(self, turn: Message, written: str) -> None:
+        thoughts = (turn.reasoning_content or "").strip()
+        if thoughts not in self.renderer.shown(written):
             raise DataError(
                 "the model's chat template leaves out reasoning_content: put the thoughts into the text between <think> and </think>, "
                 "or choose another backbone.chat_template"
             )
-        return before, body, joined
 
     def _behind_think(self, before: str, whole: str, turn: Message) -> str:
         """What the assistant says behind a generation prompt that opens ``<think>`` where the template's rendering does not go on from there."""

@@ -27,6 +27,8 @@ class Encoder:
     """Control tokens in people's texts, encoded as plain text."""
     joined: int = 0
     """Responses whose thoughts met a generation prompt that opens ``<think>``."""
+    opened: int = 0
+    """Conversations that begin with the assistant."""
     answers: int = 0
     """Responses looked at; of them:"""
     with_controls: int = 0
@@ -87,6 +89,7 @@ class Encoder:
             found = self.chat.sequences(demonstration.prompt, turns, every)
         self._look_at([*demonstration.prompt, *turns], demonstration.prompt, transcript(turns))
         self.joined += any(tokens.joined for tokens in found)
+        self.opened += demonstration.prompt[0].role == "assistant"
         for tokens in found:
             self._require_room(demonstration.id, tokens.learn.index(True), 1)
         return [self.within(tokens) for tokens in found]
@@ -107,6 +110,10 @@ class Encoder:
         out = []
         if self.controls:
             out.append(f"{self.controls:,} control tokens in people's texts were encoded as plain text")
+        if self.opened:
+            out.append(
+                f"{self.opened:,} conversations begin with the assistant's turn, which nothing asks for: it is context and not learnt"
+            )
         if self.joined:
             out.append(
                 f"{self.joined:,} responses open <think>, which the generation prompt opens already: one of the two was taken"

@@ -6,6 +6,7 @@ noncharacters before the template runs and encoded as plain text afterwards, so 
 
 from __future__ import annotations
 
+import json
 import operator
 import re
 from collections.abc import Iterator, Sequence
@@ -167,11 +168,8 @@ def _stands(part: str, text: str) -> bool:
     if part in text:
         return True
     # Templates may write a value as JSON, or set a text in other blanks.
-    return _json_escaped(part) in text or "".join(part.split()) in "".join(text.split())
-
-
-def _json_escaped(part: str) -> str:
-    return part.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    as_json = (json.dumps(part, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
+    return any(form in text for form in as_json) or "".join(part.split()) in "".join(text.split())
 
 
 def _leaves(value: Any) -> Iterator[str]:
