@@ -79,7 +79,11 @@ class Audit:
         """
         for line in encoder.notes():
             self.note(line)
-        self.note(f"an example, what is learnt between ⟦ and ⟧:\n{neutral(chat.marked(example))}")
+        lines = neutral(chat.marked(example)).splitlines()
+        # Printed and not kept: metrics travel with an artifact, and an example may be private.
+        say(f"  audit {self.stage}: an example, what is learnt between ⟦ and ⟧:", "dim")
+        for line in lines:
+            say(f"    {line}", "dim")
         for name, count, fix in (
             (
                 "control tokens inside texts",

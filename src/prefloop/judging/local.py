@@ -14,12 +14,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from prefloop.console import say, waiting
 from prefloop.data.chat import ChatFormat
-from prefloop.errors import EngineError, JudgeError, ModelError
+from prefloop.errors import DataError, EngineError, JudgeError, ModelError
 from prefloop.judging.engines import Engine, TransformersEngine, VLLMEngine, misread
 from prefloop.judging.language_model import Dialogue, OnDone, Said, Turn
 from prefloop.judging.prompts import Chat
@@ -135,10 +134,10 @@ class LocalModel:
 
     @cached_property
     def _has_system_role(self) -> bool:
-        """Some templates (Gemma 2's) raise an error at a system turn."""
+        """Some templates (Gemma 2's) refuse a system turn."""
         try:
             self._chat.prompt_ids([Message("system", "s"), Message("user", "u")])
-        except TemplateError:
+        except DataError:
             return False
         return True
 

@@ -12,13 +12,13 @@ import warnings
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
 from prefloop.audit import Audit
 from prefloop.config import DataConfig, SFTStageConfig
-from prefloop.console import say
+from prefloop.console import counted, say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import document_of_sequence
 from prefloop.data.sources import load_demonstrations
@@ -75,6 +75,10 @@ class SFT(Stage):
         audit.tokens(backbone.chat, (row.document(i) for i, row in enumerate(rows)), encoder.cut)
         audit.texts(backbone.chat, encoder, rows[0].tokens)
         audit.check("truncated responses", True, f"{encoder.cut} of {len(rows)}", "")
+        turns = sum(row.tokens.turns for row in rows)
+        audit.note(
+            f"{counted(turns, 'assistant turn')} learnt of {counted(len(loaded.records), 'conversation')} in {counted(len(rows), 'sequence')}"
+        )
         train, held = split(rows, self.config, work.runtime.seed)
         looks = HeldOut(work, ROLE, held, self.config) if held else None
 
@@ -121,7 +125,7 @@ class SFT(Stage):
                 "loss_last": losses[-1],
                 "steps": trainer.state.global_step,
                 "rows": len(rows),
-                "turns": sum(row.tokens.turns for row in rows),
+                "turns": turns,
                 "truncated": encoder.cut,
                 **best,
             }
@@ -167,6 +171,7 @@ class SFT(Stage):
         for parameter in backbone.parameters(ROLE):
             parameter.requires_grad_(True)
         learner = Learner(backbone, ROLE, "")
+        disable_progress_bars()  # TRL's, one for every step of its preparation
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = Trainer(

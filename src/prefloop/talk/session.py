@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-
 from prefloop.data.packing import Document
 from prefloop.data.sources import load_comparisons, write_jsonl
 from prefloop.errors import ConfigError, DataError, ModelError
@@ -176,10 +174,7 @@ class Talk:
             kept = self.turns[dropped:]
             past = [m for t in kept for m in (Message("user", t.user), Message("assistant", t.answers[t.chosen].text))]
             sent = [*start, *past, Message("user", user)]
-            try:
-                ids = self.opened.runtime.backbone.chat.prompt_ids(sent)
-            except jinja2.TemplateError as error:
-                raise DataError(f"the model's chat template refuses this talk: {error}") from None
+            ids = self.opened.runtime.backbone.chat.prompt_ids(sent)
             if len(ids) + room <= self.context:
                 return sent, ids, dropped
         raise DataError(

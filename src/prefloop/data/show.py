@@ -1,0 +1,55 @@
+"""Records as the model will read them, decoded, with what is learnt between ⟦ and ⟧."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefloop.data.chat import ChatFormat
+from prefloop.errors import DataError, ModelError
+from prefloop.models.lookup import resolve
+from prefloop.records import BestOf, Comparison, Demonstration, Rating, Record, answer_turns
+
+
+def chat_of(model: str, template: str, cache: Path) -> ChatFormat:
+    """The chat format of a model, by its tokenizer alone. Raises ``ModelError``."""
+    from transformers import AutoTokenizer
+
+    folder = resolve(model, cache)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer of '{model}' cannot be loaded: {str(error).splitlines()[0][:300]}") from None
+    return ChatFormat.load(tokenizer, template)
+
+
+def shown(record: Record, chat: ChatFormat, every: bool = True) -> Iterator[str]:
+    """What becomes of a record: a demonstration's sequences, each answer of a pair or a thumb, a prompt up to where it is answered.
+
+    ``every``: all assistant turns of a demonstration are learnt, or the last alone. Where the chat template refuses the record, the reason.
+    """
+    try:
+        if isinstance(record, Demonstration):
+            for tokens in chat.sequences(record.prompt, answer_turns(record), every):
+                yield f"{record.id}:\n{chat.marked(tokens)}"
+            return
+        before = chat.tokenizer.decode(chat.prompt_ids(record.prompt))
+        answers = record.responses if isinstance(record, Comparison | BestOf) else []
+        answers = [record.response] if isinstance(record, Rating) else answers
+        if not answers:
+            yield f"{record.id}:\n{before}"
+        for place, answer in enumerate(answers):
+            yield f"{record.id}, {_standing(record, place)}:\n{before}{chat.marked(chat.answer(record.prompt, answer))}"
+    except DataError as error:
+        yield f"{record.id}: {error}"
+
+
+def _standing(record: Record, place: int) -> str:
+    """What people said of an answer."""
+    if isinstance(record, BestOf):
+        return f"response {place} ({'good' if place in record.best else 'not good'})"
+    if isinstance(record, Rating):
+        return ", ".join(f"{sum(v.value == way for v in record.votes)} thumbs {way}" for way in ("up", "down"))
+    assert isinstance(record, Comparison)
+    mine = sum(vote.choice == place for vote in record.votes)
+    return f"response {place} ({mine} of {len(record.votes)} votes)"
