@@ -20,6 +20,7 @@ from prefloop.models.lookup import fingerprint
 from prefloop.models.reward import Reward, member_folder
 from prefloop.opening import require_fingerprint
 from prefloop.records import Prompt, prompt_key
+from prefloop.replies import Reply, response_of
 from prefloop.results import origin_of
 from prefloop.store import file_digest
 
@@ -45,7 +46,7 @@ class RewardGrader:
         if backbone is not None:
             require_fingerprint(fingerprint(backbone.folder), backbone.config.model, {str(source): self._origin})
 
-    def grade(self, prompt: Prompt, response: str) -> float:
+    def grade(self, prompt: Prompt, response: Reply) -> float:
         """Mean score of ``response``. Raises ``DataError`` naming a prompt that leaves no room for it."""
         grade = self.grade_many([(prompt, response)])[0]
         if grade.failed:
@@ -53,7 +54,7 @@ class RewardGrader:
         return grade.score
 
     def grade_many(
-        self, items: Sequence[tuple[Prompt, str]], on_grade: Callable[[int, Grade], None] | None = None
+        self, items: Sequence[tuple[Prompt, Reply]], on_grade: Callable[[int, Grade], None] | None = None
     ) -> list[Grade]:
         """Mean scores in the order of ``items``; responses to one prompt are scored together."""
         reward = self._loaded() if items else None
@@ -97,11 +98,12 @@ class RewardGrader:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
-    def _document(self, prompt: Prompt, responses: Sequence[str], keys: Sequence[int]) -> Document:
+    def _document(self, prompt: Prompt, responses: Sequence[Reply], keys: Sequence[int]) -> Document:
         backbone = self._loaded().backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         prompt_ids = encoder.prompt(prompt.id, prompt.prompt)
-        return Document(prompt_ids, [encoder.response(text, len(prompt_ids)) for text in responses], keys)
+        answers = [response_of(reply) for reply in responses]
+        return Document(prompt_ids, [encoder.response(answer.text, len(prompt_ids)) for answer in answers], keys)
 
     def _loaded(self) -> Reward:
         if self._reward is None:
@@ -110,7 +112,7 @@ class RewardGrader:
         return self._reward
 
 
-def _by_prompt(items: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt, list[int]]]:
+def _by_prompt(items: Sequence[tuple[Prompt, Reply]]) -> list[tuple[Prompt, list[int]]]:
     """Indices of items that share a conversation, in order of appearance."""
     groups: dict[str, tuple[Prompt, list[int]]] = {}
     for index, (prompt, _) in enumerate(items):
