@@ -42,7 +42,7 @@ from prefloop.judging.rewardbench import sections
 from prefloop.labels.aggregation import vote_share
 from prefloop.labels.scoring import reward_folder
 from prefloop.models.reward import Reward
-from prefloop.records import BestOf, Comparison, from_dict
+from prefloop.records import BestOf, Comparison, from_dict, prompt_key
 from prefloop.store import MANIFEST, read_rows, write_rows
 
 _HINT = ", or set such rows aside (reward eval --quarantine FOLDER, data.bad_rows: quarantine)"
@@ -177,7 +177,7 @@ def _between_people(records: Path) -> dict[str, list[float]]:
         for_first = [0.5 if v.choice == "tie" else float(v.choice == 0) for v in record.votes]
         both = [a * b + (1 - a) * (1 - b) for a, b in itertools.combinations(for_first, 2)]
         if both:
-            out.setdefault(str(row["prompt"]), []).append(float(np.mean(both)))
+            out.setdefault(prompt_key(record.prompt), []).append(float(np.mean(both)))
     return out
 
 
@@ -236,7 +236,7 @@ def _best_of(reward: Reward, path: Path, reading: Reading, parts: Mapping[str, P
                     set_aside.append({"id": record.id, "problem": str(error)})
                     continue
                 ids = [encoder.response(r.text, len(prompt_ids)) for r in record.responses]
-                kept.append((str(row["prompt"]), [len(i) for i in ids], record.best, key))
+                kept.append((prompt_key(record.prompt), [len(i) for i in ids], record.best, key))
                 yield Document(prompt_ids, ids, list(range(key, key + len(ids))))
                 key += len(ids)
 

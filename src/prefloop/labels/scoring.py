@@ -18,7 +18,7 @@ from prefloop.errors import DataError, ModelError
 from prefloop.labels.votes import Floats
 from prefloop.models.reward import Reward
 from prefloop.opening import config_of, require_model
-from prefloop.records import Comparison, Response, prompt_key
+from prefloop.records import Comparison, prompt_key
 from prefloop.results import ABOUT, locate, meant, origin_of
 from prefloop.runtime import Runtime
 from prefloop.store import MANIFEST
@@ -53,15 +53,15 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
         except DataError:
             too_long += len(positions)
             continue
-        keys: dict[tuple[str, bool], int] = {}
+        keys: dict[str, int] = {}
         responses: list[list[int]] = []
         for position in positions:
             for response in pool[position].responses:
-                if _identity(response) not in keys:
-                    keys[_identity(response)] = key + len(responses)
-                    responses.append(encoder.response(response.text, len(prompt_ids), _identity(response)[1]))
+                if response.key() not in keys:
+                    keys[response.key()] = key + len(responses)
+                    responses.append(encoder.response(response.text, len(prompt_ids), response.finished))
             one, other = pool[position].responses
-            ends[position] = keys[_identity(one)], keys[_identity(other)]
+            ends[position] = keys[one.key()], keys[other.key()]
         documents.append(Document(prompt_ids, responses, list(range(key, key + len(responses)))))
         key += len(responses)
     if not documents:
@@ -80,10 +80,6 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
         temperature=reward.temperature,
         too_long=too_long,
     )
-
-
-def _identity(response: Response) -> tuple[str, bool]:
-    return response.text, bool(response.meta.get("finished", True))
 
 
 def reward_folder(place: Path) -> Path:
