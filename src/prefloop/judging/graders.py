@@ -32,7 +32,7 @@ class Grader(Protocol):
 
     name: str
 
-    def grade(self, prompt: Prompt, response: Any) -> float:
+    def grade(self, prompt: Prompt, response: Reply) -> float:
         """Score of ``response``: its text, or the ``Response`` where it has turns."""
         ...
 

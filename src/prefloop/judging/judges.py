@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from prefloop.errors import ConfigError, JudgeError
 from prefloop.judging.cache import VerdictCache, through_cache, verdict_key
@@ -47,8 +47,8 @@ class Judge(Protocol):
 
     name: str
 
-    def compare(self, prompt: Sequence[Message], a: Any, b: Any) -> Verdict:
-        """Verdict on response ``a`` against response ``b``, both as text."""
+    def compare(self, prompt: Sequence[Message], a: str, b: str) -> Verdict:
+        """Verdict on response ``a`` against response ``b``, both as text; ``compare_many`` is given their turns too."""
         ...
 
 
@@ -139,8 +139,11 @@ class BothOrders:
         self._lock = threading.Lock()
 
     def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:
-        """Verdict that survives an order swap, or a tie."""
-        return self._combine(self.judge.compare(prompt, a, b), self.judge.compare(prompt, b, a))
+        """Verdict that survives an order swap, or a tie. Raises ``JudgeError`` when a request failed."""
+        verdict = self.compare_many([(prompt, a, b)])[0]
+        if verdict.failed:
+            raise JudgeError(verdict.failed)
+        return verdict
 
     def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """Verdicts in the order of ``items``; both orders of all of them go to the judge in one batch."""
