@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 from judge_endpoint import chat_at, endpoint_fixture  # noqa: F401
-from judge_stage import compared
 from turns import WEATHER, asked, call, looked
 
-from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
 from prefloop.judging.answers import empty_answers, read_answers
 from prefloop.judging.cache import VerdictCache, grade_key, verdict_key
@@ -21,7 +19,7 @@ from prefloop.judging.graders import FunctionGrader
 from prefloop.judging.judges import ScoreJudge, Verdict, prepare
 from prefloop.judging.language_model import ModelJudge
 from prefloop.labels.pool import content_of, pairs_of
-from prefloop.records import Comparison, Conversation, Message, Prompt, Response, Vote, from_dict, to_dict
+from prefloop.records import Comparison, Conversation, Message, Prompt, Response, Vote, to_dict
 from prefloop.replies import reply_of
 
 
@@ -65,7 +63,9 @@ def test_the_mark_depends_on_every_text_that_is_shown():
         Conversation(asked()),
         Conversation([*asked()[:3], Message("tool", "else", tool_call_id="c1")], [WEATHER]),
         Conversation([*asked()[:2], Message("assistant", "", "Other.", [call()]), asked()[3]], [WEATHER]),
-        Conversation([*asked()[:2], Message("assistant", "", "I should look.", [call("Basel")]), asked()[3]], [WEATHER]),
+        Conversation(
+            [*asked()[:2], Message("assistant", "", "I should look.", [call("Basel")]), asked()[3]], [WEATHER]
+        ),
     ]
     marks = {mark_of(Grading().question(prompt, looked()).user) for prompt in prompts}
     marks |= {mark_of(Grading().question(asked(), looked(city)).user) for city in ("Genf", "Chur")}
@@ -162,12 +162,14 @@ def test_files_of_answers_have_tools_and_turns(tmp_path: Path):
         path.write_text(json.dumps(row | {"response": response}) + "\n")
         with pytest.raises(DataError, match=f"row 1: .*{why}"):
             read_answers(path)
-    path.write_text(json.dumps(row | {"response": "x"}) + "\n" + json.dumps(row | {"response": "y", "tools": []}) + "\n")
+    path.write_text(
+        json.dumps(row | {"response": "x"}) + "\n" + json.dumps(row | {"response": "y", "tools": []}) + "\n"
+    )
     with pytest.raises(DataError, match="stands for another prompt"):
         read_answers(path)
 
 
-def test_an_endpoint_is_sent_the_turns(endpoint):  # noqa: F811
+def test_an_endpoint_is_sent_the_turns(endpoint):
     server = endpoint(lambda number, body: '{"reasons": "r", "verdict": "A"}')
     judge = ModelJudge(chat_at(server.url))
     assert judge.compare(asked(), looked(), "No.").score == 1
