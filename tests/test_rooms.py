@@ -19,8 +19,10 @@ from prefloop.judging.answers import read_answers
 from prefloop.labels import scoring
 from prefloop.labels.selection import text_features
 from prefloop.planning.time import CHARACTERS, TEMPLATE, measure
-from prefloop.readable import parts, prompt_text
+from prefloop.readable import parts, prompt_parts, prompt_text
 from prefloop.records import Comparison, Conversation, Message, Prompt, Response, from_dict, to_dict
+from prefloop.report import conversations
+from prefloop.report.schema import Sample, Summary
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work
 from prefloop.stages import answer
@@ -59,15 +61,12 @@ def test_gold_scorers_and_the_summary_see_tools_and_turns(tmp_path: Path, tiny_f
     metrics = stage.run(runtime, **inputs).metrics
     assert [metrics["results"][policy]["gold_mean"] for policy in (BASELINE, "ppo")] == [11, 13]
     (sample,) = metrics["samples"]
-    assert sample["prompt"] == prompt_text(asked())
-    for text in (
-        "[tools]\n",
-        "[system]\nBe brief.",
-        "[user]\nIs it warm",
-        "[assistant thinks]",
-        "[tool get_weather]\n",
-    ):
-        assert text in sample["prompt"]
+    assert from_dict(Prompt, {key: sample[key] for key in ("id", "prompt", "tools")}) == Prompt("p", asked())
+    assert sample["responses"]["ppo"]["turns"] == to_dict(looked())["turns"]
+    assert "turns" not in sample["responses"][BASELINE]
+    (talk,) = conversations._from_summary(Summary(samples=[Sample(**sample)]))
+    assert [part.who for part in talk.turns] == [part.who for part in prompt_parts(asked())]
+    assert [len(answer.said) for answer in talk.answers] == [0, 4]
 
 
 def test_the_text_of_a_single_turn_has_no_heading() -> None:

@@ -140,8 +140,8 @@ def _from_summary(summary: Summary) -> list[Conversation]:
     return [
         Conversation(
             sample.id,
-            [Part("user", _short(sample.prompt)[0])],
-            0,
+            turns := _turns(sample.model_dump()),
+            _asked(turns),
             [_answer(policy, response.model_dump()) for policy, response in sample.responses.items()],
         )
         for sample in summary.samples[:MOST_PROMPTS]

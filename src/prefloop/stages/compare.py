@@ -23,9 +23,8 @@ from prefloop.judging.length import length_controlled_leaderboard
 from prefloop.judging.ranking import Game, rank
 from prefloop.judging.specs import open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, win_rate
-from prefloop.readable import prompt_text
-from prefloop.records import Prompt, Response, from_dict
-from prefloop.replies import reply_of
+from prefloop.records import Prompt, Response, from_dict, to_dict
+from prefloop.replies import Reply, reply_of, response_of
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work
 from prefloop.stages.beside import open_beside
@@ -254,16 +253,15 @@ class Compare(Stage):
         return {"win_rate": found.rate, "ci_low": found.low, "ci_high": found.high}
 
     def _samples(self, answers: Mapping[str, Any], count: int = 6) -> list[dict[str, Any]]:
-        """The first answer of every policy to a few prompts, evenly spaced over the file."""
+        """The first answer of every policy to a few prompts, evenly spaced over the file, as the records are written."""
         ids = list(answers[BASELINE]["prompt"])
         chosen = [ids[int(k * len(ids) / count)] for k in range(min(count, len(ids)))]
         return [
             {
-                "id": i,
-                "prompt": prompt_text(answers[BASELINE]["prompt"][i].prompt),
+                **{k: v for k, v in to_dict(answers[BASELINE]["prompt"][i]).items() if k != "meta"},
                 "responses": {
                     p: {
-                        "text": answers[p]["text"][i][0],
+                        **_said(answers[p]["reply"][i][0]),
                         "reward": answers[p]["reward"][i][0],
                         "gold": answers[p]["gold"][i][0] if self.grader else None,
                     }
@@ -272,6 +270,10 @@ class Compare(Stage):
             }
             for i in dict.fromkeys(chosen)
         ]
+
+
+def _said(reply: Reply) -> dict[str, Any]:
+    return {k: v for k, v in to_dict(response_of(reply)).items() if k in ("text", "turns")}
 
 
 def _pearson(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> float:
