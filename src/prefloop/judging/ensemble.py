@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ class RewardGrader:
         backbone = self._loaded().backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         prompt_ids = encoder.prompt(prompt.id, prompt.prompt)
-        answers = [response_of(reply) for reply in responses]
+        answers = [replace(response_of(reply), meta={}) for reply in responses]  # without what says that one was cut
         return Document(prompt_ids, [encoder.response(answer.text, len(prompt_ids)) for answer in answers], keys)
 
     def _loaded(self) -> Reward:
