@@ -112,7 +112,10 @@ class Recording:
         ('{"id": "y", "prompt": 5, "response": "r"}', "row 2: field 'prompt'"),
         ('{"id": "y", "prompt": [{"role": "boss", "content": ""}], "response": "r"}', r"row 2: field 'prompt.0.role'"),
         ('{"id": true, "prompt": [], "response": "r"}', "row 2: field 'id'"),
-        ('{"id": "y", "prompt": [], "response": 3}', "row 2: field 'response' must be text, found 3"),
+        (
+            '{"id": "y", "prompt": [], "response": 3}',
+            "row 2: field 'response' must be text or a list of messages, found 3",
+        ),
         ('{"id": "x", "prompt": [], "response": "r"}', "row 2: id 'x' stands for another prompt"),
     ],
 )

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from labelling import Annotator, Labelling, comparisons, ratings, until
+from turns import WEATHER, asked, looked
 
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError, LabelError
 from prefloop.labels.argilla import Argilla, Pushed
 from prefloop.labels.datasets import BATCH
 from prefloop.labels.forms import is_swapped
-from prefloop.records import Comparison, Rating, Thumb, Vote
+from prefloop.records import Comparison, Rating, Response, Thumb, Vote
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,24 @@ def test_every_vote_is_for_the_text_that_was_chosen_on_screen(labelling: Labelli
         assert record.responses[vote.choice].text == chosen[record.id]
         assert (vote.annotator, vote.strength, vote.why) == (ann.name, 2.0, "it is short")
         assert vote.at.endswith("+00:00")
+
+
+def test_tools_calls_and_thoughts_are_on_screen_and_come_back_as_they_were(
+    labelling: Labelling, ann: Annotator
+) -> None:
+    dataset, record = labelling.name(), Comparison("turns", asked(), [looked(), Response("No.", "base")], meta={"k": 1})
+    assert labelling.argilla.push([record], dataset) == Pushed(1, 0)
+    assert labelling.argilla.push([record], dataset) == Pushed(0, 1)
+    (shown,) = on_screen(labelling, dataset, ann).values()
+    said = "\n".join(message["content"] for message in shown["fields"]["prompt"])
+    assert (
+        "Weather &lt;now&gt; &amp; here" in said
+        and "I should look." in said
+        and 'get_weather({"city": "Bern"})' in said
+    )
+    ann.answer(shown["id"], preferred="A")
+    (pulled,) = labelling.argilla.pull(dataset).records
+    assert bare([pulled]) == [record] and pulled.prompt.tools == [WEATHER] and len(pulled.votes) == 1
 
 
 def test_annotators_are_not_shown_which_response_is_which(labelling: Labelling, ann: Annotator) -> None:

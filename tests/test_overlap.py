@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from turns import call
+
 from prefloop.data.overlap import Match, overlap
 from prefloop.records import Message, Prompt
 
@@ -68,3 +70,21 @@ def test_records_that_share_a_prompt_are_counted_as_rows() -> None:
     found = overlap([prompt("t", "a question")], rows)
     assert found.describe().startswith("2 of 3 rows (2 different prompts) overlap the training set (2 by prompt)")
     assert found.to_dict()["distinct"] == 2
+
+
+def test_tool_results_and_system_turns_are_no_last_turn_and_thoughts_no_prompt() -> None:
+    result = "the weather in Bern is sunny today"
+    asks, looks, answers = (
+        Message("user", "Is it warm in Bern now?"),
+        Message("assistant", "", "Hm.", [call()]),
+        Message("tool", result),
+    )
+    train = [Prompt("t", [Message("system", "Be brief."), asks, looks, answers])]
+    assert overlap(train, [Prompt("e", [asks])]).matches == [Match("e", "t", "last turn")]
+    assert overlap(train, [Prompt("e", [Message("user", "What about Basel then?"), looks, answers])]).matches == []
+    same = Prompt("e", [Message("system", "Be brief."), asks, Message("assistant", "", "HM", [call()]), answers])
+    assert overlap(train, [same]).matches == [Match("e", "t", "prompt")]
+    other = Prompt(
+        "e", [Message("system", "Be brief."), asks, Message("assistant", "", "Hm.", [call("Basel")]), answers]
+    )
+    assert overlap(train, [other]).matches == [Match("e", "t", "last turn")]

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import report_extras
 import report_fixture
-from report_page import Page, full_fixture, part, report  # noqa: F401
+from report_page import HOSTILE, Page, full_fixture, part, report  # noqa: F401
+from turns import WEATHER, asked, call, looked
 
+from prefloop.records import Conversation, Message, Prompt, Response, to_dict
 from prefloop.report import conversations
 from prefloop.report.html import write_report
 from prefloop.report.schema import Summary
@@ -79,3 +81,71 @@ def test_the_page_of_a_thousand_prompts_stays_small_and_is_one_file(tmp_path: Pa
     report_extras.write_responses(tmp_path, data, prompts=1000)
     page = write_report(report_fixture.write_run(tmp_path, data, []))
     assert page.stat().st_size < 3_000_000 and page.read_text(encoding="utf-8").count("<article") == 1000
+
+
+def write_turns(folder: Path, hostile: str = "") -> dict:
+    """A run whose prompts have tools, a system turn, thoughts and results, as one policy's answers have."""
+    data = report_fixture.summary()
+    report_extras.write_responses(folder, data, prompts=1)
+    prompt = Conversation([*asked(), Message("user", f"And in Thun? {hostile}")], [WEATHER | {"note": hostile}])
+    answers = {
+        "sft": Response("No idea."),
+        "ppo": looked(said=f"Yes, warm. {hostile}"),
+        "dpo": Response.of([Message("assistant", "", "Hm.", [call("Thun")])]),
+    }
+    for policy, answer in answers.items():
+        said = {key: value for key, value in to_dict(answer).items() if key in ("text", "turns")}
+        row = {**to_dict(Prompt("q0", prompt)), "responses": [{**said, "finished": True, "reward": 1.0, "kl": 0.1}]}
+        report_extras.write_artifact(folder, f"respond-{policy}", f"key-{policy}", "responses.jsonl", [row])
+    return data
+
+
+def test_tools_thoughts_calls_and_results_stand_under_their_headings(tmp_path: Path) -> None:
+    shown = report(tmp_path, write_turns(tmp_path), [])
+    [talk] = conversations.section(tmp_path, Summary.model_validate(write_turns(tmp_path))).shown  # type: ignore[union-attr]
+    assert [who for who, _ in talk.turns] == [
+        "tools", "system", "user", "assistant thinks", "assistant calls", "tool get_weather", "user",
+    ]  # fmt: skip
+    assert talk.asked == 6
+    said = {answer.policy: [who for who, _ in answer.said] for answer in talk.answers}
+    assert said == {
+        "sft": [],
+        "ppo": ["assistant thinks", "assistant calls", "tool get_weather", "assistant"],
+        "dpo": ["assistant thinks", "assistant calls"],
+    }
+    for text in (
+        "Be brief.",
+        "Weather <now> & here",
+        "I should look.",
+        'get_weather({"city": "Thun"})',
+        "Better ask again.",
+    ):
+        assert text in shown.text
+    assert (
+        shown.source.count("And in Thun?") == 1
+        and '<p class="turn last" dir="auto"><b>user</b> And in Thun?' in shown.source
+    )
+
+
+def test_markup_in_turns_tools_and_names_is_text(tmp_path: Path) -> None:
+    data = write_turns(tmp_path, HOSTILE)
+    shown = report(tmp_path, data, [])
+    assert (
+        "<script>alert" not in shown.source and "<img src=x" not in shown.source and shown.text.count("alert('x')") == 2
+    )
+
+
+def test_a_long_answer_with_turns_is_cut_once_and_counted(tmp_path: Path) -> None:
+    parts, cut = conversations._said("", to_dict(looked(said="x" * 5000))["turns"])
+    assert sum(len(text) for _, text in parts) == conversations.MOST_CHARACTERS and 1000 < cut < 1100
+    assert conversations._said("text", [{"role": "judge"}]) == ([], 0)
+
+
+def test_prompts_of_training_show_what_was_asked_and_what_stood_before(tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    row = {key: value for key, value in to_dict(Prompt("p", asked())).items() if key in ("prompt", "tools")}
+    rows = [{"step": step, "id": "p", **row, "response": f"yes {step}"} for step in (1, 2)]
+    report_extras.write_artifact(tmp_path, "ppo", data["stages"][5]["key"], "samples.jsonl", rows)
+    [(_, [group])] = conversations.over_training(tmp_path, Summary.model_validate(data))
+    assert group.title == "Is it warm in Bern?" and group.turns[group.asked].text == group.title
+    assert len(group.turns) == 6 and "tool get_weather" in report(tmp_path, data, []).text

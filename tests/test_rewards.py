@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 from judge_endpoint import Endpoint, endpoint_fixture  # noqa: F401
+from turns import WEATHER, looked
+from turns import asked as with_tools
 
 from prefloop import endpoint as endpoint_module
 from prefloop.config import PPOConfig
@@ -270,3 +272,19 @@ def test_rewards_come_from_the_file_and_flags_replace_them(tmp_path: Path, capsy
     path.write_text(yaml.safe_dump({"ppo": {"rewards": {"a.py:f": "much"}}}))
     with pytest.raises(ConfigError, match=r"'ppo.rewards.a.py:f'.*much"):
         rewards("--config", str(path))
+
+
+def test_functions_and_servers_are_given_tools_and_turns(endpoint: Started, tmp_path: Path) -> None:
+    server = endpoint(by_length)
+    prompts, replies = [Prompt("p", with_tools())] * 2, [looked(), "No."]
+    HTTPSource(f"{server.url}/score").scores(prompts, replies, ["p/0", "p/1"])
+    turned, plain = server.bodies[0]["items"]
+    assert turned["tools"] == plain["tools"] == [WEATHER] and [m["role"] for m in turned["prompt"]][-1] == "tool"
+    assert turned["response"] == looked().text and turned["turns"] == [turn.to_dict() for turn in looked().turns]
+    assert plain["response"] == "No." and "turns" not in plain
+    (tmp_path / "calls.py").write_text(
+        "def calls(prompt, response, turns):\n"
+        "    known = {tool['function']['name'] for tool in prompt.prompt.tools}\n"
+        "    return sum(call.name in known for turn in turns for call in turn.tool_calls)\n"
+    )
+    assert FunctionSource(f"{tmp_path}/calls.py:calls").scores(prompts, replies, ["p/0", "p/1"]) == [1, 0]

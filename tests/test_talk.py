@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from made_run import make_run
 from talk_fixture import run_fixture, silent, talk_fixture  # noqa: F401
+from turns import WEATHER
 
 from prefloop.cli import _main, guarded
+from prefloop.data.chat import ChatFormat
 from prefloop.data.sources import load_comparisons, write_jsonl
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.models.reward import Reward
 from prefloop.opening import open_policies
-from prefloop.records import Comparison, Message, Response
+from prefloop.records import Comparison, Conversation, Message, Response
 from prefloop.talk import session
 from prefloop.talk.session import Talk, default_name, keep
 
@@ -149,3 +152,32 @@ def test_the_aligned_policy_of_the_last_command_is_who_one_talks_to(
     assert default_name(run, None) == "ppo" and default_name(run, "sft") == "sft"
     only = make_run(tmp_path, "only", tiny_folder, slots=("sft",))
     assert default_name(only, "dpo") == "sft"
+
+
+def test_tools_are_sent_and_kept_with_the_comparison(
+    talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps([WEATHER]))
+    talk.speakers, talk.tools, talk.system = ["ppo", "sft"], session.read_tools(path), "Be good."
+    rendered = []
+    render = ChatFormat.prompt_ids
+    monkeypatch.setattr(
+        ChatFormat, "prompt_ids", lambda self, prompt: rendered.append(prompt) or render(self, Conversation(prompt))
+    )
+    talk.say("try it", silent)
+    assert rendered[0].tools == [WEATHER] and [m.role for m in rendered[0]] == ["system", "user"]
+    kept = talk.prefer("a", "ann")
+    assert kept.prompt.tools == [WEATHER]
+    keep(tmp_path / "votes.jsonl", [kept])
+    assert json.loads((tmp_path / "votes.jsonl").read_text())["tools"] == [WEATHER]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"name": "f"}', "[]", '["f"]'])
+def test_a_file_that_holds_no_tools_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tools.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"--tools .*tools\.json: .*give a JSON list"):
+        session.read_tools(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        session.read_tools(tmp_path / "none.json")

@@ -30,8 +30,17 @@ TURN_END = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+    "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Shows tools, calls and thoughts."""
+
 TOKENIZERS: dict[str, dict[str, Any]] = {
     "chatml": {},
+    "tools": {"chat_template": TOOLS},
     "no-template": {"chat_template": None},
     "pad-is-eos": {"pad_token": "<|im_end|>"},
     "bos": {"bos_token": "<s>"},

@@ -78,7 +78,8 @@ class Message:
     @property
     def plain(self) -> bool:
         """Whether the turn is its text and nothing else."""
-        return not self.tool_calls and self.reasoning_content is None
+        extras = (self.reasoning_content, self.tool_call_id, self.name)
+        return not self.tool_calls and all(extra is None for extra in extras)
 
     def __str__(self) -> str:
         """The turn for people to read: thoughts, text, calls."""
@@ -172,7 +173,7 @@ class Response:
     """One answer and where it came from (a model, a file, a person)."""
 
     text: str
-    """The answer as people read it."""
+    """The answer as people read it; made of ``turns`` where it is empty."""
     source: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     turns: list[Message] = dataclasses.field(default_factory=list)
@@ -182,6 +183,12 @@ class Response:
     def of(cls, turns: Sequence[Message], source: str = "", meta: dict[str, Any] | None = None) -> Response:
         """The answer that consists of ``turns``."""
         return cls(transcript(turns), source, meta or {}, [] if _one_text(turns) else list(turns))
+
+    def __post_init__(self) -> None:
+        if self.turns and not self.text:
+            object.__setattr__(self, "text", transcript(self.turns))
+        if self.turns and self.text != transcript(self.turns):
+            raise ValueError("the text is not what its turns say: leave the text empty, or the turns out")
 
     @property
     def finished(self) -> bool:

@@ -24,6 +24,8 @@ class Chat:
     """A second result that answers the same talk."""
     system: str = ""
     """System text at the start of the talk."""
+    tools: Path | None = None
+    """JSON file with a list of the tools' schemas, which the model may call; a call is shown and not run."""
     temperature: float | None = None
     """Sampling temperature; the run's unless given, 0 takes the likeliest token each time."""
     max_new_tokens: int | None = None
@@ -40,11 +42,12 @@ class Chat:
     def run(self) -> None:
         from prefloop.errors import ConfigError
         from prefloop.opening import open_policies
-        from prefloop.talk.session import Talk, named
+        from prefloop.talk.session import Talk, named, read_tools
         from prefloop.talk.terminal import Terminal
 
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}: an answer needs at least 1")
+        tools = read_tools(self.tools) if self.tools else []
         interactive = sys.stdin.isatty()
         home, names = self._names()
         sampling: dict[str, Any] = {}
@@ -55,7 +58,7 @@ class Chat:
             first = named(home, names[0])
             opened = open_policies([first], model=self.model, generation=sampling, rollout="transformers")
             talk = Talk(opened, names, home, self.seed)
-        talk.system = self.system
+        talk.system, talk.tools = self.system, tools
         if self.temperature is not None:
             talk.set_temperature(self.temperature)
         votes = self.votes or (home or Path()) / "chat.jsonl"

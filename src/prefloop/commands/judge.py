@@ -146,9 +146,10 @@ class Compare(_Judge):
         return sides
 
     def _people(self) -> Votes | None:
-        """All votes on a pair of texts, in however many rows and whichever order they stand."""
+        """All votes on a pair of responses, in however many rows and whichever order they stand."""
         from prefloop.data.sources import load_comparisons
         from prefloop.labels.pool import content_of
+        from prefloop.replies import differ
 
         if self.human is None:
             return None
@@ -156,7 +157,7 @@ class Compare(_Judge):
         for row in self._checked(load_comparisons, self.human):
             key, before = content_of(row), votes.get(content_of(row))
             if before is not None:
-                alike = [r.text for r in before.responses] == [r.text for r in row.responses]
+                alike = not differ(before.responses[0], row.responses[0])
                 row = dataclasses.replace(before, votes=[*before.votes, *(row if alike else row.swap()).votes])
             votes[key] = row
         return votes

@@ -2,8 +2,9 @@
 
 Texts are compared in a normal form (case, blanks and punctuation do not count). Three findings, the strongest one is reported:
 
-- ``prompt``: every turn is the same;
-- ``last turn``: the last user turn is, under another conversation; turns of under 4 words ("go on, please") do not count;
+- ``prompt``: every turn is the same, with its thoughts and calls; which tools stand beside it plays no part;
+- ``last turn``: the last turn of the user is, under another conversation, whatever tool calls and results follow; turns of under 4 words ("go on,
+  please") do not count;
 - ``13-gram``: at least half of the prompt's runs of 13 words occur in training prompts, the length that GPT-3 was checked with (Brown et
   al. 2020, arXiv 2005.14165, appendix C). Half, because a shared instruction around another question is no leak.
 
@@ -90,8 +91,9 @@ def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted])
     for i, record in enumerate(eval_prompts):
         turns = _turns(record)
         whole.setdefault(turns, []).append(i)
-        if len(turns[-1][1].split()) >= SHORTEST_TURN:
-            last.setdefault(turns[-1][1], []).append(i)
+        asked = _last_asked(turns)
+        if len(asked.split()) >= SHORTEST_TURN:
+            last.setdefault(asked, []).append(i)
         runs.append(set(_grams(turns)))
         for gram in runs[-1]:
             grams.setdefault(gram, []).append(i)
@@ -106,7 +108,7 @@ def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted])
     for record in train_prompts:
         turns = _turns(record)
         take(whole.get(turns, ()), record.id, "prompt")
-        take(last.get(turns[-1][1], ()), record.id, "last turn")
+        take(last.get(_last_asked(turns), ()), record.id, "last turn")
         touched = set()
         for gram in _grams(turns):
             for i in grams.get(gram, ()):
@@ -130,7 +132,12 @@ def normalised(text: str) -> str:
 
 
 def _turns(record: Prompted) -> tuple[tuple[str, str], ...]:
-    return tuple((message.role, normalised(message.content)) for message in record.prompt)
+    return tuple((message.role, normalised(str(message))) for message in record.prompt)
+
+
+def _last_asked(turns: Sequence[tuple[str, str]]) -> str:
+    """The last turn of the user; tool calls and results may follow it."""
+    return next((text for role, text in reversed(turns) if role == "user"), "")
 
 
 def _grams(turns: Sequence[tuple[str, str]]) -> Iterator[int]:

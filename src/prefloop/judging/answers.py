@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.errors import DataError
-from prefloop.records import Prompt, from_dict, prompt_key
+from prefloop.records import Prompt, Response, from_dict, prompt_key
+from prefloop.replies import Reply, reply_of, text_of
 
-Answers = dict[str, tuple[Prompt, list[str]]]
+Answers = dict[str, tuple[Prompt, list[Reply]]]
 """By prompt id: the prompt and a model's responses to it."""
 
 
 def read_answers(path: Path) -> Answers:
     """Prompt and responses by id, in the order of a JSONL file with rows ``{"id", "prompt": [{"role", "content"}, ...], "response"}``.
 
-    A prompt may be a text, the user's one turn; a missing id is made from the prompt, so that it is the same in every file. An id may have several rows; ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``), other fields are ignored. Raises ``DataError`` naming file, row and field.
+    A prompt may be a text, the user's one turn; a missing id is made from the prompt, so that it is the same in every file. An id may have several rows; ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``), ``tools`` are what it offers, other fields are ignored.
+    A response may be a list of messages, or a text beside which ``turns`` holds the messages that it shows. Raises ``DataError`` naming file, row and field.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -40,10 +42,8 @@ def read_answers(path: Path) -> Answers:
             raise DataError(
                 f'{where}: no field \'{missing[0]}\'; a row is {{"id", "prompt": a text or [messages], "response"}}'
             )
-        if not isinstance(row["response"], str):
-            raise DataError(f"{where}: field 'response' must be text, found {row['response']!r:.80}")
         try:
-            prompt = _prompt(row)
+            prompt, reply = _prompt(row), _reply(row)
         except ValueError as error:
             raise DataError(f"{where}: {error}") from None
         known, responses = rows.setdefault(prompt.id, (prompt, []))
@@ -51,10 +51,27 @@ def read_answers(path: Path) -> Answers:
             raise DataError(
                 f"{where}: id '{prompt.id}' stands for another prompt in an earlier row; ids must be unique to a prompt"
             )
-        responses.append(row["response"])
+        responses.append(reply)
     if not rows:
         raise DataError(f"{path}: holds no rows; expected JSONL rows of prompt and response")
     return rows
+
+
+def _reply(row: dict[str, Any]) -> Reply:
+    """Raises ``ValueError`` naming the field."""
+    given, turns = row["response"], row.get("turns")
+    if isinstance(given, list):
+        given, turns = "", given
+    if not isinstance(given, str):
+        raise ValueError(f"field 'response' must be text or a list of messages, found {given!r:.80}")
+    if not turns:
+        if turns is None or given:
+            return given
+        raise ValueError("field 'response' is a list without a message")
+    said = from_dict(Response, {"text": given, "turns": turns}).turns
+    if said[0].role != "assistant":
+        raise ValueError(f"field 'response': its first message is of role '{said[0].role}', expected assistant")
+    return reply_of(Response.of(said))
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:
@@ -64,7 +81,9 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(given, int) and not isinstance(given, bool):
         given = str(given)
-    found = from_dict(Prompt, {"id": "" if given is None else given, "prompt": prompt, "meta": row.get("meta", {})})
+    tools = {"tools": row["tools"]} if row.get("tools") is not None else {}
+    what = {"id": "" if given is None else given, "prompt": prompt, "meta": row.get("meta", {}), **tools}
+    found = from_dict(Prompt, what)
     return found if given is not None else replace(found, id=f"prompt-{prompt_key(found.prompt)[:8]}")
 
 
@@ -84,7 +103,10 @@ def restricted(sides: Mapping[str, Answers], prompts: Iterable[Prompt]) -> dict[
 
 def empty_answers(sides: Mapping[str, Answers]) -> dict[str, int]:
     """How many responses of each side are empty or blank; sides without one are left out."""
-    found = {name: sum(not t.strip() for _, texts in side.values() for t in texts) for name, side in sides.items()}
+    found = {
+        name: sum(not text_of(r).strip() for _, replies in side.values() for r in replies)
+        for name, side in sides.items()
+    }
     return {name: count for name, count in found.items() if count}
 
 

@@ -14,20 +14,21 @@ from prefloop.errors import DataError
 from prefloop.judging.tally import Tally
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.records import Message, Prompt, identity
+from prefloop.replies import Reply, same_as
 
 _LINE_START = b'{"key": "'
 A = TypeVar("A", Verdict, Grade)
 OnAnswer = Callable[[int, A], None]
 
 
-def verdict_key(judge: str, prompt: list[Message], a: str, b: str, reference: str = "") -> str:
+def verdict_key(judge: str, prompt: Sequence[Message], a: Reply, b: Reply, reference: str = "") -> str:
     """sha256 of everything that determines a verdict: the judge's fingerprint, the conversation, both responses in this order, a reference."""
-    return _sha256([judge, identity(prompt), a, b, *([reference] if reference else [])])
+    return _sha256([judge, identity(prompt), same_as(a), same_as(b), *([reference] if reference else [])])
 
 
-def grade_key(grader: str, prompt: Prompt, response: str) -> str:
+def grade_key(grader: str, prompt: Prompt, response: Reply) -> str:
     """sha256 of everything that determines a grade: the grader's fingerprint, the prompt with its id and ``meta``, the response."""
-    return _sha256([grader, prompt.id, identity(prompt.prompt), prompt.meta, response])
+    return _sha256([grader, prompt.id, identity(prompt.prompt), prompt.meta, same_as(response)])
 
 
 def _sha256(what: list[Any]) -> str:

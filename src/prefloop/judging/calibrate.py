@@ -15,6 +15,7 @@ from prefloop.judging.position import PositionBias, position_bias
 from prefloop.judging.usage import Usage
 from prefloop.records import Comparison, Vote, prompt_key
 from prefloop.redact import without_secrets
+from prefloop.replies import reply_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def calibrate(
     asked = prepare(judge, cache)
     with progress(f"judge: {judge.name}", len(shown), "comparison") as advance:
         verdicts = asked.compare_many(
-            [(c.prompt, c.responses[0].text, c.responses[1].text) for c in shown], lambda i, verdict: advance()
+            [(c.prompt, reply_of(c.responses[0]), reply_of(c.responses[1])) for c in shown],
+            lambda i, verdict: advance(),
         )
     given = [(c, v) for c, v in zip(shown, verdicts, strict=True) if not v.failed]
     if not given:

@@ -32,8 +32,9 @@ from prefloop.judging.statistics import SignTest, WinRate, sign_test, verdict_wi
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.labels.pool import content_of
-from prefloop.records import Comparison, Conversation, Response
+from prefloop.records import Comparison, Conversation
 from prefloop.redact import without_secrets
+from prefloop.replies import Reply, differ, reply_of, response_of, text_of
 
 C = TypeVar("C", bound=Corrected)
 
@@ -182,10 +183,10 @@ def _pairs(n_a: int, n_b: int) -> list[tuple[int, int]]:
     return [(k % n_a, (k + k // period) % n_b) for k in range(n_a * n_b)]
 
 
-def _graded(met: Mapping[tuple[str, str], Met]) -> Iterator[tuple[str, str, Grade]]:
+def _graded(met: Mapping[tuple[str, str], Met]) -> Iterator[tuple[str, Reply, Grade]]:
     for of in met.values():
-        for prompt_id, (_, *texts), verdict in of:
-            yield from ((prompt_id, text, grade) for text, grade in zip(texts, verdict.grades, strict=False))
+        for prompt_id, (_, *replies), verdict in of:
+            yield from ((prompt_id, reply, grade) for reply, grade in zip(replies, verdict.grades, strict=False))
 
 
 def _length_controlled(
@@ -214,7 +215,7 @@ def _scores_and_leads(met: Met) -> tuple[dict[str, list[float]], dict[str, list[
     for prompt_id, (_, of_a, of_b), verdict in met:
         if not verdict.failed:
             scores.setdefault(prompt_id, []).append(verdict.score)
-            leads.setdefault(prompt_id, []).append(float(len(of_a) - len(of_b)))
+            leads.setdefault(prompt_id, []).append(float(len(text_of(of_a)) - len(text_of(of_b))))
     return scores, leads
 
 
@@ -230,7 +231,7 @@ def _duel(
     for prompt_id, (prompt, of_a, of_b), verdict in given:
         if verdict.by_order and not verdict.unparsable:
             orders.setdefault(prompt_id, []).append((verdict.by_order[0], verdict.by_order[1]))
-        pair = Comparison("", Conversation.of(prompt), [Response(of_a), Response(of_b)])
+        pair = Comparison("", Conversation.of(prompt), [response_of(of_a), response_of(of_b)])
         if (human := people.get(content_of(pair))) and human.votes:
             voted.setdefault(prompt_id, []).append((_share(human, of_a), verdict.score))
     by_rates, no_rates = _corrected(rogan_gladen, scores, voted, options["level"])
@@ -275,9 +276,9 @@ def _corrected(
         return None, str(error)
 
 
-def _share(human: Comparison, of_a: str) -> float:
+def _share(human: Comparison, of_a: Reply) -> float:
     """People's mean score of the response ``of_a``: 1 for each vote for it, 0.5 for each tie."""
-    first = human.responses[0].text.strip() == of_a.strip()
+    first = not differ(reply_of(human.responses[0]), of_a)
     scores = [0.5 if vote.choice == "tie" else float((vote.choice == 0) == first) for vote in human.votes]
     return sum(scores) / len(scores)
 

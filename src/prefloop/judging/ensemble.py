@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document, document_of
+from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError, ModelError
 from prefloop.judging.verdict import Grade
 from prefloop.labels.scoring import open_reward, reward_folder
@@ -20,7 +21,8 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.lookup import fingerprint
 from prefloop.models.reward import Reward, member_folder
 from prefloop.opening import require_fingerprint
-from prefloop.records import Prompt, Response, prompt_key
+from prefloop.records import Prompt, prompt_key
+from prefloop.replies import Reply, response_of
 from prefloop.results import origin_of
 from prefloop.store import file_digest
 
@@ -46,7 +48,7 @@ class RewardGrader:
         if backbone is not None:
             require_fingerprint(fingerprint(backbone.folder), backbone.config.model, {str(source): self._origin})
 
-    def grade(self, prompt: Prompt, response: str) -> float:
+    def grade(self, prompt: Prompt, response: Reply) -> float:
         """Mean score of ``response``. Raises ``DataError`` naming a prompt that leaves no room for it."""
         grade = self.grade_many([(prompt, response)])[0]
         if grade.failed:
@@ -54,17 +56,16 @@ class RewardGrader:
         return grade.score
 
     def grade_many(
-        self, items: Sequence[tuple[Prompt, str]], on_grade: Callable[[int, Grade], None] | None = None
+        self, items: Sequence[tuple[Prompt, Reply]], on_grade: Callable[[int, Grade], None] | None = None
     ) -> list[Grade]:
         """Mean scores in the order of ``items``; responses to one prompt are scored together."""
         reward = self._loaded() if items else None
         out: dict[int, Grade] = {}
         documents = []
         for prompt, keys in _by_prompt(items):
-            try:
-                documents.append(self._document(prompt, [items[key][1] for key in keys], keys))
-            except DataError as error:
-                out.update((key, Grade.failure(str(error))) for key in keys)
+            document, failed = self._document(prompt, {key: items[key][1] for key in keys})
+            documents += [document] if document else []
+            out.update((key, Grade.failure(problem)) for key, problem in failed.items())
         if reward is not None and documents:
             scores = reward.score(documents, "judge: reward", sum(len(each.keys) for each in documents))
             for key, members in scores.items():
@@ -98,12 +99,22 @@ class RewardGrader:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
-    def _document(self, prompt: Prompt, responses: Sequence[str], keys: Sequence[int]) -> Document:
+    def _document(self, prompt: Prompt, replies: Mapping[int, Reply]) -> tuple[Document | None, dict[int, str]]:
+        """The prompt with those of the replies that the model can read, and by key what is wrong with the others."""
         backbone = self._loaded().backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
-        prompt_ids = encoder.prompt(prompt.id, prompt.prompt)
-        found = [encoder.response(prompt.id, prompt.prompt, Response(text), len(prompt_ids)) for text in responses]
-        return dataclasses.replace(document_of(prompt_ids, found), keys=keys)
+        found: dict[int, Tokens] = {}
+        failed: dict[int, str] = {}
+        for key, reply in replies.items():
+            try:
+                prompt_ids = encoder.prompt(prompt.id, prompt.prompt)
+                answer = replace(response_of(reply), meta={})  # without what says that it was cut
+                found[key] = encoder.response(prompt.id, prompt.prompt, answer, len(prompt_ids))
+            except DataError as error:
+                failed[key] = str(error)
+        if not found:
+            return None, failed
+        return replace(document_of(prompt_ids, list(found.values())), keys=list(found)), failed
 
     def _loaded(self) -> Reward:
         if self._reward is None:
@@ -112,7 +123,7 @@ class RewardGrader:
         return self._reward
 
 
-def _by_prompt(items: Sequence[tuple[Prompt, str]]) -> list[tuple[Prompt, list[int]]]:
+def _by_prompt(items: Sequence[tuple[Prompt, Reply]]) -> list[tuple[Prompt, list[int]]]:
     """Indices of items that share a conversation, in order of appearance."""
     groups: dict[str, tuple[Prompt, list[int]]] = {}
     for index, (prompt, _) in enumerate(items):

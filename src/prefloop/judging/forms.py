@@ -11,6 +11,7 @@ from typing import Any
 from prefloop.judging.prompts import PREFERENCE, QUALITY, Question, question, reply_object, spoken
 from prefloop.judging.rubric import Criterion
 from prefloop.records import Message
+from prefloop.replies import Reply
 
 LOW, HIGH = 1, 10
 _SCALE = (
@@ -38,7 +39,7 @@ class Pairwise:
     criteria: str = PREFERENCE
     schema = _schema(verdict={"type": "string", "enum": list(_CHOICES)})
 
-    def question(self, prompt: Sequence[Message], a: str, b: str, reference: str = "") -> Question[float]:
+    def question(self, prompt: Sequence[Message], a: Reply, b: Reply, reference: str = "") -> Question[float]:
         """Is ``a``, shown first, or ``b`` the better response to ``prompt``?"""
         task = "You are an impartial judge. You are shown a conversation and two candidate responses to its last turn."
         fair = f"{self.criteria}\nThe order of the two responses is random and must not influence you."
@@ -82,7 +83,7 @@ class Grading:
     criteria: str = QUALITY
     schema = _schema(grade=_WHOLE)
 
-    def question(self, prompt: Sequence[Message], response: str, reference: str = "") -> Question[dict[str, float]]:
+    def question(self, prompt: Sequence[Message], response: Reply, reference: str = "") -> Question[dict[str, float]]:
         """How good is ``response`` to ``prompt``?"""
         task = "You are an impartial judge. You are shown a conversation and a response to its last turn."
         return question(self, task, f"{self.criteria}\n{_SCALE}", prompt, [("RESPONSE", response)], reference)
@@ -133,7 +134,7 @@ class Rubric:
         }
         return _schema(scores=scores)
 
-    def question(self, prompt: Sequence[Message], response: str, reference: str = "") -> Question[dict[str, float]]:
+    def question(self, prompt: Sequence[Message], response: Reply, reference: str = "") -> Question[dict[str, float]]:
         """How good is ``response`` to ``prompt`` by each criterion?"""
         task = "You are an impartial judge. You are shown a conversation and a response to its last turn."
         lines = [f"- {c.name}: {c.description}" if c.description else f"- {c.name}" for c in self.rubric]

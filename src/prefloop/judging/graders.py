@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
@@ -19,8 +20,9 @@ from prefloop.judging.tally import Tally
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade
 from prefloop.records import Prompt
+from prefloop.replies import Reply, text_of, turns_of
 
-Graded = tuple[Prompt, str]
+Graded = tuple[Prompt, Reply]
 """One question to a grader: prompt and response."""
 OnGrade = Callable[[int, Grade], None]
 
@@ -30,8 +32,8 @@ class Grader(Protocol):
 
     name: str
 
-    def grade(self, prompt: Prompt, response: str) -> float:
-        """Score of ``response``."""
+    def grade(self, prompt: Prompt, response: Reply) -> float:
+        """Score of ``response``: its text, or the ``Response`` where it has turns."""
         ...
 
 
@@ -58,7 +60,7 @@ class CachedGrader:
         self.grader, self.cache, self.name = grader, cache, grader.name
         self.tally = Tally(grader.name, getattr(grader, "prices", None), cache.path)
 
-    def grade(self, prompt: Prompt, response: str) -> float:
+    def grade(self, prompt: Prompt, response: Reply) -> float:
         """The stored score, or the grader's, which is stored. Raises ``JudgeError`` when there is none."""
         grade = self.grade_many([(prompt, response)])[0]
         if not math.isfinite(grade.score):
@@ -94,6 +96,7 @@ def fingerprint_of(judge: Any) -> str:
 class FunctionGrader:
     """A user's Python function, named ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``.
 
+    One with a parameter called ``turns`` is given the response's messages too: its thoughts, tool calls and their results.
     The file is imported from its path and runs with the rights of this process. It should stand alone: the
     fingerprint covers this one file. Raises ``ConfigError`` when file or function cannot be loaded, ``JudgeError``
     naming the prompt when a call raises or does not return a finite number.
@@ -111,12 +114,14 @@ class FunctionGrader:
                 f"function '{spec}': cannot read {path} ({error.strerror}); the path is relative to the current folder"
             ) from None
         self._call = self._load(spec)
+        self._takes_turns = _takes(self._call, "turns")
 
-    def grade(self, prompt: Prompt, response: str) -> float:
+    def grade(self, prompt: Prompt, response: Reply) -> float:
         """Score of ``response`` by the user's function."""
         where = f"function {self.path}:{self.name} on prompt '{prompt.id}'"
         try:
-            value = self._call(prompt, response)
+            more = {"turns": turns_of(response)} if self._takes_turns else {}
+            value = self._call(prompt, text_of(response), **more)
         except Exception as error:  # the user's code may raise anything; the prompt is what they need to find it
             line = traceback.extract_tb(error.__traceback__)[-1]
             raise JudgeError(
@@ -134,7 +139,7 @@ class FunctionGrader:
         """sha256 of the file's bytes, as they were loaded, and the function's name."""
         return hashlib.sha256(self._source + b"\0" + self.name.encode()).hexdigest()
 
-    def _load(self, spec: str) -> Callable[[Prompt, str], Any]:
+    def _load(self, spec: str) -> Callable[..., Any]:
         module_name = f"prefloop_grader_{self.fingerprint()[:16]}"
         loader = _HashedBytesLoader(module_name, str(self.path), self._source)
         module = importlib.util.module_from_spec(
@@ -148,12 +153,20 @@ class FunctionGrader:
             raise ConfigError(
                 f"function '{spec}': importing the file raised {type(error).__name__}: {error}"
             ) from error
-        call: Callable[[Prompt, str], Any] | None = getattr(module, self.name, None)
+        call: Callable[..., Any] | None = getattr(module, self.name, None)
         if call is None or not callable(call):
             functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             hint = nearest(self.name, functions) if functions else "the file defines no function"
             raise ConfigError(f"function '{spec}': no function '{self.name}' in {self.path}; {hint}")
         return call
+
+
+def _takes(call: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter called ``name``."""
+    try:
+        return name in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # some built-in ones do not say
+        return False
 
 
 class _HashedBytesLoader(importlib.machinery.SourceFileLoader):

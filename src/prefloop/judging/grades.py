@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from prefloop.judging.answers import Answers
 from prefloop.judging.statistics import Interval, clustered_mean
 from prefloop.judging.verdict import Grade
+from prefloop.replies import Reply, same_as
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,20 @@ class MeanGrade:
 
 def mean_grades(
     sides: Mapping[str, Answers],
-    given: Iterable[tuple[str, str, Grade]],
+    given: Iterable[tuple[str, Reply, Grade]],
     *,
     seed: int = 0,
     resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[MeanGrade, ...]:
     """Of each result with a grade, from (prompt id, response, grade); intervals resample prompts and responses."""
-    known = {(prompt_id, text): grade for prompt_id, text, grade in given if math.isfinite(grade.score)}
+    known = {(prompt_id, _key(reply)): grade for prompt_id, reply, grade in given if math.isfinite(grade.score)}
     found = []
     for name, side in sides.items():
         graded = {
             prompt_id: grades
-            for prompt_id, (_, texts) in side.items()
-            if (grades := [known[prompt_id, text] for text in texts if (prompt_id, text) in known])
+            for prompt_id, (_, replies) in side.items()
+            if (grades := [known[asked] for reply in replies if (asked := (prompt_id, _key(reply))) in known])
         }
         if not graded:
             continue
@@ -57,3 +59,7 @@ def mean_grades(
             )
         )
     return tuple(found)
+
+
+def _key(reply: Reply) -> str:
+    return json.dumps(same_as(reply))

@@ -19,8 +19,9 @@ from prefloop.judging.tally import Tally
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.records import Conversation, Message, Prompt, prompt_key
+from prefloop.replies import Reply, text_of
 
-Item = tuple[list[Message], str, str]
+Item = tuple[Sequence[Message], Reply, Reply]
 """One question to a judge: prompt, response a, response b."""
 OnVerdict = Callable[[int, Verdict], None]
 A = TypeVar("A")
@@ -46,8 +47,8 @@ class Judge(Protocol):
 
     name: str
 
-    def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
-        """Verdict on response ``a`` against response ``b``."""
+    def compare(self, prompt: Sequence[Message], a: str, b: str) -> Verdict:
+        """Verdict on response ``a`` against response ``b``, both as text; ``compare_many`` is given their turns too."""
         ...
 
 
@@ -67,7 +68,7 @@ class ScoreJudge:
         self.address: str = getattr(grader, "address", "")
         self._known: Mapping[str, Prompt] = {prompt_key(prompt.prompt): prompt for prompt in prompts}
 
-    def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
+    def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:
         """Verdict from the two scores, which ``raw`` keeps. Raises ``JudgeError`` when a request failed."""
         verdict = self.compare_many([(prompt, a, b)])[0]
         if verdict.failed:
@@ -104,7 +105,7 @@ class ScoreJudge:
         """What the grader has used so far."""
         return getattr(self.grader, "usage", Usage())
 
-    def _record(self, prompt: list[Message]) -> Prompt:
+    def _record(self, prompt: Sequence[Message]) -> Prompt:
         key = prompt_key(prompt)
         return self._known.get(key) or Prompt(id=key[:16], prompt=Conversation.of(prompt))
 
@@ -137,9 +138,12 @@ class BothOrders:
         self.n_asked = self.n_disagreed = 0
         self._lock = threading.Lock()
 
-    def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
-        """Verdict that survives an order swap, or a tie."""
-        return self._combine(self.judge.compare(prompt, a, b), self.judge.compare(prompt, b, a))
+    def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:
+        """Verdict that survives an order swap, or a tie. Raises ``JudgeError`` when a request failed."""
+        verdict = self.compare_many([(prompt, a, b)])[0]
+        if verdict.failed:
+            raise JudgeError(verdict.failed)
+        return verdict
 
     def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """Verdicts in the order of ``items``; both orders of all of them go to the judge in one batch."""
@@ -188,7 +192,7 @@ class CachedJudge:
         self.judge, self.cache, self.name = judge, cache, judge.name
         self.tally = Tally(judge.name, getattr(judge, "prices", None), cache.path)
 
-    def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
+    def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:
         """The stored verdict, or the judge's, which is stored. Raises ``JudgeError`` when the request failed."""
         verdict = self.compare_many([(prompt, a, b)])[0]
         if verdict.failed:
@@ -198,7 +202,7 @@ class CachedJudge:
     def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """Verdicts in the order of ``items``. Each new one is stored as it arrives; repeats are asked once."""
         identity = fingerprint_of(self.judge)
-        reference: Callable[[list[Message]], str] = getattr(self.judge, "reference", lambda prompt: "")
+        reference: Callable[[Sequence[Message]], str] = getattr(self.judge, "reference", lambda prompt: "")
         keys = [verdict_key(identity, *item, reference=reference(item[0])) for item in items]
 
         def ask(indices: list[int], arrived: OnVerdict) -> None:
@@ -231,7 +235,7 @@ def prepare(judge: Judge, cache: VerdictCache) -> PreparedJudge:
 
 
 def compare_many(judge: Judge, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
-    """Verdicts in the order of ``items``, through the judge's own ``compare_many`` where it has one.
+    """Verdicts in the order of ``items``, through the judge's own ``compare_many`` where it has one; ``compare`` is given texts.
 
     ``on_verdict(index, verdict)`` is called once for each, in the calling thread, as verdicts arrive.
     """
@@ -240,7 +244,7 @@ def compare_many(judge: Judge, items: Sequence[Item], on_verdict: OnVerdict | No
         return batched(items, on_verdict)
     verdicts = []
     for index, (prompt, a, b) in enumerate(items):
-        verdicts.append(judge.compare(prompt, a, b))
+        verdicts.append(judge.compare(prompt, text_of(a), text_of(b)))
         if on_verdict:
             on_verdict(index, verdicts[-1])
     return verdicts

@@ -19,6 +19,7 @@ from prefloop.judging.prompts import Chat, Question
 from prefloop.judging.usage import Prices, Usage
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.records import Message, Prompt, prompt_key
+from prefloop.replies import Reply
 
 V = TypeVar("V")
 A = TypeVar("A")
@@ -163,7 +164,7 @@ class ModelJudge(_Asking):
         self.form = form or Pairwise()
         self._references = {prompt_key(prompt.prompt): reference_of(prompt) for prompt in prompts}
 
-    def compare(self, prompt: list[Message], a: str, b: str) -> Verdict:
+    def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:
         """The model's verdict on ``a`` shown first against ``b`` shown second."""
         verdict = self.compare_many([(prompt, a, b)])[0]
         if verdict.failed:
@@ -179,7 +180,7 @@ class ModelJudge(_Asking):
         questions = [self.form.question(prompt, a, b, self.reference(prompt)) for prompt, a, b in items]
         return self._ask(questions, verdict, Verdict.failure, on_verdict)
 
-    def reference(self, prompt: list[Message]) -> str:
+    def reference(self, prompt: Sequence[Message]) -> str:
         """The reference answer that is shown with ``prompt``; part of the cache key."""
         return self._references.get(prompt_key(prompt), "")
 
@@ -198,7 +199,7 @@ class ModelGrader(_Asking):
         super().__init__(model)
         self.form = form or Grading()
 
-    def grade(self, prompt: Prompt, response: str) -> float:
+    def grade(self, prompt: Prompt, response: Reply) -> float:
         """The grade of ``response``."""
         grade = self.grade_many([(prompt, response)])[0]
         if grade.failed:

@@ -177,7 +177,7 @@ def _between_people(records: Path) -> dict[str, list[float]]:
         for_first = [0.5 if v.choice == "tie" else float(v.choice == 0) for v in record.votes]
         both = [a * b + (1 - a) * (1 - b) for a, b in itertools.combinations(for_first, 2)]
         if both:
-            out.setdefault(str(row["prompt"]), []).append(float(np.mean(both)))
+            out.setdefault(prompt_key(record.prompt), []).append(float(np.mean(both)))
     return out
 
 

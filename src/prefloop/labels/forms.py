@@ -5,6 +5,9 @@ show (which one is which, sources, metadata) travels in the record's hidden meta
 out. Fields are plain text: rendered Markdown would let a response decide how it looks beside the other. Argilla 2.8 puts the text of such
 a field into its page as HTML, so that a response could run a script in the annotator's session; texts are therefore escaped on the way
 there. No question has a suggestion: Argilla would tick it beforehand and send it along with a discard.
+
+Tools, thoughts, tool calls and their results are messages of the page like any other (``prefloop.readable``). What is more than plain text
+travels exactly in the hidden metadata too, and is read back from there.
 """
 
 from __future__ import annotations
@@ -19,11 +22,27 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Conversation, Message, Rating, Response, Thumb, Vote, identity
+from prefloop.readable import Part, prompt_parts
+from prefloop.records import (
+    Comparison,
+    Conversation,
+    Message,
+    Rating,
+    Response,
+    Thumb,
+    Vote,
+    from_dict,
+    identity,
+    tools_of,
+)
+from prefloop.replies import same_as
 
 HIDDEN = "prefloop"
 LONGEST = 20_000  # characters of a message; responses stand in text fields, which have no limit
 MOST_MESSAGES = 500
+LONGEST_ROLE = 20
+MOST_HIDDEN = 1_000_000
+"""Characters of JSON that hold a record's exact turns. Argilla sets no limit; every page that lists records carries them."""
 STRENGTHS: dict[str, int | float] = {"slight": 1, "clear": 2, "strong": 3}
 Kind = Literal["comparisons", "ratings"]
 R = TypeVar("R", bound=Comparison | Rating)
@@ -96,7 +115,7 @@ def is_swapped(dataset: str, id: str) -> bool:
 def digest(record: Comparison | Rating) -> str:
     """16 hex digits of what annotators are asked about: prompt and responses in their order. Sources, metadata and votes may differ."""
     responses = record.responses if isinstance(record, Comparison) else [record.response]
-    asked = [identity(record.prompt), [response.text for response in responses]]
+    asked = [identity(record.prompt), [same_as(response) for response in responses]]
     return hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()[:16]
 
 
@@ -107,20 +126,27 @@ def untakeable(records: Iterable[R]) -> list[tuple[R, str]]:
 
 
 def _problem(record: Comparison | Rating) -> str | None:
-    if len(record.prompt) > MOST_MESSAGES:
-        return f"the prompt has {len(record.prompt)} messages, Argilla takes {MOST_MESSAGES} at most"
-    for number, message in enumerate(record.prompt, 1):
-        sent = len(_shown(message.content))
+    messages = _on_screen(record.prompt)
+    if len(messages) > MOST_MESSAGES:
+        return f"the prompt has {len(messages)} messages, Argilla takes {MOST_MESSAGES} at most"
+    for number, (who, text) in enumerate(messages, 1):
+        sent = len(_shown(text))
         if not 1 <= sent <= LONGEST:
-            escaped = "" if sent == len(message.content) else " (&, < and > are sent as 4 or 5)"
-            return f"message {number} of the prompt has {sent:,} characters{escaped}, Argilla takes 1 to {LONGEST:,}"
+            escaped = "" if sent == len(text) else " (&, < and > are sent as 4 or 5)"
+            named = "" if who in ("system", "user", "assistant") else f" ({who})"
+            return f"message {number}{named} of the prompt has {sent:,} characters{escaped}, Argilla takes 1 to {LONGEST:,}"
+    responses = record.responses if isinstance(record, Comparison) else [record.response]
+    exact = len(json.dumps([_exact(record.prompt), [_turns(response) for response in responses]]))
+    if exact > MOST_HIDDEN:
+        return f"its tools, tool calls and thoughts take {exact:,} characters of metadata, {MOST_HIDDEN:,} at most are sent"
     return None
 
 
 def to_item(record: Comparison | Rating, dataset: str) -> dict[str, Any]:
     """The record as Argilla's bulk endpoint takes it. Votes that it has already stay behind."""
-    hidden: dict[str, Any] = {"digest": digest(record), "meta": record.meta}
-    fields: dict[str, Any] = {"prompt": [{"role": m.role, "content": _shown(m.content)} for m in record.prompt]}
+    hidden: dict[str, Any] = {"digest": digest(record), "meta": record.meta, **_exact(record.prompt)}
+    messages = [{"role": who, "content": _shown(text)} for who, text in _on_screen(record.prompt)]
+    fields: dict[str, Any] = {"prompt": messages}
     if isinstance(record, Comparison):
         hidden["swapped"] = is_swapped(dataset, record.id)
         shown = record.swap() if hidden["swapped"] else record
@@ -130,6 +156,28 @@ def to_item(record: Comparison | Rating, dataset: str) -> dict[str, Any]:
         fields["response"] = _shown(record.response.text)
         hidden["responses"] = [_unseen(record.response)]
     return {"external_id": record.id, "fields": fields, "metadata": {HIDDEN: hidden}}
+
+
+def _on_screen(prompt: list[Message]) -> list[Part]:
+    """The messages of the page. Argilla takes no empty one and no long role."""
+    return [_fitting(part) for part in prompt_parts(prompt)]
+
+
+def _fitting(part: Part) -> Part:
+    role = part.who.partition(" ")[0]
+    text = part.text or ("" if role in ("system", "user") else "(empty)")
+    return Part(part.who, text) if len(part.who) <= LONGEST_ROLE else Part(role, f"[{part.who}]\n{text}")
+
+
+def _exact(prompt: list[Message]) -> dict[str, Any]:
+    """The turns and tools of a prompt of which the page shows more, or less, than plain texts."""
+    tools, turns = tools_of(prompt), [message.to_dict() for message in prompt]
+    plain = all(turn.keys() == {"role", "content"} and turn["content"] for turn in turns)
+    return {} if plain and not tools else {"prompt": turns, "tools": tools}
+
+
+def _turns(response: Response) -> dict[str, Any]:
+    return {"turns": [turn.to_dict() for turn in response.turns]} if response.turns else {}
 
 
 def _shown(text: str) -> str:
@@ -143,7 +191,7 @@ def _meant(shown: str) -> str:
 
 
 def _unseen(response: Response) -> dict[str, Any]:
-    return {"source": response.source, "meta": response.meta}
+    return {"source": response.source, "meta": response.meta, **_turns(response)}
 
 
 def read_guidelines(path: Path) -> str:
@@ -172,17 +220,20 @@ def to_record(item: Mapping[str, Any], names: Mapping[str, str]) -> Comparison |
     ``at`` is when the annotator last changed the answer, UTC; ``strength`` is 1 (slight), 2 (clear) or 3 (strong).
     """
     fields, hidden = item["fields"], item["metadata"][HIDDEN]
-    prompt = Conversation(Message(m["role"], _meant(m["content"])) for m in fields["prompt"])
+    seen = [{"role": m["role"], "content": _meant(m["content"])} for m in fields["prompt"]]
+    turns = [from_dict(Message, turn) for turn in hidden.get("prompt", seen)]
+    prompt = Conversation(turns, hidden.get("tools", ()))
     answers = sorted(item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"]))
     answers = [answer for answer in answers if answer["status"] == "submitted"]
     if "response" in fields:
-        response = Response(_meant(fields["response"]), **hidden["responses"][0])
+        response = from_dict(Response, {"text": _meant(fields["response"]), **hidden["responses"][0]})
         thumbs = [_thumb(answer, names) for answer in answers]
         return Rating(item["external_id"], prompt, response, thumbs, hidden["meta"])
     texts = [_meant(fields["response_a"]), _meant(fields["response_b"])]
     if hidden["swapped"]:
         texts.reverse()
-    responses = [Response(text, **unseen) for text, unseen in zip(texts, hidden["responses"], strict=True)]
+    both = zip(texts, hidden["responses"], strict=True)
+    responses = [from_dict(Response, {"text": text, **unseen}) for text, unseen in both]
     votes = [_vote(answer, names) for answer in answers]
     if hidden["swapped"]:
         votes = [vote.swap() for vote in votes]

@@ -17,6 +17,7 @@ from prefloop.data.files import read_rows
 from prefloop.data.sources import load_comparisons
 from prefloop.errors import DataError
 from prefloop.records import Comparison, Conversation, Message, Prompt, Response, from_dict, identity
+from prefloop.replies import differ, same_as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,11 @@ class Pool:
 
 
 def content_of(comparison: Comparison) -> bytes:
-    """The same for two comparisons of the same two texts on the same prompt, in either order."""
-    texts = sorted(response.text for response in comparison.responses)
-    return hashlib.blake2b(json.dumps([identity(comparison.prompt), texts]).encode("ascii"), digest_size=16).digest()
+    """The same for two comparisons of the same two responses on the same prompt, in either order."""
+    said = sorted(
+        (same_as(response) for response in comparison.responses), key=lambda each: (str(type(each)), str(each))
+    )
+    return hashlib.blake2b(json.dumps([identity(comparison.prompt), said]).encode("ascii"), digest_size=16).digest()
 
 
 def read_pool(path: Path, labelled: Path | None = None, layout: str = "auto") -> Pool:
@@ -100,6 +103,6 @@ def candidates_of(path: Path) -> Iterator[Comparison]:
 def pairs_of(id: str, prompt: list[Message], responses: Sequence[Response]) -> Iterator[Comparison]:
     """Every pair of two different non-empty responses."""
     for i, j in itertools.combinations(range(len(responses)), 2):
-        one, other = responses[i].text.strip(), responses[j].text.strip()
-        if one and other and one != other:
-            yield Comparison(f"{id}/{i}-{j}", Conversation.of(prompt), [responses[i], responses[j]])
+        one, other = responses[i], responses[j]
+        if one.text.strip() and other.text.strip() and differ(one, other):
+            yield Comparison(f"{id}/{i}-{j}", Conversation.of(prompt), [one, other])

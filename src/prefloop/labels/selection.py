@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from prefloop.errors import ConfigError
 from prefloop.labels.votes import Floats
+from prefloop.readable import prompt_text
 from prefloop.records import Comparison, prompt_key
 
 Method = Literal["disagreement", "margin", "random", "length"]
@@ -157,7 +158,7 @@ def text_features(pool: Sequence[Comparison]) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [
-        "\n".join([*map(str, pair.prompt), *sorted(response.text for response in pair.responses)]) for pair in pool
+        "\n".join([prompt_text(pair.prompt), *sorted(response.text for response in pair.responses)]) for pair in pool
     ]
     return TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, max_features=50_000, token_pattern=r"\S+"

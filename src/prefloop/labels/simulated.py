@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from prefloop.config import AnnotatorConfig
 from prefloop.records import Comparison, Prompt, Response, Vote
+from prefloop.replies import differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,8 @@ def cast(
 
 
 def draw_pairs(responses: Sequence[Response], count: int, rng: random.Random) -> list[tuple[int, int]]:
-    """``count`` distinct pairs of different texts, in random order and orientation."""
-    pairs = [
-        (i, j)
-        for i, j in itertools.combinations(range(len(responses)), 2)
-        if responses[i].text.strip() != responses[j].text.strip()
-    ]
+    """``count`` distinct pairs of different responses, in random order and orientation."""
+    pairs = [(i, j) for i, j in itertools.combinations(range(len(responses)), 2) if differ(responses[i], responses[j])]
     rng.shuffle(pairs)
     return [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs[:count]]
 

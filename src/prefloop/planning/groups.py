@@ -87,8 +87,8 @@ def _bytes(path: Path, changed: int, size: int, layout: str, limit: int, thumbs:
     def look(record: Any) -> bool:
         responses = found.setdefault(hash(prompt_key(record.prompt)), {})
         for response in (record.response,) if thumbs else record.responses:
-            finished = bool(response.meta.get("finished", True))
-            responses[hash((response.text, finished))] = len(response.text.encode())
+            whole = response.key() if response.turns else response.text
+            responses[hash(response.key())] = len(whole.encode())
         return False
 
     kind: Any = Rating if thumbs else Comparison

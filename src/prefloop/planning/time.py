@@ -20,6 +20,7 @@ from prefloop.config.presets import count
 from prefloop.errors import PrefloopError
 from prefloop.planning.memory import Device
 from prefloop.planning.stages import NO_REFERENCE
+from prefloop.readable import prompt_parts
 
 SHARE = 0.66
 """Of the matrix rate, recomputation counted as work ("One PPO step on a GPU": scoring 5.08 of 7.57 s, training 3.45 x 1.5 of 7.80 s)."""
@@ -103,7 +104,7 @@ def measure(path: Path | None, kind: Literal["prompts", "demonstrations", "compa
             records: list[Any] = load(path, bad_rows="quarantine", quarantine_dir=aside, limit=SAMPLE).records
     except PrefloopError:
         return None
-    prompt = sum(len(message.content) for record in records for message in record.prompt)
+    prompt = sum(len(part.text) for record in records for part in prompt_parts(record.prompt))
     texts = [r.response if kind == "demonstrations" else r.responses[0].text + r.responses[1].text for r in records if kind != "prompts"]  # fmt: skip
     response = sum(map(len, texts)) / (2 if kind == "comparisons" else 1)
     mean = 1 / (CHARACTERS * max(1, len(records)))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from prefloop.algorithms import ALGORITHMS
+from prefloop.readable import Part, parts, prompt_parts
+from prefloop.records import Prompt, Response, from_dict
 from prefloop.report.inputs import artifact_file, number, read_rows
 from prefloop.report.page import label
 from prefloop.report.schema import BASELINE, Summary
@@ -27,6 +29,8 @@ class Answer(NamedTuple):
 
     policy: str
     text: str
+    said: list[Part]
+    """Thoughts, calls, their results and texts, where the answer is more than its text."""
     cut: int
     """Characters left out at its end."""
     gold: float | None
@@ -39,7 +43,9 @@ class Conversation(NamedTuple):
     """One prompt and the first response of every policy."""
 
     id: str
-    turns: list[tuple[str, str]]
+    turns: list[Part]
+    asked: int
+    """Which of the turns the answers are about: the last one of the user."""
     answers: list[Answer]
 
 
@@ -68,6 +74,10 @@ class Growth(NamedTuple):
     """Responses to one prompt over the steps of training, or of one step where no prompt came twice."""
 
     title: str
+    turns: list[Part]
+    """Of a prompt with more than the turn in the title, all of it."""
+    asked: int
+    """Which of them the title is."""
     steps: list[Step]
 
 
@@ -99,7 +109,8 @@ def _from_artifacts(run_dir: Path, summary: Summary) -> tuple[list[Conversation]
     found = [
         Conversation(
             id,
-            _turns(row.get("prompt")),
+            turns := _turns(row),
+            _asked(turns),
             [
                 _answer(policy, _first(_item(gold.get(id), policy), "gold") | responses[0])
                 for policy, known in rows.items()
@@ -129,7 +140,8 @@ def _from_summary(summary: Summary) -> list[Conversation]:
     return [
         Conversation(
             sample.id,
-            [("user", _short(sample.prompt)[0])],
+            turns := _turns(sample.model_dump()),
+            _asked(turns),
             [_answer(policy, response.model_dump()) for policy, response in sample.responses.items()],
         )
         for sample in summary.samples[:MOST_PROMPTS]
@@ -139,9 +151,10 @@ def _from_summary(summary: Summary) -> list[Conversation]:
 def _answer(policy: str, response: Mapping[str, Any]) -> Answer:
     text = str(response.get("text") or "")
     shown, cut = _short(text)
+    said, left = _said(text, response.get("turns"))
     finished = response.get("finished")
     return Answer(
-        policy, shown, cut, number(response, "gold"), number(response, "reward"), len(text.split()),
+        policy, shown, said, left if said else cut, number(response, "gold"), number(response, "reward"), len(text.split()),
         None if finished is None else bool(finished),
     )  # fmt: skip
 
@@ -150,12 +163,40 @@ def _short(text: str) -> tuple[str, int]:
     return text[:MOST_CHARACTERS], max(0, len(text) - MOST_CHARACTERS)
 
 
-def _turns(prompt: Any) -> list[tuple[str, str]]:
-    """Role and text of every message; a prompt that is plain text is one turn of the user."""
-    if isinstance(prompt, list):
+def _said(text: str, turns: Any) -> tuple[list[Part], int]:
+    """The parts of an answer that has turns, and how many characters are left out at its end."""
+    if not turns:
+        return [], 0
+    try:
+        found = parts(from_dict(Response, {"text": text, "turns": turns}).turns)
+    except ValueError:
+        return [], 0
+    room, shown = MOST_CHARACTERS, []
+    for part in found:
+        if room > 0:
+            shown.append(Part(part.who, part.text[:room]))
+        room -= len(part.text)
+    return shown, max(0, -room)
+
+
+def _turns(row: Mapping[str, Any]) -> list[Part]:
+    """The tools and turns of a row's prompt; a prompt that is plain text is one turn of the user."""
+    prompt = row.get("prompt")
+    if not isinstance(prompt, list):
+        return [Part("user", _short(str(prompt or ""))[0])]
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    try:
+        found = prompt_parts(from_dict(Prompt, {"id": "", "prompt": prompt, **tools}).prompt)
+    except ValueError:  # written by another version: what can be read of it
         messages = [message for message in prompt if isinstance(message, dict)]
-        return [(str(m.get("role", "user")), _short(str(m.get("content") or ""))[0]) for m in messages]
-    return [("user", _short(str(prompt or ""))[0])]
+        found = [Part(str(m.get("role", "user")), str(m.get("content") or "")) for m in messages]
+    return [Part(part.who, _short(part.text)[0]) for part in found]
+
+
+def _asked(turns: Sequence[Part]) -> int:
+    """Where the last turn of the user stands; the last one of all where there is none."""
+    users = [i for i, part in enumerate(turns) if part.who.partition(" ")[0] == "user"]
+    return users[-1] if users else len(turns) - 1
 
 
 def over_training(run_dir: Path | None, summary: Summary) -> list[tuple[str, list[Growth]]]:
@@ -183,7 +224,7 @@ def _by_prompt(rows: list[dict[str, Any]]) -> list[Growth]:
         grouped.setdefault(str(row.get("id")), []).append(row)
     repeated = sorted((rows for rows in grouped.values() if len(rows) > 1), key=len, reverse=True)
     return [
-        Growth(_last_turn(rows[0]), [_step(row, "") for row in _spread(rows, _MOST_STEPS)])
+        Growth(_last_turn(rows[0]), *_whole(rows[0]), [_step(row, "") for row in _spread(rows, _MOST_STEPS)])
         for rows in repeated[:_MOST_GROWN]
     ]
 
@@ -193,7 +234,7 @@ def _by_step(rows: list[dict[str, Any]]) -> list[Growth]:
     for row in rows:
         grouped.setdefault(int(number(row, "step") or 0), []).append(row)
     return [
-        Growth(f"Step {step}", [_step(row, _last_turn(row)) for row in grouped[step][:_MOST_STEPS]])
+        Growth(f"Step {step}", [], 0, [_step(row, _last_turn(row)) for row in grouped[step][:_MOST_STEPS]])
         for step in _spread(sorted(grouped), _MOST_GROWN)
     ]
 
@@ -205,8 +246,13 @@ def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
 
 
 def _last_turn(row: Mapping[str, Any]) -> str:
-    turns = _turns(row.get("prompt"))
-    return turns[-1][1] if turns else ""
+    turns = _turns(row)
+    return turns[_asked(turns)].text if turns else ""
+
+
+def _whole(row: Mapping[str, Any]) -> tuple[list[Part], int]:
+    turns = _turns(row)
+    return (turns, _asked(turns)) if len(turns) > 1 else ([], 0)
 
 
 def _step(row: Mapping[str, Any], prompt: str) -> Step:

@@ -232,6 +232,7 @@ class SampleResponse(Record):
     """One answer of one policy with its scores."""
 
     text: Text = ""
+    turns: Annotated[list[Any], or_empty(list)] = Field(default_factory=list)
     gold: Number = None
     reward: Number = None
 
@@ -240,7 +241,9 @@ class Sample(Record):
     """One prompt and what every policy answered."""
 
     id: Text = ""
-    prompt: Text = ""
+    prompt: Annotated[str | list[Any], or_empty(str)] = ""
+    """Messages; a text in summaries of old."""
+    tools: Annotated[list[Any], or_empty(list)] = Field(default_factory=list)
     responses: dict[str, SampleResponse] = Field(default_factory=dict)
 
 

@@ -53,10 +53,9 @@ class Answer(Stage):
         found = sample(work, prompts, inputs.get("policy"), self.samples, seed)
         rows = [
             {
-                "id": prompt.id,
-                "prompt": to_dict(prompt)["prompt"],
-                "meta": prompt.meta,
+                **to_dict(prompt),
                 "response": response.text,
+                **({"turns": to_dict(response)["turns"]} if response.turns else {}),
                 "finished": response.meta["finished"],
                 "tokens": response.meta["tokens"],
             }

@@ -23,7 +23,8 @@ from prefloop.judging.length import length_controlled_leaderboard
 from prefloop.judging.ranking import Game, rank
 from prefloop.judging.specs import open_judge
 from prefloop.judging.statistics import WinRate, clustered_mean, win_rate
-from prefloop.records import Prompt, from_dict
+from prefloop.records import Prompt, Response, from_dict, to_dict
+from prefloop.replies import Reply, reply_of, response_of
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work
 from prefloop.stages.beside import open_beside
@@ -156,7 +157,7 @@ class Compare(Stage):
         """All policies against each other, the k-th answer against the k-th; the later policy is side a, so SFT is always side b."""
         order = list(reversed(self.policies))
         prompts = list(answers[BASELINE]["prompt"].values())
-        sides = {p: {i: (answers[p]["prompt"][i], texts) for i, texts in answers[p]["text"].items()} for p in order}
+        sides = {p: {i: (answers[p]["prompt"][i], of) for i, of in answers[p]["reply"].items()} for p in order}
         judge = open_beside(work.runtime, self.config.judge or "", self.config.asking, prompts)
         with closing(judge):
             found = judge_answers(
@@ -193,19 +194,21 @@ class Compare(Stage):
 
     def _read(self, artifact: Artifact) -> dict[str, Any]:
         """By prompt id: prompts and each measured quantity of the responses."""
-        out: dict[str, Any] = {name: {} for name in ("prompt", "text", "reward", "kl", "words", "finished")}
+        out: dict[str, Any] = {name: {} for name in ("prompt", "reply", "text", "reward", "kl", "words", "finished")}
         if self.grader:
             out["gold"] = {}
         for row in read_rows(artifact / "responses.jsonl"):
             responses = row.pop("responses")
             prompt = from_dict(Prompt, row)
             out["prompt"][prompt.id] = prompt
+            replies = [reply_of(from_dict(Response, {k: r[k] for k in ("text", "turns") if k in r})) for r in responses]
+            out["reply"][prompt.id] = replies
             out["text"][prompt.id] = [r["text"] for r in responses]
             out["words"][prompt.id] = [len(r["text"].split()) for r in responses]
             for name in ("reward", "kl", "finished"):
                 out[name][prompt.id] = [float(r[name]) for r in responses]
             if self.grader:
-                out["gold"][prompt.id] = [self.grader.grade(prompt, r["text"]) for r in responses]
+                out["gold"][prompt.id] = [self.grader.grade(prompt, reply) for reply in replies]
         return out
 
     def _measure(self, mine: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,16 +253,15 @@ class Compare(Stage):
         return {"win_rate": found.rate, "ci_low": found.low, "ci_high": found.high}
 
     def _samples(self, answers: Mapping[str, Any], count: int = 6) -> list[dict[str, Any]]:
-        """The first answer of every policy to a few prompts, evenly spaced over the file."""
+        """The first answer of every policy to a few prompts, evenly spaced over the file, as the records are written."""
         ids = list(answers[BASELINE]["prompt"])
         chosen = [ids[int(k * len(ids) / count)] for k in range(min(count, len(ids)))]
         return [
             {
-                "id": i,
-                "prompt": answers[BASELINE]["prompt"][i].prompt[-1].content,
+                **{k: v for k, v in to_dict(answers[BASELINE]["prompt"][i]).items() if k != "meta"},
                 "responses": {
                     p: {
-                        "text": answers[p]["text"][i][0],
+                        **_said(answers[p]["reply"][i][0]),
                         "reward": answers[p]["reward"][i][0],
                         "gold": answers[p]["gold"][i][0] if self.grader else None,
                     }
@@ -268,6 +270,10 @@ class Compare(Stage):
             }
             for i in dict.fromkeys(chosen)
         ]
+
+
+def _said(reply: Reply) -> dict[str, Any]:
+    return {k: v for k, v in to_dict(response_of(reply)).items() if k in ("text", "turns")}
 
 
 def _pearson(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> float:

@@ -99,7 +99,7 @@ class Respond(Stage):
                 **to_dict(p),
                 "responses": [
                     {
-                        "text": r.text,
+                        **{k: v for k, v in to_dict(r).items() if k in ("text", "turns")},
                         "finished": r.meta["finished"],
                         "tokens": r.meta["tokens"],
                         "reward": rewards[i * n + k],

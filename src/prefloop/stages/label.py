@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from prefloop.labels.show import alpha_line
 from prefloop.labels.simulated import cast, simulate
 from prefloop.labels.votes import FILE, Votes, collect, collect_thumbs
 from prefloop.records import Comparison, Prompt, Rating, Response, from_dict, prompt_key
+from prefloop.replies import same_as
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows
 
@@ -238,7 +240,7 @@ class Label(Stage):
 
 
 class Gold:
-    """Scores of the candidates by the disclosed scorer, looked up by prompt and text."""
+    """Scores of the candidates by the disclosed scorer, looked up by prompt and response."""
 
     def __init__(self, spec: str) -> None:
         self.grader = FunctionGrader(spec)
@@ -246,13 +248,13 @@ class Gold:
 
     def add(self, prompt: Prompt, responses: list[Response]) -> dict[int, float]:
         """Score a prompt's responses; by their position."""
-        scores = {i: self.grader.grade(prompt, r.text) for i, r in enumerate(responses)}
-        self.scores |= {(prompt_key(prompt.prompt), r.text): scores[i] for i, r in enumerate(responses)}
+        scores = {i: self.grader.grade(prompt, r) for i, r in enumerate(responses)}
+        self.scores |= {(prompt_key(prompt.prompt), json.dumps(same_as(r))): scores[i] for i, r in enumerate(responses)}
         return scores
 
     def of(self, pair: Comparison) -> tuple[float, float]:
         """The scores of a pair's two responses; of a pair of another round, whose responses were not added, 0 and 0."""
-        first, second = (self.scores.get((prompt_key(pair.prompt), response.text)) for response in pair.responses)
+        first, second = (self.scores.get((prompt_key(pair.prompt), json.dumps(same_as(r)))) for r in pair.responses)
         return (0.0, 0.0) if first is None or second is None else (first, second)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from prefloop.labels.pool import content_of
 from prefloop.models.reward import Reward
 from prefloop.opening import Opened, context_of, require_one_backbone
 from prefloop.records import Comparison, Conversation, Message, Response, Vote
+from prefloop.replies import differ
 from prefloop.results import BASE, Policy, origin_of, policy_of, policy_slots
 from prefloop.rollouts.engine import TransformersEngine
 
@@ -43,7 +45,7 @@ class Turn:
     """A message, what was sent for it, and the answers; the talk goes on with the ``chosen`` one."""
 
     user: str
-    sent: list[Message]
+    sent: Conversation
     sent_ids: list[int]
     answers: list[Answer]
     chosen: int = 0
@@ -59,6 +61,8 @@ class Talk:
         """One name, or two whose answers stand beside each other."""
         self.turns: list[Turn] = []
         self.system = ""
+        self.tools: list[dict[str, Any]] = []
+        """JSON schemas of what the model may call; nothing here runs a call."""
         self.dropped = 0
         """Turns at the start of the talk that the last message was sent without."""
         self.drawn = 0
@@ -167,13 +171,13 @@ class Talk:
     def _model(self) -> str:
         return self.opened.runtime.backbone_config.model
 
-    def _fitting(self, user: str) -> tuple[list[Message], list[int], int]:
-        """What is sent: the system text and as many of the last turns as leave room for an answer; its ids; how many turns were left out."""
+    def _fitting(self, user: str) -> tuple[Conversation, list[int], int]:
+        """What is sent: the tools, the system text and as many of the last turns as leave room for an answer; its ids; how many turns were left out."""
         room, start = self.engine.generation.max_new_tokens, [Message("system", self.system)] if self.system else []
         for dropped in range(len(self.turns) + 1):
             kept = self.turns[dropped:]
             past = [m for t in kept for m in (Message("user", t.user), Message("assistant", t.answers[t.chosen].text))]
-            sent = [*start, *past, Message("user", user)]
+            sent = Conversation([*start, *past, Message("user", user)], self.tools)
             ids = self.opened.runtime.backbone.chat.prompt_ids(sent)
             if len(ids) + room <= self.context:
                 return sent, ids, dropped
@@ -210,6 +214,20 @@ class Talk:
         return Answer(name, tokens, whole, seed, temperature, ended)
 
 
+def read_tools(path: Path) -> list[dict[str, Any]]:
+    """JSON schemas from a file with a JSON list. Raises ``ConfigError`` for a file that is none."""
+    shape = 'a JSON list such as [{"type": "function", "function": {"name": "get_weather", "parameters": {…}}}]'
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--tools {path}: cannot be read ({error.strerror}); give {shape}") from None
+    except ValueError as error:
+        raise ConfigError(f"--tools {path}: not JSON ({error}); give {shape}") from None
+    if not isinstance(found, list) or not found or not all(isinstance(tool, dict) for tool in found):
+        raise ConfigError(f"--tools {path}: found {str(found)[:60]!r}; give {shape}")
+    return found
+
+
 def named(home: Path | None, name: str) -> Policy:
     """A slot of the run ``home``, under that name alone, or any reference."""
     if home is None or ":" in name or "/" in name:
@@ -235,7 +253,7 @@ def comparison_of(turn: Turn, talk: Talk) -> Comparison | None:
         for a in turn.answers
     ]
     votes = [turn.vote] if turn.vote else []
-    found = Comparison("", Conversation.of(turn.sent), responses, votes, {"from": "prefloop chat"})
+    found = Comparison("", turn.sent, responses, votes, {"from": "prefloop chat"})
     return dataclasses.replace(found, id=f"chat/{content_of(found).hex()[:12]}")
 
 
@@ -250,7 +268,7 @@ def keep(path: Path, comparisons: Sequence[Comparison]) -> int:
     for new in comparisons:
         old = known.get(new.id)
         if old is not None:
-            same = [r.text for r in old.responses] == [r.text for r in new.responses]
+            same = not differ(old.responses[0], new.responses[0])
             fresh = new if same else new.swap()
             voters = {v.annotator for v in fresh.votes}
             fresh = dataclasses.replace(old, votes=[*(v for v in old.votes if v.annotator not in voters), *fresh.votes])

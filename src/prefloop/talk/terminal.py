@@ -26,7 +26,7 @@ COMMANDS = {
     "score": ("", "the reward model's score of the last answers"),
     "retry": ("", "answer the last message again"),
     "undo": ("", "take the last message and its answers back"),
-    "reset": ("", "begin anew; the system text stays"),
+    "reset": ("", "begin anew; system text and tools stay"),
     "system": ("[TEXT]", "set the system text; without one, take it away"),
     "temperature": ("X", "sample at X; 0 takes the likeliest token each time"),
     "save": ("FILE", "add every turn with two answers, and its vote, to a file of comparisons"),

@@ -23,6 +23,7 @@ from prefloop.endpoint import Endpoint, parsed_url
 from prefloop.errors import ConfigError, JudgeError
 from prefloop.judging.judges import FunctionGrader
 from prefloop.records import Prompt, to_dict
+from prefloop.replies import Reply, text_of, turns_of
 
 KEY_ENV = "PREFLOOP_REWARD_KEY"
 """Environment variable with the key that reward servers are asked with, as a Bearer token; without it none is sent."""
@@ -55,13 +56,16 @@ class RewardSource(Protocol):
         """What determines its scores, as far as it can be known."""
         ...
 
-    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[str]) -> list[float]:
-        """The score of each response ``texts[i]``, called ``ids[i]``, to ``prompts[i]``. Raises ``JudgeError`` naming what could not be scored."""
+    def scores(self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]) -> list[float]:
+        """The score of each response ``replies[i]``, called ``ids[i]``, to ``prompts[i]``. Raises ``JudgeError`` naming what could not be scored."""
         ...
 
 
 class FunctionSource:
-    """A Python function ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``, called for each response."""
+    """A Python function ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``, called for each response.
+
+    It is given the response's messages as well where it has a parameter ``turns``.
+    """
 
     def __init__(self, spec: str, name: str = "") -> None:
         self.grader = FunctionGrader(spec)
@@ -71,12 +75,12 @@ class FunctionSource:
         """Of the file's content and the function's name."""
         return self.grader.fingerprint()
 
-    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[str]) -> list[float]:
+    def scores(self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]) -> list[float]:
         """The function's values. Raises ``JudgeError`` naming prompt and response when a call raises or gives no finite number."""
         values = []
-        for prompt, text, response_id in zip(prompts, texts, ids, strict=True):
+        for prompt, reply, response_id in zip(prompts, replies, ids, strict=True):
             try:
-                values.append(self.grader.grade(prompt, text))
+                values.append(self.grader.grade(prompt, reply))
             except JudgeError as error:
                 raise JudgeError(f"reward '{self.name}', response {response_id}: {error}") from error
         return values
@@ -85,7 +89,7 @@ class FunctionSource:
 class HTTPSource:
     """A server that gets ``{"items": [{"id", "prompt": [messages], "response"}, ...]}`` by POST and answers ``{"scores": [numbers]}``.
 
-    An item also has ``meta`` where its prompt has. Scores stand in the order of the items. The key comes from ``PREFLOOP_REWARD_KEY`` alone.
+    An item also has ``meta`` and ``tools`` where its prompt has, and ``turns``, its messages, where a response is more than its text. Scores stand in the order of the items. The key comes from ``PREFLOOP_REWARD_KEY`` alone.
     """
 
     def __init__(self, url: str, name: str = "") -> None:
@@ -106,9 +110,9 @@ class HTTPSource:
         """Of the URL: what the server runs cannot be known. A query such as ``?v=2`` tells versions apart."""
         return hashlib.sha256(self.url.encode()).hexdigest()
 
-    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[str]) -> list[float]:
+    def scores(self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]) -> list[float]:
         """The server's scores. Raises ``JudgeError`` naming the responses asked about when it cannot be used."""
-        items = [_item(*each) for each in zip(prompts, texts, ids, strict=True)]
+        items = [_item(*each) for each in zip(prompts, replies, ids, strict=True)]
         values: list[float] = []
         for start in range(0, len(items), _ITEMS_A_REQUEST):
             values += self._ask(items[start : start + _ITEMS_A_REQUEST])
@@ -134,11 +138,12 @@ class HTTPSource:
         return [value if isinstance(value, int | float) else reply.without_key(str(value)) for value in values]
 
 
-def _item(prompt: Prompt, text: str, response_id: str) -> dict[str, Any]:
+def _item(prompt: Prompt, reply: Reply, response_id: str) -> dict[str, Any]:
     asked = {
         key: value for key, value in to_dict(prompt).items() if key in ("prompt", "tools") or (value and key == "meta")
     }
-    return {"id": response_id, **asked, "response": text}
+    said = {} if isinstance(reply, str) else {"turns": [turn.to_dict() for turn in turns_of(reply)]}
+    return {"id": response_id, **asked, "response": text_of(reply), **said}
 
 
 class Rewards:
@@ -164,12 +169,13 @@ class Rewards:
         """What of them determines an artifact: fingerprints and weights."""
         return [(source.fingerprint(), self.weights[source.name]) for source in self.sources]
 
-    def scores_B(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Tensor]:
+    def scores_B(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Tensor]:
         """Each source's scores of a rollout, before its weight, [B] float32. Raises ``JudgeError`` when one fails or gives no finite number."""
         ids = response_ids(prompts)
         try:
             return {
-                source.name: _checked_B(source.name, source.scores(prompts, texts, ids), ids) for source in self.sources
+                source.name: _checked_B(source.name, source.scores(prompts, replies, ids), ids)
+                for source in self.sources
             }
         except JudgeError as error:
             raise JudgeError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.data.chat import ChatFormat
-from prefloop.records import Prompt
+from prefloop.records import Prompt, to_dict
 from prefloop.store import write_rows
 from prefloop.training.scored import Scored
 
@@ -45,7 +45,7 @@ def rows(chat: ChatFormat, batch: Sequence[Prompt], scored: Scored, step: int) -
         {
             "step": step,
             "id": batch[i].id,
-            "prompt": [message.to_dict() for message in batch[i].prompt],
+            **{key: value for key, value in to_dict(batch[i]).items() if key in ("prompt", "tools")},
             "response": chat.decode(scored.rollouts[i * each].token_ids),
             "reward": round(float(scored.reward_B[i * each]), 4),
             "kl": round(float(kl_B[i * each]), 4),
