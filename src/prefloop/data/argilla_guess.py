@@ -44,25 +44,33 @@ def guess(fields: Sequence[str], questions: Sequence[Question]) -> Reading:
     return with_questions(guess_fields(fields), questions)
 
 
-def guess_fields(names: Sequence[str]) -> Reading:
-    """The fields alone."""
+def guess_fields(
+    names: Sequence[str], prompt: tuple[str, ...] | None = None, responses: tuple[str, ...] | None = None
+) -> Reading:
+    """The fields alone; ``prompt`` and ``responses`` that are given are not guessed. Raises ``Unclear``."""
     lower = {name.lower(): name for name in names}
-    responses = _responses(names, lower)
-    prompts = [lower[name] for name in PROMPTS if name in lower]
-    doubtful = [lower[name] for name in lower if name in MORE]
-    if {"instruction", "input"} == {name.lower() for name in prompts} and not doubtful:
-        prompt = (lower["instruction"], lower["input"])  # alpaca's way
-    elif len(prompts) > 1 or (prompts and doubtful):
-        found = ", ".join(map(repr, [*prompts, *doubtful]))
-        raise Unclear(f"which of the fields {found} are the prompt? {HOW}")
-    else:
-        prompt = tuple(prompts)
+    if responses is None:
+        responses = _responses([name for name in names if name not in (prompt or ())], lower)
+    if prompt is None:
+        prompt = _prompt([lower[name] for name in lower if lower[name] not in responses])
     if not prompt and not responses:
         raise Unclear(
             f"none of the fields {', '.join(map(repr, names)) or '(there are none)'} is a prompt by its name. {HOW}"
         )
-    system = next((lower[name] for name in SYSTEMS if name in lower), None)
+    taken = {*prompt, *responses}
+    system = next((lower[name] for name in SYSTEMS if name in lower and lower[name] not in taken), None)
     return Reading(prompt, responses, system)
+
+
+def _prompt(names: Sequence[str]) -> tuple[str, ...]:
+    prompts = [name for wanted in PROMPTS for name in names if name.lower() == wanted]
+    doubtful = [name for name in names if name.lower() in MORE]
+    if [name.lower() for name in prompts] == ["instruction", "input"] and not doubtful:
+        return tuple(prompts)  # alpaca's way
+    if len(prompts) > 1 or (prompts and doubtful):
+        found = ", ".join(map(repr, [*prompts, *doubtful]))
+        raise Unclear(f"which of the fields {found} are the prompt? {HOW}")
+    return tuple(prompts)
 
 
 def _responses(names: Sequence[str], lower: Mapping[str, str]) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class Question:
     known: bool = True
     """Whether ``options`` are all there are."""
     means: Mapping[Any, Any] = field(default_factory=dict)
-    """Value → index of a response or ``tie``; for thumbs → ``up``, ``down`` or ``None``."""
+    """Value → index of a response or ``tie``; for thumbs → ``up`` or ``down``; ``None`` where it says neither."""
 
     def describe(self) -> str:
         """Name, type and values: ``'better' (label: A, B, tie)``."""
@@ -124,7 +124,8 @@ class Reading:
         if question.type == "ranking":
             return ", rank 1 the best"
         if question.type != "rating":
-            return ""
+            none = [str(value) for value, means in question.means.items() if means is None]
+            return f", {', '.join(none)} no vote" if none else ""
         low, high = min(question.options), max(question.options)
         return f": {low} for {self.responses[0]!r}, {high} for {self.responses[1]!r}, the middle for neither"
 
@@ -223,6 +224,8 @@ def _scores(reading: Reading, answer: Answer, count: int) -> tuple[dict[int, int
         off = (low + high) / 2 - _number(value, question.name)  # low values are for the first response
         return {0: int(off) if off == int(off) else off, 1: 0}, None
     means = _meaning(question, value)
+    if means is None:
+        return {}, None
     if means == "tie":
         return dict.fromkeys(range(count), 0), None
     return {index: int(index == means) for index in range(count)}, int(means)
