@@ -25,11 +25,11 @@ _PLACE = re.compile(rf"(?:{_WORD})?([a-z]|\d{{1,2}})(?:(?:is)?(?:much|slightly)?
 _TIE = re.compile(r"(?:a)?(?:tie|draw|equal|same|both|neither|nopreference|nodifference)[a-z]*")
 _PREFERS = re.compile(r"prefer|better|best|winner|overall|chosen|choice|ranking|quality|score|^rating$")
 _AGAINST = re.compile(r"worse|worst|reject|dislike|bad|least|harm|toxic|wrong|unsafe|loser")
-_UP = frozenset("good up thumbup thumbsup like accept accepted approve approved chosen".split())
-_DOWN = frozenset("bad down thumbdown thumbsdown dislike reject rejected disapprove disapproved".split())
-HOW = (
-    "Name them: `prefloop label pull --questions prompt=FIELD responses=FIELD,FIELD preferred=QUESTION`, or `thumb=QUESTION` for one response"
+_UP = frozenset({"good", "up", "thumbup", "thumbsup", "like", "accept", "accepted", "approve", "approved", "chosen"})
+_DOWN = frozenset(
+    {"bad", "down", "thumbdown", "thumbsdown", "dislike", "reject", "rejected", "disapprove", "disapproved"}
 )
+HOW = "Name them: `prefloop label pull --questions prompt=FIELD responses=FIELD,FIELD preferred=QUESTION`, or `thumb=QUESTION` for one response"
 
 
 class Unclear(ValueError):
@@ -98,8 +98,8 @@ def with_questions(reading: Reading, questions: Sequence[Question]) -> Reading:
         used: tuple[Question, ...] = (_one(thumbs, questions),)
         reading = replace(reading, thumb=used[0])
     else:
-        meant = [as_vote(q, reading.responses) for q in questions if not _AGAINST.search(q.name.lower())]
-        votes = [q for q in meant if q is not None]
+        asked = [q for q in questions if not _AGAINST.search(q.name.lower())]
+        votes = [meant for q in asked if (meant := as_vote(q, reading.responses)) is not None]
         for type in ("ranking", "label_selection"):
             if of_type := [q for q in votes if q.type == type]:
                 used = (_one(of_type, questions),)

@@ -175,7 +175,9 @@ def _is_answers(value: Any) -> bool:
     """Whether a column holds 1.x answers to its question."""
     if isinstance(value, Mapping):
         return {"user_id", "value", "status"} <= value.keys()
-    return isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) and _is_answers(one) for one in value)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) and _is_answers(one) for one in value)
+    )
 
 
 def _joined(given: list[_Given], record: Any) -> list[Answer]:

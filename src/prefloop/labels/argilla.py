@@ -92,9 +92,9 @@ class Argilla:
         ``guidelines`` (Markdown) replace those of a dataset that is there; ``min_submitted`` (1 unless given) completes a record. Raises
         ``DataError`` naming records that Argilla does not take, or that are there with other content; then nothing was sent or changed.
         """
-        by_id = _by_id(records)
-        kind = _kind(by_id.values(), dataset)
-        _require_takeable(by_id.values())
+        by_id = by_id_of(records)
+        kind = one_kind(by_id.values(), dataset)
+        require_takeable(by_id.values())
         found, fresh = self.datasets.ensure(dataset, workspace, kind, guidelines, min_submitted)
         present = set() if fresh else self._present(found, by_id)
         missing = [record for id, record in by_id.items() if id not in present]
@@ -233,7 +233,8 @@ class Argilla:
         return str(user["api_key"])
 
 
-def _by_id(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Comparison | Rating]:
+def by_id_of(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Comparison | Rating]:
+    """The records by id, equal ones once. Raises ``DataError`` for two with one id."""
     found: dict[str, Comparison | Rating] = {}
     for record in records:
         if record.id in found and digest(found[record.id]) != digest(record):
@@ -242,7 +243,8 @@ def _by_id(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Compar
     return found
 
 
-def _kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
+def one_kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
+    """What the records are. Raises ``DataError`` for none, and for both kinds at once."""
     kinds = {kind_of(record) for record in records}
     if len(kinds) != 1:
         raise DataError(
@@ -251,7 +253,8 @@ def _kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
     return kinds.pop()
 
 
-def _require_takeable(records: Collection[Comparison | Rating]) -> None:
+def require_takeable(records: Collection[Comparison | Rating]) -> None:
+    """Raises ``DataError`` naming records that Argilla does not take."""
     refused = untakeable(records)
     if refused:
         lines = [f"  {record.id!r}: {why}" for record, why in refused[:LISTED]]

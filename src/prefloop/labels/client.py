@@ -16,9 +16,9 @@ from prefloop.labels.connection import Http
 class _Client(rg.Argilla):
     def __init__(self, http: Http, url: str, key: str) -> None:
         super().__init__(api_url=url, api_key=key)
-        self.http_client.close()
-        self.http_client = http
-        self.api = type(self.api)(http)
+        own: Any = self  # the SDK is not typed
+        own.http_client.close()
+        own.http_client, own.api = http, type(own.api)(http)
 
     def _validate_connection(self) -> None:
         """The first real request says better what is in the way."""

@@ -127,7 +127,9 @@ class Datasets:
     def each(self, dataset: Dataset) -> dict[str, dict[str, int]]:
         """Name → everyone's answers by status."""
         return {
-            user.username: {status: getattr(user.completed, status) + getattr(user.pending, status) for status in ANSWERED}
+            user.username: {
+                status: getattr(user.completed, status) + getattr(user.pending, status) for status in ANSWERED
+            }
             for user in self.rest.client.api.datasets.list_users_progress(dataset.id)
         }
 

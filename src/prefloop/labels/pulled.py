@@ -104,7 +104,15 @@ def pulled(
         records = [record for record in records if record.votes]
     kept = of_machines - set_aside
     return Pulled(
-        records, len(votes) - set_aside, counts["draft"], counts["discarded"], foreign, kept, set_aside, refused, reading
+        records,
+        len(votes) - set_aside,
+        counts["draft"],
+        counts["discarded"],
+        foreign,
+        kept,
+        set_aside,
+        refused,
+        reading,
     )
 
 
