@@ -6,24 +6,30 @@ from typing import Any
 import pytest
 from turns import WEATHER, asked, call, looked
 
+from prefloop.data.argilla_own import own_record
 from prefloop.labels import forms
-from prefloop.labels.forms import LONGEST, digest, to_item, to_record, untakeable
+from prefloop.labels.forms import LONGEST, digest, to_answers, to_rg, untakeable
 from prefloop.records import Comparison, Conversation, Message, Rating, Response, ToolCall
 
 PLAIN = Comparison("c", Conversation([Message("user", "q <b>?")]), [Response("a", "sft"), Response("b")])
 
 
+def sent(record: Comparison | Rating) -> dict[str, Any]:
+    """What goes to the server."""
+    return json.loads(to_rg(record, "d").api_model().model_dump_json())
+
+
 def back(record: Comparison | Rating) -> Any:
     """Pulled as JSON brings it, without what a pull adds."""
-    item = json.loads(json.dumps(to_item(record, "d") | {"responses": []}))
-    pulled = to_record(item, {})
+    item = json.loads(json.dumps(sent(record) | {"responses": []}))
+    pulled = own_record(to_answers(item, {}), item["external_id"])
     pulled.meta.pop("shown", None)
     return pulled
 
 
 def test_the_page_shows_tools_thoughts_calls_and_results_escaped() -> None:
     record = Comparison("c", asked(), [looked(), Response("No <b>.")])
-    fields = to_item(record, "d")["fields"]
+    fields = sent(record)["fields"]
     assert [message["role"] for message in fields["prompt"]] == [
         "tools", "system", "user", "assistant thinks", "assistant calls", "tool get_weather",
     ]  # fmt: skip
@@ -60,12 +66,12 @@ def test_a_pulled_record_equals_the_one_that_was_sent(number: int) -> None:
 def test_every_kind_of_turn_comes_back_and_none_is_sent_empty(turn: Message) -> None:
     record = Rating("r", Conversation([Message("user", "q"), turn, Message("user", "and?")]), Response("a"))
     assert untakeable([record]) == [] and back(record) == record
-    for message in to_item(record, "d")["fields"]["prompt"]:
+    for message in sent(record)["fields"]["prompt"]:
         assert 1 <= len(message["role"]) <= 20 and message["content"]
 
 
 def test_plain_records_are_sent_as_before_and_those_sent_before_are_read() -> None:
-    item = to_item(PLAIN, "d")
+    item = sent(PLAIN)
     assert item["fields"]["prompt"] == [{"role": "user", "content": "q &lt;b&gt;?"}]
     assert item["metadata"]["prefloop"].keys() == {"digest", "meta", "swapped", "responses"}
     assert item["metadata"]["prefloop"]["responses"] == [{"source": "sft", "meta": {}}, {"source": "", "meta": {}}]

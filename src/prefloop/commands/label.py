@@ -141,8 +141,17 @@ class Push(_Server):
 
 
 @dataclasses.dataclass
-class Pull(_Server):
-    """Write every record that has a submitted answer, with its votes, to a file. Repeat it at will."""
+class _Read(_Server):
+    questions: tuple[str, ...] = ()
+    """For a dataset that was made elsewhere, what its fields and questions mean, where the guess that is printed is not right: several of
+    prompt=FIELD system=FIELD responses=FIELD,FIELD preferred=QUESTION ratings=QUESTION,QUESTION thumb=QUESTION strength=QUESTION why=QUESTION;
+    values that do not name a response after a colon, preferred=QUESTION:FIRST,SECOND,TIE or thumb=QUESTION:UP,DOWN."""
+
+
+@dataclasses.dataclass
+class Pull(_Read):
+    """Write every record that has a submitted answer, with its votes, to a file. Repeat it at will. The dataset may be of `label push` or made
+    with Argilla's own templates or SDK."""
 
     output: Path = dataclasses.field(kw_only=True)
     """JSON lines in the prefloop layout; replaced as a whole, and left as it is when nobody has answered."""
@@ -156,7 +165,9 @@ class Pull(_Server):
 
         with self._argilla() as argilla:
             with waiting(f"pulling {self.dataset}"):
-                found = argilla.pull(self.dataset, self.workspace, simulated=self.simulated)
+                found = argilla.pull(self.dataset, self.workspace, simulated=self.simulated, questions=self.questions)
+            if found.reading is not None:
+                say(found.reading.describe())
             if not found.records:
                 left = "is left as it is" if self.output.exists() else "is not written"
                 raise DataError(
@@ -169,7 +180,7 @@ class Pull(_Server):
 
 
 @dataclasses.dataclass
-class Watch(_Server):
+class Watch(_Read):
     """Keep a file at the votes of a dataset while they arrive, until Ctrl-C. Argilla must run on this machine."""
 
     output: Path = dataclasses.field(kw_only=True)
@@ -188,9 +199,17 @@ class Watch(_Server):
             self._argilla() as argilla,
             contextlib.suppress(KeyboardInterrupt),
             watch.Watch(
-                argilla, self.dataset, self.output, self.workspace, self.port, simulated=self.simulated
+                argilla,
+                self.dataset,
+                self.output,
+                self.workspace,
+                self.port,
+                simulated=self.simulated,
+                questions=self.questions,
             ) as watching,
         ):
+            if watching.reading is not None:
+                say(watching.reading.describe())
             say(f"watching {self.dataset}; Ctrl-C ends it")
             for news in watching.updates():
                 what = f"{self.output}: {news.found.describe()}" if news.written else "nobody has answered yet"

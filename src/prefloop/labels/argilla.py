@@ -1,6 +1,7 @@
-"""Records to Argilla and votes back, over its REST API alone: the SDK would bring a heavy environment and read answers no faster.
+"""Records to Argilla and votes back.
 
-A push sends what is not there yet, batch by batch; Argilla takes a batch whole or not at all and keeps record ids unique within a dataset,
+Datasets, users and records go there through Argilla's own client; answers come and go over its REST API: that client loses when an answer
+was given and the ranks of a ranking, and fails at a discard without values (docs/design.md). A push sends what is not there yet, batch by batch; Argilla takes a batch whole or not at all and keeps record ids unique within a dataset,
 so a push that was killed is repeated, not repaired. A pull reads every record that has an answer. Dropped on purpose: asking only for what
 changed since the last pull. Argilla cannot say: a changed vote leaves its record's ``updated_at`` alone, and answers logged in bulk leave
 the dataset's ``last_activity_at`` alone.
@@ -15,20 +16,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from prefloop.console import counted, progress
+from prefloop.data.argilla_votes import HIDDEN
 from prefloop.errors import DataError, LabelError
 from prefloop.labels.connection import Connection, Refused, Rest
-from prefloop.labels.datasets import ANSWERED, BATCH, MARK, Dataset, Datasets, batches
+from prefloop.labels.datasets import BATCH, MARK, Dataset, Datasets, batches
 from prefloop.labels.forms import (
-    HIDDEN,
     Kind,
     digest,
     kind_of,
     of_prefloop,
-    to_item,
+    to_rg,
     to_values,
     untakeable,
 )
 from prefloop.labels.pulled import Pulled, pulled
+from prefloop.labels.questions import reading_of
 from prefloop.records import Comparison, Rating, Thumb, Vote
 
 ANSWERS = 100  # as many as one request takes
@@ -90,9 +92,9 @@ class Argilla:
         ``guidelines`` (Markdown) replace those of a dataset that is there; ``min_submitted`` (1 unless given) completes a record. Raises
         ``DataError`` naming records that Argilla does not take, or that are there with other content; then nothing was sent or changed.
         """
-        by_id = _by_id(records)
-        kind = _kind(by_id.values(), dataset)
-        _require_takeable(by_id.values())
+        by_id = by_id_of(records)
+        kind = one_kind(by_id.values(), dataset)
+        require_takeable(by_id.values())
         found, fresh = self.datasets.ensure(dataset, workspace, kind, guidelines, min_submitted)
         present = set() if fresh else self._present(found, by_id)
         missing = [record for id, record in by_id.items() if id not in present]
@@ -105,18 +107,29 @@ class Argilla:
         return Pushed(len(missing), len(present), replaced)
 
     def pull(
-        self, dataset: str, workspace: str = "default", ids: Collection[str] | None = None, simulated: bool = False
+        self,
+        dataset: str,
+        workspace: str = "default",
+        ids: Collection[str] | None = None,
+        simulated: bool = False,
+        questions: Sequence[str] = (),
+        unvoted: bool = False,
     ) -> Pulled:
-        """Every record with a submitted answer, as it was pushed and with a vote for each; see ``forms.to_record``. ``ids``: of these alone.
+        """Every record with a submitted answer, as it was pushed and with a vote for each. ``ids``: of these alone.
 
-        Where people have voted, votes of simulated annotators are left out and counted, unless ``simulated`` asks for them.
+        Where people have voted, votes of simulated annotators are left out and counted, unless ``simulated`` asks for them. A dataset that
+        prefloop has not made is read as its fields and questions are understood, or as ``questions`` say; see ``questions.reading_of``.
+        ``unvoted``: records without an answer too.
         """
         found = self.datasets.find(dataset, workspace)
-        items = sorted(self.datasets.answered(found), key=lambda item: (item["inserted_at"], item["id"]))
+        reading = reading_of(found, questions, votes=not unvoted)
+        items = self.datasets.all(found) if unvoted else self.datasets.answered(found)
+        ordered = sorted(items, key=lambda item: (item["inserted_at"], item["id"]))
         if ids is not None:
             wanted = set(ids)
-            items = [item for item in items if item.get("external_id") in wanted]
-        return pulled(items, self.datasets.people(found), simulated)
+            ordered = [item for item in ordered if item.get("external_id") in wanted]
+        source = f"argilla:{workspace}/{dataset}"
+        return pulled(ordered, self.datasets.people(found), simulated, reading, source, unvoted)
 
     def simulated(self, dataset: str, workspace: str = "default") -> set[str]:
         """Names of the accounts that ``vote`` has made, of those that may have answered in the dataset."""
@@ -127,15 +140,7 @@ class Argilla:
         """Records in all, completed and pending, and every annotator's answers."""
         found = self.datasets.find(dataset, workspace)
         counts = self.datasets.counts(found)
-        users = self.rest.get(f"/datasets/{found.id}/users/progress")["users"]
-        each = {
-            user["username"]: {
-                status: sum((user.get(part) or {}).get(status, 0) for part in ("completed", "pending"))
-                for status in ANSWERED
-            }
-            for user in users
-        }
-        return Progress(counts["total"], counts["completed"], counts["pending"], each)
+        return Progress(counts["total"], counts["completed"], counts["pending"], self.datasets.each(found))
 
     def states(self, dataset: str, ids: Sequence[str], workspace: str = "default") -> dict[str, bool]:
         """Which of these records are there, and whether each has the minimum of submitted answers."""
@@ -194,9 +199,10 @@ class Argilla:
         return present
 
     def _send(self, dataset: Dataset, batch: Sequence[Comparison | Rating]) -> None:
-        items = [to_item(record, dataset.name) for record in batch]
+        client = self.rest.client
         try:
-            self.rest.post(f"/datasets/{dataset.id}/records/bulk", {"items": items})
+            # Made, never replaced: ``Dataset.records.log`` would put new texts under answers that are there.
+            client.api.records.bulk_create(dataset.id, [to_rg(record, dataset.name).api_model() for record in batch])
         except Refused as refused:
             if refused.status != 422:
                 raise
@@ -227,7 +233,8 @@ class Argilla:
         return str(user["api_key"])
 
 
-def _by_id(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Comparison | Rating]:
+def by_id_of(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Comparison | Rating]:
+    """The records by id, equal ones once. Raises ``DataError`` for two with one id."""
     found: dict[str, Comparison | Rating] = {}
     for record in records:
         if record.id in found and digest(found[record.id]) != digest(record):
@@ -236,7 +243,8 @@ def _by_id(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Compar
     return found
 
 
-def _kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
+def one_kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
+    """What the records are. Raises ``DataError`` for none, and for both kinds at once."""
     kinds = {kind_of(record) for record in records}
     if len(kinds) != 1:
         raise DataError(
@@ -245,7 +253,8 @@ def _kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
     return kinds.pop()
 
 
-def _require_takeable(records: Collection[Comparison | Rating]) -> None:
+def require_takeable(records: Collection[Comparison | Rating]) -> None:
+    """Raises ``DataError`` naming records that Argilla does not take."""
     refused = untakeable(records)
     if refused:
         lines = [f"  {record.id!r}: {why}" for record, why in refused[:LISTED]]

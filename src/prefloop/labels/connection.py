@@ -1,17 +1,18 @@
-"""Which Argilla, with which key; and its REST API, one call at a time.
+"""Which Argilla, with which key; Argilla's own client for it, and its REST API for what that client cannot do.
 
-The key is held by the connection alone: it is in no message, no ``repr`` and no artifact. Redirects are not followed, so that it goes to
-the address that was named and nowhere else.
+Both go through one ``Http``, so that every failure is told in the same words. The key is held by the connection and the client alone: it is
+in no message, no ``repr`` and no artifact. Redirects are not followed, so that it goes to the address that was named and nowhere else.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -19,6 +20,9 @@ import httpx
 from prefloop.errors import LabelError
 from prefloop.labels.server import default_home
 from prefloop.redact import without_secrets
+
+if TYPE_CHECKING:
+    import argilla as rg
 
 URL_VARIABLE, KEY_VARIABLE = "ARGILLA_API_URL", "ARGILLA_API_KEY"
 TIMEOUT_S = 120.0
@@ -122,51 +126,44 @@ class Unreachable(LabelError):
     """Nothing answered, or not in time."""
 
 
-class Rest:
-    """Calls of ``/api/v1`` with one key. Every call raises ``LabelError`` when there is no usable answer, ``Refused`` for an error status."""
+class Http(httpx.Client):
+    """Requests with one key. Every one raises ``LabelError`` when there is no usable answer, ``Refused`` for an error status."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         # A proxy named in the environment cannot reach this machine's own loopback.
-        self._client = httpx.Client(
-            base_url=f"{connection.url}/api/v1",
+        super().__init__(
+            base_url=connection.url,
             headers={"X-Argilla-Api-Key": connection.api_key},
             timeout=TIMEOUT_S,
             trust_env=urlsplit(connection.url).hostname not in _LOOPBACK,
         )
 
-    def get(self, path: str, **query: Any) -> Any:
-        """The JSON at ``path``."""
-        return self.call("GET", path, query=query)
-
-    def post(self, path: str, body: Any, **query: Any) -> Any:
-        """The JSON that answers ``body``."""
-        return self.call("POST", path, body, query)
-
-    def call(self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Any:
-        """One request; an empty answer is ``None``."""
-        # ASCII escapes, so that half an emoji in a cut-off response can be sent.
-        content = None if body is None else json.dumps(body)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+    def request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Response:
+        """One request; what answers is JSON or nothing."""
+        path, at = str(url).partition("/api/v1")[2], self.connection.url
+        body = options.pop("json", None)
+        if body is not None:
+            # ASCII escapes, so that half an emoji in a cut-off response can be sent.
+            options["content"] = json.dumps(body)
+            options["headers"] = {"Content-Type": "application/json"}
         try:
-            answer = self._client.request(method, path, content=content, headers=headers, params=query or None)
+            answer = super().request(method, url, **options)
         except httpx.TimeoutException:
             raise Unreachable(
-                f"Argilla at {self.connection.url} did not answer {method} {path} within {TIMEOUT_S:.0f} s: look into its log"
+                f"Argilla at {at} did not answer {method} {path} within {TIMEOUT_S:.0f} s: look into its log"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             said = str(error).replace(self.connection.api_key, "***")
             raise Unreachable(
-                f"nothing answers at {self.connection.url} ({type(error).__name__}: {said}): {self.connection.advice}"
+                f"nothing answers at {at} ({type(error).__name__}: {said}): {self.connection.advice}"
             ) from None
         if not answer.is_success:
             raise self._refusal(method, path, answer)
-        try:
-            return answer.json() if answer.content else None
-        except ValueError:
-            raise LabelError(
-                f"this is not Argilla: {self.connection.url} answered {method} {path} with {answer.headers.get('content-type', 'no type')}; check the address"
-            ) from None
+        kind = answer.headers.get("content-type", "no type")
+        if answer.content and not kind.startswith("application/json"):
+            raise LabelError(f"this is not Argilla: {at} answered {method} {path} with {kind}; check the address")
+        return answer
 
     def _refusal(self, method: str, path: str, answer: httpx.Response) -> Refused:
         try:
@@ -193,6 +190,42 @@ class Rest:
             message = f"{at} points to {to:.200}, and redirects are not followed: name the final address"
         return Refused(message, answer.status_code, detail)
 
+
+class Rest:
+    """Calls of one server with one key: ``get``, ``post`` and ``call`` for paths of ``/api/v1``, ``client`` for Argilla's own client.
+
+    Every call, of the client too, raises ``LabelError`` when there is no usable answer, ``Refused`` for an error status.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._http = Http(connection)
+
+    @functools.cached_property
+    def client(self) -> rg.Argilla:
+        """Argilla's own client, which takes a second to import; it asks the server nothing before it is used."""
+        from prefloop.labels.client import client
+
+        return client(self._http, self.connection.url, self.connection.api_key)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON at ``path``."""
+        return self.call("GET", path, query=query)
+
+    def post(self, path: str, body: Any, **query: Any) -> Any:
+        """The JSON that answers ``body``."""
+        return self.call("POST", path, body, query)
+
+    def call(self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Any:
+        """One request; an empty answer is ``None``."""
+        answer = self._http.request(method, f"/api/v1{path}", json=body, params=query or None)
+        try:
+            return answer.json() if answer.content else None
+        except ValueError:
+            raise LabelError(
+                f"this is not Argilla: {self.connection.url} answered {method} {path} with what is no JSON; check the address"
+            ) from None
+
     def __enter__(self) -> Rest:
         return self
 
@@ -201,7 +234,7 @@ class Rest:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._client.close()
+        self._http.close()
 
 
 def _reason(detail: Any) -> str:

@@ -1,15 +1,20 @@
-"""Argilla's datasets of prefloop's forms: found, made, and searched."""
+"""Argilla's datasets: found, made with prefloop's forms, and searched.
+
+Workspaces, users, fields, questions and progress go through Argilla's own client; docs/design.md says what cannot, and why.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+from uuid import UUID
 
 from prefloop.console import counted
+from prefloop.data.argilla_votes import Question
 from prefloop.errors import ConfigError, LabelError, nearest
 from prefloop.labels.connection import Refused, Rest
-from prefloop.labels.forms import FORMS, Kind, describe
+from prefloop.labels.forms import KINDS, Kind, describe, settings
 
 BATCH = 250  # as many values as one filter takes
 PAGE = 500
@@ -21,14 +26,18 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A dataset on the server that holds prefloop's form."""
+    """A dataset on the server."""
 
     id: str
     name: str
     workspace_id: str
-    kind: Kind
+    kind: Kind | None
+    """Which of prefloop's forms it has; none for one that was made elsewhere."""
     guidelines: str | None = None
     """What annotators are told."""
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name → type, such as ``text`` and ``chat``."""
+    questions: tuple[Question, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +61,7 @@ class Datasets:
         there = self.rest.get("/me/datasets", workspace_id=place)["items"]
         for dataset in there:
             if dataset["name"] == name and dataset["status"] == "ready":
-                kind = self._kind_of(dataset["id"], name)
-                return Dataset(dataset["id"], name, place, kind, dataset.get("guidelines"))
+                return self._dataset(dataset, place)
         names = [dataset["name"] for dataset in there if dataset["status"] == "ready"]
         hint = nearest(name, names) if names else "it holds none; `prefloop label push` makes one"
         raise LabelError(f"workspace '{workspace}' at {self.rest.connection.url} holds no dataset '{name}'; {hint}")
@@ -78,9 +86,9 @@ class Datasets:
             distribution = {"strategy": "overlap", "min_submitted": min_submitted or 1}
             body = {"name": name, "workspace_id": place, "guidelines": guidelines, "distribution": distribution}
             found = self.rest.post("/datasets", body)
-        id, form = str(found["id"]), FORMS[kind]
-        has = self._settings(id)
-        wants = form.describe()
+        id, api = str(found["id"]), self.rest.client.api
+        form = settings(kind, self.rest.client)
+        has, wants = self._described(id), _wants(form)
         # A draft with a part of the form is what a push that was killed has left.
         if not wants.items() <= has.items() and not (found["status"] == "draft" and has.items() <= wants.items()):
             raise LabelError(
@@ -93,11 +101,15 @@ class Datasets:
                 "leave --min-submitted out, or name another dataset"
             )
         if found["status"] == "draft":
-            for part, path in ((form.fields, "fields"), (form.questions, "questions")):
-                for body in part:
-                    if f"{path[:-1]} {body['name']}" not in has:
-                        self.rest.post(f"/datasets/{id}/{path}", body)
-            self.rest.call("PUT", f"/datasets/{id}/publish")
+            for what, parts, create in (
+                ("field", form.fields, api.fields.create),
+                ("question", form.questions, api.questions.create),
+            ):
+                for model in (part.api_model() for part in parts):
+                    if f"{what} {model.name}" not in has:
+                        model.dataset_id = UUID(id)
+                        create(model)
+            api.datasets.publish(id)
         dataset = Dataset(id, name, place, kind, found.get("guidelines"))
         return dataset, found["status"] == "draft" or not self.counts(dataset)["total"]
 
@@ -110,14 +122,30 @@ class Datasets:
 
     def counts(self, dataset: Dataset) -> dict[str, int]:
         """Records in ``total``, ``completed`` by the minimum of submitted answers, and ``pending``."""
-        found = self.rest.get(f"/datasets/{dataset.id}/progress")
-        return {name: int(found[name]) for name in ("total", "completed", "pending")}
+        return dict(self.rest.client.api.datasets.get_progress(dataset.id).model_dump())
+
+    def each(self, dataset: Dataset) -> dict[str, dict[str, int]]:
+        """Name → everyone's answers by status."""
+        return {
+            user.username: {
+                status: getattr(user.completed, status) + getattr(user.pending, status) for status in ANSWERED
+            }
+            for user in self.rest.client.api.datasets.list_users_progress(dataset.id)
+        }
 
     def answered(self, dataset: Dataset, ids: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
         """The server's records that have an answer of any status, with all answers, each once; ``ids`` (at most 250) are Argilla's own."""
-        only: list[dict[str, Any]] = [_terms("response", "status", ANSWERED)]
+        yield from self._all(dataset, [_terms("response", "status", ANSWERED)], ids)
+
+    def all(self, dataset: Dataset) -> Iterator[dict[str, Any]]:
+        """Every record of the server with its answers, each once."""
+        yield from self._all(dataset, [])
+
+    def _all(
+        self, dataset: Dataset, only: list[dict[str, Any]], ids: Collection[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         if ids is not None:
-            only.append(_terms("record", "id", ids))
+            only = [*only, _terms("record", "id", ids)]
         last: str | None = None
         seen: set[str] = set()
         while True:
@@ -139,23 +167,26 @@ class Datasets:
     def _search(
         self, dataset: Dataset, filters: Sequence[Mapping[str, Any]], limit: int, **query: Any
     ) -> list[dict[str, Any]]:
-        body = {"filters": {"and": filters}, "sort": [{"scope": _scope("record", "id"), "order": "asc"}]}
+        body: dict[str, Any] = {"sort": [{"scope": _scope("record", "id"), "order": "asc"}]}
+        if filters:
+            body["filters"] = {"and": filters}
         found = self.rest.post(f"/datasets/{dataset.id}/records/search", body, limit=limit, **query)
         return [item["record"] for item in found["items"]]
 
     def people(self, dataset: Dataset) -> dict[str, Person]:
         """User id → everyone who may have answered."""
+        api = self.rest.client.api.users
         try:
-            users = self.rest.get("/users")["items"]
+            users = api.list()
         except Refused as refused:
             if refused.status != 403:
                 raise
-            users = self.rest.get(f"/workspaces/{dataset.workspace_id}/users")["items"]  # what an admin may see
-        return {user["id"]: Person(user["username"], user["last_name"] == MARK) for user in users}
+            users = api.list_by_workspace_id(dataset.workspace_id)  # what an admin may see
+        return {str(user.id): Person(user.username, user.last_name == MARK) for user in users}
 
     def workspace(self, name: str) -> str:
         """Id of a workspace; an unknown one is a ``LabelError`` that says the nearest name."""
-        ids = {workspace["name"]: workspace["id"] for workspace in self.rest.get("/me/workspaces")["items"]}
+        ids = {workspace.name: workspace.id for workspace in self.rest.client.api.workspaces.list()}
         if name not in ids:
             hint = nearest(name, ids) if ids else "this key sees none"
             raise LabelError(
@@ -164,18 +195,27 @@ class Datasets:
             )
         return str(ids[name])
 
-    def _settings(self, id: str) -> dict[str, str]:
-        fields = self.rest.get(f"/datasets/{id}/fields")["items"]
-        return describe(fields, self.rest.get(f"/datasets/{id}/questions")["items"])
-
-    def _kind_of(self, id: str, name: str) -> Kind:
-        found = self._settings(id)
-        for kind, form in FORMS.items():
-            if form.describe().items() <= found.items():  # an owner may have added a question
-                return kind
-        raise LabelError(
-            f"dataset '{name}' was not made by `prefloop label push`: it has {_listed(found)}; name another dataset"
+    def _dataset(self, found: Mapping[str, Any], place: str) -> Dataset:
+        api, id = self.rest.client.api, str(found["id"])
+        fields, asked = api.fields.list(id), api.questions.list(id)
+        has = describe(fields, asked)
+        # An owner may have added a question.
+        kind = next((k for k in KINDS if _wants(settings(k, self.rest.client)).items() <= has.items()), None)
+        questions = tuple(
+            Question(q.name, q.settings.type, tuple(o["value"] for o in getattr(q.settings, "options", ())))
+            for q in asked
         )
+        types = {field.name: str(field.settings.type) for field in fields}
+        return Dataset(id, str(found["name"]), place, kind, found.get("guidelines"), types, questions)
+
+    def _described(self, id: str) -> dict[str, str]:
+        api = self.rest.client.api
+        return describe(api.fields.list(id), api.questions.list(id))
+
+
+def _wants(form: Any) -> dict[str, str]:
+    parts = ([part.api_model() for part in parts] for parts in (form.fields, form.questions))
+    return describe(*parts)
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -12,94 +12,63 @@ travels exactly in the hidden metadata too, and is read back from there.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
-import html
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from prefloop.data.argilla_own import shown
+from prefloop.data.argilla_votes import HIDDEN, STRENGTHS, Answer, Item
 from prefloop.errors import DataError
 from prefloop.readable import Part, prompt_parts
-from prefloop.records import (
-    Comparison,
-    Conversation,
-    Message,
-    Rating,
-    Response,
-    Thumb,
-    Vote,
-    from_dict,
-    identity,
-    tools_of,
-)
+from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote, identity, tools_of
 from prefloop.replies import same_as
 
-HIDDEN = "prefloop"
+if TYPE_CHECKING:
+    import argilla as rg
+
 LONGEST = 20_000  # characters of a message; responses stand in text fields, which have no limit
 MOST_MESSAGES = 500
 LONGEST_ROLE = 20
 MOST_HIDDEN = 1_000_000
 """Characters of JSON that hold a record's exact turns. Argilla sets no limit; every page that lists records carries them."""
-STRENGTHS: dict[str, int | float] = {"slight": 1, "clear": 2, "strong": 3}
 Kind = Literal["comparisons", "ratings"]
+KINDS: tuple[Kind, ...] = ("comparisons", "ratings")
 R = TypeVar("R", bound=Comparison | Rating)
 
 
-def _field(name: str, title: str, type: str) -> dict[str, Any]:
-    return {"name": name, "title": title, "required": True, "settings": {"type": type, "use_markdown": False}}
+def settings(kind: Kind, client: rg.Argilla) -> rg.Settings:
+    """The fields and questions of a dataset for such records, as Argilla's SDK describes them."""
+    import argilla as rg
+
+    prompt = rg.ChatField("prompt", title="Prompt", use_markdown=False, _client=client)
+    why = rg.TextQuestion("why", title="Why? (optional)", required=False, client=client)
+    if kind == "ratings":
+        fields = [prompt, rg.TextField("response", title="Response", client=client)]
+        thumbs = {"up": "thumb up", "down": "thumb down"}
+        questions = [rg.LabelQuestion("thumb", thumbs, title="Is this a good response?", client=client), why]
+    else:
+        fields = [prompt, *(rg.TextField(f"response_{x.lower()}", title=x, client=client) for x in "AB")]
+        questions = [
+            rg.LabelQuestion("preferred", ["A", "B", "tie"], title="Which response is better?", client=client),
+            rg.LabelQuestion(
+                "strength", list(STRENGTHS), title="How much better? (optional)", required=False, client=client
+            ),
+            why,
+        ]
+    # Metadata that no setting names is what Argilla's pages and annotators' queues leave out.
+    return rg.Settings(fields=fields, questions=questions, allow_extra_metadata=True)
 
 
-def _choice(name: str, title: str, required: bool, options: Mapping[str, str]) -> dict[str, Any]:
-    settings = {"type": "label_selection", "options": [{"value": v, "text": t} for v, t in options.items()]}
-    return {"name": name, "title": title, "required": required, "settings": settings}
-
-
-_WHY = {
-    "name": "why",
-    "title": "Why? (optional)",
-    "required": False,
-    "settings": {"type": "text", "use_markdown": False},
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """The fields and questions of a dataset, as Argilla's REST API takes them."""
-
-    fields: list[dict[str, Any]]
-    questions: list[dict[str, Any]]
-
-    def describe(self) -> dict[str, str]:
-        """Name → type of every field and question, to compare with a dataset that is there."""
-        return describe(self.fields, self.questions)
-
-
-def describe(fields: list[dict[str, Any]], questions: list[dict[str, Any]]) -> dict[str, str]:
-    """Name → type of fields and questions, with the values that a question lets choose."""
-    found = {f"field {f['name']}": str(f["settings"]["type"]) for f in fields}
+def describe(fields: Iterable[Any], questions: Iterable[Any]) -> dict[str, str]:
+    """Name → type of fields and questions (the SDK's models), with the values that a question lets choose, to compare two datasets."""
+    found = {f"field {field.name}": str(field.settings.type) for field in fields}
     for question in questions:
-        options = "/".join(sorted(str(option["value"]) for option in question["settings"].get("options") or []))
-        found[f"question {question['name']}"] = " ".join(filter(None, [question["settings"]["type"], options]))
+        options = "/".join(sorted(str(option["value"]) for option in getattr(question.settings, "options", ())))
+        found[f"question {question.name}"] = " ".join(filter(None, [question.settings.type, options]))
     return found
-
-
-FORMS: dict[Kind, Form] = {
-    "comparisons": Form(
-        [_field("prompt", "Prompt", "chat"), _field("response_a", "A", "text"), _field("response_b", "B", "text")],
-        [
-            _choice("preferred", "Which response is better?", True, {"A": "A", "B": "B", "tie": "tie"}),
-            _choice("strength", "How much better? (optional)", False, {name: name for name in STRENGTHS}),
-            _WHY,
-        ],
-    ),
-    "ratings": Form(
-        [_field("prompt", "Prompt", "chat"), _field("response", "Response", "text")],
-        [_choice("thumb", "Is this a good response?", True, {"up": "thumb up", "down": "thumb down"}), _WHY],
-    ),
-}
 
 
 def kind_of(record: Comparison | Rating) -> Kind:
@@ -130,7 +99,7 @@ def _problem(record: Comparison | Rating) -> str | None:
     if len(messages) > MOST_MESSAGES:
         return f"the prompt has {len(messages)} messages, Argilla takes {MOST_MESSAGES} at most"
     for number, (who, text) in enumerate(messages, 1):
-        sent = len(_shown(text))
+        sent = len(shown(text))
         if not 1 <= sent <= LONGEST:
             escaped = "" if sent == len(text) else " (&, < and > are sent as 4 or 5)"
             named = "" if who in ("system", "user", "assistant") else f" ({who})"
@@ -142,20 +111,22 @@ def _problem(record: Comparison | Rating) -> str | None:
     return None
 
 
-def to_item(record: Comparison | Rating, dataset: str) -> dict[str, Any]:
-    """The record as Argilla's bulk endpoint takes it. Votes that it has already stay behind."""
+def to_rg(record: Comparison | Rating, dataset: str) -> rg.Record:
+    """The record as Argilla's SDK takes it. Votes that it has already stay behind."""
+    import argilla as rg
+
     hidden: dict[str, Any] = {"digest": digest(record), "meta": record.meta, **_exact(record.prompt)}
-    messages = [{"role": who, "content": _shown(text)} for who, text in _on_screen(record.prompt)]
+    messages = [{"role": who, "content": shown(text)} for who, text in _on_screen(record.prompt)]
     fields: dict[str, Any] = {"prompt": messages}
     if isinstance(record, Comparison):
         hidden["swapped"] = is_swapped(dataset, record.id)
-        shown = record.swap() if hidden["swapped"] else record
-        fields |= {name: _shown(r.text) for name, r in zip(("response_a", "response_b"), shown.responses, strict=True)}
+        on_page = record.swap() if hidden["swapped"] else record
+        fields |= {name: shown(r.text) for name, r in zip(("response_a", "response_b"), on_page.responses, strict=True)}
         hidden["responses"] = [_unseen(response) for response in record.responses]
     else:
-        fields["response"] = _shown(record.response.text)
+        fields["response"] = shown(record.response.text)
         hidden["responses"] = [_unseen(record.response)]
-    return {"external_id": record.id, "fields": fields, "metadata": {HIDDEN: hidden}}
+    return rg.Record(id=record.id, fields=fields, metadata={HIDDEN: hidden})
 
 
 def _on_screen(prompt: list[Message]) -> list[Part]:
@@ -180,16 +151,6 @@ def _turns(response: Response) -> dict[str, Any]:
     return {"turns": [turn.to_dict() for turn in response.turns]} if response.turns else {}
 
 
-def _shown(text: str) -> str:
-    """The HTML that looks like ``text``."""
-    return html.escape(text, quote=False)
-
-
-def _meant(shown: str) -> str:
-    """The inverse of ``_shown``; ``html.unescape`` would go further than that."""
-    return shown.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-
-
 def _unseen(response: Response) -> dict[str, Any]:
     return {"source": response.source, "meta": response.meta, **_turns(response)}
 
@@ -212,57 +173,27 @@ def of_prefloop(item: Mapping[str, Any]) -> bool:
     return bool(item.get("external_id")) and HIDDEN in (item.get("metadata") or {})
 
 
-def to_record(item: Mapping[str, Any], names: Mapping[str, str]) -> Comparison | Rating:
-    """The record as it was pushed, with a vote of every submitted response, oldest first; ``names`` maps user ids to names.
+def id_of(item: Mapping[str, Any]) -> str:
+    """A record's id: the one it was logged with, else Argilla's own."""
+    return str(item.get("external_id") or item["id"])
 
-    A comparison's ``meta["shown"]`` holds the indices of its responses in the order of the screen.
 
-    ``at`` is when the annotator last changed the answer, UTC; ``strength`` is 1 (slight), 2 (clear) or 3 (strong).
+def to_answers(item: Mapping[str, Any], names: Mapping[str, str]) -> Item:
+    """A record of the server with its answers, oldest first; ``names`` maps user ids to names.
+
+    ``at`` is when the annotator last changed the answer, UTC.
     """
-    fields, hidden = item["fields"], item["metadata"][HIDDEN]
-    seen = [{"role": m["role"], "content": _meant(m["content"])} for m in fields["prompt"]]
-    turns = [from_dict(Message, turn) for turn in hidden.get("prompt", seen)]
-    prompt = Conversation(turns, hidden.get("tools", ()))
-    answers = sorted(item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"]))
-    answers = [answer for answer in answers if answer["status"] == "submitted"]
-    if "response" in fields:
-        response = from_dict(Response, {"text": _meant(fields["response"]), **hidden["responses"][0]})
-        thumbs = [_thumb(answer, names) for answer in answers]
-        return Rating(item["external_id"], prompt, response, thumbs, hidden["meta"])
-    texts = [_meant(fields["response_a"]), _meant(fields["response_b"])]
-    if hidden["swapped"]:
-        texts.reverse()
-    both = zip(texts, hidden["responses"], strict=True)
-    responses = [from_dict(Response, {"text": text, **unseen}) for text, unseen in both]
-    votes = [_vote(answer, names) for answer in answers]
-    if hidden["swapped"]:
-        votes = [vote.swap() for vote in votes]
-    shown = {"shown": [1, 0] if hidden["swapped"] else [0, 1]}
-    return Comparison(item["external_id"], prompt, responses, votes, hidden["meta"] | shown)
-
-
-def _vote(answer: Mapping[str, Any], names: Mapping[str, str]) -> Vote:
-    """The vote in terms of the screen: 0 is A."""
-    chosen = _value(answer, "preferred")
-    choices: dict[str, Literal[0, 1, "tie"]] = {"A": 0, "B": 1, "tie": "tie"}
-    if chosen not in choices:
-        raise DataError(f"an answer to 'preferred' is {chosen!r}: A, B or tie was asked for")
-    choice = choices[chosen]
-    strength = STRENGTHS.get(_value(answer, "strength"))
-    return Vote(_name(answer, names), choice, strength, _value(answer, "why") or None, _moment(answer["updated_at"]))
-
-
-def _thumb(answer: Mapping[str, Any], names: Mapping[str, str]) -> Thumb:
-    value = cast(Literal["up", "down"], _value(answer, "thumb"))
-    return Thumb(_name(answer, names), value, _value(answer, "why") or None, _moment(answer["updated_at"]))
-
-
-def _value(answer: Mapping[str, Any], question: str) -> str:
-    return str((answer["values"].get(question) or {}).get("value") or "").strip()
-
-
-def _name(answer: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    return names.get(answer["user_id"], answer["user_id"])
+    given = sorted(item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"]))
+    answers = [
+        Answer(
+            names.get(answer["user_id"], answer["user_id"]),
+            answer["status"],
+            {name: value.get("value") for name, value in (answer["values"] or {}).items()},
+            _moment(answer["updated_at"]),
+        )
+        for answer in given
+    ]
+    return Item(item["fields"], answers, dict(item.get("metadata") or {}))
 
 
 def _moment(written: str) -> str:
@@ -276,12 +207,12 @@ def to_values(vote: Vote | Thumb, swapped: bool) -> dict[str, Any]:
     if isinstance(vote, Thumb):
         chosen: dict[str, str | None] = {"thumb": vote.value}
     else:
-        shown = vote.swap() if swapped else vote
+        on_page = vote.swap() if swapped else vote
         words = {number: word for word, number in STRENGTHS.items()}
         if vote.strength is not None and vote.strength not in words:
             raise DataError(
                 f"strength {vote.strength:g} is none of {', '.join(f'{n:g} ({w})' for n, w in words.items())}"
             )
         strength = None if vote.strength is None else words[vote.strength]
-        chosen = {"preferred": "tie" if shown.choice == "tie" else "AB"[shown.choice], "strength": strength}
+        chosen = {"preferred": "tie" if on_page.choice == "tie" else "AB"[on_page.choice], "strength": strength}
     return {name: {"value": value} for name, value in {**chosen, "why": vote.why}.items() if value}

@@ -1,5 +1,8 @@
 """What comes back from a dataset: records with votes, and what was left out.
 
+Records that prefloop has pushed come back as they were (``data.argilla_own``); those of a dataset that was made elsewhere are read as its
+fields and questions are understood (``data.argilla_votes.Reading``).
+
 Votes of simulated annotators stand in for those of people and are never mixed with them unasked: where people have voted, theirs alone are
 taken. Only a dataset that programs alone have voted in gives the programs' votes.
 """
@@ -12,16 +15,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefloop.console import counted
+from prefloop.data.argilla_own import own_record
+from prefloop.data.argilla_votes import Item, Reading, records_of
+from prefloop.data.check import BadRow
 from prefloop.labels.datasets import Person
-from prefloop.labels.forms import of_prefloop, to_record
-from prefloop.records import Comparison, Rating
+from prefloop.labels.forms import id_of, of_prefloop, to_answers
+from prefloop.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
 class Pulled:
     """Records with at least one vote, in the order in which they were pushed, and what was left out."""
 
-    records: list[Comparison] | list[Rating]
+    records: list[Any]
+    """Comparisons or ratings; prompts too where records without votes were asked for."""
     votes: int
     drafts: int
     """Answers that an annotator has begun and not submitted."""
@@ -33,6 +40,10 @@ class Pulled:
     """Of ``votes``, those of simulated annotators."""
     set_aside: int = 0
     """Votes of simulated annotators that are left out because people have voted."""
+    refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    """Records that cannot be used, by id, and why."""
+    reading: Reading | None = None
+    """How a dataset that was made elsewhere was understood."""
 
     def describe(self) -> str:
         """What came, and what was left out."""
@@ -46,30 +57,68 @@ class Pulled:
             left.append(f"{of} of simulated annotators")
         if self.foreign:
             left.append(f"{counted(self.foreign, 'answered record')} that prefloop did not push left out")
+        if self.refused:
+            id, why = self.refused[0]
+            left.append(f"{counted(len(self.refused), 'record')} that cannot be used left out, the first '{id}': {why}")
         return f"{counted(len(self.records), 'record')} with {counted(self.votes, 'vote')} ({'; '.join(left)})"
 
 
-def pulled(items: Iterable[Mapping[str, Any]], people: Mapping[str, Person], simulated: bool = False) -> Pulled:
-    """Records with votes out of the server's records, in their order; ``people`` maps user ids. See ``Argilla.pull`` for ``simulated``."""
+def pulled(
+    items: Iterable[Mapping[str, Any]],
+    people: Mapping[str, Person],
+    simulated: bool = False,
+    reading: Reading | None = None,
+    source: str = "",
+    unvoted: bool = False,
+) -> Pulled:
+    """Records with votes out of the server's records, in their order; ``people`` maps user ids. See ``Argilla.pull`` for ``simulated``.
+
+    ``reading`` is of a dataset that prefloop has not made, whose responses come from ``source``. ``unvoted``: records without votes too.
+    """
     names = {id: person.name for id, person in people.items()}
     machines = {person.name for person in people.values() if person.simulated}
     records: list[Any] = []
+    refused: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
     foreign = 0
-    for item in items:
-        if not of_prefloop(item):
+    for raw in items:
+        if reading is None and not of_prefloop(raw):
             foreign += 1
             continue
-        counts.update(answer["status"] for answer in item["responses"])
-        records.append(to_record(item, names))
-    votes = sum(len(record.votes) for record in records)
-    of_machines = sum(vote.annotator in machines for record in records for vote in record.votes)
-    set_aside = of_machines if of_machines < votes and not simulated else 0
+        item, id = to_answers(raw, names), id_of(raw)
+        try:
+            records += _records(item, id, reading, source)
+        except BadRow as bad:
+            refused.append((id, f"{bad.field} {bad.problem}".strip()))
+        else:
+            counts.update(answer.status for answer in item.answers)
+    votes = _voters(records)
+    of_machines = sum(name in machines for name in votes)
+    set_aside = of_machines if of_machines < len(votes) and not simulated else 0
     if set_aside:
         records = [
             dataclasses.replace(record, votes=[vote for vote in record.votes if vote.annotator not in machines])
             for record in records
         ]
-    records = [record for record in records if record.votes]
+    if not unvoted:
+        records = [record for record in records if record.votes]
     kept = of_machines - set_aside
-    return Pulled(records, votes - set_aside, counts["draft"], counts["discarded"], foreign, kept, set_aside)
+    return Pulled(
+        records,
+        len(votes) - set_aside,
+        counts["draft"],
+        counts["discarded"],
+        foreign,
+        kept,
+        set_aside,
+        refused,
+        reading,
+    )
+
+
+def _records(item: Item, id: str, reading: Reading | None, source: str) -> list[Record]:
+    return [own_record(item, id)] if reading is None else records_of(item, reading, id, source)
+
+
+def _voters(records: Iterable[Any]) -> list[str]:
+    return [vote.annotator for record in records for vote in getattr(record, "votes", ())]

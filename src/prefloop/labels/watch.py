@@ -17,7 +17,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from prefloop.errors import LabelError
 from prefloop.labels.argilla import Argilla
 from prefloop.labels.datasets import Dataset, Person
 from prefloop.labels.pulled import Pulled, pulled
+from prefloop.labels.questions import reading_of
 
 EVENTS = ("response.created", "response.updated", "response.deleted")
 TOLERANCE_S = 300
@@ -88,8 +89,8 @@ def _versions(header: str) -> Iterator[bytes]:
 class Watch:
     """Keeps ``output`` at the votes of a dataset while it is open; needs an owner's key. Use it as a context manager.
 
-    Listens on the loopback of this machine, where Argilla must be too. Raises ``LabelError`` when Argilla cannot reach it. ``simulated``:
-    see ``Argilla.pull``.
+    Listens on the loopback of this machine, where Argilla must be too. Raises ``LabelError`` when Argilla cannot reach it. ``simulated``
+    and ``questions``: see ``Argilla.pull``.
     """
 
     def __init__(
@@ -102,10 +103,13 @@ class Watch:
         every_s: float = 300,
         beat_s: float = BEAT_S,
         simulated: bool = False,
+        questions: Sequence[str] = (),
     ) -> None:
         self.argilla, self.output, self.simulated = argilla, output, simulated
         self.every_s, self.beat_s = every_s, beat_s
         self.dataset: Dataset = argilla.datasets.find(dataset, workspace)
+        self.reading = reading_of(self.dataset, questions)
+        self.source = f"argilla:{workspace}/{dataset}"
         self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._items: dict[str, dict[str, Any]] = {}
@@ -191,7 +195,7 @@ class Watch:
 
     def _write(self) -> News:
         items = sorted(self._items.values(), key=lambda item: (item["inserted_at"], item["id"]))
-        found = pulled(items, self._people, self.simulated)
+        found = pulled(items, self._people, self.simulated, self.reading, self.source)
         counts = self.argilla.datasets.counts(self.dataset)
         self._written = self._written or bool(found.records)
         if self._written:

@@ -1,0 +1,226 @@
+"""Rows that Argilla exports: which they are, and the records they hold.
+
+``dataset.records.to_json()`` and ``to_list()`` (``fields``, ``responses`` by question), ``to_datasets()`` (flat, with ``<question>.responses``,
+``.responses.users`` and ``.responses.status`` as parallel lists), and what Argilla 1.x wrote of feedback datasets (``responses`` as a list of
+``values``; flat, a column of ``{user_id, value, status}`` a question). Only submitted answers are votes; suggestions never are.
+
+The SDK's JSON leaves the status of answers out. An answer that is the only one to a completed record was submitted; any other doubt refuses
+the row. Its rankings leave the ranks out and are refused too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prefloop.data.argilla_guess import Unclear, guess
+from prefloop.data.argilla_own import own_record
+from prefloop.data.argilla_votes import HIDDEN, Answer, Item, Question, Reading, records_of
+from prefloop.data.check import BadRow, json_type
+from prefloop.records import Record
+
+Row = Mapping[str, Any]
+
+_LIST, _USERS, _STATUS = ".responses", ".responses.users", ".responses.status"
+_SERVERS = frozenset({"id", "status", "_server_id", "vectors", "external_id", "score"})
+_SUGGESTED = (
+    ".suggestion",
+    ".suggestion.score",
+    ".suggestion.agent",
+    "-suggestion",
+    "-suggestion-metadata",
+)
+
+
+def matches(row: Row) -> bool:
+    """Whether a row is one of Argilla's."""
+    if isinstance(row.get("fields"), Mapping):
+        return isinstance(row.get("responses"), Mapping | list) or isinstance(row.get("suggestions"), Mapping | list)
+    flat = any(key.endswith((_USERS, _STATUS)) and key[: key.rindex(".")] in row for key in row)
+    return flat or ("_server_id" in row and "status" in row) or any(map(_is_answers, row.values()))
+
+
+def read(row: Row, id: str, source: str) -> list[Record]:
+    """The records of one row: a pair, a rating, a prompt, or of more than two responses every pair that was compared.
+
+    Raises ``BadRow`` for answers that cannot be read for certain.
+    """
+    item, questions = item_of(row, source)
+    if isinstance(item.meta.get(HIDDEN), Mapping):
+        return [own_record(item, id)]
+    try:
+        reading = _reading(item, questions)
+    except Unclear as unclear:
+        raise BadRow("", str(unclear)) from None
+    return records_of(item, reading, id, source)
+
+
+def left_out(row: Row, source: str = "") -> Counter[str]:
+    """What of a row ``read`` does not use, by reason: for a line that says so once. Nothing for a row that it refuses."""
+    found: Counter[str] = Counter()
+    try:
+        item, questions = item_of(row, source)
+        if not isinstance(item.meta.get(HIDDEN), Mapping):
+            found.update(f"question {name}" for name in _reading(item, questions).unused)
+    except (BadRow, Unclear):
+        return Counter()
+    found.update(f"{answer.status} answer" for answer in item.answers if answer.status != "submitted")
+    suggestions = row.get("suggestions")
+    if suggestions or any(key.endswith((".suggestion", "-suggestion")) and row[key] is not None for key in row):
+        found["suggestion"] += 1
+    return found
+
+
+def _reading(item: Item, questions: list[Question]) -> Reading:
+    texts = [name for name, value in item.fields.items() if isinstance(value, str | list)]
+    return guess(texts, questions)
+
+
+def item_of(row: Row, source: str) -> tuple[Item, list[Question]]:
+    """The row's fields and answers, and the questions that submitted answers are to. Raises ``BadRow``."""
+    if isinstance(row.get("fields"), Mapping):
+        fields, meta = dict(row["fields"]), _metadata(row.get("metadata"))
+        given = list(_of_record(row.get("responses") or {}, source))
+    else:
+        asked = {key: value for key, value in row.items() if _is_answers(value)}
+        given = list(_of_columns(row, source))
+        for name, value in asked.items():
+            given += _answers_of(name, value, source)
+        kept = {key: value for key, value in row.items() if _is_own(key) and key not in asked}
+        meta = _metadata(kept.pop("metadata", None)) if "metadata" in kept and asked else {}
+        fields = {key: value for key, value in kept.items() if not isinstance(value, Mapping) and value is not None}
+        meta |= {key: value for key, value in kept.items() if isinstance(value, Mapping)}
+    answers = _joined(given, row.get("status"))
+    seen: dict[str, list[Any]] = {}
+    for answer in answers:
+        for name, value in answer.values.items():
+            if answer.status == "submitted":
+                seen.setdefault(name, []).append(value)
+    return Item(fields, answers, meta), [_question(name, values) for name, values in seen.items()]
+
+
+def _is_own(key: str) -> bool:
+    return key not in _SERVERS and not key.endswith((_LIST, _USERS, _STATUS, *_SUGGESTED))
+
+
+def _metadata(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):  # 1.x wrote it as JSON
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRow("metadata", "is text that is not JSON") from None
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+_Given = tuple[str, str, Any, str | None]  # annotator, question, value, status
+
+
+def _of_record(responses: Any, source: str) -> Iterator[_Given]:
+    if isinstance(responses, Mapping):
+        for name, value in responses.items():
+            yield from _answers_of(str(name), value, source)
+        return
+    if not isinstance(responses, list):
+        raise BadRow("responses", f"is {json_type(responses)}, expected answers by question")
+    for index, one in enumerate(responses):  # 1.x: one entry an annotator
+        if not isinstance(one, Mapping):
+            raise BadRow(f"responses.{index}", f"is {json_type(one)}, expected an object with values and status")
+        values = one.get("values") or {}
+        who, status = _who(one.get("user_id"), source, index), one.get("status")
+        if not values:
+            yield who, "", None, status  # an empty discard
+        for name, value in values.items():
+            yield who, str(name), value.get("value") if isinstance(value, Mapping) else value, status
+
+
+def _answers_of(name: str, value: Any, source: str) -> Iterator[_Given]:
+    """Answers to one question: a list of ``{value, user_id, status}``, or the same as parallel lists."""
+    if isinstance(value, Mapping):
+        keys = list(value)
+        columns = [value[key] if isinstance(value[key], list) else [value[key]] for key in keys]
+        if len({len(column) for column in columns}) > 1:
+            raise BadRow(f"responses.{name}", "holds lists of different lengths")
+        value = [dict(zip(keys, each, strict=True)) for each in zip(*columns, strict=True)]
+    if not isinstance(value, list):
+        raise BadRow(f"responses.{name}", f"is {json_type(value)}, expected a list of answers")
+    for index, one in enumerate(value):
+        if not isinstance(one, Mapping):
+            raise BadRow(f"responses.{name}.{index}", f"is {json_type(one)}, expected an object with value and user_id")
+        yield _who(one.get("user_id"), source, index), name, one.get("value"), one.get("status")
+
+
+def _of_columns(row: Row, source: str) -> Iterator[_Given]:
+    for key, values in row.items():
+        if not key.endswith(_LIST) or values is None:
+            continue
+        name = key.removesuffix(_LIST)
+        users, statuses = row.get(name + _USERS), row.get(name + _STATUS)
+        if not isinstance(values, list):
+            raise BadRow(key, f"is {json_type(values)}, expected a list of answers")
+        for other, column in ((_USERS, users), (_STATUS, statuses)):
+            if column is not None and (not isinstance(column, list) or len(column) != len(values)):
+                raise BadRow(name + other, f"does not have one entry for each of the {len(values)} answers")
+        for index, value in enumerate(values):
+            who = _who(users[index] if users else None, source, index)
+            yield who, name, value, statuses[index] if statuses else None
+
+
+def _who(user: Any, source: str, index: int) -> str:
+    return f"{source}#{index}" if user is None else str(user)
+
+
+def _is_answers(value: Any) -> bool:
+    """Whether a column holds 1.x answers to its question."""
+    if isinstance(value, Mapping):
+        return {"user_id", "value", "status"} <= value.keys()
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) and _is_answers(one) for one in value)
+    )
+
+
+def _joined(given: list[_Given], record: Any) -> list[Answer]:
+    """One answer an annotator, in order of appearance."""
+    values: dict[str, dict[str, Any]] = {}
+    statuses: dict[str, Any] = {}
+    for who, name, value, status in given:
+        mine = values.setdefault(who, {})
+        if name in mine:
+            raise BadRow(f"responses.{name}", f"has two answers of {who[:40]!r}")
+        if name and value is not None:
+            mine[name] = value
+        if statuses.setdefault(who, status) != status:
+            raise BadRow(f"responses.{name}", f"has another status than other answers of {who[:40]!r}")
+    found = []
+    for who, status in statuses.items():
+        if status is None and record == "completed" and len(statuses) == 1:
+            status = "submitted"  # nothing else completes a record
+        if status not in ("submitted", "draft", "discarded", "pending"):
+            said = "does not say" if status is None else f"says {str(status)[:40]!r} of"
+            raise BadRow(
+                "responses",
+                f"{said} which answers were submitted, and drafts and discards are no votes: export with `dataset.records.to_datasets()`, "
+                "which tells, or use `prefloop label pull`",
+            )
+        found.append(Answer(who, status, values[who]))
+    return found
+
+
+def _question(name: str, values: list[Any]) -> Question:
+    """A question as far as the answers of one row tell."""
+    if all(isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value) for value in values):
+        if all("rank" in one for value in values for one in value):
+            options = dict.fromkeys(str(one.get("value")) for value in values for one in value)
+            return Question(name, "ranking", tuple(options), known=False)
+        return Question(name, "span", known=False)
+    if all(isinstance(value, Mapping) and {"rank", "value"} <= value.keys() for value in values):  # lists side by side
+        raise BadRow(f"responses.{name}", "is a ranking as an object of lists, expected a list of {value, rank}")
+    if all(isinstance(value, list) for value in values):
+        options = dict.fromkeys(str(one) for value in values for one in value)
+        return Question(name, "multi_label_selection", tuple(options), known=False)
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        return Question(name, "rating", tuple(dict.fromkeys(values)), known=False)
+    if all(isinstance(value, str) for value in values):
+        return Question(name, "label_selection", tuple(dict.fromkeys(values)), known=False)
+    return Question(name, "text", known=False)

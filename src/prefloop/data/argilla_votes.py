@@ -1,0 +1,292 @@
+"""Answers of an Argilla dataset as votes: one annotator's answers to one record, read by a :class:`Reading`.
+
+A ranking gives a vote for every pair of responses (rank 1 is the best, equal ranks are a tie), a label the better or best one, ratings of the
+responses a vote whose strength is their difference, and a rating of the pair a vote whose strength is the distance from the middle of its
+scale. Only submitted answers count. Suggestions are no answers.
+
+Nothing here imports argilla: what it reads are the server's own JSON and the files that Argilla exports.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, messages_of
+from prefloop.records import Comparison, Conversation, Message, Prompt, Rating, Record, Response, Thumb, Vote
+
+HIDDEN = "prefloop"
+"""The name in a record's metadata under which ``prefloop label push`` keeps what annotators are not shown."""
+STRENGTHS: dict[str, int | float] = {"slight": 1, "clear": 2, "strong": 3}
+Choice = Literal[0, 1, "tie"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one annotator said of one record: question name → value, as Argilla keeps it."""
+
+    annotator: str
+    status: str
+    """``submitted``, ``draft`` or ``discarded``."""
+    values: Mapping[str, Any]
+    at: str | None = None
+    """When it was last changed, UTC."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One record of a dataset and the answers to it, oldest first where that is known."""
+
+    fields: Mapping[str, Any]
+    answers: Sequence[Answer] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def submitted(self) -> list[Answer]:
+        """The answers that count."""
+        return [answer for answer in self.answers if answer.status == "submitted"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a dataset, and what its values mean where it is read as a vote or a thumb."""
+
+    name: str
+    type: str
+    """``ranking``, ``label_selection``, ``rating``, ``text``, ``multi_label_selection`` or ``span``."""
+    options: tuple[Any, ...] = ()
+    """The values to choose from, in the order of the page; of an exported file those that its row holds."""
+    known: bool = True
+    """Whether ``options`` are all there are."""
+    means: Mapping[Any, Any] = field(default_factory=dict)
+    """Value → index of a response or ``tie``; for thumbs → ``up`` or ``down``; ``None`` where it says neither."""
+
+    def describe(self) -> str:
+        """Name, type and values: ``'better' (label: A, B, tie)``."""
+        kind = self.type.removesuffix("_selection").replace("_", "-")
+        shown = [str(option)[:40] for option in self.options]
+        return f"'{self.name}' ({kind}{': ' if shown else ''}{', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which fields and questions of a dataset mean what."""
+
+    prompt: tuple[str, ...]
+    """Fields of the prompt, joined by a line break; none where the responses are whole conversations."""
+    responses: tuple[str, ...]
+    """Fields of the responses, in the order in which a record holds them; none for prompts alone."""
+    system: str | None = None
+    preferred: Question | None = None
+    """Which response is better: a ranking, a label, or a rating of a pair (low: the first)."""
+    rated: tuple[Question, ...] = ()
+    """Ratings, one a response."""
+    thumb: Question | None = None
+    strength: Question | None = None
+    why: Question | None = None
+    unused: tuple[str, ...] = ()
+    """Questions that say nothing here, as they describe themselves."""
+
+    def describe(self) -> str:
+        """How the dataset is read, in words."""
+        said = []
+        if self.preferred is not None:
+            said.append(f"question {self.preferred.describe()} is read as the vote{self._scale(self.preferred)}")
+        if self.rated:
+            of = ", ".join(question.describe() for question in self.rated)
+            said.append(f"questions {of} are read as a vote with the difference as its strength")
+        if self.thumb is not None:
+            ups, downs, rest = (
+                [str(v) for v, means in self.thumb.means.items() if means == m] for m in ("up", "down", None)
+            )
+            none = f", {', '.join(rest)} neither" if rest else ""
+            said.append(
+                f"question {self.thumb.describe()} is read as the thumb: {', '.join(ups)} up, {', '.join(downs)} down{none}"
+            )
+        said += [
+            f"question '{question.name}' is the {what}"
+            for what, question in (("strength", self.strength), ("why", self.why))
+            if question is not None
+        ]
+        fields = f"the prompt is {' and '.join(map(repr, self.prompt)) or 'what the responses begin with'}"
+        fields += f", the system's turn {self.system!r}" if self.system else ""
+        fields += (
+            f", the responses {', '.join(map(repr, self.responses))}" if self.responses else "; there are no responses"
+        )
+        said.append(fields)
+        if self.unused:
+            said.append(f"not used: {', '.join(self.unused)}")
+        return "; ".join(said)
+
+    def _scale(self, question: Question) -> str:
+        if question.type == "ranking":
+            return ", rank 1 the best"
+        if question.type != "rating":
+            none = [str(value) for value, means in question.means.items() if means is None]
+            return f", {', '.join(none)} no vote" if none else ""
+        low, high = min(question.options), max(question.options)
+        return f": {low} for {self.responses[0]!r}, {high} for {self.responses[1]!r}, the middle for neither"
+
+
+def records_of(item: Item, reading: Reading, id: str, source: str) -> list[Record]:
+    """The records that an item holds: a pair, a rating, a prompt, or of more than two responses every pair, ``<id>/<i>-<j>``.
+
+    Of those, pairs that no answer compares are left out where others are compared. Raises ``BadRow``.
+    """
+    turns, texts = _texts(item, reading)
+    prompt = Conversation.of(turns)
+    used = {*reading.prompt, *reading.responses, reading.system}
+    meta = {**item.meta, **{name: value for name, value in item.fields.items() if name not in used}}
+    if not texts:
+        return [Prompt(id, prompt, meta)]
+    responses = [Response(text, source) for text in texts]
+    if len(texts) == 1:
+        thumbs = [thumb for answer in item.submitted if (thumb := _thumb(reading, answer)) is not None]
+        return [Rating(id, prompt, responses[0], thumbs, meta)]
+    if len(texts) == 2:
+        check_distinct(texts[0], texts[1], *reading.responses)
+    votes = [list(_votes(reading, answer)) for answer in item.submitted]
+    pairs: list[Record] = []
+    for i, j in itertools.combinations(range(len(texts)), 2):
+        cast_ = [vote for each in votes for at, vote in each if at == (i, j)]
+        if texts[i].strip() == texts[j].strip() or (not cast_ and any(votes)):
+            continue
+        pairs.append(
+            Comparison(id if len(texts) == 2 else f"{id}/{i}-{j}", prompt, [responses[i], responses[j]], cast_, meta)
+        )
+    return pairs
+
+
+def _texts(item: Item, reading: Reading) -> tuple[list[Message], list[str]]:
+    """The prompt and the responses' texts."""
+    missing = [name for name in (*reading.prompt, *reading.responses) if item.fields.get(name) is None]
+    if missing:
+        raise BadRow(missing[0], f"is missing (found: {', '.join(item.fields) or 'nothing'})")
+    prompt: list[Message] | None = None
+    if reading.prompt:
+        values = [item.fields[name] for name in reading.prompt]
+        if len(values) == 1 and isinstance(values[0], list):
+            prompt = messages_of(values[0], reading.prompt[0])
+        else:
+            texts = [check_text(value, name) for name, value in zip(reading.prompt, values, strict=True)]
+            prompt = [Message("user", "\n".join(texts))]
+    system = item.fields.get(reading.system) if reading.system else None
+    if system is not None and prompt is not None:
+        prompt = [Message("system", check_text(system, str(reading.system))), *prompt]
+    found = []
+    for name in reading.responses:
+        value = item.fields[name]
+        if isinstance(value, list):
+            *before, last = messages_of(value, name)
+            if last.role != "assistant":
+                raise BadRow(name, f"ends with the {last.role}'s turn, expected the assistant's")
+            if prompt is None:
+                prompt = before
+            elif before and list(prompt) != before:
+                raise BadRow(name, "holds turns before the response that are not the prompt's")
+            found.append(check_text(last.content, name))
+        else:
+            found.append(check_text(value, name))
+    if prompt is None:
+        raise BadRow(reading.responses[0], f"is {json_type(item.fields[reading.responses[0]])}, and there is no prompt")
+    return check_prompt(prompt, reading.prompt[0] if reading.prompt else reading.responses[0]), found
+
+
+def _votes(reading: Reading, answer: Answer) -> Iterator[tuple[tuple[int, int], Vote]]:
+    """What an answer says of each pair of responses (i < j)."""
+    count = len(reading.responses)
+    why, given = _why(reading, answer), _strength(reading, answer)
+    scores, only = _scores(reading, answer, count)
+    for i, j in itertools.combinations(sorted(scores), 2):
+        if only is not None and only not in (i, j):
+            continue  # the best one says nothing of the others among themselves
+        gap = scores[i] - scores[j]
+        choice: Choice = "tie" if gap == 0 else 0 if gap > 0 else 1
+        graded = reading.rated or (reading.preferred is not None and reading.preferred.type == "rating")
+        strength = given if given is not None else abs(gap) if graded and gap else None
+        yield (i, j), Vote(answer.annotator, choice, strength, why, answer.at)
+
+
+def _scores(reading: Reading, answer: Answer, count: int) -> tuple[dict[int, int | float], int | None]:
+    """A number for each response that the answer compares, more is better; and the index that a choice of one is about."""
+    if reading.rated:
+        values = {i: answer.values.get(question.name) for i, question in enumerate(reading.rated)}
+        return {i: _number(v, reading.rated[i].name) for i, v in values.items() if v is not None}, None
+    question = reading.preferred
+    value = answer.values.get(question.name) if question is not None else None
+    if question is None or value is None:
+        return {}, None
+    if question.type == "ranking":
+        return {index: -rank for index, rank in _ranks(question, value).items()}, None
+    if question.type == "rating":
+        low, high = min(question.options), max(question.options)
+        off = (low + high) / 2 - _number(value, question.name)  # low values are for the first response
+        return {0: int(off) if off == int(off) else off, 1: 0}, None
+    means = _meaning(question, value)
+    if means is None:
+        return {}, None
+    if means == "tie":
+        return dict.fromkeys(range(count), 0), None
+    return {index: int(index == means) for index in range(count)}, int(means)
+
+
+def _ranks(question: Question, value: Any) -> dict[int, int]:
+    """Index of a response → its rank, 1 for the best."""
+    items = value if isinstance(value, list) else [value]
+    ranks: dict[int, int] = {}
+    for one in items:
+        if not isinstance(one, Mapping):
+            raise BadRow(
+                question.name,
+                "is a ranking without ranks: Argilla's SDK leaves them out and keeps the order of the page, so that nobody can tell which "
+                "response was put first. Pull the dataset with `prefloop label pull`, which reads them",
+            )
+        rank = one.get("rank")
+        if rank is None:
+            continue
+        if isinstance(rank, bool) or not isinstance(rank, int):
+            raise BadRow(question.name, f"has the rank {str(rank)[:40]!r}, expected a whole number")
+        index = _meaning(question, one.get("value"))
+        if index in ranks:
+            raise BadRow(question.name, f"ranks {str(one.get('value'))[:40]!r} twice")
+        ranks[index] = rank
+    return ranks
+
+
+def _meaning(question: Question, value: Any) -> Any:
+    if not isinstance(value, str | int) or value not in question.means:
+        known = ", ".join(f"{one!r}" for one in question.means)
+        raise BadRow(question.name, f"is {str(value)[:40]!r}, expected one of {known}")
+    return question.means[value]
+
+
+def _number(value: Any, name: str) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRow(name, f"is {json_type(value)}, expected a number")
+    return value
+
+
+def _strength(reading: Reading, answer: Answer) -> int | float | None:
+    question = reading.strength
+    value = answer.values.get(question.name) if question is not None else None
+    if question is None or value is None:
+        return None
+    if question.type == "rating":
+        return _number(value, question.name)
+    return cast(int, _meaning(question, value))
+
+
+def _why(reading: Reading, answer: Answer) -> str | None:
+    value = answer.values.get(reading.why.name) if reading.why is not None else None
+    return str(value).strip() or None if value is not None else None
+
+
+def _thumb(reading: Reading, answer: Answer) -> Thumb | None:
+    question = reading.thumb
+    value = answer.values.get(question.name) if question is not None else None
+    if question is None or value is None:
+        return None
+    means = _meaning(question, value)
+    return None if means is None else Thumb(answer.annotator, means, _why(reading, answer), answer.at)
