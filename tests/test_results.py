@@ -13,6 +13,7 @@ import torch
 from made_run import make_run
 
 from prefloop.config import DataConfig, GenerationConfig
+from prefloop.data.source import Source
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, ModelError
 from prefloop.export import export
@@ -50,7 +51,9 @@ def test_the_bare_model_an_artifacts_folder_and_a_file_of_answers_are_references
     by_folder = policy_of(run / "artifacts" / "ppo")
     assert (by_folder.key, by_folder.folder) == (ppo.key, ppo.folder)
     (tmp_path / "answers.jsonl").write_text("")
-    assert resolve(tmp_path / "answers.jsonl") == Answers(str(tmp_path / "answers.jsonl"), tmp_path / "answers.jsonl")
+    assert resolve(tmp_path / "answers.jsonl") == Answers(
+        str(tmp_path / "answers.jsonl"), Source.of(tmp_path / "answers.jsonl")
+    )
 
 
 def test_what_is_no_result_is_named_with_what_there_is(run: Path, tmp_path: Path, tiny_folder: Path) -> None:

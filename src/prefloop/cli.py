@@ -27,15 +27,16 @@ from prefloop.commands.label import Label
 from prefloop.commands.plan import Plan, split
 from prefloop.commands.presets import Presets
 from prefloop.commands.reward import Reward
+from prefloop.config import DataSource
 from prefloop.errors import PrefloopError
 
 
 @dataclasses.dataclass
 class Check:
-    """Read a data file as a stage would and report every bad row by number."""
+    """Read data as a stage would and report every bad row by number."""
 
-    path: tyro.conf.Positional[Path]
-    """File to check: JSONL or a JSON array, gzipped or not."""
+    path: tyro.conf.Positional[DataSource]
+    """What to check: a file of JSON lines, a JSON array, CSV, TSV, parquet or Arrow, a folder or pattern of shards, hf:org/name:split."""
     kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings", "best_of"] = "auto"
     """What the file should give; what it holds when 'auto'."""
     layout: str = "auto"
@@ -47,8 +48,8 @@ class Check:
         from prefloop.console import say
         from prefloop.data import sources
 
-        load = getattr(sources, f"load_{sources.kind_of(self.path, self.layout) if self.kind == 'auto' else self.kind}")
-        found = load(
+        found = sources.count_records(
+            sources.kind_of(self.path, self.layout) if self.kind == "auto" else self.kind,
             self.path,
             layout=self.layout,
             bad_rows="quarantine" if self.quarantine else "error",

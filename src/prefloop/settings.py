@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from prefloop.config import RLHFConfig
-from prefloop.config.presets import Facts, count, guides, smallest_side
+from prefloop.config.presets import Facts, guides, smallest_side
 from prefloop.config.presets import tree as tree_of
 from prefloop.console import say
 from prefloop.errors import ConfigError, nearest
@@ -116,8 +116,10 @@ def _agreeing(config: RLHFConfig) -> RLHFConfig:
 
 def facts_of(config: RLHFConfig) -> Facts:
     """What a preset looks at."""
-    path, adapter = config.data.demonstrations, config.backbone.adapter
-    rows = count(path) if path else None
+    from prefloop.data.files import count_rows
+
+    source, adapter = config.data.demonstrations, config.backbone.adapter
+    rows = count_rows(source) if source else None
     if rows is not None and config.data.limit is not None:
         rows = min(rows, config.data.limit)
     smallest = smallest_side(config.backbone.model)

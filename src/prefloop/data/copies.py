@@ -16,9 +16,11 @@ def write_copy(place: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows to ``place``, whole or not at all, and return their number; their values are made plain (``raw.plain``). Raises ``DataError``."""
     count = 0
     with replacing(place) as file:
-        for count, row in enumerate(rows, start=1):  # noqa: B007
+        for count, row in enumerate(rows, start=1):
             made = table_row(count, row)
-            file.write(json.dumps(made.value if made.problem is None else [made.value, made.problem]).encode("ascii") + b"\n")
+            file.write(
+                json.dumps(made.value if made.problem is None else [made.value, made.problem]).encode("ascii") + b"\n"
+            )
     return count
 
 

@@ -119,7 +119,9 @@ def _unpacked(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedReader]
             raise DataError(f"{path} is a broken zstd file ({error}); fetch or compress it again") from None
     elif path.suffix in (".gz", ".zst") and mark:
         kind = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
-        raise DataError(f"{path} is not a {kind} file although its name ends in {path.suffix}; rename it or fetch it again")
+        raise DataError(
+            f"{path} is not a {kind} file although its name ends in {path.suffix}; rename it or fetch it again"
+        )
     else:
         yield raw
 

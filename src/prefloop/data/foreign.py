@@ -18,7 +18,10 @@ _SIGNS: tuple[tuple[bytes, str], ...] = (
     (b"\x89HDF", f"is an HDF5 file; save its rows {_ROWS}"),
     (b"\x93NUMPY", f"is an array of NumPy; save its rows {_ROWS}"),
     (b"Obj\x01", f"is an Avro file; save its rows {_ROWS}"),
-    (b"version https://git-lfs", "is a pointer of git LFS and not the file itself; fetch it (git lfs pull) in its repository"),
+    (
+        b"version https://git-lfs",
+        "is a pointer of git LFS and not the file itself; fetch it (git lfs pull) in its repository",
+    ),
     (b"PAR1", "is a cut parquet file; fetch it again"),
     (b"PARE", "is an encrypted parquet file; save it without encryption"),
 )
@@ -74,5 +77,9 @@ def _zip(path: Path) -> str:
         return "is an Excel file; save the sheet as CSV in UTF-8"
     if any(name.endswith("/data.pkl") for name in names):
         return f"is a file of torch.save, which can run code when it is opened; save its rows {_ROWS}"
-    holds = f", which holds {', '.join(name[:80] for name in names[:3])}" + (" …" if len(names) > 3 else "") if names else ""
+    holds = (
+        f", which holds {', '.join(name[:80] for name in names[:3])}" + (" …" if len(names) > 3 else "")
+        if names
+        else ""
+    )
     return f"is a zip archive{holds}; unpack it (unzip '{path}') and name the file in it"

@@ -107,7 +107,9 @@ def wrapped(value: Any) -> str | None:
         return None
     for key, items in value.items():
         objects = isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
-        if objects and not any({"role", "from", "content", "text", "annotator", "function"} & item.keys() for item in items):
+        if objects and not any(
+            {"role", "from", "content", "text", "annotator", "function"} & item.keys() for item in items
+        ):
             return str(key)
     return None
 

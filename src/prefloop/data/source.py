@@ -103,6 +103,11 @@ class Source:
         return self.text if self.scheme else Path(self.text).name
 
     @property
+    def file_name(self) -> str:
+        """The name as part of a file's name."""
+        return self.stem if self.scheme else self.name
+
+    @property
     def stem(self) -> str:
         """The start of ids and of the names of files beside it: ``train`` for ``data/train.jsonl.gz``, ``org-name-train`` for ``hf:org/name:train``."""
         if self.scheme:
@@ -187,7 +192,9 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
     if not groups:
         shown = [path.name for path in sorted(folder.iterdir()) if path.is_file()][:3]
         holds = f"it holds {', '.join(shown)}" if shown else "it holds no files"
-        raise DataError(f"{folder} is a folder without parquet or Arrow files ({holds}); name a file in it, or a pattern such as '{folder}/*.jsonl'")
+        raise DataError(
+            f"{folder} is a folder without parquet or Arrow files ({holds}); name a file in it, or a pattern such as '{folder}/*.jsonl'"
+        )
     return groups[_chosen(folder, split, list(groups))]
 
 
@@ -226,5 +233,7 @@ def _groups(folder: Path) -> dict[str, list[Path]]:
         place = path.parent.relative_to(folder).as_posix() if several else ""
         name = _PART.sub("", path.stem)
         numbered = name.isdigit() or not name  # 0000.parquet, as the hub converts them: the folder is the split
-        groups.setdefault("/".join(part for part in (place, "" if numbered else name) if part not in ("", ".")), []).append(path)
+        groups.setdefault(
+            "/".join(part for part in (place, "" if numbered else name) if part not in ("", ".")), []
+        ).append(path)
     return {name or "all": paths for name, paths in groups.items()}

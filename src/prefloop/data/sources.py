@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 from prefloop.console import listed
 from prefloop.data.check import SHOWN, BadRow, Checked, Finding, check_strings, check_text, json_type, unusable
 from prefloop.data.convert import SOURCES, convert
-from prefloop.data.files import RawRow, read_rows, write_lines
+from prefloop.data.files import read_rows, write_lines
 from prefloop.data.json_rows import described, wrapped
 from prefloop.data.layouts import LAYOUTS, Layout
 from prefloop.data.quarantine import set_aside
@@ -55,7 +55,7 @@ def load_prompts(
     limit: int | None = None,
 ) -> Checked[Prompt]:
     """The distinct prompts of a file of any layout, in order of first appearance. Raises ``DataError``."""
-    return _load(Prompt, path, layout, bad_rows, quarantine_dir, limit)
+    return load(Prompt, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def load_demonstrations(
@@ -67,7 +67,7 @@ def load_demonstrations(
     limit: int | None = None,
 ) -> Checked[Demonstration]:
     """Prompts with an answer to imitate: as written, preferred in a pair, or up-voted. Raises ``DataError``."""
-    return _load(Demonstration, path, layout, bad_rows, quarantine_dir, limit)
+    return load(Demonstration, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def load_comparisons(
@@ -82,7 +82,7 @@ def load_comparisons(
 
     A plain chosen/rejected pair has the chosen response first and one vote for it by ``file:<file name>``.
     """
-    return _load(Comparison, path, layout, bad_rows, quarantine_dir, limit)
+    return load(Comparison, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def load_ratings(
@@ -94,7 +94,7 @@ def load_ratings(
     limit: int | None = None,
 ) -> Checked[Rating]:
     """Responses with thumbs: as written, or both responses of every decided pair. Raises ``DataError``."""
-    return _load(Rating, path, layout, bad_rows, quarantine_dir, limit)
+    return load(Rating, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def load_best_of(
@@ -106,7 +106,7 @@ def load_best_of(
     limit: int | None = None,
 ) -> Checked[BestOf]:
     """Prompts with several responses of which some are known to be good. Raises ``DataError``."""
-    return _load(BestOf, path, layout, bad_rows, quarantine_dir, limit)
+    return load(BestOf, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def copy_records(
@@ -139,7 +139,7 @@ def copy_records(
         return count
 
     try:
-        return _load(kind, path, layout, bad_rows, quarantine_dir, limit, take)
+        return load(kind, path, layout, bad_rows, quarantine_dir, limit, take)
     except DataError:
         Path(target).unlink(missing_ok=True)
         raise
@@ -154,7 +154,7 @@ def count_records(
     quarantine_dir: PathLike | None = None,
 ) -> Checked[Any]:
     """Read a source as the loader of ``kind`` (a name in ``KINDS``) does and keep no record; the result holds their number. Raises ``DataError``."""
-    return _load(KINDS[kind], path, layout, bad_rows, quarantine_dir, None, lambda records: sum(1 for _ in records))
+    return load(KINDS[kind], path, layout, bad_rows, quarantine_dir, None, lambda records: sum(1 for _ in records))
 
 
 def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
@@ -163,7 +163,7 @@ def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
     if name not in LAYOUTS or kind not in LAYOUTS[name].kinds:
         return False
     return len(LAYOUTS[name].kinds) == 1 or kind in {
-        type(record) for record in islice(_Records(Source.of(path), LAYOUTS[name], kind), _SAMPLE)
+        type(record) for record in islice(Records(Source.of(path), LAYOUTS[name], kind), _SAMPLE)
     }
 
 
@@ -210,7 +210,7 @@ def _line(record: Record) -> bytes:
         raise DataError(f"{kind} {record.id!r} cannot be written as JSON: {error}") from None
 
 
-def _load(
+def load(
     kind: type[R],
     path: Source | PathLike,
     layout: str,
@@ -218,8 +218,12 @@ def _load(
     quarantine_dir: PathLike | None,
     limit: int | None,
     take: Callable[[Iterator[R]], list[R] | int] = list,
+    reader: type[Records] | None = None,
 ) -> Checked[R]:
-    """``take`` says what becomes of the records: a list, or only how many there were (they went elsewhere)."""
+    """What every loader does. ``take`` says what becomes of the records: a list, or only how many there were (they went elsewhere).
+
+    ``reader`` makes records of rows, by other rules than ``Records`` where it is given. Raises ``DataError`` and ``ConfigError``.
+    """
     path = Source.of(path)
     if bad_rows not in _BAD_ROWS:
         raise ConfigError(f"bad_rows is {bad_rows!r}; {nearest(str(bad_rows), _BAD_ROWS)}")
@@ -229,7 +233,7 @@ def _load(
         raise ConfigError(f"layout {layout!r} is unknown; {nearest(str(layout), ['auto', *LAYOUTS])}")
     known = LAYOUTS[detect_layout(path) if layout == "auto" else layout]
     _check_kind(kind, path, known)
-    rows = _Records(path, known, kind)
+    rows = (reader or Records)(path, known, kind)
     skipped: Counter[str] = Counter()
     records = cast(Iterator[R], islice(convert(rows, kind, skipped), limit))
     kept = take(records)
@@ -257,7 +261,14 @@ def _check_kind(kind: type, path: Source, layout: Layout) -> None:
     )
 
 
-class _Records:
+def id_of(given: Any) -> str:
+    """An id as text. Raises ``BadRow`` for what is none."""
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise BadRow("id", f"is {json_type(given)}, expected text or a whole number")
+    return check_text(str(given), "id")
+
+
+class Records:
     """The good records of a file, one pass; what is wrong with the other rows gathers in ``findings``."""
 
     def __init__(self, path: Source, layout: Layout, kind: type) -> None:
@@ -271,7 +282,10 @@ class _Records:
         for row in read_rows(self.path):
             self.read += 1
             try:
-                record = self._record(row)
+                if row.problem is not None:
+                    raise BadRow("", row.problem)
+                check_strings(row.value)
+                record = self.record(row.value, row.number)
             except BadRow as bad:
                 given = row.value.get("id") if isinstance(row.value, dict) else None
                 id = None if given is None else str(given)
@@ -280,22 +294,18 @@ class _Records:
                 self._row_of_id.add(record.id, row.number)
                 yield record
 
-    def _record(self, row: RawRow) -> Record:
-        if row.problem is not None:
-            raise BadRow("", row.problem)
-        check_strings(row.value)
-        given = row.value.get("id")
-        id = self._derived_id(row.value) if given is None else self._given_id(given)
-        record = self.layout.read(row.value, id, f"file:{self.path.name}")
+    def record(self, row: dict[str, Any], number: int) -> Record:
+        """The record of an object, the ``number``-th row. Raises ``BadRow``."""
+        given = row.get("id")
+        id = self._derived_id(row) if given is None else self._given_id(given)
+        record = self.layout.read(row, id, f"file:{self.path.name}")
         if not isinstance(record, SOURCES[self.kind]):
             found, asked = type(record).__name__.lower(), self.kind.__name__.lower()
             raise BadRow("", f"holds a {found}, of which no {asked} can be made")
         return record
 
     def _given_id(self, given: Any) -> str:
-        if isinstance(given, bool) or not isinstance(given, str | int):
-            raise BadRow("id", f"is {json_type(given)}, expected text or a whole number")
-        id = check_text(str(given), "id")
+        id = id_of(given)
         if (row := self._row_of_id.get(id)) is not None:
             if self.layout.several:
                 return self._unused(id)

@@ -149,9 +149,9 @@ def _head(path: Path, first: str, text: io.TextIOWrapper, between: str) -> tuple
 def _cells(number: int, names: list[str], row: list[str], line: int) -> RawRow:
     if any(not cell.isascii() and _NOT_UTF8.search(cell) for cell in row):
         shown = [cell.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for cell in row]
-        return RawRow(number, shown, f"is not UTF-8 (line {line}); save the file as UTF-8: iconv -f WINDOWS-1252 -t UTF-8")
+        return RawRow(
+            number, shown, f"is not UTF-8 (line {line}); save the file as UTF-8: iconv -f WINDOWS-1252 -t UTF-8"
+        )
     if len(row) != len(names):
         return RawRow(number, row, f"has {len(row)} cells where the header has {len(names)} (it ends in line {line}); quote cells that hold the sign between cells")  # fmt: skip
     return RawRow(number, {name: cell for name, cell in zip(names, row, strict=True) if cell})
-
-
