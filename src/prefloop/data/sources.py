@@ -284,7 +284,6 @@ class Records:
             try:
                 if row.problem is not None:
                     raise BadRow("", row.problem)
-                check_strings(row.value)
                 record = self.record(row.value, row.number)
             except BadRow as bad:
                 given = row.value.get("id") if isinstance(row.value, dict) else None
@@ -296,6 +295,7 @@ class Records:
 
     def record(self, row: dict[str, Any], number: int) -> Record:
         """The record of an object, the ``number``-th row. Raises ``BadRow``."""
+        check_strings(row)
         given = row.get("id")
         id = self._derived_id(row) if given is None else self._given_id(given)
         record = self.layout.read(row, id, f"file:{self.path.name}")

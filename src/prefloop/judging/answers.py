@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from prefloop.console import say
-from prefloop.data.check import BadRow, Checked
+from prefloop.data.check import BadRow, Checked, check_strings
 from prefloop.data.layouts import Layout
 from prefloop.data.source import PathLike, Source
 from prefloop.data.sources import Records, id_of, load
@@ -56,6 +56,8 @@ class _AnswerRows(Records):
         if given is None:
             found = replace(found, id=f"prompt-{conversation_key(found.prompt)[:8]}")
         meta = row.get("meta")
+        check_strings([turn.content for turn in found.prompt], "prompt")
+        check_strings(found.response.replace("\x00", ""), "response")  # a model may write NUL, and is judged by it
         known, first = self._prompt_of.setdefault(found.id, (found.prompt, number))
         if known != found.prompt:
             raise BadRow(
