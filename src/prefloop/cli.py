@@ -136,6 +136,18 @@ REPEAT = "no file is left half written; the same command may be run again"
 """What any other interrupted command says."""
 
 
+MOST_SAID = 8_000
+"""Characters of an error: what people's rows bring into one is cut where it is made, and here for certain."""
+
+
+def shown(text: str) -> str:
+    """The text as a terminal may have it: without control characters, and not endless."""
+    from prefloop.console import neutral
+
+    cut = f"{text[:MOST_SAID]} … ({len(text) - MOST_SAID:,} characters more)" if len(text) > MOST_SAID else text
+    return neutral(cut)
+
+
 def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], interrupted: str = REPEAT) -> int:
     """Run a command; user errors print their message alone and exit with 2, Ctrl-C with 130, a closed pipe quietly."""
     from prefloop.interrupt import heed_interrupts
@@ -144,7 +156,7 @@ def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], inte
     try:
         run(arguments)
     except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
