@@ -107,10 +107,16 @@ class Recording:
     ("line", "message"),
     [
         ("{oops", "row 2: is not one line of JSON"),
-        ('{"id": "y", "prompt": [{"role": "user", "content": "q"}]}', "row 2: holds a prompt, expected a prompt with one response"),
+        (
+            '{"id": "y", "prompt": [{"role": "user", "content": "q"}]}',
+            "row 2: holds a prompt, expected a prompt with one response",
+        ),
         ("[1]", "row 2: is a list, expected an object"),
         ('{"id": "y", "prompt": 5, "response": "r"}', "row 2, field 'prompt': "),
-        ('{"id": "y", "prompt": [{"role": "boss", "content": ""}], "response": "r"}', r"row 2, field 'prompt.0.role': "),
+        (
+            '{"id": "y", "prompt": [{"role": "boss", "content": ""}], "response": "r"}',
+            r"row 2, field 'prompt.0.role': ",
+        ),
         ('{"id": true, "prompt": "q", "response": "r"}', "row 2, field 'id': is true"),
         ('{"id": "y", "prompt": "q", "response": 3}', "row 2, field 'response': Input should be a valid string"),
         ('{"id": "x", "prompt": "q", "response": "r"}', "row 2, field 'id': 'x' stands for another prompt in row 1"),

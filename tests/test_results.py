@@ -126,7 +126,9 @@ def test_answers_are_those_of_the_policy_and_cost_nothing_a_second_time(
     names = [f"{run}:sft", f"{run}:base", f"{run}:ppo"]
     found = respond(names, prompts, samples=2)
     assert list(found) == names and "reused" not in capsys.readouterr().out
-    rows = {name: [json.loads(line) for line in answers.path.read_text().splitlines()] for name, answers in found.items()}
+    rows = {
+        name: [json.loads(line) for line in answers.path.read_text().splitlines()] for name, answers in found.items()
+    }
     assert [row["id"] for row in rows[names[0]]] == ["p0", "p0", "p1", "p1", "p2", "p2"]
     assert rows[names[0]][0]["prompt"] == [{"role": "user", "content": "q 0"}]
     assert len({tuple(row["response"] for row in side) for side in rows.values()}) == 3

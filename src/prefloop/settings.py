@@ -158,8 +158,12 @@ def validated(tree: Any, where: str) -> RLHFConfig:
     try:
         return TypeAdapter(RLHFConfig).validate_python(tree)
     except ValidationError as error:
-        lines = [f"'{'.'.join(str(p) for p in e['loc'])}': {e['msg']} (found {_SHORT.repr(e['input'])})" for e in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+        lines = [
+            f"'{'.'.join(str(p) for p in e['loc'])}': {e['msg']} (found {_SHORT.repr(e['input'])})"
+            for e in error.errors()
+        ]
+        more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+        raise ConfigError(f"{where}: " + "; ".join(lines[:8]) + more) from None
 
 
 def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> None:

@@ -20,7 +20,9 @@ class _Loader(yaml.SafeLoader):
                 continue
             line, name = key.start_mark.line + 1, (key.tag, key.value)
             if name in lines:
-                raise ConfigError(f"the key '{key.value[:80]}' is given twice, in lines {lines[name]} and {line}: keep one")
+                raise ConfigError(
+                    f"the key '{key.value[:80]}' is given twice, in lines {lines[name]} and {line}: keep one"
+                )
             lines[name] = line
         return node
 

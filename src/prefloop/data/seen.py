@@ -27,11 +27,11 @@ class Seen:
 
     def get(self, text: str) -> int | None:
         """The row that a text was added with; ``None`` for one that was not."""
-        return self._rows[self._place(_hash(text))] or None
+        return self._rows[self._place(hash64(text))] or None
 
     def add(self, text: str, row: int) -> None:
         """Remember the row of a text, counted from 1."""
-        code = _hash(text)
+        code = hash64(text)
         place = self._place(code)
         self._count += not self._rows[place]
         self._hashes[place], self._rows[place] = code, row
@@ -55,5 +55,6 @@ class Seen:
                 self._hashes[place], self._rows[place] = code, row
 
 
-def _hash(text: str) -> int:
+def hash64(text: str) -> int:
+    """64 bits of a text, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())

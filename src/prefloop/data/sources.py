@@ -202,9 +202,13 @@ def write_jsonl(path: PathLike, records: Iterable[Record]) -> None:
     write_lines(Path(path), (_line(record) for record in records))
 
 
+_sorted_json = json.JSONEncoder(sort_keys=True).encode
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 def _line(record: Record) -> bytes:
     try:
-        return json.dumps(to_dict(record), ensure_ascii=False, allow_nan=False).encode("utf-8")
+        return _json(to_dict(record)).encode("utf-8")
     except (TypeError, ValueError) as error:
         kind = type(record).__name__.lower()
         raise DataError(f"{kind} {record.id!r} cannot be written as JSON: {error}") from None
@@ -273,6 +277,7 @@ class Records:
 
     def __init__(self, path: Source, layout: Layout, kind: type) -> None:
         self.path, self.layout, self.kind = path, layout, kind
+        self._stem, self.words_of = path.stem, f"file:{path.name}"
         self.findings: list[Finding] = []
         self.read = 0
         self._row_of_id = Seen()
@@ -298,7 +303,7 @@ class Records:
         check_strings(row)
         given = row.get("id")
         id = self._derived_id(row) if given is None else self._given_id(given)
-        record = self.layout.read(row, id, f"file:{self.path.name}")
+        record = self.layout.read(row, id, self.words_of)
         if not isinstance(record, SOURCES[self.kind]):
             found, asked = type(record).__name__.lower(), self.kind.__name__.lower()
             raise BadRow("", f"holds a {found}, of which no {asked} can be made")
@@ -313,8 +318,8 @@ class Records:
         return id
 
     def _derived_id(self, row: dict[str, Any]) -> str:
-        digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode("ascii")).hexdigest()[:8]
-        return self._unused(f"{self.path.stem}-{digest}")
+        digest = hashlib.sha256(_sorted_json(row).encode("ascii")).hexdigest()[:8]
+        return self._unused(f"{self._stem}-{digest}")
 
     def _unused(self, base: str) -> str:
         """``base``, or with the first number from 2 on that no id has yet."""

@@ -78,7 +78,7 @@ class _AnswerRows(Records):
             return replace(found, response=blank)
 
     def _read(self, row: dict[str, Any], id: str) -> Demonstration:
-        record = self.layout.read(row, id or _STAND_IN, f"file:{self.path.name}")
+        record = self.layout.read(row, id or _STAND_IN, self.words_of)
         if isinstance(record, Rating):
             return Demonstration(record.id, record.prompt, record.response.text)
         if isinstance(record, Demonstration):
