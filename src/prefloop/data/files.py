@@ -105,18 +105,21 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 @contextlib.contextmanager
 def _unpacked(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedReader]:
-    import zstandard
-
     mark = raw.peek(4)[:4]
     if mark[:2] == b"\x1f\x8b":
         with gzip.GzipFile(fileobj=raw) as unzipped:
             yield io.BufferedReader(unzipped)
     elif mark == b"\x28\xb5\x2f\xfd":
+        import pyarrow as pa
+
         try:
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as unpacked:
+            # Python's zstandard takes a cut file for a whole one.
+            with pa.input_stream(str(path), compression="zstd") as unpacked:
                 yield io.BufferedReader(unpacked)
-        except zstandard.ZstdError as error:
-            raise DataError(f"{path} is a broken zstd file ({error}); fetch or compress it again") from None
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path} is a broken or incomplete zstd file ({error}); fetch or compress it again"
+            ) from None
     elif path.suffix in (".gz", ".zst") and mark:
         kind = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
         raise DataError(

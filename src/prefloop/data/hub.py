@@ -17,7 +17,7 @@ from prefloop.data.copies import write_copy
 from prefloop.errors import ConfigError, DataError
 
 _ADDRESS = re.compile(
-    r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<config>[\w.+-]+))?(?::(?P<split>[\w.-]+)(?:\[:(?P<first>\d+)\])?)?"
+    r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<config>[\w.+-]+))?(?::(?P<split>[\w.-]+)(?:\[:(?P<first>\d+)\])?)?"
 )
 FORMS = "hf:org/name, hf:org/name:split, hf:org/name@config:split or hf:org/name:split[:1000]"
 

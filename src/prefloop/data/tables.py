@@ -123,7 +123,7 @@ def separated(path: Path, stream: io.BufferedReader, between: str) -> Iterator[R
             number += 1
             yield _cells(number, names, row, cells.line_num)
     except csv.Error as error:
-        raise DataError(f"{path}: the quotes of row {number + 1} (line {cells.line_num + 1}) are broken ({error}); mend them: a quote within a quoted cell is written twice") from None  # fmt: skip
+        raise DataError(f"{path}: the quotes of row {number + 1} (line {cells.line_num}) are broken ({error}); mend them: a quote within a quoted cell is written twice") from None  # fmt: skip
 
 
 def _head(path: Path, first: str, text: io.TextIOWrapper, between: str) -> tuple[list[str], Any] | None:
