@@ -2,6 +2,7 @@
 
     python benchmarks/streaming.py                     # 1,000, 10,000 and 100,000 pairs, each in a process of its own
     python benchmarks/streaming.py --pairs 100000 --work /some/disk
+    python benchmarks/streaming.py --tables            # 10,000 and 1,000,000 rows of parquet through copy_records and prefloop check
 
 Lengths are shaped like hh-rlhf (prompts of 110 words and responses of 80 on average); words are drawn from a small vocabulary and tokenised
 by a tokenizer of whole words, so that a run is about the toolkit and not about the tokenizer. No model is loaded.
@@ -13,7 +14,6 @@ import argparse
 import json
 import math
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,6 +33,54 @@ def write_pairs(path: Path, count: int) -> None:
         for i in range(count):
             row = {"prompt": f"w{i % 2000} {text(110)}", "chosen": text(80), "rejected": text(80)}
             file.write(json.dumps(row) + "\n")
+
+
+def write_table(path: Path, count: int) -> None:
+    """The same kind of pairs as parquet, 10,000 a row group; texts are drawn from a pool and told apart by a number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw = random.Random(0)
+    words = [f"w{i}" for i in range(2000)]
+    pool = [
+        " ".join(draw.choices(words, k=max(2, min(600, round(draw.lognormvariate(math.log(80) - 0.3, 0.8))))))
+        for _ in range(5000)
+    ]
+    names = ("prompt", "chosen", "rejected")
+    with pq.ParquetWriter(path, pa.schema({name: pa.string() for name in names})) as writer:
+        for start in range(0, count, 10_000):
+            rows = range(start, min(count, start + 10_000))
+            writer.write_table(pa.table({name: [f"{name} {i} {draw.choice(pool)}" for i in rows] for name in names}))
+
+
+def read_table(folder: Path, count: int, what: str) -> dict[str, float | str]:
+    """What the label stage (``copy``) or ``prefloop check`` (``check``) does with a table of pairs."""
+    from prefloop.cli import _main
+    from prefloop.data.sources import copy_records
+    from prefloop.records import Comparison
+
+    source, before = folder / "pairs.parquet", peak_mib()
+    started = time.monotonic()
+    if what == "copy":
+        copy_records(Comparison, source, folder / "comparisons.jsonl")
+    else:
+        _main(["check", str(source)])
+    seconds = time.monotonic() - started
+    size = source.stat().st_size / 2**20
+    return {
+        "rows": count,
+        "what": what,
+        "file_mib": size,
+        "before_mib": before,
+        "peak_mib": peak_mib(),
+        "seconds": seconds,
+    }
+
+
+def peak_mib() -> float:
+    """The most memory that this process had, mapped files included; getrusage would count what its parent had before the start."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def private_mib() -> float:
@@ -82,7 +130,7 @@ def stream(folder: Path, count: int) -> dict[str, float]:
         "pairs": count,
         "file_mib": (folder / "pairs.jsonl").stat().st_size / 2**20,
         "private_mib": max(private),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_mib(),
         "validate_s": validated - started,
         "tokenise_s": written - validated,
         "packs_s": time.monotonic() - written,
@@ -91,15 +139,40 @@ def stream(folder: Path, count: int) -> dict[str, float]:
     }
 
 
+def tables(counts: list[int], work: Path | None) -> None:
+    """Print one line for each number of rows and each reader."""
+    for count in counts:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            write_table(Path(folder) / "pairs.parquet", count)
+            for what in ("copy", "check"):
+                call = [sys.executable, __file__, "--one", str(count), "--read", what, "--work", folder]
+                done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
+                r = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
+                print(
+                    f"{r['rows']:9,} rows  {r['file_mib']:7.1f} MiB of parquet  {r['what']:5}  {r['rows'] / r['seconds']:7,.0f} rows/s  peak {r['peak_mib']:4.0f} MiB ({r['before_mib']:.0f} before the first row)",
+                    flush=True,
+                )
+
+
 def main() -> None:
     """Print one line for each number of pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--work", type=Path, help="where the files go; default: a temporary folder")
+    parser.add_argument(
+        "--tables", type=int, nargs="*", help="rows of parquet to read instead; 10,000 and 1,000,000 unless given"
+    )
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--read", choices=("copy", "check"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one and options.read:
+        print("RESULT " + json.dumps(read_table(options.work, options.one, options.read)), flush=True)
+        return
     if options.one:
         print("RESULT " + json.dumps(stream(options.work, options.one)), flush=True)
+        return
+    if options.tables is not None:
+        tables(options.tables or [10_000, 1_000_000], options.work)
         return
     for count in options.pairs:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:

@@ -19,6 +19,7 @@ from prefloop.bench.run import Domain, bench
 from prefloop.bench.tasks import find
 from prefloop.cli import _main, guarded
 from prefloop.config import AdapterConfig, BackboneConfig, BenchConfig, DataConfig, RLHFConfig
+from prefloop.data.source import Source
 from prefloop.errors import ConfigError
 from prefloop.pipeline import Pipeline
 from prefloop.runtime import Runtime
@@ -116,7 +117,7 @@ def test_domain_sets_are_answered_greedily_and_scored_for_every_adapter(tmp_path
         {"prompt": "What is good?", "references": ["a dog", "the fox"]},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    domain = Domain(file, max_new_tokens=6)
+    domain = Domain(Source.of(file), max_new_tokens=6)
     found = bench(made, [], domains=[domain], output=tmp_path / "bench.json")
     town = found["tasks"]["town"]
     assert [town["metric"], *(row["metric"] for row in town["more"])] == [
@@ -186,7 +187,7 @@ def test_what_is_no_run_and_what_asks_nothing_is_said(
         assert guarded(_main, ["bench", *arguments, *task]) == 2
         assert said in capfd.readouterr().err
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
-        Domain(made / "town.jsonl", max_new_tokens=0)
+        Domain(Source.of(made / "town.jsonl"), max_new_tokens=0)
 
 
 def test_outside_a_checkout_git_has_nothing_to_say(

@@ -7,6 +7,7 @@ import pytest
 
 from prefloop.cli import _main, guarded
 from prefloop.data.sources import write_jsonl
+from prefloop.errors import DataError
 from prefloop.judging.answers import read_answers
 from prefloop.records import Comparison, Message, Response, Vote
 
@@ -89,3 +90,61 @@ def test_votes_on_a_pair_may_stand_in_several_rows_in_either_order(tmp_path: Pat
     write_jsonl(tmp_path / "people.jsonl", rows)
     (pair,) = (Compare("f.py:f", a="a", b="b", human=tmp_path / "people.jsonl")._people() or {}).values()
     assert [vote.choice for vote in pair.votes] == [0, 0, 0, 1] and pair.responses == texts
+
+
+def test_answers_are_read_in_every_layout_that_check_reads(tmp_path: Path, judged) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    layouts = {
+        "plain.jsonl": [{"prompt": "Hi", "response": "Hello"}],
+        "alpaca.jsonl": [{"instruction": "Hi", "output": "Hello", "generator": "m", "datasplit": "eval"}],
+        "messages.jsonl": [{"messages": turns}],
+        "completion.jsonl": [{"prompt": [turns[0]], "completion": [turns[1]]}],
+        "thumbs.jsonl": [{"prompt": "Hi", "completion": "Hello", "label": False}],
+    }
+    found = {name: read_answers(write(tmp_path / name, *rows)) for name, rows in layouts.items()}
+    (tmp_path / "a.csv").write_text("prompt,completion\nHi,Hello\n")
+    (tmp_path / "a.json").write_text(json.dumps(layouts["alpaca.jsonl"], indent=1))
+    found |= {name: read_answers(tmp_path / name) for name in ("a.csv", "a.json")}
+    for name, answers in found.items():
+        assert answers == found["plain.jsonl"], name
+    shorter = write(tmp_path / "shorter.jsonl", {"instruction": "Hi", "output": "Yo"})
+    rc, _, result = judged("--a", tmp_path / "a.json", "--b", shorter)
+    assert rc == 0 and result["duels"][0]["win_rate"]["rate"] == 1.0
+
+
+def test_a_blank_answer_is_an_answer_in_every_layout_and_a_blank_prompt_is_not(tmp_path: Path) -> None:
+    user = {"role": "user", "content": "Hi"}
+    for row in (
+        {"prompt": "Hi", "response": " "},
+        {"instruction": "Hi", "output": " "},
+        {"messages": [user, {"role": "assistant", "content": " "}]},
+        {"prompt": "Hi", "completion": " ", "label": True},
+    ):
+        ((_, responses),) = read_answers(write(tmp_path / "a.jsonl", row)).values()
+        assert responses == [" "], row
+    for row in (
+        {"instruction": " ", "output": "x"},
+        {"messages": [{**user, "content": ""}, {"role": "assistant", "content": "x"}]},
+    ):
+        with pytest.raises(DataError, match=r"1 of 1 row cannot be used(.|\n)*(is empty|only whitespace)"):
+            read_answers(write(tmp_path / "a.jsonl", row))
+
+
+def test_bad_rows_of_answers_are_set_aside_where_the_command_is_asked_to(tmp_path: Path, judged) -> None:
+    good = [{"prompt": f"Q{i}", "response": "yes"} for i in range(3)]
+    a = write(tmp_path / "a.jsonl", *good, {"prompt": "Q3", "response": 5})
+    b = write(tmp_path / "b.jsonl", *({**row, "response": "no"} for row in good))
+    rc, said, _ = judged("--a", a, "--b", b)
+    assert rc == 2 and "row 4, field 'response'" in said and "--quarantine FOLDER" in said
+    rc, said, found = judged("--a", a, "--b", b, "--quarantine", tmp_path / "bad")
+    assert (
+        rc == 0
+        and "1 row quarantined in a.quarantine.jsonl" in said
+        and found["duels"][0]["win_rate"]["n_prompts"] == 3
+    )
+    assert json.loads((tmp_path / "bad/a.quarantine.jsonl").read_text())["row"] == 4
+
+
+def test_pairs_are_no_answers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds a comparison, expected a prompt with one response"):
+        read_answers(write(tmp_path / "a.jsonl", {"prompt": "Hi", "chosen": "a", "rejected": "b"}))

@@ -226,9 +226,9 @@ def test_a_rubric_is_read_from_yaml_json_or_text(tmp_path):
         ("a: 1\nA: 2", "upper and lower case only"),
         ("[a, b]", "a rubric is a mapping"),
         ("", "a rubric is a mapping"),
-        ("a: [", "not YAML"),
+        ("a: [", "not valid YAML"),
         ("absent.yaml", "rubric absent.yaml: cannot be read"),
-        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
 def test_a_bad_rubric_is_named(text, words):

@@ -22,11 +22,11 @@ from prefloop.config.presets import (
     OWN,
     Facts,
     billions,
-    count,
     guides,
     smallest_side,
     tree,
 )
+from prefloop.data.files import count_rows
 from prefloop.data.packing import Document, pack
 from prefloop.errors import ConfigError
 from prefloop.models.adapters.catalogue import CARDS
@@ -226,7 +226,13 @@ def test_rows_are_counted_in_every_kind_of_file(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "c.jsonl.gz", "wt") as file:
         file.write("{}\n" * 4)
     (tmp_path / "d.json").write_text("[{")
-    assert [count(tmp_path / n) for n in ("a.jsonl", "b.json", "c.jsonl.gz", "d.json", "e")] == [2, 3, 4, None, None]
+    assert [count_rows(tmp_path / n) for n in ("a.jsonl", "b.json", "c.jsonl.gz", "d.json", "e")] == [
+        2,
+        3,
+        4,
+        None,
+        None,
+    ]
 
 
 def test_an_unknown_preset_gets_the_nearest_and_the_list() -> None:

@@ -13,6 +13,7 @@ import torch
 from made_run import make_run
 
 from prefloop.config import DataConfig, GenerationConfig
+from prefloop.data.source import Source
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, ModelError
 from prefloop.export import export
@@ -50,7 +51,9 @@ def test_the_bare_model_an_artifacts_folder_and_a_file_of_answers_are_references
     by_folder = policy_of(run / "artifacts" / "ppo")
     assert (by_folder.key, by_folder.folder) == (ppo.key, ppo.folder)
     (tmp_path / "answers.jsonl").write_text("")
-    assert resolve(tmp_path / "answers.jsonl") == Answers(str(tmp_path / "answers.jsonl"), tmp_path / "answers.jsonl")
+    assert resolve(tmp_path / "answers.jsonl") == Answers(
+        str(tmp_path / "answers.jsonl"), Source.of(tmp_path / "answers.jsonl")
+    )
 
 
 def test_what_is_no_result_is_named_with_what_there_is(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
@@ -123,7 +126,9 @@ def test_answers_are_those_of_the_policy_and_cost_nothing_a_second_time(
     names = [f"{run}:sft", f"{run}:base", f"{run}:ppo"]
     found = respond(names, prompts, samples=2)
     assert list(found) == names and "reused" not in capsys.readouterr().out
-    rows = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in found.items()}
+    rows = {
+        name: [json.loads(line) for line in answers.path.read_text().splitlines()] for name, answers in found.items()
+    }
     assert [row["id"] for row in rows[names[0]]] == ["p0", "p0", "p1", "p1", "p2", "p2"]
     assert rows[names[0]][0]["prompt"] == [{"role": "user", "content": "q 0"}]
     assert len({tuple(row["response"] for row in side) for side in rows.values()}) == 3
@@ -148,9 +153,9 @@ def test_adapters_of_two_methods_answer_one_after_the_other(run: Path, tmp_path:
     prompts = run.parent.parent / "prompts.jsonl"
     names = [f"{run}:sft", f"{other}:sft", f"{run}:ppo"]
     found = respond(names, prompts)
-    assert list(found) == names and len({path.read_text() for path in found.values()}) == 3
+    assert list(found) == names and len({answers.digest() for answers in found.values()}) == 3
     assert found[names[0]] == respond(names[:1], prompts)[names[0]]
-    assert found[names[1]].read_text() == respond(names[1:2], prompts, generation=SAMPLING)[names[1]].read_text()
+    assert found[names[1]].digest() == respond(names[1:2], prompts, generation=SAMPLING)[names[1]].digest()
     with pytest.raises(
         ModelError, match=r"adapters of different kinds: method lora and prefix.*`prefloop judge` takes"
     ):
@@ -189,7 +194,9 @@ def test_a_run_without_a_sampling_stage_samples_as_its_configuration_says(tmp_pa
 
 def test_a_file_of_answers_stands_for_itself(run: Path, tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text('{"id": "p0", "prompt": [], "response": "r"}\n')
-    assert respond([tmp_path / "answers.jsonl"]) == {str(tmp_path / "answers.jsonl"): tmp_path / "answers.jsonl"}
+    assert respond([tmp_path / "answers.jsonl"]) == {
+        str(tmp_path / "answers.jsonl"): Source.of(tmp_path / "answers.jsonl")
+    }
 
 
 def test_a_stream_is_the_response_that_the_engine_samples_token_by_token(run: Path) -> None:

@@ -147,7 +147,7 @@ def test_candidates_become_pairs_and_bad_rows_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(
         json.dumps({"id": "p", "prompt": prompt, "responses": texts}) + "\n" + json.dumps({"id": "r", "prompt": prompt})
     )
-    with pytest.raises(DataError, match=r"row 2: field 'responses' is missing"):
+    with pytest.raises(DataError, match=r"row 2, field 'responses': is missing"):
         read_pool(tmp_path / "bad.jsonl")
     write_jsonl(tmp_path / "voted.jsonl", [pair("1", votes=(Vote("a", 0),))])
     with pytest.raises(DataError, match="none of its 1 pairs is left to label"):

@@ -27,15 +27,16 @@ from prefloop.commands.label import Label
 from prefloop.commands.plan import Plan, split
 from prefloop.commands.presets import Presets
 from prefloop.commands.reward import Reward
+from prefloop.config import DataSource
 from prefloop.errors import PrefloopError
 
 
 @dataclasses.dataclass
 class Check:
-    """Read a data file as a stage would and report every bad row by number."""
+    """Read data as a stage would and report every bad row by number."""
 
-    path: tyro.conf.Positional[Path]
-    """File to check: JSONL or a JSON array, gzipped or not."""
+    path: tyro.conf.Positional[DataSource]
+    """What to check: a file of JSON lines, a JSON array, CSV, TSV, parquet or Arrow, a folder or pattern of shards, hf:org/name:split."""
     kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings", "best_of"] = "auto"
     """What the file should give; what it holds when 'auto'."""
     layout: str = "auto"
@@ -47,8 +48,8 @@ class Check:
         from prefloop.console import say
         from prefloop.data import sources
 
-        load = getattr(sources, f"load_{sources.kind_of(self.path, self.layout) if self.kind == 'auto' else self.kind}")
-        found = load(
+        found = sources.count_records(
+            sources.kind_of(self.path, self.layout) if self.kind == "auto" else self.kind,
             self.path,
             layout=self.layout,
             bad_rows="quarantine" if self.quarantine else "error",
@@ -135,6 +136,18 @@ REPEAT = "no file is left half written; the same command may be run again"
 """What any other interrupted command says."""
 
 
+MOST_SAID = 8_000
+"""Characters of an error: what people's rows bring into one is cut where it is made, and here for certain."""
+
+
+def shown(text: str) -> str:
+    """The text as a terminal may have it: without control characters, and not endless."""
+    from prefloop.console import neutral
+
+    cut = f"{text[:MOST_SAID]} … ({len(text) - MOST_SAID:,} characters more)" if len(text) > MOST_SAID else text
+    return neutral(cut)
+
+
 def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], interrupted: str = REPEAT) -> int:
     """Run a command; user errors print their message alone and exit with 2, Ctrl-C with 130, a closed pipe quietly."""
     from prefloop.interrupt import heed_interrupts
@@ -143,7 +156,7 @@ def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], inte
     try:
         run(arguments)
     except PrefloopError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)

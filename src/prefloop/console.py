@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import (
@@ -47,6 +47,13 @@ def shortened(text: str, most: int = 160) -> str:
     if len(text) <= most:
         return text
     return (text[:most].rpartition(" ")[0] or text[: most - 1]) + "…"
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """The names with commas between, as many as a line bears, none without its length or power over a terminal."""
+    names = list(names)
+    shown = ", ".join(shortened(neutral(name), 60) for name in names[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.config import GenerationConfig
-from prefloop.errors import DataError, ModelError, among, nearest
+from prefloop.data.source import Source
+from prefloop.errors import ConfigError, DataError, ModelError, among, nearest
 from prefloop.models.adapters.catalogue import EXPERTS
 from prefloop.models.adapters.described import described_shape
 from prefloop.records import Prompt
@@ -81,10 +82,10 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """A file of answers that exist already: JSON lines of id, prompt and response."""
+    """Answers that exist already, in a file or wherever else rows can be read."""
 
     name: str
-    path: Path
+    source: Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +166,21 @@ def meant(run: Path) -> str:
 
 def resolve(reference: str | Path) -> Policy | Answers:
     """What a reference stands for. Raises ``ModelError`` when it is nothing that answers prompts."""
-    path = Path(reference)
-    return Answers(str(reference), path) if path.is_file() else policy_of(reference)
+    found = answers_of(reference)
+    return policy_of(reference) if found is None else found
+
+
+def answers_of(reference: str | Path) -> Answers | None:
+    """The answers that a reference names; ``None`` where it names a policy, or nothing."""
+    try:
+        source = Source.of(reference)
+    except ConfigError:
+        return None
+    if not source.scheme:
+        for place in {Path(reference), Path(str(reference).rpartition(":")[0])}:
+            if place.parts and ((place / "artifacts").is_dir() or (place / ADAPTER).is_file()):
+                return None
+    return Answers(str(reference), source) if source.scheme or source.exists() else None
 
 
 def policy_of(reference: str | Path) -> Policy:
@@ -316,8 +330,11 @@ def trained_on(run: Path) -> list[Prompt] | None:
     data = _settings(run).get("data")
     if not isinstance(data, dict):
         return None
-    files = [Path(data[name]) for name in ("demonstrations", "comparisons", "prompts") if data.get(name)]
-    if not files or not all(path.is_file() for path in files):
+    try:
+        files = [Source.parse(data[name]) for name in ("demonstrations", "comparisons", "prompts") if data.get(name)]
+    except (ConfigError, TypeError, AttributeError):
+        return None
+    if not files or not all(source.exists() for source in files):
         return None
     with tempfile.TemporaryDirectory(prefix="prefloop-") as aside:
         try:

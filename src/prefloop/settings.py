@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,13 +15,17 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from prefloop.config import RLHFConfig
-from prefloop.config.presets import Facts, count, guides, smallest_side
+from prefloop.config.presets import Facts, guides, smallest_side
 from prefloop.config.presets import tree as tree_of
+from prefloop.config.yaml_file import parse_yaml
 from prefloop.console import say
 from prefloop.errors import ConfigError, nearest
 from prefloop.models.adapters.catalogue import EXPERTS, require
 
 SOURCES = ("simulated", "file", "argilla")
+_SHORT = reprlib.Repr()
+"""Shows the start of a value: aliases of YAML make large ones of a few bytes."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 160, 160
 _FLAGS = tyro.constructors.ConstructorRegistry()
 
 
@@ -79,10 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file '{path}' cannot be read: {error}") from None
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file '{path}' is not valid YAML: {error}") from None
+    tree = parse_yaml(text, f"config file '{path}'") or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"config file '{path}' holds {type(tree).__name__}, expected keys such as 'run:' and 'data:'")
     _check_keys(tree, RLHFConfig, str(path), "")
@@ -116,8 +118,10 @@ def _agreeing(config: RLHFConfig) -> RLHFConfig:
 
 def facts_of(config: RLHFConfig) -> Facts:
     """What a preset looks at."""
-    path, adapter = config.data.demonstrations, config.backbone.adapter
-    rows = count(path) if path else None
+    from prefloop.data.files import count_rows
+
+    source, adapter = config.data.demonstrations, config.backbone.adapter
+    rows = count_rows(source) if source else None
     if rows is not None and config.data.limit is not None:
         rows = min(rows, config.data.limit)
     smallest = smallest_side(config.backbone.model)
@@ -154,8 +158,12 @@ def validated(tree: Any, where: str) -> RLHFConfig:
     try:
         return TypeAdapter(RLHFConfig).validate_python(tree)
     except ValidationError as error:
-        lines = [f"'{'.'.join(str(p) for p in e['loc'])}': {e['msg']} (found {e['input']!r})" for e in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+        lines = [
+            f"'{'.'.join(str(p) for p in e['loc'])}': {e['msg']} (found {_SHORT.repr(e['input'])})"
+            for e in error.errors()
+        ]
+        more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+        raise ConfigError(f"{where}: " + "; ".join(lines[:8]) + more) from None
 
 
 def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import prefloop
 from prefloop.config import is_config
 from prefloop.console import duration, say
+from prefloop.data.source import Source
 from prefloop.errors import AuditError, ConfigError, DataError
 from prefloop.interrupt import check_interrupted
 from prefloop.models.adapters.catalogue import options_of
@@ -192,6 +193,8 @@ def _expert_hash(folder: Path) -> str:
 
 def content(value: Any, name: str = "") -> Any:
     """What of a configuration determines content: fields marked aside are left out, files stand as their hash."""
+    if isinstance(value, Path | Source):
+        return _file_hash(value, name)
     if is_config(value):
         out = {}
         for field in dataclasses.fields(value):
@@ -204,15 +207,13 @@ def content(value: Any, name: str = "") -> Any:
         return {k: content(v, k) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [content(v, name) for v in value]
-    if isinstance(value, Path):
-        return _file_hash(value, name)
     return value
 
 
 def files_read(value: Any, name: str = "") -> dict[str, str]:
     """Names, without their folders, of the files in a configuration, by the field that names them; for people, not for the key."""
-    if isinstance(value, Path):
-        return {name: value.name} if value.is_file() else {}
+    if isinstance(value, Path | Source):
+        return {name: value.name} if Source.of(value).exists() else {}
     if is_config(value):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.metadata.get("content", True)}
     if isinstance(value, list | tuple):
@@ -222,14 +223,17 @@ def files_read(value: Any, name: str = "") -> dict[str, str]:
     return {field: file for k, v in value.items() for field, file in files_read(v, str(k)).items()}
 
 
-def _file_hash(path: Path | None, name: str) -> str | None:
+def _file_hash(path: Path | Source | None, name: str) -> str | None:
     if path is None:
         return None
-    if not path.is_file():
-        raise DataError(
-            f"{name}: file '{path}' does not exist: check the path (relative paths start at the current folder)"
-        )
-    return file_digest(path)
+    if isinstance(path, Source):
+        if path.scheme or path.exists():
+            return path.digest()
+    elif path.is_file():
+        return file_digest(path)
+    raise DataError(
+        f"{name}: file '{path}' does not exist: check the path (relative paths start at the current folder)"
+    )
 
 
 def _template(name: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefloop.bench.harness import Metric
-from prefloop.data.files import stem
+from prefloop.data.source import Source
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import DataError
 from prefloop.records import Demonstration
@@ -31,7 +31,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def read(path: Path, limit: int | None = None) -> list[Demonstration]:
+def read(path: Source | Path, limit: int | None = None) -> list[Demonstration]:
     """The prompts of a domain set with their references: rows of prompt and reference(s), or any file of demonstrations."""
     return load_demonstrations(path, limit=limit).records
 
@@ -44,9 +44,9 @@ def references(row: Demonstration) -> list[str]:
     return given
 
 
-def name_of(path: Path) -> str:
+def name_of(source: Source) -> str:
     """What the table calls the set."""
-    return stem(path)
+    return source.stem
 
 
 def score(rows: Sequence[Demonstration], answers: Sequence[str], seed: int = 0) -> list[Metric]:

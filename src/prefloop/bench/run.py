@@ -19,6 +19,7 @@ from prefloop.bench.harness import Measured, Metric, Settings, require_positive
 from prefloop.bench.tasks import TaskSpec
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
+from prefloop.data.source import Source
 from prefloop.errors import ConfigError
 from prefloop.models.plain import plain
 from prefloop.opening import runtime_of
@@ -26,7 +27,7 @@ from prefloop.records import Demonstration
 from prefloop.results import BASE, locate, policy_of, policy_slots, run_of
 from prefloop.rollouts.engine import start
 from prefloop.runtime import Runtime, environment
-from prefloop.store import digest, file_digest, write_json
+from prefloop.store import digest, write_json
 
 FILE = "bench.json"
 ROLE = "bench"
@@ -36,14 +37,14 @@ ROLE = "bench"
 class Domain:
     """A set of prompts with references, and how it is answered."""
 
-    path: Path
+    source: Source
     max_new_tokens: int = 128
     rollout: str = "transformers"
     """Engine that answers, greedily."""
 
     @property
     def name(self) -> str:
-        return domain.name_of(self.path)
+        return domain.name_of(self.source)
 
     def __post_init__(self) -> None:
         require_positive(max_new_tokens=self.max_new_tokens)
@@ -51,7 +52,7 @@ class Domain:
     def identity(self) -> dict[str, Any]:
         """What its numbers depend on besides the adapter: the rows, how they are answered, who scores them."""
         return {
-            "file": file_digest(self.path),
+            "file": self.source.digest(),
             "max_new_tokens": self.max_new_tokens,
             "rollout": self.rollout,
             "scorers": [importlib.metadata.version(name) for name in ("rouge_score", "sacrebleu")],
@@ -209,7 +210,7 @@ def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache
     """Measure what is missing, an adapter at a time. Tasks and their data are found before the model is loaded."""
     jobs = {job.name: job for _, job in todo}
     loaded = {name: tasks.load(job) for name, job in jobs.items() if isinstance(job, TaskSpec)}
-    rows = {name: domain.read(job.path, settings.limit) for name, job in jobs.items() if isinstance(job, Domain)}
+    rows = {name: domain.read(job.source, settings.limit) for name, job in jobs.items() if isinstance(job, Domain)}
     backbone = runtime.backbone
     with progress("bench", len(todo), "task") as advance:
         for adapter in dict.fromkeys(adapter for adapter, _ in todo):

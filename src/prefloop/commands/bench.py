@@ -8,6 +8,8 @@ from typing import Literal
 
 import tyro
 
+from prefloop.config import DataSource
+
 
 @dataclasses.dataclass
 class Bench:
@@ -17,8 +19,8 @@ class Bench:
     """Folder of the run, such as runs/demo."""
     tasks: list[str] = dataclasses.field(default_factory=list)
     """Names of lm-eval's tasks and groups, YAML files, folders of YAML files."""
-    domain: list[Path] = dataclasses.field(default_factory=list)
-    """Files of prompts with references: ROUGE, BLEU, F1 and exact match of greedy answers."""
+    domain: list[DataSource] = dataclasses.field(default_factory=list)
+    """Files (or hub data sets) of prompts with references: ROUGE, BLEU, F1 and exact match of greedy answers."""
     adapters: list[str] = dataclasses.field(default_factory=list)
     """Slots of the run, such as base sft ppo; base and every policy unless named."""
     data: list[str] = dataclasses.field(default_factory=list)

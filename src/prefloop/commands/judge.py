@@ -7,14 +7,15 @@ from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from prefloop.config import JudgeConfig
+from prefloop.config import DataSource, JudgeConfig
 
 if TYPE_CHECKING:
     from prefloop.data.check import Checked
+    from prefloop.data.source import Source
     from prefloop.judging.answers import Answers
     from prefloop.judging.compare import Votes
     from prefloop.records import Comparison, Prompt
@@ -46,7 +47,7 @@ class _Judge:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, found {value}")
 
-    def _checked(self, load: Callable[..., Checked[R]], path: Path, limit: int | None = None) -> list[R]:
+    def _checked(self, load: Callable[..., Checked[R]], path: Source, limit: int | None = None) -> list[R]:
         from prefloop.console import say
 
         if self.quarantine is None:
@@ -62,14 +63,14 @@ class Compare(_Judge):
     """Compare results on the same prompts with a judge that is asked in both orders. `prefloop judge calibrate` measures a judge against people."""
 
     a: str = dataclasses.field(kw_only=True)
-    """runs/demo:ppo, runs/demo:base, an adapter's folder, or a JSONL file of answers (rows of prompt and response)."""
+    """runs/demo:ppo, runs/demo:base, an adapter's folder, or answers: a file, folder or hub data set with a response a row, in any layout that `prefloop check` reads."""
     b: str = dataclasses.field(kw_only=True)
     """What a is compared with."""
     also: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     """Further results: all are compared with all and ranked."""
-    prompts: Path | None = dataclasses.field(default=None, kw_only=True)
+    prompts: DataSource | None = dataclasses.field(default=None, kw_only=True)
     """Prompts to answer, in any layout that `prefloop check` reads; files of answers need none, and with it are cut to its prompts."""
-    human: Path | None = dataclasses.field(default=None, kw_only=True)
+    human: DataSource | None = dataclasses.field(default=None, kw_only=True)
     """People's votes on some of these very answers: win rates are corrected by them."""
     samples: int = dataclasses.field(default=1, kw_only=True)
     """Answers a prompt and result."""
@@ -114,6 +115,7 @@ class Compare(_Judge):
         from prefloop.data.sources import load_prompts
         from prefloop.errors import ConfigError
         from prefloop.judging.answers import empty_answers, read_answers, restricted
+        from prefloop.results import answers_of
         from prefloop.stages.answer import respond
 
         names = [self.a, self.b, *self.also]
@@ -129,8 +131,11 @@ class Compare(_Judge):
             seed=self.seed,
             quarantine=self.quarantine,
         )
-        sides = {name: read_answers(path) for name, path in found.items()}
-        if self.prompts and all(Path(name).is_file() for name in names):
+        options: dict[str, Any] = (
+            {"bad_rows": "quarantine", "quarantine_dir": self.quarantine} if self.quarantine else {}
+        )
+        sides = {name: read_answers(source, **options) for name, source in found.items()}
+        if self.prompts and all(answers_of(name) for name in names):
             asked = self._checked(load_prompts, self.prompts)
             sides = restricted(sides, asked)
             if any(len(side) < len(asked) for side in sides.values()):
@@ -183,7 +188,7 @@ class Compare(_Judge):
 class Calibrate(_Judge):
     """How often a judge agrees with people, beside how often people agree with each other and whoever takes the longer response."""
 
-    human: Path = dataclasses.field(kw_only=True)
+    human: DataSource = dataclasses.field(kw_only=True)
     """Comparisons with people's votes, in any layout that `prefloop check` reads; agreement is told for each meta["source"]."""
     limit: int | None = dataclasses.field(default=None, kw_only=True)
     """Take the first so many comparisons."""

@@ -13,6 +13,7 @@ import tyro
 
 from prefloop.commands.users import Home, Users
 from prefloop.commands.votes import Agree, Next
+from prefloop.config import DataSource
 
 if TYPE_CHECKING:
     from prefloop.labels.argilla import Argilla
@@ -78,7 +79,7 @@ class _Server:
 class Push(_Server):
     """Send the records of a file that the dataset does not hold yet; the dataset is made when missing."""
 
-    file: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
+    file: tyro.conf.Positional[DataSource] = dataclasses.field(kw_only=True)
     """Comparisons or ratings in any layout that `prefloop check` reads. Votes in it stay behind."""
     kind: Literal["auto", "comparisons", "ratings"] = "auto"
     """Which of two responses is better, or thumbs up or down on one; auto asks for thumbs where the file holds single responses. Of a file
@@ -123,14 +124,13 @@ class Push(_Server):
     def _takeable(self, records: list[R]) -> list[R]:
         """Without what Argilla does not take, where that is to be set aside."""
         from prefloop.console import counted, say
-        from prefloop.data.files import stem
         from prefloop.data.sources import write_jsonl
         from prefloop.labels.forms import untakeable
 
         aside = untakeable(records) if self.bad_rows == "quarantine" else []
         if not aside:
             return records
-        place = self.file.with_name(f"{stem(self.file)}.refused.jsonl")
+        place = self.file.folder / f"{self.file.stem}.refused.jsonl"
         write_jsonl(place, (record for record, _ in aside))
         say(
             f"{counted(len(aside), 'record')} set aside in {place}, the first '{aside[0][0].id}': {aside[0][1]}",

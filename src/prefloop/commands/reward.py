@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from prefloop.config import DataSource
+
 if TYPE_CHECKING:
     from prefloop.data.overlap import Overlap
+    from prefloop.data.source import Source
 
 
 @dataclasses.dataclass
@@ -20,9 +23,9 @@ class Reward:
 
     place: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
     """Run folder or reward artifact."""
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")] = dataclasses.field(kw_only=True)
+    file: Annotated[tyro.conf.Positional[DataSource], tyro.conf.arg(metavar="FILE")] = dataclasses.field(kw_only=True)
     """File in any layout that `prefloop check` reads as comparisons or best_of."""
-    more: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FILE ...]")] = ()
+    more: Annotated[tyro.conf.Positional[tuple[DataSource, ...]], tyro.conf.arg(metavar="[FILE ...]")] = ()
     """Further files."""
     by: str | None = None
     """Field that names the subsets; subset, category or source unless given."""
@@ -85,7 +88,7 @@ class Reward:
         write_json(place, found)
         say(f"95 % intervals by prompt; ECE before and after the fitted temperature. Written to {place}", "dim")
 
-    def _overlap(self, path: Path) -> Overlap | None:
+    def _overlap(self, path: Source) -> Overlap | None:
         from prefloop.data.overlap import overlap
         from prefloop.data.sources import holds, load_best_of, load_comparisons
         from prefloop.judging.reward_files import training_prompts
@@ -100,7 +103,7 @@ class Reward:
         return overlap(training, read.records)
 
 
-def names_of(files: Sequence[Path]) -> dict[str, Path]:
+def names_of(files: Sequence[Source]) -> dict[str, Source]:
     """What the files are called in the result: their names, or their paths where two share one."""
     short = [path.name for path in files]
     return {path.name if short.count(path.name) == 1 else str(path): path for path in files}

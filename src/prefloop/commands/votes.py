@@ -8,12 +8,14 @@ from typing import Literal
 
 import tyro
 
+from prefloop.config import DataSource
+
 
 @dataclasses.dataclass
 class Agree:
     """How far annotators agree: Krippendorff's alpha, Cohen's kappa, position bias, votes cast too fast, the most disputed items."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[DataSource]
     """Comparisons or thumbs with votes, in any layout that `prefloop check` reads."""
     layout: str = "auto"
     """Layout of the file; detected when 'auto'."""
@@ -49,7 +51,7 @@ class Agree:
 class Next:
     """Choose the next pairs to have labelled from a pool without votes, by what a reward ensemble disagrees on."""
 
-    pool: tyro.conf.Positional[Path]
+    pool: tyro.conf.Positional[DataSource]
     """Comparisons without votes, or candidates as the sample stage writes them (several responses a prompt)."""
     count: int
     """Pairs to choose."""
@@ -63,7 +65,7 @@ class Next:
     """Keep the chosen pairs apart by the reward model's hidden states or by TF-IDF of their words; none takes the highest values as they are."""
     per_prompt: int = 2
     """Most pairs of one prompt."""
-    labelled: Path | None = None
+    labelled: DataSource | None = None
     """Comparisons that are labelled already: pairs in it, by id or by content, are left out."""
     layout: str = "auto"
     """Layout of the pool; detected when 'auto'."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from prefloop.config.base import STRICT, aside, is_config
+from prefloop.config.base import STRICT, DataSource, aside, is_config
 from prefloop.config.common import AdapterConfig, BackboneConfig, DataConfig, GenerationConfig, OptimConfig, RopeConfig
 from prefloop.config.judge import JudgeConfig
 from prefloop.config.ppo import AlarmConfig, KLConfig, PPOConfig
@@ -80,6 +80,7 @@ __all__ = [
     "BackboneConfig",
     "BenchConfig",
     "DataConfig",
+    "DataSource",
     "EvaluateConfig",
     "GenerationConfig",
     "JudgeConfig",

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from pydantic import ConfigDict
 
+from prefloop.data.source import Source
+
 STRICT = ConfigDict(extra="forbid")
+DataSource = Annotated[
+    Source,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=lambda words: Source.parse(words[0]),
+        is_instance=lambda value: isinstance(value, Source),
+        str_from_instance=lambda source: [str(source)],
+    ),
+]
+"""A source of rows that a flag names: a path, or an address such as ``hf:org/name:split``."""
 
 
 def file(**kwargs: Any) -> Any:
-    """A field whose file's bytes, not its name, decide what a stage produces."""
+    """A field whose file's or source's bytes, not its name, decide what a stage produces."""
     return field(metadata={"file": True}, **kwargs)
 
 

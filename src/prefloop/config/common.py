@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from prefloop.config.base import STRICT, aside, file
+from prefloop.config.base import STRICT, DataSource, aside, file
 from prefloop.errors import ConfigError, nearest
 
 ROPE_TYPES = ("none", "yarn", "linear")
@@ -129,17 +129,17 @@ class GenerationConfig:
 
 @dataclass(config=STRICT)
 class DataConfig:
-    """Files to read. Any layout that prefloop knows; see docs/data.md."""
+    """Rows to read: files, folders of shards, hub data sets (hf:org/name:split). Any layout that prefloop knows; see docs/data.md."""
 
-    prompts: Path | None = file(default=None)
+    prompts: DataSource | None = file(default=None)
     """Prompts to sample candidates for, and PPO's training prompts."""
-    demonstrations: Path | None = file(default=None)
+    demonstrations: DataSource | None = file(default=None)
     """Prompts with good answers for SFT. Pair files serve too: their chosen answers are taken."""
-    comparisons: Path | None = file(default=None)
+    comparisons: DataSource | None = file(default=None)
     """Labelled pairs, for label.source = file."""
-    eval_prompts: Path | None = file(default=None)
+    eval_prompts: DataSource | None = file(default=None)
     """Prompts for the final comparison; never trained on."""
-    reward_tests: list[Path] = field(default_factory=list)
+    reward_tests: list[DataSource] = field(default_factory=list)
     """Files of labelled pairs on which the reward model is measured; never trained on."""
     layout: str = "auto"
     """Layout of the files; detected when 'auto'."""

@@ -7,7 +7,6 @@ the method; where a paper gives one for full fine-tuning, ten times it. Every va
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import re
 from pathlib import Path
@@ -146,18 +145,6 @@ def billions(model: str) -> float | None:
     """Parameters of a model in 10^9 as far as its name says them."""
     sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?![a-zA-Z0-9])", model.upper().replace("_", "-"))
     return float(sizes[-1][0]) * (1 if sizes[-1][1] == "B" else 1e-3) if sizes else None
-
-
-def count(path: Path) -> int | None:
-    """Rows of a data file; ``None`` where it cannot be read, which the stage that needs it will say better."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            head = file.read(1)
-            if head == "[":
-                return len(json.loads(head + file.read()))
-            return sum(bool(line.strip()) for line in file)
-    except (OSError, ValueError):
-        return None
 
 
 def smallest_side(model: str) -> int | None:

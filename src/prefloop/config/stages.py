@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from prefloop.config.base import STRICT, aside
+from prefloop.config.base import STRICT, DataSource, aside
 from prefloop.config.common import OptimConfig, optim
 from prefloop.config.judge import JudgeConfig
 from prefloop.errors import ConfigError
@@ -197,7 +197,7 @@ class BenchConfig:
 
     tasks: list[str] = field(default_factory=list)
     """lm-eval's tasks and groups by name, YAML files, folders of YAML files; these run no code."""
-    domain: list[Path] = field(default_factory=list)
+    domain: list[DataSource] = field(default_factory=list)
     """Files of prompts with references: ROUGE, BLEU, F1 and exact match of greedy answers."""
     data: list[str] = field(default_factory=list)
     """TASK=FILE: other rows for a local task."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from prefloop.console import listed, neutral, shortened
+from prefloop.data.source import Source
 from prefloop.errors import DataError
 from prefloop.records import BestOf, Comparison, Demonstration, Message, Rating, Record, Role
 
@@ -55,8 +57,8 @@ class Finding:
     problem: str
 
     def __str__(self) -> str:
-        where = f", field '{self.field}'" if self.field else ""
-        return f"row {self.row}{where}: {self.problem}"
+        where = f", field '{shortened(neutral(self.field), 120)}'" if self.field else ""
+        return f"row {self.row}{where}: {shortened(neutral(self.problem), 500)}"
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Checked(Generic[R]):
 
     records: list[R]
     findings: list[Finding]
-    path: Path
+    path: Source
     layout: str
     rows_read: int
     quarantine: Path | None
@@ -91,7 +93,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def unusable(path: Path, layout: str, findings: list[Finding], rows_read: int) -> DataError:
+def unusable(path: Source, layout: str, findings: list[Finding], rows_read: int) -> DataError:
     """The error for a file with bad rows: how many, the first few, and what to do."""
     bad, good = len(findings), rows_read - len(findings)
     lines = [f"{path}: {bad} of {_count(rows_read, 'row')} cannot be used (layout {layout})"]
@@ -131,7 +133,7 @@ def check_strings(value: Any, name: str = "", depth: int = 0) -> None:
 def field_of(row: Mapping[str, Any], key: str, name: str | None = None) -> Any:
     """What stands under ``key``; a row without it is refused with the keys it has."""
     if key not in row:
-        raise BadRow(name or key, f"is missing (found: {', '.join(row) or 'nothing'})")
+        raise BadRow(name or key, f"is missing (found: {listed(row) or 'nothing'})")
     return row[key]
 
 

@@ -18,10 +18,29 @@ a thumb and is lost. A prompt holds no answer and an answer no preference: askin
 
 from __future__ import annotations
 
+import json
+import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Thumb, Vote, prompt_key
+import numpy as np
+
+from prefloop.data.seen import Seen, hash64
+from prefloop.records import (
+    BestOf,
+    Comparison,
+    Demonstration,
+    Prompt,
+    Rating,
+    Record,
+    Thumb,
+    Vote,
+    from_dict,
+    prompt_key,
+    to_dict,
+)
 
 SOURCES: dict[type, tuple[type, ...]] = {
     Prompt: (Prompt, Demonstration, Comparison, Rating, BestOf),
@@ -36,20 +55,20 @@ Skipped = Counter[str]
 
 
 def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator[Record]:
-    """Records of ``kind`` from records of the kinds in ``SOURCES[kind]``; lazy, but for thumbs that need a partner.
+    """Records of ``kind`` from records of the kinds in ``SOURCES[kind]``; lazy, but for thumbs that need a partner and wait for it on disk.
 
     ``skipped`` counts, by reason, what gave no record. Records already of ``kind`` pass unchanged, except that
     prompts are made distinct.
     """
-    seen: set[str] = set()
-    ratings: list[Rating] = []
+    seen = Seen()
+    ratings = _Ratings()
     for record in records:
         if kind is Prompt:
             key = prompt_key(record.prompt)
-            if key in seen:
+            if seen.get(key) is not None:
                 skipped["prompt seen before"] += 1
             else:
-                seen.add(key)
+                seen.add(key, 1)
                 yield Prompt(record.id, record.prompt, record.meta)
         elif isinstance(record, kind):
             yield record
@@ -60,10 +79,10 @@ def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator
         elif kind is Comparison and isinstance(record, BestOf):
             yield from best_of_to_comparisons(record)
         elif kind is Comparison and isinstance(record, Rating):
-            ratings.append(record)
+            ratings.add(record, skipped)
         else:
             raise TypeError(f"no {kind.__name__} can be made of a {type(record).__name__}")
-    yield from ratings_to_comparisons(ratings, skipped)
+    yield from ratings.pairs(skipped)
 
 
 def _demonstration(record: Comparison | Rating, skipped: Skipped) -> Iterator[Demonstration]:
@@ -112,25 +131,53 @@ def best_of_to_comparisons(record: BestOf) -> Iterator[Comparison]:
                 )
 
 
-def ratings_to_comparisons(ratings: Iterable[Rating], skipped: Skipped) -> Iterator[Comparison]:
-    """Pairs of an up-voted and a down-voted response to the same prompt."""
-    prompts: dict[str, tuple[list[Rating], list[Rating]]] = {}
-    for rating in ratings:
+class _Ratings:
+    """Thumbs that wait for a partner, on disk; in memory 17 bytes each: a hash of the prompt, where the record lies, whether it is up."""
+
+    def __init__(self) -> None:
+        self._file: Any = None
+        self._prompts, self._places, self._up = array("Q"), array("Q"), array("b")
+
+    def add(self, rating: Rating, skipped: Skipped) -> None:
+        """Keep a decided rating; one with as many thumbs up as down is counted and left out."""
         net = net_thumbs(rating.votes)
         if net == 0:
             skipped["as many thumbs up as down"] += 1
-        else:
-            prompts.setdefault(prompt_key(rating.prompt), ([], []))[net < 0].append(rating)
-    for ups, downs in prompts.values():
-        if not ups or not downs:
-            skipped["no opposite thumb for the same prompt"] += len(ups or downs)
-            continue
-        for index in range(max(len(ups), len(downs))):
-            up, down = ups[index % len(ups)], downs[index % len(downs)]
-            if up.response.text.strip() == down.response.text.strip():
-                skipped["same text up-voted and down-voted"] += 1
-            else:
-                yield _pair(up, down)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="prefloop-")  # noqa: SIM115 (closed with the last reference to it)
+        self._prompts.append(hash64(prompt_key(rating.prompt)))
+        self._places.append(self._file.tell())
+        self._up.append(net > 0)
+        self._file.write(json.dumps(to_dict(rating)).encode("ascii") + b"\n")
+
+    def pairs(self, skipped: Skipped) -> Iterator[Comparison]:
+        """Pairs of an up-voted and a down-voted response to the same prompt, prompts in the order of their first rating."""
+        if self._file is None:
+            return
+        prompts = np.frombuffer(self._prompts, dtype=np.uint64)
+        _, first, group = np.unique(prompts, return_index=True, return_inverse=True)
+        order = np.lexsort((np.arange(len(prompts)), first[group]))  # by the prompt's first rating, then as they came
+        ends = [*(np.flatnonzero(np.diff(first[group][order])) + 1).tolist(), len(order)]
+        start = 0
+        for end in ends:
+            members = order[start:end].tolist()
+            start = end
+            ups = [i for i in members if self._up[i]]
+            downs = [i for i in members if not self._up[i]]
+            if not ups or not downs:
+                skipped["no opposite thumb for the same prompt"] += len(members)
+                continue
+            for index in range(max(len(ups), len(downs))):
+                up, down = self._at(ups[index % len(ups)]), self._at(downs[index % len(downs)])
+                if up.response.text.strip() == down.response.text.strip():
+                    skipped["same text up-voted and down-voted"] += 1
+                else:
+                    yield _pair(up, down)
+
+    def _at(self, index: int) -> Rating:
+        self._file.seek(self._places[index])
+        return from_dict(Rating, json.loads(self._file.readline()))
 
 
 def _pair(up: Rating, down: Rating) -> Comparison:

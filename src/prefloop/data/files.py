@@ -1,197 +1,132 @@
-"""Rows of a JSONL file or of one JSON array, gzipped or not, read as a stream; and lines written atomically.
+"""The rows of any source that prefloop reads, as a stream; and lines written atomically.
 
-What spoils one line of JSONL is reported on that row and reading goes on; what leaves the rest of the file unreadable
-(a broken gzip stream, a broken array, another encoding) is a ``DataError``.
+One reader for every command and stage. What a file is, its first bytes tell, and its ending for CSV and TSV: JSON lines or one JSON array
+(``json_rows``), parquet, Arrow, CSV (``tables``); text may be compressed by gzip or zstd. What it is instead of these is said with the way out
+(``foreign``). Rows of several shards are numbered on from one to the next.
+
+What spoils one row is reported on that row and reading goes on; what leaves the rest of a file unreadable is a ``DataError``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gzip
 import io
-import json
-import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 from prefloop.atomic import replacing
-from prefloop.data.check import json_type
+from prefloop.data import copies, foreign, json_rows, tables
+from prefloop.data.raw import RawRow
+from prefloop.data.source import PathLike, Source
 from prefloop.errors import DataError
 
-_CHUNK = 1 << 16
-# The longest thing json can stop in the middle of and blame on its start, strings aside: '-Infinity', '\ud83d\ude00'.
-_LOOKAHEAD = 16
-_BLANK = re.compile(r"[ \t\r\n]*")
+__all__ = ["RawRow", "count_rows", "read_rows", "write_lines"]
+
+_HEAD = 600
+"""Bytes that tell what a file is; the mark of a tar archive stands behind 257 of them."""
+_ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
+def read_rows(source: Source | PathLike) -> Iterator[RawRow]:
+    """The rows of a source: by line number in JSON lines (blank ones count, but give no row), else by their number from 1.
+
+    Raises ``DataError`` for what cannot be fetched or read to its end, and for files that hold no rows, saying what they are.
+    """
+    source = Source.of(source)
+    before = last = 0
+    for path in source.files():
+        for row in copies.read_copy(path) if source.scheme else _rows(path):
+            last = before + row.number
+            yield RawRow(last, row.value, row.problem) if before else row
+        before = last
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def count_rows(source: Source | PathLike) -> int | None:
+    """How many rows a source on this machine has; ``None`` where it cannot be read, which the stage that needs it will say better."""
+    source = Source.of(source)
+    try:
+        return sum(map(_counted, source.files())) if source.exists() else None
+    except DataError:
+        return None
 
 
-@dataclass(frozen=True)
-class RawRow:
-    """One row as it stands: its number from 1, its value (the line's text when that is not JSON) and what is wrong."""
-
-    number: int
-    value: Any
-    problem: str | None = None
-
-
-def stem(path: Path) -> str:
-    """The file's name without ``.gz`` and without its suffix: ``train`` for ``train.jsonl.gz``."""
-    return Path(path.name.removesuffix(".gz")).stem
+def _counted(path: Path) -> int:
+    with opened(path) as stream:
+        head = stream.peek(_HEAD)[:_HEAD]
+        if head.startswith(b"PAR1"):
+            return tables.parquet_rows(path)
+        if head.lstrip().startswith(b"{") and path.suffix not in tables.TEXT:
+            return sum(bool(line.strip()) for line in stream)
+    return sum(1 for _ in _rows(path))
 
 
-def read_rows(path: Path) -> Iterator[RawRow]:
-    """The rows of ``path``, by line number in JSONL (blank ones count, but give no row), by element in an array."""
-    with _opened(path) as stream:
-        head = stream.peek(4)
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError(f"{path} is UTF-16; save it as UTF-8")
-        if head[:3] == b"\xef\xbb\xbf":
-            stream.read(3)
-            head = head[3:]
-        yield from _elements(path, stream) if head.lstrip()[:1] == b"[" else _lines(stream)
+def _rows(path: Path) -> Iterator[RawRow]:
+    with opened(path) as stream:
+        head = stream.peek(_HEAD)[:_HEAD]
+        if head.startswith(b"PAR1") and path.stat().st_size > 12:
+            yield from tables.parquet(path)
+        elif head.startswith(_ARROW):
+            yield from tables.arrow(path)
+        elif (said := foreign.what(path, head)) is not None:
+            raise DataError(f"{path} {said}")
+        elif (ending := _text_ending(path)) in tables.TEXT:
+            yield from tables.separated(path, stream, tables.TEXT[ending])
+        elif head.lstrip()[:1] == b"[":
+            yield from json_rows.elements(str(path), stream)
+        else:
+            yield from json_rows.lines(str(path), stream, lambda: opened(path))
+
+
+def _text_ending(path: Path) -> str:
+    """``.csv`` of ``a.csv`` and ``a.csv.gz``."""
+    name = path.name.lower()
+    for ending in (".gz", ".zst"):
+        name = name.removesuffix(ending)
+    return Path(name).suffix
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, unpacked, without a byte order mark of UTF-8. Raises ``DataError``, for what goes wrong in the block too."""
     try:
-        with path.open("rb") as raw:
-            if raw.peek(2)[:2] == b"\x1f\x8b":
-                with gzip.GzipFile(fileobj=raw) as unzipped:
-                    yield io.BufferedReader(unzipped)
-            elif path.suffix == ".gz":
-                raise DataError(f"{path} is not a gzip file although its name ends in .gz; rename it or fetch it again")
-            else:
-                yield raw
+        with path.open("rb") as raw, _unpacked(path, raw) as stream:
+            if stream.peek(3)[:3] == b"\xef\xbb\xbf":
+                stream.read(3)
+            yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is a broken or incomplete gzip file ({error}); fetch or compress it again") from None
     except FileNotFoundError:
-        raise DataError(f"no such file: {path}{_neighbour(path)}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; name a file in it") from None
+        raise DataError(f"no such file: {path}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def _neighbour(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (there is no folder {path.parent})"
-    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+@contextlib.contextmanager
+def _unpacked(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedReader]:
+    mark = raw.peek(4)[:4]
+    if mark[:2] == b"\x1f\x8b":
+        with gzip.GzipFile(fileobj=raw) as unzipped:
+            yield io.BufferedReader(unzipped)
+    elif mark == b"\x28\xb5\x2f\xfd":
+        import pyarrow as pa
 
-
-def _lines(stream: io.BufferedReader) -> Iterator[RawRow]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
         try:
-            yield _object(number, _DECODER.decode(line.decode("utf-8").rstrip()))
-        except UnicodeDecodeError as error:
-            text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
-            byte = line[error.start]
-            yield RawRow(
-                number, text, f"is not UTF-8 (byte 0x{byte:02x} at position {error.start + 1}); save it as UTF-8"
-            )
-        except (ValueError, RecursionError) as error:
-            yield RawRow(number, line.decode("utf-8").rstrip("\r\n"), f"is not one line of JSON: {_why(error)}")
-
-
-def _object(number: int, value: Any) -> RawRow:
-    return RawRow(number, value, None if isinstance(value, dict) else f"is {json_type(value)}, expected an object")
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _elements(path: Path, stream: io.BufferedReader) -> Iterator[RawRow]:
-    source = _Array(path, io.TextIOWrapper(stream, encoding="utf-8", newline=""))
-    number = 0
-    try:
-        source.take("[")
-        unread = source.peek() != "]"
-        while unread:
-            number += 1
-            yield _object(number, source.value())
-            unread = source.peek() == ","
-            if unread:
-                source.take(",")
-        source.take("]")
-        if source.peek():
-            source.fail("there is more after the end of the array", source.at)
-    except UnicodeDecodeError as error:
+            # Python's zstandard takes a cut file for a whole one.
+            with pa.input_stream(str(path), compression="zstd") as unpacked:
+                yield io.BufferedReader(unpacked)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path} is a broken or incomplete zstd file ({error}); fetch or compress it again"
+            ) from None
+    elif path.suffix in (".gz", ".zst") and mark:
+        kind = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
         raise DataError(
-            f"{path} is not UTF-8 ({error.reason}, somewhere after row {number}); save it as UTF-8"
-        ) from None
-
-
-class _Array:
-    """A window on the text of a JSON array that grows only as far as the element being read."""
-
-    def __init__(self, path: Path, stream: io.TextIOWrapper) -> None:
-        self.path, self.stream = path, stream
-        self.window, self.at, self.lines_before = "", 0, 0
-
-    def more(self) -> bool:
-        """Let go of what was read and take in more; false at the end of the file."""
-        # Doubling keeps the re-reading of one long element linear.
-        chunk = self.stream.read(max(_CHUNK, len(self.window) - self.at))
-        if not chunk:
-            return False
-        self.lines_before += self.window.count("\n", 0, self.at)
-        self.window, self.at = self.window[self.at :] + chunk, 0
-        return True
-
-    def peek(self) -> str:
-        """The next character that is not blank, or nothing at the end of the file."""
-        while True:
-            self.at = _BLANK.match(self.window, self.at).end()  # type: ignore[union-attr]
-            if self.at < len(self.window):
-                return self.window[self.at]
-            if not self.more():
-                return ""
-
-    def take(self, expected: str) -> None:
-        """Step over ``expected``."""
-        if self.peek() != expected:
-            self.fail(f"expected '{expected}'" if self.peek() else "the file ends inside the array", self.at)
-        self.at += 1
-
-    def value(self) -> Any:
-        """Read one element."""
-        self.peek()
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self.window, self.at)
-            except json.JSONDecodeError as error:
-                unfinished = error.msg.startswith("Unterminated") or error.pos >= len(self.window) - _LOOKAHEAD
-                if not (unfinished and self.more()):
-                    self.fail(error.msg, error.pos)
-            except (ValueError, RecursionError) as error:
-                self.fail(_why(error), self.at)
-            else:
-                # A number near the edge of the window may go on: '-0' is all there is of '-0.25' in '-0.'.
-                if end > len(self.window) - _LOOKAHEAD and self.more():
-                    continue
-                self.at = end
-                return value
-
-    def fail(self, problem: str, position: int) -> NoReturn:
-        line = self.lines_before + self.window.count("\n", 0, position) + 1
-        column = position - self.window.rfind("\n", 0, position)
-        raise DataError(f"{self.path}: line {line}, column {column} is not JSON: {problem}")
+            f"{path} is not a {kind} file although its name ends in {path.suffix}; rename it or fetch it again"
+        )
+    else:
+        yield raw
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.data.check import Finding
-from prefloop.data.files import read_rows, stem, write_lines
+from prefloop.data.files import read_rows, write_lines
+from prefloop.data.source import Source
 
 
-def set_aside(path: Path, findings: list[Finding], folder: str | os.PathLike[str] | None) -> Path:
-    """Write the bad rows of a file to ``<stem>.quarantine.jsonl`` in ``folder``, else beside it.
+def set_aside(source: Source, findings: list[Finding], folder: str | os.PathLike[str] | None) -> Path:
+    """Write the bad rows of a source to ``<stem>.quarantine.jsonl`` in ``folder``, else beside it.
 
-    They are copied in a second pass over the file, so that no raw row is held while loading.
+    They are copied in a second pass over it, so that no raw row is held while loading.
     """
-    target = Path(folder or path.parent) / f"{stem(path)}.quarantine.jsonl"
+    target = Path(folder or source.folder) / f"{source.stem}.quarantine.jsonl"
     bad = {finding.row: finding for finding in findings}
-    rows = (row for row in read_rows(path) if row.number in bad)
+    rows = (row for row in read_rows(source) if row.number in bad)
     lines = (_quarantined(bad[row.number], row.value) for row in islice(rows, len(bad)))
     write_lines(target, lines)
     return target

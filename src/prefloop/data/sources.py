@@ -1,6 +1,6 @@
-"""Files of prompts, demonstrations, comparisons and ratings, read row by row into checked records.
+"""Sources of prompts, demonstrations, comparisons and ratings, read row by row into checked records.
 
-JSONL or one JSON array, UTF-8, optionally gzipped. The layout (``layouts.LAYOUTS``) is detected from the first rows or
+``files.read_rows`` gives the rows of every format. The layout (``layouts.LAYOUTS``) is detected from the first rows or
 named. A file serves every loader whose records it holds or can be turned into (``convert``). Dropped on purpose:
 repairing rows, and guessing a second layout within one file.
 
@@ -14,30 +14,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from prefloop.console import listed
 from prefloop.data.check import SHOWN, BadRow, Checked, Finding, check_strings, check_text, json_type, unusable
 from prefloop.data.convert import SOURCES, convert
-from prefloop.data.files import RawRow, read_rows, stem, write_lines
+from prefloop.data.files import read_rows, write_lines
+from prefloop.data.json_rows import described, wrapped
 from prefloop.data.layouts import LAYOUTS, Layout
 from prefloop.data.quarantine import set_aside
+from prefloop.data.seen import Seen
+from prefloop.data.source import PathLike, Source
 from prefloop.errors import ConfigError, DataError, nearest
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, to_dict
 
 R = TypeVar("R", Prompt, Demonstration, Comparison, Rating, BestOf)
-PathLike = str | os.PathLike[str]
 
+KINDS: dict[str, type] = {
+    "comparisons": Comparison,
+    "best_of": BestOf,
+    "ratings": Rating,
+    "demonstrations": Demonstration,
+    "prompts": Prompt,
+}
+"""By the names that people use; the first that a source holds is what it is taken for."""
 _SAMPLE = 20
 _BAD_ROWS = ("error", "quarantine")
 
 
 def load_prompts(
-    path: PathLike,
+    path: Source | PathLike,
     *,
     layout: str = "auto",
     bad_rows: str = "error",
@@ -45,11 +55,11 @@ def load_prompts(
     limit: int | None = None,
 ) -> Checked[Prompt]:
     """The distinct prompts of a file of any layout, in order of first appearance. Raises ``DataError``."""
-    return _load(Prompt, path, layout, bad_rows, quarantine_dir, limit)
+    return load(Prompt, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def load_demonstrations(
-    path: PathLike,
+    path: Source | PathLike,
     *,
     layout: str = "auto",
     bad_rows: str = "error",
@@ -57,11 +67,11 @@ def load_demonstrations(
     limit: int | None = None,
 ) -> Checked[Demonstration]:
     """Prompts with an answer to imitate: as written, preferred in a pair, or up-voted. Raises ``DataError``."""
-    return _load(Demonstration, path, layout, bad_rows, quarantine_dir, limit)
+    return load(Demonstration, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def load_comparisons(
-    path: PathLike,
+    path: Source | PathLike,
     *,
     layout: str = "auto",
     bad_rows: str = "error",
@@ -72,11 +82,11 @@ def load_comparisons(
 
     A plain chosen/rejected pair has the chosen response first and one vote for it by ``file:<file name>``.
     """
-    return _load(Comparison, path, layout, bad_rows, quarantine_dir, limit)
+    return load(Comparison, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def load_ratings(
-    path: PathLike,
+    path: Source | PathLike,
     *,
     layout: str = "auto",
     bad_rows: str = "error",
@@ -84,11 +94,11 @@ def load_ratings(
     limit: int | None = None,
 ) -> Checked[Rating]:
     """Responses with thumbs: as written, or both responses of every decided pair. Raises ``DataError``."""
-    return _load(Rating, path, layout, bad_rows, quarantine_dir, limit)
+    return load(Rating, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def load_best_of(
-    path: PathLike,
+    path: Source | PathLike,
     *,
     layout: str = "auto",
     bad_rows: str = "error",
@@ -96,12 +106,12 @@ def load_best_of(
     limit: int | None = None,
 ) -> Checked[BestOf]:
     """Prompts with several responses of which some are known to be good. Raises ``DataError``."""
-    return _load(BestOf, path, layout, bad_rows, quarantine_dir, limit)
+    return load(BestOf, path, layout, bad_rows, quarantine_dir, limit)
 
 
 def copy_records(
     kind: type[R],
-    path: PathLike,
+    path: Source | PathLike,
     target: PathLike,
     *,
     layout: str = "auto",
@@ -129,37 +139,42 @@ def copy_records(
         return count
 
     try:
-        return _load(kind, path, layout, bad_rows, quarantine_dir, limit, take)
+        return load(kind, path, layout, bad_rows, quarantine_dir, limit, take)
     except DataError:
         Path(target).unlink(missing_ok=True)
         raise
 
 
-def holds(kind: type, path: PathLike, layout: str = "auto") -> bool:
+def count_records(
+    kind: str,
+    path: Source | PathLike,
+    *,
+    layout: str = "auto",
+    bad_rows: str = "error",
+    quarantine_dir: PathLike | None = None,
+) -> Checked[Any]:
+    """Read a source as the loader of ``kind`` (a name in ``KINDS``) does and keep no record; the result holds their number. Raises ``DataError``."""
+    return load(KINDS[kind], path, layout, bad_rows, quarantine_dir, None, lambda records: sum(1 for _ in records))
+
+
+def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
     """Whether the rows of a file are records of ``kind`` as they stand; the first rows tell where a layout has several kinds."""
     name = detect_layout(path) if layout == "auto" else layout
     if name not in LAYOUTS or kind not in LAYOUTS[name].kinds:
         return False
     return len(LAYOUTS[name].kinds) == 1 or kind in {
-        type(record) for record in islice(_Records(Path(path), LAYOUTS[name], kind), _SAMPLE)
+        type(record) for record in islice(Records(Source.of(path), LAYOUTS[name], kind), _SAMPLE)
     }
 
 
-def kind_of(path: PathLike, layout: str = "auto") -> str:
+def kind_of(path: Source | PathLike, layout: str = "auto") -> str:
     """What a file holds: comparisons, best_of, ratings, demonstrations or prompts. Raises ``DataError`` where its layout cannot be told."""
-    named = {
-        "comparisons": Comparison,
-        "best_of": BestOf,
-        "ratings": Rating,
-        "demonstrations": Demonstration,
-        "prompts": Prompt,
-    }
-    return next((name for name, kind in named.items() if holds(kind, path, layout)), "comparisons")
+    return next((name for name, kind in KINDS.items() if holds(kind, path, layout)), "comparisons")
 
 
-def detect_layout(path: PathLike) -> str:
+def detect_layout(path: Source | PathLike) -> str:
     """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several equally."""
-    path = Path(path)
+    path = Source.of(path)
     first = list(islice(read_rows(path), _SAMPLE))
     sample = [row.value for row in first if row.problem is None]
     if not first:
@@ -171,7 +186,9 @@ def detect_layout(path: PathLike) -> str:
     best = [name for name, count in fits.items() if count == max(fits.values())]
     if len(best) == 1:
         return best[0]
-    keys = ", ".join(list(dict.fromkeys(key for row in sample for key in row))[:_SAMPLE])
+    if len(first) == 1 and not fits and wrapped(sample[0]):
+        raise DataError(f"{path} {described(sample[0], str(path))}")
+    keys = listed(dict.fromkeys(key for row in sample for key in row))
     found = f"rows fit {' and '.join(best)} equally well" if best else "rows fit no known layout"
     known = "\n".join(f"  {layout.name}: {layout.keys}" for layout in LAYOUTS.values())
     raise DataError(
@@ -185,25 +202,33 @@ def write_jsonl(path: PathLike, records: Iterable[Record]) -> None:
     write_lines(Path(path), (_line(record) for record in records))
 
 
+_sorted_json = json.JSONEncoder(sort_keys=True).encode
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 def _line(record: Record) -> bytes:
     try:
-        return json.dumps(to_dict(record), ensure_ascii=False, allow_nan=False).encode("utf-8")
+        return _json(to_dict(record)).encode("utf-8")
     except (TypeError, ValueError) as error:
         kind = type(record).__name__.lower()
         raise DataError(f"{kind} {record.id!r} cannot be written as JSON: {error}") from None
 
 
-def _load(
+def load(
     kind: type[R],
-    path: PathLike,
+    path: Source | PathLike,
     layout: str,
     bad_rows: str,
     quarantine_dir: PathLike | None,
     limit: int | None,
     take: Callable[[Iterator[R]], list[R] | int] = list,
+    reader: type[Records] | None = None,
 ) -> Checked[R]:
-    """``take`` says what becomes of the records: a list, or only how many there were (they went elsewhere)."""
-    path = Path(path)
+    """What every loader does. ``take`` says what becomes of the records: a list, or only how many there were (they went elsewhere).
+
+    ``reader`` makes records of rows, by other rules than ``Records`` where it is given. Raises ``DataError`` and ``ConfigError``.
+    """
+    path = Source.of(path)
     if bad_rows not in _BAD_ROWS:
         raise ConfigError(f"bad_rows is {bad_rows!r}; {nearest(str(bad_rows), _BAD_ROWS)}")
     if limit is not None and limit < 1:
@@ -212,7 +237,7 @@ def _load(
         raise ConfigError(f"layout {layout!r} is unknown; {nearest(str(layout), ['auto', *LAYOUTS])}")
     known = LAYOUTS[detect_layout(path) if layout == "auto" else layout]
     _check_kind(kind, path, known)
-    rows = _Records(path, known, kind)
+    rows = (reader or Records)(path, known, kind)
     skipped: Counter[str] = Counter()
     records = cast(Iterator[R], islice(convert(rows, kind, skipped), limit))
     kept = take(records)
@@ -229,7 +254,7 @@ def _load(
     return Checked(found, rows.findings, path, known.name, rows.read, quarantine, dict(skipped), count, kind.__name__)
 
 
-def _check_kind(kind: type, path: Path, layout: Layout) -> None:
+def _check_kind(kind: type, path: Source, layout: Layout) -> None:
     if set(SOURCES[kind]) & set(layout.kinds):
         return
     holds = " or ".join(f"{held.__name__.lower()}s" for held in layout.kinds)
@@ -240,58 +265,68 @@ def _check_kind(kind: type, path: Path, layout: Layout) -> None:
     )
 
 
-class _Records:
+def id_of(given: Any) -> str:
+    """An id as text. Raises ``BadRow`` for what is none."""
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise BadRow("id", f"is {json_type(given)}, expected text or a whole number")
+    return check_text(str(given), "id")
+
+
+class Records:
     """The good records of a file, one pass; what is wrong with the other rows gathers in ``findings``."""
 
-    def __init__(self, path: Path, layout: Layout, kind: type) -> None:
+    def __init__(self, path: Source, layout: Layout, kind: type) -> None:
         self.path, self.layout, self.kind = path, layout, kind
+        self._stem, self.words_of = path.stem, f"file:{path.name}"
         self.findings: list[Finding] = []
         self.read = 0
-        self._row_of_id: dict[str, int] = {}
-        self._repeats: Counter[str] = Counter()
+        self._row_of_id = Seen()
+        self._repeats: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[Record]:
         for row in read_rows(self.path):
             self.read += 1
             try:
-                record = self._record(row)
+                if row.problem is not None:
+                    raise BadRow("", row.problem)
+                record = self.record(row.value, row.number)
             except BadRow as bad:
                 given = row.value.get("id") if isinstance(row.value, dict) else None
                 id = None if given is None else str(given)
                 self.findings.append(Finding(row.number, id, bad.field, bad.problem))
             else:
-                self._row_of_id[record.id] = row.number
+                self._row_of_id.add(record.id, row.number)
                 yield record
 
-    def _record(self, row: RawRow) -> Record:
-        if row.problem is not None:
-            raise BadRow("", row.problem)
-        check_strings(row.value)
-        given = row.value.get("id")
-        id = self._derived_id(row.value) if given is None else self._given_id(given)
-        record = self.layout.read(row.value, id, f"file:{self.path.name}")
+    def record(self, row: dict[str, Any], number: int) -> Record:
+        """The record of an object, the ``number``-th row. Raises ``BadRow``."""
+        check_strings(row)
+        given = row.get("id")
+        id = self._derived_id(row) if given is None else self._given_id(given)
+        record = self.layout.read(row, id, self.words_of)
         if not isinstance(record, SOURCES[self.kind]):
             found, asked = type(record).__name__.lower(), self.kind.__name__.lower()
             raise BadRow("", f"holds a {found}, of which no {asked} can be made")
         return record
 
     def _given_id(self, given: Any) -> str:
-        if isinstance(given, bool) or not isinstance(given, str | int):
-            raise BadRow("id", f"is {json_type(given)}, expected text or a whole number")
-        id = check_text(str(given), "id")
-        if id in self._row_of_id:
+        id = id_of(given)
+        if (row := self._row_of_id.get(id)) is not None:
             if self.layout.several:
                 return self._unused(id)
-            raise BadRow("id", f"{id[:80]!r} is already the id of row {self._row_of_id[id]}")
+            raise BadRow("id", f"{id[:80]!r} is already the id of row {row}")
         return id
 
     def _derived_id(self, row: dict[str, Any]) -> str:
-        digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode("ascii")).hexdigest()[:8]
-        return self._unused(f"{stem(self.path)}-{digest}")
+        digest = hashlib.sha256(_sorted_json(row).encode("ascii")).hexdigest()[:8]
+        return self._unused(f"{self._stem}-{digest}")
 
     def _unused(self, base: str) -> str:
-        while True:
-            self._repeats[base] += 1
-            id = base if self._repeats[base] == 1 else f"{base}-{self._repeats[base]}"
-            if id not in self._row_of_id:
-                return id
+        """``base``, or with the first number from 2 on that no id has yet."""
+        id, number = base, self._repeats.get(base, 1)
+        while self._row_of_id.get(id) is not None:
+            number += 1
+            id = f"{base}-{number}"
+        if number > 1:
+            self._repeats[base] = number
+        return id

@@ -2,89 +2,109 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from prefloop.console import say
+from prefloop.data.check import BadRow, Checked, check_strings
+from prefloop.data.layouts import Layout
+from prefloop.data.source import PathLike, Source
+from prefloop.data.sources import Records, id_of, load
 from prefloop.errors import DataError
-from prefloop.records import Prompt, Response, from_dict, prompt_key
+from prefloop.records import Conversation, Demonstration, Prompt, Rating, Record, Response, answer_turns, prompt_key
 from prefloop.replies import Reply, reply_of, text_of
 
 Answers = dict[str, tuple[Prompt, list[Reply]]]
 """By prompt id: the prompt and a model's responses to it."""
 
 
-def read_answers(path: Path) -> Answers:
-    """Prompt and responses by id, in the order of a JSONL file with rows ``{"id", "prompt": [{"role", "content"}, ...], "response"}``.
+def read_answers(
+    source: Source | PathLike,
+    *,
+    layout: str = "auto",
+    bad_rows: str = "error",
+    quarantine_dir: PathLike | None = None,
+) -> Answers:
+    """Prompt and responses by id, in the order of a source whose rows hold one response each, in any layout that ``load_demonstrations`` reads.
 
-    A prompt may be a text, the user's one turn; a missing id is made from the prompt, so that it is the same in every file. An id may have several rows; ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``), ``tools`` are what it offers, other fields are ignored.
-    A response may be a list of messages, or a text beside which ``turns`` holds the messages that it shows. Raises ``DataError`` naming file, row and field.
+    Read as every other source is, but that a response may be blank and that an id names a prompt: it may have several rows. A missing id is made
+    from the prompt, so that it is the same in every file. ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``); what
+    else a row says of its answer is left out. Raises ``DataError`` naming file, row and field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a JSONL file of responses") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+    checked: Checked[Demonstration] = load(
+        Demonstration, source, layout, bad_rows, quarantine_dir, None, reader=_AnswerRows
+    )
+    if checked.findings:
+        say(checked.describe())
     rows: Answers = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, row {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: not JSON ({error})") from None
-        missing = [name for name in ("prompt", "response") if not isinstance(row, dict) or name not in row]
-        if missing:
-            raise DataError(
-                f'{where}: no field \'{missing[0]}\'; a row is {{"id", "prompt": a text or [messages], "response"}}'
-            )
-        try:
-            prompt, reply = _prompt(row), _reply(row)
-        except ValueError as error:
-            raise DataError(f"{where}: {error}") from None
-        known, responses = rows.setdefault(prompt.id, (prompt, []))
-        if known.prompt != prompt.prompt:
-            raise DataError(
-                f"{where}: id '{prompt.id}' stands for another prompt in an earlier row; ids must be unique to a prompt"
-            )
-        responses.append(reply)
-    if not rows:
-        raise DataError(f"{path}: holds no rows; expected JSONL rows of prompt and response")
+    for record in checked.records:
+        rows.setdefault(record.id, (Prompt(record.id, record.prompt, record.meta), []))[1].append(
+            reply_of(Response.of(answer_turns(record)))
+        )
     return rows
 
 
-def _reply(row: dict[str, Any]) -> Reply:
-    """Raises ``ValueError`` naming the field."""
-    given, turns = row["response"], row.get("turns")
-    if isinstance(given, list):
-        given, turns = "", given
-    if not isinstance(given, str):
-        raise ValueError(f"field 'response' must be text or a list of messages, found {given!r:.80}")
-    if not turns:
-        if turns is None or given:
-            return given
-        raise ValueError("field 'response' is a list without a message")
-    said = from_dict(Response, {"text": given, "turns": turns}).turns
-    if said[0].role != "assistant":
-        raise ValueError(f"field 'response': its first message is of role '{said[0].role}', expected assistant")
-    return reply_of(Response.of(said))
+class _AnswerRows(Records):
+    """Rows as answers: an id may come again with the same prompt, a response may be blank."""
+
+    def __init__(self, path: Source, layout: Layout, kind: type) -> None:
+        super().__init__(path, layout, kind)
+        self._prompt_of: dict[str, tuple[Conversation, int]] = {}
+
+    def record(self, row: dict[str, Any], number: int) -> Record:
+        given = row.get("id")
+        found = self._answer(row, "" if given is None else id_of(given))
+        if given is None:
+            found = replace(found, id=f"prompt-{prompt_key(found.prompt)[:8]}")
+        meta = row.get("meta")
+        check_strings([turn.to_dict() for turn in found.prompt], "prompt")
+        check_strings(found.response.replace("\x00", ""), "response")  # a model may write NUL, and is judged by it
+        known, first = self._prompt_of.setdefault(found.id, (found.prompt, number))
+        if known != found.prompt:
+            raise BadRow(
+                "id", f"'{found.id[:80]}' stands for another prompt in row {first}; ids must be unique to a prompt"
+            )
+        return replace(found, meta=meta if isinstance(meta, dict) else {})
+
+    def _answer(self, row: dict[str, Any], id: str) -> Demonstration:
+        try:
+            return self._read(row, id)
+        except BadRow as bad:
+            blank, filled = _filled(row, bad.field.split("."))
+            if blank is None:
+                raise
+            found = self._read(filled, id)
+            if found.response != _STAND_IN:
+                raise bad from None  # it was not the response that is blank
+            return replace(found, response=blank)
+
+    def _read(self, row: dict[str, Any], id: str) -> Demonstration:
+        record = self.layout.read(row, id or _STAND_IN, self.words_of)
+        if isinstance(record, Rating):
+            return Demonstration.of(record.id, record.prompt, answer_turns(record.response))
+        if isinstance(record, Demonstration):
+            return record
+        raise BadRow("", f"holds a {type(record).__name__.lower()}, expected a prompt with one response")
 
 
-def _prompt(row: dict[str, Any]) -> Prompt:
-    """Raises ``ValueError`` naming the field."""
-    prompt, given = row["prompt"], row.get("id")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if isinstance(given, int) and not isinstance(given, bool):
-        given = str(given)
-    tools = {"tools": row["tools"]} if row.get("tools") is not None else {}
-    what = {"id": "" if given is None else given, "prompt": prompt, "meta": row.get("meta", {}), **tools}
-    found = from_dict(Prompt, what)
-    return found if given is not None else replace(found, id=f"prompt-{prompt_key(found.prompt)[:8]}")
+_STAND_IN = "-"
+"""In the place of a blank response while a layout reads its row."""
+
+
+def _filled(value: Any, path: list[str]) -> tuple[str | None, Any]:
+    """The blank text that stands under a path of keys, and the value with the stand-in there; ``None`` where there is no blank text."""
+    if not path:
+        return (value, _STAND_IN) if isinstance(value, str) and not value.strip() else (None, value)
+    key, *rest = path
+    if isinstance(value, dict) and key in value:
+        blank, inner = _filled(value[key], rest)
+        return blank, {**value, key: inner}
+    if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+        index = int(key)
+        blank, inner = _filled(value[index], rest)
+        return blank, [*value[:index], inner, *value[index + 1 :]]
+    return None, value
 
 
 def restricted(sides: Mapping[str, Answers], prompts: Iterable[Prompt]) -> dict[str, Answers]:

@@ -35,6 +35,7 @@ from prefloop.console import say
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import Groups, write_groups
 from prefloop.data.packing import Document, document_of
+from prefloop.data.source import Source
 from prefloop.data.sources import copy_records, holds
 from prefloop.errors import DataError
 from prefloop.judging.reward import Pairwise, interval, pairwise
@@ -66,21 +67,22 @@ class Reading:
     left_out: frozenset[str] = frozenset()
     """Ids of records not to look at."""
 
-    def aside(self, path: Path, part: int = 0) -> Path | None:
+    def aside(self, path: Source, part: int = 0) -> Path | None:
         """Where rows go whose prompt does not fit into the model; ``None``: they are an error."""
-        name = f"{part}-{path.name}.too-long.jsonl"
+        name = f"{part}-{path.file_name}.too-long.jsonl"
         return self.quarantine / name if self.bad_rows == "quarantine" else None
 
 
-def evaluate_file(reward: Reward, path: Path, reading: Reading) -> dict[str, Any]:
+def evaluate_file(reward: Reward, path: Source | Path, reading: Reading) -> dict[str, Any]:
     """Measure a reward model on one file. Raises ``DataError`` when nothing in it can be used."""
+    path = Source.of(path)
     kind = BestOf if holds(BestOf, path, reading.layout) else Comparison
     parts, layout = _split(kind, path, reading)
     measure = _best_of if kind is BestOf else _pairs
     return {"kind": "best_of" if kind is BestOf else "pairs", "layout": layout, **measure(reward, path, reading, parts)}
 
 
-def _split(kind: Any, path: Path, reading: Reading) -> tuple[dict[str, Path], str]:
+def _split(kind: Any, path: Source, reading: Reading) -> tuple[dict[str, Path], str]:
     """Checked records in a file for each subset; one called '' when there are none, or too many to tell apart."""
     reading.scratch.mkdir(parents=True, exist_ok=True)
     whole = reading.scratch / "records.jsonl"
@@ -118,7 +120,7 @@ def _category(records: Path, by: str | None) -> str | None:
     return None
 
 
-def _pairs(reward: Reward, path: Path, reading: Reading, parts: Mapping[str, Path]) -> dict[str, Any]:
+def _pairs(reward: Reward, path: Source, reading: Reading, parts: Mapping[str, Path]) -> dict[str, Any]:
     backbone, raw = reward.backbone, 1 / float(torch.stack([h.std for h in reward.heads]).mean())
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     found: dict[str, Pairwise] = {}
@@ -216,7 +218,7 @@ def _share_good(values: Sequence[float], best: Sequence[int]) -> float:
     return sum(i in best for i in top) / len(top)
 
 
-def _best_of(reward: Reward, path: Path, reading: Reading, parts: Mapping[str, Path]) -> dict[str, Any]:
+def _best_of(reward: Reward, path: Source, reading: Reading, parts: Mapping[str, Path]) -> dict[str, Any]:
     backbone = reward.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     found: dict[str, _Choices] = {}

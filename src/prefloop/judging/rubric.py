@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from prefloop.config.yaml_file import parse_yaml
 from prefloop.errors import ConfigError
 
 _SHAPE = (
@@ -38,9 +37,9 @@ def read_rubric(source: str) -> tuple[Criterion, ...]:
         where = f"rubric {source}"
         text = _text(Path(source), where)
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML ({str(error).splitlines()[0]}); {_SHAPE}") from None
+        found = parse_yaml(text, where)
+    except ConfigError as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}; {_SHAPE}") from None
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{where}: found {str(found)[:60]!r}; {_SHAPE}")
     criteria = tuple(_criterion(name, value, where) for name, value in found.items())

@@ -13,11 +13,16 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from prefloop.data.check import BadRow, Finding, check_strings
 from prefloop.data.files import read_rows
-from prefloop.data.sources import load_comparisons
+from prefloop.data.layouts import LAYOUTS
+from prefloop.data.source import Source
+from prefloop.data.sources import id_of, load_comparisons
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Conversation, Message, Prompt, Response, from_dict, identity
+from prefloop.records import Comparison, Conversation, Message, Response, from_dict, identity
 from prefloop.replies import differ, same_as
+
+_EXPECTED = "Expected candidates: id, prompt, responses"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,7 @@ def content_of(comparison: Comparison) -> bytes:
     return hashlib.blake2b(json.dumps([identity(comparison.prompt), said]).encode("ascii"), digest_size=16).digest()
 
 
-def read_pool(path: Path, labelled: Path | None = None, layout: str = "auto") -> Pool:
+def read_pool(path: Source | Path, labelled: Source | Path | None = None, layout: str = "auto") -> Pool:
     """The pairs of a file that have no votes and are not in ``labelled``.
 
     Raises ``DataError`` when a row is neither a comparison nor candidates, or when no pair is left.
@@ -75,7 +80,7 @@ def unlabelled(pairs: Sequence[Comparison], done: Iterable[Comparison]) -> Pool:
     return Pool(kept, voted, labelled)
 
 
-def holds_candidates(path: Path) -> bool:
+def holds_candidates(path: Source | Path) -> bool:
     """Whether any of the first rows has a list of responses that is not a pair."""
     first = (row.value for row in itertools.islice(read_rows(path), 200))
     lists = (row.get("responses") for row in first if isinstance(row, dict))
@@ -87,17 +92,26 @@ def named(pair: Comparison) -> Comparison:
     return dataclasses.replace(pair, id=f"{pair.id}#{content_of(pair).hex()[:8]}")
 
 
-def candidates_of(path: Path) -> Iterator[Comparison]:
-    """Every pair of different responses of a file of candidates. Raises ``DataError`` naming a row that is none."""
+def candidates_of(path: Source | Path) -> Iterator[Comparison]:
+    """Every pair of different responses of a source of candidates. Raises ``DataError`` naming a row that is none."""
     for row in read_rows(path):
         try:
-            if row.problem is not None or not isinstance(row.value.get("responses"), list):
-                raise ValueError(row.problem or "field 'responses' is missing or no list")
-            responses = [from_dict(Response, response) for response in row.value["responses"]]
-            prompt = from_dict(Prompt, {key: value for key, value in row.value.items() if key != "responses"})
+            if row.problem is not None:
+                raise BadRow("", row.problem)
+            check_strings(row.value)
+            given = row.value.get("responses")
+            if not isinstance(given, list):
+                raise BadRow("responses", "is missing or no list")
+            responses = [Response(item) if isinstance(item, str) else from_dict(Response, item) for item in given]
+            asked = {key: value for key, value in row.value.items() if key != "responses"}
+            if "id" not in asked:
+                raise BadRow("id", "is missing")
+            prompt = LAYOUTS["prompt_only"].read(asked, id_of(asked["id"]), "").prompt
+        except BadRow as bad:
+            raise DataError(f"{path}, {Finding(row.number, None, bad.field, bad.problem)}. {_EXPECTED}") from None
         except ValueError as error:
-            raise DataError(f"{path}, row {row.number}: {error}. Expected candidates: id, prompt, responses") from None
-        yield from map(named, pairs_of(prompt.id, prompt.prompt, responses))
+            raise DataError(f"{path}, row {row.number}: {error}. {_EXPECTED}") from None
+        yield from map(named, pairs_of(str(asked["id"]), prompt, responses))
 
 
 def pairs_of(id: str, prompt: list[Message], responses: Sequence[Response]) -> Iterator[Comparison]:

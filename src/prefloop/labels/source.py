@@ -9,10 +9,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from prefloop.console import say
+from prefloop.data.copies import write_copy
+from prefloop.data.hub import cache_folder
 from prefloop.errors import ConfigError, DataError
 from prefloop.labels.argilla import Argilla
 from prefloop.labels.connection import Connection
@@ -20,6 +25,7 @@ from prefloop.records import to_dict
 from prefloop.redact import without_secrets
 
 SCHEME = "argilla://"
+_UNSAFE = re.compile(r"[^\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +73,27 @@ def read(address: str, connection: Connection | None = None) -> Rows:
     rows = [to_dict(record) for record in found.records]
     said = [found.describe(), *([found.reading.describe()] if found.reading else [])]
     return Rows(rows, digest(rows), "; ".join(said))
+
+
+_FETCHED: dict[str, Path] = {}
+"""Copies that this process has fetched, by address."""
+
+
+def copy_of(address: str, fetch: bool) -> Path | None:
+    """A local copy of a dataset's rows, fetched once by every process: a run sees one state of the votes, the next run the newer ones.
+
+    Without ``fetch`` only a copy that this process has. Raises as ``Address.parse`` and ``read`` do.
+    """
+    where = Address.parse(address)
+    if fetch and address not in _FETCHED:
+        found = read(address)
+        folder = cache_folder().parent / "argilla"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place = folder / f"{_UNSAFE.sub('-', f'{where.workspace}-{where.dataset}')}-{found.digest[:16]}.jsonl"
+        write_copy(place, found.rows)
+        say(f"  {without_secrets(address)}: {found.said}", "dim")
+        _FETCHED[address] = place
+    return _FETCHED.get(address)
 
 
 def digest(rows: Iterable[dict[str, Any]]) -> str:

@@ -10,11 +10,13 @@ from typing import Any
 
 from prefloop.algorithms import SFT_ONLY
 from prefloop.config import RLHFConfig
-from prefloop.config.presets import count
+from prefloop.data.files import count_rows
+from prefloop.data.source import Source
 from prefloop.errors import PrefloopError
 
 LOOKED = 100_000
 """Records of a file that are looked at, which takes a few seconds."""
+Stamp = tuple[tuple[str, int, int], ...]
 ENDS = 4
 """Tokens that end a turn, at most; beside them no tokenizer makes more tokens than a text has bytes."""
 
@@ -42,12 +44,11 @@ def sampled(config: RLHFConfig, responses: int) -> Group:
 
 def of_file(config: RLHFConfig, thumbs: bool = False) -> Group | None:
     """Of ``data.comparisons``, as pairs or (``thumbs``, where the file holds such) as every rated response; None where it cannot be read."""
-    path, data = config.data.comparisons, config.data
-    if path is None or not path.is_file():
+    source, data = config.data.comparisons, config.data
+    if source is None or not source.exists():
         return None
-    found = path.stat()
     limit = min(data.limit or LOOKED, LOOKED)
-    return _largest(path, found.st_mtime_ns, found.st_size, data.layout, limit, thumbs, config.backbone.max_length)
+    return _largest(source, source.stamp(), data.layout, limit, thumbs, config.backbone.max_length)
 
 
 def unseen(config: RLHFConfig) -> str | None:
@@ -58,16 +59,16 @@ def unseen(config: RLHFConfig) -> str | None:
     if of_file(config) is None and of_file(config, thumbs=True) is None:
         said = f"data.comparisons '{path}' cannot be read" if path else "data.comparisons is not set"
         return f"groups of more than 2 responses to a prompt: {said}, and all pairs of a prompt are trained on together"
-    rows = count(path) if path else None
+    rows = count_rows(path) if path else None
     if rows and min(rows, config.data.limit or rows) > LOOKED:
         return f"groups that only rows after the first {LOOKED:,} of {path} make larger"
     return None
 
 
 @functools.lru_cache(maxsize=16)
-def _largest(path: Path, changed: int, size: int, layout: str, limit: int, thumbs: bool, length: int) -> Group | None:
-    """``changed`` and ``size`` are the file's, so that another one under its name is read anew."""
-    found = _bytes(path, changed, size, layout, limit, thumbs)
+def _largest(source: Source, stamp: Stamp, layout: str, limit: int, thumbs: bool, length: int) -> Group | None:
+    """``stamp`` is that of the source's files, so that others under its name are read anew."""
+    found = _bytes(source, stamp, layout, limit, thumbs)
     most = tokens = 0
     for responses in found.values():
         cut = [min(n + ENDS, length - 1) for n in responses.values()]
@@ -77,7 +78,7 @@ def _largest(path: Path, changed: int, size: int, layout: str, limit: int, thumb
 
 
 @functools.lru_cache(maxsize=2)
-def _bytes(path: Path, changed: int, size: int, layout: str, limit: int, thumbs: bool) -> dict[int, dict[int, int]]:
+def _bytes(source: Source, stamp: Stamp, layout: str, limit: int, thumbs: bool) -> dict[int, dict[int, int]]:
     """By prompt, the bytes of each distinct response; empty where the file does not hold such records."""
     from prefloop.data import sources
     from prefloop.records import Comparison, Rating, prompt_key
@@ -93,11 +94,11 @@ def _bytes(path: Path, changed: int, size: int, layout: str, limit: int, thumbs:
 
     kind: Any = Rating if thumbs else Comparison
     try:
-        if thumbs and not sources.holds(Rating, path, layout):
+        if thumbs and not sources.holds(Rating, source, layout):
             return {}
         with tempfile.TemporaryDirectory() as aside:
             options: Any = {"layout": layout, "bad_rows": "quarantine", "quarantine_dir": aside, "limit": limit}
-            sources.copy_records(kind, path, Path(aside) / "none.jsonl", keep=look, **options)
+            sources.copy_records(kind, source, Path(aside) / "none.jsonl", keep=look, **options)
     except PrefloopError:
         return {}
     return found

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from pathlib import Path
 from typing import Any, Literal
 
 from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY
 from prefloop.config import RLHFConfig
-from prefloop.config.presets import count
+from prefloop.data.files import count_rows
+from prefloop.data.source import Source
 from prefloop.errors import PrefloopError
 from prefloop.planning.memory import Device
 from prefloop.planning.stages import NO_REFERENCE
@@ -92,11 +92,11 @@ class Data:
     response: float = 0.0
 
 
-def measure(path: Path | None, kind: Literal["prompts", "demonstrations", "comparisons"], limit: int | None = None) -> Data | None:  # fmt: skip
+def measure(path: Source | None, kind: Literal["prompts", "demonstrations", "comparisons"], limit: int | None = None) -> Data | None:  # fmt: skip
     """Count a file's rows and look at the first ``SAMPLE`` records; None where there is none to read: the stage that reads it says why."""
     from prefloop.data import sources
 
-    if path is None or not path.is_file() or not (rows := count(path)):
+    if path is None or not (rows := count_rows(path)):
         return None
     try:
         with tempfile.TemporaryDirectory() as aside:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from prefloop.config import DataConfig, GenerationConfig
 from prefloop.console import say
+from prefloop.data.source import Source
 from prefloop.errors import ConfigError
 from prefloop.opening import runtimes_of
 from prefloop.records import to_dict
@@ -69,7 +70,7 @@ class Answer(Stage):
 
 def respond(
     references: Sequence[str | Path | Policy | Answers],
-    prompts: Path | None = None,
+    prompts: Source | Path | None = None,
     samples: int = 1,
     *,
     layout: str = "auto",
@@ -80,8 +81,8 @@ def respond(
     seed: int = 0,
     output: Path | None = None,
     quarantine: Path | None = None,
-) -> dict[str, Path]:
-    """Each result's answers to the same prompts, by its name: JSON lines of id, prompt and response, ``samples`` rows a prompt.
+) -> dict[str, Source]:
+    """Each result's answers to the same prompts, by its name: rows of id, prompt and response, ``samples`` rows a prompt.
 
     The backbone is loaded once for all adapters of one method and shape. Answers are kept in the store under policy, prompts, sampling and seed: asked for again they cost
     nothing. A file of answers stands for itself. Sampling is that of the first policy's run but for the fields in ``generation``; so is
@@ -89,7 +90,7 @@ def respond(
     """
     found = [r if isinstance(r, Policy | Answers) else resolve(r) for r in references]
     policies = [p for p in found if isinstance(p, Policy)]
-    out = {answers.name: answers.path for answers in found if isinstance(answers, Answers)}
+    out = {answers.name: answers.source for answers in found if isinstance(answers, Answers)}
     if policies:
         if prompts is None:
             raise ConfigError(f"'{policies[0].name}' has to be asked: name a file of prompts with --prompts")
@@ -99,7 +100,7 @@ def respond(
             if not generation and _sampling(own) != _sampling(told[first]):
                 say(f"  {name} is sampled as {first} is, not as in its own run", "yellow")
         bad_rows: Literal["error", "quarantine"] = "quarantine" if quarantine else "error"
-        data = DataConfig(eval_prompts=prompts, layout=layout, eval_limit=limit, bad_rows=bad_rows)
+        data = DataConfig(eval_prompts=Source.of(prompts), layout=layout, eval_limit=limit, bad_rows=bad_rows)
         with closing(runtimes_of(policies, model, generation, rollout, seed=seed, output=output)) as kinds:
             for kind, runtime in kinds:
                 for policy in kind:
@@ -107,7 +108,7 @@ def respond(
                     inputs = {} if bare else {"policy": _artifact(policy)}
                     say(f"{policy.name}: answers", "bold")
                     made = Answer(data, samples, bare).run(runtime, **inputs)
-                    out[policy.name] = made / FILE
+                    out[policy.name] = Source.of(made / FILE)
                     if quarantine:
                         quarantine.mkdir(parents=True, exist_ok=True)
                         for aside in made.path.glob("*quarantine.jsonl"):

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from prefloop.config import DataConfig, EvaluateConfig
 from prefloop.console import say
 from prefloop.data.overlap import overlap
+from prefloop.data.source import Source
 from prefloop.data.sources import copy_records
 from prefloop.errors import JudgeError
 from prefloop.judging.cache import VerdictCache
@@ -68,7 +68,7 @@ class Compare(Stage):
         with closing(open_judge(self.config.judge, self.config.asking, models=models)) as judge:
             return who | {"judge": fingerprint_of(judge)}
 
-    def _training(self) -> list[Path]:
+    def _training(self) -> list[Source]:
         data = self.data
         return [p for p in dict.fromkeys((data.demonstrations, data.comparisons, data.prompts)) if p is not None]
 

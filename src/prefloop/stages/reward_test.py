@@ -25,7 +25,7 @@ class RewardTest(Stage):
         self.data = data or DataConfig()
         self.names = [path.name for path in self.data.reward_tests]
         if len(set(self.names)) < len(self.names):
-            self.names = [str(path) for path in self.data.reward_tests]
+            self.names = [str(source) for source in self.data.reward_tests]
 
     def parts(self) -> dict[str, Any]:
         data = self.data

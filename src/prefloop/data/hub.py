@@ -1,0 +1,93 @@
+"""Data sets of the hub by name: ``hf:org/name``, ``hf:org/name:split``, ``hf:org/name@config:split``, ``hf:org/name:split[:1000]``.
+
+Streamed by ``datasets`` once, row by row, into a copy under the hub's cache folder (``HF_HOME``); every later run reads the copy, needs no
+network and sees the same rows. No code of a data set is ever run. To see a newer state of the data set, delete the copy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prefloop.console import counted, progress, say, shortened
+from prefloop.data.copies import write_copy
+from prefloop.errors import ConfigError, DataError
+
+_ADDRESS = re.compile(
+    r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<config>[\w.+-]+))?(?::(?P<split>[\w.-]+)(?:\[:(?P<first>\d+)\])?)?"
+)
+FORMS = "hf:org/name, hf:org/name:split, hf:org/name@config:split or hf:org/name:split[:1000]"
+
+
+def cache_folder() -> Path:
+    """Where copies lie."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "prefloop" / "datasets"
+
+
+def copy_of(address: str, fetch: bool) -> Path | None:
+    """The local copy of ``org/name@config:split``; without ``fetch`` only one that is there.
+
+    Raises ``ConfigError`` for what is no such address, ``DataError`` where the rows cannot be had.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None or found["first"] == "0":
+        raise ConfigError(f"'hf:{address[:200]}' is no data set of the hub: say {FORMS}")
+    name, config, split, first = found.group("name", "config", "split", "first")
+    folder = name.replace("/", "--") + (f"@{config}" if config else "")
+    place = cache_folder() / folder / f"{split or 'only-split'}{f'-first-{first}' if first else ''}.jsonl"
+    if place.is_file():
+        return place
+    if not fetch:
+        return None
+    rows = itertools.islice(_rows(address, name, config, split), int(first) if first else None)
+    with progress(f"fetch hf:{address}", int(first or 0), "row") as advance:
+        count = write_copy(place, _noted(rows, advance))
+    say(f"  hf:{address}: {counted(count, 'row')} kept in {place}", "dim")
+    return place
+
+
+def _noted(rows: Iterable[dict[str, Any]], advance: Any) -> Iterable[dict[str, Any]]:
+    for row in rows:
+        advance()
+        yield row
+
+
+def _rows(address: str, name: str, config: str | None, split: str | None) -> Iterable[dict[str, Any]]:
+    """The rows of one split, fetched as they are asked for."""
+    import datasets
+
+    try:
+        loaded: Any = datasets.load_dataset(name, config, split=split, streaming=True)
+        if split is None:
+            splits = list(loaded)
+            if len(splits) != 1:
+                raise DataError(f"hf:{address} has the splits {', '.join(map(str, splits[:20]))}: name one, such as hf:{address}:{splits[0]}")  # fmt: skip
+            loaded = loaded[splits[0]]
+        # Pictures and sounds stay bytes, which a row may not hold; to decode them would need more packages.
+        yield from loaded.decode(False) if hasattr(loaded, "decode") and loaded.features else loaded
+    except datasets.exceptions.DatasetNotFoundError:
+        raise DataError(f"the hub has no data set '{name}' that you may read: check the name; for a gated one accept its terms and log in (hf auth login)") from None  # fmt: skip
+    except (ConnectionError, TimeoutError) as error:
+        raise DataError(_offline(address, name, error)) from None
+    except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetsError) as error:
+        if _is_network(error):
+            raise DataError(_offline(address, name, error)) from None
+        raise DataError(f"hf:{address} cannot be read: {shortened(' '.join(str(error).split()), 400)}") from None
+
+
+def _is_network(error: BaseException) -> bool:
+    import httpx
+
+    return isinstance(error, httpx.HTTPError) or "offline" in type(error).__name__.lower()
+
+
+def _offline(address: str, name: str, error: BaseException) -> str:
+    return (
+        f"hf:{address} is not on this machine yet, and the hub cannot be reached ({shortened(str(error), 160)}): connect, or unset HF_HUB_OFFLINE, "
+        f"for the first run; or fetch its files elsewhere (hf download --repo-type dataset {name}) and name their folder"
+    )

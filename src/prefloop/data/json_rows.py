@@ -1,0 +1,211 @@
+"""Rows of JSON lines and of one JSON array, as a stream.
+
+What spoils one row is reported on that row and reading goes on: a line that is no JSON; a key given twice, a number without end or bytes
+that are no UTF-8, in a line or in an element of an array. A broken array leaves the rest unreadable and is a ``DataError``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
+
+from prefloop.data.check import json_type
+from prefloop.data.raw import RawRow, Refused, finite, no_constant, object_of
+from prefloop.errors import DataError
+
+_CHUNK = 1 << 16
+# The longest thing json can stop in the middle of and blame on its start, strings aside: '-Infinity', '\ud83d\ude00'.
+_LOOKAHEAD = 16
+_BLANK = re.compile(r"[ \t\r\n]*")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_DECODER = json.JSONDecoder(object_pairs_hook=object_of, parse_float=finite, parse_constant=no_constant)
+_FOLLOW = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)
+"""Finds the end of what ``_DECODER`` refuses."""
+_LARGEST_LOOK = 1 << 26
+"""Characters of an object over several lines that are looked at to say what a file is."""
+Again = Callable[[], AbstractContextManager[io.BufferedReader]]
+"""Opens the same file once more."""
+
+
+def lines(path: str, stream: io.BufferedReader, again: Again) -> Iterator[RawRow]:
+    """By line number; blank lines count, but give no row. Raises ``DataError`` for objects that go over several lines, seen with a second look."""
+    first = True
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        row = _line(number, line)
+        if first and row.problem is not None and line.lstrip()[:1] == b"{":
+            with again() as start:
+                _refuse_spread(path, start)
+        first = False
+        yield row
+
+
+def _line(number: int, line: bytes) -> RawRow:
+    try:
+        return as_object(number, _DECODER.decode(line.decode("utf-8").rstrip()))
+    except UnicodeDecodeError as error:
+        text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+        return RawRow(number, text, f"is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1}); save it as UTF-8")  # fmt: skip
+    except Refused as refused:
+        return RawRow(number, line.decode("utf-8").rstrip("\r\n"), str(refused))
+    except (ValueError, RecursionError) as error:
+        return RawRow(number, line.decode("utf-8").rstrip("\r\n"), f"is not one line of JSON: {_why(error)}")
+
+
+def as_object(number: int, value: Any) -> RawRow:
+    """A row that should be an object."""
+    return RawRow(number, value, None if isinstance(value, dict) else f"is {json_type(value)}, expected an object")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _refuse_spread(path: str, stream: io.BufferedReader) -> None:
+    """Say what the file is when its first object goes over several lines; a broken first line is let be."""
+    text = ""
+    while len(text) < _LARGEST_LOOK and (chunk := stream.read(max(_CHUNK, len(text))).decode("utf-8", "replace")):
+        text = (text + chunk).lstrip()
+        try:
+            value, end = _FOLLOW.raw_decode(text)
+        except json.JSONDecodeError as error:
+            if not (error.msg.startswith("Unterminated") or error.pos >= len(text) - _LOOKAHEAD):
+                return
+        except (ValueError, RecursionError):
+            return
+        else:
+            if "\n" in text[:end]:
+                more = text[end:].strip() or stream.read(_CHUNK).strip()
+                raise DataError(f"{path} {described(value, path, bool(more))}")
+            return
+
+
+def described(value: Any, path: str, more: bool = False) -> str:
+    """What a file is whose first JSON value is an object over several lines, and the command that makes rows of it."""
+    if more:
+        return f"holds JSON objects over several lines each; put every object on a line: jq -c . '{path}' > out.jsonl"
+    if key := wrapped(value):
+        return f"is one JSON object whose rows stand under '{key}'; take them out: jq -c '.{_path(key)}[]' '{path}' > out.jsonl"
+    keys = ", ".join(list(value)[:10]) if isinstance(value, dict) else ""
+    return f"is one JSON object (keys: {keys[:200]}) and no list of rows; if it is one row, put it on a line: jq -c . '{path}' > out.jsonl"
+
+
+def _path(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z_]\w*", key) else f'"{key}"'
+
+
+def wrapped(value: Any) -> str | None:
+    """The key of an object that holds a list of rows; none where its lists are those of a conversation, which a row has too."""
+    if not isinstance(value, dict):
+        return None
+    for key, items in value.items():
+        objects = isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
+        if objects and not any(
+            {"role", "from", "content", "text", "annotator", "function"} & item.keys() for item in items
+        ):
+            return str(key)
+    return None
+
+
+def elements(path: str, stream: io.BufferedReader) -> Iterator[RawRow]:
+    """By element number. Raises ``DataError`` with line and column where the array is broken."""
+    source = _Array(path, io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline=""))
+    number = 0
+    source.take("[")
+    unread = source.peek() != "]"
+    while unread:
+        number += 1
+        yield source.row(number)
+        unread = source.peek() == ","
+        if unread:
+            source.take(",")
+    source.take("]")
+    if source.peek():
+        source.fail("there is more after the end of the array", source.at)
+
+
+class _Array:
+    """A window on the text of a JSON array that grows only as far as the element being read."""
+
+    def __init__(self, path: str, stream: io.TextIOWrapper) -> None:
+        self.path, self.stream = path, stream
+        self.window, self.at, self.lines_before = "", 0, 0
+        self.clean = True
+        """Whether no byte so far was outside UTF-8."""
+
+    def more(self) -> bool:
+        """Let go of what was read and take in more; false at the end of the file."""
+        # Doubling keeps the re-reading of one long element linear.
+        chunk = self.stream.read(max(_CHUNK, len(self.window) - self.at))
+        if not chunk:
+            return False
+        self.clean = self.clean and (chunk.isascii() or not _NOT_UTF8.search(chunk))
+        self.lines_before += self.window.count("\n", 0, self.at)
+        self.window, self.at = self.window[self.at :] + chunk, 0
+        return True
+
+    def peek(self) -> str:
+        """The next character that is not blank, or nothing at the end of the file."""
+        while True:
+            self.at = _BLANK.match(self.window, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.window):
+                return self.window[self.at]
+            if not self.more():
+                return ""
+
+    def take(self, expected: str) -> None:
+        """Step over ``expected``."""
+        if self.peek() != expected:
+            self.fail(f"expected '{expected}'" if self.peek() else "the file ends inside the array", self.at)
+        self.at += 1
+
+    def row(self, number: int) -> RawRow:
+        """Read one element; what is wrong with it alone is the row's problem."""
+        self.peek()
+        try:
+            value, end = self._decoded(_DECODER)
+            problem = None
+        except Refused as refused:
+            value, end = self._decoded(_FOLLOW)
+            problem = str(refused)
+        text = self.window[self.at : end] if problem or not self.clean else ""
+        self.at = end
+        if text and (found := _NOT_UTF8.search(text)):
+            raw = text.encode("utf-8", "surrogateescape")
+            problem = f"is not UTF-8 (byte 0x{ord(found.group()) - 0xDC00:02x}); save the file as UTF-8"
+            return RawRow(number, raw.decode("utf-8", "backslashreplace"), problem)
+        return RawRow(number, text, problem) if problem else as_object(number, value)
+
+    def _decoded(self, decoder: json.JSONDecoder) -> tuple[Any, int]:
+        """The element from ``at`` on and where it ends in the window."""
+        while True:
+            try:
+                value, end = decoder.raw_decode(self.window, self.at)
+            except json.JSONDecodeError as error:
+                unfinished = error.msg.startswith("Unterminated") or error.pos >= len(self.window) - _LOOKAHEAD
+                if not (unfinished and self.more()):
+                    self.fail(error.msg, error.pos)
+            except Refused:
+                raise
+            except ValueError as error:  # a whole number of more digits than Python reads
+                raise Refused(_why(error)) from None
+            except RecursionError as error:
+                self.fail(_why(error), self.at)
+            else:
+                # A number near the edge of the window may go on: '-0' is all there is of '-0.25' in '-0.'.
+                if end > len(self.window) - _LOOKAHEAD and self.more():
+                    continue
+                return value, end
+
+    def fail(self, problem: str, position: int) -> NoReturn:
+        """Raise ``DataError`` with the line and column of a position in the window."""
+        line = self.lines_before + self.window.count("\n", 0, position) + 1
+        column = position - self.window.rfind("\n", 0, position)
+        raise DataError(f"{self.path}: line {line}, column {column} is not JSON: {problem}")

@@ -1,0 +1,245 @@
+"""Where rows come from: a local file, a folder or pattern of shards, or an address such as ``hf:org/name:split``.
+
+A source is what the command line, the configuration and every loader name. An address (``SCHEMES``) is copied to this machine once; from
+then on its rows are those of the copy, so that they can be hashed and read again without a network. Nothing is opened before it is needed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from prefloop.errors import ConfigError, DataError
+from prefloop.store import digest, file_digest
+
+PathLike = str | os.PathLike[str]
+
+ENDINGS = (".gz", ".zst")
+SHARDS = (".parquet", ".arrow")
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
+_PART = re.compile(r"[-_.]?\d{5}-of-\d{5}$")
+_UNSAFE = re.compile(r"[^\w.-]+")
+
+
+def _hub(address: str, fetch: bool) -> Path | None:
+    from prefloop.data import hub
+
+    return hub.copy_of(address, fetch)
+
+
+def _argilla(address: str, fetch: bool) -> Path | None:
+    from prefloop.labels import source
+
+    return source.copy_of(f"argilla:{address}", fetch)
+
+
+SCHEMES: dict[str, Callable[[str, bool], Path | None]] = {"hf": _hub, "argilla": _argilla}
+"""By scheme: what gives the local copy of an address (the text after ``scheme:``), written by ``copies.write_copy``.
+
+The second argument says whether to fetch it where there is none; without fetching, an address that cannot be one is refused and ``None``
+means that there is no copy yet. Raises ``ConfigError`` for the former, ``DataError`` for what cannot be fetched.
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows under a name, as it was given. Make one with ``parse`` or ``of``."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The source that a text names. Raises ``ConfigError`` for an empty text, an unknown scheme, an address that cannot be one."""
+        if not text.strip() or "\0" in text:
+            raise ConfigError(f"{text!r} names no data: give a file, or an address such as hf:org/name:split")
+        scheme, _, rest = text.partition(":")
+        if scheme in SCHEMES:
+            SCHEMES[scheme](rest, False)
+            return cls(text)
+        if found := _SCHEME.match(text):
+            known = ", ".join(f"{name}:" for name in SCHEMES)
+            raise ConfigError(
+                f"'{text[:200]}': no rows can be read from {found[1]}:// (known: {known} and local files): download the file and name it"
+            )
+        return cls(str(Path(text)))
+
+    @classmethod
+    def of(cls, source: Source | PathLike) -> Source:
+        """A source as it is, or that of a path or text."""
+        return source if isinstance(source, Source) else cls.parse(os.fspath(source))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        def validate(value: Any) -> Source:
+            if not isinstance(value, Source | str | os.PathLike):
+                raise ValueError("expected the path of a file, or an address such as hf:org/name:split")
+            return cls.of(value)
+
+        text = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_plain_validator_function(validate, serialization=text)
+
+    @property
+    def scheme(self) -> str:
+        """``hf`` of ``hf:org/name``; empty for what lies on this machine."""
+        scheme = self.text.partition(":")[0]
+        return scheme if ":" in self.text and scheme in SCHEMES else ""
+
+    @property
+    def path(self) -> Path:
+        """The local path, with whatever split or pattern it ends in. Raises ``DataError`` for an address."""
+        if self.scheme:
+            raise DataError(f"'{self.text}' is an address, and a local file is needed here")
+        return Path(self.text)
+
+    @property
+    def name(self) -> str:
+        """What messages and votes call it: the file's name without its folders, or the address."""
+        return self.text if self.scheme else Path(self.text).name
+
+    @property
+    def file_name(self) -> str:
+        """The name as part of a file's name."""
+        return self.stem if self.scheme else self.name
+
+    @property
+    def stem(self) -> str:
+        """The start of ids and of the names of files beside it: ``train`` for ``data/train.jsonl.gz``, ``org-name-train`` for ``hf:org/name:train``."""
+        if self.scheme:
+            return _UNSAFE.sub("-", self.text.partition(":")[2]).strip("-")
+        name = Path(self.text).name
+        for ending in ENDINGS:
+            name = name.removesuffix(ending)
+        stem = Path(name).stem
+        return stem if self.path.is_file() else _UNSAFE.sub("-", stem).strip("-") or "data"
+
+    @property
+    def folder(self) -> Path:
+        """Where files that belong beside it go: the file's folder; for an address the current one."""
+        return Path() if self.scheme else Path(self.text).parent
+
+    def exists(self) -> bool:
+        """Whether its rows lie on this machine already; fetches nothing."""
+        if self.scheme:
+            return SCHEMES[self.scheme](self.text.partition(":")[2], False) is not None
+        try:
+            return bool(files_of(self.text))
+        except (DataError, OSError):
+            return False
+
+    def files(self) -> list[Path]:
+        """The files that hold its rows, in order; fetches what is not here. Raises ``DataError`` saying what is there instead."""
+        if self.scheme:
+            found = SCHEMES[self.scheme](self.text.partition(":")[2], True)
+            assert found is not None
+            return [found]
+        return files_of(self.text)
+
+    def digest(self) -> str:
+        """SHA-256 of what it holds: the bytes of its files, in order; names do not count. Raises ``DataError``."""
+        try:
+            found = [file_digest(path) for path in self.files()]
+        except OSError as error:
+            raise DataError(f"cannot read {self.text}: {error.strerror or error}") from None
+        return found[0] if len(found) == 1 else digest(found)
+
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Names, times and sizes of its files: the same as long as nobody has changed them. Raises ``DataError`` or ``OSError``."""
+        found = [(path, path.stat()) for path in self.files()]
+        return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
+def files_of(text: str) -> list[Path]:
+    """The local files of a path, ``FOLDER:split`` or a pattern. Raises ``DataError``."""
+    path = Path(text)
+    left, colon, split = text.rpartition(":")
+    try:
+        if path.is_dir():
+            return _shards(path, None)
+        if path.exists():
+            return [path]
+        if colon and Path(left).is_dir():
+            return _shards(Path(left), split)
+        if glob.has_magic(text):
+            if found := sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file()):
+                return found
+            raise DataError(f"no file fits the pattern '{text}'")
+        raise DataError(f"no such file: {text}{_neighbor(path)}")
+    except OSError as error:
+        raise DataError(f"cannot read {text[:200]}: {error.strerror or error}") from None
+
+
+def _neighbor(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (there is no folder {path.parent})"
+    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _shards(folder: Path, split: str | None) -> list[Path]:
+    """The data files of a folder: one split of ``datasets.save_to_disk``, or parquet and Arrow shards."""
+    if (folder / "state.json").is_file() and split is None:
+        return _saved(folder)
+    if (folder / "dataset_dict.json").is_file():
+        splits = _described(folder / "dataset_dict.json", "splits")
+        return _saved(folder / _chosen(folder, split, [str(name) for name in splits]))
+    groups = _groups(folder)
+    if not groups:
+        shown = [path.name for path in sorted(folder.iterdir()) if path.is_file()][:3]
+        holds = f"it holds {', '.join(shown)}" if shown else "it holds no files"
+        raise DataError(
+            f"{folder} is a folder without parquet or Arrow files ({holds}); name a file in it, or a pattern such as '{folder}/*.jsonl'"
+        )
+    return groups[_chosen(folder, split, list(groups))]
+
+
+def _chosen(folder: Path, split: str | None, splits: list[str]) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split in splits:
+        return str(split)
+    found = ", ".join(splits[:20])
+    asked = f"no split '{split}'; there are {found}" if split else f"the splits {found}"
+    raise DataError(f"{folder} holds {asked}: name one, such as {folder}:{splits[0]}")
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The Arrow files of one data set that ``datasets.save_to_disk`` wrote, in its order."""
+    found = [folder / str(file["filename"]) for file in _described(folder / "state.json", "_data_files")]
+    if missing := [path.name for path in found if not path.is_file()]:
+        raise DataError(f"{folder} lacks {missing[0]}, which its state.json names: copy the whole folder again")
+    return found
+
+
+def _described(file: Path, key: str) -> list[Any]:
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))[key])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(f"{file} is not what datasets.save_to_disk writes: save the data set again") from None
+
+
+def _groups(folder: Path) -> dict[str, list[Path]]:
+    """Shards by split: what stands before ``-00000-of-00002``, with the folders between where there are several."""
+    found = sorted(path for ending in SHARDS for path in folder.rglob(f"*{ending}") if path.is_file())
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    several = len({path.parent for path in found}) > 1
+    groups: dict[str, list[Path]] = {}
+    for path in found:
+        place = path.parent.relative_to(folder).as_posix() if several else ""
+        name = _PART.sub("", path.stem)
+        numbered = name.isdigit() or not name  # 0000.parquet, as the hub converts them: the folder is the split
+        groups.setdefault(
+            "/".join(part for part in (place, "" if numbered else name) if part not in ("", ".")), []
+        ).append(path)
+    return {name or "all": paths for name, paths in groups.items()}
