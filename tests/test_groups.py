@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
-from forked import Forked
-from loop_run import ROOT, environment, finish
+from counted import Alive, LineByLine
 from tiny import tiny_tokenizer
 
 from prefloop.data.chat import ChatFormat
@@ -17,7 +20,7 @@ from prefloop.data.groups import documents, write_groups, write_thumbs
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
 from prefloop.labels.aggregation import WEIGHTS, vote_share
-from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote
+from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote, from_dict
 
 
 @pytest.fixture
@@ -118,42 +121,51 @@ def test_thumbs_of_one_response_are_added_up_and_undecided_ones_left_out(encoder
         write_thumbs(written(rows[1:2], tmp_path), tmp_path / "u.arrow", encoder)
 
 
-GROW = """
-import json, resource, sys
-from pathlib import Path
-from forked import Forked
-from loop_run import ROOT, environment, finish
-from tiny import tiny_tokenizer
-from prefloop.data.chat import ChatFormat
-from prefloop.data.encode import Encoder
-from prefloop.data.groups import write_groups
-from prefloop.labels.aggregation import vote_share
-encoder = Encoder(ChatFormat.load(tiny_tokenizer()), 400)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-groups = write_groups(Path(sys.argv[1]), Path(sys.argv[2]), encoder, vote_share)
-for i in range(0, len(groups), 7):
-    groups[i]
-print(json.dumps({"pairs": groups.total_pairs, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}))
-"""
+class Ids(list[int]):
+    """Token ids that weak references can point at."""
 
 
-def test_memory_does_not_grow_with_the_text_of_the_pairs(tmp_path: Path) -> None:
-    """Four times the rows may cost the index of the additional prompts (some 200 bytes each), not their tokens (kilobytes)."""
-    grown = []
-    program = tmp_path / "grow.py"
-    program.write_text(GROW)
-    for count in (500, 2000):
-        source = tmp_path / f"{count}.jsonl"
-        filler = "a good answer is short and true " * 12
-        write_jsonl(
-            source,
-            (comparison(str(i), f"q {i} {filler}", f"x {i} {filler}", f"y {i} {filler}", 0) for i in range(count)),
-        )
-        files = [str(source), str(tmp_path / f"{count}.arrow")]
-        code, output = finish(Forked(str(program), files, ROOT, environment("tests")))
-        assert code == 0, output
-        found = json.loads(output.splitlines()[-1])
-        assert found["pairs"] == count
-        grown.append(found["kib"])
-    text = sum(len(line) for line in (tmp_path / "2000.jsonl").open()) / 1024
-    assert grown[1] - grown[0] < text / 2, f"{grown} KiB for {text:.0f} KiB of text"
+class Row(dict[str, Any]):
+    """A parsed row that weak references can point at."""
+
+
+def test_memory_does_not_grow_with_the_text_of_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in memory at once is counted: rows of one prompt, the tokens of one batch of the writer; the result is mapped, not read."""
+    count, batch = 700, 200
+    raw, records, ids = Alive(), Alive(), Alive()
+
+    class Counting(Encoder):
+        def prompt(self, *arguments: Any, **options: Any) -> list[int]:
+            return ids.see(Ids(super().prompt(*arguments, **options)))
+
+        def response(self, *arguments: Any, **options: Any) -> list[int]:
+            return ids.see(Ids(super().response(*arguments, **options)))
+
+    def parse(line: str | bytes) -> Any:
+        return raw.see(Row(json.loads(line)))
+
+    def build(kind: type[Any], row: dict[str, Any]) -> Any:
+        return records.see(from_dict(kind, row))
+
+    counting = SimpleNamespace(loads=parse, dumps=json.dumps)
+    monkeypatch.setattr("prefloop.data.groups.json", counting)
+    monkeypatch.setattr("prefloop.store.json", counting)
+    monkeypatch.setattr("prefloop.data.groups.from_dict", build)
+    rows = [
+        comparison(f"{i}/{k}", f"q {i} " + "good " * 40, f"x {i} {k}", f"y {i} {k}", 0)
+        for i in range(count)
+        for k in (0, 1)
+    ]
+    source = LineByLine(written(rows, tmp_path))
+    encoder = Counting(ChatFormat.load(tiny_tokenizer()), 400)
+    gc.collect()
+    arrow = pa.total_allocated_bytes()
+    groups = write_groups(source, tmp_path / "g.arrow", encoder, vote_share, WEIGHTS["votes"])
+    assert groups.total_pairs == len(groups[3:5]) * count == 2 * count
+    assert sum(len(groups[i].document.prompt_ids) for i in range(count)) > 40 * count
+    # Three passes: the prompts are found, the weights are added up, the rows are tokenised.
+    assert raw.ever == 3 * len(rows) and raw.most <= 5
+    assert records.ever == 2 * len(rows) and records.most <= 5
+    assert ids.ever == 5 * count and ids.most <= 5 * (batch + 1)
+    size = (tmp_path / "g.arrow").stat().st_size
+    assert size > 400_000 and pa.total_allocated_bytes() - arrow < size / 10

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 from test_engine import assert_logps_are_the_trainers, prompts_ids
 from tiny import add_random_role, load, tiny_model
 
@@ -30,9 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -107,6 +106,6 @@ def test_a_missing_address_or_server_says_so(folder: Path, monkeypatch: pytest.M
         start("server", backbone, GenerationConfig())
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    with pytest.raises(EngineError, match=r"is the server up, and is generation\.server right"):
-        start("server", backbone, GenerationConfig(server=f"http://127.0.0.1:{port}"))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"  # held, so that nobody else answers there
+        with pytest.raises(EngineError, match=r"is the server up, and is generation\.server right"):
+            start("server", backbone, GenerationConfig(server=address))
