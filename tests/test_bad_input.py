@@ -111,7 +111,7 @@ def test_prompt_longer_than_the_context(config: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     refused(config, rows[1]["id"], "tokens", "max_length")
     output = run(config, "--data.bad-rows", "quarantine")
-    assert "1 prompt(s) set aside in prompts.too-long.quarantine.jsonl: prompt '" + rows[1]["id"] in output
+    assert "1 prompt set aside in prompts.too-long.quarantine.jsonl: prompt '" + rows[1]["id"] in output
     kept = tmp_path / "runs" / "t" / "artifacts" / "ppo" / "prompts.too-long.quarantine.jsonl"
     assert [json.loads(line)["id"] for line in kept.open()] == [rows[1]["id"]]
 

@@ -17,6 +17,7 @@ from tiny import tiny_tokenizer
 from prefloop.data.chat import ChatFormat
 from prefloop.data.encode import Encoder, preference_groups
 from prefloop.data.groups import documents, write_groups, write_thumbs
+from prefloop.data.quarantine import Unusable
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
 from prefloop.labels.aggregation import WEIGHTS, vote_share
@@ -94,7 +95,7 @@ def test_a_prompt_without_room_is_an_error_or_set_aside_by_id(encoder: Encoder, 
     with pytest.raises(DataError, match="'long'"):
         write_groups(source, tmp_path / "g.arrow", encoder, vote_share)
     aside = tmp_path / "aside.jsonl"
-    assert write_groups(source, tmp_path / "g.arrow", encoder, vote_share, quarantine=aside).total_pairs == 1
+    assert write_groups(source, tmp_path / "g.arrow", encoder, vote_share, unusable=Unusable(aside)).total_pairs == 1
     (row,) = [json.loads(line) for line in aside.open()]
     assert row["id"] == "long" and "max_length" in row["problem"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from prefloop.data.chat import ChatFormat
 from prefloop.data.packing import Document, Pack
-from prefloop.errors import DataError
+from prefloop.errors import TooLongError
 from prefloop.records import Comparison, Message, Response
 
 
@@ -22,10 +22,10 @@ class Encoder:
     """Responses that came without an ending: the sampler cut them."""
 
     def prompt(self, record_id: str, prompt: Sequence[Message], room: int = 1) -> list[int]:
-        """Prompt ids. Raises ``DataError`` naming the record when fewer than ``room`` tokens are left for a response."""
+        """Prompt ids. Raises ``TooLongError`` naming the record when fewer than ``room`` tokens are left for a response."""
         ids = self.chat.prompt_ids(prompt)
         if len(ids) + room > self.max_length:
-            raise DataError(
+            raise TooLongError(
                 f"prompt '{record_id}' has {len(ids)} tokens; with {room} for the response that is over backbone.max_length = {self.max_length}: "
                 "shorten the prompt, or raise max_length up to the model's context"
             )

@@ -7,6 +7,7 @@ it has. Rows go through one at a time.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import hashlib
 import json
 from array import array
@@ -17,13 +18,14 @@ from typing import Any, overload
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from prefloop.console import progress, say
+from prefloop.console import counted, progress, say
 from prefloop.data.convert import net_thumbs
 from prefloop.data.encode import Encoder, PreferenceGroup, ThumbGroup, preference_groups
 from prefloop.data.packing import Document
+from prefloop.data.quarantine import TOO_LONG, Unusable
 from prefloop.errors import DataError
 from prefloop.records import Comparison, Rating, from_dict
-from prefloop.store import Artifact, read_rows, write_rows
+from prefloop.store import Artifact, read_rows
 
 _FEATURES = Features(
     {
@@ -41,11 +43,47 @@ _FEATURES = Features(
 Label = Callable[[Comparison], float | None]
 
 
+@dataclasses.dataclass
+class LeftOut:
+    """What a file holds and nothing can be learnt from."""
+
+    read: int = 0
+    """Rows of the file."""
+    equal: int = 0
+    """Pairs, or responses with opposite thumbs, that are the same tokens once cut to ``max_length``."""
+    repeated: int = 0
+    """Pairs of one response with itself."""
+    undecided: int = 0
+    """Responses with as many thumbs up as down."""
+    unusable: int = 0
+    """Rows that the encoder refused; they are in a file of their own."""
+
+    def lines(self, what: str, max_length: int) -> list[str]:
+        """A sentence for each kind of row that a model can take and that is left out."""
+        of = f"of {counted(self.read, what)}"
+        kinds = (
+            (
+                self.equal,
+                f"equal once cut to max_length ({max_length} tokens) and {{}} left out: raise backbone.max_length",
+            ),
+            (self.repeated, "of one response with itself and {} left out"),
+            (self.undecided, "of a response with as many thumbs up as down and {} left out"),
+        )
+        words = ("is", "was"), ("are", "were")
+        return [f"{n} {of} {words[n > 1][0]} {text.format(words[n > 1][1])}" for n, text in kinds if n]
+
+    def metrics(self) -> dict[str, int]:
+        """By name, what there is of it."""
+        named = {f"{f.name}_rows": getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "read"}
+        return {name: count for name, count in named.items() if count}
+
+
 class Groups(Sequence[PreferenceGroup]):
     """The groups of an Arrow file written by ``write_groups`` or ``write_thumbs``; rows are read when they are asked for."""
 
-    def __init__(self, path: Path, indices: Sequence[int] | None = None) -> None:
+    def __init__(self, path: Path, indices: Sequence[int] | None = None, left_out: LeftOut | None = None) -> None:
         self.path = path
+        self.left_out = left_out or LeftOut()
         self._rows = Dataset.from_file(str(path))
         self.indices = range(len(self._rows)) if indices is None else indices
         self._sizes: dict[str, array[int]] = {}
@@ -72,7 +110,7 @@ class Groups(Sequence[PreferenceGroup]):
 
     def subset(self, positions: Sequence[int]) -> Groups:
         """These groups only, in this order, still on disk."""
-        return Groups(self.path, array("q", (self.indices[i] for i in positions)))
+        return Groups(self.path, array("q", (self.indices[i] for i in positions)), self.left_out)
 
     def pairs(self, index: int) -> int:
         """Number of pairs of a group, without reading it."""
@@ -115,21 +153,25 @@ def write_groups(
     encoder: Encoder,
     label: Label,
     weight: Callable[[Comparison], float] | None = None,
-    quarantine: Path | None = None,
+    unusable: Unusable | None = None,
 ) -> Groups:
     """Tokenise a comparisons file into ``target``, comparisons of one prompt together, in order of first appearance.
 
     ``label`` gives the probability that a comparison's first response is better (None counts as 0.5), ``weight`` what it counts for; weights
-    are scaled to mean 1. Prompts that leave no room for a response are an error, or go to ``quarantine`` by id. Raises ``DataError`` when no
-    pair is left.
+    are scaled to mean 1. Rows that the encoder refuses go to ``unusable``: an error that counts them unless it sets them aside. Pairs that are
+    equal once cut are left out, counted and said. Raises ``DataError`` when no pair is left.
     """
     mean = _mean_weight(comparisons, weight) if weight else 1.0
 
+    left_out = LeftOut()
+
     def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         records = [from_dict(Comparison, row) for row in found]
+        kept = 0
         labels = [0.5 if p is None else p for p in map(label, records)]
         weights = [weight(record) / mean for record in records] if weight else None
         for group in preference_groups(records, labels, encoder, weights):
+            kept += len(group.pairs)
             first, second, soft, weighed = (list(column) for column in zip(*group.pairs, strict=True))
             pairs = {"first": first, "second": second, "label": soft, "weight": weighed, "up": []}
             yield {
@@ -137,44 +179,65 @@ def write_groups(
                 "responses_ids": list(group.document.responses_ids),
                 **pairs,
             }
+        same = sum(map(_same_response, records))
+        left_out.repeated += same
+        left_out.equal += len(records) - kept - same
 
-    return _write(comparisons, target, rows, "pair of two different responses", quarantine)
+    return _write(comparisons, target, rows, ("pair", "pair of two different responses"), encoder, left_out, unusable)
 
 
-def write_thumbs(ratings: Path, target: Path, encoder: Encoder, quarantine: Path | None = None) -> Groups:
+def _same_response(pair: Comparison) -> bool:
+    first, second = ((r.text, bool(r.meta.get("finished", True))) for r in pair.responses)
+    return first == second
+
+
+def write_thumbs(ratings: Path, target: Path, encoder: Encoder, unusable: Unusable | None = None) -> Groups:
     """Tokenise a ratings file into ``target``: the responses to one prompt together, each with the thumb that most of its votes amount to.
 
-    Responses with as many thumbs up as down are left out. Raises ``DataError`` when none is left.
+    Responses with as many thumbs up as down are left out, and so are those with opposite thumbs that are equal once cut; both are counted and
+    said. ``unusable`` as in ``write_groups``. Raises ``DataError`` when none is left.
     """
+    left_out = LeftOut()
 
     def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         records = [from_dict(Rating, row) for row in found]
+        prompt_ids = encoder.prompt(records[0].id, records[0].prompt)
         net: dict[tuple[str, bool], int] = {}
         for record in records:
             identity = (record.response.text, bool(record.response.meta.get("finished", True)))
             net[identity] = net.get(identity, 0) + net_thumbs(record.votes)
         decided = {identity: n > 0 for identity, n in net.items() if n}
-        if decided:
-            prompt_ids = encoder.prompt(records[0].id, records[0].prompt)
-            responses = [encoder.response(text, len(prompt_ids), finished) for text, finished in decided]
+        left_out.undecided += len(net) - len(decided)
+        encoded = [(encoder.response(text, len(prompt_ids), end), up) for (text, end), up in decided.items()]
+        thumbs: dict[tuple[int, ...], set[bool]] = {}
+        for ids, up in encoded:
+            thumbs.setdefault(tuple(ids), set()).add(up)
+        kept = [(ids, up) for ids, up in encoded if len(thumbs[tuple(ids)]) == 1]
+        left_out.equal += len(encoded) - len(kept)
+        if kept:
+            responses, ups = (list(column) for column in zip(*kept, strict=True))
             nothing: dict[str, list[Any]] = {"first": [], "second": [], "label": [], "weight": []}
-            yield {"prompt_ids": prompt_ids, "responses_ids": responses, **nothing, "up": list(decided.values())}
+            yield {"prompt_ids": prompt_ids, "responses_ids": responses, **nothing, "up": ups}
 
-    return _write(ratings, target, rows, "response with a decided thumb", quarantine)
+    return _write(ratings, target, rows, ("thumb", "response with a decided thumb"), encoder, left_out, unusable)
 
 
 def _write(
     source: Path,
     target: Path,
     rows: Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]],
-    wanted: str,
-    quarantine: Path | None,
+    what: tuple[str, str],
+    encoder: Encoder,
+    left_out: LeftOut,
+    unusable: Unusable | None,
 ) -> Groups:
+    """``what`` names a row, and what is wanted of it."""
+    unusable = unusable or Unusable(None)
     prompts = _by_prompt(source)
+    left_out.read = sum(map(len, prompts.values()))
     partial = target.with_suffix(".partial")
     writer = ArrowWriter(path=str(partial), features=_FEATURES, writer_batch_size=200)
     key = 0
-    set_aside: list[dict[str, Any]] = []
     with source.open("rb") as file, progress("tokenise", len(prompts), "prompt") as advance:
         for offsets in prompts.values():
             found = [_at(file, offset) for offset in offsets]
@@ -183,20 +246,26 @@ def _write(
                     writer.write({**row, "key": key, "ids": [str(record["id"]) for record in found]})
                     key += len(row["responses_ids"])
             except DataError as error:
-                if quarantine is None:
-                    raise
-                set_aside += [{"id": row["id"], "problem": str(error)} for row in found]
+                unusable.add((str(row["id"]) for row in found), error)
             advance()
     writer.finalize()
     writer.close()
-    if quarantine is not None and set_aside:
-        write_rows(quarantine, set_aside)
-        say(f"  {len(set_aside)} rows set aside in {quarantine.name}: {set_aside[0]['problem']}", "yellow")
-    if key == 0:
+    left_out.unusable = unusable.count
+    lines = left_out.lines(what[0], encoder.max_length)
+    try:
+        unusable.settle(left_out.read)
+        if key == 0:
+            because = "; ".join([*lines, unusable.first] if unusable.first else lines)
+            raise DataError(
+                f"no {what[1]} is left of {counted(left_out.read, what[0])}" + (f": {because}" if because else "")
+            )
+    except DataError:
         partial.unlink(missing_ok=True)
-        raise DataError(f"'{source.name}' holds no {wanted} within backbone.max_length")
+        raise
+    for line in lines:
+        say(f"  {line}", "yellow")
     partial.replace(target)
-    return Groups(target)
+    return Groups(target, left_out=left_out)
 
 
 def _by_prompt(source: Path) -> dict[bytes, array[int]]:
@@ -225,9 +294,10 @@ def _at(file: Any, offset: int) -> dict[str, Any]:
     return json.loads(file.readline())
 
 
-def quarantine_of(comparisons: Artifact, folder: Path) -> Path | None:
-    """Where a stage puts rows that it cannot use, when the labels were read with ``bad_rows: quarantine``."""
-    return folder / "too-long.quarantine.jsonl" if comparisons.metrics.get("bad_rows") == "quarantine" else None
+def unusable_of(comparisons: Artifact, folder: Path) -> Unusable:
+    """What a stage does with rows that it cannot use: into ``folder`` when the labels were read with ``bad_rows: quarantine``."""
+    aside = comparisons.metrics.get("bad_rows") == "quarantine"
+    return Unusable(folder / f"{TOO_LONG}.quarantine.jsonl" if aside else None)
 
 
 def documents(groups: Sequence[PreferenceGroup]) -> Iterator[Document]:

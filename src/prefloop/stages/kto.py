@@ -18,7 +18,7 @@ from prefloop.config import PreferenceConfig
 from prefloop.console import progress, say
 from prefloop.data.convert import comparison_to_ratings
 from prefloop.data.encode import Encoder, ThumbGroup
-from prefloop.data.groups import Groups, documents, quarantine_of, write_thumbs
+from prefloop.data.groups import Groups, documents, unusable_of, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
@@ -53,7 +53,7 @@ class KTO(Stage):
             _ratings(inputs["comparisons"], work),
             work.scratch / "thumbs.arrow",
             encoder,
-            quarantine_of(inputs["comparisons"], work.folder),
+            unusable_of(inputs["comparisons"], work.folder),
         )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         ups = sum(sum(groups.thumbs(i).up) for i in range(len(groups)))
@@ -67,7 +67,9 @@ class KTO(Stage):
         finally:
             backbone.drop_role(POLICY)
             backbone.drop_role(REFERENCE)
-        return audit.finish({**metrics, "up": ups, "down": downs, "truncated": encoder.cut})
+        return audit.finish(
+            {**metrics, "up": ups, "down": downs, "truncated": encoder.cut, **groups.left_out.metrics()}
+        )
 
     def _train(
         self,

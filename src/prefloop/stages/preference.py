@@ -16,7 +16,7 @@ from prefloop.audit import Audit
 from prefloop.config import PreferenceConfig
 from prefloop.console import progress
 from prefloop.data.encode import Encoder, PreferenceGroup
-from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
+from prefloop.data.groups import Groups, documents, unusable_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError
 from prefloop.labels.aggregation import WEIGHTS, aggregation_of_file, hardened
@@ -60,7 +60,7 @@ class Preference(Stage):
             encoder,
             label if config.soft_labels else hardened(label),
             WEIGHTS[config.weights],
-            quarantine_of(inputs["comparisons"], work.folder),
+            unusable_of(inputs["comparisons"], work.folder),
         )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         cached = load_file(inputs["reference"] / "logps.safetensors")["logp_sum"] if self.cached else None
@@ -71,7 +71,9 @@ class Preference(Stage):
         finally:
             backbone.drop_role(POLICY)
             backbone.drop_role(REFERENCE)
-        return audit.finish({**metrics, "pairs": groups.total_pairs, "truncated": encoder.cut})
+        return audit.finish(
+            {**metrics, "pairs": groups.total_pairs, "truncated": encoder.cut, **groups.left_out.metrics()}
+        )
 
     def _train(
         self, work: Work, audit: Audit, groups: Groups, temperature: float, cached: Tensor | None

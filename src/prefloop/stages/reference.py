@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from prefloop.console import progress
 from prefloop.data.encode import Encoder
-from prefloop.data.groups import quarantine_of, write_groups
+from prefloop.data.groups import unusable_of, write_groups
 from prefloop.data.packing import packs
 from prefloop.labels.aggregation import vote_share
 from prefloop.stage import Stage, Work
@@ -40,7 +40,7 @@ class Reference(Stage):
             work.scratch / "groups.arrow",
             encoder,
             vote_share,
-            quarantine=quarantine_of(inputs["comparisons"], work.folder),
+            unusable=unusable_of(inputs["comparisons"], work.folder),
         )
         responses = groups[len(groups) - 1].document.keys[-1] + 1
         logp_sum = torch.zeros(responses)

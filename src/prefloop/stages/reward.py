@@ -13,7 +13,7 @@ from prefloop.audit import Audit
 from prefloop.config import RewardConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder, PreferenceGroup
-from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
+from prefloop.data.groups import Groups, documents, unusable_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
 from prefloop.judging.reward import Pairwise, pairwise
@@ -52,9 +52,9 @@ class RewardModel(Stage):
         backbone, config, audit = work.runtime.backbone, self.config, Audit(self.name)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         source, target = inputs["comparisons"] / "comparisons.jsonl", work.scratch / "groups.arrow"
-        aside = quarantine_of(inputs["comparisons"], work.folder)
+        aside = unusable_of(inputs["comparisons"], work.folder)
         label = aggregation_of_file(config.aggregation, source)
-        groups = write_groups(source, target, encoder, label, quarantine=aside)
+        groups = write_groups(source, target, encoder, label, unusable=aside)
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         train, held = split(groups, config.holdout, work.runtime.seed)
         start = inputs["sft"].path if "sft" in inputs else None
@@ -81,7 +81,12 @@ class RewardModel(Stage):
         finally:
             for k in range(config.members):
                 backbone.drop_role(role_of(k))
-        counts = {"pairs": groups.total_pairs, "held_out_pairs": held.total_pairs, "truncated": encoder.cut}
+        counts = {
+            "pairs": groups.total_pairs,
+            "held_out_pairs": held.total_pairs,
+            "truncated": encoder.cut,
+            **groups.left_out.metrics(),
+        }
         return audit.finish({**metrics, **measured, **counts})
 
     def _train(

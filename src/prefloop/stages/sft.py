@@ -21,6 +21,7 @@ from prefloop.config import DataConfig, SFTStageConfig
 from prefloop.console import say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
+from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import ConfigError
 from prefloop.records import Demonstration
@@ -69,7 +70,8 @@ class SFT(Stage):
         say(f"  {loaded.describe()}")
         backbone = work.runtime.backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
-        rows = [_row(d, encoder) for d in loaded.records]
+        aside = work.folder / f"{TOO_LONG}.quarantine.jsonl" if self.data.bad_rows == "quarantine" else None
+        rows = [row for _, row in encoded(loaded.records, lambda d: _row(d, encoder), Unusable(aside))]
         audit = Audit(self.name)
         documents = (Document(r["prompt_ids"], [r["response_ids"]], [i]) for i, r in enumerate(rows))
         audit.tokens(backbone.chat, documents, encoder.cut)
