@@ -186,6 +186,9 @@ class EvaluateConfig:
     """A further judge: openai:<model>@<base_url>, local:<model>, reward:<run>, or a Python function file.py:function."""
     asking: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judge is asked."""
+    reward_model: Literal["auto", "always", "never"] = "auto"
+    """Whether a reward model that the algorithm does not learn from (those on pairs and thumbs) is trained to judge. auto: where there is
+    neither a judge nor a gold scorer. One that the run has trained already judges in any case."""
 
 
 @dataclass(config=STRICT)

@@ -74,8 +74,8 @@ class LeftOut:
 
     def metrics(self) -> dict[str, int]:
         """By name, what there is of it."""
-        named = {f"{f.name}_rows": getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "read"}
-        return {name: count for name, count in named.items() if count}
+        named = {f"{name}_rows": count for name, count in dataclasses.asdict(self).items() if count}
+        return named if len(named) > 1 else {}
 
 
 class Groups(Sequence[PreferenceGroup]):
@@ -298,6 +298,21 @@ def unusable_of(comparisons: Artifact, folder: Path) -> Unusable:
     """What a stage does with rows that it cannot use: into ``folder`` when the labels were read with ``bad_rows: quarantine``."""
     aside = comparisons.metrics.get("bad_rows") == "quarantine"
     return Unusable(folder / f"{TOO_LONG}.quarantine.jsonl" if aside else None)
+
+
+def has_pairs(comparisons: Artifact) -> bool:
+    """Whether the votes are, or form, pairs: thumbs do where a prompt has a response with a thumb up and one with a thumb down."""
+    return not comparisons.metrics.get("thumbs") or bool(comparisons.metrics.get("comparisons"))
+
+
+def require_pairs(comparisons: Artifact, who: str) -> None:
+    """Raise ``DataError`` where ``who`` would learn from pairs and there are thumbs that form none."""
+    if not has_pairs(comparisons):
+        file = comparisons.manifest.get("reads", {}).get("comparisons", "the file")
+        raise DataError(
+            f"'{file}' holds thumbs that form no pairs (no prompt has a response with a thumb up and one with a thumb down), and {who} learns "
+            "from pairs: learn from the thumbs with --algo kto, or add such responses"
+        )
 
 
 def documents(groups: Sequence[PreferenceGroup]) -> Iterator[Document]:

@@ -57,13 +57,32 @@ def headline(summary: Summary) -> Headline | None:
     """The finding in one sentence; ``None`` when no policy was compared with SFT."""
     judge = judge_of(summary)
     if judge is None:
-        return None
+        return _unjudged(summary)
     wins = {name: win_of(result, judge) for name, result in summary.results.items() if name != BASELINE}
     wins = {name: win for name, win in wins.items() if win.value is not None}
     clauses = list(_clauses(wins, f"the {name_of(summary.results.values(), judge)}"))
     clauses += [] if judge == "llm" else [_control_clause(summary, judge)]
     best = max(wins, key=lambda name: wins[name].value or 0.0)
     return Headline(Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best))
+
+
+def _unjudged(summary: Summary) -> Headline | None:
+    """What can be said without win rates: how far each policy moved and how long its answers are."""
+    results = summary.results
+    rivals = [name for name in results if name != BASELINE and results[name].kl is not None]
+    if not rivals:
+        return None
+
+    def moved(name: str) -> Markup:
+        length = results[name].length_mean
+        words = "" if length is None else f", {decimal(length, 1)} words an answer"
+        kl = Markup("<strong>{}</strong>").format(f"{decimal(results[name].kl)} nats")
+        return Markup("{} is {} of KL from SFT{}").format(label(name), kl, words)
+
+    sentence = Markup("There is no judge in this run, so nothing says which policy is better; {}.").format(
+        _listed([moved(name) for name in rivals])
+    )
+    return Headline(sentence, cautions(summary, None), rivals[-1], tiles(summary, rivals[-1]))
 
 
 def _quote(win: Estimate) -> Markup:
@@ -150,6 +169,14 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
                 f"{percent(result.llm_win.value)} % under the {name_of([result], 'llm')}, each on its own side of 50 %."
             )
     for stage in summary.stages:
+        equal, read = stage.metrics.get("equal_rows"), stage.metrics.get("read_rows")
+        if isinstance(equal, int) and isinstance(read, int) and equal:
+            notes.append(
+                f"{stage_label(stage.name)} left out {equal:,} of {read:,} rows, which are equal once cut to max_length: raise backbone.max_length to "
+                "learn from them."
+            )
+        if isinstance(warning := stage.metrics.get("warning"), str):
+            notes.append(f"{stage_label(stage.name)}: {warning}.")
         alarm = stage.metrics.get("alarm")
         raised = alarm.get("raised") if isinstance(alarm, dict) else None
         if isinstance(raised, list) and raised:

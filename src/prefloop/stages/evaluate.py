@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from prefloop.config import DataConfig, EvaluateConfig
-from prefloop.console import progress
+from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document, packs
 from prefloop.judging.graders import FunctionGrader
 from prefloop.judging.specs import open_judge
+from prefloop.models.backbone import Backbone
 from prefloop.models.forward import sum_by_branch_B
 from prefloop.models.reward import Reward
 from prefloop.records import to_dict
 from prefloop.rollouts.sampling import read_prompts, sample
 from prefloop.stage import Stage, Work
 from prefloop.stages.compare import AGAIN, BASELINE, Compare
+from prefloop.stages.win_rates import NO_JUDGE
 from prefloop.store import Artifact, write_rows
 from prefloop.training.policy import REFERENCE, logps_R
 
@@ -34,11 +36,17 @@ class Evaluate(Stage):
     name = "evaluate"
 
     def __init__(
-        self, config: EvaluateConfig | None = None, data: DataConfig | None = None, gold: str | None = None
+        self,
+        config: EvaluateConfig | None = None,
+        data: DataConfig | None = None,
+        gold: str | None = None,
+        without_reward: str = "",
     ) -> None:
         self.config = config or EvaluateConfig()
         self.data = data or DataConfig()
         self.gold = gold
+        self.without_reward = without_reward
+        """The algorithm of a run that trains no reward model."""
 
     def parts(self) -> dict[str, Any]:
         judge = FunctionGrader(self.gold).fingerprint() if self.gold else None
@@ -48,12 +56,25 @@ class Evaluate(Stage):
         super().preflight()
         if self.config.judge:
             open_judge(self.config.judge, self.config.asking).close()
+        if self.without_reward:
+            judges = [
+                name
+                for name, there in (("the gold scorer", self.gold), (self.config.judge, self.config.judge))
+                if there
+            ]
+            judged = f"policies are judged by {' and '.join(map(str, judges))}" if judges else f"{NO_JUDGE}"
+            say(
+                f"{self.without_reward} learns without a reward model, and none is trained: {judged} (evaluate.reward_model)"
+            )
 
     def expand(self, run: Any) -> list[Stage]:
-        policies = [BASELINE, *run.policies()]
-        responds = [Respond(policy, self.config, self.data) for policy in policies]
-        responds.insert(1, Respond(BASELINE, self.config, self.data, again=True))
-        return [*responds, Compare(policies, self.config, self.gold, self.data)]
+        policies, reward = [BASELINE, *run.policies()], run.has("reward")
+        responds = [Respond(policy, self.config, self.data, reward=reward) for policy in policies]
+        if control := reward or self.gold is not None:
+            responds.insert(1, Respond(BASELINE, self.config, self.data, again=True, reward=reward))
+        elif not self.config.judge:
+            say(f"{NO_JUDGE}: name one with evaluate.judge or gold", "yellow")
+        return [*responds, Compare(policies, self.config, self.gold, self.data, control, reward)]
 
 
 class Respond(Stage):
@@ -61,10 +82,12 @@ class Respond(Stage):
 
     uses = frozenset({"backbone", "generation"})
 
-    def __init__(self, policy: str, config: EvaluateConfig, data: DataConfig, again: bool = False) -> None:
+    def __init__(
+        self, policy: str, config: EvaluateConfig, data: DataConfig, again: bool = False, reward: bool = True
+    ) -> None:
         self.policy, self.config, self.data, self.again = policy, config, data, again
         self.name = self.produces = f"respond-{AGAIN if again else policy}"
-        self.inputs = tuple(dict.fromkeys((policy, BASELINE, "reward")))
+        self.inputs = tuple(dict.fromkeys((policy, BASELINE, *(("reward",) if reward else ()))))
 
     def parts(self) -> dict[str, Any]:
         data = self.data
@@ -88,12 +111,9 @@ class Respond(Stage):
             Document(encoder.prompt(p.id, p.prompt), [r.meta["token_ids"] for r in rs], list(range(i * n, (i + 1) * n)))
             for i, (p, rs) in enumerate(zip(prompts, responses, strict=True))
         ]
-        reward = Reward.load(backbone, inputs["reward"].path)
-        scores = reward.score(documents, f"{self.name}: reward", n * len(prompts))
-        reward.drop()
-        rewards = [sum(scores[k]) / len(scores[k]) for k in range(len(scores))]
+        rewards = self._rewards(backbone, inputs["reward"], documents) if "reward" in inputs else None
         logps = [float(r.meta["logp"]) for rs in responses for r in rs]
-        kl = self._kl(work, inputs, documents, logps) if self.policy != BASELINE else dict.fromkeys(scores, 0.0)
+        kl = self._kl(work, inputs, documents, logps) if self.policy != BASELINE else [0.0] * len(logps)
         rows = [
             {
                 **to_dict(p),
@@ -102,7 +122,7 @@ class Respond(Stage):
                         "text": r.text,
                         "finished": r.meta["finished"],
                         "tokens": r.meta["tokens"],
-                        "reward": rewards[i * n + k],
+                        **({"reward": rewards[i * n + k]} if rewards else {}),
                         "kl": kl[i * n + k],
                     }
                     for k, r in enumerate(rs)
@@ -113,14 +133,21 @@ class Respond(Stage):
         write_rows(work.folder / "responses.jsonl", rows)
         return {
             "prompts": len(prompts),
-            "responses": len(rewards),
-            "reward_mean": float(np.mean(rewards)),
-            "kl": float(np.mean(list(kl.values()))),
+            "responses": len(logps),
+            **({"reward_mean": float(np.mean(rewards))} if rewards else {}),
+            "kl": float(np.mean(kl)),
         }
+
+    def _rewards(self, backbone: Backbone, artifact: Artifact, documents: Sequence[Document]) -> list[float]:
+        """The reward model's mean score of each response."""
+        reward = Reward.load(backbone, artifact.path)
+        scores = reward.score(documents, f"{self.name}: reward", sum(len(d.keys) for d in documents))
+        reward.drop()
+        return [sum(scores[k]) / len(scores[k]) for k in range(len(scores))]
 
     def _kl(
         self, work: Work, inputs: dict[str, Artifact], documents: Sequence[Document], logps: Sequence[float]
-    ) -> dict[int, float]:
+    ) -> list[float]:
         """log π/π_SFT of each sampled response, nats: the k1 estimate of sequence KL. log π is the sampler's own."""
         backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
         backbone.add_role(REFERENCE, start=inputs[BASELINE].path, frozen=True)
@@ -133,4 +160,4 @@ class Respond(Stage):
                 out.update((k, logps[k] - r) for k, r in zip(pack.keys, reference_B.tolist(), strict=True))
                 advance()
         backbone.drop_role(REFERENCE)
-        return out
+        return [out[k] for k in range(len(out))]

@@ -29,7 +29,7 @@ from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.learner import Learner
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, save_policy, start_policy
-from prefloop.training.thumbs import Estimates, Reads, balanced, estimate, kto_loss, reads
+from prefloop.training.thumbs import Estimates, Reads, balanced, estimate, kto_loss, one_sided, reads
 
 
 class KTO(Stage):
@@ -59,6 +59,8 @@ class KTO(Stage):
         ups = sum(sum(groups.thumbs(i).up) for i in range(len(groups)))
         downs = sum(groups.rated(i) for i in range(len(groups))) - ups
         weights = balanced(ups, downs) if self.config.balance_thumbs else (1.0, 1.0)
+        if warning := one_sided(ups, downs):
+            say(f"  {warning}", "yellow")
         audit.check("thumbs", True, f"{ups} up weighing {weights[0]:.3f}, {downs} down weighing {weights[1]:.3f}", "")
         try:
             start_policy(work, inputs["sft"], audit, [g.document for g in groups[:2]], temperature)
@@ -68,7 +70,14 @@ class KTO(Stage):
             backbone.drop_role(POLICY)
             backbone.drop_role(REFERENCE)
         return audit.finish(
-            {**metrics, "up": ups, "down": downs, "truncated": encoder.cut, **groups.left_out.metrics()}
+            {
+                **metrics,
+                "up": ups,
+                "down": downs,
+                "truncated": encoder.cut,
+                **({"warning": warning} if warning else {}),
+                **groups.left_out.metrics(),
+            }
         )
 
     def _train(

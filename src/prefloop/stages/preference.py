@@ -16,7 +16,7 @@ from prefloop.audit import Audit
 from prefloop.config import PreferenceConfig
 from prefloop.console import progress
 from prefloop.data.encode import Encoder, PreferenceGroup
-from prefloop.data.groups import Groups, documents, unusable_of, write_groups
+from prefloop.data.groups import Groups, documents, require_pairs, unusable_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError
 from prefloop.labels.aggregation import WEIGHTS, aggregation_of_file, hardened
@@ -49,6 +49,7 @@ class Preference(Stage):
         return {"config": self.config}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        require_pairs(inputs["comparisons"], self.name)
         runtime, config, audit = work.runtime, self.config, Audit(self.name)
         backbone, temperature = runtime.backbone, runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from prefloop.console import progress
 from prefloop.data.encode import Encoder
-from prefloop.data.groups import unusable_of, write_groups
+from prefloop.data.groups import require_pairs, unusable_of, write_groups
 from prefloop.data.packing import packs
 from prefloop.labels.aggregation import vote_share
 from prefloop.stage import Stage, Work
@@ -33,6 +33,7 @@ class Reference(Stage):
         return {}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        require_pairs(inputs["comparisons"], "what the reference is for")
         backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         groups = write_groups(
