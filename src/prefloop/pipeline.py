@@ -164,6 +164,11 @@ class Pipeline:
         checks: list[Callable[[], None]] = [
             partial(check_trackers, self.runtime.trackers),
             *([self.runtime.check_engine] if samples else []),
+            *(
+                partial(stage.check_temperature, self.runtime.generation.temperature)
+                for stage in self.stages
+                if "generation" in stage.uses
+            ),
             *(stage.preflight for stage in self.stages),
         ]
         for check in checks:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -50,11 +51,11 @@ class LeftOut:
     read: int = 0
     """Rows of the file."""
     equal: int = 0
-    """Pairs, or responses with opposite thumbs, that are the same tokens once cut to ``max_length``."""
+    """Pairs, or thumbs on responses with opposite ones, that are the same tokens once cut to ``max_length``."""
     repeated: int = 0
     """Pairs of one response with itself."""
     undecided: int = 0
-    """Responses with as many thumbs up as down."""
+    """Thumbs on responses with as many up as down."""
     unusable: int = 0
     """Rows that the encoder refused; they are in a file of their own."""
 
@@ -67,7 +68,7 @@ class LeftOut:
                 f"equal once cut to max_length ({max_length} tokens) and {{}} left out: raise backbone.max_length",
             ),
             (self.repeated, "of one response with itself and {} left out"),
-            (self.undecided, "of a response with as many thumbs up as down and {} left out"),
+            (self.undecided, "of a response with as many thumbs up as down and {} not used"),
         )
         words = ("is", "was"), ("are", "were")
         return [f"{n} {of} {words[n > 1][0]} {text.format(words[n > 1][1])}" for n, text in kinds if n]
@@ -203,17 +204,20 @@ def write_thumbs(ratings: Path, target: Path, encoder: Encoder, unusable: Unusab
         records = [from_dict(Rating, row) for row in found]
         prompt_ids = encoder.prompt(records[0].id, records[0].prompt)
         net: dict[tuple[str, bool], int] = {}
+        rows_of: Counter[tuple[str, bool]] = Counter()
         for record in records:
             identity = (record.response.text, bool(record.response.meta.get("finished", True)))
             net[identity] = net.get(identity, 0) + net_thumbs(record.votes)
+            rows_of[identity] += 1
         decided = {identity: n > 0 for identity, n in net.items() if n}
-        left_out.undecided += len(net) - len(decided)
-        encoded = [(encoder.response(text, len(prompt_ids), end), up) for (text, end), up in decided.items()]
+        left_out.undecided += sum(rows_of[identity] for identity in net if identity not in decided)
+        encoded = {identity: encoder.response(identity[0], len(prompt_ids), identity[1]) for identity in decided}
         thumbs: dict[tuple[int, ...], set[bool]] = {}
-        for ids, up in encoded:
-            thumbs.setdefault(tuple(ids), set()).add(up)
-        kept = [(ids, up) for ids, up in encoded if len(thumbs[tuple(ids)]) == 1]
-        left_out.equal += len(encoded) - len(kept)
+        for identity, ids in encoded.items():
+            thumbs.setdefault(tuple(ids), set()).add(decided[identity])
+        both = {identity for identity, ids in encoded.items() if len(thumbs[tuple(ids)]) > 1}
+        left_out.equal += sum(rows_of[identity] for identity in both)
+        kept = [(ids, decided[identity]) for identity, ids in encoded.items() if identity not in both]
         if kept:
             responses, ups = (list(column) for column in zip(*kept, strict=True))
             nothing: dict[str, list[Any]] = {"first": [], "second": [], "label": [], "weight": []}

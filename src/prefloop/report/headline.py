@@ -68,21 +68,19 @@ def headline(summary: Summary) -> Headline | None:
 
 def _unjudged(summary: Summary) -> Headline | None:
     """What can be said without win rates: how far each policy moved and how long its answers are."""
-    results = summary.results
-    rivals = [name for name in results if name != BASELINE and results[name].kl is not None]
+    rivals = [name for name in summary.results if name != BASELINE]
     if not rivals:
         return None
-
-    def moved(name: str) -> Markup:
-        length = results[name].length_mean
-        words = "" if length is None else f", {decimal(length, 1)} words an answer"
-        kl = Markup("<strong>{}</strong>").format(f"{decimal(results[name].kl)} nats")
-        return Markup("{} is {} of KL from SFT{}").format(label(name), kl, words)
-
-    sentence = Markup("There is no judge in this run, so nothing says which policy is better; {}.").format(
-        _listed([moved(name) for name in rivals])
-    )
+    said = _listed([_moved(name, summary.results[name]) for name in rivals])
+    sentence = Markup("There is no judge in this run, so nothing says which policy is better; {}.").format(said)
     return Headline(sentence, cautions(summary, None), rivals[-1], tiles(summary, rivals[-1]))
+
+
+def _moved(name: str, result: PolicyResult) -> Markup:
+    kl = Markup(" is <strong>{}</strong> of KL from SFT").format(f"{decimal(result.kl)} nats")
+    words = Markup(" writes {} words an answer").format(decimal(result.length_mean, 1))
+    there = [part for part, value in ((kl, result.kl), (words, result.length_mean)) if value is not None]
+    return Markup("{}{}").format(label(name), Markup(" and").join(there) or " was not measured")
 
 
 def _quote(win: Estimate) -> Markup:

@@ -11,7 +11,7 @@ from prefloop.errors import ConfigError, EngineError
 from prefloop.models.backbone import Backbone
 from prefloop.records import Prompt, Response
 from prefloop.rollouts.agreement import agreement
-from prefloop.rollouts.engine import Rollout
+from prefloop.rollouts.engine import Rollout, divisor
 from prefloop.stage import Work
 from prefloop.store import Artifact
 
@@ -55,9 +55,15 @@ def _check(
     say(f"  {engine} against the trainer: {seen}", "yellow" if seen.odd else "dim")
 
 
-def sample(work: Work, prompts: list[Prompt], policy: Artifact | None, n: int, seed: int) -> list[list[Response]]:
-    """``n`` responses to each prompt from a saved policy (``None``: the bare base); ``meta`` says whether each ended by itself, and its tokens."""
+def sample(
+    work: Work, prompts: list[Prompt], policy: Artifact | None, n: int, seed: int, temperature: float | None = None
+) -> list[list[Response]]:
+    """``n`` responses to each prompt from a saved policy (``None``: the bare base); ``meta`` says whether each ended by itself, and its tokens.
+
+    ``temperature`` is the run's unless given.
+    """
     runtime = work.runtime
+    heat = runtime.generation.temperature if temperature is None else temperature
     backbone = runtime.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     prompts_ids = [encoder.prompt(p.id, p.prompt, room=runtime.generation.max_new_tokens) for p in prompts]
@@ -68,9 +74,9 @@ def sample(work: Work, prompts: list[Prompt], policy: Artifact | None, n: int, s
         engine = runtime.engine
         engine.load_policy(role)
         with progress(f"{work.stage}: responses", len(prompts) * n, "response") as advance:
-            rollouts = engine.generate(prompts_ids, n, seed, advance)
+            rollouts = engine.generate(prompts_ids, n, seed, advance, heat)
         engine.pause()
-        _check(backbone, engine.name, prompts_ids, rollouts, runtime.generation.temperature, role)
+        _check(backbone, engine.name, prompts_ids, rollouts, divisor(heat), role)
     finally:
         backbone.drop_role(POLICY)
     out: list[list[Response]] = [[] for _ in prompts]

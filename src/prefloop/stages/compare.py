@@ -206,7 +206,11 @@ class Compare(Stage):
 
     def _read(self, artifact: Artifact) -> dict[str, Any]:
         """By prompt id: prompts and each measured quantity of the responses."""
-        measured = ("kl", "finished", *(("reward",) if "reward" in self.scorers else ()))
+        measured = (
+            "finished",
+            *(("kl",) if self.config.temperature != 0 else ()),
+            *(("reward",) if "reward" in self.scorers else ()),
+        )
         out: dict[str, Any] = {name: {} for name in ("prompt", "text", "words", *measured, *self.scorers)}
         for row in read_rows(artifact / "responses.jsonl"):
             responses = row.pop("responses")
@@ -226,7 +230,7 @@ class Compare(Stage):
             return found.mean, found.low, found.high
 
         words = [w for ws in mine["words"].values() for w in ws]
-        kl, kl_low, kl_high = interval("kl")
+        kl, kl_low, kl_high = interval("kl") if "kl" in mine else (None, None, None)
         out: dict[str, Any] = {
             "kl": kl,
             "kl_low": kl_low,

@@ -6,6 +6,7 @@ control), ``judge`` compares them. Adding a policy to a run samples that policy 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -68,11 +69,17 @@ class Evaluate(Stage):
             )
 
     def expand(self, run: Any) -> list[Stage]:
+        if self.config.temperature == 0 and self.config.samples > 1:
+            say(
+                f"greedy answers to a prompt are all the same: 1 is taken instead of evaluate.samples {self.config.samples}"
+            )
+            self.config = dataclasses.replace(self.config, samples=1)
         policies, reward = [BASELINE, *run.policies()], run.has("reward")
         responds = [Respond(policy, self.config, self.data, reward=reward) for policy in policies]
-        if control := reward or self.gold is not None:
+        # Greedy, SFT answers the same twice: there is nothing to control.
+        if control := (reward or self.gold is not None) and self.config.temperature != 0:
             responds.insert(1, Respond(BASELINE, self.config, self.data, again=True, reward=reward))
-        elif not self.config.judge:
+        if not (reward or self.gold or self.config.judge):
             say(f"{NO_JUDGE}: name one with evaluate.judge or gold", "yellow")
         return [*responds, Compare(policies, self.config, self.gold, self.data, control, reward)]
 
@@ -93,6 +100,7 @@ class Respond(Stage):
         data = self.data
         return {
             "samples": self.config.samples,
+            "temperature": self.config.temperature,
             "prompts": data.eval_prompts,
             "layout": data.layout,
             "bad_rows": data.bad_rows,
@@ -104,7 +112,7 @@ class Respond(Stage):
         prompts = read_prompts(work, self.data, evaluation=True)
         # A stream of its own for every policy: shared noise would couple the two sides of a comparison.
         seed = int.from_bytes(hashlib.sha256(f"{work.runtime.seed}:{self.name}".encode()).digest()[:6])
-        responses = sample(work, prompts, inputs[self.policy], self.config.samples, seed)
+        responses = sample(work, prompts, inputs[self.policy], self.config.samples, seed, self.config.temperature)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         n = self.config.samples
         documents = [
@@ -113,7 +121,11 @@ class Respond(Stage):
         ]
         rewards = self._rewards(backbone, inputs["reward"], documents) if "reward" in inputs else None
         logps = [float(r.meta["logp"]) for rs in responses for r in rs]
-        kl = self._kl(work, inputs, documents, logps) if self.policy != BASELINE else [0.0] * len(logps)
+        kl: list[float] | None = [0.0] * len(logps)
+        if self.config.temperature == 0:
+            kl = None  # the log-ratio of the one likeliest answer estimates no KL
+        elif self.policy != BASELINE:
+            kl = self._kl(work, inputs, documents, logps)
         rows = [
             {
                 **to_dict(p),
@@ -123,7 +135,7 @@ class Respond(Stage):
                         "finished": r.meta["finished"],
                         "tokens": r.meta["tokens"],
                         **({"reward": rewards[i * n + k]} if rewards else {}),
-                        "kl": kl[i * n + k],
+                        **({"kl": kl[i * n + k]} if kl else {}),
                     }
                     for k, r in enumerate(rs)
                 ],
@@ -135,7 +147,7 @@ class Respond(Stage):
             "prompts": len(prompts),
             "responses": len(logps),
             **({"reward_mean": float(np.mean(rewards))} if rewards else {}),
-            "kl": float(np.mean(kl)),
+            **({"kl": float(np.mean(kl))} if kl else {}),
         }
 
     def _rewards(self, backbone: Backbone, artifact: Artifact, documents: Sequence[Document]) -> list[float]:
@@ -149,7 +161,8 @@ class Respond(Stage):
         self, work: Work, inputs: dict[str, Artifact], documents: Sequence[Document], logps: Sequence[float]
     ) -> list[float]:
         """log π/π_SFT of each sampled response, nats: the k1 estimate of sequence KL. log π is the sampler's own."""
-        backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
+        backbone, own = work.runtime.backbone, self.config.temperature
+        temperature = work.runtime.generation.temperature if own is None else own
         backbone.add_role(REFERENCE, start=inputs[BASELINE].path, frozen=True)
         out: dict[int, float] = {}
         todo = packs(documents, backbone.scoring_tokens)

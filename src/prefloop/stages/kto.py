@@ -38,6 +38,7 @@ class KTO(Stage):
     name = produces = "kto"
     inputs = ("sft", "comparisons")
     uses = frozenset({"backbone", "generation"})
+    needs_temperature = "divides log-probs by it"
 
     def __init__(self, config: PreferenceConfig | None = None) -> None:
         self.config = config or PreferenceConfig()

@@ -183,7 +183,11 @@ class Label(Stage):
     def _counted(self, comparisons: int, votes: int, metrics: dict[str, Any]) -> dict[str, Any]:
         pairs = counted(comparisons, "comparison")
         thumbs = metrics.get("thumbs")
-        say(f"  {counted(thumbs, 'thumb')}, which form {pairs}" if thumbs else f"  {pairs} with {counted(votes, 'vote')}")
+        say(
+            f"  {counted(thumbs, 'thumb')}, which form {pairs}"
+            if thumbs
+            else f"  {pairs} with {counted(votes, 'vote')}"
+        )
         return {"comparisons": comparisons, "votes": votes, **metrics}
 
     def _from_file(self, work: Work) -> dict[str, Any]:

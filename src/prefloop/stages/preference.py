@@ -33,6 +33,7 @@ class Preference(Stage):
     """Comparisons and an SFT adapter → an aligned adapter. Produces a slot named after the loss."""
 
     uses = frozenset({"backbone", "generation"})
+    needs_temperature = "divides log-probs by it"
 
     def __init__(self, loss: str = "dpo", config: PreferenceConfig | None = None) -> None:
         self.name = self.produces = loss

@@ -28,6 +28,7 @@ class Reference(Stage):
     produces = "reference"
     inputs = ("sft", "comparisons")
     uses = frozenset({"backbone", "generation"})
+    needs_temperature = "divides log-probs by it"
 
     def parts(self) -> dict[str, Any]:
         return {}
