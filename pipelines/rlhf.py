@@ -45,7 +45,7 @@ def compose(config: RLHFConfig) -> "list[Stage]":
     if config.bench.tasks or config.bench.domain:
         from prefloop.stages.bench import Bench
 
-        stages.append(Bench(config.bench))
+        stages.append(Bench(config.bench, data.bad_rows))
     return stages
 
 

@@ -188,6 +188,26 @@ def test_more_items_and_votes_cost_no_loop_over_them() -> None:
     assert calls(lambda: measure(many)) < 1.5 * calls(lambda: measure(few))
 
 
+def test_the_table_has_ties_of_pairs_and_ups_of_thumbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain pairs carry one vote of the file itself, which has no order of showing: they are pairs all the same."""
+    from prefloop.cli import _main
+
+    pairs, thumbs = tmp_path / "pairs.jsonl", tmp_path / "thumbs.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"prompt": f"q {i}", "chosen": "yes", "rejected": "no"}) + "\n" for i in range(3))
+    )
+    thumbs.write_text(
+        "".join(json.dumps({"prompt": f"q {i}", "completion": "a", "label": i > 0}) + "\n" for i in range(4))
+    )
+    for path, column, share in ((pairs, "ties", "0.0%"), (thumbs, "up", "75.0%")):
+        assert guarded(_main, ["label", "agree", str(path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        at = next(i for i, line in enumerate(lines) if line.split()[:2] == ["annotator", "votes"])
+        head, row = lines[at : at + 2]
+        assert head.split()[2] == column and row.split()[2] == share
+        assert set(head.split()) & {"ties", "up"} == {column}
+
+
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from prefloop.cli import _main
 

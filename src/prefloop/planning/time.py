@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY
+from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
 from prefloop.config import RLHFConfig
 from prefloop.config.presets import count
 from prefloop.errors import PrefloopError
@@ -224,7 +224,8 @@ def disk(config: RLHFConfig, device: Device) -> int:
     role = device.role
     learning = 4 * sum(role.tensors.learn)
     adapter = learning + 4 * role.tensors.still
-    of_round = {SFT_ONLY: 0, REWARD_ONLY: config.reward.members}.get(config.algo, config.reward.members + 1)
+    members = config.reward.members if reward_model(config) != "none" else 0
+    of_round = {SFT_ONLY: 0, REWARD_ONLY: members}.get(config.algo, members + 1)
     adapters = (1 + config.rounds * of_round) * adapter
     return adapters + 2 * (
         learning + role.moments(config.sft.optim.name.removeprefix("paged_"))
