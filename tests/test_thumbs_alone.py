@@ -11,7 +11,7 @@ import yaml
 from loop_run import finish, run, start, statuses, summary, write_config
 
 from prefloop.algorithms import ALGORITHMS, PAIR, ROLLOUTS, reward_model
-from prefloop.config import DataConfig, EvaluateConfig, RLHFConfig
+from prefloop.config import DataConfig, EvaluateConfig, LabelConfig, RLHFConfig
 from prefloop.training.thumbs import balanced, one_sided
 
 ANSWERS = ("It rains in spring.", "The river is long.", "Bread is baked.", "Boats float.", "Bees fly.", "Snow is cold.")
@@ -88,18 +88,20 @@ def write_gold(folder: Path) -> Path:
 
 
 def test_a_reward_model_is_trained_where_something_needs_it() -> None:
+    file = LabelConfig(source="file")
     assert all(reward_model(RLHFConfig(algo=algo, gold="g.py:f")) == "needed" for algo in (*ROLLOUTS, "reward"))
     for algo in (*PAIR, "kto"):
         assert algo in ALGORITHMS
-        assert reward_model(RLHFConfig(algo=algo)) == "judge"
-        assert reward_model(RLHFConfig(algo=algo, gold="g.py:f")) == "none"
-        assert reward_model(RLHFConfig(algo=algo, evaluate=EvaluateConfig(judge="j.py:f"))) == "none"
+        assert reward_model(RLHFConfig(algo=algo, label=file)) == "judge"
+        assert reward_model(RLHFConfig(algo=algo, gold="g.py:f", label=file)) == "none"
+        assert reward_model(RLHFConfig(algo=algo, evaluate=EvaluateConfig(judge="j.py:f"), label=file)) == "none"
+        assert reward_model(RLHFConfig(algo=algo, gold="g.py:f")) == "judge", "the next round chooses pairs by it"
         assert reward_model(RLHFConfig(algo=algo, evaluate=EvaluateConfig(reward_model="never"))) == "none"
         always = EvaluateConfig(judge="j.py:f", reward_model="always")
-        assert reward_model(RLHFConfig(algo=algo, evaluate=always)) == "needed"
+        assert reward_model(RLHFConfig(algo=algo, evaluate=always, label=file)) == "needed"
         assert reward_model(RLHFConfig(algo=algo, gold="g.py:f", rounds=2)) == "needed"
         tests = DataConfig(reward_tests=[Path("pairs.jsonl")])
-        assert reward_model(RLHFConfig(algo=algo, gold="g.py:f", data=tests)) == "needed"
+        assert reward_model(RLHFConfig(algo=algo, gold="g.py:f", data=tests, label=file)) == "needed"
 
 
 def test_thumbs_of_one_kind_weigh_1_and_it_is_said_what_they_mean() -> None:

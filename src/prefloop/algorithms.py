@@ -59,12 +59,14 @@ SFT_ONLY = "sft"
 def reward_model(config: RLHFConfig) -> Literal["needed", "judge", "none"]:
     """What a run trains a reward model for: to learn from or to be measured, to judge alone (left out where votes form no pairs), or not at all.
 
-    Learning from pairs or thumbs needs none, so there is one only where nothing else would judge, or where ``evaluate.reward_model`` asks for it.
+    Learning from a file of pairs or thumbs needs none, so there is one only where nothing else would judge, or where ``evaluate.reward_model``
+    asks for it. Where candidates are put to the vote there is one all the same: another round, or ``pipelines/label_round.py``, chooses by it.
     """
     asked = config.evaluate.reward_model
     if config.algo in (*ROLLOUTS, REWARD_ONLY) or config.rounds > 1 or config.data.reward_tests or asked == "always":
         return "needed"
-    if asked == "never" or config.evaluate.judge or config.gold:
+    judged = config.evaluate.judge is not None or config.gold is not None
+    if asked == "never" or (judged and config.label.source == "file"):
         return "none"
     return "judge"
 

@@ -189,8 +189,8 @@ class EvaluateConfig:
     asking: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judge is asked."""
     reward_model: Literal["auto", "always", "never"] = "auto"
-    """Whether a reward model that the algorithm does not learn from (those on pairs and thumbs) is trained to judge. auto: where there is
-    neither a judge nor a gold scorer. One that the run has trained already judges in any case."""
+    """Whether a reward model that the algorithm does not learn from (those on pairs and thumbs) is trained to judge. auto: where
+    there is neither a judge nor a gold scorer, or where candidates are put to the vote. One that the run has trained already judges in any case."""
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):
