@@ -18,7 +18,7 @@ from tiny import add_random_role, load, tiny_model
 
 from prefloop.config import GenerationConfig
 from prefloop.errors import EngineError
-from prefloop.rollouts.engine import start
+from prefloop.rollouts.engine import divisor, start
 
 pytestmark = pytest.mark.slow
 SETTINGS = {"temperature": 0.7, "max_new_tokens": 24, "max_num_seqs": 8}
@@ -73,6 +73,9 @@ def test_a_server_samples_from_each_version_of_the_policy(url: str, folder: Path
     assert len({tuple(r.token_ids) for r in first}) == 9
     assert_logps_are_the_trainers(backbone, first, 0.7)
     assert engine.generate(prompts_ids(backbone), n=3, seed=1) == first
+    greedy = engine.generate(prompts_ids(backbone), n=1, seed=1, temperature=0.0)
+    assert greedy == engine.generate(prompts_ids(backbone), n=1, seed=2, temperature=0.0)
+    assert_logps_are_the_trainers(backbone, greedy, divisor(0.0))
     with torch.no_grad():
         for parameter in backbone.parameters("policy"):
             parameter.mul_(1.3)
