@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def compose(config: RLHFConfig) -> "list[Stage]":
     """The stages of a run; what each needs and fills wires them together."""
-    from prefloop.algorithms import REWARD_ONLY, SFT_ONLY, algorithm
+    from prefloop.algorithms import REWARD_ONLY, SFT_ONLY, algorithm, reward_model
     from prefloop.stages.evaluate import Evaluate
     from prefloop.stages.reference import Reference
     from prefloop.stages.reward_test import RewardTest
@@ -32,7 +32,7 @@ def compose(config: RLHFConfig) -> "list[Stage]":
     with_sft = data.demonstrations is not None or config.label.source != "file" or config.algo != REWARD_ONLY
     stages: list[Stage] = [SFT(config.sft, data)] if with_sft else []
     for number in range(1, config.rounds + 1) if config.algo != SFT_ONLY else ():
-        of_round = votes_and_reward(config, number, with_sft)
+        of_round = votes_and_reward(config, number, with_sft, reward_model(config))
         if data.reward_tests:
             of_round.append(RewardTest(data))
         if aligned:
@@ -40,16 +40,17 @@ def compose(config: RLHFConfig) -> "list[Stage]":
             of_round += [Reference(), policy] if "reference" in policy.inputs else [policy]
         stages += [stage.in_round(number) for stage in of_round]
     if aligned:
-        stages.append(Evaluate(config.evaluate, data, config.gold))
+        learner = config.algo if reward_model(config) == "none" else ""
+        stages.append(Evaluate(config.evaluate, data, config.gold, without_reward=learner))
     if config.bench.tasks or config.bench.domain:
         from prefloop.stages.bench import Bench
 
-        stages.append(Bench(config.bench))
+        stages.append(Bench(config.bench, data.bad_rows))
     return stages
 
 
-def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool) -> "list[Stage]":
-    """From candidates to a reward model; later rounds sample from the policy before and choose what its reward model is least sure of."""
+def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool, reward: str = "needed") -> "list[Stage]":
+    """From candidates to a reward model, where there is one (``algorithms.reward_model``); later rounds sample from the policy before and choose what its reward model is least sure of."""
     from prefloop.algorithms import REWARD_ONLY
     from prefloop.stages.choose import Choose
     from prefloop.stages.label import Label
@@ -61,7 +62,7 @@ def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool) -> "list[S
         *([Sample(config.sample, config.data, policy)] if config.label.source != "file" else []),
         *([Choose(config.label)] if number > 1 else []),
         Label(config.label, config.data, config.gold, config.simulate),
-        RewardModel(config.reward, from_sft=with_sft),
+        *([RewardModel(config.reward, from_sft=with_sft, optional=reward == "judge")] if reward != "none" else []),
     ]
 
 

@@ -4,13 +4,13 @@ import contextlib
 import itertools
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+from ports import free_port
 
 from prefloop.labels import server
 from prefloop.labels.argilla import Argilla
@@ -19,12 +19,6 @@ from prefloop.records import Comparison, Message, Rating, Response
 
 ROOT = Path(__file__).resolve().parents[1]
 _names = itertools.count(1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], Any], seconds: float = 30) -> Any:

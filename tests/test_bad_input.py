@@ -111,9 +111,22 @@ def test_prompt_longer_than_the_context(config: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     refused(config, rows[1]["id"], "tokens", "max_length")
     output = run(config, "--data.bad-rows", "quarantine")
-    assert "1 prompt(s) set aside in prompts.too-long.quarantine.jsonl: prompt '" + rows[1]["id"] in output
+    assert "1 prompt set aside in prompts.too-long.quarantine.jsonl: prompt '" + rows[1]["id"] in output
     kept = tmp_path / "runs" / "t" / "artifacts" / "ppo" / "prompts.too-long.quarantine.jsonl"
     assert [json.loads(line)["id"] for line in kept.open()] == [rows[1]["id"]]
+
+
+def test_a_demonstration_that_does_not_fit_is_set_aside_as_bad_rows_are(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "demonstrations.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for i in (1, 4):
+        rows[i]["prompt"][0]["content"] = "why " * 400
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    refused(config, f"2 of 12 rows cannot be used, the first: prompt '{rows[1]['id']}'", "bad_rows: quarantine")
+    output = run(config, "--data.bad-rows", "quarantine", "--algo", "sft")
+    assert f"2 rows set aside in too-long.quarantine.jsonl: prompt '{rows[1]['id']}'" in output
+    kept = tmp_path / "runs" / "t" / "artifacts" / "sft" / "too-long.quarantine.jsonl"
+    assert [json.loads(line)["id"] for line in kept.open()] == [rows[1]["id"], rows[4]["id"]]
 
 
 def test_max_length_beyond_the_models_context(config: Path) -> None:

@@ -20,7 +20,7 @@ from prefloop.bench.tasks import find
 from prefloop.cli import _main, guarded
 from prefloop.config import AdapterConfig, BackboneConfig, BenchConfig, DataConfig, RLHFConfig
 from prefloop.data.source import Source
-from prefloop.errors import ConfigError
+from prefloop.errors import ConfigError, DataError
 from prefloop.pipeline import Pipeline
 from prefloop.runtime import Runtime
 from prefloop.stages.bench import Bench
@@ -130,6 +130,21 @@ def test_domain_sets_are_answered_greedily_and_scored_for_every_adapter(tmp_path
     ]
     assert all(set(row["adapters"]) == {"base", "sft", "ppo"} for row in (town, *town["more"]))
     assert bench(made, [], domains=[domain], output=tmp_path / "bench.json") == found
+
+
+def test_rows_of_a_domain_set_that_do_not_fit_are_counted_or_set_aside(tmp_path: Path, made: Path) -> None:
+    file, aside = tmp_path / "town.jsonl", tmp_path / "aside"
+    long = [{"id": f"long{i}", "prompt": "where " * 400, "reference": "here"} for i in range(2)]
+    rows = [{"id": "a", "prompt": "Where is the town?", "reference": "by the river"}, *long]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"2 of 3 rows cannot be used, the first: prompt 'long0'.*--quarantine"):
+        bench(made, [], ["base"], domains=[Domain(Source.of(file), max_new_tokens=4)], output=tmp_path / "bench.json")
+    aside.mkdir()
+    domain = Domain(Source.of(file), max_new_tokens=4, quarantine=aside)
+    found = bench(made, [], ["base"], domains=[domain], output=tmp_path / "bench.json")
+    assert found["tasks"]["town"]["adapters"]["base"]["n"] == 1
+    kept = (aside / "town.too-long.quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in kept] == ["long0", "long1"]
 
 
 def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(

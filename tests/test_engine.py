@@ -15,7 +15,7 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.records import Message
 from prefloop.rollouts.check import check
-from prefloop.rollouts.engine import Rollout, TransformersEngine, start
+from prefloop.rollouts.engine import Rollout, TransformersEngine, divisor, start
 
 PROMPTS = ["try", "What is the capital of the country by the river?", "Please tell me how"]
 
@@ -165,3 +165,26 @@ def test_engines_are_chosen_by_name_and_unknown_ones_refused(backbone: Backbone)
     assert isinstance(start("transformers", backbone, GenerationConfig()), TransformersEngine)
     with pytest.raises(EngineError, match="unknown rollout engine 'tgi': vllm, server or transformers"):
         check("tgi", GenerationConfig(), BackboneConfig())
+
+
+def test_at_temperature_0_the_likeliest_token_comes_with_the_models_own_log_prob(backbone: Backbone) -> None:
+    ids = prompts_ids(backbone)
+    greedy = engine_of(backbone, temperature=0).generate(ids, n=1, seed=3)
+    assert greedy == engine_of(backbone).generate(ids, n=1, seed=4, temperature=0.0), (
+        "whatever the seed and the run's own"
+    )
+    for rollout in greedy:
+        there = pack([Document(ids[rollout.prompt], [rollout.token_ids], [0])])
+        with torch.no_grad(), backbone.role("policy"):
+            whole = torch.tensor([[*ids[rollout.prompt], *rollout.token_ids]])
+            logits_T_V = backbone.causal_lm(whole).logits[0, len(ids[rollout.prompt]) - 1 : -1].float()
+            ours = response_logps_R(backbone, hidden_N_H(backbone, there), there, divisor(0.0))
+        assert logits_T_V.argmax(-1).tolist() == rollout.token_ids
+        assert_close(torch.tensor(rollout.logps), ours, atol=1e-4, rtol=0)
+
+
+def test_a_temperature_given_with_the_call_is_the_one_that_is_sampled_at(backbone: Backbone) -> None:
+    ids = prompts_ids(backbone)
+    assert engine_of(backbone).generate(ids, 2, 3, temperature=1.3) == engine_of(backbone, temperature=1.3).generate(
+        ids, 2, 3
+    )

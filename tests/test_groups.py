@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
-from forked import Forked
-from loop_run import ROOT, environment, finish
+from counted import Alive, LineByLine
 from tiny import tiny_tokenizer
 
 from prefloop.data.chat import ChatFormat
 from prefloop.data.encode import Encoder, preference_groups
-from prefloop.data.groups import documents, write_groups, write_thumbs
+from prefloop.data.groups import LeftOut, documents, write_groups, write_thumbs
+from prefloop.data.quarantine import Unusable, encoded
 from prefloop.data.sources import write_jsonl
+from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
 from prefloop.labels.aggregation import WEIGHTS, vote_share
-from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote
+from prefloop.records import Comparison, Message, Prompt, Rating, Response, Thumb, Vote, from_dict
 
 
 @pytest.fixture
@@ -91,7 +96,7 @@ def test_a_prompt_without_room_is_an_error_or_set_aside_by_id(encoder: Encoder, 
     with pytest.raises(DataError, match="'long'"):
         write_groups(source, tmp_path / "g.arrow", encoder, vote_share)
     aside = tmp_path / "aside.jsonl"
-    assert write_groups(source, tmp_path / "g.arrow", encoder, vote_share, quarantine=aside).total_pairs == 1
+    assert write_groups(source, tmp_path / "g.arrow", encoder, vote_share, unusable=Unusable(aside)).total_pairs == 1
     (row,) = [json.loads(line) for line in aside.open()]
     assert row["id"] == "long" and "max_length" in row["problem"]
 
@@ -118,42 +123,138 @@ def test_thumbs_of_one_response_are_added_up_and_undecided_ones_left_out(encoder
         write_thumbs(written(rows[1:2], tmp_path), tmp_path / "u.arrow", encoder)
 
 
-GROW = """
-import json, resource, sys
-from pathlib import Path
-from forked import Forked
-from loop_run import ROOT, environment, finish
-from tiny import tiny_tokenizer
-from prefloop.data.chat import ChatFormat
-from prefloop.data.encode import Encoder
-from prefloop.data.groups import write_groups
-from prefloop.labels.aggregation import vote_share
-encoder = Encoder(ChatFormat.load(tiny_tokenizer()), 400)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-groups = write_groups(Path(sys.argv[1]), Path(sys.argv[2]), encoder, vote_share)
-for i in range(0, len(groups), 7):
-    groups[i]
-print(json.dumps({"pairs": groups.total_pairs, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}))
-"""
+def test_pairs_that_are_equal_once_cut_are_counted_and_said(
+    encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "word " * 90
+    cut = [comparison(str(i), f"q {i}", long + "a", long + "b", 0) for i in range(3)]
+    twice = comparison("twice", "q", "same", "same", 0)
+    groups = write_groups(written([*ROWS, *cut, twice], tmp_path), tmp_path / "g.arrow", encoder, vote_share)
+    assert groups.total_pairs == 3
+    assert groups.left_out == groups[:1].left_out == LeftOut(read=7, equal=3, repeated=1)
+    assert groups.left_out.metrics() == {"read_rows": 7, "equal_rows": 3, "repeated_rows": 1}
+    said = capsys.readouterr().out
+    assert "3 of 7 pairs are equal once cut to max_length (80 tokens) and were left out" in said
+    assert "1 of 7 pairs is of one response with itself and was left out" in said
+    with pytest.raises(
+        DataError, match=r"no pair .* is left of 3 pairs: 3 of 3 pairs are equal once cut to max_length"
+    ):
+        write_groups(written(cut, tmp_path), tmp_path / "h.arrow", encoder, vote_share)
+    whole = write_groups(written(ROWS, tmp_path), tmp_path / "w.arrow", encoder, vote_share)
+    assert whole.left_out.metrics() == {} and len(capsys.readouterr().out.splitlines()) == 0
 
 
-def test_memory_does_not_grow_with_the_text_of_the_pairs(tmp_path: Path) -> None:
-    """Four times the rows may cost the index of the additional prompts (some 200 bytes each), not their tokens (kilobytes)."""
-    grown = []
-    program = tmp_path / "grow.py"
-    program.write_text(GROW)
-    for count in (500, 2000):
-        source = tmp_path / f"{count}.jsonl"
-        filler = "a good answer is short and true " * 12
-        write_jsonl(
-            source,
-            (comparison(str(i), f"q {i} {filler}", f"x {i} {filler}", f"y {i} {filler}", 0) for i in range(count)),
-        )
-        files = [str(source), str(tmp_path / f"{count}.arrow")]
-        code, output = finish(Forked(str(program), files, ROOT, environment("tests")))
-        assert code == 0, output
-        found = json.loads(output.splitlines()[-1])
-        assert found["pairs"] == count
-        grown.append(found["kib"])
-    text = sum(len(line) for line in (tmp_path / "2000.jsonl").open()) / 1024
-    assert grown[1] - grown[0] < text / 2, f"{grown} KiB for {text:.0f} KiB of text"
+def test_opposite_thumbs_on_responses_that_are_equal_once_cut_teach_nothing(
+    encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "word " * 90
+    rows = [
+        rating("1", "try", long + "a", "up"),
+        rating("2", "try", long + "b", "down"),
+        rating("3", "try", "short", "up"),
+        rating("4", "how", "even", "up"),
+        rating("5", "how", "even", "down"),
+    ]
+    groups = write_thumbs(written(rows, tmp_path), tmp_path / "t.arrow", encoder)
+    assert [groups.thumbs(i).up for i in range(len(groups))] == [[True]]
+    assert groups.left_out == LeftOut(read=5, equal=2, undecided=2)
+    said = capsys.readouterr().out
+    assert (
+        "2 of 5 thumbs are equal once cut" in said and "2 of 5 thumbs are of a response with as many thumbs up" in said
+    )
+
+
+class Picky(Encoder):
+    """Refuses a prompt as a chat template does."""
+
+    def prompt(self, record_id: str, prompt: Sequence[Message], room: int = 1) -> list[int]:
+        if prompt[0].content == "refused":
+            raise DataError(f"prompt '{record_id}' is refused by the template")
+        return super().prompt(record_id, prompt, room)
+
+
+def test_without_a_file_to_set_them_aside_in_all_rows_that_do_not_fit_are_counted(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    picky = Picky(encoder.chat, 80)
+    bad = [comparison("long", "word " * 90, "a", "b", 0), comparison("odd", "refused", "a", "b", 0)]
+    source = written([*bad, *ROWS], tmp_path)
+    with pytest.raises(
+        DataError, match=r"^2 of 5 rows cannot be used, the first: prompt 'long' has .*bad_rows: quarantine"
+    ):
+        write_groups(source, tmp_path / "g.arrow", picky, vote_share)
+    assert not list(tmp_path.glob("g.*"))
+
+
+def test_a_file_of_rows_set_aside_is_named_after_the_reason(
+    encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picky = Picky(encoder.chat, 80)
+    prompts = [Prompt("long", [Message("user", "word " * 90)]), Prompt("odd", [Message("user", "refused")])]
+    fine = Prompt("fine", [Message("user", "try")])
+
+    def kept(*records: Prompt) -> list[str]:
+        aside = Unusable(tmp_path / "p.too-long.quarantine.jsonl", "prompt")
+        return [record.id for record, _ in encoded(records, lambda p: picky.prompt(p.id, p.prompt), aside)]
+
+    assert kept(fine) == ["fine"] and not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
+    assert kept(prompts[0], fine) == ["fine"] and [p.name for p in tmp_path.iterdir()] == [
+        "p.too-long.quarantine.jsonl"
+    ]
+    assert kept(*prompts, fine) == ["fine"]
+    rows = [json.loads(line) for line in (tmp_path / "p.unusable.quarantine.jsonl").open()]
+    assert [row["id"] for row in rows] == ["long", "odd"] and rows[1]["problem"].endswith("refused by the template")
+    assert "2 prompts set aside in p.unusable.quarantine.jsonl: prompt 'long' has" in capsys.readouterr().out
+    with pytest.raises(DataError, match="none of 1 prompt can be used, the first: prompt 'odd'"):
+        kept(prompts[1])
+
+
+class Ids(list[int]):
+    """Token ids that weak references can point at."""
+
+
+class Row(dict[str, Any]):
+    """A parsed row that weak references can point at."""
+
+
+def test_memory_does_not_grow_with_the_text_of_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in memory at once is counted: rows of one prompt, the tokens of one batch of the writer; the result is mapped, not read."""
+    count, batch = 700, 200
+    raw, records, ids = Alive(), Alive(), Alive()
+
+    class Counting(Encoder):
+        def prompt(self, *arguments: Any, **options: Any) -> list[int]:
+            return ids.see(Ids(super().prompt(*arguments, **options)))
+
+        def response(self, *arguments: Any, **options: Any) -> Tokens:
+            found = super().response(*arguments, **options)
+            return Tokens(ids.see(Ids(found.ids)), found.learn)
+
+    def parse(line: str | bytes) -> Any:
+        return raw.see(Row(json.loads(line)))
+
+    def build(kind: type[Any], row: dict[str, Any]) -> Any:
+        return records.see(from_dict(kind, row))
+
+    counting = SimpleNamespace(loads=parse, dumps=json.dumps)
+    monkeypatch.setattr("prefloop.data.groups.json", counting)
+    monkeypatch.setattr("prefloop.store.json", counting)
+    monkeypatch.setattr("prefloop.data.groups.from_dict", build)
+    rows = [
+        comparison(f"{i}/{k}", f"q {i} " + "good " * 40, f"x {i} {k}", f"y {i} {k}", 0)
+        for i in range(count)
+        for k in (0, 1)
+    ]
+    source = LineByLine(written(rows, tmp_path))
+    encoder = Counting(ChatFormat.load(tiny_tokenizer()), 400)
+    gc.collect()
+    arrow = pa.total_allocated_bytes()
+    groups = write_groups(source, tmp_path / "g.arrow", encoder, vote_share, WEIGHTS["votes"])
+    assert groups.total_pairs == len(groups[3:5]) * count == 2 * count
+    assert sum(len(groups[i].document.prompt_ids) for i in range(count)) > 40 * count
+    # Three passes: the prompts are found, the weights are added up, the rows are tokenised.
+    assert raw.ever == 3 * len(rows) and raw.most <= 5
+    assert records.ever == 2 * len(rows) and records.most <= 5
+    assert ids.ever == 5 * count and ids.most <= 5 * (batch + 1)
+    size = (tmp_path / "g.arrow").stat().st_size
+    assert size > 400_000 and pa.total_allocated_bytes() - arrow < size / 10

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 from test_engine import assert_logps_are_the_trainers, prompts_ids
 from tiny import add_random_role, load, tiny_model
 
 from prefloop.config import GenerationConfig
 from prefloop.errors import EngineError
-from prefloop.rollouts.engine import start
+from prefloop.rollouts.engine import divisor, start
 
 pytestmark = pytest.mark.slow
 SETTINGS = {"temperature": 0.7, "max_new_tokens": 24, "max_num_seqs": 8}
@@ -30,9 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -74,6 +73,9 @@ def test_a_server_samples_from_each_version_of_the_policy(url: str, folder: Path
     assert len({tuple(r.token_ids) for r in first}) == 9
     assert_logps_are_the_trainers(backbone, first, 0.7)
     assert engine.generate(prompts_ids(backbone), n=3, seed=1) == first
+    greedy = engine.generate(prompts_ids(backbone), n=1, seed=1, temperature=0.0)
+    assert greedy == engine.generate(prompts_ids(backbone), n=1, seed=2, temperature=0.0)
+    assert_logps_are_the_trainers(backbone, greedy, divisor(0.0))
     with torch.no_grad():
         for parameter in backbone.parameters("policy"):
             parameter.mul_(1.3)
@@ -107,6 +109,6 @@ def test_a_missing_address_or_server_says_so(folder: Path, monkeypatch: pytest.M
         start("server", backbone, GenerationConfig())
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    with pytest.raises(EngineError, match=r"is the server up, and is generation\.server right"):
-        start("server", backbone, GenerationConfig(server=f"http://127.0.0.1:{port}"))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"  # held, so that nobody else answers there
+        with pytest.raises(EngineError, match=r"is the server up, and is generation\.server right"):
+            start("server", backbone, GenerationConfig(server=address))

@@ -71,7 +71,9 @@ def test_a_text_is_a_path_an_address_or_refused() -> None:
         with pytest.raises(ConfigError, match="is no data set of the hub: say hf:org/name"):
             Source.parse(text)
     for text in ("s3://bucket/x", "https://host/x.jsonl"):
-        with pytest.raises(ConfigError, match=r"no rows can be read from .*:// \(known: hf:, argilla: and local files\)"):
+        with pytest.raises(
+            ConfigError, match=r"no rows can be read from .*:// \(known: hf:, argilla: and local files\)"
+        ):
             Source.parse(text)
     with pytest.raises(ConfigError, match="names no data"):
         Source.parse(" ")

@@ -19,7 +19,7 @@ from prefloop.errors import EngineError, PrefloopError
 from prefloop.models.backbone import Backbone
 from prefloop.rollouts import vllm
 from prefloop.rollouts.check import check
-from prefloop.rollouts.engine import Restarting, Rollout, start
+from prefloop.rollouts.engine import Restarting, Rollout, divisor, start
 from prefloop.rollouts.handover import Writer
 
 SETTINGS = {"temperature": 0.7, "max_new_tokens": 24, "max_num_seqs": 8}
@@ -60,6 +60,9 @@ def test_sampler_log_probs_equal_the_trainers_after_every_hand_over(pair: tuple[
             parameter.copy_(before[name])
     engine.load_policy("policy")
     assert engine.generate(prompts_ids(backbone), n=3, seed=1) == first
+    greedy = engine.generate(prompts_ids(backbone), n=1, seed=1, temperature=0.0)
+    assert greedy == engine.generate(prompts_ids(backbone), n=1, seed=2, temperature=0.0)
+    assert_logps_are_the_trainers(backbone, greedy, divisor(0.0))
 
 
 def test_the_bare_base_samples_after_a_policy(pair: tuple[Backbone, Any]) -> None:
@@ -151,7 +154,9 @@ class Mortal:
     def load_policy(self, role: str | None) -> None:
         self.log.append(role)
 
-    def generate(self, prompts_ids: Any, n: int, seed: int, advance: Any = None) -> list[Rollout]:
+    def generate(
+        self, prompts_ids: Any, n: int, seed: int, advance: Any = None, temperature: float | None = None
+    ) -> list[Rollout]:
         if advance:
             advance(2)
         if self.deaths.pop(0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from prefloop.config import RLHFConfig
 from prefloop.errors import ConfigError, nearest
@@ -53,6 +54,21 @@ REWARD_ONLY = "reward"
 """What --algo says to train and measure the reward model alone."""
 SFT_ONLY = "sft"
 """What --algo says to stop after supervised fine-tuning."""
+
+
+def reward_model(config: RLHFConfig) -> Literal["needed", "judge", "none"]:
+    """What a run trains a reward model for: to learn from or to be measured, to judge alone (left out where votes form no pairs), or not at all.
+
+    Learning from a file of pairs or thumbs needs none, so there is one only where nothing else would judge, or where ``evaluate.reward_model``
+    asks for it. Where candidates are put to the vote there is one all the same: another round, or ``pipelines/label_round.py``, chooses by it.
+    """
+    asked = config.evaluate.reward_model
+    if config.algo in (*ROLLOUTS, REWARD_ONLY) or config.rounds > 1 or config.data.reward_tests or asked == "always":
+        return "needed"
+    judged = config.evaluate.judge is not None or config.gold is not None
+    if asked == "never" or (judged and config.label.source == "file"):
+        return "none"
+    return "judge"
 
 
 def algorithm(config: RLHFConfig) -> Stage:

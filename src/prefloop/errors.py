@@ -18,6 +18,10 @@ class DataError(PrefloopError):
     """A data file is missing, unreadable, empty or holds rows that cannot be used."""
 
 
+class TooLongError(DataError):
+    """A row leaves no room in the model's context."""
+
+
 class ModelError(PrefloopError):
     """A model or tokenizer cannot be found or cannot be used for this stage."""
 

@@ -24,6 +24,7 @@ from prefloop.errors import PrefloopError, StoreError
 from prefloop.redact import tree_without_secrets, without_secrets
 from prefloop.runtime import Runtime, environment
 from prefloop.stage import Stage
+from prefloop.stages.win_rates import NO_JUDGE, WIN_RATES
 from prefloop.store import Artifact, run_lock, write_json
 from prefloop.trackers import Tracking, check_trackers
 
@@ -41,28 +42,36 @@ class Run:
         """Aligned policies to compare: of this process, and of earlier commands in this run that started from the same artifacts
         under the same code, model, sampling and seed. Their own settings (``ppo.*``, ``preference.*``) are what they were then."""
         for slot in ALGORITHMS:
-            linked = self.folder / "artifacts" / slot / "manifest.json"
-            if slot in self.artifacts or not linked.is_file():
-                continue
-            manifest = json.loads(linked.read_text(encoding="utf-8"))
-            if self._fits(manifest) and (found := self.runtime.store.get(manifest["stage"], manifest["key"])):
-                self.artifacts[slot] = found
-                self._record(manifest["stage"], found)
-                say(
-                    f"reused {slot} {found.key[:8]} of an earlier command in this run ({duration(found.seconds)} saved)",
-                    "green",
-                )
-            else:
+            if not self.has(slot) and (self.folder / "artifacts" / slot / "manifest.json").is_file():
                 say(
                     f"left out {slot}: this run no longer has what it was trained on; run it again to compare", "yellow"
                 )
         return [slot for slot in ALGORITHMS if slot in self.artifacts]
 
+    def has(self, slot: str) -> bool:
+        """Whether a slot is filled: by this process, or by an earlier command in this run whose artifact still fits."""
+        linked = self.folder / "artifacts" / slot / "manifest.json"
+        if slot in self.artifacts:
+            return True
+        if not linked.is_file():
+            return False
+        manifest = json.loads(linked.read_text(encoding="utf-8"))
+        found = self.runtime.store.get(manifest["stage"], manifest["key"]) if self._fits(manifest) else None
+        if found is None:
+            return False
+        self.artifacts[slot] = found
+        self._record(manifest["stage"], found)
+        say(
+            f"reused {slot} {found.key[:8]} of an earlier command in this run ({duration(found.seconds)} saved)",
+            "green",
+        )
+        return True
+
     def _fits(self, manifest: dict[str, Any]) -> bool:
         now = {slot: self._key(slot) for slot in manifest["inputs"]}
-        shared = ("code", "seed", "backbone", "generation")
-        reference = self._shared_identity()
-        return now == manifest["inputs"] and all(manifest["identity"].get(k) == reference.get(k) for k in shared)
+        reference, identity = self._shared_identity(), manifest["identity"]
+        shared = ("code", "seed", *({"backbone", "generation"} & set(identity)))  # a reward model does not sample
+        return now == manifest["inputs"] and all(identity.get(k) == reference.get(k) for k in shared)
 
     def _key(self, slot: str) -> str | None:
         """Key of what fills a slot now: of this process, or of an earlier command when its own inputs are still the run's."""
@@ -155,6 +164,11 @@ class Pipeline:
         checks: list[Callable[[], None]] = [
             partial(check_trackers, self.runtime.trackers),
             *([self.runtime.check_engine] if samples else []),
+            *(
+                partial(stage.check_temperature, self.runtime.generation.temperature)
+                for stage in self.stages
+                if "generation" in stage.uses
+            ),
             *(stage.preflight for stage in self.stages),
         ]
         for check in checks:
@@ -256,7 +270,7 @@ def show(summary: dict[str, Any], report: Path) -> None:
             gold,
             rate(row, "win_rate_vs_sft", "ci_low", "ci_high"),
             rate(row, "reward_win_rate", "reward_ci_low", "reward_ci_high"),
-            f"{row['kl']:.2f}",
+            "-" if row.get("kl") is None else f"{row['kl']:.2f}",
             f"{row['length_mean']:.1f}",
             f"{row['short_share']:.1%}",
         )
@@ -265,9 +279,12 @@ def show(summary: dict[str, Any], report: Path) -> None:
         table.add_row("A/A", "", control.get("gold", "-"), control.get("reward", "-"), "", "", "")
     if summary["results"]:
         console.print(table)
+        judged = any(row.get(name) is not None for row in summary["results"].values() for name in WIN_RATES)
         say(
-            "wins against SFT with 95 % intervals clustered by prompt; KL to SFT in nats a response; A/A: SFT against itself",
-            "dim",
+            "wins against SFT with 95 % intervals clustered by prompt; KL to SFT in nats a response; A/A: SFT against itself"
+            if judged
+            else f"{NO_JUDGE}; KL to SFT in nats a response",
+            "dim" if judged else "yellow",
         )
     if summary["algo"] == SFT_ONLY:
         say(heading)

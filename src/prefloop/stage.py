@@ -62,6 +62,8 @@ class Stage:
     """Slot that this stage fills."""
     uses: frozenset[str] = frozenset()
     """Of the runtime: 'backbone', 'generation'."""
+    needs_temperature: str = ""
+    """Why the stage cannot be of a sampler at ``generation.temperature`` 0; empty where it can."""
     round: int = 1
     """Which round of sampling, labelling and training the stage belongs to."""
 
@@ -98,6 +100,16 @@ class Stage:
             who["generation"] = content(runtime.generation) | {"engine": runtime.engine_name}
         return who
 
+    def check_temperature(self, temperature: float) -> None:
+        """Raise ``ConfigError`` where a sampler at this temperature cannot be used."""
+        if not 0 <= temperature < float("inf"):
+            raise ConfigError(f"generation.temperature is {temperature:g}: give a number from 0 up")
+        if self.needs_temperature and temperature == 0:
+            raise ConfigError(
+                f"generation.temperature is 0, and {self.name} {self.needs_temperature}: give a temperature above 0, such as 0.7; "
+                "for greedy answers in the comparison say evaluate.temperature: 0"
+            )
+
     def preflight(self) -> None:
         """Raise before anything runs when a file that this stage reads is missing."""
         content(self.parts())
@@ -115,6 +127,8 @@ class Stage:
             raise ConfigError(
                 f"stage {self.name} needs {', '.join(missing)}: put the stage that produces it before this one"
             )
+        if "generation" in self.uses:
+            self.check_temperature(runtime.generation.temperature)
         key = self.key(runtime, inputs)
         with runtime.store.lock(self.name, key):
             found = runtime.store.get(self.name, key)

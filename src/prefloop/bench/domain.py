@@ -31,9 +31,13 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def read(path: Source | Path, limit: int | None = None) -> list[Demonstration]:
-    """The prompts of a domain set with their references: rows of prompt and reference(s), or any file of demonstrations."""
-    return load_demonstrations(path, limit=limit).records
+def read(path: Source | Path, limit: int | None = None, quarantine: Path | None = None) -> list[Demonstration]:
+    """The prompts of a domain set with their references: rows of prompt and reference(s), or any file of demonstrations.
+
+    Rows that cannot be read are an error, or go into the folder ``quarantine``.
+    """
+    bad_rows = "quarantine" if quarantine else "error"
+    return load_demonstrations(path, limit=limit, bad_rows=bad_rows, quarantine_dir=quarantine).records
 
 
 def references(row: Demonstration) -> list[str]:

@@ -19,8 +19,10 @@ from prefloop.bench.harness import Measured, Metric, Settings, require_positive
 from prefloop.bench.tasks import TaskSpec
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
+from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.source import Source
 from prefloop.errors import ConfigError
+from prefloop.models.backbone import Backbone
 from prefloop.models.plain import plain
 from prefloop.opening import runtime_of
 from prefloop.records import Demonstration
@@ -41,6 +43,8 @@ class Domain:
     max_new_tokens: int = 128
     rollout: str = "transformers"
     """Engine that answers, greedily."""
+    quarantine: Path | None = None
+    """Folder for rows that cannot be read or asked; without one they are an error."""
 
     @property
     def name(self) -> str:
@@ -55,6 +59,7 @@ class Domain:
             "file": self.source.digest(),
             "max_new_tokens": self.max_new_tokens,
             "rollout": self.rollout,
+            "bad_rows": "quarantine" if self.quarantine else "error",
             "scorers": [importlib.metadata.version(name) for name in ("rouge_score", "sacrebleu")],
         }
 
@@ -210,8 +215,13 @@ def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache
     """Measure what is missing, an adapter at a time. Tasks and their data are found before the model is loaded."""
     jobs = {job.name: job for _, job in todo}
     loaded = {name: tasks.load(job) for name, job in jobs.items() if isinstance(job, TaskSpec)}
-    rows = {name: domain.read(job.source, settings.limit) for name, job in jobs.items() if isinstance(job, Domain)}
+    read = {
+        name: (job, domain.read(job.source, settings.limit, job.quarantine))
+        for name, job in jobs.items()
+        if isinstance(job, Domain)
+    }
     backbone = runtime.backbone
+    rows = {name: _fitting(backbone, job, found) for name, (job, found) in read.items()}
     with progress("bench", len(todo), "task") as advance:
         for adapter in dict.fromkeys(adapter for adapter, _ in todo):
             mine = [job for which, job in todo if which == adapter]
@@ -228,18 +238,28 @@ def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache
                             advance(note=f"{adapter.name}: {task.name}")
                 for job in mine:
                     if isinstance(job, Domain):
-                        answers = _answers(runtime, role, job, rows[job.name])
-                        cache.put(adapter, job, {job.name: domain.score(rows[job.name], answers)})
+                        asked_of = rows[job.name]
+                        answers = _answers(runtime, role, job, [ids for _, ids in asked_of])
+                        cache.put(adapter, job, {job.name: domain.score([row for row, _ in asked_of], answers)})
                         advance(note=f"{adapter.name}: {job.name}")
             finally:
                 backbone.drop_role(ROLE)
 
 
-def _answers(runtime: Runtime, role: str | None, job: Domain, rows: Sequence[Demonstration]) -> list[str]:
+Asked = list[tuple[Demonstration, list[int]]]
+"""The rows of a set that can be asked, each with the ids of its prompt."""
+
+
+def _fitting(backbone: Backbone, job: Domain, rows: Sequence[Demonstration]) -> Asked:
+    encoder = Encoder(backbone.chat, backbone.config.max_length)
+    aside = job.quarantine / f"{job.name}.{TOO_LONG}.quarantine.jsonl" if job.quarantine else None
+    unusable = Unusable(aside, way="bench --quarantine FOLDER, data.bad_rows: quarantine")
+    return encoded(rows, lambda row: encoder.prompt(row.id, row.prompt, job.max_new_tokens), unusable)
+
+
+def _answers(runtime: Runtime, role: str | None, job: Domain, prompts_ids: Sequence[Sequence[int]]) -> list[str]:
     """What a role answers to every prompt of a set, greedily."""
     backbone = runtime.backbone
-    encoder = Encoder(backbone.chat, backbone.config.max_length)
-    prompts_ids = [encoder.prompt(row.id, row.prompt, job.max_new_tokens) for row in rows]
     generation = dataclasses.replace(runtime.generation, temperature=0.0, max_new_tokens=job.max_new_tokens)
     engine = start(job.rollout, backbone, generation)
     try:

@@ -39,6 +39,8 @@ class Bench:
     """Longest answer to a prompt of a domain set."""
     rollout: Literal["vllm", "server", "transformers"] = "transformers"
     """Engine that answers domain sets."""
+    quarantine: Path | None = None
+    """Folder for rows of domain sets that cannot be read or asked; without one they are an error."""
     model: str | None = None
     """The run's backbone, where its name of then no longer leads to it."""
     trust_task_code: bool = False
@@ -56,7 +58,9 @@ class Bench:
         version()
         settings = Settings(self.limit, self.batch_size, self.num_fewshot, self.apply_chat_template, self.seed)
         specs = find(self.tasks, files_of(self.data), self.trust_task_code)
-        domains = [Domain(path, self.max_new_tokens, self.rollout) for path in self.domain]
+        if self.quarantine:
+            self.quarantine.mkdir(parents=True, exist_ok=True)
+        domains = [Domain(path, self.max_new_tokens, self.rollout, self.quarantine) for path in self.domain]
         found = bench(self.run_folder, specs, self.adapters, settings, domains, self.model, self.output)
         console.print(compare.table(found["tasks"], found["settings"]["reference"]))
         say(

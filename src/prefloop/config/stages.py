@@ -183,12 +183,21 @@ class EvaluateConfig:
 
     samples: int = 4
     """Responses a prompt and policy."""
+    temperature: float | None = None
+    """Sampling temperature of the answers; 0 takes the likeliest token each time, and one answer a prompt. Default: generation.temperature."""
     resamples: int = 2000
     """Bootstrap resamples behind each 95 % interval."""
     judge: str | None = None
     """A further judge: openai:<model>@<base_url>, local:<model>, reward:<run>, or a Python function file.py:function."""
     asking: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judge is asked."""
+    reward_model: Literal["auto", "always", "never"] = "auto"
+    """Whether a reward model that the algorithm does not learn from (those on pairs and thumbs) is trained to judge. auto: where
+    there is neither a judge nor a gold scorer, or where candidates are put to the vote. One that the run has trained already judges in any case."""
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"evaluate.temperature is {self.temperature:g}: give a number from 0 up, or leave it out")
 
 
 @dataclass(config=STRICT)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prefloop.data.chat import ChatFormat
 from prefloop.data.packing import Document, Pack, document_of
 from prefloop.data.tokens import Tokens
-from prefloop.errors import DataError
+from prefloop.errors import DataError, TooLongError
 from prefloop.records import Comparison, Demonstration, Message, Response, answer_turns, prompt_key, transcript
 
 
@@ -39,8 +39,8 @@ class Encoder:
     """end in a control token ahead of the one that ends the turn."""
 
     def prompt(self, record_id: str, prompt: Sequence[Message], room: int = 1) -> list[int]:
-        """Prompt ids. Raises ``DataError`` naming the record when fewer than ``room`` tokens are left for a response, or when the
-        chat template refuses the prompt."""
+        """Prompt ids. Raises ``TooLongError`` naming the record when fewer than ``room`` tokens are left for a response, ``DataError``
+        when the chat template refuses the prompt."""
         with _named(record_id):
             ids = self.chat.prompt_ids(prompt)
         self.controls += self.chat.renderer.controls_in(prompt)
@@ -49,7 +49,7 @@ class Encoder:
 
     def _require_room(self, record_id: str, prompt: int, room: int) -> None:
         if prompt + room > self.max_length:
-            raise DataError(
+            raise TooLongError(
                 f"prompt '{record_id}' has {prompt} tokens; with {room} for the response that is over backbone.max_length = {self.max_length}: "
                 "shorten the prompt, or raise max_length up to the model's context"
             )
@@ -155,8 +155,13 @@ def preference_groups(
     labels: Sequence[float],
     encoder: Encoder,
     weights: Sequence[float] | None = None,
+    refuse: Callable[[str, DataError], None] | None = None,
 ) -> list[PreferenceGroup]:
-    """Group comparisons by prompt. ``labels[i]`` is the probability that response 0 of comparison i is better."""
+    """Group comparisons by prompt. ``labels[i]`` is the probability that response 0 of comparison i is better.
+
+    A comparison of which the encoder refuses a response goes to ``refuse`` by its id, and is left out; without it the error is raised, as
+    it is for a prompt.
+    """
     order: dict[str, list[int]] = {}
     for i, comparison in enumerate(comparisons):
         order.setdefault(prompt_key(comparison.prompt), []).append(i)
@@ -169,13 +174,21 @@ def preference_groups(
         responses: list[Tokens] = []
         pairs = []
         for i in members:
-            ends = []
-            for response in comparisons[i].responses:
-                if response.key() not in known:
-                    found = encoder.response(comparisons[i].id, first.prompt, response, len(prompt_ids))
-                    known[response.key()] = len(responses)
-                    responses.append(found)
-                ends.append(known[response.key()])
+            try:
+                found = {
+                    response.key(): encoder.response(comparisons[i].id, first.prompt, response, len(prompt_ids))
+                    for response in comparisons[i].responses
+                    if response.key() not in known
+                }
+            except DataError as error:
+                if refuse is None:
+                    raise
+                refuse(comparisons[i].id, error)
+                continue
+            for key_of, tokens in found.items():
+                known[key_of] = len(responses)
+                responses.append(tokens)
+            ends = [known[response.key()] for response in comparisons[i].responses]
             if responses[ends[0]].ids != responses[ends[1]].ids:  # cutting can make two responses equal
                 pairs.append((ends[0], ends[1], labels[i], weights[i] if weights else 1.0))
         if not pairs:

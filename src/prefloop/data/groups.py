@@ -7,6 +7,7 @@ it has. Rows go through one at a time.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import hashlib
 import json
 from array import array
@@ -18,13 +19,15 @@ from typing import Any, overload
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from prefloop.console import progress, say
+from prefloop.console import counted, progress, say
 from prefloop.data.convert import net_thumbs
 from prefloop.data.encode import Encoder, PreferenceGroup, ThumbGroup, preference_groups
 from prefloop.data.packing import Document, document_of
+from prefloop.data.quarantine import TOO_LONG, Unusable
+from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
 from prefloop.records import Comparison, Rating, Response, from_dict
-from prefloop.store import Artifact, read_rows, write_rows
+from prefloop.store import Artifact, read_rows
 
 _FEATURES = Features(
     {
@@ -43,11 +46,47 @@ _FEATURES = Features(
 Label = Callable[[Comparison], float | None]
 
 
+@dataclasses.dataclass
+class LeftOut:
+    """What a file holds and nothing can be learnt from."""
+
+    read: int = 0
+    """Rows of the file."""
+    equal: int = 0
+    """Pairs, or thumbs on responses with opposite ones, that are the same tokens once cut to ``max_length``."""
+    repeated: int = 0
+    """Pairs of one response with itself."""
+    undecided: int = 0
+    """Thumbs on responses with as many up as down."""
+    unusable: int = 0
+    """Rows that the encoder refused; they are in a file of their own."""
+
+    def lines(self, what: str, max_length: int) -> list[str]:
+        """A sentence for each kind of row that a model can take and that is left out."""
+        of = f"of {counted(self.read, what)}"
+        kinds = (
+            (
+                self.equal,
+                f"equal once cut to max_length ({max_length} tokens) and {{}} left out: raise backbone.max_length",
+            ),
+            (self.repeated, "of one response with itself and {} left out"),
+            (self.undecided, "of a response with as many thumbs up as down and {} not used"),
+        )
+        words = ("is", "was"), ("are", "were")
+        return [f"{n} {of} {words[n > 1][0]} {text.format(words[n > 1][1])}" for n, text in kinds if n]
+
+    def metrics(self) -> dict[str, int]:
+        """By name, what there is of it."""
+        named = {f"{name}_rows": count for name, count in dataclasses.asdict(self).items() if count}
+        return named if len(named) > 1 else {}
+
+
 class Groups(Sequence[PreferenceGroup]):
     """The groups of an Arrow file written by ``write_groups`` or ``write_thumbs``; rows are read when they are asked for."""
 
-    def __init__(self, path: Path, indices: Sequence[int] | None = None) -> None:
+    def __init__(self, path: Path, indices: Sequence[int] | None = None, left_out: LeftOut | None = None) -> None:
         self.path = path
+        self.left_out = left_out or LeftOut()
         self._rows = Dataset.from_file(str(path))
         self.indices = range(len(self._rows)) if indices is None else indices
         self._sizes: dict[str, array[int]] = {}
@@ -74,7 +113,7 @@ class Groups(Sequence[PreferenceGroup]):
 
     def subset(self, positions: Sequence[int]) -> Groups:
         """These groups only, in this order, still on disk."""
-        return Groups(self.path, array("q", (self.indices[i] for i in positions)))
+        return Groups(self.path, array("q", (self.indices[i] for i in positions)), self.left_out)
 
     def pairs(self, index: int) -> int:
         """Number of pairs of a group, without reading it."""
@@ -126,65 +165,90 @@ def write_groups(
     encoder: Encoder,
     label: Label,
     weight: Callable[[Comparison], float] | None = None,
-    quarantine: Path | None = None,
+    unusable: Unusable | None = None,
 ) -> Groups:
     """Tokenise a comparisons file into ``target``, comparisons of one prompt together, in order of first appearance.
 
     ``label`` gives the probability that a comparison's first response is better (None counts as 0.5), ``weight`` what it counts for; weights
-    are scaled to mean 1. Prompts that leave no room for a response are an error, or go to ``quarantine`` by id. Raises ``DataError`` when no
-    pair is left.
+    are scaled to mean 1. Rows that the encoder refuses go to ``unusable``: an error that counts them unless it sets them aside. Pairs that are
+    equal once cut are left out, counted and said. Raises ``DataError`` when no pair is left.
     """
     mean = _mean_weight(comparisons, weight) if weight else 1.0
 
+    left_out, refused = LeftOut(), unusable or Unusable(None)
+
     def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         records = [from_dict(Comparison, row) for row in found]
+        kept, before = 0, refused.count
         labels = [0.5 if p is None else p for p in map(label, records)]
         weights = [weight(record) / mean for record in records] if weight else None
-        for group in preference_groups(records, labels, encoder, weights):
+        for group in preference_groups(records, labels, encoder, weights, lambda id, error: refused.add([id], error)):
+            kept += len(group.pairs)
             first, second, soft, weighed = (list(column) for column in zip(*group.pairs, strict=True))
             pairs = {"first": first, "second": second, "label": soft, "weight": weighed, "up": []}
             yield {**_tokens(group.document), **pairs}
+        same = sum(pair.responses[0].key() == pair.responses[1].key() for pair in records)
+        left_out.repeated += same
+        left_out.equal += len(records) - kept - same - (refused.count - before)
 
-    return _write(comparisons, target, rows, "pair of two different responses", quarantine)
+    return _write(comparisons, target, rows, ("pair", "pair of two different responses"), encoder, left_out, refused)
 
 
-def write_thumbs(ratings: Path, target: Path, encoder: Encoder, quarantine: Path | None = None) -> Groups:
+def write_thumbs(ratings: Path, target: Path, encoder: Encoder, unusable: Unusable | None = None) -> Groups:
     """Tokenise a ratings file into ``target``: the responses to one prompt together, each with the thumb that most of its votes amount to.
 
-    Responses with as many thumbs up as down are left out. Raises ``DataError`` when none is left.
+    Responses with as many thumbs up as down are left out, and so are those with opposite thumbs that are equal once cut; both are counted and
+    said. ``unusable`` as in ``write_groups``. Raises ``DataError`` when none is left.
     """
+    left_out, refused = LeftOut(), unusable or Unusable(None)
 
     def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         records = [from_dict(Rating, row) for row in found]
+        prompt_ids = encoder.prompt(records[0].id, records[0].prompt)
         net: Counter[str] = Counter()
-        answers: dict[str, tuple[str, Response]] = {}
+        rows_of: dict[str, list[str]] = {}
+        answers: dict[str, Response] = {}
         for record in records:
-            answers.setdefault(record.response.key(), (record.id, record.response))
-            net[record.response.key()] += net_thumbs(record.votes)
-        decided = {key: n > 0 for key, n in net.items() if n}
-        if decided:
-            prompt = records[0].prompt
-            prompt_ids = encoder.prompt(records[0].id, prompt)
-            given = map(answers.__getitem__, decided)
-            tokens = [encoder.response(id, prompt, answer, len(prompt_ids)) for id, answer in given]
+            key = record.response.key()
+            answers[key] = record.response
+            net[key] += net_thumbs(record.votes)
+            rows_of.setdefault(key, []).append(record.id)
+        left_out.undecided += sum(len(rows_of[key]) for key in answers if not net[key])
+        encoded: dict[str, Tokens] = {}
+        for key in (key for key in answers if net[key]):
+            try:
+                encoded[key] = encoder.response(rows_of[key][0], records[0].prompt, answers[key], len(prompt_ids))
+            except DataError as error:
+                refused.add(rows_of[key], error)
+        thumbs: dict[tuple[int, ...], set[bool]] = {}
+        for key, found_ids in encoded.items():
+            thumbs.setdefault(tuple(found_ids.ids), set()).add(net[key] > 0)
+        both = {key for key, found_ids in encoded.items() if len(thumbs[tuple(found_ids.ids)]) > 1}
+        left_out.equal += sum(len(rows_of[key]) for key in both)
+        kept = [key for key in encoded if key not in both]
+        if kept:
             nothing: dict[str, list[Any]] = {"first": [], "second": [], "label": [], "weight": []}
-            yield {**_tokens(document_of(prompt_ids, tokens)), **nothing, "up": list(decided.values())}
+            document = document_of(prompt_ids, [encoded[key] for key in kept])
+            yield {**_tokens(document), **nothing, "up": [net[key] > 0 for key in kept]}
 
-    return _write(ratings, target, rows, "response with a decided thumb", quarantine)
+    return _write(ratings, target, rows, ("thumb", "response with a decided thumb"), encoder, left_out, refused)
 
 
 def _write(
     source: Path,
     target: Path,
     rows: Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]],
-    wanted: str,
-    quarantine: Path | None,
+    what: tuple[str, str],
+    encoder: Encoder,
+    left_out: LeftOut,
+    unusable: Unusable,
 ) -> Groups:
+    """``what`` names a row, and what is wanted of it."""
     prompts = _by_prompt(source)
+    left_out.read = sum(map(len, prompts.values()))
     partial = target.with_suffix(".partial")
     writer = ArrowWriter(path=str(partial), features=_FEATURES, writer_batch_size=200)
     key = 0
-    set_aside: list[dict[str, Any]] = []
     with source.open("rb") as file, progress("tokenise", len(prompts), "prompt") as advance:
         for offsets in prompts.values():
             found = [_at(file, offset) for offset in offsets]
@@ -193,20 +257,26 @@ def _write(
                     writer.write({**row, "key": key, "ids": [str(record["id"]) for record in found]})
                     key += len(row["responses_ids"])
             except DataError as error:
-                if quarantine is None:
-                    raise
-                set_aside += [{"id": row["id"], "problem": str(error)} for row in found]
+                unusable.add((str(row["id"]) for row in found), error)
             advance()
     writer.finalize()
     writer.close()
-    if quarantine is not None and set_aside:
-        write_rows(quarantine, set_aside)
-        say(f"  {len(set_aside)} rows set aside in {quarantine.name}: {set_aside[0]['problem']}", "yellow")
-    if key == 0:
+    left_out.unusable = unusable.count
+    lines = left_out.lines(what[0], encoder.max_length)
+    try:
+        unusable.settle(left_out.read)
+        if key == 0:
+            because = "; ".join([*lines, unusable.first] if unusable.first else lines)
+            raise DataError(
+                f"no {what[1]} is left of {counted(left_out.read, what[0])}" + (f": {because}" if because else "")
+            )
+    except DataError:
         partial.unlink(missing_ok=True)
-        raise DataError(f"'{source.name}' holds no {wanted} within backbone.max_length")
+        raise
+    for line in lines:
+        say(f"  {line}", "yellow")
     partial.replace(target)
-    return Groups(target)
+    return Groups(target, left_out=left_out)
 
 
 def _by_prompt(source: Path) -> dict[bytes, array[int]]:
@@ -236,9 +306,25 @@ def _at(file: Any, offset: int) -> dict[str, Any]:
     return json.loads(file.readline())
 
 
-def quarantine_of(comparisons: Artifact, folder: Path) -> Path | None:
-    """Where a stage puts rows that it cannot use, when the labels were read with ``bad_rows: quarantine``."""
-    return folder / "too-long.quarantine.jsonl" if comparisons.metrics.get("bad_rows") == "quarantine" else None
+def unusable_of(comparisons: Artifact, folder: Path) -> Unusable:
+    """What a stage does with rows that it cannot use: into ``folder`` when the labels were read with ``bad_rows: quarantine``."""
+    aside = comparisons.metrics.get("bad_rows") == "quarantine"
+    return Unusable(folder / f"{TOO_LONG}.quarantine.jsonl" if aside else None)
+
+
+def has_pairs(comparisons: Artifact) -> bool:
+    """Whether the votes are, or form, pairs: thumbs do where a prompt has a response with a thumb up and one with a thumb down."""
+    return not comparisons.metrics.get("thumbs") or bool(comparisons.metrics.get("comparisons"))
+
+
+def require_pairs(comparisons: Artifact, who: str) -> None:
+    """Raise ``DataError`` where ``who`` would learn from pairs and there are thumbs that form none."""
+    if not has_pairs(comparisons):
+        file = comparisons.manifest.get("reads", {}).get("comparisons", "the file")
+        raise DataError(
+            f"'{file}' holds thumbs that form no pairs (no prompt has a response with a thumb up and one with a thumb down), and {who} learns "
+            "from pairs: learn from the thumbs with --algo kto, or add such responses"
+        )
 
 
 def documents(groups: Sequence[PreferenceGroup]) -> Iterator[Document]:

@@ -1,16 +1,26 @@
-"""Bad rows set aside, so that the rest of a file can be used."""
+"""Bad rows set aside, so that the rest of a file can be used: those that cannot be read, and those that a model cannot take."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from prefloop.console import counted, say
 from prefloop.data.check import Finding
 from prefloop.data.files import read_rows, write_lines
 from prefloop.data.source import Source
+from prefloop.errors import DataError, TooLongError
+from prefloop.records import Record
+from prefloop.store import write_rows
+
+R = TypeVar("R", bound=Record)
+V = TypeVar("V")
+TOO_LONG, UNUSABLE = "too-long", "unusable"
+"""In the name of the file: why its rows were set aside. The second where length is not, or not alone, the reason."""
 
 
 def set_aside(source: Source, findings: list[Finding], folder: str | os.PathLike[str] | None) -> Path:
@@ -33,3 +43,54 @@ def _quarantined(finding: Finding, raw: Any) -> bytes:
     except UnicodeEncodeError:
         # An unpaired surrogate has no UTF-8; as an escape it is kept exactly.
         return json.dumps(entry).encode("ascii")
+
+
+class Unusable:
+    """Rows that a model cannot take, as its encoder finds them: set aside in a file, or counted and refused together.
+
+    ``target`` is the file, with ``too-long`` in its name; ``None`` refuses. ``what`` names one row, ``way`` says how they are set aside.
+    """
+
+    def __init__(self, target: Path | None, what: str = "row", way: str = "data.bad_rows: quarantine") -> None:
+        self._target, self.what, self._way = target, what, way
+        self._rows: list[dict[str, str]] = []
+        self._only_long = True
+        self.count = 0
+        self.first = ""
+        """The first problem."""
+
+    def add(self, ids: Iterable[str], error: DataError) -> None:
+        """Note rows that failed together, as those of one prompt do."""
+        self._only_long &= isinstance(error, TooLongError)
+        self.first = self.first or str(error)
+        for id in ids:
+            self.count += 1
+            if self._target is not None:
+                self._rows.append({"id": id, "problem": str(error)})
+
+    def settle(self, read: int) -> None:
+        """After all ``read`` rows: write what is set aside and say so once. Raises ``DataError`` with their number where nothing is set aside."""
+        if not self.count:
+            return
+        if self._target is None:
+            many = f"{self.count} of {counted(read, self.what)} cannot be used, the first: " if self.count > 1 else ""
+            raise DataError(f"{many}{self.first}, or set such rows aside ({self._way})")
+        name = self._target.name if self._only_long else self._target.name.replace(TOO_LONG, UNUSABLE)
+        write_rows(self._target.with_name(name), self._rows)
+        say(f"  {counted(self.count, self.what)} set aside in {name}: {self.first}", "yellow")
+
+
+def encoded(records: Iterable[R], encode: Callable[[R], V], unusable: Unusable) -> list[tuple[R, V]]:
+    """Every record that ``encode`` takes, with what it gives; the others go to ``unusable``. Raises ``DataError`` when none is left."""
+    out: list[tuple[R, V]] = []
+    read = 0
+    for record in records:
+        read += 1
+        try:
+            out.append((record, encode(record)))
+        except DataError as error:
+            unusable.add([record.id], error)
+    unusable.settle(read)
+    if read and not out:
+        raise DataError(f"none of {counted(read, unusable.what)} can be used, the first: {unusable.first}")
+    return out

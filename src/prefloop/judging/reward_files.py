@@ -2,7 +2,7 @@
 
 What comes out, as JSON (``reward-eval.json`` holds one of these for each file). Pairs::
 
-    {kind: "pairs", layout, pairs, truncated, too_long, accuracy, accuracy_ci, loss, loss_ci, ece, ece_raw, bins: [{p, share, n}],
+    {kind: "pairs", layout, pairs, truncated, too_long, equal, accuracy, accuracy_ci, loss, loss_ci, ece, ece_raw, bins: [{p, share, n}],
      length: {"always the longer", "preferred response is": {...}}, agreement, agreement_ci, longer, longer_ci, people, people_ci,
      member_spread, subsets: {name: the same}, sections: {name: accuracy}}
 
@@ -31,10 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefloop.console import say
+from prefloop.console import counted
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import Groups, write_groups
 from prefloop.data.packing import Document, document_of
+from prefloop.data.quarantine import TOO_LONG, Unusable
 from prefloop.data.source import Source
 from prefloop.data.sources import copy_records, holds
 from prefloop.errors import DataError
@@ -46,7 +47,7 @@ from prefloop.models.reward import Reward
 from prefloop.records import BestOf, Comparison, from_dict, prompt_key
 from prefloop.store import MANIFEST, read_rows, write_rows
 
-_HINT = ", or set such rows aside (reward eval --quarantine FOLDER, data.bad_rows: quarantine)"
+_WAY = "reward eval --quarantine FOLDER, data.bad_rows: quarantine"
 CATEGORIES = ("subset", "category", "source")
 MOST_SUBSETS = 200
 
@@ -67,10 +68,10 @@ class Reading:
     left_out: frozenset[str] = frozenset()
     """Ids of records not to look at."""
 
-    def aside(self, path: Source, part: int = 0) -> Path | None:
-        """Where rows go whose prompt does not fit into the model; ``None``: they are an error."""
-        name = f"{part}-{path.file_name}.too-long.jsonl"
-        return self.quarantine / name if self.bad_rows == "quarantine" else None
+    def unusable(self, path: Source, part: int = 0) -> Unusable:
+        """What becomes of rows that the model cannot take."""
+        name = f"{part}-{path.file_name}.{TOO_LONG}.jsonl"
+        return Unusable(self.quarantine / name if self.bad_rows == "quarantine" else None, way=_WAY)
 
 
 def evaluate_file(reward: Reward, path: Source | Path, reading: Reading) -> dict[str, Any]:
@@ -126,28 +127,29 @@ def _pairs(reward: Reward, path: Source, reading: Reading, parts: Mapping[str, P
     found: dict[str, Pairwise] = {}
     votes: dict[str, dict[str, list[float]]] = {}
     spreads: list[float] = []
-    too_long = 0
+    too_long = equal = 0
     problem: DataError | None = None
     for number, (name, part) in enumerate(parts.items()):
-        aside = reading.aside(path, number)
+        unusable = reading.unusable(path, number)
         try:
-            groups = write_groups(part, reading.scratch / f"{number}.arrow", encoder, vote_share, quarantine=aside)
+            groups = write_groups(part, reading.scratch / f"{number}.arrow", encoder, vote_share, unusable=unusable)
         except DataError as error:
-            if aside is None:
-                raise DataError(f"{path.name}: {error}{_HINT}") from None
+            if reading.bad_rows != "quarantine":
+                raise DataError(f"{path.name}: {error}") from None
             problem = error  # one subset of long prompts leaves the others
         else:
             scores = _score(reward, groups, f"{path.name} {name}".strip())
             found[name] = pairwise(groups, scores)
             spreads += [float(np.std(s)) for s in scores.values()]
             votes[name] = _between_people(part)
-        too_long += sum(1 for _ in read_rows(aside)) if aside and aside.is_file() else 0
+            equal += groups.left_out.equal
+        too_long += unusable.count
     if not found:
         assert problem is not None
         raise problem
     everyone = {f"{name}/{prompt}": values for name, by_prompt in votes.items() for prompt, values in by_prompt.items()}
     out = _measured(Pairwise.join(list(found.values())), everyone, reward.temperature, raw)
-    out |= {"truncated": encoder.cut, "too_long": too_long}
+    out |= {"truncated": encoder.cut, "too_long": too_long, "equal": equal}
     out["member_spread"] = float(np.mean(spreads)) if len(reward.heads) > 1 else None
     if "" not in found:
         out["subsets"] = {name: _measured(p, votes[name], reward.temperature, raw) for name, p in found.items()}
@@ -222,21 +224,21 @@ def _best_of(reward: Reward, path: Source, reading: Reading, parts: Mapping[str,
     backbone = reward.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     found: dict[str, _Choices] = {}
-    set_aside: list[dict[str, str]] = []
+    unusable, read = reading.unusable(path), 0
     for name, part in parts.items():
         kept: list[tuple[str, list[int], list[int], int]] = []
 
         def documents(part: Path = part, kept: list[Any] = kept) -> Iterator[Document]:
+            nonlocal read
             key = 0
             for row in read_rows(part):
+                read += 1
                 record = from_dict(BestOf, row)
                 try:
                     prompt_ids = encoder.prompt(record.id, record.prompt)
                     answers = [encoder.response(record.id, record.prompt, r, len(prompt_ids)) for r in record.responses]
                 except DataError as error:
-                    if reading.aside(path) is None:
-                        raise DataError(f"{path.name}: {error}{_HINT}") from None
-                    set_aside.append({"id": record.id, "problem": str(error)})
+                    unusable.add([record.id], error)
                     continue
                 kept.append((prompt_key(record.prompt), [len(answer.ids) for answer in answers], record.best, key))
                 yield document_of(prompt_ids, answers, key)
@@ -248,13 +250,14 @@ def _best_of(reward: Reward, path: Source, reading: Reading, parts: Mapping[str,
             choices.add(prompt, [float(np.mean(scores[key + i])) for i in range(len(sizes))], sizes, best)
         if kept:
             found[name] = choices
-    if set_aside and (aside := reading.aside(path)):
-        write_rows(aside, set_aside)
-        say(f"  {len(set_aside)} rows set aside in {aside.name}: {set_aside[0]['problem']}", "yellow")
+    try:
+        unusable.settle(read)
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from None
     if not found:
-        raise DataError(f"'{path.name}' holds no prompt within backbone.max_length")
+        raise DataError(f"{path.name}: none of {counted(read, 'row')} can be used, the first: {unusable.first}")
     whole = _Choices(*([v for c in found.values() for v in getattr(c, f.name)] for f in dataclasses.fields(_Choices)))
-    out = whole.measured() | {"truncated": encoder.cut, "too_long": len(set_aside)}
+    out = whole.measured() | {"truncated": encoder.cut, "too_long": unusable.count}
     if "" not in found:
         out["subsets"] = {name: choices.measured() for name, choices in found.items()}
     return out

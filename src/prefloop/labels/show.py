@@ -68,16 +68,16 @@ def _share(position: Position | None) -> str:
 
 def _people(found: Agreement) -> Table:
     table = Table(box=None, header_style="bold")
-    preferences = any(person.position for person in found.people)
+    thumbs = any("up" in person.shares for person in found.people)
     table.add_column("annotator", overflow="fold", min_width=12)
-    columns = ["votes", "ties" if preferences else "up", "agrees", "first shown wins", "s a vote"]
+    columns = ["votes", "up" if thumbs else "ties", "agrees", "first shown wins", "s a vote"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for person in found.people:
         table.add_row(
             person.name,
             f"{person.votes:,}",
-            f"{person.shares.get('tie', person.shares.get('up', 0.0)):.1%}",
+            f"{person.shares['up' if thumbs else 'tie']:.1%}",
             "-" if person.agree is None else f"{person.agree:.1%}",
             _share(person.position),
             "-" if person.speed is None or person.speed.median is None else f"{person.speed.median:.1f}",

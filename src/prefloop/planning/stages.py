@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, algorithm
+from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, algorithm, reward_model
 from prefloop.config import RLHFConfig
 from prefloop.models.adapters.catalogue import card_of
 from prefloop.planning.groups import Group, candidates, of_file, sampled
@@ -102,13 +102,15 @@ class Planner:
         if not from_file:
             out.append(self._sampling("sample", {"adapters": self._roles(0, 1)}))
             awake = self._awake()
-        out.append(self._reward(awake))
+        scored = reward_model(config) != "none"
+        if scored:
+            out.append(self._reward(awake))
         if config.algo in ROLLOUTS:
             out.append(self._ppo())
         elif aligned:
             out.append(self._preference(awake))
         if aligned:
-            roles = {"adapters": self._roles(0, 2 + config.reward.members)}
+            roles = {"adapters": self._roles(0, 2 + scored * config.reward.members)}
             out.append(self._sampling("evaluate", roles))
         return out
 

@@ -13,7 +13,7 @@ import math
 import tempfile
 from typing import Any, Literal
 
-from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY
+from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
 from prefloop.config import RLHFConfig
 from prefloop.data.files import count_rows
 from prefloop.data.source import Source
@@ -225,7 +225,8 @@ def disk(config: RLHFConfig, device: Device) -> int:
     role = device.role
     learning = 4 * sum(role.tensors.learn)
     adapter = learning + 4 * role.tensors.still
-    of_round = {SFT_ONLY: 0, REWARD_ONLY: config.reward.members}.get(config.algo, config.reward.members + 1)
+    members = config.reward.members if reward_model(config) != "none" else 0
+    of_round = {SFT_ONLY: 0, REWARD_ONLY: members}.get(config.algo, members + 1)
     adapters = (1 + config.rounds * of_round) * adapter
     return adapters + 2 * (
         learning + role.moments(config.sft.optim.name.removeprefix("paged_"))

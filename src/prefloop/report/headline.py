@@ -57,13 +57,30 @@ def headline(summary: Summary) -> Headline | None:
     """The finding in one sentence; ``None`` when no policy was compared with SFT."""
     judge = judge_of(summary)
     if judge is None:
-        return None
+        return _unjudged(summary)
     wins = {name: win_of(result, judge) for name, result in summary.results.items() if name != BASELINE}
     wins = {name: win for name, win in wins.items() if win.value is not None}
     clauses = list(_clauses(wins, f"the {name_of(summary.results.values(), judge)}"))
     clauses += [] if judge == "llm" else [_control_clause(summary, judge)]
     best = max(wins, key=lambda name: wins[name].value or 0.0)
     return Headline(Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best))
+
+
+def _unjudged(summary: Summary) -> Headline | None:
+    """What can be said without win rates: how far each policy moved and how long its answers are."""
+    rivals = [name for name in summary.results if name != BASELINE]
+    if not rivals:
+        return None
+    said = _listed([_moved(name, summary.results[name]) for name in rivals])
+    sentence = Markup("There is no judge in this run, so nothing says which policy is better; {}.").format(said)
+    return Headline(sentence, cautions(summary, None), rivals[-1], tiles(summary, rivals[-1]))
+
+
+def _moved(name: str, result: PolicyResult) -> Markup:
+    kl = Markup(" is <strong>{}</strong> of KL from SFT").format(f"{decimal(result.kl)} nats")
+    words = Markup(" writes {} words an answer").format(decimal(result.length_mean, 1))
+    there = [part for part, value in ((kl, result.kl), (words, result.length_mean)) if value is not None]
+    return Markup("{}{}").format(label(name), Markup(" and").join(there) or " was not measured")
 
 
 def _quote(win: Estimate) -> Markup:
@@ -150,6 +167,14 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
                 f"{percent(result.llm_win.value)} % under the {name_of([result], 'llm')}, each on its own side of 50 %."
             )
     for stage in summary.stages:
+        equal, read = stage.metrics.get("equal_rows"), stage.metrics.get("read_rows")
+        if isinstance(equal, int) and isinstance(read, int) and equal:
+            notes.append(
+                f"{stage_label(stage.name)} left out {equal:,} of {read:,} rows, which are equal once cut to max_length: raise backbone.max_length to "
+                "learn from them."
+            )
+        if isinstance(warning := stage.metrics.get("warning"), str):
+            notes.append(f"{stage_label(stage.name)}: {warning}.")
         alarm = stage.metrics.get("alarm")
         raised = alarm.get("raised") if isinstance(alarm, dict) else None
         if isinstance(raised, list) and raised:

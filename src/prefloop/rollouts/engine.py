@@ -46,9 +46,17 @@ class RolloutEngine(Protocol):
         ...
 
     def generate(
-        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        n: int,
+        seed: int,
+        advance: Callable[..., None] | None = None,
+        temperature: float | None = None,
     ) -> list[Rollout]:
-        """``n`` responses to each prompt, grouped by prompt; the same seed and policy give the same responses."""
+        """``n`` responses to each prompt, grouped by prompt; the same seed and policy give the same responses.
+
+        ``temperature`` is the run's unless given; at 0 the likeliest token each time, with log-probs of the model as it is (``divisor``).
+        """
         ...
 
     def pause(self) -> None:
@@ -58,6 +66,11 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+def divisor(temperature: float) -> float:
+    """What logits are divided by in the log-probs of a response sampled at ``temperature``: a greedy one has those of the model as it is."""
+    return temperature or 1.0
 
 
 def start(name: str, backbone: Backbone, generation: GenerationConfig) -> RolloutEngine:
@@ -88,7 +101,12 @@ class Restarting:
         self._survive(lambda: self.engine.load_policy(role))
 
     def generate(
-        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        n: int,
+        seed: int,
+        advance: Callable[..., None] | None = None,
+        temperature: float | None = None,
     ) -> list[Rollout]:
         told = done = 0
 
@@ -102,7 +120,7 @@ class Restarting:
         def attempt() -> list[Rollout]:
             nonlocal done
             done = 0
-            return self.engine.generate(prompts_ids, n, seed, count)
+            return self.engine.generate(prompts_ids, n, seed, count, temperature)
 
         return self._survive(attempt)
 
@@ -154,15 +172,21 @@ class TransformersEngine:
         self.role = role
 
     def generate(
-        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        n: int,
+        seed: int,
+        advance: Callable[..., None] | None = None,
+        temperature: float | None = None,
     ) -> list[Rollout]:
+        heat = self.generation.temperature if temperature is None else temperature
         jobs = [i for i in range(len(prompts_ids)) for _ in range(n)]
         rollouts: list[Rollout] = []
         with torch.random.fork_rng(), self.backbone.role(self.role):
             torch.manual_seed(seed)
             for start in range(0, len(jobs), self.generation.max_num_seqs):
                 batch = jobs[start : start + self.generation.max_num_seqs]
-                rollouts += self._batch(prompts_ids, batch)
+                rollouts += self._batch(prompts_ids, batch, heat)
                 if advance:
                     advance(len(batch))
         return rollouts
@@ -175,7 +199,7 @@ class TransformersEngine:
         ids = torch.tensor([list(prompt_ids)], device=self.backbone.device)
         with torch.random.fork_rng(), self.backbone.role(self.role):
             torch.manual_seed(seed)
-            self._generate(ids, torch.ones_like(ids), streamer=_Tokens(heard))
+            self._generate(ids, torch.ones_like(ids), self.generation.temperature, streamer=_Tokens(heard))
 
     def pause(self) -> None:
         """Nothing to give back."""
@@ -183,21 +207,21 @@ class TransformersEngine:
     def close(self) -> None:
         """Nothing to free: the backbone belongs to the runtime."""
 
-    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, **more: Any) -> Any:
+    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, temperature: float, **more: Any) -> Any:
         chat, generation = self.backbone.chat, self.generation
-        drawn = {"do_sample": True, "temperature": generation.temperature, "top_p": 1.0, "top_k": 0}
+        drawn = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
         return self.backbone.causal_lm.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=generation.max_new_tokens,
-            **(drawn if generation.temperature else {"do_sample": False}),
+            **(drawn if temperature else {"do_sample": False}),
             eos_token_id=chat.stop_id,
             pad_token_id=chat.pad_id,
             use_cache=True,
             **more,
         )
 
-    def _batch(self, prompts_ids: Sequence[Sequence[int]], batch: list[int]) -> Iterator[Rollout]:
+    def _batch(self, prompts_ids: Sequence[Sequence[int]], batch: list[int], temperature: float) -> Iterator[Rollout]:
         chat, device = self.backbone.chat, self.backbone.device
         longest = max(len(prompts_ids[i]) for i in batch)
         ids = torch.full((len(batch), longest), chat.pad_id, device=device)
@@ -205,11 +229,11 @@ class TransformersEngine:
         for row, i in enumerate(batch):  # padded on the left: responses start in one column
             ids[row, longest - len(prompts_ids[i]) :] = torch.tensor(prompts_ids[i], device=device)
             mask[row, longest - len(prompts_ids[i]) :] = 1
-        out = self._generate(ids, mask, output_logits=True, return_dict_in_generate=True)
+        out = self._generate(ids, mask, temperature, output_logits=True, return_dict_in_generate=True)
         new_B_T = out.sequences[:, longest:]
         logps_B_T = torch.stack(
             [
-                (logits.float() / self.generation.temperature).log_softmax(-1).gather(-1, token[:, None])[:, 0]
+                (logits.float() / divisor(temperature)).log_softmax(-1).gather(-1, token[:, None])[:, 0]
                 for logits, token in zip(out.logits, new_B_T.T, strict=True)
             ],
             dim=1,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from prefloop.config import DataConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
+from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.sources import load_prompts
-from prefloop.errors import ConfigError, DataError, EngineError
+from prefloop.errors import ConfigError, EngineError
 from prefloop.models.backbone import Backbone
 from prefloop.records import Prompt, Response
 from prefloop.rollouts.agreement import agreement
-from prefloop.rollouts.engine import Rollout
+from prefloop.rollouts.engine import Rollout, divisor
 from prefloop.stage import Work
-from prefloop.store import Artifact, write_rows
+from prefloop.store import Artifact
 
 POLICY = "policy"
 
@@ -20,7 +21,8 @@ POLICY = "policy"
 def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list[Prompt]:
     """The training or evaluation prompts of the run, checked; says what was read.
 
-    A prompt that leaves no room for a response is an error that names it, or set aside with the bad rows where ``data.bad_rows`` says so.
+    A prompt that the model cannot take, as one that leaves no room for a response, is an error that names it, or set aside where ``data.bad_rows``
+    says so.
     """
     path = data.eval_prompts if evaluation else data.prompts
     name, limit = ("eval_prompts", data.eval_limit) if evaluation else ("prompts", data.limit)
@@ -30,25 +32,9 @@ def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list
     say(f"  {loaded.describe()}")
     backbone, room = work.runtime.backbone, work.runtime.generation.max_new_tokens
     encoder = Encoder(backbone.chat, backbone.config.max_length)
-    fitting: list[Prompt] = []
-    set_aside: list[dict[str, str]] = []
-    for prompt in loaded.records:
-        try:
-            encoder.prompt(prompt.id, prompt.prompt, room)
-            fitting.append(prompt)
-        except DataError as error:
-            if data.bad_rows != "quarantine":
-                raise
-            set_aside.append({"id": prompt.id, "problem": str(error)})
-    if set_aside:
-        file = work.folder / f"{name}.too-long.quarantine.jsonl"
-        write_rows(file, set_aside)
-        say(f"  {len(set_aside)} prompt(s) set aside in {file.name}: {set_aside[0]['problem']}", "yellow")
-    if not fitting:
-        raise DataError(
-            f"data.{name}: no prompt in '{path.name}' leaves room for {room} new tokens in backbone.max_length"
-        )
-    return fitting
+    aside = work.folder / f"{name}.{TOO_LONG}.quarantine.jsonl" if data.bad_rows == "quarantine" else None
+    found = encoded(loaded.records, lambda p: encoder.prompt(p.id, p.prompt, room), Unusable(aside, "prompt"))
+    return [prompt for prompt, _ in found]
 
 
 def _check(
@@ -69,9 +55,15 @@ def _check(
     say(f"  {engine} against the trainer: {seen}", "yellow" if seen.odd else "dim")
 
 
-def sample(work: Work, prompts: list[Prompt], policy: Artifact | None, n: int, seed: int) -> list[list[Response]]:
-    """``n`` responses to each prompt from a saved policy (``None``: the bare base); ``meta`` says whether each ended by itself, and its tokens."""
+def sample(
+    work: Work, prompts: list[Prompt], policy: Artifact | None, n: int, seed: int, temperature: float | None = None
+) -> list[list[Response]]:
+    """``n`` responses to each prompt from a saved policy (``None``: the bare base); ``meta`` says whether each ended by itself, and its tokens.
+
+    ``temperature`` is the run's unless given.
+    """
     runtime = work.runtime
+    heat = runtime.generation.temperature if temperature is None else temperature
     backbone = runtime.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     prompts_ids = [encoder.prompt(p.id, p.prompt, room=runtime.generation.max_new_tokens) for p in prompts]
@@ -82,9 +74,9 @@ def sample(work: Work, prompts: list[Prompt], policy: Artifact | None, n: int, s
         engine = runtime.engine
         engine.load_policy(role)
         with progress(f"{work.stage}: responses", len(prompts) * n, "response") as advance:
-            rollouts = engine.generate(prompts_ids, n, seed, advance)
+            rollouts = engine.generate(prompts_ids, n, seed, advance, heat)
         engine.pause()
-        _check(backbone, engine.name, prompts_ids, rollouts, runtime.generation.temperature, role)
+        _check(backbone, engine.name, prompts_ids, rollouts, divisor(heat), role)
     finally:
         backbone.drop_role(POLICY)
     out: list[list[Response]] = [[] for _ in prompts]

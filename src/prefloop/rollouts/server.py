@@ -78,15 +78,22 @@ class ServerEngine:
         self._adapter = name
 
     def generate(
-        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        n: int,
+        seed: int,
+        advance: Callable[..., None] | None = None,
+        temperature: float | None = None,
     ) -> list[Rollout]:
+        heat = self.generation.temperature if temperature is None else temperature
+
         def ask(i: int) -> list[Rollout]:
             body = {
                 "model": self._adapter or self.model,
                 "prompt": list(prompts_ids[i]),
                 "n": n,
                 "max_tokens": self.generation.max_new_tokens,
-                "temperature": self.generation.temperature,
+                "temperature": heat,
                 "seed": (seed * 1_000_003 + i * n) % 2**31,  # vLLM gives response k the seed + k
                 # Sent, for what is not sent the server fills in from the model's generation_config.
                 "top_p": 1.0,

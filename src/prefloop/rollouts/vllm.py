@@ -224,13 +224,19 @@ class VLLMEngine:
             self.seconds["sleep"] = time.perf_counter() - started
 
     def generate(
-        self, prompts_ids: Sequence[Sequence[int]], n: int, seed: int, advance: Callable[..., None] | None = None
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        n: int,
+        seed: int,
+        advance: Callable[..., None] | None = None,
+        temperature: float | None = None,
     ) -> list[Rollout]:
+        heat = self.generation.temperature if temperature is None else temperature
         from vllm import SamplingParams
 
         params = SamplingParams(
             n=n,
-            temperature=self.generation.temperature,
+            temperature=heat,
             max_tokens=self.generation.max_new_tokens,
             stop_token_ids=[self.backbone.chat.stop_id],
             ignore_eos=True,  # the model's own EOS list may hold other tokens than the one that ends a turn

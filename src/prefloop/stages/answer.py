@@ -47,6 +47,10 @@ class Answer(Stage):
         }
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        if self.samples > 1 and work.runtime.generation.temperature == 0:
+            raise ConfigError(
+                f"samples is {self.samples} at temperature 0: greedy answers to a prompt are all the same, so ask for 1"
+            )
         prompts = read_prompts(work, self.data, evaluation=True)
         # A stream of its own for every policy: shared noise would couple the two sides of a comparison.
         who = inputs["policy"].key if "policy" in inputs else "base"

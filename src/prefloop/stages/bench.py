@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from prefloop.bench import compare
@@ -18,8 +19,8 @@ from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, digest, write_json
 
 
-def _jobs(config: BenchConfig) -> list[Job]:
-    domains = [Domain(path, config.max_new_tokens) for path in config.domain]
+def _jobs(config: BenchConfig, quarantine: Path | None = None) -> list[Job]:
+    domains = [Domain(path, config.max_new_tokens, quarantine=quarantine) for path in config.domain]
     return jobs_of(find(config.tasks, files_of(config.data)), domains)
 
 
@@ -32,8 +33,8 @@ class Bench(Stage):
 
     name = "bench"
 
-    def __init__(self, config: BenchConfig) -> None:
-        self.config = config
+    def __init__(self, config: BenchConfig, bad_rows: str = "error") -> None:
+        self.config, self.bad_rows = config, bad_rows
 
     def parts(self) -> dict[str, Any]:
         return {"version": version(), "jobs": [job.name for job in _jobs(self.config)]}
@@ -46,7 +47,7 @@ class Bench(Stage):
             say(f"{FILE} is of prefloop bench and stays; this command's table is artifacts/bench/{FILE}", "yellow")
         else:
             link(run.folder / FILE, run.folder / "artifacts" / "bench" / FILE)  # where `prefloop bench` puts it too
-        return [*(BenchOne(slot, self.config) for slot in slots), BenchTable(slots, self.config)]
+        return [*(BenchOne(slot, self.config, self.bad_rows) for slot in slots), BenchTable(slots, self.config)]
 
 
 def _keeps(run: Any, slots: Sequence[str]) -> bool:
@@ -71,13 +72,14 @@ class BenchOne(Stage):
 
     uses = frozenset({"backbone"})
 
-    def __init__(self, slot: str, config: BenchConfig) -> None:
-        self.slot, self.config = slot, config
+    def __init__(self, slot: str, config: BenchConfig, bad_rows: str = "error") -> None:
+        self.slot, self.config, self.bad_rows = slot, config, bad_rows
         self.name = self.produces = f"bench-{slot}"
         self.inputs = () if slot == BASE else (slot,)
 
     def parts(self) -> dict[str, Any]:
-        jobs = [job.identity() if isinstance(job, Domain) else job.digest for job in _jobs(self.config)]
+        aside = Path() if self.bad_rows == "quarantine" else None  # that there is a folder counts, not which
+        jobs = [job.identity() if isinstance(job, Domain) else job.digest for job in _jobs(self.config, aside)]
         return {"lm_eval": version(), "jobs": jobs, "settings": dataclasses.asdict(_settings(self.config))}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
@@ -86,7 +88,8 @@ class BenchOne(Stage):
         adapter = Adapter(self.slot, artifact.path if artifact else None, key)
         # In the checkpoints, so that a kill costs one task at most.
         place = work.checkpoints / "finished-tasks"
-        found = measured(work.runtime, [adapter], _jobs(self.config), _settings(self.config), place)[self.slot]
+        jobs = _jobs(self.config, work.folder if self.bad_rows == "quarantine" else None)
+        found = measured(work.runtime, [adapter], jobs, _settings(self.config), place)[self.slot]
         write_json(work.folder / "measured.json", {"key": key, "tasks": plainly(found)})
         return {task: {m.name: m.value for m in metrics} for task, metrics in found.items()}
 

@@ -45,11 +45,21 @@ class Compare(Stage):
     produces = "judge"
 
     def __init__(
-        self, policies: Sequence[str], config: EvaluateConfig, gold: str | None, data: DataConfig | None = None
+        self,
+        policies: Sequence[str],
+        config: EvaluateConfig,
+        gold: str | None,
+        data: DataConfig | None = None,
+        control: bool = True,
+        reward: bool = True,
     ) -> None:
+        """``control``: the SFT model answered twice; ``reward``: a reward model scored the answers."""
         self.policies, self.config, self.data = list(policies), config, data or DataConfig()
         self.grader = FunctionGrader(gold) if gold else None
-        self.inputs = tuple(f"respond-{p}" for p in (*self.policies, AGAIN))
+        self.scorers = (*(("gold",) if gold else ()), *(("reward",) if reward else ()))
+        """What scores every answer, the most independent first."""
+        self.answered = (*self.policies, *((AGAIN,) if control else ()))
+        self.inputs = tuple(f"respond-{p}" for p in self.answered)
 
     def parts(self) -> dict[str, Any]:
         return {
@@ -73,7 +83,7 @@ class Compare(Stage):
         return [p for p in dict.fromkeys((data.demonstrations, data.comparisons, data.prompts)) if p is not None]
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
-        answers = {p: self._read(inputs[f"respond-{p}"]) for p in (*self.policies, AGAIN)}
+        answers = {p: self._read(inputs[f"respond-{p}"]) for p in self.answered}
         base = answers[BASELINE]
         results = {}
         for policy in self.policies:
@@ -83,12 +93,13 @@ class Compare(Stage):
                 if judge in mine:
                     results[policy] |= self._against(mine[judge], base[judge], prefix, policy == BASELINE)
         control = {
-            judge: self._control(answers[AGAIN][judge], base[judge]) for judge in ("gold", "reward") if judge in base
+            judge: self._control(answers[AGAIN][judge], base[judge]) for judge in self.scorers if AGAIN in answers
         }
         metrics: dict[str, Any] = {"results": results, "control": control, "samples": self._samples(answers)}
         if "gold" in base:
             self._keep_gold(work, answers)
-            metrics["pearson_gold"] = _pearson(base["reward"], base["gold"])
+            if "reward" in base:
+                metrics["pearson_gold"] = _pearson(base["reward"], base["gold"])
         if len(self.policies) > 1:
             metrics |= self._judged(work, answers, results)
         same = overlap(self._trained_on(work), list(base["prompt"].values()))
@@ -119,7 +130,9 @@ class Compare(Stage):
     def _judged(self, work: Work, answers: Mapping[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """The win-rate matrix by the most independent judge, and what it says of each policy against SFT beyond the rate."""
         if not self.config.judge:
-            judge = "gold" if self.grader else "reward"
+            if not self.scorers:
+                return {}
+            judge = self.scorers[0]
             for policy in self.policies[1:]:
                 results[policy] |= of_scores(answers[policy], answers[BASELINE], judge, self.config.resamples)
             for policy, rate in self._at_equal_length(answers, judge).items():
@@ -194,9 +207,12 @@ class Compare(Stage):
 
     def _read(self, artifact: Artifact) -> dict[str, Any]:
         """By prompt id: prompts and each measured quantity of the responses."""
-        out: dict[str, Any] = {name: {} for name in ("prompt", "reply", "text", "reward", "kl", "words", "finished")}
-        if self.grader:
-            out["gold"] = {}
+        measured = (
+            "finished",
+            *(("kl",) if self.config.temperature != 0 else ()),
+            *(("reward",) if "reward" in self.scorers else ()),
+        )
+        out: dict[str, Any] = {name: {} for name in ("prompt", "reply", "text", "words", *measured, *self.scorers)}
         for row in read_rows(artifact / "responses.jsonl"):
             responses = row.pop("responses")
             prompt = from_dict(Prompt, row)
@@ -205,7 +221,7 @@ class Compare(Stage):
             out["reply"][prompt.id] = replies
             out["text"][prompt.id] = [r["text"] for r in responses]
             out["words"][prompt.id] = [len(r["text"].split()) for r in responses]
-            for name in ("reward", "kl", "finished"):
+            for name in measured:
                 out[name][prompt.id] = [float(r[name]) for r in responses]
             if self.grader:
                 out["gold"][prompt.id] = [self.grader.grade(prompt, reply) for reply in replies]
@@ -217,7 +233,7 @@ class Compare(Stage):
             return found.mean, found.low, found.high
 
         words = [w for ws in mine["words"].values() for w in ws]
-        kl, kl_low, kl_high = interval("kl")
+        kl, kl_low, kl_high = interval("kl") if "kl" in mine else (None, None, None)
         out: dict[str, Any] = {
             "kl": kl,
             "kl_low": kl_low,
@@ -229,7 +245,7 @@ class Compare(Stage):
         if "gold" in mine:
             out["gold_mean"], out["gold_low"], out["gold_high"] = interval("gold")
         return out | {
-            "reward_mean": interval("reward")[0],
+            "reward_mean": interval("reward")[0] if "reward" in mine else None,
             "length_mean": float(np.mean(words)),
             "short_share": float(np.mean([w < SHORT_WORDS for w in words])),
             "finished_share": float(np.mean([f for fs in mine["finished"].values() for f in fs])),
@@ -262,7 +278,7 @@ class Compare(Stage):
                 "responses": {
                     p: {
                         **_said(answers[p]["reply"][i][0]),
-                        "reward": answers[p]["reward"][i][0],
+                        "reward": answers[p]["reward"][i][0] if "reward" in self.scorers else None,
                         "gold": answers[p]["gold"][i][0] if self.grader else None,
                     }
                     for p in self.policies

@@ -18,7 +18,7 @@ from prefloop.config import PreferenceConfig
 from prefloop.console import progress, say
 from prefloop.data.convert import comparison_to_ratings
 from prefloop.data.encode import Encoder, ThumbGroup
-from prefloop.data.groups import Groups, documents, quarantine_of, write_thumbs
+from prefloop.data.groups import Groups, documents, unusable_of, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
@@ -29,7 +29,7 @@ from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.learner import Learner
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, save_policy, start_policy
-from prefloop.training.thumbs import Estimates, Reads, balanced, estimate, kto_loss, reads
+from prefloop.training.thumbs import Estimates, Reads, balanced, estimate, kto_loss, one_sided, reads
 
 
 class KTO(Stage):
@@ -38,6 +38,7 @@ class KTO(Stage):
     name = produces = "kto"
     inputs = ("sft", "comparisons")
     uses = frozenset({"backbone", "generation"})
+    needs_temperature = "divides log-probs by it"
 
     def __init__(self, config: PreferenceConfig | None = None) -> None:
         self.config = config or PreferenceConfig()
@@ -53,13 +54,15 @@ class KTO(Stage):
             _ratings(inputs["comparisons"], work),
             work.scratch / "thumbs.arrow",
             encoder,
-            quarantine_of(inputs["comparisons"], work.folder),
+            unusable_of(inputs["comparisons"], work.folder),
         )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         audit.texts(backbone.chat, encoder, groups[0].document.tokens(0))
         ups = sum(sum(groups.thumbs(i).up) for i in range(len(groups)))
         downs = sum(groups.rated(i) for i in range(len(groups))) - ups
         weights = balanced(ups, downs) if self.config.balance_thumbs else (1.0, 1.0)
+        if warning := one_sided(ups, downs):
+            say(f"  {warning}", "yellow")
         audit.check("thumbs", True, f"{ups} up weighing {weights[0]:.3f}, {downs} down weighing {weights[1]:.3f}", "")
         try:
             start_policy(work, inputs["sft"], audit, [g.document for g in groups[:2]], temperature)
@@ -68,7 +71,16 @@ class KTO(Stage):
         finally:
             backbone.drop_role(POLICY)
             backbone.drop_role(REFERENCE)
-        return audit.finish({**metrics, "up": ups, "down": downs, "truncated": encoder.cut})
+        return audit.finish(
+            {
+                **metrics,
+                "up": ups,
+                "down": downs,
+                "truncated": encoder.cut,
+                **({"warning": warning} if warning else {}),
+                **groups.left_out.metrics(),
+            }
+        )
 
     def _train(
         self,

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from typing import Any, Self
 
 from prefloop.config import DataConfig, LabelConfig
-from prefloop.console import say
+from prefloop.console import counted, say
 from prefloop.data.sources import copy_records, holds, write_jsonl
 from prefloop.errors import ConfigError, DataError
 from prefloop.judging.judges import FunctionGrader
@@ -183,7 +183,13 @@ class Label(Stage):
         ]
 
     def _counted(self, comparisons: int, votes: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        say(f"  {comparisons} comparisons with {votes} votes")
+        pairs = counted(comparisons, "comparison")
+        thumbs = metrics.get("thumbs")
+        say(
+            f"  {counted(thumbs, 'thumb')}, which form {pairs}"
+            if thumbs
+            else f"  {pairs} with {counted(votes, 'vote')}"
+        )
         return {"comparisons": comparisons, "votes": votes, **metrics}
 
     def _from_file(self, work: Work) -> dict[str, Any]:

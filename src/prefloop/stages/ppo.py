@@ -44,6 +44,7 @@ class PPO(Stage):
 
     inputs = ("sft", "reward")
     uses = frozenset({"backbone", "generation"})
+    needs_temperature = "divides log-probs by it"
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from prefloop.audit import Audit
 from prefloop.config import PreferenceConfig
 from prefloop.console import progress
 from prefloop.data.encode import Encoder, PreferenceGroup
-from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
+from prefloop.data.groups import Groups, documents, require_pairs, unusable_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError
 from prefloop.labels.aggregation import WEIGHTS, aggregation_of_file, hardened
@@ -33,6 +33,7 @@ class Preference(Stage):
     """Comparisons and an SFT adapter → an aligned adapter. Produces a slot named after the loss."""
 
     uses = frozenset({"backbone", "generation"})
+    needs_temperature = "divides log-probs by it"
 
     def __init__(self, loss: str = "dpo", config: PreferenceConfig | None = None) -> None:
         self.name = self.produces = loss
@@ -49,6 +50,7 @@ class Preference(Stage):
         return {"config": self.config}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        require_pairs(inputs["comparisons"], self.name)
         runtime, config, audit = work.runtime, self.config, Audit(self.name)
         backbone, temperature = runtime.backbone, runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
@@ -60,7 +62,7 @@ class Preference(Stage):
             encoder,
             label if config.soft_labels else hardened(label),
             WEIGHTS[config.weights],
-            quarantine_of(inputs["comparisons"], work.folder),
+            unusable_of(inputs["comparisons"], work.folder),
         )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         audit.texts(backbone.chat, encoder, groups[0].document.tokens(0))
@@ -72,7 +74,9 @@ class Preference(Stage):
         finally:
             backbone.drop_role(POLICY)
             backbone.drop_role(REFERENCE)
-        return audit.finish({**metrics, "pairs": groups.total_pairs, "truncated": encoder.cut})
+        return audit.finish(
+            {**metrics, "pairs": groups.total_pairs, "truncated": encoder.cut, **groups.left_out.metrics()}
+        )
 
     def _train(
         self, work: Work, audit: Audit, groups: Groups, temperature: float, cached: Tensor | None

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from prefloop.console import progress
 from prefloop.data.encode import Encoder
-from prefloop.data.groups import quarantine_of, write_groups
+from prefloop.data.groups import require_pairs, unusable_of, write_groups
 from prefloop.data.packing import packs
 from prefloop.labels.aggregation import vote_share
 from prefloop.stage import Stage, Work
@@ -28,11 +28,13 @@ class Reference(Stage):
     produces = "reference"
     inputs = ("sft", "comparisons")
     uses = frozenset({"backbone", "generation"})
+    needs_temperature = "divides log-probs by it"
 
     def parts(self) -> dict[str, Any]:
         return {}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        require_pairs(inputs["comparisons"], "what the reference is for")
         backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         groups = write_groups(
@@ -40,7 +42,7 @@ class Reference(Stage):
             work.scratch / "groups.arrow",
             encoder,
             vote_share,
-            quarantine=quarantine_of(inputs["comparisons"], work.folder),
+            unusable=unusable_of(inputs["comparisons"], work.folder),
         )
         responses = groups[len(groups) - 1].document.keys[-1] + 1
         logp_sum = torch.zeros(responses)

@@ -13,7 +13,7 @@ from prefloop.audit import Audit
 from prefloop.config import RewardConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder, PreferenceGroup
-from prefloop.data.groups import Groups, documents, quarantine_of, write_groups
+from prefloop.data.groups import Groups, documents, has_pairs, require_pairs, unusable_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
 from prefloop.judging.reward import Pairwise, pairwise
@@ -41,20 +41,29 @@ class RewardModel(Stage):
     produces = "reward"
     uses = frozenset({"backbone"})
 
-    def __init__(self, config: RewardConfig | None = None, from_sft: bool = True) -> None:
+    def __init__(self, config: RewardConfig | None = None, from_sft: bool = True, optional: bool = False) -> None:
         self.config = config or RewardConfig()
+        self.optional = optional
+        """Whether the run can do without: only the comparison would use it."""
         self.inputs = ("sft", "comparisons") if from_sft else ("comparisons",)
 
     def parts(self) -> dict[str, Any]:
         return {"config": self.config}
 
+    def expand(self, run: Any) -> list[Stage]:
+        if not self.optional or has_pairs(run.artifacts["comparisons"]):
+            return [self]
+        say("no reward model is trained: it learns from pairs, and the thumbs form none", "yellow")
+        return []
+
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        require_pairs(inputs["comparisons"], "a reward model")
         backbone, config, audit = work.runtime.backbone, self.config, Audit(self.name)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         source, target = inputs["comparisons"] / "comparisons.jsonl", work.scratch / "groups.arrow"
-        aside = quarantine_of(inputs["comparisons"], work.folder)
+        aside = unusable_of(inputs["comparisons"], work.folder)
         label = aggregation_of_file(config.aggregation, source)
-        groups = write_groups(source, target, encoder, label, quarantine=aside)
+        groups = write_groups(source, target, encoder, label, unusable=aside)
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         audit.texts(backbone.chat, encoder, groups[0].document.tokens(0))
         train, held = split(groups, config.holdout, work.runtime.seed)
@@ -82,7 +91,12 @@ class RewardModel(Stage):
         finally:
             for k in range(config.members):
                 backbone.drop_role(role_of(k))
-        counts = {"pairs": groups.total_pairs, "held_out_pairs": held.total_pairs, "truncated": encoder.cut}
+        counts = {
+            "pairs": groups.total_pairs,
+            "held_out_pairs": held.total_pairs,
+            "truncated": encoder.cut,
+            **groups.left_out.metrics(),
+        }
         return audit.finish({**metrics, **measured, **counts})
 
     def _train(

@@ -23,6 +23,10 @@ class Sample(Stage):
         self.data = data or DataConfig()
         self.policy = policy
         self.inputs = (policy,)
+        if self.config.candidates > 1:
+            self.needs_temperature = (
+                f"draws {self.config.candidates} candidates a prompt, which would all be the same (sample.candidates)"
+            )
 
     def parts(self) -> dict[str, Any]:
         data = self.data

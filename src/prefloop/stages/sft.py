@@ -21,6 +21,7 @@ from prefloop.config import DataConfig, SFTStageConfig
 from prefloop.console import counted, say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import document_of_sequence
+from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import ConfigError
 from prefloop.records import Demonstration
@@ -70,14 +71,16 @@ class SFT(Stage):
         backbone = work.runtime.backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         every = self.config.turns == "all"
-        rows = [row for d in loaded.records for row in _rows(d, encoder, every)]
+        aside = work.folder / f"{TOO_LONG}.quarantine.jsonl" if self.data.bad_rows == "quarantine" else None
+        kept = encoded(loaded.records, lambda d: _rows(d, encoder, every), Unusable(aside))
+        rows = [row for _, found in kept for row in found]
         audit = Audit(self.name)
         audit.tokens(backbone.chat, (row.document(i) for i, row in enumerate(rows)), encoder.cut)
         audit.texts(backbone.chat, encoder, rows[0].tokens)
         audit.check("truncated responses", True, f"{encoder.cut} of {len(rows)}", "")
         turns = sum(row.tokens.turns for row in rows)
         audit.note(
-            f"{counted(turns, 'assistant turn')} learnt of {counted(len(loaded.records), 'conversation')} in {counted(len(rows), 'sequence')}"
+            f"{counted(turns, 'assistant turn')} learnt of {counted(len(kept), 'conversation')} in {counted(len(rows), 'sequence')}"
         )
         train, held = split(rows, self.config, work.runtime.seed)
         looks = HeldOut(work, ROLE, held, self.config) if held else None

@@ -12,6 +12,9 @@ from prefloop.judging.ranking import Ranking
 from prefloop.judging.statistics import WinRate, sign_test
 
 SCORERS = {"gold": "gold scorer", "reward": "reward model"}
+WIN_RATES = ("win_rate_vs_sft", "llm_win_rate", "reward_win_rate")
+"""Of a policy against SFT, by gold scorer, judge and reward model."""
+NO_JUDGE = "no judge, gold scorer or reward model compares the policies, so there are no win rates"
 Scores = Mapping[str, Sequence[float]]
 """By prompt the score of each response."""
 

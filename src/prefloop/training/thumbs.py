@@ -116,12 +116,30 @@ def kto_loss(
     return kto(ratio_B, up_B, known.z0, beta, *weights), ratio_B.detach(), up_B
 
 
+def one_sided(ups: int, downs: int) -> str:
+    """What it means that all thumbs are of one kind; nothing where there are both.
+
+    The loss stays well defined: λ (1 - σ(±β (log-ratio - z0))) is bounded, its gradient fades as the log-ratio leaves z0, and z0 is taken as given.
+    Thumbs up alone raise what they praise against the reference. Thumbs down alone say what not to write and leave open what instead.
+    """
+    if ups and downs:
+        return ""
+    if ups:
+        return (
+            f"all {ups} thumbs are up: KTO makes these responses likelier than SFT does, and nothing tells what is bad"
+        )
+    return (
+        f"all {downs} thumbs are down: KTO makes these responses less likely and nothing tells what to write instead, so look at KL, lengths "
+        "and samples, or add responses with a thumb up"
+    )
+
+
 def balanced(ups: int, downs: int) -> tuple[float, float]:
     """Weights (up, down) that give both thumbs the same total, their mean over the data being 1: the paper's range [1, 4/3] for n_D λ_D / n_U λ_U starts here.
 
-    Raises ``DataError`` when one kind is missing.
+    With one kind alone there is nothing to balance: 1 each.
     """
     if not ups or not downs:
-        raise DataError(f"KTO needs thumbs of both kinds, found {ups} up and {downs} down")
+        return 1.0, 1.0
     total = ups + downs
     return total / (2 * ups), total / (2 * downs)
