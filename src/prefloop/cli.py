@@ -30,12 +30,16 @@ from prefloop.commands.reward import Reward
 from prefloop.errors import PrefloopError
 
 
+MOST_FINDINGS = 20
+"""Bad rows that `check` prints; all of them stand in the quarantine file."""
+
+
 @dataclasses.dataclass
 class Check:
     """Read a data file as a stage would and report every bad row by number."""
 
     path: tyro.conf.Positional[Path]
-    """File to check: JSONL or a JSON array, gzipped or not."""
+    """File to check, in any form that a stage reads."""
     kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings", "best_of"] = "auto"
     """What the file should give; what it holds when 'auto'."""
     layout: str = "auto"
@@ -55,8 +59,10 @@ class Check:
             quarantine_dir=self.quarantine,
         )
         say(found.describe())
-        for finding in found.findings[:20]:
+        for finding in found.findings[:MOST_FINDINGS]:
             say(f"  {finding}")
+        if len(found.findings) > MOST_FINDINGS:
+            say(f"  and {len(found.findings) - MOST_FINDINGS} more")
 
 
 @dataclasses.dataclass

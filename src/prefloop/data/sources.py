@@ -12,6 +12,7 @@ must. A record without an id gets ``<stem>-<8 hex digits of its row's SHA-256>``
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,11 +22,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from prefloop.data.check import SHOWN, BadRow, Checked, Finding, check_strings, check_text, json_type, unusable
+from prefloop.data.check import (
+    DEEPEST,
+    BadRow,
+    Checked,
+    Finding,
+    check_shown,
+    check_strings,
+    check_text,
+    faults,
+    json_type,
+    named,
+    unusable,
+)
 from prefloop.data.convert import SOURCES, convert
 from prefloop.data.files import RawRow, read_rows, stem, write_lines
-from prefloop.data.layouts import LAYOUTS, Layout
+from prefloop.data.layouts import LAYOUTS, Layout, fitting
+from prefloop.data.layouts.rated import Scored, joined
 from prefloop.data.quarantine import set_aside
+from prefloop.data.row import Habits, Notes, Row
 from prefloop.errors import ConfigError, DataError, nearest
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, to_dict
 
@@ -33,6 +48,8 @@ R = TypeVar("R", Prompt, Demonstration, Comparison, Rating, BestOf)
 PathLike = str | os.PathLike[str]
 
 _SAMPLE = 20
+_SURE = 3
+"""Answers from which on even greetings that begin with their prompt are a habit of the file."""
 _BAD_ROWS = ("error", "quarantine")
 
 
@@ -140,9 +157,8 @@ def holds(kind: type, path: PathLike, layout: str = "auto") -> bool:
     name = detect_layout(path) if layout == "auto" else layout
     if name not in LAYOUTS or kind not in LAYOUTS[name].kinds:
         return False
-    return len(LAYOUTS[name].kinds) == 1 or kind in {
-        type(record) for record in islice(_Records(Path(path), LAYOUTS[name], kind), _SAMPLE)
-    }
+    rows = _Records(Path(path), LAYOUTS[name], kind, Habits())
+    return len(LAYOUTS[name].kinds) == 1 or kind in {type(record) for record in islice(rows, _SAMPLE)}
 
 
 def kind_of(path: PathLike, layout: str = "auto") -> str:
@@ -154,30 +170,15 @@ def kind_of(path: PathLike, layout: str = "auto") -> str:
         "demonstrations": Demonstration,
         "prompts": Prompt,
     }
-    return next((name for name, kind in named.items() if holds(kind, path, layout)), "comparisons")
+    layout = detect_layout(path) if layout == "auto" else layout
+    held = [name for name, kind in named.items() if layout in LAYOUTS and kind in LAYOUTS[layout].kinds]
+    # Where not one of the first rows can be read, their own faults are told by the loader of what the layout holds.
+    return next((name for name in held if holds(named[name], path, layout)), held[0] if held else "comparisons")
 
 
 def detect_layout(path: PathLike) -> str:
     """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several equally."""
-    path = Path(path)
-    first = list(islice(read_rows(path), _SAMPLE))
-    sample = [row.value for row in first if row.problem is None]
-    if not first:
-        raise DataError(f"{path} is empty: it holds no rows")
-    if not sample:
-        shown = "\n".join(f"  {Finding(row.number, None, '', row.problem or '')}" for row in first[:SHOWN])
-        raise DataError(f"{path}: not one of the first {len(first)} rows is a JSON object\n{shown}")
-    fits = Counter(name for row in sample for name, layout in LAYOUTS.items() if layout.matches(row))
-    best = [name for name, count in fits.items() if count == max(fits.values())]
-    if len(best) == 1:
-        return best[0]
-    keys = ", ".join(list(dict.fromkeys(key for row in sample for key in row))[:_SAMPLE])
-    found = f"rows fit {' and '.join(best)} equally well" if best else "rows fit no known layout"
-    known = "\n".join(f"  {layout.name}: {layout.keys}" for layout in LAYOUTS.values())
-    raise DataError(
-        f"{path}: the first {found} (keys found: {keys or 'none'})\nKnown layouts:\n{known}\n"
-        "Name the layout with `layout:`, or rename the keys."
-    )
+    return _Sample(Path(path)).detect().name
 
 
 def write_jsonl(path: PathLike, records: Iterable[Record]) -> None:
@@ -210,11 +211,12 @@ def _load(
         raise ConfigError(f"limit is {limit}; it takes the first so many records and must be at least 1, or absent")
     if layout != "auto" and layout not in LAYOUTS:
         raise ConfigError(f"layout {layout!r} is unknown; {nearest(str(layout), ['auto', *LAYOUTS])}")
-    known = LAYOUTS[detect_layout(path) if layout == "auto" else layout]
-    _check_kind(kind, path, known)
-    rows = _Records(path, known, kind)
-    skipped: Counter[str] = Counter()
-    records = cast(Iterator[R], islice(convert(rows, kind, skipped), limit))
+    sample = _Sample(path)
+    known = sample.detect() if layout == "auto" else LAYOUTS[layout]
+    reason = sample.reason(known) if layout == "auto" else "as named"
+    _check_kind(kind, path, known, reason)
+    rows = _Records(path, known, kind, sample.habits(known))
+    records = cast(Iterator[R], islice(convert(rows, kind, rows.skipped), limit))
     kept = take(records)
     if not rows.read:
         raise DataError(f"{path} is empty: it holds no rows")
@@ -222,14 +224,30 @@ def _load(
         raise unusable(path, known.name, rows.findings, rows.read)
     count = kept if isinstance(kept, int) else len(kept)
     if not count:
-        reasons = "; ".join(f"{number} {reason}" for reason, number in skipped.items())
-        raise DataError(f"{path}: its {rows.read} rows give no {kind.__name__.lower()} (skipped: {reasons})")
+        reasons = "; ".join(f"{number} {reason}" for reason, number in rows.skipped.items())
+        why = "; ".join([*([f"skipped: {reasons}"] if reasons else []), *rows.notes.lines()])
+        raise DataError(f"{path}: its {rows.read} rows give no {kind.__name__.lower()} ({why})")
     quarantine = set_aside(path, rows.findings, quarantine_dir) if rows.findings else None
-    found = [] if isinstance(kept, int) else kept
-    return Checked(found, rows.findings, path, known.name, rows.read, quarantine, dict(skipped), count, kind.__name__)
+    return Checked(
+        [] if isinstance(kept, int) else kept,
+        rows.findings,
+        path,
+        known.name,
+        rows.read,
+        quarantine,
+        dict(rows.skipped),
+        count,
+        kind.__name__,
+        reason,
+        rows.notes.lines(),
+    )
 
 
-def _check_kind(kind: type, path: Path, layout: Layout) -> None:
+def _check_kind(kind: type, path: Path, layout: Layout, reason: str) -> None:
+    if layout.read is None:
+        raise DataError(
+            f"{path} is in layout {layout.name} ({reason}), and no record can be made of it: {layout.way_out}."
+        )
     if set(SOURCES[kind]) & set(layout.kinds):
         return
     holds = " or ".join(f"{held.__name__.lower()}s" for held in layout.kinds)
@@ -240,40 +258,110 @@ def _check_kind(kind: type, path: Path, layout: Layout) -> None:
     )
 
 
+class _Sample:
+    """The first rows of a file: what they tell about all of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._first = list(islice(read_rows(path), _SAMPLE))
+        self._rows = [Row(row.value, "sample", f"file:{path.name}") for row in self._first if row.problem is None]
+
+    def detect(self) -> Layout:
+        if not self._first:
+            raise DataError(f"{self.path} is empty: it holds no rows")
+        if not self._rows:
+            found = [Finding(row.number, None, "", row.problem or "") for row in self._first]
+            shown = "\n".join(faults(found))
+            raise DataError(f"{self.path}: not one of the first {len(self._first)} rows is a JSON object\n{shown}")
+        fits = Counter(name for row in self._rows for name in fitting(row))
+        best = [name for name, count in fits.items() if count == max(fits.values())]
+        if len(best) == 1:
+            return LAYOUTS[best[0]]
+        keys = named(dict.fromkeys(key for row in self._rows for key in row), _SAMPLE)
+        said = f"rows fit {' and '.join(best)} equally well" if best else "rows fit no known layout"
+        known = "\n".join(f"  {layout.name}: {layout.keys}" for layout in LAYOUTS.values())
+        raise DataError(
+            f"{self.path}: the first {said} (keys found: {keys or 'none'})\nKnown layouts:\n{known}\n"
+            "Name the layout with `layout:`, or rename the keys."
+        )
+
+    def reason(self, layout: Layout) -> str:
+        """Why this layout was taken."""
+        fits = sum(layout.name in fitting(row) for row in self._rows)
+        row = next(row for row in self._rows if layout.name in fitting(row))
+        others = "" if fits == len(self._rows) else f", in {fits} of the first {len(self._rows)} rows"
+        return layout.reason(row) + others
+
+    def habits(self, layout: Layout) -> Habits:
+        """Whether most of the first responses begin with their prompt, more than greetings do."""
+        begins: list[int] = []
+        for row in self._rows:
+            probe = Row(row, "sample", row.source, Habits(None))
+            with contextlib.suppress(BadRow):
+                if layout.read is not None:
+                    check_strings(dict(probe))
+                    layout.read(probe)
+                    begins += probe.begins
+        found = [how for how in begins if how]
+        return Habits(2 * len(found) > len(begins) and (2 in found or len(found) >= _SURE))
+
+
 class _Records:
     """The good records of a file, one pass; what is wrong with the other rows gathers in ``findings``."""
 
-    def __init__(self, path: Path, layout: Layout, kind: type) -> None:
-        self.path, self.layout, self.kind = path, layout, kind
+    def __init__(self, path: Path, layout: Layout, kind: type, habits: Habits) -> None:
+        self.path, self.layout, self.kind, self.habits = path, layout, kind, habits
         self.findings: list[Finding] = []
+        self.skipped: Counter[str] = Counter()
+        self.notes = Notes()
         self.read = 0
         self._row_of_id: dict[str, int] = {}
         self._repeats: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Record]:
-        for row in read_rows(self.path):
+        if self.layout.joins:
+            for found in joined(cast(Iterator[Scored], self._rows())):
+                if isinstance(found, str):
+                    self.skipped[found] += 1
+                else:
+                    yield found
+        else:
+            yield from cast(Iterator[Record], self._rows())
+
+    def _rows(self) -> Iterator[Record | Scored]:
+        for raw in read_rows(self.path):
             self.read += 1
             try:
-                record = self._record(row)
+                records, row = self._read(raw)
             except BadRow as bad:
-                given = row.value.get("id") if isinstance(row.value, dict) else None
-                id = None if given is None else str(given)
-                self.findings.append(Finding(row.number, id, bad.field, bad.problem))
+                given = raw.value.get("id") if isinstance(raw.value, dict) else None
+                id = None if given is None else str(given)[:200]
+                self.findings.append(Finding(raw.number, id, bad.field, bad.problem))
             else:
-                self._row_of_id[record.id] = row.number
-                yield record
+                self._row_of_id[row.id] = raw.number
+                self.notes.add(row)
+                yield from records
 
-    def _record(self, row: RawRow) -> Record:
-        if row.problem is not None:
-            raise BadRow("", row.problem)
-        check_strings(row.value)
-        given = row.value.get("id")
-        id = self._derived_id(row.value) if given is None else self._given_id(given)
-        record = self.layout.read(row.value, id, f"file:{self.path.name}")
-        if not isinstance(record, SOURCES[self.kind]):
-            found, asked = type(record).__name__.lower(), self.kind.__name__.lower()
-            raise BadRow("", f"holds a {found}, of which no {asked} can be made")
-        return record
+    def _read(self, raw: RawRow) -> tuple[list[Record | Scored], Row]:
+        if raw.problem is not None:
+            raise BadRow("", raw.problem)
+        # What was written from a row stands one level deeper, in meta.
+        check_strings(raw.value, deepest=DEEPEST + 2 if self.layout.name == "prefloop" else DEEPEST)
+        given = raw.value.get("id")
+        id = self._derived_id(raw.value) if given is None else self._given_id(given)
+        row = Row(raw.value, id, f"file:{self.path.name}", self.habits)
+        if self.layout.read is None:
+            raise BadRow("", self.layout.way_out)
+        found = self.layout.read(row)
+        records = found if isinstance(found, list) else [found]
+        for record in records:
+            if isinstance(record, Scored):
+                continue
+            check_shown(record)
+            if not isinstance(record, SOURCES[self.kind]):
+                held, asked = type(record).__name__.lower(), self.kind.__name__.lower()
+                raise BadRow("", f"holds a {held}, of which no {asked} can be made")
+        return list(records), row
 
     def _given_id(self, given: Any) -> str:
         if isinstance(given, bool) or not isinstance(given, str | int):
