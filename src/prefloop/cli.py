@@ -29,7 +29,6 @@ from prefloop.commands.presets import Presets
 from prefloop.commands.reward import Reward
 from prefloop.errors import PrefloopError
 
-
 MOST_FINDINGS = 20
 """Bad rows that `check` prints; all of them stand in the quarantine file."""
 

@@ -28,7 +28,8 @@ _BESIDE = ("input", "context")
 
 def prompt_column(row: Mapping[str, Any]) -> str | None:
     """The column that holds a row's prompt: a text, or turns."""
-    found = next((key for key in (*TEXTS, *CONVERSATIONS) if row.get(key) is not None), None)
+    found = next((key for key in TEXTS if row.get(key) is not None), None)
+    found = found or next((key for key in CONVERSATIONS if row.get(key) not in (None, [], "")), None)
     if found is None and is_messages(row.get("context")):
         return "context"
     return found or ("input" if row.get("input") is not None else None)

@@ -224,9 +224,7 @@ def _load(
         raise unusable(path, known.name, rows.findings, rows.read)
     count = kept if isinstance(kept, int) else len(kept)
     if not count:
-        reasons = "; ".join(f"{number} {reason}" for reason, number in rows.skipped.items())
-        why = "; ".join([*([f"skipped: {reasons}"] if reasons else []), *rows.notes.lines()])
-        raise DataError(f"{path}: its {rows.read} rows give no {kind.__name__.lower()} ({why})")
+        raise DataError(f"{path}: its {rows.read} rows give no {kind.__name__.lower()} ({rows.why_none()})")
     quarantine = set_aside(path, rows.findings, quarantine_dir) if rows.findings else None
     return Checked(
         [] if isinstance(kept, int) else kept,
@@ -327,6 +325,11 @@ class _Records:
                     yield found
         else:
             yield from cast(Iterator[Record], self._rows())
+
+    def why_none(self) -> str:
+        """What became of the rows where no record came of them."""
+        skipped = "; ".join(f"{number} {why}" for why, number in self.skipped.items())
+        return "; ".join([*([f"skipped: {skipped}"] if skipped else []), *self.notes.lines()])
 
     def _rows(self) -> Iterator[Record | Scored]:
         for raw in read_rows(self.path):

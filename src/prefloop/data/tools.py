@@ -75,7 +75,7 @@ def _call(value: Any, name: str) -> ToolCall:
     kind, function = value.get("type") or "function", value.get("function") or value
     if kind != "function" or not isinstance(function, dict):
         raise BadRow(name, f"is a call of type {str(kind)[:40]!r}, {_EXPECTED_CALL}")
-    given = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {})
+    given: Any = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {})
     if isinstance(given, str):
         # Arguments that are no object stay as they were written.
         found = parsed(given) if given.strip() else {}

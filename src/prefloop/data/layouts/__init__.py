@@ -94,7 +94,7 @@ def _is_thumb(row: Columns) -> bool:
     if thumb_column(row) is None or _paired(row) or "response_a" in row or "rejected_response" in row:
         return False
     turns = has_turns(row, *CONVERSATIONS)
-    return turns or (has_prompt(row) and any(key in row for key in ANSWERS if key != "answer"))
+    return turns or (has_prompt(row) and any(key in row for key in ANSWERS))
 
 
 _UNRATED = ("chosen", "rejected", "responses", "response_a", "completions", "rejected_response")
@@ -135,15 +135,13 @@ def _has_answer(row: Columns) -> bool:
 
 
 def _turns_alone(*keys: str) -> Callable[[Columns], bool]:
+    """Turns in one of ``keys``, and no answer elsewhere. A prompt beside them may repeat a question of theirs."""
+
     def fits(row: Columns) -> bool:
-        found = any(key in row and row[key] != [] for key in keys)
-        return (
-            found
-            and not has_prompt(row)
-            and not _has_answer(row)
-            and thumb_column(row) is None
-            and "rejected_messages" not in row
-        )
+        if _has_answer(row) or "rejected_messages" in row or thumb_column(row) is not None:
+            return False
+        found = [row[key] for key in keys if key in row]
+        return any(map(general.talks, found)) or (bool(found) and not has_prompt(row))
 
     return fits
 
@@ -157,6 +155,8 @@ def _is_prompt_only(row: Columns) -> bool:
     if first is None or _has_answer(row) or own.is_prefloop(row) or _is_references(row):
         return False
     if isinstance(row[first], dict) or ("answer" in row and first != "prompt"):
+        return False
+    if any(general.talks(row.get(key)) for key in CONVERSATIONS):
         return False
     return thumb_column(row) is None or not has_turns(row, *CONVERSATIONS)
 
@@ -460,8 +460,9 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*_PUBLISHED, *_
 
 
 def fitting(row: Columns) -> list[str]:
-    """The layouts that a row fits: a published one alone, or every general one."""
+    """The layouts that a row fits: a published one alone, or every general one. Empty columns of turns do not count."""
+    columns = {key: value for key, value in row.items() if key not in CONVERSATIONS or value not in ([], "")}
     for layout in _PUBLISHED:
-        if layout.matches(row):
+        if layout.matches(columns):
             return [layout.name]
-    return [layout.name for layout in _GENERAL if layout.matches(row)]
+    return [layout.name for layout in _GENERAL if layout.matches(columns)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop.data.check import BadRow, check_prompt, check_text, json_type
-from prefloop.data.messages import is_messages, messages_of
+from prefloop.data.messages import ROLES, is_messages, messages_of
 from prefloop.data.prompts import CONVERSATIONS, TEXTS, around, conversation_of, prompt_column, prompt_of
 from prefloop.data.responses import (
     answer_of,
@@ -123,7 +123,8 @@ def read_thumb(row: Row) -> Record:
     if up is None:
         shown = repr(value[:40]) if isinstance(value, str) else json_type(value)
         raise BadRow(
-            column, f"is {shown}, expected true or false (true, 1, up; false, 0, down): rewrite it to one of them"
+            column,
+            f"is {shown}, expected true or false (or 1, up; 0, down): rewrite it, or rename the column where it is no vote",
         )
     row.use("label")
     key = row.first(*ANSWERS)
@@ -137,6 +138,7 @@ def read_thumb(row: Row) -> Record:
         return rating(row, prompt, answer_of(row, key, prompt).turns, up)
     if turns_key is None:
         raise BadRow(key or "completion", "has no prompt beside it" if key else "is missing")
+    _leave_prompt(row, turns_key)
     prompt, turns = answered(conversation_of(row, turns_key), turns_key)
     return rating(row, prompt, turns, up)
 
@@ -162,6 +164,7 @@ def read_prompted(row: Row) -> Record:
 
 def read_turns(row: Row, key: str) -> Record:
     """A conversation whose last turn is the answer, if it is the assistant's; masked turns are its context."""
+    _leave_prompt(row, key)
     turns = conversation_of(row, key)
     _check_mask(row)
     if turns[-1].role != "assistant":
@@ -179,6 +182,24 @@ def read_conversations(row: Row) -> Record:
 def read_messages(row: Row) -> Record:
     """OpenAI's."""
     return read_turns(row, "messages")
+
+
+def _leave_prompt(row: Row, key: str) -> None:
+    """Leave out a prompt column that repeats one of the conversation's questions; refuse one that asks something else."""
+    column = row.first(*TEXTS)
+    if column is None or not is_messages(row[key]):
+        return
+    asked = {text.strip() for item in row[key] for text in item.values() if isinstance(text, str)}
+    if not isinstance(row[column], str) or row[column].strip() not in asked | {""}:
+        raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
+    row.repeats(column)
+
+
+def talks(value: Any) -> bool:
+    """Whether a value is a conversation in which the assistant speaks."""
+    return is_messages(value) and any(
+        ROLES.get(str(item.get("role", item.get("from"))).strip().casefold()) == "assistant" for item in value
+    )
 
 
 def _check_mask(row: Row) -> None:

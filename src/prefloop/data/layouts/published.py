@@ -119,6 +119,8 @@ def read_arena(row: Row) -> Record:
     check_distinct(responses[0].text, responses[1].text, *keys)
     choice, why = _winner(row)
     judge = row.get("judge")
+    if isinstance(judge, list) and all(isinstance(part, str) for part in judge):
+        judge = " ".join(judge)
     annotator = row.source
     if isinstance(judge, str) and judge.strip():
         annotator = judge
