@@ -7,7 +7,16 @@ from typing import Any
 
 from prefloop.data.check import BadRow, check_prompt, check_text, json_type
 from prefloop.data.messages import ROLES, is_messages, messages_of
-from prefloop.data.prompts import CONVERSATIONS, TEXTS, around, conversation_of, prompt_column, prompt_of
+from prefloop.data.prompts import (
+    CONVERSATIONS,
+    TEXTS,
+    around,
+    conversation_of,
+    prompt_column,
+    prompt_of,
+    same,
+    turns_at,
+)
 from prefloop.data.responses import (
     answer_of,
     answered,
@@ -20,7 +29,7 @@ from prefloop.data.responses import (
 )
 from prefloop.data.row import Row
 from prefloop.data.transcripts import parse_hh, transcript_of
-from prefloop.records import Demonstration, Message, Prompt, Record
+from prefloop.records import Conversation, Demonstration, Message, Prompt, Record
 
 Columns = Mapping[str, Any]
 
@@ -138,8 +147,9 @@ def read_thumb(row: Row) -> Record:
         return rating(row, prompt, answer_of(row, key, prompt).turns, up)
     if turns_key is None:
         raise BadRow(key or "completion", "has no prompt beside it" if key else "is missing")
-    _leave_prompt(row, turns_key)
-    prompt, turns = answered(conversation_of(row, turns_key), turns_key)
+    whole = conversation_of(row, turns_key)
+    _leave_prompt(row, turns_key, whole)
+    prompt, turns = answered(whole, turns_key)
     return rating(row, prompt, turns, up)
 
 
@@ -164,8 +174,8 @@ def read_prompted(row: Row) -> Record:
 
 def read_turns(row: Row, key: str) -> Record:
     """A conversation whose last turn is the answer, if it is the assistant's; masked turns are its context."""
-    _leave_prompt(row, key)
     turns = conversation_of(row, key)
+    _leave_prompt(row, key, turns)
     _check_mask(row)
     if turns[-1].role != "assistant":
         check_prompt(turns, key)
@@ -184,14 +194,16 @@ def read_messages(row: Row) -> Record:
     return read_turns(row, "messages")
 
 
-def _leave_prompt(row: Row, key: str) -> None:
+def _leave_prompt(row: Row, key: str, turns: Conversation) -> None:
     """Leave out a prompt column that repeats one of the conversation's questions; refuse one that asks something else."""
     column = row.first(*TEXTS)
-    if column is None or not is_messages(row[key]):
+    if column is None:
         return
-    asked = {text.strip() for item in row[key] for text in item.values() if isinstance(text, str)}
-    if not isinstance(row[column], str) or row[column].strip() not in asked | {""}:
-        raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
+    asked = row[column]
+    if asked not in ("", []):
+        said = turns_at(row, column, asked)
+        if not any(same(said, turns[start : start + len(said)]) for start in range(len(turns))):
+            raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
     row.repeats(column)
 
 
