@@ -63,7 +63,11 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
         [
             {
                 "prompt": [user("Whose ring is B12?")],
-                "chosen": [bot("", tool_calls=[CALL]), {"role": "tool", "name": "ring", "content": "Ulm"}, bot("Ulm's.")],
+                "chosen": [
+                    bot("", tool_calls=[CALL]),
+                    {"role": "tool", "name": "ring", "content": "Ulm"},
+                    bot("Ulm's."),
+                ],
                 "rejected": [bot("I guess Rome's.")],
                 "tools": [TOOL],
             }
@@ -71,7 +75,10 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
     ),
     "trl implicit": ("trl_implicit", [{"chosen": [user(), bot()], "rejected": [user(), bot(BAD)]}]),
     "trl prompt-completion": ("prompt_completion", [{"prompt": [user()], "completion": [bot()]}]),
-    "trl unpaired": ("kto", [{"prompt": ASK, "completion": GOOD, "label": True}, {"prompt": ASK, "completion": BAD, "label": False}]),
+    "trl unpaired": (
+        "kto",
+        [{"prompt": ASK, "completion": GOOD, "label": True}, {"prompt": ASK, "completion": BAD, "label": False}],
+    ),
     "trl language modelling": ("messages", [{"messages": [user(), bot(), user(NEXT), bot(MORE)]}]),
     "trl prompt only": ("prompt_only", [{"prompt": [user()], "solution": "naps"}]),
     "hh-rlhf": ("hh", [{"chosen": hh(ASK, GOOD, NEXT, MORE), "rejected": hh(ASK, GOOD, NEXT, LESS)}]),
@@ -107,11 +114,28 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
     "ultrachat": ("messages", [{"prompt": ASK, "prompt_id": "aa", "messages": [user(), bot(), user(NEXT), bot(MORE)]}]),
     "llama-factory alpaca": (
         "alpaca",
-        [{"instruction": "Name two birds", "input": "that sleep in the air", "output": "Swifts and frigate birds.", "system": SYSTEM, "history": [[ASK, GOOD]]}],
+        [
+            {
+                "instruction": "Name two birds",
+                "input": "that sleep in the air",
+                "output": "Swifts and frigate birds.",
+                "system": SYSTEM,
+                "history": [[ASK, GOOD]],
+            }
+        ],
     ),
-    "llama-factory alpaca pairs": ("alpaca_pairs", [{"instruction": ASK, "input": "", "chosen": GOOD, "rejected": BAD}]),
+    "llama-factory alpaca pairs": (
+        "alpaca_pairs",
+        [{"instruction": ASK, "input": "", "chosen": GOOD, "rejected": BAD}],
+    ),
     "llama-factory older pairs": ("alpaca_pairs", [{"instruction": ASK, "input": "", "output": [GOOD, BAD]}]),
-    "llama-factory kto": ("kto", [{"instruction": ASK, "input": "", "output": GOOD, "kto_tag": True}, {"instruction": ASK, "input": "", "output": BAD, "kto_tag": False}]),
+    "llama-factory kto": (
+        "kto",
+        [
+            {"instruction": ASK, "input": "", "output": GOOD, "kto_tag": True},
+            {"instruction": ASK, "input": "", "output": BAD, "kto_tag": False},
+        ],
+    ),
     "llama-factory sharegpt with tools": (
         "sharegpt",
         [
@@ -123,16 +147,34 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
                     gpt("Ulm's."),
                 ],
                 "system": SYSTEM,
-                "tools": json.dumps([{"name": "ring", "description": "Looks a ring up", "parameters": {"type": "object"}}]),
+                "tools": json.dumps(
+                    [{"name": "ring", "description": "Looks a ring up", "parameters": {"type": "object"}}]
+                ),
             }
         ],
     ),
     "llama-factory ranking": ("sharegpt_pairs", [{"conversations": [human()], "chosen": gpt(), "rejected": gpt(BAD)}]),
     "axolotl flags": (
         "messages",
-        [{"messages": [{"role": "system", "content": SYSTEM}, user(), bot(BAD, training=False), user(NEXT), bot(MORE, training=True)]}],
+        [
+            {
+                "messages": [
+                    {"role": "system", "content": SYSTEM},
+                    user(),
+                    bot(BAD, training=False),
+                    user(NEXT),
+                    bot(MORE, training=True),
+                ]
+            }
+        ],
     ),
-    "orca_dpo_pairs": ("question_pairs", [{"system": "", "question": ASK, "chosen": GOOD, "rejected": BAD}, {"system": SYSTEM, "question": ASK, "chosen": GOOD, "rejected": BAD}]),
+    "orca_dpo_pairs": (
+        "question_pairs",
+        [
+            {"system": "", "question": ASK, "chosen": GOOD, "rejected": BAD},
+            {"system": SYSTEM, "question": ASK, "chosen": GOOD, "rejected": BAD},
+        ],
+    ),
     "chosen_response": ("question_pairs", [{"question": ASK, "chosen_response": GOOD, "rejected_response": BAD}]),
     "ms-swift": ("swift", [{"system": SYSTEM, "query": NEXT, "response": MORE, "history": [[ASK, GOOD]]}]),
     "ms-swift pairs": ("swift_pairs", [{"messages": [user(), bot()], "rejected_response": BAD}]),
@@ -155,7 +197,12 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
         "messages",
         [
             {
-                "messages": [user("Whose ring is B12?"), {"role": "assistant", "tool_calls": [CALL], "weight": 0}, {"role": "tool", "tool_call_id": "r1", "content": "Ulm"}, bot("Ulm's.", weight=1)],
+                "messages": [
+                    user("Whose ring is B12?"),
+                    {"role": "assistant", "tool_calls": [CALL], "weight": 0},
+                    {"role": "tool", "tool_call_id": "r1", "content": "Ulm"},
+                    bot("Ulm's.", weight=1),
+                ],
                 "tools": [TOOL],
                 "parallel_tool_calls": False,
             }
@@ -163,13 +210,35 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
     ),
     "openai preferences": (
         "openai_preferences",
-        [{"input": {"messages": [user()], "tools": [TOOL], "parallel_tool_calls": True}, "preferred_output": [bot()], "non_preferred_output": [bot(BAD)]}],
+        [
+            {
+                "input": {"messages": [user()], "tools": [TOOL], "parallel_tool_calls": True},
+                "preferred_output": [bot()],
+                "non_preferred_output": [bot(BAD)],
+            }
+        ],
     ),
     "helpsteer2": (
         "helpsteer",
         [
-            {"prompt": ASK, "response": GOOD, "helpfulness": 4, "correctness": 4, "coherence": 4, "complexity": 1, "verbosity": 1},
-            {"prompt": ASK, "response": BAD, "helpfulness": 1, "correctness": 0, "coherence": 4, "complexity": 0, "verbosity": 0},
+            {
+                "prompt": ASK,
+                "response": GOOD,
+                "helpfulness": 4,
+                "correctness": 4,
+                "coherence": 4,
+                "complexity": 1,
+                "verbosity": 1,
+            },
+            {
+                "prompt": ASK,
+                "response": BAD,
+                "helpfulness": 1,
+                "correctness": 0,
+                "coherence": 4,
+                "complexity": 0,
+                "verbosity": 0,
+            },
         ],
     ),
     "helpsteer2 preference": (
@@ -212,9 +281,30 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
                 "instruction": ASK,
                 "models": ["big", "small", "odd"],
                 "completions": [
-                    {"model": "big", "principle": "honesty", "response": GOOD, "overall_score": 8.0, "fine-grained_score": 4.5, "annotations": {}},
-                    {"model": "small", "principle": "honesty", "response": BAD, "overall_score": 10.0, "fine-grained_score": 1.5, "annotations": {}},
-                    {"model": "odd", "principle": "honesty", "response": LESS, "overall_score": 2.0, "fine-grained_score": 1.5, "annotations": {}},
+                    {
+                        "model": "big",
+                        "principle": "honesty",
+                        "response": GOOD,
+                        "overall_score": 8.0,
+                        "fine-grained_score": 4.5,
+                        "annotations": {},
+                    },
+                    {
+                        "model": "small",
+                        "principle": "honesty",
+                        "response": BAD,
+                        "overall_score": 10.0,
+                        "fine-grained_score": 1.5,
+                        "annotations": {},
+                    },
+                    {
+                        "model": "odd",
+                        "principle": "honesty",
+                        "response": LESS,
+                        "overall_score": 2.0,
+                        "fine-grained_score": 1.5,
+                        "annotations": {},
+                    },
                 ],
                 "correct_answers": ["None"],
             }
@@ -289,7 +379,17 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
     ),
     "safe-rlhf": (
         "safe_rlhf",
-        [{"prompt": ASK, "response_0": BAD, "response_1": GOOD, "is_response_0_safe": True, "is_response_1_safe": False, "better_response_id": 1, "safer_response_id": 0}],
+        [
+            {
+                "prompt": ASK,
+                "response_0": BAD,
+                "response_1": GOOD,
+                "is_response_0_safe": True,
+                "is_response_1_safe": False,
+                "better_response_id": 1,
+                "safer_response_id": 0,
+            }
+        ],
     ),
     "oasst trees": (
         "oasst_trees",
@@ -300,36 +400,110 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
                 "prompt": tree(
                     ASK,
                     "prompter",
-                    tree(GOOD, "assistant", tree(NEXT, "prompter", tree(LESS, "assistant", rank=1), tree(MORE, "assistant", rank=0)), rank=0),
+                    tree(
+                        GOOD,
+                        "assistant",
+                        tree(NEXT, "prompter", tree(LESS, "assistant", rank=1), tree(MORE, "assistant", rank=0)),
+                        rank=0,
+                    ),
                     tree(BAD, "assistant", rank=1),
                 ),
             }
         ],
     ),
-    "shp": ("shp", [{"post_id": "p", "history": ASK, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0, "score_ratio": 2.0}]),
+    "shp": (
+        "shp",
+        [{"post_id": "p", "history": ASK, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0, "score_ratio": 2.0}],
+    ),
     "stack exchange pairs": ("question_pairs", [{"qid": 1, "question": ASK, "response_j": GOOD, "response_k": BAD}]),
     "alpaca_eval annotations": (
         "alpaca_eval",
         [
-            {"instruction": ASK, "output_1": BAD, "generator_1": "small", "output_2": GOOD, "generator_2": "big", "annotator": "careful", "preference": 2},
-            {"instruction": ASK, "output_1": BAD, "generator_1": "small", "output_2": GOOD, "generator_2": "big", "annotator": "careful", "preference": 1.5},
+            {
+                "instruction": ASK,
+                "output_1": BAD,
+                "generator_1": "small",
+                "output_2": GOOD,
+                "generator_2": "big",
+                "annotator": "careful",
+                "preference": 2,
+            },
+            {
+                "instruction": ASK,
+                "output_1": BAD,
+                "generator_1": "small",
+                "output_2": GOOD,
+                "generator_2": "big",
+                "annotator": "careful",
+                "preference": 1.5,
+            },
         ],
     ),
     "alpaca_eval outputs": ("alpaca", [{"dataset": "birds", "instruction": ASK, "output": GOOD, "generator": "big"}]),
     "mt-bench questions": ("mt_bench_questions", [{"question_id": 81, "category": "birds", "turns": [ASK, NEXT]}]),
-    "rewardbench": ("trl_explicit", [{"id": 3, "prompt": ASK, "chosen": GOOD, "chosen_model": "big", "rejected": BAD, "rejected_model": "small", "subset": "birds"}]),
-    "rewardbench 2": ("best_of", [{"id": "3", "prompt": ASK, "chosen": [GOOD], "rejected": [BAD, LESS, "No."], "num_correct": 1, "total_completions": 4, "subset": "birds"}]),
+    "rewardbench": (
+        "trl_explicit",
+        [
+            {
+                "id": 3,
+                "prompt": ASK,
+                "chosen": GOOD,
+                "chosen_model": "big",
+                "rejected": BAD,
+                "rejected_model": "small",
+                "subset": "birds",
+            }
+        ],
+    ),
+    "rewardbench 2": (
+        "best_of",
+        [
+            {
+                "id": "3",
+                "prompt": ASK,
+                "chosen": [GOOD],
+                "rejected": [BAD, LESS, "No."],
+                "num_correct": 1,
+                "total_completions": 4,
+                "subset": "birds",
+            }
+        ],
+    ),
     "openorca": ("prompt_response", [{"id": "o.1", "system_prompt": SYSTEM, "question": ASK, "response": GOOD}]),
-    "dolly": ("prompt_response", [{"instruction": "Say when they sleep.", "context": "Swifts sleep in the air.", "response": "In flight.", "category": "closed_qa"}]),
+    "dolly": (
+        "prompt_response",
+        [
+            {
+                "instruction": "Say when they sleep.",
+                "context": "Swifts sleep in the air.",
+                "response": "In flight.",
+                "category": "closed_qa",
+            }
+        ],
+    ),
     "question and answer": ("prompt_response", [{"question": ASK, "answer": GOOD}]),
     "guanaco": ("text", [{"text": f"### Human: {ASK}### Assistant: {GOOD}### Human: {NEXT}### Assistant: {MORE}"}]),
-    "thumbs": ("kto", [{"prompt": ASK, "response": GOOD, "thumb": "up"}, {"prompt": ASK, "response": BAD, "thumb": "down"}]),
+    "thumbs": (
+        "kto",
+        [{"prompt": ASK, "response": GOOD, "thumb": "up"}, {"prompt": ASK, "response": BAD, "thumb": "down"}],
+    ),
     "prefloop comparisons": (
         "prefloop",
-        [{"id": "c1", "prompt": [user()], "responses": [{"text": GOOD, "source": "big"}, {"text": BAD}], "votes": [{"annotator": "ann", "choice": 0, "strength": 3}], "meta": {"shown": [1, 0]}}],
+        [
+            {
+                "id": "c1",
+                "prompt": [user()],
+                "responses": [{"text": GOOD, "source": "big"}, {"text": BAD}],
+                "votes": [{"annotator": "ann", "choice": 0, "strength": 3}],
+                "meta": {"shown": [1, 0]},
+            }
+        ],
     ),
     "prefloop demonstrations": ("prefloop", [{"id": "d1", "prompt": [user()], "response": GOOD}]),
-    "prefloop ratings": ("prefloop", [{"id": "r1", "prompt": [user()], "response": {"text": GOOD}, "votes": [{"annotator": "ann", "value": "up"}]}]),
+    "prefloop ratings": (
+        "prefloop",
+        [{"id": "r1", "prompt": [user()], "response": {"text": GOOD}, "votes": [{"annotator": "ann", "value": "up"}]}],
+    ),
     "answers": ("answers", [{"id": "p1", "prompt": [user()], "response": GOOD, "finished": True, "tokens": 7}]),
     "judgments": ("judgments", [{"prompt": ASK, "response_a": GOOD, "response_b": BAD, "human": ["a", "b", "tie"]}]),
     "best of n": ("best_of", [{"prompt": ASK, "responses": [BAD, GOOD, LESS], "scores": [0.1, 0.9, 0.2]}]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +17,16 @@ from prefloop.data.check import BadRow, check_record, check_strings
 from prefloop.data.layouts import LAYOUTS
 from prefloop.data.layouts.rated import Scored
 from prefloop.data.row import Row
-from prefloop.data.sources import load_best_of, load_comparisons, load_demonstrations, load_prompts, load_ratings, write_jsonl
+from prefloop.data.sources import (
+    load_best_of,
+    load_comparisons,
+    load_demonstrations,
+    load_prompts,
+    load_ratings,
+    write_jsonl,
+)
 from prefloop.errors import DataError
-from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, from_dict, to_dict
+from prefloop.records import BestOf, Comparison, Demonstration, Message, Prompt, Rating, from_dict, to_dict
 
 LOADERS: dict[type, Any] = {
     Comparison: load_comparisons,
@@ -29,11 +37,66 @@ LOADERS: dict[type, Any] = {
 }
 
 
-def read(layout: str, row: dict[str, Any]) -> list[Any]:
+# What the records say in their own words: who speaks, which answer won, which id the row has.
+OWN_WORDS = {
+    "role",
+    "from",
+    "speaker",
+    "type",
+    "id",
+    "label",
+    "kto_tag",
+    "thumb",
+    "desirable",
+    "winner",
+    "human",
+    "strength",
+}
+
+
+def texts(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text within a value and the keys that lead there; texts that are JSON are looked into."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from texts(item, (*at, str(key)))
+    elif isinstance(value, str) and value.strip():
+        try:
+            held = json.loads(value)
+        except (ValueError, RecursionError):
+            held = None
+        if isinstance(held, dict | list):
+            yield from texts(held, at)
+        else:
+            yield at, value.strip()
+
+
+def vanished(row: Row, records: list[Any]) -> list[str]:
+    """Texts of a row that stand in none of its records and that no note speaks of."""
+    parts = [
+        [each.prompt, each.prompt.tools, each.response, each.meta] if isinstance(each, Scored) else each
+        for each in records
+    ]
+    kept = "\n".join(text for _, text in texts(json.loads(json.dumps(parts, default=to_dict_or_list))))
+    noted = {*row.repeated, *(key.rpartition(".")[2] for key in row.message_keys)}
+    return [text for at, text in texts(dict(row)) if text not in kept and not {*at} & (OWN_WORDS | noted)]
+
+
+def to_dict_or_list(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, Message) else to_dict(value)
+
+
+def read(layout: str, values: dict[str, Any]) -> list[Any]:
     """The records of one row, checked; ``BadRow`` is the one way out."""
-    check_strings(row)
-    found = LAYOUTS[layout].read(Row(row, "row", "file:x"))
+    check_strings(values)
+    row = Row(values, "row", "file:x")
+    found = LAYOUTS[layout].read(row)
     records = found if isinstance(found, list) else [found]
+    if not any(
+        word in said
+        for said in row.done
+        for word in ("taken off", "unwrapped", "parsed", "transcripts", "left out", "no comparison")
+    ):
+        assert vanished(row, records) == [] or layout in ("hh", "helpsteer2_preference"), (row.done, values)
     for record in records:
         if not isinstance(record, Scored):
             check_record(record)

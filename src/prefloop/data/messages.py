@@ -86,9 +86,9 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
         )
     role = ROLES[speaker]
     key, content, thoughts = _content(item, name)
-    calls = _calls(item, name)
+    calls = _calls(item, name, row)
     if speaker in _CALLS and not calls:
-        calls, content = calls_of(content, f"{name}.{key}"), ""
+        calls, content = calls_of(content, f"{name}.{key}", row.message_keys), ""
         if not calls:
             raise BadRow(f"{name}.{key}", "holds no tool call")
     if calls and role != "assistant":
@@ -184,11 +184,11 @@ def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
     return "".join(texts), ["".join(thoughts)] if thoughts else []
 
 
-def _calls(item: Mapping[str, Any], name: str) -> list[ToolCall]:
+def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
     calls = []
     for key in ("tool_calls", "function_call"):
         if item.get(key):
-            calls += calls_of(item[key], f"{name}.{key}")
+            calls += calls_of(item[key], f"{name}.{key}", row.message_keys)
     return calls
 
 

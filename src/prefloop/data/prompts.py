@@ -14,7 +14,7 @@ from prefloop.data.check import BadRow, check_prompt, check_text, json_type
 from prefloop.data.messages import is_messages, messages_of, refuse_media
 from prefloop.data.row import Row
 from prefloop.data.tools import tools_of
-from prefloop.data.transcripts import literal, transcript_of
+from prefloop.data.transcripts import PARSED, literal, transcript_of
 from prefloop.records import Conversation, Message
 
 TEXTS = ("prompt", "question", "instruction", "query")
@@ -127,6 +127,7 @@ def _history(row: Row) -> list[Message]:
         return []
     value = row.take("history")
     if isinstance(value, str) and value.strip():
+        row.say(PARSED)
         value = literal(value, "history") or value
     if value == "" or value == []:
         return []

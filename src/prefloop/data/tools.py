@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from prefloop.data.check import BadRow, check_strings, check_text, json_type
+from prefloop.data.check import BadRow, check_strings, check_text, json_type, named
 from prefloop.records import ToolCall
 
+_CALL_KEYS = frozenset({"name", "id", "type", "index", "function", "arguments", "parameters"})
 _EXPECTED_CALL = 'expected {"name": …, "arguments": {…}}'
 
 
@@ -54,8 +55,8 @@ def _tool(value: Any, name: str) -> dict[str, Any]:
     return {"type": "function", **value}
 
 
-def calls_of(value: Any, name: str) -> list[ToolCall]:
-    """Tool calls: a list of them, one, or either as JSON text."""
+def calls_of(value: Any, name: str, unused: dict[str, None]) -> list[ToolCall]:
+    """Tool calls: a list of them, one, or either as JSON text. Keys that say nothing here are put into ``unused``."""
     if isinstance(value, str):
         text, value = value, parsed(value)
         if not isinstance(value, dict | list):
@@ -64,10 +65,10 @@ def calls_of(value: Any, name: str) -> list[ToolCall]:
         value = [value]
     if not isinstance(value, list):
         raise BadRow(name, f"is {json_type(value)}, expected a list of tool calls")
-    return [_call(item, f"{name}.{index}") for index, item in enumerate(value)]
+    return [_call(item, f"{name}.{index}", unused) for index, item in enumerate(value)]
 
 
-def _call(value: Any, name: str) -> ToolCall:
+def _call(value: Any, name: str, unused: dict[str, None]) -> ToolCall:
     if isinstance(value, str):
         value = parsed(value)
     if not isinstance(value, dict):
@@ -75,7 +76,13 @@ def _call(value: Any, name: str) -> ToolCall:
     kind, function = value.get("type") or "function", value.get("function") or value
     if kind != "function" or not isinstance(function, dict):
         raise BadRow(name, f"is a call of type {str(kind)[:40]!r}, {_EXPECTED_CALL}")
-    given: Any = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {})
+    given: Any = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), None)
+    others = [key for part in (function, value) for key in part if part[key] is not None and key not in _CALL_KEYS]
+    if given is None:
+        if others:
+            raise BadRow(f"{name}.arguments", f"is missing (found: {named(function)})")
+        given = {}
+    unused |= dict.fromkeys(f"tool_calls.{key}" for key in others)
     if isinstance(given, str):
         # Arguments that are no object stay as they were written.
         found = parsed(given) if given.strip() else {}

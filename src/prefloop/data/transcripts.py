@@ -15,6 +15,7 @@ from prefloop.data.row import Row
 from prefloop.data.templates_seen import unwrap
 from prefloop.records import Message, Role
 
+PARSED = "messages written as a string, parsed"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 # Python's repr escapes line breaks within strings, so one between two braces stands between two objects (as numpy prints them).
@@ -33,7 +34,7 @@ class Transcript:
 def transcript_of(text: str, name: str, row: Row) -> Transcript | None:
     """The conversation that a text holds; ``None`` where it is plain text. What was done is said to the row."""
     if _LISTED.match(text) and (listed := literal(text, name)) is not None:
-        row.say("messages written as a string, parsed")
+        row.say(PARSED)
         return Transcript(messages_of(listed, name, row))
     if is_hh(text):
         row.say("Human/Assistant transcripts read as turns")

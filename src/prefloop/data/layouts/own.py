@@ -88,7 +88,8 @@ def read_best_of(row: Row) -> Record:
     else:
         texts = _texts(row, "responses")
         best = _gold(row, len(texts))
-    row.use(*GOLD)
+    row.use("best", "gold")
+    row.evidence("scores")
     responses = [Response(text, row.source) for text in texts]
     try:
         return BestOf(row.id, prompt, responses, best, row.meta())

@@ -58,7 +58,7 @@ def _signed_votes(row: Row, whole: str, single: str, size: str, why: str) -> lis
                     reason if isinstance(reason, str) and reason.strip() else None,
                 )
             )
-        row.use(single)
+        row.evidence(single)
         row.say(f"votes are those of {single}")
         return votes
     choice, strength = signed(row.take(whole), whole)
@@ -77,7 +77,7 @@ def read_helpsteer3(row: Row) -> Record:
 def read_helpsteer2_preference(row: Row) -> Record:
     """HelpSteer2's preferences."""
     given = row.take("prompt")
-    turns = extra_id_turns(given, "prompt") if isinstance(given, str) else None
+    turns = extra_id_turns(given, "prompt", row) if isinstance(given, str) else None
     if turns is None:
         prompt = prompt_of(row, "prompt")
     else:
@@ -104,7 +104,10 @@ def read_arena(row: Row) -> Record:
         # MT-bench's judges saw the first turn alone where `turn` is 1; elsewhere it counts the turns that there are.
         turn = row.get("turn")
         if isinstance(turn, int) and not isinstance(turn, bool) and turn > 0:
-            conversations = [_until(each, turn) for each in conversations]
+            judged = [_until(each, turn) for each in conversations]
+            if judged != conversations:
+                row.say("turns after the one that was judged (`turn`) left out")
+            conversations = judged
             row.use("turn")
         keys = ("conversation_a", "conversation_b")
     else:
@@ -205,12 +208,14 @@ def read_alpaca_eval(row: Row) -> Record:
         value = number_of(row.take("preference"))
         if value is None or not 1 <= value <= 2:
             raise BadRow("preference", f"is {str(row['preference'])[:40]!r}, expected 1, 2 or a number between them")
-        annotator = row.get("annotator", row.source)
-        name = annotator if isinstance(annotator, str) and annotator.strip() else row.source
+        name = row.source
+        if isinstance(row.get("annotator"), str) and row["annotator"].strip():
+            name = row.take("annotator")
         choice: Choice = "tie" if value == 1.5 else 0 if value < 1.5 else 1
         votes = [Vote(name, choice)]
+        if value not in (1, 1.5, 2):
+            row.say("preferences between 1 and 2 are a vote for the nearer output; they stay in meta")
         row.evidence("preference")
-        row.use("annotator")
     return Comparison(row.id, prompt, responses, votes, row.meta("generator_1", "generator_2"))
 
 

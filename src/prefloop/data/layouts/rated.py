@@ -19,6 +19,7 @@ from prefloop.records import Comparison, Conversation, Message, Record, Response
 _HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _ULTRAFEEDBACK = ("fine-grained_score", "overall_score")
 _DEEPEST_TREE = 100
+_TREE_KEYS = frozenset({"text", "role", "replies", "rank", "deleted"})
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def is_helpsteer(row: Mapping[str, Any]) -> bool:
 def read_helpsteer(row: Row) -> Scored:
     """One answer with its helpfulness; the other attributes stay in meta."""
     given = row.text("prompt")
-    prompt = around(row, extra_id_turns(given, "prompt") or [Message("user", given)])
+    prompt = around(row, extra_id_turns(given, "prompt", row) or [Message("user", given)])
     check_prompt(prompt, "prompt")
     score = number_of(row.take("helpfulness"))
     if score is None:
@@ -80,11 +81,12 @@ def _every_two(group: Sequence[Scored]) -> Iterator[Comparison | str]:
         yield Comparison(id, first.prompt, [first.response, second.response], [vote], second.meta | first.meta)
 
 
-def extra_id_turns(text: str, name: str) -> list[Message] | None:
+def extra_id_turns(text: str, name: str, row: Row) -> list[Message] | None:
     r"""The turns of a HelpSteer2 prompt, whose later ones begin ``<extra_id_1>Assistant\n``; ``None`` where it has one."""
     first, *rest = text.split("<extra_id_1>")
     if not rest:
         return None
+    row.say("<extra_id_1> markers in prompts, unwrapped into messages")
     turns = [Message("user", check_text(first.strip(), f"{name}.0"))] if first.strip() else []
     for index, piece in enumerate(rest, start=len(turns)):
         who, _, words = piece.partition("\n")
@@ -118,7 +120,12 @@ def read_ultrafeedback(row: Row) -> list[Record]:
     answers = []
     for index, item in enumerate(items):
         text = check_text(field_of(item, "response", f"completions.{index}.response"), f"completions.{index}.response")
-        answers.append((Response(text, _source(item.get("model"), row), {key: item[key]}), float(item[key])))
+        answers.append(
+            (
+                Response(text, _source(item.get("model"), f"completions.{index}", row), {key: item[key]}),
+                float(item[key]),
+            )
+        )
     return _comparisons(row, prompt, answers, strong=True)
 
 
@@ -144,7 +151,7 @@ def read_nectar(row: Row) -> list[Record]:
         rank = number_of(field_of(item, "rank", f"{name}.rank"))
         if rank is None:
             raise BadRow(f"{name}.rank", f"is {json_type(item['rank'])}, expected a number")
-        answers.append((Response(text, _source(item.get("model"), row), {"rank": rank}), -rank))
+        answers.append((Response(text, _source(item.get("model"), name, row), {"rank": rank}), -rank))
     row.say("votes are the better rank of two answers")
     return _comparisons(row, prompt, answers, strong=False)
 
@@ -155,11 +162,15 @@ def _objects(value: Any, name: str) -> list[dict[str, Any]]:
     for index, item in enumerate(value):
         if not isinstance(item, dict):
             raise BadRow(f"{name}.{index}", f"is {json_type(item)}, expected an object")
+    if len(value) < 2:
+        raise BadRow(name, "holds one answer; a comparison takes two")
     return value
 
 
-def _source(model: Any, row: Row) -> str:
-    return model if isinstance(model, str) and model.strip() else row.source
+def _source(model: Any, name: str, row: Row) -> str:
+    if model is not None and not isinstance(model, str):
+        raise BadRow(f"{name}.model", f"is {json_type(model)}, expected text")
+    return model if model and model.strip() else row.source
 
 
 def _comparisons(
@@ -184,11 +195,11 @@ def is_oasst_tree(row: Mapping[str, Any]) -> bool:
 def read_oasst_tree(row: Row) -> list[Record]:
     """Every two ranked answers to one message of a tree, the smaller rank the better; deleted messages are passed over."""
     root = row.take("prompt")
-    row.use("message_tree_id")
-    row.say("votes are the better rank of two replies")
+    row.say("votes are the better rank of two replies to one message; what has no such replies is context or left out")
+    row.evidence("message_tree_id")
     found: list[Record] = []
-    meta = {"message_tree_id": row["message_tree_id"]} | row.meta()
-    for path, prompt, replies in _asked(root, "prompt", (), [], 0):
+    meta = row.meta()
+    for path, prompt, replies in _asked(row, root, "prompt", (), [], 0):
         ranked = [(reply, number_of(reply.get("rank"))) for reply in replies]
         answers = [(i, reply, rank) for i, (reply, rank) in enumerate(ranked) if rank is not None]
         if len(answers) < len(replies):
@@ -210,6 +221,7 @@ def read_oasst_tree(row: Row) -> list[Record]:
 
 
 def _asked(
+    row: Row,
     node: Any,
     name: str,
     above: tuple[Message, ...],
@@ -223,6 +235,7 @@ def _asked(
         raise BadRow(name, f"is more than {_DEEPEST_TREE} replies deep")
     if node.get("deleted"):
         return found
+    row.message_keys |= dict.fromkeys(key for key in node if key not in _TREE_KEYS)
     text = check_text(field_of(node, "text", f"{name}.text"), f"{name}.text")
     role = node.get("role")
     if role not in ("prompter", "assistant"):
@@ -233,7 +246,7 @@ def _asked(
         raise BadRow(f"{name}.replies", f"is {json_type(replies)}, expected a list")
     kept = [reply for reply in replies if not (isinstance(reply, dict) and reply.get("deleted"))]
     for index, reply in enumerate(kept):
-        _asked(reply, f"{name}.replies.{index}", turns, found, depth + 1)
+        _asked(row, reply, f"{name}.replies.{index}", turns, found, depth + 1)
     if role == "prompter" and len(kept) > 1:
         found.append((name, list(turns), kept))
     return found
