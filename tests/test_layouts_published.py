@@ -213,7 +213,7 @@ def test_one_row_of_rated_answers_gives_every_pair(tmp_path: Path) -> None:
     assert [record.id.rpartition("/")[2] for record in found] == ["0-1", "0-2", "1-2"]
     assert [record.votes[0].choice for record in found] == [0, 0, "tie"]
     assert [record.votes[0].strength for record in found] == [3.0, 3.0, None]
-    assert [[r.source for r in record.responses] for record in found][0] == ["big", "small"]
+    assert [response.source for response in found[0].responses] == ["big", "small"]
     found = load(tmp_path, "nectar").records
     assert {record.prompt[0].content for record in found} == {ASK}
     assert [(record.votes[0].choice, record.votes[0].strength) for record in found] == [(0, None)] * 3

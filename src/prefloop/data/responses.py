@@ -57,7 +57,7 @@ def answer_of(row: Row, key: str, prompt: Conversation) -> Answer:
 def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
     """An answer's text without the prompt before it, where the file writes both."""
     asked = [words.strip() for words in (raw_text(row), prompt[-1].content) if words and words.strip()]
-    found = next((words for words in asked if _begins(text, words)), None)
+    found = next((words for words in sorted(asked, key=len, reverse=True) if _begins(text, words)), None)
     row.begins.append(0 if found is None else 1 + (len(found.split()) >= _LONG_PROMPT))
     if found is None or row.habits.repeats_prompt is None:
         return text
