@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from prefloop.data import files
 from prefloop.data.layouts import LAYOUTS
-from prefloop.data.transcripts import parse_hh
 from prefloop.data.sources import (
     detect_layout,
     load_comparisons,
@@ -22,6 +21,7 @@ from prefloop.data.sources import (
     load_ratings,
     write_jsonl,
 )
+from prefloop.data.transcripts import parse_hh
 from prefloop.errors import ConfigError, DataError
 from prefloop.records import Comparison, Demonstration, Message, Prompt, Rating, Response, Thumb, Vote
 
