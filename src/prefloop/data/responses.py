@@ -188,10 +188,8 @@ def two_responses(row: Row, prompt: Conversation, first: str, second: str) -> tu
 def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]]) -> None:
     """Leave out the columns that repeat the prompt with one of its answers; refuse those that say another conversation."""
     own = [turn for turn in prompt if turn.role != "system"]
-    for key in CONVERSATIONS:
-        value = row.get(key)
-        if key not in row.unused:
-            continue
+    for key in (key for key in CONVERSATIONS if key in row and key in row.unused):
+        value = row[key]
         if value == [] or value == "":
             row.repeats(key)
         elif is_messages(value):
@@ -207,6 +205,8 @@ def strength_of(row: Row) -> int | float | None:
     Raises ``BadRow`` where the scores prefer the other one. Columns stay in meta, where they are evidence.
     """
     for good, bad in _SCORES:
+        if good not in row or bad not in row:
+            continue
         first, second = number_of(row.get(good)), number_of(row.get(bad))
         if first is None or second is None:
             continue

@@ -8,7 +8,7 @@ file's :class:`Notes` count it once the row is accepted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,11 +63,11 @@ class Notes:
         return said
 
 
-class Row(Mapping[str, Any]):
+class Row(dict[str, Any]):
     """The columns of a row that hold something (a null is no key), and what was made of them."""
 
     def __init__(self, values: Mapping[str, Any], id: str = "", source: str = "", habits: Habits | None = None) -> None:
-        self._values = {key: value for key, value in values.items() if value is not None}
+        super().__init__((key, value) for key, value in values.items() if value is not None)
         self.id, self.source = id, source
         self.habits = habits or Habits()
         self.done: dict[str, None] = {}
@@ -77,15 +77,6 @@ class Row(Mapping[str, Any]):
         """Of every answer given as text: 0, or 1 where it begins with its prompt, 2 where that is more than a greeting."""
         self._used: set[str] = set()
         self._kept: set[str] = set()
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
     def take(self, key: str) -> Any:
         """What stands under ``key``, which is thereby used; ``BadRow`` where there is nothing."""
