@@ -45,7 +45,7 @@ BAD_PAIRS = [
     ("trl_explicit", {**PAIR, "chosen": ""}, "chosen", "is empty"),
     ("trl_explicit", {**PAIR, "chosen": " \n\t"}, "chosen", "only whitespace"),
     ("trl_explicit", {"prompt": "hi", "chosen": "yes"}, "rejected", "is missing (found: prompt, chosen)"),
-    ("trl_explicit", {**PAIR, "chosen": None}, "chosen", "is missing (found: prompt, rejected)"),
+    ("trl_explicit", {**PAIR, "chosen": [None]}, "chosen.0", "null, expected an object"),
     ("trl_explicit", {**PAIR, "chosen": 3}, "chosen", "a number, expected text"),
     ("trl_explicit", {**PAIR, "prompt": "  "}, "prompt", "only whitespace"),
     ("trl_explicit", {**PAIR, "prompt": []}, "prompt", "empty list"),

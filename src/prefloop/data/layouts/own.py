@@ -10,7 +10,7 @@ from prefloop import records
 from prefloop.data import check
 from prefloop.data.check import BadRow, check_text, number_of
 from prefloop.data.prompts import context, prompt_of, turns_at
-from prefloop.data.responses import answer_of, two_responses, whole_prompt
+from prefloop.data.responses import answer_of, demonstration, two_responses, whole_prompt
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import end_cut
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Response, Vote
@@ -27,7 +27,7 @@ def is_prefloop(row: Mapping[str, Any]) -> bool:
         return False
     if "responses" in row or "votes" in row or isinstance(row.get("response"), dict):
         return True
-    return {"id", "prompt"} <= row.keys() <= OWN_KEYS and isinstance(row["prompt"], list)
+    return {"id", "prompt"} <= row.keys() <= OWN_KEYS and isinstance(row["prompt"], str | list)
 
 
 def is_best_of(row: Mapping[str, Any]) -> bool:
@@ -53,6 +53,8 @@ def read_prefloop(row: Row) -> Record:
     else:
         kind = Demonstration if "response" in row else Prompt
     prompt = row.take("prompt")
+    if isinstance(prompt, str) and isinstance(row.get("response"), str) and kind is Demonstration:
+        return demonstration(row, "response")
     if isinstance(prompt, str):
         prompt = [turn.to_dict() for turn in turns_at(row, "prompt", prompt)]
     votes = row.get("votes")
