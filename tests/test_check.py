@@ -53,7 +53,7 @@ BAD_PAIRS = [
     ("trl_explicit", {**PAIR, "prompt": [{**USER, "role": "system"}]}, "prompt", "ends with the system's turn"),
     ("trl_explicit", {**PAIR, "prompt": [{**USER, "content": ""}, USER]}, "prompt.0.content", "is empty"),
     ("trl_explicit", {**PAIR, "prompt": [{**USER, "role": "moderator"}]}, "prompt.0.role", "unknown role 'moderator'"),
-    ("trl_explicit", {**PAIR, "prompt": [{**USER, "content": [1]}]}, "prompt.0.content", "a list, expected text"),
+    ("trl_explicit", {**PAIR, "prompt": [{**USER, "content": [1]}]}, "prompt.0.content.0", "expected a text part"),
     ("trl_explicit", {**PAIR, "prompt": ["hi"]}, "prompt.0", "text, expected an object"),
     ("trl_explicit", {**PAIR, "chosen": [USER]}, "chosen", "ends with the user's turn"),
     ("trl_explicit", {**PAIR, "chosen": [{**USER, "content": "other"}, BOT]}, "chosen", "are not the prompt's"),
@@ -80,11 +80,11 @@ BAD_PAIRS = [
     ("trl_implicit", {"chosen": [USER, BOT], "rejected": [USER, USER, BOT]}, "rejected", "differ from turn 2"),
     (
         "sharegpt_pairs",
-        {"conversations": [{"from": "bot", "value": "x"}]},
+        {"conversations": [{"from": "narrator", "value": "x"}]},
         "conversations.0.from",
-        "unknown role 'bot'",
+        "unknown role 'narrator'",
     ),
-    ("kto", {"prompt": "hi", "completion": "yo", "label": 1}, "label", "a number, expected true or false"),
+    ("kto", {"prompt": "hi", "completion": "yo", "label": 5}, "label", "a number, expected true or false"),
     ("prefloop", {**VOTED, "votes": [{"annotator": "a", "choice": 2}]}, "votes.0.choice", "0, 1 or 'tie'"),
     ("prefloop", {**VOTED, "votes": [{"annotator": "a", "choice": True}]}, "votes.0.choice", "0, 1 or 'tie'"),
     ("prefloop", {**VOTED, "responses": [{"text": "yes"}]}, "Comparison", "has 2 responses, found 1"),
@@ -210,7 +210,7 @@ def test_describe_is_one_line_with_what_was_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", {**VOTED, "id": "a"}, {**VOTED, "id": "b"}, {"prompt": [USER], "response": ""})
     checked = load_prompts(path, bad_rows="quarantine")
     assert checked.describe() == (
-        "1 prompt from t.jsonl (prefloop), 1 row quarantined in t.quarantine.jsonl (row 3, field 'response': is empty), 1 skipped: prompt seen before"
+        "1 prompt from t.jsonl (prefloop: columns id, prompt, responses, votes, in 2 of the first 3 rows), 1 row quarantined in t.quarantine.jsonl (row 3, field 'response': is empty), 1 skipped: prompt seen before"
     )
     prompts = [Prompt(str(n), [Message("user", str(n))]) for n in range(240)]
     assert Checked(prompts, [], path, "hh", 240, None).describe() == "240 prompts from t.jsonl (hh)"

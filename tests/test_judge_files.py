@@ -120,7 +120,7 @@ class Recording:
         ('{"id": true, "prompt": "q", "response": "r"}', "row 2, field 'id': is true"),
         ('{"id": "y", "prompt": "q", "response": 3}', "row 2, field 'response': Input should be a valid string"),
         ('{"id": "x", "prompt": "q", "response": "r"}', "row 2, field 'id': 'x' stands for another prompt in row 1"),
-        ('{"id": "x", "prompt": "", "response": "r"}', "row 2, field 'prompt.0.content': is empty"),
+        ('{"id": "x", "prompt": "", "response": "r"}', "row 2, field 'prompt': is empty"),
     ],
 )
 def test_a_bad_row_is_named_by_file_row_and_field(tmp_path, line, message):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from prefloop.data import files, json_rows
 from prefloop.data.layouts import LAYOUTS
-from prefloop.data.readers import parse_hh
 from prefloop.data.sources import (
     detect_layout,
     load_comparisons,
@@ -22,6 +21,7 @@ from prefloop.data.sources import (
     load_ratings,
     write_jsonl,
 )
+from prefloop.data.transcripts import parse_hh
 from prefloop.errors import ConfigError, DataError
 from prefloop.records import Comparison, Demonstration, Message, Prompt, Rating, Response, Thumb, Vote
 
@@ -196,8 +196,8 @@ def test_limit_takes_the_first_good_records_and_reads_no_further(tmp_path: Path)
 
 
 def test_an_unknown_layout_is_reported_with_the_keys_and_every_known_layout(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.jsonl", {"question": "?", "answer": "!"})
-    with pytest.raises(DataError, match=r"no known layout.*question, answer") as error:
+    path = write(tmp_path / "x.jsonl", {"riddle": "?", "solution": "!"})
+    with pytest.raises(DataError, match=r"no known layout.*riddle, solution") as error:
         load_prompts(path)
     assert all(f"  {name}: " in str(error.value) for name in LAYOUTS)
 

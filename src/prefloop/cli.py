@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -21,43 +21,14 @@ from prefloop.commands.adapters import Adapters, Merge
 from prefloop.commands.advise import Advise
 from prefloop.commands.bench import Bench
 from prefloop.commands.chat import Chat
+from prefloop.commands.check import Check
 from prefloop.commands.export import Export
 from prefloop.commands.judge import Calibrate, Compare
 from prefloop.commands.label import Label
 from prefloop.commands.plan import Plan, split
 from prefloop.commands.presets import Presets
 from prefloop.commands.reward import Reward
-from prefloop.config import DataSource
 from prefloop.errors import PrefloopError
-
-
-@dataclasses.dataclass
-class Check:
-    """Read data as a stage would and report every bad row by number."""
-
-    path: tyro.conf.Positional[DataSource]
-    """What to check: a file of JSON lines, a JSON array, CSV, TSV, parquet or Arrow, a folder or pattern of shards, hf:org/name:split."""
-    kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings", "best_of"] = "auto"
-    """What the file should give; what it holds when 'auto'."""
-    layout: str = "auto"
-    """Layout of the file; detected when 'auto'."""
-    quarantine: Path | None = None
-    """Put bad rows into this folder and go on, instead of stopping."""
-
-    def run(self) -> None:
-        from prefloop.console import say
-        from prefloop.data import sources
-
-        found = sources.count_records(
-            sources.kind_of(self.path, self.layout) if self.kind == "auto" else self.kind,
-            self.path,
-            layout=self.layout,
-            bad_rows="quarantine" if self.quarantine else "error",
-            quarantine_dir=self.quarantine,
-        )
-        say(found.describe())
-        for finding in found.findings[:20]:
-            say(f"  {finding}")
 
 
 @dataclasses.dataclass

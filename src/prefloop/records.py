@@ -324,6 +324,11 @@ def to_dict(record: Record | Response) -> dict[str, Any]:
         row[field.name] = _json(value)
         if isinstance(value, Conversation) and value.tools:
             row["tools"] = value.tools
+    if isinstance(record, Demonstration):
+        # What a file calls the prompt is context, unless it says otherwise.
+        for turn, written in zip(record.prompt, row["prompt"], strict=True):
+            if turn.role == "assistant":
+                written["learn"] = turn.learn
     return row
 
 

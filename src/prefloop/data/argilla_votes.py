@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, messages_of
+from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type
+from prefloop.data.messages import messages_of
+from prefloop.data.row import Row
 from prefloop.records import Comparison, Conversation, Message, Prompt, Rating, Record, Response, Thumb, Vote
 
 HIDDEN = "prefloop"
@@ -168,7 +170,7 @@ def _texts(item: Item, reading: Reading) -> tuple[list[Message], list[str]]:
     if reading.prompt:
         values = [item.fields[name] for name in reading.prompt]
         if len(values) == 1 and isinstance(values[0], list):
-            prompt = messages_of(values[0], reading.prompt[0])
+            prompt = messages_of(values[0], reading.prompt[0], Row(item.fields))
         else:
             texts = [check_text(value, name) for name, value in zip(reading.prompt, values, strict=True)]
             prompt = [Message("user", "\n".join(texts))]
@@ -179,7 +181,7 @@ def _texts(item: Item, reading: Reading) -> tuple[list[Message], list[str]]:
     for name in reading.responses:
         value = item.fields[name]
         if isinstance(value, list):
-            *before, last = messages_of(value, name)
+            *before, last = messages_of(value, name, Row(item.fields))
             if last.role != "assistant":
                 raise BadRow(name, f"ends with the {last.role}'s turn, expected the assistant's")
             if prompt is None:
@@ -191,7 +193,8 @@ def _texts(item: Item, reading: Reading) -> tuple[list[Message], list[str]]:
             found.append(check_text(value, name))
     if prompt is None:
         raise BadRow(reading.responses[0], f"is {json_type(item.fields[reading.responses[0]])}, and there is no prompt")
-    return check_prompt(prompt, reading.prompt[0] if reading.prompt else reading.responses[0]), found
+    check_prompt(prompt, reading.prompt[0] if reading.prompt else reading.responses[0])
+    return prompt, found
 
 
 def _votes(reading: Reading, answer: Answer) -> Iterator[tuple[tuple[int, int], Vote]]:

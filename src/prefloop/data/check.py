@@ -1,13 +1,15 @@
 """What is wrong with a row, said with its number and field; and the checks every layout shares.
 
 A reader raises :class:`BadRow`; ``sources`` turns it into a :class:`Finding` with the row's number. Nothing is repaired
-and nothing is dropped without a finding or a count: a row is used as it stands, reported, or counted as skipped.
+and nothing is dropped without a finding, a count or a line: a row is used as it stands, reported, or counted as skipped.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,27 +17,16 @@ from typing import Any, Generic, TypeVar
 from prefloop.console import listed, neutral, shortened
 from prefloop.data.source import Source
 from prefloop.errors import DataError
-from prefloop.records import BestOf, Comparison, Demonstration, Message, Rating, Record, Role
+from prefloop.records import Comparison, Demonstration, Message, Prompt, Rating, Record, Response, answer_turns
 
 R = TypeVar("R")
 
 SHOWN = 5
 """Findings printed in an error; the count covers the rest."""
-
-# ShareGPT and LLaMA-Factory name the speakers differently from the chat templates.
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
+DEEPEST = 100
+"""How deep the rows of a file may be nested; a record written from one is deeper by ``meta``."""
 
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
-_DEEPEST = 100
 
 
 class BadRow(ValueError):
@@ -56,9 +47,14 @@ class Finding:
     field: str
     problem: str
 
+    @property
+    def fault(self) -> str:
+        """The fault without its row, safe to print."""
+        where = f"field '{neutral(self.field[:80])}': " if self.field else ""
+        return where + shortened(neutral(self.problem), 400)
+
     def __str__(self) -> str:
-        where = f", field '{shortened(neutral(self.field), 120)}'" if self.field else ""
-        return f"row {self.row}{where}: {shortened(neutral(self.problem), 500)}"
+        return f"row {self.row}, {self.fault}" if self.field else f"row {self.row}: {self.fault}"
 
 
 @dataclass
@@ -79,62 +75,93 @@ class Checked(Generic[R]):
     count: int | None = None
     """Usable records, when they went elsewhere and ``records`` is empty."""
     kind: str = ""
+    reason: str = ""
+    """Why the layout was taken: the columns that tell it."""
+    notes: list[str] = field(default_factory=list)
+    """What was done to the rows of the file and which columns were not used, a line each."""
 
     def describe(self) -> str:
-        """One line: ``240 prompts from train.jsonl (prefloop), 2 rows quarantined in train.quarantine.jsonl (the first one)``."""
+        """``240 prompts from train.jsonl (prefloop: columns id, prompt), 2 rows quarantined in … (the first one)``, then a line for each note."""
         noun = (type(self.records[0]).__name__ if self.records else self.kind or "record").lower()
-        line = f"{_count(len(self.records) if self.count is None else self.count, noun)} from {self.path.name} ({self.layout})"
+        number = len(self.records) if self.count is None else self.count
+        told = f"{self.layout}: {self.reason}" if self.reason else self.layout
+        line = f"{count(number, noun)} from {self.path.name} ({told})"
         if self.findings and self.quarantine:
-            line += f", {_count(len(self.findings), 'row')} quarantined in {self.quarantine.name} ({self.findings[0]})"
-        return line + "".join(f", {number} skipped: {reason}" for reason, number in self.skipped.items())
+            line += f", {count(len(self.findings), 'row')} quarantined in {self.quarantine.name} ({self.findings[0]})"
+        line += "".join(f", {number} skipped: {reason}" for reason, number in self.skipped.items())
+        return "\n".join([line, *(f"    {note}" for note in self.notes)])
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """'1 row', '2 rows'."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def unusable(path: Source, layout: str, findings: list[Finding], rows_read: int) -> DataError:
-    """The error for a file with bad rows: how many, the first few, and what to do."""
+    """The error for a file with bad rows: how many, the first few or their kinds, and what to do."""
     bad, good = len(findings), rows_read - len(findings)
-    lines = [f"{path}: {bad} of {_count(rows_read, 'row')} cannot be used (layout {layout})"]
-    lines += [f"  {finding}" for finding in findings[:SHOWN]]
-    if bad > SHOWN:
-        lines.append(f"  and {bad - SHOWN} more")
+    lines = [f"{path}: {bad} of {count(rows_read, 'row')} cannot be used (layout {layout})"]
     if good:
+        lines += [f"  {finding}" for finding in findings[:SHOWN]]
+        if bad > SHOWN:
+            lines.append(f"  and {bad - SHOWN} more")
         lines.append(
             f"Fix them, or set them aside and use the other {good}: `data.bad_rows: quarantine` in a pipeline, `--bad-rows quarantine` of "
             "`prefloop label push` and `agree`, `--quarantine FOLDER` of `prefloop check`, `judge`, `judge calibrate` and `reward eval`."
         )
     else:
+        lines += faults(findings)
         lines.append("Not one row is left to use: fix them, or name the layout if it was taken for the wrong one.")
     return DataError("\n".join(lines))
 
 
-def check_strings(value: Any, name: str = "", depth: int = 0) -> None:
-    """Refuse NUL and unpaired surrogates anywhere in a row: tokenizers and UTF-8 files cannot carry them."""
-    if depth > _DEEPEST:
-        raise BadRow(name[:40], f"is nested more than {_DEEPEST} levels deep")
+def faults(findings: Sequence[Finding]) -> list[str]:
+    """The faults of rows by kind, the commonest first: ``4 rows: field 'prompt': is empty (the first is row 2)``."""
+    kinds = Counter(finding.fault for finding in findings)
+    first: dict[str, int] = {}
+    for finding in findings:
+        first.setdefault(finding.fault, finding.row)
+    shown = [
+        f"  row {first[fault]}{',' if fault.startswith('field ') else ':'} {fault}"
+        if number == 1
+        else f"  {number} rows: {fault} (the first is row {first[fault]})"
+        for fault, number in kinds.most_common(SHOWN)
+    ]
+    left = len(findings) - sum(number for _, number in kinds.most_common(SHOWN))
+    return [*shown, f"  and {left} more"] if left else shown
+
+
+def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEEPEST) -> None:
+    """Refuse what tokenizers and UTF-8 files cannot carry anywhere in a row: NUL, unpaired surrogates, infinite numbers, endless nesting."""
+    if depth > deepest:
+        raise BadRow(name[:40], f"is nested more than {deepest} levels deep")
     if isinstance(value, str):
         if found := _UNUSABLE.search(value):
             kind = (
                 "a NUL character" if found.group() == "\x00" else f"the unpaired surrogate U+{ord(found.group()):04X}"
             )
             raise BadRow(name, f"holds {kind} at character {found.start() + 1}")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise BadRow(name, "is not a finite number")
     elif isinstance(value, dict):
         for key, item in value.items():
             if _UNUSABLE.search(key):
-                raise BadRow(name, f"has a key with a NUL character or an unpaired surrogate: {key!r}")
-            check_strings(item, f"{name}.{key}" if name else key, depth + 1)
+                raise BadRow(name, f"has a key with a NUL character or an unpaired surrogate: {key[:80]!r}")
+            check_strings(item, f"{name}.{key}" if name else key, depth + 1, deepest)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            check_strings(item, f"{name}.{index}", depth + 1)
+            check_strings(item, f"{name}.{index}", depth + 1, deepest)
 
 
 def field_of(row: Mapping[str, Any], key: str, name: str | None = None) -> Any:
-    """What stands under ``key``; a row without it is refused with the keys it has."""
-    if key not in row:
-        raise BadRow(name or key, f"is missing (found: {listed(row) or 'nothing'})")
-    return row[key]
+    """What stands under ``key``, where a null is nothing; a row without it is refused with the keys it has."""
+    value = row.get(key)
+    if value is None:
+        raise BadRow(
+            name or key, f"is missing (found: {listed(k for k in row if row.get(k) is not None) or 'nothing'})"
+        )
+    return value
 
 
 def text_of(row: Mapping[str, Any], key: str, name: str | None = None) -> str:
@@ -151,34 +178,36 @@ def check_text(value: Any, name: str) -> str:
     return value
 
 
-def messages_of(value: Any, name: str) -> list[Message]:
-    """A message list, each message ``{role, content}`` or ``{from, value}``; refuses empty ones and unknown roles."""
-    if not isinstance(value, list):
-        raise BadRow(name, f"is {json_type(value)}, expected a list of messages")
-    if not value:
-        raise BadRow(name, "is an empty list")
-    return [_message(item, f"{name}.{index}") for index, item in enumerate(value)]
+def number_of(value: Any) -> int | float | None:
+    """``value`` if it is a number that can be reckoned with."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
+        return None
+    return value
 
 
-def _message(item: Any, name: str) -> Message:
-    if not isinstance(item, dict):
-        raise BadRow(name, f"is {json_type(item)}, expected an object with role and content")
-    role_key, text_key = ("from", "value") if "from" in item else ("role", "content")
-    speaker = text_of(item, role_key, f"{name}.{role_key}")
-    if speaker not in ROLES:
-        raise BadRow(f"{name}.{role_key}", f"unknown role {speaker[:40]!r} (known: {', '.join(ROLES)})")
-    return Message(ROLES[speaker], text_of(item, text_key, f"{name}.{text_key}"))
+def check_turn(message: Message, name: str) -> None:
+    """Refuse a turn that says nothing. Calls speak for themselves, and a tool may give back nothing."""
+    if not message.tool_calls and message.role != "tool":
+        check_text(message.content, f"{name}.content")
 
 
-def check_prompt(messages: list[Message], name: str) -> list[Message]:
-    """``messages`` if an assistant can answer them: some messages, none empty, the last one the user's."""
+def check_prompt(messages: Sequence[Message], name: str) -> None:
+    """Refuse what an assistant cannot answer: no messages, empty ones, a last one that is neither the user's nor a tool's."""
     if not messages:
         raise BadRow(name, "has no message")
     for index, message in enumerate(messages):
-        check_text(message.content, f"{name}.{index}.content")
-    if messages[-1].role != "user":
-        raise BadRow(name, f"ends with the {messages[-1].role}'s turn, expected the user's")
-    return messages
+        check_turn(message, f"{name}.{index}")
+    if messages[-1].role not in ("user", "tool"):
+        raise BadRow(name, f"ends with the {messages[-1].role}'s turn, expected the user's or a tool's result")
+
+
+def check_answer(turns: Sequence[Message], name: str) -> None:
+    """Refuse an answer that does not begin and end with the assistant."""
+    for index, message in enumerate(turns):
+        check_turn(message, f"{name}.{index}" if len(turns) > 1 else name)
+    for message, verb in ((turns[-1], "ends"), (turns[0], "begins")):
+        if message.role != "assistant":
+            raise BadRow(name, f"{verb} with the {message.role}'s turn, expected the assistant's")
 
 
 def check_distinct(chosen: str, rejected: str, first: str, second: str) -> None:
@@ -194,13 +223,36 @@ def check_record(record: Record) -> None:
     check_prompt(record.prompt, "prompt")
     if isinstance(record, Demonstration):
         check_text(record.response, "response")
+        check_answer(answer_turns(record), "turns" if record.turns else "response")
     elif isinstance(record, Rating):
-        check_text(record.response.text, "response.text")
-    elif isinstance(record, Comparison | BestOf):
+        _check_response(record.response, "response")
+    elif not isinstance(record, Prompt):
         for index, response in enumerate(record.responses):
-            check_text(response.text, f"responses.{index}.text")
+            _check_response(response, f"responses.{index}")
     if isinstance(record, Comparison):
         check_distinct(record.responses[0].text, record.responses[1].text, "responses.0.text", "responses.1.text")
+
+
+def check_shown(record: Record) -> None:
+    """Refuse an order of showing that is none: whoever swaps the responses of a comparison swaps it too."""
+    if not isinstance(record, Comparison) or "shown" not in record.meta:
+        return
+    shown = record.meta["shown"]
+    whole = isinstance(shown, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in shown)
+    if not whole or sorted(shown) != [0, 1]:
+        raise BadRow("meta.shown", "is no order of the two responses, such as [1, 0]")
+
+
+def _check_response(response: Response, name: str) -> None:
+    check_text(response.text, f"{name}.text")
+    check_answer(answer_turns(response), f"{name}.turns" if response.turns else f"{name}.text")
+    check_finished(response.meta, f"{name}.meta.finished")
+
+
+def check_finished(meta: Mapping[str, Any], name: str) -> None:
+    """Refuse a ``finished`` that is neither true nor false: it says whether an answer has an end."""
+    if not isinstance(meta.get("finished", True), bool):
+        raise BadRow(name, f"is {json_type(meta['finished'])}, expected true or false")
 
 
 def json_type(value: Any) -> str:

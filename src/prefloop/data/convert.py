@@ -2,7 +2,8 @@
 
 - any → prompt: the prompt; each distinct conversation once, the first row wins.
 - pair → answer: the response most votes chose. Tie votes count for neither and strengths are not weighed; a pair whose
-  votes are even or absent is skipped.
+  votes are even or absent is skipped. Assistant turns of its prompt are context, since the file says that they are prompt.
+- answer → answer: one whose last turns are masked ends with the last turn that is learnt; without one it is skipped.
 - thumbs → answer: the response, if more thumbs are up than down; otherwise it is skipped.
 - pair → thumbs: two ratings, ``<id>/0`` and ``<id>/1``. Every vote is a thumb up for its choice and one down for the
   other response, by the same annotator; a tie vote is no thumb. A pair without a decided vote is skipped.
@@ -27,16 +28,20 @@ from typing import Any
 
 import numpy as np
 
+from prefloop.data.prompts import context
 from prefloop.data.seen import Seen, hash64
 from prefloop.records import (
     BestOf,
     Comparison,
+    Conversation,
     Demonstration,
     Prompt,
     Rating,
     Record,
+    Response,
     Thumb,
     Vote,
+    answer_turns,
     from_dict,
     prompt_key,
     to_dict,
@@ -70,6 +75,8 @@ def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator
             else:
                 seen.add(key, 1)
                 yield Prompt(record.id, record.prompt, record.meta)
+        elif kind is Demonstration and isinstance(record, Demonstration):
+            yield from _learnt(record, skipped)
         elif isinstance(record, kind):
             yield record
         elif kind is Demonstration and isinstance(record, Comparison | Rating):
@@ -88,7 +95,7 @@ def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator
 def _demonstration(record: Comparison | Rating, skipped: Skipped) -> Iterator[Demonstration]:
     if isinstance(record, Rating):
         if net_thumbs(record.votes) > 0:
-            yield Demonstration(record.id, record.prompt, record.response.text, record.meta)
+            yield _imitated(record, record.response)
         else:
             skipped["not up-voted"] += 1
         return
@@ -97,7 +104,28 @@ def _demonstration(record: Comparison | Rating, skipped: Skipped) -> Iterator[De
         skipped["tied or without votes"] += 1
         return
     best = record.responses[0 if votes[0] > votes[1] else 1]
-    yield Demonstration(record.id, record.prompt, best.text, record.meta)
+    yield _imitated(record, best)
+
+
+def _imitated(record: Comparison | Rating, response: Response) -> Demonstration:
+    return Demonstration.of(record.id, context(record.prompt), answer_turns(response), record.meta)
+
+
+def _learnt(record: Demonstration, skipped: Skipped) -> Iterator[Demonstration]:
+    answer = answer_turns(record)
+    if answer[-1].learn:
+        yield record
+        return
+    turns = [*record.prompt, *answer]
+    while turns and not (turns[-1].role == "assistant" and turns[-1].learn):
+        turns.pop()
+    start = len(turns) - 1
+    while start > 0 and turns[start - 1].role == "assistant":
+        start -= 1
+    if start < 1:
+        skipped["every assistant turn is masked out (weight 0)"] += 1
+        return
+    yield Demonstration.of(record.id, Conversation(turns[:start], record.prompt.tools), turns[start:], record.meta)
 
 
 def comparison_to_ratings(record: Comparison, skipped: Skipped) -> Iterator[Rating]:

@@ -9,8 +9,12 @@ from typing import Any
 from prefloop.console import say
 from prefloop.data.check import BadRow, Checked, check_strings
 from prefloop.data.layouts import Layout
+from prefloop.data.layouts.rated import Scored
+from prefloop.data.raw import RawRow
+from prefloop.data.reading import Records, id_of
+from prefloop.data.row import Habits, Row
 from prefloop.data.source import PathLike, Source
-from prefloop.data.sources import Records, id_of, load
+from prefloop.data.sources import load
 from prefloop.errors import DataError
 from prefloop.records import Conversation, Demonstration, Prompt, Rating, Record, Response, answer_turns, prompt_key
 from prefloop.replies import Reply, reply_of, text_of
@@ -48,43 +52,46 @@ def read_answers(
 class _AnswerRows(Records):
     """Rows as answers: an id may come again with the same prompt, a response may be blank."""
 
-    def __init__(self, path: Source, layout: Layout, kind: type) -> None:
-        super().__init__(path, layout, kind)
+    def __init__(self, path: Source, layout: Layout, kind: type, habits: Habits) -> None:
+        super().__init__(path, layout, kind, habits)
         self._prompt_of: dict[str, tuple[Conversation, int]] = {}
 
-    def record(self, row: dict[str, Any], number: int) -> Record:
-        given = row.get("id")
-        found = self._answer(row, "" if given is None else id_of(given))
+    def read_row(self, raw: RawRow) -> tuple[list[Record | Scored], Row]:
+        if raw.problem is not None:
+            raise BadRow("", raw.problem)
+        given = raw.value.get("id")
+        found, row = self._answer(raw.value, "" if given is None else id_of(given))
         if given is None:
             found = replace(found, id=f"prompt-{prompt_key(found.prompt)[:8]}")
-        meta = row.get("meta")
+        meta = raw.value.get("meta")
         check_strings([turn.to_dict() for turn in found.prompt], "prompt")
         check_strings(found.response.replace("\x00", ""), "response")  # a model may write NUL, and is judged by it
-        known, first = self._prompt_of.setdefault(found.id, (found.prompt, number))
+        known, first = self._prompt_of.setdefault(found.id, (found.prompt, raw.number))
         if known != found.prompt:
             raise BadRow(
                 "id", f"'{found.id[:80]}' stands for another prompt in row {first}; ids must be unique to a prompt"
             )
-        return replace(found, meta=meta if isinstance(meta, dict) else {})
+        return [replace(found, meta=meta if isinstance(meta, dict) else {})], row
 
-    def _answer(self, row: dict[str, Any], id: str) -> Demonstration:
+    def _answer(self, value: dict[str, Any], id: str) -> tuple[Demonstration, Row]:
         try:
-            return self._read(row, id)
+            return self._read(value, id)
         except BadRow as bad:
-            blank, filled = _filled(row, bad.field.split("."))
+            blank, filled = _filled(value, bad.field.split("."))
             if blank is None:
                 raise
-            found = self._read(filled, id)
+            found, row = self._read(filled, id)
             if found.response != _STAND_IN:
                 raise bad from None  # it was not the response that is blank
-            return replace(found, response=blank)
+            return replace(found, response=blank), row
 
-    def _read(self, row: dict[str, Any], id: str) -> Demonstration:
-        record = self.layout.read(row, id or _STAND_IN, self.words_of)
+    def _read(self, value: dict[str, Any], id: str) -> tuple[Demonstration, Row]:
+        row = Row(value, id or _STAND_IN, self._words_of, self.habits)
+        record = self.layout.read(row) if self.layout.read else None
         if isinstance(record, Rating):
-            return Demonstration.of(record.id, record.prompt, answer_turns(record.response))
+            return Demonstration.of(record.id, record.prompt, answer_turns(record.response)), row
         if isinstance(record, Demonstration):
-            return record
+            return record, row
         raise BadRow("", f"holds a {type(record).__name__.lower()}, expected a prompt with one response")
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from prefloop.data.check import BadRow, Finding, check_strings
 from prefloop.data.files import read_rows
-from prefloop.data.layouts import LAYOUTS
+from prefloop.data.prompts import prompt_of
+from prefloop.data.reading import id_of
+from prefloop.data.row import Row
 from prefloop.data.source import Source
-from prefloop.data.sources import id_of, load_comparisons
+from prefloop.data.sources import load_comparisons
 from prefloop.errors import DataError
 from prefloop.records import Comparison, Conversation, Message, Response, from_dict, identity
 from prefloop.replies import differ, same_as
@@ -106,7 +108,7 @@ def candidates_of(path: Source | Path) -> Iterator[Comparison]:
             asked = {key: value for key, value in row.value.items() if key != "responses"}
             if "id" not in asked:
                 raise BadRow("id", "is missing")
-            prompt = LAYOUTS["prompt_only"].read(asked, id_of(asked["id"]), "").prompt
+            prompt = prompt_of(Row(asked, id_of(asked["id"])))
         except BadRow as bad:
             raise DataError(f"{path}, {Finding(row.number, None, bad.field, bad.problem)}. {_EXPECTED}") from None
         except ValueError as error:

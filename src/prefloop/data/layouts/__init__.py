@@ -1,0 +1,335 @@
+"""The layouts preference data comes in: how each is recognised, and which reader makes records of its rows.
+
+A reader takes a :class:`Row` and gives the record it holds, or several. What a loader was asked for is derived from that
+in ``convert``, so a layout says nothing about who reads it. Published layouts come first and the first that fits is
+taken: their columns are their own. Of the general ones every one that fits is counted, so that a file which could be read
+in two ways is asked about.
+"""
+
+from __future__ import annotations
+
+from prefloop.data import argilla_rows
+from prefloop.data.layouts import general, own, published, rated, recognise
+from prefloop.data.layouts.general import ANSWERS, PAIRS, THUMBS
+from prefloop.data.layouts.layout import Layout
+from prefloop.data.layouts.recognise import Columns
+from prefloop.data.prompts import CONVERSATIONS, TEXTS
+from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating
+
+__all__ = ["LAYOUTS", "Layout", "fitting"]
+
+_TURNS = (Prompt, Demonstration)
+_PAIRS = (Comparison,)
+_EVERY = (Prompt, Demonstration, Comparison, Rating, BestOf)
+_PAIR_NAMES = tuple(name for names in PAIRS for name in names)
+
+_PUBLISHED = (
+    # First of all: the columns beside their `chosen` are the votes.
+    Layout(
+        "argilla",
+        "fields, responses | QUESTION.responses, QUESTION.responses.users, QUESTION.responses.status",
+        (Comparison, Rating, Prompt),
+        argilla_rows.matches,
+        published.read_argilla,
+        tells=("fields", "responses", "_server_id", "status"),
+    ),
+    Layout(
+        "openai_preferences",
+        "input, preferred_output, non_preferred_output",
+        _PAIRS,
+        recognise.has("preferred_output", "non_preferred_output"),
+        published.read_openai,
+    ),
+    Layout(
+        "helpsteer3",
+        "context, response1, response2, overall_preference [individual_preference]",
+        _PAIRS,
+        recognise.has("response1", "response2", "overall_preference"),
+        published.read_helpsteer3,
+    ),
+    Layout(
+        "helpsteer2_preference",
+        "prompt, response_1, response_2, preference_strength",
+        _PAIRS,
+        recognise.has("response_1", "response_2", "preference_strength"),
+        published.read_helpsteer2_preference,
+    ),
+    Layout(
+        "helpsteer",
+        "prompt, response, helpfulness, correctness, coherence, complexity, verbosity",
+        _PAIRS,
+        rated.is_helpsteer,
+        rated.read_helpsteer,
+        joins=True,
+    ),
+    Layout(
+        "ultrafeedback",
+        "instruction, completions of {response, fine-grained_score | overall_score}",
+        _PAIRS,
+        rated.is_ultrafeedback,
+        rated.read_ultrafeedback,
+        tells=("instruction", "completions"),
+    ),
+    Layout(
+        "nectar",
+        "prompt, answers of {answer, rank}",
+        _PAIRS,
+        rated.is_nectar,
+        rated.read_nectar,
+        tells=("prompt", "answers"),
+    ),
+    Layout(
+        "arena",
+        "conversation_a, conversation_b | prompt, response_a, response_b; winner | winner_model_a, winner_model_b, winner_tie",
+        _PAIRS,
+        published.is_arena,
+        published.read_arena,
+        tells=(
+            "prompt",
+            "response_a",
+            "response_b",
+            "conversation_a",
+            "conversation_b",
+            "winner",
+            "winner_model_a",
+            "winner_model_b",
+            "winner_tie",
+        ),
+    ),
+    Layout(
+        "safe_rlhf",
+        "prompt, response_0, response_1, better_response_id",
+        _PAIRS,
+        recognise.has("response_0", "response_1", "better_response_id"),
+        published.read_safe_rlhf,
+    ),
+    Layout(
+        "oasst_trees",
+        "message_tree_id, prompt with replies",
+        _PAIRS,
+        rated.is_oasst_tree,
+        rated.read_oasst_tree,
+        tells=("message_tree_id", "prompt"),
+    ),
+    Layout(
+        "shp",
+        "history, human_ref_A, human_ref_B, labels",
+        _PAIRS,
+        recognise.has("human_ref_A", "human_ref_B", "labels"),
+        published.read_shp,
+    ),
+    Layout(
+        "alpaca_eval",
+        "instruction, output_1, output_2, preference",
+        _PAIRS,
+        recognise.has("instruction", "output_1", "output_2"),
+        published.read_alpaca_eval,
+    ),
+    Layout(
+        "mt_bench_questions",
+        "question_id, turns",
+        (Prompt,),
+        recognise.has("question_id", "turns", without=("choices", "prompt")),
+        published.read_mt_bench_question,
+    ),
+    Layout(
+        "mt_bench_answers",
+        "question_id, choices",
+        (),
+        recognise.has("question_id", "choices"),
+        None,
+        way_out="answers stand in it without their questions: add a column 'prompt' "
+        "with each question, and 'response' with choices[0].turns[0]",
+    ),
+    Layout(
+        "oasst_messages",
+        "message_id, parent_id, text, role",
+        (),
+        recognise.has("message_id", "text", "role"),
+        None,
+        way_out="it holds single messages of trees, one a row. Use the data set's trees, one a row (message_tree_id, prompt with replies)",
+    ),
+    Layout(
+        "process_rewards",
+        "prompt, completions, labels",
+        (),
+        recognise.has("completions", "labels"),
+        None,
+        way_out="it labels the steps of an answer, which train a process reward model; prefloop's reward model rates whole answers. "
+        "Give each whole answer a column 'label' of true or false beside 'prompt' and 'completion'",
+    ),
+)
+_GENERAL = (
+    Layout(
+        "prefloop",
+        "id, prompt + response | responses, votes",
+        _EVERY,
+        lambda row: own.is_prefloop(row) and not recognise.is_answer_row(row),
+        own.read_prefloop,
+    ),
+    Layout(
+        "answers",
+        "id, prompt, response, finished, tokens as `prefloop judge` keeps them",
+        (Demonstration,),
+        recognise.is_answer_row,
+        own.read_answer,
+        several=True,
+    ),
+    Layout(
+        "hh",
+        "chosen, rejected as '\\n\\nHuman: … \\n\\nAssistant: …'",
+        _PAIRS,
+        recognise.is_hh,
+        general.read_hh,
+        tells=_PAIR_NAMES,
+    ),
+    Layout(
+        "trl_explicit",
+        "prompt, chosen, rejected",
+        _PAIRS,
+        recognise.asked("prompt"),
+        general.read_pair,
+        tells=("prompt", *_PAIR_NAMES),
+    ),
+    Layout(
+        "judgments",
+        "prompt, response_a, response_b, human (list of a | b | tie) | label",
+        _PAIRS,
+        lambda row: recognise.has("prompt", "response_a", "response_b")(row) and ("human" in row or "label" in row),
+        own.read_judgments,
+    ),
+    Layout(
+        "best_of",
+        "prompt, chosen, rejected as lists of texts | prompt, responses as texts, best | gold | scores",
+        (BestOf,),
+        own.is_best_of,
+        own.read_best_of,
+        tells=("prompt", "chosen", "rejected", "responses", *own.GOLD),
+    ),
+    Layout(
+        "trl_implicit",
+        "chosen, rejected as message lists",
+        _PAIRS,
+        recognise.is_implicit,
+        general.read_implicit,
+        tells=_PAIR_NAMES,
+    ),
+    Layout(
+        "alpaca_pairs",
+        "instruction, chosen, rejected [+ input, system, history] | instruction, output as [chosen, rejected]",
+        _PAIRS,
+        recognise.is_alpaca_pair,
+        general.read_pair,
+        tells=("instruction", "output", *_PAIR_NAMES),
+    ),
+    Layout(
+        "question_pairs",
+        "question | query, chosen, rejected [+ system]",
+        _PAIRS,
+        recognise.asked("question", "query"),
+        general.read_pair,
+        tells=("question", "query", *_PAIR_NAMES),
+    ),
+    Layout(
+        "sharegpt_pairs",
+        "conversations, chosen, rejected",
+        _PAIRS,
+        recognise.asked("conversations", "conversation"),
+        general.read_pair,
+        tells=("conversations", "conversation", *_PAIR_NAMES),
+    ),
+    Layout(
+        "messages_pairs",
+        "messages, chosen, rejected",
+        _PAIRS,
+        recognise.asked("messages"),
+        general.read_pair,
+        tells=("messages", *_PAIR_NAMES),
+    ),
+    Layout(
+        "swift_pairs",
+        "messages | query, response; rejected_response | rejected_messages",
+        _PAIRS,
+        recognise.is_swift_pair,
+        general.read_swift_pair,
+        tells=("messages", "rejected_messages", "rejected_response", *TEXTS, "response"),
+    ),
+    Layout(
+        "kto",
+        "prompt, completion | response | output | messages | conversations; label | kto_tag | thumb | desirable as true or false",
+        (Rating,),
+        recognise.is_thumb,
+        general.read_thumb,
+        tells=(*TEXTS, *CONVERSATIONS, *ANSWERS, *THUMBS),
+    ),
+    Layout(
+        "alpaca",
+        "instruction, output [+ input, system, history]",
+        (Demonstration,),
+        lambda row: recognise.is_alpaca(row) and not general.two_outputs(row),
+        general.read_alpaca,
+        tells=("instruction", "input", "output"),
+    ),
+    Layout(
+        "sharegpt",
+        "conversations of {from, value}",
+        _TURNS,
+        recognise.turns_alone("conversations", "conversation"),
+        general.read_conversations,
+        tells=("conversations", "conversation"),
+    ),
+    Layout(
+        "messages",
+        "messages of {role, content}",
+        _TURNS,
+        recognise.turns_alone("messages"),
+        general.read_messages,
+        tells=("messages",),
+    ),
+    Layout("prompt_completion", "prompt, completion", (Demonstration,), recognise.is_completion, general.read_prompted),
+    Layout(
+        "swift",
+        "query, response [+ history, system]",
+        (Demonstration,),
+        recognise.is_query,
+        general.read_query,
+        tells=("query", "response", "history"),
+    ),
+    Layout(
+        "prompt_response",
+        "prompt | question | instruction | input, response | output | answer",
+        (Demonstration,),
+        recognise.is_response,
+        general.read_prompted,
+        tells=(*TEXTS, "input", *ANSWERS),
+    ),
+    Layout(
+        "references", "prompt, reference | references", (Demonstration,), recognise.is_references, own.read_references
+    ),
+    Layout(
+        "text",
+        "text in a known template's markers",
+        _TURNS,
+        recognise.has("text", without=(*TEXTS, *CONVERSATIONS, "message_id", "chosen")),
+        general.read_text,
+        tells=("text",),
+    ),
+    Layout(
+        "prompt_only",
+        "prompt | question | instruction | query",
+        (Prompt,),
+        recognise.is_prompt_only,
+        general.read_prompt,
+        tells=TEXTS,
+    ),
+)
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*_PUBLISHED, *_GENERAL)}
+
+
+def fitting(row: Columns) -> list[str]:
+    """The layouts that a row fits: a published one alone, or every general one. Empty columns of turns do not count."""
+    columns = {key: value for key, value in row.items() if key not in CONVERSATIONS or value not in ([], "")}
+    for layout in _PUBLISHED:
+        if layout.matches(columns):
+            return [layout.name]
+    return [layout.name for layout in _GENERAL if layout.matches(columns)]

@@ -1,0 +1,255 @@
+"""Layouts that many projects share: pairs, thumbs, demonstrations and prompts, told by their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefloop.data.check import BadRow, check_prompt, check_text, json_type
+from prefloop.data.messages import ROLES, is_messages, messages_of
+from prefloop.data.prompts import (
+    CONVERSATIONS,
+    TEXTS,
+    around,
+    conversation_of,
+    prompt_column,
+    prompt_of,
+    same,
+    turns_at,
+)
+from prefloop.data.responses import (
+    answer_of,
+    answered,
+    common_start,
+    comparison,
+    demonstration,
+    paired,
+    rating,
+    whole_prompt,
+)
+from prefloop.data.row import Row
+from prefloop.data.transcripts import parse_hh, transcript_of
+from prefloop.records import Conversation, Demonstration, Message, Prompt, Record
+
+Columns = Mapping[str, Any]
+
+PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
+"""Names of the preferred answer and the other one."""
+ANSWERS = ("response", "completion", "output", "answer")
+THUMBS = ("label", "thumb", "kto_tag", "desirable", "feedback", "rating")
+_ALWAYS_THUMBS = frozenset(THUMBS) - {"feedback", "rating"}
+_UP: dict[Any, bool] = {"true": True, "1": True, "up": True, "false": False, "0": False, "down": False}
+
+
+def pair_columns(row: Columns) -> tuple[str, str] | None:
+    """The columns of the preferred answer and the other one."""
+    return next(((good, bad) for good, bad in PAIRS if good in row and bad in row), None)
+
+
+def thumb_column(row: Columns) -> str | None:
+    """The column that says whether an answer is good. A rating or feedback is one only where it is a plain yes or no."""
+    for key in THUMBS:
+        if key in row and (
+            key in _ALWAYS_THUMBS
+            or isinstance(row[key], bool)
+            or (_thumb(row[key]) is not None and isinstance(row[key], str))
+        ):
+            return key
+    return None
+
+
+def _thumb(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return _UP.get(value.strip().casefold())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+def two_outputs(row: Columns) -> bool:
+    """LLaMA-Factory's older pairs: ``output`` is the preferred answer and the other one."""
+    return isinstance(row.get("output"), list)
+
+
+def read_hh(row: Row) -> Record:
+    """Two whole conversations as hh-rlhf's text."""
+    chosen, rejected = (parse_hh(row.text(key), key) for key in ("chosen", "rejected"))
+    prompt, good, bad = common_start(row, chosen, rejected, ("chosen", "rejected"))
+    return comparison(row, prompt, good, bad, "chosen", "rejected")
+
+
+def read_pair(row: Row) -> Record:
+    """A prompt beside a preferred answer and another one."""
+    if pair_columns(row) is None and two_outputs(row):
+        return _two_outputs(row)
+    return paired(row, *(pair_columns(row) or PAIRS[0]))
+
+
+def _two_outputs(row: Row) -> Record:
+    outputs = row.take("output")
+    if not isinstance(outputs, list) or len(outputs) != 2:
+        raise BadRow("output", f"is {json_type(outputs)}, expected the chosen and the rejected answer")
+    prompt = prompt_of(row, "instruction" if "instruction" in row else None)
+    chosen, rejected = ([Message("assistant", check_text(text, f"output.{i}"))] for i, text in enumerate(outputs))
+    return comparison(row, prompt, chosen, rejected, "output.0", "output.1")
+
+
+def read_implicit(row: Row) -> Record:
+    """Two whole conversations with a common start."""
+    first, second = pair_columns(row) or PAIRS[0]
+    chosen, rejected = (list(_whole(row, key)) for key in (first, second))
+    prompt, good, bad = common_start(row, chosen, rejected, (first, second))
+    return comparison(row, prompt, good, bad, first, second)
+
+
+def _whole(row: Row, key: str) -> list[Message]:
+    given = row.take(key)
+    if isinstance(given, str):
+        found = transcript_of(check_text(given, key), key, row)
+        if found is None or found.open:
+            raise BadRow(key, "is text without a prompt: add a column 'prompt', or write messages")
+        return found.turns
+    return messages_of(given, key, row)
+
+
+def read_swift_pair(row: Row) -> Record:
+    """ms-swift: a conversation whose last answer is the preferred one, and the rejected answer or conversation."""
+    if "messages" not in row:
+        return paired(row, "response", "rejected_response")
+    if "rejected_messages" in row:
+        keys = ("messages", "rejected_messages")
+        chosen, rejected = (messages_of(row.take(key), key, row) for key in keys)
+        prompt, good, bad = common_start(row, chosen, rejected, keys)
+        return comparison(row, prompt, good, bad, *keys)
+    prompt, turns = answered(conversation_of(row, "messages"), "messages")
+    other = answer_of(row, "rejected_response", prompt)
+    return comparison(row, prompt, turns, other.turns, "messages", "rejected_response")
+
+
+def read_thumb(row: Row) -> Record:
+    """An answer with a plain yes or no."""
+    column = thumb_column(row) or "label"
+    value = row.take(column)
+    up = _thumb(value)
+    if up is None:
+        shown = repr(value[:40]) if isinstance(value, str) else json_type(value)
+        raise BadRow(
+            column,
+            f"is {shown}, expected true or false (or 1, up; 0, down): rewrite it, or rename the column where it is no vote",
+        )
+    row.use("label")
+    key = row.first(*ANSWERS)
+    if key is not None and any(name in row for name in TEXTS):
+        prompt = prompt_of(row)
+        answer = answer_of(row, key, prompt)
+        return rating(row, whole_prompt(prompt, [answer], [key]), answer.turns, up)
+    turns_key = row.first(*CONVERSATIONS)
+    if key is not None and turns_key is not None:
+        prompt = prompt_of(row, turns_key)
+        return rating(row, prompt, answer_of(row, key, prompt).turns, up)
+    if turns_key is None:
+        raise BadRow(key or "completion", "has no prompt beside it" if key else "is missing")
+    whole = conversation_of(row, turns_key)
+    _leave_prompt(row, turns_key, whole)
+    prompt, turns = answered(whole, turns_key)
+    return rating(row, prompt, turns, up)
+
+
+def read_alpaca(row: Row) -> Record:
+    """An instruction with its output, and earlier turns, which LLaMA-Factory learns too."""
+    prompt = prompt_of(row, "instruction")
+    answer = answer_of(row, "output", prompt)
+    return Demonstration.of(row.id, prompt, answer.turns, row.meta())
+
+
+def read_query(row: Row) -> Record:
+    """ms-swift's query and response, with earlier turns that are learnt too."""
+    prompt = prompt_of(row, "query")
+    return Demonstration.of(row.id, prompt, answer_of(row, "response", prompt).turns, row.meta())
+
+
+def read_prompted(row: Row) -> Record:
+    """A prompt with its answer."""
+    key = next((key for key in ANSWERS if key in row and key != prompt_column(row)), "response")
+    return demonstration(row, key)
+
+
+def read_turns(row: Row, key: str) -> Record:
+    """A conversation whose last turn is the answer, if it is the assistant's; masked turns are its context."""
+    turns = conversation_of(row, key)
+    _leave_prompt(row, key, turns)
+    _check_mask(row)
+    if turns[-1].role != "assistant":
+        check_prompt(turns, key)
+        return Prompt(row.id, turns, row.meta())
+    prompt, answer = answered(turns, key)
+    return Demonstration.of(row.id, prompt, answer, row.meta())
+
+
+def read_conversations(row: Row) -> Record:
+    """ShareGPT's."""
+    return read_turns(row, row.first("conversations", "conversation") or "conversations")
+
+
+def read_messages(row: Row) -> Record:
+    """OpenAI's."""
+    return read_turns(row, "messages")
+
+
+def _leave_prompt(row: Row, key: str, turns: Conversation) -> None:
+    """Leave out a prompt column that repeats one of the conversation's questions; refuse one that asks something else."""
+    column = row.first(*TEXTS)
+    if column is None:
+        return
+    asked = row[column]
+    if asked not in ("", []):
+        said = turns_at(row, column, asked)
+        if not any(same(said, turns[start : start + len(said)]) for start in range(len(turns))):
+            raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
+    row.repeats(column)
+
+
+def talks(value: Any) -> bool:
+    """Whether a value is a conversation in which the assistant speaks."""
+    return is_messages(value) and any(
+        ROLES.get(str(item.get("role", item.get("from"))).strip().casefold()) == "assistant" for item in value
+    )
+
+
+def _check_mask(row: Row) -> None:
+    """NeMo's files name the speaker whose turns are not learnt; the user's never are."""
+    mask = row.get("mask")
+    if isinstance(mask, str) and mask.casefold() in ("user", "human"):
+        row.use("mask")
+    elif mask is not None:
+        raise BadRow("mask", f"is {str(mask)[:40]!r}; turns are masked one by one, with `weight: 0` in a message")
+
+
+def read_text(row: Row) -> Record:
+    """One text that is a whole conversation in a known template's markers."""
+    text = row.text("text")
+    found = transcript_of(text, "text", row)
+    if found is None:
+        raise BadRow(
+            "text",
+            "is text without a known template's markers: nothing says what is the prompt and what the answer; write messages",
+        )
+    if found.open:
+        prompt = around(row, found.turns)
+        check_prompt(prompt, "text")
+        return Prompt(row.id, prompt, row.meta())
+    prompt, answer = answered(around(row, found.turns), "text")
+    return Demonstration.of(row.id, prompt, answer, row.meta())
+
+
+def read_prompt(row: Row) -> Record:
+    """A prompt alone."""
+    return Prompt(row.id, prompt_of(row), row.meta())
+
+
+def has_prompt(row: Columns) -> bool:
+    """Whether a column holds the prompt as text or messages of its own."""
+    return any(key in row for key in TEXTS)
+
+
+def has_turns(row: Columns, *keys: str) -> bool:
+    """Whether one of ``keys`` holds turns."""
+    return any(key in row and (is_messages(row[key]) or isinstance(row[key], str | list)) for key in keys)

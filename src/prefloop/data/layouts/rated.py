@@ -1,0 +1,252 @@
+"""Layouts in which people or models gave each answer a number or a rank: every two answers of a prompt are a comparison.
+
+The better number is the vote; equal numbers are a tie, which is a vote too. A rating's strength is the difference on the
+file's own scale. Ranks have no strength: the distance between two ranks says nothing about how much better one is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from prefloop.data.check import BadRow, check_prompt, check_text, field_of, json_type, number_of
+from prefloop.data.prompts import around, prompt_of
+from prefloop.data.row import Row
+from prefloop.records import Comparison, Conversation, Message, Record, Response, Vote, prompt_key
+
+_HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+_ULTRAFEEDBACK = ("fine-grained_score", "overall_score")
+_DEEPEST_TREE = 100
+_TREE_KEYS = frozenset({"text", "role", "replies", "rank", "deleted"})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One answer with a number, which becomes a comparison beside the next answer to its prompt."""
+
+    id: str
+    prompt: Conversation
+    response: Response
+    score: float
+    annotator: str
+    meta: dict[str, Any]
+
+
+def choice(first: float, second: float) -> Literal[0, 1, "tie"]:
+    """The vote of two numbers, the higher one the better."""
+    return "tie" if first == second else 0 if first > second else 1
+
+
+def is_helpsteer(row: Mapping[str, Any]) -> bool:
+    """HelpSteer and HelpSteer2: one answer a row, five attributes."""
+    return "prompt" in row and "response" in row and all(key in row for key in _HELPSTEER)
+
+
+def read_helpsteer(row: Row) -> Scored:
+    """One answer with its helpfulness; the other attributes stay in meta."""
+    given = row.text("prompt")
+    prompt = around(row, extra_id_turns(given, "prompt", row) or [Message("user", given)])
+    check_prompt(prompt, "prompt")
+    score = number_of(row.take("helpfulness"))
+    if score is None:
+        raise BadRow("helpfulness", f"is {json_type(row['helpfulness'])}, expected a number")
+    row.say("votes are the higher helpfulness of two answers to one prompt, their strength the difference")
+    response = Response(row.text("response"), row.source, {"helpfulness": score})
+    return Scored(row.id, prompt, response, score, row.source, row.meta())
+
+
+def joined(items: Iterable[Scored]) -> Iterator[Comparison | str]:
+    """Comparisons of every two neighbouring answers to one prompt; a word for each answer that stands alone."""
+    group: list[Scored] = []
+    for item in items:
+        if group and prompt_key(item.prompt) != prompt_key(group[0].prompt):
+            yield from _every_two(group)
+            group = []
+        group.append(item)
+    yield from _every_two(group)
+
+
+def _every_two(group: Sequence[Scored]) -> Iterator[Comparison | str]:
+    if len(group) == 1:
+        yield "no other answer to the same prompt beside it"
+    for first, second in combinations(group, 2):
+        if first.response.text.strip() == second.response.text.strip():
+            yield "two answers of the same text"
+            continue
+        strength = abs(first.score - second.score) or None
+        vote = Vote(first.annotator, choice(first.score, second.score), strength)
+        id = f"{first.id}+{second.id}"
+        yield Comparison(id, first.prompt, [first.response, second.response], [vote], second.meta | first.meta)
+
+
+def extra_id_turns(text: str, name: str, row: Row) -> list[Message] | None:
+    r"""The turns of a HelpSteer2 prompt, whose later ones begin ``<extra_id_1>Assistant\n``; ``None`` where it has one."""
+    first, *rest = text.split("<extra_id_1>")
+    if not rest:
+        return None
+    row.say("<extra_id_1> markers in prompts, unwrapped into messages")
+    turns = [Message("user", check_text(first.strip(), f"{name}.0"))] if first.strip() else []
+    for index, piece in enumerate(rest, start=len(turns)):
+        who, _, words = piece.partition("\n")
+        if who.strip() not in ("User", "Assistant"):
+            raise BadRow(name, f"holds <extra_id_1> before {who[:40]!r}, expected User or Assistant")
+        if index == len(rest) + len(turns) - 1 and who.strip() == "Assistant" and not words.strip():
+            break
+        words = check_text(words.strip(), f"{name}.{index}")
+        turns.append(Message("user" if who.strip() == "User" else "assistant", words))
+    return turns
+
+
+def is_ultrafeedback(row: Mapping[str, Any]) -> bool:
+    """UltraFeedback as first published: one instruction, several completions with their scores."""
+    listed = row.get("completions")
+    return "instruction" in row and isinstance(listed, list) and bool(listed) and isinstance(listed[0], dict)
+
+
+def read_ultrafeedback(row: Row) -> list[Record]:
+    """Every two completions, by the mean of the fine-grained ratings, which the data's authors prefer, else by the overall score."""
+    prompt = prompt_of(row, "instruction")
+    listed = row.take("completions")
+    items = _objects(listed, "completions")
+    key = next((k for k in _ULTRAFEEDBACK if all(number_of(item.get(k)) is not None for item in items)), None)
+    if key is None:
+        raise BadRow("completions", f"have no number under {' or '.join(_ULTRAFEEDBACK)}: nothing says which is better")
+    row.say(f"votes are the higher {key} of two completions, their strength the difference")
+    row.message_keys |= dict.fromkeys(
+        f"completions.{k}" for item in items for k in item if k not in ("model", "response", key)
+    )
+    answers = []
+    for index, item in enumerate(items):
+        text = check_text(field_of(item, "response", f"completions.{index}.response"), f"completions.{index}.response")
+        answers.append(
+            (
+                Response(text, _source(item.get("model"), f"completions.{index}", row), {key: item[key]}),
+                float(item[key]),
+            )
+        )
+    return _comparisons(row, prompt, answers, strong=True)
+
+
+def is_nectar(row: Mapping[str, Any]) -> bool:
+    """Nectar: a prompt and ranked answers."""
+    listed = row.get("answers")
+    return (
+        "prompt" in row
+        and isinstance(listed, list)
+        and bool(listed)
+        and isinstance(listed[0], dict)
+        and "rank" in listed[0]
+    )
+
+
+def read_nectar(row: Row) -> list[Record]:
+    """Every two answers, the smaller rank the better."""
+    prompt = prompt_of(row, "prompt")
+    answers = []
+    for index, item in enumerate(_objects(row.take("answers"), "answers")):
+        name = f"answers.{index}"
+        text = check_text(field_of(item, "answer", f"{name}.answer"), f"{name}.answer")
+        rank = number_of(field_of(item, "rank", f"{name}.rank"))
+        if rank is None:
+            raise BadRow(f"{name}.rank", f"is {json_type(item['rank'])}, expected a number")
+        answers.append((Response(text, _source(item.get("model"), name, row), {"rank": rank}), -rank))
+    row.say("votes are the better rank of two answers")
+    return _comparisons(row, prompt, answers, strong=False)
+
+
+def _objects(value: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise BadRow(name, f"is {json_type(value) if value != [] else 'an empty list'}, expected a list of answers")
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise BadRow(f"{name}.{index}", f"is {json_type(item)}, expected an object")
+    if len(value) < 2:
+        raise BadRow(name, "holds one answer; a comparison takes two")
+    return value
+
+
+def _source(model: Any, name: str, row: Row) -> str:
+    if model is not None and not isinstance(model, str):
+        raise BadRow(f"{name}.model", f"is {json_type(model)}, expected text")
+    return model if model and model.strip() else row.source
+
+
+def _comparisons(
+    row: Row, prompt: Conversation, answers: Sequence[tuple[Response, float]], strong: bool, at: str = ""
+) -> list[Record]:
+    found: list[Record] = []
+    meta = row.meta()
+    for (i, (first, a)), (j, (second, b)) in combinations(enumerate(answers), 2):
+        if first.text.strip() == second.text.strip():
+            row.say("two answers of the same text make no comparison")
+            continue
+        vote = Vote(row.source, choice(a, b), abs(a - b) or None if strong else None)
+        found.append(Comparison(f"{row.id}/{at}{i}-{j}", prompt, [first, second], [vote], meta))
+    return found
+
+
+def is_oasst_tree(row: Mapping[str, Any]) -> bool:
+    """OASST's message trees."""
+    return "message_tree_id" in row and isinstance(row.get("prompt"), dict)
+
+
+def read_oasst_tree(row: Row) -> list[Record]:
+    """Every two ranked answers to one message of a tree, the smaller rank the better; deleted messages are passed over."""
+    root = row.take("prompt")
+    row.say("votes are the better rank of two replies to one message; what has no such replies is context or left out")
+    row.evidence("message_tree_id")
+    found: list[Record] = []
+    meta = row.meta()
+    for path, prompt, replies in _asked(row, root, "prompt", (), [], 0):
+        ranked = [(reply, number_of(reply.get("rank"))) for reply in replies]
+        answers = [(i, reply, rank) for i, (reply, rank) in enumerate(ranked) if rank is not None]
+        if len(answers) < len(replies):
+            row.say("replies without a rank are not compared")
+        for (i, first, a), (j, second, b) in combinations(answers, 2):
+            texts = [
+                check_text(each.get("text", ""), f"{path}.replies.{n}.text") for n, each in ((i, first), (j, second))
+            ]
+            if texts[0].strip() == texts[1].strip():
+                row.say("two answers of the same text make no comparison")
+                continue
+            at = ".".join(part for part in path.split(".") if part.isdigit())
+            responses = [Response(text, row.source) for text in texts]
+            id = f"{row.id}/{at + '/' if at else ''}{i}-{j}"
+            found.append(Comparison(id, around(row, prompt), responses, [Vote(row.source, choice(-a, -b))], meta))
+    if not found:
+        row.say("trees without two ranked replies to one message give nothing")
+    return found
+
+
+def _asked(
+    row: Row,
+    node: Any,
+    name: str,
+    above: tuple[Message, ...],
+    found: list[tuple[str, list[Message], list[dict[str, Any]]]],
+    depth: int,
+) -> list[tuple[str, list[Message], list[dict[str, Any]]]]:
+    """Every message of a prompter that has replies: where it stands, the conversation up to it, its replies."""
+    if not isinstance(node, dict):
+        raise BadRow(name, f"is {json_type(node)}, expected a message with text, role and replies")
+    if depth > _DEEPEST_TREE:
+        raise BadRow(name, f"is more than {_DEEPEST_TREE} replies deep")
+    if node.get("deleted"):
+        return found
+    row.message_keys |= dict.fromkeys(key for key in node if key not in _TREE_KEYS)
+    text = check_text(field_of(node, "text", f"{name}.text"), f"{name}.text")
+    role = node.get("role")
+    if role not in ("prompter", "assistant"):
+        raise BadRow(f"{name}.role", f"is {str(role)[:40]!r}, expected prompter or assistant")
+    turns = (*above, Message("user" if role == "prompter" else "assistant", text))
+    replies = node.get("replies") or []
+    if not isinstance(replies, list):
+        raise BadRow(f"{name}.replies", f"is {json_type(replies)}, expected a list")
+    kept = [reply for reply in replies if not (isinstance(reply, dict) and reply.get("deleted"))]
+    for index, reply in enumerate(kept):
+        _asked(row, reply, f"{name}.replies.{index}", turns, found, depth + 1)
+    if role == "prompter" and len(kept) > 1:
+        found.append((name, list(turns), kept))
+    return found

@@ -1,0 +1,136 @@
+"""How a row's layout is told by its columns. Every test takes the row and says whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prefloop.data.layouts import general, own
+from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns, thumb_column
+from prefloop.data.prompts import CONVERSATIONS, TEXTS
+from prefloop.data.transcripts import is_hh as is_transcript
+
+Columns = Mapping[str, Any]
+
+
+def has(*needed: str, without: tuple[str, ...] = ()) -> Callable[[Columns], bool]:
+    """All of ``needed`` and none of ``without``."""
+    return lambda row: all(key in row for key in needed) and not any(key in row for key in without)
+
+
+def paired(row: Columns) -> bool:
+    """One preferred answer and another one."""
+    return pair_columns(row) is not None and not own.is_best_of(row)
+
+
+def alone(row: Columns) -> bool:
+    """No column holds a prompt, so the answers must."""
+    return not has_prompt(row) and not any(key in row for key in CONVERSATIONS)
+
+
+def is_hh(row: Columns) -> bool:
+    """A pair of hh-rlhf's transcripts."""
+    found = pair_columns(row)
+    return found is not None and alone(row) and any(is_transcript(row[key]) for key in found)
+
+
+def is_implicit(row: Columns) -> bool:
+    """A pair whose conversations hold their prompt."""
+    return paired(row) and alone(row) and not is_hh(row)
+
+
+def asked(*keys: str) -> Callable[[Columns], bool]:
+    """A pair beside one of ``keys``, which is the first column that could hold its prompt."""
+    every = (*TEXTS, *CONVERSATIONS)
+    return lambda row: paired(row) and next((key for key in every if key in row), None) in keys
+
+
+def is_alpaca_pair(row: Columns) -> bool:
+    """LLaMA-Factory's pairs, also the older ones."""
+    return asked("instruction")(row) or (
+        "instruction" in row and pair_columns(row) is None and general.two_outputs(row)
+    )
+
+
+def is_swift_pair(row: Columns) -> bool:
+    """ms-swift's pairs: the preferred answer stands where a demonstration has it."""
+    if pair_columns(row) is not None:
+        return False
+    if "messages" in row:
+        return "rejected_response" in row or "rejected_messages" in row
+    return has_prompt(row) and "response" in row and "rejected_response" in row
+
+
+def is_thumb(row: Columns) -> bool:
+    """One answer and a plain yes or no."""
+    if thumb_column(row) is None or paired(row) or "response_a" in row or "rejected_response" in row:
+        return False
+    turns = has_turns(row, *CONVERSATIONS)
+    return turns or (has_prompt(row) and any(key in row for key in ANSWERS))
+
+
+UNRATED = ("chosen", "rejected", "responses", "response_a", "completions", "rejected_response")
+
+
+def demonstrates(prompt: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Columns], bool]:
+    """One of ``prompt`` is the first column of a prompt and one of ``answer`` is there; nothing else is asked of the row."""
+    every = (*TEXTS, "input")
+
+    def fits(row: Columns) -> bool:
+        if thumb_column(row) is not None or any(key in row for key in UNRATED) or own.is_prefloop(row):
+            return False
+        first = next((key for key in every if key in row), None)
+        return first in prompt and isinstance(row[first], str | list) and any(key in row for key in answer)
+
+    return fits
+
+
+is_alpaca = demonstrates(("instruction",), ("output",))
+is_completion = demonstrates(("prompt",), ("completion",))
+is_query = demonstrates(("query",), ("response",))
+is_answer_row = has("id", "prompt", "response", "finished", "tokens")
+
+
+def is_response(row: Columns) -> bool:
+    """A prompt and its answer under other names than TRL's, alpaca's and ms-swift's."""
+    if is_alpaca(row) or is_completion(row) or is_query(row) or is_answer_row(row):
+        return False
+    if isinstance(row.get("output"), list):
+        return False
+    plain = demonstrates(("prompt",), ("response", "output"))(row)
+    # An 'answer' beside 'prompt' is what a scorer compares with, beside 'question' it is the answer.
+    asked = demonstrates(("question", "query", "instruction", "input"), ANSWERS)(row)
+    return plain or asked
+
+
+def has_answer(row: Columns) -> bool:
+    return any(key in row for key in (*UNRATED, "response", "completion", "output", "chosen_response", "response_j"))
+
+
+def turns_alone(*keys: str) -> Callable[[Columns], bool]:
+    """Turns in one of ``keys``, and no answer elsewhere. A prompt beside them may repeat a question of theirs."""
+
+    def fits(row: Columns) -> bool:
+        if has_answer(row) or "rejected_messages" in row or thumb_column(row) is not None:
+            return False
+        found = [row[key] for key in keys if key in row]
+        return any(map(general.talks, found)) or (bool(found) and not has_prompt(row))
+
+    return fits
+
+
+def is_references(row: Columns) -> bool:
+    """A prompt with the answers that count as right."""
+    return "prompt" in row and not has_answer(row) and bool(row.get("references") or row.get("reference"))
+
+
+def is_prompt_only(row: Columns) -> bool:
+    """A prompt and no answer."""
+    first = next((key for key in TEXTS if key in row), None)
+    if first is None or has_answer(row) or own.is_prefloop(row) or is_references(row):
+        return False
+    if isinstance(row[first], dict) or ("answer" in row and first != "prompt"):
+        return False
+    if any(general.talks(row.get(key)) for key in CONVERSATIONS):
+        return False
+    return thumb_column(row) is None or not has_turns(row, *CONVERSATIONS)

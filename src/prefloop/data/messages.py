@@ -1,0 +1,240 @@
+"""A file's messages → the turns of a record, whatever convention they follow.
+
+Roles are those of OpenAI, ShareGPT, LLaMA-Factory, axolotl, ms-swift and OASST, in any case; others are refused. Content is
+text or a list of text parts. Pictures and audio are refused by name. Keys that say how a turn is trained on (``weight``,
+``loss``, ``train`` …) become ``learn``; a bare ``mask: 1`` is refused, because loss masks write 1 for what is learnt and
+words write "mask" for what is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, text_of
+from prefloop.data.row import Row
+from prefloop.data.templates_seen import end_cut, unwrap
+from prefloop.data.tools import calls_of
+from prefloop.records import Message, Role, ToolCall
+
+_BY_ROLE: dict[Role, str] = {
+    "system": "system developer",
+    "user": "user human prompter",
+    "assistant": "assistant gpt bot model chatgpt chatbot ai function_call tool_call",
+    "tool": "tool function observation tool_response tool_result ipython",
+}
+ROLES: dict[str, Role] = {name: role for role, names in _BY_ROLE.items() for name in names.split()}
+_CALLS = frozenset({"function_call", "tool_call"})
+
+_SPEAKERS = ("role", "from")
+_TEXTS = ("content", "value", "text")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_LEARNT = ("weight", "loss", "train", "training", "learn")
+_MASKED = ("mask", "masked")
+_DETAILS = ("train_detail", "training_detail")
+_NOT_TEXT = re.compile("image|audio|video|file|document")
+_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+_KNOWN = frozenset(
+    {*_SPEAKERS, *_TEXTS, *_THOUGHTS, *_LEARNT, *_MASKED, *_DETAILS, *_MEDIA}
+    | {"name", "tool_calls", "tool_call_id", "function_call"}
+)
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages: objects that name a speaker."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and any(key in item for key in _SPEAKERS) for item in value)
+    )
+
+
+def refuse_media(row: Mapping[str, Any], name: str = "") -> None:
+    """Refuse pictures, audio and video beside texts."""
+    for key in _MEDIA:
+        if row.get(key):
+            raise BadRow(
+                f"{name}.{key}" if name else key,
+                "holds pictures, audio or video; prefloop trains on text: leave them out",
+            )
+
+
+def messages_of(value: Any, name: str, row: Row) -> list[Message]:
+    """The turns of a message list; refuses an empty list, unknown roles and turns without text."""
+    if not isinstance(value, list):
+        raise BadRow(name, f"is {json_type(value)}, expected a list of messages")
+    if not value:
+        raise BadRow(name, "is an empty list")
+    turns = [turn for index, item in enumerate(value) if (turn := message_of(item, f"{name}.{index}", row)) is not None]
+    if not turns:
+        raise BadRow(name, "holds an empty system turn alone")
+    return turns
+
+
+def message_of(item: Any, name: str, row: Row) -> Message | None:
+    """One turn; ``None`` for a system turn that says nothing."""
+    if not isinstance(item, dict):
+        raise BadRow(name, f"is {json_type(item)}, expected an object with role and content")
+    refuse_media(item, name)
+    role_key = next((key for key in _SPEAKERS if item.get(key) is not None), "role")
+    speaker = text_of(item, role_key, f"{name}.{role_key}").strip().casefold()
+    if speaker not in ROLES:
+        raise BadRow(
+            f"{name}.{role_key}",
+            f"unknown role {item[role_key][:40]!r} (known: {', '.join(ROLES)}); rename it to who speaks",
+        )
+    role = ROLES[speaker]
+    key, content, thoughts = _content(item, name)
+    calls = _calls(item, name, row)
+    if speaker in _CALLS and not calls:
+        calls, content = calls_of(content, f"{name}.{key}", row.message_keys), ""
+        if not calls:
+            raise BadRow(f"{name}.{key}", "holds no tool call")
+    if calls and role != "assistant":
+        raise BadRow(f"{name}.tool_calls", f"stand in the {role}'s turn; the assistant alone calls tools")
+    if role == "system" and not content.strip():
+        row.say("empty system turns left out")
+        return None
+    if role == "assistant":
+        content = end_cut(content, row.say)
+    elif thoughts is not None:
+        raise BadRow(f"{name}.{_THOUGHTS[0]}", f"stands in the {role}'s turn; the assistant alone has thoughts")
+    learn = _learn(item, name)
+    others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN]
+    if learn is True and role != "assistant":
+        others += [k for k in _LEARNT if item.get(k)]
+    row.message_keys |= dict.fromkeys(others)
+    message = Message(
+        role,
+        _bare(content, role, f"{name}.{key}", row),
+        thoughts,
+        calls,
+        _word(item, "tool_call_id", name),
+        _word(item, "name", name),
+        True if learn is None or role != "assistant" else learn,
+    )
+    check_turn(message, name)
+    return message
+
+
+def _content(item: Mapping[str, Any], name: str) -> tuple[str, str, str | None]:
+    """The key under which a turn's text stands, the text and the thoughts before it."""
+    keys = [key for key in _TEXTS if item.get(key) is not None]
+    spoken = [_thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key)]
+    if not keys:
+        if not (item.get("tool_calls") or item.get("function_call")):
+            field_of(
+                item, "value" if "from" in item else "content", f"{name}.{'value' if 'from' in item else 'content'}"
+            )
+        return "content", "", _one(spoken, f"{name}.{_THOUGHTS[0]}")
+    texts = []
+    for key in keys:
+        value = item[key]
+        if isinstance(value, list):
+            value, thoughts = _parts(value, f"{name}.{key}")
+            spoken += thoughts
+        if not isinstance(value, str):
+            raise BadRow(f"{name}.{key}", f"is {json_type(value)}, expected text")
+        texts.append(value)
+    text = _one(texts, f"{name}.{keys[-1]}") or ""
+    return keys[0], text, _one(spoken, f"{name}.{_THOUGHTS[0]}")
+
+
+def _one(texts: list[str], name: str) -> str | None:
+    different = list(dict.fromkeys(texts))
+    if len(different) > 1:
+        raise BadRow(name, "says something else than the other key of the same meaning beside it: keep one")
+    return different[0] if different else None
+
+
+def _thought(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(name, f"is {json_type(value)}, expected text")
+    return value
+
+
+def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
+    """The text of a list of parts, which are joined as chat templates join them: without anything between."""
+    texts, thoughts = [], []
+    for index, part in enumerate(parts):
+        where = f"{name}.{index}"
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, dict):
+            raise BadRow(where, f"is {json_type(part)}, expected a text part")
+        refuse_media(part, where)
+        kind = part.get("type", "text")
+        if kind in ("text", "input_text", "output_text"):
+            text = part.get("text", part.get("content"))
+            if not isinstance(text, str):
+                raise BadRow(f"{where}.text", f"is {json_type(text)}, expected text")
+            texts.append(text)
+        elif kind in ("thinking", "reasoning"):
+            thoughts.append(
+                _thought(next((part[k] for k in ("thinking", "reasoning", "text") if k in part), None), where)
+            )
+        elif isinstance(kind, str) and _NOT_TEXT.search(kind):
+            raise BadRow(where, f"is a part of type {kind[:40]!r}; prefloop trains on text: leave the row out")
+        else:
+            raise BadRow(
+                where, f"is a part of type {str(kind)[:40]!r}; text parts are read: write it as text or as tool_calls"
+            )
+    return "".join(texts), ["".join(thoughts)] if thoughts else []
+
+
+def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
+    calls = []
+    for key in ("tool_calls", "function_call"):
+        if item.get(key):
+            calls += calls_of(item[key], f"{name}.{key}", row.message_keys)
+    return calls
+
+
+def _word(item: Mapping[str, Any], key: str, name: str) -> str | None:
+    value = item.get(key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise BadRow(f"{name}.{key}", f"is {json_type(value)}, expected text")
+    return str(value)
+
+
+def _learn(item: Mapping[str, Any], name: str) -> bool | None:
+    """Whether a turn is imitated, as its flags say; ``None`` without a flag."""
+    said: dict[str, bool] = {}
+    for key in _LEARNT:
+        if item.get(key) is not None:
+            if not isinstance(item[key], bool | int | float) or item[key] not in (0, 1):
+                raise BadRow(f"{name}.{key}", f"is {str(item[key])[:40]!r}, expected true or false (1 or 0)")
+            said[key] = bool(item[key])
+    for key in _MASKED:
+        if item.get(key) is not None:
+            if not isinstance(item[key], bool):
+                raise BadRow(
+                    f"{name}.{key}",
+                    f"is {str(item[key])[:40]!r}, which may mean learnt or left out: write `weight: 1` or `weight: 0`",
+                )
+            said[key] = not item[key]
+    for key in _DETAILS:
+        if item.get(key):
+            raise BadRow(
+                f"{name}.{key}", "marks parts of a turn; prefloop imitates whole turns: use `train` true or false"
+            )
+    if len(set(said.values())) > 1:
+        raise BadRow(f"{name}.{next(reversed(said))}", f"contradicts {next(iter(said))}: keep one of them")
+    return next(iter(said.values()), None)
+
+
+def _bare(content: str, role: Role, name: str, row: Row) -> str:
+    """The words of a turn that stands in a chat template's own markers a second time."""
+    found = unwrap(content, name)
+    if found is None or not found.control:
+        return content
+    if found.open or len(found.turns) != 1 or found.turns[0].role != role:
+        raise BadRow(
+            name, f"begins with {found.template}'s markers and holds more than the {role}'s turn: take the markers off"
+        )
+    row.say(f"{found.template} markers taken off messages")
+    return check_text(found.turns[0].content, name)

@@ -1,0 +1,134 @@
+"""One row while it is read, and what is said about the rows of a file.
+
+A reader takes columns from a :class:`Row`. What it leaves goes into the record's ``meta`` and is named once per file, so
+that no column vanishes without a word. What it does to texts (parsing, unwrapping, cutting) it says to the row, and the
+file's :class:`Notes` count it once the row is accepted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefloop.console import listed
+from prefloop.data.check import BadRow, check_text, count, field_of, json_type
+
+_OWN_META = frozenset({"id", "meta"})
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What the first rows of a file tell about all of them. ``None`` while that is being found out."""
+
+    repeats_prompt: bool | None = False
+    """Responses begin with their prompt."""
+
+
+@dataclass
+class Notes:
+    """What was done to the rows of a file."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    """By what was done, how many rows."""
+    unused: dict[str, None] = field(default_factory=dict)
+    repeated: dict[str, None] = field(default_factory=dict)
+    message_keys: dict[str, None] = field(default_factory=dict)
+    begins: int = 0
+    """Responses that began with their prompt, of ``responses``."""
+    responses: int = 0
+
+    def add(self, row: Row) -> None:
+        """Count an accepted row in."""
+        self.rows.update(list(row.done))
+        self.unused |= dict.fromkeys(row.unused)
+        self.repeated |= dict.fromkeys(row.repeated)
+        self.message_keys |= dict.fromkeys(row.message_keys)
+        self.begins += sum(map(bool, row.begins))
+        self.responses += len(row.begins)
+
+    def lines(self) -> list[str]:
+        """A line for each thing there is to say."""
+        said = [f"{what} (in {count(number, 'row')})" for what, number in self.rows.items()]
+        if self.begins:
+            said.append(
+                f"{self.begins} of {count(self.responses, 'response')} began with their prompt, which was taken off"
+            )
+        if self.repeated:
+            said.append(f"columns left out, they repeat the conversation: {listed(self.repeated)}")
+        if self.unused:
+            said.append(f"columns kept in meta, not used: {listed(self.unused)}")
+        if self.message_keys:
+            said.append(f"message keys not used: {listed(self.message_keys)}")
+        return said
+
+
+class Row(dict[str, Any]):
+    """The columns of a row that hold something (a null is no key), and what was made of them."""
+
+    def __init__(self, values: Mapping[str, Any], id: str = "", source: str = "", habits: Habits | None = None) -> None:
+        super().__init__((key, value) for key, value in values.items() if value is not None)
+        self.id, self.source = id, source
+        self.habits = habits or Habits()
+        self.done: dict[str, None] = {}
+        self.repeated: dict[str, None] = {}
+        self.message_keys: dict[str, None] = {}
+        self.begins: list[int] = []
+        """Of every answer given as text: 0, or 1 where it begins with its prompt, 2 where that is more than a greeting."""
+        self._used: set[str] = set()
+        self._kept: set[str] = set()
+
+    def take(self, key: str) -> Any:
+        """What stands under ``key``, which is thereby used; ``BadRow`` where there is nothing."""
+        self._used.add(key)
+        return field_of(self, key)
+
+    def text(self, key: str) -> str:
+        """The text under ``key``; ``BadRow`` for anything else and for an empty one."""
+        return check_text(self.take(key), key)
+
+    def optional(self, key: str) -> str | None:
+        """The text under ``key``; ``None`` where it is absent or empty, ``BadRow`` where it is no text."""
+        if key not in self:
+            return None
+        value = self.take(key)
+        if not isinstance(value, str):
+            raise BadRow(key, f"is {json_type(value)}, expected text")
+        return value if value.strip() else None
+
+    def use(self, *keys: str) -> None:
+        """Columns that the record holds in another form."""
+        self._used.update(keys)
+
+    def repeats(self, *keys: str) -> None:
+        """Columns that are left out because the record says the same."""
+        present = [key for key in keys if key in self]
+        self._used.update(present)
+        self.repeated |= dict.fromkeys(present)
+
+    def evidence(self, *keys: str) -> None:
+        """Columns that were used and stay in ``meta`` beside what was made of them."""
+        self._used.update(keys)
+        self._kept.update(keys)
+
+    def say(self, what: str) -> None:
+        """Something was done to this row."""
+        self.done[what] = None
+
+    def first(self, *keys: str) -> str | None:
+        """The first of ``keys`` that the row has."""
+        return next((key for key in keys if key in self), None)
+
+    @property
+    def unused(self) -> list[str]:
+        """Columns that no reader took."""
+        return [key for key in self if key not in self._used and key not in _OWN_META]
+
+    def meta(self, *also: str) -> dict[str, Any]:
+        """The record's ``meta``: its own, every column that was not taken, and ``also``."""
+        own = self.get("meta", {})
+        if not isinstance(own, dict):
+            raise BadRow("meta", f"is {json_type(own)}, expected an object")
+        also = (*self.unused, *also, *self._kept)
+        return own | {key: self[key] for key in self if key in also}

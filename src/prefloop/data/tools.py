@@ -1,0 +1,99 @@
+"""Tools and tool calls in the forms that files have them: OpenAI's, flat objects, JSON written as text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from prefloop.console import listed
+from prefloop.data.check import BadRow, check_strings, check_text, json_type
+from prefloop.records import ToolCall
+
+_CALL_KEYS = frozenset({"name", "id", "type", "index", "function", "arguments", "parameters"})
+_EXPECTED_CALL = 'expected {"name": …, "arguments": {…}}'
+
+
+def parsed(text: str) -> Any:
+    """What a text holds as JSON, ``None`` where it is none."""
+    try:
+        value = json.loads(text)
+        check_strings(value)
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
+    """The JSON schemas in a column of tools: a list, one object, or either as JSON text. Empty ones give none.
+
+    A bare ``{"name", "parameters"}`` is wrapped as ``{"type": "function", "function": …}``, which chat templates expect.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return []
+        text, value = value, parsed(value)
+        if value is None:
+            raise BadRow(name, f"is text that is no JSON ({text[:40]!r}), expected a list of tools")
+    if isinstance(value, dict):
+        value = [value] if value else []
+    if not isinstance(value, list):
+        raise BadRow(name, f"is {json_type(value)}, expected a list of tools")
+    return [_tool(item, f"{name}.{index}") for index, item in enumerate(value)]
+
+
+def _tool(value: Any, name: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = parsed(value)
+    if not isinstance(value, dict):
+        raise BadRow(name, f"is {json_type(value)}, expected a tool's JSON schema")
+    wrapped = value.get("function")
+    if wrapped is None:
+        check_text(value.get("name", ""), f"{name}.name")
+        return {"type": "function", "function": value}
+    if not isinstance(wrapped, dict):
+        raise BadRow(f"{name}.function", f"is {json_type(wrapped)}, expected an object")
+    check_text(wrapped.get("name", ""), f"{name}.function.name")
+    return {"type": "function", **value}
+
+
+def calls_of(value: Any, name: str, unused: dict[str, None]) -> list[ToolCall]:
+    """Tool calls: a list of them, one, or either as JSON text. Keys that say nothing here are put into ``unused``."""
+    if isinstance(value, str):
+        text, value = value, parsed(value)
+        if not isinstance(value, dict | list):
+            raise BadRow(name, f"holds no tool call as JSON ({text[:40]!r}), {_EXPECTED_CALL}")
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise BadRow(name, f"is {json_type(value)}, expected a list of tool calls")
+    return [_call(item, f"{name}.{index}", unused) for index, item in enumerate(value)]
+
+
+def _call(value: Any, name: str, unused: dict[str, None]) -> ToolCall:
+    if isinstance(value, str):
+        value = parsed(value)
+    if not isinstance(value, dict):
+        raise BadRow(name, f"is {json_type(value)}, {_EXPECTED_CALL}")
+    kind, function = value.get("type") or "function", value.get("function") or value
+    if kind != "function" or not isinstance(function, dict):
+        raise BadRow(name, f"is a call of type {str(kind)[:40]!r}, {_EXPECTED_CALL}")
+    given: Any = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), None)
+    others = [key for part in (function, value) for key in part if part[key] is not None and key not in _CALL_KEYS]
+    if given is None:
+        if others:
+            raise BadRow(f"{name}.arguments", f"is missing (found: {listed(function)})")
+        given = {}
+    unused |= dict.fromkeys(f"tool_calls.{key}" for key in others)
+    if isinstance(given, str):
+        # Arguments that are no object stay as they were written.
+        found = parsed(given) if given.strip() else {}
+        given = found if isinstance(found, dict) else given
+    if not isinstance(given, dict | str):
+        raise BadRow(f"{name}.arguments", f"is {json_type(given)}, expected an object")
+    id = value.get("id")
+    if id is not None and (isinstance(id, bool) or not isinstance(id, str | int)):
+        raise BadRow(f"{name}.id", f"is {json_type(id)}, expected text")
+    called = function.get("name")
+    return ToolCall(
+        check_text("" if called is None else called, f"{name}.name"), given, None if id is None else str(id)
+    )

@@ -1,0 +1,92 @@
+r"""Whole conversations written as one text: hh-rlhf's ``\n\nHuman: … \n\nAssistant: …``, lists of messages as strings, templated texts."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from prefloop.data.check import BadRow, check_strings, check_text
+from prefloop.data.messages import is_messages, messages_of
+from prefloop.data.row import Row
+from prefloop.data.templates_seen import unwrap
+from prefloop.records import Message, Role
+
+PARSED = "messages written as a string, parsed"
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+# Python's repr escapes line breaks within strings, so one between two braces stands between two objects (as numpy prints them).
+_NUMPY = re.compile(r"\}\s*\n\s*\{")
+_LISTED = re.compile(r"\s*\[\s*\{")
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The turns of a text, and whether it is open for the assistant's answer."""
+
+    turns: list[Message]
+    open: bool = False
+
+
+def transcript_of(text: str, name: str, row: Row) -> Transcript | None:
+    """The conversation that a text holds; ``None`` where it is plain text. What was done is said to the row."""
+    if _LISTED.match(text) and (listed := literal(text, name)) is not None:
+        row.say(PARSED)
+        return Transcript(messages_of(listed, name, row))
+    if is_hh(text):
+        row.say("Human/Assistant transcripts read as turns")
+        open = text.rstrip().endswith("\n\nAssistant:")
+        return Transcript(parse_hh(text.rstrip().removesuffix("\n\nAssistant:") if open else text, name), open)
+    if (found := unwrap(text, name)) is not None:
+        row.say(f"{found.template} markers in texts, unwrapped into messages")
+        return Transcript(found.turns, found.open)
+    return None
+
+
+def is_hh(value: Any) -> bool:
+    r"""Whether a value is hh-rlhf's text: it begins with ``\n\nHuman:``, or with ``Human:`` and has an ``Assistant:`` further on."""
+    if not isinstance(value, str):
+        return False
+    return value.startswith("\n\nHuman:") or (value.lstrip().startswith("Human:") and "\n\nAssistant:" in value)
+
+
+def parse_hh(text: str, name: str) -> list[Message]:
+    r"""The turns of hh-rlhf text (``\n\nHuman: … \n\nAssistant: …``), each stripped; an empty turn is refused."""
+    before, *rest = _HH_TURN.split("\n\n" + text.lstrip())
+    if before.strip() or not rest:
+        raise BadRow(name, "does not begin with a 'Human:' or 'Assistant:' turn")
+    turns = enumerate(zip(rest[::2], rest[1::2], strict=True))
+    return [Message(_HH_ROLES[who], check_text(words.strip(), f"{name}.{index}")) for index, (who, words) in turns]
+
+
+def literal(text: str, name: str) -> list[Any] | None:
+    """The message list that a text spells in JSON or as Python's repr; ``None`` where it spells something else.
+
+    Raises ``BadRow`` for one that begins so and cannot be parsed.
+    """
+    value = _parsed(text)
+    if value is None:
+        value = _parsed(_NUMPY.sub("}, {", text))
+    if is_messages(value):
+        check_strings(value, name)
+        return list(value)
+    if value is None and re.match(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""", text):
+        raise BadRow(name, "looks like a list of messages written as a string and cannot be parsed: write it as a list")
+    return None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Through JSON, so that tuples, bytes and numbers as keys go no further.
+            return json.loads(json.dumps(ast.literal_eval(text.strip()), allow_nan=False))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None

@@ -1,0 +1,176 @@
+"""A seeded generator of damaged rows over all layouts: keys dropped, renamed, doubled into others, retyped, nested, cut; odd texts.
+
+Run as a program it makes 30,000 of them and reads each: ``PYTHONPATH=src:tests python tests/mutated_rows.py [rows] [seed]``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from layout_rows import PUBLISHED
+
+ODD: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    0.5,
+    -0.0,
+    1e308,
+    10**40,
+    "",
+    " ",
+    "\n\t",
+    "0",
+    "true",
+    "null",
+    "[]",
+    "{}",
+    [],
+    {},
+    [[]],
+    [{}],
+    {"": ""},
+    [None],
+    ["a"],
+    [1],
+    "a\x00b",
+    "\ud83d",
+    "\u202eabc\u2028",
+    "🦅" * 3,
+    "é\u0301",
+    "\x1b]0;x\x07",
+    "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nq",
+    "[INST] q [/INST] a </s>",
+    "[INST] q",
+    "<start_of_turn>user\nq<end_of_turn>",
+    "<|user|>",
+    "### Human: q### Assistant: a",
+    "### Instruction:\nq\n\n### Response:\n",
+    "USER: q ASSISTANT: a</s>",
+    "\n\nHuman: q\n\nAssistant: a",
+    "\n\nHuman:",
+    "\n\nAssistant:",
+    "a<|im_end|>",
+    "</s>",
+    "[{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]",
+    '[{"role": "user", "content": "q"}]',
+    "[{'role': 'user', 'content': ",
+    "[{" * 300,
+    {"role": "user", "content": "q"},
+    [{"role": "user", "content": "q"}],
+    [{"role": "assistant", "content": "a"}],
+    [{"from": "gpt", "value": "a"}],
+    [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+    [{"role": "user", "content": [{"type": "image_url"}]}],
+    {"role": {"a": 1}, "content": {"b": 2}},
+    "model_a",
+    "tie",
+    "up",
+    "<extra_id_1>User\nq",
+    "<extra_id_1>",
+    "x" * 5000,
+]
+KEYS = [
+    *sorted({key for _, rows in PUBLISHED.values() for row in rows for key in row}),
+    "system",
+    "history",
+    "tools",
+    "images",
+    "label",
+    "margin",
+    "messages",
+    "role",
+    "content",
+    "weight",
+    "mask",
+    "name",
+    "meta",
+    "id",
+    "",
+    "\x1b[31m",
+    "\ud83d",
+]
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place within a value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+def nested(depth: int) -> Any:
+    value: Any = "deep"
+    for index in range(depth):
+        value = [value] if index % 2 else {"d": value}
+    return value
+
+
+def mutate(row: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """The row with one to three things wrong."""
+    row = copy.deepcopy(row)
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        spots = list(places(row))
+        if not spots:
+            row[draw.choice(KEYS)] = copy.deepcopy(draw.choice(ODD))
+            continue
+        *path, last = draw.choice(spots)
+        holder: Any = row
+        for step in path:
+            holder = holder[step]
+        how = draw.choice(
+            ("drop", "rename", "null", "odd", "odd", "odd", "nest", "copy", "cut", "add", "wrap", "text", "deep")
+        )
+        if how == "drop":
+            del holder[last]
+        elif how == "rename" and isinstance(holder, dict):
+            holder[draw.choice(KEYS)] = holder.pop(last)
+        elif how == "null":
+            holder[last] = None
+        elif how == "nest":
+            holder[last] = {draw.choice(KEYS): holder[last]}
+        elif how == "wrap":
+            holder[last] = [holder[last]]
+        elif how == "copy":
+            *other, end = draw.choice(spots)
+            value: Any = row
+            for step in (*other, end):
+                value = value[step]
+            holder[last] = copy.deepcopy(value)
+        elif how == "cut" and isinstance(holder[last], str | list):
+            holder[last] = holder[last][: draw.randrange(len(holder[last]) + 1)]
+        elif how == "text":
+            holder[last] = json.dumps(holder[last]) if draw.random() < 0.5 else repr(holder[last])
+        elif how == "deep":
+            holder[last] = nested(draw.choice((3, 99, 100, 101, 300)))
+        elif how == "add":
+            row[draw.choice(KEYS)] = copy.deepcopy(draw.choice(ODD))
+        else:
+            holder[last] = copy.deepcopy(draw.choice(ODD))
+    return row
+
+
+def mutated(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Endlessly a layout's name and a damaged row of it, the layouts in turn."""
+    draw = random.Random(seed)
+    while True:
+        for layout, rows in PUBLISHED.values():
+            yield layout, mutate(draw.choice(rows), draw)
+
+
+if __name__ == "__main__":
+    from test_mutated_rows import check_rows
+
+    number, seed = int(sys.argv[1]) if sys.argv[1:] else 30_000, int(sys.argv[2]) if sys.argv[2:] else 0
+    print(check_rows(number, seed))
