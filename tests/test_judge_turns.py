@@ -19,7 +19,7 @@ from prefloop.judging.graders import FunctionGrader
 from prefloop.judging.judges import ScoreJudge, Verdict, prepare
 from prefloop.judging.language_model import ModelJudge
 from prefloop.labels.pool import content_of, pairs_of
-from prefloop.records import Comparison, Conversation, Message, Prompt, Response, Vote, to_dict
+from prefloop.records import Comparison, Conversation, Message, Prompt, Response, Vote, identity, to_dict
 from prefloop.replies import reply_of
 
 
@@ -155,12 +155,12 @@ def test_files_of_answers_have_tools_and_turns(tmp_path: Path):
     rows = [row | {"response": "No."}, row | {"response": answer.text, "turns": turns}, row | {"response": turns}]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     ((prompt, replies),) = read_answers(path).values()
-    assert prompt.prompt == asked() and prompt.prompt.tools == [WEATHER]
+    assert identity(prompt.prompt) == identity(asked()) and prompt.prompt.tools == [WEATHER]
     assert replies == ["No.", Response(answer.text, turns=answer.turns), Response(answer.text, turns=answer.turns)]
     assert empty_answers({"a": read_answers(path)}) == {}
-    for response, why in (([], "without a message"), ([{"role": "user", "content": "x"}], "expected assistant")):
+    for response, why in (([], "is an empty list"), ([{"role": "user", "content": "x"}], "expected the assistant's")):
         path.write_text(json.dumps(row | {"response": response}) + "\n")
-        with pytest.raises(DataError, match=f"row 1: .*{why}"):
+        with pytest.raises(DataError, match=f"row 1.*{why}"):
             read_answers(path)
     path.write_text(
         json.dumps(row | {"response": "x"}) + "\n" + json.dumps(row | {"response": "y", "tools": []}) + "\n"

@@ -67,7 +67,7 @@ class _AnswerRows(Records):
         check_strings([turn.to_dict() for turn in found.prompt], "prompt")
         check_strings(found.response.replace("\x00", ""), "response")  # a model may write NUL, and is judged by it
         known, first = self._prompt_of.setdefault(found.id, (found.prompt, raw.number))
-        if known != found.prompt:
+        if prompt_key(known) != prompt_key(found.prompt):
             raise BadRow(
                 "id", f"'{found.id[:80]}' stands for another prompt in row {first}; ids must be unique to a prompt"
             )
@@ -159,7 +159,7 @@ def _require_same(side_a: Answers, side_b: Answers, a_path: str, b_path: str) ->
                 "both files must answer the same prompts"
             )
     for prompt_id, (prompt, _) in side_a.items():
-        if prompt.prompt != side_b[prompt_id][0].prompt:
+        if prompt_key(prompt.prompt) != prompt_key(side_b[prompt_id][0].prompt):
             raise DataError(
                 f"prompt '{prompt_id}' is worded differently in {a_path} and {b_path}; "
                 "both files must answer the same prompts"

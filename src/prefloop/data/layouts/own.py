@@ -27,7 +27,7 @@ def is_prefloop(row: Mapping[str, Any]) -> bool:
         return False
     if "responses" in row or "votes" in row or isinstance(row.get("response"), dict):
         return True
-    return {"id", "prompt"} <= row.keys() <= OWN_KEYS and isinstance(row["prompt"], str | list)
+    return {"id", "prompt"} <= row.keys() <= OWN_KEYS
 
 
 def is_best_of(row: Mapping[str, Any]) -> bool:
