@@ -100,12 +100,14 @@ def candidates_of(path: Source | Path) -> Iterator[Comparison]:
         try:
             if row.problem is not None:
                 raise BadRow("", row.problem)
-            check_strings(row.value)
             given = row.value.get("responses")
             if not isinstance(given, list):
                 raise BadRow("responses", "is missing or no list")
             responses = [Response(item) if isinstance(item, str) else from_dict(Response, item) for item in given]
             asked = {key: value for key, value in row.value.items() if key != "responses"}
+            check_strings(asked)
+            for index, response in enumerate(responses):
+                check_strings(response.text.replace("\x00", ""), f"responses.{index}")  # a model may write NUL
             if "id" not in asked:
                 raise BadRow("id", "is missing")
             prompt = prompt_of(Row(asked, id_of(asked["id"])))
