@@ -502,6 +502,19 @@ def test_infinite_numbers_deep_nesting_and_orders_that_are_none_are_refused(tmp_
     assert load_comparisons(tmp_path / "again.jsonl").records == found.records
 
 
+def test_more_columns_beside_our_own_records_are_kept_and_named(tmp_path: Path) -> None:
+    votes = [{"annotator": "u", "choice": 1}]
+    row = {"id": "a", "prompt": "q", "responses": ["a", {"text": "b", "model": "m"}], "votes": votes, "topic": "t"}
+    found = load_comparisons(write(tmp_path, row))
+    (pair,) = found.records
+    assert [r.text for r in pair.responses] == ["a", "b"] and pair.responses[1].meta == {"model": "m"}
+    assert pair.meta == {"topic": "t"} and pair.votes[0].choice == 1
+    assert found.notes == [
+        "keys of responses kept in their meta: model (in 1 row)",
+        "columns kept in meta, not used: topic",
+    ]
+
+
 def test_check_prints_layout_and_reason_counts_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {**PAIR, "prompt": f"<|im_start|>user\n{ASK}<|im_end|>\n<|im_start|>assistant\n", "note": 1}
     path = write(tmp_path, row, {**row, "chosen": ""})

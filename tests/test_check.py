@@ -90,7 +90,12 @@ BAD_PAIRS = [
     ("prefloop", {**VOTED, "responses": [{"text": "yes"}]}, "Comparison", "has 2 responses, found 1"),
     ("prefloop", {**VOTED, "responses": [{"text": "a"}, {"text": "a "}]}, "responses.1.text", "same text"),
     ("prefloop", {**VOTED, "responses": [{"text": ""}, {"text": "a"}]}, "responses.0.text", "is empty"),
-    ("prefloop", {**VOTED, "winner": 0}, "winner", "found '0'"),
+    (
+        "prefloop",
+        {**VOTED, "votes": [], "winner": 0},
+        "winner",
+        "seems to say which response is better; say it as votes",
+    ),
     ("prefloop", {"prompt": [USER], "response": "yo"}, "", "holds a demonstration, of which no comparison can be made"),
 ]
 

@@ -10,6 +10,7 @@ a message holds only the keys that say something, tool calls stand in the form o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -317,11 +318,12 @@ Record = Prompt | Demonstration | Comparison | Rating | BestOf
 def to_dict(record: Record | Response) -> dict[str, Any]:
     """JSON-ready dictionary of a record; ``from_dict`` reads it back."""
     row: dict[str, Any] = {}
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if field.name == "turns" and not value:
+    kind: Any = type(record)
+    for name in _names(kind):
+        value = getattr(record, name)
+        if name == "turns" and not value:
             continue
-        row[field.name] = _json(value)
+        row[name] = value if isinstance(value, str) else _json(value)
         if isinstance(value, Conversation) and value.tools:
             row["tools"] = value.tools
     if isinstance(record, Demonstration):
@@ -332,13 +334,19 @@ def to_dict(record: Record | Response) -> dict[str, Any]:
     return row
 
 
+@functools.cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
 def _json(value: Any) -> Any:
     if isinstance(value, Message):
         return value.to_dict()
     if isinstance(value, Response):
         return to_dict(value)
     if isinstance(value, Vote | Thumb):
-        return dataclasses.asdict(value)
+        kind: Any = type(value)
+        return {name: getattr(value, name) for name in _names(kind)}
     return [_json(item) for item in value] if isinstance(value, list) else value
 
 
@@ -349,4 +357,12 @@ def from_dict(kind: type[R], row: dict[str, Any]) -> R:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        raise ValueError(f"field '{where}': {first['msg']} (found {str(first['input'])[:80]!r})") from None
+        told = _TOLD.get(first["type"], first["msg"])
+        raise ValueError(f"field '{where}': {told} (found {str(first['input'])[:80]!r})") from None
+
+
+_TOLD = {
+    "unexpected_keyword_argument": "is no key that a record has here: take it out, or put it into meta",
+    "missing": "is missing",
+}
+"""Words for people in the place of pydantic's, by its type of error."""

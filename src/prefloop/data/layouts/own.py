@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop import records
+from prefloop.console import listed
 from prefloop.data import check
 from prefloop.data.check import BadRow, check_text, number_of
 from prefloop.data.prompts import context, prompt_of, turns_at
@@ -16,6 +17,8 @@ from prefloop.data.templates_seen import end_cut
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Response, Vote
 
 OWN_KEYS = frozenset({"id", "prompt", "tools", "response", "responses", "votes", "best", "turns", "meta"})
+_RESPONSE_KEYS = frozenset({"text", "source", "meta", "turns"})
+_VERDICTS = ("winner", "preferred", "preference", "choice", "label", "better", "chosen", "rejected")
 GOLD = ("best", "gold", "scores")
 _FIELD = re.compile(r"field '([^']*)': (.*)", re.DOTALL)
 _CHOICES: dict[Any, Any] = {"a": 0, "b": 1, "tie": "tie"}
@@ -64,14 +67,37 @@ def read_prefloop(row: Row) -> Record:
         # True equals 1 in Python, so the typed check below would read it as a vote for the second response.
         if isinstance(vote, dict) and isinstance(vote.get("choice"), bool):
             raise BadRow(f"votes.{index}.choice", "is a true/false, expected 0, 1 or 'tie'")
+    row.use(*OWN_KEYS)
+    own = {key: value for key, value in row.items() if key in OWN_KEYS}
+    if kind is Comparison and not row.get("votes") and (said := row.first(*_VERDICTS)):
+        raise BadRow(
+            said,
+            'seems to say which response is better; say it as votes: [{"annotator": "name", "choice": 0, 1 or "tie"}]',
+        )
+    if isinstance(own.get("responses"), list):
+        own["responses"] = [_response(item, row) for item in own["responses"]]
+    elif kind is Rating and "response" in own:
+        own["response"] = _response(own["response"], row)
     try:
-        record: Record = records.from_dict(kind, {**row, "id": row.id, "prompt": prompt})
+        record: Record = records.from_dict(kind, {**own, "id": row.id, "prompt": prompt, "meta": row.meta()})
     except ValueError as error:
         found = _FIELD.fullmatch(str(error))
         raise BadRow(*(found.groups() if found else ("", str(error)))) from None
-    row.use(*OWN_KEYS)
     check.check_record(record)
     return record
+
+
+def _response(item: Any, row: Row) -> Any:
+    """A response as a record has it: a text stands for itself, keys that it has besides go to its meta."""
+    if isinstance(item, str):
+        return {"text": item}
+    if not isinstance(item, dict) or not isinstance(item.get("meta", {}), dict):
+        return item
+    others = {key: value for key, value in item.items() if key not in _RESPONSE_KEYS}
+    if not others:
+        return item
+    row.say(f"keys of responses kept in their meta: {listed(others)}")
+    return {key: item[key] for key in item.keys() & _RESPONSE_KEYS} | {"meta": others | item.get("meta", {})}
 
 
 def _context(prompt: Any) -> Any:
