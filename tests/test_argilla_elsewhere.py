@@ -11,6 +11,7 @@ from labelling import Annotator, Labelling
 
 from prefloop.cli import _main, guarded
 from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
+from prefloop.data.source import Source
 from prefloop.data.sources import load_comparisons
 from prefloop.errors import ConfigError, DataError, LabelError
 from prefloop.labels.source import Address, read
@@ -18,6 +19,7 @@ from prefloop.records import Message, Rating
 from prefloop.runtime import Runtime
 from prefloop.stages.label import Label
 from prefloop.stages.reward import RewardModel
+from prefloop.store import file_digest
 
 TEXTS = ("Rye, for a week.", "None of them.")
 RANKED = ((1, 2), (2, 1), (1, 1))  # of response1 and response2, record by record
@@ -280,6 +282,26 @@ def test_an_address_gives_every_record_and_a_digest_that_follows_the_votes(
     assert json.loads(json.dumps(after.rows)) == after.rows and "is read as the vote" in after.said
     turned = read(f"{address}?responses=response2,response1&preferred=ranking", labelling.connection)
     assert turned.rows[1]["votes"][0]["choice"] == 0
+
+
+def test_an_address_is_a_source_like_a_file(
+    labelling: Labelling, make: Make, ann: Annotator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(rg.Settings.for_ranking(), asked(3))
+    answer(ann, dataset, {"r0": {"ranking": ranking(1, 2)}, "r1": {"ranking": ranking(2, 1)}})
+    monkeypatch.setenv("ARGILLA_API_URL", labelling.url)
+    monkeypatch.setenv("ARGILLA_API_KEY", labelling.connection.api_key)
+    monkeypatch.setattr("prefloop.labels.source.cache_folder", lambda: tmp_path / "cache")
+    address = f"argilla://default/{dataset.name}"
+    assert [[v.choice for v in pair.votes] for pair in load_comparisons(address).records] == [[0], [1], []]
+    assert guarded(_main, ["check", address]) == 0
+    (copy,) = (tmp_path / "argilla").iterdir()
+    assert copy.parent.stat().st_mode & 0o77 == 0  # votes are nobody else's
+    # One process sees one state of the votes, the next one the newer.
+    answer(ann, dataset, {"r2": {"ranking": ranking(1, 2)}})
+    assert Source.parse(address).digest() == Source.parse(address).digest() == file_digest(copy)
+    monkeypatch.setattr("prefloop.labels.source._FETCHED", {})
+    assert [len(pair.votes) for pair in load_comparisons(address).records] == [1, 1, 1]
 
 
 def test_prompts_of_any_dataset_are_rows(labelling: Labelling, make: Make) -> None:

@@ -12,6 +12,9 @@ from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError, TooLongError
 from prefloop.records import Comparison, Demonstration, Message, Response, answer_turns, prompt_key, transcript
 
+REPEATED_WORDS = 4
+"""Words of a prompt from which on an answer that begins with it repeats it."""
+
 
 @dataclasses.dataclass
 class Encoder:
@@ -60,8 +63,9 @@ class Encoder:
         self.answers += 1
         self.controls += (found := renderer.controls_in(turns))
         self.with_controls += found > 0
-        asked = prompt[-1].content.strip()
-        self.repeating += len(text.strip()) > len(asked) > 0 and text.strip().startswith(asked)
+        asked = prompt[-1].content.strip() if prompt[-1].role == "user" else ""
+        # A short question may well be greeted back.
+        self.repeating += len(asked.split()) >= REPEATED_WORDS and text.strip().startswith(asked)
         self.ended_twice += text.rstrip().endswith(tuple(renderer.controls))
 
     def response(self, record_id: str, prompt: Sequence[Message], answer: Response, prompt_length: int) -> Tokens:
