@@ -5,6 +5,7 @@ import json
 import pytest
 from judge_endpoint import Scripted, endpoint_fixture, judge_at, judge_files, prefers_longer, shown  # noqa: F401
 
+from prefloop.data.sources import load_prompts
 from prefloop.errors import DataError, JudgeError
 from prefloop.judging.judges import ScoreJudge
 
@@ -147,3 +148,23 @@ def test_files_that_answer_different_prompts_are_refused_before_anything_is_aske
         with pytest.raises(DataError, match=message):
             judge_files(a, b, judge, tmp_path / "cache.jsonl")
     assert judge.n == 0
+
+
+def test_answers_of_mt_bench_find_their_questions_by_number(tmp_path, capsys):
+    questions = [{"question_id": n, "category": "c", "turns": [f"Question {n}?", "And more?"]} for n in (81, 82)]
+    path = tmp_path / "answers.jsonl"
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+
+    def answers(*rows):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_answers(path, questions=lambda: load_prompts(tmp_path / "questions.jsonl").records)
+
+    row = {"question_id": 82, "answer_id": "a", "model_id": "m", "choices": [{"index": 0, "turns": ["One.", "Two."]}]}
+    ((prompt, replies),) = answers(row).values()
+    assert [turn.content for turn in prompt.prompt] == ["Question 82?"] and replies == ["One."]
+    assert "second turns of 1 answer are not used" in capsys.readouterr().out
+    for wrong, said in (({"question_id": 7}, "among no questions"), ({"choices": [{}]}, "field 'choices'")):
+        with pytest.raises(DataError, match=f"row 2.*{said}"):
+            answers(row, row | wrong)
+    with pytest.raises(DataError, match="--prompts QUESTIONS"):
+        read_answers(path)

@@ -134,7 +134,9 @@ class Compare(_Judge):
         options: dict[str, Any] = (
             {"bad_rows": "quarantine", "quarantine_dir": self.quarantine} if self.quarantine else {}
         )
-        sides = {name: read_answers(source, **options) for name, source in found.items()}
+        asked_in = self.prompts
+        questions = (lambda: self._checked(load_prompts, asked_in)) if asked_in else None
+        sides = {name: read_answers(source, questions=questions, **options) for name, source in found.items()}
         if self.prompts and all(answers_of(name) for name in names):
             asked = self._checked(load_prompts, self.prompts)
             sides = restricted(sides, asked)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from prefloop.console import say
+from prefloop.console import counted, say
 from prefloop.data.check import BadRow, Checked, check_strings
+from prefloop.data.files import read_rows
 from prefloop.data.layouts import Layout
 from prefloop.data.layouts.rated import Scored
 from prefloop.data.raw import RawRow
 from prefloop.data.reading import Records, id_of
 from prefloop.data.row import Habits, Row
 from prefloop.data.source import PathLike, Source
-from prefloop.data.sources import load
+from prefloop.data.sources import detect_layout, load
 from prefloop.errors import DataError
 from prefloop.records import Conversation, Demonstration, Prompt, Rating, Record, Response, answer_turns, prompt_key
 from prefloop.replies import Reply, reply_of, text_of
@@ -29,13 +30,17 @@ def read_answers(
     layout: str = "auto",
     bad_rows: str = "error",
     quarantine_dir: PathLike | None = None,
+    questions: Callable[[], Sequence[Prompt]] | None = None,
 ) -> Answers:
     """Prompt and responses by id, in the order of a source whose rows hold one response each, in any layout that ``load_demonstrations`` reads.
 
     Read as every other source is, but that a response may be blank and that an id names a prompt: it may have several rows. A missing id is made
     from the prompt, so that it is the same in every file. ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``); what
-    else a row says of its answer is left out. Raises ``DataError`` naming file, row and field.
+    else a row says of its answer is left out. MT-bench's answers, which name their questions by number, find them among ``questions``.
+    Raises ``DataError`` naming file, row and field.
     """
+    if questions and layout == "auto" and detect_layout(source) == "mt_bench_answers":
+        return _of_mt_bench(Source.of(source), questions())
     checked: Checked[Demonstration] = load(
         Demonstration, source, layout, bad_rows, quarantine_dir, None, reader=_AnswerRows
     )
@@ -47,6 +52,30 @@ def read_answers(
             reply_of(Response.of(answer_turns(record)))
         )
     return rows
+
+
+def _of_mt_bench(source: Source, questions: Sequence[Prompt]) -> Answers:
+    """MT-bench's answers to the first turns of its questions; the second turns' prompts differ from model to model. Raises ``DataError``."""
+    by_number = {str(prompt.meta["question_id"]): prompt for prompt in questions if "question_id" in prompt.meta}
+    found: Answers = {}
+    later = 0
+    for raw in read_rows(source):
+        where = f"{source}, row {raw.number}"
+        row = raw.value if raw.problem is None else {}
+        prompt = by_number.get(str(row.get("question_id")))
+        if prompt is None:
+            raise DataError(f"{where}: {raw.problem or 'its question_id is among no questions of --prompts'}")
+        choices = row.get("choices")
+        turns = [c.get("turns") if isinstance(c, dict) else None for c in choices] if isinstance(choices, list) else []
+        if not turns or not all(isinstance(t, list) and t and isinstance(t[0], str) for t in turns):
+            raise DataError(f"{where}, field 'choices': is no list of {{'turns': [texts]}}")
+        found.setdefault(prompt.id, (prompt, []))[1].extend(t[0] for t in turns if t)
+        later += any(len(t or []) > 1 for t in turns)
+    if later:
+        say(
+            f"  {source.name}: second turns of {counted(later, 'answer')} are not used: they answer another conversation in every file"
+        )
+    return found
 
 
 class _AnswerRows(Records):

@@ -138,8 +138,8 @@ _PUBLISHED = (
         (),
         recognise.has("question_id", "choices"),
         None,
-        way_out="answers stand in it without their questions. Join them with the questions by question_id: a column 'prompt' with the "
-        "question and 'response' with choices[0].turns[0]",
+        way_out="answers stand in it without their questions. `prefloop judge` compares two such files with --prompts QUESTIONS; to train on "
+        "them, add a column 'prompt' with the question and 'response' with choices[0].turns[0]",
     ),
     Layout(
         "oasst_messages",
