@@ -7,6 +7,7 @@ from judge_endpoint import Scripted, endpoint_fixture, judge_at, judge_files, pr
 
 from prefloop.data.sources import load_prompts
 from prefloop.errors import DataError, JudgeError
+from prefloop.judging.answers import read_answers
 from prefloop.judging.judges import ScoreJudge
 
 
