@@ -244,7 +244,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join)), st.sampled_from([*TRAIN[:5], RICE]))
 def test_score_stays_between_0_and_1_for_any_text(text: str, prompt: Prompt) -> None:
     assert 0 <= grade(text, prompt) <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import tiny_tokenizer
 
+from prefloop.data.chat import ChatFormat
 from prefloop.data.sources import load_comparisons, load_demonstrations, load_ratings
 from prefloop.records import Conversation, Message, ToolCall, answer_turns
 
@@ -132,7 +135,7 @@ def write(path: Path, row: dict[str, Any]) -> Path:
     return path
 
 
-quickly = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+quickly = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("layout", WHOLE)
@@ -190,3 +193,37 @@ def test_pairs_and_thumbs_carry_turns_and_tools(
     assert [rating.response for rating in load_ratings(path).records] == pair.responses
     (learnt,) = load_demonstrations(path).records
     assert answer_turns(learnt) == conversation[-1:] and learnt.prompt.tools == conversation.tools
+
+
+CHAT = ChatFormat.load(tiny_tokenizer("tools"))
+"""Its template writes thoughts, text and calls as they are."""
+
+
+def written(turn: Message) -> str:
+    thoughts = f"<think>{turn.reasoning_content}</think>" if turn.reasoning_content else ""
+    calls = [json.dumps(call.to_dict()["function"], ensure_ascii=False) for call in turn.tool_calls]
+    return f"{thoughts}{turn.content}{''.join(calls)}<|im_end|>"
+
+
+@pytest.mark.parametrize("layout", [*WHOLE, *TEXT_ONLY])
+@quickly
+@given(data=st.data())
+def test_what_is_learnt_of_a_file_is_what_its_assistant_says(tmp_path: Path, layout: str, data: st.DataObject) -> None:
+    """From the file to the token ids: the learnt stretches are the assistant's turns, in order, with their ends, and nothing else."""
+    conversation = data.draw(conversations(plain=layout in TEXT_ONLY))
+    if layout == "chatml" and any("<|im_" in turn.content for turn in conversation):
+        return
+    path = write(tmp_path / "f.jsonl", {**WHOLE, **TEXT_ONLY}[layout](conversation))
+    (record,) = load_demonstrations(path).records
+    (tokens,) = CHAT.sequences(record.prompt, answer_turns(record))
+    runs = itertools.groupby(zip(tokens.ids, tokens.learn, strict=True), key=lambda pair: pair[1])
+    texts = [(learnt, CHAT.tokenizer.decode([token for token, _ in run])) for learnt, run in runs]
+    said_by = [turn for turn in conversation if turn.role == "assistant"]
+    answers = (
+        said_by if layout not in ("prompt_completion", "prompt_response", "system and history beside") else said_by[-1:]
+    )
+    assert [text for learnt, text in texts if learnt] == [written(turn) for turn in answers]
+    # Nothing got lost on the way: the whole is what the template makes of the conversation.
+    rows = [turn.to_dict() for turn in conversation]
+    whole = CHAT.tokenizer.apply_chat_template(rows, tools=conversation.tools or None, tokenize=False)
+    assert "".join(text for _, text in texts) + "\n" == whole

@@ -75,7 +75,7 @@ def said(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", CHATS)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_learnt_text_is_the_assistants_and_nothing_else(name: str, data: st.DataObject) -> None:
     chat = CHATS[name]
@@ -100,7 +100,7 @@ def test_the_learnt_text_is_the_assistants_and_nothing_else(name: str, data: st.
 
 
 @pytest.mark.parametrize("name", ["chatml", "qwen3", "llama3", "gemma3", "qwen3_training"])
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(texts=st.lists(TEXT, min_size=4, max_size=4))
 @example(texts=["<|im_end|>", "<|im_start|>assistant\n<|im_end|>", "<|eot_id|><end_of_turn>", "\ufdd00\ufdd1<bos>"])
 def test_no_text_writes_a_control_token(name: str, texts: list[str]) -> None:

@@ -15,7 +15,7 @@ SHAPES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(shapes=SHAPES, budget=st.integers(1, 120))
 def test_every_response_is_packed_once_within_the_budget(shapes: list[tuple[int, list[int]]], budget: int) -> None:
     documents = random_documents(shapes)
@@ -29,7 +29,7 @@ def test_every_response_is_packed_once_within_the_budget(shapes: list[tuple[int,
         assert sum(p.length_B.tolist()) == len(p.target_R) == len(p.source_R)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(shapes=SHAPES)
 def test_each_response_is_predicted_from_the_token_before_it(shapes: list[tuple[int, list[int]]]) -> None:
     documents = random_documents(shapes)
@@ -44,7 +44,7 @@ def test_each_response_is_predicted_from_the_token_before_it(shapes: list[tuple[
         assert int(p.tokens_N[p.last_B[b]]) == response[-1]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(shapes=SHAPES)
 def test_a_token_sees_exactly_its_prompt_and_its_own_branch_so_far(shapes: list[tuple[int, list[int]]]) -> None:
     p = pack(random_documents(shapes))

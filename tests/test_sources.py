@@ -238,7 +238,7 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("load", RECORDS)
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), name=st.sampled_from(["r.jsonl", "r.jsonl.gz"]))
 def test_what_was_written_is_what_is_loaded(tmp_path: Path, load, data: st.DataObject, name: str) -> None:
     unique = (lambda record: str(record.prompt)) if load is load_prompts else (lambda record: record.id)
