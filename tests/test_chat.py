@@ -15,6 +15,11 @@ PROMPT = [Message("system", "Be kind."), Message("user", "How will the weather b
 WITH_TEMPLATE = [name for name in TOKENIZERS if name != "no-template"]
 
 
+def sampled(chat: ChatFormat, text: str, finished: bool = True) -> list[int]:
+    """Ids of a sampled answer to ``PROMPT``."""
+    return chat.answer(PROMPT, Response(text, meta={"finished": finished})).ids
+
+
 def chat_of(variant: str, tmp_path: Path, template: str = "model") -> ChatFormat:
     tiny_tokenizer(variant).save_pretrained(tmp_path / variant)
     return ChatFormat.load(AutoTokenizer.from_pretrained(tmp_path / variant), template)
@@ -34,13 +39,13 @@ def test_a_prompt_has_the_one_bos_that_the_model_knows(variant: str, tmp_path: P
 @pytest.mark.parametrize("variant", WITH_TEMPLATE)
 def test_a_response_never_gets_a_bos(variant: str, tmp_path: Path) -> None:
     chat = chat_of(variant, tmp_path)
-    assert chat.tokenizer.convert_tokens_to_ids("<s>") not in chat.response_ids("It will be good.")
+    assert chat.tokenizer.convert_tokens_to_ids("<s>") not in sampled(chat, "It will be good.")
 
 
 @pytest.mark.parametrize("variant", WITH_TEMPLATE)
 def test_a_finished_response_ends_in_the_end_of_turn_and_a_cut_one_does_not(variant: str, tmp_path: Path) -> None:
     chat = chat_of(variant, tmp_path)
-    finished, cut = chat.response_ids("It will be good."), chat.response_ids("It will be good.", finished=False)
+    finished, cut = sampled(chat, "It will be good."), sampled(chat, "It will be good.", finished=False)
     assert finished == [*cut, chat.stop_id]
     assert chat.stop_id not in cut
     assert chat.decode(finished) == chat.decode(cut) == "It will be good."
@@ -55,7 +60,7 @@ def test_prompt_plus_response_is_what_the_template_writes(variant: str, tmp_path
     ]
     if variant == "bos":
         whole = [chat.tokenizer.bos_token_id, *whole]
-    prompt, response = chat.prompt_ids(PROMPT), chat.response_ids("It will be good.")
+    prompt, response = chat.prompt_ids(PROMPT), sampled(chat, "It will be good.")
     assert whole[: len(prompt)] == prompt
     assert whole[len(prompt) : len(prompt) + len(response)] == response
 
@@ -85,7 +90,7 @@ def test_eos_ends_the_turn_when_the_template_writes_nothing_after_it(tmp_path: P
 def test_pad_may_equal_the_stop_token_and_is_kept(tmp_path: Path) -> None:
     chat = chat_of("pad-is-eos", tmp_path)
     assert chat.pad_id == chat.stop_id
-    assert chat.response_ids("good")[-1] == chat.stop_id
+    assert sampled(chat, "good")[-1] == chat.stop_id
     assert chat_of("chatml", tmp_path).pad_id != chat.stop_id
 
 

@@ -11,6 +11,8 @@ from families import FAMILIES, TRAINING, family
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny import add_random_role, load, tiny_tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from prefloop.data.chat import CHATML, ChatFormat
 from prefloop.data.encode import Encoder
@@ -89,8 +91,8 @@ def test_the_learnt_text_is_the_assistants_and_nothing_else(name: str, data: st.
     found = [text for tokens in chat.sequences(prompt, last) for text in learnt(chat, tokens)]
     assert len(found) == len(wanted)
     for text, turn in zip(found, wanted, strict=True):
-        assert text.rstrip("\n").endswith(chat.stop)
-        words = said(text.rstrip("\n").removesuffix(chat.stop))
+        assert text.rstrip("\n").endswith(chat.speech.stop)
+        words = said(text.rstrip("\n").removesuffix(chat.speech.stop))
         if turn.tool_calls:
             assert words.startswith("<tool_call>") and words.endswith("</tool_call>")
         else:
@@ -109,16 +111,17 @@ def test_no_text_writes_a_control_token(name: str, texts: list[str]) -> None:
     def controls(words: list[str]) -> list[list[int]]:
         turns = [Message(role, text) for role, text in zip(("user", "assistant") * 2, words, strict=True)]  # type: ignore[arg-type]
         return [
-            [i for i in s.ids if i in chat.control_ids] for s in chat.sequences(Conversation(turns[:-1]), turns[-1:])
+            [i for i in s.ids if i in chat.renderer.control_ids]
+            for s in chat.sequences(Conversation(turns[:-1]), turns[-1:])
         ]
 
     assert controls(texts) == controls(["word"] * 4)
     answer = chat.answer([Message("user", texts[0])], Response(texts[1]))
-    assert sum(i in chat.control_ids for i in answer.ids) == 1
-    assert said(chat.tokenizer.decode(answer.ids).removesuffix(chat.stop)) == texts[1].strip()
+    assert sum(i in chat.renderer.control_ids for i in answer.ids) == 1
+    assert said(chat.tokenizer.decode(answer.ids).removesuffix(chat.speech.stop)) == texts[1].strip()
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "gemma"])
+@pytest.mark.parametrize("name", [*FAMILIES, *(f"{name}_training" for name in TRAINING)])
 def test_a_sequence_begins_with_what_the_sampler_sees(name: str) -> None:
     """Every learnt turn stands behind the ids of its prompt, also where the template takes thoughts out of earlier turns."""
     chat = ChatFormat.load(family(name))
@@ -135,7 +138,9 @@ def test_a_sequence_begins_with_what_the_sampler_sees(name: str) -> None:
         before = chat.prompt_ids(turns[:end])
         assert sequence.ids[: len(before)] == before
         (*_, last) = learnt(chat, sequence)
-        assert last.endswith(turns[end].content + chat.stop) and (not thinks or turns[end].reasoning_content in last)  # type: ignore[operator]
+        assert last.rstrip("\n").endswith(turns[end].content + chat.speech.stop) and (
+            not thinks or turns[end].reasoning_content in last
+        )  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", [f"{name}_training" for name in TRAINING])
@@ -145,7 +150,7 @@ def test_marks_of_a_template_that_leave_out_thoughts_are_refused(name: str) -> N
     if name == "qwen3_training":
         assert "They greet." in learnt(chat, chat.sequences(turns[:1], turns[1:])[0])[0]
     else:
-        with pytest.raises(DataError, match="leaves out reasoning_content"):
+        with pytest.raises(DataError, match="leaves out the thoughts"):
             chat.sequences(turns[:1], turns[1:])
 
 
@@ -283,3 +288,84 @@ def test_packed_log_probs_count_learnt_tokens_alone(tiny_folder: Path) -> None:
 def test_a_document_keeps_marks_only_where_something_is_masked() -> None:
     assert document_of([1], [Tokens([2, 3], [True, True])]).learn is None
     assert document_of([1], [Tokens([2, 3], [True, False]), Tokens([4], [True])]).learn == [[True, False], [True]]
+
+
+def sentencepiece(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a blank before a text: as Llama 2's and Mistral's files do it (Prepend, Replace), or Metaspace's first."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=160, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(
+        ["The quick brown fox says what it is: Yes good more\n [INST] x [/INST] </s>"] * 3, trainer
+    )
+    if kind == "prepend":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
+
+
+@pytest.mark.parametrize("kind", ["prepend", "first"])
+def test_no_blank_comes_between_pieces_of_a_text(kind: str) -> None:
+    tokenizer = sentencepiece(kind)
+    chat = ChatFormat.load(tokenizer)
+    turns = [
+        Message("user", "what"),
+        Message("assistant", "The fox"),
+        Message("user", "more"),
+        Message("assistant", "Yes"),
+    ]
+    whole = tokenizer.apply_chat_template([turn.to_dict() for turn in turns], tokenize=False)
+    (found,) = chat.sequences(turns[:-1], turns[-1:])
+    assert found.ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    prompt = turns[:3]
+    assert found.ids[: len(chat.prompt_ids(prompt))] == chat.prompt_ids(prompt)
+    written, sampled = (chat.answer(prompt, Response("Yes", meta=meta)).ids for meta in ({}, {"finished": True}))
+    assert written == sampled == found.ids[len(chat.prompt_ids(prompt)) :]
+    odd = chat.answer(prompt, Response("good </s> fox")).ids
+    assert sum(i in chat.renderer.control_ids for i in odd) == 1
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *(f"{name}_training" for name in TRAINING)])
+@pytest.mark.parametrize("given", ["apart", "in the text"])
+def test_thoughts_are_learnt_once_or_the_turn_is_refused(name: str, given: str) -> None:
+    chat = ChatFormat.load(family(name))
+    text = "Yes." if given == "apart" else "<think>\nThey ask.\n</think>\n\nYes."
+    turns = [Message("user", "May I?"), Message("assistant", text, "They ask." if given == "apart" else None)]
+    prompt = chat.tokenizer.decode(chat.prompt_ids(turns[:1]))
+    try:
+        found = [chat.sequences(turns[:1], turns[1:])[0], chat.answer(turns[:1], Response.of(turns[1:]))]
+    except DataError as error:
+        assert given == "apart" and "leaves out the thoughts" in str(error)  # these have no place for them but the text
+        return
+    for tokens in found:
+        said = "".join(learnt(chat, tokens))
+        assert said.count("They ask.") == 1 and said.count("Yes.") == 1
+        assert (prompt + said).count("<think>") == (prompt + said).count("</think>") == 1
+
+
+def test_a_sampled_answer_writes_no_control_token_but_its_end() -> None:
+    chat = CHATS["chatml"]
+    text = "So: <|im_end|>\n<|im_start|>user\nhi"
+    for finished in (True, False):
+        found = chat.answer([Message("user", "q")], Response(text, meta={"finished": finished}))
+        assert sum(i in chat.renderer.control_ids for i in found.ids) == finished
+        assert chat.tokenizer.decode(found.ids) == text + "<|im_end|>" * finished
+
+
+def test_marks_that_ignore_the_generation_prompt_are_not_followed() -> None:
+    marks = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>' }}{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(DataError, match="where its generation prompt says"):
+        chat_with(marks).sequences([Message("user", "q")], [Message("assistant", "a")])

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prefloop.data.rendering import Renderer
+from prefloop.data.spoken import Speech
 from prefloop.data.tokens import Tokens
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.records import Message, Response, answer_turns, tools_of
@@ -25,8 +25,6 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_THINK, _END_THINK = "<think>", "</think>"
-_OPENED = re.compile(r"<think>\s*$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +72,9 @@ class ChatFormat:
         return Renderer(self.tokenizer)
 
     @functools.cached_property
-    def stop(self) -> str:
-        """The text of the token that ends an assistant turn."""
-        return str(self.tokenizer.convert_ids_to_tokens(self.stop_id))
+    def speech(self) -> Speech:
+        """What assistants say under the template."""
+        return Speech(self.renderer, str(self.tokenizer.convert_ids_to_tokens(self.stop_id)))
 
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
         """Token ids of a conversation up to where the assistant answers; exactly the BOS tokens that the template writes.
@@ -85,41 +83,34 @@ class ChatFormat:
         """
         return self._with_bos(self.renderer.ids(self.renderer.prompt(prompt, tools_of(prompt))))
 
-    def response_ids(self, text: str, finished: bool = True) -> list[int]:
-        """Token ids of a sampled answer behind its generation prompt: what ``decode`` gave, and the end-of-turn token unless it was cut."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*ids, self.stop_id] if finished else ids
-
     def answer(self, prompt: Sequence[Message], answer: Response) -> Tokens:
         """Token ids of an answer behind ``prompt_ids(prompt)``; results of tools and what the template writes around turns are not learnt.
 
         A sampled answer (``meta`` says whether it is finished) is what the sampler wrote; any other one is as the template writes it.
         Raises ``DataError`` where the template refuses it, leaves a part out, or writes it otherwise than its generation prompt begins it.
         """
-        ids: list[int]
-        learn: list[bool]
-        if "finished" in answer.meta and not answer.turns:
-            ids = self.response_ids(answer.text, answer.finished)
-            return Tokens(ids, [True] * len(ids))
         turns, tools = [*prompt, *answer_turns(answer)], tools_of(prompt)
-        ids, learn, joined, written = [], [], False, ""
+        if "finished" in answer.meta and not answer.turns:
+            spoken = self.speech.sampled(self.renderer.prompt(prompt, tools), answer.text, answer.finished)
+            ids = self.renderer.ids(spoken.body, spoken.before)
+            return Tokens(ids, [True] * len(ids), spoken.joined)
+        found = _Sequence()
         for place in range(len(prompt), len(turns)):
             if turns[place].role != "assistant":
                 continue
-            before, body, met = self._turn(turns[: place + 1], tools)
-            if written:
-                if not before.startswith(written):
-                    raise DataError(
-                        "the model's chat template rewrites the answer's earlier turns, so they cannot be learnt as one answer"
-                    )
-                context = self.renderer.ids(before[len(written) :])
-                ids, learn = [*ids, *context], [*learn, *[False] * len(context)]
-            said = self.renderer.ids(body)
-            ids, learn = [*ids, *said], [*learn, *[turns[place].learn] * len(said)]
-            written, joined = before + body, joined or met
-        if not any(learn):
+            spoken = self.speech.turn(turns[: place + 1], tools)
+            if not found.written:
+                found.written = spoken.before
+            elif not spoken.before.startswith(found.written):
+                raise DataError(
+                    "the model's chat template rewrites the answer's earlier turns, so they cannot be learnt as one answer"
+                )
+            found.add(self.renderer, spoken.before[len(found.written) :], False)
+            found.add(self.renderer, spoken.body, turns[place].learn)
+            found.joined |= spoken.joined
+        if not any(found.learn):
             raise DataError("the answer holds no assistant turn to learn")
-        return Tokens(ids, learn, joined)
+        return found.tokens()
 
     def sequences(self, prompt: Sequence[Message], turns: Sequence[Message], every: bool = True) -> list[Tokens]:
         """A conversation as sequences to train on: every assistant turn that may be learnt, or the last one alone.
@@ -137,109 +128,50 @@ class ChatFormat:
         return [marked] if marked else self._walked(whole, tools, learnt)
 
     def _walked(self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]) -> list[Tokens]:
-        out: list[tuple[list[int], list[bool], bool]] = []
-        ids: list[int]
-        learn: list[bool]
-        written = None
+        out: list[_Sequence] = []
         for place in learnt:
-            before, body, met = self._turn(whole[: place + 1], tools)
-            if written is not None and before.startswith(written):
-                ids, learn, joined = out.pop()
-                context = self.renderer.ids(before[len(written) :])
+            spoken = self.speech.turn(whole[: place + 1], tools)
+            if not out or not spoken.before.startswith(out[-1].written):
+                out.append(_Sequence())
+                out[-1].start(self._with_bos(self.renderer.ids(spoken.before)), spoken.before)
             else:
-                ids, learn, joined = [], [], False
-                context = self._with_bos(self.renderer.ids(before))
-            said = self.renderer.ids(body)
-            marks = [*learn, *[False] * len(context), *[True] * len(said)]
-            out.append(([*ids, *context, *said], marks, joined or met))
-            written = before + body
-        return [Tokens(*parts) for parts in out]
+                out[-1].add(self.renderer, spoken.before[len(out[-1].written) :], False)
+            out[-1].add(self.renderer, spoken.body, True)
+            out[-1].joined |= spoken.joined
+        return [sequence.tokens() for sequence in out]
 
     def _marked(self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]) -> Tokens | None:
-        """The conversation under the template's own marks; nothing where they do not say which turn is which, or leave out its end."""
+        """The conversation under the template's own marks; nothing where a learnt turn does not stand behind its generation prompt with its
+        thoughts and its end, as it does where it is walked to."""
         text, spans = self.renderer.render_marked(whole, tools)
         assistants = [i for i, turn in enumerate(whole) if turn.role == "assistant"]
-        if len(spans) != len(assistants) or not all(self.stop in text[start:end] for start, end in spans):
+        if len(spans) != len(assistants):
             return None
-        self.renderer.require_whole(whole, tools, text)
         for place in learnt:
             start, end = spans[assistants.index(place)]
-            self._require_thoughts(whole[place], text[start:end])
-        ids: list[int] = []
-        learn: list[bool] = []
+            before, said = self.renderer.prompt(whole[:place], tools), text[start:end]
+            between = before.removeprefix(text[:start])
+            # A template may draw the line break behind the assistant's name into its marks.
+            begins = before.startswith(text[:start]) and not between.strip() and said.startswith(between)
+            if not begins or self.speech.stop not in said or not self.speech.holds(whole[place], before, said):
+                return None
+        self.renderer.require_whole(whole, tools, text)
+        found = _Sequence()
         edges = [0, *itertools.chain(*spans), len(text)]
         for part, (start, end) in enumerate(itertools.pairwise(edges)):
-            piece = self.renderer.ids(text[start:end]) if end > start else []
-            ids += piece if part else self._with_bos(piece)
-            learn += [part % 2 == 1 and assistants[part // 2] in learnt] * (len(ids) - len(learn))
-        return Tokens(ids, learn)
-
-    def _turn(self, turns: Sequence[Message], tools: list[dict[str, Any]]) -> tuple[str, str, bool]:
-        """The text before the last turn, what the assistant says in it with its end, and whether thoughts met an opened ``<think>``."""
-        *before_turns, turn = turns
-        before = self.renderer.prompt(before_turns, tools)
-        whole = self.renderer.render(turns, tools, generate=False)
-        if whole.startswith(before):
-            body, joined = whole[len(before) :], False
-        else:
-            body, joined = self._behind_think(before, whole, turn), True
-        body = self._ended(body)
-        self.renderer.require_whole([turn], [], body)
-        self._require_thoughts(turn, body)
-        return before, body, joined
-
-    def _require_thoughts(self, turn: Message, written: str) -> None:
-        thoughts = (turn.reasoning_content or "").strip()
-        if thoughts not in self.renderer.shown(written):
-            raise DataError(
-                "the model's chat template leaves out reasoning_content: put the thoughts into the text between <think> and </think>, "
-                "or choose another backbone.chat_template"
-            )
-
-    def _behind_think(self, before: str, whole: str, turn: Message) -> str:
-        """What the assistant says behind a generation prompt that opens ``<think>`` where the template's rendering does not go on from there."""
-        opened = _OPENED.search(before)
-        if not opened or not whole.startswith(before[: opened.start()]):
-            at = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
-            raise DataError(
-                f"the model's chat template writes this answer as {self.renderer.shown(whole[at : at + 30])!r} where its generation prompt says "
-                f"{self.renderer.shown(before[at : at + 30])!r}: choose another backbone.chat_template"
-            )
-        said = whole[opened.start() :]
-        if said.startswith(_THINK):
-            return said[len(_THINK) :].lstrip("\n")
-        thoughts, end, _ = (turn.content if _END_THINK in turn.content else "").partition(_END_THINK)
-        thoughts = turn.reasoning_content or thoughts.removeprefix(_THINK)
-        if _END_THINK in said:
-            return said
-        if not end and not turn.reasoning_content:
-            raise DataError(
-                "the generation prompt opens <think>, and this answer holds no thoughts: give it some (reasoning_content, or <think>…</think> "
-                "ahead of the text), or choose a backbone.chat_template that does not open them"
-            )
-        return f"{self.renderer.guarded_text(thoughts.strip())}\n{_END_THINK}\n\n{said}"
-
-    def _ended(self, body: str) -> str:
-        """What the assistant says, up to and with the token that ends its turn."""
-        at = body.find(self.stop)
-        if at >= 0:
-            return body[: at + len(self.stop)]
-        text = body.rstrip()
-        # Some templates end a call of a tool by another token than an answer.
-        return text if any(text.endswith(token) for token in self.renderer.controls) else text + self.stop
+            if part == 0:
+                found.start(self._with_bos(self.renderer.ids(text[:end])), text[:end])
+            elif end > start:
+                found.add(self.renderer, text[start:end], part % 2 == 1 and assistants[part // 2] in learnt)
+        return found.tokens()
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
         return [bos, *ids] if self.adds_bos and ids[:1] != [bos] else ids
 
-    @functools.cached_property
-    def control_ids(self) -> frozenset[int]:
-        """Ids of the tokenizer's control tokens."""
-        return frozenset(self.tokenizer.convert_tokens_to_ids(self.renderer.controls))
-
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether an answer has its end: a control token, behind which a template may write a line break."""
-        return any(token in self.control_ids for token in ids[-2:])
+        return any(token in self.renderer.control_ids for token in ids[-2:])
 
     def marked(self, tokens: Tokens, longest: int = 1500) -> str:
         """A training example for people to read, what is learnt between ⟦ and ⟧; a long one loses its middle."""
@@ -266,6 +198,29 @@ class ChatFormat:
         return bos is not None and list(ids[:2]) == [bos, bos]
 
 
+@dataclasses.dataclass
+class _Sequence:
+    """A sequence in the making; ``written`` is its text so far."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)
+    learn: list[bool] = dataclasses.field(default_factory=list)
+    written: str = ""
+    joined: bool = False
+
+    def start(self, ids: list[int], text: str) -> None:
+        self.ids, self.learn, self.written = ids, [False] * len(ids), text
+
+    def add(self, renderer: Renderer, text: str, learn: bool) -> None:
+        if text:
+            ids = renderer.ids(text, self.written)
+            self.ids += ids
+            self.learn += [learn] * len(ids)
+            self.written += text
+
+    def tokens(self) -> Tokens:
+        return Tokens(self.ids, self.learn, self.joined)
+
+
 def _end_of_turn(tokenizer: Any) -> int:
     """The first special token after an assistant's words, as the template writes it; else the tokenizer's EOS."""
     words = "prefloop probe"
@@ -277,9 +232,8 @@ def _end_of_turn(tokenizer: Any) -> int:
     if words not in rendered:
         raise ModelError(f"{tokenizer.name_or_path}: the chat template leaves out what the assistant says")
     tail = tokenizer(rendered[rendered.rindex(words) + len(words) :], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.convert_tokens_to_ids(renderer.controls))
     for token in tail:
-        if token in special:
+        if token in renderer.control_ids:
             return token
     if tokenizer.eos_token_id is None:
         raise ModelError(

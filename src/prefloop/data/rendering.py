@@ -22,6 +22,9 @@ _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _STASHED = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
+_SPOKEN = ("<think>", "</think>")
+"""What an assistant writes itself, also where a tokenizer calls it special."""
+
 Span = tuple[int, int]
 
 
@@ -32,11 +35,16 @@ class Renderer:
         self.tokenizer = tokenizer
         # Some tokenizers (Phi-3) mark their turn end special only in the table of added tokens.
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.controls = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=lambda token: (-len(token), token))
+        found = {*tokenizer.all_special_tokens, *added} - {"", *_SPOKEN}
+        self.controls = sorted(found, key=lambda token: (-len(token), token))
+        self.control_ids = frozenset(tokenizer.convert_tokens_to_ids(self.controls))
         self._stash = [*self.controls, _OPEN, _CLOSE]
         self._places = {text: f"{_OPEN}{place}{_CLOSE}" for place, text in enumerate(self._stash)}
         self._found = re.compile("|".join(map(re.escape, self._stash)))
         self._last: tuple[list[Any], str] = ([], "")
+        alone, line, both = (self._tokens(text) for text in ("x", "\n", "\nx"))
+        # SentencePiece kin put a blank before what they take for the start of a text.
+        self._puts_blank = both[: len(line)] == line and both[len(line) :] != alone
 
     @property
     def marks_turns(self) -> bool:
@@ -87,31 +95,44 @@ class Renderer:
             raise DataError(f"the model's chat template refuses it: {_reason(error)}") from None
         return texts[0], [(start, end) for start, end in spans[0]]
 
-    def ids(self, text: str) -> list[int]:
-        """Token ids of rendered text: the template's control tokens as such, those of people's texts as plain text."""
+    def ids(self, text: str, after: str = "") -> list[int]:
+        """Token ids of rendered text: the template's control tokens as such, those of people's texts as plain text.
+
+        ``after`` is the text that it goes on from: no blank is put between the two that a tokenizer would put before a text of its own.
+        """
         if _OPEN not in text:
-            return self._encode(text)
+            return self._encode(text, after)
         out: list[int] = []
         for place, part in enumerate(_STASHED.split(text)):
             if place % 2:
-                out += self.plain_ids(self._stash[int(part)])
+                out += self.plain_ids(self._stash[int(part)], after)
             elif part:
-                out += self._encode(part)
+                out += self._encode(part, after)
+            after = after + part or _CLOSE
         return out
 
-    def plain_ids(self, text: str) -> list[int]:
+    def plain_ids(self, text: str, after: str = "") -> list[int]:
         """Token ids of ``text`` with no control token among them."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        control = {self.tokenizer.convert_tokens_to_ids(token) for token in self.controls}
+        ids = self._encode(text, after and "\n", plain=True)
         # An added token that the tokenizer does not know as special is still matched whole: cut in two it is not.
-        return ids if not control & set(ids) else [*self._encode(text[:1]), *self._encode(text[1:])]
+        if self.control_ids & set(ids):
+            ids = [*self._encode(text[:1], after and "\n"), *self._encode(text[1:], "\n")]
+        return ids
 
     def shown(self, text: str) -> str:
         """Rendered text with people's control tokens back in place."""
         return _STASHED.sub(lambda match: self._stash[int(match.group(1))], text)
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    def _encode(self, text: str, after: str, plain: bool = False) -> list[int]:
+        if not after or not self._puts_blank:
+            return self._tokens(text, plain)
+        # Behind a control token, or within a line: what the tokenizer makes of either depends on nothing further back.
+        probe = next((token for token in self.controls if after.endswith(token) and not plain), "\n")
+        head, whole = self._tokens(probe, plain), self._tokens(probe + text, plain)
+        return whole[len(head) :] if whole[: len(head)] == head else self._tokens(text, plain)
+
+    def _tokens(self, text: str, plain: bool = False) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
 
     def _message(self, turn: Message) -> dict[str, Any]:
         row = turn.to_dict()
@@ -129,10 +150,12 @@ class Renderer:
             return {self._guarded(key): self._guarded(item) for key, item in value.items()}
         return [self._guarded(item) for item in value] if isinstance(value, list) else value
 
-    def require_whole(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], rendered: str) -> None:
-        """Raise ``DataError`` naming what the template left out of the turns and tools that it was given."""
+    def require_whole(
+        self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], rendered: str, first: int = 1
+    ) -> None:
+        """Raise ``DataError`` naming what the template left out of the turns, numbered from ``first`` on, and tools that it was given."""
         text = self.shown(rendered)
-        for number, turn in enumerate(turns, start=1):
+        for number, turn in enumerate(turns, start=first):
             if missing := _missing(turn, text):
                 raise DataError(f"the model's chat template leaves out {missing} of turn {number} (the {turn.role}'s)")
         for tool in tools:

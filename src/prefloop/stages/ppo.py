@@ -20,7 +20,7 @@ from prefloop.live import Bounds, StepTable
 from prefloop.models.reward import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
-from prefloop.records import Prompt
+from prefloop.records import Prompt, Response
 from prefloop.rollouts.agreement import Agreement, agreement
 from prefloop.rollouts.engine import SAVED, Rollout
 from prefloop.rollouts.sampling import read_prompts
@@ -107,7 +107,11 @@ class PPO(Stage):
         prompts_ids = {p.id: encoder.prompt(p.id, p.prompt, room) for p in prompts}
         audit.prompts(backbone.chat, list(prompts_ids.values()))
         try:
-            probe = Document(prompts_ids[prompts[0].id], [backbone.chat.response_ids("A short probe.")], [0])
+            probe = Document(
+                prompts_ids[prompts[0].id],
+                [backbone.chat.answer(prompts[0].prompt, Response("A short probe.", meta={"finished": True})).ids],
+                [0],
+            )
             start_policy(work, inputs["sft"], audit, [probe], runtime.generation.temperature)
             reward = Reward.load(backbone, inputs["reward"].path)
             critic = Critic(backbone, self.config.critic, inputs["reward"].path) if self.estimator == "gae" else None
