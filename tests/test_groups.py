@@ -258,3 +258,34 @@ def test_memory_does_not_grow_with_the_text_of_the_pairs(tmp_path: Path, monkeyp
     assert ids.ever == 5 * count and ids.most <= 5 * (batch + 1)
     size = (tmp_path / "g.arrow").stat().st_size
     assert size > 400_000 and pa.total_allocated_bytes() - arrow < size / 10
+
+
+def test_a_refused_pair_is_counted_once_and_costs_its_prompt_nothing(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad word') }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    rows = [
+        comparison("good", "try", "one", "two", 0),
+        comparison("same", "try", "bad", "bad", 0),
+        comparison("one", "try", "one", "bad", 0),
+    ]
+    unusable = Unusable(tmp_path / "too-long.quarantine.jsonl")
+    encoder = Encoder(ChatFormat.load(tokenizer), 80)
+    groups = write_groups(written(rows, tmp_path), tmp_path / "g.arrow", encoder, vote_share, unusable=unusable)
+    assert groups.total_pairs == 1 and unusable.count == 2 and "bad word" in unusable.first
+    assert (groups.left_out.equal, groups.left_out.repeated, groups.left_out.unusable) == (0, 0, 2)
+    with pytest.raises(DataError, match="2 of 3 rows cannot be used, the first: row 'same'"):
+        write_groups(written(rows, tmp_path), tmp_path / "g.arrow", encoder, vote_share)
+
+
+def test_thumbs_of_one_prompt_meet_whatever_of_it_is_learnt(tmp_path: Path, encoder: Encoder) -> None:
+    def thumb(id: str, learn: bool, value: str) -> Rating:
+        turns = [Message("user", "try"), Message("assistant", "so", learn=learn), Message("user", "how")]
+        return Rating(id, turns, Response("one"), [Thumb("ann", value)])  # type: ignore[arg-type]
+
+    rows = [thumb("a", True, "up"), thumb("b", False, "down"), thumb("c", False, "up")]
+    groups = write_thumbs(written(rows, tmp_path), tmp_path / "g.arrow", encoder)
+    assert len(groups) == 1 and groups.thumbs(0).up == [True]

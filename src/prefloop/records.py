@@ -134,7 +134,7 @@ def identity(prompt: Sequence[Message]) -> list[Any]:
 
 def prompt_key(prompt: Sequence[Message]) -> str:
     """sha256 of a prompt's identity, 64 hex digits."""
-    return hashlib.sha256(json.dumps(identity(prompt)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity(prompt), sort_keys=True).encode()).hexdigest()
 
 
 def _without_learn(turn: Message) -> dict[str, Any]:
@@ -196,9 +196,13 @@ class Response:
         """False where the sampler cut the answer before its end."""
         return bool(self.meta.get("finished", True))
 
+    def said(self) -> Any:
+        """What makes two answers say the same, ready for JSON: their text, or their turns. Cut or not plays no part."""
+        return [_without_learn(turn) for turn in self.turns] or self.text
+
     def key(self) -> str:
-        """What makes two answers the same: their text, or their turns, and whether they end."""
-        return json.dumps([[_without_learn(turn) for turn in self.turns] or self.text, self.finished])
+        """What makes two answers the same for a model: what they say, and whether they end."""
+        return json.dumps([self.said(), self.finished], sort_keys=True)
 
 
 def answer_turns(answer: Response | Demonstration) -> list[Message]:

@@ -81,7 +81,7 @@ class Encoder:
         self._look_at(answer_turns(answer), prompt, answer.text)
         if not found.ids:
             found = Tokens([self.chat.stop_id], [True])
-        return self.within(found, prompt_length)
+        return self.within(record_id, found, prompt_length)
 
     def conversation(self, demonstration: Demonstration, every: bool = True) -> list[Tokens]:
         """The sequences of a demonstration: every assistant turn that may be learnt, or the last alone.
@@ -96,17 +96,19 @@ class Encoder:
         self.opened += demonstration.prompt[0].role == "assistant"
         for tokens in found:
             self._require_room(demonstration.id, tokens.learn.index(True), 1)
-        return [self.within(tokens) for tokens in found]
+        return [self.within(demonstration.id, tokens) for tokens in found]
 
-    def within(self, found: Tokens, prompt_length: int = 0) -> Tokens:
-        """``found`` within what ``prompt_length`` tokens leave of ``max_length``."""
+    def within(self, record_id: str, found: Tokens, prompt_length: int = 0) -> Tokens:
+        """``found`` within what ``prompt_length`` tokens leave of ``max_length``. Raises ``TooLongError`` when nothing learnt is left."""
         room = self.max_length - prompt_length
         if len(found.ids) <= room:
             return found
         self.cut += 1
         kept = Tokens(found.ids[:room], found.learn[:room], found.joined)
         if not any(kept.learn):
-            raise DataError(f"nothing that is learnt is left within backbone.max_length = {self.max_length}")
+            raise TooLongError(
+                f"row '{record_id}': nothing that is learnt is left within backbone.max_length = {self.max_length}"
+            )
         return kept
 
     def notes(self) -> list[str]:

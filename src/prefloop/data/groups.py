@@ -179,17 +179,24 @@ def write_groups(
 
     def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         records = [from_dict(Comparison, row) for row in found]
-        kept, before = 0, refused.count
+        kept = 0
+        gone: set[str] = set()
+
+        def refuse(id: str, error: DataError) -> None:
+            gone.add(id)
+            refused.add([id], error)
+
         labels = [0.5 if p is None else p for p in map(label, records)]
         weights = [weight(record) / mean for record in records] if weight else None
-        for group in preference_groups(records, labels, encoder, weights, lambda id, error: refused.add([id], error)):
+        for group in preference_groups(records, labels, encoder, weights, refuse):
             kept += len(group.pairs)
             first, second, soft, weighed = (list(column) for column in zip(*group.pairs, strict=True))
             pairs = {"first": first, "second": second, "label": soft, "weight": weighed, "up": []}
             yield {**_tokens(group.document), **pairs}
-        same = sum(pair.responses[0].key() == pair.responses[1].key() for pair in records)
+        taken = [pair for pair in records if pair.id not in gone]
+        same = sum(pair.responses[0].key() == pair.responses[1].key() for pair in taken)
         left_out.repeated += same
-        left_out.equal += len(records) - kept - same - (refused.count - before)
+        left_out.equal += len(taken) - kept - same
 
     return _write(comparisons, target, rows, ("pair", "pair of two different responses"), encoder, left_out, refused)
 
@@ -286,7 +293,9 @@ def _by_prompt(source: Path) -> dict[bytes, array[int]]:
     with source.open("rb") as file:
         for line in file:
             row = json.loads(line)
-            prompt = json.dumps([row["prompt"], row.get("tools")]).encode()
+            # As ``records.prompt_key`` has it: whether a turn is learnt makes no other prompt of it.
+            turns = [{key: value for key, value in turn.items() if key != "learn"} for turn in row["prompt"]]
+            prompt = json.dumps([turns, row.get("tools")], sort_keys=True).encode()
             prompts.setdefault(hashlib.blake2b(prompt, digest_size=16).digest(), array("q")).append(offset)
             offset += len(line)
     return prompts

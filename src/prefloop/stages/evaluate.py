@@ -69,6 +69,8 @@ class Evaluate(Stage):
             )
 
     def expand(self, run: Any) -> list[Stage]:
+        if self.config.temperature is None and run.runtime.generation.temperature == 0:
+            self.config = dataclasses.replace(self.config, temperature=0.0)
         if self.config.temperature == 0 and self.config.samples > 1:
             say(
                 f"greedy answers to a prompt are all the same: 1 is taken instead of evaluate.samples {self.config.samples}"

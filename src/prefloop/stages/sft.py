@@ -82,6 +82,13 @@ class SFT(Stage):
         audit.note(
             f"{counted(turns, 'assistant turn')} learnt of {counted(len(kept), 'conversation')} in {counted(len(rows), 'sequence')}"
         )
+        if len(rows) > len(kept):
+            longest = sum(max(len(row.tokens.ids) for row in found) for _, found in kept)
+            audit.note(
+                f"the chat template rewrites earlier turns once others follow: {counted(len(kept), 'conversation')} became "
+                f"{counted(len(rows), 'sequence')}, {sum(len(row.tokens.ids) for row in rows) / longest:.1f} times the tokens "
+                "(backbone.chat_template may name a template that keeps them)"
+            )
         train, held = split(rows, self.config, work.runtime.seed)
         looks = HeldOut(work, ROLE, held, self.config) if held else None
 
