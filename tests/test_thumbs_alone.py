@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import yaml
 from loop_run import finish, run, start, statuses, summary, write_config
 
 from prefloop.algorithms import ALGORITHMS, PAIR, ROLLOUTS, reward_model
-from prefloop.config import DataConfig, EvaluateConfig, LabelConfig, RLHFConfig
+from prefloop.config import DataConfig, EvaluateConfig, GenerationConfig, LabelConfig, RLHFConfig
+from prefloop.stages.evaluate import Evaluate
 from prefloop.training.thumbs import balanced, one_sided
 
 ANSWERS = ("It rains in spring.", "The river is long.", "Bread is baked.", "Boats float.", "Bees fly.", "Snow is cold.")
@@ -109,3 +111,10 @@ def test_thumbs_of_one_kind_weigh_1_and_it_is_said_what_they_mean() -> None:
     assert one_sided(2, 1) == ""
     assert "all 3 thumbs are up" in one_sided(3, 0) and "nothing tells what is bad" in one_sided(3, 0)
     assert "all 3 thumbs are down" in one_sided(0, 3) and "what to write instead" in one_sided(0, 3)
+
+
+def test_greedy_by_the_runs_own_temperature_is_greedy_too(tmp_path: Path) -> None:
+    runtime = SimpleNamespace(generation=GenerationConfig(temperature=0.0))
+    fake = SimpleNamespace(runtime=runtime, policies=list, has=lambda slot: True)
+    respond, compare = Evaluate(EvaluateConfig(samples=4), gold=f"{write_gold(tmp_path)}:longer").expand(fake)
+    assert respond.parts()["samples"] == 1 and respond.name == "respond-sft" and not compare.control  # type: ignore[attr-defined]
