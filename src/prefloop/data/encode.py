@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from prefloop.console import neutral, shortened
 from prefloop.data.chat import ChatFormat
 from prefloop.data.packing import Document, Pack, document_of
 from prefloop.data.tokens import Tokens
@@ -35,7 +36,7 @@ class Encoder:
     answers: int = 0
     """Responses looked at; of them:"""
     with_controls: int = 0
-    """hold a control token in their text (or in a turn before, where all turns are learnt),"""
+    """hold a control token in their text,"""
     repeating: int = 0
     """begin with their prompt,"""
     ended_twice: int = 0
@@ -44,16 +45,16 @@ class Encoder:
     def prompt(self, record_id: str, prompt: Sequence[Message], room: int = 1) -> list[int]:
         """Prompt ids. Raises ``TooLongError`` naming the record when fewer than ``room`` tokens are left for a response, ``DataError``
         when the chat template refuses the prompt."""
-        with _named(record_id):
+        with _named(record_id, prompt):
             ids = self.chat.prompt_ids(prompt)
         self.controls += self.chat.renderer.controls_in(prompt)
-        self._require_room(record_id, len(ids), room)
+        self._require_room(_name(record_id, prompt), len(ids), room)
         return ids
 
-    def _require_room(self, record_id: str, prompt: int, room: int) -> None:
+    def _require_room(self, name: str, prompt: int, room: int) -> None:
         if prompt + room > self.max_length:
             raise TooLongError(
-                f"prompt '{record_id}' has {prompt} tokens; with {room} for the response that is over backbone.max_length = {self.max_length}: "
+                f"prompt {name} has {prompt} tokens; with {room} for the response that is over backbone.max_length = {self.max_length}: "
                 "shorten the prompt, or raise max_length up to the model's context"
             )
 
@@ -74,7 +75,7 @@ class Encoder:
         An empty response is its end-of-turn token alone, finished or not: a sample of nothing but blanks decodes to ''.
         Raises ``DataError`` naming the record when the chat template refuses the answer.
         """
-        with _named(record_id):
+        with _named(record_id, prompt):
             found = self.chat.answer(prompt, answer)
         self.unfinished += not answer.finished
         self.joined += found.joined
@@ -89,13 +90,14 @@ class Encoder:
         Raises ``DataError`` naming the record when a prompt leaves no room or the chat template refuses the conversation.
         """
         turns = answer_turns(demonstration)
-        with _named(demonstration.id):
+        with _named(demonstration.id, demonstration.prompt):
             found = self.chat.sequences(demonstration.prompt, turns, every)
-        self._look_at([*demonstration.prompt, *turns], demonstration.prompt, transcript(turns))
+        self.controls += self.chat.renderer.controls_in(demonstration.prompt)
+        self._look_at(turns, demonstration.prompt, transcript(turns))
         self.joined += any(tokens.joined for tokens in found)
         self.opened += demonstration.prompt[0].role == "assistant"
         for tokens in found:
-            self._require_room(demonstration.id, tokens.learn.index(True), 1)
+            self._require_room(_name(demonstration.id, demonstration.prompt), tokens.learn.index(True), 1)
         return [self.within(demonstration.id, tokens) for tokens in found]
 
     def within(self, record_id: str, found: Tokens, prompt_length: int = 0) -> Tokens:
@@ -128,12 +130,18 @@ class Encoder:
 
 
 @contextlib.contextmanager
-def _named(record_id: str) -> Iterator[None]:
+def _named(record_id: str, prompt: Sequence[Message]) -> Iterator[None]:
     """Errors of the chat template with the record that they are about."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"row '{record_id}': {error}") from None
+        raise DataError(f"row {_name(record_id, prompt)}: {error}") from None
+
+
+def _name(record_id: str, prompt: Sequence[Message]) -> str:
+    """A record by its id and its prompt's first words: an id that was made from a row stands in no file."""
+    asked = next((turn.content for turn in prompt if turn.role == "user"), "")
+    return f"'{record_id}' ({shortened(neutral(' '.join(asked.split())), 40)!r})"
 
 
 @dataclasses.dataclass(frozen=True)

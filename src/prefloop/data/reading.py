@@ -61,6 +61,12 @@ class Sample:
             return LAYOUTS[best[0]]
         if len(self._first) == 1 and not fits and wrapped(self._rows[0]):
             raise DataError(f"{self.path} {described(self._rows[0], str(self.path))}")
+        lowered = [Row({key.strip().lower(): value for key, value in row.items()}) for row in self._rows]
+        if not best and (other := {name for row in lowered for name in fitting(row)}):
+            named = listed(dict.fromkeys(key for row in self._rows for key in row if key != key.strip().lower()))
+            raise DataError(
+                f"{self.path}: no column has a name that is known. In lower case it would be layout {listed(sorted(other))}: rename {named}"
+            )
         keys = listed(dict.fromkeys(key for row in self._rows for key in row), SAMPLE)
         said = f"rows fit {' and '.join(best)} equally well" if best else "rows fit no known layout"
         known = "\n".join(f"  {layout.name}: {layout.keys}" for layout in LAYOUTS.values())

@@ -119,6 +119,10 @@ class Renderer:
             ids = [*self._encode(text[:1], after and "\n"), *self._encode(text[1:], "\n")]
         return ids
 
+    def as_text(self, text: str) -> str:
+        """``text`` with the characters of control tokens in other brackets, for people to tell them from the tokens."""
+        return self._found.sub(lambda match: f"‹{match.group()[1:-1]}›", text)
+
     def shown(self, text: str) -> str:
         """Rendered text with people's control tokens back in place."""
         return _STASHED.sub(lambda match: self._stash[int(match.group(1))], text)
@@ -161,7 +165,10 @@ class Renderer:
         for tool in tools:
             name = str(tool.get("function", tool).get("name", ""))
             if name not in text:
-                raise DataError(f"the model's chat template does not show tools: it leaves out '{name[:40]}'")
+                raise DataError(
+                    f"the model's chat template does not show tools: it leaves out '{name[:40]}'; take a model whose template does, or name a "
+                    "Jinja file that does as backbone.chat_template"
+                )
 
 
 def _texts(turn: Message) -> Iterator[str]:

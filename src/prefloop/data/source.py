@@ -181,6 +181,8 @@ def files_of(text: str) -> list[Path]:
 
 
 def _neighbor(path: Path) -> str:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix:
+        return f" (a data set of the hub is written hf:{path})"
     if not path.parent.is_dir():
         return f" (there is no folder {path.parent})"
     close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)

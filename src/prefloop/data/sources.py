@@ -148,9 +148,19 @@ def count_records(
     layout: str = "auto",
     bad_rows: str = "error",
     quarantine_dir: PathLike | None = None,
+    look: Callable[[Any], None] = lambda record: None,
 ) -> Checked[Any]:
-    """Read a source as the loader of ``kind`` (a name in ``KINDS``) does and keep no record; the result holds their number. Raises ``DataError``."""
-    return load(KINDS[kind], path, layout, bad_rows, quarantine_dir, None, lambda records: sum(1 for _ in records))
+    """Read a source as the loader of ``kind`` (a name in ``KINDS``) does, give every record to ``look`` and keep none; the result holds their
+    number. Raises ``DataError``."""
+
+    def take(records: Iterator[Any]) -> int:
+        count = 0
+        for record in records:
+            look(record)
+            count += 1
+        return count
+
+    return load(KINDS[kind], path, layout, bad_rows, quarantine_dir, None, take)
 
 
 def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:

@@ -17,6 +17,7 @@ from prefloop.config import DataConfig, EvaluateConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document, packs
+from prefloop.errors import ConfigError
 from prefloop.judging.graders import FunctionGrader
 from prefloop.judging.specs import open_judge
 from prefloop.models.backbone import Backbone
@@ -55,6 +56,8 @@ class Evaluate(Stage):
 
     def preflight(self) -> None:
         super().preflight()
+        if self.data.eval_prompts is None:
+            raise ConfigError("data.eval_prompts is not set: name a file of prompts on which the policies are compared")
         if self.config.judge:
             open_judge(self.config.judge, self.config.asking).close()
         if self.without_reward:

@@ -57,9 +57,16 @@ class SFT(Stage):
             "limit": data.limit,
         }
 
-    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+    def preflight(self) -> None:
+        super().preflight()
         if self.data.demonstrations is None:
-            raise ConfigError("data.demonstrations is not set: name a file of prompts with good answers for SFT")
+            raise ConfigError(
+                "data.demonstrations is not set: name a file of prompts with good answers for SFT; a file of pairs serves too, its preferred "
+                "answers are taken"
+            )
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        assert self.data.demonstrations is not None  # seen to in ``preflight``
         loaded = load_demonstrations(
             self.data.demonstrations,
             layout=self.data.layout,
