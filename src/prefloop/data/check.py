@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from prefloop.console import listed, neutral, shortened
+from prefloop.console import counted, listed, neutral, shortened
 from prefloop.data.source import Source
 from prefloop.errors import DataError
 from prefloop.records import Comparison, Demonstration, Message, Prompt, Rating, Record, Response, answer_turns
@@ -85,28 +85,23 @@ class Checked(Generic[R]):
         noun = (type(self.records[0]).__name__ if self.records else self.kind or "record").lower()
         number = len(self.records) if self.count is None else self.count
         told = f"{self.layout}: {self.reason}" if self.reason else self.layout
-        line = f"{count(number, noun)} from {self.path.name} ({told})"
+        line = f"{counted(number, noun)} from {self.path.name} ({told})"
         if self.findings and self.quarantine:
-            line += f", {count(len(self.findings), 'row')} quarantined in {self.quarantine.name} ({self.findings[0]})"
-        line += "".join(f", {number} skipped: {reason}" for reason, number in self.skipped.items())
+            line += f", {counted(len(self.findings), 'row')} quarantined in {self.quarantine.name} ({self.findings[0]})"
+        line += "".join(f", {number:,} skipped: {reason}" for reason, number in self.skipped.items())
         return "\n".join([line, *(f"    {note}" for note in self.notes)])
-
-
-def count(number: int, noun: str) -> str:
-    """'1 row', '2 rows'."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def unusable(path: Source, layout: str, findings: list[Finding], rows_read: int) -> DataError:
     """The error for a file with bad rows: how many, the first few or their kinds, and what to do."""
     bad, good = len(findings), rows_read - len(findings)
-    lines = [f"{path}: {bad} of {count(rows_read, 'row')} cannot be used (layout {layout})"]
+    lines = [f"{path}: {bad:,} of {counted(rows_read, 'row')} cannot be used (layout {layout})"]
     if good:
         lines += [f"  {finding}" for finding in findings[:SHOWN]]
         if bad > SHOWN:
-            lines.append(f"  and {bad - SHOWN} more")
+            lines.append(f"  and {bad - SHOWN:,} more")
         lines.append(
-            f"Fix them, or set them aside and use the other {good}: `data.bad_rows: quarantine` in a pipeline, `--bad-rows quarantine` of "
+            f"Fix them, or set them aside and use the other {good:,}: `data.bad_rows: quarantine` in a pipeline, `--bad-rows quarantine` of "
             "`prefloop label push` and `agree`, `--quarantine FOLDER` of `prefloop check`, `judge`, `judge calibrate` and `reward eval`."
         )
     else:
@@ -124,11 +119,11 @@ def faults(findings: Sequence[Finding]) -> list[str]:
     shown = [
         f"  row {first[fault]}{',' if fault.startswith('field ') else ':'} {fault}"
         if number == 1
-        else f"  {number} rows: {fault} (the first is row {first[fault]})"
+        else f"  {number:,} rows: {fault} (the first is row {first[fault]})"
         for fault, number in kinds.most_common(SHOWN)
     ]
     left = len(findings) - sum(number for _, number in kinds.most_common(SHOWN))
-    return [*shown, f"  and {left} more"] if left else shown
+    return [*shown, f"  and {left:,} more"] if left else shown
 
 
 def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEEPEST) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.console import counted, progress, say, shortened
-from prefloop.data.copies import write_copy
+from prefloop.data.copies import cache_home, write_copy
 from prefloop.errors import ConfigError, DataError
 
 _ADDRESS = re.compile(
@@ -24,10 +24,8 @@ FORMS = "hf:org/name, hf:org/name:split, hf:org/name@config:split or hf:org/name
 
 
 def cache_folder() -> Path:
-    """Where copies lie."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "prefloop" / "datasets"
+    """Where copies of the hub's data sets lie."""
+    return cache_home() / "datasets"
 
 
 def copy_of(address: str, fetch: bool) -> Path | None:

@@ -180,6 +180,14 @@ def same(some: Sequence[Message], others: Sequence[Message]) -> bool:
     return len(some) == len(others) and all(_said(a) == _said(b) for a, b in zip(some, others, strict=True))
 
 
+def last_answer(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """What stands before the assistant's turns at the end of a conversation, and those turns; none where another speaks last."""
+    start = len(turns)
+    while start and turns[start - 1].role == "assistant":
+        start -= 1
+    return list(turns[:start]), list(turns[start:])
+
+
 def _said(turn: Message) -> tuple[Any, ...]:
     calls = [(call.name, call.arguments) for call in turn.tool_calls]
     return turn.role, turn.content.strip(), (turn.reasoning_content or "").strip(), calls

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of
 from prefloop.data.messages import is_messages, messages_of
-from prefloop.data.prompts import CONVERSATIONS, around, context, prompt_of, raw_text, same
+from prefloop.data.prompts import CONVERSATIONS, around, context, last_answer, prompt_of, raw_text, same
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import end_cut
 from prefloop.data.transcripts import parse_hh, transcript_of
@@ -247,12 +247,10 @@ def demonstration(row: Row, key: str, prompt_key: str | None = None, meta: tuple
 
 
 def answered(turns: Conversation, key: str) -> tuple[Conversation, list[Message]]:
-    """A conversation's prompt and its last answer: the assistant's turns at its end."""
+    """A conversation's prompt and its last answer; refuses one that does not end with the assistant's turn."""
     if turns[-1].role != "assistant":
         raise BadRow(key, f"ends with the {turns[-1].role}'s turn, expected the assistant's")
-    start = len(turns) - 1
-    while start and turns[start - 1].role == "assistant":
-        start -= 1
-    prompt = Conversation(turns[:start], turns.tools)
+    before, answer = last_answer(turns)
+    prompt = Conversation(before, turns.tools)
     check_prompt(prompt, key)
-    return prompt, turns[start:]
+    return prompt, answer

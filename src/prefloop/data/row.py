@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefloop.console import listed
-from prefloop.data.check import BadRow, check_text, count, field_of, json_type
+from prefloop.console import counted, listed
+from prefloop.data.check import BadRow, check_text, field_of, json_type
 
 _OWN_META = frozenset({"id", "meta"})
 
@@ -50,10 +50,10 @@ class Notes:
 
     def lines(self) -> list[str]:
         """A line for each thing there is to say."""
-        said = [f"{what} (in {count(number, 'row')})" for what, number in self.rows.items()]
+        said = [f"{what} (in {counted(number, 'row')})" for what, number in self.rows.items()]
         if self.begins:
             said.append(
-                f"{self.begins} of {count(self.responses, 'response')} began with their prompt, which was taken off"
+                f"{self.begins:,} of {counted(self.responses, 'response')} began with their prompt, which was taken off"
             )
         if self.repeated:
             said.append(f"columns left out, they repeat the conversation: {listed(self.repeated)}")
