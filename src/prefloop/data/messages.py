@@ -187,7 +187,9 @@ def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
     """A turn's calls, under the new key or the old one; under both they are the same calls, written twice."""
     found = [
-        calls_of(item[key], f"{name}.{key}", row.message_keys) for key in ("tool_calls", "function_call") if item.get(key)
+        calls_of(item[key], f"{name}.{key}", row.message_keys)
+        for key in ("tool_calls", "function_call")
+        if item.get(key)
     ]
     if len(found) == 2 and [(c.name, c.arguments) for c in found[0]] != [(c.name, c.arguments) for c in found[1]]:
         raise BadRow(f"{name}.function_call", "calls something else than tool_calls beside it: keep one of them")
