@@ -238,3 +238,43 @@ def test_system_and_tools_stand_around_shps_post_which_is_called_history(tmp_pat
     (record,) = load(write(tmp_path, {**row, "system": SYSTEM, "tools": [TOOL]})).records
     assert list(record.prompt) == [Message("system", SYSTEM), Message("user", ASK)] and record.meta == {}
     assert record.prompt.tools == [TOOL]
+
+
+# ---- ends of turns
+
+TOKEN = "The token is <eos>"
+
+
+@pytest.mark.parametrize("shape", ["text", "messages", "pair", "best"])
+def test_an_end_marker_is_taken_off_where_most_answers_have_one_and_kept_where_one_has(
+    tmp_path: Path, shape: str
+) -> None:
+    def row(text: str, number: int) -> dict[str, Any]:
+        asked = f"{ASK} {number}"
+        return {
+            "text": {"prompt": asked, "completion": text},
+            "messages": {"messages": [user(asked), bot(), user(NEXT), bot(text)]},
+            "pair": {"prompt": asked, "chosen": text, "rejected": text.replace("The", "A")},
+            "best": {"prompt": asked, "responses": [text, text.replace("The", "A")], "best": [0]},
+        }[shape]
+
+    def answers(*texts: str) -> tuple[list[str], list[str]]:
+        checked = load(write(tmp_path, *(row(text, number) for number, text in enumerate(texts))))
+        firsts = [getattr(record, "responses", [getattr(record, "response", "")])[0] for record in checked.records]
+        return [getattr(first, "text", first) for first in firsts], checked.notes
+
+    plain = "The token is it."
+    texts, notes = answers(plain, TOKEN, plain)
+    assert texts == [plain, TOKEN, plain]
+    assert notes == ["answers that end with <eos> kept as they are: most answers of this file do not (in 1 row)"]
+    texts, notes = answers(f"{plain}</s>", f"{plain}<|im_end|>\n", plain)
+    assert texts == [plain, plain, plain]
+    assert {note.partition(" (in")[0] for note in notes} == {
+        "end-of-turn markers (</s>) taken off answers",
+        "end-of-turn markers (<|im_end|>) taken off answers",
+    }
+
+
+def test_an_answer_of_nothing_but_an_end_marker_is_empty(tmp_path: Path) -> None:
+    rows = [{"prompt": ASK, "completion": text} for text in (GOOD, MORE, "<|im_end|>")]
+    assert "row 3, field 'completion': is empty" in refused(write(tmp_path, *rows))

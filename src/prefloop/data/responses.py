@@ -10,7 +10,6 @@ from prefloop.data.check import BadRow, check_answer, check_distinct, check_prom
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.prompts import CONVERSATIONS, around, context, last_answer, prompt_of, raw_text, same
 from prefloop.data.row import Row
-from prefloop.data.templates_seen import end_cut
 from prefloop.data.transcripts import parse_hh, transcript_of
 from prefloop.records import Comparison, Conversation, Demonstration, Message, Rating, Response, Thumb, Vote
 
@@ -56,7 +55,7 @@ def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
     if text.startswith("\n\nAssistant:"):
         row.say("Human/Assistant transcripts read as turns")
         return _split(parse_hh(text, key), prompt, key)
-    return Answer([Message("assistant", check_text(_own_words(row, end_cut(text, row.say), key, prompt), key))], [])
+    return Answer([Message("assistant", check_text(_own_words(row, row.without_end(text), key, prompt), key))], [])
 
 
 def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:

@@ -13,7 +13,6 @@ from prefloop.data.check import BadRow, check_text, number_of, truth_of
 from prefloop.data.prompts import SYSTEMS, around, context, prompt_of, turns_at
 from prefloop.data.responses import answer_of, demonstration, two_responses, whole_prompt
 from prefloop.data.row import Row
-from prefloop.data.templates_seen import end_cut
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Response, Vote
 
 OWN_KEYS = frozenset({"id", "prompt", "tools", "response", "responses", "votes", "best", "turns", "meta"})
@@ -168,7 +167,7 @@ def _gold(row: Row, count: int) -> list[int]:
 def _texts(row: Row, key: str) -> list[str]:
     value = row.take(key)
     listed = value if isinstance(value, list) else [value]
-    return [end_cut(check_text(text, f"{key}.{i}"), row.say) for i, text in enumerate(listed)]
+    return [row.without_end(check_text(text, f"{key}.{i}")) for i, text in enumerate(listed)]
 
 
 def read_judgments(row: Row) -> Record:
