@@ -291,7 +291,7 @@ def test_an_address_is_a_source_like_a_file(
     answer(ann, dataset, {"r0": {"ranking": ranking(1, 2)}, "r1": {"ranking": ranking(2, 1)}})
     monkeypatch.setenv("ARGILLA_API_URL", labelling.url)
     monkeypatch.setenv("ARGILLA_API_KEY", labelling.connection.api_key)
-    monkeypatch.setattr("prefloop.labels.source.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("prefloop.labels.source.cache_home", lambda: tmp_path)
     address = f"argilla://default/{dataset.name}"
     assert [[v.choice for v in pair.votes] for pair in load_comparisons(address).records] == [[0], [1], []]
     assert guarded(_main, ["check", address]) == 0

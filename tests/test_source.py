@@ -59,6 +59,23 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+@pytest.mark.parametrize("name", ["org/name", "org/name:train", "name", "json", "org"])
+def test_a_folder_of_the_data_sets_name_is_never_read_for_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("org/name", "name", "json"):
+        write(tmp_path / folder / "train.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.load_dataset("./name")  # now datasets has a copy under that name, which it would take offline
+    for module in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "cache_folder", lambda: tmp_path / "copies")
+    with pytest.raises(DataError, match="is not on this machine yet, and the hub cannot be reached"):
+        Source.parse(f"hf:{name}").files()
+    assert not (tmp_path / "copies").exists() or not list((tmp_path / "copies").rglob("*.jsonl"))
+
+
 def test_a_text_is_a_path_an_address_or_refused() -> None:
     for text in ("train.jsonl", "a b/c.parquet", "runs/x:train", "data/*.parquet", "C-3:po"):
         assert Source.parse(text).scheme == "" and Source.parse(text).path == Path(text)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from prefloop.console import listed, neutral, shortened
+from prefloop.console import counted, listed, neutral, shortened
 from prefloop.data.source import Source
 from prefloop.errors import DataError
 from prefloop.records import Comparison, Demonstration, Message, Prompt, Rating, Record, Response, answer_turns
@@ -26,6 +26,7 @@ SHOWN = 5
 DEEPEST = 100
 """How deep the rows of a file may be nested; a record written from one is deeper by ``meta``."""
 
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -85,28 +86,23 @@ class Checked(Generic[R]):
         noun = (type(self.records[0]).__name__ if self.records else self.kind or "record").lower()
         number = len(self.records) if self.count is None else self.count
         told = f"{self.layout}: {self.reason}" if self.reason else self.layout
-        line = f"{count(number, noun)} from {self.path.name} ({told})"
+        line = f"{counted(number, noun)} from {self.path.name} ({told})"
         if self.findings and self.quarantine:
-            line += f", {count(len(self.findings), 'row')} quarantined in {self.quarantine.name} ({self.findings[0]})"
-        line += "".join(f", {number} skipped: {reason}" for reason, number in self.skipped.items())
+            line += f", {counted(len(self.findings), 'row')} quarantined in {self.quarantine.name} ({self.findings[0]})"
+        line += "".join(f", {number:,} skipped: {reason}" for reason, number in self.skipped.items())
         return "\n".join([line, *(f"    {note}" for note in self.notes)])
-
-
-def count(number: int, noun: str) -> str:
-    """'1 row', '2 rows'."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def unusable(path: Source, layout: str, findings: list[Finding], rows_read: int) -> DataError:
     """The error for a file with bad rows: how many, the first few or their kinds, and what to do."""
     bad, good = len(findings), rows_read - len(findings)
-    lines = [f"{path}: {bad} of {count(rows_read, 'row')} cannot be used (layout {layout})"]
+    lines = [f"{path}: {bad:,} of {counted(rows_read, 'row')} cannot be used (layout {layout})"]
     if good:
         lines += [f"  {finding}" for finding in findings[:SHOWN]]
         if bad > SHOWN:
-            lines.append(f"  and {bad - SHOWN} more")
+            lines.append(f"  and {bad - SHOWN:,} more")
         lines.append(
-            f"Fix them, or set them aside and use the other {good}: `data.bad_rows: quarantine` in a pipeline, `--bad-rows quarantine` of "
+            f"Fix them, or set them aside and use the other {good:,}: `data.bad_rows: quarantine` in a pipeline, `--bad-rows quarantine` of "
             "`prefloop label push` and `agree`, `--quarantine FOLDER` of `prefloop check`, `judge`, `judge calibrate` and `reward eval`."
         )
     else:
@@ -124,11 +120,11 @@ def faults(findings: Sequence[Finding]) -> list[str]:
     shown = [
         f"  row {first[fault]}{',' if fault.startswith('field ') else ':'} {fault}"
         if number == 1
-        else f"  {number} rows: {fault} (the first is row {first[fault]})"
+        else f"  {number:,} rows: {fault} (the first is row {first[fault]})"
         for fault, number in kinds.most_common(SHOWN)
     ]
     left = len(findings) - sum(number for _, number in kinds.most_common(SHOWN))
-    return [*shown, f"  and {left} more"] if left else shown
+    return [*shown, f"  and {left:,} more"] if left else shown
 
 
 def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEEPEST) -> None:
@@ -179,10 +175,23 @@ def check_text(value: Any, name: str) -> str:
 
 
 def number_of(value: Any) -> int | float | None:
-    """``value`` if it is a number that can be reckoned with."""
+    """The number that a value is or, as every cell of CSV, spells, if it can be reckoned with."""
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.fullmatch(value.strip()) else None
+        value = int(value) if value is not None and value.is_integer() and abs(value) < 2**53 else value
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
         return None
     return value
+
+
+def truth_of(value: Any) -> bool | None:
+    """Whether a value says yes or no: true or false, 1 or 0, or a text that spells one of them in any case."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (word := value.strip().casefold()) in ("true", "false"):
+        return word == "true"
+    number = number_of(value)
+    return bool(number) if number in (0, 1) else None
 
 
 def check_turn(message: Message, name: str) -> None:

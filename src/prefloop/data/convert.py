@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from prefloop.data.prompts import context
+from prefloop.data.prompts import context, last_answer
 from prefloop.data.seen import Seen, hash64
 from prefloop.records import (
     BestOf,
@@ -119,13 +119,11 @@ def _learnt(record: Demonstration, skipped: Skipped) -> Iterator[Demonstration]:
     turns = [*record.prompt, *answer]
     while turns and not (turns[-1].role == "assistant" and turns[-1].learn):
         turns.pop()
-    start = len(turns) - 1
-    while start > 0 and turns[start - 1].role == "assistant":
-        start -= 1
-    if start < 1:
+    before, last = last_answer(turns)
+    if not before:
         skipped["every assistant turn is masked out (weight 0)"] += 1
         return
-    yield Demonstration.of(record.id, Conversation(turns[:start], record.prompt.tools), turns[start:], record.meta)
+    yield Demonstration.of(record.id, Conversation(before, record.prompt.tools), last, record.meta)
 
 
 def comparison_to_ratings(record: Comparison, skipped: Skipped) -> Iterator[Rating]:

@@ -12,6 +12,13 @@ from prefloop.data.raw import RawRow, table_row
 from prefloop.errors import DataError
 
 
+def cache_home() -> Path:
+    """Where copies of every kind of address lie, a folder each: beside what the hub's own tools keep (``HF_HOME``)."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "prefloop"
+
+
 def write_copy(place: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows to ``place``, whole or not at all, and return their number; their values are made plain (``raw.plain``). Raises ``DataError``."""
     count = 0

@@ -1,7 +1,8 @@
 """Data sets of the hub by name: ``hf:org/name``, ``hf:org/name:split``, ``hf:org/name@config:split``, ``hf:org/name:split[:1000]``.
 
 Streamed by ``datasets`` once, row by row, into a copy under the hub's cache folder (``HF_HOME``); every later run reads the copy, needs no
-network and sees the same rows. No code of a data set is ever run. To see a newer state of the data set, delete the copy.
+network and sees the same rows. No code of a data set is ever run, and no folder of this machine is ever read in the hub's place. To see a
+newer state of the data set, delete the copy.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.console import counted, progress, say, shortened
-from prefloop.data.copies import write_copy
+from prefloop.data.copies import cache_home, write_copy
 from prefloop.errors import ConfigError, DataError
 
 _ADDRESS = re.compile(
@@ -23,10 +24,8 @@ FORMS = "hf:org/name, hf:org/name:split, hf:org/name@config:split or hf:org/name
 
 
 def cache_folder() -> Path:
-    """Where copies lie."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "prefloop" / "datasets"
+    """Where copies of the hub's data sets lie."""
+    return cache_home() / "datasets"
 
 
 def copy_of(address: str, fetch: bool) -> Path | None:
@@ -60,9 +59,10 @@ def _noted(rows: Iterable[dict[str, Any]], advance: Any) -> Iterable[dict[str, A
 def _rows(address: str, name: str, config: str | None, split: str | None) -> Iterable[dict[str, Any]]:
     """The rows of one split, fetched as they are asked for."""
     import datasets
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        loaded: Any = datasets.load_dataset(name, config, split=split, streaming=True)
+        loaded: Any = datasets.load_dataset(_on_the_hub(name), config, split=split, streaming=True)
         if split is None:
             splits = list(loaded)
             if len(splits) != 1:
@@ -70,7 +70,7 @@ def _rows(address: str, name: str, config: str | None, split: str | None) -> Ite
             loaded = loaded[splits[0]]
         # Pictures and sounds stay bytes, which a row may not hold; to decode them would need more packages.
         yield from loaded.decode(False) if hasattr(loaded, "decode") and loaded.features else loaded
-    except datasets.exceptions.DatasetNotFoundError:
+    except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError):
         raise DataError(f"the hub has no data set '{name}' that you may read: check the name; for a gated one accept its terms and log in (hf auth login)") from None  # fmt: skip
     except (ConnectionError, TimeoutError) as error:
         raise DataError(_offline(address, name, error)) from None
@@ -78,6 +78,19 @@ def _rows(address: str, name: str, config: str | None, split: str | None) -> Ite
         if _is_network(error):
             raise DataError(_offline(address, name, error)) from None
         raise DataError(f"hf:{address} cannot be read: {shortened(' '.join(str(error).split()), 400)}") from None
+
+
+def _on_the_hub(name: str) -> str:
+    """The name that ``datasets`` takes for the hub's data set and for nothing else.
+
+    It prefers a folder of that name where the command runs. A name without an owner is to it a loader (``json``) or a copy that it made of any
+    folder so called, so the hub is asked for the full one; what the hub raises goes on.
+    """
+    if "/" not in name:
+        from huggingface_hub import HfApi
+
+        name = str(HfApi().dataset_info(name).id)
+    return f"hf://datasets/{name}" if "/" not in name or Path(name).exists() else name
 
 
 def _is_network(error: BaseException) -> bool:

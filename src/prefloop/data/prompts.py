@@ -86,11 +86,11 @@ def conversation_of(row: Row, key: str) -> Conversation:
     return around(row, messages_of(given, key, row))
 
 
-def around(row: Row, turns: Sequence[Message], tools: Any = None) -> Conversation:
-    """``turns`` after the row's system text and history, with its tools."""
+def around(row: Row, turns: Sequence[Message], tools: Any = None, history: bool = True) -> Conversation:
+    """``turns`` after the row's system text and history, with its tools; without ``history`` where that column is the prompt itself."""
     refuse_media(row)
     system = _system(row)
-    before = _history(row)
+    before = _history(row) if history else []
     own = [turn for turn in turns if turn.role == "system"]
     if before and own and turns[0].role == "system":
         before, turns = [turns[0], *before], turns[1:]
@@ -178,6 +178,14 @@ def _fuller(row: Row, turns: list[Message]) -> list[Message]:
 def same(some: Sequence[Message], others: Sequence[Message]) -> bool:
     """Whether turns say the same; blanks at their ends and what is learnt of them do not count."""
     return len(some) == len(others) and all(_said(a) == _said(b) for a, b in zip(some, others, strict=True))
+
+
+def last_answer(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """What stands before the assistant's turns at the end of a conversation, and those turns; none where another speaks last."""
+    start = len(turns)
+    while start and turns[start - 1].role == "assistant":
+        start -= 1
+    return list(turns[:start]), list(turns[start:])
 
 
 def _said(turn: Message) -> tuple[Any, ...]:

@@ -190,7 +190,6 @@ def write_jsonl(path: PathLike, records: Iterable[Record]) -> None:
     write_lines(Path(path), (_line(record) for record in records))
 
 
-_sorted_json = json.JSONEncoder(sort_keys=True).encode
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 

@@ -16,8 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from prefloop.console import say
-from prefloop.data.copies import write_copy
-from prefloop.data.hub import cache_folder
+from prefloop.data.copies import cache_home, write_copy
 from prefloop.errors import ConfigError, DataError
 from prefloop.labels.argilla import Argilla
 from prefloop.labels.connection import Connection
@@ -87,7 +86,7 @@ def copy_of(address: str, fetch: bool) -> Path | None:
     where = Address.parse(address)
     if fetch and address not in _FETCHED:
         found = read(address)
-        folder = cache_folder().parent / "argilla"
+        folder = cache_home() / "argilla"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         place = folder / f"{_UNSAFE.sub('-', f'{where.workspace}-{where.dataset}')}-{found.digest[:16]}.jsonl"
         write_copy(place, found.rows)
