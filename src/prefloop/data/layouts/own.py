@@ -62,8 +62,8 @@ def read_prefloop(row: Row) -> Record:
     around_it = row.first(*SYSTEMS, "history", "functions") is not None
     tools = row.get("tools")
     if isinstance(prompt, str) or around_it:
-        found = around(row, turns_at(row, "prompt", prompt))
-        prompt, tools = [turn.to_dict() for turn in found], found.tools
+        conversation = around(row, turns_at(row, "prompt", prompt))
+        prompt, tools = [turn.to_dict() for turn in conversation], conversation.tools
     votes = row.get("votes")
     for index, vote in enumerate(votes if isinstance(votes, list) else []):
         # True equals 1 in Python, so the typed check below would read it as a vote for the second response.
