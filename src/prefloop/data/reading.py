@@ -27,6 +27,7 @@ from prefloop.data.json_rows import described, wrapped
 from prefloop.data.layouts import LAYOUTS, Layout, fitting
 from prefloop.data.layouts.rated import Scored, joined
 from prefloop.data.raw import RawRow
+from prefloop.data.responses import LONG_PROMPT
 from prefloop.data.row import Habits, Notes, Row
 from prefloop.data.seen import Seen
 from prefloop.data.source import Source
@@ -37,7 +38,7 @@ SAMPLE = 20
 """Rows that tell what a file is."""
 _sorted_json = json.JSONEncoder(sort_keys=True).encode
 _SURE = 3
-"""Answers from which on even greetings that begin with their prompt are a habit of the file."""
+"""Answers of which every one must begin with its prompt where the prompts are short, for this to be a habit of the file."""
 
 
 class Sample:
@@ -77,7 +78,7 @@ class Sample:
         return layout.reason(row) + others
 
     def habits(self, layout: Layout) -> Habits:
-        """Whether most of the first responses begin with their prompt, more than greetings do."""
+        """Whether the first responses begin with their prompt: most with a long one, or every single one with more than a word."""
         begins: list[int] = []
         for row in self._rows:
             probe = Row(row, "sample", row.source, Habits(None))
@@ -86,8 +87,8 @@ class Sample:
                     check_strings(dict(probe))
                     layout.read(probe)
                     begins += probe.begins
-        found = [how for how in begins if how]
-        return Habits(2 * len(found) > len(begins) and (2 in found or len(found) >= _SURE))
+        most = 2 * sum(words >= LONG_PROMPT for words in begins) > len(begins)
+        return Habits(most or (len(begins) >= _SURE and all(words > 1 for words in begins)))
 
 
 class Records:

@@ -23,8 +23,9 @@ _SCORES = (
     ("chosen_reward", "rejected_reward"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
-_LONG_PROMPT = 4
-"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back."""
+LONG_PROMPT = 4
+"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back, or define a word."""
+_SENTENCE_ENDS = frozenset(".?!:;…。？！：")
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
     """An answer's text without the prompt before it, where the file writes both."""
     asked = [words.strip() for words in (raw_text(row), prompt[-1].content) if words and words.strip()]
     found = next((words for words in sorted(asked, key=len, reverse=True) if _begins(text, words)), None)
-    row.begins.append(0 if found is None else 1 + (len(found.split()) >= _LONG_PROMPT))
+    row.begins.append(0 if found is None else len(found.split()))
     if found is None or row.habits.repeats_prompt is None:
         return text
     if row.habits.repeats_prompt:
         return text.strip()[len(found) :].strip()
-    if row.begins[-1] == 2:
+    if row.begins[-1] >= LONG_PROMPT:
         raise BadRow(
             key,
             "begins with its prompt, as most answers of this file do not: take the prompt off, or leave the row out",
@@ -73,10 +74,15 @@ def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
 
 
 def _begins(text: str, prompt: str) -> bool:
+    """Whether a text repeats its prompt and then begins anew; one that goes on with the prompt's own sentence answers it."""
     own = text.strip()
-    return (
-        own.startswith(prompt) and len(own) > len(prompt) and not (own[len(prompt)].isalnum() and prompt[-1].isalnum())
-    )
+    rest = own[len(prompt) :]
+    if not own.startswith(prompt) or not rest:
+        return False
+    if prompt[-1] in _SENTENCE_ENDS:
+        return rest[0] not in _SENTENCE_ENDS
+    after = rest.lstrip()
+    return len(after) < len(rest) and ("\n" in rest[: len(rest) - len(after)] or not after[0].islower())
 
 
 def _split(turns: list[Message], prompt: Conversation, key: str) -> Answer:

@@ -75,7 +75,7 @@ class Row(dict[str, Any]):
         self.repeated: dict[str, None] = {}
         self.message_keys: dict[str, None] = {}
         self.begins: list[int] = []
-        """Of every answer given as text: 0, or 1 where it begins with its prompt, 2 where that is more than a greeting."""
+        """Of every answer given as text: how many words of its prompt it begins with, 0 where it does not."""
         self._used: set[str] = set()
         self._kept: set[str] = set()
 
