@@ -463,9 +463,10 @@ def test_other_words_are_asked_about_by_name(tmp_path: Path) -> None:
     assert "row 3, field 'label': is a number, expected true or false" in said
 
 
-def test_a_rating_of_five_is_no_thumb_and_is_said_not_to_be_used(tmp_path: Path) -> None:
-    checked = load(tmp_path, {"prompt": ASK, "response": GOOD, "rating": 5})
-    assert checked.kind == "Demonstration" and checked.notes == ["columns kept in meta, not used: rating"]
+def test_a_rating_of_five_is_no_thumb_and_is_asked_about(tmp_path: Path) -> None:
+    assert "which numbers are a thumb up, the file does not say" in refused(
+        tmp_path, {"prompt": ASK, "response": GOOD, "rating": 5}
+    )
     assert load(tmp_path, {"prompt": ASK, "response": GOOD, "rating": "down"}).kind == "Rating"
 
 

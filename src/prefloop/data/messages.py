@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, text_of
+from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, number_of, text_of, truth_of
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import end_cut, unwrap
 from prefloop.data.tools import calls_of
@@ -103,7 +103,7 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     learn = _learn(item, name)
     others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN]
     if learn is True and role != "assistant":
-        others += [k for k in _LEARNT if item.get(k)]
+        others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
     row.message_keys |= dict.fromkeys(others)
     message = Message(
         role,
@@ -185,11 +185,13 @@ def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
 
 
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
-    calls = []
-    for key in ("tool_calls", "function_call"):
-        if item.get(key):
-            calls += calls_of(item[key], f"{name}.{key}", row.message_keys)
-    return calls
+    """A turn's calls, under the new key or the old one; under both they are the same calls, written twice."""
+    found = [
+        calls_of(item[key], f"{name}.{key}", row.message_keys) for key in ("tool_calls", "function_call") if item.get(key)
+    ]
+    if len(found) == 2 and [(c.name, c.arguments) for c in found[0]] != [(c.name, c.arguments) for c in found[1]]:
+        raise BadRow(f"{name}.function_call", "calls something else than tool_calls beside it: keep one of them")
+    return found[0] if found else []
 
 
 def _word(item: Mapping[str, Any], key: str, name: str) -> str | None:
@@ -206,17 +208,18 @@ def _learn(item: Mapping[str, Any], name: str) -> bool | None:
     said: dict[str, bool] = {}
     for key in _LEARNT:
         if item.get(key) is not None:
-            if not isinstance(item[key], bool | int | float) or item[key] not in (0, 1):
+            if (learnt := truth_of(item[key])) is None:
                 raise BadRow(f"{name}.{key}", f"is {str(item[key])[:40]!r}, expected true or false (1 or 0)")
-            said[key] = bool(item[key])
+            said[key] = learnt
     for key in _MASKED:
         if item.get(key) is not None:
-            if not isinstance(item[key], bool):
+            masked = truth_of(item[key])
+            if masked is None or number_of(item[key]) is not None:
                 raise BadRow(
                     f"{name}.{key}",
                     f"is {str(item[key])[:40]!r}, which may mean learnt or left out: write `weight: 1` or `weight: 0`",
                 )
-            said[key] = not item[key]
+            said[key] = not masked
     for key in _DETAILS:
         if item.get(key):
             raise BadRow(

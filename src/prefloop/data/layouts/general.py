@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefloop.data.check import BadRow, check_prompt, check_text, json_type
+from prefloop.data.check import BadRow, check_prompt, check_text, json_type, number_of, truth_of
 from prefloop.data.messages import ROLES, is_messages, messages_of
 from prefloop.data.prompts import (
     CONVERSATIONS,
@@ -37,8 +37,15 @@ PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("res
 """Names of the preferred answer and the other one."""
 ANSWERS = ("response", "completion", "output", "answer")
 THUMBS = ("label", "thumb", "kto_tag", "desirable", "feedback", "rating")
-_ALWAYS_THUMBS = frozenset(THUMBS) - {"feedback", "rating"}
-_UP: dict[Any, bool] = {"true": True, "1": True, "up": True, "false": False, "0": False, "down": False}
+SCALES = ("rating", "feedback")
+"""Of these, columns that are as often grades on some scale: 1 may be the worst of five stars, so only words and true or false are thumbs."""
+_UP = {"up": True, "thumbs up": True, "thumb up": True, "down": False, "thumbs down": False, "thumb down": False}
+
+
+THRESHOLD = (
+    "which numbers are a thumb up, the file does not say: put true or false into a column 'label' (say, true from 4 stars on); "
+    "to imitate every answer, however it was graded, rename the column or name the layout"
+)
 
 
 def pair_columns(row: Columns) -> tuple[str, str] | None:
@@ -48,20 +55,20 @@ def pair_columns(row: Columns) -> tuple[str, str] | None:
 
 def thumb_column(row: Columns) -> str | None:
     """The column that says whether an answer is good. A rating or feedback is one only where it is a plain yes or no."""
-    for key in THUMBS:
-        if key in row and (
-            key in _ALWAYS_THUMBS
-            or isinstance(row[key], bool)
-            or (_thumb(row[key]) is not None and isinstance(row[key], str))
-        ):
-            return key
-    return None
+    return next((key for key in THUMBS if key in row and (key not in SCALES or _thumb(row[key], key) is not None)), None)
 
 
-def _thumb(value: Any) -> bool | None:
-    if isinstance(value, str):
-        return _UP.get(value.strip().casefold())
-    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+def scale_column(row: Columns) -> str | None:
+    """The column that grades an answer by a number on a scale that only its file knows."""
+    return next((key for key in SCALES if key in row and number_of(row[key]) is not None), None)
+
+
+def _thumb(value: Any, column: str) -> bool | None:
+    if column in SCALES and number_of(value) is not None:
+        return None
+    if isinstance(value, str) and (word := value.strip().casefold().replace("_", " ")) in _UP:
+        return _UP[word]
+    return truth_of(value)
 
 
 def two_outputs(row: Columns) -> bool:
@@ -126,9 +133,11 @@ def read_swift_pair(row: Row) -> Record:
 
 def read_thumb(row: Row) -> Record:
     """An answer with a plain yes or no."""
-    column = thumb_column(row) or "label"
+    column = thumb_column(row) or row.first(*THUMBS) or "label"
     value = row.take(column)
-    up = _thumb(value)
+    up = _thumb(value, column)
+    if up is None and column in SCALES and number_of(value) is not None:
+        raise BadRow(column, f"is a number: {THRESHOLD}")
     if up is None:
         shown = repr(value[:40]) if isinstance(value, str) else json_type(value)
         raise BadRow(

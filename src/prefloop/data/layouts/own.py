@@ -9,7 +9,7 @@ from typing import Any
 from prefloop import records
 from prefloop.console import listed
 from prefloop.data import check
-from prefloop.data.check import BadRow, check_text, number_of
+from prefloop.data.check import BadRow, check_text, number_of, truth_of
 from prefloop.data.prompts import context, prompt_of, turns_at
 from prefloop.data.responses import answer_of, demonstration, two_responses, whole_prompt
 from prefloop.data.row import Row
@@ -116,6 +116,8 @@ def read_answer(row: Row) -> Record:
     """A model's answer, one of perhaps several to its prompt."""
     prompt = prompt_of(row)
     answer = answer_of(row, "response", prompt)
+    if (finished := truth_of(row["finished"])) is not None:
+        row["finished"] = finished
     check.check_finished(row, "finished")
     row.evidence("finished", "tokens")
     return Demonstration.of(row.id, context(whole_prompt(prompt, [answer], ["response"])), answer.turns, row.meta())
@@ -152,9 +154,10 @@ def _gold(row: Row, count: int) -> list[int]:
             raise BadRow(key, f"is no list of {count} numbers, one for each response")
         return [i for i, number in enumerate(known) if number == max(known)]
     indices = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in indices):
+    whole = [number for i in indices if isinstance(number := number_of(i), int)]
+    if len(whole) != len(indices):
         raise BadRow(key, f"is {check.json_type(value)}, expected the index of the best response or a list of them")
-    return indices
+    return whole
 
 
 def _texts(row: Row, key: str) -> list[str]:

@@ -123,7 +123,7 @@ def read_ultrafeedback(row: Row) -> list[Record]:
         answers.append(
             (
                 Response(text, _source(item.get("model"), f"completions.{index}", row), {key: item[key]}),
-                float(item[key]),
+                float(number_of(item[key]) or 0),
             )
         )
     return _comparisons(row, prompt, answers, strong=True)
