@@ -169,3 +169,112 @@ def test_ratings_in_words_are_thumbs_and_a_number_among_them_is_named(tmp_path: 
     said = refused(table(tmp_path, *rows, {**rows[0], "rating": 1}, {**rows[0], "rating": "meh"}))
     assert "row 6, field 'rating': is a number: which numbers are a thumb up" in said
     assert "row 7, field 'rating': is 'meh', expected true or false" in said
+
+
+# ---- turns before an answer
+
+CALM = {"role": "system", "content": SYSTEM}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": NEXT, "output": hh(ASK, GOOD, NEXT, MORE)},
+        {"query": NEXT, "response": hh(ASK, GOOD, NEXT, MORE)},
+        {"prompt": NEXT, "completion": [user(), bot(), user(NEXT), bot(MORE)]},
+        {"instruction": NEXT, "output": [hh(ASK, GOOD, NEXT, MORE), hh(ASK, GOOD, NEXT, BAD)]},
+        {"messages": [user(NEXT), bot(MORE)], "rejected_response": hh(ASK, GOOD, NEXT, BAD)},
+        {"messages": [user(NEXT)], "completion": hh(ASK, GOOD, NEXT, MORE), "label": True},
+        {"conversations": [user(NEXT)], "response": [user(), bot(), user(NEXT), bot(MORE)], "label": False},
+        {"prompt": NEXT, "completion": hh(ASK, GOOD, NEXT, MORE), "label": 1},
+    ],
+)
+def test_turns_that_stand_before_an_answer_are_its_prompt(tmp_path: Path, row: dict[str, Any]) -> None:
+    (record,) = load(write(tmp_path, row)).records
+    assert [(turn.role, turn.content) for turn in record.prompt] == [("user", ASK), ("assistant", GOOD), ("user", NEXT)]
+    answers = getattr(record, "responses", None) or [getattr(record, "response", None)]
+    assert getattr(answers[0], "text", answers[0]) == MORE
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user(), bot()], "rejected_response": [CALM, user(), bot(BAD)]},
+        {"messages": [user()], "completion": [CALM, user(), bot()], "label": True},
+        {"instruction": ASK, "output": [[CALM, user(), bot()], [CALM, user(), bot(BAD)]]},
+        {"query": ASK, "response": [CALM, user(), bot()]},
+        {"instruction": ASK, "output": json.dumps([CALM, user(), bot()])},
+    ],
+)
+def test_a_system_turn_before_an_answer_stands_before_its_prompt(tmp_path: Path, row: dict[str, Any]) -> None:
+    (record,) = load(write(tmp_path, row)).records
+    assert list(record.prompt) == [Message("system", SYSTEM), Message("user", ASK)]
+
+
+def test_turns_before_an_answer_that_are_not_its_prompts_are_named(tmp_path: Path) -> None:
+    rows: list[tuple[dict[str, Any], str]] = [
+        ({"instruction": ASK, "output": hh(NEXT, GOOD)}, "field 'output': holds turns before the response"),
+        ({"instruction": ASK, "output": [hh(NEXT, GOOD), BAD]}, "field 'output.0': holds turns before the response"),
+        (
+            {"prompt": ASK, "response": GOOD, "label": 1, "messages": [user(NEXT), bot(MORE)]},
+            "field 'messages': is another conversation than the prompt and its answers",
+        ),
+    ]
+    for row, says in rows:
+        assert says in refused(write(tmp_path, row))
+
+
+def test_earlier_turns_are_learnt_where_the_layout_says_so(tmp_path: Path) -> None:
+    for layout, row in (
+        ("alpaca", {"instruction": NEXT, "output": MORE}),
+        ("swift", {"query": NEXT, "response": MORE}),
+    ):
+        checked = load(write(tmp_path, {**row, "history": [[ASK, GOOD]]}))
+        assert checked.layout == layout and all(turn.learn for turn in checked.records[0].prompt)
+
+
+def test_system_and_tools_stand_around_shps_post_which_is_called_history(tmp_path: Path) -> None:
+    row = {"history": ASK, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1}
+    (record,) = load(write(tmp_path, {**row, "system": SYSTEM, "tools": [TOOL]})).records
+    assert list(record.prompt) == [Message("system", SYSTEM), Message("user", ASK)] and record.meta == {}
+    assert record.prompt.tools == [TOOL]
+
+
+# ---- ends of turns
+
+TOKEN = "The token is <eos>"
+
+
+@pytest.mark.parametrize("shape", ["text", "messages", "pair", "best"])
+def test_an_end_marker_is_taken_off_where_most_answers_have_one_and_kept_where_one_has(
+    tmp_path: Path, shape: str
+) -> None:
+    def row(text: str, number: int) -> dict[str, Any]:
+        asked = f"{ASK} {number}"
+        return {
+            "text": {"prompt": asked, "completion": text},
+            "messages": {"messages": [user(asked), bot(), user(NEXT), bot(text)]},
+            "pair": {"prompt": asked, "chosen": text, "rejected": text.replace("The", "A")},
+            "best": {"prompt": asked, "responses": [text, text.replace("The", "A")], "best": [0]},
+        }[shape]
+
+    def answers(*texts: str) -> tuple[list[str], list[str]]:
+        checked = load(write(tmp_path, *(row(text, number) for number, text in enumerate(texts))))
+        firsts = [getattr(record, "responses", [getattr(record, "response", "")])[0] for record in checked.records]
+        return [getattr(first, "text", first) for first in firsts], checked.notes
+
+    plain = "The token is it."
+    texts, notes = answers(plain, TOKEN, plain)
+    assert texts == [plain, TOKEN, plain]
+    assert notes == ["answers that end with <eos> kept as they are: most answers of this file do not (in 1 row)"]
+    texts, notes = answers(f"{plain}</s>", f"{plain}<|im_end|>\n", plain)
+    assert texts == [plain, plain, plain]
+    assert {note.partition(" (in")[0] for note in notes} == {
+        "end-of-turn markers (</s>) taken off answers",
+        "end-of-turn markers (<|im_end|>) taken off answers",
+    }
+
+
+def test_an_answer_of_nothing_but_an_end_marker_is_empty(tmp_path: Path) -> None:
+    rows = [{"prompt": ASK, "completion": text} for text in (GOOD, MORE, "<|im_end|>")]
+    assert "row 3, field 'completion': is empty" in refused(write(tmp_path, *rows))

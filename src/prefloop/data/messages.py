@@ -14,7 +14,7 @@ from typing import Any
 
 from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, number_of, text_of, truth_of
 from prefloop.data.row import Row
-from prefloop.data.templates_seen import end_cut, unwrap
+from prefloop.data.templates_seen import unwrap
 from prefloop.data.tools import calls_of
 from prefloop.records import Message, Role, ToolCall
 
@@ -66,9 +66,12 @@ def messages_of(value: Any, name: str, row: Row) -> list[Message]:
         raise BadRow(name, f"is {json_type(value)}, expected a list of messages")
     if not value:
         raise BadRow(name, "is an empty list")
+    told = len(row.ended)
     turns = [turn for index, item in enumerate(value) if (turn := message_of(item, f"{name}.{index}", row)) is not None]
     if not turns:
         raise BadRow(name, "holds an empty system turn alone")
+    # Of a conversation the last answer tells whether the file marks ends: some write one marker after the whole.
+    row.ended[told:] = row.ended[told:][-1:]
     return turns
 
 
@@ -96,18 +99,17 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     if role == "system" and not content.strip():
         row.say("empty system turns left out")
         return None
-    if role == "assistant":
-        content = end_cut(content, row.say)
-    elif thoughts is not None:
+    if thoughts is not None and role != "assistant":
         raise BadRow(f"{name}.{_THOUGHTS[0]}", f"stands in the {role}'s turn; the assistant alone has thoughts")
     learn = _learn(item, name)
     others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN]
     if learn is True and role != "assistant":
         others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
     row.message_keys |= dict.fromkeys(others)
+    content = _bare(content, role, f"{name}.{key}", row)
     message = Message(
         role,
-        _bare(content, role, f"{name}.{key}", row),
+        row.without_end(content) if role == "assistant" else content,
         thoughts,
         calls,
         _word(item, "tool_call_id", name),
@@ -187,7 +189,9 @@ def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
     """A turn's calls, under the new key or the old one; under both they are the same calls, written twice."""
     found = [
-        calls_of(item[key], f"{name}.{key}", row.message_keys) for key in ("tool_calls", "function_call") if item.get(key)
+        calls_of(item[key], f"{name}.{key}", row.message_keys)
+        for key in ("tool_calls", "function_call")
+        if item.get(key)
     ]
     if len(found) == 2 and [(c.name, c.arguments) for c in found[0]] != [(c.name, c.arguments) for c in found[1]]:
         raise BadRow(f"{name}.function_call", "calls something else than tool_calls beside it: keep one of them")

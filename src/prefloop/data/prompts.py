@@ -86,11 +86,11 @@ def conversation_of(row: Row, key: str) -> Conversation:
     return around(row, messages_of(given, key, row))
 
 
-def around(row: Row, turns: Sequence[Message], tools: Any = None) -> Conversation:
-    """``turns`` after the row's system text and history, with its tools."""
+def around(row: Row, turns: Sequence[Message], tools: Any = None, history: bool = True) -> Conversation:
+    """``turns`` after the row's system text and history, with its tools; without ``history`` where that column is the prompt itself."""
     refuse_media(row)
     system = _system(row)
-    before = _history(row)
+    before = _history(row) if history else []
     own = [turn for turn in turns if turn.role == "system"]
     if before and own and turns[0].role == "system":
         before, turns = [turns[0], *before], turns[1:]

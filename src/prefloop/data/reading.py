@@ -78,17 +78,20 @@ class Sample:
         return layout.reason(row) + others
 
     def habits(self, layout: Layout) -> Habits:
-        """Whether the first responses begin with their prompt: most with a long one, or every single one with more than a word."""
+        """Whether the first responses repeat their prompt (most a long one, or every one more than a word), and whether most end with a marker."""
         begins: list[int] = []
+        ended: list[bool] = []
         for row in self._rows:
-            probe = Row(row, "sample", row.source, Habits(None))
+            probe = Row(row, "sample", row.source, Habits(None, None))
             with contextlib.suppress(BadRow):
                 if layout.read is not None:
                     check_strings(dict(probe))
                     layout.read(probe)
                     begins += probe.begins
-        most = 2 * sum(words >= LONG_PROMPT for words in begins) > len(begins)
-        return Habits(most or (len(begins) >= _SURE and all(words > 1 for words in begins)))
+                    ended += probe.ended
+        repeats = 2 * sum(words >= LONG_PROMPT for words in begins) > len(begins)
+        repeats = repeats or (len(begins) >= _SURE and all(words > 1 for words in begins))
+        return Habits(repeats, 2 * sum(ended) > len(ended))
 
 
 class Records:

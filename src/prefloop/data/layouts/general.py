@@ -18,8 +18,10 @@ from prefloop.data.prompts import (
     turns_at,
 )
 from prefloop.data.responses import (
+    answer_in,
     answer_of,
     answered,
+    beside,
     common_start,
     comparison,
     demonstration,
@@ -55,7 +57,9 @@ def pair_columns(row: Columns) -> tuple[str, str] | None:
 
 def thumb_column(row: Columns) -> str | None:
     """The column that says whether an answer is good. A rating or feedback is one only where it is a plain yes or no."""
-    return next((key for key in THUMBS if key in row and (key not in SCALES or _thumb(row[key], key) is not None)), None)
+    return next(
+        (key for key in THUMBS if key in row and (key not in SCALES or _thumb(row[key], key) is not None)), None
+    )
 
 
 def scale_column(row: Columns) -> str | None:
@@ -95,8 +99,9 @@ def _two_outputs(row: Row) -> Record:
     if not isinstance(outputs, list) or len(outputs) != 2:
         raise BadRow("output", f"is {json_type(outputs)}, expected the chosen and the rejected answer")
     prompt = prompt_of(row, "instruction" if "instruction" in row else None)
-    chosen, rejected = ([Message("assistant", check_text(text, f"output.{i}"))] for i, text in enumerate(outputs))
-    return comparison(row, prompt, chosen, rejected, "output.0", "output.1")
+    keys = ("output.0", "output.1")
+    answers = [answer_in(row, output, key, prompt) for output, key in zip(outputs, keys, strict=True)]
+    return comparison(row, whole_prompt(prompt, answers, keys), answers[0].turns, answers[1].turns, *keys)
 
 
 def read_implicit(row: Row) -> Record:
@@ -128,6 +133,7 @@ def read_swift_pair(row: Row) -> Record:
         return comparison(row, prompt, good, bad, *keys)
     prompt, turns = answered(conversation_of(row, "messages"), "messages")
     other = answer_of(row, "rejected_response", prompt)
+    prompt = whole_prompt(prompt, [other], ["rejected_response"])
     return comparison(row, prompt, turns, other.turns, "messages", "rejected_response")
 
 
@@ -145,15 +151,9 @@ def read_thumb(row: Row) -> Record:
             f"is {shown}, expected true or false (or 1, up; 0, down): rewrite it, or rename the column where it is no vote",
         )
     row.use("label")
-    key = row.first(*ANSWERS)
-    if key is not None and any(name in row for name in TEXTS):
-        prompt = prompt_of(row)
-        answer = answer_of(row, key, prompt)
-        return rating(row, whole_prompt(prompt, [answer], [key]), answer.turns, up)
-    turns_key = row.first(*CONVERSATIONS)
-    if key is not None and turns_key is not None:
-        prompt = prompt_of(row, turns_key)
-        return rating(row, prompt, answer_of(row, key, prompt).turns, up)
+    key, turns_key = row.first(*ANSWERS), row.first(*CONVERSATIONS)
+    if key is not None and (turns_key is not None or has_prompt(row)):
+        return rating(row, *beside(row, key, None if has_prompt(row) else turns_key), up)
     if turns_key is None:
         raise BadRow(key or "completion", "has no prompt beside it" if key else "is missing")
     whole = conversation_of(row, turns_key)
@@ -164,15 +164,12 @@ def read_thumb(row: Row) -> Record:
 
 def read_alpaca(row: Row) -> Record:
     """An instruction with its output, and earlier turns, which LLaMA-Factory learns too."""
-    prompt = prompt_of(row, "instruction")
-    answer = answer_of(row, "output", prompt)
-    return Demonstration.of(row.id, prompt, answer.turns, row.meta())
+    return demonstration(row, "output", "instruction", learnt=True)
 
 
 def read_query(row: Row) -> Record:
     """ms-swift's query and response, with earlier turns that are learnt too."""
-    prompt = prompt_of(row, "query")
-    return Demonstration.of(row.id, prompt, answer_of(row, "response", prompt).turns, row.meta())
+    return demonstration(row, "response", "query", learnt=True)
 
 
 def read_prompted(row: Row) -> Record:

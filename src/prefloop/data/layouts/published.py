@@ -13,7 +13,7 @@ from prefloop.data.prompts import around, prompt_of
 from prefloop.data.responses import answer_of, common_start, comparison, two_responses, whole_prompt
 from prefloop.data.row import Row
 from prefloop.data.tools import parsed
-from prefloop.records import Comparison, Conversation, Message, Prompt, Record, Response, Vote
+from prefloop.records import Comparison, Message, Prompt, Record, Response, Vote
 
 Choice = Literal[0, 1, "tie"]
 _WINNERS: dict[str, Choice] = {"model_a": 0, "model_b": 1}
@@ -239,7 +239,7 @@ def read_mt_bench_question(row: Row) -> Record:
 
 def read_shp(row: Row) -> Record:
     """Stanford's SHP: two comments on a post, label 1 where the first has more votes."""
-    prompt = Conversation([Message("user", row.text("history"))])
+    prompt = around(row, [Message("user", row.text("history"))], history=False)
     prompt, responses = two_responses(row, prompt, "human_ref_A", "human_ref_B")
     label = number_of(row.take("labels"))
     if label not in (0, 1):
