@@ -472,8 +472,8 @@ def test_a_plain_yes_or_no_is_a_thumb(tmp_path: Path, up: Any, down: Any, column
 
 def test_other_words_are_asked_about_by_name(tmp_path: Path) -> None:
     row = {"prompt": ASK, "completion": GOOD}
-    said = refused(tmp_path, {**row, "label": True}, {**row, "label": "good"}, {**row, "label": 5})
-    assert "row 2, field 'label': is 'good', expected true or false (or 1, up; 0, down)" in said
+    said = refused(tmp_path, {**row, "label": True}, {**row, "label": "fine"}, {**row, "label": 5})
+    assert "row 2, field 'label': is 'fine', expected true or false (or 1, up; 0, down)" in said
     assert "row 3, field 'label': is a number, expected true or false" in said
 
 

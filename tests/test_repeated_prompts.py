@@ -20,7 +20,9 @@ def texts(path: Path) -> list[str]:
     return [record.response for record in load_demonstrations(path).records]
 
 
-@pytest.mark.parametrize("words", [["Rome", "Gravity", "Moss", "Tin"], ["Blue moss", "Old tin", "Fast birds", "Warm rain"]])
+@pytest.mark.parametrize(
+    "words", [["Rome", "Gravity", "Moss", "Tin"], ["Blue moss", "Old tin", "Fast birds", "Warm rain"]]
+)
 def test_definitions_that_begin_with_the_word_they_define_are_kept(tmp_path: Path, words: list[str]) -> None:
     rows = [{"prompt": word, "response": f"{word} is what many people know."} for word in words]
     assert texts(write(tmp_path, *rows)) == [row["response"] for row in rows]

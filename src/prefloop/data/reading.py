@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from prefloop.data.check import (
 from prefloop.data.convert import SOURCES
 from prefloop.data.files import read_rows
 from prefloop.data.json_rows import described, wrapped
+from prefloop.data.judged import measured, signed
 from prefloop.data.layouts import LAYOUTS, Layout, fitting
 from prefloop.data.layouts.rated import Scored, joined
 from prefloop.data.raw import RawRow
@@ -77,12 +79,19 @@ class Sample:
         others = "" if fits == len(self._rows) else f", in {fits} of the first {len(self._rows)} rows"
         return layout.reason(row) + others
 
-    def habits(self, layout: Layout) -> Habits:
+    def habits(self, layout: Layout, named: bool = False) -> Habits:
         """Whether the first responses repeat their prompt (most a long one, or every one more than a word), and whether most end with a marker."""
         begins: list[int] = []
         ended: list[bool] = []
+        unknown = Habits(
+            None,
+            None,
+            named,
+            frozenset(column for row in self._rows for column in measured(row)),
+            frozenset(column for row in self._rows for column in signed(row)),
+        )
         for row in self._rows:
-            probe = Row(row, "sample", row.source, Habits(None, None))
+            probe = Row(row, "sample", row.source, unknown)
             with contextlib.suppress(BadRow):
                 if layout.read is not None:
                     check_strings(dict(probe))
@@ -91,7 +100,7 @@ class Sample:
                     ended += probe.ended
         repeats = 2 * sum(words >= LONG_PROMPT for words in begins) > len(begins)
         repeats = repeats or (len(begins) >= _SURE and all(words > 1 for words in begins))
-        return Habits(repeats, 2 * sum(ended) > len(ended))
+        return replace(unknown, repeats_prompt=repeats, marks_ends=2 * sum(ended) > len(ended))
 
 
 class Records:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of
+from prefloop.data.judged import verdict
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.prompts import CONVERSATIONS, around, context, last_answer, prompt_of, raw_text, same
 from prefloop.data.row import Row
@@ -25,6 +26,19 @@ _SCORES = (
 )
 LONG_PROMPT = 4
 """Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back, or define a word."""
+OTHER_ANSWERS = (
+    "chosen",
+    "rejected",
+    "responses",
+    "response_a",
+    "completions",
+    "chosen_response",
+    "rejected_response",
+    "rejected_messages",
+    "response_j",
+    "response_k",
+)
+"""Columns of answers that stand in the row of no demonstration."""
 _SENTENCE_ENDS = frozenset(".?!:;…。？！：")
 
 
@@ -256,10 +270,25 @@ def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Ra
     )
 
 
-def demonstration(row: Row, key: str, prompt_key: str | None = None, learnt: bool = False) -> Demonstration:
+def imitated(row: Row, prompt: Conversation, turns: list[Message]) -> Demonstration | Rating:
+    """An answer to imitate, or with its thumb where a column judges it, however few rows of the file have one.
+
+    Raises ``BadRow`` where a column holds another answer: such a row is a pair.
+    """
+    if (other := row.first(*OTHER_ANSWERS)) is not None:
+        raise BadRow(
+            other,
+            "holds another answer beside the one to imitate, and most rows of the file have none: put such rows into a file of "
+            "their own, or rename the column where it is no answer",
+        )
+    up = verdict(row)
+    return Demonstration.of(row.id, prompt, turns, row.meta()) if up is None else rating(row, prompt, turns, up)
+
+
+def demonstration(row: Row, key: str, prompt_key: str | None = None, learnt: bool = False) -> Demonstration | Rating:
     """An answer to imitate beside its prompt, whose own assistant turns are context unless the layout says that they are ``learnt``."""
     prompt, turns = beside(row, key, prompt_key)
-    return Demonstration.of(row.id, prompt if learnt else context(prompt), turns, row.meta())
+    return imitated(row, prompt if learnt else context(prompt), turns)
 
 
 def answered(turns: Conversation, key: str) -> tuple[Conversation, list[Message]]:

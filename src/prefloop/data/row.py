@@ -27,6 +27,12 @@ class Habits:
     """Responses begin with their prompt."""
     marks_ends: bool | None = False
     """Responses end with an end-of-turn marker."""
+    named: bool = False
+    """Somebody has named the layout."""
+    measured: frozenset[str] = frozenset()
+    """Columns of scores that hold more than 0, 1 and -1."""
+    signed: frozenset[str] = frozenset()
+    """Columns of thumbs that write down as -1."""
 
 
 @dataclass

@@ -216,7 +216,7 @@ def load(
     known = sample.detect() if layout == "auto" else LAYOUTS[layout]
     reason = sample.reason(known) if layout == "auto" else "as named"
     _check_kind(kind, path, known, reason)
-    rows = (reader or Records)(path, known, kind, sample.habits(known))
+    rows = (reader or Records)(path, known, kind, sample.habits(known, layout != "auto"))
     records = cast(Iterator[R], islice(convert(rows, kind, rows.skipped), limit))
     kept = take(records)
     if not rows.read:

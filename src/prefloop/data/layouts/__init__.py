@@ -8,9 +8,9 @@ in two ways is asked about.
 
 from __future__ import annotations
 
-from prefloop.data import argilla_rows
+from prefloop.data import argilla_rows, judged
 from prefloop.data.layouts import general, own, published, rated, recognise
-from prefloop.data.layouts.general import ANSWERS, PAIRS, THUMBS
+from prefloop.data.layouts.general import ANSWERS, PAIRS
 from prefloop.data.layouts.layout import Layout
 from prefloop.data.layouts.recognise import Columns
 from prefloop.data.prompts import CONVERSATIONS, TEXTS
@@ -164,8 +164,8 @@ _PUBLISHED = (
         (),
         recognise.is_graded,
         None,
-        tells=general.SCALES,
-        way_out=f"its numbers grade single answers, and {general.THRESHOLD}",
+        tells=judged.SCALES,
+        way_out=f"its numbers grade single answers, and {judged.THRESHOLD}",
     ),
 )
 _GENERAL = (
@@ -269,7 +269,7 @@ _GENERAL = (
         (Rating,),
         recognise.is_thumb,
         general.read_thumb,
-        tells=(*TEXTS, *CONVERSATIONS, *ANSWERS, *THUMBS),
+        tells=(*TEXTS, *CONVERSATIONS, *ANSWERS, *judged.THUMBS),
     ),
     Layout(
         "alpaca",

@@ -10,6 +10,7 @@ from prefloop import records
 from prefloop.console import listed
 from prefloop.data import check
 from prefloop.data.check import BadRow, check_text, number_of, truth_of
+from prefloop.data.messages import is_messages
 from prefloop.data.prompts import SYSTEMS, around, context, prompt_of, turns_at
 from prefloop.data.responses import answer_of, demonstration, two_responses, whole_prompt
 from prefloop.data.row import Row
@@ -27,9 +28,15 @@ def is_prefloop(row: Mapping[str, Any]) -> bool:
     """Whether a row is a record as prefloop writes it."""
     if is_best_of(row) or "prompt" not in row:
         return False
-    if "responses" in row or "votes" in row or isinstance(row.get("response"), dict):
+    answer = row.get("response")
+    if "responses" in row or isinstance(row.get("votes"), list) or (isinstance(answer, dict) and is_response(answer)):
         return True
     return {"id", "prompt"} <= row.keys() <= OWN_KEYS
+
+
+def is_response(value: Mapping[str, Any]) -> bool:
+    """Whether an object is a response and no message."""
+    return ("text" in value or "turns" in value) and not is_messages([value])
 
 
 def is_best_of(row: Mapping[str, Any]) -> bool:
@@ -50,7 +57,7 @@ def read_prefloop(row: Row) -> Record:
     kind: type[Any]
     if "responses" in row:
         kind = BestOf if "best" in row else Comparison
-    elif "votes" in row or isinstance(row.get("response"), dict):
+    elif isinstance(row.get("votes"), list) or isinstance(row.get("response"), dict):
         kind = Rating
     else:
         kind = Demonstration if "response" in row else Prompt

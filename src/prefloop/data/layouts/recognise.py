@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prefloop.data.judged import scale_column, thumb_column
 from prefloop.data.layouts import general, own
-from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns, thumb_column
+from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns
 from prefloop.data.prompts import CONVERSATIONS, TEXTS
 from prefloop.data.transcripts import is_hh as is_transcript
 
@@ -121,7 +122,7 @@ def turns_alone(*keys: str) -> Callable[[Columns], bool]:
 
 def is_graded(row: Columns) -> bool:
     """An answer with a number on a scale, which would otherwise be one to imitate."""
-    column = general.scale_column(row)
+    column = scale_column(row)
     if column is None or thumb_column(row) is not None:
         return False
     rest = {key: "" if key == column else value for key, value in row.items()}
