@@ -191,7 +191,9 @@ class Records:
 
 
 def id_of(given: Any) -> str:
-    """An id as text. Raises ``BadRow`` for what is none."""
+    """An id as text; tables with gaps make 1.0 of 1. Raises ``BadRow`` for what is none."""
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise BadRow("id", f"is {json_type(given)}, expected text or a whole number")
     return check_text(str(given), "id")

@@ -156,6 +156,6 @@ class Row(dict[str, Any]):
         """The record's ``meta``: its own, every column that was not taken, and ``also``."""
         own = self.get("meta", {})
         if not isinstance(own, dict):
-            raise BadRow("meta", f"is {json_type(own)}, expected an object")
+            own = {"meta": own}
         also = (*self.unused, *also, *self._kept)
         return own | {key: self[key] for key in self if key in also}

@@ -9,7 +9,7 @@ in two ways is asked about.
 from __future__ import annotations
 
 from prefloop.data import argilla_rows, judged
-from prefloop.data.layouts import general, own, published, rated, recognise
+from prefloop.data.layouts import general, own, published, rated, recognise, written
 from prefloop.data.layouts.general import ANSWERS, PAIRS
 from prefloop.data.layouts.layout import Layout
 from prefloop.data.layouts.recognise import Columns
@@ -173,8 +173,8 @@ _GENERAL = (
         "prefloop",
         "id, prompt + response | responses, votes",
         _EVERY,
-        lambda row: own.is_prefloop(row) and not recognise.is_answer_row(row),
-        own.read_prefloop,
+        lambda row: written.is_prefloop(row) and not recognise.is_answer_row(row),
+        written.read_prefloop,
     ),
     Layout(
         "answers",

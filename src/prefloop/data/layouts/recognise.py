@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefloop.data.judged import scale_column, thumb_column
-from prefloop.data.layouts import general, own
+from prefloop.data.layouts import general, own, written
 from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns
 from prefloop.data.prompts import CONVERSATIONS, TEXTS
 from prefloop.data.transcripts import is_hh as is_transcript
@@ -78,7 +78,7 @@ def demonstrates(prompt: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[
     every = (*TEXTS, "input")
 
     def fits(row: Columns) -> bool:
-        if thumb_column(row) is not None or any(key in row for key in UNRATED) or own.is_prefloop(row):
+        if thumb_column(row) is not None or any(key in row for key in UNRATED) or written.is_prefloop(row):
             return False
         first = next((key for key in every if key in row), None)
         return first in prompt and isinstance(row[first], str | list) and any(key in row for key in answer)
@@ -138,7 +138,7 @@ def is_references(row: Columns) -> bool:
 def is_prompt_only(row: Columns) -> bool:
     """A prompt and no answer."""
     first = next((key for key in TEXTS if key in row), None)
-    if first is None or has_answer(row) or own.is_prefloop(row) or is_references(row):
+    if first is None or has_answer(row) or written.is_prefloop(row) or is_references(row):
         return False
     if isinstance(row[first], dict) or ("answer" in row and first != "prompt"):
         return False
