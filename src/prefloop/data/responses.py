@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of
+from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of, truth_of
 from prefloop.data.judged import verdict
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.prompts import CONVERSATIONS, around, context, last_answer, prompt_of, raw_text, same
@@ -23,6 +23,7 @@ _SCORES = (
     ("rating_chosen", "rating_rejected"),
     ("chosen_reward", "rejected_reward"),
     ("chosen_avg_rating", "rejected_avg_rating"),
+    ("chosen_rm_score", "rejected_rm_score"),
 )
 LONG_PROMPT = 4
 """Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back, or define a word."""
@@ -39,6 +40,7 @@ OTHER_ANSWERS = (
     "response_k",
 )
 """Columns of answers that stand in the row of no demonstration."""
+_VERDICTS = ("winner", "preferred", "preference", "choice", "better", "label")
 _SENTENCE_ENDS = frozenset(".?!:;…。？！：")
 
 
@@ -201,10 +203,32 @@ def comparison(
     """The pair of two answers, the first preferred, with the strength that the file's scores say."""
     responses = [Response.of(turns, row.source) for turns in (chosen, rejected)]
     check_distinct(responses[0].text, responses[1].text, first, second)
+    _check_verdicts(row, second)
     row.repeats(*_COPIES)
     leave_copies(row, prompt, (chosen, rejected))
     vote = Vote(row.source, 0, strength_of(row))
     return Comparison(row.id, prompt, responses, [vote], row.meta())
+
+
+def _check_verdicts(row: Row, rejected: str) -> None:
+    """Refuse a column beside a pair by which its rejected answer is the better one, or neither is, or which may mean that."""
+    if truth_of(row.get("tie")) is True:
+        raise BadRow("tie", "says that neither answer is better: leave the row out")
+    for key in _VERDICTS:
+        word = row[key].strip().casefold() if isinstance(row.get(key), str) else None
+        if word in ("rejected", "lose", "tie", "neither", rejected):
+            raise BadRow(
+                key, f"is {word!r}, and the columns name the other answer as the preferred one: keep what is right"
+            )
+        if key in row and truth_of(row[key]) is False:
+            raise BadRow(
+                key, f"is {row[key]} beside a pair, which may turn it round: take the column out, or rename it"
+            )
+    strength = number_of(row.get("preference_strength"))
+    if strength is not None and strength < 0:
+        raise BadRow(
+            "preference_strength", f"is {strength:g}: by it the rejected answer may be the better one: take it out"
+        )
 
 
 def two_responses(row: Row, prompt: Conversation, first: str, second: str) -> tuple[Conversation, list[Response]]:

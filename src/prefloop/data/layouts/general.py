@@ -38,8 +38,18 @@ from prefloop.records import Conversation, Message, Prompt, Record
 
 Columns = Mapping[str, Any]
 
-PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
+PAIRS = (
+    ("chosen", "rejected"),
+    ("accepted", "rejected"),
+    ("win", "lose"),
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
+)
 """Names of the preferred answer and the other one."""
+PREFERRED = ("response", "completion", "output")
+"""Columns of an answer that is the preferred one where a rejected one stands beside it,"""
+REJECTED = ("rejected_response", "rejected")
+"""under one of these names."""
 ANSWERS = ("response", "completion", "output", "answer")
 
 
@@ -96,18 +106,19 @@ def _whole(row: Row, key: str) -> list[Message]:
 
 
 def read_swift_pair(row: Row) -> Record:
-    """ms-swift: a conversation whose last answer is the preferred one, and the rejected answer or conversation."""
+    """ms-swift and others: a conversation's last answer, or the one answer, is the preferred one beside a rejected answer or conversation."""
+    other_key = row.first(*REJECTED) or REJECTED[0]
     if "messages" not in row:
-        return paired(row, "response", "rejected_response")
+        return paired(row, row.first(*PREFERRED) or PREFERRED[0], other_key)
     if "rejected_messages" in row:
         keys = ("messages", "rejected_messages")
         chosen, rejected = (messages_of(row.take(key), key, row) for key in keys)
         prompt, (good, bad) = common_start(row, (chosen, rejected), keys)
         return comparison(row, prompt, good, bad, *keys)
     prompt, turns = answered(conversation_of(row, "messages"), "messages")
-    other = answer_of(row, "rejected_response", prompt)
-    prompt = whole_prompt(prompt, [other], ["rejected_response"])
-    return comparison(row, prompt, turns, other.turns, "messages", "rejected_response")
+    other = answer_of(row, other_key, prompt)
+    prompt = whole_prompt(prompt, [other], [other_key])
+    return comparison(row, prompt, turns, other.turns, "messages", other_key)
 
 
 def read_thumb(row: Row) -> Record:

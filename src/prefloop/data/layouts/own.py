@@ -8,12 +8,13 @@ from typing import Any
 from prefloop.data import check
 from prefloop.data.check import BadRow, check_text, number_of, truth_of
 from prefloop.data.prompts import context, prompt_of
-from prefloop.data.responses import answer_of, two_responses, whole_prompt
+from prefloop.data.responses import answer_of, whole_prompt
 from prefloop.data.row import Row
-from prefloop.records import BestOf, Comparison, Demonstration, Record, Response, Vote
+from prefloop.records import BestOf, Demonstration, Record, Response
 
-GOLD = ("best", "gold", "scores")
-_CHOICES: dict[Any, Any] = {"a": 0, "b": 1, "tie": "tie"}
+GOLD = ("best", "gold", "preferred", "scores", "ratings", "rewards")
+"""Columns that say which of several responses are good: their indices, or a number for each."""
+_NUMBERS = ("scores", "ratings", "rewards")
 
 
 def is_best_of(row: Mapping[str, Any]) -> bool:
@@ -49,8 +50,6 @@ def read_best_of(row: Row) -> Record:
     else:
         texts = _texts(row, "responses")
         best = _gold(row, len(texts))
-    row.use("best", "gold")
-    row.evidence("scores")
     responses = [Response(text, row.source) for text in texts]
     try:
         return BestOf(row.id, prompt, responses, best, row.meta())
@@ -63,8 +62,9 @@ def _gold(row: Row, count: int) -> list[int]:
     key = row.first(*GOLD)
     if key is None:
         raise BadRow("best", f"is missing: nothing says which response is good (one of {', '.join(GOLD)})")
-    value = row[key]
-    if key == "scores":
+    value = row.take(key)
+    if key in _NUMBERS:
+        row.evidence(key)
         numbers = [number_of(item) for item in value] if isinstance(value, list) else []
         known = [number for number in numbers if number is not None]
         if len(known) != count or len(numbers) != count:
@@ -81,22 +81,6 @@ def _texts(row: Row, key: str) -> list[str]:
     value = row.take(key)
     listed = value if isinstance(value, list) else [value]
     return [row.without_end(check_text(text, f"{key}.{i}")) for i, text in enumerate(listed)]
-
-
-def read_judgments(row: Row) -> Record:
-    """Two responses and what people said of them."""
-    prompt = prompt_of(row, "prompt")
-    prompt, responses = two_responses(row, prompt, "response_a", "response_b")
-    key = row.first("human", "label") or "human"
-    given = row.take(key)
-    votes = given if isinstance(given, list) else [given]
-    for index, vote in enumerate(votes):
-        if not isinstance(vote, str) or vote not in _CHOICES:
-            name = f"human.{index}" if key == "human" else "label"
-            raise BadRow(name, f"is {str(vote)[:40]!r}, expected a, b or tie")
-    row.use("human", "label")
-    named = [Vote(f"{row.source}#{index}", _CHOICES[vote]) for index, vote in enumerate(votes)]
-    return Comparison(row.id, prompt, responses, named, row.meta())
 
 
 def read_references(row: Row) -> Record:

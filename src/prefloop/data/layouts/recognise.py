@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefloop.data.judged import scale_column, thumb_column
-from prefloop.data.layouts import general, own, written
+from prefloop.data.layouts import choices, general, own, written
 from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns
 from prefloop.data.prompts import CONVERSATIONS, TEXTS
 from prefloop.data.transcripts import is_hh as is_transcript
@@ -58,8 +58,9 @@ def is_swift_pair(row: Columns) -> bool:
     if pair_columns(row) is not None:
         return False
     if "messages" in row:
-        return "rejected_response" in row or "rejected_messages" in row
-    return has_prompt(row) and "response" in row and "rejected_response" in row
+        return any(key in row for key in ("rejected_messages", *general.REJECTED))
+    answer = next((row[key] for key in general.PREFERRED if key in row), None)
+    return has_prompt(row) and isinstance(answer, str | dict | list) and any(key in row for key in general.REJECTED)
 
 
 def is_thumb(row: Columns) -> bool:
@@ -105,6 +106,9 @@ def is_response(row: Columns) -> bool:
 
 
 def has_answer(row: Columns) -> bool:
+    """Whether a column holds an answer, or two do."""
+    if pair_columns(row) is not None or choices.sides_of(row) is not None:
+        return True
     return any(key in row for key in (*UNRATED, "response", "completion", "output", "chosen_response", "response_j"))
 
 
