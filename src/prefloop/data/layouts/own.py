@@ -80,7 +80,8 @@ def _gold(row: Row, count: int) -> list[int]:
 def _texts(row: Row, key: str) -> list[str]:
     value = row.take(key)
     listed = value if isinstance(value, list) else [value]
-    return [row.without_end(check_text(text, f"{key}.{i}")) for i, text in enumerate(listed)]
+    names = [f"{key}.{i}" for i in range(len(listed))]
+    return [check_text(row.without_end(check_text(text, n)), n) for text, n in zip(listed, names, strict=True)]
 
 
 def read_references(row: Row) -> Record:
