@@ -309,7 +309,8 @@ def test_the_same_system_text_twice_is_one_and_another_one_is_refused(tmp_path: 
 
 
 def test_prompts_as_text_and_as_messages_may_stand_in_one_file(tmp_path: Path) -> None:
-    rows = [{"id": "a", "prompt": ASK, "response": f"{GOOD}</s>"}, {"id": "b", "prompt": [user()], "response": BAD}]
+    ended = [f"{GOOD}</s>", f"{BAD}</s>"]
+    rows = [{"id": "a", "prompt": ASK, "response": ended[0]}, {"id": "b", "prompt": [user()], "response": ended[1]}]
     assert [record.response for record in load(tmp_path, *rows).records] == [GOOD, BAD]
     asked = [{"id": "a", "prompt": hh(ASK) + "\n\nAssistant:"}, {"id": "b", "prompt": [user(NEXT)]}]
     assert [record.prompt[0].content for record in load(tmp_path, *asked).records] == [ASK, NEXT]
@@ -472,8 +473,8 @@ def test_a_plain_yes_or_no_is_a_thumb(tmp_path: Path, up: Any, down: Any, column
 
 def test_other_words_are_asked_about_by_name(tmp_path: Path) -> None:
     row = {"prompt": ASK, "completion": GOOD}
-    said = refused(tmp_path, {**row, "label": True}, {**row, "label": "good"}, {**row, "label": 5})
-    assert "row 2, field 'label': is 'good', expected true or false (or 1, up; 0, down)" in said
+    said = refused(tmp_path, {**row, "label": True}, {**row, "label": "fine"}, {**row, "label": 5})
+    assert "row 2, field 'label': is 'fine', expected true or false (or 1, up; 0, down)" in said
     assert "row 3, field 'label': is a number, expected true or false" in said
 
 

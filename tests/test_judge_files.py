@@ -120,7 +120,7 @@ class Recording:
             r"row 2, field 'prompt.0.role': ",
         ),
         ('{"id": true, "prompt": "q", "response": "r"}', "row 2, field 'id': is true"),
-        ('{"id": "y", "prompt": "q", "response": 3}', "row 2, field 'response': Input should be a valid string"),
+        ('{"id": "y", "prompt": "q", "response": 3}', "row 2, field 'response': is a number, expected text"),
         ('{"id": "x", "prompt": "q", "response": "r"}', "row 2, field 'id': 'x' stands for another prompt in row 1"),
         ('{"id": "x", "prompt": "", "response": "r"}', "row 2, field 'prompt': is empty"),
     ],

@@ -174,7 +174,7 @@ def test_ratings_in_words_are_thumbs_and_a_number_among_them_is_named(tmp_path: 
     assert votes == ["up", "down", "up", "up", "down"]
     said = refused(table(tmp_path, *rows, {**rows[0], "rating": 1}, {**rows[0], "rating": "meh"}))
     assert "row 6, field 'rating': is a number: which numbers are a thumb up" in said
-    assert "row 7, field 'rating': is 'meh', expected true or false" in said
+    assert "row 7, field 'rating': is 'meh', a judgment of the answer" in said
 
 
 # ---- turns before an answer

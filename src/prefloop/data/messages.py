@@ -12,7 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from prefloop.console import listed
 from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, number_of, text_of, truth_of
+from prefloop.data.judged import learnt, thumb_column
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import unwrap
 from prefloop.data.tools import calls_of
@@ -30,8 +32,8 @@ _CALLS = frozenset({"function_call", "tool_call"})
 _SPEAKERS = ("role", "from")
 _TEXTS = ("content", "value", "text")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_LEARNT = ("weight", "loss", "train", "training", "learn")
-_MASKED = ("mask", "masked")
+_LEARNT = ("weight", "loss", "train", "training", "trainable", "learn", "loss_weight", "loss_mask")
+_MASKED = ("mask", "masked", "ignore")
 _DETAILS = ("train_detail", "training_detail")
 _NOT_TEXT = re.compile("image|audio|video|file|document")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
@@ -102,7 +104,14 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     if thoughts is not None and role != "assistant":
         raise BadRow(f"{name}.{_THOUGHTS[0]}", f"stands in the {role}'s turn; the assistant alone has thoughts")
     learn = _learn(item, name)
-    others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN]
+    judged = learnt(item, name) if role == "assistant" and _is_imitated(name, row) else {}
+    for judge, good in judged.items():
+        if learn is not None and learn != good:
+            raise BadRow(f"{name}.{judge}", "contradicts what else the message says of its turn: keep one of them")
+        learn = good
+    if learn is False and judged:
+        row.say(f"turns that {listed(judged)} calls bad are context and not learnt")
+    others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN and k not in judged]
     if learn is True and role != "assistant":
         others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
     row.message_keys |= dict.fromkeys(others)
@@ -118,6 +127,15 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     )
     check_turn(message, name)
     return message
+
+
+def _is_imitated(name: str, row: Row) -> bool:
+    """Whether a turn stands in a conversation that is learnt as it is: no pair, and no thumb for the whole."""
+    return (
+        name.partition(".")[0] in ("messages", "conversations", "conversation")
+        and not any("rejected" in column for column in row)
+        and thumb_column(row) is None
+    )
 
 
 def _content(item: Mapping[str, Any], name: str) -> tuple[str, str, str | None]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -24,9 +25,11 @@ from prefloop.data.check import (
 from prefloop.data.convert import SOURCES
 from prefloop.data.files import read_rows
 from prefloop.data.json_rows import described, wrapped
+from prefloop.data.judged import measured, signed
 from prefloop.data.layouts import LAYOUTS, Layout, fitting
 from prefloop.data.layouts.rated import Scored, joined
 from prefloop.data.raw import RawRow
+from prefloop.data.responses import LONG_PROMPT
 from prefloop.data.row import Habits, Notes, Row
 from prefloop.data.seen import Seen
 from prefloop.data.source import Source
@@ -37,7 +40,7 @@ SAMPLE = 20
 """Rows that tell what a file is."""
 _sorted_json = json.JSONEncoder(sort_keys=True).encode
 _SURE = 3
-"""Answers from which on even greetings that begin with their prompt are a habit of the file."""
+"""Answers of which every one must begin with its prompt where the prompts are short, for this to be a habit of the file."""
 
 
 class Sample:
@@ -82,21 +85,28 @@ class Sample:
         others = "" if fits == len(self._rows) else f", in {fits} of the first {len(self._rows)} rows"
         return layout.reason(row) + others
 
-    def habits(self, layout: Layout) -> Habits:
-        """Whether most of the first responses begin with their prompt, more than greetings do, and whether most end with a marker."""
+    def habits(self, layout: Layout, named: bool = False) -> Habits:
+        """Whether the first responses repeat their prompt (most a long one, or every one more than a word), and whether most end with a marker."""
         begins: list[int] = []
         ended: list[bool] = []
+        unknown = Habits(
+            None,
+            None,
+            named,
+            frozenset(column for row in self._rows for column in measured(row)),
+            frozenset(column for row in self._rows for column in signed(row)),
+        )
         for row in self._rows:
-            probe = Row(row, "sample", row.source, Habits(None, None))
+            probe = Row(row, "sample", row.source, unknown)
             with contextlib.suppress(BadRow):
                 if layout.read is not None:
                     check_strings(dict(probe))
                     layout.read(probe)
                     begins += probe.begins
                     ended += probe.ended
-        found = [how for how in begins if how]
-        repeats = 2 * len(found) > len(begins) and (2 in found or len(found) >= _SURE)
-        return Habits(repeats, 2 * sum(ended) > len(ended))
+        repeats = 2 * sum(words >= LONG_PROMPT for words in begins) > len(begins)
+        repeats = repeats or (len(begins) >= _SURE and all(words > 1 for words in begins))
+        return replace(unknown, repeats_prompt=repeats, marks_ends=2 * sum(ended) > len(ended))
 
 
 class Records:
@@ -187,7 +197,9 @@ class Records:
 
 
 def id_of(given: Any) -> str:
-    """An id as text. Raises ``BadRow`` for what is none."""
+    """An id as text; tables with gaps make 1.0 of 1. Raises ``BadRow`` for what is none."""
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise BadRow("id", f"is {json_type(given)}, expected text or a whole number")
     return check_text(str(given), "id")

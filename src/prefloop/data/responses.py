@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of
+from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of, truth_of
+from prefloop.data.judged import verdict
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.prompts import CONVERSATIONS, around, context, last_answer, prompt_of, raw_text, same
 from prefloop.data.row import Row
@@ -22,9 +23,25 @@ _SCORES = (
     ("rating_chosen", "rating_rejected"),
     ("chosen_reward", "rejected_reward"),
     ("chosen_avg_rating", "rejected_avg_rating"),
+    ("chosen_rm_score", "rejected_rm_score"),
 )
-_LONG_PROMPT = 4
-"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back."""
+LONG_PROMPT = 4
+"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back, or define a word."""
+OTHER_ANSWERS = (
+    "chosen",
+    "rejected",
+    "responses",
+    "response_a",
+    "completions",
+    "chosen_response",
+    "rejected_response",
+    "rejected_messages",
+    "response_j",
+    "response_k",
+)
+"""Columns of answers that stand in the row of no demonstration."""
+_VERDICTS = ("winner", "preferred", "preference", "choice", "better", "label")
+_SENTENCE_ENDS = frozenset(".?!:;…。？！：")
 
 
 @dataclass(frozen=True)
@@ -62,12 +79,12 @@ def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
     """An answer's text without the prompt before it, where the file writes both."""
     asked = [words.strip() for words in (raw_text(row), prompt[-1].content) if words and words.strip()]
     found = next((words for words in sorted(asked, key=len, reverse=True) if _begins(text, words)), None)
-    row.begins.append(0 if found is None else 1 + (len(found.split()) >= _LONG_PROMPT))
+    row.begins.append(0 if found is None else len(found.split()))
     if found is None or row.habits.repeats_prompt is None:
         return text
     if row.habits.repeats_prompt:
         return text.strip()[len(found) :].strip()
-    if row.begins[-1] == 2:
+    if row.begins[-1] >= LONG_PROMPT:
         raise BadRow(
             key,
             "begins with its prompt, as most answers of this file do not: take the prompt off, or leave the row out",
@@ -77,10 +94,15 @@ def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
 
 
 def _begins(text: str, prompt: str) -> bool:
+    """Whether a text repeats its prompt and then begins anew; one that goes on with the prompt's own sentence answers it."""
     own = text.strip()
-    return (
-        own.startswith(prompt) and len(own) > len(prompt) and not (own[len(prompt)].isalnum() and prompt[-1].isalnum())
-    )
+    rest = own[len(prompt) :]
+    if not own.startswith(prompt) or not rest:
+        return False
+    if prompt[-1] in _SENTENCE_ENDS:
+        return rest[0] not in _SENTENCE_ENDS
+    after = rest.lstrip()
+    return len(after) < len(rest) and ("\n" in rest[: len(rest) - len(after)] or not after[0].islower())
 
 
 def _split(turns: list[Message], prompt: Conversation, key: str) -> Answer:
@@ -181,10 +203,32 @@ def comparison(
     """The pair of two answers, the first preferred, with the strength that the file's scores say."""
     responses = [Response.of(turns, row.source) for turns in (chosen, rejected)]
     check_distinct(responses[0].text, responses[1].text, first, second)
+    _check_verdicts(row, second)
     row.repeats(*_COPIES)
     leave_copies(row, prompt, (chosen, rejected))
     vote = Vote(row.source, 0, strength_of(row))
     return Comparison(row.id, prompt, responses, [vote], row.meta())
+
+
+def _check_verdicts(row: Row, rejected: str) -> None:
+    """Refuse a column beside a pair by which its rejected answer is the better one, or neither is, or which may mean that."""
+    if truth_of(row.get("tie")) is True:
+        raise BadRow("tie", "says that neither answer is better: leave the row out")
+    for key in _VERDICTS:
+        word = row[key].strip().casefold() if isinstance(row.get(key), str) else None
+        if word in ("rejected", "lose", "tie", "neither", rejected):
+            raise BadRow(
+                key, f"is {word!r}, and the columns name the other answer as the preferred one: keep what is right"
+            )
+        if key in row and truth_of(row[key]) is False:
+            raise BadRow(
+                key, f"is {row[key]} beside a pair, which may turn it round: take the column out, or rename it"
+            )
+    strength = number_of(row.get("preference_strength"))
+    if strength is not None and strength < 0:
+        raise BadRow(
+            "preference_strength", f"is {strength:g}: by it the rejected answer may be the better one: take it out"
+        )
 
 
 def two_responses(row: Row, prompt: Conversation, first: str, second: str) -> tuple[Conversation, list[Response]]:
@@ -256,10 +300,25 @@ def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Ra
     )
 
 
-def demonstration(row: Row, key: str, prompt_key: str | None = None, learnt: bool = False) -> Demonstration:
+def imitated(row: Row, prompt: Conversation, turns: list[Message]) -> Demonstration | Rating:
+    """An answer to imitate, or with its thumb where a column judges it, however few rows of the file have one.
+
+    Raises ``BadRow`` where a column holds another answer: such a row is a pair.
+    """
+    if (other := row.first(*OTHER_ANSWERS)) is not None:
+        raise BadRow(
+            other,
+            "holds another answer beside the one to imitate, and most rows of the file have none: put such rows into a file of "
+            "their own, or rename the column where it is no answer",
+        )
+    up = verdict(row)
+    return Demonstration.of(row.id, prompt, turns, row.meta()) if up is None else rating(row, prompt, turns, up)
+
+
+def demonstration(row: Row, key: str, prompt_key: str | None = None, learnt: bool = False) -> Demonstration | Rating:
     """An answer to imitate beside its prompt, whose own assistant turns are context unless the layout says that they are ``learnt``."""
     prompt, turns = beside(row, key, prompt_key)
-    return Demonstration.of(row.id, prompt if learnt else context(prompt), turns, row.meta())
+    return imitated(row, prompt if learnt else context(prompt), turns)
 
 
 def answered(turns: Conversation, key: str) -> tuple[Conversation, list[Message]]:

@@ -27,6 +27,12 @@ class Habits:
     """Responses begin with their prompt."""
     marks_ends: bool | None = False
     """Responses end with an end-of-turn marker."""
+    named: bool = False
+    """Somebody has named the layout."""
+    measured: frozenset[str] = frozenset()
+    """Columns of scores that hold more than 0, 1 and -1."""
+    signed: frozenset[str] = frozenset()
+    """Columns of thumbs that write down as -1."""
 
 
 @dataclass
@@ -79,7 +85,7 @@ class Row(dict[str, Any]):
         self.repeated: dict[str, None] = {}
         self.message_keys: dict[str, None] = {}
         self.begins: list[int] = []
-        """Of every answer given as text: 0, or 1 where it begins with its prompt, 2 where that is more than a greeting."""
+        """Of every answer given as text: how many words of its prompt it begins with, 0 where it does not."""
         self.ended: list[bool] = []
         """Of every answer, whether an end-of-turn marker stands after it."""
         self._used: set[str] = set()
@@ -159,6 +165,6 @@ class Row(dict[str, Any]):
         """The record's ``meta``: its own, every column that was not taken, and ``also``."""
         own = self.get("meta", {})
         if not isinstance(own, dict):
-            raise BadRow("meta", f"is {json_type(own)}, expected an object")
+            own = {"meta": own}
         also = (*self.unused, *also, *self._kept)
         return own | {key: self[key] for key in self if key in also}

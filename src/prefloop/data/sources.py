@@ -24,7 +24,6 @@ from prefloop.data.files import write_lines
 from prefloop.data.layouts import LAYOUTS, Layout
 from prefloop.data.quarantine import set_aside
 from prefloop.data.reading import SAMPLE, Records, Sample
-from prefloop.data.row import Habits
 from prefloop.data.source import PathLike, Source
 from prefloop.errors import ConfigError, DataError, nearest
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, to_dict
@@ -165,11 +164,14 @@ def count_records(
 
 def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
     """Whether the rows of a file are records of ``kind`` as they stand; the first rows tell where a layout has several kinds."""
-    name = detect_layout(path) if layout == "auto" else layout
-    if name not in LAYOUTS or kind not in LAYOUTS[name].kinds:
+    sample = Sample(Source.of(path))
+    known = sample.detect() if layout == "auto" else LAYOUTS.get(layout)
+    if known is None or kind not in known.kinds:
         return False
-    rows = Records(Source.of(path), LAYOUTS[name], kind, Habits())
-    return len(LAYOUTS[name].kinds) == 1 or kind in {type(record) for record in islice(rows, SAMPLE)}
+    if len(known.kinds) == 1:
+        return True
+    rows = Records(sample.path, known, kind, sample.habits(known, layout != "auto"))
+    return kind in {type(record) for record in islice(rows, SAMPLE)}
 
 
 def kind_of(path: Source | PathLike, layout: str = "auto") -> str:
@@ -226,7 +228,7 @@ def load(
     known = sample.detect() if layout == "auto" else LAYOUTS[layout]
     reason = sample.reason(known) if layout == "auto" else "as named"
     _check_kind(kind, path, known, reason)
-    rows = (reader or Records)(path, known, kind, sample.habits(known))
+    rows = (reader or Records)(path, known, kind, sample.habits(known, layout != "auto"))
     records = cast(Iterator[R], islice(convert(rows, kind, rows.skipped), limit))
     kept = take(records)
     if not rows.read:

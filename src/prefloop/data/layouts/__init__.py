@@ -8,9 +8,9 @@ in two ways is asked about.
 
 from __future__ import annotations
 
-from prefloop.data import argilla_rows
-from prefloop.data.layouts import general, own, published, rated, recognise
-from prefloop.data.layouts.general import ANSWERS, PAIRS, THUMBS
+from prefloop.data import argilla_rows, judged
+from prefloop.data.layouts import choices, general, own, published, rated, recognise, written
+from prefloop.data.layouts.general import ANSWERS, PAIRS
 from prefloop.data.layouts.layout import Layout
 from prefloop.data.layouts.recognise import Columns
 from prefloop.data.prompts import CONVERSATIONS, TEXTS
@@ -77,6 +77,14 @@ _PUBLISHED = (
         rated.is_nectar,
         rated.read_nectar,
         tells=("prompt", "answers"),
+    ),
+    Layout(
+        "scored",
+        "prompt, responses | answers | completions | candidates of {text, score | rating | reward | rank}",
+        _PAIRS,
+        rated.is_scored,
+        rated.read_scored,
+        tells=("prompt", "question", "instruction", *rated.LISTS),
     ),
     Layout(
         "arena",
@@ -164,8 +172,8 @@ _PUBLISHED = (
         (),
         recognise.is_graded,
         None,
-        tells=general.SCALES,
-        way_out=f"its numbers grade single answers, and {general.THRESHOLD}",
+        tells=judged.SCALES,
+        way_out=f"its numbers grade single answers, and {judged.THRESHOLD}",
     ),
 )
 _GENERAL = (
@@ -173,8 +181,8 @@ _GENERAL = (
         "prefloop",
         "id, prompt + response | responses, votes",
         _EVERY,
-        lambda row: own.is_prefloop(row) and not recognise.is_answer_row(row),
-        own.read_prefloop,
+        lambda row: written.is_prefloop(row) and not recognise.is_answer_row(row),
+        written.read_prefloop,
     ),
     Layout(
         "answers",
@@ -202,14 +210,15 @@ _GENERAL = (
     ),
     Layout(
         "judgments",
-        "prompt, response_a, response_b, human (list of a | b | tie) | label",
+        "prompt, response_a, response_b (or answer_1, answer_2 …), human (list of a | b | tie) | label | winner | preferred …",
         _PAIRS,
-        lambda row: recognise.has("prompt", "response_a", "response_b")(row) and ("human" in row or "label" in row),
-        own.read_judgments,
+        choices.is_judgment,
+        choices.read_judgments,
+        tells=(*TEXTS, *(name for pair in choices.SIDES for name in pair), *choices.VERDICTS),
     ),
     Layout(
         "best_of",
-        "prompt, chosen, rejected as lists of texts | prompt, responses as texts, best | gold | scores",
+        "prompt, chosen, rejected as lists of texts | prompt, responses as texts, best | gold | preferred | scores | ratings | rewards",
         (BestOf,),
         own.is_best_of,
         own.read_best_of,
@@ -257,19 +266,19 @@ _GENERAL = (
     ),
     Layout(
         "swift_pairs",
-        "messages | query, response; rejected_response | rejected_messages",
+        "messages | query, response | completion | output; rejected_response | rejected_messages | rejected",
         _PAIRS,
         recognise.is_swift_pair,
         general.read_swift_pair,
-        tells=("messages", "rejected_messages", "rejected_response", *TEXTS, "response"),
+        tells=("messages", "rejected_messages", *general.REJECTED, *TEXTS, *general.PREFERRED),
     ),
     Layout(
         "kto",
-        "prompt, completion | response | output | messages | conversations; label | kto_tag | thumb | desirable as true or false",
+        "prompt, completion | response | output | messages | conversations; label | kto_tag | thumb | feedback … as true or false",
         (Rating,),
         recognise.is_thumb,
         general.read_thumb,
-        tells=(*TEXTS, *CONVERSATIONS, *ANSWERS, *THUMBS),
+        tells=(*TEXTS, *CONVERSATIONS, *ANSWERS, *judged.THUMBS),
     ),
     Layout(
         "alpaca",

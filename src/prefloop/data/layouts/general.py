@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefloop.data.check import BadRow, check_prompt, check_text, json_type, number_of, truth_of
+from prefloop.console import listed
+from prefloop.data.check import BadRow, check_prompt, check_text, json_type
+from prefloop.data.judged import verdict
 from prefloop.data.messages import ROLES, is_messages, messages_of
 from prefloop.data.prompts import (
     CONVERSATIONS,
@@ -25,54 +27,35 @@ from prefloop.data.responses import (
     common_start,
     comparison,
     demonstration,
+    imitated,
     paired,
     rating,
     whole_prompt,
 )
 from prefloop.data.row import Row
 from prefloop.data.transcripts import parse_hh, transcript_of
-from prefloop.records import Conversation, Demonstration, Message, Prompt, Record
+from prefloop.records import Conversation, Message, Prompt, Record
 
 Columns = Mapping[str, Any]
 
-PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
-"""Names of the preferred answer and the other one."""
-ANSWERS = ("response", "completion", "output", "answer")
-THUMBS = ("label", "thumb", "kto_tag", "desirable", "feedback", "rating")
-SCALES = ("rating", "feedback")
-"""Of these, columns that are as often grades on some scale: 1 may be the worst of five stars, so only words and true or false are thumbs."""
-_UP = {"up": True, "thumbs up": True, "thumb up": True, "down": False, "thumbs down": False, "thumb down": False}
-
-
-THRESHOLD = (
-    "which numbers are a thumb up, the file does not say: put true or false into a column 'label' (say, true from 4 stars on); "
-    "to imitate every answer, however it was graded, rename the column or name the layout"
+PAIRS = (
+    ("chosen", "rejected"),
+    ("accepted", "rejected"),
+    ("win", "lose"),
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
 )
+"""Names of the preferred answer and the other one."""
+PREFERRED = ("response", "completion", "output")
+"""Columns of an answer that is the preferred one where a rejected one stands beside it,"""
+REJECTED = ("rejected_response", "rejected")
+"""under one of these names."""
+ANSWERS = ("response", "completion", "output", "answer")
 
 
 def pair_columns(row: Columns) -> tuple[str, str] | None:
     """The columns of the preferred answer and the other one."""
     return next(((good, bad) for good, bad in PAIRS if good in row and bad in row), None)
-
-
-def thumb_column(row: Columns) -> str | None:
-    """The column that says whether an answer is good. A rating or feedback is one only where it is a plain yes or no."""
-    return next(
-        (key for key in THUMBS if key in row and (key not in SCALES or _thumb(row[key], key) is not None)), None
-    )
-
-
-def scale_column(row: Columns) -> str | None:
-    """The column that grades an answer by a number on a scale that only its file knows."""
-    return next((key for key in SCALES if key in row and number_of(row[key]) is not None), None)
-
-
-def _thumb(value: Any, column: str) -> bool | None:
-    if column in SCALES and number_of(value) is not None:
-        return None
-    if isinstance(value, str) and (word := value.strip().casefold().replace("_", " ")) in _UP:
-        return _UP[word]
-    return truth_of(value)
 
 
 def two_outputs(row: Columns) -> bool:
@@ -123,34 +106,26 @@ def _whole(row: Row, key: str) -> list[Message]:
 
 
 def read_swift_pair(row: Row) -> Record:
-    """ms-swift: a conversation whose last answer is the preferred one, and the rejected answer or conversation."""
+    """ms-swift and others: a conversation's last answer, or the one answer, is the preferred one beside a rejected answer or conversation."""
+    other_key = row.first(*REJECTED) or REJECTED[0]
     if "messages" not in row:
-        return paired(row, "response", "rejected_response")
+        return paired(row, row.first(*PREFERRED) or PREFERRED[0], other_key)
     if "rejected_messages" in row:
         keys = ("messages", "rejected_messages")
         chosen, rejected = (messages_of(row.take(key), key, row) for key in keys)
         prompt, (good, bad) = common_start(row, (chosen, rejected), keys)
         return comparison(row, prompt, good, bad, *keys)
     prompt, turns = answered(conversation_of(row, "messages"), "messages")
-    other = answer_of(row, "rejected_response", prompt)
-    prompt = whole_prompt(prompt, [other], ["rejected_response"])
-    return comparison(row, prompt, turns, other.turns, "messages", "rejected_response")
+    other = answer_of(row, other_key, prompt)
+    prompt = whole_prompt(prompt, [other], [other_key])
+    return comparison(row, prompt, turns, other.turns, "messages", other_key)
 
 
 def read_thumb(row: Row) -> Record:
     """An answer with a plain yes or no."""
-    column = thumb_column(row) or row.first(*THUMBS) or "label"
-    value = row.take(column)
-    up = _thumb(value, column)
-    if up is None and column in SCALES and number_of(value) is not None:
-        raise BadRow(column, f"is a number: {THRESHOLD}")
+    up = verdict(row, must=True)
     if up is None:
-        shown = repr(value[:40]) if isinstance(value, str) else json_type(value)
-        raise BadRow(
-            column,
-            f"is {shown}, expected true or false (or 1, up; 0, down): rewrite it, or rename the column where it is no vote",
-        )
-    row.use("label")
+        raise BadRow("label", f"is missing (found: {listed(row)}): nothing says whether the answer is good")
     key, turns_key = row.first(*ANSWERS), row.first(*CONVERSATIONS)
     if key is not None and (turns_key is not None or has_prompt(row)):
         return rating(row, *beside(row, key, None if has_prompt(row) else turns_key), up)
@@ -183,11 +158,13 @@ def read_turns(row: Row, key: str) -> Record:
     turns = conversation_of(row, key)
     _leave_prompt(row, key, turns)
     _check_mask(row)
+    if (other := row.first("response", "completion", "output")) is not None:
+        raise BadRow(other, f"holds an answer beside '{key}', and most rows of the file have none: put it into '{key}'")
     if turns[-1].role != "assistant":
         check_prompt(turns, key)
         return Prompt(row.id, turns, row.meta())
     prompt, answer = answered(turns, key)
-    return Demonstration.of(row.id, prompt, answer, row.meta())
+    return imitated(row, prompt, answer)
 
 
 def read_conversations(row: Row) -> Record:
@@ -243,7 +220,7 @@ def read_text(row: Row) -> Record:
         check_prompt(prompt, "text")
         return Prompt(row.id, prompt, row.meta())
     prompt, answer = answered(around(row, found.turns), "text")
-    return Demonstration.of(row.id, prompt, answer, row.meta())
+    return imitated(row, prompt, answer)
 
 
 def read_prompt(row: Row) -> Record:

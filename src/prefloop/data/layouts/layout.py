@@ -32,5 +32,5 @@ class Layout:
     def reason(self, row: Columns) -> str:
         """Why a row was taken for this layout."""
         words = self.tells or tuple(self.keys.replace(",", " ").split())
-        found = [word for word in words if word in row]
+        found = dict.fromkeys(word for word in words if word in row)
         return f"columns {', '.join(found)}" if found else "as named"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from prefloop.data import argilla_rows
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, number_of, truth_of
+from prefloop.data.layouts.choices import Choice, choice_in
 from prefloop.data.layouts.rated import extra_id_turns
 from prefloop.data.messages import messages_of
 from prefloop.data.prompts import around, prompt_of
@@ -15,9 +16,6 @@ from prefloop.data.row import Row
 from prefloop.data.tools import parsed
 from prefloop.records import Comparison, Message, Prompt, Record, Response, Vote
 
-Choice = Literal[0, 1, "tie"]
-_WINNERS: dict[str, Choice] = {"model_a": 0, "model_b": 1}
-_TIES = ("tie", "both_bad", "tie (bothbad)", "tie (both bad)", "bothbad")
 _WON = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
@@ -171,15 +169,8 @@ def _model(row: Row, key: str) -> str:
 
 
 def _winner(row: Row) -> tuple[Choice, str | None]:
-    if "winner" in row:
-        given = row.take("winner")
-        if isinstance(given, str):
-            word = given.strip().casefold()
-            if word in _WINNERS:
-                return _WINNERS[word], None
-            if word in _TIES:
-                return "tie", None if word == "tie" else "both bad"
-        raise BadRow("winner", f"is {str(given)[:40]!r}, expected model_a, model_b, tie or both_bad")
+    if "winner" in row or not all(key in row for key in _WON):
+        return choice_in(row.take("winner"), "winner", row, ("response_a", "response_b"))
     flags = [truth_of(row.take(key)) for key in _WON]
     if None in flags or flags.count(True) != 1:
         raise BadRow(_WON[0], f"and {', '.join(_WON[1:])} are not one 1 and two 0")

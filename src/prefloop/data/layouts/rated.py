@@ -12,12 +12,17 @@ from itertools import combinations
 from typing import Any, Literal
 
 from prefloop.data.check import BadRow, check_prompt, check_text, field_of, json_type, number_of
-from prefloop.data.prompts import around, prompt_of
+from prefloop.data.prompts import TEXTS, around, prompt_of
+from prefloop.data.responses import answer_in
 from prefloop.data.row import Row
 from prefloop.records import Comparison, Conversation, Message, Record, Response, Vote, prompt_key
 
 _HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _ULTRAFEEDBACK = ("fine-grained_score", "overall_score")
+LISTS = ("responses", "answers", "completions", "candidates")
+"""Columns of several answers to one prompt."""
+_GRADES = ("score", "rating", "reward")
+_ANSWERS = ("text", "response", "answer", "completion", "content", "output")
 _DEEPEST_TREE = 100
 _TREE_KEYS = frozenset({"text", "role", "replies", "rank", "deleted"})
 
@@ -154,6 +159,49 @@ def read_nectar(row: Row) -> list[Record]:
         answers.append((Response(text, _source(item.get("model"), name, row), {"rank": item["rank"]}), -rank))
     row.say("votes are the better rank of two answers")
     return _comparisons(row, prompt, answers, strong=False)
+
+
+def is_scored(row: Mapping[str, Any]) -> bool:
+    """A prompt and several answers, each an object with a number or a rank."""
+    listed = row.get(_list_of(row) or "")
+    return (
+        any(key in row for key in TEXTS)
+        and not any(key in row for key in ("votes", "best"))
+        and isinstance(listed, list)
+        and len(listed) > 1
+        and all(isinstance(item, dict) and any(key in item for key in (*_GRADES, "rank")) for item in listed)
+    )
+
+
+def _list_of(row: Mapping[str, Any]) -> str | None:
+    return next((key for key in LISTS if key in row), None)
+
+
+def read_scored(row: Row) -> list[Record]:
+    """Every two answers, the higher number or the smaller rank the better."""
+    prompt = prompt_of(row)
+    name = _list_of(row) or LISTS[0]
+    items = _objects(row.take(name), name)
+    grades = [key for key in (*_GRADES, "rank") if any(key in item for item in items)]
+    if len(grades) != 1:
+        raise BadRow(name, f"are graded by {' and '.join(grades)}: keep the one that says which is better")
+    grade = grades[0]
+    answers = []
+    for index, item in enumerate(items):
+        where = f"{name}.{index}"
+        number = number_of(field_of(item, grade, f"{where}.{grade}"))
+        if number is None:
+            raise BadRow(f"{where}.{grade}", f"is {json_type(item[grade])}, expected a number")
+        key = next((key for key in _ANSWERS if key in item), _ANSWERS[0])
+        answer = answer_in(row, field_of(item, key, f"{where}.{key}"), f"{where}.{key}", prompt)
+        row.message_keys |= dict.fromkeys(
+            f"{name}.{other}" for other in item if other not in ("model", "role", key, grade)
+        )
+        response = Response.of(answer.turns, _source(item.get("model"), where, row), {grade: number})
+        answers.append((response, -number if grade == "rank" else number))
+    better = "better rank" if grade == "rank" else f"higher {grade}"
+    row.say(f"votes are the {better} of two answers" + ("" if grade == "rank" else ", their strength the difference"))
+    return _comparisons(row, prompt, answers, strong=grade != "rank")
 
 
 def _objects(value: Any, name: str) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prefloop.data.layouts import general, own
-from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns, thumb_column
+from prefloop.data.judged import scale_column, thumb_column
+from prefloop.data.layouts import choices, general, own, written
+from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns
 from prefloop.data.prompts import CONVERSATIONS, TEXTS
 from prefloop.data.transcripts import is_hh as is_transcript
 
@@ -57,8 +58,9 @@ def is_swift_pair(row: Columns) -> bool:
     if pair_columns(row) is not None:
         return False
     if "messages" in row:
-        return "rejected_response" in row or "rejected_messages" in row
-    return has_prompt(row) and "response" in row and "rejected_response" in row
+        return any(key in row for key in ("rejected_messages", *general.REJECTED))
+    answer = next((row[key] for key in general.PREFERRED if key in row), None)
+    return has_prompt(row) and isinstance(answer, str | dict | list) and any(key in row for key in general.REJECTED)
 
 
 def is_thumb(row: Columns) -> bool:
@@ -77,7 +79,7 @@ def demonstrates(prompt: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[
     every = (*TEXTS, "input")
 
     def fits(row: Columns) -> bool:
-        if thumb_column(row) is not None or any(key in row for key in UNRATED) or own.is_prefloop(row):
+        if thumb_column(row) is not None or any(key in row for key in UNRATED) or written.is_prefloop(row):
             return False
         first = next((key for key in every if key in row), None)
         return first in prompt and isinstance(row[first], str | list) and any(key in row for key in answer)
@@ -104,6 +106,9 @@ def is_response(row: Columns) -> bool:
 
 
 def has_answer(row: Columns) -> bool:
+    """Whether a column holds an answer, or two do."""
+    if pair_columns(row) is not None or choices.sides_of(row) is not None:
+        return True
     return any(key in row for key in (*UNRATED, "response", "completion", "output", "chosen_response", "response_j"))
 
 
@@ -121,7 +126,7 @@ def turns_alone(*keys: str) -> Callable[[Columns], bool]:
 
 def is_graded(row: Columns) -> bool:
     """An answer with a number on a scale, which would otherwise be one to imitate."""
-    column = general.scale_column(row)
+    column = scale_column(row)
     if column is None or thumb_column(row) is not None:
         return False
     rest = {key: "" if key == column else value for key, value in row.items()}
@@ -137,7 +142,7 @@ def is_references(row: Columns) -> bool:
 def is_prompt_only(row: Columns) -> bool:
     """A prompt and no answer."""
     first = next((key for key in TEXTS if key in row), None)
-    if first is None or has_answer(row) or own.is_prefloop(row) or is_references(row):
+    if first is None or has_answer(row) or written.is_prefloop(row) or is_references(row):
         return False
     if isinstance(row[first], dict) or ("answer" in row and first != "prompt"):
         return False
