@@ -278,7 +278,7 @@ def test_system_history_and_tools_stand_around_the_prompt_in_every_layout(
         ({"tools": [{"description": "nameless"}]}, "field 'tools.0.name': is empty"),
         ({"tools": [TOOL], "functions": [{"name": "other"}]}, "field 'functions': offers other tools"),
         ({"images": ["a.png"]}, "field 'images': holds pictures, audio or video; prefloop trains on text"),
-        ({"input": "more"}, "field 'input': stands beside 'prompt', and nothing says where it belongs"),
+        ({"input": "more"}, "field 'input': looks like a part of the prompt, and nothing says where it belongs"),
         ({"messages": [user(NEXT), bot(MORE)]}, "field 'messages': is another conversation"),
     ],
 )

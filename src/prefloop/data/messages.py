@@ -15,39 +15,61 @@ from typing import Any
 from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, text_of
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import end_cut, unwrap
-from prefloop.data.tools import calls_of
+from prefloop.data.tools import calls_of, tools_of
 from prefloop.records import Message, Role, ToolCall
 
 _BY_ROLE: dict[Role, str] = {
     "system": "system developer",
     "user": "user human prompter",
     "assistant": "assistant gpt bot model chatgpt chatbot ai function_call tool_call",
-    "tool": "tool function observation tool_response tool_result ipython",
+    "tool": "tool function observation tool_response tool_result ipython environment",
 }
 ROLES: dict[str, Role] = {name: role for role, names in _BY_ROLE.items() for name in names.split()}
 _CALLS = frozenset({"function_call", "tool_call"})
 
 _SPEAKERS = ("role", "from")
+_TYPES = ("human", "ai", "system", "tool")
+_EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
+_ALTERNATING = ("conversations", "conversation")
+"""Columns whose bare texts are the user's and the assistant's in turn, as LIMA's; a list of texts elsewhere may be the user's alone."""
 _TEXTS = ("content", "value", "text")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _LEARNT = ("weight", "loss", "train", "training", "learn")
 _MASKED = ("mask", "masked")
 _DETAILS = ("train_detail", "training_detail")
+_CALLED = ("tool_calls", "function_call", "function_calls")
+_OFFERS = ("tools", "functions")
 _NOT_TEXT = re.compile("image|audio|video|file|document")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 _KNOWN = frozenset(
-    {*_SPEAKERS, *_TEXTS, *_THOUGHTS, *_LEARNT, *_MASKED, *_DETAILS, *_MEDIA}
-    | {"name", "tool_calls", "tool_call_id", "function_call"}
+    {*_SPEAKERS, *_TEXTS, *_THOUGHTS, *_LEARNT, *_MASKED, *_DETAILS, *_MEDIA, *_CALLED, *_OFFERS}
+    | {"name", "tool_call_id"}
 )
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages: objects that name a speaker."""
+    """Whether a value is a list of messages: objects that name a speaker, or a question with its answer each."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(item, dict) and any(key in item for key in _SPEAKERS) for item in value)
+        and all(
+            isinstance(item, dict) and (speaker_key(item) is not None or exchange_keys(item) is not None)
+            for item in value
+        )
     )
+
+
+def speaker_key(item: Mapping[str, Any]) -> str | None:
+    """The key under which a message says who speaks; LangChain's ``type`` is one where it names a speaker."""
+    found = next((key for key in _SPEAKERS if item.get(key) is not None), None)
+    kind = item.get("type")
+    return "type" if found is None and isinstance(kind, str) and kind in _TYPES else found
+
+
+def exchange_keys(item: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The keys of a question and its answer in one object, as in distilabel's and XTuner's conversations."""
+    keys = {key for key, value in item.items() if value is not None} - {"system"}
+    return next((names for names in _EXCHANGES if keys == set(names)), None)
 
 
 def refuse_media(row: Mapping[str, Any], name: str = "") -> None:
@@ -66,7 +88,24 @@ def messages_of(value: Any, name: str, row: Row) -> list[Message]:
         raise BadRow(name, f"is {json_type(value)}, expected a list of messages")
     if not value:
         raise BadRow(name, "is an empty list")
-    turns = [turn for index, item in enumerate(value) if (turn := message_of(item, f"{name}.{index}", row)) is not None]
+    turns: list[Message] = []
+    texts = name in _ALTERNATING and all(isinstance(item, str) for item in value)
+    if texts:
+        row.say("texts in turn read as the user's and the assistant's")
+    for index, item in enumerate(value):
+        where = f"{name}.{index}"
+        if texts:
+            item = {"role": "user" if index % 2 == 0 else "assistant", "content": check_text(item, where)}
+        keys = exchange_keys(item) if isinstance(item, dict) else None
+        if keys is not None:
+            pair = [*(["system"] if item.get("system") else []), *keys]
+            turns += [
+                message
+                for key, role in zip(pair, ("system", "user", "assistant")[-len(pair) :], strict=True)
+                if (message := message_of({"role": role, "content": item[key]}, f"{where}.{key}", row)) is not None
+            ]
+        elif (turn := message_of(item, where, row)) is not None:
+            turns.append(turn)
     if not turns:
         raise BadRow(name, "holds an empty system turn alone")
     return turns
@@ -77,7 +116,7 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     if not isinstance(item, dict):
         raise BadRow(name, f"is {json_type(item)}, expected an object with role and content")
     refuse_media(item, name)
-    role_key = next((key for key in _SPEAKERS if item.get(key) is not None), "role")
+    role_key = speaker_key(item) or "role"
     speaker = text_of(item, role_key, f"{name}.{role_key}").strip().casefold()
     if speaker not in ROLES:
         raise BadRow(
@@ -86,6 +125,9 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
         )
     role = ROLES[speaker]
     key, content, thoughts = _content(item, name)
+    for offer in _OFFERS:
+        if item.get(offer):
+            row.offer(tools_of(item[offer], f"{name}.{offer}"), f"{name}.{offer}")
     calls = _calls(item, name, row)
     if speaker in _CALLS and not calls:
         calls, content = calls_of(content, f"{name}.{key}", row.message_keys), ""
@@ -123,7 +165,7 @@ def _content(item: Mapping[str, Any], name: str) -> tuple[str, str, str | None]:
     keys = [key for key in _TEXTS if item.get(key) is not None]
     spoken = [_thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key)]
     if not keys:
-        if not (item.get("tool_calls") or item.get("function_call")):
+        if not any(item.get(key) for key in _CALLED):
             field_of(
                 item, "value" if "from" in item else "content", f"{name}.{'value' if 'from' in item else 'content'}"
             )
@@ -132,7 +174,7 @@ def _content(item: Mapping[str, Any], name: str) -> tuple[str, str, str | None]:
     for key in keys:
         value = item[key]
         if isinstance(value, list):
-            value, thoughts = _parts(value, f"{name}.{key}")
+            value, thoughts = parts_of(value, f"{name}.{key}")
             spoken += thoughts
         if not isinstance(value, str):
             raise BadRow(f"{name}.{key}", f"is {json_type(value)}, expected text")
@@ -154,7 +196,7 @@ def _thought(value: Any, name: str) -> str:
     return value
 
 
-def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
+def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
     """The text of a list of parts, which are joined as chat templates join them: without anything between."""
     texts, thoughts = [], []
     for index, part in enumerate(parts):
@@ -186,7 +228,7 @@ def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
 
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
     calls = []
-    for key in ("tool_calls", "function_call"):
+    for key in _CALLED:
         if item.get(key):
             calls += calls_of(item[key], f"{name}.{key}", row.message_keys)
     return calls

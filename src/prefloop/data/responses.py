@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of
-from prefloop.data.messages import is_messages, messages_of
-from prefloop.data.prompts import CONVERSATIONS, around, context, last_answer, prompt_of, raw_text, same
+from prefloop.data.messages import messages_of
+from prefloop.data.prompts import CONVERSATIONS, context, last_answer, prompt_of, raw_text, same, turns_at
 from prefloop.data.row import Row
+from prefloop.data.surroundings import around
 from prefloop.data.templates_seen import end_cut
 from prefloop.data.transcripts import parse_hh, transcript_of
 from prefloop.records import Comparison, Conversation, Demonstration, Message, Rating, Response, Thumb, Vote
@@ -182,7 +183,9 @@ def two_responses(row: Row, prompt: Conversation, first: str, second: str) -> tu
     answers = [answer_of(row, key, prompt) for key in (first, second)]
     responses = [Response.of(answer.turns, row.source) for answer in answers]
     check_distinct(responses[0].text, responses[1].text, first, second)
-    return whole_prompt(prompt, answers, (first, second)), responses
+    prompt = whole_prompt(prompt, answers, (first, second))
+    leave_copies(row, prompt, [answer.turns for answer in answers])
+    return prompt, responses
 
 
 def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]]) -> None:
@@ -192,8 +195,8 @@ def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]
         value = row[key]
         if value == [] or value == "":
             row.repeats(key)
-        elif is_messages(value):
-            turns = [turn for turn in messages_of(value, key, row) if turn.role != "system"]
+        else:
+            turns = [turn for turn in turns_at(row, key, value) if turn.role != "system"]
             if not any(same(turns, [*own, *answer]) for answer in (*answers, [])):
                 raise BadRow(key, "is another conversation than the prompt and its answers: keep one of them")
             row.repeats(key)
@@ -232,6 +235,7 @@ def _strength(row: Row, strength: int | float, said: str, *keys: str) -> int | f
 
 def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Rating:
     """An answer with the file's thumb."""
+    leave_copies(row, prompt, [turns])
     return Rating(
         row.id, prompt, Response.of(turns, row.source), [Thumb(row.source, "up" if up else "down")], row.meta()
     )

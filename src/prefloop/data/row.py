@@ -76,6 +76,10 @@ class Row(dict[str, Any]):
         self.message_keys: dict[str, None] = {}
         self.begins: list[int] = []
         """Of every answer given as text: 0, or 1 where it begins with its prompt, 2 where that is more than a greeting."""
+        self.offered: dict[str, list[dict[str, Any]]] = {}
+        """Tools that turns of the row offer themselves, by where they stand."""
+        self.tools: list[dict[str, Any]] | None = None
+        """The tools of the row's prompt, once it was read."""
         self._used: set[str] = set()
         self._kept: set[str] = set()
 
@@ -111,6 +115,12 @@ class Row(dict[str, Any]):
         """Columns that were used and stay in ``meta`` beside what was made of them."""
         self._used.update(keys)
         self._kept.update(keys)
+
+    def offer(self, tools: list[dict[str, Any]], name: str) -> None:
+        """A turn offers tools. ``BadRow`` where the prompt, already read, offers others."""
+        if self.tools is not None and tools != self.tools:
+            raise BadRow(name, "offers other tools than the prompt: write them into a column 'tools'")
+        self.offered[name] = tools
 
     def say(self, what: str) -> None:
         """Something was done to this row."""

@@ -111,7 +111,7 @@ _FAMILIES = (
 _WHATEVER_BEGINS = re.compile(
     r"\s*(?:<s>|<\|begin_of_text\|>|<bos>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)"
 )
-_ALPACA = re.compile(r"### (Instruction|Input|Response):")
+_ALPACA = re.compile(r"### (Instruction|Input|Response|Output):")
 _ALPACA_LEAD = re.compile(r"Below is an instruction that describes a task[^#]*\Z")
 _VICUNA_LEAD = "A chat between "
 _INST = re.compile(r"\s*(?:<s>)?\s*\[(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]")
@@ -240,7 +240,7 @@ def _inst(text: str, name: str) -> Unwrapped:
 def _alpaca(text: str) -> Unwrapped | None:
     body = text.strip()
     heads = list(_ALPACA.finditer(body))
-    kinds = [head.group(1) for head in heads]
+    kinds = [head.group(1).replace("Output", "Response") for head in heads]
     lead = body[: heads[0].start()].strip()
     pattern = re.fullmatch("(?:Instruction (?:Input )?Response ?)+", " ".join(kinds))
     if not pattern or (lead and not _ALPACA_LEAD.match(lead)):

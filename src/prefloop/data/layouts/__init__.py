@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from prefloop.data import argilla_rows
 from prefloop.data.layouts import general, own, published, rated, recognise
-from prefloop.data.layouts.general import ANSWERS, PAIRS, THUMBS
+from prefloop.data.layouts.general import PAIRS, THUMBS
 from prefloop.data.layouts.layout import Layout
 from prefloop.data.layouts.recognise import Columns
-from prefloop.data.prompts import CONVERSATIONS, TEXTS
+from prefloop.data.prompts import ANSWERS, CONVERSATIONS, TEXTS
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating
 
 __all__ = ["LAYOUTS", "Layout", "fitting"]

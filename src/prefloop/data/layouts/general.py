@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop.data.check import BadRow, check_prompt, check_text, json_type
-from prefloop.data.messages import ROLES, is_messages, messages_of
+from prefloop.data.messages import ROLES, exchange_keys, is_messages, messages_of, speaker_key
 from prefloop.data.prompts import (
+    ANSWERS,
     CONVERSATIONS,
     TEXTS,
-    around,
     conversation_of,
     prompt_column,
     prompt_of,
@@ -23,11 +23,13 @@ from prefloop.data.responses import (
     common_start,
     comparison,
     demonstration,
+    leave_copies,
     paired,
     rating,
     whole_prompt,
 )
 from prefloop.data.row import Row
+from prefloop.data.surroundings import around, says
 from prefloop.data.transcripts import parse_hh, transcript_of
 from prefloop.records import Conversation, Demonstration, Message, Prompt, Record
 
@@ -35,7 +37,6 @@ Columns = Mapping[str, Any]
 
 PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
 """Names of the preferred answer and the other one."""
-ANSWERS = ("response", "completion", "output", "answer")
 THUMBS = ("label", "thumb", "kto_tag", "desirable", "feedback", "rating")
 _ALWAYS_THUMBS = frozenset(THUMBS) - {"feedback", "rating"}
 _UP: dict[Any, bool] = {"true": True, "1": True, "up": True, "false": False, "0": False, "down": False}
@@ -157,13 +158,16 @@ def read_alpaca(row: Row) -> Record:
     """An instruction with its output, and earlier turns, which LLaMA-Factory learns too."""
     prompt = prompt_of(row, "instruction")
     answer = answer_of(row, "output", prompt)
+    leave_copies(row, prompt, [answer.turns])
     return Demonstration.of(row.id, prompt, answer.turns, row.meta())
 
 
 def read_query(row: Row) -> Record:
     """ms-swift's query and response, with earlier turns that are learnt too."""
     prompt = prompt_of(row, "query")
-    return Demonstration.of(row.id, prompt, answer_of(row, "response", prompt).turns, row.meta())
+    answer = answer_of(row, "response", prompt)
+    leave_copies(row, prompt, [answer.turns])
+    return Demonstration.of(row.id, prompt, answer.turns, row.meta())
 
 
 def read_prompted(row: Row) -> Record:
@@ -196,21 +200,20 @@ def read_messages(row: Row) -> Record:
 
 def _leave_prompt(row: Row, key: str, turns: Conversation) -> None:
     """Leave out a prompt column that repeats one of the conversation's questions; refuse one that asks something else."""
-    column = row.first(*TEXTS)
-    if column is None:
-        return
-    asked = row[column]
-    if asked not in ("", []):
-        said = turns_at(row, column, asked)
-        if not any(same(said, turns[start : start + len(said)]) for start in range(len(turns))):
-            raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
-    row.repeats(column)
+    for column in (name for name in TEXTS if name in row):
+        asked = row[column]
+        if asked not in ("", []) and not says(turns, asked):
+            said = turns_at(row, column, asked)
+            if not any(same(said, turns[start : start + len(said)]) for start in range(len(turns))):
+                raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
+        row.repeats(column)
 
 
 def talks(value: Any) -> bool:
     """Whether a value is a conversation in which the assistant speaks."""
     return is_messages(value) and any(
-        ROLES.get(str(item.get("role", item.get("from"))).strip().casefold()) == "assistant" for item in value
+        exchange_keys(item) or ROLES.get(str(item.get(speaker_key(item) or "role")).strip().casefold()) == "assistant"
+        for item in value
     )
 
 
@@ -242,7 +245,9 @@ def read_text(row: Row) -> Record:
 
 def read_prompt(row: Row) -> Record:
     """A prompt alone."""
-    return Prompt(row.id, prompt_of(row), row.meta())
+    prompt = prompt_of(row)
+    leave_copies(row, prompt, [])
+    return Prompt(row.id, prompt, row.meta())
 
 
 def has_prompt(row: Columns) -> bool:

@@ -9,11 +9,12 @@ from prefloop.data import argilla_rows
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, number_of
 from prefloop.data.layouts.rated import extra_id_turns
 from prefloop.data.messages import messages_of
-from prefloop.data.prompts import around, prompt_of
-from prefloop.data.responses import answer_of, common_start, comparison, two_responses, whole_prompt
+from prefloop.data.prompts import prompt_of
+from prefloop.data.responses import answer_of, common_start, comparison, leave_copies, two_responses, whole_prompt
 from prefloop.data.row import Row
+from prefloop.data.surroundings import around
 from prefloop.data.tools import parsed
-from prefloop.records import Comparison, Conversation, Message, Prompt, Record, Response, Vote
+from prefloop.records import Comparison, Message, Prompt, Record, Response, Vote
 
 Choice = Literal[0, 1, "tie"]
 _WINNERS: dict[str, Choice] = {"model_a": 0, "model_b": 1}
@@ -121,6 +122,7 @@ def read_arena(row: Row) -> Record:
         for turns, key in zip((first_turns, second_turns), ("model_a", "model_b"), strict=True)
     ]
     check_distinct(responses[0].text, responses[1].text, *keys)
+    leave_copies(row, prompt, [first_turns, second_turns])
     choice, why = _winner(row)
     judge = row.get("judge")
     if isinstance(judge, list) and all(isinstance(part, str) for part in judge):
@@ -239,7 +241,7 @@ def read_mt_bench_question(row: Row) -> Record:
 
 def read_shp(row: Row) -> Record:
     """Stanford's SHP: two comments on a post, label 1 where the first has more votes."""
-    prompt = Conversation([Message("user", row.text("history"))])
+    prompt = around(row, [Message("user", row.text("history"))])
     prompt, responses = two_responses(row, prompt, "human_ref_A", "human_ref_B")
     label = row.take("labels")
     if isinstance(label, bool) or label not in (0, 1):

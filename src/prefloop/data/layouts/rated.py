@@ -12,8 +12,9 @@ from itertools import combinations
 from typing import Any, Literal
 
 from prefloop.data.check import BadRow, check_prompt, check_text, field_of, json_type, number_of
-from prefloop.data.prompts import around, prompt_of
+from prefloop.data.prompts import prompt_of
 from prefloop.data.row import Row
+from prefloop.data.surroundings import around
 from prefloop.records import Comparison, Conversation, Message, Record, Response, Vote, prompt_key
 
 _HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefloop.data.layouts import general, own
-from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns, thumb_column
-from prefloop.data.prompts import CONVERSATIONS, TEXTS
+from prefloop.data.layouts.general import has_prompt, has_turns, pair_columns, thumb_column
+from prefloop.data.prompts import ANSWERS, CONVERSATIONS, TEXTS, written_out
 from prefloop.data.transcripts import is_hh as is_transcript
 
 Columns = Mapping[str, Any]
@@ -79,7 +79,7 @@ def demonstrates(prompt: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[
     def fits(row: Columns) -> bool:
         if thumb_column(row) is not None or any(key in row for key in UNRATED) or own.is_prefloop(row):
             return False
-        first = next((key for key in every if key in row), None)
+        first = next((key for key in every if key in row and not written_out(row, key)), None)
         return first in prompt and isinstance(row[first], str | list) and any(key in row for key in answer)
 
     return fits
