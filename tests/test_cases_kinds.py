@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layout_rows import ASK, BAD, CALL, GOOD, LESS, MORE, NEXT, SYSTEM, TOOL, bot, gpt, hh, human, user
+from layout_rows import ASK, BAD, CALL, GOOD, LESS, MORE, NEXT, SYSTEM, TOOL, bot, gpt, hh, human, tree, user
 
 from prefloop.cli import _main, guarded
 from prefloop.data import sources
@@ -239,6 +239,20 @@ AROUND: dict[str, dict[str, Any]] = {
     "alpaca_eval": {"instruction": ASK, "output_1": GOOD, "output_2": BAD, "preference": 1},
     "safe_rlhf": {"prompt": ASK, "response_0": GOOD, "response_1": BAD, "better_response_id": 0},
     "helpsteer3": {"context": [user()], "response1": GOOD, "response2": BAD, "overall_preference": -1},
+    "prefloop": {"prompt": ASK, "responses": [GOOD, BAD], "votes": [{"annotator": "ann", "choice": 0}]},
+    "nectar": {"prompt": ASK, "answers": [{"answer": GOOD, "rank": 1.0}, {"answer": BAD, "rank": 2.0}]},
+    "ultrafeedback": {
+        "instruction": ASK,
+        "completions": [{"response": GOOD, "overall_score": 9}, {"response": BAD, "overall_score": 2}],
+    },
+    "helpsteer2_preference": {"prompt": ASK, "response_1": GOOD, "response_2": BAD, "preference_strength": -1},
+    "arena": {"conversation_a": [user(), bot()], "conversation_b": [user(), bot(BAD)], "winner": "model_a"},
+    "hh": {"chosen": hh(ASK, GOOD), "rejected": hh(ASK, BAD)},
+    "oasst_trees": {
+        "message_tree_id": "t",
+        "prompt": tree(ASK, "prompter", tree(GOOD, "assistant", rank=0), tree(BAD, "assistant", rank=1)),
+    },
+    "mt_bench_questions": {"question_id": 1, "turns": [ASK]},
     "openai_preferences": {
         "input": {"messages": [user()]},
         "preferred_output": [bot()],
@@ -463,9 +477,10 @@ def test_other_words_are_asked_about_by_name(tmp_path: Path) -> None:
     assert "row 3, field 'label': is a number, expected true or false" in said
 
 
-def test_a_rating_of_five_is_no_thumb_and_is_said_not_to_be_used(tmp_path: Path) -> None:
-    checked = load(tmp_path, {"prompt": ASK, "response": GOOD, "rating": 5})
-    assert checked.kind == "Demonstration" and checked.notes == ["columns kept in meta, not used: rating"]
+def test_a_rating_of_five_is_no_thumb_and_is_asked_about(tmp_path: Path) -> None:
+    assert "which numbers are a thumb up, the file does not say" in refused(
+        tmp_path, {"prompt": ASK, "response": GOOD, "rating": 5}
+    )
     assert load(tmp_path, {"prompt": ASK, "response": GOOD, "rating": "down"}).kind == "Rating"
 
 

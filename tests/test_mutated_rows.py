@@ -51,6 +51,14 @@ OWN_WORDS = {
     "winner",
     "human",
     "strength",
+    "better_response_id",
+    "labels",
+    "overall_preference",
+    "preference_strength",
+    "score",
+    "winner_model_a",
+    "winner_model_b",
+    "winner_tie",
 }
 
 

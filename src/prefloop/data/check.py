@@ -26,6 +26,7 @@ SHOWN = 5
 DEEPEST = 100
 """How deep the rows of a file may be nested; a record written from one is deeper by ``meta``."""
 
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -174,10 +175,23 @@ def check_text(value: Any, name: str) -> str:
 
 
 def number_of(value: Any) -> int | float | None:
-    """``value`` if it is a number that can be reckoned with."""
+    """The number that a value is or, as every cell of CSV, spells, if it can be reckoned with."""
+    if isinstance(value, str):
+        value = float(value) if _NUMBER.fullmatch(value.strip()) else None
+        value = int(value) if value is not None and value.is_integer() and abs(value) < 2**53 else value
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
         return None
     return value
+
+
+def truth_of(value: Any) -> bool | None:
+    """Whether a value says yes or no: true or false, 1 or 0, or a text that spells one of them in any case."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (word := value.strip().casefold()) in ("true", "false"):
+        return word == "true"
+    number = number_of(value)
+    return bool(number) if number in (0, 1) else None
 
 
 def check_turn(message: Message, name: str) -> None:

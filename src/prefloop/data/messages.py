@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, text_of
+from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, number_of, text_of, truth_of
 from prefloop.data.row import Row
-from prefloop.data.templates_seen import end_cut, unwrap
+from prefloop.data.templates_seen import unwrap
 from prefloop.data.tools import calls_of, tools_of
 from prefloop.records import Message, Role, ToolCall
 
@@ -88,6 +88,7 @@ def messages_of(value: Any, name: str, row: Row) -> list[Message]:
         raise BadRow(name, f"is {json_type(value)}, expected a list of messages")
     if not value:
         raise BadRow(name, "is an empty list")
+    told = len(row.ended)
     turns: list[Message] = []
     texts = name in _ALTERNATING and all(isinstance(item, str) for item in value)
     if texts:
@@ -108,6 +109,8 @@ def messages_of(value: Any, name: str, row: Row) -> list[Message]:
             turns.append(turn)
     if not turns:
         raise BadRow(name, "holds an empty system turn alone")
+    # Of a conversation the last answer tells whether the file marks ends: some write one marker after the whole.
+    row.ended[told:] = row.ended[told:][-1:]
     return turns
 
 
@@ -138,18 +141,17 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     if role == "system" and not content.strip():
         row.say("empty system turns left out")
         return None
-    if role == "assistant":
-        content = end_cut(content, row.say)
-    elif thoughts is not None:
+    if thoughts is not None and role != "assistant":
         raise BadRow(f"{name}.{_THOUGHTS[0]}", f"stands in the {role}'s turn; the assistant alone has thoughts")
     learn = _learn(item, name)
     others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN]
     if learn is True and role != "assistant":
-        others += [k for k in _LEARNT if item.get(k)]
+        others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
     row.message_keys |= dict.fromkeys(others)
+    content = _bare(content, role, f"{name}.{key}", row)
     message = Message(
         role,
-        _bare(content, role, f"{name}.{key}", row),
+        row.without_end(content) if role == "assistant" else content,
         thoughts,
         calls,
         _word(item, "tool_call_id", name),
@@ -227,11 +229,13 @@ def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
 
 
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
-    calls = []
-    for key in _CALLED:
-        if item.get(key):
-            calls += calls_of(item[key], f"{name}.{key}", row.message_keys)
-    return calls
+    """A turn's calls, under the new key or an old one; under several they are the same calls, written twice."""
+    found = {key: calls_of(item[key], f"{name}.{key}", row.message_keys) for key in _CALLED if item.get(key)}
+    first, *others = found or [""]
+    for key in others:
+        if [(c.name, c.arguments) for c in found[first]] != [(c.name, c.arguments) for c in found[key]]:
+            raise BadRow(f"{name}.{key}", f"calls something else than {first} beside it: keep one of them")
+    return found.get(first, [])
 
 
 def _word(item: Mapping[str, Any], key: str, name: str) -> str | None:
@@ -248,17 +252,18 @@ def _learn(item: Mapping[str, Any], name: str) -> bool | None:
     said: dict[str, bool] = {}
     for key in _LEARNT:
         if item.get(key) is not None:
-            if not isinstance(item[key], bool | int | float) or item[key] not in (0, 1):
+            if (learnt := truth_of(item[key])) is None:
                 raise BadRow(f"{name}.{key}", f"is {str(item[key])[:40]!r}, expected true or false (1 or 0)")
-            said[key] = bool(item[key])
+            said[key] = learnt
     for key in _MASKED:
         if item.get(key) is not None:
-            if not isinstance(item[key], bool):
+            masked = truth_of(item[key])
+            if masked is None or number_of(item[key]) is not None:
                 raise BadRow(
                     f"{name}.{key}",
                     f"is {str(item[key])[:40]!r}, which may mean learnt or left out: write `weight: 1` or `weight: 0`",
                 )
-            said[key] = not item[key]
+            said[key] = not masked
     for key in _DETAILS:
         if item.get(key):
             raise BadRow(

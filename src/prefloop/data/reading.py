@@ -77,17 +77,20 @@ class Sample:
         return layout.reason(row) + others
 
     def habits(self, layout: Layout) -> Habits:
-        """Whether most of the first responses begin with their prompt, more than greetings do."""
+        """Whether most of the first responses begin with their prompt, more than greetings do, and whether most end with a marker."""
         begins: list[int] = []
+        ended: list[bool] = []
         for row in self._rows:
-            probe = Row(row, "sample", row.source, Habits(None))
+            probe = Row(row, "sample", row.source, Habits(None, None))
             with contextlib.suppress(BadRow):
                 if layout.read is not None:
                     check_strings(dict(probe))
                     layout.read(probe)
                     begins += probe.begins
+                    ended += probe.ended
         found = [how for how in begins if how]
-        return Habits(2 * len(found) > len(begins) and (2 in found or len(found) >= _SURE))
+        repeats = 2 * len(found) > len(begins) and (2 in found or len(found) >= _SURE)
+        return Habits(repeats, 2 * sum(ended) > len(ended))
 
 
 class Records:

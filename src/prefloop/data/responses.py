@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of
 from prefloop.data.messages import messages_of
 from prefloop.data.prompts import CONVERSATIONS, context, last_answer, prompt_of, raw_text, same, turns_at
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around
-from prefloop.data.templates_seen import end_cut
 from prefloop.data.transcripts import parse_hh, transcript_of
 from prefloop.records import Comparison, Conversation, Demonstration, Message, Rating, Response, Thumb, Vote
 
@@ -38,7 +38,11 @@ class Answer:
 
 def answer_of(row: Row, key: str, prompt: Conversation) -> Answer:
     """The answer under ``key``: text, an assistant message, messages, with or without the prompt before it."""
-    value = row.take(key)
+    return answer_in(row, row.take(key), key, prompt)
+
+
+def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
+    """The answer that a value is; ``key`` is what it is called in what is said of it."""
     if isinstance(value, dict | list):
         if isinstance(value, dict):
             value = [value]
@@ -52,7 +56,7 @@ def answer_of(row: Row, key: str, prompt: Conversation) -> Answer:
     if text.startswith("\n\nAssistant:"):
         row.say("Human/Assistant transcripts read as turns")
         return _split(parse_hh(text, key), prompt, key)
-    return Answer([Message("assistant", check_text(_own_words(row, end_cut(text, row.say), key, prompt), key))], [])
+    return Answer([Message("assistant", check_text(_own_words(row, row.without_end(text), key, prompt), key))], [])
 
 
 def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
@@ -233,6 +237,15 @@ def _strength(row: Row, strength: int | float, said: str, *keys: str) -> int | f
     return strength
 
 
+def beside(row: Row, key: str, prompt_key: str | None = None) -> tuple[Conversation, list[Message]]:
+    """The one answer of a row and the prompt in another column, with the turns of either that the other lacks."""
+    prompt = prompt_of(row, prompt_key)
+    answer = answer_of(row, key, prompt)
+    prompt = whole_prompt(prompt, [answer], [key])
+    leave_copies(row, prompt, [answer.turns])
+    return prompt, answer.turns
+
+
 def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Rating:
     """An answer with the file's thumb."""
     leave_copies(row, prompt, [turns])
@@ -241,13 +254,10 @@ def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Ra
     )
 
 
-def demonstration(row: Row, key: str, prompt_key: str | None = None, meta: tuple[str, ...] = ()) -> Demonstration:
-    """An answer to imitate beside its prompt, whose own assistant turns are context."""
-    prompt = prompt_of(row, prompt_key)
-    answer = answer_of(row, key, prompt)
-    prompt = whole_prompt(prompt, [answer], [key])
-    leave_copies(row, prompt, [answer.turns])
-    return Demonstration.of(row.id, context(prompt), answer.turns, row.meta(*meta))
+def demonstration(row: Row, key: str, prompt_key: str | None = None, learnt: bool = False) -> Demonstration:
+    """An answer to imitate beside its prompt, whose own assistant turns are context unless the layout says that they are ``learnt``."""
+    prompt, turns = beside(row, key, prompt_key)
+    return Demonstration.of(row.id, prompt if learnt else context(prompt), turns, row.meta())
 
 
 def answered(turns: Conversation, key: str) -> tuple[Conversation, list[Message]]:

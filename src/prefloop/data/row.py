@@ -14,6 +14,7 @@ from typing import Any
 
 from prefloop.console import counted, listed
 from prefloop.data.check import BadRow, check_text, field_of, json_type
+from prefloop.data.templates_seen import end_cut
 
 _OWN_META = frozenset({"id", "meta"})
 
@@ -24,6 +25,8 @@ class Habits:
 
     repeats_prompt: bool | None = False
     """Responses begin with their prompt."""
+    marks_ends: bool | None = False
+    """Responses end with an end-of-turn marker."""
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Row(dict[str, Any]):
         """Tools that turns of the row offer themselves, by where they stand."""
         self.tools: list[dict[str, Any]] | None = None
         """The tools of the row's prompt, once it was read."""
+        self.ended: list[bool] = []
+        """Of every answer, whether an end-of-turn marker stands after it."""
         self._used: set[str] = set()
         self._kept: set[str] = set()
 
@@ -125,6 +130,22 @@ class Row(dict[str, Any]):
     def say(self, what: str) -> None:
         """Something was done to this row."""
         self.done[what] = None
+
+    def without_end(self, text: str) -> str:
+        """An answer without the end-of-turn markers after it, where the file writes them: the model's own template writes one.
+
+        Where most answers of the file have none, they are words of this one. An answer of nothing else is empty either way.
+        """
+        cut, markers = end_cut(text)
+        self.ended.append(bool(markers))
+        if not markers or self.habits.marks_ends is None:
+            return text
+        if not self.habits.marks_ends and cut.strip():
+            self.say(f"answers that end with {markers[0]} kept as they are: most answers of this file do not")
+            return text
+        for marker in markers:
+            self.say(f"end-of-turn markers ({marker}) taken off answers")
+        return cut
 
     def first(self, *keys: str) -> str | None:
         """The first of ``keys`` that the row has."""

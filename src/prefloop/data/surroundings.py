@@ -44,6 +44,11 @@ def is_system(key: str) -> bool:
     return key.replace("_", "").casefold() in SYSTEMS
 
 
+def stands_around(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a column that ``around`` takes or refuses, tools aside."""
+    return any(is_system(key) or key in (*HISTORIES, *PARTS, "functions") for key in row)
+
+
 def around(row: Row, turns: Sequence[Message], tools: Any = None) -> Conversation:
     """``turns`` after the row's system text and history, with its tools."""
     refuse_media(row)

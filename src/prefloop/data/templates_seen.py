@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefloop.data.check import BadRow
@@ -121,15 +120,16 @@ _INST_SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _TRAILING = re.compile(r"\s*(" + "|".join(map(re.escape, _ENDS)) + r")\s*\Z")
 
 
-def end_cut(text: str, say: Callable[[str], None]) -> str:
-    """An answer without the end-of-turn markers after it: the model's own template writes one."""
+def end_cut(text: str) -> tuple[str, list[str]]:
+    """An answer without the end-of-turn markers after it, and those markers, the last one first."""
+    markers = []
     while (found := _TRAILING.search(text)) is not None:
         # '<s>so</s>' is struck-out text in HTML.
         if found.group(1) == "</s>" and text.count("<s>") >= text.count("</s>"):
             break
         text = text[: found.start()]
-        say(f"end-of-turn markers ({found.group(1)}) taken off answers")
-    return text
+        markers.append(found.group(1))
+    return text, markers
 
 
 def unwrap(text: str, name: str) -> Unwrapped | None:
@@ -228,7 +228,7 @@ def _inst(text: str, name: str) -> Unwrapped:
             turns.append(Message("system", inner.group(1).strip()))
             words = words[inner.end() :]
         turns.append(Message("user", words.strip()))
-        answer = end_cut(answer, lambda _: None).strip()
+        answer = end_cut(answer)[0].strip()
         if answer:
             turns.append(Message("assistant", answer))
         at = found.end()
@@ -248,7 +248,7 @@ def _alpaca(text: str) -> Unwrapped | None:
     turns: list[Message] = []
     for index, head in enumerate(heads):
         end = heads[index + 1].start() if index + 1 < len(heads) else len(body)
-        words = end_cut(body[head.end() : end], lambda _: None).strip()
+        words = end_cut(body[head.end() : end])[0].strip()
         if head.group(1) == "Input":
             if words:
                 turns[-1] = Message("user", f"{turns[-1].content}\n{words}")

@@ -158,6 +158,15 @@ _PUBLISHED = (
         way_out="it labels the steps of an answer, which train a process reward model; prefloop's reward model rates whole answers. "
         "Give each whole answer a column 'label' of true or false beside 'prompt' and 'completion'",
     ),
+    Layout(
+        "graded",
+        "prompt and answer, rating | feedback as a number",
+        (),
+        recognise.is_graded,
+        None,
+        tells=general.SCALES,
+        way_out=f"its numbers grade single answers, and {general.THRESHOLD}",
+    ),
 )
 _GENERAL = (
     Layout(

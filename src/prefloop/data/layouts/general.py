@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefloop.data.check import BadRow, check_prompt, check_text, json_type
+from prefloop.data.check import BadRow, check_prompt, check_text, json_type, number_of, truth_of
 from prefloop.data.messages import ROLES, exchange_keys, is_messages, messages_of, speaker_key
 from prefloop.data.prompts import (
     ANSWERS,
@@ -18,8 +18,10 @@ from prefloop.data.prompts import (
     turns_at,
 )
 from prefloop.data.responses import (
+    answer_in,
     answer_of,
     answered,
+    beside,
     common_start,
     comparison,
     demonstration,
@@ -38,8 +40,15 @@ Columns = Mapping[str, Any]
 PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
 """Names of the preferred answer and the other one."""
 THUMBS = ("label", "thumb", "kto_tag", "desirable", "feedback", "rating")
-_ALWAYS_THUMBS = frozenset(THUMBS) - {"feedback", "rating"}
-_UP: dict[Any, bool] = {"true": True, "1": True, "up": True, "false": False, "0": False, "down": False}
+SCALES = ("rating", "feedback")
+"""Of these, columns that are as often grades on some scale: 1 may be the worst of five stars, so only words and true or false are thumbs."""
+_UP = {"up": True, "thumbs up": True, "thumb up": True, "down": False, "thumbs down": False, "thumb down": False}
+
+
+THRESHOLD = (
+    "which numbers are a thumb up, the file does not say: put true or false into a column 'label' (say, true from 4 stars on); "
+    "to imitate every answer, however it was graded, rename the column or name the layout"
+)
 
 
 def pair_columns(row: Columns) -> tuple[str, str] | None:
@@ -49,20 +58,22 @@ def pair_columns(row: Columns) -> tuple[str, str] | None:
 
 def thumb_column(row: Columns) -> str | None:
     """The column that says whether an answer is good. A rating or feedback is one only where it is a plain yes or no."""
-    for key in THUMBS:
-        if key in row and (
-            key in _ALWAYS_THUMBS
-            or isinstance(row[key], bool)
-            or (_thumb(row[key]) is not None and isinstance(row[key], str))
-        ):
-            return key
-    return None
+    return next(
+        (key for key in THUMBS if key in row and (key not in SCALES or _thumb(row[key], key) is not None)), None
+    )
 
 
-def _thumb(value: Any) -> bool | None:
-    if isinstance(value, str):
-        return _UP.get(value.strip().casefold())
-    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+def scale_column(row: Columns) -> str | None:
+    """The column that grades an answer by a number on a scale that only its file knows."""
+    return next((key for key in SCALES if key in row and number_of(row[key]) is not None), None)
+
+
+def _thumb(value: Any, column: str) -> bool | None:
+    if column in SCALES and number_of(value) is not None:
+        return None
+    if isinstance(value, str) and (word := value.strip().casefold().replace("_", " ")) in _UP:
+        return _UP[word]
+    return truth_of(value)
 
 
 def two_outputs(row: Columns) -> bool:
@@ -89,8 +100,9 @@ def _two_outputs(row: Row) -> Record:
     if not isinstance(outputs, list) or len(outputs) != 2:
         raise BadRow("output", f"is {json_type(outputs)}, expected the chosen and the rejected answer")
     prompt = prompt_of(row, "instruction" if "instruction" in row else None)
-    chosen, rejected = ([Message("assistant", check_text(text, f"output.{i}"))] for i, text in enumerate(outputs))
-    return comparison(row, prompt, chosen, rejected, "output.0", "output.1")
+    keys = ("output.0", "output.1")
+    answers = [answer_in(row, output, key, prompt) for output, key in zip(outputs, keys, strict=True)]
+    return comparison(row, whole_prompt(prompt, answers, keys), answers[0].turns, answers[1].turns, *keys)
 
 
 def read_implicit(row: Row) -> Record:
@@ -122,14 +134,17 @@ def read_swift_pair(row: Row) -> Record:
         return comparison(row, prompt, good, bad, *keys)
     prompt, turns = answered(conversation_of(row, "messages"), "messages")
     other = answer_of(row, "rejected_response", prompt)
+    prompt = whole_prompt(prompt, [other], ["rejected_response"])
     return comparison(row, prompt, turns, other.turns, "messages", "rejected_response")
 
 
 def read_thumb(row: Row) -> Record:
     """An answer with a plain yes or no."""
-    column = thumb_column(row) or "label"
+    column = thumb_column(row) or row.first(*THUMBS) or "label"
     value = row.take(column)
-    up = _thumb(value)
+    up = _thumb(value, column)
+    if up is None and column in SCALES and number_of(value) is not None:
+        raise BadRow(column, f"is a number: {THRESHOLD}")
     if up is None:
         shown = repr(value[:40]) if isinstance(value, str) else json_type(value)
         raise BadRow(
@@ -137,15 +152,9 @@ def read_thumb(row: Row) -> Record:
             f"is {shown}, expected true or false (or 1, up; 0, down): rewrite it, or rename the column where it is no vote",
         )
     row.use("label")
-    key = row.first(*ANSWERS)
-    if key is not None and any(name in row for name in TEXTS):
-        prompt = prompt_of(row)
-        answer = answer_of(row, key, prompt)
-        return rating(row, whole_prompt(prompt, [answer], [key]), answer.turns, up)
-    turns_key = row.first(*CONVERSATIONS)
-    if key is not None and turns_key is not None:
-        prompt = prompt_of(row, turns_key)
-        return rating(row, prompt, answer_of(row, key, prompt).turns, up)
+    key, turns_key = row.first(*ANSWERS), row.first(*CONVERSATIONS)
+    if key is not None and (turns_key is not None or has_prompt(row)):
+        return rating(row, *beside(row, key, None if has_prompt(row) else turns_key), up)
     if turns_key is None:
         raise BadRow(key or "completion", "has no prompt beside it" if key else "is missing")
     whole = conversation_of(row, turns_key)
@@ -156,18 +165,12 @@ def read_thumb(row: Row) -> Record:
 
 def read_alpaca(row: Row) -> Record:
     """An instruction with its output, and earlier turns, which LLaMA-Factory learns too."""
-    prompt = prompt_of(row, "instruction")
-    answer = answer_of(row, "output", prompt)
-    leave_copies(row, prompt, [answer.turns])
-    return Demonstration.of(row.id, prompt, answer.turns, row.meta())
+    return demonstration(row, "output", "instruction", learnt=True)
 
 
 def read_query(row: Row) -> Record:
     """ms-swift's query and response, with earlier turns that are learnt too."""
-    prompt = prompt_of(row, "query")
-    answer = answer_of(row, "response", prompt)
-    leave_copies(row, prompt, [answer.turns])
-    return Demonstration.of(row.id, prompt, answer.turns, row.meta())
+    return demonstration(row, "response", "query", learnt=True)
 
 
 def read_prompted(row: Row) -> Record:

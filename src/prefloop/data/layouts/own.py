@@ -9,11 +9,11 @@ from typing import Any
 from prefloop import records
 from prefloop.console import listed
 from prefloop.data import check
-from prefloop.data.check import BadRow, check_text, number_of
+from prefloop.data.check import BadRow, check_text, number_of, truth_of
 from prefloop.data.prompts import context, prompt_of, turns_at
 from prefloop.data.responses import answer_of, demonstration, two_responses, whole_prompt
 from prefloop.data.row import Row
-from prefloop.data.templates_seen import end_cut
+from prefloop.data.surroundings import around, stands_around
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Response, Vote
 
 OWN_KEYS = frozenset({"id", "prompt", "tools", "response", "responses", "votes", "best", "turns", "meta"})
@@ -60,15 +60,19 @@ def read_prefloop(row: Row) -> Record:
         if isinstance(row["response"], list) or (isinstance(prompt, str) and isinstance(row["response"], str)):
             return demonstration(row, "response")
         prompt = _context(prompt)
-    if isinstance(prompt, str):
-        prompt = [turn.to_dict() for turn in turns_at(row, "prompt", prompt)]
+    tools = row.get("tools")
+    if isinstance(prompt, str) or stands_around(row):
+        found = around(row, turns_at(row, "prompt", prompt))
+        prompt, tools = [turn.to_dict() for turn in found], found.tools
     votes = row.get("votes")
     for index, vote in enumerate(votes if isinstance(votes, list) else []):
         # True equals 1 in Python, so the typed check below would read it as a vote for the second response.
         if isinstance(vote, dict) and isinstance(vote.get("choice"), bool):
             raise BadRow(f"votes.{index}.choice", "is a true/false, expected 0, 1 or 'tie'")
     row.use(*OWN_KEYS)
-    own = {key: value for key, value in row.items() if key in OWN_KEYS}
+    own = {key: value for key, value in row.items() if key in OWN_KEYS and key != "tools"}
+    if tools:
+        own["tools"] = tools
     if kind is Comparison and not row.get("votes") and (said := row.first(*_VERDICTS)):
         raise BadRow(
             said,
@@ -116,6 +120,8 @@ def read_answer(row: Row) -> Record:
     """A model's answer, one of perhaps several to its prompt."""
     prompt = prompt_of(row)
     answer = answer_of(row, "response", prompt)
+    if (finished := truth_of(row.get("finished"))) is not None:
+        row["finished"] = finished
     check.check_finished(row, "finished")
     row.evidence("finished", "tokens")
     return Demonstration.of(row.id, context(whole_prompt(prompt, [answer], ["response"])), answer.turns, row.meta())
@@ -152,15 +158,16 @@ def _gold(row: Row, count: int) -> list[int]:
             raise BadRow(key, f"is no list of {count} numbers, one for each response")
         return [i for i, number in enumerate(known) if number == max(known)]
     indices = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in indices):
+    whole = [number for i in indices if isinstance(number := number_of(i), int)]
+    if len(whole) != len(indices):
         raise BadRow(key, f"is {check.json_type(value)}, expected the index of the best response or a list of them")
-    return indices
+    return whole
 
 
 def _texts(row: Row, key: str) -> list[str]:
     value = row.take(key)
     listed = value if isinstance(value, list) else [value]
-    return [end_cut(check_text(text, f"{key}.{i}"), row.say) for i, text in enumerate(listed)]
+    return [row.without_end(check_text(text, f"{key}.{i}")) for i, text in enumerate(listed)]
 
 
 def read_judgments(row: Row) -> Record:

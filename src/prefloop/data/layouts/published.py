@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefloop.data import argilla_rows
-from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, number_of
+from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, number_of, truth_of
 from prefloop.data.layouts.rated import extra_id_turns
 from prefloop.data.messages import messages_of
 from prefloop.data.prompts import prompt_of
@@ -104,8 +104,8 @@ def read_arena(row: Row) -> Record:
     if "conversation_a" in row or "conversation_b" in row:
         conversations = [messages_of(_list(row, key), key, row) for key in ("conversation_a", "conversation_b")]
         # MT-bench's judges saw the first turn alone where `turn` is 1; elsewhere it counts the turns that there are.
-        turn = row.get("turn")
-        if isinstance(turn, int) and not isinstance(turn, bool) and turn > 0:
+        turn = number_of(row.get("turn"))
+        if isinstance(turn, int) and turn > 0:
             judged = [_until(each, turn) for each in conversations]
             if judged != conversations:
                 row.say("turns after the one that was judged (`turn`) left out")
@@ -183,20 +183,20 @@ def _winner(row: Row) -> tuple[Choice, str | None]:
             if word in _TIES:
                 return "tie", None if word == "tie" else "both bad"
         raise BadRow("winner", f"is {str(given)[:40]!r}, expected model_a, model_b, tie or both_bad")
-    flags = [number_of(int(v) if isinstance(v := row.take(key), bool) else v) for key in _WON]
-    if sorted(flag if flag is not None else -1 for flag in flags) != [0, 0, 1]:
+    flags = [truth_of(row.take(key)) for key in _WON]
+    if None in flags or flags.count(True) != 1:
         raise BadRow(_WON[0], f"and {', '.join(_WON[1:])} are not one 1 and two 0")
     choices: tuple[Choice, ...] = (0, 1, "tie")
-    return choices[flags.index(1)], None
+    return choices[flags.index(True)], None
 
 
 def read_safe_rlhf(row: Row) -> Record:
     """PKU-SafeRLHF: the better response is the vote; which one is safer is another question, kept in meta."""
     prompt = prompt_of(row, "prompt")
     prompt, responses = two_responses(row, prompt, "response_0", "response_1")
-    better = row.take("better_response_id")
-    if isinstance(better, bool) or better not in (0, 1):
-        raise BadRow("better_response_id", f"is {str(better)[:40]!r}, expected 0 or 1")
+    better = number_of(row.take("better_response_id"))
+    if better not in (0, 1):
+        raise BadRow("better_response_id", f"is {str(row['better_response_id'])[:40]!r}, expected 0 or 1")
     return Comparison(row.id, prompt, responses, [Vote(row.source, 0 if better == 0 else 1)], row.meta())
 
 
@@ -243,9 +243,9 @@ def read_shp(row: Row) -> Record:
     """Stanford's SHP: two comments on a post, label 1 where the first has more votes."""
     prompt = around(row, [Message("user", row.text("history"))])
     prompt, responses = two_responses(row, prompt, "human_ref_A", "human_ref_B")
-    label = row.take("labels")
-    if isinstance(label, bool) or label not in (0, 1):
-        raise BadRow("labels", f"is {str(label)[:40]!r}, expected 1 (A is preferred) or 0 (B is)")
+    label = number_of(row.take("labels"))
+    if label not in (0, 1):
+        raise BadRow("labels", f"is {str(row['labels'])[:40]!r}, expected 1 (A is preferred) or 0 (B is)")
     return Comparison(row.id, prompt, responses, [Vote(row.source, 0 if label == 1 else 1)], row.meta())
 
 

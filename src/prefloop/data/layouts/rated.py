@@ -54,7 +54,7 @@ def read_helpsteer(row: Row) -> Scored:
     if score is None:
         raise BadRow("helpfulness", f"is {json_type(row['helpfulness'])}, expected a number")
     row.say("votes are the higher helpfulness of two answers to one prompt, their strength the difference")
-    response = Response(row.text("response"), row.source, {"helpfulness": score})
+    response = Response(row.text("response"), row.source, {"helpfulness": row["helpfulness"]})
     return Scored(row.id, prompt, response, score, row.source, row.meta())
 
 
@@ -124,7 +124,7 @@ def read_ultrafeedback(row: Row) -> list[Record]:
         answers.append(
             (
                 Response(text, _source(item.get("model"), f"completions.{index}", row), {key: item[key]}),
-                float(item[key]),
+                float(number_of(item[key]) or 0),
             )
         )
     return _comparisons(row, prompt, answers, strong=True)
@@ -152,7 +152,7 @@ def read_nectar(row: Row) -> list[Record]:
         rank = number_of(field_of(item, "rank", f"{name}.rank"))
         if rank is None:
             raise BadRow(f"{name}.rank", f"is {json_type(item['rank'])}, expected a number")
-        answers.append((Response(text, _source(item.get("model"), name, row), {"rank": rank}), -rank))
+        answers.append((Response(text, _source(item.get("model"), name, row), {"rank": item["rank"]}), -rank))
     row.say("votes are the better rank of two answers")
     return _comparisons(row, prompt, answers, strong=False)
 

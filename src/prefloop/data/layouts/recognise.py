@@ -119,6 +119,16 @@ def turns_alone(*keys: str) -> Callable[[Columns], bool]:
     return fits
 
 
+def is_graded(row: Columns) -> bool:
+    """An answer with a number on a scale, which would otherwise be one to imitate."""
+    column = general.scale_column(row)
+    if column is None or thumb_column(row) is not None:
+        return False
+    rest = {key: "" if key == column else value for key, value in row.items()}
+    turns = turns_alone(*CONVERSATIONS)(rest) and any(general.talks(row.get(key)) for key in CONVERSATIONS)
+    return turns or any(fits(rest) for fits in (is_alpaca, is_completion, is_query, is_response))
+
+
 def is_references(row: Columns) -> bool:
     """A prompt with the answers that count as right."""
     return "prompt" in row and not has_answer(row) and bool(row.get("references") or row.get("reference"))
