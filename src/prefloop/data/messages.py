@@ -277,9 +277,12 @@ def _learn(item: Mapping[str, Any], name: str) -> bool | None:
 def _bare(content: str, role: Role, name: str, row: Row) -> str:
     """The words of a turn that stands in a chat template's own markers a second time."""
     found = unwrap(content, name)
-    if found is None or not found.control:
-        return content
-    if found.open or len(found.turns) != 1 or found.turns[0].role != role:
+    if found is None or not (found.control or found.open):
+        return row.without_begin(content)
+    # Words that ask for an answer, as alpaca's headings do, stand in the user's turn; control tokens around any one turn.
+    asks = found.open and not found.control
+    turn = found.turns[0]
+    if found.open != asks or len(found.turns) != 1 or turn.role != role or turn.reasoning_content is not None:
         raise BadRow(
             name, f"begins with {found.template}'s markers and holds more than the {role}'s turn: take the markers off"
         )

@@ -96,7 +96,7 @@ def turns_at(row: Row, key: str, given: Any) -> list[Message]:
         return messages_of([given], key, row)
     text = check_text(given, key)
     found = transcript_of(text, key, row)
-    return [Message("user", text)] if found is None else found.turns
+    return [Message("user", check_text(row.without_begin(text), key))] if found is None else found.turns
 
 
 def raw_text(row: Row) -> str | None:
@@ -110,7 +110,7 @@ def conversation_of(row: Row, key: str) -> Conversation:
     """The turns of a column that holds a whole conversation, with what stands around it."""
     given = row.take(key)
     if isinstance(given, str):
-        found = transcript_of(check_text(given, key), key, row)
+        found = transcript_of(check_text(given, key), key, row, whole=True)
         if found is None:
             raise BadRow(key, "is text, expected a list of messages")
         if found.open:

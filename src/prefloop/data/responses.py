@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from prefloop.data.messages import messages_of
 from prefloop.data.prompts import CONVERSATIONS, context, last_answer, prompt_of, raw_text, same, turns_at
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around
-from prefloop.data.transcripts import parse_hh, transcript_of
+from prefloop.data.transcripts import Transcript, parse_hh, transcript_of
 from prefloop.records import Comparison, Conversation, Demonstration, Message, Rating, Response, Thumb, Vote
 
 _COPIES = ("raw_chosen", "raw_rejected")
@@ -24,6 +25,10 @@ _SCORES = (
     ("chosen_reward", "rejected_reward"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
+_SPEAKER = re.compile(r"\s*((?:### ?)?(?:Assistant|ASSISTANT)|### Response|<bot>):\s*")
+_WRAPPED = re.compile(r"\s*<s>(?:(?!</?s>).)*</s>\s*", re.DOTALL)
+_OTHERS = re.compile(r"^(?:### ?)?(?:User|USER|Human|Customer|Instruction|<human>) ?:", re.MULTILINE)
+"""Speakers whose lines make an answer a dialogue of its own."""
 _LONG_PROMPT = 4
 """Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back."""
 
@@ -48,15 +53,57 @@ def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
             value = [value]
         return _split(messages_of(value, key, row), prompt, key)
     text = check_text(value, key)
-    found = transcript_of(text, key, row)
+    found = _transcript(row, text, key, prompt)
     if found is not None and not found.open:
         return _split(found.turns, prompt, key)
     if found is not None:
         raise BadRow(key, "ends where the assistant should answer: the answer is empty")
-    if text.startswith("\n\nAssistant:"):
+    if text.startswith(("\n\nAssistant:", "\r\n\r\nAssistant:")):
         row.say("Human/Assistant transcripts read as turns")
         return _split(parse_hh(text, key), prompt, key)
-    return Answer([Message("assistant", check_text(_own_words(row, row.without_end(text), key, prompt), key))], [])
+    if _WRAPPED.fullmatch(text):
+        raise BadRow(
+            key, "stands between <s> and </s>, a model's tokens: take them off (struck-out text is <del> in HTML)"
+        )
+    text = _thought_out(row, _without_speaker(row, row.without_end(text), key), key)
+    return Answer([Message("assistant", check_text(_own_words(row, text, key, prompt), key))], [])
+
+
+def _transcript(row: Row, text: str, key: str, prompt: Conversation) -> Transcript | None:
+    """The conversation that an answer's text holds. A dialogue in words is one where it begins with the prompt, else it is the answer."""
+    said = dict(row.done), row.transcript
+    found = transcript_of(text, key, row, whole=True)
+    if found is not None and found.weak and not _prompts_in(found.turns, prompt):
+        row.done, row.transcript = said
+        return None
+    return found
+
+
+def _without_speaker(row: Row, text: str, key: str) -> str:
+    """An answer without the assistant's marker before it, which a transcript leaves there."""
+    found = _SPEAKER.match(text)
+    if found is None or _OTHERS.search(text):
+        return text
+    if not row.transcript:
+        raise BadRow(
+            key,
+            f"begins with {found.group(1)!r}, as the assistant's turn of a transcript does: take such markers off the prompt and the answer",
+        )
+    row.say(f"{found.group(1)!r} taken off answers, the assistant's marker of the transcript")
+    return text[found.end() :]
+
+
+def _thought_out(row: Row, text: str, key: str) -> str:
+    """An answer with the ``<think>`` that its prompt's template had opened for it."""
+    if not row.thinks or text.lstrip().startswith("<think>"):
+        return text
+    if "</think>" not in text:
+        raise BadRow(
+            key,
+            "does not close the <think> that its prompt opens: write <think>…</think> into the answer, or no <think> into the prompt",
+        )
+    row.say("<think> at the end of prompts put before their answers")
+    return f"<think>\n{text.lstrip()}"
 
 
 def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:

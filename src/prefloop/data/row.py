@@ -14,7 +14,7 @@ from typing import Any
 
 from prefloop.console import counted, listed
 from prefloop.data.check import BadRow, check_text, field_of, json_type
-from prefloop.data.templates_seen import end_cut
+from prefloop.data.markers import begin_cut, end_cut
 
 _OWN_META = frozenset({"id", "meta"})
 
@@ -83,6 +83,12 @@ class Row(dict[str, Any]):
         """Tools that turns of the row offer themselves, by where they stand."""
         self.tools: list[dict[str, Any]] | None = None
         """The tools of the row's prompt, once it was read."""
+        self.transcript = False
+        """Whether one of its texts was a transcript, whose markers may stand before other texts as well."""
+        self.templated = False
+        """Whether control tokens stood around one of its texts, so that an end marker after an answer is one."""
+        self.thinks = False
+        """Whether its prompt is open within the assistant's thoughts."""
         self.ended: list[bool] = []
         """Of every answer, whether an end-of-turn marker stands after it."""
         self._used: set[str] = set()
@@ -131,16 +137,24 @@ class Row(dict[str, Any]):
         """Something was done to this row."""
         self.done[what] = None
 
+    def without_begin(self, text: str) -> str:
+        """A text without the tokens that begin a sequence: the model's own tokenizer or template writes them."""
+        cut, markers = begin_cut(text, html=True)
+        for marker in markers:
+            self.say(f"tokens that begin a sequence ({marker}) taken off texts")
+        return cut if markers else text
+
     def without_end(self, text: str) -> str:
         """An answer without the end-of-turn markers after it, where the file writes them: the model's own template writes one.
 
         Where most answers of the file have none, they are words of this one. An answer of nothing else is empty either way.
         """
+        text = self.without_begin(text)
         cut, markers = end_cut(text)
         self.ended.append(bool(markers))
         if not markers or self.habits.marks_ends is None:
             return text
-        if not self.habits.marks_ends and cut.strip():
+        if not self.habits.marks_ends and not self.templated and cut.strip():
             self.say(f"answers that end with {markers[0]} kept as they are: most answers of this file do not")
             return text
         for marker in markers:

@@ -116,7 +116,7 @@ def read_implicit(row: Row) -> Record:
 def _whole(row: Row, key: str) -> list[Message]:
     given = row.take(key)
     if isinstance(given, str):
-        found = transcript_of(check_text(given, key), key, row)
+        found = transcript_of(check_text(given, key), key, row, whole=True)
         if found is None or found.open:
             raise BadRow(key, "is text without a prompt: add a column 'prompt', or write messages")
         return found.turns
@@ -232,7 +232,7 @@ def _check_mask(row: Row) -> None:
 def read_text(row: Row) -> Record:
     """One text that is a whole conversation in a known template's markers."""
     text = row.text("text")
-    found = transcript_of(text, "text", row)
+    found = transcript_of(text, "text", row, whole=True)
     if found is None:
         raise BadRow(
             "text",
