@@ -33,7 +33,7 @@ _EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant")
 _ALTERNATING = ("conversations", "conversation")
 """Columns whose bare texts are the user's and the assistant's in turn, as LIMA's; a list of texts elsewhere may be the user's alone."""
 _TEXTS = ("content", "value", "text")
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "reasoning_details")
 _LEARNT = ("weight", "loss", "train", "training", "learn")
 _MASKED = ("mask", "masked")
 _DETAILS = ("train_detail", "training_detail")
@@ -193,6 +193,15 @@ def _one(texts: list[str], name: str) -> str | None:
 
 
 def _thought(value: Any, name: str) -> str:
+    """Thoughts as text, or as OpenRouter's list of ``reasoning.text``."""
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        for index, part in enumerate(value):
+            if part.get("type") not in ("reasoning.text", "thinking", "text", None):
+                raise BadRow(f"{name}.{index}", f"is of type {str(part['type'])[:40]!r}; thoughts are read as text")
+        value = "".join(
+            text_of(part, "thinking" if "thinking" in part else "text", f"{name}.{index}.text")
+            for index, part in enumerate(value)
+        )
     if not isinstance(value, str):
         raise BadRow(name, f"is {json_type(value)}, expected text")
     return value

@@ -1,18 +1,14 @@
-"""The answers of a row, wherever their prompt stands: beside them, in front of them in each, or nowhere but there."""
+"""What a row's answers and their prompt make: pairs, thumbs, demonstrations; and the prompt of answers that hold it themselves."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of
-from prefloop.data.messages import messages_of
-from prefloop.data.prompts import CONVERSATIONS, context, last_answer, prompt_of, raw_text, same, turns_at
+from prefloop.data.answers import Answer, answer_of, is_setting
+from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, number_of
+from prefloop.data.prompts import CONVERSATIONS, context, last_answer, prompt_of, same, turns_at
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around
-from prefloop.data.transcripts import Transcript, parse_hh, transcript_of
 from prefloop.records import Comparison, Conversation, Demonstration, Message, Rating, Response, Thumb, Vote
 
 _COPIES = ("raw_chosen", "raw_rejected")
@@ -25,145 +21,6 @@ _SCORES = (
     ("chosen_reward", "rejected_reward"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
-_SPEAKER = re.compile(r"\s*((?:### ?)?(?:Assistant|ASSISTANT)|### Response|<bot>):\s*")
-_WRAPPED = re.compile(r"\s*<s>(?:(?!</?s>).)*</s>\s*", re.DOTALL)
-_OTHERS = re.compile(r"^(?:### ?)?(?:User|USER|Human|Customer|Instruction|<human>) ?:", re.MULTILINE)
-"""Speakers whose lines make an answer a dialogue of its own."""
-_LONG_PROMPT = 4
-"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The turns of an answer, and those of its prompt as they stood before it (none where they did not)."""
-
-    turns: list[Message]
-    before: list[Message]
-
-
-def answer_of(row: Row, key: str, prompt: Conversation) -> Answer:
-    """The answer under ``key``: text, an assistant message, messages, with or without the prompt before it."""
-    return answer_in(row, row.take(key), key, prompt)
-
-
-def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
-    """The answer that a value is; ``key`` is what it is called in what is said of it."""
-    if isinstance(value, dict | list):
-        if isinstance(value, dict):
-            value = [value]
-        return _split(messages_of(value, key, row), prompt, key)
-    text = check_text(value, key)
-    found = _transcript(row, text, key, prompt)
-    if found is not None and not found.open:
-        return _split(found.turns, prompt, key)
-    if found is not None:
-        raise BadRow(key, "ends where the assistant should answer: the answer is empty")
-    if text.startswith(("\n\nAssistant:", "\r\n\r\nAssistant:")):
-        row.say("Human/Assistant transcripts read as turns")
-        return _split(parse_hh(text, key), prompt, key)
-    if _WRAPPED.fullmatch(text):
-        raise BadRow(
-            key, "stands between <s> and </s>, a model's tokens: take them off (struck-out text is <del> in HTML)"
-        )
-    text = _thought_out(row, _without_speaker(row, row.without_end(text), key), key)
-    return Answer([Message("assistant", check_text(_own_words(row, text, key, prompt), key))], [])
-
-
-def _transcript(row: Row, text: str, key: str, prompt: Conversation) -> Transcript | None:
-    """The conversation that an answer's text holds. A dialogue in words is one where it begins with the prompt, else it is the answer."""
-    said = dict(row.done), row.transcript
-    found = transcript_of(text, key, row, whole=True)
-    if found is not None and found.weak and not _prompts_in(found.turns, prompt):
-        row.done, row.transcript = said
-        return None
-    return found
-
-
-def _without_speaker(row: Row, text: str, key: str) -> str:
-    """An answer without the assistant's marker before it, which a transcript leaves there."""
-    found = _SPEAKER.match(text)
-    if found is None or _OTHERS.search(text):
-        return text
-    if not row.transcript:
-        raise BadRow(
-            key,
-            f"begins with {found.group(1)!r}, as the assistant's turn of a transcript does: take such markers off the prompt and the answer",
-        )
-    row.say(f"{found.group(1)!r} taken off answers, the assistant's marker of the transcript")
-    return text[found.end() :]
-
-
-def _thought_out(row: Row, text: str, key: str) -> str:
-    """An answer with the ``<think>`` that its prompt's template had opened for it."""
-    if not row.thinks or text.lstrip().startswith("<think>"):
-        return text
-    if "</think>" not in text:
-        raise BadRow(
-            key,
-            "does not close the <think> that its prompt opens: write <think>…</think> into the answer, or no <think> into the prompt",
-        )
-    row.say("<think> at the end of prompts put before their answers")
-    return f"<think>\n{text.lstrip()}"
-
-
-def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
-    """An answer's text without the prompt before it, where the file writes both."""
-    asked = [words.strip() for words in (raw_text(row), prompt[-1].content) if words and words.strip()]
-    found = next((words for words in sorted(asked, key=len, reverse=True) if _begins(text, words)), None)
-    row.begins.append(0 if found is None else 1 + (len(found.split()) >= _LONG_PROMPT))
-    if found is None or row.habits.repeats_prompt is None:
-        return text
-    if row.habits.repeats_prompt:
-        return text.strip()[len(found) :].strip()
-    if row.begins[-1] == 2:
-        raise BadRow(
-            key,
-            "begins with its prompt, as most answers of this file do not: take the prompt off, or leave the row out",
-        )
-    row.begins[-1] = 0
-    return text
-
-
-def _begins(text: str, prompt: str) -> bool:
-    own = text.strip()
-    return (
-        own.startswith(prompt) and len(own) > len(prompt) and not (own[len(prompt)].isalnum() and prompt[-1].isalnum())
-    )
-
-
-def _split(turns: list[Message], prompt: Conversation, key: str) -> Answer:
-    """An answer's turns apart from those of its prompt before them."""
-    if turns[0].role == "assistant":
-        check_answer(turns, key)
-        return Answer(turns, [])
-    for before in _prompts_in(turns, prompt):
-        rest = turns[len(before) :]
-        if not rest:
-            raise BadRow(key, f"ends with the {turns[-1].role}'s turn, expected the assistant's")
-        check_answer(rest, key)
-        return Answer(rest, before)
-    if turns[-1].role != "assistant":
-        raise BadRow(key, f"ends with the {turns[-1].role}'s turn, expected the assistant's")
-    raise BadRow(key, "holds turns before the response that are not the prompt's")
-
-
-def _prompts_in(turns: list[Message], prompt: Conversation) -> list[list[Message]]:
-    """The turns before an answer that are its prompt, or say more than the prompt's own column."""
-    own = [turn for turn in prompt if turn.role != "system"]
-    has_system = len(own) < len(prompt)
-    found = []
-    if same(turns[: len(prompt)], prompt):
-        found.append(turns[: len(prompt)])
-    elif has_system and same(turns[: len(own)], own):
-        found.append(turns[: len(own)])
-    elif not has_system and turns[0].role == "system" and same(turns[1 : len(own) + 1], own):
-        found.append(turns[: len(own) + 1])
-    elif len(own) == 1:
-        # The column holds the last question of a longer conversation.
-        last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
-        if last >= 0 and same([turns[last]], own):
-            found.append(turns[: last + 1])
-    return found
 
 
 def whole_prompt(prompt: Conversation, answers: Sequence[Answer], keys: Sequence[str]) -> Conversation:
@@ -223,6 +80,12 @@ def comparison(
     """The pair of two answers, the first preferred, with the strength that the file's scores say."""
     responses = [Response.of(turns, row.source) for turns in (chosen, rejected)]
     check_distinct(responses[0].text, responses[1].text, first, second)
+    for column in ("reasoning_content", "thinking"):
+        if column in row.unused and not is_setting(row, column):
+            raise BadRow(
+                column,
+                f"stands beside two answers: name it '{first}_reasoning' or '{second}_reasoning' after the one that it led to",
+            )
     row.repeats(*_COPIES)
     leave_copies(row, prompt, (chosen, rejected))
     vote = Vote(row.source, 0, strength_of(row))

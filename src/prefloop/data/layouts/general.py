@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefloop.data.answers import THOUGHTS, answer_in, answer_of, is_setting, with_thoughts
 from prefloop.data.check import BadRow, check_prompt, check_text, json_type, number_of, truth_of
 from prefloop.data.messages import ROLES, exchange_keys, is_messages, messages_of, speaker_key
 from prefloop.data.prompts import (
@@ -18,8 +19,6 @@ from prefloop.data.prompts import (
     turns_at,
 )
 from prefloop.data.responses import (
-    answer_in,
-    answer_of,
     answered,
     beside,
     common_start,
@@ -152,6 +151,11 @@ def read_thumb(row: Row) -> Record:
             f"is {shown}, expected true or false (or 1, up; 0, down): rewrite it, or rename the column where it is no vote",
         )
     row.use("label")
+    if "reasoning" in row and not is_setting(row, "reasoning"):
+        raise BadRow(
+            "reasoning",
+            "may be what the answer thought or why it was judged so: name it 'reasoning_content' or 'reason'",
+        )
     key, turns_key = row.first(*ANSWERS), row.first(*CONVERSATIONS)
     if key is not None and (turns_key is not None or has_prompt(row)):
         return rating(row, *beside(row, key, None if has_prompt(row) else turns_key), up)
@@ -160,7 +164,7 @@ def read_thumb(row: Row) -> Record:
     whole = conversation_of(row, turns_key)
     _leave_prompt(row, turns_key, whole)
     prompt, turns = answered(whole, turns_key)
-    return rating(row, prompt, turns, up)
+    return rating(row, prompt, with_thoughts(row, turns, THOUGHTS, turns_key), up)
 
 
 def read_alpaca(row: Row) -> Record:
@@ -188,7 +192,7 @@ def read_turns(row: Row, key: str) -> Record:
         check_prompt(turns, key)
         return Prompt(row.id, turns, row.meta())
     prompt, answer = answered(turns, key)
-    return Demonstration.of(row.id, prompt, answer, row.meta())
+    return Demonstration.of(row.id, prompt, with_thoughts(row, answer, THOUGHTS, key), row.meta())
 
 
 def read_conversations(row: Row) -> Record:

@@ -9,9 +9,10 @@ from typing import Any
 from prefloop import records
 from prefloop.console import listed
 from prefloop.data import check
+from prefloop.data.answers import answer_of
 from prefloop.data.check import BadRow, check_text, number_of, truth_of
 from prefloop.data.prompts import context, prompt_of, turns_at
-from prefloop.data.responses import answer_of, demonstration, two_responses, whole_prompt
+from prefloop.data.responses import demonstration, two_responses, whole_prompt
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around, stands_around
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, Response, Vote

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefloop.data import argilla_rows
+from prefloop.data.answers import answer_of
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, number_of, truth_of
 from prefloop.data.layouts.rated import extra_id_turns
 from prefloop.data.messages import messages_of
 from prefloop.data.prompts import prompt_of
-from prefloop.data.responses import answer_of, common_start, comparison, leave_copies, two_responses, whole_prompt
+from prefloop.data.responses import common_start, comparison, leave_copies, two_responses, whole_prompt
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around
 from prefloop.data.tools import parsed
