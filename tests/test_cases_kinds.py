@@ -395,7 +395,7 @@ def test_a_message_that_cannot_be_read_is_named(tmp_path: Path, message: dict[st
 def test_calls_results_and_thoughts_are_carried_and_other_keys_are_said(tmp_path: Path) -> None:
     turns = [
         user("Whose ring is B12?"),
-        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "I look.", "refusal": "no"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "I look.", "note": "no"},
         {"role": "tool", "tool_call_id": "r1", "name": "ring", "content": ""},
         bot("Ulm's.", reasoning_content="It says so."),
     ]
@@ -406,7 +406,7 @@ def test_calls_results_and_thoughts_are_carried_and_other_keys_are_said(tmp_path
     }
     assert record.prompt[2] == Message("tool", "", tool_call_id="r1", name="ring")
     assert record.turns == [Message("assistant", "Ulm's.", "It says so.")]
-    assert checked.notes == ["message keys not used: refusal"]
+    assert checked.notes == ["message keys not used: note"]
     (old,) = load(
         tmp_path,
         {

@@ -8,6 +8,7 @@ words write "mask" for what is not.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,8 @@ _TYPES = ("human", "ai", "system", "tool")
 _EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 _ALTERNATING = ("conversations", "conversation")
 """Columns whose bare texts are the user's and the assistant's in turn, as LIMA's; a list of texts elsewhere may be the user's alone."""
-_TEXTS = ("content", "value", "text")
+_TEXTS = ("content", "value", "text", "parts", "refusal")
+"""Keys of a turn's words; the words of a refusal are what the assistant says."""
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "reasoning_details")
 _LEARNT = ("weight", "loss", "train", "training", "learn")
 _MASKED = ("mask", "masked")
@@ -118,6 +120,8 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     """One turn; ``None`` for a system turn that says nothing."""
     if not isinstance(item, dict):
         raise BadRow(name, f"is {json_type(item)}, expected an object with role and content")
+    if isinstance(inner := item.get("data"), dict) and speaker_key(item) == "type":
+        item = inner | {"type": item["type"]}  # LangChain's.
     refuse_media(item, name)
     role_key = speaker_key(item) or "role"
     speaker = text_of(item, role_key, f"{name}.{role_key}").strip().casefold()
@@ -127,7 +131,7 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
             f"unknown role {item[role_key][:40]!r} (known: {', '.join(ROLES)}); rename it to who speaks",
         )
     role = ROLES[speaker]
-    key, content, thoughts = _content(item, name)
+    key, content, thoughts = _content(item, name, ROLES[speaker])
     for offer in _OFFERS:
         if item.get(offer):
             row.offer(tools_of(item[offer], f"{name}.{offer}"), f"{name}.{offer}")
@@ -144,7 +148,7 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     if thoughts is not None and role != "assistant":
         raise BadRow(f"{name}.{_THOUGHTS[0]}", f"stands in the {role}'s turn; the assistant alone has thoughts")
     learn = _learn(item, name)
-    others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN]
+    others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN and k != role_key]
     if learn is True and role != "assistant":
         others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
     row.message_keys |= dict.fromkeys(others)
@@ -162,7 +166,7 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     return message
 
 
-def _content(item: Mapping[str, Any], name: str) -> tuple[str, str, str | None]:
+def _content(item: Mapping[str, Any], name: str, role: Role) -> tuple[str, str, str | None]:
     """The key under which a turn's text stands, the text and the thoughts before it."""
     keys = [key for key in _TEXTS if item.get(key) is not None]
     spoken = [_thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key)]
@@ -175,12 +179,15 @@ def _content(item: Mapping[str, Any], name: str) -> tuple[str, str, str | None]:
     texts = []
     for key in keys:
         value = item[key]
+        if role == "tool" and (isinstance(value, dict) or (isinstance(value, list) and not _are_parts(value))):
+            value = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list):
             value, thoughts = parts_of(value, f"{name}.{key}")
             spoken += thoughts
         if not isinstance(value, str):
             raise BadRow(f"{name}.{key}", f"is {json_type(value)}, expected text")
-        texts.append(value)
+        if value or len(keys) == 1:
+            texts.append(value)
     text = _one(texts, f"{name}.{keys[-1]}") or ""
     return keys[0], text, _one(spoken, f"{name}.{_THOUGHTS[0]}")
 
@@ -207,6 +214,13 @@ def _thought(value: Any, name: str) -> str:
     return value
 
 
+def _are_parts(value: list[Any]) -> bool:
+    """Whether a tool's result is a list of text parts rather than the result itself."""
+    return all(
+        isinstance(part, str) or (isinstance(part, dict) and ("type" in part or "text" in part)) for part in value
+    )
+
+
 def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
     """The text of a list of parts, which are joined as chat templates join them: without anything between."""
     texts, thoughts = [], []
@@ -219,11 +233,11 @@ def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
             raise BadRow(where, f"is {json_type(part)}, expected a text part")
         refuse_media(part, where)
         kind = part.get("type", "text")
-        if kind in ("text", "input_text", "output_text"):
-            text = part.get("text", part.get("content"))
+        if kind in ("text", "input_text", "output_text", "refusal"):
+            text = part.get("text", part.get("content", part.get("refusal")))
             if not isinstance(text, str):
                 raise BadRow(f"{where}.text", f"is {json_type(text)}, expected text")
-            texts.append(text)
+            (thoughts if part.get("thought") is True else texts).append(text)
         elif kind in ("thinking", "reasoning"):
             thoughts.append(
                 _thought(next((part[k] for k in ("thinking", "reasoning", "text") if k in part), None), where)

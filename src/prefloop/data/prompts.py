@@ -19,7 +19,7 @@ from prefloop.records import Conversation, Message
 
 TEXTS = ("prompt", "question", "instruction", "query")
 """Columns that hold a prompt, most telling first."""
-CONVERSATIONS = ("messages", "conversations", "conversation")
+CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "trajectory")
 """Columns that hold turns."""
 ANSWERS = ("response", "completion", "output", "answer")
 """Columns that hold an answer."""

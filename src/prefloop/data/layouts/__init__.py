@@ -9,7 +9,7 @@ in two ways is asked about.
 from __future__ import annotations
 
 from prefloop.data import argilla_rows
-from prefloop.data.layouts import general, own, published, rated, recognise
+from prefloop.data.layouts import compared, general, own, published, rated, recognise
 from prefloop.data.layouts.general import PAIRS, THUMBS
 from prefloop.data.layouts.layout import Layout
 from prefloop.data.layouts.recognise import Columns
@@ -77,6 +77,44 @@ _PUBLISHED = (
         rated.is_nectar,
         rated.read_nectar,
         tells=("prompt", "answers"),
+    ),
+    Layout(
+        "stack_exchange",
+        "question, answers of {text, pm_score}",
+        _PAIRS,
+        compared.is_stack_exchange,
+        compared.read_stack_exchange,
+        tells=("question", "answers"),
+    ),
+    Layout(
+        "rated_lists",
+        "prompt, generations | responses | completions | answers as texts, rating | ratings | scores as numbers",
+        _PAIRS,
+        compared.is_listed,
+        compared.read_listed,
+        tells=(*TEXTS, "input", "generations", "responses", "completions", "answers", "rating", "ratings", "scores"),
+    ),
+    Layout(
+        "webgpt",
+        "question of {full_text}, answer_0, answer_1, score_0, score_1",
+        _PAIRS,
+        compared.is_webgpt,
+        compared.read_webgpt,
+        tells=("question", "answer_0", "answer_1", "score_0", "score_1"),
+    ),
+    Layout(
+        "summarize_from_feedback",
+        "info, summaries, choice",
+        _PAIRS,
+        compared.is_summaries,
+        compared.read_summaries,
+    ),
+    Layout(
+        "xlam",
+        "query, tools, answers as calls",
+        (Demonstration,),
+        compared.is_xlam,
+        compared.read_xlam,
     ),
     Layout(
         "arena",
@@ -233,11 +271,11 @@ _GENERAL = (
     ),
     Layout(
         "question_pairs",
-        "question | query, chosen, rejected [+ system]",
+        "question | query | input, chosen, rejected [+ system]",
         _PAIRS,
-        recognise.asked("question", "query"),
+        recognise.asked("question", "query", "input"),
         general.read_pair,
-        tells=("question", "query", *_PAIR_NAMES),
+        tells=("question", "query", "input", *_PAIR_NAMES),
     ),
     Layout(
         "sharegpt_pairs",
@@ -249,11 +287,11 @@ _GENERAL = (
     ),
     Layout(
         "messages_pairs",
-        "messages, chosen, rejected",
+        "messages | trajectory, chosen, rejected",
         _PAIRS,
-        recognise.asked("messages"),
+        recognise.asked("messages", "trajectory"),
         general.read_pair,
-        tells=("messages", *_PAIR_NAMES),
+        tells=("messages", "trajectory", *_PAIR_NAMES),
     ),
     Layout(
         "swift_pairs",
@@ -289,11 +327,11 @@ _GENERAL = (
     ),
     Layout(
         "messages",
-        "messages of {role, content}",
+        "messages of {role, content} | contents of {role, parts}",
         _TURNS,
-        recognise.turns_alone("messages"),
+        recognise.turns_alone("messages", "contents"),
         general.read_messages,
-        tells=("messages",),
+        tells=("messages", "contents"),
     ),
     Layout("prompt_completion", "prompt, completion", (Demonstration,), recognise.is_completion, general.read_prompted),
     Layout(

@@ -201,8 +201,8 @@ def read_conversations(row: Row) -> Record:
 
 
 def read_messages(row: Row) -> Record:
-    """OpenAI's."""
-    return read_turns(row, "messages")
+    """OpenAI's and Gemini's."""
+    return read_turns(row, row.first("messages", "contents") or "messages")
 
 
 def _leave_prompt(row: Row, key: str, turns: Conversation) -> None:

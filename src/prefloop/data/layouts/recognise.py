@@ -25,7 +25,7 @@ def paired(row: Columns) -> bool:
 
 def alone(row: Columns) -> bool:
     """No column holds a prompt, so the answers must."""
-    return not has_prompt(row) and not any(key in row for key in CONVERSATIONS)
+    return not has_prompt(row) and not isinstance(row.get("input"), str) and not any(k in row for k in CONVERSATIONS)
 
 
 def is_hh(row: Columns) -> bool:
@@ -41,7 +41,7 @@ def is_implicit(row: Columns) -> bool:
 
 def asked(*keys: str) -> Callable[[Columns], bool]:
     """A pair beside one of ``keys``, which is the first column that could hold its prompt."""
-    every = (*TEXTS, *CONVERSATIONS)
+    every = (*TEXTS, *CONVERSATIONS, "input")
     return lambda row: paired(row) and next((key for key in every if key in row), None) in keys
 
 
