@@ -152,6 +152,15 @@ def test_prompts_and_single_responses_of_records() -> None:
     assert isinstance(rating, Rating) and rating.votes == []
 
 
+def test_what_is_done_to_texts_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"prompt": "p?", "response": "<|im_start|>assistant\nRye.<|im_end|>", "town": "Ulm"}
+    (rating,) = from_argilla([{"id": "a", "fields": fields, "responses": {}, "status": "pending"}])
+    assert isinstance(rating, Rating) and rating.response.text == "Rye." and rating.meta == {"town": "Ulm"}
+    out = capsys.readouterr().out
+    assert "ChatML markers in texts, unwrapped into messages (in 1 row)" in out
+    assert "columns kept in meta, not used: town" in out
+
+
 def test_without_a_client_it_says_to_make_one() -> None:
     code = (
         "from prefloop.labels.convert import to_argilla; from prefloop.errors import LabelError; import sys\n"

@@ -238,12 +238,14 @@ def test_a_chat_with_three_responses_gives_pairs_and_a_bad_record_is_named(
         fields=[rg.ChatField("prompt"), *map(rg.TextField, names)], questions=[rg.RankingQuestion("order", names)]
     )
     rows = [{"prompt": prompt, **{name: f"{name} <b>" for name in names}} for prompt in (turns, unanswered)]
+    rows[0][names[2]] = f"<|im_start|>assistant\n{rows[0][names[2]]}<|im_end|>"
     dataset = make(settings, rows)
     answer(ann, dataset, {record: {"order": ranking(2, 1, 2)} for record in ("r0", "r1")})
     found = labelling.argilla.pull(str(dataset.name))
     assert [(r.id, r.votes[0].choice) for r in found.records] == [("r0/0-1", 1), ("r0/0-2", "tie"), ("r0/1-2", 0)]
     assert found.records[0].prompt == [Message("system", "Be kind."), Message("user", "Hello?")]
-    assert found.records[0].responses[0].text == "response1 <b>"
+    assert [r.text for r in found.records[1].responses] == ["response1 <b>", "response3 <b>"]
+    assert "; ChatML markers in texts, unwrapped into messages (in 1 row))" in found.describe()
     assert "1 record that cannot be used left out, the first 'r1': prompt ends with the assistant's" in found.describe()
 
 

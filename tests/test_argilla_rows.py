@@ -6,6 +6,7 @@ import pytest
 
 from prefloop.data.argilla_rows import left_out, matches, read
 from prefloop.data.check import BadRow
+from prefloop.data.row import Row
 from prefloop.records import Comparison, Message, Prompt, Rating, Thumb, Vote
 
 FIELDS = {"prompt": "Which bread keeps longest?", "response_1": "Rye.", "response_2": "None."}
@@ -140,6 +141,45 @@ def test_good_and_bad_are_thumbs() -> None:
     row = exported({"prompt": "p?", "response": "r"}, quality=[answer("good"), answer("bad", "u2")])
     assert isinstance(one(row), Rating)
     assert votes(row) == [Thumb("u1", "up"), Thumb("u2", "down")]
+
+
+def test_chats_keep_calls_thoughts_and_tools_in_prompts_and_responses() -> None:
+    call = {"type": "function", "function": {"name": "ovens", "arguments": {"town": "Ulm"}}}
+    asks = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "I look.", "note": "no"}
+    result = {"role": "tool", "content": "Two."}
+    tools = [{"type": "function", "function": {"name": "ovens", "parameters": {}}}]
+    chosen = [asks, result, {"role": "assistant", "content": "Two.", "thinking": "It says so."}]
+    rejected = [{"role": "assistant", "content": "None."}]
+    beside = {"prompt": MESSAGES, "chosen": chosen, "rejected": rejected, "tools": tools, "town": "Ulm"}
+    whole = {**beside, "chosen": [*MESSAGES, *chosen], "rejected": [*MESSAGES, *rejected]}
+    del whole["prompt"]
+    for fields in (beside, whole):
+        row = Row(exported(fields, better=[answer("chosen")]))
+        (record,) = read(row, "r1", "file:x")
+        assert [turn.role for turn in record.prompt] == ["system", "user"] and record.prompt.tools == tools
+        first, *_, last = record.responses[0].turns
+        assert (first.tool_calls[0].name, first.reasoning_content) == ("ovens", "I look.")
+        assert (last.content, last.reasoning_content) == ("Two.", "It says so.")
+        assert record.responses[1].text == "None." and record.meta == {"town": "Ulm", "batch": 3}
+        assert list(row.message_keys) == ["note"] and list(row.done) == ["fields kept in meta, not used: town"]
+    (rating,) = read(exported({"conversation": MESSAGES[1:], "response": chosen}, good=[answer("up")]), "r1", "file:x")
+    assert [turn.role for turn in rating.response.turns] == ["assistant", "tool", "assistant"]
+
+
+def test_a_system_field_and_earlier_turns_stand_before_whole_conversations() -> None:
+    hello, hi = MESSAGES[1], {"role": "assistant", "content": "Hi!"}
+    more = [hello, hi, {"role": "user", "content": "Rye?"}]
+    ends = [{"role": "assistant", "content": text} for text in ("Yes.", "No.", "Perhaps.")]
+    fields = {f"response_{n}": [*more, end] for n, end in enumerate(ends, start=1)} | {"system": "Be kind."}
+    pairs = read(exported(fields, best=[answer("response_1")]), "r1", "file:x")
+    assert [turn.content for turn in pairs[0].prompt] == ["Be kind.", "Hello?", "Hi!", "Rye?"]
+    assert [[r.text for r in pair.responses] for pair in pairs] == [["Yes.", "No."], ["Yes.", "Perhaps."]]
+    fields["response_3"] = [{"role": "user", "content": "Bye?"}, ends[2]]
+    assert refused(exported(fields, best=[answer("response_1")])) == (
+        "response_3: its prompt is not that of 'response_1' (they differ from turn 1)"
+    )
+    fuller = {"prompt": "Rye?", "response_1": [*more, ends[0]], "response_2": "No."}
+    assert len(one(exported(fuller, best=[answer("response_1")])).prompt) == 3
 
 
 def test_chats_are_prompts_with_all_their_turns() -> None:

@@ -59,6 +59,11 @@ OWN_WORDS = {
     "winner_model_a",
     "winner_model_b",
     "winner_tie",
+    "weight",
+    "loss",
+    "train",
+    "masked",
+    "training",
 }
 
 

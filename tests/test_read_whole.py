@@ -47,6 +47,12 @@ def test_a_call_under_the_old_key_and_the_new_one_is_one_call(tmp_path: Path) ->
     assert "row 2, field 'messages.1.function_call': calls something else than tool_calls beside it" in said
 
 
+def test_a_message_within_a_message_is_no_text_part(tmp_path: Path) -> None:
+    inner = {"messages": [{"role": "user", "content": [bot(tool_calls=[CALL])]}, bot()]}
+    said = refused(write(tmp_path, {"messages": [user(), bot()]}, inner))
+    assert "row 2, field 'messages.0.content.0': is a message within a message" in said
+
+
 # ---- numbers and truths as a table writes them: every cell of CSV is text
 
 
@@ -278,3 +284,5 @@ def test_an_end_marker_is_taken_off_where_most_answers_have_one_and_kept_where_o
 def test_an_answer_of_nothing_but_an_end_marker_is_empty(tmp_path: Path) -> None:
     rows = [{"prompt": ASK, "completion": text} for text in (GOOD, MORE, "<|im_end|>")]
     assert "row 3, field 'completion': is empty" in refused(write(tmp_path, *rows))
+    best = [{"prompt": ASK, "responses": [GOOD, text], "best": 0} for text in (MORE, BAD, "</s>")]
+    assert "row 3, field 'responses.1': is empty" in refused(write(tmp_path, *best))

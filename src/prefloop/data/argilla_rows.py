@@ -15,13 +15,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from prefloop.console import listed
 from prefloop.data.argilla_guess import Unclear, guess
 from prefloop.data.argilla_own import own_record
-from prefloop.data.argilla_votes import HIDDEN, Answer, Item, Question, Reading, records_of
+from prefloop.data.argilla_votes import HIDDEN, Answer, Item, Question, Reading, records_of, row_of
 from prefloop.data.check import BadRow, json_type
+from prefloop.data.row import Habits, Row
 from prefloop.records import Record
 
-Row = Mapping[str, Any]
+Columns = Mapping[str, Any]
 
 _LIST, _USERS, _STATUS = ".responses", ".responses.users", ".responses.status"
 _SERVERS = frozenset({"id", "status", "_server_id", "vectors", "external_id", "score"})
@@ -34,7 +36,7 @@ _SUGGESTED = (
 )
 
 
-def matches(row: Row) -> bool:
+def matches(row: Columns) -> bool:
     """Whether a row is one of Argilla's."""
     if isinstance(row.get("fields"), Mapping):
         return isinstance(row.get("responses"), Mapping | list) or isinstance(row.get("suggestions"), Mapping | list)
@@ -42,10 +44,10 @@ def matches(row: Row) -> bool:
     return flat or ("_server_id" in row and "status" in row) or any(map(_is_answers, row.values()))
 
 
-def read(row: Row, id: str, source: str) -> list[Record]:
+def read(row: Columns, id: str, source: str) -> list[Record]:
     """The records of one row: a pair, a rating, a prompt, or of more than two responses every pair that was compared.
 
-    Raises ``BadRow`` for answers that cannot be read for certain.
+    What was done to the fields is said to ``row``, if that is a ``Row``. Raises ``BadRow`` for answers that cannot be read for certain.
     """
     item, questions = item_of(row, source)
     if isinstance(item.meta.get(HIDDEN), Mapping):
@@ -54,10 +56,17 @@ def read(row: Row, id: str, source: str) -> list[Record]:
         reading = _reading(item, questions)
     except Unclear as unclear:
         raise BadRow("", str(unclear)) from None
-    return records_of(item, reading, id, source)
+    inner = row_of(item, reading, id, source, row.habits if isinstance(row, Row) else Habits())
+    try:
+        return records_of(item, reading, inner)
+    finally:
+        if isinstance(row, Row):
+            row.also(inner)
+            if inner.unused:
+                row.say(f"fields kept in meta, not used: {listed(inner.unused)}")
 
 
-def left_out(row: Row, source: str = "") -> Counter[str]:
+def left_out(row: Columns, source: str = "") -> Counter[str]:
     """What of a row ``read`` does not use, by reason: for a line that says so once. Nothing for a row that it refuses."""
     found: Counter[str] = Counter()
     try:
@@ -78,7 +87,7 @@ def _reading(item: Item, questions: list[Question]) -> Reading:
     return guess(texts, questions)
 
 
-def item_of(row: Row, source: str) -> tuple[Item, list[Question]]:
+def item_of(row: Columns, source: str) -> tuple[Item, list[Question]]:
     """The row's fields and answers, and the questions that submitted answers are to. Raises ``BadRow``."""
     if isinstance(row.get("fields"), Mapping):
         fields, meta = dict(row["fields"]), _metadata(row.get("metadata"))
@@ -151,7 +160,7 @@ def _answers_of(name: str, value: Any, source: str) -> Iterator[_Given]:
         yield _who(one.get("user_id"), source, index), name, one.get("value"), one.get("status")
 
 
-def _of_columns(row: Row, source: str) -> Iterator[_Given]:
+def _of_columns(row: Columns, source: str) -> Iterator[_Given]:
     for key, values in row.items():
         if not key.endswith(_LIST) or values is None:
             continue

@@ -14,11 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from prefloop.data.answers import answer_in
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type
 from prefloop.data.messages import messages_of
-from prefloop.data.row import Row
+from prefloop.data.prompts import turns_at
+from prefloop.data.responses import common_start, whole_prompt
+from prefloop.data.row import Habits, Row
+from prefloop.data.surroundings import SYSTEMS, around, is_system
 from prefloop.records import Comparison, Conversation, Message, Prompt, Rating, Record, Response, Thumb, Vote
 
+_AS_SHOWN = Habits(None, None)
+"""Nothing is known of the file, and answers stay as the annotators saw them."""
 HIDDEN = "prefloop"
 """The name in a record's metadata under which ``prefloop label push`` keeps what annotators are not shown."""
 STRENGTHS: dict[str, int | float] = {"slight": 1, "clear": 2, "strong": 3}
@@ -132,18 +138,27 @@ class Reading:
         return f": {low} for {self.responses[0]!r}, {high} for {self.responses[1]!r}, the middle for neither"
 
 
-def records_of(item: Item, reading: Reading, id: str, source: str) -> list[Record]:
+def row_of(item: Item, reading: Reading, id: str, source: str, habits: Habits = _AS_SHOWN) -> Row:
+    """The item's fields as a row, to which ``records_of`` says what it did with them."""
+    fields = dict(item.fields)
+    if reading.system is not None and not is_system(reading.system):
+        free = next((name for name in SYSTEMS if fields.get(name) is None), SYSTEMS[0])
+        fields[free] = fields.pop(reading.system, None)
+    return Row(fields, id, source, habits)
+
+
+def records_of(item: Item, reading: Reading, row: Row) -> list[Record]:
     """The records that an item holds: a pair, a rating, a prompt, or of more than two responses every pair, ``<id>/<i>-<j>``.
 
-    Of those, pairs that no answer compares are left out where others are compared. Raises ``BadRow``.
+    Of those, pairs that no answer compares are left out where others are compared. ``row`` is that of ``row_of``. Raises ``BadRow``.
     """
-    turns, texts = _texts(item, reading)
-    prompt = Conversation.of(turns)
-    used = {*reading.prompt, *reading.responses, reading.system}
-    meta = {**item.meta, **{name: value for name, value in item.fields.items() if name not in used}}
-    if not texts:
+    prompt, answers = _turns(row, reading)
+    kept = {name: value for name, value in row.items() if name in (*row.unused, "id", "meta")}
+    id, meta = row.id, {**item.meta, **kept}
+    if not answers:
         return [Prompt(id, prompt, meta)]
-    responses = [Response(text, source) for text in texts]
+    responses = [Response.of(turns, row.source) for turns in answers]
+    texts = [response.text for response in responses]
     if len(texts) == 1:
         thumbs = [thumb for answer in item.submitted if (thumb := _thumb(reading, answer)) is not None]
         return [Rating(id, prompt, responses[0], thumbs, meta)]
@@ -161,40 +176,28 @@ def records_of(item: Item, reading: Reading, id: str, source: str) -> list[Recor
     return pairs
 
 
-def _texts(item: Item, reading: Reading) -> tuple[list[Message], list[str]]:
-    """The prompt and the responses' texts."""
-    missing = [name for name in (*reading.prompt, *reading.responses) if item.fields.get(name) is None]
-    if missing:
-        raise BadRow(missing[0], f"is missing (found: {', '.join(item.fields) or 'nothing'})")
-    prompt: list[Message] | None = None
-    if reading.prompt:
-        values = [item.fields[name] for name in reading.prompt]
-        if len(values) == 1 and isinstance(values[0], list):
-            prompt = messages_of(values[0], reading.prompt[0], Row(item.fields))
-        else:
-            texts = [check_text(value, name) for name, value in zip(reading.prompt, values, strict=True)]
-            prompt = [Message("user", "\n".join(texts))]
-    system = item.fields.get(reading.system) if reading.system else None
-    if system is not None and prompt is not None:
-        prompt = [Message("system", check_text(system, str(reading.system))), *prompt]
-    found = []
-    for name in reading.responses:
-        value = item.fields[name]
-        if isinstance(value, list):
-            *before, last = messages_of(value, name, Row(item.fields))
-            if last.role != "assistant":
-                raise BadRow(name, f"ends with the {last.role}'s turn, expected the assistant's")
-            if prompt is None:
-                prompt = before
-            elif before and list(prompt) != before:
-                raise BadRow(name, "holds turns before the response that are not the prompt's")
-            found.append(check_text(last.content, name))
-        else:
-            found.append(check_text(value, name))
-    if prompt is None:
-        raise BadRow(reading.responses[0], f"is {json_type(item.fields[reading.responses[0]])}, and there is no prompt")
-    check_prompt(prompt, reading.prompt[0] if reading.prompt else reading.responses[0])
-    return prompt, found
+def _turns(row: Row, reading: Reading) -> tuple[Conversation, list[list[Message]]]:
+    """The prompt with what stands around it, and the turns of each response."""
+    needed = (*reading.prompt, *reading.responses)
+    if missing := [name for name in needed if name not in row]:
+        raise BadRow(missing[0], f"is missing (found: {', '.join(row) or 'nothing'})")
+    # Out of the row, so that a prompt or response called 'history' is not read a second time as what stands around.
+    values = {name: row.pop(name) for name in dict.fromkeys(needed)}
+    if not reading.prompt:
+        if texts := [name for name in reading.responses if not isinstance(values[name], list)]:
+            raise BadRow(texts[0], f"is {json_type(values[texts[0]])}, and there is no prompt")
+        wholes = [messages_of(values[name], name, row) for name in reading.responses]
+        return common_start(row, wholes, reading.responses)
+    name, *more = reading.prompt
+    turns = turns_at(row, name, values[name])
+    if more:
+        asked = "\n".join(check_text(values[name], name) for name in reading.prompt)
+        turns = [Message("user", asked)]
+    # A text of that name beside the prompt may be anything.
+    prompt = around(row, turns, history=isinstance(row.get("history"), list))
+    check_prompt(prompt, name)
+    answers = [answer_in(row, values[name], name, prompt) for name in reading.responses]
+    return whole_prompt(prompt, answers, reading.responses), [answer.turns for answer in answers]
 
 
 def _votes(reading: Reading, answer: Answer) -> Iterator[tuple[tuple[int, int], Vote]]:

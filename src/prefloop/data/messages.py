@@ -232,6 +232,8 @@ def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
         if not isinstance(part, dict):
             raise BadRow(where, f"is {json_type(part)}, expected a text part")
         refuse_media(part, where)
+        if any(part.get(key) is not None for key in _SPEAKERS):
+            raise BadRow(where, "is a message within a message, expected a text part")
         kind = part.get("type", "text")
         if kind in ("text", "input_text", "output_text", "refusal"):
             text = part.get("text", part.get("content", part.get("refusal")))

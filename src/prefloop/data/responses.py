@@ -47,31 +47,37 @@ def paired(row: Row, first: str, second: str, key: str | None = None) -> Compari
 
 
 def common_start(
-    row: Row, first: list[Message], second: list[Message], keys: tuple[str, str]
-) -> tuple[Conversation, list[Message], list[Message]]:
-    """Two conversations → the prompt that they share and what follows it in each.
+    row: Row, wholes: Sequence[list[Message]], keys: Sequence[str]
+) -> tuple[Conversation, list[list[Message]]]:
+    """Conversations (one, two or several) → the prompt that they share and what follows it in each.
 
     The prompt ends with a user's or a tool's turn; where the conversations differ from an assistant turn on, everything after is the answer.
     """
-    for key, whole in zip(keys, (first, second), strict=True):
+    for key, whole in zip(keys, wholes, strict=True):
         if whole[-1].role != "assistant":
             raise BadRow(key, f"ends with the {whole[-1].role}'s turn, expected the assistant's")
-    shared = 0
-    while shared < min(len(first), len(second)) and same([first[shared]], [second[shared]]):
-        shared += 1
-    differ = shared + 1
+    first, *others = wholes
+    alike = [_alike(first, other) for other in others] or [len(first)]
+    shared = min(alike)
+    differ, other = shared + 1, keys[min(alike.index(shared) + 1, len(others))]
     while shared and first[shared - 1].role not in ("user", "tool"):
         shared -= 1
-    rests = first[shared:], second[shared:]
+    rests = [whole[shared:] for whole in wholes]
     if not shared and all(rest and rest[0].role == "assistant" for rest in rests):
         raise BadRow(keys[0], "has no message before the assistant's: there is no prompt")
     if not shared or not all(rest and rest[0].role == "assistant" for rest in rests):
-        raise BadRow(keys[1], f"its prompt is not that of '{keys[0]}' (they differ from turn {differ})")
+        raise BadRow(other, f"its prompt is not that of '{keys[0]}' (they differ from turn {differ})")
     for key, rest in zip(keys, rests, strict=True):
         check_answer(rest, key)
     prompt = around(row, first[:shared])
     check_prompt(prompt, keys[0])
-    return prompt, *rests
+    return prompt, rests
+
+
+def _alike(first: Sequence[Message], second: Sequence[Message]) -> int:
+    """How many turns two conversations have in common before they differ."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if not same([a], [b])), min(len(first), len(second)))
 
 
 def comparison(

@@ -48,8 +48,9 @@ class Notes:
         self.unused |= dict.fromkeys(row.unused)
         self.repeated |= dict.fromkeys(row.repeated)
         self.message_keys |= dict.fromkeys(row.message_keys)
-        self.begins += sum(map(bool, row.begins))
-        self.responses += len(row.begins)
+        if row.habits.repeats_prompt:
+            self.begins += sum(map(bool, row.begins))
+            self.responses += len(row.begins)
 
     def lines(self) -> list[str]:
         """A line for each thing there is to say."""
@@ -160,6 +161,14 @@ class Row(dict[str, Any]):
         for marker in markers:
             self.say(f"end-of-turn markers ({marker}) taken off answers")
         return cut
+
+    def also(self, inner: Row) -> None:
+        """What was done to a row that this one holds was done to this one."""
+        self.done |= inner.done
+        self.repeated |= inner.repeated
+        self.message_keys |= inner.message_keys
+        self.begins += inner.begins
+        self.ended += inner.ended
 
     def first(self, *keys: str) -> str | None:
         """The first of ``keys`` that the row has."""

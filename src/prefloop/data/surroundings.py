@@ -19,8 +19,8 @@ from prefloop.data.tools import tools_of
 from prefloop.data.transcripts import PARSED, literal
 from prefloop.records import Conversation, Message
 
-SYSTEMS = frozenset({"system", "systemprompt", "systemmessage", "systeminstruction"})
-"""Names of the system text, in small letters and without underscores."""
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
+_SYSTEMS = frozenset(name.replace("_", "") for name in SYSTEMS)
 HISTORIES = ("history", "chat_history")
 PARTS = (
     "input",
@@ -41,7 +41,7 @@ PARTS = (
 
 def is_system(key: str) -> bool:
     """Whether a column's name is one of the system text's."""
-    return key.replace("_", "").casefold() in SYSTEMS
+    return key.replace("_", "").casefold() in _SYSTEMS
 
 
 def stands_around(row: Mapping[str, Any]) -> bool:
@@ -49,11 +49,11 @@ def stands_around(row: Mapping[str, Any]) -> bool:
     return any(is_system(key) or key in (*HISTORIES, *PARTS, "functions") for key in row)
 
 
-def around(row: Row, turns: Sequence[Message], tools: Any = None) -> Conversation:
-    """``turns`` after the row's system text and history, with its tools."""
+def around(row: Row, turns: Sequence[Message], tools: Any = None, history: bool = True) -> Conversation:
+    """``turns`` after the row's system text and history, with its tools; without ``history`` where that column is something else."""
     refuse_media(row)
     key, system = _system(row)
-    before = _history(row, turns)
+    before = _history(row, turns) if history else []
     own = [turn for turn in turns if turn.role == "system"]
     if before and own and turns[0].role == "system":
         before, turns = [turns[0], *before], turns[1:]

@@ -109,7 +109,7 @@ def unwrap(text: str, name: str) -> Unwrapped | None:
         return _harmony(body, name)
     if (found := unwrap_words(text, name)) is not None:
         return found
-    if (marker := marker_of(body)) is not None:
+    if (marker := marker_of(body)) is not None and end_cut(body)[0].strip():
         raise BadRow(
             name,
             f"begins with {marker}, a chat template's marker, and does not go on as a template that is known: "

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefloop.console import say
 from prefloop.data.argilla_own import own_record
 from prefloop.data.argilla_rows import item_of
-from prefloop.data.argilla_votes import HIDDEN, Item, Question, records_of
+from prefloop.data.argilla_votes import HIDDEN, Item, Question, records_of, row_of
 from prefloop.data.check import BadRow
+from prefloop.data.row import Notes
 from prefloop.errors import DataError, LabelError
 from prefloop.labels.argilla import Argilla, by_id_of, one_kind, require_takeable
 from prefloop.labels.connection import Connection
@@ -109,15 +111,19 @@ def from_argilla(
         asked = _joined(question for _, each in of_others.values() for question in each)
         reading = reading_of(Dataset("", "of these records", "", None, None, fields, asked), questions, votes=False)
     found: list[Record] = []
+    notes = Notes()
     for id, item, _ in items:
         try:
-            found += (
-                [own_record(item, id)]
-                if reading is None or HIDDEN in item.meta
-                else records_of(item, reading, id, "argilla")
-            )
+            if reading is None or HIDDEN in item.meta:
+                found.append(own_record(item, id))
+                continue
+            row = row_of(item, reading, id, "argilla")
+            found += records_of(item, reading, row)
+            notes.add(row)
         except BadRow as bad:
             raise DataError(f"record '{id}': {bad.field} {bad.problem}") from None
+    for line in notes.lines():
+        say(f"  {line}", "dim")
     return found
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from prefloop.console import counted
 from prefloop.data.argilla_own import own_record
-from prefloop.data.argilla_votes import Item, Reading, records_of
+from prefloop.data.argilla_votes import Item, Reading, records_of, row_of
 from prefloop.data.check import BadRow
+from prefloop.data.row import Notes
 from prefloop.labels.datasets import Person
 from prefloop.labels.forms import id_of, of_prefloop, to_answers
 from prefloop.records import Record
@@ -44,6 +45,8 @@ class Pulled:
     """Records that cannot be used, by id, and why."""
     reading: Reading | None = None
     """How a dataset that was made elsewhere was understood."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What was done to the texts of such a dataset, a line each."""
 
     def describe(self) -> str:
         """What came, and what was left out."""
@@ -60,6 +63,7 @@ class Pulled:
         if self.refused:
             id, why = self.refused[0]
             left.append(f"{counted(len(self.refused), 'record')} that cannot be used left out, the first '{id}': {why}")
+        left += self.notes
         return f"{counted(len(self.records), 'record')} with {counted(self.votes, 'vote')} ({'; '.join(left)})"
 
 
@@ -80,6 +84,7 @@ def pulled(
     records: list[Any] = []
     refused: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
+    notes = Notes()
     foreign = 0
     for raw in items:
         if reading is None and not of_prefloop(raw):
@@ -87,7 +92,7 @@ def pulled(
             continue
         item, id = to_answers(raw, names), id_of(raw)
         try:
-            records += _records(item, id, reading, source)
+            records += [own_record(item, id)] if reading is None else _of_others(item, id, reading, source, notes)
         except BadRow as bad:
             refused.append((id, f"{bad.field} {bad.problem}".strip()))
         else:
@@ -113,11 +118,15 @@ def pulled(
         set_aside,
         refused,
         reading,
+        notes.lines(),
     )
 
 
-def _records(item: Item, id: str, reading: Reading | None, source: str) -> list[Record]:
-    return [own_record(item, id)] if reading is None else records_of(item, reading, id, source)
+def _of_others(item: Item, id: str, reading: Reading, source: str, notes: Notes) -> list[Record]:
+    row = row_of(item, reading, id, source)
+    found = records_of(item, reading, row)
+    notes.add(row)
+    return found
 
 
 def _voters(records: Iterable[Any]) -> list[str]:

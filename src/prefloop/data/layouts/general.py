@@ -83,7 +83,7 @@ def two_outputs(row: Columns) -> bool:
 def read_hh(row: Row) -> Record:
     """Two whole conversations as hh-rlhf's text."""
     chosen, rejected = (parse_hh(row.text(key), key) for key in ("chosen", "rejected"))
-    prompt, good, bad = common_start(row, chosen, rejected, ("chosen", "rejected"))
+    prompt, (good, bad) = common_start(row, (chosen, rejected), ("chosen", "rejected"))
     return comparison(row, prompt, good, bad, "chosen", "rejected")
 
 
@@ -108,7 +108,7 @@ def read_implicit(row: Row) -> Record:
     """Two whole conversations with a common start."""
     first, second = pair_columns(row) or PAIRS[0]
     chosen, rejected = (list(_whole(row, key)) for key in (first, second))
-    prompt, good, bad = common_start(row, chosen, rejected, (first, second))
+    prompt, (good, bad) = common_start(row, (chosen, rejected), (first, second))
     return comparison(row, prompt, good, bad, first, second)
 
 
@@ -129,7 +129,7 @@ def read_swift_pair(row: Row) -> Record:
     if "rejected_messages" in row:
         keys = ("messages", "rejected_messages")
         chosen, rejected = (messages_of(row.take(key), key, row) for key in keys)
-        prompt, good, bad = common_start(row, chosen, rejected, keys)
+        prompt, (good, bad) = common_start(row, (chosen, rejected), keys)
         return comparison(row, prompt, good, bad, *keys)
     prompt, turns = answered(conversation_of(row, "messages"), "messages")
     other = answer_of(row, "rejected_response", prompt)

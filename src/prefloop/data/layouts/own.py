@@ -63,8 +63,8 @@ def read_prefloop(row: Row) -> Record:
         prompt = _context(prompt)
     tools = row.get("tools")
     if isinstance(prompt, str) or stands_around(row):
-        found = around(row, turns_at(row, "prompt", prompt))
-        prompt, tools = [turn.to_dict() for turn in found], found.tools
+        conversation = around(row, turns_at(row, "prompt", prompt))
+        prompt, tools = [turn.to_dict() for turn in conversation], conversation.tools
     votes = row.get("votes")
     for index, vote in enumerate(votes if isinstance(votes, list) else []):
         # True equals 1 in Python, so the typed check below would read it as a vote for the second response.
@@ -168,7 +168,8 @@ def _gold(row: Row, count: int) -> list[int]:
 def _texts(row: Row, key: str) -> list[str]:
     value = row.take(key)
     listed = value if isinstance(value, list) else [value]
-    return [row.without_end(check_text(text, f"{key}.{i}")) for i, text in enumerate(listed)]
+    names = [f"{key}.{i}" for i in range(len(listed))]
+    return [check_text(row.without_end(check_text(text, n)), n) for text, n in zip(listed, names, strict=True)]
 
 
 def read_judgments(row: Row) -> Record:

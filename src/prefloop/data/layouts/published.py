@@ -117,13 +117,12 @@ def read_arena(row: Row) -> Record:
         keys = ("response_a", "response_b")
         asked, first, second = (_texts(row, key) for key in ("prompt", *keys))
         conversations = [_alternating(asked, first, keys[0]), _alternating(asked, second, keys[1])]
-    prompt, first_turns, second_turns = common_start(row, conversations[0], conversations[1], keys)
+    prompt, answers = common_start(row, conversations, keys)
     responses = [
-        Response.of(turns, _model(row, key))
-        for turns, key in zip((first_turns, second_turns), ("model_a", "model_b"), strict=True)
+        Response.of(turns, _model(row, key)) for turns, key in zip(answers, ("model_a", "model_b"), strict=True)
     ]
     check_distinct(responses[0].text, responses[1].text, *keys)
-    leave_copies(row, prompt, [first_turns, second_turns])
+    leave_copies(row, prompt, answers)
     choice, why = _winner(row)
     judge = row.get("judge")
     if isinstance(judge, list) and all(isinstance(part, str) for part in judge):
