@@ -76,7 +76,7 @@ def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
         if isinstance(value, dict):
             value = [value]
         return _split(messages_of(value, key, row), prompt, key)
-    text = check_text(value, key)
+    text = row.check_cell(check_text(value, key), key)
     found = _transcript(row, text, key, prompt)
     if found is not None and not found.open:
         return _split(found.turns, prompt, key)

@@ -94,7 +94,7 @@ def turns_at(row: Row, key: str, given: Any) -> list[Message]:
         return messages_of(given, key, row)
     if isinstance(given, dict) and is_messages([given]):
         return messages_of([given], key, row)
-    text = check_text(given, key)
+    text = row.check_cell(check_text(given, key), key)
     found = transcript_of(text, key, row)
     return [Message("user", check_text(row.without_begin(text), key))] if found is None else found.turns
 

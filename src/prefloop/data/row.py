@@ -7,6 +7,7 @@ file's :class:`Notes` count it once the row is accepted.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from prefloop.console import counted, listed
 from prefloop.data.check import BadRow, check_text, field_of, json_type
 from prefloop.data.markers import begin_cut, end_cut
 
+_MISSING = ("nan", "NaN", "None", "<NA>", "NaT", "NULL")
+_TABLE = re.compile(r"\.(?:csv|tsv)(?:\.\w+)?\Z")
 _OWN_META = frozenset({"id", "meta"})
 
 
@@ -137,6 +140,15 @@ class Row(dict[str, Any]):
     def say(self, what: str) -> None:
         """Something was done to this row."""
         self.done[what] = None
+
+    def check_cell(self, text: str, name: str) -> str:
+        """A text of the row. ``BadRow`` for what pandas writes into a CSV in the place of a text that is missing."""
+        if text.strip() in _MISSING and _TABLE.search(self.source):
+            raise BadRow(
+                name,
+                f"is {text.strip()!r}, which stands for a missing text in CSV: leave the row out, or write the text",
+            )
+        return text
 
     def without_begin(self, text: str) -> str:
         """A text without the tokens that begin a sequence: the model's own tokenizer or template writes them."""

@@ -15,7 +15,7 @@ from typing import Any
 from prefloop.data.check import BadRow, check_text, json_type
 from prefloop.data.messages import is_messages, messages_of, parts_of, refuse_media
 from prefloop.data.row import Row
-from prefloop.data.tools import tools_of
+from prefloop.data.tools import spelt, tools_of
 from prefloop.data.transcripts import PARSED, literal
 from prefloop.records import Conversation, Message
 
@@ -162,7 +162,8 @@ def _earlier(row: Row, key: str) -> list[Message]:
     value = row.take(key)
     if isinstance(value, str) and value.strip():
         row.say(PARSED)
-        value = literal(value, key) or value
+        found = literal(value, key) or spelt(value)
+        value = found if isinstance(found, list) else value
     if value == "" or value == []:
         return []
     if is_messages(value):

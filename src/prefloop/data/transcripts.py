@@ -2,10 +2,7 @@ r"""Whole conversations written as one text: hh-rlhf's ``\n\nHuman: … \n\nAssi
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +10,7 @@ from prefloop.data.check import BadRow, check_strings, check_text
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import unwrap
+from prefloop.data.tools import spelt
 from prefloop.records import Message, Role
 
 PARSED = "messages written as a string, parsed"
@@ -22,6 +20,7 @@ _HH_BEGIN = re.compile(r"(?:\r?\n){2}Human:|\s*Human:.*?(?:\r?\n){2}Assistant:",
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 # Python's repr escapes line breaks within strings, so one between two braces stands between two objects (as numpy prints them).
 _NUMPY = re.compile(r"\}\s*\n\s*\{")
+_ONE = re.compile(r"""\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _LISTED = re.compile(r"\s*\[\s*\{")
 
 
@@ -43,6 +42,9 @@ def transcript_of(text: str, name: str, row: Row, whole: bool = False) -> Transc
     if _LISTED.match(text) and (listed := literal(text, name)) is not None:
         row.say(PARSED)
         return Transcript(messages_of(listed, name, row))
+    if _ONE.match(text) and is_messages([one := spelt(text)]):
+        row.say(PARSED)
+        return Transcript(messages_of([one], name, row))
     if is_hh(text):
         row.say("Human/Assistant transcripts read as turns")
         open = _HH_OPEN.search(text) is not None
@@ -76,26 +78,12 @@ def literal(text: str, name: str) -> list[Any] | None:
 
     Raises ``BadRow`` for one that begins so and cannot be parsed.
     """
-    value = _parsed(text)
+    value = spelt(text)
     if value is None:
-        value = _parsed(_NUMPY.sub("}, {", text))
+        value = spelt(_NUMPY.sub("}, {", text))
     if is_messages(value):
         check_strings(value, name)
         return list(value)
     if value is None and re.match(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""", text):
         raise BadRow(name, "looks like a list of messages written as a string and cannot be parsed: write it as a list")
     return None
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Through JSON, so that tuples, bytes and numbers as keys go no further.
-            return json.loads(json.dumps(ast.literal_eval(text.strip()), allow_nan=False))
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return None

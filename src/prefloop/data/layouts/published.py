@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,12 +15,13 @@ from prefloop.data.prompts import prompt_of
 from prefloop.data.responses import common_start, comparison, leave_copies, two_responses, whole_prompt
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around
-from prefloop.data.tools import parsed
+from prefloop.data.tools import spelt
 from prefloop.records import Comparison, Message, Prompt, Record, Response, Vote
 
 Choice = Literal[0, 1, "tie"]
 _WINNERS: dict[str, Choice] = {"model_a": 0, "model_b": 1}
 _TIES = ("tie", "both_bad", "tie (bothbad)", "tie (both bad)", "bothbad")
+_LIST_OF_TEXTS = re.compile(r"""\s*\[\s*(?:'[^']*'|"[^"]*")\s*[\]'",]""")
 _WON = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
@@ -106,8 +108,8 @@ def read_arena(row: Row) -> Record:
         conversations = [messages_of(_list(row, key), key, row) for key in ("conversation_a", "conversation_b")]
         # MT-bench's judges saw the first turn alone where `turn` is 1; elsewhere it counts the turns that there are.
         turn = number_of(row.get("turn"))
-        if isinstance(turn, int) and turn > 0:
-            judged = [_until(each, turn) for each in conversations]
+        if turn is not None and turn > 0 and turn == int(turn):
+            judged = [_until(each, int(turn)) for each in conversations]
             if judged != conversations:
                 row.say("turns after the one that was judged (`turn`) left out")
             conversations = judged
@@ -138,7 +140,11 @@ def read_arena(row: Row) -> Record:
 
 def _list(row: Row, key: str) -> Any:
     value = row.take(key)
-    return parsed(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if not isinstance(found := spelt(value), list):
+        raise BadRow(key, f"is text that spells no list of messages ({value[:40]!r})")
+    return found
 
 
 def _until(turns: list[Message], turn: int) -> list[Message]:
@@ -151,7 +157,9 @@ def _texts(row: Row, key: str) -> list[str]:
     """The texts of a turn each: Arena's 55k writes them as JSON."""
     value = row.take(key)
     if isinstance(value, str):
-        found = parsed(value) if value.lstrip().startswith("[") else None
+        found = spelt(value) if value.lstrip().startswith("[") else None
+        if found is None and _LIST_OF_TEXTS.match(value):
+            raise BadRow(key, "looks like a list of texts written as a string and cannot be parsed: write it as JSON")
         value = found if isinstance(found, list) and found else [value]
     if not isinstance(value, list) or not value:
         raise BadRow(key, f"is {json_type(value) if value != [] else 'an empty list'}, expected a list of texts")
