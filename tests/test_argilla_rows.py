@@ -145,7 +145,7 @@ def test_good_and_bad_are_thumbs() -> None:
 
 def test_chats_keep_calls_thoughts_and_tools_in_prompts_and_responses() -> None:
     call = {"type": "function", "function": {"name": "ovens", "arguments": {"town": "Ulm"}}}
-    asks = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "I look.", "refusal": "no"}
+    asks = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "I look.", "note": "no"}
     result = {"role": "tool", "content": "Two."}
     tools = [{"type": "function", "function": {"name": "ovens", "parameters": {}}}]
     chosen = [asks, result, {"role": "assistant", "content": "Two.", "thinking": "It says so."}]
@@ -161,7 +161,7 @@ def test_chats_keep_calls_thoughts_and_tools_in_prompts_and_responses() -> None:
         assert (first.tool_calls[0].name, first.reasoning_content) == ("ovens", "I look.")
         assert (last.content, last.reasoning_content) == ("Two.", "It says so.")
         assert record.responses[1].text == "None." and record.meta == {"town": "Ulm", "batch": 3}
-        assert list(row.message_keys) == ["refusal"] and list(row.done) == ["fields kept in meta, not used: town"]
+        assert list(row.message_keys) == ["note"] and list(row.done) == ["fields kept in meta, not used: town"]
     (rating,) = read(exported({"conversation": MESSAGES[1:], "response": chosen}, good=[answer("up")]), "r1", "file:x")
     assert [turn.role for turn in rating.response.turns] == ["assistant", "tool", "assistant"]
 

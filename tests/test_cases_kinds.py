@@ -292,7 +292,7 @@ def test_system_history_and_tools_stand_around_the_prompt_in_every_layout(
         ({"tools": [{"description": "nameless"}]}, "field 'tools.0.name': is empty"),
         ({"tools": [TOOL], "functions": [{"name": "other"}]}, "field 'functions': offers other tools"),
         ({"images": ["a.png"]}, "field 'images': holds pictures, audio or video; prefloop trains on text"),
-        ({"input": "more"}, "field 'input': stands beside 'prompt', and nothing says where it belongs"),
+        ({"input": "more"}, "field 'input': looks like a part of the prompt, and nothing says where it belongs"),
         ({"messages": [user(NEXT), bot(MORE)]}, "field 'messages': is another conversation"),
     ],
 )
@@ -396,7 +396,7 @@ def test_a_message_that_cannot_be_read_is_named(tmp_path: Path, message: dict[st
 def test_calls_results_and_thoughts_are_carried_and_other_keys_are_said(tmp_path: Path) -> None:
     turns = [
         user("Whose ring is B12?"),
-        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "I look.", "refusal": "no"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "I look.", "note": "no"},
         {"role": "tool", "tool_call_id": "r1", "name": "ring", "content": ""},
         bot("Ulm's.", reasoning_content="It says so."),
     ]
@@ -407,7 +407,7 @@ def test_calls_results_and_thoughts_are_carried_and_other_keys_are_said(tmp_path
     }
     assert record.prompt[2] == Message("tool", "", tool_call_id="r1", name="ring")
     assert record.turns == [Message("assistant", "Ulm's.", "It says so.")]
-    assert checked.notes == ["message keys not used: refusal"]
+    assert checked.notes == ["message keys not used: note"]
     (old,) = load(
         tmp_path,
         {

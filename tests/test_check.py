@@ -163,7 +163,7 @@ def test_lines_that_are_no_objects_are_quarantined_as_they_stand(tmp_path: Path)
     assert problems[0].startswith("is not one line of JSON: Expecting ',' delimiter at column 16")
     assert problems[1] == "is a list, expected an object"
     assert problems[2].startswith("is not UTF-8 (byte 0xe9 at position 16)")
-    assert "NaN is not a JSON value" in problems[3] and "nested too deeply" in problems[4]
+    assert "holds NaN, which is no JSON" in problems[3] and "nested too deeply" in problems[4]
     assert checked.quarantine == tmp_path / "bad" / "x.quarantine.jsonl"
     entries = [json.loads(line) for line in checked.quarantine.read_text(encoding="utf-8").splitlines()]
     assert [entry["raw"] for entry in entries[:3]] == ['{"prompt": "hi"', ["prompt"], '{"prompt": "caf\\xe9"}']
@@ -180,7 +180,7 @@ def test_lines_that_are_no_objects_are_quarantined_as_they_stand(tmp_path: Path)
         ("x.json", b'[{"prompt": "hi"}] {}', "more after the end"),
         ("x.json", b'[{"prompt": "h\xe9"}]', "not UTF-8"),
         ("x.jsonl", '{"prompt": "hi"}'.encode("utf-16"), "is UTF-16"),
-        ("x.jsonl", b"hello\n", "not one of the first 1 rows is a JSON object\n  row 1: is not one line of JSON"),
+        ("x.jsonl", b"hello\n", "not one of the first 1 rows can be read\n  row 1: is not one line of JSON"),
         ("x.jsonl.gz", b'{"prompt": "hi"}', "not a gzip file although"),
         ("x.jsonl.gz", gzip.compress(b'{"prompt": "hi"}\n' * 50, mtime=0)[:-12], "broken or incomplete gzip"),
         ("x.jsonl.gz", gzip.compress(b'{"prompt": "hi"}\n', mtime=0)[:-8] + bytes(8), "broken or incomplete gzip"),

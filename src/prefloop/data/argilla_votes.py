@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from prefloop.data.answers import answer_in
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type
 from prefloop.data.messages import messages_of
-from prefloop.data.prompts import SYSTEMS, around, turns_at
-from prefloop.data.responses import answer_in, common_start, whole_prompt
+from prefloop.data.prompts import turns_at
+from prefloop.data.responses import common_start, whole_prompt
 from prefloop.data.row import Habits, Row
+from prefloop.data.surroundings import SYSTEMS, around, is_system
 from prefloop.records import Comparison, Conversation, Message, Prompt, Rating, Record, Response, Thumb, Vote
 
 _AS_SHOWN = Habits(None, None)
@@ -139,7 +141,7 @@ class Reading:
 def row_of(item: Item, reading: Reading, id: str, source: str, habits: Habits = _AS_SHOWN) -> Row:
     """The item's fields as a row, to which ``records_of`` says what it did with them."""
     fields = dict(item.fields)
-    if reading.system is not None and reading.system not in SYSTEMS:
+    if reading.system is not None and not is_system(reading.system):
         free = next((name for name in SYSTEMS if fields.get(name) is None), SYSTEMS[0])
         fields[free] = fields.pop(reading.system, None)
     return Row(fields, id, source, habits)

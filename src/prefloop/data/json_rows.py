@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from prefloop.errors import DataError
 _CHUNK = 1 << 16
 # The longest thing json can stop in the middle of and blame on its start, strings aside: '-Infinity', '\ud83d\ude00'.
 _LOOKAHEAD = 16
+_NO_NUMBER = re.compile(r"\b(?:NaN|Infinity)\b")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _DECODER = json.JSONDecoder(object_pairs_hook=object_of, parse_float=finite, parse_constant=no_constant)
@@ -52,9 +54,27 @@ def _line(number: int, line: bytes) -> RawRow:
         text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
         return RawRow(number, text, f"is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1}); save it as UTF-8")  # fmt: skip
     except Refused as refused:
-        return RawRow(number, line.decode("utf-8").rstrip("\r\n"), str(refused))
+        text = line.decode("utf-8").rstrip("\r\n")
+        return RawRow(number, text, _named(refused, text))
     except (ValueError, RecursionError) as error:
         return RawRow(number, line.decode("utf-8").rstrip("\r\n"), f"is not one line of JSON: {_why(error)}")
+
+
+def _named(refused: Refused, text: str) -> str:
+    """What is wrong with a row, with the field of a number that is none."""
+    try:
+        found = _no_number(json.loads(text)) if _NO_NUMBER.search(text) else None
+    except (ValueError, RecursionError):
+        found = None
+    return f"field '{found[0]}' {refused}" if found and f"holds {found[1]}" in str(refused) else str(refused)
+
+
+def _no_number(value: Any, place: str = "") -> tuple[str, str] | None:
+    """Where the first NaN or Infinity of a value stands, and which it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return place, "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, item in inner if (found := _no_number(item, f"{place}.{key}".lstrip(".")))), None)
 
 
 def as_object(number: int, value: Any) -> RawRow:
@@ -91,10 +111,26 @@ def described(value: Any, path: str, more: bool = False) -> str:
     """What a file is whose first JSON value is an object over several lines, and the command that makes rows of it."""
     if more:
         return f"holds JSON objects over several lines each; put every object on a line: jq -c . '{path}' > out.jsonl"
+    if key := columnar(value):
+        return f"holds columns and not rows; make rows of it: jq -c '(.{_path(key)}|keys_unsorted[]) as $i | with_entries(.value |= .[$i])' '{path}' > out.jsonl"
     if key := wrapped(value):
         return f"is one JSON object whose rows stand under '{key}'; take them out: jq -c '.{_path(key)}[]' '{path}' > out.jsonl"
     keys = ", ".join(list(value)[:10]) if isinstance(value, dict) else ""
     return f"is one JSON object (keys: {keys[:200]}) and no list of rows; if it is one row, put it on a line: jq -c . '{path}' > out.jsonl"
+
+
+def columnar(value: Any) -> str | None:
+    """The first key of an object that holds columns instead of rows, as lists or, of pandas, as objects by row number."""
+    if not isinstance(value, dict) or len(value) < 2:
+        return None
+    for kind in (list, dict):
+        columns = [column for column in value.values() if isinstance(column, kind) and len(column) > 1]
+        cells = [item for column in columns for item in (column.values() if isinstance(column, dict) else column)]
+        numbered = kind is list or all(str(key).isdigit() for column in columns for key in column)
+        alike = len({len(column) for column in columns}) == 1 and len(columns) == len(value)
+        if alike and numbered and not any(isinstance(item, dict) for item in cells):
+            return str(next(iter(value)))
+    return None
 
 
 def _path(key: str) -> str:
@@ -103,7 +139,7 @@ def _path(key: str) -> str:
 
 def wrapped(value: Any) -> str | None:
     """The key of an object that holds a list of rows; none where its lists are those of a conversation, which a row has too."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or "id" in value:
         return None
     for key, items in value.items():
         objects = isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
@@ -174,7 +210,7 @@ class _Array:
             problem = None
         except Refused as refused:
             value, end = self._decoded(_FOLLOW)
-            problem = str(refused)
+            problem = _named(refused, self.window[self.at : end])
         text = self.window[self.at : end] if problem or not self.clean else ""
         self.at = end
         if text and (found := _NOT_UTF8.search(text)):

@@ -8,6 +8,7 @@ words write "mask" for what is not.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,39 +18,62 @@ from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_t
 from prefloop.data.judged import learnt, thumb_column
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import unwrap
-from prefloop.data.tools import calls_of
+from prefloop.data.tools import calls_of, tools_of
 from prefloop.records import Message, Role, ToolCall
 
 _BY_ROLE: dict[Role, str] = {
     "system": "system developer",
     "user": "user human prompter",
     "assistant": "assistant gpt bot model chatgpt chatbot ai function_call tool_call",
-    "tool": "tool function observation tool_response tool_result ipython",
+    "tool": "tool function observation tool_response tool_result ipython environment",
 }
 ROLES: dict[str, Role] = {name: role for role, names in _BY_ROLE.items() for name in names.split()}
 _CALLS = frozenset({"function_call", "tool_call"})
 
 _SPEAKERS = ("role", "from")
-_TEXTS = ("content", "value", "text")
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_TYPES = ("human", "ai", "system", "tool")
+_EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
+_ALTERNATING = ("conversations", "conversation")
+"""Columns whose bare texts are the user's and the assistant's in turn, as LIMA's; a list of texts elsewhere may be the user's alone."""
+_TEXTS = ("content", "value", "text", "parts", "refusal")
+"""Keys of a turn's words; the words of a refusal are what the assistant says."""
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "reasoning_details")
 _LEARNT = ("weight", "loss", "train", "training", "trainable", "learn", "loss_weight", "loss_mask")
 _MASKED = ("mask", "masked", "ignore")
 _DETAILS = ("train_detail", "training_detail")
+_CALLED = ("tool_calls", "function_call", "function_calls")
+_OFFERS = ("tools", "functions")
 _NOT_TEXT = re.compile("image|audio|video|file|document")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 _KNOWN = frozenset(
-    {*_SPEAKERS, *_TEXTS, *_THOUGHTS, *_LEARNT, *_MASKED, *_DETAILS, *_MEDIA}
-    | {"name", "tool_calls", "tool_call_id", "function_call"}
+    {*_SPEAKERS, *_TEXTS, *_THOUGHTS, *_LEARNT, *_MASKED, *_DETAILS, *_MEDIA, *_CALLED, *_OFFERS}
+    | {"name", "tool_call_id"}
 )
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages: objects that name a speaker."""
+    """Whether a value is a list of messages: objects that name a speaker, or a question with its answer each."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(item, dict) and any(key in item for key in _SPEAKERS) for item in value)
+        and all(
+            isinstance(item, dict) and (speaker_key(item) is not None or exchange_keys(item) is not None)
+            for item in value
+        )
     )
+
+
+def speaker_key(item: Mapping[str, Any]) -> str | None:
+    """The key under which a message says who speaks; LangChain's ``type`` is one where it names a speaker."""
+    found = next((key for key in _SPEAKERS if item.get(key) is not None), None)
+    kind = item.get("type")
+    return "type" if found is None and isinstance(kind, str) and kind in _TYPES else found
+
+
+def exchange_keys(item: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The keys of a question and its answer in one object, as in distilabel's and XTuner's conversations."""
+    keys = {key for key, value in item.items() if value is not None} - {"system"}
+    return next((names for names in _EXCHANGES if keys == set(names)), None)
 
 
 def refuse_media(row: Mapping[str, Any], name: str = "") -> None:
@@ -69,7 +93,24 @@ def messages_of(value: Any, name: str, row: Row) -> list[Message]:
     if not value:
         raise BadRow(name, "is an empty list")
     told = len(row.ended)
-    turns = [turn for index, item in enumerate(value) if (turn := message_of(item, f"{name}.{index}", row)) is not None]
+    turns: list[Message] = []
+    texts = name in _ALTERNATING and all(isinstance(item, str) for item in value)
+    if texts:
+        row.say("texts in turn read as the user's and the assistant's")
+    for index, item in enumerate(value):
+        where = f"{name}.{index}"
+        if texts:
+            item = {"role": "user" if index % 2 == 0 else "assistant", "content": check_text(item, where)}
+        keys = exchange_keys(item) if isinstance(item, dict) else None
+        if keys is not None:
+            pair = [*(["system"] if item.get("system") else []), *keys]
+            turns += [
+                message
+                for key, role in zip(pair, ("system", "user", "assistant")[-len(pair) :], strict=True)
+                if (message := message_of({"role": role, "content": item[key]}, f"{where}.{key}", row)) is not None
+            ]
+        elif (turn := message_of(item, where, row)) is not None:
+            turns.append(turn)
     if not turns:
         raise BadRow(name, "holds an empty system turn alone")
     # Of a conversation the last answer tells whether the file marks ends: some write one marker after the whole.
@@ -81,8 +122,10 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     """One turn; ``None`` for a system turn that says nothing."""
     if not isinstance(item, dict):
         raise BadRow(name, f"is {json_type(item)}, expected an object with role and content")
+    if isinstance(inner := item.get("data"), dict) and speaker_key(item) == "type":
+        item = inner | {"type": item["type"]}  # LangChain's.
     refuse_media(item, name)
-    role_key = next((key for key in _SPEAKERS if item.get(key) is not None), "role")
+    role_key = speaker_key(item) or "role"
     speaker = text_of(item, role_key, f"{name}.{role_key}").strip().casefold()
     if speaker not in ROLES:
         raise BadRow(
@@ -90,7 +133,10 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
             f"unknown role {item[role_key][:40]!r} (known: {', '.join(ROLES)}); rename it to who speaks",
         )
     role = ROLES[speaker]
-    key, content, thoughts = _content(item, name)
+    key, content, thoughts = _content(item, name, ROLES[speaker])
+    for offer in _OFFERS:
+        if item.get(offer):
+            row.offer(tools_of(item[offer], f"{name}.{offer}"), f"{name}.{offer}")
     calls = _calls(item, name, row)
     if speaker in _CALLS and not calls:
         calls, content = calls_of(content, f"{name}.{key}", row.message_keys), ""
@@ -111,7 +157,11 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
         learn = good
     if learn is False and judged:
         row.say(f"turns that {listed(judged)} calls bad are context and not learnt")
-    others = [k for k, v in item.items() if v not in (None, "", [], {}) and k not in _KNOWN and k not in judged]
+    others = [
+        k
+        for k, v in item.items()
+        if v not in (None, "", [], {}) and k not in _KNOWN and k not in judged and k != role_key
+    ]
     if learn is True and role != "assistant":
         others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
     row.message_keys |= dict.fromkeys(others)
@@ -138,12 +188,12 @@ def _is_imitated(name: str, row: Row) -> bool:
     )
 
 
-def _content(item: Mapping[str, Any], name: str) -> tuple[str, str, str | None]:
+def _content(item: Mapping[str, Any], name: str, role: Role) -> tuple[str, str, str | None]:
     """The key under which a turn's text stands, the text and the thoughts before it."""
     keys = [key for key in _TEXTS if item.get(key) is not None]
     spoken = [_thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key)]
     if not keys:
-        if not (item.get("tool_calls") or item.get("function_call")):
+        if not any(item.get(key) for key in _CALLED):
             field_of(
                 item, "value" if "from" in item else "content", f"{name}.{'value' if 'from' in item else 'content'}"
             )
@@ -151,12 +201,15 @@ def _content(item: Mapping[str, Any], name: str) -> tuple[str, str, str | None]:
     texts = []
     for key in keys:
         value = item[key]
+        if role == "tool" and (isinstance(value, dict) or (isinstance(value, list) and not _are_parts(value))):
+            value = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list):
-            value, thoughts = _parts(value, f"{name}.{key}")
+            value, thoughts = parts_of(value, f"{name}.{key}")
             spoken += thoughts
         if not isinstance(value, str):
             raise BadRow(f"{name}.{key}", f"is {json_type(value)}, expected text")
-        texts.append(value)
+        if value or len(keys) == 1:
+            texts.append(value)
     text = _one(texts, f"{name}.{keys[-1]}") or ""
     return keys[0], text, _one(spoken, f"{name}.{_THOUGHTS[0]}")
 
@@ -169,14 +222,31 @@ def _one(texts: list[str], name: str) -> str | None:
 
 
 def _thought(value: Any, name: str) -> str:
+    """Thoughts as text, or as OpenRouter's list of ``reasoning.text``."""
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        for index, part in enumerate(value):
+            if part.get("type") not in ("reasoning.text", "thinking", "text", None):
+                raise BadRow(f"{name}.{index}", f"is of type {str(part['type'])[:40]!r}; thoughts are read as text")
+        value = "".join(
+            text_of(part, "thinking" if "thinking" in part else "text", f"{name}.{index}.text")
+            for index, part in enumerate(value)
+        )
     if not isinstance(value, str):
         raise BadRow(name, f"is {json_type(value)}, expected text")
     return value
 
 
-def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
+def _are_parts(value: list[Any]) -> bool:
+    """Whether a tool's result is a list of text parts rather than the result itself."""
+    return all(
+        isinstance(part, str) or (isinstance(part, dict) and ("type" in part or "text" in part)) for part in value
+    )
+
+
+def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
     """The text of a list of parts, which are joined as chat templates join them: without anything between."""
-    texts, thoughts = [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
     for index, part in enumerate(parts):
         where = f"{name}.{index}"
         if isinstance(part, str):
@@ -188,11 +258,11 @@ def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
         if any(part.get(key) is not None for key in _SPEAKERS):
             raise BadRow(where, "is a message within a message, expected a text part")
         kind = part.get("type", "text")
-        if kind in ("text", "input_text", "output_text"):
-            text = part.get("text", part.get("content"))
+        if kind in ("text", "input_text", "output_text", "refusal"):
+            text = part.get("text", part.get("content", part.get("refusal")))
             if not isinstance(text, str):
                 raise BadRow(f"{where}.text", f"is {json_type(text)}, expected text")
-            texts.append(text)
+            (thoughts if part.get("thought") is True else texts).append(text)
         elif kind in ("thinking", "reasoning"):
             thoughts.append(
                 _thought(next((part[k] for k in ("thinking", "reasoning", "text") if k in part), None), where)
@@ -207,15 +277,13 @@ def _parts(parts: list[Any], name: str) -> tuple[str, list[str]]:
 
 
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
-    """A turn's calls, under the new key or the old one; under both they are the same calls, written twice."""
-    found = [
-        calls_of(item[key], f"{name}.{key}", row.message_keys)
-        for key in ("tool_calls", "function_call")
-        if item.get(key)
-    ]
-    if len(found) == 2 and [(c.name, c.arguments) for c in found[0]] != [(c.name, c.arguments) for c in found[1]]:
-        raise BadRow(f"{name}.function_call", "calls something else than tool_calls beside it: keep one of them")
-    return found[0] if found else []
+    """A turn's calls, under the new key or an old one; under several they are the same calls, written twice."""
+    found = {key: calls_of(item[key], f"{name}.{key}", row.message_keys) for key in _CALLED if item.get(key)}
+    first, *others = found or [""]
+    for key in others:
+        if [(c.name, c.arguments) for c in found[first]] != [(c.name, c.arguments) for c in found[key]]:
+            raise BadRow(f"{name}.{key}", f"calls something else than {first} beside it: keep one of them")
+    return found.get(first, [])
 
 
 def _word(item: Mapping[str, Any], key: str, name: str) -> str | None:
@@ -257,9 +325,12 @@ def _learn(item: Mapping[str, Any], name: str) -> bool | None:
 def _bare(content: str, role: Role, name: str, row: Row) -> str:
     """The words of a turn that stands in a chat template's own markers a second time."""
     found = unwrap(content, name)
-    if found is None or not found.control:
-        return content
-    if found.open or len(found.turns) != 1 or found.turns[0].role != role:
+    if found is None or not (found.control or found.open):
+        return row.without_begin(content)
+    # Words that ask for an answer, as alpaca's headings do, stand in the user's turn; control tokens around any one turn.
+    asks = found.open and not found.control
+    turn = found.turns[0]
+    if found.open != asks or len(found.turns) != 1 or turn.role != role or turn.reasoning_content is not None:
         raise BadRow(
             name, f"begins with {found.template}'s markers and holds more than the {role}'s turn: take the markers off"
         )

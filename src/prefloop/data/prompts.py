@@ -1,7 +1,7 @@
-"""The prompt of a row: the column that holds it, and the columns that stand around it in every layout.
+"""The prompt of a row: the column that holds it, and the other columns that may hold it.
 
-``system``, ``system_prompt`` or ``system_message`` stand in front, ``history`` after them, ``tools`` or ``functions`` beside.
-An empty one counts as absent; one of another type, or a second system turn of another text, refuses the row.
+An ``instruction`` is followed by its ``input`` or ``context``. Two columns that both hold a prompt (``instruction`` beside
+``question``) refuse the row, unless one says what the other says; what stands around every prompt is in ``surroundings``.
 """
 
 from __future__ import annotations
@@ -10,29 +10,47 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefloop.data.check import BadRow, check_prompt, check_text, json_type
-from prefloop.data.messages import is_messages, messages_of, refuse_media
+from prefloop.data.check import BadRow, check_prompt, check_text
+from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.row import Row
-from prefloop.data.tools import tools_of
-from prefloop.data.transcripts import PARSED, literal, transcript_of
+from prefloop.data.surroundings import around, says
+from prefloop.data.transcripts import transcript_of
 from prefloop.records import Conversation, Message
 
 TEXTS = ("prompt", "question", "instruction", "query")
 """Columns that hold a prompt, most telling first."""
-CONVERSATIONS = ("messages", "conversations", "conversation")
+CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "trajectory")
 """Columns that hold turns."""
-SYSTEMS = ("system", "system_prompt", "system_message")
+ANSWERS = ("response", "completion", "output", "answer")
+"""Columns that hold an answer."""
 _BESIDE = ("input", "context")
 """Columns that follow the instruction."""
+_NO_INPUT = ("<noinput>", "<no input>")
+"""Alpaca's word for an instruction without an input."""
 
 
 def prompt_column(row: Mapping[str, Any]) -> str | None:
     """The column that holds a row's prompt: a text, or turns."""
-    found = next((key for key in TEXTS if row.get(key) is not None), None)
+    found = next((key for key in TEXTS if row.get(key) is not None and not written_out(row, key)), None)
     found = found or next((key for key in CONVERSATIONS if row.get(key) not in (None, [], "")), None)
     if found is None and is_messages(row.get("context")):
         return "context"
     return found or ("input" if row.get("input") is not None else None)
+
+
+def written_out(row: Mapping[str, Any], key: str) -> bool:
+    """Whether a column is the other columns put together, the answer at its end: no prompt, but what a trainer once read."""
+    whole = row.get(key)
+    if not isinstance(whole, str):
+        return False
+    asked = [words for name in TEXTS if name != key and isinstance(words := row.get(name), str) and words.strip()]
+    for answer in (row[name].strip() for name in ANSWERS if isinstance(row.get(name), str)):
+        before = whole.rstrip().removesuffix(answer).rstrip()
+        # A heading or a marker stands before it: a question may end in a word that is its answer.
+        ends = answer and whole.rstrip().endswith(answer) and before.endswith((":", "]", ">"))
+        if ends and any(words.strip() in before for words in asked):
+            return True
+    return False
 
 
 def prompt_of(row: Row, key: str | None = None) -> Conversation:
@@ -46,8 +64,23 @@ def prompt_of(row: Row, key: str | None = None) -> Conversation:
         turns = _beside(row, key, turns)
         turns = _fuller(row, turns)
     found = around(row, turns)
+    leave_prompts(row, key, found)
     check_prompt(found, key)
     return found
+
+
+def leave_prompts(row: Row, key: str, turns: Sequence[Message]) -> None:
+    """Leave out the other columns of a prompt where the prompt says what they say; refuse one that asks something else."""
+    for other in TEXTS:
+        if other == key or other not in row.unused:
+            continue
+        if not written_out(row, other) and not says(turns, row[other]):
+            raise BadRow(
+                other,
+                f"stands beside '{key}', and nothing says how the two make one prompt: write them into one column, "
+                f"name one 'system' where it stands in front, or rename it (to '{other}_note') where it is no part of the prompt",
+            )
+        row.repeats(other)
 
 
 def turns_at(row: Row, key: str, given: Any) -> list[Message]:
@@ -61,9 +94,9 @@ def turns_at(row: Row, key: str, given: Any) -> list[Message]:
         return messages_of(given, key, row)
     if isinstance(given, dict) and is_messages([given]):
         return messages_of([given], key, row)
-    text = check_text(given, key)
+    text = row.check_cell(check_text(given, key), key)
     found = transcript_of(text, key, row)
-    return [Message("user", text)] if found is None else found.turns
+    return [Message("user", check_text(row.without_begin(text), key))] if found is None else found.turns
 
 
 def raw_text(row: Row) -> str | None:
@@ -77,7 +110,7 @@ def conversation_of(row: Row, key: str) -> Conversation:
     """The turns of a column that holds a whole conversation, with what stands around it."""
     given = row.take(key)
     if isinstance(given, str):
-        found = transcript_of(check_text(given, key), key, row)
+        found = transcript_of(check_text(given, key), key, row, whole=True)
         if found is None:
             raise BadRow(key, "is text, expected a list of messages")
         if found.open:
@@ -86,80 +119,17 @@ def conversation_of(row: Row, key: str) -> Conversation:
     return around(row, messages_of(given, key, row))
 
 
-def around(row: Row, turns: Sequence[Message], tools: Any = None, history: bool = True) -> Conversation:
-    """``turns`` after the row's system text and history, with its tools; without ``history`` where that column is the prompt itself."""
-    refuse_media(row)
-    system = _system(row)
-    before = _history(row) if history else []
-    own = [turn for turn in turns if turn.role == "system"]
-    if before and own and turns[0].role == "system":
-        before, turns = [turns[0], *before], turns[1:]
-    whole = [*before, *turns]
-    if system is not None:
-        first = next((turn for turn in whole if turn.role == "system"), None)
-        if first is None:
-            whole.insert(0, Message("system", system))
-        elif first.content.strip() != system.strip():
-            raise BadRow(
-                next(key for key in SYSTEMS if row.get(key)),
-                "says something else than the system turn beside it: keep one",
-            )
-    schemas = tools_of(tools, "input.tools") if tools is not None else []
-    for key in ("tools", "functions"):
-        if key in row and (found := tools_of(row.take(key), key)):
-            if schemas and schemas != found:
-                raise BadRow(key, "offers other tools than the other column of tools: keep one")
-            schemas = found
-    return Conversation(whole, schemas)
-
-
-def _system(row: Row) -> str | None:
-    texts = {key: text for key in SYSTEMS if (text := row.optional(key)) is not None}
-    if len({text.strip() for text in texts.values()}) > 1:
-        first, second, *_ = texts
-        raise BadRow(second, f"says something else than '{first}': keep one")
-    return next(iter(texts.values()), None)
-
-
-def _history(row: Row) -> list[Message]:
-    """Earlier turns: pairs of user and assistant texts, or messages."""
-    if "history" not in row:
-        return []
-    value = row.take("history")
-    if isinstance(value, str) and value.strip():
-        row.say(PARSED)
-        value = literal(value, "history") or value
-    if value == "" or value == []:
-        return []
-    if is_messages(value):
-        return messages_of(value, "history", row)
-    if not isinstance(value, list):
-        raise BadRow("history", f"is {json_type(value)}, expected a list of [user text, assistant text] or of messages")
-    turns = []
-    for index, pair in enumerate(value):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow(f"history.{index}", f"is {json_type(pair)}, expected [user text, assistant text]")
-        turns.append(Message("user", check_text(pair[0], f"history.{index}.0")))
-        turns.append(Message("assistant", check_text(pair[1], f"history.{index}.1")))
-    return turns
-
-
 def _beside(row: Row, key: str, turns: list[Message]) -> list[Message]:
     """The instruction and, on a new line, its input, as in LLaMA-Factory."""
+    if key != "instruction":
+        return turns
     for other in _BESIDE:
-        if other not in row or (other == "context" and not isinstance(row[other], str)):
-            continue
-        if key == "instruction":
+        if other in row and not is_messages(row[other]):
             text = row.optional(other)
-        elif not isinstance(row[other], str) or not row[other].strip():
-            continue
-        else:
-            raise BadRow(
-                other,
-                f"stands beside '{key}', and nothing says where it belongs: put it into '{key}', or rename the column",
-            )
-        if text is not None:
-            turns = [*turns[:-1], dataclasses.replace(turns[-1], content=f"{turns[-1].content}\n{text}")]
+            if text is not None and text.strip().casefold() in _NO_INPUT:
+                row.say("inputs that say <noinput> read as none")
+            elif text is not None:
+                turns = [*turns[:-1], dataclasses.replace(turns[-1], content=f"{turns[-1].content}\n{text}")]
     return turns
 
 

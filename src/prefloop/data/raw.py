@@ -147,4 +147,4 @@ def finite(text: str) -> float:
 
 def no_constant(name: str) -> float:
     """Raises ``Refused``: NaN and Infinity are no JSON."""
-    raise Refused(f"{name} is not a JSON value")
+    raise Refused(f"holds {name}, which is no JSON: write null, or leave the key out")

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, cast
 
 from prefloop.console import listed
+from prefloop.data.answers import LONG_PROMPT
 from prefloop.data.check import (
     DEEPEST,
     BadRow,
@@ -24,12 +25,11 @@ from prefloop.data.check import (
 )
 from prefloop.data.convert import SOURCES
 from prefloop.data.files import read_rows
-from prefloop.data.json_rows import described, wrapped
+from prefloop.data.json_rows import columnar, described, wrapped
 from prefloop.data.judged import measured, signed
 from prefloop.data.layouts import LAYOUTS, Layout, fitting
 from prefloop.data.layouts.rated import Scored, joined
 from prefloop.data.raw import RawRow
-from prefloop.data.responses import LONG_PROMPT
 from prefloop.data.row import Habits, Notes, Row
 from prefloop.data.seen import Seen
 from prefloop.data.source import Source
@@ -57,7 +57,9 @@ class Sample:
         if not self._rows:
             found = [Finding(row.number, None, "", row.problem or "") for row in self._first]
             shown = "\n".join(faults(found))
-            raise DataError(f"{self.path}: not one of the first {len(self._first)} rows is a JSON object\n{shown}")
+            raise DataError(f"{self.path}: not one of the first {len(self._first)} rows can be read\n{shown}")
+        if len(self._first) == 1 and columnar(dict(self._rows[0])):
+            raise DataError(f"{self.path} {described(dict(self._rows[0]), str(self.path))}")
         fits = Counter(name for row in self._rows for name in fitting(row))
         best = [name for name, count in fits.items() if count == max(fits.values())]
         if len(best) == 1:

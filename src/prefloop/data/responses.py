@@ -1,17 +1,15 @@
-"""The answers of a row, wherever their prompt stands: beside them, in front of them in each, or nowhere but there."""
+"""What a row's answers and their prompt make: pairs, thumbs, demonstrations; and the prompt of answers that hold it themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, check_text, number_of, truth_of
+from prefloop.data.answers import Answer, answer_of, is_setting
+from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, number_of, truth_of
 from prefloop.data.judged import verdict
-from prefloop.data.messages import is_messages, messages_of
-from prefloop.data.prompts import CONVERSATIONS, around, context, last_answer, prompt_of, raw_text, same
+from prefloop.data.prompts import CONVERSATIONS, context, last_answer, prompt_of, same, turns_at
 from prefloop.data.row import Row
-from prefloop.data.transcripts import parse_hh, transcript_of
+from prefloop.data.surroundings import around
 from prefloop.records import Comparison, Conversation, Demonstration, Message, Rating, Response, Thumb, Vote
 
 _COPIES = ("raw_chosen", "raw_rejected")
@@ -25,8 +23,6 @@ _SCORES = (
     ("chosen_avg_rating", "rejected_avg_rating"),
     ("chosen_rm_score", "rejected_rm_score"),
 )
-LONG_PROMPT = 4
-"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back, or define a word."""
 OTHER_ANSWERS = (
     "chosen",
     "rejected",
@@ -41,103 +37,6 @@ OTHER_ANSWERS = (
 )
 """Columns of answers that stand in the row of no demonstration."""
 _VERDICTS = ("winner", "preferred", "preference", "choice", "better", "label")
-_SENTENCE_ENDS = frozenset(".?!:;…。？！：")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The turns of an answer, and those of its prompt as they stood before it (none where they did not)."""
-
-    turns: list[Message]
-    before: list[Message]
-
-
-def answer_of(row: Row, key: str, prompt: Conversation) -> Answer:
-    """The answer under ``key``: text, an assistant message, messages, with or without the prompt before it."""
-    return answer_in(row, row.take(key), key, prompt)
-
-
-def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
-    """The answer that a value is; ``key`` is what it is called in what is said of it."""
-    if isinstance(value, dict | list):
-        if isinstance(value, dict):
-            value = [value]
-        return _split(messages_of(value, key, row), prompt, key)
-    text = check_text(value, key)
-    found = transcript_of(text, key, row)
-    if found is not None and not found.open:
-        return _split(found.turns, prompt, key)
-    if found is not None:
-        raise BadRow(key, "ends where the assistant should answer: the answer is empty")
-    if text.startswith("\n\nAssistant:"):
-        row.say("Human/Assistant transcripts read as turns")
-        return _split(parse_hh(text, key), prompt, key)
-    return Answer([Message("assistant", check_text(_own_words(row, row.without_end(text), key, prompt), key))], [])
-
-
-def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
-    """An answer's text without the prompt before it, where the file writes both."""
-    asked = [words.strip() for words in (raw_text(row), prompt[-1].content) if words and words.strip()]
-    found = next((words for words in sorted(asked, key=len, reverse=True) if _begins(text, words)), None)
-    row.begins.append(0 if found is None else len(found.split()))
-    if found is None or row.habits.repeats_prompt is None:
-        return text
-    if row.habits.repeats_prompt:
-        return text.strip()[len(found) :].strip()
-    if row.begins[-1] >= LONG_PROMPT:
-        raise BadRow(
-            key,
-            "begins with its prompt, as most answers of this file do not: take the prompt off, or leave the row out",
-        )
-    row.begins[-1] = 0
-    return text
-
-
-def _begins(text: str, prompt: str) -> bool:
-    """Whether a text repeats its prompt and then begins anew; one that goes on with the prompt's own sentence answers it."""
-    own = text.strip()
-    rest = own[len(prompt) :]
-    if not own.startswith(prompt) or not rest:
-        return False
-    if prompt[-1] in _SENTENCE_ENDS:
-        return rest[0] not in _SENTENCE_ENDS
-    after = rest.lstrip()
-    return len(after) < len(rest) and ("\n" in rest[: len(rest) - len(after)] or not after[0].islower())
-
-
-def _split(turns: list[Message], prompt: Conversation, key: str) -> Answer:
-    """An answer's turns apart from those of its prompt before them."""
-    if turns[0].role == "assistant":
-        check_answer(turns, key)
-        return Answer(turns, [])
-    for before in _prompts_in(turns, prompt):
-        rest = turns[len(before) :]
-        if not rest:
-            raise BadRow(key, f"ends with the {turns[-1].role}'s turn, expected the assistant's")
-        check_answer(rest, key)
-        return Answer(rest, before)
-    if turns[-1].role != "assistant":
-        raise BadRow(key, f"ends with the {turns[-1].role}'s turn, expected the assistant's")
-    raise BadRow(key, "holds turns before the response that are not the prompt's")
-
-
-def _prompts_in(turns: list[Message], prompt: Conversation) -> list[list[Message]]:
-    """The turns before an answer that are its prompt, or say more than the prompt's own column."""
-    own = [turn for turn in prompt if turn.role != "system"]
-    has_system = len(own) < len(prompt)
-    found = []
-    if same(turns[: len(prompt)], prompt):
-        found.append(turns[: len(prompt)])
-    elif has_system and same(turns[: len(own)], own):
-        found.append(turns[: len(own)])
-    elif not has_system and turns[0].role == "system" and same(turns[1 : len(own) + 1], own):
-        found.append(turns[: len(own) + 1])
-    elif len(own) == 1:
-        # The column holds the last question of a longer conversation.
-        last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
-        if last >= 0 and same([turns[last]], own):
-            found.append(turns[: last + 1])
-    return found
 
 
 def whole_prompt(prompt: Conversation, answers: Sequence[Answer], keys: Sequence[str]) -> Conversation:
@@ -204,6 +103,12 @@ def comparison(
     responses = [Response.of(turns, row.source) for turns in (chosen, rejected)]
     check_distinct(responses[0].text, responses[1].text, first, second)
     _check_verdicts(row, second)
+    for column in ("reasoning_content", "thinking"):
+        if column in row.unused and not is_setting(row, column):
+            raise BadRow(
+                column,
+                f"stands beside two answers: name it '{first}_reasoning' or '{second}_reasoning' after the one that it led to",
+            )
     row.repeats(*_COPIES)
     leave_copies(row, prompt, (chosen, rejected))
     vote = Vote(row.source, 0, strength_of(row))
@@ -236,7 +141,9 @@ def two_responses(row: Row, prompt: Conversation, first: str, second: str) -> tu
     answers = [answer_of(row, key, prompt) for key in (first, second)]
     responses = [Response.of(answer.turns, row.source) for answer in answers]
     check_distinct(responses[0].text, responses[1].text, first, second)
-    return whole_prompt(prompt, answers, (first, second)), responses
+    prompt = whole_prompt(prompt, answers, (first, second))
+    leave_copies(row, prompt, [answer.turns for answer in answers])
+    return prompt, responses
 
 
 def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]]) -> None:
@@ -246,8 +153,8 @@ def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]
         value = row[key]
         if value == [] or value == "":
             row.repeats(key)
-        elif is_messages(value):
-            turns = [turn for turn in messages_of(value, key, row) if turn.role != "system"]
+        else:
+            turns = [turn for turn in turns_at(row, key, value) if turn.role != "system"]
             if not any(same(turns, [*own, *answer]) for answer in (*answers, [])):
                 raise BadRow(key, "is another conversation than the prompt and its answers: keep one of them")
             row.repeats(key)
@@ -295,6 +202,7 @@ def beside(row: Row, key: str, prompt_key: str | None = None) -> tuple[Conversat
 
 def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Rating:
     """An answer with the file's thumb."""
+    leave_copies(row, prompt, [turns])
     return Rating(
         row.id, prompt, Response.of(turns, row.source), [Thumb(row.source, "up" if up else "down")], row.meta()
     )

@@ -7,6 +7,7 @@ file's :class:`Notes` count it once the row is accepted.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ from typing import Any
 
 from prefloop.console import counted, listed
 from prefloop.data.check import BadRow, check_text, field_of, json_type
-from prefloop.data.templates_seen import end_cut
+from prefloop.data.markers import begin_cut, end_cut
 
+_MISSING = ("nan", "NaN", "None", "<NA>", "NaT", "NULL")
+_TABLE = re.compile(r"\.(?:csv|tsv)(?:\.\w+)?\Z")
 _OWN_META = frozenset({"id", "meta"})
 
 
@@ -86,6 +89,16 @@ class Row(dict[str, Any]):
         self.message_keys: dict[str, None] = {}
         self.begins: list[int] = []
         """Of every answer given as text: how many words of its prompt it begins with, 0 where it does not."""
+        self.offered: dict[str, list[dict[str, Any]]] = {}
+        """Tools that turns of the row offer themselves, by where they stand."""
+        self.tools: list[dict[str, Any]] | None = None
+        """The tools of the row's prompt, once it was read."""
+        self.transcript = False
+        """Whether one of its texts was a transcript, whose markers may stand before other texts as well."""
+        self.templated = False
+        """Whether control tokens stood around one of its texts, so that an end marker after an answer is one."""
+        self.thinks = False
+        """Whether its prompt is open within the assistant's thoughts."""
         self.ended: list[bool] = []
         """Of every answer, whether an end-of-turn marker stands after it."""
         self._used: set[str] = set()
@@ -124,20 +137,43 @@ class Row(dict[str, Any]):
         self._used.update(keys)
         self._kept.update(keys)
 
+    def offer(self, tools: list[dict[str, Any]], name: str) -> None:
+        """A turn offers tools. ``BadRow`` where the prompt, already read, offers others."""
+        if self.tools is not None and tools != self.tools:
+            raise BadRow(name, "offers other tools than the prompt: write them into a column 'tools'")
+        self.offered[name] = tools
+
     def say(self, what: str) -> None:
         """Something was done to this row."""
         self.done[what] = None
+
+    def check_cell(self, text: str, name: str) -> str:
+        """A text of the row. ``BadRow`` for what pandas writes into a CSV in the place of a text that is missing."""
+        if text.strip() in _MISSING and _TABLE.search(self.source):
+            raise BadRow(
+                name,
+                f"is {text.strip()!r}, which stands for a missing text in CSV: leave the row out, or write the text",
+            )
+        return text
+
+    def without_begin(self, text: str) -> str:
+        """A text without the tokens that begin a sequence: the model's own tokenizer or template writes them."""
+        cut, markers = begin_cut(text, html=True)
+        for marker in markers:
+            self.say(f"tokens that begin a sequence ({marker}) taken off texts")
+        return cut if markers else text
 
     def without_end(self, text: str) -> str:
         """An answer without the end-of-turn markers after it, where the file writes them: the model's own template writes one.
 
         Where most answers of the file have none, they are words of this one. An answer of nothing else is empty either way.
         """
+        text = self.without_begin(text)
         cut, markers = end_cut(text)
         self.ended.append(bool(markers))
         if not markers or self.habits.marks_ends is None:
             return text
-        if not self.habits.marks_ends and cut.strip():
+        if not self.habits.marks_ends and not self.templated and cut.strip():
             self.say(f"answers that end with {markers[0]} kept as they are: most answers of this file do not")
             return text
         for marker in markers:

@@ -16,8 +16,9 @@ from prefloop.errors import DataError
 _BATCH = 512
 """Rows that are made Python objects at a time."""
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_SEPARATOR = re.compile(r'\ufeff?"?sep=([^\w\s"]|\t)"?\r?\n?\Z')
 TEXT = {".csv": ",", ".tsv": "\t"}
-"""By ending, the sign between cells; a header of one cell with semicolons or tabs in it tells another one."""
+"""By ending, the sign between cells; a header of one cell with semicolons, tabs or bars in it tells another one, and so does a line ``sep=;`` before it."""
 
 
 def parquet(path: Path) -> Iterator[RawRow]:
@@ -109,8 +110,10 @@ def separated(path: Path, stream: io.BufferedReader, between: str) -> Iterator[R
     csv.field_size_limit(sys.maxsize)
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
     first = text.readline()
-    if between not in first:
-        between = next((sign for sign in ";\t" if sign in first), between)
+    if (told := _SEPARATOR.match(first)) is not None:  # Excel's first line says the sign.
+        between, first = told.group(1), text.readline()
+    elif between not in first:
+        between = next((sign for sign in ";\t|" if sign in first), between)
     head = _head(path, first, text, between)
     if head is None:
         return

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import itertools
 import json
+import tokenize
+import warnings
 from typing import Any
 
 from prefloop.console import listed
@@ -23,6 +28,26 @@ def parsed(text: str) -> Any:
     return value
 
 
+def spelt(text: str) -> Any:
+    """What a text spells as JSON or as Python's repr, as pandas writes lists into CSV; ``None`` where it spells nothing."""
+    value = parsed(text)
+    if value is not None or not text.lstrip().startswith(("[", "{", "(")):
+        return value
+    try:
+        # NumPy prints no commas between texts, which Python would read as one text.
+        kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline)]
+        if any(a == b == tokenize.STRING for a, b in itertools.pairwise(kind for kind in kinds if kind != tokenize.NL)):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Through JSON, so that tuples, bytes and numbers as keys go no further.
+            value = json.loads(json.dumps(ast.literal_eval(text.strip()), allow_nan=False))
+        check_strings(value)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
+        return None
+    return value
+
+
 def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
     """The JSON schemas in a column of tools: a list, one object, or either as JSON text. Empty ones give none.
 
@@ -31,7 +56,7 @@ def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
     if isinstance(value, str):
         if not value.strip():
             return []
-        text, value = value, parsed(value)
+        text, value = value, spelt(value)
         if value is None:
             raise BadRow(name, f"is text that is no JSON ({text[:40]!r}), expected a list of tools")
     if isinstance(value, dict):
@@ -42,10 +67,11 @@ def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _tool(value: Any, name: str) -> dict[str, Any]:
+    given = value
     if isinstance(value, str):
-        value = parsed(value)
+        value = spelt(value)
     if not isinstance(value, dict):
-        raise BadRow(name, f"is {json_type(value)}, expected a tool's JSON schema")
+        raise BadRow(name, f"is {_shown(given)}, expected a tool's JSON schema")
     wrapped = value.get("function")
     if wrapped is None:
         check_text(value.get("name", ""), f"{name}.name")
@@ -54,6 +80,10 @@ def _tool(value: Any, name: str) -> dict[str, Any]:
         raise BadRow(f"{name}.function", f"is {json_type(wrapped)}, expected an object")
     check_text(wrapped.get("name", ""), f"{name}.function.name")
     return {"type": "function", **value}
+
+
+def _shown(value: Any) -> str:
+    return f"the text {value[:40]!r}" if isinstance(value, str) else json_type(value)
 
 
 def calls_of(value: Any, name: str, unused: dict[str, None]) -> list[ToolCall]:
@@ -70,10 +100,10 @@ def calls_of(value: Any, name: str, unused: dict[str, None]) -> list[ToolCall]:
 
 
 def _call(value: Any, name: str, unused: dict[str, None]) -> ToolCall:
-    if isinstance(value, str):
-        value = parsed(value)
-    if not isinstance(value, dict):
-        raise BadRow(name, f"is {json_type(value)}, {_EXPECTED_CALL}")
+    read = parsed(value) if isinstance(value, str) else value
+    if not isinstance(read, dict):
+        raise BadRow(name, f"is {_shown(value)}, {_EXPECTED_CALL}")
+    value = read
     kind, function = value.get("type") or "function", value.get("function") or value
     if kind != "function" or not isinstance(function, dict):
         raise BadRow(name, f"is a call of type {str(kind)[:40]!r}, {_EXPECTED_CALL}")

@@ -2,10 +2,7 @@ r"""Whole conversations written as one text: hh-rlhf's ``\n\nHuman: … \n\nAssi
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +10,17 @@ from prefloop.data.check import BadRow, check_strings, check_text
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import unwrap
+from prefloop.data.tools import spelt
 from prefloop.records import Message, Role
 
 PARSED = "messages written as a string, parsed"
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_TURN = re.compile(r"(?:\r?\n){2}(Human|Assistant):")
+_HH_OPEN = re.compile(r"(?:\r?\n){2}Assistant:\s*\Z")
+_HH_BEGIN = re.compile(r"(?:\r?\n){2}Human:|\s*Human:.*?(?:\r?\n){2}Assistant:", re.DOTALL)
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 # Python's repr escapes line breaks within strings, so one between two braces stands between two objects (as numpy prints them).
 _NUMPY = re.compile(r"\}\s*\n\s*\{")
+_ONE = re.compile(r"""\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _LISTED = re.compile(r"\s*\[\s*\{")
 
 
@@ -29,28 +30,38 @@ class Transcript:
 
     turns: list[Message]
     open: bool = False
+    weak: bool = False
+    """Whether its markers are words that a person's text, such as a dialogue, may begin with as well."""
 
 
-def transcript_of(text: str, name: str, row: Row) -> Transcript | None:
-    """The conversation that a text holds; ``None`` where it is plain text. What was done is said to the row."""
+def transcript_of(text: str, name: str, row: Row, whole: bool = False) -> Transcript | None:
+    """The conversation that a text holds; ``None`` where it is plain text. What was done is said to the row.
+
+    A text that must be a ``whole`` conversation has words as its markers that would be a person's elsewhere.
+    """
     if _LISTED.match(text) and (listed := literal(text, name)) is not None:
         row.say(PARSED)
         return Transcript(messages_of(listed, name, row))
+    if _ONE.match(text) and is_messages([one := spelt(text)]):
+        row.say(PARSED)
+        return Transcript(messages_of([one], name, row))
     if is_hh(text):
         row.say("Human/Assistant transcripts read as turns")
-        open = text.rstrip().endswith("\n\nAssistant:")
-        return Transcript(parse_hh(text.rstrip().removesuffix("\n\nAssistant:") if open else text, name), open)
-    if (found := unwrap(text, name)) is not None:
+        open = _HH_OPEN.search(text) is not None
+        row.transcript = True
+        words = text.rstrip().removesuffix("Assistant:") if open else text
+        return Transcript(parse_hh(words, name), open, weak=not text.startswith(("\n", "\r")))
+    if (found := unwrap(text, name)) is not None and (whole or not found.weak):
         row.say(f"{found.template} markers in texts, unwrapped into messages")
-        return Transcript(found.turns, found.open)
+        row.transcript, row.thinks = True, row.thinks or found.thinks
+        row.templated = row.templated or found.control
+        return Transcript(found.turns, found.open, found.weak)
     return None
 
 
 def is_hh(value: Any) -> bool:
     r"""Whether a value is hh-rlhf's text: it begins with ``\n\nHuman:``, or with ``Human:`` and has an ``Assistant:`` further on."""
-    if not isinstance(value, str):
-        return False
-    return value.startswith("\n\nHuman:") or (value.lstrip().startswith("Human:") and "\n\nAssistant:" in value)
+    return isinstance(value, str) and _HH_BEGIN.match(value) is not None
 
 
 def parse_hh(text: str, name: str) -> list[Message]:
@@ -67,26 +78,12 @@ def literal(text: str, name: str) -> list[Any] | None:
 
     Raises ``BadRow`` for one that begins so and cannot be parsed.
     """
-    value = _parsed(text)
+    value = spelt(text)
     if value is None:
-        value = _parsed(_NUMPY.sub("}, {", text))
+        value = spelt(_NUMPY.sub("}, {", text))
     if is_messages(value):
         check_strings(value, name)
         return list(value)
     if value is None and re.match(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""", text):
         raise BadRow(name, "looks like a list of messages written as a string and cannot be parsed: write it as a list")
     return None
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Through JSON, so that tuples, bytes and numbers as keys go no further.
-            return json.loads(json.dumps(ast.literal_eval(text.strip()), allow_nan=False))
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return None

@@ -9,11 +9,11 @@ in two ways is asked about.
 from __future__ import annotations
 
 from prefloop.data import argilla_rows, judged
-from prefloop.data.layouts import choices, general, own, published, rated, recognise, written
-from prefloop.data.layouts.general import ANSWERS, PAIRS
+from prefloop.data.layouts import choices, compared, general, own, published, rated, recognise, written
+from prefloop.data.layouts.general import PAIRS
 from prefloop.data.layouts.layout import Layout
 from prefloop.data.layouts.recognise import Columns
-from prefloop.data.prompts import CONVERSATIONS, TEXTS
+from prefloop.data.prompts import ANSWERS, CONVERSATIONS, TEXTS
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating
 
 __all__ = ["LAYOUTS", "Layout", "fitting"]
@@ -85,6 +85,44 @@ _PUBLISHED = (
         rated.is_scored,
         rated.read_scored,
         tells=("prompt", "question", "instruction", *rated.LISTS),
+    ),
+    Layout(
+        "stack_exchange",
+        "question, answers of {text, pm_score}",
+        _PAIRS,
+        compared.is_stack_exchange,
+        compared.read_stack_exchange,
+        tells=("question", "answers"),
+    ),
+    Layout(
+        "rated_lists",
+        "prompt, generations | responses | completions | answers as texts, rating | ratings | scores as numbers",
+        _PAIRS,
+        compared.is_listed,
+        compared.read_listed,
+        tells=(*TEXTS, "input", "generations", "responses", "completions", "answers", "rating", "ratings", "scores"),
+    ),
+    Layout(
+        "webgpt",
+        "question of {full_text}, answer_0, answer_1, score_0, score_1",
+        _PAIRS,
+        compared.is_webgpt,
+        compared.read_webgpt,
+        tells=("question", "answer_0", "answer_1", "score_0", "score_1"),
+    ),
+    Layout(
+        "summarize_from_feedback",
+        "info, summaries, choice",
+        _PAIRS,
+        compared.is_summaries,
+        compared.read_summaries,
+    ),
+    Layout(
+        "xlam",
+        "query, tools, answers as calls",
+        (Demonstration,),
+        compared.is_xlam,
+        compared.read_xlam,
     ),
     Layout(
         "arena",
@@ -242,11 +280,11 @@ _GENERAL = (
     ),
     Layout(
         "question_pairs",
-        "question | query, chosen, rejected [+ system]",
+        "question | query | input, chosen, rejected [+ system]",
         _PAIRS,
-        recognise.asked("question", "query"),
+        recognise.asked("question", "query", "input"),
         general.read_pair,
-        tells=("question", "query", *_PAIR_NAMES),
+        tells=("question", "query", "input", *_PAIR_NAMES),
     ),
     Layout(
         "sharegpt_pairs",
@@ -258,11 +296,11 @@ _GENERAL = (
     ),
     Layout(
         "messages_pairs",
-        "messages, chosen, rejected",
+        "messages | trajectory, chosen, rejected",
         _PAIRS,
-        recognise.asked("messages"),
+        recognise.asked("messages", "trajectory"),
         general.read_pair,
-        tells=("messages", *_PAIR_NAMES),
+        tells=("messages", "trajectory", *_PAIR_NAMES),
     ),
     Layout(
         "swift_pairs",
@@ -298,11 +336,11 @@ _GENERAL = (
     ),
     Layout(
         "messages",
-        "messages of {role, content}",
+        "messages of {role, content} | contents of {role, parts}",
         _TURNS,
-        recognise.turns_alone("messages"),
+        recognise.turns_alone("messages", "contents"),
         general.read_messages,
-        tells=("messages",),
+        tells=("messages", "contents"),
     ),
     Layout("prompt_completion", "prompt, completion", (Demonstration,), recognise.is_completion, general.read_prompted),
     Layout(

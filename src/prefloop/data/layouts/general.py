@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop.console import listed
+from prefloop.data.answers import THOUGHTS, answer_in, answer_of, is_setting, with_thoughts
 from prefloop.data.check import BadRow, check_prompt, check_text, json_type
 from prefloop.data.judged import verdict
-from prefloop.data.messages import ROLES, is_messages, messages_of
+from prefloop.data.messages import ROLES, exchange_keys, is_messages, messages_of, speaker_key
 from prefloop.data.prompts import (
+    ANSWERS,
     CONVERSATIONS,
     TEXTS,
-    around,
     conversation_of,
     prompt_column,
     prompt_of,
@@ -20,19 +21,19 @@ from prefloop.data.prompts import (
     turns_at,
 )
 from prefloop.data.responses import (
-    answer_in,
-    answer_of,
     answered,
     beside,
     common_start,
     comparison,
     demonstration,
     imitated,
+    leave_copies,
     paired,
     rating,
     whole_prompt,
 )
 from prefloop.data.row import Row
+from prefloop.data.surroundings import around, says
 from prefloop.data.transcripts import parse_hh, transcript_of
 from prefloop.records import Conversation, Message, Prompt, Record
 
@@ -50,7 +51,6 @@ PREFERRED = ("response", "completion", "output")
 """Columns of an answer that is the preferred one where a rejected one stands beside it,"""
 REJECTED = ("rejected_response", "rejected")
 """under one of these names."""
-ANSWERS = ("response", "completion", "output", "answer")
 
 
 def pair_columns(row: Columns) -> tuple[str, str] | None:
@@ -98,7 +98,7 @@ def read_implicit(row: Row) -> Record:
 def _whole(row: Row, key: str) -> list[Message]:
     given = row.take(key)
     if isinstance(given, str):
-        found = transcript_of(check_text(given, key), key, row)
+        found = transcript_of(check_text(given, key), key, row, whole=True)
         if found is None or found.open:
             raise BadRow(key, "is text without a prompt: add a column 'prompt', or write messages")
         return found.turns
@@ -126,6 +126,11 @@ def read_thumb(row: Row) -> Record:
     up = verdict(row, must=True)
     if up is None:
         raise BadRow("label", f"is missing (found: {listed(row)}): nothing says whether the answer is good")
+    if "reasoning" in row and not is_setting(row, "reasoning"):
+        raise BadRow(
+            "reasoning",
+            "may be what the answer thought or why it was judged so: name it 'reasoning_content' or 'reason'",
+        )
     key, turns_key = row.first(*ANSWERS), row.first(*CONVERSATIONS)
     if key is not None and (turns_key is not None or has_prompt(row)):
         return rating(row, *beside(row, key, None if has_prompt(row) else turns_key), up)
@@ -134,7 +139,7 @@ def read_thumb(row: Row) -> Record:
     whole = conversation_of(row, turns_key)
     _leave_prompt(row, turns_key, whole)
     prompt, turns = answered(whole, turns_key)
-    return rating(row, prompt, turns, up)
+    return rating(row, prompt, with_thoughts(row, turns, THOUGHTS, turns_key), up)
 
 
 def read_alpaca(row: Row) -> Record:
@@ -164,7 +169,7 @@ def read_turns(row: Row, key: str) -> Record:
         check_prompt(turns, key)
         return Prompt(row.id, turns, row.meta())
     prompt, answer = answered(turns, key)
-    return imitated(row, prompt, answer)
+    return imitated(row, prompt, with_thoughts(row, answer, THOUGHTS, key))
 
 
 def read_conversations(row: Row) -> Record:
@@ -173,27 +178,26 @@ def read_conversations(row: Row) -> Record:
 
 
 def read_messages(row: Row) -> Record:
-    """OpenAI's."""
-    return read_turns(row, "messages")
+    """OpenAI's and Gemini's."""
+    return read_turns(row, row.first("messages", "contents") or "messages")
 
 
 def _leave_prompt(row: Row, key: str, turns: Conversation) -> None:
     """Leave out a prompt column that repeats one of the conversation's questions; refuse one that asks something else."""
-    column = row.first(*TEXTS)
-    if column is None:
-        return
-    asked = row[column]
-    if asked not in ("", []):
-        said = turns_at(row, column, asked)
-        if not any(same(said, turns[start : start + len(said)]) for start in range(len(turns))):
-            raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
-    row.repeats(column)
+    for column in (name for name in TEXTS if name in row):
+        asked = row[column]
+        if asked not in ("", []) and not says(turns, asked):
+            said = turns_at(row, column, asked)
+            if not any(same(said, turns[start : start + len(said)]) for start in range(len(turns))):
+                raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
+        row.repeats(column)
 
 
 def talks(value: Any) -> bool:
     """Whether a value is a conversation in which the assistant speaks."""
     return is_messages(value) and any(
-        ROLES.get(str(item.get("role", item.get("from"))).strip().casefold()) == "assistant" for item in value
+        exchange_keys(item) or ROLES.get(str(item.get(speaker_key(item) or "role")).strip().casefold()) == "assistant"
+        for item in value
     )
 
 
@@ -209,7 +213,7 @@ def _check_mask(row: Row) -> None:
 def read_text(row: Row) -> Record:
     """One text that is a whole conversation in a known template's markers."""
     text = row.text("text")
-    found = transcript_of(text, "text", row)
+    found = transcript_of(text, "text", row, whole=True)
     if found is None:
         raise BadRow(
             "text",
@@ -225,7 +229,9 @@ def read_text(row: Row) -> Record:
 
 def read_prompt(row: Row) -> Record:
     """A prompt alone."""
-    return Prompt(row.id, prompt_of(row), row.meta())
+    prompt = prompt_of(row)
+    leave_copies(row, prompt, [])
+    return Prompt(row.id, prompt, row.meta())
 
 
 def has_prompt(row: Columns) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop.data import check
+from prefloop.data.answers import answer_of
 from prefloop.data.check import BadRow, check_text, number_of, truth_of
 from prefloop.data.prompts import context, prompt_of
-from prefloop.data.responses import answer_of, whole_prompt
+from prefloop.data.responses import whole_prompt
 from prefloop.data.row import Row
 from prefloop.records import BestOf, Demonstration, Record, Response
 

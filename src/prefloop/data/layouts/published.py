@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from prefloop.data import argilla_rows
+from prefloop.data.answers import answer_of
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, number_of, truth_of
 from prefloop.data.layouts.choices import Choice, choice_in
 from prefloop.data.layouts.rated import extra_id_turns
 from prefloop.data.messages import messages_of
-from prefloop.data.prompts import around, prompt_of
-from prefloop.data.responses import answer_of, common_start, comparison, two_responses, whole_prompt
+from prefloop.data.prompts import prompt_of
+from prefloop.data.responses import common_start, comparison, leave_copies, two_responses, whole_prompt
 from prefloop.data.row import Row
-from prefloop.data.tools import parsed
+from prefloop.data.surroundings import around
+from prefloop.data.tools import spelt
 from prefloop.records import Comparison, Message, Prompt, Record, Response, Vote
 
+_LIST_OF_TEXTS = re.compile(r"""\s*\[\s*(?:'[^']*'|"[^"]*")\s*[\]'",]""")
 _WON = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
@@ -102,8 +106,8 @@ def read_arena(row: Row) -> Record:
         conversations = [messages_of(_list(row, key), key, row) for key in ("conversation_a", "conversation_b")]
         # MT-bench's judges saw the first turn alone where `turn` is 1; elsewhere it counts the turns that there are.
         turn = number_of(row.get("turn"))
-        if isinstance(turn, int) and turn > 0:
-            judged = [_until(each, turn) for each in conversations]
+        if turn is not None and turn > 0 and turn == int(turn):
+            judged = [_until(each, int(turn)) for each in conversations]
             if judged != conversations:
                 row.say("turns after the one that was judged (`turn`) left out")
             conversations = judged
@@ -118,6 +122,7 @@ def read_arena(row: Row) -> Record:
         Response.of(turns, _model(row, key)) for turns, key in zip(answers, ("model_a", "model_b"), strict=True)
     ]
     check_distinct(responses[0].text, responses[1].text, *keys)
+    leave_copies(row, prompt, answers)
     choice, why = _winner(row)
     judge = row.get("judge")
     if isinstance(judge, list) and all(isinstance(part, str) for part in judge):
@@ -133,7 +138,11 @@ def read_arena(row: Row) -> Record:
 
 def _list(row: Row, key: str) -> Any:
     value = row.take(key)
-    return parsed(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if not isinstance(found := spelt(value), list):
+        raise BadRow(key, f"is text that spells no list of messages ({value[:40]!r})")
+    return found
 
 
 def _until(turns: list[Message], turn: int) -> list[Message]:
@@ -146,7 +155,9 @@ def _texts(row: Row, key: str) -> list[str]:
     """The texts of a turn each: Arena's 55k writes them as JSON."""
     value = row.take(key)
     if isinstance(value, str):
-        found = parsed(value) if value.lstrip().startswith("[") else None
+        found = spelt(value) if value.lstrip().startswith("[") else None
+        if found is None and _LIST_OF_TEXTS.match(value):
+            raise BadRow(key, "looks like a list of texts written as a string and cannot be parsed: write it as JSON")
         value = found if isinstance(found, list) and found else [value]
     if not isinstance(value, list) or not value:
         raise BadRow(key, f"is {json_type(value) if value != [] else 'an empty list'}, expected a list of texts")
@@ -229,7 +240,7 @@ def read_mt_bench_question(row: Row) -> Record:
 
 def read_shp(row: Row) -> Record:
     """Stanford's SHP: two comments on a post, label 1 where the first has more votes."""
-    prompt = around(row, [Message("user", row.text("history"))], history=False)
+    prompt = around(row, [Message("user", row.text("history"))])
     prompt, responses = two_responses(row, prompt, "human_ref_A", "human_ref_B")
     label = number_of(row.take("labels"))
     if label not in (0, 1):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
+from prefloop.data.answers import answer_in
 from prefloop.data.check import BadRow, check_prompt, check_text, field_of, json_type, number_of
-from prefloop.data.prompts import TEXTS, around, prompt_of
-from prefloop.data.responses import answer_in
+from prefloop.data.prompts import TEXTS, prompt_of
 from prefloop.data.row import Row
+from prefloop.data.surroundings import around
 from prefloop.records import Comparison, Conversation, Message, Record, Response, Vote, prompt_key
 
 _HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -114,7 +115,7 @@ def read_ultrafeedback(row: Row) -> list[Record]:
     """Every two completions, by the mean of the fine-grained ratings, which the data's authors prefer, else by the overall score."""
     prompt = prompt_of(row, "instruction")
     listed = row.take("completions")
-    items = _objects(listed, "completions")
+    items = objects(listed, "completions")
     key = next((k for k in _ULTRAFEEDBACK if all(number_of(item.get(k)) is not None for item in items)), None)
     if key is None:
         raise BadRow("completions", f"have no number under {' or '.join(_ULTRAFEEDBACK)}: nothing says which is better")
@@ -131,7 +132,7 @@ def read_ultrafeedback(row: Row) -> list[Record]:
                 float(number_of(item[key]) or 0),
             )
         )
-    return _comparisons(row, prompt, answers, strong=True)
+    return comparisons(row, prompt, answers, strong=True)
 
 
 def is_nectar(row: Mapping[str, Any]) -> bool:
@@ -150,7 +151,7 @@ def read_nectar(row: Row) -> list[Record]:
     """Every two answers, the smaller rank the better."""
     prompt = prompt_of(row, "prompt")
     answers = []
-    for index, item in enumerate(_objects(row.take("answers"), "answers")):
+    for index, item in enumerate(objects(row.take("answers"), "answers")):
         name = f"answers.{index}"
         text = check_text(field_of(item, "answer", f"{name}.answer"), f"{name}.answer")
         rank = number_of(field_of(item, "rank", f"{name}.rank"))
@@ -158,7 +159,7 @@ def read_nectar(row: Row) -> list[Record]:
             raise BadRow(f"{name}.rank", f"is {json_type(item['rank'])}, expected a number")
         answers.append((Response(text, _source(item.get("model"), name, row), {"rank": item["rank"]}), -rank))
     row.say("votes are the better rank of two answers")
-    return _comparisons(row, prompt, answers, strong=False)
+    return comparisons(row, prompt, answers, strong=False)
 
 
 def is_scored(row: Mapping[str, Any]) -> bool:
@@ -181,7 +182,7 @@ def read_scored(row: Row) -> list[Record]:
     """Every two answers, the higher number or the smaller rank the better."""
     prompt = prompt_of(row)
     name = _list_of(row) or LISTS[0]
-    items = _objects(row.take(name), name)
+    items = objects(row.take(name), name)
     grades = [key for key in (*_GRADES, "rank") if any(key in item for item in items)]
     if len(grades) != 1:
         raise BadRow(name, f"are graded by {' and '.join(grades)}: keep the one that says which is better")
@@ -201,10 +202,11 @@ def read_scored(row: Row) -> list[Record]:
         answers.append((response, -number if grade == "rank" else number))
     better = "better rank" if grade == "rank" else f"higher {grade}"
     row.say(f"votes are the {better} of two answers" + ("" if grade == "rank" else ", their strength the difference"))
-    return _comparisons(row, prompt, answers, strong=grade != "rank")
+    return comparisons(row, prompt, answers, strong=grade != "rank")
 
 
-def _objects(value: Any, name: str) -> list[dict[str, Any]]:
+def objects(value: Any, name: str) -> list[dict[str, Any]]:
+    """A list of two objects or more. Raises ``BadRow`` for anything else."""
     if not isinstance(value, list) or not value:
         raise BadRow(name, f"is {json_type(value) if value != [] else 'an empty list'}, expected a list of answers")
     for index, item in enumerate(value):
@@ -221,9 +223,10 @@ def _source(model: Any, name: str, row: Row) -> str:
     return model if model and model.strip() else row.source
 
 
-def _comparisons(
+def comparisons(
     row: Row, prompt: Conversation, answers: Sequence[tuple[Response, float]], strong: bool, at: str = ""
 ) -> list[Record]:
+    """A comparison of every two answers by their numbers, whose difference is the vote's strength where they are ``strong``."""
     found: list[Record] = []
     meta = row.meta()
     for (i, (first, a)), (j, (second, b)) in combinations(enumerate(answers), 2):

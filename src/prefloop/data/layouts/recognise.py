@@ -7,8 +7,8 @@ from typing import Any
 
 from prefloop.data.judged import scale_column, thumb_column
 from prefloop.data.layouts import choices, general, own, written
-from prefloop.data.layouts.general import ANSWERS, has_prompt, has_turns, pair_columns
-from prefloop.data.prompts import CONVERSATIONS, TEXTS
+from prefloop.data.layouts.general import has_prompt, has_turns, pair_columns
+from prefloop.data.prompts import ANSWERS, CONVERSATIONS, TEXTS, written_out
 from prefloop.data.transcripts import is_hh as is_transcript
 
 Columns = Mapping[str, Any]
@@ -26,7 +26,7 @@ def paired(row: Columns) -> bool:
 
 def alone(row: Columns) -> bool:
     """No column holds a prompt, so the answers must."""
-    return not has_prompt(row) and not any(key in row for key in CONVERSATIONS)
+    return not has_prompt(row) and not isinstance(row.get("input"), str) and not any(k in row for k in CONVERSATIONS)
 
 
 def is_hh(row: Columns) -> bool:
@@ -42,7 +42,7 @@ def is_implicit(row: Columns) -> bool:
 
 def asked(*keys: str) -> Callable[[Columns], bool]:
     """A pair beside one of ``keys``, which is the first column that could hold its prompt."""
-    every = (*TEXTS, *CONVERSATIONS)
+    every = (*TEXTS, *CONVERSATIONS, "input")
     return lambda row: paired(row) and next((key for key in every if key in row), None) in keys
 
 
@@ -81,7 +81,7 @@ def demonstrates(prompt: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[
     def fits(row: Columns) -> bool:
         if thumb_column(row) is not None or any(key in row for key in UNRATED) or written.is_prefloop(row):
             return False
-        first = next((key for key in every if key in row), None)
+        first = next((key for key in every if key in row and not written_out(row, key)), None)
         return first in prompt and isinstance(row[first], str | list) and any(key in row for key in answer)
 
     return fits

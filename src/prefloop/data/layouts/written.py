@@ -9,11 +9,12 @@ from typing import Any, get_args
 from prefloop import records
 from prefloop.console import listed
 from prefloop.data import check
+from prefloop.data.answers import Answer, answer_in
 from prefloop.data.check import BadRow, field_of, json_type
 from prefloop.data.layouts.own import is_best_of
 from prefloop.data.messages import is_messages, messages_of
-from prefloop.data.prompts import prompt_of
-from prefloop.data.responses import Answer, answer_in, demonstration, whole_prompt
+from prefloop.data.prompts import context, prompt_of
+from prefloop.data.responses import demonstration, imitated, whole_prompt
 from prefloop.data.row import Row
 from prefloop.data.tools import parsed
 from prefloop.records import BestOf, Comparison, Conversation, Demonstration, Prompt, Rating, Record, Response, Role
@@ -109,14 +110,17 @@ def read_prefloop(row: Row) -> Record:
         if kind is Demonstration:
             own["prompt"] = _context(own["prompt"])
         return _record(kind, own, row)
-    if kind is Demonstration:
+    if kind is Demonstration and not row.get("turns"):
         return demonstration(row, "response", "prompt")
     prompt = prompt_of(row, "prompt")
+    if kind is Demonstration:
+        said = {"text": row.take("response"), "turns": row.take("turns")}
+        return imitated(row, context(prompt), records.answer_turns(_response(said, "response", prompt, row)[0]))
     if kind is Prompt:
         return Prompt(row.id, prompt, row.meta())
-    if kind is Comparison and not row.get("votes") and (said := row.first(*_VERDICTS)):
+    if kind is Comparison and not row.get("votes") and (column := row.first(*_VERDICTS)):
         raise BadRow(
-            said,
+            column,
             'seems to say which response is better; say it as votes: [{"annotator": "name", "choice": 0, 1 or "tie"}]',
         )
     if kind is Rating:

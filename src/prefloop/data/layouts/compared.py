@@ -1,0 +1,180 @@
+"""Published layouts with answers in lists or numbered columns and a number for each: WebGPT, TL;DR, Stack Exchange, distilabel's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefloop.data.answers import answer_in
+from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, field_of, json_type, number_of
+from prefloop.data.layouts.rated import choice, comparisons, objects
+from prefloop.data.prompts import TEXTS, prompt_column, prompt_of
+from prefloop.data.row import Row
+from prefloop.data.surroundings import around
+from prefloop.data.tools import calls_of, parsed
+from prefloop.records import Comparison, Demonstration, Message, Record, Response, Vote
+
+_LISTS = ("generations", "completions", "answers", "responses")
+_RATINGS = ("ratings", "rating", "scores")
+_MODELS = ("generation_models", "models")
+
+
+def is_webgpt(row: Mapping[str, Any]) -> bool:
+    """OpenAI's WebGPT comparisons."""
+    return isinstance(row.get("question"), dict) and all(
+        f"{name}_{n}" in row for name in ("answer", "score") for n in (0, 1)
+    )
+
+
+def read_webgpt(row: Row) -> Record:
+    """Two answers with the scores that people gave them; a score above 0 is the better one."""
+    asked = field_of(row.take("question"), "full_text", "question.full_text")
+    prompt = around(row, [Message("user", check_text(asked, "question.full_text"))])
+    texts = [answer_in(row, row.take(key), key, prompt).turns for key in ("answer_0", "answer_1")]
+    responses = [Response.of(turns, row.source) for turns in texts]
+    check_distinct(responses[0].text, responses[1].text, "answer_0", "answer_1")
+    scores = [_number(row.take(key), key) for key in ("score_0", "score_1")]
+    row.say("votes are the higher score of two answers, their strength the difference")
+    row.evidence("score_0", "score_1")
+    vote = Vote(row.source, choice(*scores), abs(scores[0] - scores[1]) or None)
+    return Comparison(row.id, prompt, responses, [vote], row.meta())
+
+
+def is_summaries(row: Mapping[str, Any]) -> bool:
+    """OpenAI's summaries with people's choices between two."""
+    return isinstance(row.get("info"), dict) and isinstance(row.get("summaries"), list) and "choice" in row
+
+
+def read_summaries(row: Row) -> Record:
+    """Two summaries of a post or an article; the prompt is written as the data's authors wrote it."""
+    info = row.take("info")
+    prompt = around(row, [Message("user", _to_summarize(info))])
+    check_prompt(prompt, "info")
+    items = objects(row.take("summaries"), "summaries")
+    if len(items) != 2:
+        raise BadRow("summaries", f"holds {len(items)} summaries, expected two")
+    responses = [
+        Response(
+            row.without_end(check_text(field_of(item, "text", f"summaries.{i}.text"), f"summaries.{i}.text")).strip(),
+            item["policy"] if isinstance(item.get("policy"), str) and item["policy"].strip() else row.source,
+        )
+        for i, item in enumerate(items)
+    ]
+    check_distinct(responses[0].text, responses[1].text, "summaries.0.text", "summaries.1.text")
+    chosen = number_of(row.take("choice"))
+    if chosen not in (0, 1):
+        raise BadRow("choice", f"is {str(row['choice'])[:40]!r}, expected 0 or 1")
+    worker = row.get("worker")
+    if isinstance(worker, str) and worker.strip():
+        row.use("worker")
+    else:
+        worker = row.source
+    row.say("prompts written as the data's authors did: SUBREDDIT, TITLE, POST or Article, then TL;DR:")
+    row.evidence("info")
+    return Comparison(row.id, prompt, responses, [Vote(worker, 0 if chosen == 0 else 1)], row.meta())
+
+
+def _to_summarize(info: Mapping[str, Any]) -> str:
+    if info.get("post") is not None:
+        heads = (("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post"))
+        parts = [head + check_text(info[key], f"info.{key}").strip() for head, key in heads if info.get(key)]
+        return "\n".join([*parts, "TL;DR:"])
+    return f"Article:\n\n{check_text(field_of(info, 'article', 'info.article'), 'info.article').strip()}\n\nTL;DR:"
+
+
+def is_stack_exchange(row: Mapping[str, Any]) -> bool:
+    """Stack Exchange's questions with several answers and the score of each."""
+    listed = row.get("answers")
+    return (
+        any(key in row for key in TEXTS)
+        and isinstance(listed, list)
+        and bool(listed)
+        and all(isinstance(item, dict) and "pm_score" in item for item in listed)
+    )
+
+
+def read_stack_exchange(row: Row) -> list[Record]:
+    """Every two answers, the higher score the better; scores grow with the votes' logarithm and are no strength."""
+    prompt = prompt_of(row)
+    answers = []
+    for index, item in enumerate(objects(row.take("answers"), "answers")):
+        name = f"answers.{index}"
+        text = check_text(field_of(item, "text", f"{name}.text"), f"{name}.text")
+        answers.append((Response(text, row.source), _number(item["pm_score"], f"{name}.pm_score")))
+        row.message_keys |= dict.fromkeys(f"answers.{key}" for key in item if key not in ("text", "pm_score"))
+    row.say("votes are the higher pm_score of two answers")
+    return comparisons(row, prompt, answers, strong=False)
+
+
+def _lists(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The columns of several answers as texts and of a number for each."""
+    for key in _LISTS:
+        texts = row.get(key)
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            continue
+        for ratings in _RATINGS:
+            # Of `responses` the `scores` name the best ones, which is another layout.
+            if isinstance(row.get(ratings), list) and (key, ratings) != ("responses", "scores"):
+                return key, ratings
+    return None
+
+
+def is_listed(row: Mapping[str, Any]) -> bool:
+    """Several answers in one list and a number for each in another, as distilabel writes them."""
+    return prompt_column(row) is not None and "chosen" not in row and _lists(row) is not None
+
+
+def read_listed(row: Row) -> list[Record]:
+    """Every two answers, the higher number the better, the difference the strength; an answer without a number is left out."""
+    prompt = prompt_of(row)
+    key, rated = _lists(row) or (_LISTS[0], _RATINGS[0])
+    texts, ratings = row.take(key), row.take(rated)
+    if len(texts) != len(ratings):
+        raise BadRow(rated, f"holds {len(ratings)} numbers for the {len(texts)} answers of '{key}'")
+    models = next((row[name] for name in _MODELS if _are_names(row.get(name), len(texts))), [row.source] * len(texts))
+    answers: list[tuple[Response, float]] = []
+    for index, (text, rating) in enumerate(zip(texts, ratings, strict=True)):
+        if rating is None:
+            row.say(f"answers without a number in '{rated}' are not compared")
+            continue
+        turns = answer_in(row, text, f"{key}.{index}", prompt).turns
+        answers.append((Response.of(turns, models[index]), _number(rating, f"{rated}.{index}")))
+    if len(answers) < 2:
+        raise BadRow(rated, "holds fewer than two numbers; a comparison takes two")
+    row.use(*_MODELS)
+    row.say(f"votes are the higher number in '{rated}', their strength the difference")
+    return comparisons(row, prompt, answers, strong=True)
+
+
+def _are_names(value: Any, count: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and all(isinstance(name, str) and name.strip() for name in value)
+    )
+
+
+def _number(value: Any, name: str) -> float:
+    number = number_of(value)
+    if number is None:
+        raise BadRow(name, f"is {json_type(value)}, expected a number")
+    return number
+
+
+def is_xlam(row: Mapping[str, Any]) -> bool:
+    """xLAM's questions, tools and the calls that answer them."""
+    return "query" in row and "tools" in row and "answers" in row and _calls(row["answers"])
+
+
+def _calls(value: Any) -> bool:
+    found = parsed(value) if isinstance(value, str) else value
+    return isinstance(found, list) and all(isinstance(item, dict) and "name" in item for item in found)
+
+
+def read_xlam(row: Row) -> Record:
+    """The calls are the answer to imitate."""
+    prompt = prompt_of(row, "query")
+    calls: Sequence[Any] = calls_of(row.take("answers"), "answers", row.message_keys)
+    if not calls:
+        raise BadRow("answers", "holds no call: write what the assistant says instead into 'response'")
+    return Demonstration.of(row.id, prompt, [Message("assistant", "", None, list(calls))], row.meta())
