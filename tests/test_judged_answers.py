@@ -74,7 +74,14 @@ def test_a_late_answer_that_was_rejected_is_named(tmp_path: Path, layout: str) -
     row = DEMONSTRATIONS[layout]
     for column in ("rejected_response", "rejected", "chosen", "responses"):
         said = refused(tmp_path, *[row] * 22, {**row, column: BAD})
-        assert f"row 23, field '{column}': holds another answer beside the one to imitate" in said
+        assert f"row 23, field '{column}': stands beside a single answer" in said
+
+
+def test_a_late_answer_that_was_rejected_is_named_among_thumbs_too(tmp_path: Path) -> None:
+    rated = {**ANSWER, "label": True}
+    said = refused(tmp_path, *[rated] * 3, {**rated, "rejected": BAD})
+    assert "row 4, field 'rejected': stands beside a single answer" in said
+    assert load(tmp_path, {**rated, "rejected": BAD}).layout == "swift_pairs"
 
 
 def test_a_late_answer_beside_a_conversation_is_named(tmp_path: Path) -> None:
