@@ -143,15 +143,15 @@ def test_judgments_that_cannot_be_read_are_named_with_what_to_do(
 
 @pytest.mark.parametrize("column", ["rating", "grade", "votes", "userRating"])
 def test_grades_are_asked_about_and_kept_where_the_layout_is_named(tmp_path: Path, column: str) -> None:
-    rows = [{**ANSWER, column: grade} for grade in (1, 5, 3)]
+    rows: list[dict[str, Any]] = [{**ANSWER, column: grade} for grade in (1, 5, 3)]
     assert "which numbers are a thumb up, the file does not say" in refused(tmp_path, *rows)
     assert len(load(tmp_path, *rows, layout="prompt_response").records) == 3
-    late = [*[ANSWER] * 22, {**ANSWER, column: 1}]
+    late: list[dict[str, Any]] = [*[ANSWER] * 22, {**ANSWER, column: 1}]
     assert f"row 23, field '{column}': is a number: which numbers" in refused(tmp_path, *late)
 
 
 def test_a_file_that_is_named_a_demonstration_still_imitates_no_thumb_down(tmp_path: Path) -> None:
-    rows = [{**ANSWER, "label": False}, ANSWER]
+    rows: list[dict[str, Any]] = [{**ANSWER, "label": False}, ANSWER]
     assert load(tmp_path, *rows, layout="prompt_response").skipped == {"not up-voted": 1}
 
 
