@@ -505,6 +505,12 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
         [{"id": "r1", "prompt": [user()], "response": {"text": GOOD}, "votes": [{"annotator": "ann", "value": "up"}]}],
     ),
     "answers": ("answers", [{"id": "p1", "prompt": [user()], "response": GOOD, "finished": True, "tokens": 7}]),
+    "scored": (
+        "scored",
+        [{"question": ASK, "responses": [{"text": BAD, "score": 1, "model": "wren"}, {"text": GOOD, "score": 4}]}],
+    ),
+    "sides": ("judgments", [{"question": ASK, "answer_1": BAD, "answer_2": GOOD, "preferred": "answer_2"}]),
+    "thumbs in words": ("kto", [{"prompt": ASK, "response": GOOD, "feedback": "👍", "is_good": "yes", "rating": 4}]),
     "judgments": ("judgments", [{"prompt": ASK, "response_a": GOOD, "response_b": BAD, "human": ["a", "b", "tie"]}]),
     "best of n": ("best_of", [{"prompt": ASK, "responses": [BAD, GOOD, LESS], "scores": [0.1, 0.9, 0.2]}]),
     "references": ("references", [{"prompt": ASK, "references": [GOOD, MORE]}]),

@@ -74,7 +74,14 @@ def test_a_late_answer_that_was_rejected_is_named(tmp_path: Path, layout: str) -
     row = DEMONSTRATIONS[layout]
     for column in ("rejected_response", "rejected", "chosen", "responses"):
         said = refused(tmp_path, *[row] * 22, {**row, column: BAD})
-        assert f"row 23, field '{column}': holds another answer beside the one to imitate" in said
+        assert f"row 23, field '{column}': stands beside a single answer" in said
+
+
+def test_a_late_answer_that_was_rejected_is_named_among_thumbs_too(tmp_path: Path) -> None:
+    rated = {**ANSWER, "label": True}
+    said = refused(tmp_path, *[rated] * 3, {**rated, "rejected": BAD})
+    assert "row 4, field 'rejected': stands beside a single answer" in said
+    assert load(tmp_path, {**rated, "rejected": BAD}).layout == "swift_pairs"
 
 
 def test_a_late_answer_beside_a_conversation_is_named(tmp_path: Path) -> None:
@@ -136,15 +143,15 @@ def test_judgments_that_cannot_be_read_are_named_with_what_to_do(
 
 @pytest.mark.parametrize("column", ["rating", "grade", "votes", "userRating"])
 def test_grades_are_asked_about_and_kept_where_the_layout_is_named(tmp_path: Path, column: str) -> None:
-    rows = [{**ANSWER, column: grade} for grade in (1, 5, 3)]
+    rows: list[dict[str, Any]] = [{**ANSWER, column: grade} for grade in (1, 5, 3)]
     assert "which numbers are a thumb up, the file does not say" in refused(tmp_path, *rows)
     assert len(load(tmp_path, *rows, layout="prompt_response").records) == 3
-    late = [*[ANSWER] * 22, {**ANSWER, column: 1}]
+    late: list[dict[str, Any]] = [*[ANSWER] * 22, {**ANSWER, column: 1}]
     assert f"row 23, field '{column}': is a number: which numbers" in refused(tmp_path, *late)
 
 
 def test_a_file_that_is_named_a_demonstration_still_imitates_no_thumb_down(tmp_path: Path) -> None:
-    rows = [{**ANSWER, "label": False}, ANSWER]
+    rows: list[dict[str, Any]] = [{**ANSWER, "label": False}, ANSWER]
     assert load(tmp_path, *rows, layout="prompt_response").skipped == {"not up-voted": 1}
 
 

@@ -208,17 +208,19 @@ def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Ra
     )
 
 
-def imitated(row: Row, prompt: Conversation, turns: list[Message]) -> Demonstration | Rating:
-    """An answer to imitate, or with its thumb where a column judges it, however few rows of the file have one.
-
-    Raises ``BadRow`` where a column holds another answer: such a row is a pair.
-    """
+def refuse_other_answers(row: Row) -> None:
+    """Refuse a row of one answer that has a column of another one: it is a pair."""
     if (other := row.first(*OTHER_ANSWERS)) is not None:
         raise BadRow(
             other,
-            "holds another answer beside the one to imitate, and most rows of the file have none: put such rows into a file of "
-            "their own, or rename the column where it is no answer",
+            "stands beside a single answer, and most rows of the file have no such column: put pairs into a file of their own, "
+            "or rename the column where it holds no answer",
         )
+
+
+def imitated(row: Row, prompt: Conversation, turns: list[Message]) -> Demonstration | Rating:
+    """An answer to imitate, or with its thumb where a column judges it, however few rows of the file have one. Raises ``BadRow``."""
+    refuse_other_answers(row)
     up = verdict(row)
     return Demonstration.of(row.id, prompt, turns, row.meta()) if up is None else rating(row, prompt, turns, up)
 

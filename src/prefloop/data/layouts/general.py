@@ -30,6 +30,7 @@ from prefloop.data.responses import (
     leave_copies,
     paired,
     rating,
+    refuse_other_answers,
     whole_prompt,
 )
 from prefloop.data.row import Row
@@ -123,6 +124,7 @@ def read_swift_pair(row: Row) -> Record:
 
 def read_thumb(row: Row) -> Record:
     """An answer with a plain yes or no."""
+    refuse_other_answers(row)
     up = verdict(row, must=True)
     if up is None:
         raise BadRow("label", f"is missing (found: {listed(row)}): nothing says whether the answer is good")

@@ -65,7 +65,7 @@ def is_swift_pair(row: Columns) -> bool:
 
 def is_thumb(row: Columns) -> bool:
     """One answer and a plain yes or no."""
-    if thumb_column(row) is None or paired(row) or "response_a" in row or "rejected_response" in row:
+    if thumb_column(row) is None or paired(row) or "response_a" in row or any(key in row for key in general.REJECTED):
         return False
     turns = has_turns(row, *CONVERSATIONS)
     return turns or (has_prompt(row) and any(key in row for key in ANSWERS))
