@@ -223,7 +223,8 @@ def _are_parts(value: list[Any]) -> bool:
 
 def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
     """The text of a list of parts, which are joined as chat templates join them: without anything between."""
-    texts, thoughts = [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
     for index, part in enumerate(parts):
         where = f"{name}.{index}"
         if isinstance(part, str):

@@ -100,11 +100,11 @@ def calls_of(value: Any, name: str, unused: dict[str, None]) -> list[ToolCall]:
 
 
 def _call(value: Any, name: str, unused: dict[str, None]) -> ToolCall:
-    given = value
+    written = value
     if isinstance(value, str):
         value = parsed(value)
     if not isinstance(value, dict):
-        raise BadRow(name, f"is {_shown(given)}, {_EXPECTED_CALL}")
+        raise BadRow(name, f"is {_shown(written)}, {_EXPECTED_CALL}")
     kind, function = value.get("type") or "function", value.get("function") or value
     if kind != "function" or not isinstance(function, dict):
         raise BadRow(name, f"is a call of type {str(kind)[:40]!r}, {_EXPECTED_CALL}")
