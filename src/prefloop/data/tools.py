@@ -100,11 +100,10 @@ def calls_of(value: Any, name: str, unused: dict[str, None]) -> list[ToolCall]:
 
 
 def _call(value: Any, name: str, unused: dict[str, None]) -> ToolCall:
-    written = value
-    if isinstance(value, str):
-        value = parsed(value)
-    if not isinstance(value, dict):
-        raise BadRow(name, f"is {_shown(written)}, {_EXPECTED_CALL}")
+    read = parsed(value) if isinstance(value, str) else value
+    if not isinstance(read, dict):
+        raise BadRow(name, f"is {_shown(value)}, {_EXPECTED_CALL}")
+    value = read
     kind, function = value.get("type") or "function", value.get("function") or value
     if kind != "function" or not isinstance(function, dict):
         raise BadRow(name, f"is a call of type {str(kind)[:40]!r}, {_EXPECTED_CALL}")
