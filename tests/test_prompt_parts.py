@@ -159,3 +159,10 @@ def test_a_conversation_beside_a_row_that_says_something_else_refuses_it(tmp_pat
         assert "row 2, field 'conversation': is another conv" in refused(
             tmp_path, plain, plain | {"conversation": other}
         )
+
+
+def test_a_prompt_that_is_the_last_question_of_a_conversation_has_the_turns_before_it(tmp_path: Path) -> None:
+    talk = [{"input": NEXT, "output": "Yes."}, {"input": ASK, "output": GOOD}]
+    checked = load(tmp_path, PAIR | {"conversation": talk})
+    assert [turn.content for turn in checked.records[0].prompt] == [NEXT, "Yes.", ASK]
+    assert checked.notes == ["columns left out, they repeat the conversation: conversation"]

@@ -178,3 +178,13 @@ def test_headings_that_ask_come_off_one_message_of_several(tmp_path: Path) -> No
     assert "row 2, field 'messages.2.content': begins with USER: ASSISTANT:'s markers and holds more" in refused(
         tmp_path, row(ASK), row(more)
     )
+
+
+def test_openthoughts_markers_stand_around_thoughts_and_answer(tmp_path: Path) -> None:
+    said = (
+        f"<|begin_of_thought|>\n\nHm.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{GOOD}\n\n<|end_of_solution|>"
+    )
+    for row in ({"messages": [user(ASK), bot(said)]}, {"prompt": ASK, "response": said}):
+        checked = load(tmp_path, row)
+        assert checked.records[0].response == f"<think>\nHm.\n</think>\n\n{GOOD}"
+        assert "OpenThoughts markers" in checked.notes[0]

@@ -134,14 +134,16 @@ def _beside(row: Row, key: str, turns: list[Message]) -> list[Message]:
 
 
 def _fuller(row: Row, turns: list[Message]) -> list[Message]:
-    """The conversation of another column whose last turn is this prompt: it says more."""
+    """The conversation of another column up to this prompt, where it is the last question there: it says more."""
     for key in CONVERSATIONS:
         value = row.get(key)
         if is_messages(value):
             whole = messages_of(value, key, row)
-            if len(whole) > len(turns) and whole[-1].role == "user" and same(whole[-len(turns) :], turns):
-                row.use(key)
-                return whole
+            end = max((i for i, turn in enumerate(whole, start=1) if turn.role == "user"), default=0)
+            if end > len(turns) and same(whole[end - len(turns) : end], turns):
+                if end == len(whole):
+                    row.use(key)
+                return whole[:end]
     return turns
 
 

@@ -85,6 +85,10 @@ _FAMILIES = (
     ),
 )
 _HARMONY = "gpt-oss"
+_SOLVED = re.compile(
+    r"\s*<\|begin_of_thought\|>(.*?)<\|end_of_thought\|>\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>)?\s*\Z",
+    re.DOTALL,
+)
 _CHANNEL = re.compile(r"(?:<\|start\|>)?(\w+)?(?:<\|channel\|>(\w+))?\s*(<\|message\|>)?")
 _INST = re.compile(r"\s*(?:<s>)?\s*\[(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]")
 _INST_SYSTEM = re.compile(r"\s*(?:<s>)?\s*\[SYSTEM_PROMPT\](.*?)\[/SYSTEM_PROMPT\]", re.DOTALL)
@@ -101,6 +105,10 @@ def unwrap(text: str, name: str) -> Unwrapped | None:
         return None
     if _INST.match(text):
         return _inst(text, name)
+    if (solved := _SOLVED.match(text)) is not None:
+        thoughts, words = (part.strip() for part in solved.groups())
+        said = [Message("assistant", f"<think>\n{thoughts}\n</think>\n\n{words}")]
+        return made(said, False, "OpenThoughts", True, name)
     for family in _FAMILIES:
         if (unwrapped := _family(family, text, name)) is not None:
             return unwrapped
