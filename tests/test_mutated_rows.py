@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -72,15 +74,15 @@ OWN_WORDS = {
 
 
 def texts(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text within a value and the keys that lead there; texts that are JSON are looked into."""
+    """Every text within a value and the keys that lead there; texts that are JSON or Python lists and objects are looked into."""
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from texts(item, (*at, str(key)))
     elif isinstance(value, str) and value.strip():
-        try:
-            held = json.loads(value)
-        except (ValueError, RecursionError):
-            held = None
+        held = None
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                held = held if isinstance(held, dict | list) else read(value)
         if isinstance(held, dict | list):
             yield from texts(held, at)
         else:
