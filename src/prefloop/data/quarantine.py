@@ -74,7 +74,8 @@ class Unusable:
             return
         if self._target is None:
             many = f"{self.count} of {counted(read, self.what)} cannot be used, the first: " if self.count > 1 else ""
-            raise DataError(f"{many}{self.first}, or set such rows aside ({self._way})")
+            aside = f", or set such rows aside ({self._way})" if self.count < read else ""
+            raise DataError(f"{many}{self.first}{aside}")
         name = self._target.name if self._only_long else self._target.name.replace(TOO_LONG, UNUSABLE)
         write_rows(self._target.with_name(name), self._rows)
         say(f"  {counted(self.count, self.what)} set aside in {name}: {self.first}", "yellow")
