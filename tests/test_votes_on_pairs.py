@@ -138,9 +138,7 @@ def test_a_column_that_agrees_with_a_pair_is_kept(tmp_path: Path, more: dict[str
 # ---- several answers
 
 
-@pytest.mark.parametrize(
-    "better", [{"ratings": [1, 5, 2]}, {"rewards": [-1.5, 0.25, -3]}, {"preferred": 1}, {"scores": [0, 1, 0]}]
-)
+@pytest.mark.parametrize("better", [{"rewards": [-1.5, 0.25, -3]}, {"preferred": 1}, {"scores": [0, 1, 0]}])
 def test_numbers_beside_a_list_of_responses_say_which_is_good(tmp_path: Path, better: dict[str, Any]) -> None:
     (best,) = load(tmp_path, {"prompt": ASK, "responses": [BAD, GOOD, MORE], **better}).records
     assert best.best == [1] and [response.text for response in best.responses] == [BAD, GOOD, MORE]
@@ -148,7 +146,8 @@ def test_numbers_beside_a_list_of_responses_say_which_is_good(tmp_path: Path, be
 
 def test_a_word_or_too_few_numbers_beside_a_list_of_responses_are_named(tmp_path: Path) -> None:
     row = {"prompt": ASK, "responses": [BAD, GOOD]}
-    assert "field 'ratings': is no list of 2 numbers" in refused(tmp_path, {**row, "ratings": [1]})
+    assert "field 'rewards': is no list of 2 numbers" in refused(tmp_path, {**row, "rewards": [1]})
+    assert "field 'ratings': holds 1 numbers for the 2 answers" in refused(tmp_path, {**row, "ratings": [1]})
     assert "field 'preferred': is text, expected the index" in refused(tmp_path, {**row, "preferred": "the first"})
     said = refused(tmp_path, {"prompt": ASK, "responses": [bot(BAD), bot()], "preferred": 0})
     assert "field 'preferred': seems to say which response is better; say it as votes" in said

@@ -256,7 +256,7 @@ _GENERAL = (
     ),
     Layout(
         "best_of",
-        "prompt, chosen, rejected as lists of texts | prompt, responses as texts, best | gold | preferred | scores | ratings | rewards",
+        "prompt, chosen, rejected as lists of texts | prompt, responses as texts, best | gold | preferred | scores | rewards",
         (BestOf,),
         own.is_best_of,
         own.read_best_of,

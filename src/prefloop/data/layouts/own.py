@@ -13,9 +13,9 @@ from prefloop.data.responses import whole_prompt
 from prefloop.data.row import Row
 from prefloop.records import BestOf, Demonstration, Record, Response
 
-GOLD = ("best", "gold", "preferred", "scores", "ratings", "rewards")
+GOLD = ("best", "gold", "preferred", "scores", "rewards")
 """Columns that say which of several responses are good: their indices, or a number for each."""
-_NUMBERS = ("scores", "ratings", "rewards")
+_NUMBERS = ("scores", "rewards")
 
 
 def is_best_of(row: Mapping[str, Any]) -> bool:

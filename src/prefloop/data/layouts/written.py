@@ -110,7 +110,8 @@ def read_prefloop(row: Row) -> Record:
         if kind is Demonstration:
             own["prompt"] = _context(own["prompt"])
         return _record(kind, own, row)
-    if kind is Demonstration and not row.get("turns"):
+    # Turns that are no list are a column of somebody else's, a count of turns say.
+    if kind is Demonstration and not (isinstance(row.get("turns"), list) and row["turns"]):
         return demonstration(row, "response", "prompt")
     prompt = prompt_of(row, "prompt")
     if kind is Demonstration:
