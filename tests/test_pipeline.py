@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,9 +196,9 @@ def test_votes_from_a_file_need_neither_gold_nor_candidates(tmp_path: Path, tiny
     ]
 
 
-def test_prefloop_help_needs_no_torch() -> None:
-    import sys
-
-    code = "import sys; sys.argv = ['prefloop', '--help']\nfrom prefloop.cli import main\ntry: main()\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "check" in done.stdout, done.stderr
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "f.jsonl"]])
+def test_help_and_a_check_of_a_file_need_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "f.jsonl").write_text('{"prompt": "Why do check marks lean?"}\n', encoding="utf-8")
+    code = f"import sys; sys.argv = ['prefloop', *{arguments}]\nfrom prefloop.cli import main\ntry: main()\nfinally: assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0 and ("1 prompt " if arguments[0] == "check" else "check") in done.stdout, done.stderr

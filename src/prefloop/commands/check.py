@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from prefloop.config import BackboneConfig, DataSource
+from prefloop.records import Record
 
 MOST_FINDINGS = 20
 """Bad rows that are printed; all of them stand in the quarantine file."""
@@ -42,21 +44,26 @@ class Check:
     def run(self) -> None:
         from prefloop.console import counted, neutral, say
         from prefloop.data import sources
-        from prefloop.data.show import Fitting, chat_of, shown
 
         kind = sources.kind_of(self.path, self.layout) if self.kind == "auto" else self.kind
         every = self.turns == "all"
         model = self.model or (BackboneConfig.model if self.show > 0 else None)
-        chat = chat_of(model, self.chat_template, Path("runs") / ".store" / "models") if model else None
-        fitting = Fitting(chat, self.max_length, every) if chat and self.model else None
+        fitting = None
         texts: list[str] = []
-        left = iter(range(self.show))
+        look: Callable[[Record], None] | None = None
+        if model:
+            # Here, because tokenizers bring torch along: a file alone is checked in a third of the memory without it.
+            from prefloop.data.show import Fitting, chat_of, shown
 
-        def look(record: Any) -> None:
-            if fitting:
-                fitting.look(record)
-            if chat and next(left, None) is not None:
-                texts.extend(shown(record, chat, every))
+            chat = chat_of(model, self.chat_template, Path("runs") / ".store" / "models")
+            fitting = Fitting(chat, self.max_length, every) if self.model else None
+            left = iter(range(self.show))
+
+            def look(record: Record) -> None:
+                if fitting:
+                    fitting.look(record)
+                if next(left, None) is not None:
+                    texts.extend(shown(record, chat, every))
 
         found = sources.count_records(
             kind,
