@@ -20,10 +20,12 @@ from typing import Any
 import httpx
 
 from prefloop.errors import ConfigError, JudgeError
+from prefloop.wire import MOST_BYTES, Client, TooLarge, parsed
 
 _MAX_WAIT_S = 120.0
 _JITTER = random.Random()  # not the global one, whose state belongs to seeded runs
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_KEPT_OF_A_REFUSAL = 100_000
+"""Characters of an error's body that callers may look into; thousands of failures may be kept."""
 
 
 class RequestFailed(JudgeError):
@@ -34,7 +36,7 @@ class RequestFailed(JudgeError):
         self.status = status
         """Of the last answer; ``None`` when there was none."""
         self.body = body
-        """Text of the last answer, without the key."""
+        """Start of the last answer's text, without the key."""
 
 
 class Pace:
@@ -62,16 +64,16 @@ class Reply:
         self.status = response.status_code
 
     def json(self) -> Any:
-        """The parsed body; raises ``ValueError`` when it is not JSON."""
-        return self._response.json()
+        """The parsed body; raises ``ValueError`` when it is not JSON, or nested too deep."""
+        return parsed(self._response.content)
 
     def excerpt(self) -> str:
         """The start of the body, for messages."""
         return self.without_key(self._response.text)[:200] or "(empty body)"
 
     def without_key(self, text: str) -> str:
-        """The text with the key blotted out: a server may echo what it was sent."""
-        return text.replace(self._key, "***") if self._key else text
+        """The text with the key blotted out."""
+        return _blotted(text, self._key)
 
 
 @dataclass
@@ -93,7 +95,7 @@ class Endpoint:
     key_required: bool
     """Whether a variable that is not set is an error; else no key is sent."""
     timeout: float
-    """Seconds without a byte after which a request has failed."""
+    """Seconds that a request may take, from connecting to the last byte of its answer."""
     max_retries: int
     """Further attempts after 408, 429, 5xx and connection errors."""
     backoff: float
@@ -104,17 +106,14 @@ class Endpoint:
     """Requests in flight at a time."""
     pace: Pace | None = None
     """Limit of requests a minute, retries included."""
+    most_bytes: int = MOST_BYTES
+    """Bytes of an answer, decompressed, above which it is refused."""
 
     def __post_init__(self) -> None:
         self.n_sent = self.n_retried = 0
         """Requests sent, and how many of them were further attempts."""
         self._counting = threading.Lock()
-        # A proxy named in the environment cannot reach this machine's own loopback.
-        self._client = httpx.Client(
-            timeout=self.timeout,
-            trust_env=self.url.host not in _LOOPBACK,
-            limits=httpx.Limits(max_connections=self.max_connections),
-        )
+        self._client = Client(self.url, self.timeout, connections=self.max_connections, most=self.most_bytes)
 
     def post(self, body: Mapping[str, Any], stop: threading.Event | None = None) -> Reply:
         """Send ``body``; retries what may pass by itself, until ``stop`` is set."""
@@ -146,12 +145,14 @@ class Endpoint:
             status, body = None, ""
             try:
                 response = self._client.request(method, self.url, content=content, headers=headers)
+            except TooLarge as error:  # as large the next time
+                raise RequestFailed(f"{self.who}: {error}; check {self.setting}") from None
             except httpx.RequestError as error:
-                failure, advice = self._transport_failure(error)
+                failure, advice = self._transport_failure(error, key)
             else:
                 if response.is_success:
                     return Reply(response, key)
-                status, body = response.status_code, Reply(response, key).without_key(response.text)
+                status, body = response.status_code, _blotted(response.text, key)[:_KEPT_OF_A_REFUSAL]
                 failure = f"HTTP {status}: {Reply(response, key).excerpt()}"
                 passing = response.status_code in (408, 429) or response.status_code >= 500
                 advice = self._advice(response, key, passing)
@@ -174,11 +175,13 @@ class Endpoint:
         fallback = "the server failed; look into its log" if passing else f"check {self.setting}"
         return self.advice.get(response.status_code, fallback)
 
-    def _transport_failure(self, error: httpx.RequestError) -> tuple[str, str]:
+    def _transport_failure(self, error: httpx.RequestError, key: str | None) -> tuple[str, str]:
         if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
-            return f"no answer within {self.timeout:g} s", "look whether the server is stuck or has too much to do"
-        # The exception's text comes from the network layer, below the headers that hold the key.
-        return f"{type(error).__name__}: {error}", f"is the server up, and is {self.setting} right?"
+            advice = "look whether the server is stuck or has too much to do"
+            return f"no answer within {self.timeout:g} s", advice
+        # The network layer quotes what the server sent, which may be a line of 100 KB.
+        said = _blotted(str(error), key)[:200]
+        return f"{type(error).__name__}: {said}", f"is the server up, and is {self.setting} right?"
 
     def _key(self) -> str | None:
         if self.key_env is None:
@@ -207,6 +210,13 @@ def parsed_url(text: str, setting: str, key: str, query: bool = False) -> httpx.
     return url
 
 
+def _blotted(text: str, key: str | None) -> str:
+    """The text without the key: a server may echo what it was sent, as it is or as JSON."""
+    for form in (key, json.dumps(key)[1:-1]) if key else ():
+        text = text.replace(form, "***")
+    return text
+
+
 def _retry_after(value: str | None) -> float | None:
     """Seconds that a ``Retry-After`` header asks for, given as seconds or as a date."""
     if not value:
@@ -217,7 +227,7 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

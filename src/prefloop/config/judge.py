@@ -51,7 +51,7 @@ class JudgeConfig:
     requests_per_minute: float | None = aside(default=None)
     """Limit on requests to an endpoint, retries included."""
     timeout: float = aside(default=60.0)
-    """Seconds without a byte after which a request has failed."""
+    """Seconds that a request may take, from connecting to the last byte of its answer."""
     max_retries: int = aside(default=5)
     """Further attempts after 408, 429, 5xx and connection errors."""
     backoff: float = aside(default=1.0)

@@ -56,7 +56,7 @@ class ChatEndpoint:
     structured: bool = True
     """Ask for a JSON object by its schema where the endpoint takes one."""
     timeout: float = 60.0
-    """Seconds without a byte after which a request has failed."""
+    """Seconds that a request may take, from connecting to the last byte of its answer."""
     max_retries: int = 5
     """Further attempts after 408, 429, 5xx and connection errors."""
     backoff: float = 1.0

@@ -1,0 +1,200 @@
+"""The one HTTP client for other people's servers: a deadline in all, a cap on bytes, one address, bounded JSON.
+
+A server may send a byte now and then, never stop, pack gigabytes into kilobytes, or point elsewhere.
+None of that may cost more than the deadline and the cap. Redirects are not followed and no request
+leaves the address that was named, because requests carry keys.
+
+Left out on purpose: a deadline for the look-up of a host name, which the system's resolver bounds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import ssl
+import time
+import urllib.request
+import zlib
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from http.client import HTTPResponse
+from http.cookiejar import CookieJar
+from typing import Any
+
+import httpcore
+import httpx
+
+MOST_BYTES = 16 << 20
+"""Bytes of an answer, decompressed."""
+DEEPEST = 200
+"""Levels of an answer's JSON; deeper ones would overflow the stack of whoever walks them."""
+_PIECE = 1 << 16
+_ENDS: ContextVar[float] = ContextVar("_ENDS")
+"""When the request that this thread waits for has to be over, by ``time.monotonic``."""
+
+
+class TooLarge(httpx.TransportError):
+    """An answer with more bytes than the cap, or packed in a way that was not asked for."""
+
+
+class Client(httpx.Client):
+    """Requests to one server, each over within ``deadline_s`` and answered with at most ``most`` bytes.
+
+    Answers are read whole before they are returned; ``text`` is UTF-8 whatever the server calls it.
+    Who asks for much in one request, such as a page of long records, names a higher ``most``.
+    Raises ``httpx.TimeoutException`` at the deadline, ``TooLarge`` past the cap,
+    ``httpx.UnsupportedProtocol`` for an address that is not the server's, and other
+    ``httpx.RequestError`` where nothing usable came back.
+    """
+
+    def __init__(
+        self,
+        server: httpx.URL | str,
+        deadline_s: float,
+        headers: Mapping[str, str] | None = None,
+        connections: int = 1,
+        most: int = MOST_BYTES,
+    ) -> None:
+        self.server, self.deadline_s, self.most = httpx.URL(server), deadline_s, most
+        super().__init__(
+            base_url=self.server,
+            cookies=_Forgetful(),
+            headers={"Accept-Encoding": "gzip", **(headers or {})},
+            timeout=deadline_s,
+            # A proxy named in the environment cannot reach this machine's own loopback.
+            trust_env=not is_loopback(self.server.host),
+            limits=httpx.Limits(max_connections=connections),
+        )
+        for transport in (self._transport, *self._mounts.values()):
+            if isinstance(transport, httpx.HTTPTransport):
+                # httpx hands no network backend on; its own time-outs are between bytes.
+                transport._pool._network_backend = _Network()
+
+    def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
+        """Every road of httpx ends here: ``get``, ``post``, ``request`` and ``stream``."""
+        if _origin(request.url) != _origin(self.server):
+            raise httpx.UnsupportedProtocol("the address is not the server's own", request=request)
+        ends = _ENDS.set(time.monotonic() + self.deadline_s)
+        try:
+            answer = super().send(request, stream=True, follow_redirects=False)
+            try:
+                content = self._content(answer)
+            finally:
+                answer.close()
+        finally:
+            _ENDS.reset(ends)
+        packed = (b"content-encoding", b"content-length", b"transfer-encoding")
+        headers = [(name, value) for name, value in answer.headers.raw if name.lower() not in packed]
+        whole = httpx.Response(answer.status_code, headers=headers, content=content, request=request)
+        whole.encoding = "utf-8"  # a charset may name any codec of Python, zlib too
+        return whole
+
+    def _content(self, answer: httpx.Response) -> bytes:
+        """The body, unpacked, as far as the cap."""
+        packing = answer.headers.get("content-encoding", "identity").strip().lower()
+        if packing in ("identity", ""):
+            return self._joined(answer.iter_raw(_PIECE), answer.request)
+        if packing not in ("gzip", "x-gzip"):
+            raise TooLarge(f"the answer is packed with {packing:.40}, asked for was gzip", request=answer.request)
+        return self._joined(_unpacked(answer), answer.request)
+
+    def _joined(self, pieces: Iterable[bytes], request: httpx.Request) -> bytes:
+        found = bytearray()
+        for piece in pieces:
+            found += piece
+            if len(found) > self.most:
+                raise TooLarge(f"the answer has more than {self.most:,} bytes", request=request)
+        return bytes(found)
+
+
+def parsed(content: bytes | str) -> Any:
+    """The JSON value of an answer. Raises ``ValueError`` for what is none, or nested more than ``DEEPEST`` levels deep."""
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} levels deep") from None
+    level, depth = [value], 0
+    while level := [item for each in level for item in _inside(each)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} levels deep")
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address never leaves this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """What may itself hold something of a list or an object."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in items if isinstance(item, dict | list)]
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _unpacked(answer: httpx.Response) -> Iterable[bytes]:
+    """The gzipped body in pieces that are never larger than ``_PIECE``: a kilobyte may hold a megabyte."""
+    gzip, some = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), False
+    for piece in answer.iter_raw(_PIECE):
+        some = True
+        while piece and not gzip.eof:
+            try:
+                yield gzip.decompress(piece, _PIECE)
+            except zlib.error as error:
+                raise httpx.DecodingError(f"the answer is no gzip: {error}", request=answer.request) from None
+            piece = gzip.unconsumed_tail
+    if some and not gzip.eof:
+        raise httpx.DecodingError("the gzipped answer is cut short", request=answer.request)
+
+
+class _Forgetful(CookieJar):
+    """Takes no cookie: nothing here needs one, and a server's would be parsed and sent back."""
+
+    def extract_cookies(self, response: HTTPResponse, request: urllib.request.Request) -> None:
+        """Leave it."""
+
+
+class _Network(httpcore.SyncBackend):
+    """Sockets on which every wait is as long as what is left until the deadline."""
+
+    def connect_tcp(self, *args: Any, **options: Any) -> httpcore.NetworkStream:
+        options["timeout"] = _left(httpcore.ConnectTimeout)
+        return _Stream(super().connect_tcp(*args, **options))
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), _PIECE):
+            self._stream.write(buffer[start : start + _PIECE], _left(httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left(httpcore.ConnectTimeout)))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left(late: type[Exception]) -> float:
+    """Seconds until the deadline. Raises ``late`` when there are none."""
+    left = _ENDS.get() - time.monotonic()
+    if left <= 0:
+        raise late("the deadline is over")
+    return left
