@@ -28,6 +28,10 @@ _ADVICE = {
 _HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
 """Statuses that every other question would meet too."""
 _NO_SCHEMA = re.compile(r"response_format|json_schema|structured.?outputs?|guided", re.IGNORECASE)
+_MOST_TOKENS = 10**9
+"""Of one request: a report of more is none."""
+_LONGEST = 1_000_000
+"""Characters of a reply; every reply is kept, so a server could fill the memory with longer ones."""
 _READINGS = 2
 """A reply that is no chat completion is asked for again once."""
 
@@ -200,7 +204,7 @@ class ChatEndpoint:
             body = reply.json()
             message = body["choices"][0]["message"]
             text = message.get("content") or message.get("refusal") or ""
-            if not isinstance(text, str):
+            if not isinstance(text, str) or len(text) > _LONGEST:
                 raise TypeError
         except (ValueError, LookupError, TypeError, AttributeError):
             return None
@@ -218,7 +222,7 @@ def _tokens(body: Mapping[str, Any]) -> tuple[int, int] | None:
     if not isinstance(usage, dict):
         return None
     found = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return found if all(type(n) is int and n >= 0 for n in found) else None  # type: ignore[return-value]
+    return found if all(type(n) is int and 0 <= n <= _MOST_TOKENS for n in found) else None  # type: ignore[return-value]
 
 
 def _result(future: Future[Answer[Any] | JudgeError]) -> Answer[Any] | JudgeError | None:

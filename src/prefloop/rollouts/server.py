@@ -32,6 +32,8 @@ from prefloop.rollouts.engine import SAVED, Rollout
 
 HOW = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
 TIMEOUT_S = 600.0
+MOST_BYTES = 256 << 20
+"""Of an answer: a token with its log-prob takes about 100 bytes, and one request may ask for a million."""
 
 
 class ServerEngine:
@@ -50,12 +52,7 @@ class ServerEngine:
         given = generation.server_adapters
         self._folder = Path(tempfile.mkdtemp(prefix="prefloop-")) if given is None else given / self._session
         self._completions = self._endpoint("/v1/completions", connections=self._workers)
-        found = self._ask(lambda: self._endpoint("/v1/models").get().json())
-        base = [m for m in found.get("data", []) if not m.get("parent")]
-        if not base:
-            raise EngineError(f"{self.url} serves no model: {str(found)[:200]}")
-        self.model = str(base[0]["id"])
-        longest = base[0].get("max_model_len")
+        self.model, longest = self._served(self._ask(lambda: self._endpoint("/v1/models").get().json()))
         if longest is not None and longest < backbone.config.max_length:
             raise EngineError(
                 f"{self.url} was started with --max-model-len {longest}, backbone.max_length is {backbone.config.max_length}"
@@ -86,6 +83,7 @@ class ServerEngine:
         temperature: float | None = None,
     ) -> list[Rollout]:
         heat = self.generation.temperature if temperature is None else temperature
+        vocabulary = self.backbone.causal_lm.config.get_text_config().vocab_size
 
         def ask(i: int) -> list[Rollout]:
             body = {
@@ -107,7 +105,8 @@ class ServerEngine:
                 "logprobs": 0,
                 "return_token_ids": True,
             }
-            return self._rollouts(i, n, self._completions.post(body, stop).json())
+            answer = self._completions.post(body, stop).json()
+            return rollouts_of(answer, i, n, self.backbone.chat.stop_id, vocabulary, self.url)
 
         rollouts: dict[int, list[Rollout]] = {}
         stop = threading.Event()
@@ -123,20 +122,14 @@ class ServerEngine:
             pool.shutdown(wait=False, cancel_futures=True)
         return [r for i in range(len(prompts_ids)) for r in rollouts[i]]
 
-    def _rollouts(self, prompt: int, n: int, answer: Any) -> list[Rollout]:
-        try:
-            choices = sorted(answer["choices"], key=lambda c: c["index"])
-            found = [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]
-        except (KeyError, TypeError) as error:
-            raise EngineError(
-                f"{self.url}: an answer without token ids and log-probs ({error!r}): it needs vLLM 0.22 or later"
-            ) from error
-        if len(found) != n or any(len(ids) != len(logps) or None in logps for ids, logps in found):
-            raise EngineError(
-                f"{self.url}: {len(found)} responses where {n} were asked for, or tokens without log-probs"
-            )
-        stop = self.backbone.chat.stop_id
-        return [Rollout(prompt, ids, logps, bool(ids) and ids[-1] == stop) for ids, logps in found]
+    def _served(self, answer: Any) -> tuple[str, int | None]:
+        """Name of the first model that is no adapter, and the longest context it takes where the server says so."""
+        models = answer.get("data") if isinstance(answer, dict) else None
+        for model in models if isinstance(models, list) else ():
+            if isinstance(model, dict) and isinstance(model.get("id"), str) and not model.get("parent"):
+                longest = model.get("max_model_len")
+                return model["id"], longest if isinstance(longest, int) else None
+        raise EngineError(f"{self.url} serves no model: {str(answer)[:200]}")
 
     def pause(self) -> None:
         """Its memory is its own."""
@@ -169,6 +162,7 @@ class ServerEngine:
                 400: "see the message: adapter rank, folder or length do not fit the server",
             },
             max_connections=connections,
+            most_bytes=MOST_BYTES,
         )
 
     def _ask(self, request: Callable[[], Any]) -> Any:
@@ -178,3 +172,31 @@ class ServerEngine:
             raise EngineError(f"{error}\n{SAVED}") from error
         except ValueError as error:
             raise EngineError(f"{self.url} answered with something that is not JSON: {error}") from error
+
+
+def rollouts_of(answer: Any, prompt: int, n: int, stop_id: int, vocabulary: int, who: str) -> list[Rollout]:
+    """The ``n`` responses to a prompt that a server's answer holds. Raises ``EngineError`` where it holds anything else."""
+    try:
+        choices = sorted(answer["choices"], key=lambda c: c["index"])
+        found = [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]
+    except (LookupError, TypeError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise EngineError(
+            f"{who}: an answer without token ids and log-probs ({said:.200}): it needs vLLM 0.22 or later"
+        ) from error
+    if len(found) != n or any(len(ids) != len(logps) or None in logps for ids, logps in found):
+        raise EngineError(f"{who}: {len(found)} responses where {n} were asked for, or tokens without log-probs")
+    if not all(_is_token(i, vocabulary) and _is_logp(logp) for each in found for i, logp in zip(*each, strict=True)):
+        raise EngineError(
+            f"{who}: an answer holds a token that is none of the model's {vocabulary:,}, or a log-prob that is no finite "
+            "number: serve the model that is trained, with vLLM 0.22 or later"
+        )
+    return [Rollout(prompt, ids, logps, bool(ids) and ids[-1] == stop_id) for ids, logps in found]
+
+
+def _is_token(value: Any, known: int) -> bool:
+    return type(value) is int and 0 <= value < known
+
+
+def _is_logp(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
