@@ -20,6 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     from prefloop.console import say
     from prefloop.errors import ConfigError
     from prefloop.pipeline import Pipeline
+    from prefloop.redact import command_without_secrets
     from prefloop.runtime import Runtime
     from prefloop.stages.choose import Choose
     from prefloop.stages.sample import Sample
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     stages = [SFT(config.sft, config.data), *votes_and_reward(config, 1, with_sft=True), *next_pairs]
     runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
     folder = config.output / f"{config.run}-round"
-    command = " ".join(["pipelines/label_round.py", *arguments])
+    command = command_without_secrets(["pipelines/label_round.py", *arguments])
     Pipeline(stages, runtime, notes=config.notes).run(folder, command, config=config)
     say(f"the next pairs: {folder / 'artifacts' / 'pairs' / 'pairs.jsonl'}")
 

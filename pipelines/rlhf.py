@@ -70,11 +70,12 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, compose, run."""
     config = parse(arguments, prog="rlhf.py", description=__doc__ or "")
     from prefloop.pipeline import Pipeline
+    from prefloop.redact import command_without_secrets
     from prefloop.runtime import Runtime
 
     runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
     pipeline = Pipeline(compose(config), runtime, notes=config.notes)
-    command = " ".join(["pipelines/rlhf.py", *arguments])
+    command = command_without_secrets(["pipelines/rlhf.py", *arguments])
     pipeline.run(config.output / config.run, command=command, algo=config.algo, config=config)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prefloop.cli import MOST_SAID, _main, guarded
+from prefloop.cli import _main, guarded
+from prefloop.console import MOST_SAID
 from prefloop.data.files import read_rows
 from prefloop.data.sources import detect_layout, load_comparisons, load_prompts
 from prefloop.errors import DataError

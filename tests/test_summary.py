@@ -8,7 +8,7 @@ import yaml
 
 from prefloop.config import RLHFConfig
 from prefloop.pipeline import Pipeline
-from prefloop.redact import tree_without_secrets
+from prefloop.redact import command_without_secrets, tree_without_secrets
 from prefloop.runtime import Runtime
 from prefloop.settings import load
 from prefloop.stage import Stage, Work
@@ -53,6 +53,23 @@ def test_the_configuration_in_the_summary_holds_no_secret(tmp_path: Path) -> Non
     }
     for path in (tmp_path / "runs" / "demo").glob("*.*"):
         assert b"hunter2" not in path.read_bytes()
+
+
+def test_no_secret_of_notes_command_or_model_is_in_any_file_of_a_run(tmp_path: Path) -> None:
+    secret = "hunt'3r \"4/2"
+    address = f"http://u:{secret}@host/x"
+    config = RLHFConfig(notes=[address, "key Bearer abc123def456"])
+    config.backbone.model = address
+    runtime = Runtime(config.backbone, output=tmp_path / "runs")
+    runtime.model_fingerprint = "0"  # no model is looked for
+    folder = tmp_path / "runs" / "demo"
+    command = command_without_secrets(["rlhf.py", "--rollout", address])
+    Pipeline([Nothing()], runtime, notes=config.notes).run(folder, command, config=config)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["disclosure"] == ["http://host/x", "key Bearer ***"] and summary["model"] == "http://host/x"
+    for path in (path for path in folder.glob("*.*") if path.is_file()):
+        text = path.read_text(encoding="utf-8")
+        assert not [word for word in ("hunt", "3r ", "4/2@", "abc123def456") if word in text], path
 
 
 def test_stages_composed_by_hand_have_no_configuration(tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ The pipeline itself is pipelines/rlhf.py.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import tyro
@@ -29,6 +33,7 @@ from prefloop.commands.plan import Plan, split
 from prefloop.commands.presets import Presets
 from prefloop.commands.reward import Reward
 from prefloop.errors import PrefloopError
+from prefloop.flags import flags
 
 
 @dataclasses.dataclass
@@ -95,7 +100,7 @@ def _main(arguments: Sequence[str]) -> None:
     overrides: tuple[str, ...] = ()
     if words[:1] == ["plan"]:
         words, overrides = split(words)
-    command = tyro.cli(Command, args=words, prog="prefloop", description=__doc__)
+    command = flags(Command, words, prog="prefloop", description=__doc__)
     if isinstance(command, Plan):
         command.overrides = overrides
     command.run()
@@ -107,35 +112,70 @@ REPEAT = "no file is left half written; the same command may be run again"
 """What any other interrupted command says."""
 
 
-MOST_SAID = 8_000
-"""Characters of an error: what people's rows bring into one is cut where it is made, and here for certain."""
-
-
-def shown(text: str) -> str:
-    """The text as a terminal may have it: without control characters, and not endless."""
-    from prefloop.console import neutral
-
-    cut = f"{text[:MOST_SAID]} … ({len(text) - MOST_SAID:,} characters more)" if len(text) > MOST_SAID else text
-    return neutral(cut)
+_OF_THE_PLACE = {
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "you may not read or write there",
+    errno.EPERM: "the system does not allow it",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EISDIR: "it is a folder",
+    errno.ELOOP: "its links lead in a circle",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota of disk space is used up",
+}
+"""What is wrong with a path that a user named; any other ``OSError`` is a fault of ours, with its traceback."""
 
 
 def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], interrupted: str = REPEAT) -> int:
-    """Run a command; user errors print their message alone and exit with 2, Ctrl-C with 130, a closed pipe quietly."""
-    from prefloop.interrupt import heed_interrupts
+    """Run a command and return its exit status.
 
-    heed_interrupts()
+    User errors print their message alone and give 2, Ctrl-C 130, SIGTERM 143, SIGHUP 129; a closed pipe is quiet.
+    """
+    from prefloop.console import complain
+    from prefloop.interrupt import Ended, heeding
+
+    sys.excepthook, warnings.showwarning = _traceback, _warning
     try:
-        run(arguments)
+        with heeding():
+            run(arguments)
     except PrefloopError as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        complain(f"\ninterrupted: {interrupted}")
         return 130
+    except Ended as ended:
+        complain(f"\nended by {ended}: {interrupted}")
+        return 128 + ended.number
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in _OF_THE_PLACE:
+            raise
+        named = f"'{error.filename}': " if error.filename is not None else ""
+        complain(f"error: {named}{_OF_THE_PLACE[error.errno]}; name another place, or put that right")
+        return 2
+    except ValueError as error:
+        if "embedded null" not in str(error):
+            raise
+        complain("error: the name of a file or folder holds a NUL character; take it out of the configuration")
+        return 2
     return 0
+
+
+def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of a fault of ours, without secrets and power over the terminal."""
+    from prefloop.console import complain
+
+    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        complain(line)
+
+
+def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    from prefloop.console import complain
+
+    complain(warnings.formatwarning(message, category, filename, lineno).rstrip())
 
 
 def main() -> None:

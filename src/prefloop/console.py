@@ -1,12 +1,17 @@
-"""What a person sees while a run works: lines, progress with rate and remaining time, tables."""
+"""What a person sees while a run works: lines, progress with rate and remaining time, tables.
+
+Everything that is printed goes through ``console`` or ``complain``. Rows, servers and models bring
+texts along, so both take a text's power over the terminal away; only rich's own styling passes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,19 +22,49 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 from prefloop.interrupt import check_interrupted
+from prefloop.redact import without_secrets
 
-console = Console(highlight=False, soft_wrap=True)
 PLAIN_EVERY_S = 10.0
 _PICTURES = {c: 0x2400 + c for c in range(0x20) if c not in (0x09, 0x0A)} | {0x7F: 0x2421}
+MOST_SAID = 4_000
+"""Bytes of an error, or of a line."""
 _TURNS = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_NEUTRAL = _PICTURES | dict.fromkeys(_TURNS, 0xFFFD)
+_HALVES = range(0xD800, 0xE000)  # of an emoji that was cut: nothing can write them
+_NEUTRAL = _PICTURES | dict.fromkeys((*_TURNS, *_HALVES), 0xFFFD)
 
 
-def say(line: str, style: str | None = None) -> None:
-    """Print one line."""
-    console.print(line, style=style, markup=False)
+class _Door(Console):
+    """A console on which texts have no power: what is styled and drawn is neutral first, cells of tables too."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=neutral(segment.text))
+
+
+console = _Door(highlight=False, soft_wrap=True, emoji=False)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line, or lines; each without secrets and not endless."""
+    console.print("\n".join(map(shown, text.split("\n"))), style=style, markup=False)
+
+
+def complain(text: str) -> None:
+    """Print an error to stderr, without secrets, neutral and not endless."""
+    with contextlib.suppress(OSError):  # of a terminal that has gone
+        print(shown(text), file=sys.stderr)
+
+
+def shown(text: str) -> str:
+    """The text as a person may see it: neutral, without secrets, at most ``MOST_SAID`` bytes and what was cut."""
+    # Looking for addresses takes the square of a text's length, so most of a long one goes first.
+    safe = without_secrets(neutral(text[: 4 * MOST_SAID]))
+    kept = safe.encode()[:MOST_SAID].decode(errors="ignore")
+    cut = len(text[4 * MOST_SAID :]) + len(safe) - len(kept)
+    return f"{kept} … ({cut:,} characters more)" if cut else kept
 
 
 def neutral(text: str) -> str:
@@ -69,7 +104,7 @@ def waiting(what: str) -> Iterator[None]:
     """A spinner with elapsed time on a terminal; afterwards a line with the seconds, when there was more than one."""
     started = time.monotonic()
     if console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             bar.add_task(what, total=None)
             yield
@@ -104,7 +139,7 @@ def progress(
     if console.is_terminal:
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             TaskProgressColumn(),
             MofNCompleteColumn(),
@@ -113,7 +148,7 @@ def progress(
             TextColumn("gone,"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=total or None, completed=done, rate="", note="")

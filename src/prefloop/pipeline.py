@@ -21,7 +21,7 @@ from prefloop.config import AdapterConfig, RLHFConfig
 from prefloop.config.presets import WITHOUT_RANK
 from prefloop.console import console, duration, say
 from prefloop.errors import PrefloopError, StoreError
-from prefloop.redact import tree_without_secrets, without_secrets
+from prefloop.redact import tree_without_secrets, value_without_secrets, without_secrets
 from prefloop.runtime import Runtime, environment
 from prefloop.stage import Stage
 from prefloop.stages.win_rates import NO_JUDGE, WIN_RATES
@@ -224,7 +224,7 @@ def summarise(
     return {
         "run": run.folder.name,
         "algo": algo,
-        "model": config.model,
+        "model": value_without_secrets(config.model),
         "precision": config.precision,
         "adapter": named(config.adapter),
         "started": started.isoformat(timespec="seconds"),
@@ -237,7 +237,7 @@ def summarise(
         **{name: judged[name] for name in ("matrix", "judging", "contamination") if name in judged},
         "annotators": label.get("annotators", []),
         "reward_model": reward_model,
-        "disclosure": list(notes),
+        "disclosure": tree_without_secrets(list(notes)),
         "samples": judged.get("samples", []),
         "environment": environment(),
     }

@@ -1,22 +1,46 @@
-"""What goes into logs, reports and trackers holds no secret that an address may carry."""
+"""What goes into logs, reports, trackers and messages holds no secret that an address may carry, and no key."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
-_ADDRESS = re.compile(r"(?P<scheme>\w+://)(?:[^\s/@'\"]*@)?(?P<rest>[^\s?#'\",\]}]*)(?:[?#][^\s'\",\]}]*)?")
+# A password may hold anything, so a user with one ends at the last @ of a word: rather an address too short than a secret.
+_QUOTED = re.compile(r"""(?P<kept>(?P<quote>['"])[\w+.-]+://)[^\s/@:]*:(?:(?!(?P=quote)).)*@""")
+_WHOLE = re.compile(r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://)[^\s/@:]*:.*@", re.DOTALL)
+_WHOLE_QUERY = re.compile(r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://[^\s?#;]*)(?:[?#]|;\w+=).*", re.DOTALL)
+_ADDRESS = re.compile(
+    r"(?P<scheme>\w[\w+.-]{0,20}://)(?:[^\s/@:]*:\S*@|[^\s/@'\"]*@)?(?P<rest>[^\s?#;'\",\]}]*)(?:(?:[?#]|;\w+=)[^\s'\"]*)?"
+)
+_NAMED = re.compile(r"\b(api[_-]?key|password|passwd|secret)=[^\s&;'\",]+", re.IGNORECASE)
+_KEYS = re.compile(
+    r"(?P<kept>\bBearer\s+)(?=\S*\d)[\w.~+/=-]{8,}"
+    r"|\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[\w-]{10,})"
+)
 
 
 def without_secrets(text: str) -> str:
-    """The text with user, password, query and fragment taken out of every address in it."""
-    return _ADDRESS.sub(r"\g<scheme>\g<rest>", text)
+    """The text with user, password, query and fragment taken out of every address in it, and without what is surely a key."""
+    text = _ADDRESS.sub(r"\g<scheme>\g<rest>", _QUOTED.sub(r"\g<kept>", text))
+    return _KEYS.sub(lambda found: (found["kept"] or "") + "***", _NAMED.sub(r"\1=***", text))
+
+
+def value_without_secrets(text: str) -> str:
+    """The same for the value of a setting, which may be one address whole: blanks and quotes in its password are of it."""
+    return without_secrets(_WHOLE_QUERY.sub(r"\g<kept>", _WHOLE.sub(r"\g<kept>", text)))
+
+
+def command_without_secrets(words: Sequence[str]) -> str:
+    """A command line as a shell takes it."""
+    return shlex.join(map(value_without_secrets, words))
 
 
 def tree_without_secrets(value: Any) -> Any:
     """The same for every text in nested lists and dictionaries, names of fields included."""
     if isinstance(value, str):
-        return without_secrets(value)
+        return value_without_secrets(value)
     if isinstance(value, list):
         return [tree_without_secrets(item) for item in value]
     if isinstance(value, dict):

@@ -20,7 +20,9 @@ from prefloop.config.presets import tree as tree_of
 from prefloop.config.yaml_file import parse_yaml
 from prefloop.console import say
 from prefloop.errors import ConfigError, nearest
+from prefloop.flags import flags as read_flags
 from prefloop.models.adapters.catalogue import EXPERTS, require
+from prefloop.redact import tree_without_secrets
 
 SOURCES = ("simulated", "file", "argilla")
 _SHORT = reprlib.Repr()
@@ -159,7 +161,7 @@ def validated(tree: Any, where: str) -> RLHFConfig:
         return TypeAdapter(RLHFConfig).validate_python(tree)
     except ValidationError as error:
         lines = [
-            f"'{'.'.join(str(p) for p in e['loc'])}': {e['msg']} (found {_SHORT.repr(e['input'])})"
+            f"'{'.'.join(str(p) for p in e['loc'])}': {e['msg']} (found {_SHORT.repr(tree_without_secrets(e['input']))})"
             for e in error.errors()
         ]
         more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
@@ -203,7 +205,7 @@ def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
             break
 
     def flags(default: RLHFConfig) -> RLHFConfig:
-        return tyro.cli(RLHFConfig, args=rest, default=default, prog=prog, description=description, registry=_FLAGS)
+        return read_flags(RLHFConfig, rest, default=default, prog=prog, description=description, registry=_FLAGS)
 
     return _addressed(_guided(tree, where, flags))
 

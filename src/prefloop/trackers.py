@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.console import say
 from prefloop.errors import ConfigError, nearest
-from prefloop.redact import without_secrets
+from prefloop.redact import tree_without_secrets, without_secrets
 from prefloop.runtime import Runtime
 from prefloop.store import Artifact, write_json
 
@@ -64,8 +64,10 @@ def settings(identity: Mapping[str, Any], prefix: str = "") -> dict[str, str | i
         if isinstance(value, Mapping):
             out |= settings(value, f"{prefix}{name}/")
         else:
-            flat = value if isinstance(value, str | int | float | bool) else json.dumps(value)
-            out[prefix + without_secrets(name)] = without_secrets(flat) if isinstance(flat, str) else flat
+            clean = tree_without_secrets(value)
+            out[prefix + without_secrets(name)] = (
+                clean if isinstance(clean, str | int | float | bool) else json.dumps(clean)
+            )
     return out
 
 
