@@ -10,7 +10,7 @@ import torch
 from prefloop.config import AdapterConfig, BackboneConfig, GenerationConfig
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward, role_of
-from prefloop.pipeline import link
+from prefloop.run import link
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact

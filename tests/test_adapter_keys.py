@@ -80,7 +80,7 @@ def test_a_result_opens_where_its_experts_lie_and_after_a_run_that_found_them_el
         open_policies([f"{run}:sft"])
     moved = [expert.replace("private", "elsewhere") for expert in experts]
     again: Artifact = Made("sft", 10).run(runtime(tmp_path / "runs", model, "mole", experts=moved))
-    assert again.status == "reused" and again.manifest["experts"] == moved
+    assert again.status == "reused" and again.manifest.experts == moved
     assert again.path == (run / "artifacts" / "sft").resolve()
     assert torch.equal(answers(f"{run}:sft"), expected)
 

@@ -56,11 +56,12 @@ def test_a_folder_named_as_output_is_told_without_a_traceback(
 
 
 def test_what_a_killed_writer_left_does_not_enter_an_artifact(tmp_path: Path) -> None:
+    from prefloop.manifest import Manifest
     from prefloop.store import Store
 
     store = Store(tmp_path)
     folder = store.work_folder("sft", "k" * 64)
     (folder / "rows.jsonl").write_text("{}")
     (folder / ".rows.jsonl.123-abcd.part").write_text("{")
-    artifact = store.commit("sft", "k" * 64, {"status": "ran", "metrics": {}})
-    assert list(artifact.manifest["files"]) == ["rows.jsonl"]
+    artifact = store.commit(Manifest("sft", "k" * 64))
+    assert list(artifact.manifest.files) == ["rows.jsonl"]

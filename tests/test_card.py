@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from prefloop.errors import ConfigError
 from prefloop.export import export
 from prefloop.judging.ensemble import RewardGrader
 from prefloop.labels.scoring import open_reward
+from prefloop.manifest import read_manifest
 from prefloop.models.merge import save_merged
 from prefloop.opening import open_policies
 from prefloop.pipeline import Pipeline
@@ -102,12 +104,12 @@ def test_every_adapter_has_a_card_that_parses_and_says_where_it_comes_from(run: 
 
 def test_a_card_of_an_artifact_is_the_same_whenever_it_is_written_and_holds_no_time(run: Path) -> None:
     folder = (run / "artifacts" / "reward").resolve()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    later = manifest | {"seconds": 99.0, "status": "resumed"}
+    manifest = read_manifest(folder)
+    later = dataclasses.replace(manifest, seconds=99.0, status="resumed")
     assert model_card(folder, later, lineage(folder.parent, later)) == (folder / "README.md").read_text()
-    assert [made["stage"] for made in lineage(folder.parent, manifest)] == ["sft", "sample", "label"]
-    metrics = manifest["metrics"] | {"accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75}
-    rows = {row[0]: row for row in tables(model_card(folder, manifest | {"metrics": metrics}, []))}
+    assert [made.stage for made in lineage(folder.parent, manifest)] == ["sft", "sample", "label"]
+    metrics = manifest.metrics | {"accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75}
+    rows = {row[0]: row for row in tables(model_card(folder, dataclasses.replace(manifest, metrics=metrics), []))}
     assert rows["`accuracy`"][1] == "0.5 [0.25, 0.75]" and "`accuracy_low`" not in rows
 
 

@@ -13,6 +13,7 @@ from prefloop.config import OptimConfig
 from prefloop.data.packing import Document, Pack, packs
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R, sum_by_branch_B
+from prefloop.sealed import SEAL, remove
 from prefloop.training.loop import Loop, NonFiniteLoss
 
 DOCUMENTS = random_documents([(6, [4, 7]), (9, [3]), (5, [8, 2, 6]), (12, [5])])
@@ -125,23 +126,80 @@ def test_warm_up_and_schedule(settings: dict, expected: list[float], tmp_path: P
     assert rates == [[pytest.approx(0.1 * f), pytest.approx(0.3 * f)] for f in expected]
 
 
-def test_only_the_newest_checkpoint_is_kept_and_a_torn_one_is_ignored(tmp_path: Path) -> None:
+def test_the_two_newest_checkpoints_are_kept_and_a_torn_one_is_ignored(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.ones(1))
     loop = Loop({"w": weight}, OptimConfig(), 4, tmp_path / "checkpoints")
     assert loop.restore() is None
-    for _ in range(2):
+    for _ in range(3):
         loop.update(packs(DOCUMENTS[:1], 64), lambda pack: weight.sum(), items=1)
         loop.save({})
-    assert [p.name for p in loop.folder.iterdir()] == ["step-000002"]
+    assert sorted(p.name for p in loop.folder.iterdir()) == ["step-000002", "step-000003"]
     torn = loop.folder / ".partial"
     torn.mkdir()
     (torn / "state.safetensors").write_bytes(b"half")
     again = Loop({"w": nn.Parameter(torch.zeros(1))}, OptimConfig(), 4, loop.folder)
     assert again.restore() == ({}, {})
-    assert again.step == 2
+    assert again.step == 3
     assert torch.equal(again.parameters["w"], weight)
     again.save({})
-    assert [p.name for p in loop.folder.iterdir()] == ["step-000002"]
+    assert sorted(p.name for p in loop.folder.iterdir()) == ["step-000002", "step-000003"]
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut to nothing": lambda folder: (folder / "state.safetensors").write_bytes(b""),
+    "cut in half": lambda folder: (folder / "state.safetensors").write_bytes(
+        (folder / "state.safetensors").read_bytes()[:100]
+    ),
+    "a bit of a parameter": lambda folder: flip(folder / "state.safetensors"),
+    "a bit of its words": lambda folder: flip(folder / SEAL, 30),
+    "no seal": lambda folder: (folder / SEAL).unlink(),
+    "an empty seal": lambda folder: (folder / SEAL).write_bytes(b""),
+    "not JSON": lambda folder: (folder / SEAL).write_bytes(b"\xff{"),
+    "a list": lambda folder: (folder / SEAL).write_text("[]"),
+    "no folder": lambda folder: (remove(folder), folder.write_text("a file")),
+    "a link": lambda folder: (
+        (
+            (folder / "state.safetensors").rename(folder.parent / "moved"),
+            (folder / "state.safetensors").symlink_to(folder.parent / "moved"),
+        )
+        and None
+    ),
+    "what it needs": lambda folder: flip(folder.parent / "best" / "3.safetensors"),
+    "what it needs, gone": lambda folder: (folder.parent / "best" / "3.safetensors").unlink(),
+}
+
+
+def flip(path: Path, place: int = -3) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_then_for_the_start(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    loop = Loop({"w": weight}, OptimConfig(), 4, tmp_path)
+    kept: dict[int, Tensor] = {}
+    for step in (1, 2, 3):
+        loop.update(packs(DOCUMENTS[:1], 64), lambda pack: weight.sum(), items=1)
+        best = tmp_path / "best" / f"{step}.safetensors"
+        loop.keep(best)
+        loop.save({"at": step}, needed=[best])
+        kept[step] = weight.detach().clone()
+    assert loop.needed() == {tmp_path / "best" / f"{step}.safetensors" for step in (2, 3)}
+    DAMAGES[damage](tmp_path / "step-000003")
+    again = Loop({"w": nn.Parameter(torch.zeros(1))}, OptimConfig(), 4, tmp_path)
+    assert again.restore() == ({"at": 2}, {})
+    assert again.step == 2 and torch.equal(again.parameters["w"], kept[2])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "checkpoint step-000003 is damaged" in said and "going on from step-000002" in said
+    assert [p.name for p in again.checkpoints()] == ["step-000002"]
+    flip(tmp_path / "step-000002" / "state.safetensors")
+    afresh = Loop({"w": nn.Parameter(torch.zeros(1))}, OptimConfig(), 4, tmp_path)
+    assert afresh.restore() is None and afresh.step == 0 and not afresh.checkpoints()
+    assert "going on from the start of the stage" in " ".join(capsys.readouterr().out.split())
 
 
 BAD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {

@@ -20,8 +20,8 @@ from prefloop.judging.reward import Pairwise
 from prefloop.judging.reward_files import Reading, evaluate_file
 from prefloop.judging.rewardbench import SECTIONS, sections
 from prefloop.objectives.calibration import calibration_bins, expected_calibration_error
-from prefloop.pipeline import link
 from prefloop.records import Comparison, Message, Response, Vote
+from prefloop.run import link
 from prefloop.runtime import Runtime
 from prefloop.stages.label import Label
 from prefloop.stages.reward import RewardModel

@@ -13,11 +13,12 @@ import pytest
 
 from prefloop import store as store_module
 from prefloop.errors import DataError, StoreError
+from prefloop.manifest import Manifest
 from prefloop.pipeline import full_disk
 from prefloop.store import MANIFEST, Store, digest, read_rows, run_lock, try_lock, write_json, write_rows
 
 KEY = "0123456789abcdef" * 4
-DETAILS = {"metrics": {"loss": 0.5}, "seconds": 1.5, "status": "ran"}
+DETAILS = Manifest("sft", KEY, metrics={"loss": 0.5}, seconds=1.5, status="ran")
 
 
 @pytest.fixture
@@ -39,13 +40,13 @@ def artifacts(store: Store) -> list[str]:
 
 def test_a_committed_artifact_is_found_with_its_manifest_and_files(store: Store) -> None:
     work = fill(store)
-    committed = store.commit("sft", KEY, DETAILS)
+    committed = store.commit(DETAILS)
     found = store.get("sft", KEY)
     assert found is not None
     assert found.path == committed.path
     assert (found.status, committed.status) == ("reused", "ran")
     assert (found.stage, found.key, found.metrics, found.seconds) == ("sft", KEY, {"loss": 0.5}, 1.5)
-    assert set(found.manifest["files"]) == {"weights.bin", "sub/rows.jsonl"}
+    assert set(found.manifest.files) == {"weights.bin", "sub/rows.jsonl"}
     assert (found / "weights.bin").read_bytes() == b"weights" * 100
     assert not work.exists()
 
@@ -68,13 +69,13 @@ def test_the_artifact_appears_in_one_rename(store: Store, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", killed)
-        store.commit("sft", KEY, DETAILS)
+        store.commit(DETAILS)
     assert store.get("sft", KEY) is None
     assert (work / "checkpoints" / "step").is_file()  # to go on from
-    store.commit("sft", KEY, DETAILS)
+    store.commit(DETAILS)
     found = store.get("sft", KEY)
     assert found is not None
-    assert set(found.manifest["files"]) == {"weights.bin", "sub/rows.jsonl"}
+    assert set(found.manifest.files) == {"weights.bin", "sub/rows.jsonl"}
     assert not (found / "checkpoints").exists()
 
 
@@ -83,7 +84,7 @@ def test_a_damaged_artifact_is_reported_removed_and_can_be_built_again(
     damage: str, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(store)
-    path = store.commit("sft", KEY, DETAILS).path
+    path = store.commit(DETAILS).path
     target = path / "weights.bin"
     if damage == "flip":
         target.write_bytes(b"Weights" + target.read_bytes()[7:])
@@ -99,19 +100,19 @@ def test_a_damaged_artifact_is_reported_removed_and_can_be_built_again(
     assert not path.exists()
     said = capsys.readouterr().out
     assert "damaged" in said
-    assert ("manifest is damaged" if "manifest" in damage else "'weights.bin'") in said
+    assert ("manifest.json" if "manifest" in damage else "'weights.bin'") in said
     fill(store)
-    store.commit("sft", KEY, DETAILS)
+    store.commit(DETAILS)
     assert store.get("sft", KEY) is not None
 
 
 def test_the_rest_of_a_half_removed_artifact_does_not_block_the_next(store: Store) -> None:
     fill(store)
-    path = store.commit("sft", KEY, DETAILS).path
+    path = store.commit(DETAILS).path
     (path / MANIFEST).unlink()
     assert store.get("sft", KEY) is None
     fill(store)
-    store.commit("sft", KEY, DETAILS)
+    store.commit(DETAILS)
     assert store.get("sft", KEY) is not None
 
 
@@ -236,15 +237,15 @@ def test_a_full_disk_leaves_nothing_in_the_store_and_the_work_to_go_on_with(smal
         while ballast.write(b"x" * 4096):
             pass
     with pytest.raises(DataError, match="No space left") as caught:
-        store.commit("sft", KEY, DETAILS)
+        store.commit(DETAILS)
     assert full_disk(caught.value)
     assert store.get("sft", KEY) is None
     (small_disk / "ballast").unlink()
     assert artifacts(store) == []
-    store.commit("sft", KEY, DETAILS)
+    store.commit(DETAILS)
     found = store.get("sft", KEY)
     assert found is not None
-    assert set(found.manifest["files"]) == {"weights.bin", "sub/rows.jsonl"}
+    assert set(found.manifest.files) == {"weights.bin", "sub/rows.jsonl"}
 
 
 def test_a_simulated_full_disk_leaves_nothing_in_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,10 +256,10 @@ def test_a_simulated_full_disk_leaves_nothing_in_the_store(store: Store, monkeyp
 
     with monkeypatch.context() as patch, pytest.raises(DataError, match="No space left"):
         patch.setattr(os, "fsync", full)
-        store.commit("sft", KEY, DETAILS)
+        store.commit(DETAILS)
     assert store.get("sft", KEY) is None
     assert artifacts(store) == []
-    store.commit("sft", KEY, DETAILS)
+    store.commit(DETAILS)
     found = store.get("sft", KEY)
     assert found is not None
-    assert set(found.manifest["files"]) == {"weights.bin", "sub/rows.jsonl"}
+    assert set(found.manifest.files) == {"weights.bin", "sub/rows.jsonl"}

@@ -12,7 +12,8 @@ import pytest
 
 from prefloop.config import PPOConfig
 from prefloop.errors import ConfigError
-from prefloop.pipeline import Pipeline, Run
+from prefloop.pipeline import Pipeline
+from prefloop.run import Run
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work, content
 from prefloop.store import Artifact

@@ -12,7 +12,7 @@ from prefloop.errors import ConfigError, ModelError
 from prefloop.export import new_folder, write_tokenizer
 from prefloop.opening import config_of, require_model, require_one_backbone, runtime_of
 from prefloop.results import ABOUT, ADAPTER, Policy, identity_of, policy_of
-from prefloop.store import digest, file_digest, write_json
+from prefloop.sealed import digest, file_digest, write_json, write_sealed
 
 if TYPE_CHECKING:
     from prefloop.models.adapters.combine import Combined, Factors
@@ -111,7 +111,7 @@ def _write(policies: Sequence[Policy], first: Policy, made: Combined, runtime: R
         identity["backbone"] = identity["backbone"] | {"adapter": identity["backbone"].get("adapter", {}) | adapter}
     files = {name: file_digest(draft / name) for name in (ADAPTER, "adapter_config.json")}
     key = digest({"parts": [policy.key for policy in policies], "files": files})
-    write_json(draft / ABOUT, {"stage": STAGE, "key": key, "identity": identity, "files": files})
+    write_sealed(draft / ABOUT, {"stage": STAGE, "key": key, "identity": identity, "files": files})
 
 
 def _write_card(

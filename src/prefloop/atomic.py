@@ -1,8 +1,9 @@
-"""Files that are whole or not there: written beside their place and renamed into it."""
+"""Files and folders that are whole or not there: written beside their place, put on disk and renamed into it."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prefloop.errors import DataError
+
+_BLOCK = 1 << 16
 
 
 @contextlib.contextmanager
@@ -31,8 +34,52 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, place)
+        sync(place.parent)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def sync(place: Path) -> None:
+    """Have a file's bytes, or the names in a folder, on disk."""
+    try:
+        descriptor = os.open(place, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written and not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what some network file systems say of a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def settle(draft: Path, target: Path) -> None:
+    """Rename a file or folder to its place once all of it is on disk: after a power cut it is whole or not there."""
+    for place in (*draft.rglob("*"), draft):
+        if not place.is_symlink() and (place.is_dir() or place.is_file()):
+            sync(place)
+    draft.rename(target)
+    sync(target.parent)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take off what follows the last line break, which a kill or a power cut left of a line; nothing where there is no file."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                start += found + 1
+                break
+            end = start
+        else:
+            start = 0
+        file.truncate(start)

@@ -8,15 +8,17 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prefloop.errors import ConfigError
+from prefloop.atomic import settle
+from prefloop.errors import ConfigError, StoreError
+from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.lookup import wheel_of
 from prefloop.models.rope import overrides, written
 from prefloop.opening import config_of, open_policies, require_model
 from prefloop.results import ABOUT, ADAPTER, HEAD, Place, identity_of, locate, origin_of
 from prefloop.runtime import Runtime, environment
-from prefloop.store import MANIFEST, write_json
+from prefloop.sealed import check_files, copy_file, write_json, write_sealed
 
 if TYPE_CHECKING:
     from prefloop.report.card_tables import Evaluation
@@ -33,31 +35,37 @@ def export(reference: str, folder: Path, merge: bool = False, model: str | None 
     place = locate(reference)
     if place.folder is None:
         raise ConfigError(f"'{reference}' is the bare model: nothing in it was trained here")
-    if not (place.folder / MANIFEST).is_file():
+    if not os.path.lexists(place.folder / MANIFEST):
         raise ConfigError(
             f"'{reference}' is no artifact of a run ({MANIFEST} is missing), so there is nothing to write a card from. A merged or exported adapter's "
             "own README.md says what loads it"
         )
+    manifest = read_manifest(place.folder, required=False)
+    if not isinstance(manifest.identity.get("backbone"), dict):
+        raise StoreError(f"{place.folder / MANIFEST}: damaged, identity.backbone does not say what the adapter is on")
     if merge and (place.folder / HEAD).is_file():
         raise ConfigError("--merge: a reward model is an adapter and a head, which no plain model has a place for")
     if merge:
         _require_merging(place.folder, reference)
     with new_folder(folder) as draft:
-        _write(place, draft, merge, model)
+        _write(place, manifest, draft, merge, model)
     return folder
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A draft that becomes ``folder`` when the block ends well and leaves nothing otherwise. Raises ``ConfigError`` where something is there."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"'{folder}' exists already: name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    draft.mkdir()
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"'{folder}' exists already: name a new folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+    except OSError as error:
+        raise ConfigError(f"'{str(folder)[:200]}' cannot be written ({error.strerror}): name another folder") from error
     try:
         yield draft
-        draft.replace(folder)
+        settle(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -74,36 +82,42 @@ def _require_merging(folder: Path, reference: str) -> None:
         )
 
 
-def _write(place: Place, draft: Path, merge: bool, model: str | None) -> None:
+def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: str | None) -> None:
     from prefloop.report.card import Exported, base_of, lineage, model_card
+    from prefloop.report.inputs import read_summary
 
     source = place.folder
     assert source is not None
-    manifest: dict[str, Any] = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
     origin = origin_of(source)
     runtime = Runtime(config_of(origin, place.name, **({"model": model} if model else {})), output=source.parent.parent)
     require_model(runtime, {place.name: origin})
     dtype = None
+    kept = {n: hashed for n, hashed in manifest.files.items() if Path(n).name in _KEPT and not n.startswith("value/")}
     if merge:
+        check_files(source, kept)
         dtype = _write_merged(place, draft, model)
     else:
-        _write_adapter(source, manifest, draft)
+        for name, hashed in kept.items():
+            copy_file(source, name, hashed, draft / name)
+        identity = {k: manifest.identity[k] for k in ("backbone", "generation") if k in manifest.identity}
+        about = {"stage": manifest.stage, "key": manifest.key, "identity": identity, "files": kept}
+        write_sealed(draft / ABOUT, about)
     write_tokenizer(runtime, draft)
     summary = place.run / "summary.json" if place.run else None
-    told = json.loads(summary.read_text(encoding="utf-8")) if summary and summary.is_file() else {}
+    told = read_summary(summary).disclosure if summary and summary.is_file() else []
     wheel = wheel_of(runtime.backbone_config.model, runtime.model_folder)
-    about = Exported(
+    exported = Exported(
         evaluation_of(place, manifest),
-        told.get("disclosure", []),
+        told,
         environment()["versions"],
         wheel.distribution if wheel else None,
         dtype,
     )
-    text = model_card(source, manifest, lineage(source.parent, manifest), base_of(runtime), about)
+    text = model_card(source, manifest, lineage(source.parent, manifest), base_of(runtime), exported)
     (draft / "README.md").write_text(text, encoding="utf-8")
 
 
-def evaluation_of(place: Place, manifest: dict[str, Any]) -> Evaluation | None:
+def evaluation_of(place: Place, manifest: Manifest) -> Evaluation | None:
     """The run's final comparison, when it was of this very artifact."""
     from prefloop.report.card import lineage
     from prefloop.report.card_tables import Evaluation
@@ -111,28 +125,11 @@ def evaluation_of(place: Place, manifest: dict[str, Any]) -> Evaluation | None:
     judge = place.run / "artifacts" / "judge" / MANIFEST if place.run else None
     if judge is None or not judge.is_file() or place.folder is None:
         return None
-    judged = json.loads(judge.read_text(encoding="utf-8"))
+    judged = read_manifest(judge.parent, required=False)
     for made in lineage(judge.resolve().parent.parent, judged):
-        if made["stage"] == f"respond-{place.slot}" and made["inputs"].get(str(place.slot)) == manifest["key"]:
-            return Evaluation(judged["metrics"], made.get("reads", {}).get("prompts", "the evaluation prompts"))
+        if made.stage == f"respond-{place.slot}" and made.inputs.get(str(place.slot)) == manifest.key:
+            return Evaluation(judged.metrics, made.reads.get("prompts", "the evaluation prompts"))
     return None
-
-
-def _write_adapter(source: Path, manifest: dict[str, Any], draft: Path) -> None:
-    names = [n for n in manifest["files"] if Path(n).name in _KEPT and not n.startswith("value/")]
-    for name in names:
-        (draft / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, draft / name)
-    identity = {k: manifest["identity"][k] for k in ("backbone", "generation") if k in manifest["identity"]}
-    write_json(
-        draft / ABOUT,
-        {
-            "stage": manifest["stage"],
-            "key": manifest["key"],
-            "identity": identity,
-            "files": {n: manifest["files"][n] for n in names},
-        },
-    )
 
 
 def _write_merged(place: Place, draft: Path, model: str | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import errno
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,116 +15,19 @@ from pydantic import TypeAdapter
 from rich import box
 from rich.table import Table
 
-from prefloop.algorithms import ALGORITHMS, SFT_ONLY
+from prefloop.algorithms import SFT_ONLY
 from prefloop.config import AdapterConfig, RLHFConfig
 from prefloop.config.presets import WITHOUT_RANK
 from prefloop.console import console, duration, say
 from prefloop.errors import PrefloopError, StoreError
 from prefloop.redact import tree_without_secrets, value_without_secrets, without_secrets
+from prefloop.run import Run, require_links
 from prefloop.runtime import Runtime, environment
+from prefloop.sealed import write_sealed
 from prefloop.stage import Stage
 from prefloop.stages.win_rates import NO_JUDGE, WIN_RATES
-from prefloop.store import Artifact, run_lock, write_json
-from prefloop.trackers import Tracking, check_trackers
-
-
-class Run:
-    """A run in progress: its folder and the artifacts that have filled slots so far."""
-
-    def __init__(self, folder: Path, runtime: Runtime) -> None:
-        self.folder = folder
-        self.runtime = runtime
-        self.artifacts: dict[str, Artifact] = {}
-        self.stages: list[dict[str, Any]] = []
-
-    def policies(self) -> list[str]:
-        """Aligned policies to compare: of this process, and of earlier commands in this run that started from the same artifacts
-        under the same code, model, sampling and seed. Their own settings (``ppo.*``, ``preference.*``) are what they were then."""
-        for slot in ALGORITHMS:
-            if not self.has(slot) and (self.folder / "artifacts" / slot / "manifest.json").is_file():
-                say(
-                    f"left out {slot}: this run no longer has what it was trained on; run it again to compare", "yellow"
-                )
-        return [slot for slot in ALGORITHMS if slot in self.artifacts]
-
-    def has(self, slot: str) -> bool:
-        """Whether a slot is filled: by this process, or by an earlier command in this run whose artifact still fits."""
-        linked = self.folder / "artifacts" / slot / "manifest.json"
-        if slot in self.artifacts:
-            return True
-        if not linked.is_file():
-            return False
-        manifest = json.loads(linked.read_text(encoding="utf-8"))
-        found = self.runtime.store.get(manifest["stage"], manifest["key"]) if self._fits(manifest) else None
-        if found is None:
-            return False
-        self.artifacts[slot] = found
-        self._record(manifest["stage"], found)
-        say(
-            f"reused {slot} {found.key[:8]} of an earlier command in this run ({duration(found.seconds)} saved)",
-            "green",
-        )
-        return True
-
-    def _fits(self, manifest: dict[str, Any]) -> bool:
-        now = {slot: self._key(slot) for slot in manifest["inputs"]}
-        reference, identity = self._shared_identity(), manifest["identity"]
-        shared = ("code", "seed", *({"backbone", "generation"} & set(identity)))  # a reward model does not sample
-        return now == manifest["inputs"] and all(identity.get(k) == reference.get(k) for k in shared)
-
-    def _key(self, slot: str) -> str | None:
-        """Key of what fills a slot now: of this process, or of an earlier command when its own inputs are still the run's."""
-        if slot in self.artifacts:
-            return self.artifacts[slot].key
-        linked = self.folder / "artifacts" / slot / "manifest.json"
-        if not linked.is_file():
-            return None
-        manifest = json.loads(linked.read_text(encoding="utf-8"))
-        return manifest["key"] if self._fits(manifest) else None
-
-    def _shared_identity(self) -> dict[str, Any]:
-        class Probe(Stage):
-            name = produces = "probe"
-            uses = frozenset({"backbone", "generation"})
-
-            def parts(self) -> dict[str, Any]:
-                return {}
-
-        return Probe().identity(self.runtime)
-
-    def execute(self, stage: Stage) -> None:
-        """Run one stage, link its artifact and put its events into the run's log."""
-        inputs = {slot: self.artifacts[slot] for slot in stage.inputs if slot in self.artifacts}
-        log, place = self.folder / "events.jsonl", self.folder / "artifacts" / stage.produces
-        logged = place.resolve()
-        tracking = Tracking(self.runtime.trackers, self.folder, stage, self.runtime, inputs)
-        with self.runtime.events_to(log), tracking, self.runtime.watched(tracking):
-            artifact = stage.run(self.runtime, **inputs)
-        if artifact.status == "reused" and logged != artifact.path.resolve() and (artifact / "events.jsonl").is_file():
-            with log.open("a", encoding="utf-8") as file:  # built in another run: its curve belongs to this one too
-                file.write((artifact / "events.jsonl").read_text(encoding="utf-8"))
-        with self.runtime.events_to(log):
-            self.runtime.emit(stage=stage.name, event="stage", status=artifact.status)
-        self.artifacts[stage.produces] = artifact
-        self._record(stage.name, artifact)
-        link(place, artifact.path)
-
-    def _record(self, name: str, artifact: Artifact) -> None:
-        reused = artifact.status == "reused"
-        self.stages.append(
-            {
-                "name": name,
-                "key": artifact.key,
-                "status": artifact.status,
-                "seconds": 0.0 if reused else artifact.seconds,
-                "saved_seconds": artifact.seconds if reused else 0.0,
-                "metrics": {
-                    k: v
-                    for k, v in artifact.metrics.items()
-                    if k not in ("results", "control", "samples", "annotators", "matrix", "judging")
-                },
-            }
-        )
+from prefloop.store import run_lock
+from prefloop.trackers import check_trackers
 
 
 class Pipeline:
@@ -154,6 +56,11 @@ class Pipeline:
                 raise StoreError(
                     f"the disk that holds '{self.runtime.store.root}' is full. Nothing incomplete entered the store: free some "
                     "space (old artifacts in it may be deleted) and run the same command again"
+                ) from error
+            if isinstance(error, OSError) and _of_ours(error, self.runtime.output, folder):
+                raise StoreError(
+                    f"'{error.filename}': {error.strerror}. A run reads and writes there: move away what is in the way, or name another "
+                    "place with --output"
                 ) from error
             raise
 
@@ -186,9 +93,14 @@ class Pipeline:
         from prefloop.report.html import write_report
 
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-        with run_lock(folder):
-            (folder / "artifacts").mkdir(exist_ok=True)
-            run = Run(folder, self.runtime)
+        with run_lock(folder) as writable:
+            if writable:
+                require_links(folder / "artifacts")
+            else:
+                self.runtime.store.closed = (
+                    f"'{folder}' cannot be written: make it writable, or name another place with --output"
+                )
+            run = Run(folder, self.runtime, writable)
             try:
                 for stage in self.stages:
                     for part in stage.expand(run):
@@ -197,9 +109,13 @@ class Pipeline:
                 self.runtime.close()
             seconds = time.monotonic() - clock
             summary = summarise(run, started, seconds, command, algo, self.notes, settings)
-            write_json(folder / "summary.json", summary)
-            report = write_report(folder)
+            report = None
+            if writable:
+                write_sealed(folder / "summary.json", summary)
+                report = write_report(folder)
         show(summary, report)
+        if not writable:
+            say(f"'{folder}' cannot be written: no summary, links or report of this command are in it", "yellow")
         return summary
 
 
@@ -250,7 +166,7 @@ def named(adapter: AdapterConfig) -> str:
     return adapter.method if adapter.method in WITHOUT_RANK else f"{adapter.method}, r {adapter.r}"
 
 
-def show(summary: dict[str, Any], report: Path) -> None:
+def show(summary: dict[str, Any], report: Path | None) -> None:
     """The closing table, or what SFT alone came to."""
     heading = f"{summary['run']}: {summary['model']}" + (f", {summary['adapter']}" if summary["adapter"] else "")
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
@@ -294,7 +210,7 @@ def show(summary: dict[str, Any], report: Path) -> None:
     if reused:
         saved = sum(s["saved_seconds"] for s in reused)
         say(f"reused {', '.join(s['name'] for s in reused)}: {duration(saved)} saved", "green")
-    say(f"{duration(summary['seconds'])} in all. Report: {report}")
+    say(f"{duration(summary['seconds'])} in all" + (f". Report: {report}" if report else ""))
 
 
 def sft_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
@@ -324,9 +240,9 @@ def full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def link(path: Path, target: Path) -> None:
-    """Point a symbolic link at an artifact, replacing an older one in one step."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(os.path.relpath(target, path.parent))
-    fresh.replace(path)
+def _of_ours(error: OSError, *folders: Path) -> bool:
+    """Whether an error is of a file in one of these folders."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    place = Path(os.path.abspath(error.filename))
+    return any(place.is_relative_to(os.path.abspath(folder)) for folder in folders)

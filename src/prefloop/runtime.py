@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefloop.atomic import cut_torn_line
 from prefloop.config import BackboneConfig, GenerationConfig
 from prefloop.console import waiting
 from prefloop.models.lookup import fingerprint, resolve
@@ -123,7 +124,8 @@ class Runtime:
 
     @contextlib.contextmanager
     def events_to(self, path: Path) -> Iterator[None]:
-        """Also write events to ``path`` within this block."""
+        """Also write events to ``path`` within this block; what is left of a line at its end goes."""
+        cut_torn_line(path)
         self._events.append(path)
         try:
             yield

@@ -6,6 +6,7 @@ by their bytes), model and generation settings where the stage uses them, the se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,12 +19,14 @@ import prefloop
 from prefloop.config import is_config
 from prefloop.console import duration, say
 from prefloop.data.source import Source
-from prefloop.errors import AuditError, ConfigError, DataError
+from prefloop.errors import AuditError, ConfigError, DataError, StoreError
 from prefloop.interrupt import check_interrupted
+from prefloop.manifest import Manifest
 from prefloop.models.adapters.catalogue import options_of
 from prefloop.results import expert_folder
 from prefloop.runtime import Runtime
-from prefloop.store import MANIFEST, Artifact, digest, file_digest, write_json
+from prefloop.sealed import write_sealed
+from prefloop.store import MANIFEST, Artifact, digest, file_digest
 
 
 @dataclasses.dataclass
@@ -130,21 +133,26 @@ class Stage:
         if "generation" in self.uses:
             self.check_temperature(runtime.generation.temperature)
         key = self.key(runtime, inputs)
-        with runtime.store.lock(self.name, key):
-            found = runtime.store.get(self.name, key)
-            if found is not None:
-                found = self._located(runtime, found)
-                say(f"reused {self.name} {key[:8]} ({duration(found.seconds)} saved)", "green")
-                return found
-            return self._build(runtime, key, inputs)
+        found = None
+        with contextlib.suppress(StoreError):  # a damaged one is told and removed under its lock
+            found = runtime.store.find(self.name, key)
+        if found is None:
+            with runtime.store.lock(self.name, key):
+                found = runtime.store.get(self.name, key)
+                if found is None:
+                    return self._build(runtime, key, inputs)
+        found = self._located(runtime, found)
+        say(f"reused {self.name} {key[:8]} ({duration(found.seconds)} saved)", "green")
+        return found
 
     def _located(self, runtime: Runtime, found: Artifact) -> Artifact:
         """``found`` with the places where the experts lie now, which its key does not hold."""
         experts = _experts(runtime) if "backbone" in self.uses else []
-        if not experts or found.manifest.get("experts") == experts:
+        if not experts or found.manifest.experts == experts:
             return found
-        manifest = found.manifest | {"experts": experts}
-        write_json(found / MANIFEST, manifest)
+        manifest = dataclasses.replace(found.manifest, experts=experts)
+        with contextlib.suppress(DataError):  # a store that may only be read keeps the places of then
+            write_sealed(found / MANIFEST, manifest.to_dict())
         return dataclasses.replace(found, manifest=manifest)
 
     def _build(self, runtime: Runtime, key: str, inputs: dict[str, Artifact]) -> Artifact:
@@ -160,23 +168,23 @@ class Stage:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the next run must not go on from what failed
             raise
         seconds = time.monotonic() - started
-        manifest = {
-            "identity": self.identity(runtime),
-            "inputs": {slot: inputs[slot].key for slot in self.inputs},
-            "reads": files_read(self.parts()),
-            "metrics": metrics,
-            "seconds": round(seconds, 3),
-            "status": "resumed" if work.resumed else "ran",
-            "prefloop": prefloop.__version__,
-        }
-        if "backbone" in self.uses and (experts := _experts(runtime)):
-            manifest["experts"] = experts
+        manifest = Manifest(
+            self.name,
+            key,
+            identity=self.identity(runtime),
+            inputs={slot: inputs[slot].key for slot in self.inputs},
+            reads=files_read(self.parts()),
+            metrics=metrics,
+            seconds=round(seconds, 3),
+            status="resumed" if work.resumed else "ran",
+            prefloop=prefloop.__version__,
+            experts=_experts(runtime) if "backbone" in self.uses else [],
+        )
         if (folder / "adapter_config.json").is_file():
             from prefloop.report.card import base_of, write_card
 
-            sealed = manifest | {"stage": self.name, "key": key}
-            write_card(folder, sealed, runtime.store.root, base_of(runtime))
-        artifact = runtime.store.commit(self.name, key, manifest)
+            write_card(folder, manifest, runtime.store.root, base_of(runtime))
+        artifact = runtime.store.commit(manifest)
         say(f"  {self.name}: {artifact.status} in {duration(seconds)}", "dim")
         return artifact
 
@@ -240,11 +248,14 @@ def files_read(value: Any, name: str = "") -> dict[str, str]:
 def _file_hash(path: Path | Source | None, name: str) -> str | None:
     if path is None:
         return None
-    if isinstance(path, Source):
-        if path.scheme or path.exists():
-            return path.digest()
-    elif path.is_file():
-        return file_digest(path)
+    try:
+        if isinstance(path, Source):
+            if path.scheme or path.exists():
+                return path.digest()
+        elif path.is_file():
+            return file_digest(path)
+    except OSError as error:
+        raise DataError(f"{name}: file '{str(path)[:200]}' cannot be read: {error.strerror or error}") from error
     raise DataError(
         f"{name}: file '{path}' does not exist: check the path (relative paths start at the current folder)"
     )
@@ -264,6 +275,7 @@ _PRESENTATION = (
     "export.py",
     "live.py",
     "pipeline.py",
+    "run.py",
     "runtime.py",
     "settings.py",
     "talk",

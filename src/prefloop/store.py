@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,28 +18,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from prefloop.atomic import replacing
+from prefloop.atomic import replacing, settle
 from prefloop.console import say
 from prefloop.errors import StoreError
+from prefloop.manifest import MANIFEST as MANIFEST
+from prefloop.manifest import Manifest, read_manifest
+from prefloop.sealed import check_files, hashes_of, remove, write_sealed
+from prefloop.sealed import digest as digest
+from prefloop.sealed import file_digest as file_digest
+from prefloop.sealed import write_json as write_json
 
-MANIFEST = "manifest.json"
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON-serialisable value, independent of dictionary order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode())
+_NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says of a place that may be read and not written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +37,25 @@ class Artifact:
     """A finished stage's output: a folder of files and the manifest that says how they came to be."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     status: str = "reused"
     """ran, resumed or reused, as this process came by it."""
 
     @property
     def stage(self) -> str:
-        return str(self.manifest["stage"])
+        return self.manifest.stage
 
     @property
     def key(self) -> str:
-        return str(self.manifest["key"])
+        return self.manifest.key
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return dict(self.manifest["metrics"])
+        return dict(self.manifest.metrics)
 
     @property
     def seconds(self) -> float:
-        return float(self.manifest["seconds"])
+        return self.manifest.seconds
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -76,64 +66,88 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.closed = ""
+        """Why nothing may be built; empty where it may."""
 
     def _name(self, stage: str, key: str) -> str:
         return f"{stage}-{key[:16]}"
 
-    def get(self, stage: str, key: str) -> Artifact | None:
-        """The artifact, or ``None``. One whose files do not match their recorded hashes is removed and reported."""
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The artifact as it lies there, or ``None``; needs no lock and no right to write.
+
+        Raises ``StoreError`` where it is not what its manifest says, or its manifest is damaged.
+        """
         path = self.root / self._name(stage, key)
-        if not (path / MANIFEST).is_file():
+        if not os.path.lexists(path / MANIFEST) and (path.is_dir() or not os.path.lexists(path)):
             return None
-        try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            files = dict(manifest["files"])
-        except (ValueError, KeyError, TypeError):
-            say(f"{stage}: the stored manifest is damaged (not the JSON it was); building {stage} again", "yellow")
-            shutil.rmtree(path)
-            return None
-        for name, expected in files.items():
-            if not (path / name).is_file() or file_digest(path / name) != expected:
-                say(
-                    f"{stage}: stored file '{name}' is damaged (hash differs from its manifest); building {stage} again",
-                    "yellow",
-                )
-                shutil.rmtree(path)
-                return None
+        manifest = read_manifest(path)
+        if (manifest.stage, manifest.key) != (stage, key):
+            raise StoreError(f"{path / MANIFEST}: damaged, it is of {manifest.stage} {manifest.key[:16]}")
+        check_files(path, manifest.files)
+        if (path / "checkpoints").exists():  # of a process that was killed before it could remove them
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)
         return Artifact(path, manifest)
+
+    def get(self, stage: str, key: str) -> Artifact | None:
+        """The artifact, or ``None``. One that is damaged is reported and removed, so that it can be built again; hold its lock."""
+        try:
+            return self.find(stage, key)
+        except StoreError as error:
+            say(f"{stage}: the stored artifact is damaged: {error}; building {stage} again", "yellow")
+        with self._writing():
+            remove(self.root / self._name(stage, key))
+        return None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"the store '{self.root}' cannot be written: {error.filename or self.root}: {error.strerror or error}. Make it writable, or "
+                "name another place with --output"
+            ) from error
 
     @contextlib.contextmanager
     def lock(self, stage: str, key: str) -> Iterator[None]:
         """Hold the right to build an artifact; waits, with a line, while another process builds the same one."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / self._name(stage, key)).open("a") as handle:
-            if not try_lock(handle):
-                say(f"{stage}: another process is building this artifact; waiting for it")
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        if self.closed:
+            raise StoreError(f"{stage} is not in the store '{self.root}', and {self.closed}")
+        with contextlib.ExitStack() as held:
+            with self._writing():
+                folder = self.root / "locks"
+                folder.mkdir(parents=True, exist_ok=True)
+                handle = held.enter_context((folder / self._name(stage, key)).open("a"))
+                if not try_lock(handle):
+                    say(f"{stage}: another process is building this artifact; waiting for it")
+                    fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     def work_folder(self, stage: str, key: str) -> Path:
         """Where the stage writes; the same folder after a kill, with the checkpoints in it."""
         folder = self.root / "work" / self._name(stage, key)
-        folder.mkdir(parents=True, exist_ok=True)
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def commit(self, stage: str, key: str, manifest: dict[str, Any]) -> Artifact:
-        """Turn a finished work folder into an artifact in one rename."""
-        work = self.work_folder(stage, key)
-        target = self.root / self._name(stage, key)
-        for leftover in (work / MANIFEST, *work.rglob(".*.part")):  # of a process that was killed: they would be listed
-            leftover.unlink(missing_ok=True)
+    def commit(self, manifest: Manifest) -> Artifact:
+        """Turn a finished work folder into an artifact in one rename, once all of it is on disk."""
+        work = self.work_folder(manifest.stage, manifest.key)
+        target = self.root / work.name
         checkpoints = work / "checkpoints"
-        contents = [p for p in sorted(work.rglob("*")) if p.is_file() and checkpoints not in p.parents]
-        files = {str(p.relative_to(work)): file_digest(p) for p in contents}
-        manifest = {**manifest, "stage": stage, "key": key, "files": files}
-        write_json(work / MANIFEST, manifest)
-        shutil.rmtree(target, ignore_errors=True)  # what a killed removal of a damaged artifact left
-        work.rename(target)
+        with self._writing():
+            for leftover in (
+                work / MANIFEST,
+                *work.rglob(".*.part"),
+            ):  # of a process that was killed: they would be listed
+                remove(leftover)
+            contents = [p for p in work.rglob("*") if p.is_file() and checkpoints not in p.parents]
+            manifest = dataclasses.replace(manifest, files=hashes_of(work, contents))
+            write_sealed(work / MANIFEST, manifest.to_dict())
+            remove(target)  # what a killed removal of a damaged artifact left
+            settle(work, target)
         shutil.rmtree(target / "checkpoints", ignore_errors=True)  # only now: a kill before the rename may need them
-        return Artifact(target, manifest, status=str(manifest["status"]))
+        return Artifact(target, manifest, status=manifest.status)
 
 
 def try_lock(handle: IO[str]) -> bool:
@@ -146,10 +160,22 @@ def try_lock(handle: IO[str]) -> bool:
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Only one process may work on a run folder; a second one is refused with the first one's process id."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as handle:
+def run_lock(folder: Path) -> Iterator[bool]:
+    """Only one process may work on a run folder; a second one is refused with the first one's process id.
+
+    Gives whether the folder may be written: one that may not can still be read. Raises ``StoreError`` where no folder can be.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = held.enter_context((folder / ".lock").open("a+"))
+        except OSError as error:
+            if error.errno not in _NOT_FOR_US:
+                raise StoreError(
+                    f"'{folder}' cannot be the folder of a run: {error.filename}: {error.strerror}. Name another place with --output or --run"
+                ) from error
+            yield False
+            return
         if not try_lock(handle):
             handle.seek(0)
             holder = handle.read().strip() or "unknown"
@@ -159,14 +185,14 @@ def run_lock(folder: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        yield
+        yield os.access(folder, os.W_OK | os.X_OK)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines into an artifact under construction."""
-    with path.open("w", encoding="utf-8") as file:
+    """Write JSON lines into an artifact under construction, all of them or none."""
+    with replacing(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

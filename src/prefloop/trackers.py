@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.console import say
-from prefloop.errors import ConfigError, nearest
+from prefloop.errors import ConfigError, StoreError, nearest
 from prefloop.redact import tree_without_secrets, without_secrets
 from prefloop.runtime import Runtime
-from prefloop.store import Artifact, write_json
+from prefloop.sealed import read_sealed, write_sealed
+from prefloop.store import Artifact
 
 if TYPE_CHECKING:
     from prefloop.stage import Stage
@@ -83,7 +84,11 @@ class Logged:
     @classmethod
     def of(cls, path: Path, name: str, resumed: bool) -> Logged:
         """Go on where the file says if the stage does; one that starts anew gets a run of its own, ``name-2``."""
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            known = read_sealed(path) if os.path.lexists(path) else None
+        except StoreError as error:
+            say(f"  how far {name} was logged is not known: {error}; it is logged as another run", "yellow")
+            known, resumed = {"name": name}, False
         if known is None:
             return cls(path, name, uuid.uuid4().hex[:12])
         if resumed:
@@ -94,7 +99,7 @@ class Logged:
     def write(self) -> None:
         """Keep it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, {"name": self.name, "id": self.id, "last": self.last})
+        write_sealed(self.path, {"name": self.name, "id": self.id, "last": self.last})
 
 
 def _tensorboard(tracker: Any, project: str, run: Logged, folder: Path, config: dict[str, Any]) -> Any:

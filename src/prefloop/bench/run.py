@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.source import Source
-from prefloop.errors import ConfigError
+from prefloop.errors import ConfigError, StoreError
 from prefloop.models.backbone import Backbone
 from prefloop.models.plain import plain
 from prefloop.opening import runtime_of
@@ -29,7 +28,7 @@ from prefloop.records import Demonstration
 from prefloop.results import BASE, locate, policy_of, policy_slots, run_of
 from prefloop.rollouts.engine import start
 from prefloop.runtime import Runtime, environment
-from prefloop.store import digest, write_json
+from prefloop.sealed import digest, read_sealed, write_sealed
 
 FILE = "bench.json"
 ROLE = "bench"
@@ -106,7 +105,7 @@ def bench(
     content = table_of(measured(runtime, asked, jobs, settings, run / "bench"), asked, runtime, settings, jobs)
     if output is None and (run / FILE).is_symlink():
         (run / FILE).unlink()  # to the pipeline's own table, which is an artifact and stays as it is
-    write_json(output or run / FILE, content)
+    write_sealed(output or run / FILE, content)
     return content
 
 
@@ -201,14 +200,14 @@ class Cache:
     def get(self, adapter: Adapter, job: Job) -> Measured | None:
         """The numbers, if they are there and whole."""
         try:
-            return from_plain(json.loads(self.path(adapter, job).read_text(encoding="utf-8"))["measured"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return from_plain(read_sealed(self.path(adapter, job))["measured"])
+        except StoreError:
             return None
 
     def put(self, adapter: Adapter, job: Job, rows: Measured) -> None:
         """Keep them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.path(adapter, job), {"adapter": adapter.name, "name": job.name, "measured": plainly(rows)})
+        write_sealed(self.path(adapter, job), {"adapter": adapter.name, "name": job.name, "measured": plainly(rows)})
 
 
 def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache, settings: Settings) -> None:

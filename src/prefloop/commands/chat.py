@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,13 +67,14 @@ class Chat:
         """The run, where there is one, and who speaks."""
         from prefloop.errors import ConfigError
         from prefloop.results import locate
+        from prefloop.sealed import read_sealed
         from prefloop.talk.session import default_name
 
         beside = [self.beside] if self.beside else []
         folder = Path(self.run_folder)
         if (folder / "artifacts").is_dir():
             summary = folder / "summary.json"
-            algo = json.loads(summary.read_text(encoding="utf-8")).get("algo") if summary.is_file() else None
+            algo = read_sealed(summary, required=False).get("algo") if summary.is_file() else None
             return folder, [self.adapter or default_name(folder, algo), *beside]
         place = locate(self.run_folder)
         if place.run is not None and place.slot is not None:

@@ -52,7 +52,7 @@ class Reward:
         from prefloop.judging.reward_table import table
         from prefloop.labels.scoring import open_reward, reward_folder
         from prefloop.results import key_of
-        from prefloop.store import write_json
+        from prefloop.sealed import write_sealed
 
         names = names_of([self.file, *self.more])
         if self.quarantine:
@@ -85,7 +85,7 @@ class Reward:
                 say(f"{name}: {same.describe()}{dropped}", "yellow" if same.ids else "dim")
         # Nothing is written into an artifact: its manifest says what it holds.
         place = self.output or (self.place if (self.place / "artifacts").is_dir() else Path()) / "reward-eval.json"
-        write_json(place, found)
+        write_sealed(place, found)
         say(f"95 % intervals by prompt; ECE before and after the fitted temperature. Written to {place}", "dim")
 
     def _overlap(self, path: Source) -> Overlap | None:

@@ -329,7 +329,7 @@ def has_pairs(comparisons: Artifact) -> bool:
 def require_pairs(comparisons: Artifact, who: str) -> None:
     """Raise ``DataError`` where ``who`` would learn from pairs and there are thumbs that form none."""
     if not has_pairs(comparisons):
-        file = comparisons.manifest.get("reads", {}).get("comparisons", "the file")
+        file = comparisons.manifest.reads.get("comparisons", "the file")
         raise DataError(
             f"'{file}' holds thumbs that form no pairs (no prompt has a response with a thumb up and one with a thumb down), and {who} learns "
             "from pairs: learn from the thumbs with --algo kto, or add such responses"

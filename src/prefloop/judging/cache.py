@@ -15,6 +15,7 @@ from prefloop.judging.tally import Tally
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.records import Message, Prompt, identity
 from prefloop.replies import Reply, same_as
+from prefloop.sealed import DIGEST, digest
 
 _LINE_START = b'{"key": "'
 A = TypeVar("A", Verdict, Grade)
@@ -82,6 +83,8 @@ class VerdictCache:
         row.pop("grades", None)  # grades have lines of their own
         if answer.score != answer.score:  # JSON has no NaN
             row["score"] = None
+        row = json.loads(json.dumps(row))  # as it will be read
+        row[DIGEST] = digest(row)
         try:
             with path.open("ab") as file:
                 file.write(json.dumps(row).encode() + b"\n")
@@ -92,12 +95,13 @@ class VerdictCache:
         content = path.read_bytes() if path.exists() else b""
         lines = content.split(b"\n")
         torn = lines.pop()
+        written = torn.rstrip(b"\0")  # a power cut may leave a file longer than what had reached it
         for number, line in enumerate(lines, start=1):
             key, verdict = self._parse(line, number)
             self._answers[key] = verdict
         if torn:
             # Only what can be the start of a line of ours is cut off: a file passed by mistake keeps its last line.
-            if not torn.startswith(_LINE_START[: len(torn)]):
+            if not written.startswith(_LINE_START[: len(written)]):
                 raise self._foreign(len(lines) + 1)
             with path.open("r+b") as file:
                 file.truncate(len(content) - len(torn))
@@ -105,6 +109,8 @@ class VerdictCache:
     def _parse(self, line: bytes, number: int) -> tuple[str, Verdict | Grade]:
         try:
             row = json.loads(line)
+            if row.pop(DIGEST, None) not in (None, digest(row)):  # those of earlier versions have none
+                raise self._foreign(number)
             score = float("nan") if row["score"] is None else float(row["score"])
             known: dict[str, Any] = {
                 "raw": tuple(row["raw"]),
@@ -116,12 +122,12 @@ class VerdictCache:
                 by_order = tuple(map(float, row.get("by_order", ())))
                 return str(row["key"]), Verdict(score, row["orders_agree"], by_order=by_order, **known)
             return str(row["key"]), Grade(score, {name: float(part) for name, part in row["parts"].items()}, **known)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._foreign(number) from None
 
     def _foreign(self, number: int) -> DataError:
         return DataError(
-            f"verdict cache {self.path}, line {number}: not a stored verdict; "
+            f"verdict cache {self.path}, line {number}: not a stored verdict, or damaged; "
             "delete that line, or name another file for the cache"
         )
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,10 @@ from prefloop.judging.reward import Pairwise, interval, pairwise
 from prefloop.judging.rewardbench import sections
 from prefloop.labels.aggregation import vote_share
 from prefloop.labels.scoring import reward_folder
+from prefloop.manifest import MANIFEST, read_manifest
 from prefloop.models.reward import Reward
 from prefloop.records import BestOf, Comparison, from_dict, prompt_key
-from prefloop.store import MANIFEST, read_rows, write_rows
+from prefloop.store import read_rows, write_rows
 
 _WAY = "reward eval --quarantine FOLDER, data.bad_rows: quarantine"
 CATEGORIES = ("subset", "category", "source")
@@ -268,6 +268,6 @@ def training_prompts(place: Path) -> Iterator[Comparison] | None:
     folder = reward_folder(place)
     if not (folder / MANIFEST).is_file():
         return None  # an exported one
-    key = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["inputs"].get("comparisons")
-    found = sorted(folder.parent.glob(f"*-{str(key)[:16]}/comparisons.jsonl"))
+    key = read_manifest(folder, required=False).inputs.get("comparisons", "none")
+    found = sorted(folder.parent.glob(f"*-{key[:16]}/comparisons.jsonl"))
     return (from_dict(Comparison, row) for row in read_rows(found[0])) if found else None

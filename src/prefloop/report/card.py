@@ -18,6 +18,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.algorithms import ROLLOUTS
+from prefloop.errors import StoreError
+from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.rope import overrides
 from prefloop.report.card_tables import (
     WORDS,
@@ -32,7 +34,6 @@ from prefloop.report.card_tables import (
     stage_row,
 )
 from prefloop.report.loading import loading
-from prefloop.store import MANIFEST
 
 if TYPE_CHECKING:
     from prefloop.models.adapters.catalogue import Card
@@ -86,33 +87,39 @@ def base_of(runtime: Runtime) -> Base:
     return Base(licence(folder), overrides(folder, config.rope, config.model))
 
 
-def lineage(root: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
     """Manifests of everything that the artifact was made from, oldest first, as far as the store still has them."""
-    found: dict[str, dict[str, Any]] = {}
+    found: list[Manifest] = []
+    seen: set[str] = set()
 
-    def visit(of: Mapping[str, Any]) -> None:
-        for key in of["inputs"].values():
+    def visit(of: Manifest) -> None:
+        for key in of.inputs.values():
             place = next(iter(sorted(root.glob(f"*-{key[:16]}/{MANIFEST}"))), None)
-            if place is not None and key not in found:
-                made = json.loads(place.read_text(encoding="utf-8"))
-                visit(made)
-                found[key] = made
+            if place is None or key in seen:
+                continue
+            seen.add(key)
+            try:
+                made = read_manifest(place.parent, required=False)
+            except StoreError:  # of a damaged one nothing can be told
+                continue
+            visit(made)
+            found.append(made)
 
     visit(manifest)
-    return list(found.values())
+    return found
 
 
 def model_card(
     folder: Path,
-    manifest: Mapping[str, Any],
-    ancestors: Sequence[Mapping[str, Any]],
+    manifest: Manifest,
+    ancestors: Sequence[Manifest],
     model: Base | None = None,
     exported: Exported | None = None,
 ) -> str:
     """The card of the adapter in ``folder``, as text; the same text for the same artifact."""
     adapter, model = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")), model or Base()
-    base, stage = base_name(adapter["base_model_name_or_path"]), str(manifest["stage"])
-    kind, method = kind_of(stage), card_for(manifest["identity"], adapter)
+    base, stage = base_name(adapter["base_model_name_or_path"]), manifest.stage
+    kind, method = kind_of(stage), card_for(manifest.identity, adapter)
     short = base.rpartition("/")[2]
     merged, evaluation = (exported.merged, exported.evaluation) if exported else (None, None)
     data = ModelCardData(
@@ -141,7 +148,7 @@ def model_card(
         settings=settings(manifest, adapter),
         stage=cell(stage),
         sampled=kind in ROLLOUTS,
-        measured=measured(manifest["metrics"]),
+        measured=measured(manifest.metrics),
         evaluation=None if exported is None else comparison(kind, evaluation),
         limits=_limits(kind, simulated, exported),
         loading=loading(
@@ -149,7 +156,7 @@ def model_card(
             base,
             method,
             adapter,
-            manifest["identity"]["backbone"],
+            manifest.identity["backbone"],
             exported is not None,
             bool(merged),
             exported.wheel if exported else None,
@@ -160,7 +167,7 @@ def model_card(
     return str(ModelCard(text))
 
 
-def write_card(folder: Path, manifest: Mapping[str, Any], root: Path, model: Base) -> None:
+def write_card(folder: Path, manifest: Manifest, root: Path, model: Base) -> None:
     """Write the card of an artifact under construction beside its adapter."""
     text = model_card(folder, manifest, lineage(root, manifest), model)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -189,9 +196,9 @@ def _summary(kind: str, base: str, method: Card, merged: bool) -> str:
     return f"{what[0].upper()}{what[1:]}, {done} with prefloop by {WORDS.get(kind, cell(kind))}."
 
 
-def _annotators(ancestors: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+def _annotators(ancestors: Sequence[Manifest]) -> tuple[list[Any], list[Any]]:
     """Of the last round, whose comparisons hold those before it."""
-    rounds = [made["metrics"]["annotators"] for made in ancestors if made["metrics"].get("annotators")]
+    rounds = [made.metrics["annotators"] for made in ancestors if made.metrics.get("annotators")]
     found = rounds[-1] if rounds else []
     return [a for a in found if not a.get("simulated")], [a for a in found if a.get("simulated")]
 
@@ -233,9 +240,9 @@ def _limits(kind: str, simulated: Sequence[Any], exported: Exported | None) -> l
     return lines + [" ".join(note.split()).replace("<", "&lt;") for note in (exported.notes if exported else ())]
 
 
-def _versions(manifest: Mapping[str, Any], adapter: Mapping[str, Any], exported: Exported | None) -> str:
-    parts = [f"prefloop {manifest['prefloop']}", f"peft {adapter.get('peft_version')}"]
+def _versions(manifest: Manifest, adapter: Mapping[str, Any], exported: Exported | None) -> str:
+    parts = [f"prefloop {manifest.prefloop}", f"peft {adapter.get('peft_version')}"]
     if exported is None:
         return f"Made with {', '.join(parts)}."
     here = ", ".join(f"{name} {version}" for name, version in sorted(exported.versions.items()))
-    return f"Made with {', '.join(parts)}; exported with {here}. Artifact `{manifest['key'][:16]}`."
+    return f"Made with {', '.join(parts)}; exported with {here}. Artifact `{manifest.key[:16]}`."

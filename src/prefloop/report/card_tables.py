@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from prefloop.algorithms import PAIR, ROLLOUTS
+from prefloop.manifest import Manifest
 from prefloop.models.adapters.catalogue import CARDS, Card, card_of
 from prefloop.models.adapters.described import described_shape
 
@@ -47,11 +48,10 @@ def kind_of(stage: str) -> str:
     return name if number.isdigit() else stage
 
 
-def stage_row(made: Mapping[str, Any]) -> dict[str, str]:
+def stage_row(made: Manifest) -> dict[str, str]:
     """What the stage of one manifest did, from which files, and how much came out."""
-    stage, metrics = str(made["stage"]), made["metrics"]
+    stage, metrics, reads = made.stage, made.metrics, made.reads
     kind = kind_of(stage)
-    reads = made.get("reads", {})
     counts = [f"{name} {metrics[name]:,}" for name in _COUNTS if isinstance(metrics.get(name), int)]
     return {
         "stage": cell(stage),
@@ -61,9 +61,9 @@ def stage_row(made: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def settings(manifest: Mapping[str, Any], adapter: Mapping[str, Any]) -> list[tuple[str, str]]:
+def settings(manifest: Manifest, adapter: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the adapter was trained with, every setting of its own stage under its full name; those of the stages before are in their cards."""
-    identity = manifest["identity"]
+    identity = manifest.identity
     backbone = identity["backbone"]
     rows = {
         "adapter": _adapter(described_shape(adapter), backbone.get("adapter") or {}),

@@ -1,9 +1,10 @@
 """Numbers that other commands left beside a run, as far as they are of what the run's adapters are now."""
 
-import json
 import re
 from pathlib import Path
 
+from prefloop.errors import StoreError
+from prefloop.manifest import read_manifest
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.inputs import read_bench, read_reward_eval
 from prefloop.report.page import label
@@ -49,8 +50,6 @@ def _key(run_dir: Path, summary: Summary, slot: str) -> str | None:
     if keys:
         return keys[-1]
     try:
-        manifest = json.loads((run_dir / "artifacts" / slot / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_manifest(run_dir / "artifacts" / slot, required=False).key
+    except StoreError:
         return None
-    key = manifest.get("key") if isinstance(manifest, dict) else None
-    return key if isinstance(key, str) else None

@@ -1,15 +1,18 @@
 """What a report is made from: ``summary.json``, the curves in ``events.jsonl``, and the files that other commands leave beside them."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from prefloop.errors import DataError
+from prefloop.errors import DataError, StoreError
+from prefloop.manifest import read_manifest
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.schema import Summary, finite
+from prefloop.sealed import read_sealed
 
 HELD_OUT = "held_out_loss"
 """Field of a step after which the loss on held-out demonstrations was looked at."""
@@ -57,12 +60,12 @@ def read_reward_eval(path: Path) -> dict[str, PairTest]:
 
 
 def _read(path: Path, kind: Any, fix: str) -> Any:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}). {fix}") from None
+    try:
+        raw = read_sealed(path, required=False)
+    except StoreError as error:
+        raise DataError(f"{error}. {fix}") from None
     try:
         return TypeAdapter(kind).validate_python(encodable(raw))
     except ValidationError as error:
@@ -114,10 +117,10 @@ def artifact_file(run_dir: Path, summary: Summary, slot: str, file: str, stage: 
     folder = run_dir / "artifacts" / slot
     keys = [known.key for known in summary.stages if known.name == (stage or slot) and known.key]
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = read_manifest(folder, required=False)
+    except StoreError:
         return None
-    return folder / file if isinstance(manifest, dict) and (not keys or manifest.get("key") in keys) else None
+    return folder / file if not keys or manifest.key in keys else None
 
 
 def read_rows(path: Path | None) -> Iterator[dict[str, Any]]:

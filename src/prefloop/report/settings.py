@@ -1,10 +1,11 @@
 """What a run was told: its configuration, and for runs whose summary has none the identities of their artifacts."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefloop.errors import StoreError
+from prefloop.manifest import MANIFEST, read_manifest
 from prefloop.report.schema import Summary
 from prefloop.trackers import settings
 
@@ -17,16 +18,13 @@ def read_identities(run_dir: Path, summary: Summary) -> dict[str, Any]:
     """By stage, what the artifact was made from, without the hash of the code."""
     keys = {stage.key: stage.name for stage in summary.stages if stage.key}
     found: dict[str, Any] = {}
-    for path in sorted((run_dir / "artifacts").glob("*/manifest.json")):
+    for path in sorted((run_dir / "artifacts").glob(f"*/{MANIFEST}")):
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            manifest = read_manifest(path.parent, required=False)
+        except StoreError:
             continue
-        name = keys.get(str(manifest.get("key"))) if isinstance(manifest, dict) else None
-        if name and isinstance(manifest.get("identity"), dict):
-            found[name] = {
-                field: value for field, value in manifest["identity"].items() if field not in ("code", "stage")
-            }
+        if name := keys.get(manifest.key):
+            found[name] = {field: value for field, value in manifest.identity.items() if field not in ("code", "stage")}
     return {name: found[name] for name in keys.values() if name in found}
 
 

@@ -13,6 +13,7 @@ from prefloop.config import DataConfig, GenerationConfig
 from prefloop.console import say
 from prefloop.data.source import Source
 from prefloop.errors import ConfigError
+from prefloop.manifest import Manifest
 from prefloop.opening import runtimes_of
 from prefloop.records import to_dict
 from prefloop.results import Answers, Policy, resolve
@@ -127,4 +128,4 @@ def _sampling(config: GenerationConfig) -> tuple[float, int]:
 def _artifact(policy: Policy) -> Artifact:
     """The policy as a stage takes it; an adapter that no store holds stands under the digest of its files."""
     assert policy.folder is not None
-    return Artifact(policy.folder, {"stage": policy.name, "key": policy.key})
+    return Artifact(policy.folder, Manifest(policy.name, policy.key))

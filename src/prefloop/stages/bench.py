@@ -14,7 +14,9 @@ from prefloop.bench.run import FILE, Adapter, Domain, Job, from_plain, jobs_of, 
 from prefloop.bench.tasks import files_of, find, version
 from prefloop.config import BenchConfig
 from prefloop.console import console, say
+from prefloop.errors import StoreError
 from prefloop.results import BASE
+from prefloop.sealed import read_sealed
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, digest, write_json
 
@@ -40,12 +42,12 @@ class Bench(Stage):
         return {"version": version(), "jobs": [job.name for job in _jobs(self.config)]}
 
     def expand(self, run: Any) -> list[Stage]:
-        from prefloop.pipeline import link
+        from prefloop.run import link
 
         slots = [BASE, *(["sft"] if "sft" in run.artifacts else []), *run.policies()]
         if _keeps(run, slots):
             say(f"{FILE} is of prefloop bench and stays; this command's table is artifacts/bench/{FILE}", "yellow")
-        else:
+        elif run.writable:
             link(run.folder / FILE, run.folder / "artifacts" / "bench" / FILE)  # where `prefloop bench` puts it too
         return [*(BenchOne(slot, self.config, self.bad_rows) for slot in slots), BenchTable(slots, self.config)]
 
@@ -56,11 +58,11 @@ def _keeps(run: Any, slots: Sequence[str]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        measured = json.loads(path.read_text(encoding="utf-8"))["adapters"]
+        measured = read_sealed(path, required=False)["adapters"]
         current = all(slot in measured for slot in slots) and all(
             measured[slot] == run.artifacts[slot].key for slot in slots if slot != BASE
         )
-    except (ValueError, KeyError, TypeError):
+    except (StoreError, KeyError, TypeError):
         current = False
     if not current:
         say(f"{FILE} of prefloop bench is not of this run's adapters any more and is replaced", "yellow")

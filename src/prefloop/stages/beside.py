@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from prefloop.config import JudgeConfig
 from prefloop.judging.specs import open_judge
 from prefloop.records import Prompt
+from prefloop.results import identity_of
 from prefloop.runtime import Runtime
 from prefloop.stage import backbone_identity
-from prefloop.store import MANIFEST
 
 if TYPE_CHECKING:
     from prefloop.judging.judges import ScoreJudge
@@ -37,6 +36,6 @@ def _is_loaded_for(judge: Any, runtime: Runtime) -> bool:
     """Whether the backbone that the reward models of ``judge`` were trained on is the run's, and in memory."""
     if "backbone" not in vars(runtime):
         return False  # judged from the cache alone, nothing need be loaded
-    manifest = json.loads((judge.grader.folder / MANIFEST).read_text(encoding="utf-8"))
-    trained_on, here = manifest["identity"]["backbone"], backbone_identity(runtime)
+    trained_on = identity_of(judge.grader.folder).get("backbone", {})
+    here = backbone_identity(runtime)
     return all(trained_on.get(name) == here[name] for name in _SAME_BACKBONE)

@@ -201,7 +201,7 @@ class PPO(Stage):
                 if (step + 1) % config.optim.checkpoint_every == 0 or stopped:
                     state = {"round": step + 1, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics}
                     state["audit"] = audit.lines
-                    loop.save(state | {"watch": watch.state})
+                    loop.save(state | {"watch": watch.state}, needed=watch.needed())
                     watch.forget_older()
                 advance()
                 if stopped and not ended:

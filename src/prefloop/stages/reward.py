@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from typing import Any
 
@@ -23,11 +24,12 @@ from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward, raw_B, role_of
 from prefloop.objectives.calibration import fit_temperature
 from prefloop.objectives.reward import bradley_terry, centring
+from prefloop.sealed import read_folder, remove, seal_folder
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.learner import Learner, fit
-from prefloop.training.loop import Loop
+from prefloop.training.loop import Loop, newest_whole
 from prefloop.training.pairs import accuracy, decided, pairs_of
 
 REFERENCE_PROMPTS = 40
@@ -72,18 +74,21 @@ class RewardModel(Stage):
         metrics: dict[str, Any] = {}
         try:
             for k in range(config.members):
-                place = work.checkpoints / f"finished-{k}"
-                done = place.is_dir()  # renamed into place when whole: a member that was finished before a kill
-                backbone.add_role(role_of(k), start=place if done else start, seed=work.runtime.seed + k)
+                place = work.checkpoints / f"finished-{k}"  # a member that was finished before a kill
+                done = newest_whole([place] if os.path.lexists(place) else [], read_folder, "what is before it")
+                backbone.add_role(role_of(k), start=start if done is None else place, seed=work.runtime.seed + k)
                 head = ScalarHead(backbone.hidden_size, init="normal", seed=work.runtime.seed + k)
-                heads.append((ScalarHead.load(place) if done else head).to(backbone.device))
-                if not done:
+                heads.append((head if done is None else ScalarHead.load(place)).to(backbone.device))
+                if done is not None:
+                    metrics = done["metrics"]
+                else:
                     sample = bootstrap(train, work.runtime.seed, k) if config.members > 1 else train
                     metrics = self._train(work, audit, heads[k], sample, k, start is None)
                     partial = work.scratch / f"finished-{k}"
+                    remove(partial)
                     backbone.save_role(role_of(k), partial)
                     heads[k].save(partial)
-                    partial.rename(place)
+                    seal_folder(partial, place, {"metrics": metrics})
             reward = Reward(backbone, heads)
             measured = self._calibrate(reward, train[:REFERENCE_PROMPTS], held)
             reward.save(work.folder)

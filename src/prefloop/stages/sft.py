@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +31,9 @@ from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training.held_out import HeldOut, Row, split
 from prefloop.training.learner import Learner, fit
+from prefloop.training.loop import newest_whole
 from prefloop.training.optimizers import TRANSFORMERS
-from prefloop.training.sft_trainer import Hooks, Log, Trainer, checkpoints, step_of
+from prefloop.training.sft_trainer import Checkpoint, Hooks, Log, Looks, Trainer, checkpoints, step_of
 
 ROLE = "sft"
 
@@ -100,13 +103,12 @@ class SFT(Stage):
         looks = HeldOut(work, ROLE, held, self.config) if held else None
 
         backbone.add_role(ROLE, seed=work.runtime.seed)
-        # transformers would train on from the very step that patience ended at
-        done = [p for p in checkpoints(work.checkpoints) if not (looks and looks.stops_at(step_of(p)))]
+        done = _goes_on_from(checkpoints(work.checkpoints), looks)
         if done:
-            say(f"  {self.name}: goes on from step {step_of(done[-1])}", "dim")
+            say(f"  {self.name}: goes on from step {step_of(done.path)}", "dim")
         # Done again where training goes on: what it makes of the role decides which parameters there are.
         fit(backbone, ROLE, (row.document(i) for i, row in enumerate(train)))
-        trainer = self._trainer(work, train)
+        trainer = self._trainer(work, train, looks.so_far if looks else Looks)
         if looks:
             trainer.add_callback(looks)
         named = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}
@@ -123,7 +125,7 @@ class SFT(Stage):
             )
         )
         try:
-            result = trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
+            result = trainer.train(resume_from_checkpoint=str(done.path) if done else None)
             best = {}
             if looks:
                 best = looks.save(work.folder)
@@ -148,7 +150,7 @@ class SFT(Stage):
             }
         )
 
-    def _trainer(self, work: Work, rows: list[Row]) -> Trainer:
+    def _trainer(self, work: Work, rows: list[Row], looks: Callable[[], Looks]) -> Trainer:
         backbone, config = work.runtime.backbone, self.config
         tokens = [len(row.tokens.ids) for row in rows]
         longest = backbone.config.max_length if config.packing else max(tokens)
@@ -194,6 +196,7 @@ class SFT(Stage):
             trainer = Trainer(
                 config.optim,
                 learner,
+                looks,
                 model=backbone.model,
                 args=arguments,
                 train_dataset=data,
@@ -204,6 +207,17 @@ class SFT(Stage):
         for parameter in backbone.parameters(ROLE):
             parameter.data = parameter.data.float()
         return trainer
+
+
+def _goes_on_from(places: Sequence[Path], looks: HeldOut | None) -> Checkpoint | None:
+    """The checkpoint to go on from, with what had been looked at by then."""
+    found = newest_whole(places, Checkpoint.read)
+    if looks and found:
+        looks.losses = found.losses
+        if looks.stops_at(step_of(found.path)):  # transformers would train on from the very step that patience ended at
+            found = newest_whole(places[: places.index(found.path)], Checkpoint.read)
+            looks.losses = found.losses if found else {}
+    return found
 
 
 def _rows(demonstration: Demonstration, encoder: Encoder, every: bool) -> list[Row]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,16 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prefloop.atomic import settle
 from prefloop.config import SFTStageConfig
 from prefloop.data.packing import Document, document_of_sequence, packs
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
+from prefloop.sealed import remove
 from prefloop.stage import Work
-from prefloop.store import write_json
-from prefloop.training.sft_trainer import EXTRA, checkpoints, step_of
-
-LOOK = "look.json"
-"""Beside the weights of a look: its step and loss."""
+from prefloop.training.sft_trainer import EXTRA, Looks, checkpoints, step_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +58,7 @@ class HeldOut(TrainerCallback):
     when ``sft.patience`` looks brought none better.
 
     A look counts once the adapter's method no longer changes the role's form (``Method.settled``), so that the result is what was looked at.
-    What it saw survives a kill with the checkpoints; looks that training goes back behind are forgotten with their weights.
+    What it saw survives a kill in the checkpoints (``so_far``); looks that training goes back behind are forgotten with their weights.
     """
 
     def __init__(self, work: Work, role: str, rows: Sequence[Row], config: SFTStageConfig) -> None:
@@ -70,16 +66,18 @@ class HeldOut(TrainerCallback):
         self.documents = [row.document(i) for i, row in enumerate(rows)]
         self.weights = work.scratch / "looks"
         """A folder for each look that may be gone back to, named by its step."""
-        self._seen = work.scratch / "held-out.json"
         self.losses: dict[int, float] = {}
-        """Step → loss of the looks that count."""
-        if self._seen.is_file():
-            self.losses = {int(step): loss for step, loss in json.loads(self._seen.read_text()).items()}
+        """Step → loss of the looks that count; those up to the checkpoint that training goes on from."""
 
     def best_step(self, until: int | None = None) -> int:
         """The first of the looks (up to step ``until``) with the lowest loss."""
         seen = {step: loss for step, loss in self.losses.items() if until is None or step <= until}
         return min(seen, key=lambda step: (seen[step], step))
+
+    def so_far(self) -> Looks:
+        """What a checkpoint of now holds."""
+        best = self.weights / str(self.best_step()) if self.losses else None
+        return Looks(dict(self.losses), tuple(path for path in best.rglob("*") if path.is_file()) if best else ())
 
     def stops_at(self, step: int) -> bool:
         """Whether patience is at its end after ``step``."""
@@ -104,20 +102,18 @@ class HeldOut(TrainerCallback):
             self.losses[step] = loss
             if self.best_step() == step:
                 self._keep(backbone, step)
-            write_json(self._seen, self.losses)
             control.should_training_stop |= self.stops_at(step)
         resume(backbone, self.role)
 
     def _keep(self, backbone: Backbone, step: int) -> None:
         """The role as it is now, whole or not there; what no checkpoint's best look was goes."""
         partial = self.weights / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         backbone.save_role(self.role, partial)
         if extra := backbone.method.extra(self.role):
             save_file({n: t.detach().cpu().contiguous() for n, t in extra.items()}, partial / EXTRA)
-        write_json(partial / LOOK, {"step": step, "loss": self.losses[step]})
-        shutil.rmtree(self.weights / str(step), ignore_errors=True)
-        partial.rename(self.weights / str(step))
+        remove(self.weights / str(step))
+        settle(partial, self.weights / str(step))
         behind = [step_of(checkpoint) for checkpoint in checkpoints(self.work.checkpoints)]
         self._forget({step, *(self.best_step(s) for s in behind if min(self.losses) <= s)})
 
@@ -126,7 +122,7 @@ class HeldOut(TrainerCallback):
 
     def _forget(self, but: set[int]) -> None:
         for step in set(self._kept()) - but:
-            shutil.rmtree(self.weights / str(step))
+            remove(self.weights / str(step))
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Put the best weights back and into ``folder``; say of which look they are."""
@@ -135,8 +131,8 @@ class HeldOut(TrainerCallback):
         if (best / EXTRA).is_file():
             backbone.method.take_extra(self.role, load_file(best / EXTRA, device=str(backbone.device)))
         backbone.save_role(self.role, folder)
-        look = json.loads((best / LOOK).read_text())
-        return {"held_out": len(self.documents), "held_out_loss": look["loss"], "best_step": look["step"]}
+        step = self.best_step()
+        return {"held_out": len(self.documents), "held_out_loss": self.losses[step], "best_step": step}
 
 
 def mean_loss(backbone: Backbone, role: str, documents: Sequence[Document]) -> float:

@@ -6,23 +6,30 @@ position, torch's random state and whatever the stage adds; a resumed run ends i
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from prefloop.atomic import settle
 from prefloop.config import OptimConfig
+from prefloop.console import say
 from prefloop.data.packing import Pack
-from prefloop.errors import PrefloopError
+from prefloop.errors import PrefloopError, StoreError
+from prefloop.sealed import SEAL, check_files, hashes_of, read_folder, read_sealed, remove, seal_folder
 from prefloop.training import optimizers
 from prefloop.training.learner import Learner
+
+STATE = "state.safetensors"
+"""In a checkpoint: parameters, moments, and what the stage keeps with them."""
+KEPT = 2
+"""Newest checkpoints that stay: where one is damaged, training goes on from the one before."""
+T = TypeVar("T")
 
 
 class NonFiniteLoss(PrefloopError):
@@ -136,24 +143,33 @@ class Loop:
             )
         return max(norms)
 
-    def save(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
-        """Write a checkpoint of this step (atomically) and drop older ones."""
+    def save(
+        self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None, needed: Sequence[Path] = ()
+    ) -> None:
+        """Write a checkpoint of this step, whole or not at all; all but the newest ``KEPT`` go.
+
+        ``needed`` are files under ``folder`` that training goes on with beside it (``keep``): the checkpoint holds their hashes.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / ".partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir()
         flat = self._flat() | {f"extra/{n}": t for n, t in (tensors or {}).items()}
         flat["rng"] = torch.get_rng_state()
-        save_file({n: t.cpu().contiguous() for n, t in flat.items()}, partial / "state.safetensors")
-        (partial / "state.json").write_text(
-            json.dumps({"step": self.step, "schedule": self.schedule.last_epoch, "state": state})
-        )
-        done = self.folder / f"step-{self.step:06d}"
-        shutil.rmtree(done, ignore_errors=True)
-        partial.rename(done)
-        for old in self.folder.glob("step-*"):
-            if old != done:
-                shutil.rmtree(old)
+        save_file({n: t.cpu().contiguous() for n, t in flat.items()}, partial / STATE)
+        content = {"step": self.step, "schedule": self.schedule.last_epoch, "state": state}
+        content["needed"] = hashes_of(self.folder, needed)
+        seal_folder(partial, self.folder / f"step-{self.step:06d}", content)
+        for old in self.checkpoints()[:-KEPT]:
+            remove(old)
+
+    def checkpoints(self) -> list[Path]:
+        """What goes by the name of a checkpoint, oldest first."""
+        return sorted(self.folder.glob("step-*"))
+
+    def needed(self) -> set[Path]:
+        """The files that checkpoints need beside them."""
+        return {self.folder / name for place in self.checkpoints() for name in read_sealed(place / SEAL)["needed"]}
 
     def _flat(self) -> dict[str, Tensor]:
         """Parameters and optimizer moments by name."""
@@ -185,19 +201,21 @@ class Loop:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         save_file({n: t.cpu().contiguous() for n, t in self._flat().items()}, partial)
-        partial.replace(path)
+        settle(partial, path)
 
     def go_back(self, path: Path) -> None:
         """Take parameters and optimizer moments from ``keep``; the schedule goes on from where it is."""
         self._take(load_file(path))
 
     def restore(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Go on from the newest checkpoint; returns the stage's state and tensors, or ``None`` when there is none."""
-        found = sorted(self.folder.glob("step-*"))
-        if not found:
+        """Go on from the newest checkpoint that is whole; returns the stage's state and tensors, or ``None`` when there is none.
+
+        One that is damaged is told and removed.
+        """
+        found = newest_whole(self.checkpoints(), self._whole)
+        if found is None:
             return None
-        flat = load_file(found[-1] / "state.safetensors")
-        saved = json.loads((found[-1] / "state.json").read_text())
+        saved, flat = found
         self._take(flat)
         self.step = saved["step"]
         self.schedule.last_epoch = saved["schedule"]
@@ -205,7 +223,30 @@ class Loop:
             group["lr"] = base * self._factor(self.schedule.last_epoch)
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         torch.set_rng_state(flat["rng"])
-        return saved["state"], {k.removeprefix("extra/"): v for k, v in flat.items() if k.startswith("extra/")}
+        state: dict[str, Any] = saved["state"]
+        return state, {k.removeprefix("extra/"): v for k, v in flat.items() if k.startswith("extra/")}
+
+    def _whole(self, place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        saved = read_folder(place)
+        check_files(self.folder, saved["needed"])
+        return saved, load_file(place / STATE)
+
+
+def newest_whole(
+    checkpoints: Sequence[Path], read: Callable[[Path], T], otherwise: str = "the start of the stage"
+) -> T | None:
+    """What ``read`` makes of the newest checkpoint, from which training goes on; ``None`` where there is none.
+
+    One of which it raises ``StoreError`` is told and removed: training goes on from the one before, or from what ``otherwise`` says.
+    """
+    for number, place in reversed(list(enumerate(checkpoints))):
+        try:
+            return read(place)
+        except StoreError as error:
+            before = checkpoints[number - 1].name if number else otherwise
+            say(f"  checkpoint {place.name} is damaged: {error}; going on from {before}", "yellow")
+            remove(place)
+    return None
 
 
 def factor(optim: OptimConfig, step: int, total_steps: int) -> float:

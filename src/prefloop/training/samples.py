@@ -26,10 +26,10 @@ def keep_until(path: Path, step: int) -> None:
             for line in lines:
                 try:
                     row = json.loads(line)
-                except ValueError:
+                    if row["step"] <= step:
+                        kept.append(row)
+                except (ValueError, KeyError, TypeError):
                     break
-                if row["step"] <= step:
-                    kept.append(row)
     write_rows(path, kept)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +17,20 @@ from trl import SFTTrainer
 
 from prefloop.config import OptimConfig
 from prefloop.console import progress
+from prefloop.sealed import check_files, hashes_of, read_folder, remove, seal_folder
 from prefloop.stage import Work
 from prefloop.training.learner import Learner
-from prefloop.training.loop import factor
+from prefloop.training.loop import KEPT, factor
 
 LEARNT = "learnt.safetensors"
 """In a checkpoint: the adapter's parameters."""
 EXTRA = "method.safetensors"
 """Beside weights that may be gone back to: what the adapter's method needs with them."""
-KEPT = 2
-"""Newest checkpoints that stay: a run that patience ended goes on from the one before."""
 PROBE = 1 << 20
 """Bytes that a disk which is not full takes."""
+
+
+_NAME = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -35,15 +39,39 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=step_of)
+    """What goes by the name of a checkpoint in a folder, oldest first."""
+    return sorted((place for place in folder.glob("checkpoint-*") if _NAME.fullmatch(place.name)), key=step_of)
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """What was seen of the held-out loss up to a checkpoint: losses by step, and the files of the best weights."""
+
+    losses: dict[int, float] = dataclasses.field(default_factory=dict)
+    best: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are whole."""
+
+    path: Path
+    losses: dict[int, float]
+    """Of the looks up to it."""
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Raises ``StoreError`` where a file of it, or of the best weights up to it, is not what was written."""
+        content = read_folder(path)
+        check_files(path.parent, content["needed"])
+        return cls(path, {int(step): loss for step, loss in content["losses"].items()})
 
 
 class Trainer(SFTTrainer):
     """TRL's trainer with the learning-rate schedule of the other stages, whose first step already learns."""
 
-    def __init__(self, optim: OptimConfig, learner: Learner, **arguments: Any) -> None:
-        self.optim_config, self.learner = optim, learner
+    def __init__(self, optim: OptimConfig, learner: Learner, looks: Callable[[], Looks], **arguments: Any) -> None:
+        self.optim_config, self.learner, self.looks = optim, learner, looks
         super().__init__(**arguments)
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -77,10 +105,11 @@ class Trainer(SFTTrainer):
             _probe(folder / "probe")  # torch.save says of a full disk only that something about its file went wrong
             raise
         made = partial / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(folder / made.name, ignore_errors=True)
-        made.rename(folder / made.name)
+        looks = self.looks()
+        content = {"losses": looks.losses, "needed": hashes_of(folder, looks.best)}
+        seal_folder(made, folder / made.name, content)
         for old in checkpoints(folder)[:-KEPT]:
-            shutil.rmtree(old)
+            remove(old)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Keep what learns and nothing else, whatever the method: of a model that is no PEFT model transformers would keep every weight."""

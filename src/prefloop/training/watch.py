@@ -114,11 +114,14 @@ class Watch:
         )
         return action == "stop"
 
+    def needed(self) -> list[Path]:
+        """The files that a checkpoint of now goes on with."""
+        return [self._file(self.alarm.best_step)] if self.on and self.alarm.best_step is not None else []
+
     def forget_older(self) -> None:
-        """Drop kept policies that the newest checkpoint does not need."""
-        for path in self.folder.glob("*.safetensors"):
-            if path != self._file(self.alarm.best_step or 0):
-                path.unlink()
+        """Drop kept policies that no checkpoint needs."""
+        for path in set(self.folder.glob("*.safetensors")) - self.loop.needed():
+            path.unlink()
 
     def finish(self, metrics: dict[str, Any], critic: Critic | None) -> dict[str, Any]:
         """The metrics of the result with the alarm's summary; after an alarm that let training go on, the best policy goes into ``best/``."""
