@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from prefloop.config import RLHFConfig
-from prefloop.errors import ConfigError, nearest
+from prefloop.errors import ConfigError, nearest, short
 from prefloop.stage import Stage
 
 
@@ -76,6 +76,6 @@ def algorithm(config: RLHFConfig) -> Stage:
     names = [*ALGORITHMS, REWARD_ONLY, SFT_ONLY]
     if config.algo not in ALGORITHMS:
         raise ConfigError(
-            f"algo: unknown algorithm '{config.algo}' ({nearest(config.algo, names)}; one of {', '.join(names)})"
+            f"algo: unknown algorithm {short(config.algo)} ({nearest(config.algo, names)}; one of {', '.join(names)})"
         )
     return ALGORITHMS[config.algo](config)

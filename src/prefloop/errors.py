@@ -1,7 +1,12 @@
 """Errors a user can cause. The command line prints their message alone and exits with their code."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 160, 160
 
 
 class PrefloopError(Exception):
@@ -44,6 +49,14 @@ class JudgeError(PrefloopError):
 
 class LabelError(PrefloopError):
     """The labelling server cannot be started, reached or used as asked."""
+
+
+def short(value: Any) -> str:
+    """The start of a value as Python writes it, for messages: a file of a few bytes can hold a large one, and a name may have no end."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def among(name: str, known: Iterable[str]) -> str:

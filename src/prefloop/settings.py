@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import reprlib
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,20 +17,17 @@ from prefloop.config import RLHFConfig
 from prefloop.config.presets import Facts, guides, smallest_side
 from prefloop.config.presets import tree as tree_of
 from prefloop.config.yaml_file import parse_yaml
-from prefloop.console import say
-from prefloop.errors import ConfigError, nearest
+from prefloop.config.ranges import FLAGS, range_of
+from prefloop.console import say, shortened
+from prefloop.errors import ConfigError, nearest, short
 from prefloop.flags import flags as read_flags
 from prefloop.models.adapters.catalogue import EXPERTS, require
 from prefloop.redact import tree_without_secrets
 
 SOURCES = ("simulated", "file", "argilla")
-_SHORT = reprlib.Repr()
-"""Shows the start of a value: aliases of YAML make large ones of a few bytes."""
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 160, 160
-_FLAGS = tyro.constructors.ConstructorRegistry()
 
 
-@_FLAGS.primitive_rule
+@FLAGS.primitive_rule
 def _options(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """An adapter method's options: one flag with pairs, each value as YAML reads it (``tokens 30``, ``experts '[one, two]'``)."""
     if info.type != dict[str, Any]:
@@ -45,15 +41,16 @@ def _options(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pri
     )
 
 
-@_FLAGS.primitive_rule
+@FLAGS.primitive_rule
 def _weights(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """A dictionary is one flag with pairs, which replace those of the file; tyro's own rule makes a flag of each key in the file."""
-    if info.type != dict[str, float]:
+    span = range_of(typing.get_args(info.type)[1]) if info.type_origin is dict else None
+    if span is None:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME WEIGHT ...]",
-        instance_from_str=lambda parts: dict(_paired(parts, float)),
+        instance_from_str=lambda parts: dict(_paired(parts, span.read)),
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [str(part) for pair in value.items() for part in pair],
     )
@@ -160,12 +157,16 @@ def validated(tree: Any, where: str) -> RLHFConfig:
     try:
         return TypeAdapter(RLHFConfig).validate_python(tree)
     except ValidationError as error:
-        lines = [
-            f"'{'.'.join(str(p) for p in e['loc'])}': {e['msg']} (found {_SHORT.repr(tree_without_secrets(e['input']))})"
-            for e in error.errors()
-        ]
-        more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
-        raise ConfigError(f"{where}: " + "; ".join(lines[:8]) + more) from None
+        raise ConfigError(f"{where}: {_refusals(error)}") from None
+
+
+def _refusals(error: ValidationError) -> str:
+    """What pydantic found, each with its field and the value."""
+    found = error.errors(include_url=False, include_context=False)
+    lines = [
+        f"'{shortened('.'.join(map(str, e['loc'])))}': {shortened(e['msg'])} (found {short(tree_without_secrets(e['input']))})" for e in found
+    ]
+    return "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
 
 
 def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> None:
@@ -175,7 +176,7 @@ def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> No
     for key, value in tree.items():
         if key not in known:
             raise ConfigError(
-                f"{where}: unknown key '{prefix}{key}' ({nearest(prefix + str(key), [prefix + k for k in known])})"
+                f"{where}: unknown key '{prefix}{shortened(str(key))}' ({nearest(prefix + str(key), [prefix + k for k in known])})"
             )
         inner = known[key]
         if isinstance(value, dict) and dataclasses.is_dataclass(inner):
@@ -205,7 +206,7 @@ def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
             break
 
     def flags(default: RLHFConfig) -> RLHFConfig:
-        return read_flags(RLHFConfig, rest, default=default, prog=prog, description=description, registry=_FLAGS)
+        return read_flags(RLHFConfig, rest, default=default, prog=prog, description=description, registry=FLAGS)
 
     return _addressed(_guided(tree, where, flags))
 
@@ -224,16 +225,15 @@ def _addressed(config: RLHFConfig) -> RLHFConfig:
             or ("://" in labels and not parts)
         ):
             known = ", ".join(SOURCES)
-            raise ConfigError(f"labels: '{labels}' is none of {known} and no address argilla://workspace/dataset")
+            raise ConfigError(f"labels: {short(labels)} is none of {known} and no address argilla://workspace/dataset")
         label = dataclasses.replace(label, source=source)  # type: ignore[arg-type]
         if parts:
             label = dataclasses.replace(label, workspace=parts[0], dataset=parts[1])
     if label.source == "argilla" and label.dataset is None:
         label = dataclasses.replace(label, dataset=config.run + ("-simulated" if config.simulate else ""))
-    if config.rounds < 1 or (config.rounds > 1 and label.source == "file"):
+    if config.rounds > 1 and label.source == "file":
         raise ConfigError(
-            f"rounds is {config.rounds} with votes from a {label.source} source: "
-            + ("a run has at least 1" if config.rounds < 1 else "only sampled candidates can be put to the vote again")
+            f"rounds is {config.rounds} with votes from a file: only sampled candidates can be put to the vote again"
         )
     if config.simulate and label.source != "argilla":
         raise ConfigError(

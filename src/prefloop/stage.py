@@ -105,8 +105,6 @@ class Stage:
 
     def check_temperature(self, temperature: float) -> None:
         """Raise ``ConfigError`` where a sampler at this temperature cannot be used."""
-        if not 0 <= temperature < float("inf"):
-            raise ConfigError(f"generation.temperature is {temperature:g}: give a number from 0 up")
         if self.needs_temperature and temperature == 0:
             raise ConfigError(
                 f"generation.temperature is 0, and {self.name} {self.needs_temperature}: give a temperature above 0, such as 0.7; "

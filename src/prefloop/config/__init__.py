@@ -16,6 +16,7 @@ from prefloop.config.base import STRICT, DataSource, aside, is_config
 from prefloop.config.common import AdapterConfig, BackboneConfig, DataConfig, GenerationConfig, OptimConfig, RopeConfig
 from prefloop.config.judge import JudgeConfig
 from prefloop.config.ppo import AlarmConfig, KLConfig, PPOConfig
+from prefloop.config.ranges import Few, Seed
 from prefloop.config.stages import (
     AnnotatorConfig,
     BenchConfig,
@@ -41,15 +42,15 @@ class RLHFConfig:
     says wins. 'prefloop presets' prints them with their sources."""
     algo: str = "ppo"
     """How the policy learns: on rollouts ppo, grpo, rloo, reinforce; on pairs dpo, cdpo, robust, ipo, hinge, apo_zero, apo_down, orpo, simpo, cpo; on thumbs kto; reward stops after the reward model, sft after SFT, measured by sft.eval_share and bench alone."""
-    seed: int = 0
-    """Seed of everything random."""
+    seed: Seed = 0
+    """Seed of everything random, 0 or more."""
     rollout: Literal["vllm", "server", "transformers"] = "vllm"
     """Engine that samples responses: vLLM in this process, a vLLM server (generation.server), or transformers, the slow one that works
     everywhere."""
     labels: str | None = None
     """Where votes come from, in short: simulated, file, argilla or argilla://workspace/dataset; sets label.source, label.workspace and
     label.dataset."""
-    rounds: int = 1
+    rounds: Few = 1
     """Rounds of sampling, labelling and training; later rounds sample from the policy before and put the pairs to the vote that the reward
     model is least sure of."""
     simulate: bool = False

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, DataSource, aside, file
-from prefloop.errors import ConfigError, nearest
+from prefloop.config.ranges import Count, NotNegative, PartShare, Positive, Rate, Stretch, Whole
+from prefloop.errors import ConfigError, nearest, short
 
 ROPE_TYPES = ("none", "yarn", "linear")
 OPTIMIZERS = (
@@ -30,23 +31,16 @@ class AdapterConfig:
 
     method: str = "lora"
     """Parameter-efficient method, one of those that `prefloop adapters` lists."""
-    r: int = 16
+    r: Count = 16
     """Rank."""
-    alpha: int = 32
+    alpha: Count = 32
     """Scale: the update is multiplied by alpha / r."""
-    dropout: float = 0.0
-    """Dropout on the adapter's input in SFT and reward training; off in every pass whose log-probs are compared."""
+    dropout: PartShare = 0.0
+    """Dropout on the adapter's input in SFT and reward training, 0 for none; off in every pass whose log-probs are compared."""
     target_modules: str = "all-linear"
     """Which layers get an adapter, as PEFT understands it."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of one method alone; `prefloop adapters` lists them with the values of the papers."""
-
-    def __post_init__(self) -> None:
-        for name, value, least in (("r", self.r, "a rank"), ("alpha", self.alpha, "the scale of what is learnt")):
-            if value < 1:
-                raise ConfigError(f"backbone.adapter.{name} is {value}: {least} is 1 or more")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"backbone.adapter.dropout is {self.dropout:g}: give a share from 0 to below 1")
 
 
 @dataclass(config=STRICT)
@@ -55,19 +49,19 @@ class RopeConfig:
 
     type: str = "none"
     """none; yarn (arXiv 2309.00071): slow rotations are stretched, fast ones kept, attention sharpened; linear (arXiv 2306.15595): all stretched."""
-    factor: float = 1.0
+    factor: Stretch = 1.0
     """backbone.max_length may be as many times the model's own context; over 1."""
 
     def __post_init__(self) -> None:
         if self.type not in ROPE_TYPES:
             raise ConfigError(
-                f"backbone.rope.type: unknown '{self.type}' ({nearest(self.type, ROPE_TYPES)}; one of {', '.join(ROPE_TYPES)})"
+                f"backbone.rope.type: unknown {short(self.type)} ({nearest(self.type, ROPE_TYPES)}; one of {', '.join(ROPE_TYPES)})"
             )
         if self.type == "none" and self.factor != 1:
             raise ConfigError(
                 f"backbone.rope.factor is {self.factor:g} without a type: say backbone.rope.type yarn or linear"
             )
-        if self.type != "none" and not 1 < self.factor < float("inf"):
+        if self.type != "none" and self.factor == 1:
             raise ConfigError(
                 f"backbone.rope.factor is {self.factor:g}: {self.type} makes the context longer, so it must be over 1"
             )
@@ -91,11 +85,11 @@ class BackboneConfig:
     a fifth more time."""
     chat_template: str = "model"
     """'model': the tokenizer's own; 'chatml': ChatML without a default system message; or the path of a Jinja file."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Longest prompt plus response in tokens; longer prompts are errors, longer responses are cut and counted."""
     rope: RopeConfig = field(default_factory=RopeConfig)
     """Longer context than the model's own; saved with every adapter, which only fits a backbone with the same."""
-    pack_tokens: int = aside(default=512)
+    pack_tokens: Count = aside(default=512)
     """Token budget of one forward pass; changes memory and speed, not the gradient."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """Method and shape of the adapters."""
@@ -105,13 +99,14 @@ class BackboneConfig:
 class GenerationConfig:
     """How responses are sampled, the same in every stage so that log-probs always mean the same policy."""
 
-    temperature: float = 0.7
-    """Sampling temperature; logits are divided by it in every log-prob too."""
-    max_new_tokens: int = 64
-    """Longest response in tokens."""
-    max_num_seqs: int = 128
+    temperature: NotNegative = 0.7
+    """Sampling temperature; logits are divided by it in every log-prob too. 0 takes the likeliest token each time, which no stage that learns
+    from log-probs or needs several candidates can use."""
+    max_new_tokens: Count = 64
+    """Longest response in tokens; below backbone.max_length, so that a prompt has room."""
+    max_num_seqs: Count = 128
     """Responses generated side by side."""
-    kv_cache_gb: float | None = aside(default=None)
+    kv_cache_gb: Positive | None = aside(default=None)
     """Memory for vLLM's KV cache in GiB. Default: 1 on a CPU; on a GPU what max_num_seqs responses of full length need, or what is free."""
     handover: Literal["auto", "merged", "adapter"] = "auto"
     """How vLLM gets the policy: merged into its weights, which costs the generation nothing, or as an adapter beside them. auto: merged, and
@@ -145,9 +140,9 @@ class DataConfig:
     """Layout of the files; detected when 'auto'."""
     bad_rows: Literal["error", "quarantine"] = "error"
     """What to do with rows that fail a check: stop, or put them into a quarantine file and go on."""
-    limit: int | None = None
+    limit: Count | None = None
     """Use the first n rows of each training file."""
-    eval_limit: int | None = None
+    eval_limit: Count | None = None
     """Use the first n rows of eval_prompts and of each of reward_tests."""
 
 
@@ -158,24 +153,24 @@ class OptimConfig:
     name: str = "adamw"
     """adamw, or bitsandbytes': adamw8bit keeps its moments in a quarter of the memory, paged_adamw moves them to the host when the GPU is full,
     paged_adamw8bit does both; lion, lion8bit, paged_lion, paged_lion8bit keep one moment and want a learning rate 3 to 10 times smaller."""
-    learning_rate: float = 3e-4
+    learning_rate: Rate = 3e-4
     """Peak learning rate (adapters like about ten times that of full fine-tuning)."""
-    warmup_steps: int = 5
-    """Linear warm-up in optimizer steps."""
+    warmup_steps: Whole = 5
+    """Linear warm-up in optimizer steps; 0 starts at the peak, and more than there are steps never get to it."""
     schedule: Literal["linear", "constant"] = "linear"
     """After the warm-up: decay to zero at the last step, or stay."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: float = 1.0
+    weight_decay: NotNegative = 0.0
+    """Decoupled weight decay; 0 for none."""
+    max_grad_norm: NotNegative = 1.0
     """Gradient norm is clipped to this; 0 does not clip."""
-    checkpoint_every: int = aside(default=5)
+    checkpoint_every: Count = aside(default=5)
     """Optimizer steps between training checkpoints: what kill -9 can cost at most."""
 
     def require(self, stage: str) -> None:
         """Raise ``ConfigError`` for an optimizer that is none, named by the setting of ``stage``."""
         if self.name not in OPTIMIZERS:
             raise ConfigError(
-                f"{stage}.optim.name: unknown optimizer '{self.name}' ({nearest(self.name, OPTIMIZERS)}; one of {', '.join(OPTIMIZERS)})"
+                f"{stage}.optim.name: unknown optimizer {short(self.name)} ({nearest(self.name, OPTIMIZERS)}; one of {', '.join(OPTIMIZERS)})"
             )
 
 

@@ -10,6 +10,7 @@ import tyro
 from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, aside
+from prefloop.config.ranges import Count, Few, NotNegative, Positive, Whole
 from prefloop.errors import ConfigError
 
 _SECRET = {"key", "apikey", "token", "secret", "password", "passwd", "authorization"}
@@ -36,30 +37,30 @@ class JudgeConfig:
     """What makes a response better: text, or the path of a .txt or .md file. Default: prefloop's own words."""
     rubric: str | None = None
     """Criteria and weights for mode rubric: path of a .yaml or .json file, or YAML text."""
-    tie_margin: float = 0.0
-    """Scores this close tie: those of grades, of rubrics, of a reward model, of a function."""
-    temperature: float | None = 0.0
-    """Of a language model; none leaves it to the endpoint."""
-    max_tokens: int | None = 1024
+    tie_margin: NotNegative = 0.0
+    """Scores this close tie (0: equal ones): those of grades, of rubrics, of a reward model, of a function."""
+    temperature: NotNegative | None = 0.0
+    """Of a language model, 0 for its likeliest answer; none leaves it to the endpoint."""
+    max_tokens: Count | None = 1024
     """Longest reply, reasons included; none leaves it to the endpoint."""
     structured: bool = True
     """Ask for a JSON object by its schema where endpoint or engine can enforce it."""
     api_key_env: str | None = aside(default=None)
     """Environment variable that holds the endpoint's key; none sends no key."""
-    max_concurrency: int = aside(default=8)
+    max_concurrency: Few = aside(default=8)
     """Requests in flight; of a local model, questions side by side."""
-    requests_per_minute: float | None = aside(default=None)
+    requests_per_minute: Positive | None = aside(default=None)
     """Limit on requests to an endpoint, retries included."""
-    timeout: float = aside(default=60.0)
+    timeout: Positive = aside(default=60.0)
     """Seconds that a request may take, from connecting to the last byte of its answer."""
-    max_retries: int = aside(default=5)
-    """Further attempts after 408, 429, 5xx and connection errors."""
-    backoff: float = aside(default=1.0)
-    """Seconds before the first retry, doubled for each next one; a Retry-After header takes precedence."""
-    price_prompt: float | None = aside(default=None)
-    """Price of a million tokens read. No part of what a result is kept under: a run's finished judge stage shows no cost for a price set later."""
-    price_completion: float | None = aside(default=None)
-    """Price of a million tokens written; as price_prompt."""
+    max_retries: Whole = aside(default=5)
+    """Further attempts after 408, 429, 5xx and connection errors; 0 for none."""
+    backoff: NotNegative = aside(default=1.0)
+    """Seconds before the first retry (0: at once), doubled for each next one; a Retry-After header takes precedence."""
+    price_prompt: NotNegative | None = aside(default=None)
+    """Price of a million tokens read; 0 where they are free. No part of what a result is kept under: a run's finished judge stage shows no cost for a price set later."""
+    price_completion: NotNegative | None = aside(default=None)
+    """Price of a million tokens written; 0 and what it is part of as with price_prompt."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What runs a local model."""
     extra_body: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
@@ -68,14 +69,6 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if (self.mode == "rubric") != (self.rubric is not None):
             raise ConfigError("a rubric and mode rubric go together: give both or neither")
-        for name in ("requests_per_minute", "timeout", "max_tokens", "max_concurrency"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"judge: --{name.replace('_', '-')} must be above 0, found {value}")
-        for name in ("price_prompt", "price_completion", "tie_margin"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"judge: --{name.replace('_', '-')} must be 0 or more, found {value}")
         if found := _secret(self.extra_body):
             raise ConfigError(
                 f"judge extra_body: '{found}' looks like a key, and extra_body is written into results and reports: put the key into an "

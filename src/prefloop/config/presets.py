@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prefloop.errors import ConfigError, among
+from prefloop.errors import ConfigError, among, short
 
 OWN = "prefloop's own choice"
 REGRET = "LoRA Without Regret (Schulman and Thinking Machines 2025, thinkingmachines.ai/blog/lora)"
@@ -107,7 +107,7 @@ class Guide:
 def guides(preset: str, facts: Facts | None = None) -> list[Guide]:
     """What ``preset`` sets. Raises ``ConfigError`` for an unknown one, with the nearest and all."""
     if preset not in NAMES:
-        raise ConfigError(f"preset: unknown '{preset}' ({among(preset, NAMES)})")
+        raise ConfigError(f"preset: unknown {short(preset)} ({among(preset, NAMES)})")
     facts = facts or Facts()
     rank, source = _RANKS[preset]
     r = facts.r or rank

@@ -6,11 +6,26 @@ from typing import Any
 
 import yaml
 
+from prefloop.console import shortened
 from prefloop.errors import ConfigError
 
 
+MOST_VALUES = 100_000
+"""Values of a file with its aliases written out; a few hundred bytes of aliases can stand for more than a memory holds."""
+SAID = 400
+"""Characters of what YAML's own errors say: they quote the file."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Remembers the line of every key, so that a second one is refused with both."""
+    """Remembers the line of every key, so that a second one is refused with both, and counts what aliases stand for."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _written_out(node, {}) > MOST_VALUES:
+            raise ConfigError(
+                f"its aliases (*name) stand for more than {MOST_VALUES:,} values: write out what the run needs"
+            )
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -27,6 +42,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node and itself, an alias counting as all that it stands for. Raises ``ConfigError`` for an alias inside what it names."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = -1
+        inner = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in inner)
+    if known[id(node)] < 0:
+        raise ConfigError(f"the value in line {node.start_mark.line + 1} holds an alias to itself: write it out")
+    return known[id(node)]
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text. Raises ``ConfigError`` that begins with ``where``."""
     try:
@@ -34,7 +62,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+        raise ConfigError(f"{where} is not valid YAML: {shortened(str(error), SAID)}") from None
     except RecursionError:
         raise ConfigError(f"{where} is not valid YAML: it is nested too deeply") from None
     except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:

@@ -43,12 +43,6 @@ class Label(Stage):
     ) -> None:
         self.config = config or LabelConfig()
         self.data = data or DataConfig()
-        if not 0 < self.config.enough <= 1:
-            raise ConfigError(
-                f"label.enough is {self.config.enough:g}: it is a share of the pairs, above 0 and at most 1"
-            )
-        if self.config.min_submitted < 1:
-            raise ConfigError(f"label.min_submitted is {self.config.min_submitted}: a pair needs at least 1 vote")
         if self.config.source == "argilla" and not (self.config.dataset or "").strip():
             raise ConfigError("label.dataset is not set: name Argilla's dataset")
         self.gold = gold

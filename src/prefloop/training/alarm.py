@@ -19,7 +19,6 @@ from statistics import NormalDist, fmean
 from typing import Any, NamedTuple
 
 from prefloop.config import AlarmConfig
-from prefloop.errors import ConfigError
 from prefloop.judging.statistics import student_t_quantile
 
 _FLAT = 1e-9
@@ -95,20 +94,6 @@ class Reading:
 def needed(standard_errors: float, looks: int, df: int) -> float:
     """Standard errors that a difference must have at this look, so that all looks together err no more often than a few single ones."""
     return -student_t_quantile(NormalDist().cdf(-standard_errors) / looks, df)
-
-
-def check(config: AlarmConfig) -> None:
-    """Raise ``ConfigError`` for limits that make no sense."""
-    for name, fits, rule in (
-        ("every", config.every >= 1, "1 or more"),
-        ("window", config.window >= 1, "1 or more"),
-        ("rollbacks", config.rollbacks >= 0, "0 or more"),
-        ("standard_errors", 0 <= config.standard_errors <= 8, "between 0 and 8"),
-        ("length_ratio", config.length_ratio is None or config.length_ratio > 1, "above 1, or none"),
-        ("spread_ratio", config.spread_ratio is None or config.spread_ratio > 1, "above 1, or none"),
-    ):
-        if not fits:
-            raise ConfigError(f"ppo.alarm.{name} is {getattr(config, name)}: it must be {rule}")
 
 
 class Alarm:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefloop.config import AdapterConfig, BackboneConfig
-from prefloop.errors import ConfigError, among, nearest
+from prefloop.config.ranges import LARGE, MOST, TINY, Range
+from prefloop.console import shortened
+from prefloop.errors import ConfigError, among, nearest, short
 
 Handover = Literal["adapter", "merged", "none"]
 FLOATS = ("bf16", "fp32")
@@ -17,28 +18,11 @@ EXPERTS = "such as experts '[runs/a:sft, runs/b:sft]'"
 """How a list among the options is written on the command line."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """What a number among the options may be."""
-
-    least: float = 0
-    most: float = math.inf
-    open: str = ""
-    """Which ends are left out: "low", "high" or nothing."""
-
-    def holds(self, value: float) -> bool:
-        low = value > self.least or (value == self.least and self.open != "low")
-        return low and (value < self.most or (value == self.most and self.open != "high"))
-
-    def __str__(self) -> str:
-        low = f"above {self.least:g}" if self.open == "low" else f"{self.least:g} or more"
-        return (
-            low if self.most == math.inf else f"{low} and {'below' if self.open == 'high' else 'at most'} {self.most:g}"
-        )
-
-
-POSITIVE = Range(0, open="low")
-SHARE = Range(0, 1, open="high")
+COUNT, WHOLE = Range(int, 1, MOST), Range(int, 0, MOST)
+POSITIVE, NOT_NEGATIVE = Range(float, TINY, LARGE), Range(float, TINY, LARGE, zero=True)
+PART = Range(float, 0.0, 0.999)
+"""A share that leaves something."""
+TOKENS = Range(int, 1, 10_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +64,7 @@ def _virtual(name: str, title: str, paper: str, **options: int) -> Card:
         handover="none",
         merges=False,
         options={"tokens": 20, **options},
-        ranges={"tokens": Range(1), **{option: Range() for option in options}},
+        ranges={"tokens": TOKENS, **dict.fromkeys(options, WHOLE)},
         dropout=False,
         places="the prompt or the keys of every layer",
     )
@@ -121,9 +105,10 @@ CARDS: dict[str, Card] = {
                 "beta2": 0.85,
             },
             ranges={
-                **dict.fromkeys(("start", "every"), Range(1)),
-                **dict.fromkeys(("warmup", "final", "beta1", "beta2"), SHARE),
-                "orthogonal": Range(),
+                "start": Range(float, 1.0, 1000.0),
+                "every": COUNT,
+                **dict.fromkeys(("warmup", "final", "beta1", "beta2"), PART),
+                "orthogonal": NOT_NEGATIVE,
             },
         ),
         Card(
@@ -140,7 +125,7 @@ CARDS: dict[str, Card] = {
             "vectors that scale random matrices all layers share",
             "2310.11454",
             options={"d_initial": 0.1, "key": 0},
-            ranges={"d_initial": POSITIVE, "key": Range()},
+            ranges={"d_initial": POSITIVE, "key": WHOLE},
         ),
         Card(
             "ia3",
@@ -155,14 +140,14 @@ CARDS: dict[str, Card] = {
             "2306.07280",
             dropout=False,
             options={"block": 32, "neumann": False},
-            ranges={"block": Range(2)},
+            ranges={"block": Range(int, 2, MOST)},
         ),
         Card(
             "boft",
             "orthogonal rotations made of butterfly factors",
             "2311.06243",
             options={"block": 4, "factors": 2},
-            ranges={"block": Range(2), "factors": Range(1)},
+            ranges={"block": Range(int, 2, MOST), "factors": COUNT},
         ),
         Card(
             "hra",
@@ -176,7 +161,7 @@ CARDS: dict[str, Card] = {
             "full-rank sums of random bases with learnt scales",
             "2502.00987",
             options={"scale": 20.0, "key": 0},
-            ranges={"scale": POSITIVE, "key": Range()},
+            ranges={"scale": POSITIVE, "key": WHOLE},
         ),
         _virtual("prompt", "prompt tuning", "2104.08691"),
         _virtual("p-tuning", "P-tuning", "2103.10385", hidden=0),
@@ -199,7 +184,7 @@ CARDS: dict[str, Card] = {
             "2309.02411",
             ours=True,
             options={"ratio": 2.0, "start": 0.1},
-            ranges={"ratio": Range(), "start": Range()},
+            ranges={"ratio": NOT_NEGATIVE, "start": NOT_NEGATIVE},
             dropout=False,
         ),
         Card(
@@ -209,7 +194,7 @@ CARDS: dict[str, Card] = {
             handover="adapter",
             reads_data=True,
             options={"share": 0.9, "steps": 8},
-            ranges={"share": Range(0, 1, open="low"), "steps": Range(1)},
+            ranges={"share": Range(float, TINY, 1.0), "steps": COUNT},
         ),
         Card(
             "mole",
@@ -219,7 +204,7 @@ CARDS: dict[str, Card] = {
             merges=False,
             ours=True,
             options={"experts": [], "temperature": 1.0, "top_k": 0, "balance": 0.0},
-            ranges={"temperature": POSITIVE, "top_k": Range(), "balance": Range()},
+            ranges={"temperature": POSITIVE, "top_k": WHOLE, "balance": NOT_NEGATIVE},
             places="the layers of its experts",
         ),
         Card(
@@ -238,7 +223,7 @@ CARDS: dict[str, Card] = {
 def card_of(method: str) -> Card:
     """The card of ``adapter.method``. Raises ``ConfigError`` with the nearest name and all of them."""
     if method not in CARDS:
-        raise ConfigError(f"backbone.adapter.method: unknown method '{method}' ({among(method, CARDS)})")
+        raise ConfigError(f"backbone.adapter.method: unknown method {short(method)} ({among(method, CARDS)})")
     return CARDS[method]
 
 
@@ -263,14 +248,14 @@ def options_of(config: AdapterConfig) -> dict[str, Any]:
     if config.target_modules != "all-linear" and card.places:
         able = ", ".join(c.name for c in CARDS.values() if not c.places)
         raise ConfigError(
-            f"backbone.adapter.target_modules is '{config.target_modules}', but method {card.name} sits on {card.places}: leave it out, or take "
+            f"backbone.adapter.target_modules is {short(config.target_modules)}, but method {card.name} sits on {card.places}: leave it out, or take "
             f"one of {able}"
         )
     known = dict(card.options)
     for name, value in config.options.items():
         if name not in known:
             hint = f"{nearest(name, known)}; it knows {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"backbone.adapter.options.{name}: method '{config.method}' has no such option ({hint})")
+            raise ConfigError(f"backbone.adapter.options.{shortened(name)}: method '{config.method}' has no such option ({hint})")
         known[name] = _valued(f"backbone.adapter.options.{name}", value, known[name], card.ranges.get(name))
     return known
 
@@ -281,9 +266,9 @@ def _valued(where: str, value: Any, default: Any, span: Range | None) -> Any:
     right = isinstance(value, int | float) and not isinstance(value, bool) if kind is float else type(value) is kind
     if not right:
         form = f"a list, {EXPERTS} (with quotes in a shell)" if kind is list else f"a value such as {default!r}"
-        raise ConfigError(f"{where} is {value!r}, expected {form}")
-    if span is not None and not (math.isfinite(value) and span.holds(value)):
-        raise ConfigError(f"{where} is {value:g}: give a number {span}")
+        raise ConfigError(f"{where} is {short(value)}, expected {form}")
+    if span is not None and not span.holds(value):
+        raise ConfigError(f"{where} is {short(value)}: give {span}")
     return kind(value)
 
 
@@ -292,7 +277,7 @@ def experts_of(options: Mapping[str, Any]) -> list[str]:
     experts = options["experts"]
     if len(experts) < 2 or not all(isinstance(expert, str) for expert in experts):
         raise ConfigError(
-            f"backbone.adapter.options.experts: mole mixes two or more LoRA adapters, list them, {EXPERTS} (found {experts!r})"
+            f"backbone.adapter.options.experts: mole mixes two or more LoRA adapters, list them, {EXPERTS} (found {short(experts)})"
         )
     if options["top_k"] > len(experts):
         raise ConfigError(f"backbone.adapter.options.top_k is {options['top_k']}: there are {len(experts)} experts")
