@@ -52,11 +52,14 @@ def compose(config: RLHFConfig) -> "list[Stage]":
 def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool, reward: str = "needed") -> "list[Stage]":
     """From candidates to a reward model, where there is one (``algorithms.reward_model``); later rounds sample from the policy before and choose what its reward model is least sure of."""
     from prefloop.algorithms import REWARD_ONLY
+    from prefloop.errors import ConfigError
     from prefloop.stages.choose import Choose
     from prefloop.stages.label import Label
     from prefloop.stages.reward import RewardModel
     from prefloop.stages.sample import Sample
 
+    if config.label.source != "file" and config.sample.candidates < 2:
+        raise ConfigError("sample.candidates is 1, and a vote is between two candidates of a prompt: give 2 or more")
     policy = "sft" if number == 1 or config.algo == REWARD_ONLY else config.algo
     return [
         *([Sample(config.sample, config.data, policy)] if config.label.source != "file" else []),

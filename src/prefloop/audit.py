@@ -168,6 +168,10 @@ class Audit:
             "Training changed frozen weights.",
         )
 
+    def stepped(self, steps: int) -> None:
+        """Something was learnt at all: a policy without a step is the one that it began as, and must not be compared as if it were another."""
+        self.check("optimizer steps", steps > 0, f"{steps:,}", "Nothing was trained: raise epochs or steps.")
+
     def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """The stage's metrics with the audit's lines."""
         return {**metrics, "audit": self.lines}

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from prefloop.config import RLHFConfig
 from prefloop.config.presets import Facts, guides, smallest_side
 from prefloop.config.presets import tree as tree_of
-from prefloop.config.yaml_file import parse_yaml
 from prefloop.config.ranges import FLAGS, range_of
+from prefloop.config.yaml_file import parse_yaml
 from prefloop.console import say, shortened
 from prefloop.errors import ConfigError, nearest, short
 from prefloop.flags import flags as read_flags
@@ -164,7 +164,8 @@ def _refusals(error: ValidationError) -> str:
     """What pydantic found, each with its field and the value."""
     found = error.errors(include_url=False, include_context=False)
     lines = [
-        f"'{shortened('.'.join(map(str, e['loc'])))}': {shortened(e['msg'])} (found {short(tree_without_secrets(e['input']))})" for e in found
+        f"'{shortened('.'.join(map(str, e['loc'])))}': {shortened(e['msg'].removeprefix('Value error, '), 400)} (found {short(tree_without_secrets(e['input']))})"
+        for e in found
     ]
     return "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
 
@@ -206,7 +207,10 @@ def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
             break
 
     def flags(default: RLHFConfig) -> RLHFConfig:
-        return read_flags(RLHFConfig, rest, default=default, prog=prog, description=description, registry=FLAGS)
+        try:
+            return read_flags(RLHFConfig, rest, default=default, prog=prog, description=description, registry=FLAGS)
+        except ValidationError as error:
+            raise ConfigError(f"flags: {_refusals(error)}") from None
 
     return _addressed(_guided(tree, where, flags))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from prefloop.config.ranges import Count, Seed, SomeShare, Weight
 from prefloop.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,17 +92,17 @@ class Merge:
 
     words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="ADAPTER ADAPTER [...] FOLDER")]
     """Adapters such as runs/a:sft or exported folders, and last the new folder to write."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[Weight, ...] = ()
     """One for each adapter, negative ones forget. Default: equal shares of 1; with ties and dare_ties, which average by themselves, 1 each."""
     how: How = "linear"
     """linear: the weighted sum of the changes, exact (task arithmetic, 2212.04089); svd: that, cut to --rank; ties (2306.01708): small parts
     dropped, signs elected; dare_linear, dare_ties (2311.03099): parts dropped at random, the rest scaled up; magnitude_prune: small parts
     dropped."""
-    density: float = 0.5
+    density: SomeShare = 0.5
     """Share of each change that is kept, for ties, dare and magnitude_prune."""
-    rank: int | None = None
+    rank: Count | None = None
     """Of the result. Default: the sum of the adapters' ranks; with svd the largest of them."""
-    seed: int = 0
+    seed: Seed = 0
     """What dare draws from."""
     model: str | None = None
     """The backbone, where its name of then no longer leads to it."""

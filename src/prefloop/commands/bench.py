@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from prefloop.config import DataSource
+from prefloop.config.ranges import Count, Seed, Whole
 
 
 @dataclasses.dataclass
@@ -25,17 +26,17 @@ class Bench:
     """Slots of the run, such as base sft ppo; base and every policy unless named."""
     data: list[str] = dataclasses.field(default_factory=list)
     """TASK=FILE: other rows for a local task."""
-    limit: int | None = None
+    limit: Count | None = None
     """First so many questions of each task."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Sequences of one forward pass."""
-    num_fewshot: int | None = None
-    """Examples before each question, where the task leaves it open."""
+    num_fewshot: Whole | None = None
+    """Examples before each question, 0 for none, where the task leaves it open."""
     apply_chat_template: bool = False
     """Ask through the run's chat template instead of as plain text."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of lm-eval's draws; its own unless given."""
-    max_new_tokens: int = 128
+    max_new_tokens: Count = 128
     """Longest answer to a prompt of a domain set."""
     rollout: Literal["vllm", "server", "transformers"] = "transformers"
     """Engine that answers domain sets."""

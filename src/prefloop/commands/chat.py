@@ -10,6 +10,8 @@ from typing import Any
 
 import tyro
 
+from prefloop.config.ranges import Count, NotNegative, Seed
+
 
 @dataclasses.dataclass
 class Chat:
@@ -25,11 +27,11 @@ class Chat:
     """System text at the start of the talk."""
     tools: Path | None = None
     """JSON file with a list of the tools' schemas, which the model may call; a call is shown and not run."""
-    temperature: float | None = None
+    temperature: NotNegative | None = None
     """Sampling temperature; the run's unless given, 0 takes the likeliest token each time."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Count | None = None
     """Longest answer in tokens; the run's unless given."""
-    seed: int = 0
+    seed: Seed = 0
     """The n-th answer is drawn with seed + n: the same lines through a pipe give the same talk."""
     votes: Path | None = None
     """File that /prefer writes to; chat.jsonl in the run's folder unless given."""
@@ -39,13 +41,10 @@ class Chat:
     """The backbone, where its name of then no longer leads to it."""
 
     def run(self) -> None:
-        from prefloop.errors import ConfigError
         from prefloop.opening import open_policies
         from prefloop.talk.session import Talk, named, read_tools
         from prefloop.talk.terminal import Terminal
 
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}: an answer needs at least 1")
         tools = read_tools(self.tools) if self.tools else []
         interactive = sys.stdin.isatty()
         home, names = self._names()

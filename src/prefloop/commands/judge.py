@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from prefloop.config import DataSource, JudgeConfig
+from prefloop.config.ranges import Count, Draws, Seed
 
 if TYPE_CHECKING:
     from prefloop.data.check import Checked
@@ -32,20 +33,12 @@ class _Judge:
     """Answers of the judge are kept here: a killed evaluation goes on, a repeated one is free."""
     output: Path | None = dataclasses.field(default=None, kw_only=True)
     """Also write everything as JSON."""
-    seed: int = dataclasses.field(default=0, kw_only=True)
+    seed: Seed = dataclasses.field(default=0, kw_only=True)
     """Seed of the sampling and of the bootstrap."""
-    resamples: int = dataclasses.field(default=2000, kw_only=True)
+    resamples: Draws = dataclasses.field(default=2000, kw_only=True)
     """Bootstrap resamples behind each 95 % interval."""
     quarantine: Path | None = dataclasses.field(default=None, kw_only=True)
     """Put rows that cannot be used into this folder and go on, instead of stopping."""
-
-    def __post_init__(self) -> None:
-        from prefloop.errors import ConfigError
-
-        for name in ("resamples", "limit", "samples", "pairs_per_prompt"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, found {value}")
 
     def _checked(self, load: Callable[..., Checked[R]], path: Source, limit: int | None = None) -> list[R]:
         from prefloop.console import say
@@ -72,11 +65,11 @@ class Compare(_Judge):
     """Prompts to answer, in any layout that `prefloop check` reads; files of answers need none, and with it are cut to its prompts."""
     human: DataSource | None = dataclasses.field(default=None, kw_only=True)
     """People's votes on some of these very answers: win rates are corrected by them."""
-    samples: int = dataclasses.field(default=1, kw_only=True)
+    samples: Count = dataclasses.field(default=1, kw_only=True)
     """Answers a prompt and result."""
-    limit: int | None = dataclasses.field(default=None, kw_only=True)
+    limit: Count | None = dataclasses.field(default=None, kw_only=True)
     """Take the first so many prompts."""
-    pairs_per_prompt: int | None = dataclasses.field(default=None, kw_only=True)
+    pairs_per_prompt: Count | None = dataclasses.field(default=None, kw_only=True)
     """Comparisons a prompt; all pairs of answers unless given."""
     model: str | None = dataclasses.field(default=None, kw_only=True)
     """The backbone, where its name of then no longer leads to it."""
@@ -192,7 +185,7 @@ class Calibrate(_Judge):
 
     human: DataSource = dataclasses.field(kw_only=True)
     """Comparisons with people's votes, in any layout that `prefloop check` reads; agreement is told for each meta["source"]."""
-    limit: int | None = dataclasses.field(default=None, kw_only=True)
+    limit: Count | None = dataclasses.field(default=None, kw_only=True)
     """Take the first so many comparisons."""
 
     def run(self) -> None:

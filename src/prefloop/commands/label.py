@@ -14,6 +14,7 @@ import tyro
 from prefloop.commands.users import Home, Users
 from prefloop.commands.votes import Agree, Next
 from prefloop.config import DataSource
+from prefloop.config.ranges import AnyPort, Count, Port
 
 if TYPE_CHECKING:
     from prefloop.labels.argilla import Argilla
@@ -26,7 +27,7 @@ R = TypeVar("R", "Comparison", "Rating")
 class Up(Home):
     """Start Argilla, or find the one that runs; the first start makes the server's own environment."""
 
-    port: int | None = None
+    port: Port | None = None
     """Port on this machine's loopback: unless given the one of last time, at first 6900."""
 
     def run(self) -> None:
@@ -89,7 +90,7 @@ class Push(_Server):
     <file>.refused.jsonl and send the rest."""
     guidelines: Path | None = None
     """Markdown file with what annotators should know, at most 10,000 characters; replaces the guidelines of a dataset that is there."""
-    min_submitted: int | None = None
+    min_submitted: Count | None = None
     """Answers that complete a record: 1 unless given, for a new dataset."""
 
     def run(self) -> None:
@@ -187,7 +188,7 @@ class Watch(_Read):
     """JSON lines in the prefloop layout; replaced as a whole at every news, from the first vote on."""
     simulated: bool = False
     """Take votes of simulated annotators too where people have voted."""
-    port: int = 0
+    port: AnyPort = 0
     """Port on the loopback where Argilla's messages arrive; 0 takes a free one."""
 
     def run(self) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from prefloop.errors import ConfigError
+from prefloop.config.ranges import LARGE
+from prefloop.errors import ConfigError, short
 
 if TYPE_CHECKING:
     from prefloop.config import RLHFConfig
@@ -186,8 +187,8 @@ def table(stages: list[StagePlan], seconds: list[float | None]) -> list[str]:
 def bytes_of(text: str) -> int:
     """'24GiB', '24' (GiB) or '24GB' in bytes. Raises ``ConfigError``."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if not found or found[2].lower() not in UNITS or float(found[1]) <= 0:
-        raise ConfigError(f"--gpu: '{text}' is no size of memory: say 24GiB, 24GB or 80GiB")
+    if not found or found[2].lower() not in UNITS or not 0 < float(found[1]) <= LARGE:
+        raise ConfigError(f"--gpu: {short(text)} is no size of memory: say 24GiB, 24GB or 80GiB")
     return round(float(found[1]) * UNITS[found[2].lower()])
 
 

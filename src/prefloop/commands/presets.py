@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from prefloop.config.presets import NAMES, Facts, Guide, billions, guides, smallest_side
-from prefloop.errors import ConfigError
+from prefloop.config.ranges import count_in
+from prefloop.errors import ConfigError, short
 
 WIDEST = 120
 INDENT = " " * 6
@@ -72,7 +73,6 @@ def open_questions(model: str, rows: int | None) -> list[str]:
 
 def rows_of(text: str) -> int:
     """'6000' or '6_000' as a number of rows. Raises ``ConfigError``."""
-    plain = text.replace("_", "").replace(",", "")
-    if not plain.isdecimal() or int(plain) < 1:
-        raise ConfigError(f"--rows: '{text}' is no number of demonstrations: say 1 or more")
-    return int(plain)
+    if (rows := count_in(text)) is None:
+        raise ConfigError(f"--rows: {short(text)} is no number of demonstrations: say 1 or more")
+    return rows

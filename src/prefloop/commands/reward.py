@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from prefloop.config import DataSource
+from prefloop.config.ranges import Count
 
 if TYPE_CHECKING:
     from prefloop.data.overlap import Overlap
@@ -31,7 +32,7 @@ class Reward:
     """Field that names the subsets; subset, category or source unless given."""
     layout: str = "auto"
     """Layout of the files; detected when 'auto'."""
-    limit: int | None = None
+    limit: Count | None = None
     """First so many rows of each file."""
     quarantine: Path | None = None
     """Put bad rows and prompts that do not fit into this folder and go on, instead of stopping."""
@@ -39,7 +40,7 @@ class Reward:
     """Leave out prompts that are in the training set, instead of counting them only."""
     model: str | None = None
     """The reward model's backbone, where its name of then no longer leads to it."""
-    pack_tokens: int = 4096
+    pack_tokens: Count = 4096
     """Token budget of one forward pass."""
     output: Path | None = None
     """Where the result goes; reward-eval.json of the run folder (here, for an artifact) unless given."""

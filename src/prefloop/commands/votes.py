@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from prefloop.config import DataSource
+from prefloop.config.ranges import Count, Seed
 
 
 @dataclasses.dataclass
@@ -23,7 +24,7 @@ class Agree:
     """What to do with rows that cannot be used: stop, or write them to <file>.quarantine.jsonl and go on."""
     output: Path | None = None
     """Also write everything as JSON."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the bootstrap."""
 
     def run(self) -> None:
@@ -53,7 +54,7 @@ class Next:
 
     pool: tyro.conf.Positional[DataSource]
     """Comparisons without votes, or candidates as the sample stage writes them (several responses a prompt)."""
-    count: int
+    count: Count
     """Pairs to choose."""
     output: Path
     """File to write them to, ready to be labelled."""
@@ -63,7 +64,7 @@ class Next:
     """disagreement: where the members contradict each other; margin: where they are undecided; random; length: largest difference in words."""
     diversity: Literal["hidden", "text", "none"] = "hidden"
     """Keep the chosen pairs apart by the reward model's hidden states or by TF-IDF of their words; none takes the highest values as they are."""
-    per_prompt: int = 2
+    per_prompt: Count = 2
     """Most pairs of one prompt."""
     labelled: DataSource | None = None
     """Comparisons that are labelled already: pairs in it, by id or by content, are left out."""
@@ -71,9 +72,9 @@ class Next:
     """Layout of the pool; detected when 'auto'."""
     model: str | None = None
     """The reward model's backbone, where its name of then no longer leads to it."""
-    pack_tokens: int = 4096
+    pack_tokens: Count = 4096
     """Token budget of one forward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of random and of the order among equals."""
 
     def run(self) -> None:

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from prefloop.config.base import STRICT, DataSource, aside, is_config
 from prefloop.config.common import AdapterConfig, BackboneConfig, DataConfig, GenerationConfig, OptimConfig, RopeConfig
 from prefloop.config.judge import JudgeConfig
+from prefloop.config.names import Named, Place, RunName
 from prefloop.config.ppo import AlarmConfig, KLConfig, PPOConfig
 from prefloop.config.ranges import Few, Seed
 from prefloop.config.stages import (
@@ -33,9 +34,9 @@ from prefloop.config.stages import (
 class RLHFConfig:
     """From demonstrations to a judged, aligned model; every stage is reused when nothing it depends on has changed."""
 
-    run: str = "run"
+    run: RunName = "run"
     """Name of the run: results go to <output>/<run>."""
-    output: Path = Path("runs")
+    output: Place = Path("runs")
     """Folder for runs; the artifact store is <output>/.store."""
     preset: str | None = None
     """Guide values of the field for a task, in the place of the defaults: chat, classification, reasoning or domain; what this file or a flag
@@ -55,7 +56,7 @@ class RLHFConfig:
     model is least sure of."""
     simulate: bool = False
     """With label.source argilla: the simulated annotators (label.annotators) vote through Argilla, so that nobody needs to be waited for."""
-    gold: str | None = None
+    gold: Named | None = None
     """Disclosed scorer 'file.py:function' for simulated votes and for the final table; never seen by the reward model."""
     notes: list[str] = field(default_factory=list)
     """Sentences that the report prints under 'What these numbers cannot see'."""

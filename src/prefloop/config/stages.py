@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import field
-from pathlib import Path
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
@@ -11,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from prefloop.config.base import STRICT, DataSource, aside
 from prefloop.config.common import OptimConfig, optim
 from prefloop.config.judge import JudgeConfig
+from prefloop.config.names import Named, Place
 from prefloop.config.ranges import (
     Count,
     Draws,
@@ -98,11 +98,11 @@ class LabelConfig:
     """Argilla's dataset. Default: the name of the run, with -simulated where simulated annotators vote."""
     workspace: str = "default"
     """Argilla's workspace."""
-    home: Path | None = aside(default=None)
+    home: Place | None = aside(default=None)
     """Home of a server of `prefloop label up`. Default: the user's own, unless url or ARGILLA_API_URL names a server."""
     url: str | None = None
     """Address of another Argilla; its key comes from ARGILLA_API_KEY."""
-    guidelines: Path | None = aside(default=None)
+    guidelines: Place | None = aside(default=None)
     """Markdown file with what annotators should know."""
     min_submitted: Count = 1
     """Votes that complete a pair."""
@@ -194,7 +194,7 @@ class EvaluateConfig:
     """Sampling temperature of the answers; 0 takes the likeliest token each time, and one answer a prompt. Default: generation.temperature."""
     resamples: Draws = 2000
     """Bootstrap resamples behind each 95 % interval."""
-    judge: str | None = None
+    judge: Named | None = None
     """A further judge: openai:<model>@<base_url>, local:<model>, reward:<run>, or a Python function file.py:function."""
     asking: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judge is asked."""
@@ -207,11 +207,11 @@ class EvaluateConfig:
 class BenchConfig:
     """Benchmarks of the base, the SFT model and every policy; none unless tasks or a domain set are named."""
 
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[Named] = field(default_factory=list)
     """lm-eval's tasks and groups by name, YAML files, folders of YAML files; these run no code."""
     domain: list[DataSource] = field(default_factory=list)
     """Files of prompts with references: ROUGE, BLEU, F1 and exact match of greedy answers."""
-    data: list[str] = field(default_factory=list)
+    data: list[Named] = field(default_factory=list)
     """TASK=FILE: other rows for a local task."""
     limit: Count | None = None
     """First so many questions of each task."""

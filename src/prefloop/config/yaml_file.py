@@ -9,7 +9,6 @@ import yaml
 from prefloop.console import shortened
 from prefloop.errors import ConfigError
 
-
 MOST_VALUES = 100_000
 """Values of a file with its aliases written out; a few hundred bytes of aliases can stand for more than a memory holds."""
 SAID = 400

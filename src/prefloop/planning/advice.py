@@ -14,7 +14,8 @@ import yaml
 
 from prefloop.config import RLHFConfig
 from prefloop.config.presets import REGRET, Facts, guides
-from prefloop.errors import ConfigError, among
+from prefloop.config.ranges import count_in
+from prefloop.errors import ConfigError, among, short
 
 GIB = 2**30
 KINDS = {
@@ -79,12 +80,12 @@ def data_of(text: str) -> tuple[str, int]:
     """'pairs:6000' as kind and rows. Raises ``ConfigError``."""
     found = re.fullmatch(r"([a-z]+):(\d[\d_,]*)", text.strip())
     if not found:
-        raise ConfigError(f"--data: '{text}' is not KIND:ROWS, such as pairs:6000; kinds are {', '.join(KINDS)}")
-    kind, rows = found[1], int(re.sub("[_,]", "", found[2]))
+        raise ConfigError(f"--data: {short(text)} is not KIND:ROWS, such as pairs:6000; kinds are {', '.join(KINDS)}")
+    kind, rows = found[1], count_in(found[2])
     if kind not in KINDS:
         raise ConfigError(f"--data: unknown kind '{kind}' ({among(kind, KINDS)})")
-    if rows < 1:
-        raise ConfigError(f"--data: '{text}' has no rows")
+    if rows is None:
+        raise ConfigError(f"--data: {short(text)} has no number of rows: say 1 or more")
     return kind, rows
 
 
@@ -97,9 +98,9 @@ def one_of(flag: str, answer: str, known: Collection[str]) -> str:
 
 def tasks_of(text: str) -> int:
     """'3' as a number of tasks. Raises ``ConfigError``."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--tasks: '{text}' is no number of tasks: say 1 or more")
-    return int(text)
+    if (tasks := count_in(text)) is None:
+        raise ConfigError(f"--tasks: {short(text)} is no number of tasks: say 1 or more")
+    return tasks
 
 
 def place_of(memory: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.config import BackboneConfig, GenerationConfig
 from prefloop.endpoint import parsed_url
-from prefloop.errors import EngineError
+from prefloop.errors import ConfigError, EngineError
 from prefloop.models.adapters.catalogue import others, require
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ def agree(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> 
     """Raise as ``check`` does for settings that no installation makes possible together."""
     if name not in ENGINES:
         raise EngineError(f"unknown rollout engine '{name}': vllm, server or transformers")
+    if generation.max_new_tokens >= backbone.max_length:
+        raise ConfigError(
+            f"generation.max_new_tokens is {generation.max_new_tokens} and backbone.max_length {backbone.max_length}, which holds the prompt too: "
+            "lower the one or raise the other"
+        )
     if name == "server":
         if generation.server is None:
             raise EngineError(f"--rollout server needs --{SERVER}, such as http://127.0.0.1:8000")

@@ -92,7 +92,9 @@ class KTO(Stage):
     ) -> dict[str, Any]:
         backbone, config = work.runtime.backbone, self.config
         # A pair gives two thumbs: preference.batch_pairs means as many responses a step as for the losses on pairs.
-        steps = epochs_of_groups(len(groups), groups.rated, 2 * config.batch_pairs, config.epochs, work.runtime.seed)
+        steps = epochs_of_groups(
+            len(groups), groups.rated, 2 * config.batch_pairs, config.epochs, work.runtime.seed, "preference.epochs"
+        )
         steps = no_singles(steps)
         parameters = policy_parameters(backbone)
         loop = Loop(
@@ -150,6 +152,7 @@ class KTO(Stage):
                 advance(note=f"loss {metrics['loss']:.3f}")
                 if loop.step % config.optim.checkpoint_every == 0:
                     loop.save({"last": metrics})
+        audit.stepped(loop.step)
         return {"steps": loop.step, "loss_last": metrics.get("loss"), "z0_last": metrics.get("z0")}
 
 

@@ -74,6 +74,10 @@ class Label(Stage):
 
     def preflight(self) -> None:
         super().preflight()
+        if self.simulated and not self.config.annotators:
+            raise ConfigError(
+                "label.annotators is empty: list at least one simulated annotator with a name and a noise"
+            )
         if self.config.source != "argilla":
             return
         if self.config.guidelines:
@@ -93,10 +97,6 @@ class Label(Stage):
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         if self.config.source == "file":
             return self._from_file(work)
-        if self.simulated and not self.config.annotators:
-            raise ConfigError(
-                "label.annotators is empty: list at least one simulated annotator with a name and a noise"
-            )
         pairs, gold = self._pairs(work, inputs)
         unlabelled: dict[str, Any] = {}
         if self.config.source == "argilla":

@@ -28,7 +28,7 @@ from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training import ppo as steps
 from prefloop.training import samples
-from prefloop.training.alarm import Reading, check
+from prefloop.training.alarm import Reading
 from prefloop.training.critic import VALUE, Critic
 from prefloop.training.dry import dry_pass, largest_pack
 from prefloop.training.learner import Learner
@@ -77,7 +77,6 @@ class PPO(Stage):
 
     def _refuse_what_cannot_work(self) -> None:
         config = self.config
-        check(config.alarm)
         grouped = self.name if self.estimator in ("grpo", "rloo") else "ppo.group_baseline"
         if (config.group_baseline or self.estimator in ("grpo", "rloo")) and config.samples_per_prompt < 2:
             raise ConfigError(
@@ -91,8 +90,16 @@ class PPO(Stage):
             raise ConfigError(
                 "ppo.uncertainty_penalty is of the reward model's members, and ppo.reward_model_weight is 0"
             )
-        if config.kl.adaptive and (config.kl.target <= 0 or config.kl.horizon <= 0):
-            raise ConfigError("ppo.kl.adaptive needs ppo.kl.target and ppo.kl.horizon above 0")
+        if config.minibatches > config.prompts_per_step:
+            raise ConfigError(
+                f"ppo.minibatches is {config.minibatches}, and a rollout of ppo.prompts_per_step {config.prompts_per_step} has no more prompts "
+                "to deal out: lower the one or raise the other"
+            )
+        if self.estimator == "gae" and config.value_warmup >= config.steps:
+            raise ConfigError(
+                f"ppo.value_warmup is {config.value_warmup} of ppo.steps {config.steps}: the critic would learn in all of them and the policy in "
+                "none; lower the one or raise the other"
+            )
         if (self.kl_placement, self.kl_kind) == ("loss", "k1"):
             raise ConfigError(
                 "ppo.kl: k1 as a term of the loss has a gradient of 0 on average: take k2 or k3, or ppo.kl.placement reward"
@@ -211,6 +218,7 @@ class PPO(Stage):
                     )
                 if stopped:
                     break
+        audit.stepped(loop.step)
         metrics = watch.finish(metrics, critic)
         return {k: v for k, v in metrics.items() if isinstance(v, float | int | dict)} | {"updates": loop.step}
 

@@ -82,7 +82,9 @@ class Preference(Stage):
         self, work: Work, audit: Audit, groups: Groups, temperature: float, cached: Tensor | None
     ) -> dict[str, Any]:
         backbone, config = work.runtime.backbone, self.config
-        steps = epochs_of_groups(len(groups), groups.pairs, config.batch_pairs, config.epochs, work.runtime.seed)
+        steps = epochs_of_groups(
+            len(groups), groups.pairs, config.batch_pairs, config.epochs, work.runtime.seed, "preference.epochs"
+        )
         parameters = policy_parameters(backbone)
         loop = Loop(
             parameters,
@@ -137,6 +139,7 @@ class Preference(Stage):
                 advance(note=f"loss {metrics['loss']:.3f}")
                 if loop.step % config.optim.checkpoint_every == 0:
                     loop.save({"last": metrics})
+        audit.stepped(loop.step)
         return {
             "steps": loop.step,
             "loss_last": metrics.get("loss"),

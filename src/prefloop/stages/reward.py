@@ -110,7 +110,12 @@ class RewardModel(Stage):
         """``unread``: the adapter is fresh and may want to see data first."""
         backbone, config, role = work.runtime.backbone, self.config, role_of(member)
         steps = epochs_of_groups(
-            len(train), train.pairs, config.batch_pairs, config.epochs, work.runtime.seed + 1000 * member
+            len(train),
+            train.pairs,
+            config.batch_pairs,
+            config.epochs,
+            work.runtime.seed + 1000 * member,
+            "reward.epochs",
         )
         if unread:  # after a kill, too: what it makes of the role decides which parameters there are
             fit(backbone, role, (train[i].document for step in steps for i in step))
@@ -163,6 +168,7 @@ class RewardModel(Stage):
                     audit.moved(before, after, frozen, backbone.frozen_digest(), backbone.method.waits)
                 if loop.step % config.optim.checkpoint_every == 0:
                     loop.save({"last": last})
+        audit.stepped(loop.step)
         backbone.method.finish(role)
         return {"steps": loop.step, "loss_last": last.get("loss")}
 

@@ -22,6 +22,7 @@ from prefloop.audit import Audit
 from prefloop.config import DataConfig, SFTStageConfig
 from prefloop.console import counted, say
 from prefloop.data.encode import Encoder
+from prefloop.data.files import count_rows
 from prefloop.data.packing import document_of_sequence
 from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.sources import load_demonstrations
@@ -29,6 +30,7 @@ from prefloop.errors import ConfigError
 from prefloop.records import Demonstration
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
+from prefloop.training.batches import require_any
 from prefloop.training.held_out import HeldOut, Row, split
 from prefloop.training.learner import Learner, fit
 from prefloop.training.loop import newest_whole
@@ -67,6 +69,9 @@ class SFT(Stage):
                 "data.demonstrations is not set: name a file of prompts with good answers for SFT; a file of pairs serves too, its preferred "
                 "answers are taken"
             )
+        # A whole pass needs no count, which reads the file.
+        if self.config.epochs < 1 and (rows := count_rows(self.data.demonstrations)) is not None:
+            require_any("sft.epochs", self.config.epochs, min(rows, self.data.limit or rows), "demonstration")
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         assert self.data.demonstrations is not None  # seen to in ``preflight``
@@ -100,6 +105,7 @@ class SFT(Stage):
                 "(backbone.chat_template may name a template that keeps them)"
             )
         train, held = split(rows, self.config, work.runtime.seed)
+        require_any("sft.epochs", self.config.epochs, len(train), "sequence")
         looks = HeldOut(work, ROLE, held, self.config) if held else None
 
         backbone.add_role(ROLE, seed=work.runtime.seed)
@@ -135,6 +141,7 @@ class SFT(Stage):
         finally:
             backbone.model.eval()  # the trainer leaves it in training mode
             backbone.drop_role(ROLE)
+        audit.stepped(trainer.state.global_step)
         losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
         if not losses or not math.isfinite(result.training_loss):
             raise ConfigError(f"sft: training loss is {result.training_loss}: lower sft.optim.learning_rate")

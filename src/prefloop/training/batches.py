@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from prefloop.console import counted
+from prefloop.errors import ConfigError
+
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -27,18 +30,31 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]
             yield waiting.result()
 
 
-def epochs_of_groups(count: int, size: Callable[[int], int], batch: int, epochs: float, seed: int) -> list[list[int]]:
+def require_any(setting: str, epochs: float, count: int, what: str) -> None:
+    """Raise ``ConfigError`` where ``epochs`` passes over ``count`` of something are less than one of them."""
+    if epochs * count < 1:
+        raise ConfigError(
+            f"{setting} is {epochs:g}: of {counted(count, what)} that is less than one, and nothing would be trained; give "
+            f"{1 / max(1, count):.2g} or more"
+        )
+
+
+def epochs_of_groups(
+    count: int, size: Callable[[int], int], batch: int, epochs: float, seed: int, setting: str = "epochs"
+) -> list[list[int]]:
     """Optimizer steps of about ``batch`` items over shuffled groups 0 … count - 1, ``size(i)`` items each; a group stays in one step.
 
-    A last step of less than half a batch joins the one before it, so that no step is noise.
+    A last step of less than half a batch joins the one before it, so that no step is noise. Raises ``ConfigError`` that names ``setting``
+    where ``epochs`` of them are less than one group.
     """
+    require_any(setting, epochs, count, "prompt")
     steps: list[list[int]] = []
     left = epochs
     epoch = 0
-    while left > 0:
+    while (part := max(round(min(1.0, left) * count), int(epoch == 0))) > 0:
         order = list(range(count))
         random.Random(f"{seed}:{epoch}").shuffle(order)
-        order = order[: max(1, round(min(1.0, left) * len(order)))]
+        order = order[:part]
         step: list[int] = []
         items, first = 0, len(steps)
         for group in order:

@@ -255,7 +255,9 @@ def options_of(config: AdapterConfig) -> dict[str, Any]:
     for name, value in config.options.items():
         if name not in known:
             hint = f"{nearest(name, known)}; it knows {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"backbone.adapter.options.{shortened(name)}: method '{config.method}' has no such option ({hint})")
+            raise ConfigError(
+                f"backbone.adapter.options.{shortened(name)}: method '{config.method}' has no such option ({hint})"
+            )
         known[name] = _valued(f"backbone.adapter.options.{name}", value, known[name], card.ranges.get(name))
     return known
 
