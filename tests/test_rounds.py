@@ -204,7 +204,6 @@ def test_another_server_is_another_round(tmp_path: Path, monkeypatch: pytest.Mon
         (("--labels", "argila"), "'argila' is none of simulated, file, argilla"),
         (("--labels", "argilla://x"), "argilla://workspace/dataset"),
         (("--labels", "file://x/y"), "argilla://workspace/dataset"),
-        (("--rounds", "0"), "at least 1"),
         (("--rounds", "2", "--labels", "file"), "only sampled candidates"),
         (("--simulate",), "say --labels argilla"),
     ],
@@ -212,12 +211,6 @@ def test_another_server_is_another_round(tmp_path: Path, monkeypatch: pytest.Mon
 def test_wrong_flags_are_told_before_anything_runs(flags: tuple[str, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse(list(flags), prog="x", description="")
-
-
-def test_a_share_of_nothing_is_refused() -> None:
-    for enough in (0.0, 1.5):
-        with pytest.raises(ConfigError, match=r"label\.enough is"):
-            Label(LabelConfig(enough=enough))
 
 
 def test_an_address_is_written_out_into_the_settings() -> None:

@@ -14,12 +14,10 @@ from torch import nn
 
 from prefloop.config import AlarmConfig, KLConfig, OptimConfig, PPOConfig
 from prefloop.data.packing import Document, packs
-from prefloop.errors import ConfigError
 from prefloop.objectives.ppo import AdaptiveKL
 from prefloop.rollouts.engine import Rollout
 from prefloop.runtime import Runtime
 from prefloop.stage import Work
-from prefloop.stages.ppo import PPO
 from prefloop.training.loop import Loop
 from prefloop.training.scored import Scored
 from prefloop.training.watch import Watch, read
@@ -119,8 +117,3 @@ def test_a_reading_holds_the_figures_of_the_rollout() -> None:
     assert found.objective.value == pytest.approx(3.5 - 0.1 * found.kl.value), "the clipped reward less the penalty"
     assert found.repetition.value == pytest.approx(0.8 / 4)
     assert found.gold is not None and found.gold.value == pytest.approx(0.3)
-
-
-def test_limits_that_make_no_sense_are_refused_before_anything_runs() -> None:
-    with pytest.raises(ConfigError, match=r"ppo.alarm.window is 0: it must be 1 or more"):
-        PPO(PPOConfig(alarm=AlarmConfig(window=0)))

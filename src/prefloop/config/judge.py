@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -10,8 +11,9 @@ import tyro
 from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, aside
-from prefloop.config.ranges import Count, Few, NotNegative, Positive, Whole
-from prefloop.errors import ConfigError
+from prefloop.config.ranges import Count, Few, NotNegative, Positive, Retries
+from prefloop.console import shortened
+from prefloop.errors import ConfigError, short
 
 _SECRET = {"key", "apikey", "token", "secret", "password", "passwd", "authorization"}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -53,7 +55,7 @@ class JudgeConfig:
     """Limit on requests to an endpoint, retries included."""
     timeout: Positive = aside(default=60.0)
     """Seconds that a request may take, from connecting to the last byte of its answer."""
-    max_retries: Whole = aside(default=5)
+    max_retries: Retries = aside(default=5)
     """Further attempts after 408, 429, 5xx and connection errors; 0 for none."""
     backoff: NotNegative = aside(default=1.0)
     """Seconds before the first retry (0: at once), doubled for each next one; a Retry-After header takes precedence."""
@@ -69,6 +71,12 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if (self.mode == "rubric") != (self.rubric is not None):
             raise ConfigError("a rubric and mode rubric go together: give both or neither")
+        try:
+            json.dumps(self.extra_body, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"judge extra_body is {short(self.extra_body)}: it is sent as JSON, which cannot hold that ({shortened(str(error))})"
+            ) from None
         if found := _secret(self.extra_body):
             raise ConfigError(
                 f"judge extra_body: '{found}' looks like a key, and extra_body is written into results and reports: put the key into an "

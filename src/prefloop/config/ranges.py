@@ -76,6 +76,7 @@ Few = Annotated[int, Range(int, 1, 1000)]
 """A count whose every unit is work of its own: rounds, members, requests at once."""
 Whole = Annotated[int, Range(int, 0, MOST)]
 """How many, with a documented meaning of 0."""
+Retries = Annotated[int, Range(int, 0, 100)]
 Seed = Annotated[int, Range(int, 0, MOST)]
 Port = Annotated[int, Range(int, 1, 65_535)]
 AnyPort = Annotated[int, Range(int, 0, 65_535)]
