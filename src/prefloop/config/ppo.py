@@ -113,8 +113,8 @@ class PPOConfig:
     """Further rewards and their weights, added to the reward model's: path/to/file.py:function, called as (prompt, response) -> float, or
     http://host/path, asked as docs/extending.md says. A weight of 0 only draws the curve, one
     below 0 makes a penalty of it."""
-    reward_model_weight: NotNegative = 1.0
-    """What the reward model's score is multiplied by; 0 leaves it out."""
+    reward_model_weight: Weight = 1.0
+    """What the reward model's score is multiplied by; 0 leaves it out, below 0 the policy learns to displease it."""
     uncertainty_penalty: NotNegative = 0.0
     """Subtract this times the standard deviation over the members of a reward ensemble (reward.members > 1); 0 subtracts nothing."""
     group_baseline: bool = False

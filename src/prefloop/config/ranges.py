@@ -14,7 +14,7 @@ import tyro
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-MOST, TINY, LARGE = 2**31 - 1, 1e-9, 1e6
+MOST, TINY, LARGE = 2**31 - 1, 1e-9, 1e9
 
 
 class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):

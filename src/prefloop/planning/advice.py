@@ -85,7 +85,7 @@ def data_of(text: str) -> tuple[str, int]:
     if kind not in KINDS:
         raise ConfigError(f"--data: unknown kind '{kind}' ({among(kind, KINDS)})")
     if rows is None:
-        raise ConfigError(f"--data: {short(text)} has no number of rows: say 1 or more")
+        raise ConfigError(f"--data: {short(text)} has no rows: say 1 or more")
     return kind, rows
 
 
