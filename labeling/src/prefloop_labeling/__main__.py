@@ -1,4 +1,4 @@
-"""`python -m prefloop_labeling up|down|status|users … --home DIR`"""
+"""`python -m prefloop_labeling up|down|status|backup|restore|users … --home DIR`"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefloop_labeling import server
+from prefloop_labeling import backup, server
 from prefloop_labeling.home import Home, LabelingError
 from prefloop_labeling.users import ROLES, Added, add_user, list_users, password_of, remove_user
 
@@ -40,11 +40,25 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", parents=[home], help="start the server, or find the one that runs")
     up.add_argument("--host", help=f"address to listen on (default: {server.HOST})")
     up.add_argument("--port", type=int, help=f"port to listen on (default: the last one, at first {server.PORT})")
+    up.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that a proxy of yours is called by, besides the loopback's; may be given several times",
+    )
     up.add_argument("--no-worker", action="store_true", help="no background jobs: webhooks are not delivered")
     up.set_defaults(run=_up)
 
     commands.add_parser("down", parents=[home], help="stop what `up` started").set_defaults(run=_down)
     commands.add_parser("status", parents=[home], help="show what runs").set_defaults(run=_status)
+
+    saved = commands.add_parser("backup", parents=[home], help="write the home to a file, while the server runs or not")
+    saved.add_argument("file", type=Path)
+    saved.set_defaults(run=_backup)
+    again = commands.add_parser("restore", parents=[home], help="make a new home of a backup")
+    again.add_argument("file", type=Path)
+    again.set_defaults(run=_restore)
 
     users = commands.add_parser("users", help="manage accounts").add_subparsers(required=True, metavar="COMMAND")
     add = users.add_parser("add", parents=[home], help="make an account, or let one that is there into a workspace")
@@ -66,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(args: argparse.Namespace) -> int:
-    running = server.up(args.home, args.host, args.port, worker=not args.no_worker)
+    running = server.up(args.home, args.host, args.port, not args.no_worker, allow_hosts=args.allow_host)
     print(f"Argilla {'started' if running.started else 'already runs'}: {running.url}")
     print(f"sign in with the owner's name and password in {running.credentials_file}")
     return 0
@@ -82,6 +96,22 @@ def _status(args: argparse.Namespace) -> int:
     state = server.status(args.home)
     print(json.dumps(state, indent=2))
     return 0 if state["answers"] else 1
+
+
+def _backup(args: argparse.Namespace) -> int:
+    done = backup.backup(args.home, args.file)
+    print(f"{done.file}: {_held(done)}. It holds everybody's passwords and keys: keep it as safe as the home")
+    return 0
+
+
+def _restore(args: argparse.Namespace) -> int:
+    done = backup.restore(args.file, args.home)
+    print(f"{args.home} made of {done.file}: {_held(done)}. Start it with {Home(args.home).command('up')}")
+    return 0
+
+
+def _held(done: backup.Backup) -> str:
+    return f"{done.accounts:,} account{'s' * (done.accounts != 1)}, {done.answers:,} answer{'s' * (done.answers != 1)}"
 
 
 def _add_user(args: argparse.Namespace) -> int:

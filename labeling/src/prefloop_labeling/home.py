@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from prefloop_labeling.files import write_private
+from prefloop_labeling.identity import Identity
+
 # struct sockaddr_un holds 108 bytes on Linux and 104 on macOS, one of them the final NUL.
 SOCKET_PATH_BYTES = 100
+SECRET_CHARACTERS = 32  # fewer could be guessed, and with them everybody's tokens
 # What messages tell the user to type; `prefloop label` names itself here.
 COMMAND_VARIABLE = "PREFLOOP_LABELING_COMMAND"
 
@@ -35,6 +39,8 @@ class Home:
         self.credentials_file = self.path / "credentials.json"
         self.secret_file = self.path / "auth-secret"
         self.server_file = self.path / "server.json"
+        self.database_file = self.path / "argilla.db"
+        self.text_index_file = self.path / "text-index.db"
         self.temporary = self.path / "tmp"
 
     def pid_file(self, name: str) -> Path:
@@ -51,7 +57,7 @@ class Home:
         return f"`{program} {words} --home {shlex.quote(str(self.path))}`"
 
     def create(self) -> None:
-        """Make the directory (mode 0700) and, once, the secrets in it; raises LabelingError where that is impossible."""
+        """Make the directory (mode 0700) and, once, the secrets in it; raises LabelingError where that is impossible or they are damaged."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
@@ -65,12 +71,39 @@ class Home:
         if not self.secret_file.exists():
             write_private(self.secret_file, secrets.token_hex(32))
         if not self.credentials_file.exists():
+            if self.database_file.exists():
+                raise LabelingError(f"{self.credentials_file} is missing, and there is a database: {self.way_out}")
             owner = {
                 "username": "owner",
                 "password": secrets.token_urlsafe(18),
                 "api_key": secrets.token_urlsafe(48),
             }
             self.write_credentials({"owner": owner, "users": {}})
+        self.secret()
+        self.credentials()
+
+    def identity(self) -> Identity:
+        """Which directory this is; raises OSError when there is none."""
+        return Identity.of(self.path)
+
+    def secret(self) -> str:
+        """What signs everybody's tokens; raises LabelingError for one that is missing or too short to be a secret."""
+        try:
+            secret = self.secret_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LabelingError(f"{self.secret_file} cannot be read ({error}): {self.way_out}") from error
+        if len(secret) < SECRET_CHARACTERS or not (secret.isascii() and secret.isprintable()):
+            raise LabelingError(
+                f"{self.secret_file} holds {len(secret)} characters, and a secret has at least {SECRET_CHARACTERS} that can be "
+                "printed: delete the file, which signs everybody out, or restore it from a backup"
+            )
+        return secret
+
+    @property
+    def way_out(self) -> str:
+        """What to do about a home that has lost something."""
+        program = os.environ.get(COMMAND_VARIABLE) or "python -m prefloop_labeling"
+        return f"restore a backup into a new home (`{program} restore FILE --home NEW`), or name another --home to start empty"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -82,13 +115,22 @@ class Home:
     def credentials(self) -> dict[str, Any]:
         """The owner's and the added users' names, passwords and API keys."""
         try:
-            return json.loads(self.credentials_file.read_text())
+            found = json.loads(self.credentials_file.read_text())
         except FileNotFoundError:
             raise LabelingError(
                 f"{self.credentials_file} is missing: start the server with {self.command('up')}"
             ) from None
-        except ValueError as error:
-            raise LabelingError(f"{self.credentials_file} is no JSON ({error}): restore it from a copy") from error
+        except OSError as error:
+            raise LabelingError(f"{self.credentials_file} cannot be read ({error.strerror})") from error
+        except (ValueError, RecursionError) as error:
+            raise LabelingError(f"{self.credentials_file} is no JSON ({error}): {self.way_out}") from error
+        users = found.get("users", {}) if isinstance(found, dict) else None
+        accounts = [found.get("owner"), *users.values()] if isinstance(users, dict) else [None]
+        if not all(_is_account(account) for account in accounts):
+            raise LabelingError(
+                f"{self.credentials_file} lacks an owner, or a name, password or key of somebody: {self.way_out}"
+            )
+        return found
 
     def write_credentials(self, credentials: dict[str, Any]) -> None:
         """Replace the credentials file; only its owner can read it."""
@@ -130,7 +172,9 @@ class Home:
             "ARGILLA_REDIS_URL": f"unix://{quote(str(self.redis_socket()))}?db=0",
             "ARGILLA_REDIS_USE_CLUSTER": "false",
             "ARGILLA_BASE_URL": "/",
-            "ARGILLA_AUTH_SECRET_KEY": self.secret_file.read_text().strip(),
+            "ARGILLA_AUTH_SECRET_KEY": self.secret(),
+            # Argilla's default lets the pages of every site call with the reader's session.
+            "ARGILLA_CORS_ORIGINS": os.environ.get("ARGILLA_CORS_ORIGINS", "[]"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             # Argilla copies its web pages to a temporary directory at each start and never removes them.
             "TMPDIR": str(self.temporary),
@@ -138,12 +182,7 @@ class Home:
         }
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that nobody else can read at any moment, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _is_account(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(key), str) and value[key] for key in ("username", "password", "api_key")
+    )

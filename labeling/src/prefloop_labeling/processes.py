@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from prefloop_labeling.files import write_private
+from prefloop_labeling.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def started_at(pid: int) -> str:
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path, pid_file: Path, cwd: Path) -> Process:
-    """Start a process in a session of its own, its output appended to `log`, its identity in `pid_file`.
+    """Start a process in a session of its own, its output appended to `log`; `pid_file` says which it is, and of which home.
 
     Neither a closed terminal nor Ctrl-C in it reaches the process.
     """
@@ -72,16 +75,31 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path, pid
             umask=0o077,
         )
     process = Process(child.pid, started_at(child.pid))  # a child that has ended already still has its entry
-    partial = pid_file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(process)))
-    partial.replace(pid_file)
+    home = Identity.of(pid_file.parent).to_json()
+    write_private(pid_file, json.dumps({"pid": process.pid, "started": process.started, "home": home}))
     return process
 
 
 def recorded(pid_file: Path) -> Process | None:
-    """The process that a pid file names if it still runs, else None."""
+    """The process that a pid file names if it still runs for the directory that the file is in, else None.
+
+    A copy of a home holds the pid files of the original, whose processes are none of its own.
+    """
     try:
-        process = Process(**json.loads(pid_file.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        written = json.loads(pid_file.read_text())
+        process = Process(int(written["pid"]), str(written["started"]))
+        home = Identity.of(pid_file.parent)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return process if process.running() else None
+    if not process.running():
+        return None
+    # Earlier versions wrote no home; where the process works tells it then.
+    of = Identity.read(written["home"]) if "home" in written else _works_in(process)
+    return process if of is not None and of.same(home) else None
+
+
+def _works_in(process: Process) -> Identity | None:
+    try:
+        return Identity.of(psutil.Process(process.pid).cwd())
+    except (psutil.Error, OSError):
+        return None

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import uvicorn
 
-from prefloop_labeling import database
+from prefloop_labeling import database, logs
 from prefloop_labeling.app import app
+from prefloop_labeling.guard import Guard
 from prefloop_labeling.home import Home
 
 from argilla_server.contexts import accounts  # isort: skip
@@ -57,11 +58,15 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--allow-host", action="append", default=[])
     args = parser.parse_args()
+    logs.quiet()
+    home = Home(args.home)
     database.migrate()
-    ensure_owner(Home(args.home))
+    ensure_owner(home)
     collect_less()
-    uvicorn.run(app, host=args.host, port=args.port, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
+    guarded = Guard(app, home.secret(), home.identity(), args.port, [args.host, *args.allow_host])
+    uvicorn.run(guarded, host=args.host, port=args.port, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
 
 
 if __name__ == "__main__":

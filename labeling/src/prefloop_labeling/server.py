@@ -1,9 +1,12 @@
 """Start and stop a whole Argilla in a home directory: redis, the server, and the worker beside it.
 
-`up` on a running home finds it, and starts what is missing. `down` ends the processes that the home's pid files name, after
-checking that they are still those processes. Data stay in the home.
+`up` on a running home finds it, and starts what is missing; where it fails, it ends what it has started. `down` ends the processes that
+the home's pid files name, after checking that they are still those processes. Data stay in the home. A copy of a home is a home of
+its own: what it holds of the original's processes and address is passed over.
 """
 
+import contextlib
+import http.client
 import importlib.util
 import ipaddress
 import json
@@ -11,13 +14,16 @@ import shutil
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefloop_labeling.home import Home, LabelingError, write_private
+from prefloop_labeling import proof
+from prefloop_labeling.condition import check_database
+from prefloop_labeling.files import write_private
+from prefloop_labeling.home import Home, LabelingError
+from prefloop_labeling.identity import Identity
 from prefloop_labeling.processes import Process, recorded, start
 
 PROCESSES = ("worker", "server", "redis")  # in the order in which they are stopped
@@ -46,34 +52,52 @@ def up(
     port: int | None = None,
     worker: bool = True,
     seconds: float = BOOT_SECONDS,
+    allow_hosts: Sequence[str] = (),
 ) -> Running:
-    """Start what does not run yet and return when `/api/v1/status` answers; raises LabelingError saying what is in the way.
+    """Start what does not run yet and return when the server answers; raises LabelingError saying what is in the way.
 
-    Without `port` the one that this home had last, so that bookmarks stay good, at first 6900. A server that runs is not moved:
-    another `host` or `port` than its own is an error.
+    Without `port` the one that this home had last, so that bookmarks stay good, at first 6900; a copy of a home takes the first free
+    one after the original's. `allow_hosts`: names that a proxy passes on, besides those of the loopback and `host`. A server that
+    runs is not moved: another `host`, `port` or name than its own is an error.
     """
     place = Home(Path(home))
     if port is not None and not 0 < port < 65536:  # the resolver would take 99999 for 34463
         raise LabelingError(f"--port {port} is no port: give a number from 1 to 65535")
     place.create()
-    with place.locked():
+    with place.locked(), _ended_again(place):
         last = _last(place)
         if recorded(place.pid_file("server")):
-            _check_asked(place, last, host, port)
-            running = Running(last["url"], place.path, started=False)
+            _check_asked(place, last, host, port, allow_hosts)
+            assert last is not None
+            running = Running(last.url, place.path, started=False)
             _ensure_redis(place)
             _wait_for_server(place, running.url, seconds)
         else:
-            # The host is not remembered: listening beyond this machine is asked for each time.
-            host, port = host or HOST, port or last.get("port", PORT)
+            check_database(place)
+            # Host and names are not remembered: listening beyond this machine is asked for each time.
+            host, port = host or HOST, port or _port(place, last)
             _check_port(host, port)
             _ensure_redis(place)
             running = Running(_url(host, port), place.path, started=True)
-            _start_server(place, running.url, host, port, seconds)
+            _start_server(place, Last(running.url, host, port, tuple(allow_hosts), place.identity()), seconds)
         if worker and not recorded(place.pid_file("worker")):
             command = [sys.executable, "-m", "prefloop_labeling.worker"]
             start(command, place.environment(), place.log_file("worker"), place.pid_file("worker"), place.path)
     return running
+
+
+@contextlib.contextmanager
+def _ended_again(place: Home) -> Iterator[None]:
+    """End what is started in the block when the block fails."""
+    ran = {name for name in PROCESSES if recorded(place.pid_file(name))}
+    try:
+        yield
+    except BaseException:
+        for name in PROCESSES:
+            if name not in ran and (process := recorded(place.pid_file(name))):
+                process.stop(STOP_SECONDS)
+                place.pid_file(name).unlink(missing_ok=True)
+        raise
 
 
 def down(home: Path | str) -> list[str]:
@@ -97,27 +121,64 @@ def status(home: Path | str) -> dict[str, Any]:
     """`{url, answers, processes: {name: pid or None}}` of a home."""
     place = Home(Path(home))
     pids = {name: process.pid if (process := recorded(place.pid_file(name))) else None for name in PROCESSES}
-    url = _last(place).get("url") if pids["server"] else None
-    return {"url": url, "answers": bool(url and _answers(url)), "processes": pids}
+    last = _last(place) if pids["server"] else None
+    url = last.url if last else None
+    return {"url": url, "answers": bool(url and _answers(place, url)), "processes": pids}
 
 
-def _last(place: Home) -> dict[str, Any]:
-    """`{url, host, port}` of the server that runs, or of the last that ran; empty when there was none or the file is damaged."""
+@dataclass(frozen=True)
+class Last:
+    """The server that runs, or the last that ran."""
+
+    url: str
+    host: str
+    port: int
+    allow_hosts: tuple[str, ...]
+    home: Identity | None  # the directory that it ran in; None in files of earlier versions
+
+    def is_of(self, place: Home) -> bool:
+        """Whether it ran here, rather than where this home was copied from."""
+        return self.home is None or self.home.same(place.identity())
+
+
+def _last(place: Home) -> Last | None:
+    """None when there was none or the file is damaged."""
     try:
         last = json.loads(place.server_file.read_text())
-        return {"url": str(last["url"]), "host": str(last["host"]), "port": int(last["port"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        names = tuple(map(str, last.get("allow_hosts", ())))
+        return Last(str(last["url"]), str(last["host"]), int(last["port"]), names, Identity.read(last.get("home")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
-def _check_asked(place: Home, last: dict[str, Any], host: str | None, port: int | None) -> None:
-    if not last:
+def _port(place: Home, last: Last | None) -> int:
+    if last is None or last.is_of(place):
+        return last.port if last else PORT
+    for port in range(last.port + 1, min(last.port + 1000, 65536)):
+        with contextlib.suppress(LabelingError):
+            _check_port(HOST, port)
+            return port
+    raise LabelingError(f"no port after {last.port} is free: choose one with --port")
+
+
+def _check_asked(
+    place: Home, last: Last | None, host: str | None, port: int | None, allow_hosts: Sequence[str]
+) -> None:
+    if last is None or not last.is_of(place):
         raise LabelingError(
             f"{place.server_file} is missing or damaged while a server runs: {place.command('down')} first"
         )
-    if (host or last["host"], port or last["port"]) != (last["host"], last["port"]):
-        asked = f"port {port}" if host is None else f"{host}, port {port or last['port']}"
-        raise LabelingError(f"Argilla runs at {last['url']}, and you asked for {asked}: {place.command('down')} first")
+    if last.home is not None and last.home.path != place.identity().path:
+        raise LabelingError(
+            f"home {last.home.path} was moved to {place.path} while its server runs, which still looks there for its data: "
+            f"{place.command('down')} first"
+        )
+    asked = f"port {port}" if host is None else f"{host}, port {port or last.port}"
+    if (host or last.host, port or last.port) == (last.host, last.port):
+        if set(allow_hosts) <= {*last.allow_hosts}:
+            return
+        asked = " and ".join(f"--allow-host {name}" for name in allow_hosts)
+    raise LabelingError(f"Argilla runs at {last.url}, and you asked for {asked}: {place.command('down')} first")
 
 
 def _url(host: str, port: int) -> str:
@@ -175,28 +236,27 @@ def _listens(path: Path) -> bool:
     return True
 
 
-def _start_server(place: Home, url: str, host: str, port: int, seconds: float) -> None:
+def _start_server(place: Home, server: Last, seconds: float) -> None:
     shutil.rmtree(place.temporary, ignore_errors=True)
     place.temporary.mkdir(mode=0o700)
-    command = [sys.executable, "-m", "prefloop_labeling.serve", "--home", str(place.path), "--host", host]
-    command += ["--port", str(port)]
+    command = [sys.executable, "-m", "prefloop_labeling.serve", "--home", str(place.path), "--host", server.host]
+    command += ["--port", str(server.port), *(f"--allow-host={name}" for name in server.allow_hosts)]
+    write_private(place.server_file, json.dumps(asdict(server)))
     start(command, place.environment(), place.log_file("server"), place.pid_file("server"), place.path)
-    write_private(place.server_file, json.dumps({"url": url, "host": host, "port": port}))
-    _wait_for_server(place, url, seconds)
+    _wait_for_server(place, server.url, seconds)
 
 
 def _wait_for_server(place: Home, url: str, seconds: float) -> None:
     process = recorded(place.pid_file("server"))
-    _wait(place, "server", process, seconds, lambda: _answers(url))
+    _wait(place, "server", process, seconds, lambda: _answers(place, url))
 
 
-def _answers(url: str) -> bool:
-    # A proxy that the environment names has no business with this machine's own server.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _answers(place: Home, url: str) -> bool:
     try:
-        with opener.open(f"{url}/api/v1/status", timeout=5) as answer:
-            return json.load(answer)["search_engine"]["name"] == "embedded"
-    except (OSError, ValueError, KeyError, TypeError):
+        with contextlib.closing(proof.connect(place, url)) as connection:
+            connection.request("GET", "/api/v1/status")
+            return json.load(connection.getresponse())["search_engine"]["name"] == "embedded"
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return False
 
 
@@ -204,18 +264,15 @@ def _wait(place: Home, name: str, process: Process | None, seconds: float, ready
     deadline = time.monotonic() + seconds
     while not ready():
         if process is None or not process.running():
-            raise LabelingError(
-                f"{name} ended at its start; the last lines of {place.log_file(name)}:\n{_tail(place, name)}"
-            )
+            raise LabelingError(f"{name} ended at its start: {_last_line(place, name)}; see {place.log_file(name)}")
         if time.monotonic() > deadline:
-            raise LabelingError(
-                f"{name} did not answer within {seconds:.0f} s (it still runs, pid {process.pid}); see {place.log_file(name)}"
-            )
+            raise LabelingError(f"{name} did not answer within {seconds:.0f} s; see {place.log_file(name)}")
         time.sleep(POLL_SECONDS)
 
 
-def _tail(place: Home, name: str, lines: int = 15) -> str:
+def _last_line(place: Home, name: str) -> str:
     try:
-        return "\n".join(place.log_file(name).read_text(errors="replace").splitlines()[-lines:])
-    except FileNotFoundError:
-        return "(no log)"
+        lines = [line for line in place.log_file(name).read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1].strip()[:400] if lines else "its log is empty"

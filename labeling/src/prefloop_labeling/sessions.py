@@ -93,7 +93,12 @@ async def connect() -> OneTripConnection:
 def engine() -> AsyncEngine:
     """An engine like Argilla's own, with these connections."""
     return create_async_engine(
-        settings.database_url, async_creator=connect, pool_size=POOL_CONNECTIONS, max_overflow=0, pool_use_lifo=True
+        settings.database_url,
+        async_creator=connect,
+        pool_size=POOL_CONNECTIONS,
+        max_overflow=0,
+        pool_use_lifo=True,
+        hide_parameters=True,  # an error that Argilla answers with would repeat keys and passwords' hashes
     )
 
 

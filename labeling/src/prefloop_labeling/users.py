@@ -3,17 +3,18 @@
 Names, passwords and API keys of those that are made here stand in the home's credentials.json.
 """
 
+import contextlib
 import difflib
+import http.client
 import json
 import secrets
-import urllib.error
-import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefloop_labeling import proof
 from prefloop_labeling.home import Home, LabelingError
 from prefloop_labeling.server import status
 
@@ -211,26 +212,26 @@ def _reach(home: Path | str) -> tuple[Home, "_Api"]:
     state = status(place.path)
     if not state["answers"]:
         raise LabelingError(f"no server answers for home {place.path}: start it with {place.command('up')}")
-    return place, _Api(state["url"], place.credentials()["owner"]["api_key"])
+    return place, _Api(place, state["url"])
 
 
 class _Api:
-    def __init__(self, url: str, api_key: str) -> None:
-        self.url, self.api_key = url, api_key
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Calls with the owner's key, which goes out only over a connection whose server has shown that it is the home's."""
+
+    def __init__(self, place: Home, url: str) -> None:
+        self.place, self.url, self.api_key = place, url, place.credentials()["owner"]["api_key"]
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/api/v1{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"X-Argilla-Api-Key": self.api_key, "Content-Type": "application/json"},
-        )
+        headers = {"X-Argilla-Api-Key": self.api_key, "Content-Type": "application/json"}
         try:
-            with self.opener.open(request, timeout=30) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            detail = error.read().decode(errors="replace")
-            raise LabelingError(f"the server refused {method} {path} ({error.code}): {detail}") from error
-        except OSError as error:
+            with contextlib.closing(proof.connect(self.place, self.url, 30)) as connection:
+                connection.request(method, f"/api/v1{path}", None if body is None else json.dumps(body), headers)
+                answer = connection.getresponse()
+                said = answer.read()
+        except (OSError, http.client.HTTPException) as error:
             raise LabelingError(f"the server at {self.url} does not answer ({error})") from error
+        if answer.status >= 300:
+            raise LabelingError(
+                f"the server refused {method} {path} ({answer.status}): {said.decode(errors='replace')}"
+            )
+        return json.loads(said)

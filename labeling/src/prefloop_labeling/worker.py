@@ -4,7 +4,7 @@ One worker, with rq's scheduler in it: Argilla asks for retries of webhooks afte
 scheduler those never come.
 """
 
-from prefloop_labeling import engine  # noqa: F401  (registers the engine and sets up SQLite)
+from prefloop_labeling import engine, logs  # noqa: F401  (the engine registers itself and sets up SQLite)
 
 from argilla_server.jobs.queues import DEFAULT_QUEUE, HIGH_QUEUE, REDIS_CONNECTION  # isort: skip
 from rq import Worker
@@ -12,6 +12,7 @@ from rq import Worker
 
 def main() -> None:
     """Work until a signal says stop."""
+    logs.quiet()
     Worker([HIGH_QUEUE, DEFAULT_QUEUE], connection=REDIS_CONNECTION).work(with_scheduler=True, logging_level="WARNING")
 
 
