@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from prefloop.data.answers import answer_in
-from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type
+from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, mended
 from prefloop.data.messages import messages_of
 from prefloop.data.prompts import turns_at
 from prefloop.data.responses import common_start, whole_prompt
@@ -55,6 +55,14 @@ class Item:
     def submitted(self) -> list[Answer]:
         """The answers that count."""
         return [answer for answer in self.answers if answer.status == "submitted"]
+
+    def mended(self) -> tuple[Item, int]:
+        """The item as a file can carry it, and in how many answers the annotator typed what none can."""
+        answers = [
+            replace(one, annotator=mended(one.annotator), values=mended(dict(one.values))) for one in self.answers
+        ]
+        changed = sum(new != old for new, old in zip(answers, self.answers, strict=True))
+        return (replace(self, answers=answers) if changed else self), changed
 
 
 @dataclass(frozen=True)

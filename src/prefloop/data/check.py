@@ -150,6 +150,15 @@ def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEE
             check_strings(item, f"{name}.{index}", depth + 1, deepest)
 
 
+def mended(value: Any) -> Any:
+    """The value with U+FFFD, which can be seen, for every character in its texts that ``check_strings`` refuses."""
+    if isinstance(value, str):
+        return _UNUSABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {mended(key): mended(item) for key, item in value.items()}
+    return [mended(item) for item in value] if isinstance(value, list) else value
+
+
 def field_of(row: Mapping[str, Any], key: str, name: str | None = None) -> Any:
     """What stands under ``key``, where a null is nothing; a row without it is refused with the keys it has."""
     value = row.get(key)

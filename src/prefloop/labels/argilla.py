@@ -162,7 +162,8 @@ class Argilla:
         that the form does not have; then nothing was sent.
         """
         found = self.datasets.find(dataset, workspace)
-        with Rest(Connection(self.rest.connection.url, self._account(annotator, found.workspace_id))) as rest:
+        key = self._account(annotator, found.workspace_id)
+        with Rest(dataclasses.replace(self.rest.connection, api_key=key)) as rest:
             there = self.datasets.lookup(found, list(votes))
             items = {item["external_id"]: item for item in there if of_prefloop(item)}
             unknown = [id for id in votes if id not in items]

@@ -1,7 +1,8 @@
 """Which Argilla, with which key; Argilla's own client for it, and its REST API for what that client cannot do.
 
 Both go through one ``Http``, so that every failure is told in the same words. The key is held by the connection and the client alone: it is
-in no message, no ``repr`` and no artifact. Redirects are not followed, so that it goes to the address that was named and nowhere else.
+in no message, no ``repr`` and no artifact. It goes to the address that the user named, or to the server of a home once that has shown that it
+is (``labels.proof``), and nowhere else: redirects are not followed.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from urllib.parse import urlsplit
 import httpx
 
 from prefloop.errors import LabelError
+from prefloop.labels.proof import NotOurs, Proving
 from prefloop.labels.server import default_home
 from prefloop.redact import without_secrets
+from prefloop.wire import Client, TooLarge, parsed
 
 if TYPE_CHECKING:
     import argilla as rg
 
 URL_VARIABLE, KEY_VARIABLE = "ARGILLA_API_URL", "ARGILLA_API_KEY"
-TIMEOUT_S = 120.0
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+DEADLINE_S = 300.0
+"""Seconds for a request in all: Argilla takes its time for a page of long records."""
+MOST_BYTES = 256 << 20
+"""Bytes of an answer: a page of records carries all their texts twice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Connection:
     """Key of an owner or of an admin of the workspace; ``watch`` and ``vote`` need an owner's."""
     advice: str = "is the server up, and is the address right?"
     """What to do when nothing answers there."""
+    home: Path | None = None
+    """The home whose server it has to be; none for an address that the user named."""
 
     @classmethod
     def find(
@@ -68,19 +75,31 @@ class Connection:
 
     @classmethod
     def of_home(cls, home: Path, api_key: str | None = None) -> Connection:
-        """The server of a home, as its owner unless a key is given. Raises ``LabelError`` where no server was ever started."""
+        """The server of a home, as its owner unless a key is given. Raises ``LabelError`` where none was ever started, as in a copy of a home."""
         home = home.expanduser()
         up = f"start it with `prefloop label up --home {home}`"
         try:
-            credentials = json.loads((home / "credentials.json").read_text())
-            url = json.loads((home / "server.json").read_text())["url"]
-            return cls(url, api_key or credentials["owner"]["api_key"], f"is the server up? {up}")
+            owner = json.loads((home / "credentials.json").read_text())["owner"]
+            last = json.loads((home / "server.json").read_text())
+            if "home" in last and not _is_of(last["home"], home):
+                raise LabelError(
+                    f"no labelling server has run in {home}, a copy of {last['home']['path']} or a backup of it: {up}, which leaves that one alone"
+                )
+            advice = f"is the server up? {up}"
+            return cls(_address(last["url"]), _key(api_key or owner["api_key"]), advice, home.absolute())
         except FileNotFoundError as missing:
             raise LabelError(f"no labelling server has run in {home} (there is no {missing.filename}): {up}") from None
         except OSError as error:
             raise LabelError(f"{error.filename} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise LabelError(f"{home} holds a damaged credentials.json or server.json: restore it, or {up}") from None
+
+
+def _is_of(written: Mapping[str, Any], home: Path) -> bool:
+    """Whether the directory that a server wrote into its ``server.json`` is this one: see ``prefloop_labeling.identity``."""
+    there = os.stat(home)
+    same_disk = written["device"] == there.st_dev or written["path"] == os.path.realpath(home)
+    return bool(written["inode"] == there.st_ino and same_disk)
 
 
 def _key(given: str) -> str:
@@ -126,18 +145,20 @@ class Unreachable(LabelError):
     """Nothing answered, or not in time."""
 
 
-class Http(httpx.Client):
+class TooMuch(LabelError):
+    """An answer that is larger than ``MOST_BYTES``: who asked for a page should ask for a smaller one."""
+
+
+class Http(Client):
     """Requests with one key. Every one raises ``LabelError`` when there is no usable answer, ``Refused`` for an error status."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        # A proxy named in the environment cannot reach this machine's own loopback.
-        super().__init__(
-            base_url=connection.url,
-            headers={"X-Argilla-Api-Key": connection.api_key},
-            timeout=TIMEOUT_S,
-            trust_env=urlsplit(connection.url).hostname not in _LOOPBACK,
-        )
+        headers = {"X-Argilla-Api-Key": connection.api_key}
+        super().__init__(connection.url, DEADLINE_S, headers, most=MOST_BYTES)
+        if connection.home is not None:
+            pool: Any = self._transport
+            pool._pool._network_backend = Proving(pool._pool._network_backend, connection.home)
 
     def request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Response:
         """One request; what answers is JSON or nothing."""
@@ -151,23 +172,35 @@ class Http(httpx.Client):
             answer = super().request(method, url, **options)
         except httpx.TimeoutException:
             raise Unreachable(
-                f"Argilla at {at} did not answer {method} {path} within {TIMEOUT_S:.0f} s: look into its log"
+                f"Argilla at {at} did not answer {method} {path} within {DEADLINE_S:.0f} s: look into its log"
             ) from None
+        except TooLarge as error:
+            raise TooMuch(f"Argilla at {at}, {method} {path}: {error}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if isinstance(error.__cause__, NotOurs):
+                raise Unreachable(
+                    f"another program listens at {at}, and no key was sent to it: {error.__cause__}; {self.connection.advice}"
+                ) from None
             said = str(error).replace(self.connection.api_key, "***")
             raise Unreachable(
-                f"nothing answers at {at} ({type(error).__name__}: {said}): {self.connection.advice}"
+                f"nothing answers at {at} ({type(error).__name__}: {said:.400}): {self.connection.advice}"
             ) from None
         if not answer.is_success:
             raise self._refusal(method, path, answer)
         kind = answer.headers.get("content-type", "no type")
         if answer.content and not kind.startswith("application/json"):
             raise LabelError(f"this is not Argilla: {at} answered {method} {path} with {kind}; check the address")
+        try:
+            parsed(answer.content or b"null")  # Argilla's client reads it without a look at how deep it is
+        except ValueError:
+            raise LabelError(
+                f"this is not Argilla: {at} answered {method} {path} with what is no JSON; check the address"
+            ) from None
         return answer
 
     def _refusal(self, method: str, path: str, answer: httpx.Response) -> Refused:
         try:
-            detail = answer.json()["detail"]
+            detail = parsed(answer.content)["detail"]
         except (ValueError, KeyError, TypeError):
             detail = None
         at, status = self.connection.url, answer.status_code
@@ -219,12 +252,7 @@ class Rest:
     def call(self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Any:
         """One request; an empty answer is ``None``."""
         answer = self._http.request(method, f"/api/v1{path}", json=body, params=query or None)
-        try:
-            return answer.json() if answer.content else None
-        except ValueError:
-            raise LabelError(
-                f"this is not Argilla: {self.connection.url} answered {method} {path} with what is no JSON; check the address"
-            ) from None
+        return answer.json() if answer.content else None
 
     def __enter__(self) -> Rest:
         return self

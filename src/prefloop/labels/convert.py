@@ -22,6 +22,7 @@ from prefloop.labels.argilla import Argilla, by_id_of, one_kind, require_takeabl
 from prefloop.labels.connection import Connection
 from prefloop.labels.datasets import Dataset
 from prefloop.labels.forms import settings, to_rg, to_values
+from prefloop.labels.pulled import check_loadable, said_mended
 from prefloop.labels.questions import reading_of
 from prefloop.records import Comparison, Rating, Record, Thumb, Vote
 
@@ -112,17 +113,22 @@ def from_argilla(
         reading = reading_of(Dataset("", "of these records", "", None, None, fields, asked), questions, votes=False)
     found: list[Record] = []
     notes = Notes()
-    for id, item, _ in items:
+    mended = 0
+    for id, typed, _ in items:
+        item, changed = typed.mended()
+        mended += changed
         try:
             if reading is None or HIDDEN in item.meta:
-                found.append(own_record(item, id))
-                continue
-            row = row_of(item, reading, id, "argilla")
-            found += records_of(item, reading, row)
-            notes.add(row)
+                made: list[Record] = [own_record(item, id)]
+            else:
+                row = row_of(item, reading, id, "argilla")
+                made = records_of(item, reading, row)
+                notes.add(row)
+            check_loadable(made)
+            found += made
         except BadRow as bad:
             raise DataError(f"record '{id}': {bad.field} {bad.problem}") from None
-    for line in notes.lines():
+    for line in [*notes.lines(), *said_mended(mended)]:
         say(f"  {line}", "dim")
     return found
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from prefloop.console import counted
 from prefloop.data.argilla_votes import Question
 from prefloop.errors import ConfigError, LabelError, nearest
-from prefloop.labels.connection import Refused, Rest
+from prefloop.labels.connection import Refused, Rest, TooMuch
 from prefloop.labels.forms import KINDS, Kind, describe, settings
 
 BATCH = 250  # as many values as one filter takes
@@ -148,14 +148,21 @@ class Datasets:
             only = [*only, _terms("record", "id", ids)]
         last: str | None = None
         seen: set[str] = set()
+        limit = PAGE
         while True:
             # Pages by id rather than by offset: an answer that arrives or goes meanwhile moves no other record to a page that was read.
             since = [] if last is None else [{"type": "range", "scope": _scope("record", "id"), "ge": last}]
-            page = self._search(dataset, [*only, *since], PAGE, include="responses")
+            try:
+                page = self._search(dataset, [*only, *since], limit, include="responses")
+            except TooMuch:
+                if limit <= 2:
+                    raise
+                limit = max(2, limit // 4)  # one of a page is the last of the page before
+                continue
             fresh = [item for item in page if item["id"] not in seen]
             seen.update(item["id"] for item in fresh)
             yield from fresh
-            if len(page) < PAGE or not fresh:
+            if len(page) < limit or not fresh:
                 return
             last = page[-1]["id"]
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from prefloop.console import counted
+from prefloop.console import counted, neutral
 from prefloop.data.argilla_own import own_record
 from prefloop.data.argilla_votes import Item, Reading, records_of, row_of
-from prefloop.data.check import BadRow
+from prefloop.data.check import DEEPEST, BadRow, check_record, check_shown, check_strings
 from prefloop.data.row import Notes
 from prefloop.labels.datasets import Person
 from prefloop.labels.forms import id_of, of_prefloop, to_answers
-from prefloop.records import Record
+from prefloop.records import Record, to_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +85,22 @@ def pulled(
     refused: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
     notes = Notes()
-    foreign = 0
+    foreign = mended = 0
+    ids: set[str] = set()
     for raw in items:
         if reading is None and not of_prefloop(raw):
             foreign += 1
             continue
-        item, id = to_answers(raw, names), id_of(raw)
+        (item, changed), id = to_answers(raw, names).mended(), id_of(raw)
         try:
-            records += [own_record(item, id)] if reading is None else _of_others(item, id, reading, source, notes)
+            found = [own_record(item, id)] if reading is None else _of_others(item, id, reading, source, notes)
+            check_loadable(found, ids)
         except BadRow as bad:
-            refused.append((id, f"{bad.field} {bad.problem}".strip()))
+            refused.append((neutral(id), neutral(f"{bad.field} {bad.problem}".strip())))
         else:
+            records += found
+            ids.update(record.id for record in found)
+            mended += changed
             counts.update(answer.status for answer in item.answers)
     votes = _voters(records)
     of_machines = sum(name in machines for name in votes)
@@ -118,8 +123,24 @@ def pulled(
         set_aside,
         refused,
         reading,
-        notes.lines(),
+        [*notes.lines(), *said_mended(mended)],
     )
+
+
+def check_loadable(records: Iterable[Record], ids: Collection[str] = ()) -> None:
+    """Raises ``BadRow`` for a record that the loader would refuse once it stands in a file, where ``ids`` stand before it."""
+    for record in records:
+        if record.id in ids:
+            raise BadRow("id", f"is {record.id[:80]!r}, which another record has")
+        check_strings(to_dict(record), deepest=DEEPEST + 2)
+        check_record(record)
+        check_shown(record)
+
+
+def said_mended(answers: int) -> list[str]:
+    """A line about answers with characters that were replaced, if there are some."""
+    what = "with characters that no file can carry, such as NUL: each is now \ufffd"
+    return [f"{counted(answers, 'answer')} {what}"] if answers else []
 
 
 def _of_others(item: Item, id: str, reading: Reading, source: str, notes: Notes) -> list[Record]:

@@ -232,7 +232,7 @@ class Watch:
             record = json.loads(body)["data"]["record"]
             if record["dataset"]["id"] == self.dataset.id:
                 self._changed.put(str(record["id"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return 400
         return 204
 
