@@ -65,6 +65,12 @@ class Guesses:
         while len(self._kept) > MOST_KEPT:
             self._kept.popitem(last=False)
 
+    def wrong(self, *keys: str) -> None:
+        """It was not the password: the wait begins now, however long the look at it took."""
+        for key in keys:
+            if found := self._kept.get(key):
+                found.last = self._clock()
+
     def right(self, user: str, address: str) -> None:
         """It was the password: the user's wrong guesses are over. Those of the address stay, which may guess others' passwords too."""
         self._kept.pop(user, None)
@@ -135,10 +141,10 @@ class Guard:
         self.guesses.begin(*keys)
 
         async def watched(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 300:
-                self.guesses.right(*keys)
-            elif message["type"] == "http.response.start" and message["status"] != 401:
-                self.guesses.none(*keys)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                done = self.guesses.wrong if status == 401 else self.guesses.none
+                (self.guesses.right if status < 300 else done)(*keys)
             await send(message)
 
         return await self.app(scope, _once(body, receive), watched)

@@ -94,9 +94,8 @@ def _ended_again(place: Home) -> Iterator[None]:
         yield
     except BaseException:
         for name in PROCESSES:
-            if name not in ran and (process := recorded(place.pid_file(name))):
-                process.stop(STOP_SECONDS)
-                place.pid_file(name).unlink(missing_ok=True)
+            if name not in ran:
+                _stop(place, name)
         raise
 
 
@@ -105,16 +104,19 @@ def down(home: Path | str) -> list[str]:
     place = Home(Path(home))
     if not place.path.is_dir():
         return []
-    stopped = []
     with place.locked():
-        for name in PROCESSES:
-            process = recorded(place.pid_file(name))
-            if process:
-                process.stop(STOP_SECONDS)
-                stopped.append(name)
-            place.pid_file(name).unlink(missing_ok=True)
+        stopped = [name for name in PROCESSES if _stop(place, name)]
         shutil.rmtree(place.temporary, ignore_errors=True)
     return stopped
+
+
+def _stop(place: Home, name: str) -> bool:
+    """End a process of the home; whether it ran."""
+    process = recorded(place.pid_file(name))
+    if process:
+        process.stop(STOP_SECONDS)
+    place.pid_file(name).unlink(missing_ok=True)
+    return process is not None
 
 
 def status(home: Path | str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
+from prefloop.commands.backup import Backup, Restore
 from prefloop.commands.users import Home, Users
 from prefloop.commands.votes import Agree, Next
 from prefloop.config import DataSource
@@ -29,6 +30,8 @@ class Up(Home):
 
     port: Port | None = None
     """Port on this machine's loopback: unless given the one of last time, at first 6900."""
+    allow_host: tuple[str, ...] = ()
+    """Names that a proxy of yours in front of the server is called by; without them it answers to localhost, 127.0.0.1 and ::1 alone."""
 
     def run(self) -> None:
         from prefloop.console import waiting
@@ -36,7 +39,8 @@ class Up(Home):
 
         server.server_python()  # shows a progress of its own
         with waiting("starting Argilla"):
-            self.call("up", *(() if self.port is None else ("--port", str(self.port))))
+            port = () if self.port is None else ("--port", str(self.port))
+            self.call("up", *port, *(f"--allow-host={name}" for name in self.allow_host))
 
 
 @dataclasses.dataclass
@@ -226,6 +230,8 @@ Command = (
     Annotated[Up, tyro.conf.subcommand("up")]
     | Annotated[Down, tyro.conf.subcommand("down")]
     | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[Backup, tyro.conf.subcommand("backup")]
+    | Annotated[Restore, tyro.conf.subcommand("restore")]
     | Annotated[Users, tyro.conf.subcommand("users")]
     | Annotated[Push, tyro.conf.subcommand("push")]
     | Annotated[Pull, tyro.conf.subcommand("pull")]
@@ -237,7 +243,7 @@ Command = (
 
 @dataclasses.dataclass
 class Label:
-    """Labelling: run an Argilla server, send records to it, get votes back, measure agreement, choose the next pairs."""
+    """Labelling: run an Argilla server, back it up, send records to it, get votes back, measure agreement, choose the next pairs."""
 
     command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Command]]
 
