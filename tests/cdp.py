@@ -34,7 +34,7 @@ class Page:
         id = next(self._ids)
         self._socket.send(json.dumps({"id": id, "method": method, "params": params}))
         while True:
-            answer = json.loads(self._socket.recv(timeout=30))
+            answer = json.loads(self._socket.recv(timeout=300))
             if answer.get("id") == id:
                 assert "error" not in answer, answer
                 return answer["result"]
@@ -78,9 +78,15 @@ def chromium(profile: Path, width: int = 1280, height: int = 800) -> Iterator[Pa
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port = until(lambda: (found := profile / "DevToolsActivePort").exists() and found.read_text().split("\n")[0])
-        tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
-        tab = next(tab for tab in tabs if tab["type"] == "page")
-        with connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
+
+        def first_tab() -> Any:
+            tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False, timeout=300).json()
+            return next((tab for tab in tabs if tab["type"] == "page"), None)
+
+        tab = until(first_tab)
+        with connect(
+            tab["webSocketDebuggerUrl"], max_size=None, proxy=None, open_timeout=300, ping_timeout=None
+        ) as socket:
             page = Page(socket)
             page.call(
                 "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False

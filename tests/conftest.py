@@ -2,18 +2,20 @@
 
 import gc
 import os
+import signal
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1")
+# One thread: tiny matrices gain nothing from a second, and sums come out the same in every process that is compared with another.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1", OMP_NUM_THREADS="1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# The same examples in every run: a test fails for a change and never for a draw.
-settings.register_profile("same", derandomize=True, deadline=None)
+# The same examples in every run, however long they take: a test fails for a change and never for a draw or a busy machine.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
 
 if TYPE_CHECKING:
@@ -23,12 +25,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``tiny_folders("qwen2")`` is a folder with a tiny random model of that kind, saved once a session."""
-    import torch
     from tiny import tiny_model
 
-    torch.set_num_threads(
-        1
-    )  # tiny matrices: a second thread gains nothing, and on a busy machine they wait for each other
     made: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
@@ -55,6 +53,8 @@ def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labelling"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process that they start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "slow: starts pipelines or servers; runs after the fast tests when one process runs all"
     )

@@ -6,9 +6,11 @@ Nothing of prefloop is loaded before the fork, and a process that was forked is 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import re
 import runpy
 import signal
 import sys
@@ -31,20 +33,26 @@ LIBRARIES = [
     "httpx",
     "tyro",
 ]
+PIPE_BYTES = 4096
 _context = multiprocessing.get_context("forkserver")
 
 
 class Forked:
     """A script in a forked process, used like ``subprocess.Popen``: output and errors line by line in ``stdout``.
 
-    All forks of a session hash alike; where order in a set could matter, compare with a process that was not forked.
+    All forks of a session hash alike; where order in a set could matter, compare with a process that was not forked. What the
+    process prints waits for its reader after a few dozen lines, so that a signal that a line calls for comes long before the end.
+    ``killed_at`` is a pattern: the process kills itself as soon as it has printed what matches.
     """
 
-    def __init__(self, script: str, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, script: str, arguments: list[str], folder: Path, environment: dict[str, str], killed_at: str = ""
+    ) -> None:
         _start_server(environment)
         reader, writer = _context.Pipe(duplex=False)
+        fcntl.fcntl(writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._process = _context.Process(
-            target=_begin, args=(writer, script, arguments, folder, environment), daemon=True
+            target=_begin, args=(writer, script, arguments, folder, environment, killed_at), daemon=True
         )
         self._process.start()
         writer.close()
@@ -98,11 +106,15 @@ def _start_server(environment: dict[str, str]) -> None:
         os.environ.update(before)
 
 
-def _begin(output: Connection, script: str, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+def _begin(
+    output: Connection, script: str, arguments: list[str], folder: Path, environment: dict[str, str], killed_at: str
+) -> None:
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, encoding="utf-8", closefd=False) for stream in (1, 2))  # noqa: SIM115 (for as long as the process lives)
+    if killed_at:
+        _die_at(killed_at)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -115,3 +127,17 @@ def _begin(output: Connection, script: str, arguments: list[str], folder: Path, 
     # Progress lines on every step instead of every ten seconds, so that a test can stop the process inside a stage.
     prefloop.console.PLAIN_EVERY_S = 0
     runpy.run_path(script, run_name="__main__")
+
+
+def _die_at(pattern: str) -> None:
+    """End this process by SIGKILL as soon as what matches was printed."""
+    write = sys.stdout.write
+
+    def last(text: str) -> int:
+        count = write(text)
+        if re.search(pattern, text, re.MULTILINE):
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count
+
+    sys.stdout.write = last  # type: ignore[method-assign]

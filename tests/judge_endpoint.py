@@ -39,7 +39,7 @@ class Endpoint:
                     endpoint.paths.append(self.path)
                 answer = endpoint.script(number, body)
                 if answer is None:  # hang until the test is over
-                    endpoint.release.wait(20)
+                    endpoint.release.wait(600)
                     self.close_connection = True
                     return
                 status, headers, text = completion(answer) if isinstance(answer, str) else answer
@@ -88,7 +88,7 @@ def endpoint_fixture():
 
 
 def chat_at(url, **settings):
-    return ChatEndpoint(url, "tiny", **{"backoff": 0.0, "max_retries": 2, "timeout": 10.0, **settings})
+    return ChatEndpoint(url, "tiny", **{"backoff": 0.0, "max_retries": 2, "timeout": 300.0, **settings})
 
 
 def judge_at(url, **settings):

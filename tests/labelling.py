@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _names = itertools.count(1)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """What the condition gives once that is true; fails at the deadline."""
+def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
+    """What the condition gives once that is true; a condition that never comes true fails after minutes instead of hanging."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
@@ -53,7 +53,7 @@ class Annotator:
     def __init__(self, url: str, key: str, name: str, password: str) -> None:
         self.name, self.password = name, password
         self.client = httpx.Client(
-            base_url=f"{url}/api/v1", headers={"X-Argilla-Api-Key": key}, timeout=60, trust_env=False
+            base_url=f"{url}/api/v1", headers={"X-Argilla-Api-Key": key}, timeout=300, trust_env=False
         )
 
     def queue(self, dataset_id: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,9 +61,17 @@ def environment(*folders: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def start(config: Path, *flags: str, script: str = "pipelines/rlhf.py") -> Forked:
+def start(config: Path, *flags: str, script: str = "pipelines/rlhf.py", killed_at: str = "") -> Forked:
     """The pipeline in a process of its own, its output line by line."""
-    return Forked(script, ["--config", str(config), *flags], ROOT, environment())
+    return Forked(script, ["--config", str(config), *flags], ROOT, environment(), killed_at)
+
+
+def kill_at_step(config: Path, step: str, *flags: str) -> list[str]:
+    """Run until a stage prints a step, such as 'sft 3/', and SIGKILL at that moment, however late the output is read: the lines."""
+    process = start(config, *flags, killed_at=rf"^  {step}")
+    seen = list(process.stdout)
+    assert process.wait(timeout=120) == -signal.SIGKILL, "".join(seen)
+    return seen
 
 
 def finish(process: Forked) -> tuple[int, str]:
@@ -85,6 +94,12 @@ def run_afresh(config: Path, *flags: str) -> str:
     done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, timeout=300, **pipes)
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def copy_store(config: Path, elsewhere: Path, without: str) -> None:
+    """What a run has built, all but the stage ``without``, for another output folder to go on from."""
+    leave = shutil.ignore_patterns(f"{without}-*")
+    shutil.copytree(config.parent / "runs" / ".store", elsewhere / ".store", ignore=leave, dirs_exist_ok=True)
 
 
 def stop_after(config: Path, lines: int, number: signal.Signals = signal.SIGKILL) -> tuple[bool, int, str]:

@@ -1,6 +1,8 @@
 """Ports for servers of tests."""
 
+import contextlib
 import socket
+from collections.abc import Iterator
 
 
 def free_port() -> int:
@@ -11,3 +13,11 @@ def free_port() -> int:
         probe.listen(1)
         with socket.create_connection(probe.getsockname()) as client, probe.accept()[0]:  # left first, so here it waits
             return int(client.getpeername()[1])
+
+
+@contextlib.contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port that refuses connections, held so that nobody else answers there."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        yield int(deaf.getsockname()[1])

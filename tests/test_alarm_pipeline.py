@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_run import run, run_afresh, start, summary, write_config
+from loop_run import copy_store, kill_at_step, run, run_afresh, summary, write_config
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -89,12 +89,8 @@ def test_rollback_goes_back_doubles_the_penalty_and_ends_alike_after_a_kill(conf
 
     # Sparse checkpoints: the kill loses steps and a rollback among them, and they are done again.
     away = (*flags, "--output", str(config.parent / "killed"), "--ppo.optim.checkpoint-every", "4")
-    killed = start(config, *away)
-    for line in killed.stdout:
-        if line.strip().startswith("rloo 7/12"):
-            killed.kill()
-            break
-    killed.communicate()
+    copy_store(config, config.parent / "killed", without="rloo")
+    kill_at_step(config, "rloo 7/", *away)
     assert "resuming rloo" in run_afresh(config, *away)
     assert same(adapter(config, "rloo", runs="killed"), whole)
     again = json.loads((config.parent / "killed" / "t" / "summary.json").read_text())

@@ -61,16 +61,16 @@ def test_what_is_deleted_meanwhile_is_not_waited_for(labelling: Labelling, monke
     queue = {r["external_id"]: r["id"] for r in person.queue(found.id)}
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(collect_round, waited(labelling, dataset), dataset, pairs, {})
-        said.get(timeout=60)
+        said.get(timeout=300)
         for pair in pairs[:2]:
             person.answer(queue[pair.id], preferred="A")
         labelling.argilla.rest.call("DELETE", f"/datasets/{found.id}/records", query={"ids": queue[pairs[2].id]})
-        assert [c.id for c in waiting.result(60).comparisons] == [pair.id for pair in pairs[:2]]
+        assert [c.id for c in waiting.result(300).comparisons] == [pair.id for pair in pairs[:2]]
         waiting = pool.submit(collect_round, waited(labelling, dataset), dataset, pairs, {})
-        said.get(timeout=60)
+        said.get(timeout=300)
         labelling.argilla.rest.call("DELETE", f"/datasets/{found.id}")
         with pytest.raises(LabelError, match=r"holds no dataset|refused"):
-            waiting.result(60)
+            waiting.result(300)
 
 
 def test_pairs_that_argilla_does_not_take_are_set_aside(

@@ -48,7 +48,7 @@ SAID = {"SIGINT": "interrupted", "SIGTERM": "ended by SIGTERM", "SIGHUP": "ended
 @pytest.mark.parametrize("name", STATUS)
 def test_a_signal_swallowed_by_a_destructor_is_heeded(name: str) -> None:
     script = SCRIPT.replace("{name}", name)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == STATUS[name] and SAID[name] in done.stderr and "went on" not in done.stdout
 
 
@@ -57,7 +57,7 @@ def test_a_signal_ends_a_run_and_its_children_and_says_what_is_kept(name: str) -
     run = subprocess.Popen([sys.executable, "-c", WORKS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None and run.stdout.readline() == "ready\n"
     run.send_signal(getattr(signal, name))
-    out, said = run.communicate(timeout=60)  # which waits for the child too: it holds the pipe
+    out, said = run.communicate(timeout=300)  # which waits for the child too: it holds the pipe
     assert run.returncode == STATUS[name] and out == "tidied up\n"
     assert said == f"\n{SAID[name]}: {TRAINED}\n"
 

@@ -56,11 +56,11 @@ def test_a_fault_that_passes_costs_a_retry_and_nothing_else(endpoint, tmp_path, 
 
     server = endpoint(script)
     a, b = files(tmp_path)
-    settings = {"timeout": 1.0} if fault == "time-out" else {}
+    settings = {"timeout": 1.0, "max_retries": 60} if fault == "time-out" else {}
     result = judge_files(a, b, judge_at(server.url, **settings), tmp_path / "cache.jsonl")
     assert (result.win_rate.rate, result.n_comparisons, result.n_failed) == (1.0, 6, 0)
     assert len(seen) == 12 and min(seen.values()) == 2
-    if fault != "time-out":  # a busy machine may be late a second time
+    if fault != "time-out":  # a busy machine may be late again and again
         assert max(seen.values()) == 2
         assert result.usage.requests == len(server.bodies) == 24
         assert result.usage.retries == (12 if fault not in ("not JSON", "no choices") else 0)

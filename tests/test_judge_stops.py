@@ -101,15 +101,16 @@ CLIENT = """
 
 def test_a_client_killed_by_sigkill_asks_only_what_is_missing_when_it_is_started_again(endpoint, tmp_path):
     client = []
-    released = threading.Event()
+    started, released = threading.Event(), threading.Event()
 
     def script(number, body):
         if number == 13:
+            started.wait(300)
             client[0].send_signal(signal.SIGKILL)
-            client[0].wait(20)
+            client[0].wait(300)
             released.set()
         elif number > 13 and not released.is_set():
-            released.wait(20)  # on their way when the client dies
+            released.wait(300)  # on their way when the client dies
         return prefers_longer(number, body)
 
     server = endpoint(script)
@@ -117,11 +118,12 @@ def test_a_client_killed_by_sigkill_asks_only_what_is_missing_when_it_is_started
     command = [sys.executable, "-c", textwrap.dedent(CLIENT), server.url, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     client.append(subprocess.Popen(command, env=environment))
-    assert client[0].wait(60) == -signal.SIGKILL
-    released.wait(20)
+    started.set()
+    assert client[0].wait(300) == -signal.SIGKILL
+    released.wait(300)
     kept, before = len(VerdictCache(tmp_path / "cache.jsonl")), len(server.bodies)
     assert 14 - 3 <= kept <= 13, "14 had arrived, 3 at most on their way"
-    done = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(40 - kept), str(kept), "0", "20", "1.0"]
     times = collections.Counter(map(asked, server.bodies))
     assert len(times) == 40 and len(server.bodies) == before + 40 - kept
@@ -130,7 +132,7 @@ def test_a_client_killed_by_sigkill_asks_only_what_is_missing_when_it_is_started
 
 
 def test_an_interrupted_evaluation_keeps_the_answers_on_their_way(endpoint, tmp_path):
-    both_in = threading.Barrier(2, timeout=10)
+    both_in = threading.Barrier(2, timeout=300)
 
     def script(number, body):
         if number in (1, 2):

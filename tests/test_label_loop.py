@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from labelling import Annotator, Labelling, comparisons, ratings, until
+from labelling import Annotator, Labelling, comparisons, ratings
 from turns import WEATHER, asked, looked
 
 from prefloop.data.sources import write_jsonl
@@ -18,6 +18,19 @@ from prefloop.labels.argilla import Argilla, Pushed
 from prefloop.labels.datasets import BATCH
 from prefloop.labels.forms import is_swapped
 from prefloop.records import Comparison, Rating, Response, Thumb, Vote
+
+DIES = """
+import os, signal
+from prefloop.cli import main
+from prefloop.labels.argilla import Argilla
+send = Argilla._send
+def once(*arguments):
+    send(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+Argilla._send = once
+main()
+"""
+"""The command, killed when Argilla has taken one batch."""
 
 
 @pytest.fixture(scope="module")
@@ -216,24 +229,12 @@ def test_a_draft_that_a_killed_push_left_is_completed(labelling: Labelling) -> N
 def test_a_push_killed_half_way_is_finished_by_the_same_command(labelling: Labelling, tmp_path: Path) -> None:
     dataset, records, file = labelling.name(), comparisons(3 * BATCH), tmp_path / "pairs.jsonl"
     write_jsonl(file, records)
-    code = "import sys; from prefloop.cli import main; main()"
-    command = [sys.executable, "-c", code, "label", "push", str(file), "--dataset", dataset, "--home", labelling.home]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.DEVNULL)
-
-    def total() -> int:
-        try:
-            found = labelling.argilla.datasets.find(dataset)
-        except LabelError:
-            return 0
-        return int(labelling.argilla.rest.get(f"/datasets/{found.id}/progress")["total"])
-
-    there = until(total)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert there < len(records), "the kill came after the last batch"
-    done = labelling.argilla.push(records, dataset)
-    assert done.sent + done.present == len(records) and done.present >= there
-    assert total() == len(records)
+    command = [sys.executable, "-c", DIES, "label", "push", str(file), "--dataset", dataset, "--home", labelling.home]
+    died = subprocess.run(command, env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.DEVNULL)
+    assert died.returncode == -signal.SIGKILL
+    assert labelling.argilla.progress(dataset).total == BATCH
+    assert labelling.argilla.push(records, dataset) == Pushed(2 * BATCH, BATCH)
+    assert labelling.argilla.progress(dataset).total == len(records)
 
 
 def test_a_push_beside_another_sends_nothing_twice_and_says_so(

@@ -75,7 +75,7 @@ class Watching:
 
     def __exit__(self, *_: object) -> None:
         self.watch.__exit__()
-        self.thread.join(10)
+        self.thread.join(300)
         assert not self.thread.is_alive()
 
     def votes(self) -> dict[str, list]:
@@ -178,7 +178,7 @@ def test_what_is_not_signed_changes_nothing(labelling: Labelling, dataset: str, 
             ({"Content-Length": str(1 << 30)}, b"", 413),
             ({"Content-Length": "-1"}, b"", 411),
         ):
-            client = http.client.HTTPConnection(address, timeout=10)
+            client = http.client.HTTPConnection(address, timeout=300)
             client.request("POST", "/", body, headers)
             assert client.getresponse().status == status
             client.close()
@@ -197,20 +197,24 @@ def test_the_command_ends_with_ctrl_c_and_takes_its_webhook_along(
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen([*command, "--output", output], env=environment, stdout=subprocess.PIPE, text=True)
 
+    told = re.compile(r"\d\d:\d\d:\d\d .*votes\.jsonl: 1 record with 1 vote .*; 1 of 4 records have")
     killed = start()
-    until(output.exists)
+    assert any(map(told.match, killed.stdout))
     killed.kill()
     killed.communicate()
     output.unlink()
     for signal_ in (signal.SIGINT, signal.SIGTERM):
         process = start()
-        until(output.exists)
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if told.match(line):
+                break
         assert len(labelling.argilla.rest.get("/webhooks")["items"]) == 1, "a killed watch's webhook is replaced"
         process.send_signal(signal_)
-        said, _ = process.communicate(timeout=20)
-        assert process.returncode == 0 and "stopped" in said
-        assert re.search(r"\d\d:\d\d:\d\d .*votes\.jsonl: 1 record with 1 vote .*; 1 of 4 records have", said)
-        assert labelling.connection.api_key not in said
+        rest, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and "stopped" in rest
+        assert labelling.connection.api_key not in "".join([*lines, rest])
         output.unlink()
 
 

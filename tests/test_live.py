@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_run import run, start, write_config
+from loop_run import kill_at_step, run, write_config
 from rich.console import Console
 
 import prefloop.console
@@ -200,13 +200,7 @@ def test_a_killed_run_shows_logs_and_samples_every_step_once(tmp_path: Path, tin
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = write_config(tmp_path, tiny_folder)
     flags = ("--algo", "rloo", "--trackers", "tensorboard", "--reward.members", "2")
-    process = start(config, *flags)
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if line.startswith("  rloo 3/4"):
-            process.kill()
-    process.wait()
+    seen = kill_at_step(config, "rloo 3/", *flags)
     assert "  reward +" in seen[-1] or "  reward -" in seen[-1], seen[-5:]
     output = run(config, *flags)
     assert "resuming rloo" in output and "  rloo 4/4  reward" in output and "  rloo 1/4" not in output

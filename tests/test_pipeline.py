@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from loop_run import adapter_hash, finish, run, run_afresh, start, statuses, stop_after, summary, write_config
+from loop_run import (
+    adapter_hash,
+    finish,
+    kill_at_step,
+    run,
+    run_afresh,
+    start,
+    statuses,
+    stop_after,
+    summary,
+    write_config,
+)
 
 pytestmark = pytest.mark.slow
 ADAPTERS = ("sft", "reward", "ppo")
@@ -146,12 +157,7 @@ def test_kill_inside_each_training_stage_resumes_from_its_checkpoint(
     reference = {slot: adapter_hash(finished[0], slot) for slot in ADAPTERS}
     config = write_config(tmp_path, tiny_folder)
     for stage in ADAPTERS:
-        process = start(config)
-        for line in process.stdout:
-            done = line.split()[1].split("/")[0] if line.startswith(f"  {stage} ") else ""
-            if done.isdigit() and int(done) >= 3:  # a step past the first checkpoint
-                process.kill()
-        assert process.wait(timeout=60) == -signal.SIGKILL
+        kill_at_step(config, f"{stage} 3/")  # past the first checkpoint
     output = run(config)
     assert "resuming ppo" in output and statuses(config)["ppo"] == "resumed"
     assert {slot: adapter_hash(config, slot) for slot in ADAPTERS} == reference
@@ -200,5 +206,5 @@ def test_votes_from_a_file_need_neither_gold_nor_candidates(tmp_path: Path, tiny
 def test_help_and_a_check_of_a_file_need_no_torch(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "f.jsonl").write_text('{"prompt": "Why do check marks lean?"}\n', encoding="utf-8")
     code = f"import sys; sys.argv = ['prefloop', *{arguments}]\nfrom prefloop.cli import main\ntry: main()\nfinally: assert not {{'torch', 'transformers'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and ("1 prompt " if arguments[0] == "check" else "check") in done.stdout, done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from loop_run import finish, run, run_afresh, start, statuses, summary, write_config
+from loop_run import copy_store, finish, kill_at_step, run, run_afresh, start, statuses, summary, write_config
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -72,12 +72,8 @@ def test_a_killed_run_without_a_critic_or_with_one_apart_ends_in_the_same_weight
 ) -> None:
     run(config, "--algo", algo, *flags)
     elsewhere = config.parent / "killed"
-    killed = start(config, "--algo", algo, *flags, "--output", str(elsewhere))
-    for line in killed.stdout:
-        if line.strip().startswith(f"{algo} 2/4"):
-            killed.kill()
-            break
-    killed.communicate()
+    copy_store(config, elsewhere, without=algo)
+    kill_at_step(config, f"{algo} 2/4", "--algo", algo, *flags, "--output", str(elsewhere))
     output = run_afresh(config, "--algo", algo, *flags, "--output", str(elsewhere))
     assert "reused reward" in output and f"resuming {algo}" in output
     places = [config.parent / "runs", elsewhere]
@@ -143,7 +139,7 @@ def test_kto_takes_thumbs_whether_they_make_pairs_or_not(tmp_path: Path, tiny_fo
 
 def test_an_ensemble_is_resumed_member_by_member_and_measured(tmp_path: Path, tiny_folder: Path) -> None:
     hashes = []
-    for name, kill in (("whole", None), ("killed", "reward 2/2 2/")):
+    for name in ("whole", "killed"):
         folder = tmp_path / name
         folder.mkdir()
         config = write_config(folder, tiny_folder)
@@ -160,14 +156,9 @@ def test_an_ensemble_is_resumed_member_by_member_and_measured(tmp_path: Path, ti
         tree["reward"] |= {"members": 2, "holdout": 0.25, "epochs": 2}
         tree["data"] |= {"comparisons": str(pairs), "reward_tests": [str(pairs)]}
         config.write_text(yaml.safe_dump(tree))
-        if kill:
-            process = start(config)
-            for line in process.stdout:
-                if kill in line:
-                    process.kill()
-                    break
-            process.wait()
-        output = run_afresh(config) if kill else run(config)
+        if name == "killed":
+            kill_at_step(config, "reward 2/2 2/")
+        output = run_afresh(config) if name == "killed" else run(config)
         assert "audit reward: save, load, same scores" in output and "pairs.jsonl" in output
         place = folder / "runs" / "t" / "artifacts" / "reward"
         hashes.append(

@@ -257,7 +257,7 @@ def requests_of(page: Path, folder: Path) -> set[str]:
         f"--user-data-dir={folder / 'profile'}",
         f"--log-net-log={log}",
     ]
-    subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, check=True, timeout=60)
+    subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, check=True, timeout=300)
     events = json.loads(log.read_text(encoding="utf-8"))["events"]
     asked = [event["params"] for event in events if "initiator" in event.get("params", {})]
     return {params["url"] for params in asked if params["initiator"] != "not an origin"}

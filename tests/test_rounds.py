@@ -110,7 +110,7 @@ def test_a_killed_wait_goes_on_and_takes_every_vote_but_drafts(
     process = start(config, *flags)
     assert any("waiting for votes" in line for line in process.stdout)
     process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    process.wait(300)
 
     found = labelling.argilla.datasets.find(dataset)
     ann, ben = labelling.user(), labelling.user()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ports import free_port
+from ports import deaf_port, free_port
 from test_engine import assert_logps_are_the_trainers, prompts_ids
 from tiny import add_random_role, load, tiny_model
 
@@ -59,7 +58,7 @@ def url(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)
 
 
 def test_a_server_samples_from_each_version_of_the_policy(url: str, folder: Path, tmp_path: Path) -> None:
@@ -107,8 +106,8 @@ def test_a_missing_address_or_server_says_so(folder: Path, monkeypatch: pytest.M
     backbone = load(folder, "llama-wide")
     with pytest.raises(EngineError, match=r"needs --generation\.server, such as http://127\.0\.0\.1:8000"):
         start("server", backbone, GenerationConfig())
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{closed.getsockname()[1]}"  # held, so that nobody else answers there
-        with pytest.raises(EngineError, match=r"is the server up, and is generation\.server right"):
-            start("server", backbone, GenerationConfig(server=address))
+    with (
+        deaf_port() as port,
+        pytest.raises(EngineError, match=r"is the server up, and is generation\.server right"),
+    ):
+        start("server", backbone, GenerationConfig(server=f"http://127.0.0.1:{port}"))

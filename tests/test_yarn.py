@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from loop_run import ROOT, adapter_hash, finish, run, start, statuses, write_config
+from loop_run import ROOT, adapter_hash, finish, kill_at_step, run, start, statuses, write_config
 from tiny import load, plain
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -96,12 +95,7 @@ def test_a_run_on_a_stretched_backbone_goes_through_and_ends_the_same_after_a_ki
             file.write(json.dumps(row) + "\n")
     run(whole / "config.yaml", "--algo", "dpo")
     for stage in ("sft", "dpo"):
-        process = start(cut / "config.yaml", "--algo", "dpo")
-        for line in process.stdout:
-            done = line.split()[1].split("/")[0] if line.startswith(f"  {stage} ") else ""
-            if done.isdigit() and int(done) >= 3:  # a step past the first checkpoint
-                process.kill()
-        assert process.wait(timeout=60) == -signal.SIGKILL
+        kill_at_step(cut / "config.yaml", f"{stage} 3/", "--algo", "dpo")  # past the first checkpoint
     run(cut / "config.yaml", "--algo", "dpo")
     found = statuses(cut / "config.yaml")
     assert (found["sft"], found["dpo"]) == ("reused", "resumed")

@@ -34,7 +34,7 @@ def free_port() -> int:
 
 def client_of(url: str, api_key: str | None) -> httpx.Client:
     headers = {"X-Argilla-Api-Key": api_key} if api_key else {}
-    return httpx.Client(base_url=f"{url}/api/v1", headers=headers, timeout=60, trust_env=False)
+    return httpx.Client(base_url=f"{url}/api/v1", headers=headers, timeout=300, trust_env=False)
 
 
 @dataclass

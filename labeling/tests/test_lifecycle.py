@@ -1,5 +1,6 @@
 """Start, find, refuse, stop, start again."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -125,7 +126,7 @@ def test_a_server_that_cannot_start_says_why(home: Path) -> None:
 
 
 def test_a_pid_of_another_process_is_left_alone(tmp_path: Path) -> None:
-    bystander = subprocess.Popen(["sleep", "60"])
+    bystander = subprocess.Popen(["sleep", "3600"])
     try:
         pid_file = tmp_path / "server.pid"
         Process(bystander.pid, started_at(os.getpid())).stop(1)
@@ -145,7 +146,7 @@ def test_a_process_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
     ready = tmp_path / "ready"
     code = (
         "import os, signal, subprocess, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        f"child = subprocess.Popen(['sleep', '60']); p = pathlib.Path({str(ready)!r}); "
+        f"child = subprocess.Popen(['sleep', '3600']); p = pathlib.Path({str(ready)!r}); "
         "p.with_suffix('.new').write_text(str(child.pid)); p.with_suffix('.new').replace(p); signal.pause()"
     )
     process = start([sys.executable, "-c", code], os.environ, tmp_path / "log", tmp_path / "pid", tmp_path)
@@ -154,7 +155,8 @@ def test_a_process_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
     child = int(ready.read_text())
     process.stop(0.5)
     assert not process.running()
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):  # whoever adopted it has taken its exit code
+        assert psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 def test_closing_the_terminal_does_not_reach_the_server(server: Server) -> None:
@@ -175,7 +177,7 @@ def test_the_worker_delivers_a_signed_webhook(server: Server) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        listener.settimeout(60)
+        listener.settimeout(300)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
         body = {"url": url, "events": ["response.created"], "description": "test"}
         webhook = server.owner.post("/webhooks", json=body)
@@ -187,7 +189,7 @@ def test_the_worker_delivers_a_signed_webhook(server: Server) -> None:
             assert account.respond(record, choice="a").status_code == 201
             connection, _ = listener.accept()
             with connection:
-                connection.settimeout(10)
+                connection.settimeout(300)
                 received = b""
                 while b'"type": "response.created"' not in received:
                     part = connection.recv(65536)
@@ -213,7 +215,7 @@ def test_the_workers_jobs_find_the_engine(server: Server) -> None:
         database.execute("UPDATE records SET status = 'pending' WHERE id = ?", [record.replace("-", "")])
     connection = redis.Redis(unix_socket_path=str(server.home.redis_socket()))
     job = Queue("default", connection=connection).enqueue(update_dataset_records_status_job, UUID(dataset.id))
-    result = job.latest_result(timeout=60)
+    result = job.latest_result(timeout=300)
     assert result is not None and result.type == result.Type.SUCCESSFUL, result and result.exc_string
     assert server.owner.get(f"/datasets/{dataset.id}/progress").json()["completed"] == 1
 

@@ -100,7 +100,7 @@ def test_more_votes_than_argillas_pool_has_connections_can_be_underway(trips: li
                 async with engine.connect() as second:
                     await second.execute(text("SELECT 1"))
 
-        await asyncio.wait_for(asyncio.gather(*(vote() for _ in range(20))), timeout=20)
+        await asyncio.wait_for(asyncio.gather(*(vote() for _ in range(20))), timeout=300)
 
     with_engine(work)
 
