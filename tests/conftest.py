@@ -2,7 +2,9 @@
 
 import gc
 import os
+import random
 import signal
+import sys
 
 # One thread: tiny matrices gain nothing from a second, and sums come out the same in every process that is compared with another.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1", OMP_NUM_THREADS="1")
@@ -58,6 +60,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "slow: starts pipelines or servers; runs after the fast tests when one process runs all"
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test draws the same numbers, whichever ran before it in its process."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
