@@ -159,6 +159,18 @@ def test_a_process_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
         assert psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_process_has_ended_though_its_parent_takes_no_note_of_it() -> None:
+    code = "import signal, subprocess; print(subprocess.Popen(['sleep', '3600']).pid, flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            child = int(parent.stdout.readline())
+            Process(child, started_at(child)).stop(3600)  # else this waits for an hour
+            assert psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+        finally:
+            parent.kill()
+
+
 def test_closing_the_terminal_does_not_reach_the_server(server: Server) -> None:
     for pid in labeling_server.status(server.home.path)["processes"].values():
         assert os.getsid(pid) == pid != os.getsid(0)

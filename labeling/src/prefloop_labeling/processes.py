@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import psutil
 
 from prefloop_labeling.files import write_private
 from prefloop_labeling.identity import Identity
+
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,25 @@ class Process:
         family = [found, *found.children(recursive=True)]
         with contextlib.suppress(psutil.NoSuchProcess):
             found.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs([found], timeout=seconds)
-        for process in {*alive, *(member for member in family if member.is_running())}:
+        _wait_for_end([found], seconds)
+        for process in filter(_runs, family):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(family, timeout=seconds)
+        _wait_for_end(family, seconds)
+
+
+def _wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> None:
+    """Until they have ended. That their parent has taken note is not waited for: in a container the first process may never do it."""
+    deadline = time.monotonic() + seconds
+    while any(map(_runs, processes)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def started_at(pid: int) -> str:
