@@ -196,8 +196,7 @@ def test_ctrl_c_in_a_wide_terminal_stops_an_answer_and_not_the_talk(run: Path, t
     assert "reward" in at.type("/score")  # progress, which heeds lost interrupts, has forgotten this one
     assert "no two answers to choose from" in flat(at.type("/prefer b"))
     at.interrupt()
-    at.type("/reset", "a new talk")
-    at.until("> ")
+    at.type("/reset", "a new talk\x1b[0m\r\n> ")
     assert at.close() == 0 and not votes.exists()
 
 
