@@ -1,6 +1,7 @@
 """A seeded generator of damaged rows over all layouts: keys dropped, renamed, doubled into others, retyped, nested, cut; odd texts.
 
-Run as a program it makes 30,000 of them and reads each: ``PYTHONPATH=src:tests python tests/mutated_rows.py [rows] [seed]``.
+``mutated`` gives rows; ``mutated_lines`` gives lines of JSON, which can say more: a key twice, numbers without end, nesting
+without end. ``benchmarks/reliability/rows.py`` reads tens of thousands of both.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-import sys
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,9 @@ ODD: list[Any] = [
     -0.0,
     1e308,
     10**40,
+    10**400,
+    -(2**63),
+    2**31,
     "",
     " ",
     "\n\t",
@@ -41,7 +45,20 @@ ODD: list[Any] = [
     {"": ""},
     [None],
     ["a"],
+    [["a"]],
+    [["a"], "tie"],
+    {"a": ["a"]},
     [1],
+    [0, 0],
+    [1, 1],
+    [True, False],
+    "NaN",
+    "inf",
+    "-1",
+    "false",
+    "1e999",
+    "0.5",
+    "9" * 5000,
     "a\x00b",
     "\ud83d",
     "\u202eabc\u2028",
@@ -79,6 +96,18 @@ ODD: list[Any] = [
     "<extra_id_1>User\nq",
     "<extra_id_1>",
     "x" * 5000,
+    {"shown": [0, 0]},
+    {"shown": 1},
+    {"finished": "false"},
+    {"finished": 0},
+    [{"annotator": "p", "choice": True, "strength": "3"}],
+    [{"annotator": ["p"], "choice": {"a": 1}}],
+    [{"annotator": "p", "choice": 0, "strength": -1}],
+    [{"annotator": "p", "choice": 0, "strength": "NaN"}],
+    [{"annotator": "p", "choice": 0, "strength": 10**400}],
+    [{"annotator": "p", "value": "up", "at": "9999-99-99"}],
+    [{"role": "assistant", "content": "a", "weight": -1}],
+    [{"role": "assistant", "content": "a", "weight": "0"}],
 ]
 KEYS = [
     *sorted({key for _, rows in PUBLISHED.values() for row in rows for key in row}),
@@ -99,6 +128,17 @@ KEYS = [
     "",
     "\x1b[31m",
     "\ud83d",
+    "k" * 10_000,
+    "shown",
+    "finished",
+    "turns",
+    "best",
+    "votes",
+    "source",
+    "references",
+    "strength",
+    "annotator",
+    "at",
 ]
 
 
@@ -169,8 +209,48 @@ def mutated(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
             yield layout, mutate(draw.choice(rows), draw)
 
 
-if __name__ == "__main__":
-    from test_mutated_rows import check_rows
 
-    number, seed = int(sys.argv[1]) if sys.argv[1:] else 30_000, int(sys.argv[2]) if sys.argv[2:] else 0
-    print(check_rows(number, seed))
+_RAW = re.compile(r'"@raw (\d+)"')
+
+
+def _deep(depth: int) -> str:
+    return '{"d":[' * (depth // 2) + "1" + "]}" * (depth // 2)
+
+
+RAW: list[tuple[str, int]] = [
+    ("1e999", 4),
+    ("-1e999", 2),
+    ("NaN", 4),
+    ("-Infinity", 2),
+    ("1" * 5000, 2),
+    ('{"a": 1, "a": 2}', 4),
+    ('{"role": "user", "content": "one", "content": "two"}', 4),
+    *((_deep(depth), 1) for depth in (100, 110, 500, 1000, 5000)),
+    ('"\\ud83d\\ude00\\ud83d"', 2),
+    ('"\\u0000"', 2),
+    ("-0", 1),
+    ("1,", 1),
+    ('"open', 1),
+]
+"""Values as a file spells them, with how often they come."""
+
+
+def mutated_lines(seed: int) -> Iterator[tuple[str, bytes]]:
+    """Endlessly a layout's name and one line of JSON: a row of ``mutated``, one in four with a value that Python does not write."""
+    draw = random.Random(seed + 1_000_003)
+    spelt, often = zip(*RAW, strict=True)
+    for layout, row in mutated(seed):
+        if draw.randrange(4) == 0 and (spots := list(places(row))):
+            *path, last = draw.choice(spots)
+            holder: Any = row
+            for step in path:
+                holder = holder[step]
+            holder[last] = f"@raw {draw.choices(range(len(RAW)), often)[0]}"
+        try:
+            text = json.dumps(row)
+        except RecursionError:
+            continue
+        text = _RAW.sub(lambda found: spelt[int(found[1])], text)
+        if draw.randrange(20) == 0 and row:  # one key of the row a second time
+            text = f"{text[:-1]}, {json.dumps(draw.choice(list(row)))}: {json.dumps(draw.choice(ODD))}}}"
+        yield layout, text.encode()

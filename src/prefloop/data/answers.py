@@ -55,7 +55,7 @@ def with_thoughts(row: Row, turns: list[Message], columns: Sequence[str], key: s
     Raises ``BadRow`` for thoughts that the answer does not hold where it holds others.
     """
     for column in columns:
-        if column not in row.unused or is_setting(row, column):
+        if not row.left(column) or is_setting(row, column):
             continue
         thoughts = row.text(column)
         turn = turns[-1]

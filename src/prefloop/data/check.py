@@ -31,12 +31,12 @@ _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class BadRow(ValueError):
-    """A row that cannot be used: the field (empty when it is the row as a whole) and the problem."""
+    """A row that cannot be used: the field (empty when it is the row as a whole) and the problem, neither longer than a person reads."""
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field = field
-        self.problem = problem
+        self.field = shortened(field, 400)
+        self.problem = shortened(problem, 2000)
+        super().__init__(self.problem)
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,10 @@ def mended(value: Any) -> Any:
     return [mended(item) for item in value] if isinstance(value, list) else value
 
 
-def field_of(row: Mapping[str, Any], key: str, name: str | None = None) -> Any:
-    """What stands under ``key``, where a null is nothing; a row without it is refused with the keys it has."""
+def field_of(row: Any, key: str, name: str | None = None) -> Any:
+    """What stands under ``key`` of an object, where a null is nothing; refuses what is no object, and one without it with the keys it has."""
+    if not isinstance(row, Mapping):
+        raise BadRow((name or key).rpartition(".")[0], f"is {json_type(row)}, expected an object")
     value = row.get(key)
     if value is None:
         raise BadRow(

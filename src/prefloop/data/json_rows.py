@@ -1,7 +1,8 @@
 """Rows of JSON lines and of one JSON array, as a stream.
 
-What spoils one row is reported on that row and reading goes on: a line that is no JSON; a key given twice, a number without end or bytes
-that are no UTF-8, in a line or in an element of an array. A broken array leaves the rest unreadable and is a ``DataError``.
+What spoils one row is reported on that row and reading goes on: no JSON, a key given twice, a number without end, endless nesting, bytes
+that are no UTF-8, in a line or in an element of an array. An element that is no JSON ends where its brackets and strings say; where they do
+not say it, the rest of the array is unreadable, which is a ``DataError``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from prefloop.data.check import json_type
-from prefloop.data.raw import RawRow, Refused, finite, no_constant, object_of
+from prefloop.data.raw import LONGEST, RawRow, Refused, finite, no_constant, object_of
 from prefloop.errors import DataError
 
 _CHUNK = 1 << 16
@@ -27,6 +28,8 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _DECODER = json.JSONDecoder(object_pairs_hook=object_of, parse_float=finite, parse_constant=no_constant)
 _FOLLOW = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)
 """Finds the end of what ``_DECODER`` refuses."""
+_SHAPE = re.compile(r'"(?:[^"\\]++|\\.)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
+"""What tells where a broken element ends: strings, the last one perhaps unfinished, brackets and commas."""
 _LARGEST_LOOK = 1 << 26
 """Characters of an object over several lines that are looked at to say what a file is."""
 Again = Callable[[], AbstractContextManager[io.BufferedReader]]
@@ -36,7 +39,7 @@ Again = Callable[[], AbstractContextManager[io.BufferedReader]]
 def lines(path: str, stream: io.BufferedReader, again: Again) -> Iterator[RawRow]:
     """By line number; blank lines count, but give no row. Raises ``DataError`` for objects that go over several lines, seen with a second look."""
     first = True
-    for number, line in enumerate(stream, start=1):
+    for number, line in enumerate(_limited(stream), start=1):
         if not line.strip():
             continue
         row = _line(number, line)
@@ -47,7 +50,18 @@ def lines(path: str, stream: io.BufferedReader, again: Again) -> Iterator[RawRow
         yield row
 
 
+def _limited(stream: io.BufferedReader) -> Iterator[bytes]:
+    """The lines; of one that is too long the beginning, which is too long as well."""
+    while line := stream.readline(LONGEST + 1):
+        yield line
+        if len(line) > LONGEST:
+            while not line.endswith(b"\n") and (line := stream.readline(_CHUNK)):
+                pass
+
+
 def _line(number: int, line: bytes) -> RawRow:
+    if len(line) > LONGEST:
+        return RawRow(number, line[:1000].decode("utf-8", "backslashreplace"), f"is longer than {LONGEST >> 20} MiB, which no row of texts is")  # fmt: skip
     try:
         return as_object(number, _DECODER.decode(line.decode("utf-8").rstrip()))
     except UnicodeDecodeError as error:
@@ -82,10 +96,10 @@ def as_object(number: int, value: Any) -> RawRow:
     return RawRow(number, value, None if isinstance(value, dict) else f"is {json_type(value)}, expected an object")
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, placed: bool = True) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}" if placed else error.msg
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has more digits than can be read"
 
 
 def _refuse_spread(path: str, stream: io.BufferedReader) -> None:
@@ -179,7 +193,10 @@ class _Array:
     def more(self) -> bool:
         """Let go of what was read and take in more; false at the end of the file."""
         # Doubling keeps the re-reading of one long element linear.
-        chunk = self.stream.read(max(_CHUNK, len(self.window) - self.at))
+        held = len(self.window) - self.at
+        if held > LONGEST:
+            raise DataError(f"{self.path}: the element in line {self.lines_before + self.window.count(chr(10), 0, self.at) + 1} is longer than {LONGEST >> 20} MiB, which no row of texts is")  # fmt: skip
+        chunk = self.stream.read(max(_CHUNK, held))
         if not chunk:
             return False
         self.clean = self.clean and (chunk.isascii() or not _NOT_UTF8.search(chunk))
@@ -205,13 +222,15 @@ class _Array:
     def row(self, number: int) -> RawRow:
         """Read one element; what is wrong with it alone is the row's problem."""
         self.peek()
+        value, problem = None, None
         try:
-            value, end = self._decoded(_DECODER)
-            problem = None
-        except Refused as refused:
-            value, end = self._decoded(_FOLLOW)
-            problem = _named(refused, self.window[self.at : end])
+            value, end = self._decoded()
+        except (ValueError, RecursionError) as error:
+            fault, problem = error, self._said(error)
+            end = self._end(problem)
         text = self.window[self.at : end] if problem or not self.clean else ""
+        if problem and isinstance(fault, Refused):
+            problem = _named(fault, text)
         self.at = end
         if text and (found := _NOT_UTF8.search(text)):
             raw = text.encode("utf-8", "surrogateescape")
@@ -219,29 +238,51 @@ class _Array:
             return RawRow(number, raw.decode("utf-8", "backslashreplace"), problem)
         return RawRow(number, text, problem) if problem else as_object(number, value)
 
-    def _decoded(self, decoder: json.JSONDecoder) -> tuple[Any, int]:
-        """The element from ``at`` on and where it ends in the window."""
+    def _decoded(self) -> tuple[Any, int]:
+        """The element from ``at`` on and where it ends in the window. Raises ``ValueError`` or ``RecursionError`` for a broken one."""
         while True:
             try:
-                value, end = decoder.raw_decode(self.window, self.at)
+                value, end = _DECODER.raw_decode(self.window, self.at)
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated") or error.pos >= len(self.window) - _LOOKAHEAD
                 if not (unfinished and self.more()):
-                    self.fail(error.msg, error.pos)
-            except Refused:
-                raise
-            except ValueError as error:  # a whole number of more digits than Python reads
-                raise Refused(_why(error)) from None
-            except RecursionError as error:
-                self.fail(_why(error), self.at)
+                    raise
             else:
                 # A number near the edge of the window may go on: '-0' is all there is of '-0.25' in '-0.'.
                 if end > len(self.window) - _LOOKAHEAD and self.more():
                     continue
                 return value, end
 
+    def _end(self, said: str) -> int:
+        """Where the broken element from ``at`` on ends in the window by its brackets. Raises ``DataError`` that says ``said`` where they do not tell."""
+        while True:
+            depth, end = 0, None
+            for found in _SHAPE.finditer(self.window, self.at):
+                sign = self.window[found.start()]
+                if sign == '"' and not found[1]:
+                    break
+                if depth == 0 and sign in ",]":
+                    after = _BLANK.match(self.window, found.end()).end()  # type: ignore[union-attr]
+                    if sign == "," and self.window[after : after + 1] == "{":
+                        return found.start()
+                    if after < len(self.window):
+                        raise DataError(f"{self.path}: {said}")
+                    end = found.start() if sign == "]" else None
+                    break
+                depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(sign, 0)
+            if not self.more():
+                if end is None:
+                    raise DataError(f"{self.path}: {said}")
+                return end
+
+    def _said(self, error: Exception) -> str:
+        return str(error) if isinstance(error, Refused) else self._placed(_why(error, False), getattr(error, "pos", self.at))  # fmt: skip
+
     def fail(self, problem: str, position: int) -> NoReturn:
         """Raise ``DataError`` with the line and column of a position in the window."""
+        raise DataError(f"{self.path}: {self._placed(problem, position)}")
+
+    def _placed(self, problem: str, position: int) -> str:
         line = self.lines_before + self.window.count("\n", 0, position) + 1
         column = position - self.window.rfind("\n", 0, position)
-        raise DataError(f"{self.path}: line {line}, column {column} is not JSON: {problem}")
+        return f"line {line}, column {column} is not JSON: {problem}"

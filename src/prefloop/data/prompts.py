@@ -72,7 +72,7 @@ def prompt_of(row: Row, key: str | None = None) -> Conversation:
 def leave_prompts(row: Row, key: str, turns: Sequence[Message]) -> None:
     """Leave out the other columns of a prompt where the prompt says what they say; refuse one that asks something else."""
     for other in TEXTS:
-        if other == key or other not in row.unused:
+        if other == key or not row.left(other):
             continue
         if not written_out(row, other) and not says(turns, row[other]):
             raise BadRow(

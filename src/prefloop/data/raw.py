@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+LONGEST = 1 << 27
+"""Bytes of a line, characters of an element or a cell: what is longer is no row of texts, and must not fill the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawRow:

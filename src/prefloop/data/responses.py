@@ -104,7 +104,7 @@ def comparison(
     check_distinct(responses[0].text, responses[1].text, first, second)
     _check_verdicts(row, second)
     for column in ("reasoning_content", "thinking"):
-        if column in row.unused and not is_setting(row, column):
+        if row.left(column) and not is_setting(row, column):
             raise BadRow(
                 column,
                 f"stands beside two answers: name it '{first}_reasoning' or '{second}_reasoning' after the one that it led to",
@@ -149,7 +149,7 @@ def two_responses(row: Row, prompt: Conversation, first: str, second: str) -> tu
 def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]]) -> None:
     """Leave out the columns that repeat the prompt with one of its answers; refuse those that say another conversation."""
     own = [turn for turn in prompt if turn.role != "system"]
-    for key in (key for key in CONVERSATIONS if key in row and key in row.unused):
+    for key in filter(row.left, CONVERSATIONS):
         value = row[key]
         if value == [] or value == "":
             row.repeats(key)

@@ -192,10 +192,14 @@ class Row(dict[str, Any]):
         """The first of ``keys`` that the row has."""
         return next((key for key in keys if key in self), None)
 
+    def left(self, key: str) -> bool:
+        """Whether there is such a column and no reader took it."""
+        return key in self and key not in self._used and key not in _OWN_META
+
     @property
     def unused(self) -> list[str]:
         """Columns that no reader took."""
-        return [key for key in self if key not in self._used and key not in _OWN_META]
+        return [key for key in self if self.left(key)]
 
     def meta(self, *also: str) -> dict[str, Any]:
         """The record's ``meta``: its own, every column that was not taken, and ``also``."""

@@ -167,8 +167,10 @@ def files_of(text: str) -> list[Path]:
     try:
         if path.is_dir():
             return _shards(path, None)
-        if path.exists():
+        if path.is_file():
             return [path]
+        if path.exists():  # A pipe would be waited for, and can be read but once.
+            raise DataError(f"{text[:200]} is a pipe or a device: write its rows into a file and name that")
         if colon and Path(left).is_dir():
             return _shards(Path(left), split)
         if glob.has_magic(text):

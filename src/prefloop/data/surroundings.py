@@ -90,7 +90,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 def _check_parts(row: Row, turns: Sequence[Message]) -> None:
     for key in PARTS:
-        if key in row.unused and not says(turns, row[key]):
+        if row.left(key) and not says(turns, row[key]):
             raise BadRow(
                 key,
                 "looks like a part of the prompt, and nothing says where it belongs: write it into the prompt, name it 'system' "
@@ -139,8 +139,8 @@ def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
 
 def _history(row: Row, turns: Sequence[Message]) -> list[Message]:
     """Earlier turns: pairs of user and assistant texts, or messages. A `context` of messages beside a prompt is one too."""
-    keys = [key for key in HISTORIES if key in row.unused]
-    if "context" in row.unused and is_messages(row["context"]):
+    keys = [key for key in HISTORIES if row.left(key)]
+    if row.left("context") and is_messages(row["context"]):
         keys.append("context")
     found: dict[str, list[Message]] = {key: read for key in keys if (read := _earlier(row, key))}
     if len(found) > 1:

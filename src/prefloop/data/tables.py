@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefloop.data.raw import RawRow, repeated, table_row
+from prefloop.data.raw import LONGEST, RawRow, repeated, table_row
 from prefloop.errors import DataError
 
 _BATCH = 512
@@ -107,14 +107,15 @@ def separated(path: Path, stream: io.BufferedReader, between: str) -> Iterator[R
 
     Rows are numbered from 1 after the header. Raises ``DataError`` for a header that names a column twice and where quotes are broken.
     """
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
-    first = text.readline()
+    lines = _limited(path, text)
+    first = next(lines, "")
     if (told := _SEPARATOR.match(first)) is not None:  # Excel's first line says the sign.
-        between, first = told.group(1), text.readline()
+        between, first = told.group(1), next(lines, "")
     elif between not in first:
         between = next((sign for sign in ";\t|" if sign in first), between)
-    head = _head(path, first, text, between)
+    head = _head(path, first, lines, between)
     if head is None:
         return
     names, cells = head
@@ -129,12 +130,15 @@ def separated(path: Path, stream: io.BufferedReader, between: str) -> Iterator[R
         raise DataError(f"{path}: the quotes of row {number + 1} (line {cells.line_num}) are broken ({error}); mend them: a quote within a quoted cell is written twice") from None  # fmt: skip
 
 
-def _head(path: Path, first: str, text: io.TextIOWrapper, between: str) -> tuple[list[str], Any] | None:
-    def lines() -> Iterator[str]:
-        yield first
-        yield from text
+def _limited(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(LONGEST):
+        if len(line) == LONGEST:
+            raise DataError(f"{path} has a line longer than {LONGEST >> 20} MiB, which no row of texts is")
+        yield line
 
-    cells = csv.reader(lines(), delimiter=between, strict=True)
+
+def _head(path: Path, first: str, lines: Iterator[str], between: str) -> tuple[list[str], Any] | None:
+    cells = csv.reader(itertools.chain([first], lines), delimiter=between, strict=True)
     try:
         names = next((row for row in cells if any(cell.strip() for cell in row)), None)
     except csv.Error as error:
