@@ -14,8 +14,11 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from prefloop.data import template_limits
 from prefloop.errors import DataError
 from prefloop.records import Message
+
+template_limits.limit()
 
 # Noncharacters of Unicode: valid in UTF-8, never part of a text that is interchanged.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"

@@ -1,0 +1,433 @@
+"""Limits of time and size for chat templates, which are programs of other people.
+
+transformers renders them in jinja2's sandbox, which keeps them from the process but lets them loop for ever and fill the memory. Here the
+sandbox also counts: everything that a template makes (texts, lists, what it writes) is paid for from a budget that grows with the
+conversation, most before it is made; loops and calls are counted; the thread's own processor time is looked at. What no chat template needs
+and what grows or slows without measure is missing: some filters, most methods of texts. The limits depend on the conversation alone, so a
+template that renders within them always does; processor time matters only for what takes thousands of times longer than any template.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jinja2 import Template, TemplateRuntimeError, nodes, pass_context
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+from transformers.utils import chat_template_utils
+
+SOURCE = 1 << 18
+"""Longest template in characters; the longest published ones have a tenth of it."""
+BUDGET = 1 << 25
+"""Bytes, about, that a template may make in all, beside ``PER_BYTE`` for each of the conversation."""
+PER_BYTE = 64
+SECONDS = 10.0
+"""Of processor time for one rendering."""
+_STEP = 8
+"""Bytes that a call or one turn of a loop counts for."""
+_BITS = 4096
+"""Longest whole number."""
+_WIDTH = re.compile(r"%(\([^)]*\))?[-+ #0]*(\*|\d{5}|\d*\.(\*|\d{5}))|\{[^{}]*:[^{}]*(\{|\d{5})")
+"""In a text that formats: a width of five digits, or one that an argument gives."""
+_DROPPED_FILTERS = (
+    "filesizeformat",
+    "pprint",
+    "random",
+    "striptags",
+    "urlize",
+    "wordcount",
+    "wordwrap",
+    "xmlattr",
+)
+_DROPPED_GLOBALS = ("lipsum", "cycler")
+_PADDING = frozenset("center ljust rjust zfill".split())
+_METHODS = frozenset(
+    "capitalize casefold count endswith find format format_map index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric "
+    "isprintable isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip "
+    "split splitlines startswith strip swapcase title upper copy get items keys values fromkeys bit_length is_integer".split()
+).union(_PADDING)
+"""Methods of Python's own types that templates may call."""
+_GIVES = frozenset(("get", "items", "keys", "values", "count", "index", "find", "startswith", "endswith"))
+"""Of them those that make nothing new."""
+_OWN_TYPES = (str, bytes, int, float, list, tuple, dict, set, frozenset, range, type)
+_MANY = (list, tuple, dict, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
+_COUNTED, _JOINED, _MADE, _SEARCHED = "prefloop counted", "prefloop joined", "prefloop made", "prefloop searched"
+"""Filters that a parsed template is given; no template can name them, for their blank."""
+
+
+class TooMuch(TemplateRuntimeError):
+    """A template went over a limit."""
+
+
+class Budget:
+    """What one rendering may still take."""
+
+    __slots__ = ("left", "steps", "until")
+
+    def __init__(self, given: Any = None) -> None:
+        self.left, self.steps, self.until = 1 << 62, 0, time.thread_time() + SECONDS
+        self.weigh(given)
+        self.left = BUDGET + PER_BYTE * ((1 << 62) - self.left)
+
+    def pay(self, cost: int) -> None:
+        """Raise ``TooMuch`` where ``cost`` is more than is left."""
+        self.left -= cost
+        if self.left < 0:
+            raise TooMuch("it makes far more than a conversation of this length needs")
+
+    def step(self) -> None:
+        """One call, or one turn of a loop."""
+        self.steps += 1
+        self.pay(_STEP)
+        if not self.steps & 63 and time.thread_time() > self.until:
+            raise TooMuch(f"it was still running after {SECONDS:g} s of processor time")
+
+    def weigh(self, value: Any) -> int:
+        """Pay for a value with all that is in it, as often as it is in it; what was paid."""
+        if isinstance(value, str):
+            self.pay(len(value))
+            return len(value)
+        if not isinstance(value, _MANY):
+            return 0
+        before, waiting = self.left, [value]
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, str):
+                self.pay(8 + len(item))
+            elif isinstance(item, _MANY):
+                self.pay(16 + 8 * len(item))
+                waiting.extend(item)
+                if isinstance(item, dict):
+                    waiting.extend(item.values())
+            elif isinstance(item, Namespace):
+                raise TooMuch("it puts a namespace into a list")
+            else:
+                self.pay(8)
+        return before - self.left
+
+
+class _Counting(NodeTransformer):
+    """Filters of ours around what the sandbox cannot intercept."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, nodes.ExprStmt(_filtered(nodes.Const(None), _COUNTED)))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node.nodes[0], _JOINED, node.nodes[1:])
+
+    def visit_List(self, node: nodes.List | nodes.Dict | nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        parts = node.items if not isinstance(node, nodes.Dict) else [e for p in node.items for e in (p.key, p.value)]
+        fixed = all(isinstance(part, nodes.Const) for part in parts)
+        return node if fixed or getattr(node, "ctx", "load") != "load" else _filtered(node, _MADE)
+
+    visit_Tuple = visit_Dict = visit_List
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, _MADE) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, _SEARCHED) if any(operand.op in ("in", "notin") for operand in node.ops) else node
+
+
+def _filtered(node: Any, name: str, args: Iterable[Any] = ()) -> nodes.Filter:
+    return nodes.Filter(node, name, list(args), [], None, None).set_lineno(getattr(node, "lineno", 1) or 1)
+
+
+class _LimitedTemplate(Template):
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        self.environment.start([*args, kwargs])  # type: ignore[attr-defined]
+        return super().render(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        self.environment.start([*args, kwargs])  # type: ignore[attr-defined]
+        for part in super().generate(*args, **kwargs):
+            self.environment.at_work.budget.pay(len(part) + _STEP)  # type: ignore[attr-defined]
+            yield part
+
+
+class LimitedEnvironment(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox with limits; takes the place of transformers' own for its chat templates."""
+
+    template_class = _LimitedTemplate
+    intercepted_binops = frozenset(("+", "-", "*", "**", "%", "/", "//"))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.at_work = threading.local()
+        """Its ``budget`` is that of the rendering at work in this thread, or of the template that is being compiled."""
+        self.finalize = self._written
+        for name in _DROPPED_FILTERS:
+            del self.filters[name]
+        for name in _DROPPED_GLOBALS:
+            del self.globals[name]
+        self.tests["in"] = self._searching(self.tests["in"])
+        own: dict[str, Callable[..., Any]] = {
+            _COUNTED: pass_context(lambda context, value: self.at_work.budget.step()),
+            _JOINED: self._joined,
+            _MADE: self._made,
+            _SEARCHED: self._searching(lambda value: value),
+        }
+        self.filters |= own
+        self._known = set(own)
+
+    def start(self, given: Any) -> Budget:
+        """A fresh budget for a rendering of ``given``."""
+        self.at_work.budget = found = Budget(given)
+        return found
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if len(source) > SOURCE:
+            raise TooMuch(f"it has {len(source):,} characters, over {SOURCE:,}")
+        tree = _Counting().visit(super()._parse(source, name, filename))
+        tree.set_environment(self)
+        return tree
+
+    def compile(self, source: Any, *args: Any, **kwargs: Any) -> Any:
+        # Not in ``__init__``: transformers adds its own behind it.
+        for name in self.filters.keys() - self._known:
+            self.filters[name] = self._limited(name, self.filters[name])
+            self._known.add(name)
+        self.start(None)
+        return super().compile(source, *args, **kwargs)
+
+    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+        """All texts that a macro, a block or the whole template writes, as one."""
+        known = list(parts)
+        self.at_work.budget.pay(sum(map(len, known)) + _STEP * len(known))
+        return "".join(known)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        budget = self.at_work.budget
+        if operator == "*":
+            many, times = (right, left) if isinstance(left, int) else (left, right)
+            if isinstance(many, int) and isinstance(times, int):
+                _require_bits(many.bit_length() + times.bit_length())
+            elif isinstance(times, int) and isinstance(many, str | bytes | list | tuple):
+                budget.pay(budget.weigh(many) * max(0, times))
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _require_bits(left.bit_length() * max(0, right))
+        elif operator == "%" and isinstance(left, str):
+            self._require_format(left, right)
+        found = self.binop_table[operator](left, right)
+        budget.weigh(found)
+        return found
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        made = super().wrap_str_format(value)
+        if made is None:
+            return None
+
+        @functools.wraps(made)
+        def limited(*args: Any, **kwargs: Any) -> str:
+            self._require_format(value.__self__, [*args, *kwargs.values()])
+            return made(*args, **kwargs)
+
+        return limited
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+        budget = __self.at_work.budget
+        budget.step()
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, _OWN_TYPES):
+            name = __obj.__name__
+            if name not in _METHODS:
+                raise TooMuch(f"it calls {type(owner).__name__}.{name}, which no chat template needs")
+            args = __self._paid(owner, name, args)
+            found = super().call(__context, __obj, *args, **kwargs)
+            if name not in _GIVES:
+                budget.weigh(found)
+            return found
+        if isinstance(__obj, Macro):
+            if __obj.catch_varargs or __obj.catch_kwargs:
+                budget.weigh([args, kwargs])
+            return super().call(__context, __obj, *args, **kwargs)
+        budget.weigh([a for a in (*args, *kwargs.values()) if isinstance(a, str)] * 32)  # a text may say how to write a time
+        found = super().call(__context, __obj, *args, **kwargs)
+        if not isinstance(found, str):
+            budget.weigh(found)
+        return found
+
+    def _paid(self, owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a method, once what it will make is paid for."""
+        budget = self.at_work.budget
+        if name in _PADDING and args and isinstance(args[0], int):
+            budget.pay(max(0, args[0]))
+        elif name == "replace" and len(args) > 1 and isinstance(owner, str):
+            budget.pay(_replaced(owner, *args[:2]))
+        elif name == "join" and args:
+            args = (self._listed(args[0], len(owner)), *args[1:])
+        elif name == "fromkeys":
+            args = (self._listed(args[0], 0), *args[1:])
+            budget.pay(len(args[0]) * sum(budget.weigh(value) for value in args[1:]))
+        return args
+
+    def _listed(self, value: Any, between: int) -> Any:
+        """An iterator's content as a list; paid for with ``between`` for each."""
+        if hasattr(value, "__next__"):
+            value = list(value)
+        self.at_work.budget.weigh(value)
+        self.at_work.budget.pay(between * (len(value) if hasattr(value, "__len__") else 0))
+        return value
+
+    def _require_format(self, text: str, values: Any) -> None:
+        if _WIDTH.search(text):
+            raise TooMuch("it pads a text to a width of five digits, or to one that it computes")
+        self.at_work.budget.pay((text.count("%") + text.count("{")) * (self.at_work.budget.weigh([values]) + 8))
+
+    def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that pays: for what it is given where it makes a list of that, for what it will make, and for what it made."""
+        ahead = 1 if hasattr(function, "jinja_pass_arg") else 0
+        lazy, cost = name in _LAZY, _COSTS.get(name)
+
+        @functools.wraps(function)
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            budget = self.at_work.budget
+            budget.step()
+            if not lazy and len(args) > ahead:
+                value = args[ahead]
+                if isinstance(value, Namespace):
+                    raise TooMuch("it writes a namespace")
+                if hasattr(value, "__next__"):
+                    value = list(value)
+                    budget.weigh(value)
+                    args = (*args[:ahead], value, *args[ahead + 1 :])
+                if cost is not None:
+                    cost(self, *args[ahead:], **kwargs)
+            found = function(*args, **kwargs)
+            budget.weigh(found)
+            return found
+
+        return limited
+
+    def _searching(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def searching(*args: Any) -> Any:
+            self.at_work.budget.step()
+            return function(*args)
+
+        return searching
+
+    def _joined(self, *values: Any) -> str:
+        self.at_work.budget.weigh(values)
+        return "".join(map(str, values))
+
+    def _made(self, value: Any) -> Any:
+        self.at_work.budget.weigh(value)
+        return value
+
+    def _written(self, value: Any) -> Any:
+        if type(value) is str:  # nearly always
+            self.at_work.budget.pay(len(value))
+            return value
+        if isinstance(value, Namespace):
+            raise TooMuch("it writes a namespace")
+        self.at_work.budget.weigh(value)
+        return value
+
+
+def _require_bits(bits: int) -> None:
+    if bits > _BITS:
+        raise TooMuch("it computes a number of more than a thousand digits")
+
+
+def _replaced(text: Any, old: Any, new: Any) -> int:
+    """At most so many characters come out where ``old`` is replaced."""
+    return (text.count(old) if isinstance(old, str) and old else len(text) + 1) * len(str(new))
+
+
+# What filters cost before they run, by jinja2's own parameters.
+
+
+def _text(env: LimitedEnvironment, value: Any, *_: Any, **__: Any) -> None:
+    """A list becomes a text, a text may become several times as long."""
+    env.at_work.budget.pay(8 * env.at_work.budget.weigh(value))
+
+
+def _replace(env: LimitedEnvironment, s: Any, old: Any, new: Any, count: Any = None) -> None:
+    env.at_work.budget.pay(_replaced(str(env._made(s)), old, new))
+
+
+def _join(env: LimitedEnvironment, value: Any, d: Any = "", attribute: Any = None) -> None:
+    env._listed(value, len(str(d)))
+
+
+def _indent(env: LimitedEnvironment, s: Any, width: Any = 4, first: bool = False, blank: bool = False) -> None:
+    env.at_work.budget.pay((str(env._made(s)).count("\n") + 1) * (width if isinstance(width, int) else len(width)))
+
+
+def _center(env: LimitedEnvironment, value: Any, width: int = 80) -> None:
+    env.at_work.budget.pay(width + env.at_work.budget.weigh(value))
+
+
+def _format(env: LimitedEnvironment, value: Any, *args: Any, **kwargs: Any) -> None:
+    env._require_format(str(env._made(value)), [*args, kwargs])
+
+
+def _tojson(
+    env: LimitedEnvironment, x: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, **_: Any
+) -> None:
+    wide = indent if isinstance(indent, int) else len(indent or ""), sum(map(len, separators or ()))
+    env.at_work.budget.pay(env.at_work.budget.weigh(x) * (1 + sum(wide)))
+
+
+def _parts(env: LimitedEnvironment, value: Any, parts: int, fill_with: Any = None) -> None:
+    env.at_work.budget.pay(16 * parts + parts * env.at_work.budget.weigh(fill_with))
+
+
+def _batch(env: LimitedEnvironment, value: Any, linecount: int, fill_with: Any = None) -> None:
+    _parts(env, value, linecount, fill_with)
+
+
+def _slice(env: LimitedEnvironment, value: Any, slices: int, fill_with: Any = None) -> None:
+    _parts(env, value, slices, fill_with)
+
+
+def _round(env: LimitedEnvironment, value: Any, precision: int = 0, method: str = "common") -> None:
+    _require_bits(4 * abs(precision))
+
+
+def _int(env: LimitedEnvironment, value: Any, *_: Any, **__: Any) -> None:
+    if isinstance(value, str):
+        _require_bits(4 * len(value))
+
+
+def _sum(env: LimitedEnvironment, iterable: Any, attribute: Any = None, start: Any = 0) -> None:
+    if not isinstance(start, int | float):
+        raise TooMuch("it sums up something else than numbers")
+
+
+_LAZY = frozenset(("map", "select", "selectattr", "reject", "rejectattr", "default", "d", "attr"))
+_COSTS: dict[str, Callable[..., None]] = {
+    **dict.fromkeys(("string", "safe", "upper", "lower", "title", "capitalize", "trim", "truncate"), _text),
+    **dict.fromkeys(("e", "escape", "forceescape", "urlencode"), _text),
+    "replace": _replace,
+    "join": _join,
+    "indent": _indent,
+    "center": _center,
+    "format": _format,
+    "tojson": _tojson,
+    "batch": _batch,
+    "slice": _slice,
+    "round": _round,
+    "int": _int,
+    "sum": _sum,
+}
+
+
+def limit() -> None:
+    """Put the limits on every chat template that transformers renders in this process from now on."""
+    # The one class that transformers makes its environments of, looked up whenever it compiles a template.
+    assert issubclass(LimitedEnvironment, chat_template_utils.ImmutableSandboxedEnvironment)
+    chat_template_utils.ImmutableSandboxedEnvironment = LimitedEnvironment
