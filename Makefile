@@ -1,22 +1,27 @@
 # make install | demo | test. The demo and the tests install what they need first; a second install takes no time.
 PYTHON ?= python3.11
 ALGO ?= ppo
-# On a machine whose package index has no CPU build of torch, name one: make install TORCH_ARGS="--index-url ..."
+# Where the package index has no CPU build of torch, name PyTorch's: make install TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_ARGS ?=
 BIN := .venv/bin
+# Every package has to have one of the hashes in its lock. The locks name all that is installed, so nothing is resolved here.
+LOCKED := install -q --disable-pip-version-check --no-deps --require-hashes
 LABELING := $(CURDIR)/.venv-labeling/bin/python
 
-.PHONY: install demo test test-labeling lint chromium clean
+.PHONY: install demo test test-labeling lint lock chromium clean
 
 install: .venv/.installed
 
-.venv/.installed: requirements/cpu.txt pyproject.toml
+.venv/.installed: requirements/torch.txt requirements/build.txt requirements/cpu.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: install Python 3.11 or say make PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing torch (CPU build) ..."
-	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH_ARGS) torch==2.13.0
+	@$(BIN)/pip $(LOCKED) $(TORCH_ARGS) -r requirements/torch.txt || { echo "error: no build of torch that requirements/torch.txt locks."; \
+	  echo "The index may have no CPU build: make install TORCH_ARGS=\"--index-url https://download.pytorch.org/whl/cpu\""; \
+	  echo "Another build, unchecked: $(BIN)/pip install torch==VERSION-OF-THE-LOCK, then make install again"; exit 2; }
 	@echo "installing the locked environment (about two minutes) ..."
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements/cpu.txt
+	@$(BIN)/pip $(LOCKED) -r requirements/build.txt
+	@$(BIN)/pip $(LOCKED) --no-build-isolation -r requirements/cpu.txt
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "installed into .venv"
@@ -40,14 +45,24 @@ test-labeling: .venv-labeling/.installed
 .venv-labeling/.installed: labeling/requirements.txt labeling/requirements-test.txt
 	@echo "installing the labelling server's environment (about a minute) ..."
 	@test -x $(LABELING) || $(PYTHON) -m venv .venv-labeling
-	@$(LABELING) -m pip install -q --disable-pip-version-check -r labeling/requirements-test.txt
+	@$(LABELING) -m pip $(LOCKED) -r labeling/requirements.txt -r labeling/requirements-test.txt
 	@touch $@
 
 # GPU kernels run on a CPU in Triton's interpreter, in a place of its own: nothing else here should think that there is a GPU compiler.
-.venv/triton: .venv/.installed
+.venv/triton: .venv/.installed requirements/triton.txt
 	@echo "installing triton for the kernel tests ..."
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --target .venv/triton.partial triton==3.9.0
+	@$(BIN)/pip $(LOCKED) --target .venv/triton.partial -r requirements/triton.txt
 	@rm -rf .venv/triton && mv .venv/triton.partial .venv/triton
+
+# Remake the locks from the *.in files. What is locked stays where it fits; make lock UPGRADE=--upgrade takes the newest.
+RESOLVE := $(BIN)/uv pip compile -q --generate-hashes --universal --python-version 3.11 --fork-strategy fewest --custom-compile-command "make lock" $(UPGRADE)
+lock: install
+	$(RESOLVE) -o requirements/build.txt requirements/build.in
+	$(RESOLVE) -o requirements/triton.txt requirements/triton.in
+	$(RESOLVE) -o requirements/cpu.txt pyproject.toml requirements/cpu.in --extra bench --extra trackers \
+	  --constraints requirements/build.txt --excludes requirements/cpu-excludes.txt --overrides requirements/cpu-overrides.txt
+	$(RESOLVE) -o labeling/requirements.txt labeling/requirements.in --overrides labeling/overrides.txt
+	$(RESOLVE) -o labeling/requirements-test.txt labeling/requirements-test.in --constraints labeling/requirements.txt
 
 # The report is opened in a real browser; without one (and without the right to install it) those tests are skipped and say so.
 chromium:

@@ -1,5 +1,6 @@
 """The labelling commands before any server answers: addresses, keys, environments, and what a wheel holds."""
 
+import hashlib
 import http.server
 import json
 import os
@@ -159,7 +160,8 @@ class Package:
                 f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
             )
             wheel.writestr(f"{info}/RECORD", "")
-        (self.folder / "requirements.txt").write_text(f"{name}\n")
+        digest = hashlib.sha256(name.read_bytes()).hexdigest()
+        (self.folder / "requirements.txt").write_text(f"{name} \\\n    --hash=sha256:{digest}\n")
 
 
 def version_in(python: Path) -> str:
@@ -196,6 +198,19 @@ def test_a_failed_installation_says_what_failed_and_is_tried_again(
         server.server_python()
     lock.write_text(good)
     assert version_in(server.server_python()) == "1"
+
+
+def test_a_package_that_is_not_the_locked_one_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Package(tmp_path / "package", monkeypatch)
+    (wheel,) = package.folder.glob("*.whl")
+    with zipfile.ZipFile(wheel, "a") as changed:
+        changed.writestr("tiny_extra.py", "")
+    with pytest.raises(LabelError, match=r"(?s)pip could not install .*\bsha256\b"):
+        server.server_python()
+    lock = package.folder / "requirements.txt"
+    lock.write_text(f"{wheel}\n")  # without a hash
+    with pytest.raises(LabelError, match=r"(?s)pip could not install .*--hash"):
+        server.server_python()
 
 
 def test_a_python_that_fits_is_looked_for_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

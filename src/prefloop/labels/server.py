@@ -160,9 +160,10 @@ def _make(folder: Path, lock: Path) -> None:
             raise LabelError(
                 f"`{base} -m venv` failed (on Debian and Ubuntu it needs the package python{version[0]}.{version[1]}-venv):\n{_tail(log)}"
             )
-        total = sum(bool(line.strip()) and not line.startswith("#") for line in lock.read_text().splitlines())
+        total = sum(line[:1].isalnum() for line in lock.read_text().splitlines())  # other lines are hashes and comments
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-        command = [*pip, "--progress-bar", "off", "-r", str(lock)]
+        # The lock names everything, each with its hashes; some of it is newer than Argilla asks for (labeling/overrides.txt).
+        command = [*pip, "--progress-bar", "off", "--no-deps", "--require-hashes", "-r", str(lock)]
         with progress("installing Argilla's server", total, "package") as advance:
             process = subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             assert process.stdout is not None
