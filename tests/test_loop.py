@@ -157,16 +157,14 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "not JSON": lambda folder: (folder / SEAL).write_bytes(b"\xff{"),
     "a list": lambda folder: (folder / SEAL).write_text("[]"),
     "no folder": lambda folder: (remove(folder), folder.write_text("a file")),
-    "a link": lambda folder: (
-        (
-            (folder / "state.safetensors").rename(folder.parent / "moved"),
-            (folder / "state.safetensors").symlink_to(folder.parent / "moved"),
-        )
-        and None
-    ),
+    "a link": lambda folder: link_away(folder / "state.safetensors"),
     "what it needs": lambda folder: flip(folder.parent / "best" / "3.safetensors"),
     "what it needs, gone": lambda folder: (folder.parent / "best" / "3.safetensors").unlink(),
 }
+
+
+def link_away(path: Path) -> None:
+    path.symlink_to(path.rename(path.parent.parent / "moved"))
 
 
 def flip(path: Path, place: int = -3) -> None:
