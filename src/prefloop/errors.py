@@ -5,7 +5,17 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-_SHORT = reprlib.Repr()
+from prefloop.redact import value_without_secrets
+
+
+class _Short(reprlib.Repr):
+    """Texts in it are without secrets."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(value_without_secrets(x), level)
+
+
+_SHORT = _Short()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 160, 160
 
 

@@ -22,7 +22,6 @@ from prefloop.console import say, shortened
 from prefloop.errors import ConfigError, nearest, short
 from prefloop.flags import flags as read_flags
 from prefloop.models.adapters.catalogue import EXPERTS, require
-from prefloop.redact import tree_without_secrets
 
 SOURCES = ("simulated", "file", "argilla")
 
@@ -164,7 +163,7 @@ def _refusals(error: ValidationError) -> str:
     """What pydantic found, each with its field and the value."""
     found = error.errors(include_url=False, include_context=False)
     lines = [
-        f"'{shortened('.'.join(map(str, e['loc'])))}': {shortened(e['msg'].removeprefix('Value error, '), 400)} (found {short(tree_without_secrets(e['input']))})"
+        f"'{shortened('.'.join(map(str, e['loc'])))}': {shortened(e['msg'].removeprefix('Value error, '), 400)} (found {short(e['input'])})"
         for e in found
     ]
     return "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
