@@ -166,9 +166,10 @@ def test_kill_inside_each_training_stage_resumes_from_its_checkpoint(
         assert here.read_text() == there.read_text(), slot
 
 
-def test_interrupt_says_how_to_go_on(tmp_path: Path, tiny_folder: Path) -> None:
-    alive, code, output = stop_after(write_config(tmp_path, tiny_folder), 8, signal.SIGINT)
-    assert alive and code == 130 and "the same command goes on from there" in output and "Traceback" not in output
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_says_how_to_go_on(tmp_path: Path, tiny_folder: Path, number: int, status: int) -> None:
+    alive, code, output = stop_after(write_config(tmp_path, tiny_folder), 8, number)
+    assert alive and code == status and "the same command goes on from there" in output and "Traceback" not in output
 
 
 def test_second_process_on_the_same_run_is_refused_with_the_first_ones_id(tmp_path: Path, tiny_folder: Path) -> None:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import tyro
 
@@ -173,7 +173,15 @@ def _traceback(kind: type[BaseException], error: BaseException, trace: Traceback
         complain(line)
 
 
-def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What Python prints of a warning, likewise."""
     from prefloop.console import complain
 
     complain(warnings.formatwarning(message, category, filename, lineno).rstrip())

@@ -126,7 +126,7 @@ class Endpoint:
         return self._ask("GET", None)
 
     def close(self) -> None:
-        """Close the connections; nothing can be asked after it."""
+        """Close the connections; what is on its way fails, and nothing can be asked after it."""
         self._client.close()
 
     def _ask(self, method: str, content: str | None, stop: threading.Event | None = None) -> Reply:

@@ -117,6 +117,10 @@ class ServerEngine:
                 rollouts[futures[future]] = self._ask(future.result)
                 if advance:
                     advance(n)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # a signal: the process ends only with its threads
+                self._completions.close()
+            raise
         finally:
             stop.set()  # what has failed or was interrupted does not wait for the others
             pool.shutdown(wait=False, cancel_futures=True)
