@@ -52,13 +52,19 @@ class Page:
         return until(lambda: self.js(expression))
 
     def click(self, element: str) -> None:
-        """Press the mouse on an element, given as an expression, once it is there."""
+        """Press the mouse on an element, given as an expression, once it is there; again where the page moved it away from the mouse."""
+        until(lambda: self._press(element))
+
+    def _press(self, element: str) -> bool:
+        """Whether the element was clicked; so it was when the page has gone with it."""
         box = self.wait(
             f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
+            " window.missed = true; e.addEventListener('click', () => { window.missed = false }, {once: true, capture: true});"
             " return b.width ? [b.x + b.width / 2, b.y + b.height / 2] : null })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+        return not self.js("window.missed")
 
     def write(self, element: str, text: str) -> None:
         """Click on an input and type."""
