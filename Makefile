@@ -35,7 +35,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint chromium .venv/triton test-labeling
-	OMP_NUM_THREADS=1 PREFLOOP_LABELING_PYTHON=$(LABELING) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PREFLOOP_LABELING_PYTHON=$(LABELING) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton_kernels.py
 
 test-labeling: .venv-labeling/.installed

@@ -58,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process that they start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
-        "markers", "slow: starts pipelines or servers; runs after the fast tests when one process runs all"
+        "markers", "slow: starts pipelines, engines or servers; runs after the fast tests when one process runs all"
     )
 
 
@@ -81,4 +81,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first; with several workers last, where they fill the gaps that long files leave at the end."""
     spread = hasattr(config, "workerinput")
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None) != spread)
+
+    def is_slow(item: pytest.Item) -> bool:
+        return item.get_closest_marker("slow") is not None or "labelling" in getattr(item, "fixturenames", ())
+
+    items.sort(key=lambda item: is_slow(item) != spread)

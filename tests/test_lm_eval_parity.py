@@ -21,6 +21,8 @@ from prefloop.config import GenerationConfig
 from prefloop.models.plain import plain
 from prefloop.rollouts.engine import start
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 6
 WORDS = """
 task: words_file

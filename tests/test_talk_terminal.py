@@ -30,6 +30,8 @@ from prefloop.talk import terminal
 from prefloop.talk.session import Talk
 from prefloop.talk.terminal import COMMANDS, Terminal
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 START = [sys.executable, "-c", "from prefloop.cli import main; main()", "chat"]
 ENVIRONMENT = os.environ | {

@@ -22,6 +22,8 @@ from prefloop.rollouts.check import check
 from prefloop.rollouts.engine import Restarting, Rollout, divisor, start
 from prefloop.rollouts.handover import Writer
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"temperature": 0.7, "max_new_tokens": 24, "max_num_seqs": 8}
 
 
