@@ -13,8 +13,23 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from layout_rows import PUBLISHED
+from layout_rows import ASK, BAD, GOOD, MORE, PUBLISHED, TOOL
 
+_ASKED = {"fields": {"prompt": ASK, "response_1": BAD, "response_2": GOOD}, "metadata": {"batch": 3}}
+_ANSWER = {"value": "response_2", "user_id": "u1", "status": "submitted"}
+_FLAT = {"better.responses": ["response_2"], "better.responses.users": ["u1"], "better.responses.status": ["submitted"]}
+_SUMMARIES = [{"text": f" {BAD}", "policy": "ref"}, {"text": f" {GOOD}", "policy": "sup4"}]
+LAYOUT_ROWS: list[tuple[str, list[dict[str, Any]]]] = [
+    *PUBLISHED.values(),
+    ("argilla", [{**_ASKED, "responses": {"better": [_ANSWER]}, "status": "completed", "_server_id": "s1"}]),
+    ("argilla", [{"prompt": ASK, "response_1": BAD, "response_2": GOOD, "_server_id": "s1", **_FLAT}]),
+    ("webgpt", [{"question": {"full_text": ASK}, "answer_0": BAD, "score_0": -0.5, "answer_1": GOOD, "score_1": 0.5}]),
+    ("summarize_from_feedback", [{"info": {"post": ASK, "title": "Help"}, "summaries": _SUMMARIES, "choice": 1}]),
+    ("stack_exchange", [{"question": ASK, "answers": [{"text": BAD, "pm_score": 1}, {"text": GOOD, "pm_score": 5}]}]),
+    ("rated_lists", [{"input": ASK, "generations": [GOOD, BAD, MORE], "rating": [5, 3, None]}]),
+    ("xlam", [{"query": ASK, "tools": [TOOL], "answers": [{"name": "ring", "arguments": {"number": "B12"}}]}]),
+]
+"""Rows of every layout that can be read, several where it comes in several forms."""
 ODD: list[Any] = [
     None,
     True,
@@ -110,7 +125,7 @@ ODD: list[Any] = [
     [{"role": "assistant", "content": "a", "weight": "0"}],
 ]
 KEYS = [
-    *sorted({key for _, rows in PUBLISHED.values() for row in rows for key in row}),
+    *sorted({key for _, rows in LAYOUT_ROWS for row in rows for key in row}),
     "system",
     "history",
     "tools",
@@ -205,9 +220,8 @@ def mutated(seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Endlessly a layout's name and a damaged row of it, the layouts in turn."""
     draw = random.Random(seed)
     while True:
-        for layout, rows in PUBLISHED.values():
+        for layout, rows in LAYOUT_ROWS:
             yield layout, mutate(draw.choice(rows), draw)
-
 
 
 _RAW = re.compile(r'"@raw (\d+)"')

@@ -227,7 +227,7 @@ def _check_array(folder: Path, lines: Sequence[bytes], told: Told) -> None:
 def check_said(text: str) -> None:
     """A message is short and has no power over a terminal."""
     assert len(text) <= LONGEST, f"{len(text)} characters: {text[:200]}"
-    assert not any(ord(c) < 32 and c not in "\n\t" or 0x7F <= ord(c) < 0xA0 for c in text), repr(text[:200])
+    assert not any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in text), repr(text[:200])
 
 
 def run_command(arguments: Sequence[str], told: Told) -> int:
@@ -258,7 +258,20 @@ def run_readers(path: Path, layout: str, told: Told, model: str | None = None) -
         ["label", "agree", str(path), "--bad-rows", "quarantine"],
         ["label", "next", str(path), "--count", "2", "--output", str(folder / "next.jsonl"), "--method", "length"],
         ["judge", "calibrate", "--judge", judge, "--human", str(path), "--cache", cache, "--resamples", "20", *aside],
-        ["judge", "--judge", judge, "--a", str(path), "--b", str(path) + "l", "--cache", cache, "--resamples", "20", *aside],
+        [
+            "judge",
+            "--judge",
+            judge,
+            "--a",
+            str(path),
+            "--b",
+            str(path) + "l",
+            "--cache",
+            cache,
+            "--resamples",
+            "20",
+            *aside,
+        ],
     ]
     (folder / f"{path.name}l").write_bytes(path.read_bytes())
     (folder / "aside").mkdir(exist_ok=True)

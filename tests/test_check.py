@@ -173,7 +173,7 @@ def test_lines_that_are_no_objects_are_quarantined_as_they_stand(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", b'[{"prompt": "hi"},\n {"prompt": oops}]', "line 2, column 13 is not JSON"),
+        ("x.json", b'[{"prompt": "hi"},\n {"prompt": "oops}]', "line 2, column 13 is not JSON"),
         ("x.json", b'[{"prompt": "hi"},\n', "line 2, column 1 is not JSON"),
         ("x.json", b'[{"prompt": "hi"}', "the file ends inside the array"),
         ("x.json", b'[{"prompt": "hi"},]', "Expecting value"),

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,19 @@ TWICE = '{"prompt": "a", "meta": {"k": 1, "k": 2}}'
 LARGE = '{"prompt": "a", "score": 1e999}'
 NAN = '{"prompt": "a", "score": NaN}'
 LONG = '{"prompt": "a", "n": ' + "9" * 5000 + "}"
-FAULTS = {TWICE: "has the key 'k' twice", LARGE: "holds 1e999", NAN: "holds NaN, which is no JSON", LONG: "more digits than can be read"}
+BROKEN = '{"prompt": "a", "b": "], [{", "n": [1, 2,]}'
+DEEP = '{"prompt": "a", "n": ' + "[" * 3000 + "]" * 3000 + "}"
+FAULTS = {
+    BROKEN: "Expecting value",
+    DEEP: "nested too deeply",
+    TWICE: "has the key 'k' twice",
+    LARGE: "holds 1e999",
+    NAN: "holds NaN, which is no JSON",
+    LONG: "more digits than can be read",
+}
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=["twice", "large", "nan", "long"])
+@pytest.mark.parametrize("fault", FAULTS, ids=["broken", "deep", "twice", "large", "nan", "long"])
 def test_a_fault_of_one_row_costs_that_row_in_lines_and_in_an_array(tmp_path: Path, fault: str) -> None:
     good = ['{"prompt": "x"}', '{"prompt": "y"}']
     (tmp_path / "a.jsonl").write_text("\n".join([good[0], fault, good[1]]))
@@ -184,6 +194,38 @@ def test_a_fault_of_one_row_costs_that_row_in_lines_and_in_an_array(tmp_path: Pa
         assert len(checked.records) == 2 and checked.findings[0].row == 2
         assert FAULTS[fault] in checked.findings[0].problem
         assert checked.quarantine and json.loads(checked.quarantine.read_text())["raw"] == fault
+
+
+def test_an_element_whose_end_nobody_knows_leaves_the_array_unread(tmp_path: Path) -> None:
+    for broken in ('{"prompt": "a}', '{"prompt": "a"}}', '{"prompt": "a" "b" {', "a, b"):
+        (tmp_path / "a.json").write_text(f'[{{"prompt": "x"}},\n{broken}, {{"prompt": "y"}}]')
+        with pytest.raises(DataError, match=r"a\.json: line 2, column"):
+            load_prompts(tmp_path / "a.json", bad_rows="quarantine")
+
+
+def test_a_line_or_element_without_end_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("json_rows", "tables"):
+        monkeypatch.setattr(f"prefloop.data.{module}.LONGEST", 100_000)
+    good, long = '{"prompt": "x"}', '{"prompt": "' + "y" * 300_000 + '"}'
+    (tmp_path / "a.jsonl").write_text(f"{good}\n{long}\n{good}\n" + "\0" * 300_000)
+    first, second, third, zeros = read_rows(tmp_path / "a.jsonl")
+    assert first == RawRow(1, {"prompt": "x"}) and third == RawRow(3, {"prompt": "x"})
+    for row in (second, zeros):
+        assert row.problem and "no row of texts is" in row.problem and len(row.value) == 1000
+    (tmp_path / "a.json").write_text(f"[{good}, {long}]")
+    (tmp_path / "a.csv").write_text(f"prompt,b\nx,y\n{'z' * 300_000},y\n")
+    for name in ("a.json", "a.csv"):
+        with pytest.raises(DataError, match=r"longer than .* which no row of texts is"):
+            list(read_rows(tmp_path / name))
+
+
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (tmp_path / "pipe.jsonl", Path("/dev/zero")):
+        with pytest.raises(DataError, match="is a pipe or a device"):
+            list(read_rows(path))
 
 
 def test_a_null_given_twice_is_twice_too(tmp_path: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from layout_rows import PUBLISHED
+from mutated_rows import LAYOUT_ROWS
 from rows_checked import Told, check_files, check_rows, run_readers
 
 from prefloop.data.layouts import LAYOUTS
 
+SOME = ("prefloop", "trl_explicit", "judgments", "best_of", "answers")
+"""Layouts whose files every command reads here; the campaign takes all."""
+
 
 def test_the_generator_damages_rows_of_every_layout_that_can_be_read() -> None:
-    assert {layout for layout, _ in PUBLISHED.values()} >= {name for name, of in LAYOUTS.items() if of.read}
+    assert {layout for layout, _ in LAYOUT_ROWS} == {name for name, of in LAYOUTS.items() if of.read}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -24,8 +25,8 @@ def test_a_damaged_row_is_read_or_named_and_never_a_traceback(seed: int) -> None
     assert told.counts["rows accepted"] > 100 and told.counts["rows named"] > 100 and told.counts["files read"] > 20
 
 
-def test_every_command_that_reads_rows_takes_or_names_damaged_ones(tmp_path: Path) -> None:
+def test_every_command_that_reads_rows_takes_or_names_damaged_ones() -> None:
     told = Told()
-    check_files(200, 3, told, lambda path, layout, told: run_readers(path, layout, told))
+    check_files(200, 3, told, lambda path, layout, told: layout in SOME and run_readers(path, layout, told))
     assert told.failures == []
-    assert told.counts["commands with exit 0"] > 20 and told.counts["commands with exit 2"] > 20
+    assert told.counts["commands with exit 0"] > 5 and told.counts["commands with exit 2"] > 5

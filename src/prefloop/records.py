@@ -14,14 +14,21 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, CoreSchema, core_schema
 
 _STRICT = ConfigDict(extra="forbid")
 Role = Literal["system", "user", "assistant", "tool"]
+# A text that spells a number or a truth is none, and no number is without end.
+Truth = Annotated[bool, Field(strict=True)]
+Index = Annotated[int, Field(strict=True)]
+_MOST = 10**300
+Strength = (
+    Annotated[int, Field(strict=True, ge=-_MOST, le=_MOST)] | Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
+)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -63,7 +70,7 @@ class Message:
     """Of a tool's result: the call that it answers."""
     name: str | None = None
     """Who speaks, or which tool answers."""
-    learn: bool = True
+    learn: Truth = True
     """False: an assistant turn that is context and never imitated (``weight: 0`` in OpenAI's files)."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -247,7 +254,7 @@ class Vote:
 
     annotator: str
     choice: Literal[0, 1, "tie"]
-    strength: int | float | None = None
+    strength: Strength | None = None
     why: str | None = None
     at: str | None = None
 
@@ -306,7 +313,7 @@ class BestOf(_Prompted):
     id: str
     prompt: Conversation
     responses: list[Response]
-    best: list[int]
+    best: list[Index]
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+from prefloop.console import listed
 from prefloop.data.answers import answer_in
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, mended
 from prefloop.data.messages import messages_of
@@ -133,7 +134,7 @@ class Reading:
         )
         said.append(fields)
         if self.unused:
-            said.append(f"not used: {', '.join(self.unused)}")
+            said.append(f"not used: {listed(self.unused)}")
         return "; ".join(said)
 
     def _scale(self, question: Question) -> str:
@@ -188,7 +189,7 @@ def _turns(row: Row, reading: Reading) -> tuple[Conversation, list[list[Message]
     """The prompt with what stands around it, and the turns of each response."""
     needed = (*reading.prompt, *reading.responses)
     if missing := [name for name in needed if name not in row]:
-        raise BadRow(missing[0], f"is missing (found: {', '.join(row) or 'nothing'})")
+        raise BadRow(missing[0], f"is missing (found: {listed(row) or 'nothing'})")
     # Out of the row, so that a prompt or response called 'history' is not read a second time as what stands around.
     values = {name: row.pop(name) for name in dict.fromkeys(needed)}
     if not reading.prompt:
@@ -271,7 +272,7 @@ def _ranks(question: Question, value: Any) -> dict[int, int]:
 
 def _meaning(question: Question, value: Any) -> Any:
     if not isinstance(value, str | int) or value not in question.means:
-        known = ", ".join(f"{one!r}" for one in question.means)
+        known = listed(f"{one!r}" for one in question.means)
         raise BadRow(question.name, f"is {str(value)[:40]!r}, expected one of {known}")
     return question.means[value]
 

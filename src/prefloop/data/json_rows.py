@@ -228,7 +228,7 @@ class _Array:
         except (ValueError, RecursionError) as error:
             fault, problem = error, self._said(error)
             end = self._end(problem)
-        text = self.window[self.at : end] if problem or not self.clean else ""
+        text = self.window[self.at : end].rstrip() if problem or not self.clean else ""
         if problem and isinstance(fault, Refused):
             problem = _named(fault, text)
         self.at = end
@@ -263,11 +263,11 @@ class _Array:
                     break
                 if depth == 0 and sign in ",]":
                     after = _BLANK.match(self.window, found.end()).end()  # type: ignore[union-attr]
-                    if sign == "," and self.window[after : after + 1] == "{":
+                    if sign == "," and self.window[after : after + 1] == "{" and found.start() > self.at:
                         return found.start()
                     if after < len(self.window):
                         raise DataError(f"{self.path}: {said}")
-                    end = found.start() if sign == "]" else None
+                    end = found.start() if sign == "]" and found.start() > self.at else None
                     break
                 depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(sign, 0)
             if not self.more():

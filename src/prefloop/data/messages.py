@@ -43,6 +43,8 @@ _MASKED = ("mask", "masked", "ignore")
 _DETAILS = ("train_detail", "training_detail")
 _CALLED = ("tool_calls", "function_call", "function_calls")
 _OFFERS = ("tools", "functions")
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""What says nothing. 0 and false do: they are of a wrong type where a text or a list should stand."""
 _NOT_TEXT = re.compile("image|audio|video|file|document")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 _KNOWN = frozenset(
@@ -103,7 +105,7 @@ def messages_of(value: Any, name: str, row: Row) -> list[Message]:
             item = {"role": "user" if index % 2 == 0 else "assistant", "content": check_text(item, where)}
         keys = exchange_keys(item) if isinstance(item, dict) else None
         if keys is not None:
-            pair = [*(["system"] if item.get("system") else []), *keys]
+            pair = [*(["system"] if item.get("system") not in _EMPTY else []), *keys]
             turns += [
                 message
                 for key, role in zip(pair, ("system", "user", "assistant")[-len(pair) :], strict=True)
@@ -135,7 +137,7 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     role = ROLES[speaker]
     key, content, thoughts = _content(item, name, ROLES[speaker])
     for offer in _OFFERS:
-        if item.get(offer):
+        if item.get(offer) not in _EMPTY:
             row.offer(tools_of(item[offer], f"{name}.{offer}"), f"{name}.{offer}")
     calls = _calls(item, name, row)
     if speaker in _CALLS and not calls:
@@ -160,7 +162,7 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     others = [
         k
         for k, v in item.items()
-        if v not in (None, "", [], {}) and k not in _KNOWN and k not in judged and k != role_key
+        if v not in _EMPTY and (k not in _KNOWN or k in _SPEAKERS) and k not in judged and k != role_key
     ]
     if learn is True and role != "assistant":
         others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
@@ -191,9 +193,9 @@ def _is_imitated(name: str, row: Row) -> bool:
 def _content(item: Mapping[str, Any], name: str, role: Role) -> tuple[str, str, str | None]:
     """The key under which a turn's text stands, the text and the thoughts before it."""
     keys = [key for key in _TEXTS if item.get(key) is not None]
-    spoken = [_thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key)]
+    spoken = [_thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key) not in _EMPTY]
     if not keys:
-        if not any(item.get(key) for key in _CALLED):
+        if all(item.get(key) in _EMPTY for key in _CALLED):
             field_of(
                 item, "value" if "from" in item else "content", f"{name}.{'value' if 'from' in item else 'content'}"
             )
@@ -278,7 +280,9 @@ def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
 
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
     """A turn's calls, under the new key or an old one; under several they are the same calls, written twice."""
-    found = {key: calls_of(item[key], f"{name}.{key}", row.message_keys) for key in _CALLED if item.get(key)}
+    found = {
+        key: calls_of(item[key], f"{name}.{key}", row.message_keys) for key in _CALLED if item.get(key) not in _EMPTY
+    }
     first, *others = found or [""]
     for key in others:
         if [(c.name, c.arguments) for c in found[first]] != [(c.name, c.arguments) for c in found[key]]:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefloop.console import listed
 from prefloop.data.check import BadRow, check_prompt, check_text
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.row import Row
@@ -168,9 +169,7 @@ def _said(turn: Message) -> tuple[Any, ...]:
 def _openai_input(row: Row, given: dict[str, Any]) -> Conversation:
     """``{"messages": […], "tools": […]}`` of OpenAI's preference files."""
     if given.get("messages") is None:
-        raise BadRow(
-            "input.messages", f"is missing (found: {', '.join(k[:40] for k in list(given)[:12]) or 'nothing'})"
-        )
+        raise BadRow("input.messages", f"is missing (found: {listed(given) or 'nothing'})")
     found = around(row, messages_of(given["messages"], "input.messages", row), given.get("tools"))
     row.message_keys |= dict.fromkeys(f"input.{key}" for key in given if key not in ("messages", "tools"))
     check_prompt(found, "input.messages")

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefloop.console import counted
+from prefloop.console import counted, listed
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import Groups, write_groups
 from prefloop.data.packing import Document, document_of
@@ -113,7 +113,7 @@ def _split(kind: Any, path: Source, reading: Reading) -> tuple[dict[str, Path], 
 def _category(records: Path, by: str | None) -> str | None:
     first = next(iter(read_rows(records)))["meta"]
     if by is not None and by not in first:
-        raise DataError(f"no field '{by}' to tell subsets by (the rows have {', '.join(first) or 'no other fields'})")
+        raise DataError(f"no field '{by}' to tell subsets by (the rows have {listed(first) or 'no other fields'})")
     for key in [by] if by else [key for key in CATEGORIES if key in first]:
         values = {str(row["meta"].get(key, "none")) for row in read_rows(records)}
         if by or 1 < len(values) <= MOST_SUBSETS:

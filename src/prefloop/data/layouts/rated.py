@@ -20,6 +20,8 @@ from prefloop.records import Comparison, Conversation, Message, Record, Response
 
 _HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _ULTRAFEEDBACK = ("fine-grained_score", "overall_score")
+MOST_ANSWERS = 500
+"""Answers to one prompt that are compared with each other; more would make millions of pairs of one row."""
 LISTS = ("responses", "answers", "completions", "candidates")
 """Columns of several answers to one prompt."""
 _GRADES = ("score", "rating", "reward")
@@ -77,6 +79,9 @@ def joined(items: Iterable[Scored]) -> Iterator[Comparison | str]:
 def _every_two(group: Sequence[Scored]) -> Iterator[Comparison | str]:
     if len(group) == 1:
         yield "no other answer to the same prompt beside it"
+    if len(group) > MOST_ANSWERS:
+        yield from [f"more than {MOST_ANSWERS} answers to one prompt"] * len(group)
+        return
     for first, second in combinations(group, 2):
         if first.response.text.strip() == second.response.text.strip():
             yield "two answers of the same text"
@@ -157,6 +162,7 @@ def read_nectar(row: Row) -> list[Record]:
         rank = number_of(field_of(item, "rank", f"{name}.rank"))
         if rank is None:
             raise BadRow(f"{name}.rank", f"is {json_type(item['rank'])}, expected a number")
+        row.message_keys |= dict.fromkeys(f"answers.{key}" for key in item if key not in ("answer", "rank", "model"))
         answers.append((Response(text, _source(item.get("model"), name, row), {"rank": item["rank"]}), -rank))
     row.say("votes are the better rank of two answers")
     return comparisons(row, prompt, answers, strong=False)
@@ -195,9 +201,7 @@ def read_scored(row: Row) -> list[Record]:
             raise BadRow(f"{where}.{grade}", f"is {json_type(item[grade])}, expected a number")
         key = next((key for key in _ANSWERS if key in item), _ANSWERS[0])
         answer = answer_in(row, field_of(item, key, f"{where}.{key}"), f"{where}.{key}", prompt)
-        row.message_keys |= dict.fromkeys(
-            f"{name}.{other}" for other in item if other not in ("model", "role", key, grade)
-        )
+        row.message_keys |= dict.fromkeys(f"{name}.{other}" for other in item if other not in ("model", key, grade))
         response = Response.of(answer.turns, _source(item.get("model"), where, row), {grade: number})
         answers.append((response, -number if grade == "rank" else number))
     better = "better rank" if grade == "rank" else f"higher {grade}"
@@ -229,6 +233,7 @@ def comparisons(
     """A comparison of every two answers by their numbers, whose difference is the vote's strength where they are ``strong``."""
     found: list[Record] = []
     meta = row.meta()
+    _check_number(len(answers), "")
     for (i, (first, a)), (j, (second, b)) in combinations(enumerate(answers), 2):
         if first.text.strip() == second.text.strip():
             row.say("two answers of the same text make no comparison")
@@ -236,6 +241,14 @@ def comparisons(
         vote = Vote(row.source, choice(a, b), abs(a - b) or None if strong else None)
         found.append(Comparison(f"{row.id}/{at}{i}-{j}", prompt, [first, second], [vote], meta))
     return found
+
+
+def _check_number(answers: int, name: str) -> None:
+    if answers > MOST_ANSWERS:
+        raise BadRow(
+            name,
+            f"has {answers:,} answers to one prompt, and every two would be compared: {MOST_ANSWERS} at most are taken",
+        )
 
 
 def is_oasst_tree(row: Mapping[str, Any]) -> bool:
@@ -255,6 +268,7 @@ def read_oasst_tree(row: Row) -> list[Record]:
         answers = [(i, reply, rank) for i, (reply, rank) in enumerate(ranked) if rank is not None]
         if len(answers) < len(replies):
             row.say("replies without a rank are not compared")
+        _check_number(len(answers), path)
         for (i, first, a), (j, second, b) in combinations(answers, 2):
             texts = [
                 check_text(each.get("text", ""), f"{path}.replies.{n}.text") for n, each in ((i, first), (j, second))

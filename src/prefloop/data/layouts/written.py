@@ -146,6 +146,9 @@ def _record(kind: type[Any], own: dict[str, Any], row: Row) -> Record:
         # True equals 1 in Python, so the typed check below would read it as a vote for the second response.
         if isinstance(vote, dict) and isinstance(vote.get("choice"), bool):
             raise BadRow(f"votes.{index}.choice", "is a true/false, expected 0, 1 or 'tie'")
+        strength = vote.get("strength") if isinstance(vote, dict) else None
+        if isinstance(strength, int | float) and strength < 0:
+            raise BadRow(f"votes.{index}.strength", "is less than 0: by it the other response may be the better one")
     try:
         record: Record = records.from_dict(kind, {**own, "id": row.id, "meta": row.meta()})
     except ValueError as error:
@@ -172,7 +175,7 @@ def _response(item: Any, name: str, prompt: Conversation, row: Row) -> tuple[Res
     if others:
         row.say(f"keys of responses kept in their meta: {listed(others)}")
     meta = others | (own if isinstance(own, dict) else {"meta": own})
-    if item.get("turns"):
+    if item.get("turns") not in (None, []):
         turns = messages_of(item["turns"], f"{name}.turns", row)
         text = item.get("text", "")
         if text and text != records.transcript(turns):
