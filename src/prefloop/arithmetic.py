@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,10 +86,10 @@ def _write(policies: Sequence[Policy], first: Policy, made: Combined, runtime: R
     """PEFT's files, and what says which backbone they belong to."""
     from safetensors.torch import save_file
 
-    from prefloop.models.adapters.described import KEY
+    from prefloop.models.adapters.described import KEY, read_adapter
 
     assert first.folder is not None
-    config = json.loads((first.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_adapter(first.folder)
     config.pop(KEY, None)
     # Of the rank of its sources it lies on a backbone beside them: the same alpha, where that is a whole number.
     alpha = made.rank * config["lora_alpha"] / config["r"]

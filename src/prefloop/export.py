@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prefloop.atomic import settle
 from prefloop.errors import ConfigError, StoreError
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
+from prefloop.models.folder import described
 from prefloop.models.lookup import wheel_of
 from prefloop.models.rope import overrides, written
 from prefloop.opening import config_of, open_policies, require_model
@@ -72,9 +73,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def _require_merging(folder: Path, reference: str) -> None:
     from prefloop.models.adapters.catalogue import others
+    from prefloop.models.adapters.described import read_adapter
     from prefloop.report.card_tables import card_for
 
-    card = card_for(identity_of(folder), json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
+    card = card_for(identity_of(folder), read_adapter(folder))
     if not card.merges:
         raise ConfigError(
             f"--merge: '{reference}' is an adapter of method {card.name}, which no plain weights can stand for: export it without --merge; what "
@@ -140,7 +142,7 @@ def _write_merged(place: Place, draft: Path, model: str | None) -> str:
     backbone = opened.runtime.backbone
     save_merged(backbone.causal_lm, next(iter(opened.roles.values())), draft, backbone.compute_dtype)
     dtype = str(backbone.compute_dtype).removeprefix("torch.")
-    config = json.loads((backbone.folder / "config.json").read_text(encoding="utf-8"))
+    config = described(backbone.folder)
     for name in ("quantization_config", "torch_dtype", "auto_map"):
         config.pop(name, None)
     changes = overrides(backbone.folder, backbone.config.rope, backbone.config.model)
@@ -152,9 +154,9 @@ def _write_merged(place: Place, draft: Path, model: str | None) -> str:
 
 def write_tokenizer(runtime: Runtime, draft: Path) -> None:
     """The tokenizer of a run's model with the run's chat template."""
-    from transformers import AutoTokenizer
-
     from prefloop.data.chat import ChatFormat
+    from prefloop.models.folder import tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(runtime.model_folder)
-    ChatFormat.load(tokenizer, runtime.backbone_config.chat_template).tokenizer.save_pretrained(draft)
+    ChatFormat.load(tokenizer(runtime.model_folder), runtime.backbone_config.chat_template).tokenizer.save_pretrained(
+        draft
+    )

@@ -6,7 +6,6 @@ An adapter that prefloop did not make says less about its backbone: what it leav
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from pydantic import ValidationError
 
 from prefloop.config import BackboneConfig, GenerationConfig
 from prefloop.console import say
-from prefloop.errors import ModelError
+from prefloop.errors import ConfigError, ModelError
+from prefloop.json_object import problems
 from prefloop.models.adapters.described import matching
+from prefloop.models.folder import described, text_part
 from prefloop.models.rope import context
 from prefloop.results import Origin, Policy, policy_of
 from prefloop.runtime import Runtime
@@ -124,8 +125,7 @@ def runtime_of(
 
 def context_of(runtime: Runtime) -> int:
     """Tokens that the model was made for; ``backbone.max_length`` where it does not say."""
-    config = json.loads((runtime.model_folder / "config.json").read_text(encoding="utf-8"))
-    return context(config.get("text_config") or config) or runtime.backbone_config.max_length
+    return context(text_part(described(runtime.model_folder))) or runtime.backbone_config.max_length
 
 
 def require_model(runtime: Runtime, origins: Mapping[str, Origin]) -> None:
@@ -161,10 +161,10 @@ def config_of(origin: Origin, name: str, **changes: Any) -> BackboneConfig:
         settings["adapter"] = adapter | {"options": adapter.get("options", {}) | {"experts": origin.experts}}
     try:
         return BackboneConfig(**{**settings, **changes})
-    except ValidationError as error:
-        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+    except (ValidationError, ConfigError) as error:
+        found = problems(error) if isinstance(error, ValidationError) else str(error)
         raise ModelError(
-            f"'{name}' was made by a version of prefloop whose settings this one does not read ({fields}): run its command again"
+            f"'{name}' was made by a version of prefloop whose settings this one does not read ({found}): run its command again"
         ) from None
 
 

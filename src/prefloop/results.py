@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from pydantic import ConfigDict, ValidationError
+from typing_extensions import TypedDict
 
 from prefloop.config import GenerationConfig
 from prefloop.data.source import Source
 from prefloop.errors import ConfigError, DataError, ModelError, among, nearest
+from prefloop.json_object import problems, read_as, read_object
 from prefloop.models.adapters.catalogue import EXPERTS
-from prefloop.models.adapters.described import described_shape
+from prefloop.models.adapters.described import described_shape, read_adapter
 from prefloop.records import Prompt
 from prefloop.store import MANIFEST, digest, file_digest
 
@@ -27,6 +30,59 @@ HEAD = "head.safetensors"
 """Beside the adapter of a reward model, which scores answers and gives none."""
 ABOUT = "prefloop.json"
 """What an exported folder says about its backbone and its sampling; an artifact's manifest says the same."""
+
+
+_OPEN = ConfigDict(extra="allow", strict=True)
+
+
+class _Rope(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    type: str
+    factor: int | float
+
+
+class _Adapter(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    method: str
+    options: dict[str, Any]
+
+
+class _Backbone(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    model: str
+    precision: str
+    chat_template: str
+    max_length: int
+    rope: _Rope
+    adapter: _Adapter
+
+
+class _Generation(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    engine: str
+
+
+class _Identity(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    backbone: _Backbone
+    generation: _Generation | None
+    config: Any
+
+
+class _Said(TypedDict):
+    """A manifest, or ``prefloop.json``: the fields that others' files are believed in."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    files: dict[str, str]
+    key: NotRequired[str]
+    identity: NotRequired[_Identity]
+    experts: NotRequired[list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,18 +280,17 @@ def origin_of(folder: Path) -> Origin:
 
 
 def _origin(folder: Path, said: Mapping[str, Any]) -> Origin:
+    adapter = read_adapter(folder)
     try:
-        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         shape = described_shape(adapter)
-        model = adapter["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ModelError(
             f"'{folder.name}' has no adapter_config.json that describes an adapter ({error}): give a folder written by prefloop or PEFT"
         ) from None
     backbone = dict(said.get("identity", {}).get("backbone", {}))
     settings = {k: v for k, v in backbone.items() if k not in ("model", "compute")}
     experts = [_expert(folder, str(place)) for place in said.get("experts") or adapter.get("experts") or ()]
-    return Origin(str(model), backbone.get("model"), settings, shape, experts)
+    return Origin(adapter["base_model_name_or_path"], backbone.get("model"), settings, shape, experts)
 
 
 def _expert(folder: Path, place: str) -> str:
@@ -261,13 +316,13 @@ def _bare(name: str, run: Path) -> Policy:
 def _said(folder: Path) -> dict[str, Any]:
     """An artifact's manifest or what an exported folder says; empty for a folder of PEFT's own. Raises ``ModelError`` when damaged."""
     for name in (MANIFEST, ABOUT):
-        try:
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
-            expected = found["files"][ADAPTER]
-        except FileNotFoundError:
+        if not (folder / name).is_file():
             continue
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ModelError(f"'{folder.name}': {name} is damaged; make the artifact or the export again") from None
+        try:
+            found = read_as(_Said, folder / name)
+        except ModelError as error:
+            raise ModelError(f"{name} is damaged; make the artifact or the export again ({error})") from error
+        expected = found["files"].get(ADAPTER)
         if not (folder / ADAPTER).is_file():
             raise ModelError(f"'{folder.name}': {ADAPTER} is missing; make the artifact or the export again")
         if file_digest(folder / ADAPTER) != expected:
@@ -282,7 +337,7 @@ def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[Generation
     """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have."""
     if own is None and place.run is not None:
         for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):
-            own = json.loads(path.read_text(encoding="utf-8"))["identity"].get("generation")
+            own = read_as(_Said, path).get("identity", {}).get("generation")
             if own is not None:
                 break
         else:
@@ -291,7 +346,11 @@ def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[Generation
     if not own:
         return None, None
     known = {f.name for f in dataclasses.fields(GenerationConfig)}
-    return GenerationConfig(**{k: v for k, v in own.items() if k in known}), own.get("engine")
+    try:
+        return GenerationConfig(**{k: v for k, v in own.items() if k in known}), own.get("engine")
+    except (ValidationError, ConfigError) as error:
+        found = problems(error) if isinstance(error, ValidationError) else str(error)
+        raise ModelError(f"'{place.name}' says how it samples, but not so that it can be: {found}") from error
 
 
 def _output(place: Place) -> Path | None:
@@ -317,8 +376,8 @@ def run_of(reference: str) -> Path | None:
 def _settings(run: Path) -> dict[str, Any]:
     """The configuration of a run by its own summary; nothing where there is none."""
     try:
-        config = json.loads((run / "summary.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError):
+        config = read_object(run / "summary.json").get("config")
+    except ModelError:
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -57,14 +57,34 @@ class ChatFormat:
             path = Path(template)
             if not path.is_file():
                 raise ConfigError(f"backbone.chat_template: '{template}' is neither 'model', 'chatml' nor a file")
-            tokenizer.chat_template = path.read_text(encoding="utf-8")
+            try:
+                tokenizer.chat_template = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"backbone.chat_template: '{template}' cannot be read as UTF-8: {error}") from None
         if not tokenizer.chat_template:
             raise ModelError(
                 f"{tokenizer.name_or_path} has no chat template: set backbone.chat_template to 'chatml' or to a Jinja file that renders its format"
             )
-        stop_id = _end_of_turn(tokenizer)
+        try:
+            stop_id = _end_of_turn(tokenizer)
+        except DataError as error:
+            raise ModelError(f"{tokenizer.name_or_path}: {error} (a question and its answer)") from None
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_id
         return cls(tokenizer, stop_id, pad_id)
+
+    def require_within(self, rows: int) -> None:
+        """Raise ``ModelError`` where tokens of the format, or of the plain vocabulary, lie beyond a model's embeddings of ``rows`` tokens.
+
+        Tokens that were added and that no template writes may: some published models have such.
+        """
+        probe = [Message("user", "q"), Message("assistant", "a")]
+        used = self.renderer.ids(self.renderer.render(probe, [], generate=False))
+        largest = max(self.tokenizer.vocab_size - 1, self.stop_id, self.pad_id, *used)
+        if largest >= rows:
+            raise ModelError(
+                f"{self.tokenizer.name_or_path}: the tokenizer has a token of number {largest:,}, and the model embeds {rows:,} tokens: they are not "
+                "of one model"
+            )
 
     @functools.cached_property
     def renderer(self) -> Renderer:
@@ -233,14 +253,10 @@ def _end_of_turn(tokenizer: Any) -> int:
     """The first special token after an assistant's words, as the template writes it; else the tokenizer's EOS."""
     words = "prefloop probe"
     renderer = Renderer(tokenizer)
-    try:
-        rendered = renderer.render([Message("user", "q"), Message("assistant", words)], [], generate=False)
-    except DataError as error:
-        raise ModelError(f"{tokenizer.name_or_path}: {error} (a question and its answer)") from None
+    rendered = renderer.render([Message("user", "q"), Message("assistant", words)], [], generate=False)
     if words not in rendered:
         raise ModelError(f"{tokenizer.name_or_path}: the chat template leaves out what the assistant says")
-    tail = tokenizer(rendered[rendered.rindex(words) + len(words) :], add_special_tokens=False)["input_ids"]
-    for token in tail:
+    for token in renderer.ids(rendered[rendered.rindex(words) + len(words) :], words):
         if token in renderer.control_ids:
             return token
     if tokenizer.eos_token_id is None:

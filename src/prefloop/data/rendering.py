@@ -139,7 +139,10 @@ class Renderer:
         return whole[len(head) :] if whole[: len(head)] == head else self._tokens(text, plain)
 
     def _tokens(self, text: str, plain: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        try:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        except Exception as error:  # tokenizers, too, are made by others: Rust raises bare Exceptions
+            raise DataError(f"the model's tokenizer refuses it: {_reason(error)}") from error
 
     def _message(self, turn: Message) -> dict[str, Any]:
         row = turn.to_dict()

@@ -10,21 +10,15 @@ from prefloop.data.chat import ChatFormat
 from prefloop.data.check import SHOWN
 from prefloop.data.encode import Encoder
 from prefloop.data.tokens import Tokens
-from prefloop.errors import DataError, ModelError
+from prefloop.errors import DataError
+from prefloop.models.folder import tokenizer
 from prefloop.models.lookup import resolve
 from prefloop.records import BestOf, Comparison, Demonstration, Rating, Record, answer_turns
 
 
 def chat_of(model: str, template: str, cache: Path) -> ChatFormat:
     """The chat format of a model, by its tokenizer alone. Raises ``ModelError``."""
-    from transformers import AutoTokenizer
-
-    folder = resolve(model, cache)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the tokenizer of '{model}' cannot be loaded: {str(error).splitlines()[0][:300]}") from None
-    return ChatFormat.load(tokenizer, template)
+    return ChatFormat.load(tokenizer(resolve(model, cache)), template)
 
 
 def shown(record: Record, chat: ChatFormat, every: bool = True) -> Iterator[str]:

@@ -47,11 +47,57 @@ _DROPPED_FILTERS = (
     "xmlattr",
 )
 _DROPPED_GLOBALS = ("lipsum", "cycler")
-_PADDING = frozenset("center ljust rjust zfill".split())
+_PADDING = frozenset(["center", "ljust", "rjust", "zfill"])
 _METHODS = frozenset(
-    "capitalize casefold count endswith find format format_map index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric "
-    "isprintable isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip "
-    "split splitlines startswith strip swapcase title upper copy get items keys values fromkeys bit_length is_integer".split()
+    [
+        "capitalize",
+        "casefold",
+        "count",
+        "endswith",
+        "find",
+        "format",
+        "format_map",
+        "index",
+        "isalnum",
+        "isalpha",
+        "isascii",
+        "isdecimal",
+        "isdigit",
+        "isidentifier",
+        "islower",
+        "isnumeric",
+        "isprintable",
+        "isspace",
+        "istitle",
+        "isupper",
+        "join",
+        "lower",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rindex",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "swapcase",
+        "title",
+        "upper",
+        "copy",
+        "get",
+        "items",
+        "keys",
+        "values",
+        "fromkeys",
+        "bit_length",
+        "is_integer",
+    ]
 ).union(_PADDING)
 """Methods of Python's own types that templates may call."""
 _GIVES = frozenset(("get", "items", "keys", "values", "count", "index", "find", "startswith", "endswith"))
@@ -237,7 +283,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
         return limited
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = __self.at_work.budget
         budget.step()
         owner = getattr(__obj, "__self__", None)
@@ -254,7 +300,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             if __obj.catch_varargs or __obj.catch_kwargs:
                 budget.weigh([args, kwargs])
             return super().call(__context, __obj, *args, **kwargs)
-        budget.weigh([a for a in (*args, *kwargs.values()) if isinstance(a, str)] * 32)  # a text may say how to write a time
+        budget.weigh(
+            [a for a in (*args, *kwargs.values()) if isinstance(a, str)] * 32
+        )  # a text may say how to write a time
         found = super().call(__context, __obj, *args, **kwargs)
         if not isinstance(found, str):
             budget.weigh(found)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prefloop.config import BackboneConfig
-from prefloop.errors import EngineError, ModelError
+from prefloop.errors import EngineError
+from prefloop.models import folder
 from prefloop.models.load import compute_dtype
 
 if TYPE_CHECKING:
@@ -60,14 +61,10 @@ class TransformersEngine:
         self.chat, self.temperature, self.max_tokens = judge._chat, judge.temperature, judge.max_tokens
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = compute_dtype(BackboneConfig(model=judge.model, precision="bf16"), self.device)
-        try:
-            self.model = AutoModelForCausalLM.from_pretrained(
-                judge.folder, dtype=dtype, device_map={"": self.device}, use_safetensors=True
-            ).eval()
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"model '{judge.model}' cannot be loaded as a judge: {str(error).splitlines()[0][:300]}"
-            ) from error
+        blank = folder.blank(folder.configuration(judge.folder), judge.model)
+        folder.require_weights(judge.folder, blank)
+        self.chat.require_within(blank.get_input_embeddings().weight.shape[0])
+        self.model = folder.weights(judge.folder, judge.model, dtype, self.device).eval()
         self.context: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.model.generation_config = GenerationConfig()  # a model's own repetition penalty would change what it says
 
@@ -138,6 +135,7 @@ class VLLMEngine:
 
         return LLM(
             model=str(judge.folder),
+            trust_remote_code=False,
             max_num_seqs=judge.batch_size,
             max_model_len=-1,  # the model's context, or as much of it as fits into memory
             enable_prefix_caching=True,

@@ -19,7 +19,7 @@ from prefloop.judging.verdict import Grade
 from prefloop.labels.scoring import open_reward, reward_folder
 from prefloop.models.backbone import Backbone
 from prefloop.models.lookup import fingerprint
-from prefloop.models.reward import Reward, member_folder
+from prefloop.models.reward import Reward, Saved, member_folder
 from prefloop.opening import require_fingerprint
 from prefloop.records import Prompt, prompt_key
 from prefloop.replies import Reply, response_of
@@ -40,10 +40,7 @@ class RewardGrader:
         self._origin = origin_of(self.folder)
         self._backbone = backbone
         self._reward: Reward | None = None
-        try:
-            self.members = int(json.loads((self.folder / "reward.json").read_text(encoding="utf-8"))["members"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ModelError(f"'{source}': reward.json is damaged; make the artifact or the export again") from None
+        self.members = Saved.read(self.folder).members
         self.name = f"reward:{source.name or self.folder.name}"
         if backbone is not None:
             require_fingerprint(fingerprint(backbone.folder), backbone.config.model, {str(source): self._origin})

@@ -14,15 +14,15 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from prefloop.console import say, waiting
 from prefloop.data.chat import ChatFormat
-from prefloop.errors import DataError, EngineError, JudgeError, ModelError
+from prefloop.errors import DataError, EngineError, JudgeError
 from prefloop.judging.engines import Engine, TransformersEngine, VLLMEngine, misread
 from prefloop.judging.language_model import Dialogue, OnDone, Said, Turn
 from prefloop.judging.prompts import Chat
 from prefloop.judging.usage import Prices, Usage
+from prefloop.models.folder import tokenizer
 from prefloop.models.lookup import WHEELS, fingerprint, resolve
 from prefloop.records import Message
 
@@ -101,7 +101,11 @@ class LocalModel:
         """Ask the next turn of every dialogue; those that go on."""
         asked, ids = [], []
         for index, each, turn in active:
-            prompt_ids = self._prompt_ids(turn.messages(self._by_schema))
+            try:
+                prompt_ids = self._prompt_ids(turn.messages(self._by_schema))
+            except DataError as error:
+                on_done(index, JudgeError(f"judge {self.name}: {error}"))
+                continue
             if self._engine.context is not None and len(prompt_ids) + self.max_tokens > self._engine.context:
                 on_done(index, self._too_long(len(prompt_ids)))
             else:
@@ -147,12 +151,7 @@ class LocalModel:
 
     @cached_property
     def _chat(self) -> ChatFormat:
-        try:
-            return ChatFormat.load(AutoTokenizer.from_pretrained(self.folder))
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"the tokenizer of '{self.model}' cannot be loaded: {str(error).splitlines()[0]}"
-            ) from error
+        return ChatFormat.load(tokenizer(self.folder))
 
     @cached_property
     def _by_schema(self) -> bool:

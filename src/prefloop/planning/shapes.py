@@ -114,26 +114,21 @@ def configuration(name: str, cache: Path) -> Any:
 
 
 def _configuration(name: str, cache: Path) -> Any:
-    from transformers import AutoConfig
-
+    from prefloop.models import folder
     from prefloop.models.lookup import WHEELS, resolve, unavailable
 
     local = Path(name).expanduser()
-    try:
-        if not local.is_dir() and not name.startswith((".", "/", "~")):
-            config = _without_weights(name, local_only=True)
-            if config is None and name in WHEELS:
-                config = _from_gguf(name)
-            if config is not None:
-                return config
-            if (why := unavailable(name)) is not None:
-                raise ModelError(_nowhere(name, why))
-            if (config := _without_weights(name, local_only=False)) is not None:
-                return config
-        config = AutoConfig.from_pretrained(resolve(name, cache))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the configuration of model '{name}' cannot be read: {str(error).splitlines()[0]}") from error
-    return config
+    if not local.is_dir() and not name.startswith((".", "/", "~")):
+        config = _without_weights(name, local_only=True)
+        if config is None and name in WHEELS:
+            config = _from_gguf(name)
+        if config is not None:
+            return config
+        if (why := unavailable(name)) is not None:
+            raise ModelError(_nowhere(name, why))
+        if (config := _without_weights(name, local_only=False)) is not None:
+            return config
+    return folder.configuration(resolve(name, cache))
 
 
 def _nowhere(name: str, why: str) -> str:
@@ -155,13 +150,16 @@ def _without_weights(name: str, local_only: bool) -> Any:
     """The hub's configuration, from the cache alone or the network too; None where it is not."""
     import logging
 
-    from transformers import AutoConfig
+    from huggingface_hub import hf_hub_download
+
+    from prefloop.models import folder
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt where there is no network
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=local_only)
+        place = Path(hf_hub_download(name, folder.CONFIG, local_files_only=local_only))
     except (OSError, ValueError):
         return None
+    return folder.configuration(place.parent)
 
 
 def _from_gguf(name: str) -> Any:
@@ -170,6 +168,7 @@ def _from_gguf(name: str) -> Any:
 
     from transformers import AutoConfig
 
+    from prefloop.models.folder import reading
     from prefloop.models.lookup import WHEELS
 
     wheel = WHEELS[name]
@@ -177,7 +176,8 @@ def _from_gguf(name: str) -> Any:
         file = Path(str(importlib.metadata.distribution(wheel.distribution).locate_file(wheel.gguf)))
     except importlib.metadata.PackageNotFoundError:
         return None
-    return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    with reading(f"the wheel {wheel.distribution}"):
+        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
 
 
 def _in_4bit(config: Any) -> bool:
@@ -188,17 +188,15 @@ def _in_4bit(config: Any) -> bool:
 
 def _measured(name: str, config: Any, stored_4bit: bool) -> Shape:
     """Build the model on torch's meta device and count."""
-    import torch
     from torch import nn
-    from transformers import AutoModelForCausalLM
 
     from prefloop.models.adapters.bottleneck import sublayers_of
+    from prefloop.models.folder import blank
     from prefloop.models.rope import read
 
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = blank(config, name)
     text = config.get_text_config()
     head = model.get_output_embeddings()
     linears = tuple(

@@ -6,7 +6,6 @@ A linear layer goes from ``i`` inputs to ``o`` outputs, r is the rank. Counted a
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -118,10 +117,11 @@ def _delta(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors
 
 def _mole(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
     """A gate for each layer that the experts sit on; all experts' A and B, and which of them each rank is of (int64)."""
+    from prefloop.models.adapters.described import read_adapter
+
     mole = cast("MoLE", method)
     experts, layers = len(mole.folders), mole.shapes.values()
-    described = (json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")) for folder in mole.folders)
-    ranks = sum(int(config["r"]) for config in described)
+    ranks = sum(read_adapter(folder)["r"] for folder in mole.folders)  # ``MoLE.check`` has seen that they have one
     gates = tuple(size for _, inputs in layers for size in (experts * inputs, experts))
     return Tensors(gates, shared=sum(ranks * (outputs + inputs + 2) for outputs, inputs in layers))
 

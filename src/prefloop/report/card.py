@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from prefloop.algorithms import ROLLOUTS
 from prefloop.errors import StoreError
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
+from prefloop.models.adapters.described import read_adapter
 from prefloop.models.rope import overrides
 from prefloop.report.card_tables import (
     WORDS,
@@ -117,7 +118,7 @@ def model_card(
     exported: Exported | None = None,
 ) -> str:
     """The card of the adapter in ``folder``, as text; the same text for the same artifact."""
-    adapter, model = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")), model or Base()
+    adapter, model = read_adapter(folder), model or Base()
     base, stage = base_name(adapter["base_model_name_or_path"]), manifest.stage
     kind, method = kind_of(stage), card_for(manifest.identity, adapter)
     short = base.rpartition("/")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.models.adapters.catalogue import CARDS
+from prefloop.models.adapters.described import read_adapter
 from prefloop.models.lookup import wheel_of
 from prefloop.report.card import base_name, base_of
 from prefloop.report.card_tables import cell
@@ -74,7 +74,7 @@ class Part:
 
 def combined_card(folder: Path, parts: Sequence[Part], settings: Mapping[str, Any], runtime: Runtime) -> str:
     """The card of the adapter in ``folder``, as text. ``settings``: how, density, seed, rank, kept."""
-    adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    adapter = read_adapter(folder)
     base, model = base_name(adapter["base_model_name_or_path"]), base_of(runtime)
     short, how = base.rpartition("/")[2], str(settings["how"])
     data = ModelCardData(

@@ -122,6 +122,7 @@ class VLLMEngine:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self._rank()}
         return LLM(
             model=str(self.backbone.folder),
+            trust_remote_code=False,
             dtype="float32" if self.backbone.compute_dtype == torch.float32 else "bfloat16",
             max_num_seqs=generation.max_num_seqs,
             max_model_len=config.max_length,

@@ -9,7 +9,6 @@ before the election of signs, which PEFT holds among the unweighted changes. Sha
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefloop.errors import ConfigError, ModelError
+from prefloop.models.adapters.described import read_adapter
+from prefloop.models.folder import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,13 +58,9 @@ class Combined:
 
 def read(folder: Path, name: str) -> Factors:
     """The adapter in ``folder``. Raises ``ModelError`` where its files hold more or less than LoRA's A and B of one rank."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        config, tensors = read_adapter(folder), read_tensors(folder)
+    except ModelError as error:
         raise ModelError(f"'{name}' cannot be read ({error}): make or copy it again") from error
     parts = {end: {n.removesuffix(end): t.float() for n, t in tensors.items() if n.endswith(end)} for end in _ENDS}
     odd = [n for n in tensors if not n.endswith(_ENDS)]
@@ -75,8 +72,16 @@ def read(folder: Path, name: str) -> Factors:
         )
         raise ModelError(f"'{name}' is no plain LoRA adapter of one rank ({found}): only A and B can be combined")
     rank, alpha = config.get("r"), config.get("lora_alpha")
+    flat = next((n for n, t in tensors.items() if t.ndim != 2), None)
+    if flat is not None:
+        raise ModelError(f"'{name}' is no whole LoRA adapter: {flat} is no matrix; make or copy it again")
     sizes = {t.shape[0] for t in parts[_ENDS[0]].values()} | {t.shape[1] for t in parts[_ENDS[1]].values()}
-    if sizes != {rank} or not isinstance(alpha, int | float) or parts[_ENDS[0]].keys() != parts[_ENDS[1]].keys():
+    if (
+        not rank
+        or sizes != {rank}
+        or not isinstance(alpha, int | float)
+        or parts[_ENDS[0]].keys() != parts[_ENDS[1]].keys()
+    ):
         raise ModelError(
             f"'{name}' is no whole LoRA adapter: its adapter_config.json says r {rank} and lora_alpha {alpha}, its A and B have the ranks "
             f"{', '.join(map(str, sorted(sizes))) or 'of none'}; make or copy it again"

@@ -1,11 +1,19 @@
-"""What an adapter's own ``adapter_config.json`` says of it, prefloop's or PEFT's; nothing heavy is imported here."""
+"""What an adapter's own ``adapter_config.json`` says of it, prefloop's or PEFT's; nothing heavy is imported here.
+
+Everyone reads it by ``read_adapter``, so that whatever else stands there is told with the folder and the field.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
 
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from prefloop.json_object import read_as
 from prefloop.models.adapters.catalogue import CARDS
 
 KEY = "prefloop_method"
@@ -26,6 +34,48 @@ _OPTIONS = {
 """By method: PEFT's fields of its options."""
 _MOVED = ("pissa", "olora", "corda", "loftq")
 """PEFT's starts that change the base's weights, which the folder does not hold."""
+
+FILE = "adapter_config.json"
+Size = Annotated[int, Field(ge=0, le=1 << 20)] | None
+Number = Annotated[int | float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)] | None
+Modules = str | list[str] | None
+
+
+class Described(TypedDict):
+    """The fields that prefloop looks at; an adapter says those of its method, and whatever else PEFT writes."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+    base_model_name_or_path: str
+    peft_type: NotRequired[str]
+    prefloop_method: NotRequired[str | None]
+    r: NotRequired[Size]
+    target_r: NotRequired[Size]
+    init_r: NotRequired[Size]
+    lora_alpha: NotRequired[Number]
+    randlora_alpha: NotRequired[Number]
+    target_modules: NotRequired[Modules]
+    feedforward_modules: NotRequired[Modules]
+    use_rslora: NotRequired[bool | None]
+    use_dora: NotRequired[bool | None]
+    init_lora_weights: NotRequired[bool | str | None]
+    rank_pattern: NotRequired[dict[str, Any] | None]
+    alpha_pattern: NotRequired[dict[str, Any] | None]
+    prefix_projection: NotRequired[bool | None]
+    d_initial: NotRequired[Number]
+    projection_prng_key: NotRequired[int | None]
+    oft_block_size: NotRequired[Size]
+    use_cayley_neumann: NotRequired[bool | None]
+    boft_block_size: NotRequired[Size]
+    boft_n_butterfly_factor: NotRequired[Size]
+    num_virtual_tokens: NotRequired[Size]
+    encoder_hidden_size: NotRequired[Size]
+    experts: NotRequired[list[str] | None]
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """The content of an adapter's ``adapter_config.json``. Raises ``ModelError`` naming folder and field where it describes none."""
+    return dict(read_as(Described, folder / FILE))
 
 
 def described_shape(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prefloop.config import AdapterConfig
 from prefloop.errors import ModelError
 from prefloop.models.adapters.catalogue import Card, experts_of
-from prefloop.models.adapters.described import KEY
+from prefloop.models.adapters.described import KEY, read_adapter
 from prefloop.models.adapters.native import Native, product
+from prefloop.models.folder import read_tensors, reading
 from prefloop.models.lookup import fingerprint
 from prefloop.results import expert_folder, origin_of
 
@@ -172,12 +171,10 @@ def _agreeing(named: list[str], folders: list[Path]) -> tuple[list[float], dict[
     for typed, folder in zip(named, folders, strict=True):
         where = f"backbone.adapter.options.experts: '{typed}'"
         try:
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            config = read_adapter(folder)
+            with reading(f"'{folder.name}'"), safe_open(folder / "adapter_model.safetensors", "pt") as file:
                 sizes = {_plain(n): tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
-            if not isinstance(config, dict):
-                raise ValueError("adapter_config.json holds no object")
-        except (OSError, ValueError, SafetensorError) as error:
+        except ModelError as error:
             raise ModelError(f"{where} holds no adapter that can be read ({error}): make or copy it again") from error
         odd = [n for n in sizes if not n.endswith((".lora_A.weight", ".lora_B.weight"))]
         if config.get("peft_type") != "LORA" or odd or config.get("rank_pattern") or config.get("alpha_pattern"):
@@ -218,7 +215,7 @@ def _plain(name: str) -> str:
 
 
 def _load(folder: Path) -> dict[str, Tensor]:
-    return {_plain(n): t for n, t in load_file(folder / "adapter_model.safetensors").items()}
+    return {_plain(n): t for n, t in read_tensors(folder).items()}
 
 
 def _digest(folder: Path) -> str:

@@ -7,31 +7,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefloop.config import BackboneConfig
 from prefloop.errors import ModelError
-from prefloop.models import rope
+from prefloop.models import folder, rope
 from prefloop.models.adapters import catalogue, method_of
 from prefloop.models.adapters.method import Method
 
 
-def fitting(config: BackboneConfig, folder: Path) -> tuple[Method, Any]:
-    """The method of ``config.adapter``, and the model in ``folder`` without weights (``None`` where its configuration cannot be read).
+def fitting(config: BackboneConfig, place: Path) -> tuple[Method, Any]:
+    """The method of ``config.adapter``, and the model in the folder ``place`` without weights.
 
-    Raises ``ConfigError`` or ``ModelError`` as ``fits`` does.
+    Raises ``ConfigError`` or ``ModelError`` as ``fits`` does, and ``ModelError`` where the folder's configuration cannot be used.
     """
-    try:
-        described = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError):
-        catalogue.require(config)
-        return method_of(config.adapter), None  # whoever loads the model says it better
-    return fits(config, described, folder)
+    catalogue.require(config)
+    return fits(config, folder.configuration(place), place)
 
 
-def fits(config: BackboneConfig, described: Any, folder: Path | None) -> tuple[Method, Any]:
+def fits(config: BackboneConfig, described: Any, place: Path | None) -> tuple[Method, Any]:
     """The method of ``config.adapter``, and the model of transformers' configuration ``described`` without weights.
 
     Raises ``ConfigError`` or ``ModelError`` for a method or settings that cannot be, a precision that it does not train on, a context that is
@@ -41,12 +35,8 @@ def fits(config: BackboneConfig, described: Any, folder: Path | None) -> tuple[M
     catalogue.require(config)
     method = method_of(config.adapter)
     rope.stretch(described, config)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(described)
-    except (OSError, ValueError):
-        return method, None
-    method.check(model, config.model, folder)
+    model = folder.blank(described, config.model)
+    method.check(model, config.model, place)
     for place, module in targeted(model, method.targets).items():
         if problem := method.misfit(module.in_features, module.out_features):
             raise ModelError(f"adapter {method.card.name} does not fit {place}: {problem}")

@@ -1,0 +1,81 @@
+"""JSON files that other people wrote, as objects whose fields have been looked at."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from prefloop.console import neutral, shortened
+from prefloop.errors import ModelError
+
+T = TypeVar("T")
+MOST_BYTES = 64 << 20
+"""Of one file; the largest honest ones list the tensors of a model with thousands of experts."""
+_DEEPEST = 64
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ``ModelError`` naming folder and file for a file that is not there, cannot be read, or holds no object."""
+    where = f"'{path.parent.name}': {path.name}"
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ModelError(f"{where} has {path.stat().st_size:,} bytes, over {MOST_BYTES:,}: it is no such file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{where} is missing: copy or make the folder again") from None
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where} is not UTF-8 (byte {error.start:,}): copy or make the folder again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{where} cannot be read ({_words(error)}): copy or make the folder again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{where} holds {_named(value)} where an object belongs: copy or make the folder again")
+    waiting: list[tuple[Any, int]] = [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ModelError(f"{where} is nested more than {_DEEPEST} deep: it is no such file")
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        waiting += [(part, depth + 1) for part in inner if isinstance(part, dict | list)]
+    return value
+
+
+def read_as(kind: type[T], path: Path) -> T:
+    """The object in a JSON file as a dataclass or typed dictionary. Raises ``ModelError`` as ``read_object``, and naming the fields that do not fit."""
+    try:
+        return _reader(kind).validate_python(read_object(path))
+    except ValidationError as error:
+        raise ModelError(
+            f"'{path.parent.name}': {path.name}: {problems(error)}: copy or make the folder again"
+        ) from error
+
+
+@functools.cache
+def _reader(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+def problems(error: ValidationError, most: int = 3) -> str:
+    """The fields that pydantic refuses, what it says, and what was found; the first few."""
+    lines = []
+    for found in error.errors(include_url=False)[:most]:
+        field = shortened(".".join(str(part) for part in found["loc"]), 60)
+        lines.append(neutral(f"{field}: {shortened(found['msg'], 80)} (found {_named(found['input'])})"))
+    more = error.error_count() - most
+    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+
+
+def _named(value: Any) -> str:
+    """A value for a message: short ones as they are, others by their kind."""
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a very long number"
+    return shortened(repr(value), 40)
+
+
+def _words(error: Exception) -> str:
+    return shortened(neutral(" ".join(str(error).split())) or type(error).__name__, 120)
