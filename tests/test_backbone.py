@@ -257,7 +257,7 @@ def test_max_length_beyond_the_models_context_is_refused(tiny_folder: Path) -> N
 
 def test_a_folder_that_holds_no_model_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="the configuration in .* cannot be used: Unrecognized model"):
+    with pytest.raises(ModelError, match=r"the configuration in .* cannot be used: Unrecognized model"):
         load(tmp_path)
 
 
@@ -273,9 +273,9 @@ def test_state_space_layers_are_refused_because_branches_would_leak(
     original = AutoModelForCausalLM.from_pretrained
 
     def hybrid(*args: object, **kwargs: object) -> object:
-        model = original(*args, **kwargs)
+        model, told = original(*args, **kwargs)
         model.config.layer_types = ["linear_attention", "full_attention"]
-        return model
+        return model, told
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", hybrid)
     with pytest.raises(ModelError, match="packed branches need plain attention"):

@@ -18,8 +18,8 @@ from tiny import add_random_role, load, tiny_tokenizer
 from prefloop.data.chat import ChatFormat
 from prefloop.data.show import chat_of
 from prefloop.errors import ModelError
-from prefloop.judging.local import LocalModel
 from prefloop.json_object import read_object
+from prefloop.judging.local import LocalModel
 from prefloop.models import folder
 from prefloop.models.heads import ScalarHead
 from prefloop.models.lookup import resolve
@@ -176,7 +176,7 @@ def test_a_tokenizer_of_another_model_is_told_before_the_weights_are_read(copy: 
     load(copy)  # what no template writes does no harm
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|im_over|>")
     tokenizer.save_pretrained(copy)
-    with pytest.raises(ModelError, match="has a token of number 40., and the model embeds 400 tokens"):
+    with pytest.raises(ModelError, match=r"has a token of number 40\d, and the model embeds 400 tokens"):
         load(copy)
 
 
@@ -291,4 +291,4 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_mutated_folders_files_and_templates_end_well_or_in_an_error_that_says_so() -> None:
-    assert campaign(seed=7, size=4) == []
+    assert campaign(seed=7, size=3) == []

@@ -30,8 +30,8 @@ BUDGET = 1 << 25
 PER_BYTE = 64
 SECONDS = 10.0
 """Of processor time for one rendering."""
-_STEP = 8
-"""Bytes that a call or one turn of a loop counts for."""
+_CALL, _TURN, _PART = 128, 16, 8
+"""Bytes that a call, one turn of a loop, and one piece of text that is written count for."""
 _BITS = 4096
 """Longest whole number."""
 _WIDTH = re.compile(r"%(\([^)]*\))?[-+ #0]*(\*|\d{5}|\d*\.(\*|\d{5}))|\{[^{}]*:[^{}]*(\{|\d{5})")
@@ -128,10 +128,10 @@ class Budget:
         if self.left < 0:
             raise TooMuch("it makes far more than a conversation of this length needs")
 
-    def step(self) -> None:
+    def step(self, cost: int = _CALL) -> None:
         """One call, or one turn of a loop."""
         self.steps += 1
-        self.pay(_STEP)
+        self.pay(cost)
         if not self.steps & 63 and time.thread_time() > self.until:
             raise TooMuch(f"it was still running after {SECONDS:g} s of processor time")
 
@@ -200,7 +200,7 @@ class _LimitedTemplate(Template):
     def generate(self, *args: Any, **kwargs: Any) -> Iterator[str]:
         self.environment.start([*args, kwargs])  # type: ignore[attr-defined]
         for part in super().generate(*args, **kwargs):
-            self.environment.at_work.budget.pay(len(part) + _STEP)  # type: ignore[attr-defined]
+            self.environment.at_work.budget.pay(len(part) + _PART)  # type: ignore[attr-defined]
             yield part
 
 
@@ -221,7 +221,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             del self.globals[name]
         self.tests["in"] = self._searching(self.tests["in"])
         own: dict[str, Callable[..., Any]] = {
-            _COUNTED: pass_context(lambda context, value: self.at_work.budget.step()),
+            _COUNTED: pass_context(lambda context, value: self.at_work.budget.step(_TURN)),
             _JOINED: self._joined,
             _MADE: self._made,
             _SEARCHED: self._searching(lambda value: value),
@@ -252,7 +252,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
         """All texts that a macro, a block or the whole template writes, as one."""
         known = list(parts)
-        self.at_work.budget.pay(sum(map(len, known)) + _STEP * len(known))
+        self.at_work.budget.pay(sum(map(len, known)) + _PART * len(known))
         return "".join(known)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -362,7 +362,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def _searching(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def searching(*args: Any) -> Any:
-            self.at_work.budget.step()
+            self.at_work.budget.step(_TURN)
             return function(*args)
 
         return searching

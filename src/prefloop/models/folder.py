@@ -48,7 +48,7 @@ def reading(what: str) -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError" or not (rust or isinstance(error, Exception)):
             raise
         words = shortened(neutral(" ".join(str(error).split())), 300)
-        if "trust_remote_code" in words:
+        if "trust_remote_code" in str(error):
             words = "it brings code of its own, which prefloop never runs; take a model that transformers knows"
         raise ModelError(f"{what} cannot be used: {words or type(error).__name__}") from error
 
