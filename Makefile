@@ -18,7 +18,7 @@ install: .venv/.installed
 	@echo "installing torch (CPU build) ..."
 	@$(BIN)/pip $(LOCKED) $(TORCH_ARGS) -r requirements/torch.txt || { echo "error: no build of torch that requirements/torch.txt locks."; \
 	  echo "The index may have no CPU build: make install TORCH_ARGS=\"--index-url https://download.pytorch.org/whl/cpu\""; \
-	  echo "Another build, unchecked: $(BIN)/pip install torch==VERSION-OF-THE-LOCK, then make install again"; exit 2; }
+	  echo "Another build, unchecked: $(BIN)/pip install $$(grep -o '^torch==[0-9.]*' requirements/torch.txt), then make install again"; exit 2; }
 	@echo "installing the locked environment (about two minutes) ..."
 	@$(BIN)/pip $(LOCKED) -r requirements/build.txt
 	@$(BIN)/pip $(LOCKED) --no-build-isolation -r requirements/cpu.txt
