@@ -67,6 +67,10 @@ def test_an_error_about_a_huge_value_is_short(tmp_path: Path) -> None:
         ("x" * 1_000 + ": 1", "unknown key 'x+"),
         ("backbone: {adapter: {options: {" + "x" * 900 + ": 1}}}", "has no such option"),
         ("backbone: {adapter: {method: mole, options: {experts: [" + "x, " * 9_000 + "1]}}}", "two or more LoRA"),
+        (
+            "backbone: {adapter: {method: mole, options: {experts: [a, " + "x" * 300 + "]}}}",
+            "experts: .* longer than files",
+        ),
         ("ppo: {rewards: {" + "x" * 900 + ": no}}", "expected a number"),
         ("ppo: {steps: 3}\nppo: {epochs: 2}", "'ppo' is given twice, in lines 1 and 2"),
     ],

@@ -29,7 +29,7 @@ def _run_name(text: str) -> str:
     return text
 
 
-def _usable(text: Text) -> Text:
+def usable(text: Text) -> Text:
     """A text that the system may be asked about as a path. Raises ``ValueError``."""
     name = os.fsencode(text)
     if b"\0" in name:
@@ -51,6 +51,6 @@ RunName = Annotated[
     ),
 ]
 """A run's name."""
-Place = Annotated[Path, AfterValidator(_usable)]
-Named = Annotated[str, AfterValidator(_usable)]
+Place = Annotated[Path, AfterValidator(usable)]
+Named = Annotated[str, AfterValidator(usable)]
 """A text that may be the path of a file."""

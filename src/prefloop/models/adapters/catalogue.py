@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefloop.config import AdapterConfig, BackboneConfig
+from prefloop.config.names import usable
 from prefloop.config.ranges import LARGE, MOST, TINY, Range
 from prefloop.console import shortened
 from prefloop.errors import ConfigError, among, nearest, short
@@ -281,6 +282,11 @@ def experts_of(options: Mapping[str, Any]) -> list[str]:
         raise ConfigError(
             f"backbone.adapter.options.experts: mole mixes two or more LoRA adapters, list them, {EXPERTS} (found {short(experts)})"
         )
+    for expert in experts:
+        try:
+            usable(expert)
+        except ValueError as error:
+            raise ConfigError(f"backbone.adapter.options.experts: {error} ({short(expert)})") from None
     if options["top_k"] > len(experts):
         raise ConfigError(f"backbone.adapter.options.top_k is {options['top_k']}: there are {len(experts)} experts")
     return experts
