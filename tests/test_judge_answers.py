@@ -70,19 +70,6 @@ def test_prompts_cut_files_of_answers_by_what_they_say(tmp_path: Path, judged) -
     assert rc == 2 and "answers none of the 1 prompts of --prompts" in said and not found
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("--limit", "0"), ("--limit", "-3"), ("--resamples", "0"), ("--samples", "0"), ("--pairs-per-prompt", "0")],
-)
-def test_counts_below_one_are_an_error_with_a_sentence(tmp_path: Path, judged, option: str, value: str) -> None:
-    a = write(tmp_path / "a.jsonl", {"prompt": "Hi", "response": "yes"})
-    b = write(tmp_path / "b.jsonl", {"prompt": "Hi", "response": "no"})
-    rc, said, _ = judged("--a", a, "--b", b, f"{option}={value}")
-    assert (
-        rc == 2 and f"{option}: expected a whole number from 1 to" in " ".join(said.split()) and "Traceback" not in said
-    )
-
-
 def test_votes_on_a_pair_may_stand_in_several_rows_in_either_order(tmp_path: Path) -> None:
     from prefloop.commands.judge import Compare
 

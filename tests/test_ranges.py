@@ -181,6 +181,11 @@ def test_0_stays_where_it_means_something() -> None:
         ("check", "f.jsonl", "--show", "-3"),
         ("judge", "--judge", "reward:r", "--a", "a", "--b", "b", "--resamples", "0"),
         ("judge", "--judge", "reward:r", "--a", "a", "--b", "b", "--timeout", "nan"),
+        *(
+            ("judge", "--judge", "reward:r", "--a", "a", "--b", "b", flag, value)
+            for flag, value in (("--samples", "0"), ("--limit", "-3"), ("--pairs-per-prompt", "0"))
+        ),
+        ("chat", "r", "--max-new-tokens", "0"),
         ("label", "up", "--port", "99999"),
         ("label push", "f.jsonl", "--dataset", "d", "--min-submitted", "0"),
         ("label next", "p", "--output", "o", "--count", "0"),
