@@ -112,10 +112,11 @@ def test_plain_names_of_runs_are_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["output", "gold", "backbone.model", "backbone.chat_template", "label.home", "evaluate.judge"]
+    "field",
+    ["output", "gold", "backbone.model", "backbone.chat_template", "label.home", "evaluate.judge", "data.prompts"],
 )
 def test_paths_that_no_system_takes_are_refused_by_name(field: str) -> None:
-    for name in ("x" * 256, "a\0b", "a/" * 3000):
+    for name in ("x" * 256, "a/" * 3000, *(["a\0b"] if field != "data.prompts" else [])):
         tree: object = name
         for part in reversed(field.split(".")):
             tree = {part: tree}

@@ -7,17 +7,27 @@ from dataclasses import field
 from typing import Annotated, Any
 
 import tyro
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 
+from prefloop.config.names import usable
 from prefloop.data.source import Source
 
 STRICT = ConfigDict(extra="forbid")
+
+
+def _findable(source: Source) -> Source:
+    """A source that the system may be asked about. Raises ``ValueError``."""
+    usable(source.text)
+    return source
+
+
 DataSource = Annotated[
     Source,
+    AfterValidator(_findable),
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="FILE",
-        instance_from_str=lambda words: Source.parse(words[0]),
+        instance_from_str=lambda words: _findable(Source.parse(words[0])),
         is_instance=lambda value: isinstance(value, Source),
         str_from_instance=lambda source: [str(source)],
     ),
