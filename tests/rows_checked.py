@@ -72,6 +72,7 @@ OWN_WORDS = {
     "overall_preference",
     "preference_strength",
     "score",
+    "pm_score",
     "winner_model_a",
     "winner_model_b",
     "winner_tie",
@@ -92,7 +93,7 @@ def texts(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...
         held = None
         for read in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                held = held if isinstance(held, dict | list) else read(value)
+                held = held if isinstance(held, dict | list) else read(value.strip())
         if isinstance(held, dict | list):
             yield from texts(held, at)
         else:
@@ -140,9 +141,9 @@ def read(layout: str, values: dict[str, Any]) -> list[Any]:
     if not any(
         word in said
         for said in row.done
-        for word in ("taken off", "unwrapped", "parsed", "transcripts", "left out", "no comparison")
+        for word in ("taken off", "unwrapped", "parsed", "transcripts", "left out", "no comparison", "not compared")
     ):
-        assert vanished(row, records) == [] or layout in ("hh", "helpsteer2_preference"), (row.done, values)
+        assert vanished(row, records) == [] or layout in ("hh", "helpsteer2_preference", "argilla"), (row.done, values)
     for record in records:
         if not isinstance(record, Scored):
             check_shown(record)

@@ -10,7 +10,6 @@ the row. Its rankings leave the ranks out and are refused too.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,12 +20,14 @@ from prefloop.data.argilla_own import own_record
 from prefloop.data.argilla_votes import HIDDEN, Answer, Item, Question, Reading, records_of, row_of
 from prefloop.data.check import BadRow, json_type
 from prefloop.data.row import Habits, Row
+from prefloop.data.tools import parsed
 from prefloop.records import Record
 
 Columns = Mapping[str, Any]
 
 _LIST, _USERS, _STATUS = ".responses", ".responses.users", ".responses.status"
 _SERVERS = frozenset({"id", "status", "_server_id", "vectors", "external_id", "score"})
+_RECORD = frozenset({"fields", "metadata", "responses", "suggestions", "inserted_at", "updated_at"})
 _SUGGESTED = (
     ".suggestion",
     ".suggestion.score",
@@ -62,6 +63,8 @@ def read(row: Columns, id: str, source: str) -> list[Record]:
     finally:
         if isinstance(row, Row):
             row.also(inner)
+            if isinstance(row.get("fields"), Mapping) and (others := _beside(row)):
+                row.say(f"columns kept in meta, not used: {listed(others)}")
             if inner.unused:
                 row.say(f"fields kept in meta, not used: {listed(inner.unused)}")
 
@@ -90,7 +93,7 @@ def _reading(item: Item, questions: list[Question]) -> Reading:
 def item_of(row: Columns, source: str) -> tuple[Item, list[Question]]:
     """The row's fields and answers, and the questions that submitted answers are to. Raises ``BadRow``."""
     if isinstance(row.get("fields"), Mapping):
-        fields, meta = dict(row["fields"]), _metadata(row.get("metadata"))
+        fields, meta = dict(row["fields"]), _beside(row) | _metadata(row.get("metadata", {}))
         given = list(_of_record(row.get("responses") or {}, source))
     else:
         asked = {key: value for key, value in row.items() if _is_answers(value)}
@@ -98,7 +101,7 @@ def item_of(row: Columns, source: str) -> tuple[Item, list[Question]]:
         for name, value in asked.items():
             given += _answers_of(name, value, source)
         kept = {key: value for key, value in row.items() if _is_own(key) and key not in asked}
-        meta = _metadata(kept.pop("metadata", None)) if "metadata" in kept and asked else {}
+        meta = _metadata(kept.pop("metadata")) if "metadata" in kept and asked else {}
         fields = {key: value for key, value in kept.items() if not isinstance(value, Mapping) and value is not None}
         meta |= {key: value for key, value in kept.items() if isinstance(value, Mapping)}
     answers = _joined(given, row.get("status"))
@@ -110,17 +113,23 @@ def item_of(row: Columns, source: str) -> tuple[Item, list[Question]]:
     return Item(fields, answers, meta), [_question(name, values) for name, values in seen.items()]
 
 
+def _beside(row: Columns) -> dict[str, Any]:
+    """The columns of a record that are no part of Argilla's."""
+    return {key: value for key, value in row.items() if key not in _SERVERS | _RECORD and value is not None}
+
+
 def _is_own(key: str) -> bool:
     return key not in _SERVERS and not key.endswith((_LIST, _USERS, _STATUS, *_SUGGESTED))
 
 
 def _metadata(value: Any) -> dict[str, Any]:
     if isinstance(value, str):  # 1.x wrote it as JSON
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise BadRow("metadata", "is text that is not JSON") from None
-    return dict(value) if isinstance(value, Mapping) else {}
+        value = parsed(value) if value.strip() else {}
+        if value is None:
+            raise BadRow("metadata", "is text that is not JSON")
+    if not isinstance(value, Mapping):
+        raise BadRow("metadata", f"is {json_type(value)}, expected an object")
+    return dict(value)
 
 
 _Given = tuple[str, str, Any, str | None]  # annotator, question, value, status

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefloop.data.answers import answer_in
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, field_of, json_type, number_of
-from prefloop.data.layouts.rated import choice, comparisons, objects
+from prefloop.data.layouts.rated import choice, comparisons, objects, source_of
 from prefloop.data.prompts import TEXTS, prompt_column, prompt_of
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around
@@ -56,11 +56,14 @@ def read_summaries(row: Row) -> Record:
     responses = [
         Response(
             row.without_end(check_text(field_of(item, "text", f"summaries.{i}.text"), f"summaries.{i}.text")).strip(),
-            item["policy"] if isinstance(item.get("policy"), str) and item["policy"].strip() else row.source,
+            source_of(item.get("policy"), f"summaries.{i}.policy", row),
         )
         for i, item in enumerate(items)
     ]
     check_distinct(responses[0].text, responses[1].text, "summaries.0.text", "summaries.1.text")
+    row.message_keys |= dict.fromkeys(
+        f"summaries.{key}" for item in items for key in item if key not in ("text", "policy")
+    )
     chosen = number_of(row.take("choice"))
     if chosen not in (0, 1):
         raise BadRow("choice", f"is {str(row['choice'])[:40]!r}, expected 0 or 1")
@@ -74,10 +77,16 @@ def read_summaries(row: Row) -> Record:
     return Comparison(row.id, prompt, responses, [Vote(worker, 0 if chosen == 0 else 1)], row.meta())
 
 
-def _to_summarize(info: Mapping[str, Any]) -> str:
+def _to_summarize(info: Any) -> str:
+    if not isinstance(info, dict):
+        raise BadRow("info", f"is {json_type(info)}, expected an object with post or article")
     if info.get("post") is not None:
         heads = (("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post"))
-        parts = [head + check_text(info[key], f"info.{key}").strip() for head, key in heads if info.get(key)]
+        parts = [
+            head + check_text(info[key], f"info.{key}").strip()
+            for head, key in heads
+            if info.get(key) not in (None, "")
+        ]
         return "\n".join([*parts, "TL;DR:"])
     return f"Article:\n\n{check_text(field_of(info, 'article', 'info.article'), 'info.article').strip()}\n\nTL;DR:"
 
@@ -100,7 +109,9 @@ def read_stack_exchange(row: Row) -> list[Record]:
     for index, item in enumerate(objects(row.take("answers"), "answers")):
         name = f"answers.{index}"
         text = check_text(field_of(item, "text", f"{name}.text"), f"{name}.text")
-        answers.append((Response(text, row.source), _number(item["pm_score"], f"{name}.pm_score")))
+        answers.append(
+            (Response(text, row.source), _number(field_of(item, "pm_score", f"{name}.pm_score"), f"{name}.pm_score"))
+        )
         row.message_keys |= dict.fromkeys(f"answers.{key}" for key in item if key not in ("text", "pm_score"))
     row.say("votes are the higher pm_score of two answers")
     return comparisons(row, prompt, answers, strong=False)
@@ -131,7 +142,8 @@ def read_listed(row: Row) -> list[Record]:
     texts, ratings = row.take(key), row.take(rated)
     if len(texts) != len(ratings):
         raise BadRow(rated, f"holds {len(ratings)} numbers for the {len(texts)} answers of '{key}'")
-    models = next((row[name] for name in _MODELS if _are_names(row.get(name), len(texts))), [row.source] * len(texts))
+    named = next((name for name in _MODELS if _are_names(row.get(name), len(texts))), None)
+    models = [row.source] * len(texts) if named is None else row.take(named)
     answers: list[tuple[Response, float]] = []
     for index, (text, rating) in enumerate(zip(texts, ratings, strict=True)):
         if rating is None:
@@ -141,7 +153,6 @@ def read_listed(row: Row) -> list[Record]:
         answers.append((Response.of(turns, models[index]), _number(rating, f"{rated}.{index}")))
     if len(answers) < 2:
         raise BadRow(rated, "holds fewer than two numbers; a comparison takes two")
-    row.use(*_MODELS)
     row.say(f"votes are the higher number in '{rated}', their strength the difference")
     return comparisons(row, prompt, answers, strong=True)
 

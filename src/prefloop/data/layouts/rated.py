@@ -133,7 +133,7 @@ def read_ultrafeedback(row: Row) -> list[Record]:
         text = check_text(field_of(item, "response", f"completions.{index}.response"), f"completions.{index}.response")
         answers.append(
             (
-                Response(text, _source(item.get("model"), f"completions.{index}", row), {key: item[key]}),
+                Response(text, source_of(item.get("model"), f"completions.{index}.model", row), {key: item[key]}),
                 float(number_of(item[key]) or 0),
             )
         )
@@ -163,7 +163,9 @@ def read_nectar(row: Row) -> list[Record]:
         if rank is None:
             raise BadRow(f"{name}.rank", f"is {json_type(item['rank'])}, expected a number")
         row.message_keys |= dict.fromkeys(f"answers.{key}" for key in item if key not in ("answer", "rank", "model"))
-        answers.append((Response(text, _source(item.get("model"), name, row), {"rank": item["rank"]}), -rank))
+        answers.append(
+            (Response(text, source_of(item.get("model"), f"{name}.model", row), {"rank": item["rank"]}), -rank)
+        )
     row.say("votes are the better rank of two answers")
     return comparisons(row, prompt, answers, strong=False)
 
@@ -202,7 +204,7 @@ def read_scored(row: Row) -> list[Record]:
         key = next((key for key in _ANSWERS if key in item), _ANSWERS[0])
         answer = answer_in(row, field_of(item, key, f"{where}.{key}"), f"{where}.{key}", prompt)
         row.message_keys |= dict.fromkeys(f"{name}.{other}" for other in item if other not in ("model", key, grade))
-        response = Response.of(answer.turns, _source(item.get("model"), where, row), {grade: number})
+        response = Response.of(answer.turns, source_of(item.get("model"), f"{where}.model", row), {grade: number})
         answers.append((response, -number if grade == "rank" else number))
     better = "better rank" if grade == "rank" else f"higher {grade}"
     row.say(f"votes are the {better} of two answers" + ("" if grade == "rank" else ", their strength the difference"))
@@ -221,9 +223,10 @@ def objects(value: Any, name: str) -> list[dict[str, Any]]:
     return value
 
 
-def _source(model: Any, name: str, row: Row) -> str:
+def source_of(model: Any, name: str, row: Row) -> str:
+    """Which model an answer is of, as its own key says; the file where it says nothing. Raises ``BadRow`` for what is no text."""
     if model is not None and not isinstance(model, str):
-        raise BadRow(f"{name}.model", f"is {json_type(model)}, expected text")
+        raise BadRow(name, f"is {json_type(model)}, expected text")
     return model if model and model.strip() else row.source
 
 
