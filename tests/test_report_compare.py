@@ -80,7 +80,9 @@ def test_runs_of_older_versions_are_compared_by_what_their_artifacts_were_made_f
         report_extras.write_responses(tmp_path / name, data)
         manifest = tmp_path / name / "artifacts" / "respond-sft" / "manifest.json"
         identity = {"stage": "respond-sft", "code": name, "seed": 0, "config": {"samples": samples}}
-        manifest.write_text(json.dumps({"key": "key-sft", "identity": identity}), encoding="utf-8")
+        manifest.write_text(
+            json.dumps({"stage": "respond-sft", "key": "key-sft", "identity": identity}), encoding="utf-8"
+        )
         if name == "b":
             data["results"].pop("dpo")
             data["stages"] = [stage for stage in data["stages"] if stage["name"] != "respond-dpo"]

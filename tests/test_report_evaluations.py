@@ -158,5 +158,5 @@ def test_a_wrong_field_in_a_file_beside_the_summary_is_named_with_the_file(tmp_p
         write_report(folder)
     (folder / "bench.json").unlink()
     (folder / "reward-eval.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"reward-eval\.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"reward-eval\.json: damaged, not valid JSON"):
         write_report(folder)

@@ -26,7 +26,9 @@ _CHUNK = 1 << 20
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-serialisable value, independent of dictionary order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -61,7 +63,7 @@ def read_sealed(path: Path, required: bool = True) -> dict[str, Any]:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: damaged, not the JSON that was written ({str(error)[:200]})") from None
+        raise StoreError(f"{path}: damaged, not valid JSON ({str(error)[:200]})") from None
     if not isinstance(content, dict):
         raise StoreError(f"{path}: damaged, an object was written and something else is there")
     if found is None and required:
