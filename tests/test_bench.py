@@ -23,12 +23,13 @@ from prefloop.data.source import Source
 from prefloop.errors import ConfigError, DataError
 from prefloop.pipeline import Pipeline
 from prefloop.runtime import Runtime
+from prefloop.sealed import read_sealed
 from prefloop.stages.bench import Bench
 
 
 def test_bench_compares_every_adapter_with_the_base_and_pairs_by_question(made: Path, data: dict[str, Path]) -> None:
     found = bench(made, find([str(EXAMPLES)], data), settings=Settings(limit=8))
-    written = json.loads((made / "bench.json").read_text())
+    written = read_sealed(made / "bench.json")
     assert written == found and list(found["adapters"]) == ["base", "sft", "ppo"]
     assert set(found["tasks"]) == {"hellaswag_file", "truthfulqa_mc1_file"}
     swag = found["tasks"]["hellaswag_file"]

@@ -23,6 +23,7 @@ from prefloop.objectives.calibration import calibration_bins, expected_calibrati
 from prefloop.records import Comparison, Message, Response, Vote
 from prefloop.run import link
 from prefloop.runtime import Runtime
+from prefloop.sealed import read_sealed
 from prefloop.stages.label import Label
 from prefloop.stages.reward import RewardModel
 from prefloop.stages.reward_test import RewardTest
@@ -257,7 +258,7 @@ def test_the_command_measures_names_overlap_and_agrees_with_the_stage(
     path = write(tmp_path / "eval.jsonl", SIX)
     pairs = trained.parents[1] / "pairs.jsonl"
     assert guarded(cli, ["reward", "eval", str(trained), str(path), str(pairs)]) == 0
-    found = json.loads((trained / "reward-eval.json").read_text())
+    found = read_sealed(trained / "reward-eval.json")
     assert set(found) == {"eval.jsonl", "pairs.jsonl"} and found["eval.jsonl"]["pairs"] == 6
     same = found["eval.jsonl"]["overlap"]
     assert same["overlapping"] == 2 and [m["id"] for m in same["matches"]] == ["e0", "e1"] and same["left_out"] is False
