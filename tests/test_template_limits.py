@@ -11,6 +11,7 @@ from tiny import tiny_tokenizer
 from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from prefloop.data import template_costs
 from prefloop.data.chat import CHATML, ChatFormat
 from prefloop.data.encode import Encoder
 from prefloop.data.template_limits import LimitedEnvironment
@@ -92,13 +93,17 @@ def made(template: str) -> ChatFormat:
 
 
 @pytest.mark.parametrize("template", HUNGRY, ids=range(len(HUNGRY)))
-def test_a_template_that_takes_without_measure_is_refused_when_it_is_loaded(template: str) -> None:
+def test_a_template_that_takes_without_measure_is_refused_when_it_is_loaded(
+    template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_costs, "BUDGET", 1 << 22)
     with pytest.raises(ModelError, match=f"^hungry: the model's chat template refuses it: .*{HUNGRY[template]}"):
         made(template)
 
 
 @pytest.mark.parametrize("template", [t for t in HUNGRY if len(t) < 5000][::4])
-def test_a_row_that_such_a_template_is_hungry_on_is_named(template: str) -> None:
+def test_a_row_that_such_a_template_is_hungry_on_is_named(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_costs, "BUDGET", 1 << 22)
     chat = made("{% if messages[0].content == 'bad' %}" + template + "{% else %}" + CHATML + "{% endif %}")
     encoder = Encoder(chat, 500)
     with pytest.raises(DataError, match=r"row '7' .*the model's chat template refuses it"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,16 +45,11 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_as(kind: type[T], path: Path) -> T:
     """The object in a JSON file as a dataclass or typed dictionary. Raises ``ModelError`` as ``read_object``, and naming the fields that do not fit."""
     try:
-        return _reader(kind).validate_python(read_object(path))
+        return TypeAdapter(kind).validate_python(read_object(path))
     except ValidationError as error:
         raise ModelError(
             f"'{path.parent.name}': {path.name}: {problems(error)}: copy or make the folder again"
         ) from error
-
-
-@functools.cache
-def _reader(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
 
 
 def problems(error: ValidationError, most: int = 3) -> str:

@@ -9,10 +9,9 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
-from pydantic import ConfigDict, ValidationError
-from typing_extensions import TypedDict
+from pydantic import ValidationError
 
 from prefloop.config import GenerationConfig
 from prefloop.data.source import Source
@@ -21,6 +20,7 @@ from prefloop.json_object import problems, read_as, read_object
 from prefloop.models.adapters.catalogue import EXPERTS
 from prefloop.models.adapters.described import described_shape, read_adapter
 from prefloop.records import Prompt
+from prefloop.said import Said
 from prefloop.store import MANIFEST, digest, file_digest
 
 BASE = "base"
@@ -30,59 +30,6 @@ HEAD = "head.safetensors"
 """Beside the adapter of a reward model, which scores answers and gives none."""
 ABOUT = "prefloop.json"
 """What an exported folder says about its backbone and its sampling; an artifact's manifest says the same."""
-
-
-_OPEN = ConfigDict(extra="allow", strict=True)
-
-
-class _Rope(TypedDict, total=False):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-
-    type: str
-    factor: int | float
-
-
-class _Adapter(TypedDict, total=False):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-
-    method: str
-    options: dict[str, Any]
-
-
-class _Backbone(TypedDict, total=False):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-
-    model: str
-    precision: str
-    chat_template: str
-    max_length: int
-    rope: _Rope
-    adapter: _Adapter
-
-
-class _Generation(TypedDict, total=False):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-
-    engine: str
-
-
-class _Identity(TypedDict, total=False):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-
-    backbone: _Backbone
-    generation: _Generation | None
-    config: Any
-
-
-class _Said(TypedDict):
-    """A manifest, or ``prefloop.json``: the fields that others' files are believed in."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-
-    files: dict[str, str]
-    key: NotRequired[str]
-    identity: NotRequired[_Identity]
-    experts: NotRequired[list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,7 +266,7 @@ def _said(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             continue
         try:
-            found = read_as(_Said, folder / name)
+            found = read_as(Said, folder / name)
         except ModelError as error:
             raise ModelError(f"{name} is damaged; make the artifact or the export again ({error})") from error
         expected = found["files"].get(ADAPTER)
@@ -337,7 +284,7 @@ def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[Generation
     """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have."""
     if own is None and place.run is not None:
         for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):
-            own = read_as(_Said, path).get("identity", {}).get("generation")
+            own = read_as(Said, path).get("identity", {}).get("generation")
             if own is not None:
                 break
         else:

@@ -10,32 +10,21 @@ template that renders within them always does; processor time matters only for w
 from __future__ import annotations
 
 import functools
-import re
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from jinja2 import Template, TemplateRuntimeError, nodes, pass_context
+from jinja2 import Template, nodes, pass_context
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 from transformers.utils import chat_template_utils
 
+from prefloop.data.template_costs import COSTS, LAZY, PART, TURN, Budget, TooMuch, replaced, require_bits
+
 SOURCE = 1 << 18
 """Longest template in characters; the longest published ones have a tenth of it."""
-BUDGET = 1 << 25
-"""Bytes, about, that a template may make in all, beside ``PER_BYTE`` for each of the conversation."""
-PER_BYTE = 64
-SECONDS = 10.0
-"""Of processor time for one rendering."""
-_CALL, _TURN, _PART = 128, 16, 8
-"""Bytes that a call, one turn of a loop, and one piece of text that is written count for."""
-_BITS = 4096
-"""Longest whole number."""
-_WIDTH = re.compile(r"%(\([^)]*\))?[-+ #0]*(\*|\d{5}|\d*\.(\*|\d{5}))|\{[^{}]*:[^{}]*(\{|\d{5})")
-"""In a text that formats: a width of five digits, or one that an argument gives."""
 _DROPPED_FILTERS = (
     "filesizeformat",
     "pprint",
@@ -103,60 +92,8 @@ _METHODS = frozenset(
 _GIVES = frozenset(("get", "items", "keys", "values", "count", "index", "find", "startswith", "endswith"))
 """Of them those that make nothing new."""
 _OWN_TYPES = (str, bytes, int, float, list, tuple, dict, set, frozenset, range, type)
-_MANY = (list, tuple, dict, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
 _COUNTED, _JOINED, _MADE, _SEARCHED = "prefloop counted", "prefloop joined", "prefloop made", "prefloop searched"
 """Filters that a parsed template is given; no template can name them, for their blank."""
-
-
-class TooMuch(TemplateRuntimeError):
-    """A template went over a limit."""
-
-
-class Budget:
-    """What one rendering may still take."""
-
-    __slots__ = ("left", "steps", "until")
-
-    def __init__(self, given: Any = None) -> None:
-        self.left, self.steps, self.until = 1 << 62, 0, time.thread_time() + SECONDS
-        self.weigh(given)
-        self.left = BUDGET + PER_BYTE * ((1 << 62) - self.left)
-
-    def pay(self, cost: int) -> None:
-        """Raise ``TooMuch`` where ``cost`` is more than is left."""
-        self.left -= cost
-        if self.left < 0:
-            raise TooMuch("it makes far more than a conversation of this length needs")
-
-    def step(self, cost: int = _CALL) -> None:
-        """One call, or one turn of a loop."""
-        self.steps += 1
-        self.pay(cost)
-        if not self.steps & 63 and time.thread_time() > self.until:
-            raise TooMuch(f"it was still running after {SECONDS:g} s of processor time")
-
-    def weigh(self, value: Any) -> int:
-        """Pay for a value with all that is in it, as often as it is in it; what was paid."""
-        if isinstance(value, str):
-            self.pay(len(value))
-            return len(value)
-        if not isinstance(value, _MANY):
-            return 0
-        before, waiting = self.left, [value]
-        while waiting:
-            item = waiting.pop()
-            if isinstance(item, str):
-                self.pay(8 + len(item))
-            elif isinstance(item, _MANY):
-                self.pay(16 + 8 * len(item))
-                waiting.extend(item)
-                if isinstance(item, dict):
-                    waiting.extend(item.values())
-            elif isinstance(item, Namespace):
-                raise TooMuch("it puts a namespace into a list")
-            else:
-                self.pay(8)
-        return before - self.left
 
 
 class _Counting(NodeTransformer):
@@ -189,7 +126,9 @@ class _Counting(NodeTransformer):
 
 
 def _filtered(node: Any, name: str, args: Iterable[Any] = ()) -> nodes.Filter:
-    return nodes.Filter(node, name, list(args), [], None, None).set_lineno(getattr(node, "lineno", 1) or 1)
+    made = nodes.Filter(node, name, list(args), [], None, None)
+    made.set_lineno(getattr(node, "lineno", 1) or 1)
+    return made
 
 
 class _LimitedTemplate(Template):
@@ -200,7 +139,7 @@ class _LimitedTemplate(Template):
     def generate(self, *args: Any, **kwargs: Any) -> Iterator[str]:
         self.environment.start([*args, kwargs])  # type: ignore[attr-defined]
         for part in super().generate(*args, **kwargs):
-            self.environment.at_work.budget.pay(len(part) + _PART)  # type: ignore[attr-defined]
+            self.environment.at_work.budget.pay(len(part) + PART)  # type: ignore[attr-defined]
             yield part
 
 
@@ -221,7 +160,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             del self.globals[name]
         self.tests["in"] = self._searching(self.tests["in"])
         own: dict[str, Callable[..., Any]] = {
-            _COUNTED: pass_context(lambda context, value: self.at_work.budget.step(_TURN)),
+            _COUNTED: pass_context(lambda context, value: self.at_work.budget.step(TURN)),
             _JOINED: self._joined,
             _MADE: self._made,
             _SEARCHED: self._searching(lambda value: value),
@@ -252,7 +191,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
         """All texts that a macro, a block or the whole template writes, as one."""
         known = list(parts)
-        self.at_work.budget.pay(sum(map(len, known)) + _PART * len(known))
+        self.at_work.budget.pay(sum(map(len, known)) + PART * len(known))
         return "".join(known)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -260,13 +199,13 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if operator == "*":
             many, times = (right, left) if isinstance(left, int) else (left, right)
             if isinstance(many, int) and isinstance(times, int):
-                _require_bits(many.bit_length() + times.bit_length())
+                require_bits(many.bit_length() + times.bit_length())
             elif isinstance(times, int) and isinstance(many, str | bytes | list | tuple):
                 budget.pay(budget.weigh(many) * max(0, times))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _require_bits(left.bit_length() * max(0, right))
+            require_bits(left.bit_length() * max(0, right))
         elif operator == "%" and isinstance(left, str):
-            self._require_format(left, right)
+            budget.pay_format(left, right)
         found = self.binop_table[operator](left, right)
         budget.weigh(found)
         return found
@@ -278,7 +217,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
         @functools.wraps(made)
         def limited(*args: Any, **kwargs: Any) -> str:
-            self._require_format(value.__self__, [*args, *kwargs.values()])
+            self.at_work.budget.pay_format(value.__self__, [*args, *kwargs.values()])
             return made(*args, **kwargs)
 
         return limited
@@ -314,7 +253,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if name in _PADDING and args and isinstance(args[0], int):
             budget.pay(max(0, args[0]))
         elif name == "replace" and len(args) > 1 and isinstance(owner, str):
-            budget.pay(_replaced(owner, *args[:2]))
+            budget.pay(replaced(owner, *args[:2]))
         elif name == "join" and args:
             args = (self._listed(args[0], len(owner)), *args[1:])
         elif name == "fromkeys":
@@ -330,15 +269,10 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         self.at_work.budget.pay(between * (len(value) if hasattr(value, "__len__") else 0))
         return value
 
-    def _require_format(self, text: str, values: Any) -> None:
-        if _WIDTH.search(text):
-            raise TooMuch("it pads a text to a width of five digits, or to one that it computes")
-        self.at_work.budget.pay((text.count("%") + text.count("{")) * (self.at_work.budget.weigh([values]) + 8))
-
     def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter that pays: for what it is given where it makes a list of that, for what it will make, and for what it made."""
         ahead = 1 if hasattr(function, "jinja_pass_arg") else 0
-        lazy, cost = name in _LAZY, _COSTS.get(name)
+        lazy, cost = name in LAZY, COSTS.get(name)
 
         @functools.wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
@@ -353,16 +287,16 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                     budget.weigh(value)
                     args = (*args[:ahead], value, *args[ahead + 1 :])
                 if cost is not None:
-                    cost(self, *args[ahead:], **kwargs)
+                    cost(budget, *args[ahead:], **kwargs)
             found = function(*args, **kwargs)
             budget.weigh(found)
             return found
 
         return limited
 
-    def _searching(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _searching(self, function: Any) -> Callable[..., Any]:
         def searching(*args: Any) -> Any:
-            self.at_work.budget.step(_TURN)
+            self.at_work.budget.step(TURN)
             return function(*args)
 
         return searching
@@ -383,95 +317,6 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             raise TooMuch("it writes a namespace")
         self.at_work.budget.weigh(value)
         return value
-
-
-def _require_bits(bits: int) -> None:
-    if bits > _BITS:
-        raise TooMuch("it computes a number of more than a thousand digits")
-
-
-def _replaced(text: Any, old: Any, new: Any) -> int:
-    """At most so many characters come out where ``old`` is replaced."""
-    return (text.count(old) if isinstance(old, str) and old else len(text) + 1) * len(str(new))
-
-
-# What filters cost before they run, by jinja2's own parameters.
-
-
-def _text(env: LimitedEnvironment, value: Any, *_: Any, **__: Any) -> None:
-    """A list becomes a text, a text may become several times as long."""
-    env.at_work.budget.pay(8 * env.at_work.budget.weigh(value))
-
-
-def _replace(env: LimitedEnvironment, s: Any, old: Any, new: Any, count: Any = None) -> None:
-    env.at_work.budget.pay(_replaced(str(env._made(s)), old, new))
-
-
-def _join(env: LimitedEnvironment, value: Any, d: Any = "", attribute: Any = None) -> None:
-    env._listed(value, len(str(d)))
-
-
-def _indent(env: LimitedEnvironment, s: Any, width: Any = 4, first: bool = False, blank: bool = False) -> None:
-    env.at_work.budget.pay((str(env._made(s)).count("\n") + 1) * (width if isinstance(width, int) else len(width)))
-
-
-def _center(env: LimitedEnvironment, value: Any, width: int = 80) -> None:
-    env.at_work.budget.pay(width + env.at_work.budget.weigh(value))
-
-
-def _format(env: LimitedEnvironment, value: Any, *args: Any, **kwargs: Any) -> None:
-    env._require_format(str(env._made(value)), [*args, kwargs])
-
-
-def _tojson(
-    env: LimitedEnvironment, x: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, **_: Any
-) -> None:
-    wide = indent if isinstance(indent, int) else len(indent or ""), sum(map(len, separators or ()))
-    env.at_work.budget.pay(env.at_work.budget.weigh(x) * (1 + sum(wide)))
-
-
-def _parts(env: LimitedEnvironment, value: Any, parts: int, fill_with: Any = None) -> None:
-    env.at_work.budget.pay(16 * parts + parts * env.at_work.budget.weigh(fill_with))
-
-
-def _batch(env: LimitedEnvironment, value: Any, linecount: int, fill_with: Any = None) -> None:
-    _parts(env, value, linecount, fill_with)
-
-
-def _slice(env: LimitedEnvironment, value: Any, slices: int, fill_with: Any = None) -> None:
-    _parts(env, value, slices, fill_with)
-
-
-def _round(env: LimitedEnvironment, value: Any, precision: int = 0, method: str = "common") -> None:
-    _require_bits(4 * abs(precision))
-
-
-def _int(env: LimitedEnvironment, value: Any, *_: Any, **__: Any) -> None:
-    if isinstance(value, str):
-        _require_bits(4 * len(value))
-
-
-def _sum(env: LimitedEnvironment, iterable: Any, attribute: Any = None, start: Any = 0) -> None:
-    if not isinstance(start, int | float):
-        raise TooMuch("it sums up something else than numbers")
-
-
-_LAZY = frozenset(("map", "select", "selectattr", "reject", "rejectattr", "default", "d", "attr"))
-_COSTS: dict[str, Callable[..., None]] = {
-    **dict.fromkeys(("string", "safe", "upper", "lower", "title", "capitalize", "trim", "truncate"), _text),
-    **dict.fromkeys(("e", "escape", "forceescape", "urlencode"), _text),
-    "replace": _replace,
-    "join": _join,
-    "indent": _indent,
-    "center": _center,
-    "format": _format,
-    "tojson": _tojson,
-    "batch": _batch,
-    "slice": _slice,
-    "round": _round,
-    "int": _int,
-    "sum": _sum,
-}
 
 
 def limit() -> None:

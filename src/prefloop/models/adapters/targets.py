@@ -37,9 +37,9 @@ def fits(config: BackboneConfig, described: Any, place: Path | None) -> tuple[Me
     rope.stretch(described, config)
     model = folder.blank(described, config.model)
     method.check(model, config.model, place)
-    for place, module in targeted(model, method.targets).items():
+    for name, module in targeted(model, method.targets).items():
         if problem := method.misfit(module.in_features, module.out_features):
-            raise ModelError(f"adapter {method.card.name} does not fit {place}: {problem}")
+            raise ModelError(f"adapter {method.card.name} does not fit {name}: {problem}")
     return method, model
 
 
