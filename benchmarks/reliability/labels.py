@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -186,9 +185,8 @@ def label(home: Path, *words: str) -> tuple[int, str]:
 
 
 def up(home: Path) -> None:
-    """Start the server: at first on a free port, later where it was, or beside the one it was restored from."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = [] if (home / "server.json").exists() else ["--port", str(probe.getsockname()[1])]
+    """Start the server: at first on a port that no client is given, later where it was, or beside the one it was restored from."""
+    port = [] if (home / "server.json").exists() else ["--port", str(random.SystemRandom().randint(10_000, 30_000))]
     label(home, "up", *port)
 
 

@@ -95,7 +95,11 @@ def test_a_start_that_fails_ends_what_it_started(tmp_path: Path, monkeypatch: py
 
     def other(command: list[str], *rest: object) -> object:
         if "prefloop_labeling.serve" in command:
-            command = [sys.executable, "-c", "print('a first line'); raise SystemExit('the last words')"]
+            command = [
+                sys.executable,
+                "-c",
+                "print('a first line\\nthe last words\\nINFO:     Shutting down'); raise SystemExit(1)",
+            ]
         process = start(command, *rest)
         started.append(process.pid)
         return process

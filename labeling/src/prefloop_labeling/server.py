@@ -273,8 +273,10 @@ def _wait(place: Home, name: str, process: Process | None, seconds: float, ready
 
 
 def _last_line(place: Home, name: str) -> str:
+    """What a log says last, besides that all goes well."""
     try:
-        lines = [line for line in place.log_file(name).read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in place.log_file(name).read_text(errors="replace").splitlines()]
     except OSError:
         lines = []
-    return lines[-1].strip()[:400] if lines else "its log is empty"
+    said = [line for line in lines if line and not line.startswith("INFO:")]
+    return said[-1][:400] if said else "its log says nothing"
