@@ -2,9 +2,8 @@
 
     python benchmarks/reliability/labels.py --seed 0 --size 200
 
-Four annotators make ``size`` submits. At five moments drawn by the seed the server is killed in their midst (the first time redis and the
-worker too) and started again; at five others a backup and a copy of the home are taken while submits go on. What commands do to the copy
-must not reach the original; every backup is restored beside it at the end. Smaller sizes have a kill and a backup for every 40 submits.
+At five moments drawn by the seed the server is killed amid submits (once redis and the worker too); at five others a backup and a copy of
+the home are taken. The copy must not reach the original; every backup is restored beside it. Less than 200 submits have fewer moments.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -35,37 +34,30 @@ from prefloop.labels.connection import Connection
 from prefloop.labels.forms import is_swapped, to_values
 from prefloop.records import Comparison, Message, Response
 
-DATASET, PEOPLE = "campaign", 4
+DATASET, PEOPLE = "campaign", ("ann", "ben", "cem", "dia")
 AHEAD = 12  # submits that go on while something is done
-Votes = dict[tuple[str, str], tuple[str, str | None]]
-"""(record, annotator) → (side on the page, why)."""
+Votes = dict[tuple[str, str], tuple[str, str | None]]  # (record, annotator) → (side on the page, why)
 
 
 @dataclass
 class Campaign:
     """What was done and what came of it; each backup with the votes that were acknowledged before it began."""
 
-    folder: Path
+    home: Path
     seed: int
     size: int
     acknowledged: Votes = field(default_factory=dict)
     asked: Votes = field(default_factory=dict)
     backups: list[tuple[Path, Votes]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     news: threading.Condition = field(default_factory=threading.Condition)
     limit: int = 0
     down: bool = False
 
-    def __post_init__(self) -> None:
-        self.home = self.folder / "home"
-
-    def count(self, what: str, number: int = 1) -> None:
-        with self.news:
-            self.counts[what] = self.counts.get(what, 0) + number
-
     def check(self, what: str, good: bool, how: str) -> None:
-        self.count(what)
+        with self.news:
+            self.counts[what] += 1
         if not good:
             self.failures.append(f"{what}: {how} (--seed {self.seed} --size {self.size})")
 
@@ -73,36 +65,33 @@ class Campaign:
         with self.news:
             assert self.news.wait_for(ready, 300), "nobody submits any more"
 
-    def tell(self, **news: Any) -> None:
+    def tell(self, **news: bool | int) -> None:
         with self.news:
             self.__dict__.update(news)
             self.news.notify_all()
 
     def run(self) -> None:
-        """The whole campaign, in a home that is gone at its end."""
         up(self.home)
         with Argilla(Connection.of_home(self.home)) as argilla:
             asked, said = [Message("user", "q?")], [Response("yes"), Response("no")]
-            argilla.push([Comparison(f"pair-{n}", asked, said) for n in range(-(-self.size // PEOPLE))], DATASET)
+            argilla.push([Comparison(f"pair-{n}", asked, said) for n in range(self.size)], DATASET)
             ids = {item["external_id"]: item["id"] for item in argilla.datasets.all(argilla.datasets.find(DATASET))}
-        names = [f"person-{number}" for number in range(PEOPLE)]
-        for name in names:
+        for name in PEOPLE:
             label(self.home, "users", "add", name)
         rng = random.Random(self.seed)
         number = max(1, min(5, self.size // 40))
         moments = sorted(rng.sample(range(1, max(self.size - AHEAD, 3)), 2 * number))
-        kinds = rng.sample(["kill"] * number + ["save"] * number, 2 * number)
+        todo = rng.sample([self.kill, self.save] * number, 2 * number)
         self.limit = moments[0] + AHEAD
-        sides = [(f"pair-{n // PEOPLE}", rng.choice(["A", "B", "tie"])) for n in range(self.size)]
-        each = [[(record, ids[record], side) for record, side in sides[i::PEOPLE]] for i in range(PEOPLE)]
-        with ThreadPoolExecutor(PEOPLE) as threads:
-            working = [threads.submit(self.annotate, name, work) for name, work in zip(names, each, strict=True)]
-            for at, kind, after in zip(moments, kinds, [*moments[1:], self.size], strict=True):
+        sides = [(f"pair-{n // len(PEOPLE)}", rng.choice(["A", "B", "tie"])) for n in range(self.size)]
+        each = [[(record, ids[record], side) for record, side in sides[i :: len(PEOPLE)]] for i in range(len(PEOPLE))]
+        with ThreadPoolExecutor(len(PEOPLE)) as threads:
+            working = [threads.submit(self.annotate, name, work) for name, work in zip(PEOPLE, each, strict=True)]
+            for at, do, after in zip(moments, todo, [*moments[1:], self.size], strict=True):
                 self.wait(lambda at=at: len(self.acknowledged) >= at)
-                self.kill() if kind == "kill" else self.save()
+                do()
                 self.tell(limit=after + AHEAD)
-            for one in working:
-                one.result()
+            _ = [one.result() for one in working]
         self.pulled("pulled after it all", self.home, self.acknowledged)
         for file, votes in self.backups:
             self.restored(file, votes)
@@ -110,7 +99,9 @@ class Campaign:
 
     def annotate(self, name: str, work: list[tuple[str, str, str]]) -> None:
         """Vote on every record; what was on its way when the server was killed is sent again."""
-        with client(self.home, name) as person:
+        key = json.loads((self.home / "credentials.json").read_text())["users"][name]["api_key"]
+        url, headers = f"{Connection.of_home(self.home).url}/api/v1", {"X-Argilla-Api-Key": key}
+        with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as person:
             for record, id, side in work:
                 key, vote = (record, name), (side, f"{record} by {name}")
                 values = {"preferred": {"value": vote[0]}, "why": {"value": vote[1]}}
@@ -120,7 +111,7 @@ class Campaign:
                     try:
                         answer = person.post(f"/records/{id}/responses", json={"status": "submitted", "values": values})
                     except httpx.TransportError:
-                        self.count("submits lost to a kill")
+                        self.check("submits lost to a kill", True, "")
                         time.sleep(0.05)
                         continue
                     # 409: it was stored, and the kill took the answer.
@@ -129,21 +120,23 @@ class Campaign:
                     self.tell()
 
     def kill(self) -> None:
-        """SIGKILL amid submits, and a start."""
         pids = json.loads(label(self.home, "status")[1])["processes"]
         for process in ["server"] if self.counts.get("kills") else ["server", "redis", "worker"]:
             os.kill(pids[process], signal.SIGKILL)
         self.tell(down=True)
-        self.count("kills")
+        self.counts["kills"] += 1
         up(self.home)
         self.tell(down=False)
 
     def save(self) -> None:
-        """A backup and a copy of the running home, and what may not come of the copy."""
-        before, file, copy = dict(self.acknowledged), self.folder / f"{len(self.backups)}.tar", self.folder / "copy"
+        before, file, copy = (
+            dict(self.acknowledged),
+            self.home.parent / f"{len(self.backups)}.tar",
+            self.home.parent / "copy",
+        )
         label(self.home, "backup", str(file))
         self.backups.append((file, before))
-        self.count("backups")
+        self.counts["backups"] += 1
         shutil.copytree(self.home, copy, ignore=lambda _, names: [name for name in names if name.endswith(".sock")])
         state = label(self.home, "status")[1]
         self.check("copy finds no process", label(copy, "status")[0] == 1, str(copy))
@@ -151,12 +144,11 @@ class Campaign:
         with contextlib.suppress(LabelError):
             self.check("copies without a server to push to", False, Connection.of_home(copy).url)
         self.check("copy left the original alone", label(self.home, "status")[1] == state, state)
-        self.count("submits during backups and copies", len(self.acknowledged) - len(before))
+        self.counts["submits during backups and copies"] += len(self.acknowledged) - len(before)
         shutil.rmtree(copy)
 
     def restored(self, file: Path, votes: Votes) -> None:
-        """A backup as a home beside the original."""
-        home = self.folder / f"restored-{file.stem}"
+        home = self.home.parent / f"restored-{file.stem}"
         label(home, "restore", str(file))
         with contextlib.ExitStack() as ended:
             ended.callback(label, home, "down")
@@ -166,18 +158,17 @@ class Campaign:
         self.check("same accounts", both[0] == both[1], file.name)
 
     def pulled(self, what: str, home: Path, votes: Votes) -> None:
-        """Every one of the votes must be there, as it was given."""
         with Argilla(Connection.of_home(home)) as argilla:
             found: Votes = {}
             for record in argilla.pull(DATASET).records:
                 for vote in record.votes:
                     side = to_values(vote, is_swapped(DATASET, record.id))["preferred"]["value"]
                     found[record.id, vote.annotator] = side, vote.why
-        missing = [key for key in votes if key not in found]
-        changed = [key for key in found if found[key] != self.asked.get(key)]
-        for count, keys in (("votes looked for", list(votes)), ("missing", missing), ("changed", changed)):
-            self.count(count, len(keys))
-        self.check("pulls", not missing and not changed, f"{what}: missing {missing[:5]}, changed {changed[:5]}")
+        missing, changed = votes.keys() - found, [key for key in found if found[key] != self.asked.get(key)]
+        self.counts.update({"votes looked for": len(votes), "missing": len(missing), "changed": len(changed)})
+        self.check(
+            "pulls", not missing and not changed, f"{what}: missing {sorted(missing)[:5]}, changed {changed[:5]}"
+        )
 
 
 def label(home: Path, *words: str) -> tuple[int, str]:
@@ -190,20 +181,13 @@ def up(home: Path) -> None:
     label(home, "up", *port)
 
 
-def client(home: Path, name: str) -> httpx.Client:
-    """Calls as an annotator."""
-    key = {"X-Argilla-Api-Key": json.loads((home / "credentials.json").read_text())["users"][name]["api_key"]}
-    return httpx.Client(base_url=f"{Connection.of_home(home).url}/api/v1", headers=key, timeout=60, trust_env=False)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run the campaign; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Kills, copies, backups and restores of a labelling server.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=200, help="submits (default: %(default)s)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ended:
-        campaign = Campaign(Path(folder), options.seed, options.size)
+        campaign = Campaign(Path(folder) / "home", options.seed, options.size)
         ended.callback(label, campaign.home, "down")
         campaign.run()
     print("| what | count |\n|---|---|", *(f"| {what} | {n} |" for what, n in campaign.counts.items()), sep="\n")
