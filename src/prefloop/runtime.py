@@ -101,7 +101,7 @@ class Runtime:
         from prefloop.rollouts.check import reach
 
         method, model = fitting(self.backbone_config, self.model_folder)
-        if samples and model is not None:
+        if samples:
             reach(self.rollout, method, model)
 
     @cached_property

@@ -71,7 +71,7 @@ class Plan:
         shape = shape_of(named, cache)
         settled(config, shape, cpu)
         method, model = fitted(config.backbone, configuration(named, cache), local if local.is_dir() else None)
-        if samples(config) and model is not None:
+        if samples(config):
             reach(config.rollout, method, model)
         stages = Planner(config, shape, memory, cpu).stages()
         card = clock.card_named(name)
