@@ -21,6 +21,7 @@ from prefloop.opening import open_policies, runtimes_of
 from prefloop.records import Message, Prompt
 from prefloop.results import Answers, policy_of, resolve, slots
 from prefloop.rollouts.engine import TransformersEngine
+from prefloop.sealed import read_sealed, write_sealed
 from prefloop.stage import files_read
 from prefloop.stages.answer import respond
 
@@ -213,14 +214,17 @@ def test_a_stream_is_the_response_that_the_engine_samples_token_by_token(run: Pa
 def test_an_artifact_of_another_version_says_which_settings_are_not_read(tmp_path: Path, tiny_folder: Path) -> None:
     old = make_run(tmp_path, "old", tiny_folder, slots=("sft",))
     path = (old / "artifacts" / "sft" / "manifest.json").resolve()
-    manifest = json.loads(path.read_text())
+    manifest = read_sealed(path)
+    path.write_text(path.read_text().replace('"block"', '"never"').replace('"none"', '"never"'))
+    with pytest.raises(ModelError, match="damaged, its content is not what its digest says"):
+        open_policies([f"{old}:sft"])
     manifest["identity"]["backbone"]["gradient_checkpointing"] = "sometimes"
-    path.write_text(json.dumps(manifest))
+    write_sealed(path, manifest)
     with pytest.raises(ModelError, match=r"does not read \(gradient_checkpointing: .*found 'sometimes'\)"):
         open_policies([f"{old}:sft"])
     manifest["identity"]["backbone"]["gradient_checkpointing"] = "none"
     manifest["identity"]["backbone"]["chat_template"] = "0" * 64
-    path.write_text(json.dumps(manifest))
+    write_sealed(path, manifest)
     with pytest.raises(ModelError, match="a chat template from a file, which the artifact does not hold"):
         open_policies([f"{old}:sft"])
 

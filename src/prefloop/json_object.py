@@ -44,8 +44,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_as(kind: type[T], path: Path) -> T:
     """The object in a JSON file as a dataclass or typed dictionary. Raises ``ModelError`` as ``read_object``, and naming the fields that do not fit."""
+    return as_kind(kind, read_object(path), path)
+
+
+def as_kind(kind: type[T], content: Any, path: Path) -> T:
+    """What was read from ``path``, once its fields fit. Raises ``ModelError`` naming those that do not."""
     try:
-        return TypeAdapter(kind).validate_python(read_object(path))
+        return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         raise ModelError(
             f"'{path.parent.name}': {path.name}: {problems(error)}: copy or make the folder again"

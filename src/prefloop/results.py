@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from prefloop.config import GenerationConfig
 from prefloop.data.source import Source
-from prefloop.errors import ConfigError, DataError, ModelError, among, nearest
-from prefloop.json_object import problems, read_as, read_object
+from prefloop.errors import ConfigError, DataError, ModelError, StoreError, among, nearest
+from prefloop.json_object import problems
 from prefloop.models.adapters.catalogue import EXPERTS
 from prefloop.models.adapters.described import described_shape, read_adapter
 from prefloop.records import Prompt
-from prefloop.said import Said
+from prefloop.said import read_said
+from prefloop.sealed import read_sealed
 from prefloop.store import MANIFEST, digest, file_digest
 
 BASE = "base"
@@ -266,7 +267,7 @@ def _said(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             continue
         try:
-            found = read_as(Said, folder / name)
+            found = read_said(folder / name)
         except ModelError as error:
             raise ModelError(f"{name} is damaged; make the artifact or the export again ({error})") from error
         expected = found["files"].get(ADAPTER)
@@ -284,7 +285,7 @@ def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[Generation
     """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have."""
     if own is None and place.run is not None:
         for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):
-            own = read_as(Said, path).get("identity", {}).get("generation")
+            own = read_said(path).get("identity", {}).get("generation")
             if own is not None:
                 break
         else:
@@ -323,8 +324,8 @@ def run_of(reference: str) -> Path | None:
 def _settings(run: Path) -> dict[str, Any]:
     """The configuration of a run by its own summary; nothing where there is none."""
     try:
-        config = read_object(run / "summary.json").get("config")
-    except ModelError:
+        config = read_sealed(run / "summary.json", required=False).get("config")
+    except StoreError:
         return {}
     return config if isinstance(config, dict) else {}
 

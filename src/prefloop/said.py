@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NotRequired
 
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
+
+from prefloop.errors import ModelError, StoreError
+from prefloop.json_object import as_kind
+from prefloop.sealed import read_sealed
 
 _OPEN = ConfigDict(extra="allow", strict=True)
 
@@ -58,3 +63,11 @@ class Said(TypedDict):
     key: NotRequired[str]
     identity: NotRequired[_Identity]
     experts: NotRequired[list[str]]
+
+
+def read_said(path: Path) -> Said:
+    """The file, whose digest is compared where it has one. Raises ``ModelError`` where it is not what was written."""
+    try:
+        return as_kind(Said, read_sealed(path, required=False), path)
+    except StoreError as error:
+        raise ModelError(str(error)) from error
