@@ -18,7 +18,7 @@ import time
 import urllib.request
 import weakref
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from http.client import HTTPResponse
 from http.cookiejar import CookieJar
@@ -57,7 +57,9 @@ class Client(httpx.Client):
         headers: Mapping[str, str] | None = None,
         connections: int = 1,
         most: int = MOST_BYTES,
+        opening: Callable[[httpcore.NetworkBackend], httpcore.NetworkBackend] = lambda network: network,
     ) -> None:
+        """``opening`` may wrap what opens connections, to look at each before anything is sent over it."""
         self.server, self.deadline_s, self.most = httpx.URL(server), deadline_s, most
         super().__init__(
             base_url=self.server,
@@ -69,10 +71,11 @@ class Client(httpx.Client):
             limits=httpx.Limits(max_connections=connections),
         )
         self._network = _Network()
+        backend = opening(self._network)
         for transport in (self._transport, *self._mounts.values()):
             if isinstance(transport, httpx.HTTPTransport):
                 # httpx hands no network backend on; its own time-outs are between bytes.
-                transport._pool._network_backend = self._network
+                transport._pool._network_backend = backend
 
     def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
         """Every road of httpx ends here: ``get``, ``post``, ``request`` and ``stream``."""

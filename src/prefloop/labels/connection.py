@@ -155,10 +155,9 @@ class Http(Client):
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         headers = {"X-Argilla-Api-Key": connection.api_key}
-        super().__init__(connection.url, DEADLINE_S, headers, most=MOST_BYTES)
-        if connection.home is not None:
-            pool: Any = self._transport
-            pool._pool._network_backend = Proving(pool._pool._network_backend, connection.home)
+        home = connection.home
+        opening = functools.partial(Proving, home=home) if home is not None else lambda network: network
+        super().__init__(connection.url, DEADLINE_S, headers, most=MOST_BYTES, opening=opening)
 
     def request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Response:
         """One request; what answers is JSON or nothing."""
