@@ -197,12 +197,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if found not in ("same", "refused"):
                 name = path.relative_to(runs)
                 failures.append(f"--seed {asked.seed} number {number}: {state}, {kind} in {name}: {found} {code}")
+                print(failures[-1], flush=True)
             shutil.rmtree(runs)
     columns = ("same", "refused", "changed", "traceback", "code")
     print("state".ljust(20), *(c.rjust(10) for c in columns))
     for state in sorted({state for state, _ in counts}):
         print(state.ljust(20), *(str(counts[state, c]).rjust(10) for c in columns))
-    print(*failures, sep="\n")
     return 1 if failures else 0
 
 
