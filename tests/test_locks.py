@@ -56,7 +56,7 @@ def test_the_training_lock_holds_all_that_is_asked_for_and_nothing_that_is_exclu
     assert {"torch", "torchvision", "triton"} <= excluded, "a CUDA build would break the CPU build of torch"
 
 
-def test_the_labelling_lock_holds_all_that_is_asked_for_and_the_overrides() -> None:
+def test_the_labeling_lock_holds_all_that_is_asked_for_and_the_overrides() -> None:
     pins = locked(LABELING / "requirements.txt", LABELING / "requirements-test.txt")
     named = tomllib.loads((LABELING / "pyproject.toml").read_text())["project"]["dependencies"]
     inputs = ("requirements.in", "requirements-test.in", "overrides.txt")
