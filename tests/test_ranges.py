@@ -25,7 +25,7 @@ from prefloop.settings import parse, validated
 ODD = (-1, 0, math.nan, math.inf, -math.inf, 1e300, 2**70, True)
 FREE = {"backbone.adapter.options", "evaluate.asking.extra_body", "asking.extra_body"}
 """Dictionaries of anything: a method's card has the ranges of the former, the latter must be JSON."""
-BELOW_ZERO = {"ppo.rewards", "ppo.reward_model_weight"}
+BELOW_ZERO = {"ppo.rewards", "ppo.reward_model_weight", "ppo.alarm.kl"}
 """Where a number below 0 has a meaning."""
 
 

@@ -54,9 +54,9 @@ class AlarmConfig:
     that any fall is significant; 0 counts every fall."""
     length_ratio: Ratio | None = 2.0
     """Mean tokens of a response over those at the start; 1 over it counts too."""
-    kl: Positive | None = 30.0
+    kl: Weight | None = 30.0
     """Mean KL to the reference in nats a response. Gold peaks at some tens of nats in Gao et al. 2022 (arXiv 2210.10760), sooner with
-    smaller reward models."""
+    smaller reward models. Any policy passes a limit below 0, which shows what an action does, and at 0 any rise does."""
     repetition: Share | None = 0.1
     """Mean share of 4-grams that stood in the response before, above that at the start; 0 counts every rise."""
     spread_ratio: Ratio | None = 2.0
