@@ -112,6 +112,28 @@ def test_verdicts_stored_before_tokens_were_counted_are_still_read(tmp_path):
     assert VerdictCache(path).get("one") == Verdict(0.5, raw=("[[C]]",))
 
 
+def test_a_figure_that_changed_on_disk_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    cache = VerdictCache(path)
+    for key, answer in (("one", Verdict(0.25, raw=("[[A]]",))), ("two", Grade(float("nan"), {"form": 0.5}))):
+        cache.put(key, answer)
+    assert VerdictCache(path).get("one") == Verdict(0.25, raw=("[[A]]",))
+    whole = path.read_text()
+    for before, after in (("0.25", "0.75"), ("[[A]]", "[[B]]"), ('"form": 0.5', '"form": 0.6')):
+        path.write_text(whole.replace(before, after))
+        with pytest.raises(DataError, match=r"cache.jsonl, line [12]: not a stored verdict, or damaged"):
+            VerdictCache(path)
+
+
+def test_zeros_that_a_power_cut_left_at_the_end_go(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    VerdictCache(path).put("one", Verdict(0.25))
+    whole = path.read_bytes()
+    for torn in (bytes(100), b'{"key": "tw' + bytes(100)):
+        path.write_bytes(whole + torn)
+        assert len(VerdictCache(path)) == 1 and path.read_bytes() == whole
+
+
 def test_a_failed_verdict_is_never_kept(tmp_path):
     cache = VerdictCache(tmp_path / "cache.jsonl")
     with pytest.raises(ValueError, match="no answer to keep"):

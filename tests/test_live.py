@@ -191,6 +191,9 @@ def test_samples_after_the_checkpoint_are_dropped_before_they_are_made_again(tmp
     with path.open("a") as file:
         file.write('{"step": 4, "resp')  # torn by a kill
     samples.keep_until(path, 2)
+    with path.open("a") as file:
+        file.write('["no row of ours"]\n')
+    samples.keep_until(path, 2)
     samples.append(path, [{"step": 3}])
     assert [json.loads(line)["step"] for line in path.open(encoding="utf-8")] == [1, 2, 3]
 

@@ -113,6 +113,19 @@ def test_tensorboard_files_hold_every_step_once_after_a_kill(tmp_path: Path) -> 
     assert found["loss"] == [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4, 5)]
 
 
+def test_a_damaged_note_of_how_far_a_run_was_logged_begins_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError):
+        execute(tmp_path, Training(fails_after=3), "tensorboard")
+    (note,) = (tmp_path / "demo" / "trackers" / ".logged").iterdir()
+    note.write_bytes(note.read_bytes()[:20])
+    execute(tmp_path, Training(), "tensorboard")
+    first, second = scalars(tmp_path)
+    assert second == f"{first}-2" and [step for step, _ in scalars(tmp_path)[second]["loss"]] == [3, 4, 5]
+    assert "it is logged as another run" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_run_is_named_after_the_stage_and_its_key_and_other_settings_are_another_run(tmp_path: Path) -> None:
     execute(tmp_path, Training(), "tensorboard")
     execute(tmp_path, Training(rate=0.25), "tensorboard")

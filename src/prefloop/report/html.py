@@ -8,7 +8,6 @@ and raster images (which suit neither theme nor printer).
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from prefloop.atomic import replacing
 from prefloop.redact import tree_without_secrets
 from prefloop.report import (
     agreement,
@@ -61,16 +61,9 @@ def write_report(run_dir: Path, target: Path | None = None) -> Path:
 
 
 def write_page(target: Path, text: str) -> Path:
-    """Write a page that is complete or untouched: beside its place first, then renamed into it."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    """Write a page that is complete or untouched. Raises ``DataError`` where nothing can be written."""
+    with replacing(target) as file:
+        file.write(text.encode("utf-8", "replace"))
     return target
 
 
