@@ -221,6 +221,27 @@ def test_a_line_or_element_without_end_does_not_fill_the_memory(
             list(read_rows(tmp_path / name))
 
 
+def test_a_row_of_endless_columns_is_named(tmp_path: Path) -> None:
+    wide = {f"k{i}": "x" for i in range(300_000)}
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n' + json.dumps(wide))
+    (tmp_path / "a.csv").write_text(",".join(wide) + "\n")
+    _, row = read_rows(tmp_path / "a.jsonl")
+    assert row.problem and row.problem.startswith("has 300,000 keys, and no row has more than 4,000")
+    with pytest.raises(DataError, match="has 300,000 columns"):
+        list(read_rows(tmp_path / "a.csv"))
+
+
+def test_an_arrow_file_with_offsets_beyond_its_texts_is_broken(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["hi" * 8]})
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    good = (tmp_path / "a.arrow").read_bytes()
+    offsets = np.array([0, 16], "int32").tobytes()
+    (tmp_path / "a.arrow").write_bytes(good.replace(offsets, np.array([0, 1 << 30], "int32").tobytes()))
+    with pytest.raises(DataError, match="broken or cut Arrow file"):
+        list(read_rows(tmp_path / "a.arrow"))
+
+
 def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path / "pipe.jsonl", Path("/dev/zero")):

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from prefloop.data.check import json_type
-from prefloop.data.raw import LONGEST, RawRow, Refused, finite, no_constant, object_of
+from prefloop.data.raw import LONGEST, MOST_KEYS, RawRow, Refused, finite, no_constant, object_of
 from prefloop.errors import DataError
 
 _CHUNK = 1 << 16
@@ -93,7 +93,9 @@ def _no_number(value: Any, place: str = "") -> tuple[str, str] | None:
 
 def as_object(number: int, value: Any) -> RawRow:
     """A row that should be an object."""
-    return RawRow(number, value, None if isinstance(value, dict) else f"is {json_type(value)}, expected an object")
+    if isinstance(value, dict):
+        return RawRow(number, value, None if len(value) <= MOST_KEYS else f"has {len(value):,} keys, and no row has more than {MOST_KEYS:,}: if its values are the rows, write one a line")  # fmt: skip
+    return RawRow(number, value, f"is {json_type(value)}, expected an object")
 
 
 def _why(error: Exception, placed: bool = True) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 
 LONGEST = 1 << 27
 """Bytes of a line, characters of an element or a cell: what is longer is no row of texts, and must not fill the memory."""
+MOST_KEYS = 4_000
+"""Columns of a row: an object with more of them is no row, but a table by id or a whole file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,5 +206,5 @@ class Row(dict[str, Any]):
         own = self.get("meta", {})
         if not isinstance(own, dict):
             own = {"meta": own}
-        also = (*self.unused, *also, *self._kept)
-        return own | {key: self[key] for key in self if key in also}
+        kept = {*self.unused, *also, *self._kept}
+        return own | {key: self[key] for key in self if key in kept}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefloop.data.raw import LONGEST, RawRow, repeated, table_row
+from prefloop.data.raw import LONGEST, MOST_KEYS, RawRow, repeated, table_row
 from prefloop.errors import DataError
 
 _BATCH = 512
@@ -81,6 +81,7 @@ def _rows(path: Path, batches: Any) -> Iterator[RawRow]:
     number = 0
     for batch in batches:
         names = batch.schema.names
+        _check_columns(path, len(names))
         if (twice := repeated(names)) is not None:
             raise DataError(f"{path}: two columns are called '{twice[:80]}': rename one of them")
         simple = all(_is_simple(kind) for kind in batch.schema.types)
@@ -94,6 +95,11 @@ def _rows(path: Path, batches: Any) -> Iterator[RawRow]:
                 yield RawRow(number, {name: cell for name, cell in zip(names, cells, strict=True) if cell is not None})
             else:
                 yield table_row(number, dict(zip(names, cells, strict=True)))
+
+
+def _check_columns(path: Path, count: int) -> None:
+    if count > MOST_KEYS:
+        raise DataError(f"{path} has {count:,} columns, and no rows have more than {MOST_KEYS:,}: keep those that a row needs")  # fmt: skip
 
 
 def _is_simple(kind: Any) -> bool:
@@ -147,6 +153,7 @@ def _head(path: Path, first: str, lines: Iterator[str], between: str) -> tuple[l
         raise DataError(f"{path}: the quotes of the header are broken ({error}); mend them") from None
     if names is None:
         return None
+    _check_columns(path, len(names))
     names = [name.strip() or f"column {index}" for index, name in enumerate(names, start=1)]
     if (twice := repeated(names)) is not None:
         raise DataError(f"{path}: the header names the column '{twice[:80]}' twice; rename one of them")
