@@ -30,10 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "src")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 OWN = ("manifest.json", "summary.json", "sealed.json", "state.json", "trainer_state.json")
-"""Half of the damages are in these."""
 STOPS = {"sft": 4, "reward": 4, "ppo": 4, "dpo": 4}
-"""Training stages, and the step at which each is stopped: past two checkpoints of most."""
-Damage = Callable[[Path, random.Random], object]
 
 
 def _bit(path: Path, draw: random.Random) -> None:
@@ -47,22 +44,14 @@ def _digit(path: Path, draw: random.Random) -> None:
     """Another digit in the place of one: a figure that still can be read."""
     content = bytearray(path.read_bytes())
     places = [i for i, byte in enumerate(content) if 48 <= byte < 58] or [0]
-    content[place := draw.choice(places) : place + 1] = str(draw.randrange(10)).encode()
+    place = draw.choice(places)
+    content[place : place + 1] = str(draw.randrange(10)).encode()
     path.write_bytes(content)
-
-
-def _link(path: Path, draw: random.Random) -> None:
-    moved = path.rename(path.parent.parent / f"moved-{path.name}")
-    if draw.random() < 0.5:
-        moved.write_bytes(b"something else")
-    path.symlink_to(moved)
 
 
 def _json(path: Path, draw: random.Random) -> None:
     """A key less, a value of another type, or a name that leads elsewhere."""
-    tree: Any = None
-    with contextlib.suppress(ValueError):
-        tree = json.loads(path.read_bytes())
+    tree: Any = json.loads(path.read_bytes()) if path.suffix == ".json" else None
     places = [tree] if isinstance(tree, dict) and tree else []
     for place in places:
         places += [value for value in place.values() if isinstance(value, dict) and value]
@@ -80,7 +69,7 @@ def _json(path: Path, draw: random.Random) -> None:
     path.write_text(json.dumps(tree))
 
 
-DAMAGES: dict[str, Damage] = {
+DAMAGES: dict[str, Callable[[Path, random.Random], object]] = {
     "bit": _bit,
     "digit": _digit,
     "empty": lambda path, draw: os.truncate(path, 0),
@@ -89,7 +78,7 @@ DAMAGES: dict[str, Damage] = {
     "not UTF-8": lambda path, draw: path.write_bytes(b"\xff\xfe\x00{"),
     "gone": lambda path, draw: path.unlink(),
     "folder": lambda path, draw: (path.unlink(), path.mkdir()),
-    "link": _link,
+    "link": lambda path, draw: path.symlink_to(path.rename(path.parent.parent / f"moved-{path.name}")),
     "JSON": _json,
 }
 
@@ -166,7 +155,7 @@ def targets(state: str, runs: Path) -> list[Path]:
     """Files that may be damaged in a state: of the checkpoints and the work where it was stopped, else of store and run."""
     root = next((runs / ".store" / "work").glob(f"{state.split()[-1]}-*")) if state.startswith("stopped") else runs
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink()]
-    return [p for p in files if not {"locks", "models"} & set(p.parts) and p.name not in (".lock", "report.html")]
+    return [path for path in files if "locks" not in path.parts and path.name not in (".lock", "report.html")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
