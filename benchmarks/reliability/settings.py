@@ -34,6 +34,7 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+KINDS = ["value", "near", "near", "swap", "deep", "tag", "number", "alias", "section", "key", "bytes", "cut", "raw"]
 NUMBERS = (1, 2, 3, 7, 60, 1000, 10**6, 0.001, 0.3, 0.99, 1.0, 1.5, 30.0, 1e6)
 
 
@@ -85,9 +86,7 @@ def get(tree: Any, path: tuple[Any, ...]) -> Any:
 
 def mutated(tree: dict[str, Any], draw: random.Random) -> tuple[str, bytes]:
     """The name of a mutation and the file's bytes."""
-    kind = draw.choice(
-        ("value", "near", "near", "swap", "deep", "tag", "number", "alias", "section", "key", "bytes", "cut", "raw")
-    )
+    kind = draw.choice(KINDS)
     where = list(places(tree))
     path, other = draw.choice(where), draw.choice(where)
     mark = "MARK0"
