@@ -63,6 +63,7 @@ OWN_WORDS = {
     "feedback",
     "is_good",
     "preferred",
+    "preference",
     "rating",
     "winner",
     "human",

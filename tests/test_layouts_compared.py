@@ -60,6 +60,8 @@ def test_summaries_are_asked_for_as_their_authors_did(tmp_path: Path) -> None:
     assert votes(record) == [("ann", 1, None)] and [r.source for r in record.responses] == ["ref", "sup4"]
     article = pair_of(tmp_path, SUMMARIES | {"info": {"article": "News."}})
     assert article.prompt[0].content == "Article:\n\nNews.\n\nTL;DR:"
+    blank = SUMMARIES | {"summaries": [{"text": " </s>", "policy": "ref"}, SUMMARIES["summaries"][1]]}
+    assert "row 2, field 'summaries.0.text': is empty" in refused(tmp_path, SUMMARIES, blank)
     assert "row 2, field 'choice': is '2'" in refused(tmp_path, SUMMARIES, SUMMARIES | {"choice": 2})
 
 

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefloop.data.answers import answer_in
-from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, field_of, json_type, number_of
+from prefloop.data.check import (
+    BadRow,
+    check_distinct,
+    check_prompt,
+    check_text,
+    field_of,
+    json_type,
+    number_of,
+    text_of,
+)
 from prefloop.data.layouts.rated import choice, comparisons, objects, source_of
 from prefloop.data.prompts import TEXTS, prompt_column, prompt_of
 from prefloop.data.row import Row
@@ -55,7 +64,7 @@ def read_summaries(row: Row) -> Record:
         raise BadRow("summaries", f"holds {len(items)} summaries, expected two")
     responses = [
         Response(
-            row.without_end(check_text(field_of(item, "text", f"summaries.{i}.text"), f"summaries.{i}.text")).strip(),
+            _summary(row, item, f"summaries.{i}.text"),
             source_of(item.get("policy"), f"summaries.{i}.policy", row),
         )
         for i, item in enumerate(items)
@@ -75,6 +84,10 @@ def read_summaries(row: Row) -> Record:
     row.say("prompts written as the data's authors did: SUBREDDIT, TITLE, POST or Article, then TL;DR:")
     row.evidence("info")
     return Comparison(row.id, prompt, responses, [Vote(worker, 0 if chosen == 0 else 1)], row.meta())
+
+
+def _summary(row: Row, item: Mapping[str, Any], name: str) -> str:
+    return check_text(row.without_end(text_of(item, "text", name)), name).strip()
 
 
 def _to_summarize(info: Any) -> str:
