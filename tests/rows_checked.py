@@ -35,6 +35,7 @@ from prefloop.data.sources import (
     write_jsonl,
 )
 from prefloop.errors import PrefloopError
+from prefloop.judging.reward_files import Reading, evaluate_file
 from prefloop.labels.forms import to_rg
 from prefloop.records import BestOf, Comparison, Demonstration, Message, Prompt, Rating, from_dict, to_dict
 
@@ -247,15 +248,15 @@ def run_command(arguments: Sequence[str], told: Told) -> int:
 JUDGE = "def judge(prompt, response):\n    return float(len(response))\n"
 
 
-def run_readers(path: Path, layout: str, told: Told, model: str | None = None) -> None:
-    """Every command and function that reads people's rows, on one file."""
+def run_readers(path: Path, layout: str, told: Told, model: Path, reward: Any) -> None:
+    """Every command and function that reads people's rows, on one file; ``model`` is a folder, ``reward`` a reward model on it."""
     folder = path.parent
     (folder / "judge.py").write_text(JUDGE)
     judge, cache = f"{folder}/judge.py:judge", str(folder / "verdicts.jsonl")
     aside = ["--quarantine", str(folder / "aside")]
     commands = [
         ["check", str(path)],
-        ["check", str(path), *aside, "--show", "0", *(["--model", model] if model else [])],
+        ["check", str(path), *aside, "--show", "1", "--model", str(model)],
         ["check", str(path), "--layout", layout, *aside],
         ["label", "agree", str(path), "--bad-rows", "quarantine"],
         ["label", "next", str(path), "--count", "2", "--output", str(folder / "next.jsonl"), "--method", "length"],
@@ -283,6 +284,14 @@ def run_readers(path: Path, layout: str, told: Told, model: str | None = None) -
     with told.within(f"bench's questions of {path.name}"), contextlib.suppress(PrefloopError):
         for row in domain.read(path, quarantine=folder / "aside"):
             domain.references(row)
+    with (
+        told.within(f"reward eval of {path.name}"),
+        TemporaryDirectory() as scratch,
+        contextlib.suppress(PrefloopError),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        reading = Reading(Path(scratch), folder / "aside", bad_rows="quarantine")
+        json.dumps(evaluate_file(reward, path, reading), allow_nan=False)
     with told.within(f"label push of {path.name}"), contextlib.suppress(PrefloopError):
         with contextlib.redirect_stdout(io.StringIO()):
             pushed = Push(dataset="d", file=Source.of(path), bad_rows="quarantine")._records()

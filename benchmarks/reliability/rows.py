@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rows_checked import Told, check_files, check_rows, run_command, run_readers
+from test_reward_eval import ByWords
+from tiny import tiny_model
 
 PAIRS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
 LINES = "".join(json.dumps(pair) + "\n" for pair in PAIRS).encode()
@@ -171,7 +173,15 @@ def main() -> None:
     told = Told()
     check_rows(given.size, given.seed, told)
     check_files(given.size, given.seed, told)
-    check_files(max(given.size // 20, 1), given.seed + 1, told, run_readers)
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny_model(Path(folder))
+        reward = ByWords(model)
+        check_files(
+            max(given.size // 20, 1),
+            given.seed + 1,
+            told,
+            lambda path, layout, told: run_readers(path, layout, told, model, reward),
+        )
     files(given.seed, max(given.size // 10_000, 1), told)
     for what, count in sorted(told.counts.items()):
         print(f"{what:<24} {count:>9,}")
