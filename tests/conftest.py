@@ -55,8 +55,9 @@ def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labelling"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process that they start and interrupt.
+    # A shell that starts the tests in the background has them ignore Ctrl-C, nohup a hang-up, and so would every process that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line(
         "markers", "slow: starts pipelines, engines or servers; runs after the fast tests when one process runs all"
     )

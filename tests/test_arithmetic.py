@@ -243,7 +243,7 @@ def test_what_cannot_be_merged_is_said_with_names_and_leaves_nothing(
         (None, None, "'.*bad' cannot be read"),
         ("r", 3, "'.*bad' is no whole LoRA adapter: .* says r 3 and lora_alpha 8, its A and B have the ranks 4"),
         ("r", 0, "says r 0"),
-        ("r", "x", "has no adapter_config.json that describes an adapter"),
+        ("r", "x", "bad': adapter_config.json: r: Input should be a valid integer"),
         ("lora_alpha", None, "lora_alpha None"),
     ],
 )

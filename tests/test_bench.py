@@ -195,13 +195,15 @@ def test_what_is_no_run_and_what_asks_nothing_is_said(
     for arguments, said in (
         ([f"{made}x"], f"is no folder of a run (did you mean '{made}'?)"),
         ([f"{made}:ppo"], f"is one result of a run: give the run's folder and name it, {made} --adapters ppo"),
-        ([str(made), "--limit", "0"], "limit is 0: give at least 1"),
-        ([str(made), "--limit", "-3"], "limit is -3: give at least 1"),
-        ([str(made), "--batch-size", "0"], "batch_size is 0: give at least 1"),
-        ([str(made), "--num-fewshot", "-1"], "num_fewshot is -1"),
     ):
         assert guarded(_main, ["bench", *arguments, *task]) == 2
         assert said in capfd.readouterr().err
+    for flag, value in (("--limit", "0"), ("--limit", "-3"), ("--batch-size", "0"), ("--num-fewshot", "-1")):
+        with pytest.raises(SystemExit) as stop:
+            guarded(_main, ["bench", str(made), f"{flag}={value}", *task])
+        assert stop.value.code == 2 and f"Error parsing {flag}: expected a whole number" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="limit is 0: give at least 1"):
+        Settings(limit=0)
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         Domain(Source.of(made / "town.jsonl"), max_new_tokens=0)
 

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 CLOCKS = {"time", "monotonic", "perf_counter", "process_time", "time_ns", "monotonic_ns", "perf_counter_ns"}
 MEMORY = {"getrusage", "ru_maxrss", "memory_info", "memory_full_info", "virtual_memory", "cpu_percent"}
 LOOPBACK = {"127.0.0.1", "0.0.0.0", "::1", "localhost", ""}
+WATCHED = ("time", "random", "resource")
 WAITS = {"join", "wait", "result", "communicate", "settimeout"}
 PATIENCE_S = 60
 
@@ -25,8 +26,10 @@ ALLOWED = {
 def faults(source: str) -> Iterator[tuple[int, str]]:
     """Line and kind of everything in a test's source that makes it fail now and then."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module in ("time", "random", "resource"):
+        if isinstance(node, ast.ImportFrom) and node.module in WATCHED:
             yield node.lineno, f"from {node.module}: write {node.module}.name, so that this test sees it"
+        elif isinstance(node, ast.Import) and any(part.asname and part.name in WATCHED for part in node.names):
+            yield node.lineno, "import as: write the module's own name, so that this test sees it"
         elif isinstance(node, ast.Attribute) and node.attr in MEMORY:
             yield node.lineno, "memory of the process: count what is held, as tests/counted.py does"
         elif isinstance(node, ast.Tuple) and _fixed_address(node):
@@ -37,7 +40,7 @@ def faults(source: str) -> Iterator[tuple[int, str]]:
 
 def _call(node: ast.Call) -> Iterator[str]:
     place, name = _named(node.func)
-    if place == "time" and name == "sleep":
+    if place in ("time", "asyncio") and name == "sleep":
         yield "sleep: wait for the event, with labelling.until() if nothing announces it"
     if place == "time" and name in CLOCKS:
         yield "clock: count calls, as tests/counted.py does, or give the code a clock of the test"
@@ -68,7 +71,7 @@ def _fixed_address(node: ast.Tuple) -> bool:
 
 
 def test_tests_depend_on_no_time_memory_port_or_luck() -> None:
-    files = sorted([*(ROOT / "tests").glob("*.py"), *(ROOT / "labeling" / "tests").glob("*.py")])
+    files = sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "labeling" / "tests").rglob("*.py")])
     found = {
         (path.relative_to(ROOT).as_posix(), line, kind)
         for path in files
@@ -85,7 +88,7 @@ def test_tests_depend_on_no_time_memory_port_or_luck() -> None:
 def test_what_makes_a_test_unsteady_is_seen() -> None:
     source = """
 from time import sleep
-time.sleep(1)
+time.sleep(1), asyncio.sleep(1)
 assert time.perf_counter() - started < 2
 assert process.memory_info().rss < 1e9
 server.bind(("127.0.0.1", 8000))
@@ -94,10 +97,11 @@ subprocess.run(command, timeout=20)
 np.random.default_rng()
 random.Random()
 thread.join(300), queue.get(timeout=120), server.bind(("127.0.0.1", 0)), random.Random(1).shuffle(rows)
+import time as t
 " ".join(words), np.random.default_rng(0).normal()
 """
     found = sorted((line, kind.partition(":")[0]) for line, kind in faults(source))
     assert found == [
-        (2, "from time"), (3, "sleep"), (4, "clock"), (5, "memory of the process"), (6, "fixed port"),
-        (7, "short wait"), (8, "short wait"), (9, "draw"), (10, "draw"),
+        (2, "from time"), (3, "sleep"), (3, "sleep"), (4, "clock"), (5, "memory of the process"), (6, "fixed port"),
+        (7, "short wait"), (8, "short wait"), (9, "draw"), (10, "draw"), (12, "import as"),
     ]  # fmt: skip

@@ -96,7 +96,7 @@ def stranger(server: Server) -> Iterator[tuple[str, list[bytes]]]:
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", heard
         listener.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
+    thread.join(300)
 
 
 def test_a_stranger_that_passes_the_question_on_gets_no_key(

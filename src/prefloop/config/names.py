@@ -14,17 +14,17 @@ Text = TypeVar("Text", str, Path)
 
 LONGEST = 100
 """Bytes of a run's name."""
-_RUN = re.compile(r"(?!\.)[\w.-](?:[\w. -]*[\w.-])?")
+_RUN = re.compile(r"(?![.\-\s])[^/\\:]+(?<!\s)")
 _PART, _WHOLE = 255, 4000
 """Bytes that Linux allows for one name, and a little less than for a whole path, as more is put behind it."""
 
 
 def _run_name(text: str) -> str:
     """A name that is a folder of its own below the output. Raises ``ValueError``."""
-    if not _RUN.fullmatch(text) or len(text.encode()) > LONGEST:
+    if not _RUN.fullmatch(text) or not text.isprintable() or len(os.fsencode(text)) > LONGEST:
         raise ValueError(
-            f"expected a plain name of letters, digits and . _ - (spaces inside), up to {LONGEST} bytes and not beginning with a dot: the "
-            "run's folder is made below --output"
+            f"expected a plain name without / \\ : and control characters, up to {LONGEST} bytes and not beginning with a dot or dash: "
+            "the run's folder is made below --output"
         )
     return text
 

@@ -69,10 +69,9 @@ def _said(error: Exception) -> str:
 
 def _sliced(batches: Any) -> Iterator[Any]:
     for batch in batches:
+        batch.validate(full=True)  # Arrow trusts a file's offsets, and a wrong one ends the process.
         for start in range(0, batch.num_rows, _BATCH):
-            piece = batch.slice(start, _BATCH)
-            piece.validate(full=True)  # Arrow trusts a file's offsets, and a wrong one ends the process.
-            yield piece
+            yield batch.slice(start, _BATCH)
 
 
 def _rows(path: Path, batches: Any) -> Iterator[RawRow]:

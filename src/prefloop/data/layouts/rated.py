@@ -80,7 +80,9 @@ def _every_two(group: Sequence[Scored]) -> Iterator[Comparison | str]:
     if len(group) == 1:
         yield "no other answer to the same prompt beside it"
     if len(group) > MOST_ANSWERS:
-        yield from [f"more than {MOST_ANSWERS} answers to one prompt"] * len(group)
+        yield from [
+            f"one of {len(group):,} answers to one prompt, and every two would be compared: keep {MOST_ANSWERS} of them at most"
+        ] * len(group)
         return
     for first, second in combinations(group, 2):
         if first.response.text.strip() == second.response.text.strip():
