@@ -27,10 +27,13 @@ class Page:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._ids = socket, itertools.count(1)
+        self._scripted = True
         self.events: list[dict[str, Any]] = []
         """What the browser said unasked, once a domain such as Log is enabled."""
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
+        if method == "Emulation.setScriptExecutionDisabled":
+            self._scripted = not params["value"]
         id = next(self._ids)
         self._socket.send(json.dumps({"id": id, "method": method, "params": params}))
         while True:
@@ -56,7 +59,7 @@ class Page:
         until(lambda: self._press(element))
 
     def _press(self, element: str) -> bool:
-        """Whether the element was clicked; so it was when the page has gone with it."""
+        """Whether the element was clicked; so it was when the page has gone with it, and so it is taken to be where the page may run no script."""
         box = self.wait(
             f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
             " window.missed = true; e.addEventListener('click', () => { window.missed = false }, {once: true, capture: true});"
@@ -64,7 +67,7 @@ class Page:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
-        return not self.js("window.missed")
+        return not self._scripted or not self.js("window.missed")
 
     def write(self, element: str, text: str) -> None:
         """Click on an input and type."""

@@ -21,7 +21,7 @@ from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.stage import Work
 from prefloop.stages.sft import ROLE, SFT
 from prefloop.training.held_out import Row
-from prefloop.training.sft_trainer import LEARNT
+from prefloop.training.sft_trainer import LEARNT, Looks
 
 METHODS = ["bitfit", "bottleneck", "delta-lora", "lora-drop", "mole", "full"]
 RUNS = [(method, precision) for method in METHODS for precision in card_of(method).precisions]
@@ -158,7 +158,7 @@ def test_trls_trainer_trains_the_role_alone_and_goes_on_from_a_checkpoint_in_the
             epochs=1, batch_size=2, packing=False, optim=OptimConfig(learning_rate=1e-2, checkpoint_every=1)
         )
         work = Work("sft", tmp_path, SimpleNamespace(backbone=backbone, seed=0, emit=lambda **_: None))  # type: ignore[arg-type]
-        trainer = SFT(config)._trainer(work, rows)
+        trainer = SFT(config)._trainer(work, rows, Looks)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         backbone.model.eval()
         assert trainer.state.global_step == 3

@@ -56,7 +56,8 @@ class Training:
             learn(self.loop, step)
             ended = self.watch.act(self.kl, {"reward_mean": float(step)})
             if step % every == 0 or ended:
-                self.loop.save({"round": step, "kl": self.kl.coef, "watch": json.loads(json.dumps(self.watch.state))})
+                state = {"round": step, "kl": self.kl.coef, "watch": json.loads(json.dumps(self.watch.state))}
+                self.loop.save(state, needed=self.watch.needed())
                 self.watch.forget_older()
         return self
 
