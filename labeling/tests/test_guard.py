@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -159,7 +160,8 @@ def test_many_guesses_at_once_are_no_way_around_and_memory_is_bounded() -> None:
     assert heard == 5
     for number in range(2 * MOST_KEPT):
         guesses.begin(f"user {number}", f"address {number}")
-    assert len(guesses._kept) == MOST_KEPT
+    guesses.begin("user " + "x" * 60_000, "user \ud800")
+    assert len(guesses._kept) == MOST_KEPT and max(map(sys.getsizeof, guesses._kept)) < 100
 
 
 def test_password_guesses_are_slowed_whatever_form_they_come_in(server: Server) -> None:
@@ -186,6 +188,55 @@ def test_password_guesses_are_slowed_whatever_form_they_come_in(server: Server) 
         assert client.get("/me", headers={"X-Argilla-Api-Key": server.home.credentials()["owner"]["api_key"]}).status_code == 200  # fmt: skip
         assert client.post("/token", data={"username": "x" * 70_000}).status_code == 413
         assert client.post("/token", data={"username": "nobody"}).status_code == 422
+
+
+HOST = (b"host", b"localhost")
+
+
+def signed_in(guard: Guard, fields: list[tuple[str, str | tuple[str, str]]], address: str = "192.0.2.1") -> int:
+    """The status that answers a multipart form; a pair as value is a file's name and content."""
+    files = [(name, (None, value) if isinstance(value, str) else value) for name, value in fields]
+    request = httpx.Request("POST", "http://localhost/api/v1/token", files=files)
+    headers = [HOST, (b"content-type", request.headers["content-type"].encode())]
+    scope = {"type": "http", "path": "/api/v1/token", "method": "POST", "headers": headers, "client": (address, 1)}
+    body, statuses = request.read(), []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    asyncio.run(guard(scope, receive, send))
+    return statuses[0]
+
+
+def refusing(status: int) -> tuple[Guard, list[Any]]:
+    """A guard around a server that refuses every sign-in, and the requests that reached it."""
+    heard: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        heard.append(await receive())
+        await send({"type": "http.response.start", "status": status, "headers": []})
+
+    return Guard(app, "s" * 64, Identity("/h", 1, 2), 6900, []), heard
+
+
+@pytest.mark.parametrize("dummy", ["x", ("x.txt", "x")], ids=["fields", "files"])
+def test_a_form_that_argilla_alone_would_read_does_not_reach_it(dummy: Any) -> None:
+    guard, heard = refusing(401)
+    form = [("username", "a"), ("password", "wrong"), *((f"dummy{number}", dummy) for number in range(20))]
+    assert [signed_in(guard, form) for _ in range(12)] == [400] * 12 and not heard
+
+
+def test_guesses_without_a_name_that_can_be_read_are_slowed_by_address() -> None:
+    guard, heard = refusing(401)
+    for form in ([("password", "wrong")], [("username", ("name.txt", "a")), ("password", "wrong")]):
+        heard.clear()
+        address = f"192.0.2.{len(form)}"
+        statuses = [signed_in(guard, form, address) for _ in range(7)]
+        assert 429 in statuses and len(heard) == statuses.count(401) <= 5
+        assert signed_in(guard, [("username", "a"), ("password", "wrong")], address) in (401, 429)
 
 
 def test_the_log_holds_nothing_of_what_was_refused(server: Server) -> None:

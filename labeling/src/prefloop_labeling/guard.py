@@ -4,6 +4,7 @@ Argilla takes any Host, so that a page of another site could reach it under a na
 passwords be guessed at full speed. Both matter once a proxy lets others in.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -42,22 +43,23 @@ class _Guesses:
 class Guesses:
     """Wrong passwords of late, by who was guessed and from where; the wait after them grows from one second to a minute.
 
-    In memory and bounded. A guess counts from its beginning, so that many at once are no way around.
+    In memory and bounded: of a name its hash is kept, since a name may be as long as a request. A guess counts from its beginning, so that
+    many at once are no way around.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._kept: OrderedDict[str, _Guesses] = OrderedDict()  # those that have not guessed for longest first
+        self._kept: OrderedDict[bytes, _Guesses] = OrderedDict()  # those that have not guessed for longest first
 
     def wait(self, *keys: str) -> float:
         """Seconds until a guess under all these keys is heard; 0 when it is now."""
         now = self._clock()
-        return max(0.0, *(self._ready(key) - now for key in keys))
+        return max(0.0, *(self._ready(_hash(key)) - now for key in keys))
 
     def begin(self, *keys: str) -> None:
         """Count a guess as wrong until `right` or `none` says else."""
         now = self._clock()
-        for key in keys:
+        for key in map(_hash, keys):
             found = self._kept.pop(key, None)
             if found is None or now - found.last >= FORGET_SECONDS:
                 found = _Guesses(0, -math.inf, -math.inf)
@@ -67,22 +69,22 @@ class Guesses:
 
     def wrong(self, *keys: str) -> None:
         """It was not the password: the wait begins now, however long the look at it took."""
-        for key in keys:
+        for key in map(_hash, keys):
             if found := self._kept.get(key):
                 found.last = self._clock()
 
     def right(self, user: str, address: str) -> None:
         """It was the password: the user's wrong guesses are over. Those of the address stay, which may guess others' passwords too."""
-        self._kept.pop(user, None)
+        self._kept.pop(_hash(user), None)
         self.none(address)
 
     def none(self, *keys: str) -> None:
         """It was no guess after all."""
-        for key in keys:
+        for key in map(_hash, keys):
             if found := self._kept.get(key):
                 found.wrong, found.last = found.wrong - 1, found.before
 
-    def _ready(self, key: str) -> float:
+    def _ready(self, key: bytes) -> float:
         found = self._kept.get(key)
         if found is None or found.wrong < FREE_GUESSES:
             return -math.inf
@@ -127,13 +129,14 @@ class Guard:
         if body is None:
             return await _refuse(send, 413, "A name and a password are shorter than that.")
         try:
-            form = await Request(scope, _once(body)).form(max_files=4, max_fields=16)
-            username = form.get("username")
-        except Exception:  # Argilla says what is wrong with it
-            username = None
-        if not isinstance(username, str):
-            return await self.app(scope, _once(body, receive), send)
-        keys = f"user {username}", f"address {(scope.get('client') or ('',))[0]}"
+            username = (await Request(scope, _once(body)).form(max_files=4, max_fields=16)).get("username")
+        except Exception:  # Argilla has other limits, so what is not read here is not passed on
+            return await _refuse(
+                send, 400, "The form cannot be read: send a username and a password, and nothing else."
+            )
+        # Whatever is passed on is counted: without a name, under the empty one that nobody has.
+        name = username if isinstance(username, str) else ""
+        keys = f"user {name}", f"address {(scope.get('client') or ('',))[0]}"
         wait = math.ceil(self.guesses.wait(*keys))
         if wait > 0:
             said = f"Too many wrong passwords: try again in {wait} s."
@@ -148,6 +151,10 @@ class Guard:
             await send(message)
 
         return await self.app(scope, _once(body, receive), watched)
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _without_port(host: str) -> str:
