@@ -184,3 +184,16 @@ def test_a_home_that_was_moved_while_its_server_runs_is_told_to_stop_first(
     ))  # fmt: skip
     with pytest.raises(LabelingError, match=r"home /elsewhere was moved to .* while its server runs.*down --home"):
         labeling_server.up(server.home.path)
+
+
+def test_a_server_of_an_earlier_version_is_told_to_stop_first(tmp_path: Path) -> None:
+    place = Home(tmp_path / "home")
+    place.create()
+    last = {"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1}
+    place.server_file.write_text(json.dumps(last))
+    start(["sleep", "3600"], os.environ, place.log_file("server"), place.pid_file("server"), place.path)
+    try:
+        with pytest.raises(LabelingError, match=r"started by an earlier version .*down --home .*, then .*up --home"):
+            labeling_server.up(place.path)
+    finally:
+        assert labeling_server.down(place.path) == ["server"]

@@ -170,7 +170,12 @@ def _check_asked(
         raise LabelingError(
             f"{place.server_file} is missing or damaged while a server runs: {place.command('down')} first"
         )
-    if last.home is not None and last.home.path != place.identity().path:
+    if last.home is None:
+        raise LabelingError(
+            f"the server at {last.url} was started by an earlier version and cannot show that it is this home's: "
+            f"{place.command('down')}, then {place.command('up')}"
+        )
+    if last.home.path != place.identity().path:
         raise LabelingError(
             f"home {last.home.path} was moved to {place.path} while its server runs, which still looks there for its data: "
             f"{place.command('down')} first"
