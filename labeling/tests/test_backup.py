@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import sqlite3
 import stat
 import tarfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from prefloop_labeling import __main__ as command_line
+from prefloop_labeling import backup as backups
 from prefloop_labeling.backup import backup, restore
 from prefloop_labeling.home import Home, LabelingError
 
@@ -52,6 +54,73 @@ def test_a_home_without_data_or_with_damaged_ones_is_not_backed_up(place: Home, 
     with pytest.raises(LabelingError, match="cannot be written"):
         backup(place.path, tmp_path / "no" / "b.tar")
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_damaged_text_index_stops_no_backup_and_none_is_restored(place: Home, tmp_path: Path) -> None:
+    file = tmp_path / "b.tar"
+    place.text_index_file.write_bytes(b"no database" * 1000)
+    assert backup(place.path, file).answers == 1
+    with tarfile.open(file) as tar:
+        assert "text-index.db" not in tar.getnames()
+    rubbish = b"of an earlier version"
+    said = {"bytes": len(rubbish), "sha256": hashlib.sha256(rubbish).hexdigest()}
+    remade(file, manifest(lambda whole: whole["files"].update({"text-index.db": said})))
+    remade(file, added("text-index.db", content=rubbish))
+    assert restore(file, tmp_path / "new").answers == 1
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"auth-secret", "credentials.json", "argilla.db"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_comes_meanwhile_is_not_replaced(
+    place: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    file, count = tmp_path / "b.tar", backups._counted
+    if not links:  # as on FAT
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    backup(place.path, tmp_path / "first.tar")
+
+    def meanwhile(database: Path) -> tuple[int, int]:
+        file.write_text("somebody's")
+        return count(database)
+
+    monkeypatch.setattr(backups, "_counted", meanwhile)
+    with pytest.raises(LabelingError, match=r"b\.tar is there: name another file"):
+        backup(place.path, file)
+    assert file.read_text() == "somebody's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "first.tar", "home"]
+
+
+@pytest.mark.parametrize(("name", "said"), [(".lock", "cannot be opened"), ("server.json", "cannot be read")])
+def test_what_is_wrong_with_the_home_is_not_told_of_the_target(
+    place: Home, tmp_path: Path, name: str, said: str
+) -> None:
+    (place.path / name).mkdir()
+    (tmp_path / "to").mkdir()
+    with pytest.raises(LabelingError, match=rf"^{place.path}/{name} {said}"):
+        backup(place.path, tmp_path / "to" / "b.tar")
+    assert not list((tmp_path / "to").iterdir())
+
+
+def test_names_are_on_the_disk_before_they_count(place: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"{path.name} is {target.name}")
+        return rename(path, target)
+
+    backup(place.path, tmp_path / "b.tar")
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    restore(tmp_path / "b.tar", tmp_path / "new")
+    assert done == ["auth-secret", "credentials.json", "argilla.db", "home", "home is new", tmp_path.name]
+    done.clear()
+    place.write_credentials(place.credentials())
+    assert done == ["credentials.json.partial", "home"]
 
 
 def test_a_restored_home_has_the_same_secrets_and_rows(place: Home, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A home in one file, taken while its server runs, and a home made of it again.
 
-A plain tar: a manifest with the size and hash of every file, then the files. Databases are copied by SQLite's own backup, which
+A plain tar: a manifest with the size and hash of every file, then the files. The database is copied by SQLite's own backup, which
 holds every vote that was acknowledged before it began. Redis's queue of jobs stays out: a job waits for seconds, and two homes
-that both do it would both call a webhook. Nothing is packed, so that what comes out is never more than the file's own size.
+that both do it would both call a webhook. The text index stays out as well, since the server makes it again; a backup of an earlier version
+may hold one, which is passed over. Nothing is packed, so that what comes out is never more than the file's own size.
 """
 
 import contextlib
@@ -22,15 +23,15 @@ from typing import IO, Any, BinaryIO, cast
 from urllib.parse import quote
 
 from prefloop_labeling.condition import BUSY_SECONDS, inspect
+from prefloop_labeling.files import sync_folder
 from prefloop_labeling.home import Home, LabelingError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 NEEDED = ("auth-secret", "credentials.json", "argilla.db")
 SMALL = ("auth-secret", "credentials.json", "server.json")
-# In the order of copying: a text index older than the records catches up, a newer one would know records that are not there.
-DATABASES = ("text-index.db", "argilla.db")
-NAMES = {MANIFEST, *SMALL, *DATABASES}
+DATABASE, TEXT_INDEX = "argilla.db", "text-index.db"
+NAMES = {MANIFEST, *SMALL, DATABASE, TEXT_INDEX}
 PIECE = 1 << 20
 LARGEST_SMALL = 16 << 20  # bytes of the files that are not databases
 
@@ -51,24 +52,24 @@ def backup(home: Path | str, file: Path | str) -> Backup:
     Raises LabelingError for a home without data or with damaged ones, and for a file that is there.
     """
     place, target = Home(Path(home)), Path(file).expanduser().absolute()
-    if os.path.lexists(target):
-        raise LabelingError(f"{target} is there: name another file, or remove it first")
-    if not place.database_file.is_file():
+    _check_free(target)
+    try:
+        there = place.database_file.is_file()
+    except OSError as error:
+        raise LabelingError(f"{place.database_file} cannot be read ({error.strerror})") from error
+    if not there:
         raise LabelingError(f"home {place.path} has no {place.database_file.name}: there is nothing to back up")
     with _folder(target.parent, f".{target.name}.") as work:
         with place.locked():
-            # Before the databases: an account without its kept password gets another by `users password --new`.
+            # Before the database: an account without its kept password gets another by `users password --new`.
             for name in SMALL:
-                if (place.path / name).exists():
-                    (work / name).write_bytes((place.path / name).read_bytes())
-            for name in DATABASES:
-                if (place.path / name).is_file():
-                    _copy_database(place, name, work / name)
+                _copy(place.path / name, work / name)
+            _copy_database(place.database_file, work / DATABASE)
         partial = work / "backup"
-        _write(partial, work, [name for name in (*SMALL, *DATABASES) if (work / name).exists()])
-        accounts, answers = _counted(work / "argilla.db")
-        partial.rename(target)
-        _sync(target.parent)
+        _write(partial, work, [name for name in (*SMALL, DATABASE) if (work / name).exists()])
+        accounts, answers = _counted(work / DATABASE)
+        _publish(partial, target)
+        sync_folder(target.parent)
         return Backup(target, target.stat().st_size, accounts, answers)
 
 
@@ -96,15 +97,15 @@ def restore(file: Path | str, home: Path | str) -> Backup:
         checked = Home(made)
         checked.secret()
         checked.credentials()
-        for name in DATABASES:
-            if (made / name).exists():
-                _check_database(made / name, f"{source}: its {name}")
-        accounts, answers = _counted(made / "argilla.db")
+        (made / TEXT_INDEX).unlink(missing_ok=True)
+        _check_database(made / DATABASE, f"{source}: its {DATABASE}")
+        accounts, answers = _counted(made / DATABASE)
+        sync_folder(made)
         try:
             made.rename(place.path)  # onto an empty directory or none
         except OSError as error:
             raise LabelingError(f"home {place.path} cannot be made ({error.strerror}): name another --home") from error
-        _sync(place.path.parent)
+        sync_folder(place.path.parent)
     return Backup(source, size, accounts, answers)
 
 
@@ -123,20 +124,43 @@ def _folder(parent: Path, prefix: str) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _copy_database(place: Home, name: str, target: Path) -> None:
+def _check_free(target: Path) -> None:
+    if os.path.lexists(target):
+        raise LabelingError(f"{target} is there: name another file, or remove it first")
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Give a whole file its name. A link fails where the name was taken meanwhile; a rename would replace what has it."""
+    try:
+        os.link(partial, target)
+    except OSError:
+        _check_free(target)
+        partial.rename(target)  # a disk without links, such as FAT
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a small file of the home, where it has it."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LabelingError(f"{file} cannot be read ({error.strerror})") from error
+    target.write_bytes(content)
+
+
+def _copy_database(file: Path, target: Path) -> None:
     """Copy a database at one moment, in one step: writers go on meanwhile, and a copy in steps would begin again at each of them."""
     try:
         with (
-            contextlib.closing(
-                sqlite3.connect(_uri(place.path / name, "rw"), uri=True, timeout=BUSY_SECONDS)
-            ) as source,
+            contextlib.closing(sqlite3.connect(_uri(file, "rw"), uri=True, timeout=BUSY_SECONDS)) as source,
             contextlib.closing(sqlite3.connect(target)) as copy,
         ):
             source.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a -wal beside it
-        _check_database(target, str(place.path / name))
+        _check_database(target, str(file))
     except sqlite3.Error as error:
-        raise LabelingError(f"{place.path / name} cannot be copied ({error})") from error
+        raise LabelingError(f"{file} cannot be copied ({error})") from error
 
 
 def _check_database(file: Path, named: str) -> None:
@@ -258,14 +282,6 @@ def _save(content: IO[bytes], target: Path) -> str:
 def _digest(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Pieces:

@@ -107,8 +107,15 @@ class Home:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One start or stop at a time; the lock goes when its holder dies."""
-        with open(self.path / ".lock", "w") as lock:
+        """One start or stop at a time; the lock goes when its holder dies. Raises LabelingError where it cannot be taken."""
+        file = self.path / ".lock"
+        try:
+            lock = open(file, "w")  # noqa: SIM115 (held until the end of the block)
+        except OSError as error:
+            raise LabelingError(
+                f"{file} cannot be opened ({error.strerror}): run this as the owner of the home, or remove what stands there"
+            ) from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
