@@ -219,6 +219,8 @@ def test_records_of_argilla_1() -> None:
     column = [answer("response_1", "u1"), answer("response_2", "u2", "discarded")]
     row = {**FIELDS, "better": column, "better-suggestion": "response_2", "external_id": "7", "metadata": '{"n": 1}'}
     assert votes(row) == [Vote("u1", 0)] and one(row).meta == {"n": 1}
+    for empty in (None, "null", " null\n", " "):
+        assert one({**row, "metadata": empty}).meta == {} and one({**nested, "metadata": empty}).meta == {}
     lists = {key: [one[key] for one in column] for key in ("value", "user_id", "status")}
     assert votes({**row, "better": lists}) == [Vote("u1", 0)]
 

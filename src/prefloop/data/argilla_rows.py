@@ -123,8 +123,10 @@ def _is_own(key: str) -> bool:
 
 
 def _metadata(value: Any) -> dict[str, Any]:
+    if value is None or (isinstance(value, str) and value.strip() in ("", "null")):
+        return {}
     if isinstance(value, str):  # 1.x wrote it as JSON
-        value = parsed(value) if value.strip() else {}
+        value = parsed(value)
         if value is None:
             raise BadRow("metadata", "is text that is not JSON")
     if not isinstance(value, Mapping):
