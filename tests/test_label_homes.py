@@ -143,7 +143,9 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
     (home / "auth-secret").write_text("s" * 64)
     (home / "credentials.json").write_text(json.dumps({"owner": {"api_key": "key-of-the-owner"}}))
     listening = Stranger(home)
-    (home / "server.json").write_text(json.dumps({"url": f"http://127.0.0.1:{listening.port}"}))
+    there = os.stat(home)
+    of = {"path": os.path.realpath(home), "device": there.st_dev, "inode": there.st_ino}
+    (home / "server.json").write_text(json.dumps({"url": f"http://127.0.0.1:{listening.port}", "home": of}))
     yield listening
     listening.server.shutdown()
     listening.server.server_close()
@@ -184,6 +186,22 @@ def test_a_connection_that_is_opened_again_is_asked_again(stranger: Stranger, cl
             assert b"key-of-the-owner" not in stranger.heard
         else:
             assert rest.get("/workspaces") == {"items": []} and asked == 1
+
+
+def test_an_answer_is_parsed_once(stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    loads = json.loads
+
+    def counted(content: Any, **options: Any) -> Any:
+        read.append(content)
+        return loads(content, **options)
+
+    stranger.proves = True
+    with Rest(Connection.find(stranger.home)) as rest:
+        monkeypatch.setattr(json, "loads", counted)
+        assert rest.get("/workspaces") == {"items": []} and len(read) == 1
+        # Argilla's own client asks the answer itself.
+        assert rest._http.request("GET", "/api/v1/workspaces").json() == {"items": []} and len(read) == 2
 
 
 def test_an_address_that_the_user_names_is_the_users_decision(stranger: Stranger) -> None:

@@ -32,7 +32,9 @@ def nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def home(folder: Path, url: str = "http://127.0.0.1:1") -> Path:
     folder.mkdir(parents=True)
-    (folder / "server.json").write_text(json.dumps({"url": url}))
+    there = os.stat(folder)
+    of = {"path": os.path.realpath(folder), "device": there.st_dev, "inode": there.st_ino}
+    (folder / "server.json").write_text(json.dumps({"url": url, "home": of}))
     (folder / "credentials.json").write_text(json.dumps({"owner": {"api_key": "key-of-the-home"}}))
     return folder
 
@@ -69,6 +71,14 @@ def test_a_connection_that_cannot_be_is_an_error_without_secrets(given: dict, en
 def test_a_damaged_home_says_so(tmp_path: Path) -> None:
     (home(tmp_path / "h") / "credentials.json").write_text("{")
     with pytest.raises(LabelError, match=r"damaged credentials\.json"):
+        Connection.find(tmp_path / "h")
+
+
+def test_a_home_whose_server_an_earlier_version_started_says_what_to_do(tmp_path: Path) -> None:
+    (home(tmp_path / "h") / "server.json").write_text(json.dumps({"url": "http://127.0.0.1:1"}))
+    with pytest.raises(
+        LabelError, match=r"an earlier version .*`prefloop label down --home .*`, then `prefloop label up"
+    ):
         Connection.find(tmp_path / "h")
 
 

@@ -81,12 +81,18 @@ class Connection:
         try:
             owner = json.loads((home / "credentials.json").read_text())["owner"]
             last = json.loads((home / "server.json").read_text())
-            if "home" in last and not _is_of(last["home"], home):
+            address = _address(last["url"])
+            if last.get("home") is None:  # its server could not answer the question of labels.proof
+                raise LabelError(
+                    f"an earlier version of prefloop started the labelling server of {home}: say `prefloop label down --home {home}`, "
+                    f"then `prefloop label up --home {home}`"
+                )
+            if not _is_of(last["home"], home):
                 raise LabelError(
                     f"no labelling server has run in {home}, a copy of {last['home']['path']} or a backup of it: {up}, which leaves that one alone"
                 )
             advice = f"is the server up? {up}"
-            return cls(_address(last["url"]), _key(api_key or owner["api_key"]), advice, home.absolute())
+            return cls(address, _key(api_key or owner["api_key"]), advice, home.absolute())
         except FileNotFoundError as missing:
             raise LabelError(f"no labelling server has run in {home} (there is no {missing.filename}): {up}") from None
         except OSError as error:
@@ -190,11 +196,13 @@ class Http(Client):
         if answer.content and not kind.startswith("application/json"):
             raise LabelError(f"this is not Argilla: {at} answered {method} {path} with {kind}; check the address")
         try:
-            parsed(answer.content or b"null")  # Argilla's client reads it without a look at how deep it is
+            value = parsed(answer.content or b"null")  # Argilla's client reads it without a look at how deep it is
         except ValueError:
             raise LabelError(
                 f"this is not Argilla: {at} answered {method} {path} with what is no JSON; check the address"
             ) from None
+        if answer.content:
+            answer.json = lambda **_: value  # type: ignore[method-assign]  # a page is large: it is read once
         return answer
 
     def _refusal(self, method: str, path: str, answer: httpx.Response) -> Refused:
