@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
@@ -14,10 +15,11 @@ TRICKLE_S = 0.02
 class Server:
     """Answers every request on the loopback with the pieces that ``answer()`` gives, then closes the connection."""
 
-    def __init__(self, answer: Callable[[], Answer]) -> None:
+    def __init__(self, answer: Callable[[], Answer], tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.answer, self.requests, self.closed = answer, list[bytes](), threading.Event()
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/v1"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._listening.getsockname()[1]}/v1"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Server:
@@ -42,7 +44,10 @@ class Server:
                 threading.Thread(target=self._serve, args=[connection], daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            if self.tls:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            held.enter_context(connection)
             request = b""
             while b"\r\n\r\n" not in request:
                 request += connection.recv(65536) or b"\r\n\r\n"

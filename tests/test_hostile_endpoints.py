@@ -7,7 +7,6 @@ import functools
 import gzip
 import itertools
 import json
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -226,28 +225,6 @@ def test_json_is_bounded_in_depth_and_a_packed_answer_arrives() -> None:
             client.get("/")
         with pytest.raises(httpx.TransportError), client.stream("GET", "/"):
             pass
-
-
-def test_closing_a_client_ends_what_another_thread_waits_for() -> None:
-    asked, failed = threading.Event(), list[type]()
-
-    def answer() -> Answer:
-        asked.set()
-        return server.trickle(http(b"", "Content-Length: 9999", length=False))
-
-    def ask() -> None:
-        try:
-            client.get("/")
-        except httpx.TransportError as error:
-            failed.append(type(error))
-
-    with Server(answer) as server, Client(server.url, deadline_s=600.0) as client:
-        thread = threading.Thread(target=ask)
-        thread.start()
-        assert asked.wait(300)
-        client.close()
-        thread.join(300)
-        assert failed == [httpx.RemoteProtocolError] or failed == [httpx.ReadError]
 
 
 def test_what_never_leaves_the_machine_is_known_by_its_address() -> None:

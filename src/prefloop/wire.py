@@ -14,6 +14,7 @@ import ipaddress
 import json
 import socket
 import ssl
+import threading
 import time
 import urllib.request
 import weakref
@@ -97,7 +98,10 @@ class Client(httpx.Client):
         return whole
 
     def close(self) -> None:
-        """Close the connections; requests of other threads fail at once instead of at their deadline."""
+        """Close the connections; requests of other threads fail at once instead of at their deadline.
+
+        A connection that is still being made fails as soon as it is made.
+        """
         self._network.hang_up()
         super().close()
 
@@ -177,24 +181,34 @@ class _Network(httpcore.SyncBackend):
     """Sockets on which every wait is as long as what is left until the deadline."""
 
     def __init__(self) -> None:
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._lines: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._lock, self._ended = threading.Lock(), False
 
     def connect_tcp(self, *args: Any, **options: Any) -> httpcore.NetworkStream:
         options["timeout"] = _left(httpcore.ConnectTimeout)
         stream = super().connect_tcp(*args, **options)
-        self._sockets.add(stream.get_extra_info("socket"))
-        return _Stream(stream)
+        # A second handle on the connection: TLS takes the first away, and none of its state may be touched from another thread.
+        line = stream.get_extra_info("socket").dup()
+        with self._lock:
+            if not self._ended:
+                self._lines.add(line)
+                return _Stream(stream, line)
+        line.close()
+        stream.close()
+        raise httpcore.ConnectError("the client was closed")
 
     def hang_up(self) -> None:
         """End what is being waited for; closing a socket alone wakes no thread that reads from it."""
-        for each in list(self._sockets):
+        with self._lock:
+            self._ended, lines = True, list(self._lines)
+        for each in lines:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
 
 class _Stream(httpcore.NetworkStream):
-    def __init__(self, stream: httpcore.NetworkStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: httpcore.NetworkStream, line: socket.socket) -> None:
+        self._stream, self._line = stream, line
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, _left(httpcore.ReadTimeout))
@@ -204,12 +218,18 @@ class _Stream(httpcore.NetworkStream):
             self._stream.write(buffer[start : start + _PIECE], _left(httpcore.WriteTimeout))
 
     def close(self) -> None:
+        self._line.close()
         self._stream.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left(httpcore.ConnectTimeout)))
+        try:
+            secured = self._stream.start_tls(ssl_context, server_hostname, _left(httpcore.ConnectTimeout))
+        except BaseException:
+            self.close()
+            raise
+        return _Stream(secured, self._line)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

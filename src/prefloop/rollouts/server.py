@@ -51,7 +51,6 @@ class ServerEngine:
         self._adapter: str | None = None
         given = generation.server_adapters
         self._folder = Path(tempfile.mkdtemp(prefix="prefloop-")) if given is None else given / self._session
-        self._completions = self._endpoint("/v1/completions", connections=self._workers)
         self.model, longest = self._served(self._ask(lambda: self._endpoint("/v1/models").get().json()))
         if longest is not None and longest < backbone.config.max_length:
             raise EngineError(
@@ -85,6 +84,8 @@ class ServerEngine:
         heat = self.generation.temperature if temperature is None else temperature
         vocabulary = self.backbone.causal_lm.config.get_text_config().vocab_size
 
+        completions = self._endpoint("/v1/completions", connections=self._workers)
+
         def ask(i: int) -> list[Rollout]:
             body = {
                 "model": self._adapter or self.model,
@@ -105,7 +106,7 @@ class ServerEngine:
                 "logprobs": 0,
                 "return_token_ids": True,
             }
-            answer = self._completions.post(body, stop).json()
+            answer = completions.post(body, stop).json()
             return rollouts_of(answer, i, n, self.backbone.chat.stop_id, vocabulary, self.url)
 
         rollouts: dict[int, list[Rollout]] = {}
@@ -117,12 +118,10 @@ class ServerEngine:
                 rollouts[futures[future]] = self._ask(future.result)
                 if advance:
                     advance(n)
-        except BaseException as error:
-            if not isinstance(error, Exception):  # a signal: the process ends only with its threads
-                self._completions.close()
-            raise
         finally:
-            stop.set()  # what has failed or was interrupted does not wait for the others
+            # What has failed or was interrupted does not wait for the others: the process ends only with its threads.
+            stop.set()
+            completions.close()
             pool.shutdown(wait=False, cancel_futures=True)
         return [r for i in range(len(prompts_ids)) for r in rollouts[i]]
 
