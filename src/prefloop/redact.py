@@ -12,9 +12,17 @@ _QUOTED = re.compile(r"""(?P<kept>(?P<quote>['"])[\w+.-]+://)[^\s/@:]*:(?:(?!(?P
 _WHOLE = re.compile(r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://)[^\s/@:]*:.*@", re.DOTALL)
 _WHOLE_QUERY = re.compile(r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://[^\s?#;]*)(?:[?#]|;\w+=).*", re.DOTALL)
 _ADDRESS = re.compile(
-    r"(?P<scheme>\w[\w+.-]{0,20}://)(?:[^\s/@:]*:\S*@|[^\s/@'\"]*@)?(?P<rest>[^\s?#;'\",\]}]*)(?:(?:[?#]|;\w+=)[^\s'\"]*)?"
+    r"(?P<scheme>\w[\w+.-]{0,20}://)(?:[^\s/@:]*:\S*@|[^\s/@'\"]*@)?(?P<rest>[^\s?#;'\",\]}]*)"
+    r"(?:(?:[?#]|;\w+=)[^\s'\"]*?(?=[)\]}.,;:!?]{0,3}(?:[\s'\"]|\Z)))?"  # what closes a sentence is the sentence's
 )
-_NAMED = re.compile(r"\b(api[_-]?key|password|passwd|secret)=[^\s&;'\",]+", re.IGNORECASE)
+# An address that is whole before the first blank, where a sentence may go on; after a colon only a port is no password.
+_OPENING = re.compile(r"\A\s*(?:--[\w.-]+=)?[\w+.-]+://[^\s/@:?#;]+(?::\d{1,5})?(?:[/?#;]\S*|[.,:)])?\s")
+_WORD = re.compile(r"\b[^\W\d_]{2,}\b")
+_SENTENCE = 3
+_NAMED = re.compile(
+    r"\b(api[_-]?key|password|passwd|secret|(?:access[_-])?token|authorization)=(?:(?:Bearer|Basic)\s+)?[^\s&;'\",]+",
+    re.IGNORECASE,
+)
 _KEYS = re.compile(
     r"(?P<kept>\bBearer\s+)(?=\S*\d)[\w.~+/=-]{8,}"
     r"|\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|xox[abprs]-[\w-]{10,})"
@@ -28,7 +36,13 @@ def without_secrets(text: str) -> str:
 
 
 def value_without_secrets(text: str) -> str:
-    """The same for the value of a setting, which may be one address whole: blanks and quotes in its password are of it."""
+    """The same for the value of a setting, which may be one address whole: blanks and quotes in its password are of it.
+
+    A text that goes on after its first address with three words is a sentence, such as a note.
+    """
+    opening = _OPENING.match(text)
+    if opening and len(_WORD.findall(text, opening.end())) >= _SENTENCE:
+        return without_secrets(text)
     return without_secrets(_WHOLE_QUERY.sub(r"\g<kept>", _WHOLE.sub(r"\g<kept>", text)))
 
 
