@@ -30,11 +30,40 @@ from prefloop.settings import parse, validated
         ("api_key=abc&x password=d", "api_key=***&x password=***"),
         ("sk-proj-0123456789abcdef, hf_abcdefghijklmnopqrst AKIAABCDEFGHIJKLMNOP", "***, *** ***"),
         ("sk-learn, hf_hub and AKIA", "sk-learn, hf_hub and AKIA"),
-        ("max_tokens=5 token=3", "max_tokens=5 token=3"),
+        ("max_tokens=5 pad_token=3", "max_tokens=5 pad_token=3"),
+        ("token=abc&access_token=d Access-Token=e", "token=***&access_token=*** Access-Token=***"),
+        ("authorization=Bearer abc; authorization=abc", "authorization=***; authorization=***"),
+        ("(see https://x.org/a?b=1)", "(see https://x.org/a)"),
+        (
+            "see [it](https://x.org/a#b). Or https://h/x?k=1, https://h;k=1!",
+            "see [it](https://x.org/a). Or https://h/x, https://h!",
+        ),
     ],
 )
 def test_addresses_lose_user_password_query_and_fragment(text: str, clean: str) -> None:
     assert without_secrets(text) == clean
+
+
+@pytest.mark.parametrize(
+    ("note", "clean"),
+    [
+        ("http://localhost:8000 served the judge; questions to me@lab.org", None),
+        ("http://localhost:8000/v1, which served the judge: see me@lab.org", None),
+        (
+            "https://arxiv.org/abs/1#S2 says why it is so; see also below.",
+            "https://arxiv.org/abs/1 says why it is so; see also below.",
+        ),
+        (
+            "https://x.org/a?key=1 and http://u:pw@h/x are both left out",
+            "https://x.org/a and http://h/x are both left out",
+        ),
+        ("(see https://x.org/a?b=1)", "(see https://x.org/a)"),
+        ("http://u:some long pass phrase@h/x", "http://h/x"),
+        ("https://h/x?key=a b", "https://h/x"),
+    ],
+)
+def test_a_sentence_that_begins_with_an_address_is_no_address(note: str, clean: str | None) -> None:
+    assert tree_without_secrets({"notes": [note]}) == {"notes": [clean or note]}
 
 
 SPECIAL = st.text(st.sampled_from("aZ09/\\'\"@:;?#&=%!$,.[]{}<> \u00e9"), min_size=0, max_size=12)
@@ -74,6 +103,16 @@ def test_a_refused_flag_is_shown_without_its_secret_or_power(capsys: pytest.Capt
         said = capsys.readouterr()
         assert left.value.code == 2 and flag[0].partition("=")[0] in said.err
         assert "secret" not in said.err + said.out and "word" not in said.err and "\x1b]" not in said.err
+    for value, words in (
+        ("a/" * 2500 + "a", "longer than files have"),
+        (f"http://u:{'secret/' * 700}@h", "'http://h'"),
+        ("a\0b", "control characters"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            parse(["--backbone.model", value], "rlhf.py", "")
+        said = capsys.readouterr()
+        assert left.value.code == 2 and words in " ".join(said.err.split())
+        assert "secret" not in said.err and len(said.err) < 5_000
     with pytest.raises(SystemExit):
         parse(["--seed", "9" * 50 + "x" * 100_000], "rlhf.py", "")
     assert len(capsys.readouterr().err) < 4_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from prefloop.console import neutral, shortened
+from prefloop.console import complain, listed, neutral, shortened
 from prefloop.redact import value_without_secrets
 
 _MOST_OF_A_FLAG = 300
@@ -17,13 +17,23 @@ _MOST_OF_A_FLAG = 300
 
 def flags(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
     """``tyro.cli``. A refusal quotes what was given, so it is made once more with arguments that can be shown."""
-    clean = [shortened(neutral(value_without_secrets(argument)), _MOST_OF_A_FLAG) for argument in arguments]
-    if clean == list(arguments):
-        return tyro.cli(kind, args=clean, **options)
+    clean = [neutral(value_without_secrets(argument)) for argument in arguments]
+    short = [shortened(argument, _MOST_OF_A_FLAG) for argument in clean]
+    if short == list(arguments):
+        return tyro.cli(kind, args=short, **options)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return tyro.cli(kind, args=list(arguments), **options)
     except SystemExit as refused:
         if refused.code:
-            tyro.cli(kind, args=clean, **options)
+            tyro.cli(kind, args=short, **options)
+            # Nothing is wrong with them: the fault is their length, or what was taken out.
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+                tyro.cli(kind, args=clean, **options)
+            changed = [after for after, before in zip(clean, arguments, strict=True) if after != before]
+            complain(
+                said.getvalue()
+                or f"error: {listed(map(repr, changed))}: refused for a part that is not shown; take passwords, queries and control characters out"
+            )
         raise
