@@ -16,8 +16,11 @@ from judge_endpoint import (  # noqa: F401
     judge_files,
     prefers_longer,
 )
+from pydantic import ValidationError
 
 from prefloop import endpoint as endpoint_module
+from prefloop.config import JudgeConfig
+from prefloop.config.ranges import PerMinute, range_of
 from prefloop.endpoint import Pace
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.judges import compare_many
@@ -125,6 +128,14 @@ def test_requests_keep_to_so_many_a_minute_retries_too(endpoint, monkeypatch):
     judge.compare(PROMPT, "late", "b")
     judge.compare(PROMPT, "later", "b")
     assert sent[-2:] == pytest.approx([1121, 1124]), "time that was not used is not made up for by a burst"
+
+
+def test_the_slowest_pace_can_be_waited_for_and_slower_is_refused():
+    slowest = range_of(PerMinute)
+    pace = Pace(slowest.least, clock=lambda: 0.0)
+    assert max(pace.turn() for _ in range(1001)) < threading.TIMEOUT_MAX, "as many wait at a time"
+    with pytest.raises(ValidationError, match=r"expected a number from 0\.001"):
+        JudgeConfig(requests_per_minute=1e-9)
 
 
 def test_turns_taken_by_many_threads_are_all_apart():

@@ -11,7 +11,7 @@ import tyro
 from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, aside
-from prefloop.config.ranges import Count, Few, NotNegative, Positive, Retries
+from prefloop.config.ranges import Count, Few, NotNegative, PerMinute, Positive, Retries
 from prefloop.console import shortened
 from prefloop.errors import ConfigError, short
 
@@ -51,7 +51,7 @@ class JudgeConfig:
     """Environment variable that holds the endpoint's key; none sends no key."""
     max_concurrency: Few = aside(default=8)
     """Requests in flight; of a local model, questions side by side."""
-    requests_per_minute: Positive | None = aside(default=None)
+    requests_per_minute: PerMinute | None = aside(default=None)
     """Limit on requests to an endpoint, retries included."""
     timeout: Positive = aside(default=60.0)
     """Seconds that a request may take, from connecting to the last byte of its answer."""

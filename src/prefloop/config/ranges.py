@@ -90,6 +90,8 @@ Weight = Annotated[float, Range(float, -LARGE, LARGE)]
 """A factor of either sign."""
 Rate = Annotated[float, Range(float, TINY, 100.0)]
 """A learning rate."""
+PerMinute = Annotated[float, Range(float, 0.001, 1e6)]
+"""How many a minute."""
 Epochs = Annotated[float, Range(float, TINY, 10_000.0)]
 Ratio = Annotated[float, Range(float, 1.000_001, LARGE)]
 """A factor that makes larger."""
