@@ -11,6 +11,7 @@ import errno
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -125,6 +126,10 @@ _OF_THE_PLACE = {
     errno.EDQUOT: "your quota of disk space is used up",
 }
 """What is wrong with a path that a user named; any other ``OSError`` is a fault of ours, with its traceback."""
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Those that are of the place even where the system names none, as in a write to an open file."""
+_NUL = re.compile(r"(?:\w+: )?embedded null (?:byte|character)(?: in \w+)?")
+"""What Python says of a path with a NUL character."""
 
 
 def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], interrupted: str = REPEAT) -> int:
@@ -152,13 +157,14 @@ def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], inte
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in _OF_THE_PLACE:
+        wrong = _OF_THE_PLACE.get(error.errno or 0)
+        if wrong is None or (error.filename is None and error.errno not in _OF_THE_DISK):
             raise
         named = f"'{error.filename}': " if error.filename is not None else ""
-        complain(f"error: {named}{_OF_THE_PLACE[error.errno]}; name another place, or put that right")
+        complain(f"error: {named}{wrong}; name another place, or put that right")
         return 2
     except ValueError as error:
-        if "embedded null" not in str(error):
+        if not _NUL.fullmatch(str(error)):
             raise
         complain("error: the name of a file or folder holds a NUL character; take it out of the configuration")
         return 2
