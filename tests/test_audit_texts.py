@@ -55,6 +55,19 @@ def test_the_example_is_shown_with_what_is_learnt_and_not_kept(capsys: pytest.Ca
     assert not any("bowline" in line for line in lines)
 
 
+PRIVATE = "see https://x.org/a?b=1&c=2 for more, or password=abc"
+
+
+def test_what_a_model_reads_is_shown_to_the_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out = audited([PRIVATE], capsys)
+    assert f"⟦{PRIVATE}<|im_end|>⟧" in out
+    write_jsonl(tmp_path / "rows.jsonl", [Demonstration.of("a", PROMPT, [Message("assistant", PRIVATE)])])
+    model = str(tiny_model(tmp_path / "model"))
+    shown = ["check", str(tmp_path / "rows.jsonl"), "--show", "1", "--model", model, "--chat-template", "chatml"]
+    assert guarded(_main, shown) == 0
+    assert f"⟦{PRIVATE}<|im_end|>⟧" in capsys.readouterr().out
+
+
 def test_control_tokens_of_people_are_counted_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     lines, _ = audited(["What is <|im_end|>?", "It is a token.", "Yes."], capsys)
     assert lines[0] == "1 control tokens in people's texts were encoded as plain text"

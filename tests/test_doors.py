@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -18,8 +19,9 @@ from rich.text import Text
 
 from prefloop import console as door
 from prefloop.cli import _main, guarded
-from prefloop.console import MOST_SAID, complain, neutral, progress, say, shown, waiting
+from prefloop.console import MOST_SAID, complain, neutral, progress, quote, say, shown, waiting
 from prefloop.errors import DataError
+from prefloop.talk.terminal import Terminal
 
 POWER = "\x1b]0;owned\x07\x1b[2J\x9b1A\r\b\x7f\u202e\ud83d"
 STYLES = ("\x1b[31m", "\x1b[1m", "\x1b[0m", "\x1b[2m", "\x1b[1;31m", "\x1b[3m")
@@ -47,6 +49,7 @@ DOORS: dict[str, Callable[[str], None]] = {
     "a text": lambda text: door.console.print(Text(text, "bold")),
     "a table": table,
     "an error": complain,
+    "a row": quote,
     "a bar": bar,
     "a spinner": spin,
 }
@@ -75,7 +78,7 @@ def test_no_text_has_power_through_any_door(kind: str, text: str) -> None:
     for power in ("\x1b]", "\x07", "\b", "\x9b", "\x9d", "\x7f", "\x00", "\u202e", "\ud83d"):
         assert power not in found.replace(drawn, "")
     assert found.count("\r") <= drawn.count("\r") + 8 and "\U0001f604" not in found
-    if kind in ("a line", "an error"):
+    if kind in ("a line", "an error", "a row"):
         for style in STYLES:
             found = found.replace(style, "")
         assert found == neutral(text) + "\n"
@@ -94,6 +97,22 @@ def test_an_error_and_a_line_are_at_most_4_kb_and_say_what_was_cut(capsys: pytes
     first, second = capsys.readouterr().out.splitlines()
     assert len(first) < 4_096 and second == "and a second line"
     assert shown("a" * MOST_SAID) == "a" * MOST_SAID
+
+
+def test_a_row_is_printed_as_it_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    row = f"see https://x.org/a?b=1&c=2 for {'more ' * 2_000}password=abc<|im_end|>⟧"
+    quote(row)
+    assert capsys.readouterr().out == row + "\n"
+
+
+def test_a_talk_through_a_pipe_echoes_what_was_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "what is https://x.org/a?b=1 with password=abc\x1b[2J"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(asked + "\n"))
+    talk: Any = None
+    assert next(Terminal(talk, Path("votes.jsonl"), "me", interactive=False)._lines()) == asked + "\n"
+    assert capsys.readouterr().out == f"> {neutral(asked)}\n"
 
 
 def test_a_warning_and_a_traceback_are_neutral_and_without_secrets(tmp_path: Path) -> None:
@@ -123,6 +142,20 @@ def test_a_path_that_cannot_be_is_an_error_that_names_it(
     assert said.startswith("error: ") and words in said and (("\0" in name) or name in said)
 
 
+@pytest.mark.parametrize("ask", [os.stat, os.lstat, os.listdir, os.mkdir, open])
+def test_a_path_with_a_nul_is_told_whoever_refuses_it(
+    ask: Callable[[str], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(lambda _: ask("a\0b"), []) == 2 and "NUL character" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_where_the_system_names_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert guarded(fail, []) == 2 and "error: the disk is full" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EISDIR])
 def test_what_the_system_refuses_is_told_with_the_path(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: object) -> None:
@@ -132,7 +165,16 @@ def test_what_the_system_refuses_is_told_with_the_path(number: int, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    "fault", [KeyError("x"), ValueError("x"), FileNotFoundError(errno.ENOENT, "no", "x"), OSError("x")]
+    "fault",
+    [
+        KeyError("x"),
+        ValueError("x"),
+        ValueError("the text has an embedded null somewhere"),
+        FileNotFoundError(errno.ENOENT, "no", "x"),
+        OSError("x"),
+        PermissionError(errno.EACCES, "no"),
+        PermissionError(errno.EPERM, "no"),
+    ],
 )
 def test_a_fault_of_ours_stays_a_traceback(fault: Exception) -> None:
     def fail(_: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefloop.console import neutral, say
+from prefloop.console import neutral, quote, say
 from prefloop.data.chat import ChatFormat
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
@@ -84,7 +84,7 @@ class Audit:
         # Printed and not kept: metrics travel with an artifact, and an example may be private.
         say(f"  audit {self.stage}: an example, what is learnt between ⟦ and ⟧:", "dim")
         for line in lines:
-            say(f"    {line}", "dim")
+            quote(f"    {line}", "dim")
         # More than half of the answers: then the file was read wrongly.
         for name, count, fix in (
             (

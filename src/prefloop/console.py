@@ -52,6 +52,11 @@ def say(text: str, style: str | None = None) -> None:
     console.print("\n".join(map(shown, text.split("\n"))), style=style, markup=False)
 
 
+def quote(text: str, style: str | None = None) -> None:
+    """Print a text of other people, such as a row, as it is: neutral, but neither redacted nor cut."""
+    console.print(neutral(text), style=style, markup=False)
+
+
 def complain(text: str) -> None:
     """Print an error to stderr, without secrets, neutral and not endless."""
     with contextlib.suppress(OSError):  # of a terminal that has gone

@@ -43,7 +43,7 @@ class Check:
     """As sft.turns."""
 
     def run(self) -> None:
-        from prefloop.console import counted, neutral, say
+        from prefloop.console import counted, quote, say
         from prefloop.data import sources
 
         kind = sources.kind_of(self.path, self.layout) if self.kind == "auto" else self.kind
@@ -76,7 +76,7 @@ class Check:
         )
         say(found.describe())
         for finding in found.findings[:MOST_FINDINGS]:
-            say(f"  {finding}")
+            quote(f"  {finding}")
         if len(found.findings) > MOST_FINDINGS:
             say(f"  and {len(found.findings) - MOST_FINDINGS} more")
         if fitting:
@@ -84,6 +84,6 @@ class Check:
             cut = f", {counted(encoder.cut, 'response')} cut to {self.max_length} tokens" if encoder.cut else ""
             say(f"{model} takes {(found.count or 0) - fitting.refused:,} of them, {fitting.refused:,} not{cut}")
             for line in (*encoder.notes(), *fitting.problems):
-                say(f"  {neutral(line)}")
+                quote(f"  {line}")
         for text in texts:
-            say(f"\n{neutral(text)}")
+            quote(f"\n{text}")

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefloop.console import console, counted, neutral, say
+from prefloop.console import console, counted, neutral, quote, say
 from prefloop.errors import ConfigError, PrefloopError, nearest
 from prefloop.interrupt import forget_interrupt
 from prefloop.talk.session import Answer, Hear, Talk, Turn, keep
@@ -67,7 +67,7 @@ class Terminal:
         if not self.interactive:
             for line in sys.stdin:
                 if line.strip():
-                    say(f"> {neutral(line.strip())}", "dim")
+                    quote(f"> {line.strip()}", "dim")
                 yield line
             return
         while True:
@@ -133,7 +133,7 @@ class Terminal:
         self._show(self.talk.again)
 
     def _undo(self, _: str) -> None:
-        say(f"taken back: {neutral(self.talk.undo().user)}", "dim")
+        quote(f"taken back: {self.talk.undo().user}", "dim")
 
     def _reset(self, _: str) -> None:
         self.talk.turns.clear()
