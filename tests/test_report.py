@@ -11,6 +11,7 @@ import pytest
 import report_fixture
 from report_page import HOSTILE, Page, part, report
 
+from prefloop.errors import DataError
 from prefloop.report import headline
 from prefloop.report.html import write_report
 from prefloop.report.schema import Summary
@@ -221,7 +222,7 @@ def test_a_failed_report_leaves_the_previous_one_and_no_draft(tmp_path: Path, mo
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(DataError, match="cannot write .*no space"):
+    with pytest.raises(DataError, match=r"cannot write .*no space"):
         write_report(tmp_path)
     assert target.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "report.html", "summary.json"]
