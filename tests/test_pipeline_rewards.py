@@ -92,7 +92,7 @@ def test_model_function_and_server_add_up_and_a_bad_score_costs_nothing_but_its_
     assert code == 2 and "Traceback" not in output
     assert f"reward '{name}' on prompt '{first.rpartition('/')[0]}', response {first}: found nan" in output
     kept = [p.name for p in (config.parent / "runs" / ".store" / "work").glob("rloo-*/checkpoints/step-*")]
-    assert kept == ["step-000004"], "two rollouts of two optimizer steps were learnt from"
+    assert sorted(kept) == ["step-000002", "step-000004"], "two rollouts of two optimizer steps were learnt from"
     output = run(config, *flags("?v=2"))
     assert "resuming rloo" in output and statuses(config)["rloo"] == "resumed"
     assert len(server.bodies) == len(steps) + 3 + 2

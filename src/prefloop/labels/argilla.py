@@ -129,7 +129,8 @@ class Argilla:
             wanted = set(ids)
             ordered = [item for item in ordered if item.get("external_id") in wanted]
         source = f"argilla:{workspace}/{dataset}"
-        return pulled(ordered, self.datasets.people(found), simulated, reading, source, unvoted)
+        # Who names records has them: what was sampled into them, such as a NUL, is no reason to lose their votes.
+        return pulled(ordered, self.datasets.people(found), simulated, reading, source, unvoted, loadable=ids is None)
 
     def simulated(self, dataset: str, workspace: str = "default") -> set[str]:
         """Names of the accounts that ``vote`` has made, of those that may have answered in the dataset."""

@@ -74,10 +74,12 @@ def pulled(
     reading: Reading | None = None,
     source: str = "",
     unvoted: bool = False,
+    loadable: bool = True,
 ) -> Pulled:
     """Records with votes out of the server's records, in their order; ``people`` maps user ids. See ``Argilla.pull`` for ``simulated``.
 
     ``reading`` is of a dataset that prefloop has not made, whose responses come from ``source``. ``unvoted``: records without votes too.
+    ``loadable``: leave out what the loader would refuse once it stands in a file.
     """
     names = {id: person.name for id, person in people.items()}
     machines = {person.name for person in people.values() if person.simulated}
@@ -94,7 +96,8 @@ def pulled(
         (item, changed), id = to_answers(raw, names).mended(), id_of(raw)
         try:
             found = [own_record(item, id)] if reading is None else _of_others(item, id, reading, source, notes)
-            check_loadable(found, ids)
+            if loadable:
+                check_loadable(found, ids)
         except BadRow as bad:
             refused.append((neutral(id), neutral(f"{bad.field} {bad.problem}".strip())))
         else:
