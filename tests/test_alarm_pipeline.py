@@ -70,7 +70,9 @@ def test_stop_ends_training_with_the_best_policy_its_value_head_and_its_figures(
     head = load_file(folder / "value" / "head.safetensors")
     assert not head["linear.weight"].any() and not head["linear.bias"].any(), "the value head starts from zero"
     assert not (folder / "best").exists() and not (folder / "checkpoints").exists()
-    assert "Training was stopped" in (config.parent / "runs" / "t" / "report.html").read_text()
+    report = (config.parent / "runs" / "t" / "report.html").read_text()
+    untrained = "ppo is the policy of step 1, from before its first update"
+    assert "Training was stopped" in report and untrained in report and untrained in output
 
 
 def test_rollback_goes_back_doubles_the_penalty_and_ends_alike_after_a_kill(config: Path) -> None:

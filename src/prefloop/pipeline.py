@@ -6,7 +6,7 @@ import datetime
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,10 +153,19 @@ def summarise(
         **{name: judged[name] for name in ("matrix", "judging", "contamination") if name in judged},
         "annotators": label.get("annotators", []),
         "reward_model": reward_model,
-        "disclosure": tree_without_secrets(list(notes)),
+        "disclosure": [*untrained(found), *tree_without_secrets(list(notes))],
         "samples": judged.get("samples", []),
         "environment": environment(),
     }
+
+
+def untrained(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each policy that an alarm took back to before its first update; ``found`` are the metrics by slot."""
+    return [
+        f"{slot} is the policy of step 1, from before its first update: an alarm took it back, and nothing that it learnt is in it."
+        for slot, metrics in found.items()
+        if (metrics.get("alarm") or {}).get("result_step") == 1
+    ]
 
 
 def named(adapter: AdapterConfig) -> str:
@@ -202,6 +211,8 @@ def show(summary: dict[str, Any], report: Path | None) -> None:
             else f"{NO_JUDGE}; KL to SFT in nats a response",
             "dim" if judged else "yellow",
         )
+        for line in untrained({stage["name"]: stage["metrics"] for stage in summary["stages"]}):
+            say(line, "yellow")
     if summary["algo"] == SFT_ONLY:
         say(heading)
         for line in sft_lines(summary["stages"]):
