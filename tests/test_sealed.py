@@ -68,6 +68,19 @@ def test_what_is_not_ours_is_refused_with_the_name_of_the_file(content: bytes, m
     assert str(path) in str(caught.value) and len(str(caught.value)) < 600
 
 
+def test_names_that_are_no_utf_8_are_kept_in_a_file_that_is(tmp_path: Path) -> None:
+    content = {"command": "train caf\udce9.jsonl", "reads": {"Żółć \udcff": "🙂"}}
+    write_sealed(tmp_path / "a.json", content)
+    assert read_sealed(tmp_path / "a.json") == content
+    assert "Żółć" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_content_with_the_key_of_the_digest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'digest' is the key of the digest itself"):
+        write_sealed(tmp_path / "a.json", {"digest": 1})
+    assert not (tmp_path / "a.json").exists()
+
+
 def test_no_file_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
     import os
 
@@ -85,7 +98,21 @@ def test_a_file_of_an_earlier_version_is_read_where_it_may_be(tmp_path: Path) ->
         read_sealed(tmp_path / "a.json", required=False)
 
 
-NAMES = ("../evil", "/etc/passwd", "a/../../evil", "", ".", "a\0b", "link", "behind/file", "x" * 300, "folder")
+NAMES = (
+    "../evil",
+    "/etc/passwd",
+    "a/../../evil",
+    "",
+    ".",
+    "a\0b",
+    "link",
+    "behind/file",
+    "x" * 300,
+    "folder",
+    "./plain",
+    "folder/",
+    "folder//in",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,6 +120,8 @@ def test_no_name_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
     folder, outside = tmp_path / "in", tmp_path / "out"
     (folder / "folder").mkdir(parents=True)
     outside.mkdir()
+    (folder / "plain").write_text("secret")
+    (folder / "folder" / "in").write_text("secret")
     (outside / "file").write_text("secret")
     (tmp_path / "evil").write_text("secret")
     (folder / "link").symlink_to(outside / "file")

@@ -116,6 +116,43 @@ def test_the_rest_of_a_half_removed_artifact_does_not_block_the_next(store: Stor
     assert store.get("sft", KEY) is not None
 
 
+@pytest.mark.parametrize("target", ["weights.bin", "sub", "nowhere"])
+def test_a_link_in_a_stages_folder_is_refused_by_name(target: str, store: Store) -> None:
+    work = fill(store)
+    (work / "checkpoints").mkdir()
+    (work / "checkpoints" / "last").symlink_to("step")  # goes with its folder
+    (work / "alias").symlink_to(target)
+    with pytest.raises(StoreError, match=r"alias: is a link"):
+        store.commit(DETAILS)
+    assert artifacts(store) == []
+    (work / "alias").unlink()
+    assert "alias" not in store.commit(DETAILS).manifest.files
+
+
+def test_checkpoints_are_not_put_on_disk_just_before_they_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = fill(store)
+    (work / "checkpoints" / "step-1").mkdir(parents=True)
+    (work / "checkpoints" / "step-1" / "state").write_text("state")
+    synced: list[Path] = []
+    monkeypatch.setattr("prefloop.atomic.sync", synced.append)
+    store.commit(DETAILS)
+    assert work / "weights.bin" in synced and not [place for place in synced if "checkpoints" in place.parts]
+
+
+def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may be written, the lock may not."""
+    opened = Path.open
+
+    def refuses(self: Path, *more: str, **named: str) -> object:
+        if self.name == ".lock":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, *more, **named)
+
+    monkeypatch.setattr(Path, "open", refuses)
+    with pytest.raises(StoreError, match=r"run/\.lock: Permission denied"), run_lock(tmp_path / "run"):
+        pass
+
+
 def test_write_json_never_leaves_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_json(path, {"n": 1})

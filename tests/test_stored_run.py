@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from prefloop.cli import _main, guarded
-from prefloop.errors import DataError, PrefloopError, StoreError
+from prefloop.errors import ConfigError, DataError, PrefloopError, StoreError
 from prefloop.manifest import MANIFEST
 from prefloop.pipeline import Pipeline
 from prefloop.runtime import Runtime
@@ -48,13 +49,13 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def go(output: Path, *more: Stage) -> dict[str, Any]:
+def go(output: Path, *more: Stage, command: str = "", runtime: Runtime | None = None) -> dict[str, Any]:
     stages = [Words("sft"), Words("label", ("sft",)), *more]
-    runtime = Runtime(rollout="transformers", output=output)
+    runtime = runtime or Runtime(rollout="transformers", output=output)
     vars(runtime).update(
         model_fingerprint="none", compute="float32", engine_name="transformers"
     )  # no stage has a model
-    return Pipeline(stages, runtime).run(output / "t")
+    return Pipeline(stages, runtime).run(output / "t", command)
 
 
 @pytest.fixture
@@ -271,3 +272,61 @@ def test_half_a_line_of_the_log_is_gone_when_the_run_goes_on(tmp_path: Path, bui
         file.write(b'{"at": "2026-11-30", "sta\0\0')
     go(tmp_path / "runs")
     assert all(json.loads(line)["stage"] in ("sft", "label") for line in log.read_text().splitlines())
+
+
+def test_a_command_whose_bytes_are_no_utf_8_is_kept(tmp_path: Path, built: list[str]) -> None:
+    command = os.fsdecode(b"prefloop run caf\xe9.yaml")
+    go(tmp_path, command=command)
+    assert read_sealed(tmp_path / "t" / "summary.json")["command"] == command
+
+
+@pytest.mark.parametrize("name", ["my stage", "bewerten-ü", ".hidden", "a*[b]"])
+def test_a_stage_is_reused_whatever_it_is_called(name: str, tmp_path: Path, built: list[str]) -> None:
+    for _ in range(2):
+        go(tmp_path, Words(name), Words("last", (name,)))
+    assert built == ["sft", "label", name, "last"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b"])
+def test_a_stage_whose_name_leaves_its_folder_is_refused_before_it_runs(
+    name: str, tmp_path: Path, built: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match="a stage or slot cannot be called"):
+        go(tmp_path, Words(name))
+    assert built == []
+
+
+def test_a_files_managers_own_files_among_the_links_are_left_alone(tmp_path: Path, built: list[str]) -> None:
+    go(tmp_path)
+    links = tmp_path / "t" / "artifacts"
+    (links / ".DS_Store").write_text("icons")
+    go(tmp_path)
+    assert (links / ".DS_Store").read_text() == "icons" and built == ["sft", "label"]
+    (links / "sft").unlink()
+    (links / "sft").write_text("a result?")
+    with pytest.raises(StoreError, match="sft' is no link into the store"):
+        go(tmp_path)
+
+
+def test_a_run_that_may_only_be_read_closes_the_store_for_itself_alone(
+    tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(tmp_path)
+    runtime = Runtime(rollout="transformers", output=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("prefloop.pipeline.run_lock", lambda folder: contextlib.nullcontext(False))
+        with pytest.raises(StoreError, match="ppo is not in the store"):
+            go(tmp_path, Words("ppo"), runtime=runtime)
+    go(tmp_path, Words("ppo"), runtime=runtime)
+    assert built == ["sft", "label", "ppo"]
+
+
+def test_a_damaged_artifact_that_cannot_be_built_again_is_called_damaged(
+    tmp_path: Path, built: list[str], read_only: Callable[[Path], None]
+) -> None:
+    go(tmp_path)
+    next((tmp_path / ".store").glob("label-*/rows.jsonl")).write_text("other")
+    read_only(tmp_path)
+    with pytest.raises(StoreError, match=r"label in the store is damaged: file 'rows.jsonl'.*cannot be written"):
+        go(tmp_path)
+    assert built == ["sft", "label"]

@@ -57,10 +57,18 @@ def sync(place: Path) -> None:
         os.close(descriptor)
 
 
-def settle(draft: Path, target: Path) -> None:
-    """Rename a file or folder to its place once all of it is on disk: after a power cut it is whole or not there."""
+def settle(draft: Path, target: Path, besides: Path | None = None) -> None:
+    """Rename a file or folder to its place once all of it is on disk: after a power cut it is whole or not there.
+
+    ``besides``: a folder in it that may be lost, because it goes right after.
+    """
     for place in (*draft.rglob("*"), draft):
-        if not place.is_symlink() and (place.is_dir() or place.is_file()):
+        if (
+            place != besides
+            and besides not in place.parents
+            and not place.is_symlink()
+            and (place.is_dir() or place.is_file())
+        ):
             sync(place)
     draft.rename(target)
     sync(target.parent)

@@ -13,8 +13,13 @@ from prefloop.errors import StoreError
 from prefloop.sealed import read_sealed
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-"""Stages, slots and keys become names of files: none of them leaves its folder."""
+_KEY = re.compile(r"\w[\w.-]*", re.ASCII)
+"""Keys become patterns and names of files."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a stage or a slot can be called so: it becomes the name of a file, and none leaves its folder."""
+    return text not in ("", ".", "..") and not {"/", "\0"} & set(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +68,8 @@ def read_manifest(folder: Path, required: bool = True) -> Manifest:
             first = error.errors(include_url=False)[0]
             what = f"field '{'.'.join(map(str, first['loc']))}': {first['msg']}"
         raise StoreError(f"{path}: damaged, {what[:200]}") from None
-    for name in (found.stage, found.key, *found.inputs, *found.inputs.values()):
-        if not _NAME.fullmatch(name):
-            raise StoreError(f"{path}: damaged, {name[:80]!r} is no name of a stage, a slot or an artifact")
+    wrong = [name for name in (found.stage, *found.inputs) if not is_name(name)]
+    wrong += [key for key in (found.key, *found.inputs.values()) if not _KEY.fullmatch(key)]
+    if wrong:
+        raise StoreError(f"{path}: damaged, {wrong[0][:80]!r} is no name of a stage, a slot or an artifact")
     return found

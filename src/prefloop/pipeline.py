@@ -76,6 +76,7 @@ class Pipeline:
                 for stage in self.stages
                 if "generation" in stage.uses
             ),
+            *(stage.check_names for stage in self.stages),
             *(stage.preflight for stage in self.stages),
         ]
         for check in checks:
@@ -95,7 +96,7 @@ class Pipeline:
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
         with run_lock(folder) as writable:
             if writable:
-                require_links(folder / "artifacts")
+                require_links(folder / "artifacts", [stage.produces for stage in self.stages])
             else:
                 self.runtime.store.closed = (
                     f"'{folder}' cannot be written: make it writable, or name another place with --output"
@@ -106,6 +107,7 @@ class Pipeline:
                     for part in stage.expand(run):
                         run.execute(part)
             finally:
+                self.runtime.store.closed = ""  # another run of the same runtime may be one that can be written
                 self.runtime.close()
             seconds = time.monotonic() - clock
             summary = summarise(run, started, seconds, command, algo, self.notes, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from prefloop.errors import StoreError
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage
-from prefloop.store import Artifact
+from prefloop.store import EVENTS, Artifact
 from prefloop.trackers import Tracking
 
 
@@ -109,14 +110,14 @@ class Run:
             self.artifacts[stage.produces] = artifact = stage.run(self.runtime, **inputs)
             self._record(stage.name, artifact)
             return
-        log, place = self.folder / "events.jsonl", self.folder / "artifacts" / stage.produces
+        log, place = self.folder / EVENTS, self.folder / "artifacts" / stage.produces
         logged = place.resolve()
         tracking = Tracking(self.runtime.trackers, self.folder, stage, self.runtime, inputs)
         with self.runtime.events_to(log), tracking, self.runtime.watched(tracking):
             artifact = stage.run(self.runtime, **inputs)
-        if artifact.status == "reused" and logged != artifact.path.resolve() and (artifact / "events.jsonl").is_file():
+        if artifact.status == "reused" and logged != artifact.path.resolve() and (artifact / EVENTS).is_file():
             with log.open("a", encoding="utf-8") as file:  # built in another run: its curve belongs to this one too
-                file.write((artifact / "events.jsonl").read_text(encoding="utf-8"))
+                file.write((artifact / EVENTS).read_text(encoding="utf-8"))
         with self.runtime.events_to(log):
             self.runtime.emit(stage=stage.name, event="stage", status=artifact.status)
         self.artifacts[stage.produces] = artifact
@@ -141,13 +142,17 @@ class Run:
         )
 
 
-def require_links(artifacts: Path) -> None:
-    """Make the folder of links. Raises ``StoreError`` where something else is in the place of one: a copy may be all there is of a result."""
+def require_links(artifacts: Path, slots: Collection[str]) -> None:
+    """Make the folder of links. Raises ``StoreError`` where something else is in the place of one: a copy may be all there is of a result.
+
+    Files that no slot is named like, such as a file manager's own, are left alone.
+    """
     try:
         artifacts.mkdir(exist_ok=True)
-        others = [place for place in sorted(artifacts.iterdir()) if not place.is_symlink()]
+        there = [place for place in sorted(artifacts.iterdir()) if not place.is_symlink()]
     except OSError as error:
         raise StoreError(f"'{artifacts}' cannot be a run's folder of links ({error.strerror}): move it away") from error
+    others = [place for place in there if place.is_dir() or place.name in slots]
     if others:
         raise StoreError(
             f"'{others[0]}' is no link into the store: it may be a copy of a result. Move it away, or choose another name with --run"

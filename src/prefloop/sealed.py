@@ -40,11 +40,14 @@ def file_digest(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     with replacing(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode())
+        # Names of files may hold bytes that are no UTF-8, as lone surrogates: written like that they are JSON's own escapes.
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON with its own digest in it."""
+    """Write an object as JSON with its own digest in it. Raises ``ValueError`` where its content has the digest's key."""
+    if DIGEST in content:
+        raise ValueError(f"{path}: '{DIGEST}' is the key of the digest itself")
     plain = json.loads(json.dumps(content))  # as it will be read: keys are text, tuples are lists
     write_json(path, plain | {DIGEST: digest(plain)})
 
@@ -76,6 +79,8 @@ def read_sealed(path: Path, required: bool = True) -> dict[str, Any]:
 def inside(folder: Path, name: str) -> Path:
     """The regular file ``name`` in ``folder``. Raises ``StoreError`` for a name that leaves the folder, a link, or where no file is."""
     parts = PurePosixPath(name).parts
+    if name != PurePosixPath(name).as_posix():  # two names of one file would be two files
+        raise StoreError(f"file '{name}' is not named as we name files")
     if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
         raise StoreError(f"file '{name}' would lie outside of {folder}")
     place = folder
@@ -110,12 +115,21 @@ def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(files)}
 
 
+def files_in(folder: Path, besides: Path) -> list[Path]:
+    """The files under a folder, but for what is ``besides`` or in it. Raises ``StoreError`` for a link, which would not be read back."""
+    found = [path for path in folder.rglob("*") if path != besides and besides not in path.parents]
+    for path in found:
+        if path.is_symlink():
+            raise StoreError(f"{path}: is a link, and what it leads to would not be kept: write a file in its place")
+    return [path for path in found if path.is_file()]
+
+
 def seal_folder(draft: Path, target: Path, content: Mapping[str, Any] | None = None) -> None:
     """Give a finished folder its seal and its name, so that a power cut leaves the whole of it or nothing.
 
     ``content`` is told back by ``read_folder``. What stands at ``target`` goes.
     """
-    files = hashes_of(draft, (path for path in draft.rglob("*") if path.is_file() and path != draft / SEAL))
+    files = hashes_of(draft, files_in(draft, draft / SEAL))
     write_sealed(draft / SEAL, {**(content or {}), "files": files})
     remove(target)
     settle(draft, target)

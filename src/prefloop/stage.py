@@ -21,12 +21,12 @@ from prefloop.console import duration, say
 from prefloop.data.source import Source
 from prefloop.errors import AuditError, ConfigError, DataError, StoreError
 from prefloop.interrupt import check_interrupted
-from prefloop.manifest import Manifest
+from prefloop.manifest import Manifest, is_name
 from prefloop.models.adapters.catalogue import options_of
 from prefloop.results import expert_folder
 from prefloop.runtime import Runtime
 from prefloop.sealed import write_sealed
-from prefloop.store import MANIFEST, Artifact, digest, file_digest
+from prefloop.store import EVENTS, MANIFEST, Artifact, digest, file_digest
 
 
 @dataclasses.dataclass
@@ -111,6 +111,14 @@ class Stage:
                 "for greedy answers in the comparison say evaluate.temperature: 0"
             )
 
+    def check_names(self) -> None:
+        """Raise ``ConfigError`` where the stage or a slot of it is called like no file can be."""
+        for name in (self.name, self.produces, *self.inputs):
+            if not is_name(name):
+                raise ConfigError(
+                    f"a stage or slot cannot be called {name!r:.80}: take a name without '/' that is not '.' or '..'"
+                )
+
     def preflight(self) -> None:
         """Raise before anything runs when a file that this stage reads is missing."""
         content(self.parts())
@@ -128,12 +136,16 @@ class Stage:
             raise ConfigError(
                 f"stage {self.name} needs {', '.join(missing)}: put the stage that produces it before this one"
             )
+        self.check_names()
         if "generation" in self.uses:
             self.check_temperature(runtime.generation.temperature)
         key = self.key(runtime, inputs)
         found = None
-        with contextlib.suppress(StoreError):  # a damaged one is told and removed under its lock
+        try:
             found = runtime.store.find(self.name, key)
+        except StoreError as error:  # a damaged one is told and removed under its lock
+            if runtime.store.closed:
+                raise StoreError(f"{self.name} in the store is damaged: {error}; and {runtime.store.closed}") from None
         if found is None:
             with runtime.store.lock(self.name, key):
                 found = runtime.store.get(self.name, key)
@@ -159,7 +171,7 @@ class Stage:
         say(f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}", "bold")
         started = time.monotonic()
         try:
-            with runtime.events_to(folder / "events.jsonl"):
+            with runtime.events_to(folder / EVENTS):
                 work.emit("stage", status="resumed" if work.resumed else "started")
                 metrics = self.build(work, inputs)
         except AuditError:

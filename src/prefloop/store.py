@@ -23,13 +23,22 @@ from prefloop.console import say
 from prefloop.errors import StoreError
 from prefloop.manifest import MANIFEST as MANIFEST
 from prefloop.manifest import Manifest, read_manifest
-from prefloop.sealed import check_files, hashes_of, remove, write_sealed
+from prefloop.sealed import check_files, files_in, hashes_of, remove, write_sealed
 from prefloop.sealed import digest as digest
 from prefloop.sealed import file_digest as file_digest
 from prefloop.sealed import write_json as write_json
 
 _NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM)
 """What the system says of a place that may be read and not written."""
+
+
+EVENTS = "events.jsonl"
+"""The log of a stage in its artifact, and of all of them in the folder of a run."""
+
+
+def artifact_name(stage: str, key: str) -> str:
+    """What the folder of an artifact is called."""
+    return f"{stage}-{key[:16]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +78,12 @@ class Store:
         self.closed = ""
         """Why nothing may be built; empty where it may."""
 
-    def _name(self, stage: str, key: str) -> str:
-        return f"{stage}-{key[:16]}"
-
     def find(self, stage: str, key: str) -> Artifact | None:
         """The artifact as it lies there, or ``None``; needs no lock and no right to write.
 
         Raises ``StoreError`` where it is not what its manifest says, or its manifest is damaged.
         """
-        path = self.root / self._name(stage, key)
+        path = self.root / artifact_name(stage, key)
         if not os.path.lexists(path / MANIFEST) and (path.is_dir() or not os.path.lexists(path)):
             return None
         manifest = read_manifest(path)
@@ -95,7 +101,7 @@ class Store:
         except StoreError as error:
             say(f"{stage}: the stored artifact is damaged: {error}; building {stage} again", "yellow")
         with self._writing():
-            remove(self.root / self._name(stage, key))
+            remove(self.root / artifact_name(stage, key))
         return None
 
     @contextlib.contextmanager
@@ -117,7 +123,7 @@ class Store:
             with self._writing():
                 folder = self.root / "locks"
                 folder.mkdir(parents=True, exist_ok=True)
-                handle = held.enter_context((folder / self._name(stage, key)).open("a"))
+                handle = held.enter_context((folder / artifact_name(stage, key)).open("a"))
                 if not try_lock(handle):
                     say(f"{stage}: another process is building this artifact; waiting for it")
                     fcntl.flock(handle, fcntl.LOCK_EX)
@@ -125,13 +131,13 @@ class Store:
 
     def work_folder(self, stage: str, key: str) -> Path:
         """Where the stage writes; the same folder after a kill, with the checkpoints in it."""
-        folder = self.root / "work" / self._name(stage, key)
+        folder = self.root / "work" / artifact_name(stage, key)
         with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def commit(self, manifest: Manifest) -> Artifact:
-        """Turn a finished work folder into an artifact in one rename, once all of it is on disk."""
+        """Turn a finished work folder into an artifact in one rename, once all of it is on disk. Raises ``StoreError`` for a link in it."""
         work = self.work_folder(manifest.stage, manifest.key)
         target = self.root / work.name
         checkpoints = work / "checkpoints"
@@ -141,11 +147,10 @@ class Store:
                 *work.rglob(".*.part"),
             ):  # of a process that was killed: they would be listed
                 remove(leftover)
-            contents = [p for p in work.rglob("*") if p.is_file() and checkpoints not in p.parents]
-            manifest = dataclasses.replace(manifest, files=hashes_of(work, contents))
+            manifest = dataclasses.replace(manifest, files=hashes_of(work, files_in(work, checkpoints)))
             write_sealed(work / MANIFEST, manifest.to_dict())
             remove(target)  # what a killed removal of a damaged artifact left
-            settle(work, target)
+            settle(work, target, besides=checkpoints)
         shutil.rmtree(target / "checkpoints", ignore_errors=True)  # only now: a kill before the rename may need them
         return Artifact(target, manifest, status=manifest.status)
 
@@ -170,7 +175,8 @@ def run_lock(folder: Path) -> Iterator[bool]:
             folder.mkdir(parents=True, exist_ok=True)
             handle = held.enter_context((folder / ".lock").open("a+"))
         except OSError as error:
-            if error.errno not in _NOT_FOR_US:
+            # A lock of another user in a folder that may be written is in the way of every run.
+            if error.errno not in _NOT_FOR_US or os.access(folder, os.W_OK | os.X_OK):
                 raise StoreError(
                     f"'{folder}' cannot be the folder of a run: {error.filename}: {error.strerror}. Name another place with --output or --run"
                 ) from error
@@ -192,7 +198,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines into an artifact under construction, all of them or none."""
     with replacing(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

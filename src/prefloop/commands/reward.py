@@ -11,6 +11,7 @@ import tyro
 
 from prefloop.config import DataSource
 from prefloop.config.ranges import Count
+from prefloop.sealed import DIGEST, write_sealed
 
 if TYPE_CHECKING:
     from prefloop.data.overlap import Overlap
@@ -53,7 +54,6 @@ class Reward:
         from prefloop.judging.reward_table import table
         from prefloop.labels.scoring import open_reward, reward_folder
         from prefloop.results import key_of
-        from prefloop.sealed import write_sealed
 
         names = names_of([self.file, *self.more])
         if self.quarantine:
@@ -105,6 +105,7 @@ class Reward:
 
 
 def names_of(files: Sequence[Source]) -> dict[str, Source]:
-    """What the files are called in the result: their names, or their paths where two share one."""
-    short = [path.name for path in files]
-    return {path.name if short.count(path.name) == 1 else str(path): path for path in files}
+    """What the files are called in the result: their names, or their paths where two share one or the name is the digest's key."""
+    short = [DIGEST, *(path.name for path in files)]
+    found = {path.name if short.count(path.name) == 1 else str(path): path for path in files}
+    return {f"./{name}" if name == DIGEST else name: path for name, path in found.items()}

@@ -17,7 +17,6 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.algorithms import ROLLOUTS
-from prefloop.errors import StoreError
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.adapters.described import read_adapter
 from prefloop.models.rope import overrides
@@ -88,7 +87,10 @@ def base_of(runtime: Runtime) -> Base:
 
 
 def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
-    """Manifests of everything that the artifact was made from, oldest first, as far as the store still has them."""
+    """Manifests of everything that the artifact was made from, oldest first, as far as the store still has them.
+
+    Raises ``StoreError`` for a damaged one: without it the card would leave out what it has to disclose.
+    """
     found: list[Manifest] = []
     seen: set[str] = set()
 
@@ -98,10 +100,7 @@ def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
             if place is None or key in seen:
                 continue
             seen.add(key)
-            try:
-                made = read_manifest(place.parent, required=False)
-            except StoreError:  # of a damaged one nothing can be told
-                continue
+            made = read_manifest(place.parent, required=False)
             visit(made)
             found.append(made)
 

@@ -14,7 +14,7 @@ from prefloop.report.current import bench_of, reward_tests_of
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.headline import JUDGES, name_of, win_of
 from prefloop.report.html import fill, write_page
-from prefloop.report.inputs import Curve, read_curves, read_summary
+from prefloop.report.inputs import Curve, curves_of, read_summary
 from prefloop.report.page import MISSING, Cell, Row, duration, interval, label, percent, stage_label
 from prefloop.report.plots import Plot
 from prefloop.report.reward_model import stem, tests_of
@@ -59,12 +59,13 @@ def write_comparison(folders: Sequence[Path], target: Path | None = None) -> Pat
 
 def _read(folder: Path) -> Found:
     summary = read_summary(folder / "summary.json")
-    curves, _ = read_curves(folder / "events.jsonl")
+    damaged: list[str] = []
+    curves, _ = curves_of(folder, summary, damaged)
     listed = {stage.name for stage in summary.stages}
     bench, left_out = bench_of(folder, summary)
     tests, also = reward_tests_of(folder, summary)
     kept = {stage: curve for stage, curve in curves.items() if stage in listed}
-    return Found(folder, summary, kept, bench, tests_of(summary) | tests, [*left_out, *also])
+    return Found(folder, summary, kept, bench, tests_of(summary) | tests, [*damaged, *left_out, *also])
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

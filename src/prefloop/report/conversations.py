@@ -81,9 +81,9 @@ class Growth(NamedTuple):
     steps: list[Step]
 
 
-def section(run_dir: Path | None, summary: Summary) -> Section | None:
+def section(run_dir: Path | None, summary: Summary, notes: list[str]) -> Section | None:
     """Every evaluation prompt from the artifacts of the run; the few in the summary where those are gone."""
-    found, per_prompt, total = _from_artifacts(run_dir, summary) if run_dir else ([], 1, 0)
+    found, per_prompt, total = _from_artifacts(run_dir, summary, notes) if run_dir else ([], 1, 0)
     if not found:
         found, total = _from_summary(summary), len(summary.samples)
     if not found:
@@ -95,14 +95,15 @@ def section(run_dir: Path | None, summary: Summary) -> Section | None:
     return Section(found, total, per_prompt, rivals, scores)
 
 
-def _from_artifacts(run_dir: Path, summary: Summary) -> tuple[list[Conversation], int, int]:
+def _from_artifacts(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[list[Conversation], int, int]:
     """Conversations, responses a prompt, prompts in all; policies without responses of this very run are left out."""
     gold = {
         str(row.get("id")): row.get("gold")
-        for row in read_rows(artifact_file(run_dir, summary, "judge", "scores.jsonl"))
+        for row in read_rows(artifact_file(run_dir, summary, "judge", "scores.jsonl", notes))
     }
     files = {
-        policy: artifact_file(run_dir, summary, f"respond-{policy}", "responses.jsonl") for policy in summary.results
+        policy: artifact_file(run_dir, summary, f"respond-{policy}", "responses.jsonl", notes)
+        for policy in summary.results
     }
     rows = {policy: {str(row.get("id")): row for row in read_rows(file)} for policy, file in files.items()}
     prompts = next((known for known in rows.values() if known), {})
@@ -199,7 +200,7 @@ def _asked(turns: Sequence[Part]) -> int:
     return users[-1] if users else len(turns) - 1
 
 
-def over_training(run_dir: Path | None, summary: Summary) -> list[tuple[str, list[Growth]]]:
+def over_training(run_dir: Path | None, summary: Summary, notes: list[str]) -> list[tuple[str, list[Growth]]]:
     """By stage, what training sampled of the same prompts over its steps, or step by step where none came twice."""
     if run_dir is None:
         return []
@@ -209,7 +210,7 @@ def over_training(run_dir: Path | None, summary: Summary) -> list[tuple[str, lis
         if slot in ALGORITHMS:
             rows = [
                 row
-                for row in read_rows(artifact_file(run_dir, summary, slot, "samples.jsonl", stage.name))
+                for row in read_rows(artifact_file(run_dir, summary, slot, "samples.jsonl", notes, stage.name))
                 if "step" in row
             ]
             grown = _by_prompt(rows) or _by_step(rows)

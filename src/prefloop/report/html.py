@@ -34,7 +34,7 @@ from prefloop.report import headline as headlines
 from prefloop.report.current import bench_of, reward_tests_of
 from prefloop.report.curves import POLICY_FIELDS, diagnostics, loss_plots, policy_plots, source_plots
 from prefloop.report.evaluations import Bench, PairTest
-from prefloop.report.inputs import Curve, read_curves, read_summary
+from prefloop.report.inputs import Curve, curves_of, read_summary
 from prefloop.report.plots import Plot
 from prefloop.report.schema import Summary
 from prefloop.report.settings import read_identities
@@ -51,11 +51,12 @@ def write_report(run_dir: Path, target: Path | None = None) -> Path:
     """
     run_dir = Path(run_dir)
     summary = read_summary(run_dir / "summary.json")
-    curves, unreadable = read_curves(run_dir / "events.jsonl")
+    damaged: list[str] = []
+    curves, unreadable = curves_of(run_dir, summary, damaged)
     bench, left_out = bench_of(run_dir, summary)
     tests, also = reward_tests_of(run_dir, summary)
     text = render(
-        summary, curves, unreadable, run_dir=run_dir, bench=bench, reward_eval=tests, notes=[*left_out, *also]
+        summary, curves, unreadable, run_dir=run_dir, bench=bench, reward_eval=tests, notes=[*damaged, *left_out, *also]
     )
     return write_page(target or run_dir / "report.html", text)
 
@@ -91,6 +92,7 @@ def render(
 ) -> str:  # fmt: skip
     """The page as text. Curves of stages that the summary does not list are of an earlier run and are left out;
     ``notes`` say what else was."""
+    told = list(notes)
     listed = {stage.name for stage in summary.stages}
     curves = {stage: curve for stage, curve in curves.items() if not listed or stage in listed}
     rl = {stage: curve for stage, curve in curves.items() if all(curve.has(field) for field in POLICY_FIELDS)}
@@ -114,8 +116,8 @@ def render(
         "losses": [plot for stage, curve in curves.items() if stage not in rl for plot in loss_plots(stage, curve)],
         "agreement": agreement.section(summary),
         "reward_model": reward_model.section(summary, reward_eval or {}),
-        "talks": conversations.section(run_dir, summary),
-        "grown": conversations.over_training(run_dir, summary),
+        "talks": conversations.section(run_dir, summary, told),
+        "grown": conversations.over_training(run_dir, summary, told),
         "audits": stages.audits(summary),
         "settings": _settings(summary, run_dir),
     }  # fmt: skip
@@ -125,7 +127,7 @@ def render(
         nav=_nav(summary, bool(rows), parts),
         s=summary,
         headline=headline,
-        cautions=[*(headline.cautions if headline else headlines.cautions(summary, None)), *notes],
+        cautions=[*(headline.cautions if headline else headlines.cautions(summary, None)), *told],
         columns=columns,
         rows=rows,
         control=results.CONTROL,

@@ -2,17 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from prefloop.errors import DataError, StoreError
-from prefloop.manifest import read_manifest
+from prefloop.manifest import MANIFEST, read_manifest
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.schema import Summary, finite
-from prefloop.sealed import read_sealed
+from prefloop.sealed import check_files, read_sealed
+from prefloop.store import EVENTS, artifact_name
 
 HELD_OUT = "held_out_loss"
 """Field of a step after which the loss on held-out demonstrations was looked at."""
@@ -112,15 +113,46 @@ def _apply(event: dict[str, Any], steps: dict[int, dict[str, Any]]) -> None:
             steps[step] = event | {name: value for name, value in steps.get(step, {}).items() if name == HELD_OUT}
 
 
-def artifact_file(run_dir: Path, summary: Summary, slot: str, file: str, stage: str | None = None) -> Path | None:
-    """A file of an artifact, unless the link was moved on by a later command than the one that the summary is of."""
+def curves_of(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[dict[str, Curve], int]:
+    """As ``read_curves`` of the run's log, but of a stage whose artifact the store has from its own, whose hash is known.
+
+    What is damaged is left out, and ``notes`` say so.
+    """
+    curves, unreadable = read_curves(run_dir / EVENTS)
+    stores = {place.resolve().parent for place in sorted((run_dir / "artifacts").glob("*")) if place.is_symlink()}
+    for stage in summary.stages:
+        for folder in (store / artifact_name(stage.name, stage.key) for store in sorted(stores) if stage.key):
+            if os.path.lexists(folder / MANIFEST):
+                curves.pop(stage.name, None)
+                path = _whole(folder, EVENTS, {stage.key}, notes)
+                curves |= read_curves(path)[0] if path else {}
+    return curves, unreadable
+
+
+def artifact_file(
+    run_dir: Path, summary: Summary, slot: str, file: str, notes: list[str], stage: str | None = None
+) -> Path | None:
+    """A file of an artifact, unless the link was moved on by a later command than the one that the summary is of.
+
+    Nothing where it is damaged, and ``notes`` say so.
+    """
+    keys = {known.key for known in summary.stages if known.name == (stage or slot) and known.key}
     folder = run_dir / "artifacts" / slot
-    keys = [known.key for known in summary.stages if known.name == (stage or slot) and known.key]
+    return _whole(folder, file, keys, notes) if os.path.lexists(folder / MANIFEST) else None
+
+
+def _whole(folder: Path, file: str, keys: Collection[str], notes: list[str]) -> Path | None:
+    """The file, where the artifact has it, has one of ``keys`` (or there are none), and the hash is that of its manifest."""
     try:
         manifest = read_manifest(folder, required=False)
-    except StoreError:
+        if file not in manifest.files or (keys and manifest.key not in keys):
+            return None
+        check_files(folder, {file: manifest.files[file]})
+    except StoreError as error:
+        note = f"The artifact {folder.name} is damaged, and what it holds left out ({error}). Run the pipeline again."
+        notes += [note] if note not in notes else []
         return None
-    return folder / file if not keys or manifest.key in keys else None
+    return folder / file
 
 
 def read_rows(path: Path | None) -> Iterator[dict[str, Any]]:
