@@ -7,6 +7,9 @@ from typing import Any
 
 import report_fixture
 
+from prefloop.manifest import MANIFEST
+from prefloop.sealed import hashes_of, write_sealed
+
 PROMPTS = 30
 WORDS = ["rice", "river", "lantern", "window", "copper", "meadow"]
 
@@ -107,11 +110,15 @@ def write_artifact(folder: Path, slot: str, key: str, file: str, rows: list[dict
     """One artifact with its manifest and one file of rows."""
     place = folder / "artifacts" / slot
     place.mkdir(parents=True, exist_ok=True)
-    identity = {"stage": slot, "seed": 0, "config": {"samples": 2}}
-    (place / "manifest.json").write_text(
-        json.dumps({"stage": slot, "key": key, "identity": identity}), encoding="utf-8"
-    )
     (place / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    seal(place, slot, key)
+
+
+def seal(place: Path, stage: str, key: str) -> None:
+    """The manifest of an artifact as its files are now."""
+    identity = {"stage": stage, "seed": 0, "config": {"samples": 2}}
+    files = hashes_of(place, (path for path in place.iterdir() if path.name != MANIFEST))
+    write_sealed(place / MANIFEST, {"stage": stage, "key": key, "identity": identity, "files": files})
 
 
 def write_samples(folder: Path, data: dict[str, Any]) -> None:

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipelines.rlhf import compose
 from prefloop.cli import _main, guarded
 from prefloop.data.packing import Document
-from prefloop.errors import ConfigError
+from prefloop.errors import ConfigError, StoreError
 from prefloop.export import export
 from prefloop.judging.ensemble import RewardGrader
 from prefloop.labels.scoring import open_reward
-from prefloop.manifest import read_manifest
+from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.merge import save_merged
 from prefloop.opening import open_policies
 from prefloop.pipeline import Pipeline
@@ -35,6 +35,7 @@ from prefloop.report.card_tables import Evaluation, comparison, eval_results
 from prefloop.results import policy_of
 from prefloop.runtime import Runtime
 from prefloop.settings import load
+from prefloop.store import Store
 
 IDS = torch.arange(9, 40)[None]
 
@@ -111,6 +112,21 @@ def test_a_card_of_an_artifact_is_the_same_whenever_it_is_written_and_holds_no_t
     metrics = manifest.metrics | {"accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75}
     rows = {row[0]: row for row in tables(model_card(folder, dataclasses.replace(manifest, metrics=metrics), []))}
     assert rows["`accuracy`"][1] == "0.5 [0.25, 0.75]" and "`accuracy_low`" not in rows
+
+
+def test_a_damaged_ancestor_is_told_and_no_card_written_without_it(tmp_path: Path) -> None:
+    """Of a card that leaves out the labels, nobody would know that the annotators were simulated."""
+    store = Store(tmp_path)
+    keys = {"label": "a" * 64, "dpo": "b" * 64}
+    label = Manifest("label", keys["label"], metrics={"annotators": [{"name": "a", "simulated": True, "votes": 3}]})
+    dpo = Manifest("dpo", keys["dpo"], inputs={"comparisons": keys["label"], "gone": "c" * 64})
+    for made in (label, dpo):
+        store.work_folder(made.stage, made.key)
+    place = store.commit(label).path / MANIFEST
+    assert [made.stage for made in lineage(tmp_path, store.commit(dpo).manifest)] == ["label"]
+    place.write_text(place.read_text().replace('"votes": 3', '"votes": 2'))
+    with pytest.raises(StoreError, match=r"manifest\.json: damaged"):
+        lineage(tmp_path, dpo)
 
 
 def test_the_exported_card_holds_the_runs_comparison_and_what_it_discloses(run: Path, exported: Path) -> None:

@@ -53,7 +53,18 @@ def test_a_torn_row_or_an_odd_one_costs_that_row_only(tmp_path: Path) -> None:
     report_extras.write_responses(tmp_path, data)
     with (tmp_path / "artifacts/respond-sft/responses.jsonl").open("a", encoding="utf-8") as file:
         file.write('[1]\n{"id": "odd", "prompt": 7, "responses": "none"}\n{"id": "torn", "resp')
+    report_extras.seal(tmp_path / "artifacts/respond-sft", "respond-sft", "key-sft")
     assert "31 prompts" in report(tmp_path, data, []).text
+
+
+@pytest.mark.parametrize("damage", ["responses.jsonl", "manifest.json"])
+def test_a_damaged_artifact_is_told_and_nothing_of_it_shown(damage: str, tmp_path: Path) -> None:
+    data = report_fixture.summary()
+    report_extras.write_responses(tmp_path, data)
+    path = tmp_path / "artifacts" / "respond-sft" / damage
+    path.write_bytes(path.read_bytes().replace(b"sft", b"sfu", 1))
+    shown = report(tmp_path, data, [])
+    assert "The artifact respond-sft is damaged" in shown.text and "sft-0" not in shown.text and "ppo-0" in shown.text
 
 
 def test_responses_while_the_policy_learns_stand_by_prompt_with_step_reward_and_kl(full: Page) -> None:
@@ -67,7 +78,7 @@ def test_prompts_that_training_saw_once_stand_by_step(tmp_path: Path) -> None:
     data = report_fixture.summary()
     rows = [{"step": step, "id": f"p{step}", "prompt": f"Prompt {step}?", "response": "yes"} for step in range(1, 31)]
     report_extras.write_artifact(tmp_path, "ppo", data["stages"][5]["key"], "samples.jsonl", rows)
-    [(stage, groups)] = conversations.over_training(tmp_path, Summary.model_validate(data))
+    [(stage, groups)] = conversations.over_training(tmp_path, Summary.model_validate(data), [])
     assert (
         stage == "ppo"
         and [group.title for group in groups][:2] == ["Step 1", "Step 5"]
@@ -102,7 +113,7 @@ def write_turns(folder: Path, hostile: str = "") -> dict:
 
 def test_tools_thoughts_calls_and_results_stand_under_their_headings(tmp_path: Path) -> None:
     shown = report(tmp_path, write_turns(tmp_path), [])
-    [talk] = conversations.section(tmp_path, Summary.model_validate(write_turns(tmp_path))).shown  # type: ignore[union-attr]
+    [talk] = conversations.section(tmp_path, Summary.model_validate(write_turns(tmp_path)), []).shown  # type: ignore[union-attr]
     assert [who for who, _ in talk.turns] == [
         "tools", "system", "user", "assistant thinks", "assistant calls", "tool get_weather", "user",
     ]  # fmt: skip
@@ -146,6 +157,6 @@ def test_prompts_of_training_show_what_was_asked_and_what_stood_before(tmp_path:
     row = {key: value for key, value in to_dict(Prompt("p", asked())).items() if key in ("prompt", "tools")}
     rows = [{"step": step, "id": "p", **row, "response": f"yes {step}"} for step in (1, 2)]
     report_extras.write_artifact(tmp_path, "ppo", data["stages"][5]["key"], "samples.jsonl", rows)
-    [(_, [group])] = conversations.over_training(tmp_path, Summary.model_validate(data))
+    [(_, [group])] = conversations.over_training(tmp_path, Summary.model_validate(data), [])
     assert group.title == "Is it warm in Bern?" and group.turns[group.asked].text == group.title
     assert len(group.turns) == 6 and "tool get_weather" in report(tmp_path, data, []).text

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import report_extras
 import report_fixture
 
 from prefloop.errors import DataError
 from prefloop.report.html import render, write_report
-from prefloop.report.inputs import read_curves
+from prefloop.report.inputs import curves_of, read_curves
 from prefloop.report.schema import Summary
+
+KEY = "k" * 64
 
 
 def write_lines(folder: Path, *lines: dict[str, Any] | str) -> Path:
@@ -50,6 +53,28 @@ def test_a_resumed_stage_keeps_the_last_occurrence_of_every_step(tmp_path: Path)
     )
     curves, _ = read_curves(path)
     assert curves["sft"].series("loss") == ([1, 2, 3, 4, 5], [9.0, 9.0, 1.0, 1.0, 1.0])
+
+
+def test_curves_are_drawn_from_artifacts_whose_hash_is_known(tmp_path: Path) -> None:
+    """The run's log, which has no hash, stands in where a stage left no artifact."""
+    store, links = tmp_path / "store", tmp_path / "artifacts"
+    for stage in ("sft", "ppo", "ppo-2"):  # the slot of ppo is the second round's
+        place = store / f"{stage}-{KEY[:16]}"
+        place.mkdir(parents=True)
+        write_lines(place, step(stage, 1, 2.0))
+        report_extras.seal(place, stage, KEY)
+    links.mkdir()
+    (links / "sft").symlink_to(store / f"sft-{KEY[:16]}")
+    write_lines(tmp_path, *(step(stage, 1, 9.0) for stage in ("sft", "ppo", "ppo-2", "dpo")))
+    summary = Summary.model_validate({"stages": [{"name": s, "key": KEY} for s in ("sft", "ppo", "ppo-2", "dpo")]})
+    notes: list[str] = []
+    curves, _ = curves_of(tmp_path, summary, notes)
+    found = {stage: curve.series("loss")[1] for stage, curve in curves.items()}
+    assert found == {"sft": [2.0], "ppo": [2.0], "ppo-2": [2.0], "dpo": [9.0]} and notes == []
+    write_lines(store / f"ppo-{KEY[:16]}", step("ppo", 1, 3.0))
+    curves, _ = curves_of(tmp_path, summary, notes)
+    assert set(curves) == {"sft", "ppo-2", "dpo"}
+    assert len(notes) == 1 and "ppo-kkkk" in notes[0] and "'events.jsonl' is damaged" in notes[0]
 
 
 def test_unknown_events_and_odd_values_change_nothing(tmp_path: Path) -> None:
