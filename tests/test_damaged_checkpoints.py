@@ -171,3 +171,31 @@ def test_a_finished_member_that_is_damaged_is_finished_again_and_the_metrics_are
         assert one == two
         said = " ".join(capsys.readouterr().out.split())
         assert ("checkpoint finished-0 is damaged" in said) == damaged
+
+
+def test_a_checkpoint_that_was_passed_over_is_not_called_damaged_later(
+    tiny_folder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Patience ended at step 3, and the run was killed before the artifact; step 2's checkpoint is lost, so training starts again."""
+    losses = {1: 3.0, 2: 2.0, 3: 2.5}
+    now: list[int] = []
+    look = HeldOut.on_step_end
+
+    def seen(self: HeldOut, args: Any, state: Any, control: Any, **more: Any) -> None:
+        now[:] = [state.global_step]
+        look(self, args, state, control, **more)
+
+    monkeypatch.setattr(HeldOut, "on_step_end", seen)
+    monkeypatch.setattr("prefloop.training.held_out.mean_loss", lambda *_: losses[now[0]])
+    settings: dict[str, Any] = {"eval_share": 0.3, "eval_every": 1, "patience": 1, "epochs": 2.0}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(HeldOut, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        sft(tmp_path, tiny_folder, rows, **settings)
+    flip(next(tmp_path.rglob("checkpoint-2")) / "learnt.safetensors")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(1, patch, "sft")
+        sft(tmp_path, tiny_folder, rows, **settings)
+    assert "checkpoint-2 is damaged" in capsys.readouterr().out
+    made = sft(tmp_path, tiny_folder, rows, **settings)
+    assert "damaged" not in capsys.readouterr().out
+    assert (made.metrics["best_step"], made.metrics["steps"]) == (2, 3)

@@ -235,3 +235,24 @@ def test_a_manifest_names_the_files_that_were_read_without_their_folders(tmp_pat
     data = DataConfig(prompts=tmp_path / "a.jsonl", reward_tests=[tmp_path / "b.jsonl"])
     assert files_read({"prompts": tmp_path / "a.jsonl", "limit": 3, "gone": tmp_path / "c"}) == {"prompts": "a.jsonl"}
     assert files_read({"data": data}) == {"prompts": "a.jsonl", "reward_tests[0]": "b.jsonl"}
+
+
+def test_a_damaged_result_beside_one_does_not_keep_it_from_being_opened(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SFT does not sample: how its run does, the other results say."""
+    run = make_run(tmp_path, "r", tiny_folder, slots=("sft", "dpo", "ppo"))
+    damaged = (run / "artifacts" / "dpo" / "manifest.json").resolve()
+    expected = policy_of(f"{run}:ppo").generation
+    for slot in ("dpo", "ppo", "sft"):
+        path = (run / "artifacts" / slot / "manifest.json").resolve()
+        content = read_sealed(path)
+        if slot == "sft":
+            content["identity"].pop("generation", None)
+        write_sealed(path, content)
+    damaged.write_text("{")
+    assert policy_of(f"{run}:sft").generation == expected
+    assert "passed over dpo of the run" in capsys.readouterr().out
+    (run / "artifacts" / "ppo" / "manifest.json").resolve().write_text("{")
+    with pytest.raises(ModelError, match=r"manifest\.json: damaged"):
+        policy_of(f"{run}:sft")

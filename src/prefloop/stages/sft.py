@@ -28,6 +28,7 @@ from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import ConfigError
 from prefloop.records import Demonstration
+from prefloop.sealed import remove
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
 from prefloop.training.batches import require_any
@@ -222,6 +223,7 @@ def _goes_on_from(places: Sequence[Path], looks: HeldOut | None) -> Checkpoint |
     if looks and found:
         looks.losses = found.losses
         if looks.stops_at(step_of(found.path)):  # transformers would train on from the very step that patience ended at
+            remove(found.path)  # training on from the one before forgets looks that this one needs
             found = newest_whole(places[: places.index(found.path)], Checkpoint.read)
             looks.losses = found.losses if found else {}
     return found
