@@ -61,8 +61,8 @@ class Stage:
     name: str
     inputs: tuple[str, ...] = ()
     """Slots that must be filled before this stage runs."""
-    produces: str
-    """Slot that this stage fills."""
+    produces: str = ""
+    """Slot that this stage fills; empty for one that only stands for several."""
     uses: frozenset[str] = frozenset()
     """Of the runtime: 'backbone', 'generation'."""
     needs_temperature: str = ""
@@ -113,7 +113,7 @@ class Stage:
 
     def check_names(self) -> None:
         """Raise ``ConfigError`` where the stage or a slot of it is called like no file can be."""
-        for name in (self.name, self.produces, *self.inputs):
+        for name in (self.name, self.produces or self.name, *self.inputs):
             if not is_name(name):
                 raise ConfigError(
                     f"a stage or slot cannot be called {name!r:.80}: take a name without '/' that is not '.' or '..'"
