@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from reliability.models import campaign
 from safetensors.torch import load_file, save_file
 from tiny import add_random_role, load, tiny_tokenizer
 
+from prefloop import json_object
 from prefloop.data.chat import ChatFormat
 from prefloop.data.show import chat_of
 from prefloop.errors import ModelError
@@ -283,6 +285,46 @@ def test_a_head_of_another_width_is_told(adapter: Path, tiny_folder: Path, tmp_p
     (theirs / "reward.json").write_text('{"members": 1, "temperature": 1.0}')
     with pytest.raises(ModelError, match="its head reads hidden states of 32 numbers, and the model's have 64"):
         Reward.load(load(tiny_folder), theirs)
+
+
+def test_weights_quantised_to_few_bits_are_enough(copy: Path) -> None:
+    blank = folder.blank(folder.configuration(copy), "theirs")
+    size = sum(p.numel() for p in blank.parameters())
+    tensors = {f"w{i}": torch.zeros(size // 40, dtype=torch.uint8) for i in range(10)}  # 2 bits each
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="far more than"):
+        folder.require_weights(copy, blank)
+    change(copy / "config.json", quantization_config={"quant_method": "gptq", "bits": 2})
+    folder.require_weights(copy, blank)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "additional_chat_templates/tools.jinja"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_file_without_an_end_is_told_on_every_road(make: Callable[[Path], None], name: str, copy: Path) -> None:
+    path = copy / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    make(path)
+    for road in ROADS.values():
+        with pytest.raises(ModelError, match=f"'{path.parent.name}': {path.name} is a pipe or a device"):
+            road(copy)
+
+
+def test_weights_of_an_adapter_without_an_end_are_told(adapter: Path, tmp_path: Path) -> None:
+    theirs = Path(shutil.copytree(adapter, tmp_path / "theirs"))
+    (theirs / "adapter_model.safetensors").unlink()
+    os.mkfifo(theirs / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is a pipe or a device"):
+        folder.read_tensors(theirs)
+
+
+def test_a_file_that_says_it_has_no_bytes_is_read_no_further_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_object, "MOST_BYTES", 20)
+    (tmp_path / "x.json").symlink_to("/proc/self/status")
+    with pytest.raises(ModelError, match=r"x\.json has over 20 bytes"):
+        read_object(tmp_path / "x.json")
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:

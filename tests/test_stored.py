@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_backbone import logps, train
 from tiny import load
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -48,5 +49,7 @@ def test_weights_stored_in_other_ways_are_refused(tiny_folder: Path, tmp_path: P
     (folder / "config.json").write_text(
         json.dumps(content | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
     )
+    # Of 2 or 3 bits: its weights are smaller than what 4 bits would take.
+    save_file({f"w{i}": torch.zeros(1) for i in range(9)}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"stored quantised \(gptq\): only bitsandbytes' 4 bits"):
         load(folder, precision="nf4")

@@ -21,9 +21,12 @@ def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ``ModelError`` naming folder and file for a file that is not there, cannot be read, or holds no object."""
     where = f"'{path.parent.name}': {path.name}"
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ModelError(f"{where} has {path.stat().st_size:,} bytes, over {MOST_BYTES:,}: it is no such file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        require_end(path)
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)  # some files of the system say that they have no bytes
+        if len(content) > MOST_BYTES:
+            raise ModelError(f"{where} has over {MOST_BYTES:,} bytes: it is no such file")
+        value = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{where} is missing: copy or make the folder again") from None
     except UnicodeDecodeError as error:
@@ -40,6 +43,12 @@ def read_object(path: Path) -> dict[str, Any]:
         inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
         waiting += [(part, depth + 1) for part in inner if isinstance(part, dict | list)]
     return value
+
+
+def require_end(path: Path) -> None:
+    """Raise ``ModelError`` for a pipe, a socket or a device, or a link to one: reading it may wait or go on for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ModelError(f"'{path.parent.name}': {path.name} is a pipe or a device: copy or make the folder again")
 
 
 def read_as(kind: type[T], path: Path) -> T:

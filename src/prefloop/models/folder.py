@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.console import neutral, shortened
 from prefloop.errors import ModelError, PrefloopError
-from prefloop.json_object import read_object
+from prefloop.json_object import read_object, require_end
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +54,15 @@ def reading(what: str) -> Iterator[None]:
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """The content of config.json. Raises ``ModelError`` where it is no object, or a size in it makes no sense."""
+    """The content of config.json. Raises ``ModelError`` where it is no object, or a size in it makes no sense.
+
+    Also for a pipe or a device beside it, which transformers would open: a tokenizer's file, a chat template, generation_config.json.
+    """
     found = read_object(folder / CONFIG)
     for part in (found, *(value for value in found.values() if isinstance(value, dict))):
         _require_sense(part, f"'{folder.name}': {CONFIG}")
+    for path in (*folder.glob("*"), *folder.glob("additional_chat_templates/*")):
+        require_end(path)
     return found
 
 
@@ -152,13 +157,14 @@ def require_weights(folder: Path, model: Any = None) -> None:
             )
         known |= names
         stored += path.stat().st_size
-    asked = text_part(described(folder)).get("num_hidden_layers") or 0
+    found = described(folder)
+    asked = text_part(found).get("num_hidden_layers") or 0
     if asked > len(known):
         raise ModelError(
             f"'{folder.name}': {CONFIG} asks for {asked:,} layers, and the weights hold {len(known):,} tensors in all"
         )
-    # The smallest that a weight is kept in is 4 bits.
-    if model is not None and (size := sum(math.prod(p.shape) for p in model.parameters())) > 2 * stored:
+    per_byte = 8 if found.get("quantization_config") else 2  # quantised weights may have as little as a bit each
+    if model is not None and (size := sum(math.prod(p.shape) for p in model.parameters())) > per_byte * stored:
         raise ModelError(
             f"'{folder.name}': {CONFIG} asks for {size:,} weights, far more than the {stored:,} bytes of its files hold"
         )
@@ -169,6 +175,7 @@ def read_tensors(folder: Path, device: str = "cpu", file: str = "adapter_model.s
     import torch
     from safetensors.torch import load_file
 
+    require_end(folder / file)
     with reading(f"'{folder.name}': {file}"):
         found: dict[str, Tensor] = load_file(folder / file, device=device)
     for name, tensor in found.items():

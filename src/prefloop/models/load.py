@@ -39,6 +39,12 @@ def load(config: BackboneConfig, place: Path, device: torch.device) -> tuple[Any
     Raises ``ModelError`` for whatever is wrong with the folder, before weights are read where configuration, tokenizer or headers tell it.
     """
     method, blank = fitting(config, place)
+    stored = stored_quantization(place)
+    if stored is not None and (config.precision != "nf4" or not stored.get("load_in_4bit")):
+        raise ModelError(
+            f"{config.model} is stored quantised ({stored.get('quant_method', 'unknown')}): only bitsandbytes' 4 bits can be trained on, "
+            "with backbone.precision nf4"
+        )
     folder.require_weights(place, blank)
     chat = ChatFormat.load(folder.tokenizer(place), config.chat_template)
     chat.require_within(blank.get_input_embeddings().weight.shape[0])
@@ -46,12 +52,6 @@ def load(config: BackboneConfig, place: Path, device: torch.device) -> tuple[Any
     if device.type == "cpu":
         keep_freed_memory()
     quantization: dict[str, Any] = {}  # given as None it would hide what is stored
-    stored = stored_quantization(place)
-    if stored is not None and (config.precision != "nf4" or not stored.get("load_in_4bit")):
-        raise ModelError(
-            f"{config.model} is stored quantised ({stored.get('quant_method', 'unknown')}): only bitsandbytes' 4 bits can be trained on, "
-            "with backbone.precision nf4"
-        )
     if config.precision == "nf4" and stored is None:
         quantization["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -39,7 +39,7 @@ def resolve(name: str, cache: Path) -> Path:
     """
     local = Path(name).expanduser()
     if local.is_dir():
-        if not (local / "config.json").is_file():
+        if not (local / "config.json").exists():
             raise ModelError(f"model folder '{name}' has no config.json: give a folder saved by save_pretrained")
         described(local)
         return local
