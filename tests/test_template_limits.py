@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jinja2.sandbox
 import pytest
@@ -11,7 +13,7 @@ from tiny import tiny_tokenizer
 from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from prefloop.data import template_costs
+from prefloop.data import rendering, template_costs
 from prefloop.data.chat import CHATML, ChatFormat
 from prefloop.data.encode import Encoder
 from prefloop.data.template_limits import LimitedEnvironment
@@ -62,11 +64,17 @@ HUNGRY = {
     "{% macro m() %}{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}{% endmacro %}{% set y = m() %}": NEEDS,
     "x" * 300_000: "300,000 characters",
 }
+Talk = list[dict[str, Any]]
 TOOL = {
     "type": "function",
-    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    "function": {
+        "name": "add",
+        "description": "Adds.",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "One of them."}}},
+    },
 }
-TALKS = (
+TALKS: tuple[Talk, ...] = (
+    [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}],
     [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hi"},
@@ -84,6 +92,12 @@ TALKS = (
         {"role": "assistant", "content": "3"},
     ],
 )
+
+
+def long_talk(calls: int) -> Talk:
+    """A question that is answered after so many calls of a tool."""
+    question, call, result, answer = TALKS[-1]
+    return [question, *[call, result] * calls, answer]
 
 
 def made(template: str) -> ChatFormat:
@@ -119,6 +133,25 @@ def test_marked_turns_are_rendered_within_the_limits_too() -> None:
         chat.renderer.render_marked([Message("user", "a"), Message("assistant", "b"), Message("user", "c")], [])
 
 
+@pytest.mark.parametrize("call", ["render", "render_marked", "ids"])
+def test_a_machine_that_is_out_of_memory_is_no_fault_of_the_template(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    renderer = made(CHATML).renderer
+    monkeypatch.setattr(rendering, "render_jinja_template", full)
+    monkeypatch.setattr(type(renderer.tokenizer), "apply_chat_template", full)
+    monkeypatch.setattr(type(renderer.tokenizer), "__call__", full)
+    with pytest.raises(MemoryError):
+        {
+            "render": lambda: renderer.render([Message("user", "a")], [], generate=True),
+            "render_marked": lambda: renderer.render_marked([Message("user", "a")], []),
+            "ids": lambda: renderer.ids("a"),
+        }[call]()
+
+
 def test_what_a_template_may_take_grows_with_the_conversation() -> None:
     chat = made("{% for m in messages %}" + "{% set x = m.content ~ '' %}" * 20 + "{% endfor %}" + CHATML)
     long = Message("user", "A question. " * 500_000)
@@ -133,13 +166,17 @@ def test_the_sandbox_of_transformers_is_the_limited_one() -> None:
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
 
 
-PUBLISHED = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))[::4]
+PUBLISHED = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+OF_PARTS = ("llava_next.jinja", "llava_next_training.jinja")
+"""Those that take contents made of parts alone, which no conversation here has."""
 
 
-def test_published_templates_write_what_they_write_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def written(kind: type, source: str, talk: list[dict[str, object]]) -> str:
-        monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", kind)
-        chat_template_utils._compile_jinja_template.cache_clear()
+def written(kind: type, source: str, talks: Iterable[Talk], monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What a template writes of each talk in the sandbox ``kind``; ``None`` where the template itself, or Python, refuses it."""
+    monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", kind)
+    chat_template_utils._compile_jinja_template.cache_clear()
+    found: list[str | None] = []
+    for talk in talks:
         try:
             texts, spans = render_jinja_template(
                 [talk],
@@ -149,14 +186,27 @@ def test_published_templates_write_what_they_write_without_limits(monkeypatch: p
                 bos_token="<s>",
                 eos_token="</s>",
             )
-        except Exception as error:  # Gemma's want no system turn, others no arguments that are no text
-            return repr(error)
-        return f"{texts} {spans}"
-
-    assert len(PUBLISHED) > 10
-    for path in PUBLISHED:
-        source = path.read_text()
-        for talk in TALKS:
-            known = written(jinja2.sandbox.ImmutableSandboxedEnvironment, source, talk)
-            assert written(LimitedEnvironment, source, talk) == known, path.name
+            found.append(f"{texts} {spans}")
+        except template_costs.TooMuch:
+            raise
+        except Exception:  # Gemma's want no system turn, others no arguments that are no text
+            found.append(None)
     chat_template_utils._compile_jinja_template.cache_clear()
+    return found
+
+
+def test_published_templates_write_what_they_write_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(PUBLISHED) > 40
+    for path in PUBLISHED:
+        source, talks = path.read_text(), (*TALKS, long_talk(20))
+        known = written(jinja2.sandbox.ImmutableSandboxedEnvironment, source, talks, monkeypatch)
+        assert written(LimitedEnvironment, source, talks, monkeypatch) == known, path.name
+        assert any(known) or path.name in OF_PARTS, path.name
+
+
+def test_a_thousand_calls_of_a_template_that_slices_the_turns_at_each_are_rendered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = next(path for path in PUBLISHED if path.name == "gptoss.jinja").read_text()
+    (text,) = written(LimitedEnvironment, source, [long_talk(1000)], monkeypatch)
+    assert text is not None and text.count("to=functions.add") == 1000

@@ -71,6 +71,8 @@ class Renderer:
                 add_generation_prompt=generate,
                 tokenize=False,
             )
+        except MemoryError:
+            raise
         except Exception as error:  # a template is a program of the model's makers and may raise anything
             raise DataError(f"the model's chat template refuses it: {_reason(error)}") from None
 
@@ -94,6 +96,8 @@ class Renderer:
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
             )
+        except MemoryError:
+            raise
         except Exception as error:  # as in ``render``
             raise DataError(f"the model's chat template refuses it: {_reason(error)}") from None
         return texts[0], [(start, end) for start, end in spans[0]]
@@ -141,6 +145,8 @@ class Renderer:
     def _tokens(self, text: str, plain: bool = False) -> list[int]:
         try:
             return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        except MemoryError:
+            raise
         except Exception as error:  # tokenizers, too, are made by others: Rust raises bare Exceptions
             raise DataError(f"the model's tokenizer refuses it: {_reason(error)}") from error
 

@@ -72,7 +72,7 @@ class Budget:
                 self.pay(8 + len(item))
             elif isinstance(item, _MANY):
                 item = cast("list[Any]", item)
-                self.pay(16 + 8 * len(item))
+                self.pay(shallow(item))
                 waiting.extend(item)
                 if isinstance(item, dict):
                     waiting.extend(item.values())
@@ -92,6 +92,11 @@ class Budget:
         if _WIDTH.search(text):
             raise TooMuch("it pads a text to a width of five digits, or to one that it computes")
         self.pay((text.count("%") + text.count("{")) * (self.weigh([values]) + 8))
+
+
+def shallow(value: Any) -> int:
+    """The bytes, about, of a value without what is in it."""
+    return len(value) if isinstance(value, str) else 16 + 8 * len(value) if isinstance(value, _MANY) else 0
 
 
 def require_bits(bits: int) -> None:

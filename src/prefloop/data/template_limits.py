@@ -21,7 +21,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 from transformers.utils import chat_template_utils
 
-from prefloop.data.template_costs import COSTS, LAZY, PART, TURN, Budget, TooMuch, replaced, require_bits
+from prefloop.data.template_costs import COSTS, LAZY, PART, TURN, Budget, TooMuch, replaced, require_bits, shallow
 
 SOURCE = 1 << 18
 """Longest template in characters; the longest published ones have a tenth of it."""
@@ -92,7 +92,8 @@ _METHODS = frozenset(
 _GIVES = frozenset(("get", "items", "keys", "values", "count", "index", "find", "startswith", "endswith"))
 """Of them those that make nothing new."""
 _OWN_TYPES = (str, bytes, int, float, list, tuple, dict, set, frozenset, range, type)
-_COUNTED, _JOINED, _MADE, _SEARCHED = "prefloop counted", "prefloop joined", "prefloop made", "prefloop searched"
+_COUNTED, _JOINED, _MADE = "prefloop counted", "prefloop joined", "prefloop made"
+_SEARCHED, _SLICED = "prefloop searched", "prefloop sliced"
 """Filters that a parsed template is given; no template can name them, for their blank."""
 
 
@@ -118,7 +119,7 @@ class _Counting(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(node, _MADE) if isinstance(node.arg, nodes.Slice) else node
+        return _filtered(node, _SLICED) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
@@ -164,6 +165,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             _JOINED: self._joined,
             _MADE: self._made,
             _SEARCHED: self._searching(lambda value: value),
+            _SLICED: self._sliced,
         }
         self.filters |= own
         self._known = set(own)
@@ -307,6 +309,11 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def _made(self, value: Any) -> Any:
         self.at_work.budget.weigh(value)
+        return value
+
+    def _sliced(self, value: Any) -> Any:
+        # A part of a list holds what the list holds, and copies none of it.
+        self.at_work.budget.pay(shallow(value))
         return value
 
     def _written(self, value: Any) -> Any:
