@@ -210,7 +210,7 @@ def adapter(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ({"r": 2**70}, "r: .*found a very long number"),
         ({"peft_type": None}, r"peft_type: .*\(found None\)"),
         ({"lora_alpha": float("inf")}, "lora_alpha"),
-        ({"base_model_name_or_path": None}, "base_model_name_or_path"),
+        ({"base_model_name_or_path": 7}, "base_model_name_or_path"),
         ({"experts": "ab"}, "experts"),
         ({"rank_pattern": [1]}, r"rank_pattern: .*\(found a list of 1\)"),
     ],

@@ -46,6 +46,18 @@ def test_a_gate_forced_to_one_expert_is_that_experts_lora(
     assert_close(logps(mixed, "policy"), logps(alone, "policy"), atol=1e-4, rtol=1e-4)
 
 
+def test_an_expert_that_does_not_name_its_model_is_mixed(tiny_folder: Path, experts: list[str], tmp_path: Path) -> None:
+    nameless = Path(shutil.copytree(experts[0], tmp_path / "nameless"))
+    file = nameless / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": None}))
+    mixed = load(tiny_folder, "mole", options={"experts": [str(nameless), experts[1]]})
+    same = load(tiny_folder, "mole", options={"experts": experts})
+    for backbone in (mixed, same):
+        backbone.add_role("policy")
+        force(backbone, 0)
+    assert torch.equal(logps(mixed, "policy"), logps(same, "policy"))
+
+
 def test_a_fresh_gate_is_the_mean_of_the_experts(tiny_folder: Path, experts: list[str]) -> None:
     backbone = load(tiny_folder, "mole", options={"experts": experts})
     backbone.add_role("policy")

@@ -30,10 +30,11 @@ from peft import (
 from tiny import plain
 from torch.testing import assert_close
 
+from prefloop.arithmetic import merge_adapters
 from prefloop.errors import ModelError
 from prefloop.models.backbone import Backbone
-from prefloop.opening import config_of
-from prefloop.results import Origin, origin_of
+from prefloop.opening import config_of, runtime_of
+from prefloop.results import Origin, origin_of, policy_of
 
 ON: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 THEIRS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -151,3 +152,32 @@ def test_a_setting_that_prefloop_does_not_take_is_named(tiny_folder: Path, tmp_p
     (tmp_path / "adapter_config.json").write_text(json.dumps(described | {"lora_alpha": 5.5}))
     with pytest.raises(ModelError, match=r"'theirs' .*adapter.alpha"):
         config_of(origin_of(tmp_path), "theirs")
+
+
+@pytest.fixture
+def nameless(tiny_folder: Path, tmp_path: Path) -> Path:
+    """Of a model that PEFT was given without a name."""
+    place = tmp_path / "nameless"
+    saved(LoraConfig(r=4, **ON), tiny_folder, place)
+    described = json.loads((place / "adapter_config.json").read_text())
+    (place / "adapter_config.json").write_text(json.dumps(described | {"base_model_name_or_path": None}))
+    return place
+
+
+def test_a_folder_that_does_not_name_its_model_asks_for_it(nameless: Path, tiny_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"nameless' does not say which model .* name that one with --model"):
+        runtime_of([policy_of(nameless)])
+    assert runtime_of([policy_of(nameless)], str(tiny_folder)).model_folder == tiny_folder
+
+
+def test_a_folder_that_does_not_name_its_model_takes_that_of_one_beside_it(
+    nameless: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    saved(LoraConfig(r=4, **ON), tiny_folder, tmp_path / "named")
+    policies = [policy_of(nameless), policy_of(tmp_path / "named")]
+    assert runtime_of(policies).model_folder == tiny_folder
+
+
+def test_a_combination_names_the_model_that_its_parts_do_not(nameless: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    merge_adapters([nameless, nameless], tmp_path / "both", model=str(tiny_folder))
+    assert origin_of(tmp_path / "both").model == str(tiny_folder)

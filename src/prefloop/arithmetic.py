@@ -39,12 +39,12 @@ def merge_adapters(
 
     policies = [policy_of(reference) for reference in references]
     for policy in policies:
-        _require_lora(policy)
+        _require_lora(policy, model)
     # Ranks and scales may differ: what is combined are the changes of the weights.
     require_one_backbone(
         [dataclasses.replace(p, origin=dataclasses.replace(p.origin, shape={})) for p in policies], model
     )
-    first = max(policies, key=lambda p: bool(p.origin.settings))
+    first = max(policies, key=lambda p: (bool(p.origin.settings), bool(p.origin.model)))
     with new_folder(folder) as draft:
         runtime = runtime_of([first], model)
         require_model(runtime, {p.name: p.origin for p in policies})
@@ -55,12 +55,12 @@ def merge_adapters(
     return made
 
 
-def _require_lora(policy: Policy) -> None:
+def _require_lora(policy: Policy, model: str | None) -> None:
     from prefloop.models.adapters.catalogue import card_of, others
 
     if policy.folder is None:
         raise ConfigError(f"'{policy.name}' is the bare model: it adds nothing to the weights, name adapters")
-    method = config_of(policy.origin, policy.name).adapter.method
+    method = config_of(policy.origin, policy.name, model).adapter.method
     if card_of(method).handover != "adapter":
         raise ModelError(
             f"'{policy.name}' is of method {method}, whose files are no plain LoRA: what can be combined are adapters of {others('adapter')}"
@@ -91,6 +91,7 @@ def _write(policies: Sequence[Policy], first: Policy, made: Combined, runtime: R
     assert first.folder is not None
     config = read_adapter(first.folder)
     config.pop(KEY, None)
+    config["base_model_name_or_path"] = config["base_model_name_or_path"] or runtime.backbone_config.model
     # Of the rank of its sources it lies on a backbone beside them: the same alpha, where that is a whole number.
     alpha = made.rank * config["lora_alpha"] / config["r"]
     alpha = int(alpha) if alpha >= 1 and alpha == int(alpha) else made.rank
@@ -123,7 +124,12 @@ def _write_card(
     from prefloop.report.card_combined import Part, combined_card
 
     parts = [
-        Part(_short(policy.name), policy.key, config_of(policy.origin, policy.name).adapter, weight)
+        Part(
+            _short(policy.name),
+            policy.key,
+            config_of(policy.origin, policy.name, runtime.backbone_config.model).adapter,
+            weight,
+        )
         for policy, weight in zip(policies, made.weights, strict=True)
     ]
     text = combined_card(draft, parts, settings | {"rank": made.rank, "kept": made.kept}, runtime)

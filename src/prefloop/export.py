@@ -90,7 +90,7 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
     source = place.folder
     assert source is not None
     origin = origin_of(source)
-    runtime = Runtime(config_of(origin, place.name, **({"model": model} if model else {})), output=source.parent.parent)
+    runtime = Runtime(config_of(origin, place.name, model), output=source.parent.parent)
     require_model(runtime, {place.name: origin})
     dtype = None
     kept = {n: hashed for n, hashed in manifest.files.items() if Path(n).name in _KEPT and not n.startswith("value/")}

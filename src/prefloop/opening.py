@@ -80,7 +80,7 @@ def runtimes_of(
                 "yellow",
             )
         started = started or engine == "vllm"
-        adapter = _backbone_config(kind, model, whole.backbone_config.pack_tokens).adapter
+        adapter = _backbone_config(kind, whole.backbone_config.model, whole.backbone_config.pack_tokens).adapter
         config = dataclasses.replace(whole.backbone_config, adapter=adapter)
         runtime = Runtime(config, whole.generation, engine, whole.seed, whole.output)
         try:
@@ -144,13 +144,21 @@ def require_fingerprint(found: str, model: str, origins: Mapping[str, Origin]) -
             )
 
 
-def config_of(origin: Origin, name: str, **changes: Any) -> BackboneConfig:
-    """The settings of a result's backbone. Raises ``ModelError`` for a chat template from a file, which no artifact holds."""
+def config_of(origin: Origin, name: str, model: str | None = None, **changes: Any) -> BackboneConfig:
+    """The settings of a result's backbone; ``model`` names it where its name of then does not lead to it any more.
+
+    Raises ``ModelError`` where nothing names it, and for a chat template from a file, which no artifact holds.
+    """
     if origin.settings.get("chat_template", "model") not in ("model", "chatml"):
         raise ModelError(
             f"'{name}' was trained with a chat template from a file, which the artifact does not hold: train it with 'model' or 'chatml'"
         )
-    settings = {"model": origin.model, **origin.settings}
+    settings = {"model": model or origin.model, **origin.settings}
+    if not settings["model"]:
+        raise ModelError(
+            f"'{name}' does not say which model it was trained on (base_model_name_or_path in its adapter_config.json is null or empty): "
+            "name that one with --model"
+        )
     if not origin.settings and origin.shape:  # PEFT's own folder
         shape = dict(origin.shape)
         if isinstance(modules := shape.get("target_modules"), list):
@@ -200,12 +208,10 @@ def open_policies(references: Sequence[str | Path | Policy], **settings: Any) ->
 
 
 def _backbone_config(policies: Sequence[Policy], model: str | None, pack_tokens: int) -> BackboneConfig:
-    """Of the policy that says most: one of a run before a folder of PEFT's own, an adapter before the bare model."""
-    first = max(policies, key=lambda p: (bool(p.origin.settings), bool(p.origin.shape)))
+    """Of the policy that says most: one of a run before a folder of PEFT's own that names its model, an adapter before the bare model."""
+    first = max(policies, key=lambda p: (bool(p.origin.settings), bool(p.origin.model), bool(p.origin.shape)))
     longest = [p.origin.settings["max_length"] for p in policies if "max_length" in p.origin.settings]
     changes: dict[str, Any] = {"pack_tokens": pack_tokens}
-    if model:
-        changes["model"] = model
     if longest:
         changes["max_length"] = max(longest)
-    return config_of(first.origin, first.name, **changes)
+    return config_of(first.origin, first.name, model, **changes)

@@ -38,7 +38,7 @@ class Origin:
     """The backbone that an adapter belongs to, as far as its files say."""
 
     model: str
-    """Name that it had when the adapter was made."""
+    """Name that it had when the adapter was made; empty where PEFT was not told it."""
     fingerprint: str | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of ``BackboneConfig`` but ``model`` and ``compute``."""
@@ -51,7 +51,8 @@ class Origin:
         """What keeps two results from one backbone, where both say it; without ``adapters`` what keeps them from one model."""
         found = []
         known = self.fingerprint and other.fingerprint
-        if (self.fingerprint != other.fingerprint) if known else (self.model != other.model):
+        named = self.model and other.model
+        if (self.fingerprint != other.fingerprint) if known else named and self.model != other.model:
             found.append(
                 f"model {self.model} and {other.model}" + (" (other files)" if self.model == other.model else "")
             )
@@ -238,7 +239,7 @@ def _origin(folder: Path, said: Mapping[str, Any]) -> Origin:
     backbone = dict(said.get("identity", {}).get("backbone", {}))
     settings = {k: v for k, v in backbone.items() if k not in ("model", "compute")}
     experts = [_expert(folder, str(place)) for place in said.get("experts") or adapter.get("experts") or ()]
-    return Origin(adapter["base_model_name_or_path"], backbone.get("model"), settings, shape, experts)
+    return Origin(adapter["base_model_name_or_path"] or "", backbone.get("model"), settings, shape, experts)
 
 
 def _expert(folder: Path, place: str) -> str:

@@ -105,8 +105,7 @@ def open_reward(place: Path, model: str | None = None, pack_tokens: int = 4096) 
     """
     folder = reward_folder(place)
     origin = origin_of(folder)
-    changes = {"pack_tokens": pack_tokens, **({"model": model} if model else {})}
     output = folder.parent.parent if folder.parent.name == ".store" else Path("runs")
-    runtime = Runtime(config_of(origin, str(place), **changes), output=output)
+    runtime = Runtime(config_of(origin, str(place), model, pack_tokens=pack_tokens), output=output)
     require_model(runtime, {str(place): origin})
     return Reward.load(runtime.backbone, folder)

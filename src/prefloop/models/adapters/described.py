@@ -46,7 +46,7 @@ class Described(TypedDict):
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
-    base_model_name_or_path: str
+    base_model_name_or_path: str | None
     peft_type: NotRequired[str]
     prefloop_method: NotRequired[str | None]
     r: NotRequired[Size]

@@ -64,7 +64,7 @@ class MoLE(Native):
             if origin.fingerprint is not None and folder is not None:
                 same = origin.fingerprint == fingerprint(folder)
             else:  # PEFT alone keeps a name, which of a local folder changes with its place
-                same = Path(origin.model).name == Path(name).name
+                same = not origin.model or Path(origin.model).name == Path(name).name
             if not same:
                 raise ModelError(
                     f"backbone.adapter.options.experts: '{typed}' was trained on {origin.model}, backbone.model is {name}: give experts of "
@@ -190,7 +190,7 @@ def _agreeing(named: list[str], folders: list[Path]) -> tuple[list[float], dict[
             raise ModelError(f"{where} is no whole LoRA adapter (no usable {error}): make or copy it again") from None
         bases.append(config.get("base_model_name_or_path"))
     for typed, base, shape in zip(named[1:], bases[1:], shapes[1:], strict=True):
-        if base != bases[0]:
+        if base and bases[0] and base != bases[0]:
             raise ModelError(
                 f"backbone.adapter.options.experts: '{first}' is of {bases[0]} and '{typed}' of {base}: give experts of one backbone"
             )
