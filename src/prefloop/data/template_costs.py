@@ -96,7 +96,9 @@ class Budget:
 
 def shallow(value: Any) -> int:
     """The bytes, about, of a value without what is in it."""
-    return len(value) if isinstance(value, str) else 16 + 8 * len(value) if isinstance(value, _MANY) else 0
+    if isinstance(value, str):
+        return len(value)
+    return 16 + 8 * len(cast("list[Any]", value)) if isinstance(value, _MANY) else 0
 
 
 def require_bits(bits: int) -> None:
