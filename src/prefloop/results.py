@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prefloop.config import GenerationConfig
+from prefloop.console import say
 from prefloop.data.source import Source
 from prefloop.errors import ConfigError, DataError, ModelError, StoreError, among, nearest
 from prefloop.json_object import problems
@@ -285,11 +286,18 @@ def _said(folder: Path) -> dict[str, Any]:
 def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[GenerationConfig | None, str | None]:
     """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have."""
     if own is None and place.run is not None:
+        damaged = []
         for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):
-            own = read_said(path).get("identity", {}).get("generation")
+            try:
+                own = read_said(path).get("identity", {}).get("generation")
+            except ModelError as error:  # another stage's: what it says of sampling, others may say too
+                say(f"passed over {path.parent.name} of the run: {error}", "yellow")
+                damaged.append(error)
             if own is not None:
                 break
         else:
+            if damaged:
+                raise damaged[0]
             told = _settings(place.run)
             own = told.get("generation")  # its engine was never asked for, so nothing says that it is there
     if not own:
