@@ -9,6 +9,7 @@ damaged files of ``FILES`` go through ``prefloop check``. Prints counts and ever
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import io
 import json
@@ -182,12 +183,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model(Path(folder))
         reward = ByWords(model)
-        check_files(
-            max(given.size // 20, 1),
-            given.seed + 1,
-            told,
-            lambda path, layout, told: run_readers(path, layout, told, model, reward),
-        )
+        every = functools.partial(run_readers, model=model, reward=reward)
+        check_files(max(given.size // 20, 1), given.seed + 1, told, every)
     took = files(given.seed, max(given.size // 10_000, 1), told)
     told.failures += [f"{name} took {seconds:.0f} s" for name, seconds in took.items() if seconds > LIMIT_S]
     slowest = max(took, key=lambda name: took[name])
