@@ -111,6 +111,7 @@ ODD: list[Any] = [
     "<extra_id_1>User\nq",
     "<extra_id_1>",
     "x" * 5000,
+    [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": null}'}}]}],
     {"shown": [0, 0]},
     {"shown": 1},
     {"finished": "false"},

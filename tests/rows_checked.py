@@ -148,7 +148,8 @@ def read(layout: str, values: dict[str, Any]) -> list[Any]:
         assert vanished(row, records) == [] or layout in ("hh", "helpsteer2_preference", "argilla"), (row.done, values)
     for record in records:
         if not isinstance(record, Scored):
-            check_shown(record)
+            if not isinstance(record, Prompt | Demonstration):
+                check_shown(record.meta)
             check_record(record)
             assert from_dict(type(record), json.loads(json.dumps(to_dict(record), allow_nan=False))) == record
             if isinstance(record, Comparison):

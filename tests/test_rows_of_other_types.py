@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefloop.data.layouts.rated import MOST_ANSWERS
-from prefloop.data.sources import load_best_of, load_comparisons, load_demonstrations
+from prefloop.data.sources import load_best_of, load_comparisons, load_demonstrations, write_jsonl
 from prefloop.errors import DataError
 from prefloop.records import Comparison, from_dict
 
@@ -111,3 +111,22 @@ def test_columns_beside_an_exported_record_stay_in_meta(tmp_path: Path) -> None:
     checked = load_comparisons(tmp_path / "f.jsonl")
     assert checked.records[0].meta["batch"] == "x"
     assert any("columns kept in meta, not used: batch" in note for note in checked.notes)
+
+
+def test_an_order_of_showing_that_is_none_is_named_wherever_it_may_become_a_pairs(tmp_path: Path) -> None:
+    thumb = {"prompt": "q", "completion": "a", "label": True}
+    grade = {"helpfulness": 1, "correctness": 1, "coherence": 1, "complexity": 1, "verbosity": 1}
+    for good in (thumb, {"prompt": "q", "response": "a", **grade}):
+        said = refused(tmp_path, load_comparisons, good, good | {"shown": [0, 0]})
+        assert "row 2, field 'meta.shown': is no order of the two responses" in said
+
+
+def test_a_null_in_json_as_text_is_no_key_and_the_record_reads_back_the_same(tmp_path: Path) -> None:
+    tool = {"type": None, "function": {"name": "f", "parameters": {"type": "object", "required": None}}}
+    call = {"function": {"name": "f", "arguments": '{"a": null, "b": [null, 1]}'}}
+    row = {"messages": [ASK, {"role": "assistant", "tool_calls": [call]}], "tools": json.dumps([tool])}
+    (tmp_path / "f.jsonl").write_text(json.dumps(row))
+    records = load_demonstrations(tmp_path / "f.jsonl").records
+    assert records[0].turns[0].tool_calls[0].arguments == {"b": [None, 1]}
+    write_jsonl(tmp_path / "again.jsonl", records)
+    assert load_demonstrations(tmp_path / "again.jsonl").records == records

@@ -253,14 +253,16 @@ def check_record(record: Record) -> None:
         check_distinct(record.responses[0].text, record.responses[1].text, "responses.0.text", "responses.1.text")
 
 
-def check_shown(record: Record) -> None:
-    """Refuse an order of showing that is none: whoever swaps the responses of a comparison swaps it too."""
-    if not isinstance(record, Comparison) or "shown" not in record.meta:
+def check_shown(meta: Mapping[str, Any]) -> None:
+    """Refuse an order of showing that is none, in a comparison and in what becomes one: whoever swaps its responses swaps it too."""
+    if "shown" not in meta:
         return
-    shown = record.meta["shown"]
+    shown = meta["shown"]
     whole = isinstance(shown, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in shown)
     if not whole or sorted(shown) != [0, 1]:
-        raise BadRow("meta.shown", "is no order of the two responses, such as [1, 0]")
+        raise BadRow(
+            "meta.shown", "is no order of the two responses, such as [1, 0]; rename it where it says something else"
+        )
 
 
 def _check_response(response: Response, name: str) -> None:

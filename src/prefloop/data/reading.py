@@ -34,7 +34,7 @@ from prefloop.data.row import Habits, Notes, Row
 from prefloop.data.seen import Seen
 from prefloop.data.source import Source
 from prefloop.errors import DataError
-from prefloop.records import Record
+from prefloop.records import Demonstration, Prompt, Record
 
 SAMPLE = 20
 """Rows that tell what a file is."""
@@ -167,9 +167,10 @@ class Records:
         found = self.layout.read(row)
         records = found if isinstance(found, list) else [found]
         for record in records:
+            if not isinstance(record, Prompt | Demonstration):
+                check_shown(record.meta)
             if isinstance(record, Scored):
                 continue
-            check_shown(record)
             if not isinstance(record, SOURCES[self.kind]):
                 held, asked = type(record).__name__.lower(), self.kind.__name__.lower()
                 raise BadRow("", f"holds a {held}, of which no {asked} can be made")

@@ -18,10 +18,14 @@ _CALL_KEYS = frozenset({"name", "id", "type", "index", "function", "arguments", 
 _EXPECTED_CALL = 'expected {"name": …, "arguments": {…}}'
 
 
+# A null is no key here either: the record that is made of it is written and read again.
+_decode = json.JSONDecoder(object_pairs_hook=lambda pairs: {k: v for k, v in pairs if v is not None}).decode
+
+
 def parsed(text: str) -> Any:
     """What a text holds as JSON, ``None`` where it is none."""
     try:
-        value = json.loads(text)
+        value = _decode(text)
         check_strings(value)
     except (ValueError, RecursionError):
         return None
@@ -41,7 +45,7 @@ def spelt(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Through JSON, so that tuples, bytes and numbers as keys go no further.
-            value = json.loads(json.dumps(ast.literal_eval(text.strip()), allow_nan=False))
+            value = _decode(json.dumps(ast.literal_eval(text.strip()), allow_nan=False))
         check_strings(value)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
         return None
