@@ -110,7 +110,8 @@ def vanished(row: Row, records: list[Any]) -> list[str]:
     ]
     kept = "\n".join(text for _, text in texts(json.loads(json.dumps(parts, default=to_dict_or_list))))
     noted = {*row.repeated, *(key.rpartition(".")[2] for key in row.message_keys)}
-    return [text for at, text in texts(dict(row)) if text not in kept and not {*at} & (OWN_WORDS | noted)]
+    said = OWN_WORDS | noted
+    return [t for at, t in texts(dict(row)) if t not in kept and not {*at} & said and at != ("votes",)]
 
 
 def to_dict_or_list(value: Any) -> Any:
