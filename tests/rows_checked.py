@@ -23,6 +23,7 @@ from prefloop.commands.label import Push
 from prefloop.data.check import BadRow, Checked, check_record, check_shown, check_strings
 from prefloop.data.files import read_rows
 from prefloop.data.layouts import LAYOUTS
+from prefloop.data.layouts.choices import VERDICTS
 from prefloop.data.layouts.rated import Scored
 from prefloop.data.row import Row
 from prefloop.data.source import Source
@@ -52,6 +53,7 @@ LONGEST = 4096
 
 # What the records say in their own words: who speaks, which answer won, which id the row has.
 OWN_WORDS = {
+    *VERDICTS,
     "role",
     "from",
     "speaker",
