@@ -21,7 +21,7 @@ from prefloop.data.check import DEEPEST, BadRow, check_record, check_shown, chec
 from prefloop.data.row import Notes
 from prefloop.labels.datasets import Person
 from prefloop.labels.forms import id_of, of_prefloop, to_answers
-from prefloop.records import Record, to_dict
+from prefloop.records import Demonstration, Prompt, Record, to_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,8 @@ def check_loadable(records: Iterable[Record], ids: Collection[str] = ()) -> None
             raise BadRow("id", f"is {record.id[:80]!r}, which another record has")
         check_strings(to_dict(record), deepest=DEEPEST + 2)
         check_record(record)
-        check_shown(record)
+        if not isinstance(record, Prompt | Demonstration):
+            check_shown(record.meta)
 
 
 def said_mended(answers: int) -> list[str]:
