@@ -241,7 +241,10 @@ def run_command(arguments: Sequence[str], told: Told) -> int:
     """Run a command in this process: it ends with 0, or with 2 and a message."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = guarded(_main, list(arguments))
+        try:
+            code = guarded(_main, list(arguments))
+        except SystemExit as refused:  # a flag or a name that no file has
+            code = refused.code
     assert code in (0, 2), f"exit {code}"
     assert (code == 2) == bool(err.getvalue()), err.getvalue()[:200]
     check_said(err.getvalue().removeprefix("error: "))

@@ -197,3 +197,15 @@ def test_a_server_of_an_earlier_version_is_told_to_stop_first(tmp_path: Path) ->
             labeling_server.up(place.path)
     finally:
         assert labeling_server.down(place.path) == ["server"]
+
+
+def test_a_port_that_is_let_go_of_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server that was killed a moment ago lets go of its own."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen(1)
+        port = held.getsockname()[1]
+        with pytest.raises(LabelingError, match="cannot be used"):
+            labeling_server._check_port("127.0.0.1", port)
+        monkeypatch.setattr(labeling_server.time, "sleep", lambda _: held.close())
+        labeling_server._check_port("127.0.0.1", port, patience_s=300)

@@ -6,6 +6,7 @@ its own: what it holds of the original's processes and address is passed over.
 """
 
 import contextlib
+import errno
 import http.client
 import importlib.util
 import ipaddress
@@ -29,6 +30,7 @@ from prefloop_labeling.processes import Process, recorded, start
 PROCESSES = ("worker", "server", "redis")  # in the order in which they are stopped
 BOOT_SECONDS = 180
 STOP_SECONDS = 15
+DYING_SECONDS = 10
 POLL_SECONDS = 0.05
 HOST, PORT = "127.0.0.1", 6900
 
@@ -76,7 +78,10 @@ def up(
             check_database(place)
             # Host and names are not remembered: listening beyond this machine is asked for each time.
             host, port = host or HOST, port or _port(place, last)
-            _check_port(host, port)
+            # A server of this home that was killed a moment ago may still be letting go of its port.
+            _check_port(
+                host, port, DYING_SECONDS if last is not None and last.is_of(place) and port == last.port else 0.0
+            )
             _ensure_redis(place)
             running = Running(_url(host, port), place.path, started=True)
             _start_server(place, Last(running.url, host, port, tuple(allow_hosts), place.identity()), seconds)
@@ -199,13 +204,23 @@ def _url(host: str, port: int) -> str:
     return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int, patience_s: float = 0.0) -> None:
+    """Raise ``LabelingError`` where no server can listen; a port that is taken is looked at again for ``patience_s``."""
+    ends = time.monotonic() + patience_s
+    while not _bindable(host, port, last_look=time.monotonic() >= ends):
+        time.sleep(POLL_SECONDS)
+
+
+def _bindable(host: str, port: int, last_look: bool) -> bool:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+        return True
     except OSError as error:
+        if error.errno == errno.EADDRINUSE and not last_look:
+            return False
         raise LabelingError(
             f"port {port} on {host} cannot be used ({error.strerror or error}): another program may hold it; "
             "choose another with --port"
