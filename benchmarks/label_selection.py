@@ -35,9 +35,10 @@ from prefloop.labels.selection import SCORED, choose
 from prefloop.models.reward import Reward
 from prefloop.records import Comparison
 from prefloop.runtime import Runtime, environment
+from prefloop.sealed import write_json
 from prefloop.stages.label import Label
 from prefloop.stages.reward import RewardModel
-from prefloop.store import Artifact, write_json
+from prefloop.store import Artifact
 
 METHODS = ("disagreement", "margin", "random", "length")
 

@@ -17,9 +17,9 @@ from prefloop.errors import ConfigError, DataError, LabelError
 from prefloop.labels.source import Address, read
 from prefloop.records import Message, Rating
 from prefloop.runtime import Runtime
+from prefloop.sealed import file_digest
 from prefloop.stages.label import Label
 from prefloop.stages.reward import RewardModel
-from prefloop.store import file_digest
 
 TEXTS = ("Rye, for a week.", "None of them.")
 RANKED = ((1, 2), (2, 1), (1, 1))  # of response1 and response2, record by record

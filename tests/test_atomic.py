@@ -8,7 +8,7 @@ import pytest
 from prefloop.atomic import replacing
 from prefloop.cli import _main, guarded
 from prefloop.errors import DataError
-from prefloop.store import write_json
+from prefloop.sealed import write_json
 
 
 def test_an_error_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from reliability.endpoints import COMPLETION, SCORES, campaign
 
 from prefloop.endpoint import Endpoint
 from prefloop.errors import EngineError, JudgeError
+from prefloop.json_object import DEEPEST, parsed
 from prefloop.records import Prompt
 from prefloop.rollouts.server import rollouts_of
 from prefloop.training import rewards
-from prefloop.wire import DEEPEST, MOST_BYTES, Client, is_loopback, parsed
+from prefloop.wire import MOST_BYTES, Client, is_loopback
 
 Ask = Callable[..., str]
 KEY = "topsecret-0123456789"

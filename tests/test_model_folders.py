@@ -235,7 +235,7 @@ def test_fields_of_an_adapter_are_looked_at_and_named(fields: Any, said: str, ad
     ],
 )
 def test_fields_of_an_export_are_looked_at_and_named(identity: Any, said: str, adapter: Path, tmp_path: Path) -> None:
-    from prefloop.store import file_digest
+    from prefloop.sealed import file_digest
 
     theirs = Path(shutil.copytree(adapter, tmp_path / "theirs"))
     files = {"adapter_model.safetensors": file_digest(theirs / "adapter_model.safetensors")}

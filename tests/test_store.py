@@ -13,9 +13,10 @@ import pytest
 
 from prefloop import store as store_module
 from prefloop.errors import DataError, StoreError
-from prefloop.manifest import Manifest
+from prefloop.manifest import MANIFEST, Manifest
 from prefloop.pipeline import full_disk
-from prefloop.store import MANIFEST, Store, digest, read_rows, run_lock, try_lock, write_json, write_rows
+from prefloop.sealed import digest, write_json
+from prefloop.store import Store, read_rows, run_lock, try_lock, write_rows
 
 KEY = "0123456789abcdef" * 4
 DETAILS = Manifest("sft", KEY, metrics={"loss": 0.5}, seconds=1.5, status="ran")

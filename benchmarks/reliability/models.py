@@ -43,7 +43,7 @@ from prefloop.opening import config_of
 from prefloop.planning.shapes import shape_of
 from prefloop.records import Demonstration, Message
 from prefloop.results import HEAD, policy_of
-from prefloop.store import file_digest
+from prefloop.sealed import file_digest
 
 CPU_SECONDS, MEMORY = 60, 3 << 30
 VALUES: tuple[Any, ...] = (

@@ -33,7 +33,6 @@ from prefloop.commands.label import Label
 from prefloop.commands.plan import Plan, split
 from prefloop.commands.presets import Presets
 from prefloop.commands.reward import Reward
-from prefloop.config.ranges import FLAGS
 from prefloop.errors import PrefloopError
 from prefloop.flags import flags
 
@@ -102,7 +101,7 @@ def _main(arguments: Sequence[str]) -> None:
     overrides: tuple[str, ...] = ()
     if words[:1] == ["plan"]:
         words, overrides = split(words)
-    command = flags(Command, words, prog="prefloop", description=__doc__, registry=FLAGS)
+    command = flags(Command, words, prog="prefloop", description=__doc__)
     if isinstance(command, Plan):
         command.overrides = overrides
     command.run()

@@ -20,7 +20,8 @@ from typing import Any
 import httpx
 
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.wire import MOST_BYTES, Client, TooLarge, parsed
+from prefloop.json_object import parsed
+from prefloop.wire import MOST_BYTES, Client, TooLarge
 
 _MAX_WAIT_S = 120.0
 _JITTER = random.Random()  # not the global one, whose state belongs to seeded runs

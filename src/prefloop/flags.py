@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 
+from prefloop.config.ranges import FLAGS
 from prefloop.console import complain, listed, neutral, shortened
 from prefloop.redact import value_without_secrets
 
@@ -20,17 +21,17 @@ def flags(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
     clean = [neutral(value_without_secrets(argument)) for argument in arguments]
     short = [shortened(argument, _MOST_OF_A_FLAG) for argument in clean]
     if short == list(arguments):
-        return tyro.cli(kind, args=short, **options)
+        return tyro.cli(kind, args=short, registry=FLAGS, **options)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(kind, args=list(arguments), **options)
+            return tyro.cli(kind, args=list(arguments), registry=FLAGS, **options)
     except SystemExit as refused:
         if refused.code:
-            tyro.cli(kind, args=short, **options)
+            tyro.cli(kind, args=short, registry=FLAGS, **options)
             # Nothing is wrong with them: the fault is their length, or what was taken out.
             said = io.StringIO()
             with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
-                tyro.cli(kind, args=clean, **options)
+                tyro.cli(kind, args=clean, registry=FLAGS, **options)
             changed = [after for after, before in zip(clean, arguments, strict=True) if after != before]
             complain(
                 said.getvalue()

@@ -1,8 +1,9 @@
-"""JSON files that other people wrote, as objects whose fields have been looked at."""
+"""JSON that other people wrote: bounded in depth, and files of it as objects whose fields have been looked at."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,29 @@ from prefloop.errors import ModelError
 T = TypeVar("T")
 MOST_BYTES = 64 << 20
 """Of one file; the largest honest ones list the tensors of a model with thousands of experts."""
-_DEEPEST = 64
+DEEPEST = 200
+"""Levels of JSON in an answer; deeper ones would overflow the stack of whoever walks them."""
+_DEEPEST = 64  # of a file
+
+
+def parsed(content: bytes | str, deepest: int = DEEPEST) -> Any:
+    """The JSON value of a text. Raises ``ValueError`` for what is none, or nested more than ``deepest`` levels deep."""
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"nested more than {deepest} levels deep") from None
+    level, depth = [value], 0
+    while level := [item for each in level for item in _inside(each)]:
+        depth += 1
+        if depth > deepest:
+            raise ValueError(f"nested more than {deepest} levels deep")
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """What may itself hold something of a list or an object."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in items if isinstance(item, dict | list)]
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -26,22 +49,15 @@ def read_object(path: Path) -> dict[str, Any]:
             content = file.read(MOST_BYTES + 1)  # some files of the system say that they have no bytes
         if len(content) > MOST_BYTES:
             raise ModelError(f"{where} has over {MOST_BYTES:,} bytes: it is no such file")
-        value = json.loads(content.decode("utf-8"))
+        value = parsed(content.decode("utf-8"), _DEEPEST)
     except FileNotFoundError:
         raise ModelError(f"{where} is missing: copy or make the folder again") from None
     except UnicodeDecodeError as error:
         raise ModelError(f"{where} is not UTF-8 (byte {error.start:,}): copy or make the folder again") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{where} cannot be read ({_words(error)}): copy or make the folder again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{where} holds {_named(value)} where an object belongs: copy or make the folder again")
-    waiting: list[tuple[Any, int]] = [(value, 1)]
-    while waiting:
-        item, depth = waiting.pop()
-        if depth > _DEEPEST:
-            raise ModelError(f"{where} is nested more than {_DEEPEST} deep: it is no such file")
-        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        waiting += [(part, depth + 1) for part in inner if isinstance(part, dict | list)]
     return value
 
 

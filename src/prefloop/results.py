@@ -18,12 +18,12 @@ from prefloop.console import say
 from prefloop.data.source import Source
 from prefloop.errors import ConfigError, DataError, ModelError, StoreError, among, nearest
 from prefloop.json_object import problems
+from prefloop.manifest import MANIFEST
 from prefloop.models.adapters.catalogue import EXPERTS
 from prefloop.models.adapters.described import described_shape, read_adapter
 from prefloop.records import Prompt
 from prefloop.said import read_said
-from prefloop.sealed import read_sealed
-from prefloop.store import MANIFEST, digest, file_digest
+from prefloop.sealed import digest, file_digest, read_sealed
 
 BASE = "base"
 """Slot of the bare model of a run, without any adapter."""

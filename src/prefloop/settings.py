@@ -207,7 +207,7 @@ def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
 
     def flags(default: RLHFConfig) -> RLHFConfig:
         try:
-            return read_flags(RLHFConfig, rest, default=default, prog=prog, description=description, registry=FLAGS)
+            return read_flags(RLHFConfig, rest, default=default, prog=prog, description=description)
         except ValidationError as error:
             raise ConfigError(f"flags: {_refusals(error)}") from None
 

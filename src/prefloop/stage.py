@@ -21,12 +21,12 @@ from prefloop.console import duration, say
 from prefloop.data.source import Source
 from prefloop.errors import AuditError, ConfigError, DataError, StoreError
 from prefloop.interrupt import check_interrupted
-from prefloop.manifest import Manifest, is_name
+from prefloop.manifest import MANIFEST, Manifest, is_name
 from prefloop.models.adapters.catalogue import options_of
 from prefloop.results import expert_folder
 from prefloop.runtime import Runtime
-from prefloop.sealed import write_sealed
-from prefloop.store import EVENTS, MANIFEST, Artifact, digest, file_digest
+from prefloop.sealed import digest, file_digest, write_sealed
+from prefloop.store import EVENTS, Artifact
 
 
 @dataclasses.dataclass

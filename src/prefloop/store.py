@@ -21,12 +21,8 @@ from typing import IO, Any
 from prefloop.atomic import replacing, settle
 from prefloop.console import say
 from prefloop.errors import StoreError
-from prefloop.manifest import MANIFEST as MANIFEST
-from prefloop.manifest import Manifest, read_manifest
+from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.sealed import check_files, files_in, hashes_of, remove, write_sealed
-from prefloop.sealed import digest as digest
-from prefloop.sealed import file_digest as file_digest
-from prefloop.sealed import write_json as write_json
 
 _NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM)
 """What the system says of a place that may be read and not written."""

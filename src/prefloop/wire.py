@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import socket
 import ssl
 import threading
@@ -30,8 +29,6 @@ import httpx
 
 MOST_BYTES = 16 << 20
 """Bytes of an answer, decompressed."""
-DEEPEST = 200
-"""Levels of an answer's JSON; deeper ones would overflow the stack of whoever walks them."""
 _PIECE = 1 << 16
 _ENDS: ContextVar[float] = ContextVar("_ENDS")
 """When the request that this thread waits for has to be over, by ``time.monotonic``."""
@@ -123,32 +120,12 @@ class Client(httpx.Client):
         return bytes(found)
 
 
-def parsed(content: bytes | str) -> Any:
-    """The JSON value of an answer. Raises ``ValueError`` for what is none, or nested more than ``DEEPEST`` levels deep."""
-    try:
-        value = json.loads(content)
-    except RecursionError:
-        raise ValueError(f"nested more than {DEEPEST} levels deep") from None
-    level, depth = [value], 0
-    while level := [item for each in level for item in _inside(each)]:
-        depth += 1
-        if depth > DEEPEST:
-            raise ValueError(f"nested more than {DEEPEST} levels deep")
-    return value
-
-
 def is_loopback(host: str) -> bool:
     """Whether an address never leaves this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    """What may itself hold something of a list or an object."""
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [item for item in items if isinstance(item, dict | list)]
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

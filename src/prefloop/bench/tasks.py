@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from prefloop.errors import ConfigError, DataError, nearest
-from prefloop.store import digest, file_digest
+from prefloop.sealed import digest, file_digest
 
 KEYS = frozenset(
     {

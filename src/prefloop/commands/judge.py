@@ -82,7 +82,7 @@ class Compare(_Judge):
         from prefloop.judging.compare import judge_answers
         from prefloop.judging.show import show_judged
         from prefloop.judging.specs import open_judge
-        from prefloop.store import write_json
+        from prefloop.sealed import write_json
 
         open_judge(self.judge, self.asking).close()  # a mistake in it is told before anything is sampled
         sides = self._answers()
@@ -194,7 +194,7 @@ class Calibrate(_Judge):
         from prefloop.judging.calibrate import calibrate
         from prefloop.judging.show import show_agreement
         from prefloop.judging.specs import open_judge
-        from prefloop.store import write_json
+        from prefloop.sealed import write_json
 
         comparisons = self._checked(load_comparisons, self.human, self.limit)
         with closing(open_judge(self.judge, self.asking)) as judge:

@@ -34,7 +34,7 @@ class Agree:
         from prefloop.labels.show import show
         from prefloop.labels.votes import collect, collect_thumbs
         from prefloop.records import Rating
-        from prefloop.store import write_json
+        from prefloop.sealed import write_json
 
         if holds(Rating, self.path, self.layout):
             votes = collect_thumbs(load_ratings(self.path, layout=self.layout, bad_rows=self.bad_rows).records)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from prefloop.errors import ConfigError, DataError
-from prefloop.store import digest, file_digest
+from prefloop.sealed import digest, file_digest
 
 PathLike = str | os.PathLike[str]
 

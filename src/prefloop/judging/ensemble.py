@@ -24,7 +24,7 @@ from prefloop.opening import require_fingerprint
 from prefloop.records import Prompt, prompt_key
 from prefloop.replies import Reply, response_of
 from prefloop.results import origin_of
-from prefloop.store import file_digest
+from prefloop.sealed import file_digest
 
 
 class RewardGrader:

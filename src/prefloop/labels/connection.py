@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from prefloop.errors import LabelError
+from prefloop.json_object import parsed
 from prefloop.labels.proof import NotOurs, Proving
 from prefloop.labels.server import default_home
 from prefloop.redact import without_secrets
-from prefloop.wire import Client, TooLarge, parsed
+from prefloop.wire import Client, TooLarge
 
 if TYPE_CHECKING:
     import argilla as rg

@@ -17,12 +17,12 @@ from prefloop.data.packing import Document, document_of
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError, ModelError
 from prefloop.labels.votes import Floats
+from prefloop.manifest import MANIFEST
 from prefloop.models.reward import Reward
 from prefloop.opening import config_of, require_model
 from prefloop.records import Comparison, prompt_key
 from prefloop.results import ABOUT, locate, meant, origin_of
 from prefloop.runtime import Runtime
-from prefloop.store import MANIFEST
 
 
 @dataclasses.dataclass(frozen=True)

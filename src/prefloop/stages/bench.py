@@ -16,9 +16,9 @@ from prefloop.config import BenchConfig
 from prefloop.console import console, say
 from prefloop.errors import StoreError
 from prefloop.results import BASE
-from prefloop.sealed import read_sealed
+from prefloop.sealed import digest, read_sealed, write_json
 from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, digest, write_json
+from prefloop.store import Artifact
 
 
 def _jobs(config: BenchConfig, quarantine: Path | None = None) -> list[Job]:

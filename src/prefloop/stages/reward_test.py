@@ -9,8 +9,9 @@ from prefloop.console import console
 from prefloop.judging.reward_files import Reading, evaluate_file
 from prefloop.judging.reward_table import table
 from prefloop.models.reward import Reward
+from prefloop.sealed import write_json
 from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, write_json
+from prefloop.store import Artifact
 
 
 class RewardTest(Stage):
