@@ -21,7 +21,7 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.forward import choose, rows_of, run_N_H
 from prefloop.models.fusable import fuse_layers
 from prefloop.models.fused import fuse_norms
-from prefloop.models.layer import FusedLayer
+from prefloop.models.layer import CACHES, FusedLayer
 
 PACK = pack(random_documents([(7, [5, 9]), (3, [4]), (6, [2, 3, 8])]))
 
@@ -32,6 +32,15 @@ def test_layers_of_the_llama_family_run_as_one_step(tiny_folders: Any, kind: str
     assert len(backbone.layers) == layers
     assert sum(isinstance(m.forward, FusedLayer) for m in backbone.model.modules()) == layers
     assert backbone.fused
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_kv_cache_goes_to_the_layers_own_code_by_either_name(tiny_folder: Path, name: str) -> None:
+    layer = load(tiny_folder).layers[0]
+    given: dict[str, Any] = {}
+    layer.original = lambda x, **options: given.update(options) or x
+    x, cache = torch.zeros(1, 2, 4), object()
+    assert layer(x, position_embeddings=(x, x), **{name: cache}) is x and given[name] is cache
 
 
 def test_the_kernel_is_chosen_without_dropout(tiny_folder: Path) -> None:

@@ -58,6 +58,10 @@ class Kept:
     gate_up: Tensor | None = None
 
 
+CACHES = ("past_key_values", "cache")
+"""What transformers calls the KV cache that a layer is given: until 5.23, and since."""
+
+
 class FusedLayer:
     """The forward of one decoder layer; falls back to the layer's own code for what it does not do (a KV cache, adapter dropout)."""
 
@@ -83,7 +87,6 @@ class FusedLayer:
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         use_cache: bool | None = False,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
@@ -91,10 +94,11 @@ class FusedLayer:
         role = None if self.qkv.layers[0].layer.disable_adapters else self.active.role
         dropped = role is not None and self.active.dropout and self._drops(role)
         asked = kwargs.get("output_attentions") or getattr(self.attention.config, "output_attentions", False)
-        if past_key_values is not None or position_embeddings is None or dropped or asked:
+        cache = {name: kwargs.pop(name) for name in CACHES if name in kwargs}
+        if any(part is not None for part in cache.values()) or position_embeddings is None or dropped or asked:
             arguments = dict(
-                attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache,
-                position_embeddings=position_embeddings, **kwargs,
+                attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
+                position_embeddings=position_embeddings, **cache, **kwargs,
             )  # fmt: skip
             if not self.recompute or not torch.is_grad_enabled():
                 return self.original(hidden_states, **arguments)

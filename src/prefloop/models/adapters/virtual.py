@@ -28,6 +28,7 @@ from prefloop.config import AdapterConfig
 from prefloop.errors import ModelError
 from prefloop.models.adapters.catalogue import Card
 from prefloop.models.adapters.method import TREE, Method, may_train
+from prefloop.models.layer import CACHES
 
 SDPA, EAGER = "prefloop-prefix-sdpa", "prefloop-prefix-eager"
 """What the model's config calls these attentions."""
@@ -209,7 +210,7 @@ class Virtual(Method):
         if positions is None:
             given = kwargs.get("inputs_embeds") if kwargs.get("input_ids") is None else kwargs["input_ids"]
             given = args[0] if given is None else given
-            past = kwargs.get("past_key_values")
+            past = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
             start = past.get_seq_length() if past is not None else 0
             positions = torch.arange(start, start + given.shape[1], device=given.device)[None]
         positions = positions + self.tokens
