@@ -56,7 +56,7 @@ ROADS: dict[str, Callable[[Path], object]] = {
         (b"\xff\xfe", r"'theirs': config.json is not UTF-8 \(byte 0\)"),
         (b"", "'theirs': config.json cannot be read"),
         (b"[" * 200_000, "'theirs': config.json cannot be read"),
-        (b'{"a":' * 100 + b"1" + b"}" * 100, "'theirs': config.json is nested more than 64 deep"),
+        (b'{"a":' * 100 + b"1" + b"}" * 100, "'theirs': config.json cannot be read .nested more than 64 levels deep"),
     ],
 )
 def test_a_config_that_is_no_object_is_told_on_every_road(content: bytes, said: str, road: str, copy: Path) -> None:
