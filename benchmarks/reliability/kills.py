@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/reliability/kills.py --kills 100 --seed 1
 
 A tiny random model goes through SFT, sampling, votes, reward model, one of PPO, DPO and KTO, and the evaluation. Each run is
-killed up to ``--most`` times and then left to end. It is compared with a run from a bare interpreter: every adapter and the
-table of results. No artifact that was finished at a kill may be built again; no work folder, half file or lock may be left.
+killed up to ``--most`` times, at a random moment of a stage that is drawn at random, and then left to end. It is compared with a
+run from a bare interpreter: every adapter and the table of results. No artifact that was finished at a kill may be built again;
+no work folder, half file or lock may be left.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -27,11 +29,13 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from loop_run import finish, run_afresh, start, write_config  # noqa: E402 (the tests' own way to start a run)
+from loop_run import run_afresh, start, write_config  # noqa: E402 (the tests' own way to start a run)
 from tiny import tiny_model  # noqa: E402
 
 SCENARIOS = ("ppo", "dpo", "kto", "thumbs")
 """``thumbs`` is KTO on a file of thumbs; the others learn from simulated votes on sampled answers."""
+TRAIN = ("sft", "reward", "ppo", "dpo", "kto")
+BEGINS, ENDS = re.compile(r"(?:running|resuming) (\S+)"), re.compile(r"  (\S+): (?:ran|resumed) in ")
 
 
 def configured(folder: Path, model: Path, scenario: str) -> Path:
@@ -84,19 +88,30 @@ def left_behind(config: Path) -> Iterator[str]:
                 yield f"held lock {path.name}"
 
 
-def killed_run(config: Path, moments: list[float]) -> tuple[list[str], list[str]]:
-    """Kill the same command at each of ``moments`` (seconds), then let it end: stages that were hit, and what went wrong."""
+def watched(config: Path, stage: str = "", wait: float = 0.0) -> tuple[int, str, dict[str, float]]:
+    """Run a command and kill it ``wait`` seconds after ``stage`` began, or never: exit code, output, and the seconds that each stage took."""
+    process, output, began, took = start(config), "", {}, {}
+    timer = threading.Timer(wait, process.kill)
+    for line in process.stdout:
+        output += line
+        if begins := BEGINS.match(line):
+            began[begins[1]] = time.monotonic()
+            if begins[1] == stage:
+                timer.start()
+        elif (ends := ENDS.match(line)) and ends[1] in began:
+            took[ends[1]] = time.monotonic() - began[ends[1]]
+    code = process.wait(timeout=300)
+    timer.cancel()
+    return code, output, took
+
+
+def killed_run(config: Path, moments: list[tuple[str, float]]) -> tuple[list[str], list[str]]:
+    """Kill the same command at each of ``moments`` (a stage and seconds after it began), then let it end: stages that were hit, and what went wrong."""
     hit: list[str] = []
     wrong: list[str] = []
-    for moment in [*moments, None]:
+    for stage, wait in [*moments, ("", 0.0)]:
         before = finished(config)
-        process = start(config)
-        timer = threading.Timer(moment, process.kill) if moment is not None else None
-        if timer:
-            timer.start()
-        code, output = finish(process)
-        if timer:
-            timer.cancel()
+        code, output, _ = watched(config, stage, wait)
         if code == -9:
             hit.append(working(config))
         elif code != 0:
@@ -108,6 +123,14 @@ def killed_run(config: Path, moments: list[float]) -> tuple[list[str], list[str]
             wrong += left_behind(config)
             break
     return hit, wrong
+
+
+def drawn(draw: random.Random, took: dict[str, float], most: int) -> list[tuple[str, float]]:
+    """Up to ``most`` moments in the order of the stages: those that train three times as often, and some just behind the end of a stage."""
+    stages = list(took)
+    weights = [3 if stage in TRAIN else 1 for stage in stages]
+    picked = draw.choices(range(len(stages)), weights, k=draw.randint(1, most))
+    return [(stages[n], draw.uniform(0, 1.2 * took[stages[n]])) for n in sorted(picked)]
 
 
 def main() -> int:
@@ -125,24 +148,22 @@ def main() -> int:
         folder = Path(scratch)
         model = tiny_model(folder / "model")
         whole: dict[str, dict[str, Any]] = {}
-        length: dict[str, float] = {}
+        took: dict[str, dict[str, float]] = {}
         for scenario in arguments.scenarios:
             config = configured(folder / scenario, model, scenario)
             run_afresh(config)
             whole[scenario] = outcome(config)
-            config, started = configured(folder / f"{scenario}-timed", model, scenario), time.monotonic()
-            code, output = finish(start(config))
-            length[scenario] = time.monotonic() - started
+            config = configured(folder / f"{scenario}-timed", model, scenario)
+            code, output, took[scenario] = watched(config)
             if code != 0 or outcome(config) != whole[scenario]:
                 failures.append(f"{scenario}: two runs without a kill differ\n{output[-1500:]}")
-            print(f"{scenario}: a whole run takes {length[scenario]:.1f} s", flush=True)
+            print(f"{scenario}: " + ", ".join(f"{stage} {s:.1f} s" for stage, s in took[scenario].items()), flush=True)
         while stages.total() < arguments.kills:
             scenario = arguments.scenarios[runs.total() % len(arguments.scenarios)]
             name = f"{scenario}-{runs.total()}"
             config = configured(folder / name, model, scenario)
             most = min(arguments.most, arguments.kills - stages.total())
-            moments = [draw.uniform(0.1, 0.7 * length[scenario]) for _ in range(draw.randint(1, most))]
-            hit, wrong = killed_run(config, moments)
+            hit, wrong = killed_run(config, drawn(draw, took[scenario], most))
             runs[scenario] += 1
             stages.update(hit)
             if not wrong and outcome(config) != whole[scenario]:
