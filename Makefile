@@ -6,6 +6,8 @@ TORCH_ARGS ?=
 BIN := .venv/bin
 # Every package has to have one of the hashes in its lock. The locks name all that is installed, so nothing is resolved here.
 LOCKED := install -q --disable-pip-version-check --no-deps --require-hashes
+# A worker more than cores, at most 4: tests of servers wait, and those of others go on meanwhile.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 3 ? cores + 1 : 4)))
 LABELING := $(CURDIR)/.venv-labeling/bin/python
 
 .PHONY: install demo test test-labeling lint lock chromium clean
@@ -35,7 +37,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint chromium .venv/triton test-labeling
-	PREFLOOP_LABELING_PYTHON=$(LABELING) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PREFLOOP_LABELING_PYTHON=$(LABELING) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton_kernels.py
 
 test-labeling: .venv-labeling/.installed

@@ -251,17 +251,18 @@ def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
     dataset = labelling.name()
     labelling.argilla.push(comparisons(12), dataset)
     labelling.argilla.vote(dataset, labelling.name(), {})
-    whole = list(labelling.argilla.datasets.all(labelling.argilla.datasets.find(dataset)))
+    found = labelling.argilla.datasets.find(dataset)  # among those of all other tests on this server
+    whole = list(labelling.argilla.datasets.all(found))
     monkeypatch.setattr(connections, "MOST_BYTES", max(len(json.dumps(item)) for item in whole) * 4 + 2_000)
     with Argilla(Connection.find(labelling.home)) as small:
         asked: list[int] = []
         search = small.datasets._search
         monkeypatch.setattr(small.datasets, "_search", lambda d, f, limit, **q: asked.append(limit) or search(d, f, limit, **q))  # fmt: skip
-        assert list(small.datasets.all(small.datasets.find(dataset))) == whole
+        assert list(small.datasets.all(found)) == whole
         assert asked[0] == 500 and min(asked) < 12
         monkeypatch.setattr(small.rest._http, "most", 500)
         with pytest.raises(LabelError, match="more than 500 bytes"):
-            list(small.datasets.all(labelling.argilla.datasets.find(dataset)))
+            list(small.datasets.all(found))
 
 
 def test_the_help_names_backup_and_restore(capsys: pytest.CaptureFixture[str]) -> None:
