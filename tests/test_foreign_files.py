@@ -10,11 +10,14 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prefloop.cli import _main, guarded
 from prefloop.console import MOST_SAID
 from prefloop.data.files import read_rows
+from prefloop.data.source import Source
 from prefloop.data.sources import detect_layout, load_comparisons, load_prompts
 from prefloop.errors import DataError
 
@@ -106,6 +109,19 @@ def test_a_folder_of_other_files_suggests_a_pattern(tmp_path: Path) -> None:
         list(read_rows(tmp_path))
     with pytest.raises(DataError, match="no file fits the pattern"):
         list(read_rows(f"{tmp_path}/*.parquet"))
+
+
+def test_files_beside_shards_are_never_left_out_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.Table.from_pylist([{"prompt": "p", "chosen": "a", "rejected": "b"}]), tmp_path / "x.parquet")
+    for name in ("README.md", "dataset_infos.json", ".hidden"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert Source.of(".").name == tmp_path.name and len(list(read_rows("."))) == 1
+    for name in ("a.jsonl", "b.csv.gz", "c.json", "d.tsv"):
+        (tmp_path / name).write_bytes(LINES)
+        with pytest.raises(DataError, match=rf"\(1 of them\), and would leave out {name}: .*'\./\*\.parquet'"):
+            list(read_rows("."))
+        (tmp_path / name).unlink()
 
 
 def test_no_message_grows_with_the_keys_and_values_of_a_row(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def accounts(home: Path) -> dict[str, Any]:
     return json.loads((home / "credentials.json").read_text())
 
 
+def test_a_home_that_lost_its_accounts_is_not_called_new(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="no labelling server has run in"):
+        Connection.of_home(tmp_path)
+    (tmp_path / "argilla.db").touch()
+    with pytest.raises(LabelError, match=r"its credentials\.json is missing: restore a backup"):
+        Connection.of_home(tmp_path)
+
+
 @pytest.mark.slow
 def test_what_is_done_to_a_copy_of_a_running_home_is_not_done_to_the_home(
     labelling: Labelling, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ import report_fixture
 
 from prefloop.errors import DataError
 from prefloop.report.html import render, write_report
-from prefloop.report.inputs import curves_of, read_curves
+from prefloop.report.inputs import curves_of, read_curves, read_summary
 from prefloop.report.schema import Summary
 
 KEY = "k" * 64
@@ -24,6 +24,14 @@ def write_lines(folder: Path, *lines: dict[str, Any] | str) -> Path:
 
 def step(stage: str, number: int, value: float) -> dict[str, Any]:
     return {"stage": stage, "event": "step", "step": number, "loss": value}
+
+
+def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "artifacts").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"demp' is no folder of a run \(did you mean '.*demo'\?\)"):
+        read_summary(tmp_path / "demp" / "summary.json")
+    with pytest.raises(DataError, match="needs a run that has finished"):
+        read_summary(tmp_path / "demo" / "summary.json")
 
 
 def test_torn_lines_are_skipped_counted_and_mentioned(tmp_path: Path) -> None:

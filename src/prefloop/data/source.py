@@ -23,6 +23,10 @@ PathLike = str | os.PathLike[str]
 
 ENDINGS = (".gz", ".zst")
 SHARDS = (".parquet", ".arrow")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+"""Of files that hold rows too, but are no shards."""
+_ABOUT = re.compile(r"(dataset_infos?|dataset_dict|state|metadata|croissant|config|schema|stats)\.json")
+"""What stands in a data set's folder and holds no rows."""
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _PART = re.compile(r"[-_.]?\d{5}-of-\d{5}$")
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -106,7 +110,7 @@ class Source:
     @property
     def name(self) -> str:
         """What messages and votes call it: the file's name without its folders, or the address."""
-        return self.text if self.scheme else Path(self.text).name
+        return self.text if self.scheme else Path(self.text).name or Path(self.text).resolve().name
 
     @property
     def file_name(self) -> str:
@@ -205,7 +209,21 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
         raise DataError(
             f"{folder} is a folder without parquet or Arrow files ({holds}); name a file in it, or a pattern such as '{folder}/*.jsonl'"
         )
-    return groups[_chosen(folder, split, list(groups))]
+    chosen = groups[_chosen(folder, split, list(groups))]
+    if others := _other_rows({path.parent for path in chosen}):
+        shown = f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
+        raise DataError(
+            f"{folder} is read as a folder of parquet or Arrow files ({len(chosen)} of them), and would leave out {shown}: name the files that are meant, "
+            f"or a pattern such as '{folder}/*{chosen[0].suffix}'"
+        )
+    return chosen
+
+
+def _other_rows(folders: set[Path]) -> list[str]:
+    """Names of the files in these folders that may hold rows and are not shards."""
+    found = [path for folder in sorted(folders) for path in sorted(folder.iterdir()) if path.is_file()]
+    plain = {path: path.with_suffix("") if path.suffix in ENDINGS else path for path in found}
+    return [path.name for path, name in plain.items() if name.suffix in ROWS and not _ABOUT.fullmatch(name.name)]
 
 
 def _chosen(folder: Path, split: str | None, splits: list[str]) -> str:

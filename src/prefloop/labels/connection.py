@@ -95,6 +95,11 @@ class Connection:
             advice = f"is the server up? {up}"
             return cls(address, _key(api_key or owner["api_key"]), advice, home.absolute())
         except FileNotFoundError as missing:
+            if Path(missing.filename).name == "credentials.json" and (home / "argilla.db").exists():
+                raise LabelError(
+                    f"{home} is the home of a labelling server, and its credentials.json is missing: restore a backup with "
+                    "`prefloop label restore`, or put the file back"
+                ) from None
             raise LabelError(f"no labelling server has run in {home} (there is no {missing.filename}): {up}") from None
         except OSError as error:
             raise LabelError(f"{error.filename} cannot be read: {error.strerror}") from None

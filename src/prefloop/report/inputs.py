@@ -12,6 +12,7 @@ from prefloop.errors import DataError, StoreError
 from prefloop.manifest import MANIFEST, read_manifest
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.schema import Summary, finite
+from prefloop.results import meant
 from prefloop.sealed import check_files, read_sealed
 from prefloop.store import EVENTS, artifact_name
 
@@ -45,6 +46,8 @@ def number(row: Any, *path: str) -> float | None:
 def read_summary(path: Path) -> Summary:
     """Read and check ``summary.json``; raises ``DataError`` naming the field and what was found."""
     found = _read(path, Summary, "Run the pipeline again to rewrite it")
+    if found is None and not path.parent.is_dir():
+        raise DataError(f"'{path.parent}' is no folder of a run{meant(path.parent)}")
     if found is None:
         raise DataError(f"{path}: not found. A report needs a run that has finished; run the pipeline first")
     return found
