@@ -211,9 +211,9 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
         )
     chosen = groups[_chosen(folder, split, list(groups))]
     if others := _other_rows({path.parent for path in chosen}):
-        shown = f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
+        some = f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
         raise DataError(
-            f"{folder} is read as a folder of parquet or Arrow files ({len(chosen)} of them), and would leave out {shown}: name the files that are meant, "
+            f"{folder} is read as a folder of parquet or Arrow files ({len(chosen)} of them), and would leave out {some}: name the files that are meant, "
             f"or a pattern such as '{folder}/*{chosen[0].suffix}'"
         )
     return chosen
