@@ -251,3 +251,33 @@ def test_argillas_own_command_line_knows_the_engine(server: Server) -> None:
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
     assert dataset.text("gecko") == ["r"]
+
+
+@pytest.mark.parametrize(
+    ("step", "ready_after", "given_up"),
+    [(0.5, 100, False), (0.0, 100, True), (0.1, 100, True), (0.5, 1_000, True)],
+    ids=["busy machine", "does nothing", "does next to nothing", "works without end"],
+)
+def test_a_server_is_waited_for_by_what_it_does_and_not_by_the_clock(
+    step: float, ready_after: int, given_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each look the clock has gone on by 20 s and the process has worked for `step` seconds; 60 s is the limit of both."""
+    looks, at = iter(range(10_000)), {"clock": 0.0, "worked": 5.0}
+
+    class Slow(Process):
+        def running(self) -> bool:
+            return True
+
+        def worked(self) -> float:
+            at["clock"] += 20
+            at["worked"] += step
+            return at["worked"]
+
+    monkeypatch.setattr(labeling_server.time, "monotonic", lambda: at["clock"])
+    monkeypatch.setattr(labeling_server.time, "sleep", lambda seconds: None)
+    with pytest.raises(LabelingError, match="did not answer within 60 s") if given_up else contextlib.nullcontext():
+        labeling_server._wait(Home(tmp_path), "server", Slow(1, ""), 60, lambda: next(looks) >= ready_after)
+
+
+def test_the_processor_time_of_a_process_is_counted() -> None:
+    assert Process(os.getpid(), "").worked() > 0 and Process(2**22 + 1, "").worked() == 0

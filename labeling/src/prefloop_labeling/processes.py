@@ -32,6 +32,14 @@ class Process:
         except psutil.Error:  # gone, or another user's and so not one that we started
             return False
 
+    def worked(self) -> float:
+        """Seconds of processor time that it has used; 0 when it is gone."""
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
+
     def stop(self, seconds: float) -> None:
         """End the process and what it started: SIGTERM, and SIGKILL after `seconds`. Does nothing when it is gone."""
         if not self.running():

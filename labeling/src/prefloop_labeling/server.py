@@ -283,11 +283,15 @@ def _answers(place: Home, url: str) -> bool:
 
 
 def _wait(place: Home, name: str, process: Process | None, seconds: float, ready: Any) -> None:
-    deadline = time.monotonic() + seconds
+    """Until it is ready. A busy machine may give it little of its processors: it is given up after `seconds` in which it did nothing, or of work."""
+    began = process.worked() if process else 0.0
+    worked, deadline = began, time.monotonic() + seconds
     while not ready():
         if process is None or not process.running():
             raise LabelingError(f"{name} ended at its start: {_last_line(place, name)}; see {place.log_file(name)}")
-        if time.monotonic() > deadline:
+        if (now := process.worked()) >= worked + 1:
+            worked, deadline = now, time.monotonic() + seconds
+        if time.monotonic() > deadline or now - began > seconds:
             raise LabelingError(f"{name} did not answer within {seconds:.0f} s; see {place.log_file(name)}")
         time.sleep(POLL_SECONDS)
 
