@@ -23,7 +23,7 @@ def test_the_figures_of_the_best_policy_name_every_judge_kl_and_what_it_cost() -
     assert found is not None and found.best == "ppo"
     assert [(tile.title, tile.value, tile.note) for tile in found.tiles] == [
         ("win rate, gold scorer", "78.1 %", "[72.0, 83.4]"), ("win rate, judge judge-7b", "64.1 %", "[57.2, 70.6]"),
-        ("length-controlled, judge-7b", "60.3 %", "[53.3, 67.3]"), ("win rate, reward model", "91.3 %", "[87.4, 94.5]"),
+        ("at equal length, judge-7b", "60.3 %", "[53.3, 67.3]"), ("win rate, reward model", "91.3 %", "[87.4, 94.5]"),
         ("KL to SFT", "21.74 nats", "[20.30, 23.20]"), ("training", "5\xa0min\xa019\xa0s", ""),
         ("whole run", "8\xa0min\xa032\xa0s", "2\xa0min\xa034\xa0s saved"),
     ]  # fmt: skip
@@ -48,7 +48,7 @@ def test_numbers_carry_the_name_of_the_judge_that_gave_them() -> None:
     data["results"]["ppo"] |= {"lc_judge": "gold scorer", "lc_win_rate": 0.6, "sign_test_p": 0.01}
     summary = Summary.model_validate(data)
     units = {(column.title, column.unit) for column in results.results_table(summary)[0]}
-    assert ("Length-controlled", "%, gold scorer") in units and not any("judge" in unit for _, unit in units)
+    assert ("At equal length", "% (characters), gold scorer") in units and not any("judge" in unit for _, unit in units)
     assert results.judging(summary) == [("PPO: sign test against SFT, gold scorer", "p = 0.01")]
 
 

@@ -104,6 +104,8 @@ class Judged:
     """Requests, tokens and cost of this run."""
     total: Usage
     """Tokens and cost of all answers, those from the cache too."""
+    unproven: str
+    """Why the judge's verdicts name no winner (a reward model that may be guessing); empty where they may."""
 
 
 Votes = Mapping[bytes, Comparison]
@@ -158,6 +160,7 @@ def judge_answers(
             for prompt_id, _, verdict in of
         ),
         failures=tuple(dict.fromkeys(verdict.failed for verdict in flat if verdict.failed)),
+        unproven=getattr(judge, "unproven", ""),
         n_asked=asked.tally.n_asked,
         n_cached=asked.tally.n_cached,
         n_unparsable=asked.tally.n_unparsable,

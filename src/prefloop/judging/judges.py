@@ -66,6 +66,7 @@ class ScoreJudge:
             raise ConfigError(f"tie_margin must be 0 or more, found {tie_margin}")
         self.grader, self.tie_margin, self.name = grader, tie_margin, grader.name
         self.address: str = getattr(grader, "address", "")
+        self.unproven: str = getattr(grader, "unproven", "")
         self._known: Mapping[str, Prompt] = {prompt_key(prompt.prompt): prompt for prompt in prompts}
 
     def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:

@@ -16,7 +16,7 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from prefloop.algorithms import ROLLOUTS
+from prefloop.algorithms import ROLLOUTS, kind_of
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.adapters.described import read_adapter
 from prefloop.models.rope import overrides
@@ -27,7 +27,6 @@ from prefloop.report.card_tables import (
     cell,
     comparison,
     eval_results,
-    kind_of,
     measured,
     settings,
     stage_row,
