@@ -10,7 +10,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
+import marshal
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -95,6 +98,7 @@ class Stage:
             "stage": self.name,
             "code": code_digest(),
             "seed": runtime.seed,
+            **own_code(type(self)),
             **content(self.parts()),
         }
         if "backbone" in self.uses:
@@ -294,6 +298,24 @@ _PRESENTATION = (
 
 
 @functools.cache
+def own_code(kind: type) -> dict[str, Any]:
+    """The hash of the files that define a stage outside this package, by class: a changed ``build`` builds anew. Nothing for stages of the package.
+
+    A class that no file defines (in a console, say) counts by its compiled methods. What its file imports is not looked into.
+    """
+    found = {}
+    for each in kind.__mro__[:-1]:
+        if each.__module__.partition(".")[0] == prefloop.__name__ or each is Stage:
+            continue
+        file = getattr(sys.modules.get(each.__module__), "__file__", None)
+        if file and Path(file).is_file():
+            found[each.__qualname__] = file_digest(Path(file))
+        else:
+            code = [(n, marshal.dumps(v.__code__)) for n, v in sorted(vars(each).items()) if inspect.isfunction(v)]
+            found[each.__qualname__] = hashlib.sha256(repr(code).encode()).hexdigest()
+    return {"own_code": found} if found else {}
+
+
 def code_digest() -> str:
     """SHA-256 of the package's source but for what only shows results: changed code never reuses what older code made."""
     root = Path(prefloop.__file__).parent
