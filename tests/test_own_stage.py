@@ -29,7 +29,9 @@ class Comparisons(Stage):
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         said = [Response("yes"), Response("no")]
-        made = [Comparison(f"c{n}", [Message("user", "q?")], said, [Vote(f"a{k}", 0) for k in range(n)]) for n in (1, 2)]
+        made = [
+            Comparison(f"c{n}", [Message("user", "q?")], said, [Vote(f"a{k}", 0) for k in range(n)]) for n in (1, 2)
+        ]
         write_rows(work.folder / "comparisons.jsonl", map(to_dict, made))
         return {}
 
@@ -59,7 +61,9 @@ def run(stage: Stage, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a second version within a second would be taken for the first
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # a second version within a second would be taken for the first
     monkeypatch.setitem(sys.modules, "counting", None)
 
 

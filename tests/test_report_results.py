@@ -7,6 +7,7 @@ import report_fixture
 from report_page import Page, cells, full_fixture, part  # noqa: F401
 
 from prefloop.report import headline, results
+from prefloop.report.html import render
 from prefloop.report.schema import Summary
 
 
@@ -61,6 +62,25 @@ def test_a_reward_model_that_was_asked_to_judge_is_named_and_warned_of() -> None
     assert any("the judge, reward:demo, is a reward model" in text for text in found.cautions)
     columns, _ = results.results_table(Summary.model_validate(data))
     assert "%, judge reward:demo" in [column.unit for column in columns]
+
+
+def test_what_overlaps_is_shown_with_both_texts_and_only_what_was_seen_is_called_seen() -> None:
+    data = report_fixture.summary()
+    dishes = [
+        {
+            "id": "e1",
+            "train_id": "t9",
+            "kind": "13-gram",
+            "text": "Guests like my soup <b>",
+            "train_text": "Guests like my pie",
+        }
+    ]
+    data["contamination"] = {"count": 0, "alike": 1, "examples": dishes}
+    found = headline.headline(Summary.model_validate(data))
+    assert found is not None and not any("seen in training" in text for text in found.cautions)
+    assert any("1 evaluation prompt shares a turn or most of the wording" in text for text in found.cautions)
+    page = render(Summary.model_validate(data), {})
+    assert "e1: “Guests like my soup &lt;b&gt;”<br>shares most runs of 13 words with t9: “Guests like my pie”" in page
 
 
 def test_the_matrix_stands_best_first_with_intervals_and_elo(full: Page) -> None:

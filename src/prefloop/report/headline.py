@@ -164,6 +164,11 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
             f"{summary.contamination.count:,} evaluation prompt{' was' if one else 's were'} seen in training: the win rates are "
             "too good by what was memorised. See Judging for examples."
         )
+    if alike := summary.contamination.alike:
+        notes.append(
+            f"{alike:,} evaluation prompt{' shares' if alike == 1 else 's share'} a turn or most of the wording with a training prompt and may still ask for "
+            "something else. Judging shows both texts."
+        )
     if judge and control_of(summary, judge).side_of_half:
         notes.append(
             "SFT compared with itself should read 50 %. It does not, so the judge or the sampling is biased and "

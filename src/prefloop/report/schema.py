@@ -193,9 +193,10 @@ class Judging(Used):
 
 
 class Contamination(Record):
-    """Evaluation prompts that training has seen."""
+    """Evaluation prompts that training has seen, and those that only share words with one that it has (``data.overlap``)."""
 
     count: int = 0
+    alike: int = 0
     examples: Annotated[list[Any], or_empty(list)] = Field(default_factory=list)
 
 

@@ -104,7 +104,11 @@ class Compare(Stage):
             metrics |= self._judged(work, answers, results)
         same = overlap(self._trained_on(work), list(base["prompt"].values()))
         say(f"  {same.describe()}", "yellow" if same.matches else "dim")
-        metrics["contamination"] = {"count": len(same.matches), "examples": [m.id for m in same.matches[:20]]}
+        metrics["contamination"] = {
+            "count": len(same.seen),
+            "alike": len(same.matches) - len(same.seen),
+            "examples": [dataclasses.asdict(m) for m in same.matches[:20]],
+        }
         return metrics
 
     def _trained_on(self, work: Work) -> Iterator[Prompt]:
