@@ -229,6 +229,8 @@ def test_a_grader_that_cannot_be_loaded_says_why(tmp_path):
         FunctionGrader(f"{tmp_path / 'absent.py'}:grade")
     with pytest.raises(ConfigError, match=r"no function 'grad' in .*did you mean 'grade'"):
         _grader(tmp_path, "def grade(prompt, response): return 1", name="grad")
+    with pytest.raises(ConfigError, match=r"; known: grade$"):
+        _grader(tmp_path, "from typing import Any\ndef grade(prompt: Any, response): return 1", name="nothing")
     with pytest.raises(ConfigError, match="importing the file raised SyntaxError"):
         _grader(tmp_path, "def grade(")
 

@@ -234,6 +234,31 @@ def test_a_fresh_critic_apart_passes_the_audit_of_the_first_update(
     assert all(moved) if minibatches == 2 else not any(moved)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_group_baseline_may_leave_the_critics_bias_where_it_was(
+    tiny_folder: Path, tmp_path: Path, grouped: bool
+) -> None:
+    """Two responses of one length to a prompt: what one is above the other, the other is below, and their sum is exactly 0."""
+    config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1)
+    w = world(tiny_folder, config=config)
+    torch.nn.init.zeros_(w.critic.head.linear.weight)
+    rollout = scored(w)
+    found = ppo.estimate(config, "gae", rollout, 0.1)
+    sides_R = torch.ones(len(found.return_R))
+    sides_R[1::2] = -1
+    sides_R[len(sides_R) // 2 * 2 :] = 0
+    loop = Loop(policy_parameters(w.backbone) | w.critic.parameters, OptimConfig(warmup_steps=0), 10, tmp_path)
+    audit = Audit("ppo")
+    arguments = (loop, rollout, dataclasses.replace(found, return_R=sides_R), w.critic, 0, audit)
+    config = dataclasses.replace(config, group_baseline=grouped)
+    if grouped:
+        ppo.optimise(w.work, config, *arguments)
+        assert any("weights move: 29 of 29" in line for line in audit.lines)
+    else:
+        with pytest.raises(AuditError, match=r"value_head/linear\.bias"):
+            ppo.optimise(w.work, config, *arguments)
+
+
 @pytest.mark.parametrize("where", ["sampler", "reward"])
 def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(tiny_folder: Path, where: str) -> None:
     w = world(tiny_folder)

@@ -155,7 +155,11 @@ class FunctionGrader:
             ) from error
         call: Callable[..., Any] | None = getattr(module, self.name, None)
         if call is None or not callable(call):
-            functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+            functions = [
+                name
+                for name, value in vars(module).items()  # its own, not what it imports
+                if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == module_name
+            ]
             hint = nearest(self.name, functions) if functions else "the file defines no function"
             raise ConfigError(f"function '{spec}': no function '{self.name}' in {self.path}; {hint}")
         return call

@@ -222,11 +222,11 @@ def optimise(
     frozen = backbone.frozen_digest() if step == warm_up else ""
     before = {}
     if step == warm_up:
-        # A critic's adapter gets a gradient through its head alone, and the head starts at 0.
-        waits = critic is not None and critic.own and not critic.head.linear.weight.any()
-        before = {
-            n: p.detach().clone() for n, p in loop.parameters.items() if not (waits and n.startswith("value_adapter/"))
-        }
+        # A critic's adapter gets a gradient through its head alone, and the head starts at 0. Scores less those of their own group add up to 0,
+        # and where all responses are equally long so do the gradients of the head's bias.
+        waits = ["value_head/linear.bias"] if config.group_baseline else []
+        waits += ["value_adapter/"] if critic is not None and critic.own and not critic.head.linear.weight.any() else []
+        before = {n: p.detach().clone() for n, p in loop.parameters.items() if not n.startswith(tuple(waits))}
     last: dict[str, float] = {}
     for number, documents in enumerate(minibatches(config, scored.documents, work.runtime.seed, step)):
         items = sum(len(ids) for d in documents for ids in d.responses_ids)
