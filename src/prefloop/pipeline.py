@@ -20,6 +20,7 @@ from prefloop.config import AdapterConfig, RLHFConfig
 from prefloop.config.presets import WITHOUT_RANK
 from prefloop.console import console, duration, say
 from prefloop.errors import PrefloopError, StoreError
+from prefloop.judging.learnt import unmoved
 from prefloop.judging.standing import quotable
 from prefloop.redact import tree_without_secrets, value_without_secrets, without_secrets
 from prefloop.run import Run, require_links
@@ -219,6 +220,8 @@ def show(summary: dict[str, Any], report: Path | None) -> None:
         )
         if judged and unquoted:
             say(unquoted, "yellow")
+        for line in unmoved(summary["stages"], summary["results"]):
+            say(line, "yellow")
         for line in untrained({stage["name"]: stage["metrics"] for stage in summary["stages"]}):
             say(line, "yellow")
     if summary["algo"] == SFT_ONLY:

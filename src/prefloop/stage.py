@@ -297,7 +297,6 @@ _PRESENTATION = (
 )
 
 
-@functools.cache
 def own_code(kind: type) -> dict[str, Any]:
     """The hash of the files that define a stage outside this package, by class: a changed ``build`` builds anew. Nothing for stages of the package.
 
@@ -316,6 +315,7 @@ def own_code(kind: type) -> dict[str, Any]:
     return {"own_code": found} if found else {}
 
 
+@functools.cache
 def code_digest() -> str:
     """SHA-256 of the package's source but for what only shows results: changed code never reuses what older code made."""
     root = Path(prefloop.__file__).parent

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from prefloop.algorithms import ROLLOUTS, kind_of
+from prefloop.judging.learnt import unmoved
 from prefloop.report.page import decimal, duration, interval, label, percent, stage_label
 from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Summary
 
@@ -200,6 +201,8 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
                 f"The judges disagree about {label(name)}: it wins {percent(result.win.value)} % under the gold scorer and "
                 f"{percent(result.llm_win.value)} % under the {name_of([result], 'llm')}, each on its own side of 50 %."
             )
+    rows = {name: {"kl": result.kl} for name, result in summary.results.items()}
+    notes += unmoved(({"name": stage.name, "metrics": stage.metrics} for stage in summary.stages), rows)
     for stage in summary.stages:
         equal, read = stage.metrics.get("equal_rows"), stage.metrics.get("read_rows")
         if isinstance(equal, int) and isinstance(read, int) and equal:
