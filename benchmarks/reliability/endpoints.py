@@ -1,6 +1,6 @@
 """Random hostile answers against the judge's, the reward server's and the rollout server's clients.
 
-    PYTHONPATH=src:tests python benchmarks/reliability/endpoints.py --seed 0 --size 1000
+    python benchmarks/reliability/endpoints.py --seed 0 --size 1000
 
 Every answer is a good one, mutated as JSON, as bytes or as HTTP, and is sent by a real server on the
 loopback. Each must end in a value or in the client's documented error, within its deadline, with
@@ -19,8 +19,11 @@ import sys
 import time
 import traceback
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from raw_server import Server, http
 

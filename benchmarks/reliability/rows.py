@@ -1,6 +1,6 @@
 """Other people's rows and files: any JSON object ends in a record or a finding, any file in a table or one message.
 
-    PYTHONPATH=src:tests python benchmarks/reliability/rows.py --seed 0 --size 20000
+    python benchmarks/reliability/rows.py --seed 0 --size 20000
 
 ``--size`` rows are read one by one and again as files of every layout by every loader, a twentieth of them by every command too; then the
 damaged files of ``FILES`` go through ``prefloop check``. Prints counts and every failure with its reproduction; exit 1 when there is one.
