@@ -1,5 +1,7 @@
 """A policy that has not moved is said to be where it began; warm-up is a share of the steps."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from prefloop.config import OptimConfig
 from prefloop.errors import ConfigError
 from prefloop.judging.learnt import unmoved
+from prefloop.stage import seconds_before
 from prefloop.training.loop import factor
 
 
@@ -37,3 +40,18 @@ def test_warm_up_is_a_share_of_the_steps_or_a_count() -> None:
     assert [factor(share, step, 20) for step in (0, 1, 2)] == pytest.approx([1 / 3, 2 / 3, 1.0])
     with pytest.raises(ConfigError, match=r"ppo\.optim\.warmup_steps: 2\.5 is neither a share of the steps"):
         OptimConfig(warmup_steps=2.5).require("ppo")
+
+
+def test_the_time_of_a_stage_is_that_of_all_its_processes_since_it_started(tmp_path: Path) -> None:
+    def event(second: int, **fields: Any) -> bytes:
+        return json.dumps({"at": f"2026-11-30T10:00:{second:02d}.500+00:00", "stage": "dpo", **fields}).encode() + b"\n"
+
+    started, resumed = ({"event": "stage", "status": status} for status in ("started", "resumed"))
+    log = tmp_path / "events.jsonl"
+    assert seconds_before(log) == 0
+    log.write_bytes(
+        event(0, **started) + event(9, event="step")  # forgotten: it started anew
+        + event(10, **started) + event(12, event="step") + b'{"at": 3}\n\xff\xfe\n[]\n' + event(15, event="step")
+        + event(30, **resumed) + event(37, event="step") + event(50, **resumed) + b'{"at": "2026-11-30T10:0'
+    )  # fmt: skip
+    assert seconds_before(log) == 5 + 7

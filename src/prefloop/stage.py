@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
 import inspect
+import json
 import marshal
 import shutil
 import sys
@@ -173,6 +175,7 @@ class Stage:
         folder = runtime.store.work_folder(self.name, key)
         work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*-*")))
         say(f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}", "bold")
+        before = seconds_before(folder / EVENTS) if work.resumed else 0.0
         started = time.monotonic()
         try:
             with runtime.events_to(folder / EVENTS):
@@ -181,7 +184,7 @@ class Stage:
         except AuditError:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the next run must not go on from what failed
             raise
-        seconds = time.monotonic() - started
+        seconds = before + time.monotonic() - started
         manifest = Manifest(
             self.name,
             key,
@@ -199,7 +202,8 @@ class Stage:
 
             write_card(folder, manifest, runtime.store.root, base_of(runtime))
         artifact = runtime.store.commit(manifest)
-        say(f"  {self.name}: {artifact.status} in {duration(seconds)}", "dim")
+        with_before = f", {duration(before)} of it before it was resumed" if before else ""
+        say(f"  {self.name}: {artifact.status} in {duration(seconds)}{with_before}", "dim")
         return artifact
 
 
@@ -295,6 +299,25 @@ _PRESENTATION = (
     "talk",
     "trackers.py",
 )
+
+
+def seconds_before(log: Path) -> float:
+    """Seconds that a stage has worked until now by its log: of each process since it last started anew, from its first event to its last.
+
+    Lines that a kill or a disk has spoilt are passed over.
+    """
+    spans: list[list[datetime.datetime]] = []
+    for line in log.read_bytes().splitlines() if log.is_file() else ():
+        try:
+            row = json.loads(line)
+            moment = datetime.datetime.fromisoformat(row["at"])
+        except (ValueError, LookupError, TypeError):
+            continue
+        if row.get("event") == "stage" and row.get("status") in ("started", "resumed"):
+            spans = [*(spans if row["status"] == "resumed" else []), [moment, moment]]
+        elif spans:
+            spans[-1][1] = moment
+    return sum(max(0.0, (last - first).total_seconds()) for first, last in spans)
 
 
 def own_code(kind: type) -> dict[str, Any]:

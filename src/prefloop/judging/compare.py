@@ -29,6 +29,7 @@ from prefloop.judging.length import LengthControlled, length_controlled_leaderbo
 from prefloop.judging.position import PositionBias, position_bias
 from prefloop.judging.ranking import Game, Ranking, rank
 from prefloop.judging.statistics import SignTest, WinRate, sign_test, verdict_win_rate
+from prefloop.judging.tally import told
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.labels.pool import content_of
@@ -141,7 +142,7 @@ def judge_answers(
     asked = prepare(judge, cache)
     pairs = [item for group in items.values() for _, item in group]
     with progress(f"judge: {judge.name}", len(pairs), "pair") as advance:
-        flat = asked.compare_many(pairs, lambda i, verdict: advance())
+        flat = asked.compare_many(pairs, told(advance))
     verdicts = iter(flat)
     met = {game: [(i, item, next(verdicts)) for i, item in group] for game, group in items.items()}
     if all(verdict.failed for verdict in flat):
