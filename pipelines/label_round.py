@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
     folder = config.output / f"{config.run}-round"
     command = command_without_secrets(["pipelines/label_round.py", *arguments])
-    Pipeline(stages, runtime, notes=config.notes).run(folder, command, config=config)
+    Pipeline(stages, runtime, notes=config.disclosed()).run(folder, command, config=config)
     say(f"the next pairs: {folder / 'artifacts' / 'pairs' / 'pairs.jsonl'}")
 
 

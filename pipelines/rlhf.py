@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     from prefloop.runtime import Runtime
 
     runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
-    pipeline = Pipeline(compose(config), runtime, notes=config.notes)
+    pipeline = Pipeline(compose(config), runtime, notes=config.disclosed())
     command = command_without_secrets(["pipelines/rlhf.py", *arguments])
     pipeline.run(config.output / config.run, command=command, algo=config.algo, config=config)
 

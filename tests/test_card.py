@@ -254,7 +254,7 @@ def test_large_models_are_written_in_shards(run: Path, tmp_path: Path, tiny_fold
 
 def test_the_card_names_the_judge_that_was_asked() -> None:
     row = {"n_prompts": 2, "n_responses": 2, "length_mean": 3.0, "llm_judge": "reward:demo", "llm_win_rate": 0.6}
-    evaluation = Evaluation({"results": {"ppo": row}}, "eval.jsonl")
+    evaluation = Evaluation({"results": {"ppo": row}}, "", "eval.jsonl")
     found = comparison("ppo", evaluation)
     assert found["columns"] == ["wins against SFT, judge reward:demo, %"]
     [result] = eval_results("ppo", evaluation)

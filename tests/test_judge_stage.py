@@ -12,6 +12,7 @@ from judge_endpoint import completion, endpoint_fixture, prefers_longer  # noqa:
 from judge_stage import compared
 
 from prefloop.config import DataConfig, EvaluateConfig, JudgeConfig
+from prefloop.judging import length
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import judge_answers
 from prefloop.judging.judges import Item
@@ -99,9 +100,12 @@ def against_sft() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_two_policies_at_equal_length_are_measured_with_the_difficulty_of_the_prompts(
-    runtime: Runtime, gold: str, endpoint
+    runtime: Runtime, gold: str, endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = f"openai:m@{endpoint(prefers_longer).url}"
+    found = compared(runtime, TEXTS, gold, resamples=99).metrics["results"]["ppo"]
+    assert found["lc_win_rate"] is None and found["lc_unknown"].startswith("6 prompts are too few")
+    monkeypatch.setattr(length, "FEWEST", 6)
     for options in ({}, {"judge": judge}):
         found = compared(runtime, TEXTS, gold, **options).metrics["results"]
         for policy, rate in length_controlled_leaderboard(*against_sft(), resamples=100).models.items():

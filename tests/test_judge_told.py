@@ -2,13 +2,17 @@
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
 from judge_endpoint import asked, endpoint_fixture, files, prefers_longer, shown  # noqa: F401
 
+import prefloop.console
 from prefloop.cli import _main, guarded
 from prefloop.data.sources import write_jsonl
+from prefloop.judging.forms import Grading, Pairwise, Rubric
+from prefloop.judging.rubric import Criterion
 from prefloop.records import Comparison, Message, Response, Vote
 
 
@@ -50,6 +54,30 @@ def test_unreadable_answers_from_the_cache_are_said_to_be_and_asked_again_with_a
     server.script = prefers_longer
     rc, _, found = judged(f"openai:toy@{server.url}", "--cache", str(tmp_path / "fresh.jsonl"))
     assert rc == 0 and found["n_asked"] == 12
+
+
+def test_a_reply_that_can_be_read_is_shown_beside_those_that_cannot(endpoint, judged) -> None:
+    server = endpoint(lambda n, body: json.dumps({"winner": "A"}))
+    rc, said, _ = judged(f"openai:toy@{server.url}")
+    assert rc == 2 and 'One that can be read: {"reasons": "…", "verdict": "A"} with A, B or tie' in said
+    for form in (Pairwise(), Grading(), Rubric((Criterion("clear"), Criterion("kind")))):
+        example, _, text = form.valid.partition(", or a text that ends in ")
+        structured = form.parse(example.removesuffix(" with A, B or tie"))
+        assert structured is not None and structured == form.parse(
+            f"I think so. {text.partition(',')[0].partition(' or')[0]}"
+        )
+
+
+def test_a_server_that_is_away_is_said_at_once_and_what_failed_is_not_done(
+    judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    monkeypatch.setattr(prefloop.console, "PLAIN_EVERY_S", 0)
+    rc, said, _ = judged(f"openai:toy@{address}", "--max-retries", "2")
+    assert rc == 2 and said.count("asking again, 2 more times") == 1, "once, at the first failure"
+    assert said.index("asking again") < said.index("judge: openai:toy 0/6")
+    assert re.search(r"judge: openai:toy 0/6 .*\d failed", said) and "toy 1/6" not in said
 
 
 def test_a_pair_that_failed_is_named_by_its_prompt(endpoint, judged) -> None:

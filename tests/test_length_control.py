@@ -78,6 +78,22 @@ def test_a_sweep_has_the_interval_of_a_sweep():
     assert swept.low == pytest.approx(0.025 ** (1 / 10))
 
 
+def test_too_few_prompts_and_separation_leave_no_rate():
+    few = length_controlled_win_rate({f"p{i}": [i % 2] for i in range(9)}, _leads_of(9), resamples=20)
+    assert few.unknown == "9 prompts are too few for a rate at equal length, which takes 10"
+    assert not length_controlled_win_rate({f"p{i}": [i % 2] for i in range(10)}, _leads_of(10), resamples=20).unknown
+
+    longer = {f"p{i}": [5.0 + i] for i in range(40)}
+    swept = length_controlled_win_rate({key: [1.0] for key in longer}, longer, resamples=20)
+    assert swept.unknown.startswith("one side wins on nearly every pair, and the winner is nearly always longer")
+    lost = length_controlled_win_rate({key: [0.0] for key in longer}, longer, resamples=20)
+    assert "the loser is nearly always longer" in lost.unknown
+    # Longer on every pair and preferred on nine of ten, or preferred on every pair and longer on half: one of the two is known.
+    often = {key: [float(i % 10 > 0)] for i, key in enumerate(longer)}
+    assert not length_controlled_win_rate(often, longer, resamples=20).unknown
+    assert not length_controlled_win_rate({f"p{i}": [1.0] for i in range(40)}, _leads_of(40), resamples=20).unknown
+
+
 def _leads_of(n):
     return {f"p{i}": [float(i - n / 2)] for i in range(n)}
 

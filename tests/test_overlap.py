@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from turns import call
 
+from prefloop.console import shortened
 from prefloop.data.overlap import Match, overlap
 from prefloop.records import Message, Prompt
 
@@ -41,7 +42,11 @@ def test_half_of_the_13_grams_make_a_match_and_a_shared_instruction_does_not() -
         + " and now comes a question of my own that is quite another one, longer than all that stood before it here",
     )
     found = overlap([prompt("t", "So, " + LONG + " thank you")], [inside, frame])
-    assert found.matches == [Match("inside", "t", "13-gram")]
+    assert found.matches == [Match("inside", "t", "13-gram")] and not found.seen
+    assert found.describe() == (
+        "none of 2 prompts is in the training set; 1 more shares words with a prompt in it (1 by 13-gram): inside (as t)"
+    )
+    assert found.matches[0].train_text.startswith("So, ") and found.matches[0].text == shortened(LONG, 300)
 
 
 def test_words_of_the_assistant_are_no_prompt() -> None:
@@ -58,9 +63,17 @@ def test_the_strongest_kind_is_named_and_counts_add_up() -> None:
         "distinct": 2,
         "overlapping": 1,
         "kinds": {"prompt": 1, "last turn": 0, "13-gram": 0},
-        "matches": [{"id": "e", "train_id": "t1", "kind": "prompt"}],
+        "matches": [
+            {
+                "id": "e",
+                "train_id": "t1",
+                "kind": "prompt",
+                "text": shortened(LONG, 300),
+                "train_text": shortened(LONG, 300),
+            }
+        ],
     }
-    assert found.describe() == "1 of 2 prompts overlap the training set (1 by prompt): e (as t1)"
+    assert found.describe() == "1 of 2 prompts is in the training set: e (as t1)"
     assert overlap([], [prompt("e", "x")]).describe() == "none of 1 prompts is in the training set"
 
 
@@ -68,7 +81,7 @@ def test_records_that_share_a_prompt_are_counted_as_rows() -> None:
     rows = [prompt("a", "A question?"), prompt("b", "a QUESTION"), prompt("c", "Another one?")]
     assert overlap([], rows).describe() == "none of 3 rows (2 different prompts) is in the training set"
     found = overlap([prompt("t", "a question")], rows)
-    assert found.describe().startswith("2 of 3 rows (2 different prompts) overlap the training set (2 by prompt)")
+    assert found.describe().startswith("2 of 3 rows (2 different prompts) are in the training set: a (as t)")
     assert found.to_dict()["distinct"] == 2
 
 

@@ -48,7 +48,10 @@ def test_the_matrix_has_all_policies_against_each_other(config: Path) -> None:
 
 
 def test_an_evaluation_prompt_that_was_trained_on_is_counted_and_named(config: Path) -> None:
-    assert summary(config)["contamination"] == {"count": 1, "examples": ["seen-before"]}
+    found = summary(config)["contamination"]
+    assert (found["count"], found["alike"]) == (1, 0)
+    [seen] = found["examples"]
+    assert (seen["id"], seen["kind"]) == ("seen-before", "prompt") and seen["text"] == seen["train_text"] != ""
     assert "seen-before" in run(config, "--algo", "dpo", "--evaluate.resamples", "100")
 
 

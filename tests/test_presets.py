@@ -105,7 +105,7 @@ def test_values_follow_from_what_file_and_flags_say(tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text("{}\n" * 1000)
     sft = parsed("--preset", "chat", "--data.demonstrations", str(data), "--sft.batch-size", "10").sft
-    assert (sft.epochs, sft.eval_share, sft.eval_every, sft.optim.warmup_steps) == (8, 0.1, 22, 22)  # 90 steps a pass
+    assert (sft.epochs, sft.eval_share, sft.eval_every, sft.optim.warmup_steps) == (8, 0.1, 22, 0.03)  # 90 steps a pass
     assert parsed("--preset", "chat", "--data.demonstrations", str(tmp_path / "none")).sft.epochs == 3
 
 
@@ -273,7 +273,7 @@ def test_what_would_change_the_values_is_said_where_it_is_not_known(capsys: pyte
     for words in (["--model", "foo/bar"], ["--model", "foo/bar-7B", "--rows", "6,000"]):
         cli(["presets", "chat", *words])
         said.append(" ".join(capsys.readouterr().out.split()))
-    assert "'foo/bar' says no size" in said[0] and "Without --rows there is no sft.optim.warmup_steps" in said[0]
+    assert "'foo/bar' says no size" in said[0] and "Without --rows there is no sft.eval_every" in said[0]
     assert "says no size" not in said[1] and "Without --rows" not in said[1] and "sft.eval_every" in said[1]
 
 

@@ -67,7 +67,57 @@ def test_headline_without_gold_names_the_reward_model_and_its_bias() -> None:
             name: None for name in ("gold_mean", "gold_low", "gold_high", "win_rate_vs_sft", "ci_low", "ci_high")
         }
     assert "PPO beats SFT in 91.3 % [87.4, 94.5] of comparisons under the reward model" in sentence(data)
-    assert "There is no gold scorer in this run" in cautions(data)
+    assert "The judge is the reward model that PPO was trained to please" in cautions(data)
+    assert "a reward model that learnt from the same votes as DPO" in cautions(data)
+    assert "It never saw its scores" in cautions(data)
+
+
+def test_a_policy_that_writes_much_more_is_led_by_its_rate_at_equal_length() -> None:
+    data = report_fixture.summary()
+    data["results"]["sft"]["length_mean"] = data["results"]["ppo"]["length_mean"] / 2
+    assert (
+        "PPO beats SFT in 78.1 % [72.0, 83.4] of comparisons under the gold scorer (its answers are 2.0 times as long as SFT's; no rate"
+        in sentence(data)
+    )
+    data["results"]["ppo"] |= {"lc_judge": "gold scorer", "lc_win_rate": 0.52, "lc_ci_low": 0.44, "lc_ci_high": 0.6}
+    assert (
+        "PPO cannot be told apart from SFT, winning 52.0 % [44.0, 60.0] at equal length (its answers are 2.0 times as long as SFT's; 78.1 % as they are)"
+        in sentence(data)
+    )
+    data["results"]["ppo"] |= {"lc_judge": "another judge"}
+    assert "PPO beats SFT in 78.1 %" in sentence(data)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.271, 0.79, "which does not exclude chance"), (0.1, 0.4, "worse than chance")]
+)
+def test_a_reward_model_at_chance_names_nobody_anywhere_in_the_report(
+    low: float, high: float, said: str, tmp_path: Path
+) -> None:
+    data = report_fixture.summary()
+    for result in data["results"].values():
+        result |= {
+            name: None for name in ("gold_mean", "gold_low", "gold_high", "win_rate_vs_sft", "ci_low", "ci_high")
+        }
+        result |= {
+            "lc_judge": "reward model",
+            "lc_win_rate": 0.612,
+            "lc_ci_low": 0.5,
+            "lc_ci_high": 0.7,
+            "sign_test_p": 0.01,
+        }
+    data["control"]["gold"] = None
+    data["matrix"] = {"judge": "reward model", "policies": ["sft", "ppo"], "rate": [[None, 0.087], [0.913, None]]}
+    data["reward_model"] |= {"accuracy": 0.533, "accuracy_low": low, "accuracy_high": high, "held_out_pairs": 15}
+    page = report(tmp_path, data)
+    assert page.headings[0].startswith("The reward model is right on 53.3 %") and said in page.headings[0]
+    assert "Nothing says which policy is better" in page.headings[0]
+    for rate in ("91.3", "61.2", "beats", "loses", "A/A control"):
+        assert rate not in re.sub(r"<svg.*?</svg>", "", page.source.partition("</style>")[2], flags=re.DOTALL), rate
+    data["reward_model"]["accuracy_low"] = 0.501
+    data["reward_model"]["accuracy_high"] = 0.6
+    (tmp_path / "sound").mkdir()
+    assert "PPO beats SFT in 91.3 %" in report(tmp_path / "sound", data).headings[0]
 
 
 def test_a_reward_model_that_gold_contradicts_is_called_over_optimisation() -> None:

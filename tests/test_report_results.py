@@ -7,6 +7,7 @@ import report_fixture
 from report_page import Page, cells, full_fixture, part  # noqa: F401
 
 from prefloop.report import headline, results
+from prefloop.report.html import render
 from prefloop.report.schema import Summary
 
 
@@ -23,7 +24,7 @@ def test_the_figures_of_the_best_policy_name_every_judge_kl_and_what_it_cost() -
     assert found is not None and found.best == "ppo"
     assert [(tile.title, tile.value, tile.note) for tile in found.tiles] == [
         ("win rate, gold scorer", "78.1 %", "[72.0, 83.4]"), ("win rate, judge judge-7b", "64.1 %", "[57.2, 70.6]"),
-        ("length-controlled, judge-7b", "60.3 %", "[53.3, 67.3]"), ("win rate, reward model", "91.3 %", "[87.4, 94.5]"),
+        ("at equal length, judge-7b", "60.3 %", "[53.3, 67.3]"), ("win rate, reward model", "91.3 %", "[87.4, 94.5]"),
         ("KL to SFT", "21.74 nats", "[20.30, 23.20]"), ("training", "5\xa0min\xa019\xa0s", ""),
         ("whole run", "8\xa0min\xa032\xa0s", "2\xa0min\xa034\xa0s saved"),
     ]  # fmt: skip
@@ -48,7 +49,7 @@ def test_numbers_carry_the_name_of_the_judge_that_gave_them() -> None:
     data["results"]["ppo"] |= {"lc_judge": "gold scorer", "lc_win_rate": 0.6, "sign_test_p": 0.01}
     summary = Summary.model_validate(data)
     units = {(column.title, column.unit) for column in results.results_table(summary)[0]}
-    assert ("Length-controlled", "%, gold scorer") in units and not any("judge" in unit for _, unit in units)
+    assert ("At equal length", "% (characters), gold scorer") in units and not any("judge" in unit for _, unit in units)
     assert results.judging(summary) == [("PPO: sign test against SFT, gold scorer", "p = 0.01")]
 
 
@@ -61,6 +62,25 @@ def test_a_reward_model_that_was_asked_to_judge_is_named_and_warned_of() -> None
     assert any("the judge, reward:demo, is a reward model" in text for text in found.cautions)
     columns, _ = results.results_table(Summary.model_validate(data))
     assert "%, judge reward:demo" in [column.unit for column in columns]
+
+
+def test_what_overlaps_is_shown_with_both_texts_and_only_what_was_seen_is_called_seen() -> None:
+    data = report_fixture.summary()
+    dishes = [
+        {
+            "id": "e1",
+            "train_id": "t9",
+            "kind": "13-gram",
+            "text": "Guests like my soup <b>",
+            "train_text": "Guests like my pie",
+        }
+    ]
+    data["contamination"] = {"count": 0, "alike": 1, "examples": dishes}
+    found = headline.headline(Summary.model_validate(data))
+    assert found is not None and not any("seen in training" in text for text in found.cautions)
+    assert any("1 evaluation prompt shares a turn or most of the wording" in text for text in found.cautions)
+    page = render(Summary.model_validate(data), {})
+    assert "e1: “Guests like my soup &lt;b&gt;”<br>shares most runs of 13 words with t9: “Guests like my pie”" in page
 
 
 def test_the_matrix_stands_best_first_with_intervals_and_elo(full: Page) -> None:

@@ -51,7 +51,7 @@ def test_kto_on_thumbs_that_form_no_pairs_trains_and_invents_no_win_rate(tmp_pat
     rates = {name: value for name, value in found.items() if "win_rate" in name or name in ("reward_mean", "gold_mean")}
     assert not any(rates.values()) and "matrix" not in summary(config) and not summary(config)["control"]
     page = (tmp_path / "runs" / "t" / "report.html").read_text(encoding="utf-8")
-    assert "<h1>There is no judge in this run, so nothing says which policy is better; KTO is" in page
+    assert "<h1>There is no judge in this run. Nothing says which policy is better; KTO is" in page
     assert "KTO: all 6 thumbs are up" in page
 
     function = tmp_path / "judge.py"

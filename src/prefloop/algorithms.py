@@ -79,3 +79,9 @@ def algorithm(config: RLHFConfig) -> Stage:
             f"algo: unknown algorithm {short(config.algo)} ({nearest(config.algo, names)}; one of {', '.join(names)})"
         )
     return ALGORITHMS[config.algo](config)
+
+
+def kind_of(stage: str) -> str:
+    """The stage's name without its round: ``ppo-2`` is a ``ppo``."""
+    name, _, number = stage.rpartition("-")
+    return name if number.isdigit() else stage

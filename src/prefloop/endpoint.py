@@ -19,11 +19,14 @@ from typing import Any
 
 import httpx
 
+from prefloop.console import say
 from prefloop.errors import ConfigError, JudgeError
 from prefloop.json_object import parsed
 from prefloop.wire import MOST_BYTES, Client, TooLarge
 
 _MAX_WAIT_S = 120.0
+_QUIET_S = 30.0
+"""Between two lines about a server that does not answer."""
 _JITTER = random.Random()  # not the global one, whose state belongs to seeded runs
 _KEPT_OF_A_REFUSAL = 100_000
 """Characters of an error's body that callers may look into; thousands of failures may be kept."""
@@ -114,6 +117,7 @@ class Endpoint:
         self.n_sent = self.n_retried = 0
         """Requests sent, and how many of them were further attempts."""
         self._counting = threading.Lock()
+        self._told = -math.inf
         self._client = Client(self.url, self.timeout, connections=self.max_connections, most=self.most_bytes)
 
     def post(self, body: Mapping[str, Any], stop: threading.Event | None = None) -> Reply:
@@ -161,11 +165,22 @@ class Endpoint:
                     raise RequestFailed(f"{self.who}: {failure}; {advice}", status, body)
                 retry_after = _retry_after(response.headers.get("retry-after"))
             if attempt < self.max_retries:
+                self._tell(
+                    f"{failure}; asking again, {self.max_retries - attempt} more time{'' if attempt + 1 == self.max_retries else 's'}"
+                )
                 pause = self.backoff * 2**attempt * _JITTER.uniform(0.75, 1.25) if retry_after is None else retry_after
                 _wait(min(pause, _MAX_WAIT_S), stop)
                 if stop.is_set():
                     break
         raise RequestFailed(f"{self.who}: {failure} ({attempt + 1} attempts); {advice}", status, body)
+
+    def _tell(self, failure: str) -> None:
+        """Say at the first failure, and then once in ``_QUIET_S``, that the server is not answering as it should."""
+        with self._counting:
+            if time.monotonic() - self._told < _QUIET_S:
+                return
+            self._told = time.monotonic()
+        say(f"  {self.who}: {failure}", "yellow")
 
     def _advice(self, response: httpx.Response, key: str | None, passing: bool) -> str:
         if response.has_redirect_location:

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefloop.algorithms import kind_of
 from prefloop.atomic import settle
 from prefloop.errors import ConfigError, StoreError
+from prefloop.judging.standing import MEASURED, quotable
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.folder import described
 from prefloop.models.lookup import wheel_of
@@ -101,7 +103,8 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
         for name, hashed in kept.items():
             copy_file(source, name, hashed, draft / name)
         identity = {k: manifest.identity[k] for k in ("backbone", "generation") if k in manifest.identity}
-        about = {"stage": manifest.stage, "key": manifest.key, "identity": identity, "files": kept}
+        metrics = {name: manifest.metrics[name] for name in MEASURED if name in manifest.metrics}
+        about = {"stage": manifest.stage, "key": manifest.key, "identity": identity, "metrics": metrics, "files": kept}
         write_sealed(draft / ABOUT, about)
     write_tokenizer(runtime, draft)
     summary = place.run / "summary.json" if place.run else None
@@ -127,9 +130,11 @@ def evaluation_of(place: Place, manifest: Manifest) -> Evaluation | None:
     if judge is None or not judge.is_file() or place.folder is None:
         return None
     judged = read_manifest(judge.parent, required=False)
-    for made in lineage(judge.resolve().parent.parent, judged):
+    before = lineage(judge.resolve().parent.parent, judged)
+    reward = next((made.metrics for made in reversed(before) if kind_of(made.stage) == "reward"), {})
+    for made in before:
         if made.stage == f"respond-{place.slot}" and made.inputs.get(str(place.slot)) == manifest.key:
-            return Evaluation(judged.metrics, made.reads.get("prompts", "the evaluation prompts"))
+            return Evaluation(*quotable(judged.metrics, reward), made.reads.get("prompts", "the evaluation prompts"))
     return None
 
 

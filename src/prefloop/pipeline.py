@@ -20,6 +20,8 @@ from prefloop.config import AdapterConfig, RLHFConfig
 from prefloop.config.presets import WITHOUT_RANK
 from prefloop.console import console, duration, say
 from prefloop.errors import PrefloopError, StoreError
+from prefloop.judging.learnt import unmoved
+from prefloop.judging.standing import quotable
 from prefloop.redact import tree_without_secrets, value_without_secrets, without_secrets
 from prefloop.run import Run, require_links
 from prefloop.runtime import Runtime, environment
@@ -134,7 +136,9 @@ def summarise(
     found = {slot: artifact.metrics for slot, artifact in run.artifacts.items()}
     judged, reward, label = found.get("judge", {}), found.get("reward", {}), found.get("comparisons", {})
     reward_model: dict[str, Any] = {
-        k: reward[k] for k in ("accuracy", "loss", "train_accuracy", "held_out_pairs") if k in reward
+        k: reward[k]
+        for k in ("accuracy", "accuracy_low", "accuracy_high", "loss", "train_accuracy", "held_out_pairs")
+        if k in reward
     }
     if "pearson_gold" in judged:
         reward_model["pearson_gold"] = judged["pearson_gold"]
@@ -178,7 +182,8 @@ def named(adapter: AdapterConfig) -> str:
 
 
 def show(summary: dict[str, Any], report: Path | None) -> None:
-    """The closing table, or what SFT alone came to."""
+    """The closing table, or what SFT alone came to; without the verdicts of a reward model that is not known to be better than chance."""
+    summary, unquoted = quotable(summary, summary["reward_model"])
     heading = f"{summary['run']}: {summary['model']}" + (f", {summary['adapter']}" if summary["adapter"] else "")
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for column in ("policy", "gold", "wins %, gold", "wins %, reward", "KL", "words", "< 5 w"):
@@ -210,9 +215,13 @@ def show(summary: dict[str, Any], report: Path | None) -> None:
         say(
             "wins against SFT with 95 % intervals clustered by prompt; KL to SFT in nats a response; A/A: SFT against itself"
             if judged
-            else f"{NO_JUDGE}; KL to SFT in nats a response",
+            else f"{unquoted.rstrip('.') or NO_JUDGE}; KL to SFT in nats a response",
             "dim" if judged else "yellow",
         )
+        if judged and unquoted:
+            say(unquoted, "yellow")
+        for line in unmoved(summary["stages"], summary["results"]):
+            say(line, "yellow")
         for line in untrained({stage["name"]: stage["metrics"] for stage in summary["stages"]}):
             say(line, "yellow")
     if summary["algo"] == SFT_ONLY:

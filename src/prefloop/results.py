@@ -220,6 +220,11 @@ def identity_of(folder: Path) -> dict[str, Any]:
     return dict(_said(folder).get("identity", {}))
 
 
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What was measured of the adapter in ``folder`` while it was trained; empty for a folder of PEFT's own."""
+    return dict(_said(folder).get("metrics", {}))
+
+
 def _key(folder: Path, said: Mapping[str, Any]) -> str:
     return said.get("key") or digest([file_digest(folder / name) for name in (ADAPTER, "adapter_config.json")])
 

@@ -63,6 +63,7 @@ class Said(TypedDict):
     key: NotRequired[str]
     identity: NotRequired[_Identity]
     experts: NotRequired[list[str]]
+    metrics: NotRequired[dict[str, Any]]
 
 
 def read_said(path: Path) -> Said:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
+import inspect
+import json
+import marshal
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -95,6 +100,7 @@ class Stage:
             "stage": self.name,
             "code": code_digest(),
             "seed": runtime.seed,
+            **own_code(type(self)),
             **content(self.parts()),
         }
         if "backbone" in self.uses:
@@ -169,6 +175,7 @@ class Stage:
         folder = runtime.store.work_folder(self.name, key)
         work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*-*")))
         say(f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}", "bold")
+        before = seconds_before(folder / EVENTS) if work.resumed else 0.0
         started = time.monotonic()
         try:
             with runtime.events_to(folder / EVENTS):
@@ -177,7 +184,7 @@ class Stage:
         except AuditError:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the next run must not go on from what failed
             raise
-        seconds = time.monotonic() - started
+        seconds = before + time.monotonic() - started
         manifest = Manifest(
             self.name,
             key,
@@ -195,7 +202,8 @@ class Stage:
 
             write_card(folder, manifest, runtime.store.root, base_of(runtime))
         artifact = runtime.store.commit(manifest)
-        say(f"  {self.name}: {artifact.status} in {duration(seconds)}", "dim")
+        with_before = f", {duration(before)} of it before it was resumed" if before else ""
+        say(f"  {self.name}: {artifact.status} in {duration(seconds)}{with_before}", "dim")
         return artifact
 
 
@@ -291,6 +299,43 @@ _PRESENTATION = (
     "talk",
     "trackers.py",
 )
+
+
+def seconds_before(log: Path) -> float:
+    """Seconds that a stage has worked until now by its log: of each process since it last started anew, from its first event to its last.
+
+    Lines that a kill or a disk has spoilt are passed over.
+    """
+    spans: list[list[datetime.datetime]] = []
+    for line in log.read_bytes().splitlines() if log.is_file() else ():
+        try:
+            row = json.loads(line)
+            moment = datetime.datetime.fromisoformat(row["at"])
+        except (ValueError, LookupError, TypeError):
+            continue
+        if row.get("event") == "stage" and row.get("status") in ("started", "resumed"):
+            spans = [*(spans if row["status"] == "resumed" else []), [moment, moment]]
+        elif spans:
+            spans[-1][1] = moment
+    return sum(max(0.0, (last - first).total_seconds()) for first, last in spans)
+
+
+def own_code(kind: type) -> dict[str, Any]:
+    """The hash of the files that define a stage outside this package, by class: a changed ``build`` builds anew. Nothing for stages of the package.
+
+    A class that no file defines (in a console, say) counts by its compiled methods. What its file imports is not looked into.
+    """
+    found = {}
+    for each in kind.__mro__[:-1]:
+        if each.__module__.partition(".")[0] == prefloop.__name__ or each is Stage:
+            continue
+        file = getattr(sys.modules.get(each.__module__), "__file__", None)
+        if file and Path(file).is_file():
+            found[each.__qualname__] = file_digest(Path(file))
+        else:
+            code = [(n, marshal.dumps(v.__code__)) for n, v in sorted(vars(each).items()) if inspect.isfunction(v)]
+            found[each.__qualname__] = hashlib.sha256(repr(code).encode()).hexdigest()
+    return {"own_code": found} if found else {}
 
 
 @functools.cache

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 UNITS = {"": 2**30, "gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 CPU = "CPU"
+DAY = 86_400.0
+"""Seconds."""
 OWN = ("--gpu", "--card", "--help", "-h")
 ROWS = (
     "weights",
@@ -81,11 +83,15 @@ class Plan:
             f"{shape.name}: {shape.parameters:,} parameters, {shape.layers} layers, {config.backbone.precision}, adapter "
             f"{config.backbone.adapter.method} r = {config.backbone.adapter.r}"
         )
-        for line in table(stages, [times.seconds(stage.name) for stage in stages]):
+        seconds = {stage.name: times.seconds(stage.name) for stage in stages}
+        steps = {stage.name: times.steps(stage.name) for stage in stages}
+        for line in table(stages, seconds, steps):
             say(line)
         say(
             f"in GiB; disk {clock.disk(config, device) / GIB:.2f} GiB; time without {duration(clock.OVERHEAD)} to load and to start, on {card.source}"
         )
+        for line in doubts(seconds, steps):
+            say(line, "yellow")
         if left_out := uncounted(config):
             say(f"not counted: {'; '.join(left_out)}", "yellow")
         if fits(stages, memory):
@@ -164,7 +170,26 @@ def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: li
     say(f"take a smaller backbone.model, or a card of more memory{of_them}")
 
 
-def table(stages: list[StagePlan], seconds: list[float | None]) -> list[str]:
+def doubts(seconds: dict[str, float | None], steps: dict[str, int | None]) -> list[str]:
+    """Why a run may not be worth its time: a stage of a few steps learns little, and one of days is better known beforehand."""
+    from prefloop.console import duration
+    from prefloop.judging.learnt import FEW_STEPS
+
+    few = [f"{stage} {count:,}" for stage, count in steps.items() if count is not None and count < FEW_STEPS]
+    lines = []
+    if few:
+        lines.append(
+            f"few steps: {', '.join(few)}. Under {FEW_STEPS} little is learnt: more data or epochs, smaller batches, or a higher learning rate"
+        )
+    whole = sum(taken for taken in seconds.values() if taken is not None)
+    if whole > DAY:
+        lines.append(
+            f"the whole run takes about {duration(whole)}: lower data.limit or epochs, or take a smaller model or a faster card"
+        )
+    return lines
+
+
+def table(stages: list[StagePlan], seconds: dict[str, float | None], steps: dict[str, int | None]) -> list[str]:
     """Lines of at most 80 columns: a column for each stage, a row for each part in GiB."""
     from prefloop.console import duration
     from prefloop.planning.memory import GIB
@@ -180,7 +205,10 @@ def table(stages: list[StagePlan], seconds: list[float | None]) -> list[str]:
     lines.append(line("peak", [f"{s.peak / GIB:.2f}" for s in stages]))
     lines.append(line("at most", [f"{s.at_most / GIB:.2f}" for s in stages]))
     lines.append(line("highest in", [s.moment for s in stages]))
-    lines.append(line("time", ["no data" if s is None else duration(s) for s in seconds]))
+    if any(count is not None for count in steps.values()):
+        lines.append(line("steps", ["-" if steps[s.name] is None else f"{steps[s.name]:,}" for s in stages]))
+    times = [seconds[s.name] for s in stages]
+    lines.append(line("time", ["no data" if taken is None else duration(taken) for taken in times]))
     return lines
 
 

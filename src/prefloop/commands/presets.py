@@ -65,8 +65,8 @@ def open_questions(model: str, rows: int | None) -> list[str]:
         out.append(f"The name '{model}' says no size such as 7B: rates and dropout are those below 30B.")
     if rows is None:
         out.append(
-            "Without --rows there is no sft.optim.warmup_steps and no sft.eval_every, which depend on the number of demonstrations; sft.epochs and "
-            "sft.eval_share are those of 2,000 to 100,000."
+            "Without --rows there is no sft.eval_every, which depends on the number of demonstrations; sft.epochs and sft.eval_share are those of "
+            "2,000 to 100,000."
         )
     return out
 

@@ -60,6 +60,8 @@ class RLHFConfig:
     """Disclosed scorer 'file.py:function' for simulated votes and for the final table; never seen by the reward model."""
     notes: list[str] = field(default_factory=list)
     """Sentences that the report prints under 'What these numbers cannot see'."""
+    notes_of: dict[str, list[str]] = field(default_factory=dict)
+    """Such sentences about a data file or a gold scorer, under its name as 'data' or 'gold' has it: printed where the run reads that very file."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = aside(default_factory=list)
     """Where the steps of every training stage are logged too; wandb stays offline unless WANDB_MODE says otherwise."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -73,6 +75,14 @@ class RLHFConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+
+    def disclosed(self) -> list[str]:
+        """``notes``, and those in ``notes_of`` about what this run reads."""
+        data = self.data
+        files = (data.demonstrations, data.comparisons, data.prompts, data.eval_prompts)
+        read = {str(file) for file in files if file is not None} | ({self.gold} if self.gold else set())
+        read |= {self.gold.rpartition(":")[0]} if self.gold else set()
+        return [*self.notes, *(note for name, notes in self.notes_of.items() if name in read for note in notes)]
 
 
 __all__ = [

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from prefloop.config.base import STRICT, DataSource, aside, file
 from prefloop.config.names import Named, Place
-from prefloop.config.ranges import Count, NotNegative, PartShare, Positive, Rate, Stretch, Whole
+from prefloop.config.ranges import Count, NotNegative, PartShare, Positive, Rate, Stretch
 from prefloop.errors import ConfigError, nearest, short
 
 ROPE_TYPES = ("none", "yarn", "linear")
@@ -155,8 +155,9 @@ class OptimConfig:
     paged_adamw8bit does both; lion, lion8bit, paged_lion, paged_lion8bit keep one moment and want a learning rate 3 to 10 times smaller."""
     learning_rate: Rate = 3e-4
     """Peak learning rate (adapters like about ten times that of full fine-tuning)."""
-    warmup_steps: Whole = 5
-    """Linear warm-up in optimizer steps; 0 starts at the peak, and more than there are steps never get to it."""
+    warmup_steps: NotNegative = 0.1
+    """Linear warm-up: below 1 a share of the stage's optimizer steps, from 1 on a whole number of them, as in transformers; 0 starts at the peak,
+    and as many as there are steps never get to it."""
     schedule: Literal["linear", "constant"] = "linear"
     """After the warm-up: decay to zero at the last step, or stay."""
     weight_decay: NotNegative = 0.0
@@ -166,8 +167,16 @@ class OptimConfig:
     checkpoint_every: Count = aside(default=5)
     """Optimizer steps between training checkpoints: what kill -9 can cost at most."""
 
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a stage that makes ``total_steps``."""
+        return round(self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * total_steps)
+
     def require(self, stage: str) -> None:
-        """Raise ``ConfigError`` for an optimizer that is none, named by the setting of ``stage``."""
+        """Raise ``ConfigError`` for an optimizer that is none or a warm-up that is neither share nor count, named by the setting of ``stage``."""
+        if self.warmup_steps > 1 and self.warmup_steps != round(self.warmup_steps):
+            raise ConfigError(
+                f"{stage}.optim.warmup_steps: {self.warmup_steps:g} is neither a share of the steps (below 1) nor a whole number of them"
+            )
         if self.name not in OPTIMIZERS:
             raise ConfigError(
                 f"{stage}.optim.name: unknown optimizer {short(self.name)} ({nearest(self.name, OPTIMIZERS)}; one of {', '.join(OPTIMIZERS)})"

@@ -230,6 +230,7 @@ def _training(preset: str, facts: Facts) -> list[Guide]:
         Guide("sft.eval_share", share, OWN),
         *([Guide("sft.patience", 3, patience)] if facts.holds_out else []),
         Guide("sft.optim.schedule", *(("constant", QLORA) if preset == "chat" else ("linear", TULU))),
+        Guide("sft.optim.warmup_steps", 0.03, f"{TULU}: 3 % of the steps"),
         Guide("sft.optim.max_grad_norm", 0.3, QLORA),
         Guide("reward.epochs", 1.0, "Llama 2 (2307.09288, section 3.2.2): more can overfit"),
         Guide("preference.beta", 0.1, "DPO (2305.18290, appendix B)"),
@@ -238,7 +239,6 @@ def _training(preset: str, facts: Facts) -> list[Guide]:
     if rows is not None:
         an_epoch = max(1, round(rows * (1 - share) / facts.batch))
         found += [
-            Guide("sft.optim.warmup_steps", max(1, round(0.03 * epochs * an_epoch)), f"{TULU}: 3 % of the steps"),
             *([Guide("sft.eval_every", max(1, an_epoch // 4), f"{OWN}: four looks a pass")] if facts.holds_out else []),
         ]
     return found

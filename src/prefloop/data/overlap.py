@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from prefloop.console import shortened
 from prefloop.records import Message
 
 KINDS = ("prompt", "last turn", "13-gram")
@@ -42,6 +43,9 @@ class Match:
     id: str
     train_id: str
     kind: str
+    text: str = dataclasses.field(default="", compare=False)
+    train_text: str = dataclasses.field(default="", compare=False)
+    """What the user asks last in both, shortened: whether one is the other, a person sees at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +62,29 @@ class Overlap:
         return {match.id for match in self.matches}
 
     def describe(self, shown: int = 3) -> str:
-        """One line: how many, of which kind, the first few by id."""
-        if not self.matches:
-            return f"none of {self._among} is in the training set"
-        kinds = {kind: sum(m.kind == kind for m in self.matches) for kind in KINDS}
-        counts = ", ".join(f"{n} by {kind}" for kind, n in kinds.items() if n)
-        names = ", ".join(f"{m.id} (as {m.train_id})" for m in self.matches[:shown])
-        more = f" and {len(self.matches) - shown} more" if len(self.matches) > shown else ""
-        return f"{len(self.matches)} of {self._among} overlap the training set ({counts}): {names}{more}"
+        """One line: how many are in the training set, how many only resemble a prompt in it and how, the first few by id."""
+        same, like = self.seen, [m for m in self.matches if m.kind != "prompt"]
+        parts = [
+            f"{len(same) or 'none'} of {self._among} {'is' if len(same) < 2 else 'are'} in the training set{_named(same, shown)}"
+        ]
+        if like:
+            counts = ", ".join(f"{n} by {kind}" for kind in KINDS if (n := sum(m.kind == kind for m in like)))
+            parts.append(
+                f"{len(like)} more {'shares' if len(like) == 1 else 'share'} words with a prompt in it ({counts}){_named(like, shown)}"
+            )
+        return "; ".join(parts)
+
+    @property
+    def seen(self) -> list[Match]:
+        """Those whose whole prompt is in the training set; the others only share a turn or runs of words with one that is."""
+        return [match for match in self.matches if match.kind == "prompt"]
 
     @property
     def _among(self) -> str:
         return among(self.prompts, self.distinct)
 
     def to_dict(self) -> dict[str, Any]:
-        """``{prompts, distinct, overlapping, kinds: {kind: n}, matches: [{id, train_id, kind}]}``."""
+        """``{prompts, distinct, overlapping, kinds: {kind: n}, matches: [{id, train_id, kind, text, train_text}]}``."""
         return {
             "prompts": self.prompts,
             "distinct": self.distinct,
@@ -100,21 +112,21 @@ def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted])
     found: dict[int, Match] = {}
     seen: list[set[int]] = [set() for _ in eval_prompts]
 
-    def take(indices: Iterable[int], train_id: str, kind: str) -> None:
+    def take(indices: Iterable[int], train: Prompted, kind: str) -> None:
         for i in indices:
             if i not in found or KINDS.index(kind) < KINDS.index(found[i].kind):
-                found[i] = Match(eval_prompts[i].id, train_id, kind)
+                found[i] = Match(eval_prompts[i].id, train.id, kind, _shown(eval_prompts[i]), _shown(train))
 
     for record in train_prompts:
         turns = _turns(record)
-        take(whole.get(turns, ()), record.id, "prompt")
-        take(last.get(_last_asked(turns), ()), record.id, "last turn")
+        take(whole.get(turns, ()), record, "prompt")
+        take(last.get(_last_asked(turns), ()), record, "last turn")
         touched = set()
         for gram in _grams(turns):
             for i in grams.get(gram, ()):
                 seen[i].add(gram)
                 touched.add(i)
-        take((i for i in touched if 2 * len(seen[i]) >= len(runs[i])), record.id, "13-gram")
+        take((i for i in touched if 2 * len(seen[i]) >= len(runs[i])), record, "13-gram")
     ids: dict[str, Match] = {}
     for i in sorted(found):
         ids.setdefault(found[i].id, found[i])
@@ -124,6 +136,17 @@ def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted])
 def among(records: int, distinct: int) -> str:
     """'6 prompts', or '40 rows (11 different prompts)' where several records share one."""
     return f"{records:,} prompts" if distinct >= records else f"{records:,} rows ({distinct:,} different prompts)"
+
+
+def _named(matches: Sequence[Match], shown: int) -> str:
+    names = ", ".join(f"{m.id} (as {m.train_id})" for m in matches[:shown])
+    more = f" and {len(matches) - shown} more" if len(matches) > shown else ""
+    return f": {names}{more}" if matches else ""
+
+
+def _shown(record: Prompted) -> str:
+    """The last turn of the user for a person to read."""
+    return shortened(next((str(m) for m in reversed(record.prompt) if m.role == "user"), ""), 300)
 
 
 def normalised(text: str) -> str:

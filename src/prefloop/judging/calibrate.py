@@ -12,6 +12,7 @@ from prefloop.judging.cache import VerdictCache
 from prefloop.judging.human import HumanAgreement, HumanItem, human_agreement
 from prefloop.judging.judges import Judge, prepare
 from prefloop.judging.position import PositionBias, position_bias
+from prefloop.judging.tally import told
 from prefloop.judging.usage import Usage
 from prefloop.records import Comparison, Vote, prompt_key
 from prefloop.redact import without_secrets
@@ -53,7 +54,7 @@ def calibrate(
     with progress(f"judge: {judge.name}", len(shown), "comparison") as advance:
         verdicts = asked.compare_many(
             [(c.prompt, reply_of(c.responses[0]), reply_of(c.responses[1])) for c in shown],
-            lambda i, verdict: advance(),
+            told(advance),
         )
     given = [(c, v) for c, v in zip(shown, verdicts, strict=True) if not v.failed]
     if not given:

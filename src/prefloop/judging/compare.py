@@ -29,6 +29,7 @@ from prefloop.judging.length import LengthControlled, length_controlled_leaderbo
 from prefloop.judging.position import PositionBias, position_bias
 from prefloop.judging.ranking import Game, Ranking, rank
 from prefloop.judging.statistics import SignTest, WinRate, sign_test, verdict_win_rate
+from prefloop.judging.tally import told
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.labels.pool import content_of
@@ -104,6 +105,8 @@ class Judged:
     """Requests, tokens and cost of this run."""
     total: Usage
     """Tokens and cost of all answers, those from the cache too."""
+    unproven: str
+    """Why the judge's verdicts name no winner (a reward model that may be guessing); empty where they may."""
 
 
 Votes = Mapping[bytes, Comparison]
@@ -139,7 +142,7 @@ def judge_answers(
     asked = prepare(judge, cache)
     pairs = [item for group in items.values() for _, item in group]
     with progress(f"judge: {judge.name}", len(pairs), "pair") as advance:
-        flat = asked.compare_many(pairs, lambda i, verdict: advance())
+        flat = asked.compare_many(pairs, told(advance))
     verdicts = iter(flat)
     met = {game: [(i, item, next(verdicts)) for i, item in group] for game, group in items.items()}
     if all(verdict.failed for verdict in flat):
@@ -158,6 +161,7 @@ def judge_answers(
             for prompt_id, _, verdict in of
         ),
         failures=tuple(dict.fromkeys(verdict.failed for verdict in flat if verdict.failed)),
+        unproven=getattr(judge, "unproven", ""),
         n_asked=asked.tally.n_asked,
         n_cached=asked.tally.n_cached,
         n_unparsable=asked.tally.n_unparsable,

@@ -15,6 +15,7 @@ from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document, document_of
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError, ModelError
+from prefloop.judging.standing import unproven
 from prefloop.judging.verdict import Grade
 from prefloop.labels.scoring import open_reward, reward_folder
 from prefloop.models.backbone import Backbone
@@ -23,7 +24,7 @@ from prefloop.models.reward import Reward, Saved, member_folder
 from prefloop.opening import require_fingerprint
 from prefloop.records import Prompt, prompt_key
 from prefloop.replies import Reply, response_of
-from prefloop.results import origin_of
+from prefloop.results import metrics_of, origin_of
 from prefloop.sealed import file_digest
 
 
@@ -41,6 +42,8 @@ class RewardGrader:
         self._backbone = backbone
         self._reward: Reward | None = None
         self.members = Saved.read(self.folder).members
+        self.unproven = unproven(metrics_of(self.folder))
+        """Why its verdicts name no winner; empty where they may."""
         self.name = f"reward:{source.name or self.folder.name}"
         if backbone is not None:
             require_fingerprint(fingerprint(backbone.folder), backbone.config.model, {str(source): self._origin})

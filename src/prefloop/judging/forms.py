@@ -38,6 +38,8 @@ class Pairwise:
 
     criteria: str = PREFERENCE
     schema = _schema(verdict={"type": "string", "enum": list(_CHOICES)})
+    valid = '{"reasons": "…", "verdict": "A"} with A, B or tie, or a text that ends in [[A]], [[B]] or [[C]] (a tie)'
+    """What a reply that can be read looks like."""
 
     def question(self, prompt: Sequence[Message], a: Reply, b: Reply, reference: str = "") -> Question[float]:
         """Is ``a``, shown first, or ``b`` the better response to ``prompt``?"""
@@ -82,6 +84,7 @@ class Grading:
 
     criteria: str = QUALITY
     schema = _schema(grade=_WHOLE)
+    valid = '{"reasons": "…", "grade": 7}, or a text that ends in [[7]]'
 
     def question(self, prompt: Sequence[Message], response: Reply, reference: str = "") -> Question[dict[str, float]]:
         """How good is ``response`` to ``prompt``?"""
@@ -122,6 +125,13 @@ class Rubric:
 
     rubric: tuple[Criterion, ...]
     criteria: str = QUALITY
+
+    @property
+    def valid(self) -> str:
+        scores = json.dumps({criterion.name: 7 for criterion in self.rubric}, ensure_ascii=False)
+        return (
+            f'{{"reasons": "…", "scores": {scores}}}, or a text that ends in {" ".join(self._lines().split(chr(10)))}'
+        )
 
     @property
     def schema(self) -> dict[str, Any]:

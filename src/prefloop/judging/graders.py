@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from prefloop.errors import ConfigError, JudgeError, nearest
 from prefloop.judging.cache import VerdictCache, grade_key, through_cache
-from prefloop.judging.tally import Tally
+from prefloop.judging.tally import Tally, valid_of
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade
 from prefloop.records import Prompt
@@ -58,7 +58,7 @@ class CachedGrader:
 
     def __init__(self, grader: Grader, cache: VerdictCache) -> None:
         self.grader, self.cache, self.name = grader, cache, grader.name
-        self.tally = Tally(grader.name, getattr(grader, "prices", None), cache.path)
+        self.tally = Tally(grader.name, getattr(grader, "prices", None), cache.path, valid_of(grader))
 
     def grade(self, prompt: Prompt, response: Reply) -> float:
         """The stored score, or the grader's, which is stored. Raises ``JudgeError`` when there is none."""

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from prefloop.errors import ConfigError, JudgeError
 from prefloop.judging.cache import VerdictCache, through_cache, verdict_key
 from prefloop.judging.graders import CachedGrader, FunctionGrader, Grader, fingerprint_of, grade_many
-from prefloop.judging.tally import Tally
+from prefloop.judging.tally import Tally, valid_of
 from prefloop.judging.usage import Usage
 from prefloop.judging.verdict import Grade, Verdict
 from prefloop.records import Conversation, Message, Prompt, prompt_key
@@ -66,6 +66,7 @@ class ScoreJudge:
             raise ConfigError(f"tie_margin must be 0 or more, found {tie_margin}")
         self.grader, self.tie_margin, self.name = grader, tie_margin, grader.name
         self.address: str = getattr(grader, "address", "")
+        self.unproven: str = getattr(grader, "unproven", "")
         self._known: Mapping[str, Prompt] = {prompt_key(prompt.prompt): prompt for prompt in prompts}
 
     def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:
@@ -190,7 +191,7 @@ class CachedJudge:
 
     def __init__(self, judge: Judge, cache: VerdictCache) -> None:
         self.judge, self.cache, self.name = judge, cache, judge.name
-        self.tally = Tally(judge.name, getattr(judge, "prices", None), cache.path)
+        self.tally = Tally(judge.name, getattr(judge, "prices", None), cache.path, valid_of(judge))
 
     def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:
         """The stored verdict, or the judge's, which is stored. Raises ``JudgeError`` when the request failed."""

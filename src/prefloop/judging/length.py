@@ -16,6 +16,9 @@ with four, γ that have seen the model's own verdicts explain their noise, and s
 purpose: choosing penalties by cross-validation, as AlpacaEval does. Here they are fixed, weak and stated, so that the same verdicts always
 give the same rate; the one on γ is that of a standard normal prior.
 
+Two things no fit can take apart are not reported as if one had: under ``FEWEST`` prompts, and where one side is longer and one side wins on nearly
+every pair, ``LengthControlled.unknown`` says why there is no rate.
+
 Shapes: P prompts, M models, K comparisons, F terms of the model, R resamples.
 """
 
@@ -42,6 +45,12 @@ RIDGE = 0.05
 """L2 penalty on θ, φ and ψ: keeps the fit finite when one side wins everything; worth a twentieth of a comparison."""
 DIFFICULTY_RIDGE = 1.0
 """L2 penalty on each γ_x."""
+FEWEST = 10
+"""Prompts below which there is no rate at equal length."""
+SEPARATED = 0.95
+"""Share of pairs with a winner and a longer response; where one side wins that many and one side is longer on as many, nothing tells why it wins."""
+UNIT = "characters"
+"""What lengths are counted in wherever two responses are compared at equal length, as AlpacaEval 2 does."""
 _NEWTON_STEPS = 50
 _LONGEST = 2.0  # logits; a longer Newton step overshoots where the curve is flat
 _TOLERANCE = 1e-10
@@ -60,6 +69,8 @@ class LengthControlled(WinRate):
     """φ: what a response longer by far gains; above 0 the judge prefers longer ones."""
     difficulty: float | None
     """ψ of the standardised difficulty; ``None`` where no difficulties are known."""
+    unknown: str = ""
+    """Why the rate is not to be quoted; empty where it is."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +203,22 @@ def _controlled(
         quality=float(fit_F[0]),
         length=float(fit_F[1]),
         difficulty=psi,
+        unknown=_unknown(n, won_K, np.concatenate(leads)),
     )
+
+
+def _unknown(n_prompts: int, won_K: Array, lead_K: Array) -> str:
+    """Why quality cannot be told from length; empty where it can."""
+    if n_prompts < FEWEST:
+        return f"{n_prompts} prompts are too few for a rate at equal length, which takes {FEWEST}"
+    decided_K = (won_K != 0.5) & (lead_K != 0)
+    if not decided_K.any():
+        return ""
+    wins, longer = float((won_K[decided_K] > 0.5).mean()), float((lead_K[decided_K] > 0).mean())
+    if min(max(wins, 1 - wins), max(longer, 1 - longer)) < SEPARATED:
+        return ""
+    side = "winner" if (wins > 0.5) == (longer > 0.5) else "loser"
+    return f"one side wins on nearly every pair, and the {side} is nearly always longer: length and quality cannot be told apart"
 
 
 def _rates(fits_RF: Array, offset_P: Array) -> Array:

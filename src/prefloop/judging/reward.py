@@ -55,17 +55,25 @@ class Pairwise:
             "ece": expected_calibration_error(probability_P, self.label_P),
         }
 
+    def bounds(self) -> dict[str, float]:
+        """``accuracy_low`` and ``accuracy_high``: the accuracy's 95 % interval over prompts; nothing without a pair that has a majority."""
+        low, high = interval("accuracy", self.right_P.tolist(), self._decided)["accuracy_ci"]
+        return {} if low is None else {"accuracy_low": low, "accuracy_high": high}
+
+    @property
+    def _decided(self) -> list[str]:
+        return [p for p, label in zip(self.prompts, self.label_P.tolist(), strict=True) if label != 0.5]
+
     def measured(self, temperature: float, raw: float) -> dict[str, Any]:
         """Everything, as JSON: ``metrics`` with intervals, the calibration error at temperature ``raw`` (before fitting) and the points of the
         calibration curve after it, and ``by_length``."""
         probability_P = (self.margin_P / temperature).sigmoid()
-        decided = [p for p, label in zip(self.prompts, self.label_P.tolist(), strict=True) if label != 0.5]
         losses = bradley_terry(self.margin_P / temperature, self.label_P).tolist()
         before_P = (self.margin_P / raw).sigmoid()
         return {
             "pairs": len(self.margin_P),
             **self.metrics(temperature),
-            **interval("accuracy", self.right_P.tolist(), decided),
+            **interval("accuracy", self.right_P.tolist(), self._decided),
             **interval("loss", losses, self.prompts, highest=float("inf")),
             "ece_raw": expected_calibration_error(before_P, self.label_P),
             "bins": [{"p": p, "share": share, "n": n} for p, share, n in calibration_bins(probability_P, self.label_P)],

@@ -11,6 +11,7 @@ from prefloop.judging.compare import Duel, Judged
 from prefloop.judging.corrected import Corrected
 from prefloop.judging.grades import MeanGrade
 from prefloop.judging.human import Agreement
+from prefloop.judging.length import UNIT
 from prefloop.judging.position import PositionBias
 from prefloop.judging.ranking import Ranking
 from prefloop.judging.statistics import Interval, WinRate
@@ -26,7 +27,11 @@ _NAMED = 5
 
 
 def show_judged(found: Judged) -> None:
-    """Every duel, the ranking where there are more than two models, and what the judge cost."""
+    """Every duel, the ranking where there are more than two models, and what the judge cost; no rate of a judge that may be guessing."""
+    if found.unproven:
+        say(f"{found.judge} {found.unproven}: its verdicts name no winner, and none is shown", "yellow")
+        say(_cost(found.usage, found.total, found.n_asked, found.n_cached, found.n_unparsable))
+        return
     names = _short([name for duel in found.duels for name in (duel.a, duel.b)])
     table = Table(
         title=f"judged by {_at(found.judge, found.address)}",
@@ -42,7 +47,10 @@ def show_judged(found: Judged) -> None:
     for duel in found.duels:
         table.add_row(names[duel.a], names[duel.b], *_row(duel), *([_votes(duel)] if corrected else []))
     console.print(table)
-    said = "wins and ties over all comparisons, 95 % intervals clustered by prompt; p: sign test of as many prompts won as lost; n: prompts"
+    said = (
+        "wins and ties over all comparisons, 95 % intervals clustered by prompt; equal length: as if both responses had as many "
+        f"{UNIT}; p: sign test of as many prompts won as lost; n: prompts"
+    )
     if corrected:
         said += "; corrected: by people's votes (prediction-powered inference)"
     say(said, "dim")
@@ -53,6 +61,8 @@ def show_judged(found: Judged) -> None:
                 f"comparisons, which count as ties; {duel.position.first_share.mean:.1%} of answers were for the response shown first"
             )
             _warn(duel.position)
+        if why := duel.length_controlled.unknown:
+            say(f"{names[duel.a]} against {names[duel.b]}: no rate at equal length: {why}", "yellow")
         for why in duel.uncorrected:
             say(f"{names[duel.a]} against {names[duel.b]}: {why}", "yellow")
         if duel.n_failed:
@@ -148,7 +158,7 @@ def _short(names: list[str]) -> dict[str, str]:
 def _row(duel: Duel) -> list[str]:
     return [
         _percent(duel.win_rate),
-        _percent(duel.length_controlled),
+        "–" if duel.length_controlled.unknown else _percent(duel.length_controlled),
         f"{duel.sign_test.p_value:.2g}",
         f"{duel.win_rate.ties:.1%}".rstrip("%"),
         str(duel.win_rate.n_prompts),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prefloop.errors import JudgeError
@@ -21,6 +21,23 @@ _EXAMPLES = 3
 _EXCERPT = 200
 
 
+def valid_of(judge: object) -> str:
+    """What a reply that can be read looks like, for a judge that is asked in a form."""
+    return str(getattr(getattr(judge, "form", None), "valid", ""))
+
+
+def told(advance: Callable[..., None]) -> Callable[[int, Verdict], None]:
+    """Shows verdicts as they come: a pair that failed is not done, and is counted beside the bar."""
+    failed = 0
+
+    def on_verdict(index: int, verdict: Verdict) -> None:
+        nonlocal failed
+        failed += bool(verdict.failed)
+        advance(0 if verdict.failed else 1, note=f"{failed:,} failed" if failed else "")
+
+    return on_verdict
+
+
 class Tally:
     """Counts every distinct question of an evaluation once, from the cache or asked.
 
@@ -28,8 +45,8 @@ class Tally:
     that the share is surely over 5 %, from ``finished`` when it is over 5 %; and from ``asked`` when 10 requests in a row failed.
     """
 
-    def __init__(self, name: str, prices: Prices | None = None, cache: Path | None = None) -> None:
-        self.name, self.prices, self.cache = name, prices or Prices(), cache
+    def __init__(self, name: str, prices: Prices | None = None, cache: Path | None = None, valid: str = "") -> None:
+        self.name, self.prices, self.cache, self.valid = name, prices or Prices(), cache, valid
         self.n_asked = 0
         """Questions put to the judge now; without those that failed."""
         self.n_cached = 0
@@ -104,10 +121,11 @@ class Tally:
 
     def _unusable(self) -> JudgeError:
         shown = "\n".join(f"       - {example!r}" for example in self._examples)
+        valid = f"       One that can be read: {self.valid}\n" if self.valid else ""
         return JudgeError(
             f"judge {self.name}: {self.n_unparsable} of {self._answers} answers held no verdict, even when asked again; "
             f"over {MAX_UNPARSABLE:.0%} there is no result. Some replies:\n{shown}\n"
-            f"       Take a stronger judge, raise --max-tokens if they are cut off, or another mode{self._kept()}"
+            f"{valid}       Take a stronger judge, raise --max-tokens if they are cut off, or another mode{self._kept()}"
         )
 
     def _kept(self) -> str:

@@ -134,6 +134,28 @@ class Clock:
             return self._rollouts()
         return self._pairs(stage)
 
+    def steps(self, stage: str) -> int | None:
+        """Optimizer steps of a stage, of one member where several are trained; None where it trains nothing or its data is not there."""
+        config = self.config
+        if stage == SFT_ONLY and self.demonstrations is not None:
+            data, sft = self.demonstrations, config.sft
+            rows = data.rows * (1 - sft.eval_share) * sft.epochs
+            filled = rows * (data.prompt + data.response) / config.backbone.max_length if sft.packing else rows
+            return math.ceil(filled / sft.batch_size)
+        if stage in ROLLOUTS:
+            return config.ppo.steps * config.ppo.epochs * config.ppo.minibatches
+        if stage in (SFT_ONLY, "sample", "evaluate") or (pairs := self._labelled()) is None:
+            return None
+        if stage == REWARD_ONLY:
+            return math.ceil((1 - config.reward.holdout) * config.reward.epochs * pairs / config.reward.batch_pairs)
+        return math.ceil(config.preference.epochs * pairs / config.preference.batch_pairs)
+
+    def _labelled(self) -> float | None:
+        """Pairs that votes are about."""
+        data = self.comparisons if self.config.label.source == "file" else self.prompts
+        per_prompt = 1 if self.config.label.source == "file" else self.config.label.pairs_per_prompt
+        return None if data is None else data.rows * per_prompt
+
     @property
     def _new(self) -> float:
         return FILLED * self.config.generation.max_new_tokens
@@ -162,9 +184,8 @@ class Clock:
         data = self.comparisons if from_file else self.prompts
         if data is None:
             return None
-        groups = data.rows
+        groups, pairs = data.rows, self._labelled() or 0.0
         tokens = data.prompt + (2 * data.response if from_file else config.sample.candidates * self._new)
-        pairs = groups * (1 if from_file else config.label.pairs_per_prompt)
         if stage == REWARD_ONLY:
             share = (1 - config.reward.holdout) * config.reward.epochs * config.reward.members
             return self._train(share * groups * tokens, self._packs(share * groups * tokens, share * pairs / config.reward.batch_pairs))  # fmt: skip

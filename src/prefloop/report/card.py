@@ -16,7 +16,8 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from prefloop.algorithms import ROLLOUTS
+from prefloop.algorithms import ROLLOUTS, kind_of
+from prefloop.judging.learnt import unmoved
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.adapters.described import read_adapter
 from prefloop.models.rope import overrides
@@ -27,7 +28,6 @@ from prefloop.report.card_tables import (
     cell,
     comparison,
     eval_results,
-    kind_of,
     measured,
     settings,
     stage_row,
@@ -149,7 +149,7 @@ def model_card(
         sampled=kind in ROLLOUTS,
         measured=measured(manifest.metrics),
         evaluation=None if exported is None else comparison(kind, evaluation),
-        limits=_limits(kind, simulated, exported),
+        limits=_limits(kind, simulated, exported) + _unmoved(manifest, evaluation),
         loading=loading(
             kind,
             base,
@@ -237,6 +237,13 @@ def _limits(kind: str, simulated: Sequence[Any], exported: Exported | None) -> l
     elif kind != "sft":
         lines.append("It was rewarded for what its votes preferred, their errors and their taste in length included.")
     return lines + [" ".join(note.split()).replace("<", "&lt;") for note in (exported.notes if exported else ())]
+
+
+def _unmoved(manifest: Manifest, evaluation: Evaluation | None) -> list[str]:
+    """That the policy is where it began, where its comparison shows it."""
+    kind = kind_of(manifest.stage)
+    row = evaluation.metrics["results"].get(kind) if evaluation else None
+    return unmoved([{"name": kind, "metrics": manifest.metrics}], {kind: row}) if row else []
 
 
 def _versions(manifest: Manifest, adapter: Mapping[str, Any], exported: Exported | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from prefloop.algorithms import PAIR, ROLLOUTS
+from prefloop.algorithms import PAIR, ROLLOUTS, kind_of
 from prefloop.manifest import Manifest
 from prefloop.models.adapters.catalogue import CARDS, Card, card_of
 from prefloop.models.adapters.described import described_shape
@@ -30,8 +30,12 @@ _COLUMNS = (
     ("wins against SFT, gold scorer", "win_rate_vs_sft", "ci_low", "ci_high", 100),
     ("wins against SFT, reward model", "reward_win_rate", "reward_ci_low", "reward_ci_high", 100),
     ("wins against SFT, judge", "llm_win_rate", "llm_ci_low", "llm_ci_high", 100),
+    ("wins against SFT at equal length,", "lc_win_rate", "lc_ci_low", "lc_ci_high", 100),
     ("KL to SFT", "kl", "kl_low", "kl_high", 1),
 )
+
+_JUDGES = {"llm_win_rate": "llm_judge", "lc_win_rate": "lc_judge"}
+"""Whose win rate it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +43,10 @@ class Evaluation:
     """What the run's ``judge`` stage found, and on which prompts."""
 
     metrics: Mapping[str, Any]
+    """Without the verdicts of a reward model that is not known to be better than chance."""
+    unquoted: str
+    """Why they are left out; empty where they are not."""
     prompts: str
-
-
-def kind_of(stage: str) -> str:
-    """The stage's name without its round: ``ppo-2`` is a ``ppo``."""
-    name, _, number = stage.rpartition("-")
-    return name if number.isdigit() else stage
 
 
 def stage_row(made: Manifest) -> dict[str, str]:
@@ -135,14 +136,15 @@ def comparison(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
             ]
         )
     lead = f"{mine['n_prompts']:,} prompts of `{cell(evaluation.prompts)}`, {mine['n_responses']:,} responses, {mine['length_mean']:.1f} words each on average."
+    lead += f" {evaluation.unquoted}" if evaluation.unquoted else ""
     return {"lead": lead, "columns": [c[0] + (", %" if c[4] == 100 else "") for c in columns], "rows": rows}
 
 
 def _columns(row: Mapping[str, Any]) -> list[tuple[str, str, str, str, int]]:
     """What was measured of a policy, the judge that was asked for by its name."""
-    judge = f" {cell(row['llm_judge'])}" if row.get("llm_judge") else ""
+    judges = {field: f" {cell(row[judge])}" for field, judge in _JUDGES.items() if row.get(judge)}
     return [
-        (text + (judge if field == "llm_win_rate" else ""), field, low, high, scale)
+        (text + judges.get(field, ""), field, low, high, scale)
         for text, field, low, high, scale in _COLUMNS
         if row.get(field) is not None
     ]

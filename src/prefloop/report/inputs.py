@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from prefloop.errors import DataError, StoreError
+from prefloop.judging.standing import quotable
 from prefloop.manifest import MANIFEST, read_manifest
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.schema import Summary, finite
@@ -45,12 +46,21 @@ def number(row: Any, *path: str) -> float | None:
 
 def read_summary(path: Path) -> Summary:
     """Read and check ``summary.json``; raises ``DataError`` naming the field and what was found."""
-    found = _read(path, Summary, "Run the pipeline again to rewrite it")
+    found = _read(path, Summary, "Run the pipeline again to rewrite it", _quoted)
     if found is None and not path.parent.is_dir():
         raise DataError(f"'{path.parent}' is no folder of a run{meant(path.parent)}")
     if found is None:
         raise DataError(f"{path}: not found. A report needs a run that has finished; run the pipeline first")
     return found
+
+
+def _quoted(raw: Any) -> Any:
+    """A summary without the verdicts of a reward model at chance."""
+    reward = raw.get("reward_model") if isinstance(raw, dict) else None
+    if not isinstance(reward, dict):
+        return raw
+    found, why = quotable(raw, reward)
+    return found | {"unquoted": why}
 
 
 def read_bench(path: Path) -> Bench | None:
@@ -63,7 +73,7 @@ def read_reward_eval(path: Path) -> dict[str, PairTest]:
     return _read(path, dict[str, PairTest], "Run prefloop reward eval again to rewrite it") or {}
 
 
-def _read(path: Path, kind: Any, fix: str) -> Any:
+def _read(path: Path, kind: Any, fix: str, prepare: Callable[[Any], Any] = lambda raw: raw) -> Any:
     if not os.path.lexists(path):
         return None
     try:
@@ -71,7 +81,7 @@ def _read(path: Path, kind: Any, fix: str) -> Any:
     except StoreError as error:
         raise DataError(f"{error}. {fix}") from None
     try:
-        return TypeAdapter(kind).validate_python(encodable(raw))
+        return TypeAdapter(kind).validate_python(encodable(prepare(raw)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"

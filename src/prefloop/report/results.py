@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from prefloop.judging.length import UNIT
 from prefloop.report import plots
 from prefloop.report.headline import JUDGES, control_of, name_of, win_of
 from prefloop.report.inputs import number
@@ -22,7 +23,7 @@ def columns(results: Iterable[PolicyResult]) -> list[Column]:
         Column("Gold score", "mean"),
         Column("Win rate vs SFT", f"%, {name_of(found, 'gold')}"),
         Column("Win rate vs SFT", f"%, {name_of(found, 'llm')}"),
-        Column("Length-controlled", ", ".join(["%", *controlled])),
+        Column("At equal length", ", ".join([f"% ({UNIT})", *controlled])),
         Column("Win rate vs SFT", f"%, {name_of(found, 'reward')}"),
         Column("KL to reference", "nats"),
         Column("Length", "words", False),
@@ -152,6 +153,7 @@ def judging(summary: Summary) -> list[tuple[str, str]]:
                 f"sign test against SFT, {result.lc_judge}".removesuffix(", "),
                 "" if result.sign_test_p is None else f"p = {result.sign_test_p:.2g}",
             ),
+            ("no rate at equal length", result.lc_unknown),
             (
                 "the two orders disagree",
                 "" if result.llm_disagreement is None else f"{percent(result.llm_disagreement)} %",

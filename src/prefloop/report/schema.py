@@ -78,6 +78,7 @@ class PolicyResult(Record):
     lc_win_rate: Number = None
     lc_ci_low: Number = None
     lc_ci_high: Number = None
+    lc_unknown: Text = ""
     sign_test_p: Number = None
     length_mean: Number = None
     short_share: Number = None
@@ -192,9 +193,10 @@ class Judging(Used):
 
 
 class Contamination(Record):
-    """Evaluation prompts that training has seen."""
+    """Evaluation prompts that training has seen, and those that only share words with one that it has (``data.overlap``)."""
 
     count: int = 0
+    alike: int = 0
     examples: Annotated[list[Any], or_empty(list)] = Field(default_factory=list)
 
 
@@ -223,6 +225,8 @@ class RewardModel(Record):
     """How good the reward model is on held-out pairs."""
 
     accuracy: Number = None
+    accuracy_low: Number = None
+    accuracy_high: Number = None
     loss: Number = None
     held_out_pairs: int | None = None
     pearson_gold: Number = None
@@ -277,6 +281,8 @@ class Summary(Record):
     config: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
     annotators: Annotated[list[Annotator], or_empty(list)] = Field(default_factory=list)
     reward_model: Annotated[RewardModel, or_empty(RewardModel)] = RewardModel()
+    unquoted: Text = ""
+    """Why what the reward model says is left out, as a sentence; empty where it is not (``judging.standing``)."""
     disclosure: Annotated[list[str], or_empty(list)] = Field(default_factory=list)
     samples: Annotated[list[Sample], or_empty(list)] = Field(default_factory=list)
     environment: Annotated[Environment, or_empty(Environment)] = Environment()

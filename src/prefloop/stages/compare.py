@@ -19,10 +19,10 @@ from prefloop.errors import JudgeError
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import Judged, judge_answers
 from prefloop.judging.graders import FunctionGrader, fingerprint_of
-from prefloop.judging.length import length_controlled_leaderboard
+from prefloop.judging.length import LengthControlled, length_controlled_leaderboard
 from prefloop.judging.ranking import Game, rank
 from prefloop.judging.specs import open_judge
-from prefloop.judging.statistics import WinRate, clustered_mean, win_rate
+from prefloop.judging.statistics import clustered_mean, win_rate
 from prefloop.records import Prompt, Response, from_dict, to_dict
 from prefloop.replies import Reply, reply_of, response_of
 from prefloop.runtime import Runtime
@@ -104,7 +104,11 @@ class Compare(Stage):
             metrics |= self._judged(work, answers, results)
         same = overlap(self._trained_on(work), list(base["prompt"].values()))
         say(f"  {same.describe()}", "yellow" if same.matches else "dim")
-        metrics["contamination"] = {"count": len(same.matches), "examples": [m.id for m in same.matches[:20]]}
+        metrics["contamination"] = {
+            "count": len(same.seen),
+            "alike": len(same.matches) - len(same.seen),
+            "examples": [dataclasses.asdict(m) for m in same.matches[:20]],
+        }
         return metrics
 
     def _trained_on(self, work: Work) -> Iterator[Prompt]:
@@ -154,10 +158,11 @@ class Compare(Stage):
             "unparsable": found.n_unparsable,
             "position_bias": float(np.mean([p.first_share.mean for p in positions])) if positions else None,
             "total": dataclasses.asdict(found.total),
+            "unproven": found.unproven,
         }
         return {"matrix": matrix(found.judge, self.policies, rates, found.ranking), "judging": judging}
 
-    def _at_equal_length(self, answers: Mapping[str, Any], judge: str) -> Mapping[str, WinRate]:
+    def _at_equal_length(self, answers: Mapping[str, Any], judge: str) -> Mapping[str, LengthControlled]:
         """With two or more policies beside SFT, win rates that know how much each prompt favours policies in general."""
         base, others = answers[BASELINE], self.policies[1:]
         if len(others) < 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from typing import Any
@@ -18,6 +17,7 @@ from prefloop.data.groups import Groups, documents, has_pairs, require_pairs, un
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
 from prefloop.judging.reward import Pairwise, pairwise
+from prefloop.judging.standing import unproven
 from prefloop.labels.aggregation import aggregation_of_file
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
@@ -190,16 +190,15 @@ class RewardModel(Stage):
         reward.temperature = before
         if held:
             found = pairwise(held, scores)
-            measured |= found.metrics(before)
-            measured |= crossed(found)
+            measured |= found.metrics(before) | found.bounds() | crossed(found)
             if len(found.margin_P) >= 2 * MINIMUM:
                 reward.temperature = fit_temperature(found.margin_P, found.label_P) or before
-            if measured["loss"] >= math.log(2):
-                say(
-                    f"  reward: held-out loss {measured['loss']:.3f} is no better than chance ({math.log(2):.3f}): more votes, more "
-                    "steps (reward.batch_pairs, reward.epochs) or another learning rate",
-                    "yellow",
-                )
+        if why := unproven(measured | {"held_out_pairs": held.total_pairs}):
+            say(
+                f"  reward: the reward model {why}. Its verdicts will name no winner: it needs more votes, more steps "
+                "(reward.batch_pairs, reward.epochs) or another learning rate",
+                "yellow",
+            )
         return {**measured, "temperature": reward.temperature}
 
     def _audit_saved(self, reward: Reward, audit: Audit, groups: Groups, work: Work) -> None:

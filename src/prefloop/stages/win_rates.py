@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefloop.judging.compare import Duel
-from prefloop.judging.length import length_controlled_win_rate
+from prefloop.judging.length import LengthControlled, length_controlled_win_rate
 from prefloop.judging.ranking import Ranking
+from prefloop.judging.standing import REWARD_MODEL
 from prefloop.judging.statistics import WinRate, sign_test
 
-SCORERS = {"gold": "gold scorer", "reward": "reward model"}
+SCORERS = {"gold": "gold scorer", "reward": REWARD_MODEL}
 WIN_RATES = ("win_rate_vs_sft", "llm_win_rate", "reward_win_rate")
 """Of a policy against SFT, by gold scorer, judge and reward model."""
 NO_JUDGE = "no judge, gold scorer or reward model compares the policies, so there are no win rates"
@@ -64,6 +65,14 @@ def of_duel(judge: str, duel: Duel) -> dict[str, Any]:
     } | length_controlled(judge, duel.length_controlled)
 
 
-def length_controlled(judge: str, found: WinRate) -> dict[str, Any]:
-    """A win rate at equal length, with the name of whoever gave the verdicts."""
+def length_controlled(judge: str, found: LengthControlled) -> dict[str, Any]:
+    """A win rate at equal length with the name of whoever gave the verdicts, or why there is none."""
+    if found.unknown:
+        return {
+            "lc_judge": judge,
+            "lc_win_rate": None,
+            "lc_ci_low": None,
+            "lc_ci_high": None,
+            "lc_unknown": found.unknown,
+        }
     return {"lc_judge": judge, "lc_win_rate": found.rate, "lc_ci_low": found.low, "lc_ci_high": found.high}

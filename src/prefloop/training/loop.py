@@ -251,8 +251,9 @@ def newest_whole(
 
 def factor(optim: OptimConfig, step: int, total_steps: int) -> float:
     """Learning rate at 0-based ``step`` as a share of the peak: linear warm-up from above 0, then linear decay or constant."""
-    if step < optim.warmup_steps:
-        return (step + 1) / (optim.warmup_steps + 1)
+    warmup = optim.warmup(total_steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
     if optim.schedule == "constant":
         return 1.0
-    return max(0.0, (total_steps - step) / max(1, total_steps - optim.warmup_steps))
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
