@@ -25,6 +25,7 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
     demo = ROOT / "examples" / "demo"
     for name in ("train", "demonstrations", "eval"):
         (folder / f"{name}.jsonl").write_text("".join((demo / f"{name}.jsonl").open(encoding="utf-8").readlines()[:12]))
+    optim = {"learning_rate": 1e-2, "checkpoint_every": 2, "warmup_steps": 5}
     tree: dict[str, Any] = {
         "run": "t",
         "output": str(folder / "runs"),
@@ -37,10 +38,10 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
             "demonstrations": str(folder / "demonstrations.jsonl"),
             "eval_prompts": str(folder / "eval.jsonl"),
         },
-        "sft": {"batch_size": 2, "packing": False, "optim": {"learning_rate": 1e-2, "checkpoint_every": 2}},
+        "sft": {"batch_size": 2, "packing": False, "optim": dict(optim)},
         "label": {"annotators": [{"name": "a", "noise": 0.05}, {"name": "b", "noise": 0.3}]},
-        "reward": {"batch_pairs": 8, "optim": {"learning_rate": 1e-2, "checkpoint_every": 2}},
-        "preference": {"batch_pairs": 8, "optim": {"learning_rate": 1e-2, "checkpoint_every": 2}},
+        "reward": {"batch_pairs": 8, "optim": dict(optim)},
+        "preference": {"batch_pairs": 8, "optim": dict(optim)},
         "ppo": {
             "steps": 4,
             "prompts_per_step": 4,

@@ -264,7 +264,7 @@ def test_the_command_measures_names_overlap_and_agrees_with_the_stage(
     assert same["overlapping"] == 2 and [m["id"] for m in same["matches"]] == ["e0", "e1"] and same["left_out"] is False
     assert found["pairs.jsonl"]["overlap"]["overlapping"] == 8
     shown = capfd.readouterr().out
-    assert "2 of 6 prompts overlap the training set (2 by prompt): e0 (as 0), e1 (as 1)" in shown
+    assert "2 of 6 prompts are in the training set: e0 (as 0), e1 (as 1)" in shown
     stage = json.loads((trained / "artifacts" / "reward-test" / "tests.json").read_text())["pairs.jsonl"]
     here = {k: v for k, v in found["pairs.jsonl"].items() if k not in ("overlap", "reward")}
     key = json.loads((trained / "artifacts" / "reward" / "manifest.json").read_text())["key"]

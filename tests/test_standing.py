@@ -51,7 +51,7 @@ def comparison(judge: str) -> dict[str, Any]:
 
 def test_what_a_reward_model_at_chance_says_is_left_out_and_the_rest_stays() -> None:
     found, why = quotable(comparison("gold scorer"), measured(0.3, 0.8))
-    assert why.startswith("The reward model is right on 55.0 %") and why.endswith("are left out.")
+    assert why.startswith("The reward model is right on 55.0 %") and why.endswith("are not shown.")
     row = found["results"]["ppo"]
     assert not any("reward" in name for name in row) and (row["win_rate_vs_sft"], row["lc_win_rate"]) == (0.6, 0.65)
     assert set(found["control"]) == {"gold"} and "matrix" in found
@@ -63,7 +63,7 @@ def test_what_a_reward_model_at_chance_says_is_left_out_and_the_rest_stays() -> 
 def test_a_reward_model_that_was_asked_to_judge_is_held_to_the_same() -> None:
     asked = comparison("reward:other") | {"judging": {"judge": "reward:other", "unproven": "is right on nothing"}}
     found, why = quotable(asked, measured(0.6, 0.8))
-    assert why == "The judge reward:other is right on nothing: its verdicts name no winner, and are left out."
+    assert why == "The judge reward:other is right on nothing: its verdicts name no winner, and are not shown."
     row = found["results"]["ppo"]
     assert not {"llm_win_rate", "lc_win_rate"} & set(row) and row["reward_win_rate"] == 0.9 and "matrix" not in found
 

@@ -48,7 +48,7 @@ DIFFICULTY_RIDGE = 1.0
 FEWEST = 10
 """Prompts below which there is no rate at equal length."""
 SEPARATED = 0.95
-"""Share of pairs with a winner and a longer response; where one side wins that many and one side is longer on as many, nothing tells why it wins."""
+"""Share of pairs, ties among them; where one side wins that many and one side is longer on as many, nothing tells why it wins."""
 UNIT = "characters"
 """What lengths are counted in wherever two responses are compared at equal length, as AlpacaEval 2 does."""
 _NEWTON_STEPS = 50
@@ -211,13 +211,11 @@ def _unknown(n_prompts: int, won_K: Array, lead_K: Array) -> str:
     """Why quality cannot be told from length; empty where it can."""
     if n_prompts < FEWEST:
         return f"{n_prompts} prompts are too few for a rate at equal length, which takes {FEWEST}"
-    decided_K = (won_K != 0.5) & (lead_K != 0)
-    if not decided_K.any():
+    wins, losses = float((won_K > 0.5).mean()), float((won_K < 0.5).mean())
+    longer, shorter = float((lead_K > 0).mean()), float((lead_K < 0).mean())
+    if min(max(wins, losses), max(longer, shorter)) < SEPARATED:
         return ""
-    wins, longer = float((won_K[decided_K] > 0.5).mean()), float((lead_K[decided_K] > 0).mean())
-    if min(max(wins, 1 - wins), max(longer, 1 - longer)) < SEPARATED:
-        return ""
-    side = "winner" if (wins > 0.5) == (longer > 0.5) else "loser"
+    side = "winner" if (wins > losses) == (longer > shorter) else "loser"
     return f"one side wins on nearly every pair, and the {side} is nearly always longer: length and quality cannot be told apart"
 
 

@@ -48,7 +48,7 @@ def quotable(found: Mapping[str, Any], reward: Mapping[str, Any]) -> tuple[dict[
         if not why:
             continue
         told.append(
-            f"The {judge if wins is _WINS else f'judge {judge}'} {why}: its verdicts name no winner, and are left out."
+            f"The {judge if wins is _WINS else f'judge {judge}'} {why}: its verdicts name no winner, and are not shown."
         )
         if isinstance(results := out.get("results"), dict):
             out["results"] = {
