@@ -116,6 +116,11 @@ def test_prompt_longer_than_the_context(config: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in kept.open()] == [rows[1]["id"]]
 
 
+def test_two_simulated_annotators_of_one_name_are_refused(config: Path) -> None:
+    people = [{"name": "ann", "noise": 0.1}, {"name": "ben", "noise": 0.1}, {"name": "ann", "noise": 0.3}]
+    refused(edit(config, label__annotators=people), "label.annotators: two are called 'ann'")
+
+
 def test_a_demonstration_that_does_not_fit_is_set_aside_as_bad_rows_are(config: Path, tmp_path: Path) -> None:
     path = tmp_path / "demonstrations.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -78,6 +78,11 @@ class Label(Stage):
             raise ConfigError(
                 "label.annotators is empty: list at least one simulated annotator with a name and a noise"
             )
+        names = [annotator.name for annotator in self.config.annotators]
+        if self.simulated and (twice := next((name for name in names if names.count(name) > 1), None)):
+            raise ConfigError(
+                f"label.annotators: two are called '{twice}', and their votes would count as one person's: give each a name of its own"
+            )
         if self.config.source != "argilla":
             return
         if self.config.guidelines:
