@@ -16,10 +16,10 @@ from prefloop.training.loop import factor
 @pytest.mark.parametrize(
     ("kl", "metrics", "said"),
     [
-        (0.04, {"steps": 2}, "kto is as good as the SFT model it began as: 0.04 nats of KL after 2 steps."),
+        (0.04, {"steps": 2}, "kto is still the SFT model that it began as: 0.04 nats of KL after 2 steps."),
         (-0.01, {"steps": 500}, "-0.01 nats of KL after 500 steps"),
         (0.04, {}, "0.04 nats of KL. Its figures say nothing of kto"),
-        (0.39, {"steps": 8}, "kto is near the SFT model it began as: 0.39 nats of KL after 8 steps."),
+        (0.39, {"steps": 8}, "kto is near the SFT model that it began as: 0.39 nats of KL after 8 steps."),
         (0.39, {"steps": 1, "updates": 20}, ""),
         (0.39, {"steps": 200}, ""),
         (5.4, {"steps": 5}, ""),
@@ -51,7 +51,7 @@ def test_the_time_of_a_stage_is_that_of_all_its_processes_since_it_started(tmp_p
     assert seconds_before(log) == 0
     log.write_bytes(
         event(0, **started) + event(9, event="step")  # forgotten: it started anew
-        + event(10, **started) + event(12, event="step") + b'{"at": 3}\n\xff\xfe\n[]\n' + event(15, event="step")
+        + event(10, **started) + event(12, event="step") + b'{"at": 3}\n\xff\xfe\n[]\n{"at": "2026-11-30T10:00:14"}\n' + event(15, event="step")
         + event(30, **resumed) + event(37, event="step") + event(50, **resumed) + b'{"at": "2026-11-30T10:0'
     )  # fmt: skip
     assert seconds_before(log) == 5 + 7

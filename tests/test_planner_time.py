@@ -61,6 +61,15 @@ def test_times_are_within_a_quarter_of_those_of_docs_benchmarks(
     assert seconds is not None and seconds == pytest.approx(measured, rel=0.25)
 
 
+def test_steps_are_those_that_the_demo_makes(smollm2: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    demo = clock("demo", smollm2, "CPU")
+    for stage, made in (("sft", 9), ("reward", 54), ("ppo", 10)):
+        found = demo.steps(stage)
+        assert found is not None and abs(found - made) <= 1, (stage, found)
+    assert demo.steps("sample") is None and demo.steps("evaluate") is None
+
+
 def test_a_stage_without_its_data_has_no_time(smollm2: Shape) -> None:
     config = RLHFConfig()
     found = Clock(config, Device.of(smollm2, config.backbone), UNKNOWN)

@@ -83,7 +83,9 @@ def test_the_judge_command_shows_no_rate_of_a_reward_model_at_chance(
     for name, words in (("a", "Paris is it."), ("b", "I do not know that.")):
         rows = [f'{{"id": "p{n}", "prompt": "Question {n}?", "response": "{words} {n}"}}\n' for n in range(12)]
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
-    command = ["judge", "--a", str(tmp_path / "a.jsonl"), "--b", str(tmp_path / "b.jsonl"), "--judge", f"reward:{run}"]
+    files = {f"--{name}": str(tmp_path / f"{name}.jsonl") for name in "ab"}
+    options = {**files, "--judge": f"reward:{run}", "--cache": str(tmp_path / "verdicts.jsonl")}
+    command = ["judge", *(word for option in options.items() for word in option)]
     assert guarded(_main, command) == 0
     assert "a wins %" in capsys.readouterr().out
     manifest = (run / "artifacts" / "reward").resolve() / MANIFEST

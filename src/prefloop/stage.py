@@ -306,18 +306,18 @@ def seconds_before(log: Path) -> float:
 
     Lines that a kill or a disk has spoilt are passed over.
     """
-    spans: list[list[datetime.datetime]] = []
+    spans: list[list[float]] = []
     for line in log.read_bytes().splitlines() if log.is_file() else ():
         try:
             row = json.loads(line)
-            moment = datetime.datetime.fromisoformat(row["at"])
+            moment = datetime.datetime.fromisoformat(row["at"]).timestamp()
         except (ValueError, LookupError, TypeError):
             continue
         if row.get("event") == "stage" and row.get("status") in ("started", "resumed"):
             spans = [*(spans if row["status"] == "resumed" else []), [moment, moment]]
         elif spans:
             spans[-1][1] = moment
-    return sum(max(0.0, (last - first).total_seconds()) for first, last in spans)
+    return sum(max(0.0, last - first) for first, last in spans)
 
 
 def own_code(kind: type) -> dict[str, Any]:

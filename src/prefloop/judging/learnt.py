@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from prefloop.algorithms import kind_of
+
 FEW_STEPS = 20
 """Updates of the weights below which little can be learnt, unless KL shows that it was."""
 STILL, NEAR = 0.1, 1.0
-"""Nats of KL to SFT a response: below the first a policy is as good as its start; below the second, after few steps, it is near it."""
+"""Nats of KL to SFT a response: below the first a policy is its start still; below the second, after few steps, it is near it."""
 
 
 def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> list[str]:
@@ -16,7 +18,7 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
 
     ``stages`` and ``results`` are those of a summary: ``updates`` or ``steps`` among a stage's metrics, ``kl`` in the policy's row.
     """
-    metrics = {str(stage.get("name")).partition("-")[0]: stage.get("metrics") or {} for stage in stages}
+    metrics = {kind_of(str(stage.get("name"))): stage.get("metrics") or {} for stage in stages}
     out = []
     for policy, row in results.items():
         found, kl = metrics.get(policy, {}), (row or {}).get("kl")
@@ -27,12 +29,12 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
         made = f" after {steps:,} step{'' if steps == 1 else 's'}" if isinstance(steps, int) else ""
         if abs(kl) < STILL:
             out.append(
-                f"{policy} is as good as the SFT model it began as: {kl:.2f} nats of KL{made}. Its figures say nothing of {policy}: give it more data, epochs or "
+                f"{policy} is still the SFT model that it began as: {kl:.2f} nats of KL{made}. Its figures say nothing of {policy}: give it more data, epochs or "
                 "a higher learning rate."
             )
         elif few:
             out.append(
-                f"{policy} is near the SFT model it began as: {kl:.2f} nats of KL{made}. That is too few to judge {policy} by: give it more data, epochs or smaller "
+                f"{policy} is near the SFT model that it began as: {kl:.2f} nats of KL{made}. That is too few to judge {policy} by: give it more data, epochs or smaller "
                 "batches."
             )
     return out

@@ -138,10 +138,8 @@ class Clock:
         """Optimizer steps of a stage, of one member where several are trained; None where it trains nothing or its data is not there."""
         config = self.config
         if stage == SFT_ONLY and self.demonstrations is not None:
-            data, sft = self.demonstrations, config.sft
-            rows = data.rows * (1 - sft.eval_share) * sft.epochs
-            filled = rows * (data.prompt + data.response) / config.backbone.max_length if sft.packing else rows
-            return math.ceil(filled / sft.batch_size)
+            rows = self.demonstrations.rows * (1 - config.sft.eval_share) * config.sft.epochs
+            return math.ceil(rows / config.sft.batch_size)  # packed or not, a step is of that many demonstrations
         if stage in ROLLOUTS:
             return config.ppo.steps * config.ppo.epochs * config.ppo.minibatches
         if stage in (SFT_ONLY, "sample", "evaluate") or (pairs := self._labelled()) is None:
