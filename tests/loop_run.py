@@ -21,7 +21,7 @@ START = "import prefloop.console as c, runpy, sys; c.PLAIN_EVERY_S = 0; sys.argv
 
 
 def write_config(folder: Path, model: Path, **changes: Any) -> Path:
-    """A configuration that runs in seconds; ``changes`` replace top-level keys."""
+    """A configuration that runs in seconds, without the bare model's answers; ``changes`` replace top-level keys."""
     demo = ROOT / "examples" / "demo"
     for name in ("train", "demonstrations", "eval"):
         (folder / f"{name}.jsonl").write_text("".join((demo / f"{name}.jsonl").open(encoding="utf-8").readlines()[:12]))
@@ -48,7 +48,7 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
             "samples_per_prompt": 2,
             "optim": {"learning_rate": 1e-2, "checkpoint_every": 1},
         },
-        "evaluate": {"samples": 2, "resamples": 200},
+        "evaluate": {"samples": 2, "resamples": 200, "base": False},
     }
     tree.update(changes)
     path = folder / "config.yaml"

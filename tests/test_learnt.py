@@ -32,6 +32,13 @@ def test_what_has_not_moved_is_said(kl: float | None, metrics: dict[str, Any], s
     assert len(found) == bool(said) and said in "".join(found)
 
 
+def test_sft_that_learnt_nothing_is_said_and_a_bare_model_is_no_policy() -> None:
+    rows = {"base": {"kl": 0.03}, "sft": {"kl": 0.0}, "dpo": {"kl": 4.0}}
+    (told,) = unmoved([], rows)
+    assert told.startswith("sft is still the bare model that it began as: 0.03 nats of KL between them.")
+    assert unmoved([], rows | {"base": {"kl": 0.4}}) == unmoved([], rows | {"base": {"kl": None}}) == []
+
+
 def test_warm_up_is_a_share_of_the_steps_or_a_count() -> None:
     share, count = OptimConfig(warmup_steps=0.1), OptimConfig(warmup_steps=5)
     assert [share.warmup(total) for total in (0, 2, 5, 20, 1_000)] == [0, 0, 0, 2, 100]

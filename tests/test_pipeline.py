@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,24 +31,41 @@ ADAPTERS = ("sft", "reward", "ppo")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[Path, str]:
     """A complete PPO run: its config and its output."""
-    config = write_config(tmp_path_factory.mktemp("loop"), tiny_folder)
+    evaluated = {"samples": 2, "resamples": 200}  # the bare model among it, as by default
+    config = write_config(tmp_path_factory.mktemp("loop"), tiny_folder, evaluate=evaluated)
     return config, run_afresh(config)
 
 
 def test_summary_holds_stages_results_and_environment(finished: tuple[Path, str]) -> None:
     found = summary(finished[0])
     assert [s["name"] for s in found["stages"]] == [
-        "sft", "sample", "label", "reward", "ppo", "respond-sft", "respond-sft-again", "respond-ppo", "judge"
+        "sft", "sample", "label", "reward", "ppo", "respond-base", "respond-sft", "respond-sft-again", "respond-ppo", "judge"
     ]  # fmt: skip
     assert {s["status"] for s in found["stages"]} == {"ran"}
     assert all(len(s["key"]) == 64 and s["seconds"] >= 0 and isinstance(s["metrics"], dict) for s in found["stages"])
-    assert set(found["results"]) == {"sft", "ppo"}
+    assert list(found["results"]) == ["base", "sft", "ppo"]
     ppo = found["results"]["ppo"]
     assert ppo["ci_low"] <= ppo["win_rate_vs_sft"] <= ppo["ci_high"]
     assert 0 <= ppo["gold_mean"] <= 1 and ppo["kl_low"] <= ppo["kl"] <= ppo["kl_high"] and ppo["n_responses"] == 24
     assert found["results"]["sft"]["kl"] == 0 and found["results"]["sft"]["win_rate_vs_sft"] == 0.5
     assert found["control"]["gold"]["ci_low"] <= 0.5 <= found["control"]["gold"]["ci_high"]
     assert found["environment"]["versions"]["torch"] and found["environment"]["device"]
+
+
+def test_the_bare_model_is_measured_as_every_policy_is(finished: tuple[Path, str]) -> None:
+    folder, found = finished[0].parent / "runs" / "t", summary(finished[0])
+    bare = found["results"]["base"]
+    assert set(bare) == set(found["results"]["ppo"]) and bare["n_responses"] == 24
+    assert bare["kl"] > 0.1 and bare["ci_low"] <= bare["win_rate_vs_sft"] <= bare["ci_high"]
+    assert found["matrix"]["policies"] == ["base", "sft", "ppo"]
+    against = found["matrix"]["rate"]
+    assert against[0][1] == bare["win_rate_vs_sft"] and against[2][0] == pytest.approx(1 - against[0][2])
+    rows = [json.loads(line) for line in (folder / "artifacts" / "respond-base" / "responses.jsonl").open()]
+    assert len(rows) == 12 and all(len(row["responses"]) == 2 for row in rows)
+    assert re.search(r"\n +base +0\.\d{3} ", finished[1]) and "base: the bare model" in finished[1]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "bare model, which wins <strong>" in page and "against the bare model, gold scorer" in page
+    assert 'data-policy="base"' in page
 
 
 def test_the_report_shows_every_evaluation_prompt_with_the_gold_score_of_every_answer(
@@ -107,7 +125,7 @@ def test_dpo_reuses_all_before_the_last_stage_and_joins_the_comparison(finished:
     output = run(finished[0], "--algo", "dpo")
     found = statuses(finished[0])
     assert {name for name, status in found.items() if status == "ran"} == {"dpo", "respond-dpo", "judge"}
-    assert set(summary(finished[0])["results"]) == {"sft", "ppo", "dpo"}
+    assert set(summary(finished[0])["results"]) == {"base", "sft", "ppo", "dpo"}
     assert "audit dpo: dpo loss at the reference: 0.693147" in output
 
 

@@ -44,7 +44,7 @@ def clock(example: str, shape: Shape, card: str, **changes: Any) -> Clock:
         ("demo", "CPU", {}, "sample", 102),
         ("demo", "CPU", {}, "reward", 101),
         ("demo", "CPU", {}, "ppo", 168),
-        ("demo", "CPU", {}, "evaluate", 106),
+        ("demo", "CPU", {"evaluate.base": False}, "evaluate", 106),  # measured before the bare model answered too
         ("demo", "CPU", {"algo": "dpo"}, "dpo", 125),
     ],
 )

@@ -116,5 +116,5 @@ def test_thumbs_of_one_kind_weigh_1_and_it_is_said_what_they_mean() -> None:
 def test_greedy_by_the_runs_own_temperature_is_greedy_too(tmp_path: Path) -> None:
     runtime = SimpleNamespace(generation=GenerationConfig(temperature=0.0))
     fake = SimpleNamespace(runtime=runtime, policies=list, has=lambda slot: True)
-    respond, _ = Evaluate(EvaluateConfig(samples=4), gold=f"{write_gold(tmp_path)}:longer").expand(fake)
+    _, respond, _ = Evaluate(EvaluateConfig(samples=4), gold=f"{write_gold(tmp_path)}:longer").expand(fake)
     assert respond.parts()["samples"] == 1 and respond.name == "respond-sft"

@@ -21,13 +21,15 @@ from prefloop.config.presets import WITHOUT_RANK
 from prefloop.console import console, duration, say
 from prefloop.errors import PrefloopError, StoreError
 from prefloop.judging.learnt import unmoved
-from prefloop.judging.standing import quotable
+from prefloop.judging.standing import programs, quotable
+from prefloop.judging.undecided import undecided
 from prefloop.redact import tree_without_secrets, value_without_secrets, without_secrets
+from prefloop.results import BASE
 from prefloop.run import Run, require_links
 from prefloop.runtime import Runtime, environment
 from prefloop.sealed import write_sealed
 from prefloop.stage import Stage
-from prefloop.stages.win_rates import NO_JUDGE, WIN_RATES
+from prefloop.stages.win_rates import NO_JUDGE, READINGS
 from prefloop.store import run_lock
 from prefloop.trackers import check_trackers
 
@@ -211,15 +213,21 @@ def show(summary: dict[str, Any], report: Path | None) -> None:
         table.add_row("A/A", "", control.get("gold", "-"), control.get("reward", "-"), "", "", "")
     if summary["results"]:
         console.print(table)
-        judged = any(row.get(name) is not None for row in summary["results"].values() for name in WIN_RATES)
+        judged = any(row.get(name) is not None for row in summary["results"].values() for name, *_ in READINGS)
         say(
-            "wins against SFT with 95 % intervals clustered by prompt; KL to SFT in nats a response; A/A: SFT against itself"
+            "wins against SFT with 95 % intervals clustered by prompt; KL to SFT in nats a response; base: the bare model; A/A: SFT against itself"
             if judged
             else f"{unquoted.rstrip('.') or NO_JUDGE}; KL to SFT in nats a response",
             "dim" if judged else "yellow",
         )
         if judged and unquoted:
             say(unquoted, "yellow")
+        for line in _undecided(summary["results"]):
+            say(line)
+        graded = any(row.get("gold_mean") is not None for row in summary["results"].values())
+        scorer = (summary["config"].get("gold") or "given in Python") if graded else ""
+        for line in programs(scorer, sum(bool(one["simulated"]) for one in summary["annotators"])):
+            say(line, "yellow")
         for line in unmoved(summary["stages"], summary["results"]):
             say(line, "yellow")
         for line in untrained({stage["name"]: stage["metrics"] for stage in summary["stages"]}):
@@ -233,6 +241,16 @@ def show(summary: dict[str, Any], report: Path | None) -> None:
         saved = sum(s["saved_seconds"] for s in reused)
         say(f"reused {', '.join(s['name'] for s in reused)}: {duration(saved)} saved", "green")
     say(f"{duration(summary['seconds'])} in all" + (f". Report: {report}" if report else ""))
+
+
+def _undecided(results: Mapping[str, Any]) -> list[str]:
+    """By the judge that leads, what would tell each policy from SFT where its prompts do not."""
+    lead = next((judge for judge in READINGS if any(row.get(judge[0]) is not None for row in results.values())), None)
+    if lead is None:
+        return []
+    rows = {name: [row.get(part) for part in (*lead, "n_prompts")] for name, row in results.items()}
+    told = [undecided("The bare model" if n == BASE else n, *row) for n, row in rows.items() if None not in row]
+    return [line for line in told if line]
 
 
 def sft_lines(stages: Sequence[dict[str, Any]]) -> list[str]:

@@ -192,6 +192,8 @@ class EvaluateConfig:
     """Responses a prompt and policy."""
     temperature: NotNegative | None = None
     """Sampling temperature of the answers; 0 takes the likeliest token each time, and one answer a prompt. Default: generation.temperature."""
+    base: bool = True
+    """Whether the bare model answers too, so that the comparison shows what SFT itself has changed."""
     resamples: Draws = 2000
     """Bootstrap resamples behind each 95 % interval."""
     judge: Named | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefloop.algorithms import kind_of
+from prefloop.results import BASE
 
 FEW_STEPS = 20
 """Updates of the weights below which little can be learnt, unless KL shows that it was."""
@@ -14,7 +15,7 @@ STILL, NEAR = 0.1, 1.0
 
 
 def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> list[str]:
-    """A sentence for each policy that is where it began, or near it after a few steps.
+    """A sentence for each policy that is where it began, or near it after a few steps; of SFT, where it is still the bare model.
 
     ``stages`` and ``results`` are those of a summary: ``updates`` or ``steps`` among a stage's metrics, ``kl`` in the policy's row.
     """
@@ -23,7 +24,12 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
     for policy, row in results.items():
         found, kl = metrics.get(policy, {}), (row or {}).get("kl")
         steps = found.get("updates", found.get("steps"))
-        if policy == "sft" or not isinstance(kl, int | float) or abs(kl) >= NEAR:
+        if policy == BASE and isinstance(kl, int | float) and abs(kl) < STILL:
+            out.append(
+                f"sft is still the bare model that it began as: {abs(kl):.2f} nats of KL between them. It has learnt nothing from its demonstrations: give it more "
+                "data, epochs or a higher learning rate."
+            )
+        if policy in ("sft", BASE) or not isinstance(kl, int | float) or abs(kl) >= NEAR:
             continue
         few = isinstance(steps, int) and steps < FEW_STEPS
         made = f" after {steps:,} step{'' if steps == 1 else 's'}" if isinstance(steps, int) else ""

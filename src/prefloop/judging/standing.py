@@ -31,6 +31,23 @@ def unproven(reward: Mapping[str, Any]) -> str:
     return f"is right on {share}, {than}"
 
 
+def programs(gold: str, simulated: int) -> list[str]:
+    """What to know of a comparison by a scorer that is a program, and of votes that programs cast; nothing where people did both.
+
+    ``gold`` names the scorer, or is empty; ``simulated`` counts the annotators that were.
+    """
+    told = []
+    if gold:
+        told.append(
+            f"The gold scorer is a program ({gold}): it counts what it was written to count, and cannot see whether an answer is true or kind."
+        )
+    if simulated:
+        told.append(
+            f"The votes are of {simulated} simulated annotator{'' if simulated == 1 else 's'}, drawn from the gold scorer: no person labelled anything."
+        )
+    return told
+
+
 def quotable(found: Mapping[str, Any], reward: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """A comparison (``results``, ``control``, ``matrix``, ``judging``) without what an unproven reward model says, and why that is left out.
 

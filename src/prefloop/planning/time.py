@@ -168,12 +168,13 @@ class Clock:
         return self._train(tokens, passes)
 
     def _evaluate(self) -> float | None:
-        """Responses of SFT, of SFT again and of the policy, their scores, and one policy's KL."""
+        """Responses of SFT, of SFT again, of the policy and of the bare model, their scores, and the KL of the last two."""
         data, samples = self.evaluated, self.config.evaluate.samples
         if data is None:
             return None
         tokens = data.rows * (data.prompt + samples * self._new)
-        return 3 * self._sample(data.rows * samples) + 4 * self._score(tokens)
+        bare = int(self.config.evaluate.base)
+        return (3 + bare) * self._sample(data.rows * samples) + (4 + 2 * bare) * self._score(tokens)
 
     def _pairs(self, stage: str) -> float | None:
         """Reward or preference training on the pairs of a file or of sampled candidates."""

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult
 
 from prefloop.algorithms import PAIR, ROLLOUTS, kind_of
 from prefloop.manifest import Manifest
+from prefloop.results import BASE
 from prefloop.models.adapters.catalogue import CARDS, Card, card_of
 from prefloop.models.adapters.described import described_shape
 
@@ -116,15 +117,15 @@ def measured(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def comparison(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
-    """The policy beside SFT by everything that was measured of it, and the A/A control; empty where it was not judged."""
+    """The policy beside the bare model and SFT by everything that was measured of it, and the A/A control; empty where it was not judged."""
     if evaluation is None or kind not in evaluation.metrics["results"]:
         return {}
     results, control = evaluation.metrics["results"], evaluation.metrics.get("control", {})
     mine = results[kind]
     columns = _columns(mine)
     rows = [
-        [name, *(_rate(results[name], *column[1:]) for column in columns)]
-        for name in dict.fromkeys(("sft", kind))
+        ["bare model" if name == BASE else name, *(_rate(results[name], *column[1:]) for column in columns)]
+        for name in dict.fromkeys((BASE, "sft", kind))
         if name in results
     ]
     judges = {"win_rate_vs_sft": "gold", "reward_win_rate": "reward"}

@@ -12,13 +12,13 @@ from prefloop.report import plots, results
 from prefloop.report.benchmarks import metric_name, score_cell
 from prefloop.report.current import bench_of, reward_tests_of
 from prefloop.report.evaluations import Bench, PairTest
-from prefloop.report.headline import JUDGES, name_of, win_of
 from prefloop.report.html import fill, write_page
 from prefloop.report.inputs import Curve, curves_of, read_summary
 from prefloop.report.page import MISSING, Cell, Row, duration, interval, label, percent, stage_label
 from prefloop.report.plots import Plot
+from prefloop.report.readings import JUDGES, name_of, win_of
 from prefloop.report.reward_model import stem, tests_of
-from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Summary
+from prefloop.report.schema import Estimate, PolicyResult, Summary, aligned
 from prefloop.report.settings import differences
 
 _FIELDS = (
@@ -124,12 +124,12 @@ def _said(summary: Summary) -> list[str]:
 
 
 def _wins(summaries: Mapping[str, Summary], judge: str) -> list[tuple[str, str, Estimate]]:
-    """Run, policy and win rate against SFT for every policy that the judge compared."""
+    """Run, policy and win rate against SFT for every policy that the judge compared; the bare model is none."""
     return [
         (name, policy, win_of(result, judge))
         for name, summary in summaries.items()
         for policy, result in summary.results.items()
-        if policy != BASELINE and win_of(result, judge).value is not None
+        if policy in aligned(summary.results) and win_of(result, judge).value is not None
     ]
 
 

@@ -12,7 +12,7 @@ from prefloop.readable import Part, parts, prompt_parts
 from prefloop.records import Prompt, Response, from_dict
 from prefloop.report.inputs import artifact_file, number, read_rows
 from prefloop.report.page import label
-from prefloop.report.schema import BASELINE, Summary
+from prefloop.report.schema import BASELINE, Summary, rivals
 
 MOST_PROMPTS = 1000
 MOST_CHARACTERS = 4000
@@ -89,10 +89,10 @@ def section(run_dir: Path | None, summary: Summary, notes: list[str]) -> Section
     if not found:
         return None
     policies = list(dict.fromkeys(answer.policy for row in found for answer in row.answers))
-    rivals = [(name, label(name)) for name in policies if name != BASELINE and BASELINE in policies]
+    others = [(name, label(name)) for name in rivals(policies) if BASELINE in policies]
     answers = [answer for row in found for answer in row.answers]
     scores = [(name, text) for name, text in _SCORES.items() if any(getattr(a, name) is not None for a in answers)]
-    return Section(found, total, per_prompt, rivals, scores)
+    return Section(found, total, per_prompt, others, scores)
 
 
 def _from_artifacts(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[list[Conversation], int, int]:

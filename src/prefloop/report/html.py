@@ -31,6 +31,7 @@ from prefloop.report import (
     stages,
 )  # fmt: skip
 from prefloop.report import headline as headlines
+from prefloop.report.cautions import cautions
 from prefloop.report.current import bench_of, reward_tests_of
 from prefloop.report.curves import POLICY_FIELDS, diagnostics, loss_plots, policy_plots, source_plots
 from prefloop.report.evaluations import Bench, PairTest
@@ -127,7 +128,7 @@ def render(
         nav=_nav(summary, bool(rows), parts),
         s=summary,
         headline=headline,
-        cautions=[*(headline.cautions if headline else headlines.cautions(summary, None)), *told],
+        cautions=[*(headline.cautions if headline else cautions(summary, None)), *told],
         columns=columns,
         rows=rows,
         control=results.CONTROL,

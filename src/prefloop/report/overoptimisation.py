@@ -16,6 +16,7 @@ from prefloop.report.inputs import Curve
 from prefloop.report.page import label
 from prefloop.report.plots import INK, MUTED, SERIES, Plot
 from prefloop.report.schema import Estimate, PolicyResult, Summary
+from prefloop.results import BASE
 
 _TEXT = 8.0
 _CHARACTER = 0.58 * _TEXT
@@ -51,7 +52,8 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
     Two panels rather than two scales in one: where curves on unrelated scales cross means nothing. A panel without data
     is left out; without a training curve it takes two policies to make a plot.
     """
-    finals = {policy: result for policy, result in summary.results.items() if result.kl is not None}
+    # The bare model is no policy that was optimised, and may be so far from SFT that the others could not be told apart.
+    finals = {p: result for p, result in summary.results.items() if result.kl is not None and p != BASE}
     panels = [
         _panel("proxy reward (reward-model score)", curve, "reward_mean", finals, lambda r: Estimate(r.reward_mean)),
         _panel("gold score (mean)", curve, "gold_mean", finals, lambda r: r.gold),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from prefloop.report.inputs import Curve
 from prefloop.report.schema import Estimate, Summary
+from prefloop.results import BASE
 
 MISSING = "\N{EN DASH}"
 _GLUE = "\N{NO-BREAK SPACE}"
@@ -35,8 +36,8 @@ class Row(NamedTuple):
 
 
 def label(name: str) -> str:
-    """How a policy is written: initials in capitals, a name the user made up as it is."""
-    return name.upper() if name in _INITIALS else name
+    """How a policy is written: initials in capitals, the bare model as such, a name the user made up as it is."""
+    return "bare model" if name == BASE else name.upper() if name in _INITIALS else name
 
 
 def stage_label(name: str) -> str:

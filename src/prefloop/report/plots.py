@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from prefloop.report.inputs import Curve
 from prefloop.report.page import decimal, interval, percent
-from prefloop.report.schema import BASELINE, Estimate
+from prefloop.report.schema import BASELINE, Estimate, rivals
 
 INK, MUTED, RULE, PAPER = "#fe0101", "#fe0102", "#fe0103", "#fe0104"
 SERIES = [f"#fe02{i:02x}" for i in range(7)]
@@ -52,8 +52,7 @@ class Plot(NamedTuple):
 
 def colours(names: Sequence[str]) -> dict[str, int]:
     """The series number of every policy: 0 for the baseline, then 1 to 6 in order, round again if there are more."""
-    rivals = [name for name in names if name != BASELINE]
-    return {BASELINE: 0} | {name: 1 + i % 6 for i, name in enumerate(rivals)}
+    return {BASELINE: 0} | {name: 1 + i % 6 for i, name in enumerate(rivals(names))}
 
 
 def forest(name: str, judge: str, rows: Sequence[tuple[str, Estimate, int]]) -> Plot | None:

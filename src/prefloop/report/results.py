@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from prefloop.judging.length import UNIT
 from prefloop.report import plots
-from prefloop.report.headline import JUDGES, control_of, name_of, win_of
 from prefloop.report.inputs import number
 from prefloop.report.page import MISSING, Cell, Column, Row, decimal, interval, label, percent
 from prefloop.report.plots import Plot
-from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Rating, Summary, Used
+from prefloop.report.readings import JUDGES, control_of, name_of, win_of
+from prefloop.report.schema import Estimate, PolicyResult, Rating, Summary, Used, rivals
 
 CONTROL = "A/A control"
 
@@ -90,8 +90,7 @@ def forests(summary: Summary) -> list[Plot]:
         text = name_of(summary.results.values(), judge)
         rows = [
             (label(name), win_of(result, judge), series[name])
-            for name, result in summary.results.items()
-            if name != BASELINE
+            for name, result in ((name, summary.results[name]) for name in rivals(summary.results))
         ]
         if any(win.value is not None for _, win, _ in rows):
             drawn.append(plots.forest(f"forest-{judge}", text, [*rows, (CONTROL, control_of(summary, judge), 0)]))

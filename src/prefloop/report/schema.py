@@ -5,9 +5,12 @@ names it. NaN and infinity count as absent: they cannot be drawn, and a diverged
 """
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from prefloop.results import BASE
 
 BASELINE = "sft"
 
@@ -31,6 +34,17 @@ class Estimate(NamedTuple):
             return None
         low, high = self.interval
         return (low > 0.5) - (high < 0.5)
+
+
+def aligned(names: Iterable[str]) -> list[str]:
+    """The policies among what was compared: neither SFT nor the bare model."""
+    return [name for name in names if name not in (BASELINE, BASE)]
+
+
+def rivals(names: Iterable[str]) -> list[str]:
+    """What is compared with SFT: the policies, and behind them the bare model."""
+    found = list(names)
+    return [*aligned(found), *([BASE] if BASE in found else [])]
 
 
 def finite(value: float | None) -> float | None:

@@ -28,7 +28,17 @@ from prefloop.replies import Reply, reply_of, response_of
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work
 from prefloop.stages.beside import open_beside
-from prefloop.stages.win_rates import SCORERS, Scores, leads_of, length_controlled, matrix, of_duel, of_scores, wins_of
+from prefloop.stages.win_rates import (
+    READINGS,
+    SCORERS,
+    Scores,
+    leads_of,
+    length_controlled,
+    matrix,
+    of_duel,
+    of_scores,
+    wins_of,
+)
 from prefloop.store import Artifact, read_rows, write_rows
 
 BASELINE = "sft"
@@ -55,6 +65,7 @@ class Compare(Stage):
     ) -> None:
         """``control``: the SFT model answered twice; ``reward``: a reward model scored the answers."""
         self.policies, self.config, self.data = list(policies), config, data or DataConfig()
+        self.others = [policy for policy in self.policies if policy != BASELINE]
         self.grader = FunctionGrader(gold) if gold else None
         self.scorers = (*(("gold",) if gold else ()), *(("reward",) if reward else ()))
         """What scores every answer, the most independent first."""
@@ -137,7 +148,7 @@ class Compare(Stage):
             if not self.scorers:
                 return {}
             judge = self.scorers[0]
-            for policy in self.policies[1:]:
+            for policy in self.others:
                 results[policy] |= of_scores(answers[policy], answers[BASELINE], judge, self.config.resamples)
             for policy, rate in self._at_equal_length(answers, judge).items():
                 results[policy] |= length_controlled(SCORERS[judge], rate)
@@ -163,17 +174,17 @@ class Compare(Stage):
         return {"matrix": matrix(found.judge, self.policies, rates, found.ranking), "judging": judging}
 
     def _at_equal_length(self, answers: Mapping[str, Any], judge: str) -> Mapping[str, LengthControlled]:
-        """With two or more policies beside SFT, win rates that know how much each prompt favours policies in general."""
-        base, others = answers[BASELINE], self.policies[1:]
-        if len(others) < 2:
+        """With two or more beside SFT, win rates that know how much each prompt favours them in general."""
+        base = answers[BASELINE]
+        if len(self.others) < 2:
             return {}
-        wins = {p: wins_of(answers[p][judge], base[judge]) for p in others}
-        leads = {p: leads_of(answers[p], base) for p in others}
+        wins = {p: wins_of(answers[p][judge], base[judge]) for p in self.others}
+        leads = {p: leads_of(answers[p], base) for p in self.others}
         return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples).models
 
     def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
-        """All policies against each other, the k-th answer against the k-th; the later policy is side a, so SFT is always side b."""
-        order = list(reversed(self.policies))
+        """All policies against each other, the k-th answer against the k-th; SFT is always side b."""
+        order = [*reversed(self.others), BASELINE]
         prompts = list(answers[BASELINE]["prompt"].values())
         sides = {p: {i: (answers[p]["prompt"][i], of) for i, of in answers[p]["reply"].items()} for p in order}
         judge = open_beside(work.runtime, self.config.judge or "", self.config.asking, prompts)
@@ -203,7 +214,7 @@ class Compare(Stage):
     def _matrix_of_scores(self, answers: Mapping[str, Any], judge: str) -> dict[str, Any]:
         scores = {p: answers[p][judge] for p in self.policies}
         rates, games = {}, []
-        for a, b in itertools.combinations(reversed(self.policies), 2):
+        for a, b in itertools.combinations([*reversed(self.others), BASELINE], 2):
             rates[a, b] = win_rate(scores[a], scores[b], resamples=self.config.resamples)
             games += [Game(a, b, score, i) for i, wins in wins_of(scores[a], scores[b]).items() for score in wins]
         rated = len(self.policies) > 2
@@ -259,11 +270,7 @@ class Compare(Stage):
         }
 
     def _against(self, mine: Scores, base: Scores, prefix: str, itself: bool) -> dict[str, Any]:
-        names = (
-            ("win_rate_vs_sft", "ci_low", "ci_high")
-            if not prefix
-            else ("reward_win_rate", "reward_ci_low", "reward_ci_high")
-        )
+        names = READINGS[2 if prefix else 0]
         if itself:
             return dict(zip(names, (0.5, None, None), strict=True))
         found = win_rate(mine, base, resamples=self.config.resamples)

@@ -24,6 +24,7 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.forward import sum_by_branch_B
 from prefloop.models.reward import Reward
 from prefloop.records import to_dict
+from prefloop.results import BASE
 from prefloop.rollouts.sampling import read_prompts, sample
 from prefloop.stage import Stage, Work
 from prefloop.stages.compare import AGAIN, BASELINE, Compare
@@ -33,7 +34,7 @@ from prefloop.training.policy import REFERENCE, logps_R
 
 
 class Evaluate(Stage):
-    """Compare every policy of the run with the SFT model. Expands into ``respond-*`` and ``judge``."""
+    """Compare the bare model and every policy of the run with the SFT model. Expands into ``respond-*`` and ``judge``."""
 
     name = "evaluate"
 
@@ -79,18 +80,19 @@ class Evaluate(Stage):
                 f"greedy answers to a prompt are all the same: 1 is taken instead of evaluate.samples {self.config.samples}"
             )
             self.config = dataclasses.replace(self.config, samples=1)
-        policies, reward = [BASELINE, *run.policies()], run.has("reward")
+        policies, reward = [*([BASE] if self.config.base else []), BASELINE, *run.policies()], run.has("reward")
         responds = [Respond(policy, self.config, self.data, reward=reward) for policy in policies]
         # Greedy, SFT answers the same twice: there is nothing to control.
         if control := (reward or self.gold is not None) and self.config.temperature != 0:
-            responds.insert(1, Respond(BASELINE, self.config, self.data, again=True, reward=reward))
+            after = policies.index(BASELINE) + 1
+            responds.insert(after, Respond(BASELINE, self.config, self.data, again=True, reward=reward))
         if not (reward or self.gold or self.config.judge):
             say(f"{NO_JUDGE}: name one with evaluate.judge or gold", "yellow")
         return [*responds, Compare(policies, self.config, self.gold, self.data, control, reward)]
 
 
 class Respond(Stage):
-    """One policy's answers to the evaluation prompts with reward scores and KL. Produces ``respond-<policy>``."""
+    """The answers of one policy, or of the bare model, to the evaluation prompts with reward scores and KL. Produces ``respond-<policy>``."""
 
     uses = frozenset({"backbone", "generation"})
 
@@ -99,7 +101,8 @@ class Respond(Stage):
     ) -> None:
         self.policy, self.config, self.data, self.again = policy, config, data, again
         self.name = self.produces = f"respond-{AGAIN if again else policy}"
-        self.inputs = tuple(dict.fromkeys((policy, BASELINE, *(("reward",) if reward else ()))))
+        adapters = (*(() if policy == BASE else (policy,)), BASELINE, *(("reward",) if reward else ()))
+        self.inputs = tuple(dict.fromkeys(adapters))
 
     def parts(self) -> dict[str, Any]:
         data = self.data
@@ -117,7 +120,7 @@ class Respond(Stage):
         prompts = read_prompts(work, self.data, evaluation=True)
         # A stream of its own for every policy: shared noise would couple the two sides of a comparison.
         seed = int.from_bytes(hashlib.sha256(f"{work.runtime.seed}:{self.name}".encode()).digest()[:6])
-        responses = sample(work, prompts, inputs[self.policy], self.config.samples, seed, self.config.temperature)
+        responses = sample(work, prompts, inputs.get(self.policy), self.config.samples, seed, self.config.temperature)
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         n = self.config.samples
         documents = [

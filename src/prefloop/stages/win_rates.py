@@ -13,8 +13,12 @@ from prefloop.judging.standing import REWARD_MODEL
 from prefloop.judging.statistics import WinRate, sign_test
 
 SCORERS = {"gold": "gold scorer", "reward": REWARD_MODEL}
-WIN_RATES = ("win_rate_vs_sft", "llm_win_rate", "reward_win_rate")
-"""Of a policy against SFT, by gold scorer, judge and reward model."""
+READINGS = (
+    ("win_rate_vs_sft", "ci_low", "ci_high"),
+    ("llm_win_rate", "llm_ci_low", "llm_ci_high"),
+    ("reward_win_rate", "reward_ci_low", "reward_ci_high"),
+)
+"""Of a policy against SFT: rate and interval by gold scorer, by judge and by reward model."""
 NO_JUDGE = "no judge, gold scorer or reward model compares the policies, so there are no win rates"
 Scores = Mapping[str, Sequence[float]]
 """By prompt the score of each response."""

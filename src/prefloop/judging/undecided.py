@@ -1,0 +1,36 @@
+"""Comparisons that their prompts do not decide, and how many prompts would."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+POWER = 0.8
+"""Chance with which a comparison on as many prompts as are named shows a difference that is there."""
+MOST = 20_000
+"""Prompts beyond which nobody asks: a difference that takes more is as good as none."""
+
+
+def prompts_to_tell(rate: float, low: float, high: float, n_prompts: int, level: float = 0.95) -> int | None:
+    """Prompts on which a true win rate of ``rate`` is told from one half with chance ``POWER``; None where that takes more than ``MOST``.
+
+    ``low`` and ``high`` are the interval at ``level`` that ``n_prompts`` gave: its width falls with the square root of their number.
+    """
+    lead = abs(rate - 0.5)
+    if not lead:
+        return None
+    normal = NormalDist()
+    z = normal.inv_cdf((1 + level) / 2)
+    needed = n_prompts * ((z + normal.inv_cdf(POWER)) / z * (high - low) / 2 / lead) ** 2
+    return math.ceil(needed) if needed <= MOST else None
+
+
+def undecided(name: str, rate: float, low: float, high: float, n_prompts: int) -> str:
+    """What would tell ``name`` from SFT, as a sentence; empty where the interval of its win rate does not hold one half."""
+    if low == high or not low <= 0.5 <= high:
+        return ""
+    told = f"{name} and SFT cannot be told apart on {n_prompts:,} prompts: {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]."
+    needed = prompts_to_tell(rate, low, high, n_prompts)
+    if needed is None:
+        return f"{told} So small a difference would take more than {MOST:,} prompts to show."
+    return f"{told} If that rate is right, {max(needed, n_prompts + 1):,} prompts would show it four times in five."

@@ -1,0 +1,116 @@
+"""What a reader should know before quoting a run's headline."""
+
+from collections.abc import Sequence
+
+from prefloop.algorithms import ROLLOUTS, kind_of
+from prefloop.judging.learnt import unmoved
+from prefloop.judging.standing import programs
+from prefloop.judging.undecided import undecided
+from prefloop.report.page import label, percent, stage_label
+from prefloop.report.readings import control_of, lead_of, name_of, win_of
+from prefloop.report.schema import PolicyResult, Summary, aligned, rivals
+from prefloop.results import BASE
+
+
+def cautions(summary: Summary, judge: str | None) -> list[str]:
+    """What a reader should know before quoting the headline."""
+    notes = []
+    if summary.contamination.count:
+        one = summary.contamination.count == 1
+        notes.append(
+            f"{summary.contamination.count:,} evaluation prompt{' was' if one else 's were'} seen in training: the win rates are "
+            "too good by what was memorised. See Judging for examples."
+        )
+    if alike := summary.contamination.alike:
+        notes.append(
+            f"{alike:,} evaluation prompt{' shares' if alike == 1 else 's share'} a turn or most of the wording with a training prompt and may still ask for "
+            "something else. Judging shows both texts."
+        )
+    if judge and control_of(summary, judge).side_of_half:
+        notes.append(
+            "SFT compared with itself should read 50 %. It does not, so the judge or the sampling is biased and "
+            "the win rates share that bias. Find its cause before quoting them."
+        )
+    if judge and summary.unquoted:
+        notes.append(summary.unquoted)
+    if judge and win_of(summary.results.get(BASE, PolicyResult()), judge).side_of_half == 1:
+        notes.append(
+            "The bare model beats SFT, so a win against SFT need not be one against the model that you began with: All against all shows "
+            "each policy against it."
+        )
+    notes += programs(
+        str(summary.config.get("gold") or "given in Python") if judge == "gold" else "",
+        sum(bool(one.simulated) for one in summary.annotators),
+    )
+    if judge:
+        notes += _undecided(summary, judge)
+    if judge == "reward":
+        notes += _of_reward_model(aligned(summary.results))
+    scorers = [r.llm_judge for r in summary.results.values() if r.llm_judge.startswith("reward:")]
+    if judge == "llm" and scorers:
+        notes.append(
+            f"There is no gold scorer in this run, and the judge, {scorers[0]}, is a reward model: unless it is independent of the one that "
+            "training maximised, these win rates show that optimisation worked, not that answers got better."
+        )
+    contested = [
+        f"{label(name)} ({percent(result.reward_win.value)} %, gold {percent(result.win.value)} %)"
+        for name, result in ((name, summary.results[name]) for name in aligned(summary.results))
+        if result.reward_win.side_of_half == 1 and result.win.side_of_half in (0, -1)
+    ]
+    if contested:
+        notes.append(
+            f"The reward model prefers {' and '.join(contested)} to SFT and the gold scorer does not confirm it: "
+            "a sign of over-optimisation."
+        )
+    for name, result in summary.results.items():
+        if (result.win.side_of_half or 0) * (result.llm_win.side_of_half or 0) < 0:
+            notes.append(
+                f"The judges disagree about {label(name)}: it wins {percent(result.win.value)} % under the gold scorer and "
+                f"{percent(result.llm_win.value)} % under the {name_of([result], 'llm')}, each on its own side of 50 %."
+            )
+    rows = {name: {"kl": result.kl} for name, result in summary.results.items()}
+    notes += unmoved(({"name": stage.name, "metrics": stage.metrics} for stage in summary.stages), rows)
+    for stage in summary.stages:
+        equal, read = stage.metrics.get("equal_rows"), stage.metrics.get("read_rows")
+        if isinstance(equal, int) and isinstance(read, int) and equal:
+            notes.append(
+                f"{stage_label(stage.name)} left out {equal:,} of {read:,} rows, which are equal once cut to max_length: raise backbone.max_length to "
+                "learn from them."
+            )
+        if isinstance(warning := stage.metrics.get("warning"), str):
+            notes.append(f"{stage_label(stage.name)}: {warning}.")
+        alarm = stage.metrics.get("alarm")
+        raised = alarm.get("raised") if isinstance(alarm, dict) else None
+        if isinstance(raised, list) and raised:
+            notes.append(
+                f"The alarm for reward hacking was raised in {stage_label(stage.name)}: see Reward hacking before trusting its win rates."
+            )
+    return notes
+
+
+def _undecided(summary: Summary, judge: str) -> list[str]:
+    """What would tell each from SFT whose headline says that it cannot be told apart."""
+    out = []
+    for name in rivals(summary.results):
+        win, prompts = lead_of(summary, name, judge).win, summary.results[name].n_prompts
+        if win.value is not None and win.interval and prompts:
+            out.append(undecided("The bare model" if name == BASE else label(name), win.value, *win.interval, prompts))
+    return [line for line in out if line]
+
+
+def _of_reward_model(policies: Sequence[str]) -> list[str]:
+    """What win rates by the run's own reward model can show, by what each policy had to do with it."""
+    against = [label(name) for name in policies if kind_of(name) in ROLLOUTS]
+    beside = [label(name) for name in policies if kind_of(name) not in ROLLOUTS]
+    notes = []
+    if against:
+        notes.append(
+            f"The judge is the reward model that {' and '.join(against)} {'was' if len(against) == 1 else 'were'} trained to please: such win rates "
+            "show that optimisation worked, not that answers got better."
+        )
+    if beside:
+        notes.append(
+            f"The judge is a reward model that learnt from the same votes as {' and '.join(beside)}: it shares their errors and their taste in length, "
+            f"and no person read the answers. {'It' if len(beside) == 1 else 'They'} never saw its scores."
+        )
+    return notes
