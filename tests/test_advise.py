@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,50 @@ def test_without_an_alignment_need_the_run_is_sft_alone(tmp_path: Path) -> None:
     file.write_text(config_of(Answers("demonstrations", 6_000, 24 * GIB, "any", 1, "none")))
     config = load(file)
     assert [stage.name for stage in compose(config)] == ["sft"] and config.sft.eval_share > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "need", "stage"), [("pairs", "pairs", "dpo"), ("thumbs", "pairs", "kto"), ("pairs", "rollouts", "reward")]
+)
+def test_few_votes_get_enough_steps_to_learn_from(
+    kind: str, need: str, stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """150 pairs at the batch of 32 made five steps, and a result that said nothing."""
+    file = tmp_path / "advised.yaml"
+    cli([*FLAGS, "--data", f"{kind}:150", "--gpu", "none", "--alignment", need, "--output", str(file)])
+    config, said = load(file), capsys.readouterr().out
+    assert (config.preference.batch_pairs, config.preference.epochs) == ((8, 3.0) if need == "pairs" else (32, 1.0))
+    assert config.reward.batch_pairs == 4
+    steps = re.search(rf"{stage} (\d+) steps, \d", " ".join(said.split()))
+    assert steps and int(steps[1]) == (34 if stage == "reward" else 57) and "expected on two CPU cores" in said
+
+
+def test_many_votes_keep_the_default_batch(tmp_path: Path) -> None:
+    config = written(tmp_path / "advised.yaml", "pairs", 6_000, 0, "any", 1, "pairs")
+    assert (config.preference.batch_pairs, config.reward.batch_pairs, config.preference.epochs) == (32, 32, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ("--data", "pairs:20"),
+            "20 rows make 15 steps of dpo, and under 20 it learns little: a run like this takes 27 rows or more",
+        ),
+        (("--data", "pairs:60", "--alignment", "rollouts"), "60 rows make 14 steps of reward"),
+        (("--data", "demonstrations:10", "--alignment", "none"), "10 rows make 9 steps of sft"),
+        (
+            ("--data", "pairs:90000", "--gpu", "none"),
+            "on two CPU cores, and .* about a day: say so many, or name a GPU",
+        ),
+    ],
+)
+def test_a_run_that_cannot_learn_or_takes_days_is_not_written(
+    flags: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        cli([*FLAGS, *flags, "--output", str(tmp_path / "config.yaml")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_tasks_take_a_larger_adapter(tmp_path: Path) -> None:

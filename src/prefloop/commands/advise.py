@@ -69,6 +69,7 @@ class Advise:
             said[question.flag] if question.flag in said else question.ask() for question in questions
         )
         text = config_of(Answers(kind, rows, memory, latency, tasks, alignment, self.preset))
+        expectation = _expected(text, rows, cpu=not memory)
         try:
             with self.output.open("x", encoding="utf-8") as file:
                 file.write(text)
@@ -78,6 +79,7 @@ class Advise:
             raise ConfigError(f"'{self.output}' cannot be written: {error}") from None
         if UNFIT in " ".join(line.strip(" #") for line in text.splitlines()):
             say(f"{memory / 2**30:g} GiB: {UNFIT}", "yellow")
+        say(expectation)
         command = f"prefloop plan {shlex.quote(str(self.output))} {place_of(memory)}"
         say(f"{self.output}: put your files' paths in, then `{command}`")
 
@@ -108,6 +110,20 @@ class Question:
                 raise nobody from None
             except ConfigError as error:
                 say(str(error), "yellow")
+
+
+def _expected(text: str, rows: int, cpu: bool) -> str:
+    """Steps and time of every stage. Raises ``ConfigError`` for a run that cannot learn or takes more than a day."""
+    import yaml
+
+    from prefloop.config import RLHFConfig
+    from prefloop.planning.advice import MODELS
+    from prefloop.planning.shapes import shape_of
+    from prefloop.planning.worth import expected
+    from prefloop.settings import validated
+
+    config: RLHFConfig = validated(yaml.safe_load(text), "advice")
+    return expected(config, shape_of(MODELS[config.backbone.model], Path(".")), rows, cpu)
 
 
 def _memory(text: str) -> int:

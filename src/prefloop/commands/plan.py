@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 UNITS = {"": 2**30, "gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 CPU = "CPU"
-DAY = 86_400.0
-"""Seconds."""
 OWN = ("--gpu", "--card", "--help", "-h")
 ROWS = (
     "weights",
@@ -63,6 +61,7 @@ class Plan:
         from prefloop.planning.refusals import samples, settled, uncounted
         from prefloop.planning.shapes import configuration, shape_of
         from prefloop.planning.stages import Planner
+        from prefloop.planning.worth import doubts
         from prefloop.rollouts.check import reach
         from prefloop.settings import parse
 
@@ -168,25 +167,6 @@ def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: li
         else ""
     )
     say(f"take a smaller backbone.model, or a card of more memory{of_them}")
-
-
-def doubts(seconds: dict[str, float | None], steps: dict[str, int | None]) -> list[str]:
-    """Why a run may not be worth its time: a stage of a few steps learns little, and one of days is better known beforehand."""
-    from prefloop.console import duration
-    from prefloop.judging.learnt import FEW_STEPS
-
-    few = [f"{stage} {count:,}" for stage, count in steps.items() if count is not None and count < FEW_STEPS]
-    lines = []
-    if few:
-        lines.append(
-            f"few steps: {', '.join(few)}. Under {FEW_STEPS} little is learnt: more data or epochs, smaller batches, or a higher learning rate"
-        )
-    whole = sum(taken for taken in seconds.values() if taken is not None)
-    if whole > DAY:
-        lines.append(
-            f"the whole run takes about {duration(whole)}: lower data.limit or epochs, or take a smaller model or a faster card"
-        )
-    return lines
 
 
 def table(stages: list[StagePlan], seconds: dict[str, float | None], steps: dict[str, int | None]) -> list[str]:

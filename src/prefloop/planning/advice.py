@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import textwrap
 from collections.abc import Collection
@@ -12,8 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from prefloop.config import RLHFConfig
-from prefloop.config.presets import REGRET, Facts, guides
+from prefloop.config import LabelConfig, RewardConfig, RLHFConfig
+from prefloop.config.presets import REGRET, Facts, Guide, guides
 from prefloop.config.ranges import count_in
 from prefloop.errors import ConfigError, among, short
 
@@ -48,6 +49,10 @@ PLANNED = (
 )
 """What the planner decides."""
 UNFIT = "No model of these fits by `prefloop plan`, and this is the smallest: take a larger card, or lower backbone.max_length."
+FEW_PAIRS = 2_000
+"""Pairs under which a pass or two more costs little and one is soon over; a rule of thumb."""
+BATCHES, ENOUGH = (32, 16, 8, 4), 50
+"""Pairs of a step, the largest that makes so many steps being taken; prefloop's own choice."""
 ENSEMBLE = 2_000
 """Rows from which several reward models get enough each; a rule of thumb."""
 
@@ -185,6 +190,7 @@ def _settings(answers: Answers, model: str) -> list[Choice]:
     aligned, labelled = answers.alignment != "none", answers.kind in ("pairs", "thumbs")
     stages = {"none": (), "pairs": ("reward", "preference"), "rollouts": ("reward", "ppo")}[answers.alignment]
     used = ("backbone", "sft", *stages)
+    found += _passes(answers, {g.field: g.value for g in found})
     out = [
         Choice("backbone.max_length", 1024, "Longest prompt with its answer; memory grows with it."),
         Choice("backbone.adapter.method", method, why),
@@ -202,7 +208,33 @@ def _settings(answers: Answers, model: str) -> list[Choice]:
         out.append(Choice("label.source", "argilla", "Nobody has voted yet: people do, through Argilla (docs/labelling.md)."))  # fmt: skip
     if answers.alignment == "rollouts":
         out += _ensemble(answers)
+        steps, prompts, why = (
+            (120, 64, "As in examples/hh_ppo.yaml, measured in docs/benchmarks.md.")
+            if answers.memory
+            else (30, 16, "Two cores take minutes a step; fewer than this show little.")
+        )
+        out += [Choice("ppo.steps", steps, why), Choice("ppo.prompts_per_step", prompts, "")]
         out.append(Choice("ppo.samples_per_prompt", 4, "Each answer's baseline is the mean of the others (2402.14740, with 4 in its main results)."))  # fmt: skip
+    return out
+
+
+def _passes(answers: Answers, values: dict[str, Any]) -> list[Guide]:
+    """Where the votes are few: more passes over them, and batches small enough for ``ENOUGH`` steps."""
+    pairs = answers.rows * (LabelConfig().pairs_per_prompt if answers.kind == "prompts" else 1)
+    out = []
+    epochs = {stage: values[f"{stage}.epochs"] for stage in ("reward", "preference")}
+    if pairs < FEW_PAIRS:
+        epochs["preference"] = 3.0
+        out.append(
+            Guide("preference.epochs", 3.0, "Zephyr (2310.16944, section 5): three passes of DPO did better than one.")
+        )
+    for stage, held_out in (("reward", RewardConfig().holdout), ("preference", 0.0)):
+        seen = pairs * epochs[stage] * (1 - held_out)
+        fitting = [size for size in BATCHES if seen / size >= ENOUGH]
+        size = fitting[0] if fitting else BATCHES[-1]
+        if size < BATCHES[0]:
+            why = f"{BATCHES[0]} pairs a step would make {math.ceil(seen / BATCHES[0])} steps of so few; {size} make {math.ceil(seen / size)}."
+            out.append(Guide(f"{stage}.batch_pairs", size, why))
     return out
 
 

@@ -10,9 +10,9 @@ from huggingface_hub import EvalResult
 
 from prefloop.algorithms import PAIR, ROLLOUTS, kind_of
 from prefloop.manifest import Manifest
-from prefloop.results import BASE
 from prefloop.models.adapters.catalogue import CARDS, Card, card_of
 from prefloop.models.adapters.described import described_shape
+from prefloop.results import BASE
 
 WORDS = {
     "sft": "supervised fine-tuning on demonstrations",
