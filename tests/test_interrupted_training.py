@@ -52,7 +52,7 @@ def stage_of(kind: str, data: DataConfig) -> Stage:
         "sft": lambda: SFT(SFTStageConfig(batch_size=1, packing=False, optim=OPTIM), data),
         "reward": lambda: RewardModel(RewardConfig(members=2, batch_pairs=2, holdout=0.0, optim=OPTIM)),
         "dpo": lambda: Preference("dpo", pairs),
-        "kto": lambda: KTO(PreferenceConfig(batch_pairs=1, optim=OPTIM)),
+        "kto": lambda: KTO(pairs),
         "ppo": lambda: PPO(PPOConfig(steps=3, alarm=AlarmConfig(every=1), optim=OPTIM, **ppo), data),
     }[kind]()
 
