@@ -1,15 +1,18 @@
-"""Ctrl-C that lands where its exception is swallowed still ends the run; SIGTERM and SIGHUP end it as tidily, and say so."""
+"""Ctrl-C that lands where its exception is swallowed still ends the run; SIGTERM and SIGHUP end it as tidily, and say so; a step is let finish."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 
 import pytest
 
+from prefloop import interrupt
 from prefloop.cli import REPEAT, TRAINED, guarded
-from prefloop.interrupt import Ended, check_interrupted, forget_interrupt, heeding
+from prefloop.interrupt import Ended, at_once, check_interrupted, deferred, forget_interrupt, heed, heeding, waiting
 
 SCRIPT = """
 import os, signal, sys
@@ -40,6 +43,31 @@ def run(_):
         print("tidied up", flush=True)
 
 sys.exit(guarded(run, [], TRAINED))
+"""
+CLOSED = """
+import os, pty, signal, sys
+from prefloop.cli import guarded
+from prefloop.console import progress
+from prefloop.interrupt import deferred, waiting
+
+def run(_):
+    with deferred(), progress("work", 3) as advance:
+        advance()
+        os.write(told, b"a step begins")
+        while not waiting():
+            pass
+        advance(note="a step")
+        print("printed to nobody", flush=True)
+        os.write(told, b", and ends")
+
+heard, told = os.pipe()
+child, terminal = pty.fork()
+if not child:
+    os._exit(guarded(run, []))
+os.close(told)
+seen = os.read(heard, 100)
+os.close(terminal)
+print((seen + os.read(heard, 100)).decode(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 SAID = {"SIGINT": "interrupted", "SIGTERM": "ended by SIGTERM", "SIGHUP": "ended by SIGHUP"}
@@ -93,3 +121,108 @@ def test_ctrl_c_may_end_less_than_the_process_and_sigterm_may_not(capsys: pytest
         except Ended:
             forget_interrupt()
             check_interrupted()
+
+
+@pytest.fixture
+def no_bursts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every signal counts, however soon it comes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(interrupt, "BURST_S", 0.0)
+        yield
+
+
+@pytest.mark.parametrize("name", STATUS)
+def test_a_first_signal_waits_for_the_end_of_the_step(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    done = []
+
+    def train(_: object) -> None:
+        with deferred():
+            signal.raise_signal(getattr(signal, name))
+            check_interrupted()
+            done.append(waiting())
+            heed()
+            done.append("went on")
+
+    assert guarded(train, []) == STATUS[name] and done == [True] and not waiting()
+    said = capfd.readouterr().err
+    assert said.startswith(f"\n{'Ctrl-C' if name == 'SIGINT' else name}: the step is finished first")
+    assert said.endswith(f"\n{SAID[name]}: {REPEAT}\n") and "a second one ends the run at once" in said
+
+
+def test_a_signal_that_nothing_asked_for_ends_the_run_after_the_block() -> None:
+    done = []
+    with pytest.raises(Ended), heeding():
+        with deferred():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("the block")
+        done.append("what follows")
+    assert done == ["the block"]
+
+
+@pytest.mark.parametrize("first", STATUS)
+@pytest.mark.parametrize("second", STATUS)
+def test_a_second_signal_ends_the_block_at_once(first: str, second: str, no_bursts: None) -> None:
+    def train(_: object) -> None:
+        with deferred():
+            signal.raise_signal(getattr(signal, first))
+            signal.raise_signal(getattr(signal, second))
+            raise AssertionError("the block went on")
+
+    assert guarded(train, []) == STATUS[second]
+
+
+def test_signals_that_machines_send_twice_count_once_and_a_person_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "BURST_S", float("inf"))
+    for numbers in (["SIGHUP", "SIGHUP"], ["SIGTERM", "SIGHUP"], ["SIGINT", "SIGTERM"]):
+        with pytest.raises(Ended if numbers[0] != "SIGINT" else KeyboardInterrupt), heeding(), deferred():
+            for name in numbers:
+                signal.raise_signal(getattr(signal, name))
+            assert waiting()
+            heed()
+    with pytest.raises(KeyboardInterrupt), heeding(), deferred():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the block went on")
+
+
+def test_a_part_of_the_block_may_end_at_once_and_what_catches_it_still_knows() -> None:
+    with pytest.raises(Ended), heeding(), deferred():
+        try:
+            with at_once():
+                signal.raise_signal(signal.SIGTERM)
+                raise AssertionError("the part went on")
+        except Ended:
+            assert waiting()
+            heed()
+    with pytest.raises(KeyboardInterrupt), heeding(), deferred():
+        signal.raise_signal(signal.SIGINT)
+        with at_once():
+            raise AssertionError("the part began")
+
+
+def test_nothing_waits_without_heeding_or_in_another_thread() -> None:
+    with pytest.raises(KeyboardInterrupt), deferred():
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
+    inside, over = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with deferred():
+            inside.set()
+            over.wait(300)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        assert inside.wait(300)
+        with pytest.raises(Ended), heeding():
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("it went on")
+    finally:
+        over.set()
+        thread.join(300)
+
+
+def test_a_terminal_that_is_closed_does_not_end_the_step_in_an_error() -> None:
+    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "a step begins, and ends 129\n", done.stderr

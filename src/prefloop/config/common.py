@@ -165,7 +165,7 @@ class OptimConfig:
     max_grad_norm: NotNegative = 1.0
     """Gradient norm is clipped to this; 0 does not clip."""
     checkpoint_every: Count = aside(default=5)
-    """Optimizer steps between training checkpoints: what kill -9 can cost at most."""
+    """Steps between training checkpoints: what kill -9 can cost at most. A run that is asked to end writes one first."""
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a stage that makes ``total_steps``."""

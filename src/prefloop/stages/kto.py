@@ -22,6 +22,7 @@ from prefloop.data.groups import Groups, documents, unusable_of, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
+from prefloop.interrupt import deferred
 from prefloop.records import Comparison, from_dict
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact, read_rows
@@ -116,7 +117,7 @@ class KTO(Stage):
             documents = [g.document for g in batch]
             return batch, reads(batch, backbone.scoring_tokens), packs(documents, backbone.config.pack_tokens)
 
-        with progress(self.name, len(steps), "step", done=loop.step) as advance:
+        with deferred(), progress(self.name, len(steps), "step", done=loop.step) as advance:
             for batch, before_step, ready in ahead(prepare, steps[loop.step :]):
                 up = {key: good for g in batch for key, good in zip(g.document.keys, g.up, strict=True)}
                 known = estimate(backbone, before_step, temperature)
@@ -150,7 +151,7 @@ class KTO(Stage):
                     audit.moved(before, after, frozen, backbone.frozen_digest(), backbone.method.waits)
                 work.emit("step", step=loop.step, **metrics)
                 advance(note=f"loss {metrics['loss']:.3f}")
-                if loop.step % config.optim.checkpoint_every == 0:
+                if loop.due():
                     loop.save({"last": metrics})
         audit.stepped(loop.step)
         return {"steps": loop.step, "loss_last": metrics.get("loss"), "z0_last": metrics.get("z0")}

@@ -15,6 +15,7 @@ from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.errors import ConfigError, EngineError
+from prefloop.interrupt import Ended, at_once, deferred
 from prefloop.judging.judges import FunctionGrader
 from prefloop.live import Bounds, StepTable
 from prefloop.models.reward import Reward
@@ -153,12 +154,13 @@ class PPO(Stage):
         if critic is not None:
             parameters |= critic.parameters
         minibatches = min(config.minibatches, config.prompts_per_step, len(prompts))
-        updates = config.steps * config.epochs * minibatches
+        updates = config.epochs * minibatches
         learners = [Learner(backbone, POLICY)]
         if critic is not None and critic.own:
             learners.append(Learner(backbone, VALUE, "value_adapter/"))
         rates = {"value": config.value_learning_rate}
-        loop = Loop(parameters, config.optim, updates, work.checkpoints, rates, learners=learners)
+        total = config.steps * updates
+        loop = Loop(parameters, config.optim, total, work.checkpoints, rates, learners=learners, updates=updates)
         kl = math_.AdaptiveKL(config.kl.coef, config.kl.target, config.kl.horizon)
         restored = loop.restore()
         first = 0
@@ -177,17 +179,32 @@ class PPO(Stage):
             samples.keep_until(written, first)
             say(f"  {self.name}: sample responses go to {written}", "dim")
         bar = progress(self.name, config.steps, "step", lines=False, done=first)
-        with runtime.watched(table), bar as advance:
+
+        def save(stopped: bool = False) -> None:
+            state = {"round": loop.stage_step, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics}
+            state["audit"] = audit.lines
+            loop.save(state | {"watch": watch.state}, needed=watch.needed())
+            watch.forget_older()
+
+        with runtime.watched(table), deferred(), bar as advance:
             for step in range(first, config.steps):
                 if restored is not None and restored[0].get("stopped"):
                     break
                 batch = draw(prompts, config.prompts_per_step, step, runtime.seed)
                 clock = Clock()
-                rollouts = self._generate(work, batch, prompts_ids, step)
-                clock.lap("generate")
-                scored = steps.score(work, self.config, batch, prompts_ids, rollouts, reward, critic, self.rewards)
-                gap = self._check_gap(work, step, scored, audit, [prompts_ids[p.id] for p in batch], step == first)
-                reading = read(config, scored, step + 1, self._gold(work, batch, scored))
+                try:
+                    with at_once():
+                        rollouts = self._generate(work, batch, prompts_ids, step)
+                        clock.lap("generate")
+                        scored = steps.score(work, config, batch, prompts_ids, rollouts, reward, critic, self.rewards)
+                        ids = [prompts_ids[p.id] for p in batch]
+                        gap = self._check_gap(work, step, scored, audit, ids, step == first)
+                        reading = read(config, scored, step + 1, self._gold(work, batch, scored))
+                except (KeyboardInterrupt, Ended):
+                    # A rollout may take minutes, and until something is learnt from it all is as the step before left it.
+                    if loop.saved < loop.step:
+                        save()
+                    raise
                 watch.look(reading)
                 clock.lap("score")
                 found = steps.estimate(self.config, self.estimator, scored, kl.coef)
@@ -205,11 +222,8 @@ class PPO(Stage):
                     kl.update(sequence_kl, len(rollouts))
                 ended = watch.act(kl, metrics)
                 stopped = ended or (config.kl.stop is not None and sequence_kl > config.kl.stop)
-                if (step + 1) % config.optim.checkpoint_every == 0 or stopped:
-                    state = {"round": step + 1, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics}
-                    state["audit"] = audit.lines
-                    loop.save(state | {"watch": watch.state}, needed=watch.needed())
-                    watch.forget_older()
+                if stopped or loop.due():
+                    save(stopped)
                 advance()
                 if stopped and not ended:
                     say(

@@ -19,6 +19,7 @@ from prefloop.data.encode import Encoder, PreferenceGroup
 from prefloop.data.groups import Groups, documents, require_pairs, unusable_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError
+from prefloop.interrupt import deferred
 from prefloop.labels.aggregation import WEIGHTS, aggregation_of_file, hardened
 from prefloop.stage import Stage, Work
 from prefloop.store import Artifact
@@ -104,7 +105,7 @@ class Preference(Stage):
             batch = [groups[i] for i in indices]
             return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
 
-        with progress(self.name, len(steps), "step", done=loop.step) as advance:
+        with deferred(), progress(self.name, len(steps), "step", done=loop.step) as advance:
             for batch, ready in ahead(prepare, steps[loop.step :]):
                 by_key = {key: g for g in batch for key in g.document.keys}
                 count = sum(len(g.pairs) for g in batch)
@@ -137,7 +138,7 @@ class Preference(Stage):
                     audit.moved(before, after, frozen, backbone.frozen_digest(), backbone.method.waits)
                 work.emit("step", step=loop.step, **metrics)
                 advance(note=f"loss {metrics['loss']:.3f}")
-                if loop.step % config.optim.checkpoint_every == 0:
+                if loop.due():
                     loop.save({"last": metrics})
         audit.stepped(loop.step)
         return {

@@ -16,6 +16,7 @@ from prefloop.data.encode import Encoder, PreferenceGroup
 from prefloop.data.groups import Groups, documents, has_pairs, require_pairs, unusable_of, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
+from prefloop.interrupt import deferred
 from prefloop.judging.reward import Pairwise, pairwise
 from prefloop.judging.standing import unproven
 from prefloop.labels.aggregation import aggregation_of_file
@@ -143,7 +144,7 @@ class RewardModel(Stage):
             batch = [train[i] for i in indices]
             return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
 
-        with progress(what, len(steps), "step", done=loop.step) as advance:
+        with deferred(), progress(what, len(steps), "step", done=loop.step) as advance:
             for batch, ready in ahead(prepare, steps[loop.step :]):
                 by_key = {key: g for g in batch for key in g.document.keys}
                 right: list[Tensor] = []
@@ -166,7 +167,7 @@ class RewardModel(Stage):
                 if loop.step == 1 and fresh:
                     after = {n: p.detach() for n, p in parameters.items()}
                     audit.moved(before, after, frozen, backbone.frozen_digest(), backbone.method.waits)
-                if loop.step % config.optim.checkpoint_every == 0:
+                if loop.due():
                     loop.save({"last": last})
         audit.stepped(loop.step)
         backbone.method.finish(role)

@@ -27,6 +27,7 @@ from prefloop.data.packing import document_of_sequence
 from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import ConfigError
+from prefloop.interrupt import deferred
 from prefloop.records import Demonstration
 from prefloop.sealed import remove
 from prefloop.stage import Stage, Work
@@ -36,7 +37,7 @@ from prefloop.training.held_out import HeldOut, Row, split
 from prefloop.training.learner import Learner, fit
 from prefloop.training.loop import newest_whole
 from prefloop.training.optimizers import TRANSFORMERS
-from prefloop.training.sft_trainer import Checkpoint, Hooks, Log, Looks, Trainer, checkpoints, step_of
+from prefloop.training.sft_trainer import Checkpoint, Ending, Hooks, Log, Looks, Trainer, checkpoints, step_of
 
 ROLE = "sft"
 
@@ -131,8 +132,10 @@ class SFT(Stage):
                 backbone.method.waits,
             )
         )
+        trainer.add_callback(Ending())
         try:
-            result = trainer.train(resume_from_checkpoint=str(done.path) if done else None)
+            with deferred():
+                result = trainer.train(resume_from_checkpoint=str(done.path) if done else None)
             best = {}
             if looks:
                 best = looks.save(work.folder)

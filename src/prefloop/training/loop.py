@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from prefloop.atomic import settle
 from prefloop.config import OptimConfig
-from prefloop.console import say
+from prefloop.console import complain, say
 from prefloop.data.packing import Pack
 from prefloop.errors import PrefloopError, StoreError
+from prefloop.interrupt import heed, waiting
 from prefloop.sealed import SEAL, check_files, hashes_of, read_folder, read_sealed, remove, seal_folder
 from prefloop.training import optimizers
 from prefloop.training.learner import Learner
@@ -48,18 +49,23 @@ class Loop:
         learning_rates: dict[str, float] | None = None,
         ids_of: Callable[[Sequence[int]], list[str]] | None = None,
         learners: Sequence[Learner] = (),
+        updates: int = 1,
     ) -> None:
         """``learning_rates`` maps a name prefix to its own peak rate; everything else learns at ``optim.learning_rate``. ``ids_of`` names
         the rows behind the keys of a pack for messages. ``learners`` are the roles that the adapters' parameters among ``parameters`` are of.
+        ``updates`` are the optimizer steps in a step of the stage.
         """
         self.ids_of = ids_of
         self.learners = learners
+        self.updates = updates
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.parameters = parameters
         self.optim = optim
         self.total_steps = total_steps
         self.folder = folder
         self.step = 0
+        self.saved = 0
+        """The step of the newest checkpoint."""
         rates = learning_rates or {}
         groups: dict[float, list[nn.Parameter]] = {}
         own: dict[str, float] = {}
@@ -143,10 +149,19 @@ class Loop:
             )
         return max(norms)
 
+    @property
+    def stage_step(self) -> int:
+        """The steps of the stage that are done."""
+        return self.step // self.updates
+
+    def due(self) -> bool:
+        """Whether a checkpoint is to be written at the end of this step: every ``checkpoint_every``, and when the run is asked to end."""
+        return waiting() or self.stage_step % self.optim.checkpoint_every == 0
+
     def save(
         self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None, needed: Sequence[Path] = ()
     ) -> None:
-        """Write a checkpoint of this step, whole or not at all; all but the newest ``KEPT`` go.
+        """Write a checkpoint of this step, whole or not at all; all but the newest ``KEPT`` go. A run that is asked to end then ends.
 
         ``needed`` are files under ``folder`` that training goes on with beside it (``keep``): the checkpoint holds their hashes.
         """
@@ -162,6 +177,8 @@ class Loop:
         seal_folder(partial, self.folder / f"step-{self.step:06d}", content)
         for old in self.checkpoints()[:-KEPT]:
             remove(old)
+        self.saved = self.step
+        end_where_asked(self.stage_step, self.total_steps // self.updates)
 
     def checkpoints(self) -> list[Path]:
         """What goes by the name of a checkpoint, oldest first."""
@@ -217,7 +234,7 @@ class Loop:
             return None
         saved, flat = found
         self._take(flat)
-        self.step = saved["step"]
+        self.step = self.saved = saved["step"]
         self.schedule.last_epoch = saved["schedule"]
         for group, base in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] = base * self._factor(self.schedule.last_epoch)
@@ -230,6 +247,13 @@ class Loop:
         saved = read_folder(place)
         check_files(self.folder, saved["needed"])
         return saved, load_file(place / STATE)
+
+
+def end_where_asked(step: int, total: int) -> None:
+    """End a run that was asked to, now that the checkpoint of this step of a stage is written: raises ``KeyboardInterrupt`` or ``Ended``."""
+    if waiting():
+        complain(f"checkpoint of step {step} of {total} written")
+        heed()
 
 
 def newest_whole(

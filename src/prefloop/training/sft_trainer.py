@@ -17,10 +17,11 @@ from trl import SFTTrainer
 
 from prefloop.config import OptimConfig
 from prefloop.console import progress
+from prefloop.interrupt import waiting
 from prefloop.sealed import check_files, hashes_of, read_folder, remove, seal_folder
 from prefloop.stage import Work
 from prefloop.training.learner import Learner
-from prefloop.training.loop import KEPT, factor
+from prefloop.training.loop import KEPT, end_where_asked, factor
 
 LEARNT = "learnt.safetensors"
 """In a checkpoint: the adapter's parameters."""
@@ -96,7 +97,7 @@ class Trainer(SFTTrainer):
         return str(Path(str(self.args.output_dir)) / "partial")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint of this step, whole or not at all; older ones go. Raises ``OSError`` when the disk is full."""
+        """A checkpoint of this step, whole or not at all; older ones go. A run that is asked to end then ends. Raises ``OSError`` when the disk is full."""
         folder, partial = Path(str(self.args.output_dir)), Path(self._get_output_dir(trial))
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -110,6 +111,7 @@ class Trainer(SFTTrainer):
         seal_folder(made, folder / made.name, content)
         for old in checkpoints(folder)[:-KEPT]:
             remove(old)
+        end_where_asked(self.state.global_step, self.state.max_steps)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Keep what learns and nothing else, whatever the method: of a model that is no PEFT model transformers would keep every weight."""
@@ -166,6 +168,15 @@ class _AfterFirstStep(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step == 1:
             self.check()
+
+
+class Ending(TrainerCallback):
+    """A checkpoint after the step in which the run is asked to end. It belongs behind callbacks that take their time after a step."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # None of the step that patience ended at: training does not go on from that one.
+        if not control.should_training_stop:
+            control.should_save |= waiting()
 
 
 class Log(TrainerCallback):
