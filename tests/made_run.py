@@ -21,19 +21,18 @@ class Made(Stage):
 
     uses = frozenset({"backbone", "generation"})
 
-    def __init__(self, slot: str, seed: int, inputs: tuple[str, ...] = ()) -> None:
+    def __init__(self, slot: str, seed: int, inputs: tuple[str, ...] = (), members: int = 2) -> None:
         self.name = self.produces = slot
-        self.seed, self.inputs = seed, inputs
+        self.seed, self.inputs, self.members = seed, inputs, members
         if slot == "sft":
             self.uses = frozenset({"backbone"})
 
     def parts(self) -> dict[str, Any]:
-        return {"made": self.seed}
+        return {"made": self.seed, "members": self.members}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         backbone = work.runtime.backbone
-        members = 2 if self.name == "reward" else 1
-        roles = [role_of(k) for k in range(members)] if self.name == "reward" else ["made"]
+        roles = [role_of(k) for k in range(self.members)] if self.name == "reward" else ["made"]
         for k, role in enumerate(roles):
             backbone.add_role(role, seed=self.seed)
             generator = torch.Generator().manual_seed(self.seed + k)
@@ -41,7 +40,7 @@ class Made(Stage):
                 for parameter in backbone.parameters(role):
                     parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         if self.name == "reward":
-            heads = [ScalarHead(backbone.hidden_size, init="normal", seed=self.seed + k) for k in range(members)]
+            heads = [ScalarHead(backbone.hidden_size, init="normal", seed=self.seed + k) for k in range(self.members)]
             Reward(backbone, heads).save(work.folder)
         else:
             backbone.save_role("made", work.folder)
@@ -56,9 +55,10 @@ def make_run(
     model: Path,
     seed: int = 1,
     slots: tuple[str, ...] = ("sft", "reward", "ppo"),
+    members: int = 2,
     **settings: Any,
 ) -> Path:
-    """``output/name`` with a random adapter in each slot; ``settings`` go to the backbone."""
+    """``output/name`` with a random adapter in each slot, ``members`` in a reward model; ``settings`` go to the backbone."""
     defaults = {"precision": "fp32", "max_length": 256, "adapter": AdapterConfig(r=4, alpha=8)}
     config = BackboneConfig(model=str(model), **{**defaults, **settings})
     generation = GenerationConfig(max_new_tokens=12, temperature=0.9)
@@ -67,7 +67,7 @@ def make_run(
     (run / "artifacts").mkdir(parents=True)
     made: dict[str, Artifact] = {}
     for k, slot in enumerate(slots):
-        stage = Made(slot, 10 * seed + k, tuple(made) if slot == "ppo" else ())
+        stage = Made(slot, 10 * seed + k, tuple(made) if slot == "ppo" else (), members)
         made[slot] = stage.run(runtime, **{s: made[s] for s in stage.inputs})
         link(run / "artifacts" / slot, made[slot].path)
     return run

@@ -26,7 +26,7 @@ from prefloop.models.adapters.catalogue import CARDS
 from prefloop.models.adapters.described import described_shape
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.opening import open_policies
-from prefloop.report.card import base_name
+from prefloop.report.card_base import Base
 from prefloop.report.loading import loading
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,8 @@ def test_the_card_of_an_export_says_what_loads_it_and_that_computes_the_same(
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT does not know the field that names some methods
-        exec(code.replace(f'"{base_name(str(tiny_folder))}"', f'"{tiny_folder}"'), names)
+        exec(code.replace('"BASE"', f'"{tiny_folder}"'), names)
+    assert names["answer"].shape[0] == 1 and names["answer"].shape[1] > names["asked"]["input_ids"].shape[1]
     with torch.no_grad():
         logits_T_V = names["model"](input_ids=torch.tensor([IDS])).logits[0, -len(IDS) :].log_softmax(-1)
     theirs_R = logits_T_V[10:-1].gather(-1, torch.tensor(IDS[11:])[:, None])[:, 0]
@@ -121,7 +122,7 @@ def test_the_rank_that_vllm_is_told_is_that_of_the_files() -> None:
     backbone = {"precision": "bf16", "compute": "torch.bfloat16", "chat_template": "model"}
 
     def told(method: str, rank: int) -> str:
-        return loading("sft", "org/base", CARDS[method], {"r": rank}, backbone, whole=True, merged=False)
+        return loading("sft", Base("org/base"), CARDS[method], {"r": rank}, backbone, whole=True, merged=False)
 
     assert "--max-lora-rank 64 " in told("pissa", 2 * 20)  # 2 x 20 in the file, the next that vLLM takes
     assert "--max-lora-rank 512 " in told("lora", 400)
@@ -132,10 +133,10 @@ def test_the_rank_that_vllm_is_told_is_that_of_the_files() -> None:
 def test_a_card_of_merged_adapters_claims_no_measurement_and_no_export() -> None:
     backbone = {"precision": "nf4", "compute": "torch.bfloat16", "chat_template": "model"}
     trained, merged = (
-        loading(kind, "org/base", CARDS["lora"], {"r": 8}, backbone, whole=True, merged=False, wheel="w")
+        loading(kind, Base("org/base", False, wheel="w"), CARDS["lora"], {"r": 8}, backbone, whole=True, merged=False)
         for kind in ("sft", "merge")
     )
-    for claim in ("was trained and measured", "`prefloop export --merge`", "export with `--merge`", "of this card"):
+    for claim in ("was trained and measured", "`prefloop export --merge`", "An export with `--merge`", "of this card"):
         assert claim in trained and claim not in merged
     assert "the model that its parts were trained on" in merged
 

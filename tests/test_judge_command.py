@@ -291,3 +291,19 @@ def test_training_prompts_end_where_the_runs_limit_ends(tmp_path: Path) -> None:
         config = {"config": {"data": {"prompts": str(tmp_path / "prompts.jsonl"), "limit": limit}}}
         (tmp_path / "summary.json").write_text(json.dumps(config))
         assert [prompt.id for prompt in trained_on(tmp_path) or []] == [f"p{i}" for i in range(count)]
+
+
+def test_why_overlap_with_training_is_unknown_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefloop.results import trained_on, untraced
+
+    def told(file: str | None) -> str:
+        (tmp_path / "summary.json").write_text(json.dumps({"config": {"data": {"prompts": file}}}))
+        assert trained_on(tmp_path) is None
+        return untraced(tmp_path)
+
+    monkeypatch.chdir(tmp_path)
+    assert told(None) == "its summary names no training files"
+    assert told("data/train.jsonl").startswith("its training file 'data/train.jsonl' is not found from here: run the")
+    assert told(str(tmp_path / "train.jsonl")) == f"its training file '{tmp_path}/train.jsonl' is gone"
+    (tmp_path / "other.jsonl").write_text("no rows\n")
+    assert told("other.jsonl") == "its training files cannot be read any more as they were"

@@ -115,6 +115,32 @@ def test_plain_votes_are_thumbs_under_many_names(tmp_path: Path, column: str, up
 
 
 @pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        ({"response": GOOD, "thumb": "up"}, {"response": BAD, "thumb": "down"}),
+        ({"response": GOOD, "label": True}, {"response": BAD, "label": False}),
+        ({"completion": GOOD, "label": 1}, {"completion": BAD, "label": 0}),
+        ({"completion": GOOD, "label": "up"}, {"completion": BAD, "label": "down"}),
+        ({"response": {"text": GOOD}, "thumb": "up"}, {"response": {"text": BAD}, "thumb": "down"}),
+        ({"response": {"text": GOOD}, "label": True}, {"response": {"text": BAD}, "label": False}),
+    ],
+)
+def test_thumbs_are_read_as_people_write_them(tmp_path: Path, up: dict[str, Any], down: dict[str, Any]) -> None:
+    found = load(tmp_path, *({"prompt": ASK, **row} for row in (up, down)))
+    assert [(r.response.text, [v.value for v in r.votes]) for r in found.records] == [(GOOD, ["up"]), (BAD, ["down"])]
+
+
+@pytest.mark.parametrize("votes", [["up"], [{"annotator": "a", "thumb": "up"}], [{"annotator": "a", "value": "yes"}]])
+@pytest.mark.parametrize("response", [GOOD, {"text": GOOD}])
+def test_votes_that_are_none_are_told_how_one_looks(tmp_path: Path, votes: list[Any], response: Any) -> None:
+    said = refused(tmp_path, {"prompt": ASK, "response": response, "votes": votes})
+    assert "row 1, field 'votes.0" in said and "dictionary" not in said and "instance" not in said
+    for example in ('[{"annotator": "ann", "value": "up"}]', '{"prompt": "…", "response": "…", "label": true}'):
+        assert example in said
+    assert '"label": true}' in refused(tmp_path, {"prompt": ASK, "response": GOOD, "thumb": "so so"})
+
+
+@pytest.mark.parametrize(
     ("column", "values", "said"),
     [
         ("label", ["math", "code"], "is 'math', expected true or false"),

@@ -13,6 +13,7 @@ from prefloop.errors import ModelError
 from prefloop.models import lookup
 from prefloop.models.adapters.catalogue import CARDS
 from prefloop.models.lookup import WHEELS, Wheel, fingerprint, resolve, wheel_of
+from prefloop.report.card_base import Base
 from prefloop.report.loading import loading
 
 CARRIED = next(iter(WHEELS))
@@ -185,7 +186,7 @@ def test_a_folder_out_of_a_wheel_is_told_from_one_of_the_hub(tmp_path: Path) -> 
     assert wheel_of(CARRIED, tmp_path / "snapshots" / "abc") is None
     backbone = {"precision": "nf4", "compute": "torch.float32", "chat_template": "chatml"}
     card = [
-        loading("ppo", CARRIED, CARDS["lora"], {"r": 16}, backbone, whole=True, merged=False, wheel=package)
-        for package in (wheel.distribution, None)
+        loading("ppo", base, CARDS["lora"], {"r": 16}, backbone, whole=True, merged=False)
+        for base in (Base(CARRIED, False, wheel=wheel.distribution), Base(CARRIED))
     ]
     assert f"unpacked from the Python package `{wheel.distribution}`" in card[0] and "unpacked" not in card[1]

@@ -1,13 +1,13 @@
 """A stage that somebody writes: the documented one runs as it is printed, and an edited one is never taken for the one before."""
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from documents import python_in
 
 from prefloop.pipeline import Pipeline
 from prefloop.records import Comparison, Message, Response, Vote, to_dict
@@ -15,8 +15,6 @@ from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work, own_code
 from prefloop.stages.sft import SFT
 from prefloop.store import Artifact, write_rows
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 class Comparisons(Stage):
@@ -34,12 +32,6 @@ class Comparisons(Stage):
         ]
         write_rows(work.folder / "comparisons.jsonl", map(to_dict, made))
         return {}
-
-
-def snippets(heading: str, page: str = "extending.md") -> list[str]:
-    """The Python of one section of the documentation."""
-    text = (DOCS / page).read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def module(path: Path, text: str) -> ModuleType:
@@ -68,7 +60,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_stage_of_the_documentation_runs_and_an_edited_build_runs_again(tmp_path: Path) -> None:
-    [text] = snippets("A stage")
+    [text] = python_in("docs/extending.md", "A stage")
     first = run(module(tmp_path / "counting.py", text).Count(), tmp_path)
     assert (first["status"], first["metrics"]["votes"]) == ("ran", 3)
     assert run(module(tmp_path / "counting.py", text).Count(), tmp_path)["status"] == "reused"
@@ -78,7 +70,7 @@ def test_the_stage_of_the_documentation_runs_and_an_edited_build_runs_again(tmp_
 
 
 def test_a_stage_that_no_file_defines_counts_by_its_methods(tmp_path: Path) -> None:
-    [text] = snippets("A stage")
+    [text] = python_in("docs/extending.md", "A stage")
 
     def typed(more: str) -> Stage:
         names: dict[str, Any] = {"__name__": "console"}
@@ -92,10 +84,3 @@ def test_a_stage_that_no_file_defines_counts_by_its_methods(tmp_path: Path) -> N
 
 def test_stages_of_the_package_have_no_code_of_their_own() -> None:
     assert own_code(SFT) == {}
-
-
-def test_the_judge_of_the_documentation_judges() -> None:
-    names: dict[str, Any] = {}
-    exec(snippets("A judge")[0], names)
-    judge = names["Longer"]()
-    assert [judge.compare([], a, b).score for a, b in (("long", "so"), ("so", "long"), ("so", "no"))] == [1.0, 0.0, 0.5]

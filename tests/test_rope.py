@@ -173,8 +173,7 @@ def test_the_cards_snippet_loads_the_scaled_model(run: Path, tmp_path: Path, tin
     folder = export(f"{run}:sft", tmp_path / "adapter")
     card = (folder / "README.md").read_text()
     snippet = card.split("```python\n")[1].split("```")[0]
-    name = snippet.split('from_pretrained("')[1].split('"')[0]  # a local folder's last part alone
-    code = snippet.replace(f'"{name}"', repr(str(tiny_folder))).replace('"FOLDER"', repr(str(folder)))
+    code = snippet.replace('"BASE"', repr(str(tiny_folder))).replace('"FOLDER"', repr(str(folder)))
     space: dict = {}
     exec(code, space)
     assert isinstance(space["model"], PeftModel)

@@ -11,6 +11,7 @@ import learning_curve
 import numpy as np
 import pytest
 from counted import calls
+from made_run import make_run
 from scipy import sparse
 
 from prefloop.cli import _main, guarded
@@ -211,6 +212,23 @@ def test_the_command_writes_pairs_ready_for_labelling(run: Path, capsys: pytest.
     assert "41 of 100 asked for" in (out := capsys.readouterr().out) and "mean value" not in out.splitlines()[-1]
     assert guarded(_main, arguments[:-4]) == 2
     assert "name a run or a reward artifact with --rewards" in capsys.readouterr().err
+
+
+def test_one_member_chooses_by_margin_unless_disagreement_is_asked_for(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = make_run(tmp_path / "runs", "alone", tiny_folder, slots=("reward",), members=1)
+    write_jsonl(tmp_path / "pool.jsonl", POOL)
+    arguments = ["label", "next", str(tmp_path / "pool.jsonl"), "--count", "6", "--rewards", str(alone)]
+    arguments += ["--output", str(tmp_path / "next.jsonl")]
+    assert guarded(_main, arguments) == 0
+    out = capsys.readouterr().out
+    assert "by margin: the reward model has one member, and disagreement takes several" in out
+    assert "6 pairs by margin in" in out
+    assert load_comparisons(tmp_path / "next.jsonl").records[0].meta["selected"]["method"] == "margin"
+    monkeypatch.setattr("prefloop.labels.scoring.open_reward", None)  # nothing is loaded for a mistake
+    assert guarded(_main, [*arguments, "--method", "disagreement"]) == 2
+    assert "needs an ensemble" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_reward_model_and_another_backbone_are_refused(run: Path, tiny_folders) -> None:

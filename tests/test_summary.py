@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import report_fixture
 import yaml
 
 from prefloop.config import RLHFConfig
-from prefloop.pipeline import Pipeline
+from prefloop.pipeline import Pipeline, show
 from prefloop.redact import command_without_secrets, tree_without_secrets
 from prefloop.runtime import Runtime
 from prefloop.settings import load
@@ -79,3 +81,18 @@ def test_stages_composed_by_hand_have_no_configuration(tmp_path: Path) -> None:
 def test_secrets_leave_nested_values_and_names() -> None:
     tree = {"http://u:p@h/x": ["https://h/y?t=1", 3, None, {"deep": "x=http://a@b"}]}
     assert tree_without_secrets(tree) == {"http://h/x": ["https://h/y", 3, None, {"deep": "x=http://b"}]}
+
+
+def test_the_closing_table_has_no_column_that_no_row_fills(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = report_fixture.summary() | {"adapter": "", "reward_model": {}}
+    show(summary, None)
+    assert {"gold", "reward", "KL"} <= set(capsys.readouterr().out.split())
+    for row in summary["results"].values():
+        for name in ("gold_mean", "win_rate_vs_sft"):
+            row.pop(name, None)
+    summary["control"].pop("gold")
+    show(summary, None)
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "policy" in line)
+    assert "gold" not in head and head.split()[:4] == ["policy", "wins", "%,", "reward"]
+    assert any(line.split()[:1] == ["A/A"] for line in lines)

@@ -132,7 +132,8 @@ def _write_card(
         )
         for policy, weight in zip(policies, made.weights, strict=True)
     ]
-    text = combined_card(draft, parts, settings | {"rank": made.rank, "kept": made.kept}, runtime)
+    sampling = next((policy.generation for policy in policies if policy.generation), None)
+    text = combined_card(draft, parts, settings | {"rank": made.rank, "kept": made.kept}, runtime, sampling)
     (draft / "README.md").write_text(text, encoding="utf-8")
 
 

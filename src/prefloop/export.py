@@ -15,10 +15,9 @@ from prefloop.errors import ConfigError, StoreError
 from prefloop.judging.standing import MEASURED, quotable
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.folder import described
-from prefloop.models.lookup import wheel_of
 from prefloop.models.rope import overrides, written
 from prefloop.opening import config_of, open_policies, require_model
-from prefloop.results import ABOUT, ADAPTER, HEAD, Place, identity_of, locate, origin_of
+from prefloop.results import ABOUT, ADAPTER, HEAD, Place, identity_of, locate, origin_of, policy_of
 from prefloop.runtime import Runtime, environment
 from prefloop.sealed import check_files, copy_file, write_json, write_sealed
 
@@ -86,7 +85,8 @@ def _require_merging(folder: Path, reference: str) -> None:
 
 
 def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: str | None) -> None:
-    from prefloop.report.card import Exported, base_of, lineage, model_card
+    from prefloop.report.card import Exported, lineage, model_card
+    from prefloop.report.card_base import base_of
     from prefloop.report.inputs import read_summary
 
     source = place.folder
@@ -109,15 +109,15 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
     write_tokenizer(runtime, draft)
     summary = place.run / "summary.json" if place.run else None
     told = read_summary(summary).disclosure if summary and summary.is_file() else []
-    wheel = wheel_of(runtime.backbone_config.model, runtime.model_folder)
     exported = Exported(
         evaluation_of(place, manifest),
         told,
         environment()["versions"],
-        wheel.distribution if wheel else None,
+        None if (source / HEAD).is_file() else policy_of(place.name).generation,
         dtype,
     )
-    text = model_card(source, manifest, lineage(source.parent, manifest), base_of(runtime), exported)
+    base = base_of(runtime, origin.model)
+    text = model_card(source, manifest, lineage(source.parent, manifest), base, exported)
     (draft / "README.md").write_text(text, encoding="utf-8")
 
 

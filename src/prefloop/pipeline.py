@@ -188,8 +188,8 @@ def show(summary: dict[str, Any], report: Path | None) -> None:
     summary, unquoted = quotable(summary, summary["reward_model"])
     heading = f"{summary['run']}: {summary['model']}" + (f", {summary['adapter']}" if summary["adapter"] else "")
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    for column in ("policy", "gold", "wins %, gold", "wins %, reward", "KL", "words", "< 5 w"):
-        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
+    headings = ("policy", "gold", "wins %, gold", "wins %, reward", "KL", "words", "< 5 w")
+    rows: list[tuple[str, ...]] = []
 
     def rate(row: dict[str, Any], name: str, low: str, high: str) -> str:
         if row.get(name) is None:
@@ -199,18 +199,25 @@ def show(summary: dict[str, Any], report: Path | None) -> None:
 
     for name, row in summary["results"].items():
         gold = "-" if row.get("gold_mean") is None else f"{row['gold_mean']:.3f}"
-        table.add_row(
-            name,
-            gold,
-            rate(row, "win_rate_vs_sft", "ci_low", "ci_high"),
-            rate(row, "reward_win_rate", "reward_ci_low", "reward_ci_high"),
-            "-" if row.get("kl") is None else f"{row['kl']:.2f}",
-            f"{row['length_mean']:.1f}",
-            f"{row['short_share']:.1%}",
+        rows.append(
+            (
+                name,
+                gold,
+                rate(row, "win_rate_vs_sft", "ci_low", "ci_high"),
+                rate(row, "reward_win_rate", "reward_ci_low", "reward_ci_high"),
+                "-" if row.get("kl") is None else f"{row['kl']:.2f}",
+                f"{row['length_mean']:.1f}",
+                f"{row['short_share']:.1%}",
+            )
         )
     control = {judge: rate(row, "win_rate", "ci_low", "ci_high") for judge, row in summary["control"].items()}
     if control:
-        table.add_row("A/A", "", control.get("gold", "-"), control.get("reward", "-"), "", "", "")
+        rows.append(("A/A", "", control.get("gold", "-"), control.get("reward", "-"), "", "", ""))
+    filled = [i for i, _ in enumerate(headings) if any(cells[i] not in ("", "-") for cells in rows)]
+    for i in filled:
+        table.add_column(headings[i], justify="right" if i else "left", no_wrap=True)
+    for cells in rows:
+        table.add_row(*(cells[i] for i in filled))
     if summary["results"]:
         console.print(table)
         judged = any(row.get(name) is not None for row in summary["results"].values() for name, *_ in READINGS)

@@ -344,17 +344,36 @@ def _settings(run: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def trained_on(run: Path) -> list[Prompt] | None:
-    """The prompts of the files that a run was trained on, by its own summary; ``None`` where it does not say or one of them is gone."""
-    from prefloop.data.sources import load_prompts
-
+def _training_files(run: Path) -> list[Source]:
+    """The files that a run was trained on, by its own summary; none where it does not say."""
     data = _settings(run).get("data")
     if not isinstance(data, dict):
-        return None
+        return []
     try:
         files = [Source.parse(data[name]) for name in ("demonstrations", "comparisons", "prompts") if data.get(name)]
     except (ConfigError, TypeError, AttributeError):
-        return None
+        return []
+    return list(dict.fromkeys(files))
+
+
+def untraced(run: Path) -> str:
+    """Why ``trained_on`` gives no prompts of a run, and what to do."""
+    files = _training_files(run)
+    if not files:
+        return "its summary names no training files"
+    gone = next((source for source in files if not source.exists()), None)
+    if gone is None:
+        return "its training files cannot be read any more as they were"
+    if gone.scheme or Path(str(gone)).is_absolute():
+        return f"its training file '{gone}' is gone"
+    return f"its training file '{gone}' is not found from here: run the command in the folder where the run was started"
+
+
+def trained_on(run: Path) -> list[Prompt] | None:
+    """The prompts of the files that a run was trained on, by its own summary; ``None`` where ``untraced`` says why."""
+    from prefloop.data.sources import load_prompts
+
+    data, files = _settings(run).get("data", {}), _training_files(run)
     if not files or not all(source.exists() for source in files):
         return None
     with tempfile.TemporaryDirectory(prefix="prefloop-") as aside:
@@ -367,7 +386,7 @@ def trained_on(run: Path) -> list[Prompt] | None:
                     quarantine_dir=aside,
                     limit=data.get("limit"),
                 )
-                for path in dict.fromkeys(files)
+                for path in files
             ]
         except DataError:  # another file by now
             return None

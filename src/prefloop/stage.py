@@ -198,7 +198,8 @@ class Stage:
             experts=_experts(runtime) if "backbone" in self.uses else [],
         )
         if (folder / "adapter_config.json").is_file():
-            from prefloop.report.card import base_of, write_card
+            from prefloop.report.card import write_card
+            from prefloop.report.card_base import base_of
 
             write_card(folder, manifest, runtime.store.root, base_of(runtime))
         artifact = runtime.store.commit(manifest)

@@ -166,14 +166,14 @@ class Compare(_Judge):
         """Name the prompts that the runs behind the results were trained on."""
         from prefloop.console import say
         from prefloop.data.overlap import overlap
-        from prefloop.results import run_of, trained_on
+        from prefloop.results import run_of, trained_on, untraced
 
         for run in dict.fromkeys(run_of(name) for name in (self.a, self.b, *self.also)):
             if run is None:
                 continue
             training = trained_on(run)
             if training is None:
-                say(f"{run}: its training files are gone or unknown, so overlap with them is unknown", "yellow")
+                say(f"{run}: overlap with its training is unknown, as {untraced(run)}", "yellow")
             else:
                 same = overlap(training, prompts)
                 say(f"{run}: {same.describe()}", "yellow" if same.matches else "dim")

@@ -60,8 +60,9 @@ class Next:
     """File to write them to, ready to be labelled."""
     rewards: Path | None = None
     """Run folder or reward artifact whose reward model scores the pool; random and length do without."""
-    method: Literal["disagreement", "margin", "random", "length"] = "disagreement"
-    """disagreement: where the members contradict each other; margin: where they are undecided; random; length: largest difference in words."""
+    method: Literal["disagreement", "margin", "random", "length"] | None = None
+    """disagreement: where the members contradict each other; margin: where they are undecided; random; length: largest difference in words.
+    Default: disagreement, or margin where the reward model has one member."""
     diversity: Literal["hidden", "text", "none"] = "hidden"
     """Keep the chosen pairs apart by the reward model's hidden states or by TF-IDF of their words; none takes the highest values as they are."""
     per_prompt: Count = 2
@@ -84,35 +85,43 @@ class Next:
         from prefloop.labels.selection import SCORED, choose, marked, require_members, text_features
 
         read = read_pool(self.pool, self.labelled, self.layout)
-        pool, scores = read.pairs, None
+        pool, scores, method = read.pairs, None, self.method or "disagreement"
         left_out = f" ({read.voted} with votes and {read.labelled} labelled elsewhere or twice are left out)"
         say(f"{counted(len(pool), 'pair')} to choose from{left_out if read.voted or read.labelled else ''}")
         if self.rewards is None:
-            require_members(self.method, 0)
-        elif self.method in SCORED:
-            from prefloop.labels.scoring import open_reward, score_pool
+            require_members(method, 0)
+        elif method in SCORED:
+            from prefloop.labels.scoring import open_reward, reward_folder, score_pool
+            from prefloop.models.reward import Saved
 
+            members = Saved.read(reward_folder(self.rewards)).members
+            if self.method is None and members == 1:
+                method = "margin"
+                say(
+                    "  by margin: the reward model has one member, and disagreement takes several (reward.members: 4)",
+                    "yellow",
+                )
+            require_members(method, members)
             reward = open_reward(self.rewards, self.model, self.pack_tokens)
-            require_members(self.method, len(reward.heads))
             scores = score_pool(reward, pool, reward.backbone.config.max_length)
             if scores.too_long:
                 out = counted(scores.too_long, "pair is", "pairs are")
                 say(f"  {out} left out: the prompt does not fit into the model", "yellow")
             pool = [pool[i] for i in scores.positions]
         feature_PH = None
-        if self.method in SCORED and self.diversity != "none":
+        if method in SCORED and self.diversity != "none":
             feature_PH = scores.feature_PH if scores and self.diversity == "hidden" else text_features(pool)
         picked, value_P = choose(
             pool,
             self.count,
-            self.method,
+            method,
             margin_PK=scores.margin_PK if scores else None,
             feature_PH=feature_PH,
             temperature=scores.temperature if scores else 1.0,
             per_prompt=self.per_prompt,
             seed=self.seed,
         )
-        write_jsonl(self.output, (marked(pool[i], self.method, float(value_P[i])) for i in picked))
+        write_jsonl(self.output, (marked(pool[i], method, float(value_P[i])) for i in picked))
         if len(picked) < self.count:
             say(
                 f"  {len(picked)} of {self.count} asked for: no more with at most {self.per_prompt} pairs a prompt",
@@ -120,6 +129,4 @@ class Next:
             )
         worth = f": mean value {value_P[picked].mean():.3g}, of the pool {value_P.mean():.3g}"
         # Values of chance are lots that were drawn: they tell nothing.
-        say(
-            f"{counted(len(picked), 'pair')} by {self.method} in {self.output}{'' if self.method == 'random' else worth}"
-        )
+        say(f"{counted(len(picked), 'pair')} by {method} in {self.output}{'' if method == 'random' else worth}")

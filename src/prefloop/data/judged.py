@@ -236,7 +236,8 @@ def _doubt(name: str, value: Any, signed: bool) -> str:
     if name in SCALES:
         return f"is {shown}, a judgment of the answer that is no plain yes or no; {_WAY_OUT}"
     return (
-        f"is {shown}, expected true or false (or 1, up; 0, down): rewrite it, or rename the column where it is no vote"
+        f'is {shown}, expected true or false (or 1, up; 0, down) as in {{"prompt": "…", "response": "…", "label": true}}: '
+        "rewrite it, or rename the column where it is no vote"
     )
 
 

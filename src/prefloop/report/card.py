@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.algorithms import ROLLOUTS, kind_of
+from prefloop.config import GenerationConfig
+from prefloop.console import counted
 from prefloop.judging.learnt import unmoved
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.models.adapters.described import read_adapter
-from prefloop.models.rope import overrides
+from prefloop.report.card_base import Base
 from prefloop.report.card_tables import (
     WORDS,
     Evaluation,
@@ -36,16 +37,6 @@ from prefloop.report.loading import loading
 
 if TYPE_CHECKING:
     from prefloop.models.adapters.catalogue import Card
-    from prefloop.runtime import Runtime
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """What the base model's own files say of it."""
-
-    license: str | None = None
-    rope: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What backbone.rope changes in its configuration (``models.rope.overrides``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,34 +47,10 @@ class Exported:
     notes: Sequence[str] = ()
     """What the run discloses about its numbers."""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    wheel: str | None = None
-    """The Python package that the base was unpacked from, where it was."""
+    sampling: GenerationConfig | None = None
+    """How the run samples, where it says so."""
     merged: str | None = None
     """The floating-point type, when the adapter is merged into whole weights."""
-
-
-def base_name(model: str) -> str:
-    """The model's name; of a local folder its last part alone."""
-    local = model.startswith((".", "/", "~")) or Path(model).is_dir()
-    return Path(model).expanduser().resolve().name if local else model
-
-
-def licence(model_folder: Path) -> str | None:
-    """What the base model's own card says, where its folder has one that can be read."""
-    path = model_folder / "README.md"
-    if not path.is_file():  # ModelCard.load would ask the hub
-        return None
-    try:
-        found = ModelCard.load(path).data.license
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return found if isinstance(found, str) else None
-
-
-def base_of(runtime: Runtime) -> Base:
-    """What is to be said of the model that a run is on."""
-    folder, config = runtime.model_folder, runtime.backbone_config
-    return Base(licence(folder), overrides(folder, config.rope, config.model))
 
 
 def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
@@ -116,8 +83,11 @@ def model_card(
     exported: Exported | None = None,
 ) -> str:
     """The card of the adapter in ``folder``, as text; the same text for the same artifact."""
-    adapter, model = read_adapter(folder), model or Base()
-    base, stage = base_name(adapter["base_model_name_or_path"]), manifest.stage
+    adapter = read_adapter(folder)
+    model = model or Base.called(adapter["base_model_name_or_path"])
+    if exported is None:  # another build of the artifact may have found the same files in another commit
+        model = dataclasses.replace(model, revision=None)
+    base, stage = model.name, manifest.stage
     kind, method = kind_of(stage), card_for(manifest.identity, adapter)
     short = base.rpartition("/")[2]
     merged, evaluation = (exported.merged, exported.evaluation) if exported else (None, None)
@@ -152,14 +122,13 @@ def model_card(
         limits=_limits(kind, simulated, exported) + _unmoved(manifest, evaluation),
         loading=loading(
             kind,
-            base,
+            model,
             method,
             adapter,
             manifest.identity["backbone"],
             exported is not None,
             bool(merged),
-            exported.wheel if exported else None,
-            model.rope,
+            exported.sampling if exported else _sampling(manifest),
         ),
         versions=_versions(manifest, adapter, exported),
     )
@@ -170,6 +139,14 @@ def write_card(folder: Path, manifest: Manifest, root: Path, model: Base) -> Non
     """Write the card of an artifact under construction beside its adapter."""
     text = model_card(folder, manifest, lineage(root, manifest), model)
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _sampling(manifest: Manifest) -> GenerationConfig | None:
+    """How the stage samples, where it does: the part of it that a card's code repeats."""
+    said = manifest.identity.get("generation")
+    if not said:
+        return None
+    return GenerationConfig(temperature=said["temperature"], max_new_tokens=said["max_new_tokens"])
 
 
 def _tags(method: Card) -> list[str]:
@@ -210,9 +187,10 @@ def _votes(people: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[str,
             f"{sum(a.get('votes') or 0 for a in simulated):,} votes are of *simulated* annotators ({names}), drawn from a disclosed score: no person cast them."
         )
     if people:
-        parts.append(
-            f"{sum(a.get('votes') or 0 for a in people):,} votes are of {len({a['name'] for a in people})} annotators or files of labels."
+        of_whom = counted(
+            len({a["name"] for a in people}), "annotator or file of labels", "annotators or files of labels"
         )
+        parts.append(f"{sum(a.get('votes') or 0 for a in people):,} votes are of {of_whom}.")
     return " ".join(parts)
 
 

@@ -11,15 +11,14 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.models.adapters.catalogue import CARDS
 from prefloop.models.adapters.described import read_adapter
-from prefloop.models.lookup import wheel_of
-from prefloop.report.card import base_name, base_of
+from prefloop.report.card_base import base_of
 from prefloop.report.card_tables import cell
 from prefloop.report.loading import loading
 from prefloop.runtime import environment
 from prefloop.stage import backbone_identity
 
 if TYPE_CHECKING:
-    from prefloop.config import AdapterConfig
+    from prefloop.config import AdapterConfig, GenerationConfig
     from prefloop.runtime import Runtime
 
 _WHAT = {
@@ -72,10 +71,17 @@ class Part:
     weight: float
 
 
-def combined_card(folder: Path, parts: Sequence[Part], settings: Mapping[str, Any], runtime: Runtime) -> str:
-    """The card of the adapter in ``folder``, as text. ``settings``: how, density, seed, rank, kept."""
+def combined_card(
+    folder: Path,
+    parts: Sequence[Part],
+    settings: Mapping[str, Any],
+    runtime: Runtime,
+    sampling: GenerationConfig | None = None,
+) -> str:
+    """The card of the adapter in ``folder``, as text. ``settings``: how, density, seed, rank, kept. ``sampling``: of a part that says it."""
     adapter = read_adapter(folder)
-    base, model = base_name(adapter["base_model_name_or_path"]), base_of(runtime)
+    model = base_of(runtime, adapter["base_model_name_or_path"])
+    base = model.name
     short, how = base.rpartition("/")[2], str(settings["how"])
     data = ModelCardData(
         base_model=base,
@@ -86,7 +92,6 @@ def combined_card(folder: Path, parts: Sequence[Part], settings: Mapping[str, An
         tags=["prefloop", "lora", "rlhf", "merge"],
     )
     rows = [f"| `{cell(p.name)}` | {p.adapter.method} | {p.adapter.r} | {p.weight:g} | `{p.key[:16]}` |" for p in parts]
-    wheel = wheel_of(runtime.backbone_config.model, runtime.model_folder)
     versions = environment()["versions"]
     text = _CARD.format(
         data=data.to_yaml(),
@@ -99,14 +104,13 @@ def combined_card(folder: Path, parts: Sequence[Part], settings: Mapping[str, An
         settings="\n".join(f"| {name} | {value} |" for name, value in _settings(how, settings)),
         loading=loading(
             "merge",
-            base,
+            model,
             CARDS["lora"],
             adapter,
             backbone_identity(runtime),
             whole=True,
             merged=False,
-            wheel=wheel.distribution if wheel else None,
-            rope=model.rope,
+            sampling=sampling,
         ),
         versions=", ".join(f"{name} {versions[name]}" for name in ("prefloop", "peft", "torch") if name in versions),
     )

@@ -25,6 +25,22 @@ WORDS = {
     **{name: f"reinforcement learning on sampled responses ({name.upper()})" for name in ROLLOUTS},
     **{name: f"learning from pairs without a reward model ({name})" for name in PAIR},
 }
+_WITHOUT_REFERENCE = ("orpo", "simpo", "cpo")
+_USED_BY: Mapping[str, tuple[str, ...]] = {
+    "beta": (*(loss for loss in PAIR if loss not in ("orpo", "simpo")), "kto"),
+    "flipped_share": ("cdpo", "robust"),
+    "soft_labels": PAIR,
+    "aggregation": PAIR,
+    "ipo_reduction": ("ipo",),
+    "simpo_beta": ("simpo",),
+    "margin": ("simpo",),
+    "sft_weight": ("orpo",),
+    "nll_weight": ("cpo",),
+    "weights": PAIR,
+    "balance_thumbs": ("kto",),
+    "reference": tuple(loss for loss in PAIR if loss not in _WITHOUT_REFERENCE),
+}
+"""Settings under ``preference`` that not every loss has a use for, and the losses that have."""
 _COUNTS = ("rows", "prompts", "responses", "comparisons", "votes", "pairs", "up", "down", "steps", "updates")
 _COLUMNS = (
     ("gold score", "gold_mean", "gold_low", "gold_high", 1),
@@ -64,8 +80,8 @@ def stage_row(made: Manifest) -> dict[str, str]:
 
 
 def settings(manifest: Manifest, adapter: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the adapter was trained with, every setting of its own stage under its full name; those of the stages before are in their cards."""
-    identity = manifest.identity
+    """What the adapter was trained with: every setting that its own stage uses, under its full name; those of the stages before are in their cards."""
+    identity, kind = manifest.identity, kind_of(manifest.stage)
     backbone = identity["backbone"]
     rows = {
         "adapter": _adapter(described_shape(adapter), backbone.get("adapter") or {}),
@@ -80,7 +96,14 @@ def settings(manifest: Manifest, adapter: Mapping[str, Any]) -> list[tuple[str, 
     flat: dict[str, Any] = {}
     for part in ("config", "generation"):
         _flatten(identity.get(part) or {}, "" if part == "config" else part, flat)
+    if kind in (*PAIR, "kto"):
+        flat = {name: value for name, value in flat.items() if uses(kind, name)}
     return [*rows.items(), *((f"`{cell(name)}`", f"`{cell(value)}`") for name, value in flat.items())]
+
+
+def uses(kind: str, name: str) -> bool:
+    """Whether a loss on pairs or thumbs uses a setting under ``preference``."""
+    return kind in _USED_BY.get(name, (kind,))
 
 
 def _adapter(shape: Mapping[str, Any], said: Mapping[str, Any]) -> str:

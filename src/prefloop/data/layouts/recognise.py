@@ -64,8 +64,10 @@ def is_swift_pair(row: Columns) -> bool:
 
 
 def is_thumb(row: Columns) -> bool:
-    """One answer and a plain yes or no."""
-    if thumb_column(row) is None or paired(row) or "response_a" in row or any(key in row for key in general.REJECTED):
+    """One answer and a plain yes or no; a response of ours beside it is read as such."""
+    if thumb_column(row) is None or written.holds_response(row):
+        return False
+    if paired(row) or "response_a" in row or any(key in row for key in general.REJECTED):
         return False
     turns = has_turns(row, *CONVERSATIONS)
     return turns or (has_prompt(row) and any(key in row for key in ANSWERS))

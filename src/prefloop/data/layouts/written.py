@@ -11,6 +11,7 @@ from prefloop.console import listed
 from prefloop.data import check
 from prefloop.data.answers import Answer, answer_in
 from prefloop.data.check import BadRow, field_of, json_type
+from prefloop.data.judged import thumb_column, verdict
 from prefloop.data.layouts.own import is_best_of
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.prompts import context, prompt_of
@@ -24,6 +25,10 @@ _RESPONSE_KEYS = frozenset({"text", "source", "meta", "turns"})
 _MESSAGE_KEYS = frozenset({"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "learn"})
 _ROLES = get_args(Role)
 _VERDICTS = ("winner", "preferred", "preference", "choice", "label", "better", "chosen", "rejected")
+_THUMBS = (
+    'votes on one response are written [{"annotator": "ann", "value": "up"}] (or "down"); a row with one thumb needs no votes: '
+    '{"prompt": "…", "response": "…", "label": true}'
+)
 _FIELD = re.compile(r"field '([^']*)': (.*)", re.DOTALL)
 
 
@@ -31,9 +36,14 @@ def is_prefloop(row: Mapping[str, Any]) -> bool:
     """Whether a row has the columns of one of prefloop's records."""
     if is_best_of(row) or "prompt" not in row:
         return False
-    if "responses" in row or isinstance(row.get("votes"), list) or _is_response(row.get("response")):
+    if "responses" in row or isinstance(row.get("votes"), list) or holds_response(row):
         return True
     return {"id", "prompt"} <= row.keys() <= OWN_KEYS
+
+
+def holds_response(row: Mapping[str, Any]) -> bool:
+    """Whether the answer of a row is written as a response of ours, with its text or turns, and not as text or a message."""
+    return _is_response(row.get("response"))
 
 
 def _is_response(value: Any) -> bool:
@@ -100,7 +110,7 @@ def read_prefloop(row: Row) -> Record:
     kind: type[Any]
     if "responses" in row:
         kind = BestOf if "best" in row else Comparison
-    elif isinstance(row.get("votes"), list) or _is_response(row.get("response")):
+    elif isinstance(row.get("votes"), list) or holds_response(row):
         kind = Rating
     else:
         kind = Demonstration if "response" in row else Prompt
@@ -137,6 +147,8 @@ def read_prefloop(row: Row) -> Record:
     row.use("votes", *(["best"] if kind is BestOf else []))
     own = {key: row[key] for key in ("votes", "best") if key in row and (key == "votes" or kind is BestOf)}
     own |= {"response": responses[0]} if kind is Rating else {"responses": responses}
+    if kind is Rating and "votes" not in row and thumb_column(row) is not None:
+        own["votes"] = [{"annotator": row.source, "value": "up" if verdict(row) else "down"}]
     return _record(kind, {**own, "prompt": [turn.to_dict() for turn in prompt], "tools": prompt.tools}, row)
 
 
@@ -153,7 +165,11 @@ def _record(kind: type[Any], own: dict[str, Any], row: Row) -> Record:
         record: Record = records.from_dict(kind, {**own, "id": row.id, "meta": row.meta()})
     except ValueError as error:
         found = _FIELD.fullmatch(str(error))
-        raise BadRow(*(found.groups() if found else ("", str(error)))) from None
+        field, reason = found.groups() if found else ("", str(error))
+        if kind is Rating and field.startswith("votes"):
+            # Of an item that is no object the check speaks in Python's words.
+            reason = f"{'is no vote' if 'instance of' in reason else reason}: {_THUMBS}"
+        raise BadRow(field, reason) from None
     check.check_record(record)
     return record
 
