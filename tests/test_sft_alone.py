@@ -8,9 +8,10 @@ import pytest
 from loop_run import run, summary, write_config
 
 from prefloop.algorithms import algorithm
+from prefloop.closing import sft_lines
 from prefloop.config import AdapterConfig, RLHFConfig
 from prefloop.errors import ConfigError
-from prefloop.pipeline import named, sft_lines
+from prefloop.pipeline import named
 
 
 def test_sft_alone_trains_and_is_measured_on_what_it_holds_out(tiny_folder: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import pytest
 import report_fixture
 import yaml
 
+from prefloop.closing import show
 from prefloop.config import RLHFConfig
-from prefloop.pipeline import Pipeline, show
+from prefloop.console import console
+from prefloop.pipeline import Pipeline
 from prefloop.redact import command_without_secrets, tree_without_secrets
 from prefloop.runtime import Runtime
 from prefloop.settings import load
@@ -84,7 +86,7 @@ def test_secrets_leave_nested_values_and_names() -> None:
 
 
 def test_the_closing_table_has_no_column_that_no_row_fills(capsys: pytest.CaptureFixture[str]) -> None:
-    summary = report_fixture.summary() | {"adapter": "", "reward_model": {}}
+    summary = report_fixture.summary() | {"adapter": "", "reward_model": {}, "config": {}}
     show(summary, None)
     assert {"gold", "reward", "KL"} <= set(capsys.readouterr().out.split())
     for row in summary["results"].values():
@@ -96,3 +98,22 @@ def test_the_closing_table_has_no_column_that_no_row_fills(capsys: pytest.Captur
     head = next(line for line in lines if "policy" in line)
     assert "gold" not in head and head.split()[:4] == ["policy", "wins", "%,", "reward"]
     assert any(line.split()[:1] == ["A/A"] for line in lines)
+
+
+def test_the_closing_table_has_a_column_for_the_judge_and_says_what_length_did() -> None:
+    summary = report_fixture.summary() | {"stages": [], "adapter": "", "config": {"gold": "g.py:score"}}
+    row = {"llm_win_rate": 0.44, "llm_ci_low": 0.3, "llm_ci_high": 0.6, "length_mean": 90.0}
+    level = {"lc_judge": "gold scorer", "lc_win_rate": 0.61, "lc_ci_low": 0.5, "lc_ci_high": 0.7}
+    summary["results"]["dpo"] |= row | level
+    summary["results"]["base"] = summary["results"]["ppo"] | {"win_rate_vs_sft": 0.48, "ci_low": 0.4, "ci_high": 0.57}
+    with console.capture() as captured:
+        show(summary, None)
+    said = " ".join(captured.get().split())
+    assert "wins %, gold wins %, judge wins %, reward" in said and "44.0 [30, 60]" in said and "…" not in said
+    assert "the answers of dpo are 2.2 times as long as SFT's: at equal length it wins 61.0 [50.0, 70.0] %" in said
+    assert "80 prompts do not tell the bare model from SFT: 48.0 % [40.0, 57.0]." in said
+    assert "base: the bare model; A/A: SFT against itself" in said and "program (g.py:score)" in said
+    del summary["results"]["base"]
+    with console.capture() as captured:
+        show(summary | {"control": {}}, None)
+    assert not {"base:", "A/A"} & set(captured.get().split())

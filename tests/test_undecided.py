@@ -33,7 +33,7 @@ def test_as_many_prompts_as_are_named_show_a_true_rate_as_often_as_is_said() -> 
 
 def test_more_prompts_than_anybody_asks_are_not_counted() -> None:
     assert prompts_to_tell(0.5, 0.4, 0.6, 80) is None and prompts_to_tell(0.501, 0.4, 0.6, 80) is None
-    assert "would take more than 20,000 prompts" in undecided("dpo", 0.501, 0.4, 0.602, 80) and MOST == 20_000
+    assert "takes more than 20,000." in undecided("dpo", 0.501, 0.4, 0.602, 80) and MOST == 20_000
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_only_what_is_open_is_said(low: float, high: float, said: bool) -> None:
     assert bool(told) == said
     if said:
         assert told == (
-            "dpo and SFT cannot be told apart on 80 prompts: 56.0 % [49.0, 63.0]. If that rate is right, 223 prompts would show it four times in five."
+            "80 prompts do not tell dpo from SFT: 56.0 % [49.0, 63.0]. If that rate is right, 223 would, four times in five."
         )
 
 
@@ -75,7 +75,7 @@ def test_the_headline_says_what_sft_itself_has_changed(low: float, rate: float, 
     assert found.sentence.startswith("PPO beats SFT in")
     warned = [note for note in found.cautions if note.startswith("The bare model beats SFT")]
     assert len(warned) == (low > 0.5)
-    assert any(note.startswith("The bare model and SFT cannot be told apart on 80") for note in found.cautions) == (
+    assert any(note.startswith("80 prompts do not tell the bare model from SFT") for note in found.cautions) == (
         low < 0.5 < high
     )
     assert ("against the bare model, gold scorer", "80.0 %", "[75.0, 85.0]") in found.tiles

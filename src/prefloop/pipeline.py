@@ -6,30 +6,23 @@ import datetime
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from rich import box
-from rich.table import Table
 
-from prefloop.algorithms import SFT_ONLY
+from prefloop.closing import show, untrained
 from prefloop.config import AdapterConfig, RLHFConfig
 from prefloop.config.presets import WITHOUT_RANK
-from prefloop.console import console, duration, say
+from prefloop.console import say
 from prefloop.errors import PrefloopError, StoreError
-from prefloop.judging.learnt import unmoved
-from prefloop.judging.standing import programs, quotable
-from prefloop.judging.undecided import undecided
 from prefloop.redact import tree_without_secrets, value_without_secrets, without_secrets
-from prefloop.results import BASE
 from prefloop.run import Run, require_links
 from prefloop.runtime import Runtime, environment
 from prefloop.sealed import write_sealed
 from prefloop.stage import Stage
-from prefloop.stages.win_rates import NO_JUDGE, READINGS
 from prefloop.store import run_lock
 from prefloop.trackers import check_trackers
 
@@ -167,113 +160,11 @@ def summarise(
     }
 
 
-def untrained(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each policy that an alarm took back to before its first update; ``found`` are the metrics by slot."""
-    return [
-        f"{slot} is the policy of step 1, from before its first update: an alarm took it back, and nothing that it learnt is in it."
-        for slot, metrics in found.items()
-        if (metrics.get("alarm") or {}).get("result_step") == 1
-    ]
-
-
 def named(adapter: AdapterConfig) -> str:
     """The method of a run as its heading says it, with the rank where it has one; nothing for LoRA."""
     if adapter.method == "lora":
         return ""
     return adapter.method if adapter.method in WITHOUT_RANK else f"{adapter.method}, r {adapter.r}"
-
-
-def show(summary: dict[str, Any], report: Path | None) -> None:
-    """The closing table, or what SFT alone came to; without the verdicts of a reward model that is not known to be better than chance."""
-    summary, unquoted = quotable(summary, summary["reward_model"])
-    heading = f"{summary['run']}: {summary['model']}" + (f", {summary['adapter']}" if summary["adapter"] else "")
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    headings = ("policy", "gold", "wins %, gold", "wins %, reward", "KL", "words", "< 5 w")
-    rows: list[tuple[str, ...]] = []
-
-    def rate(row: dict[str, Any], name: str, low: str, high: str) -> str:
-        if row.get(name) is None:
-            return "-"
-        interval = f" [{row[low] * 100:.1f}, {row[high] * 100:.1f}]" if row.get(low) is not None else ""
-        return f"{row[name] * 100:.1f}{interval}"
-
-    for name, row in summary["results"].items():
-        gold = "-" if row.get("gold_mean") is None else f"{row['gold_mean']:.3f}"
-        rows.append(
-            (
-                name,
-                gold,
-                rate(row, "win_rate_vs_sft", "ci_low", "ci_high"),
-                rate(row, "reward_win_rate", "reward_ci_low", "reward_ci_high"),
-                "-" if row.get("kl") is None else f"{row['kl']:.2f}",
-                f"{row['length_mean']:.1f}",
-                f"{row['short_share']:.1%}",
-            )
-        )
-    control = {judge: rate(row, "win_rate", "ci_low", "ci_high") for judge, row in summary["control"].items()}
-    if control:
-        rows.append(("A/A", "", control.get("gold", "-"), control.get("reward", "-"), "", "", ""))
-    filled = [i for i, _ in enumerate(headings) if any(cells[i] not in ("", "-") for cells in rows)]
-    for i in filled:
-        table.add_column(headings[i], justify="right" if i else "left", no_wrap=True)
-    for cells in rows:
-        table.add_row(*(cells[i] for i in filled))
-    if summary["results"]:
-        console.print(table)
-        judged = any(row.get(name) is not None for row in summary["results"].values() for name, *_ in READINGS)
-        say(
-            "wins against SFT with 95 % intervals clustered by prompt; KL to SFT in nats a response; base: the bare model; A/A: SFT against itself"
-            if judged
-            else f"{unquoted.rstrip('.') or NO_JUDGE}; KL to SFT in nats a response",
-            "dim" if judged else "yellow",
-        )
-        if judged and unquoted:
-            say(unquoted, "yellow")
-        for line in _undecided(summary["results"]):
-            say(line)
-        graded = any(row.get("gold_mean") is not None for row in summary["results"].values())
-        scorer = (summary["config"].get("gold") or "given in Python") if graded else ""
-        for line in programs(scorer, sum(bool(one["simulated"]) for one in summary["annotators"])):
-            say(line, "yellow")
-        for line in unmoved(summary["stages"], summary["results"]):
-            say(line, "yellow")
-        for line in untrained({stage["name"]: stage["metrics"] for stage in summary["stages"]}):
-            say(line, "yellow")
-    if summary["algo"] == SFT_ONLY:
-        say(heading)
-        for line in sft_lines(summary["stages"]):
-            say(line)
-    reused = [s for s in summary["stages"] if s["status"] == "reused"]
-    if reused:
-        saved = sum(s["saved_seconds"] for s in reused)
-        say(f"reused {', '.join(s['name'] for s in reused)}: {duration(saved)} saved", "green")
-    say(f"{duration(summary['seconds'])} in all" + (f". Report: {report}" if report else ""))
-
-
-def _undecided(results: Mapping[str, Any]) -> list[str]:
-    """By the judge that leads, what would tell each policy from SFT where its prompts do not."""
-    lead = next((judge for judge in READINGS if any(row.get(judge[0]) is not None for row in results.values())), None)
-    if lead is None:
-        return []
-    rows = {name: [row.get(part) for part in (*lead, "n_prompts")] for name, row in results.items()}
-    told = [undecided("The bare model" if n == BASE else n, *row) for n, row in rows.items() if None not in row]
-    return [line for line in told if line]
-
-
-def sft_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
-    """What a run that ends after SFT came to; what to set where nothing measured it."""
-    metrics = {stage["name"]: stage["metrics"] for stage in stages}
-    if (sft := metrics.get("sft")) is None:
-        return []
-    loss = f"SFT: loss {sft['loss_last']:.3f} at the last of {sft['steps']} steps"
-    if "held_out_loss" in sft:
-        loss += f", held-out loss {sft['held_out_loss']:.3f} at step {sft['best_step']}, whose weights are kept"
-    if "held_out_loss" in sft or "bench" in metrics:
-        return [loss]
-    return [
-        loss,
-        "nothing was measured: set sft.eval_share (such as 0.1) for a held-out loss, or bench.tasks or bench.domain",
-    ]
 
 
 def full_disk(error: BaseException | None) -> bool:

@@ -288,6 +288,7 @@ def _template(name: str) -> str:
 _PRESENTATION = (
     "report",
     "cli.py",
+    "closing.py",
     "commands",
     "console.py",
     "errors.py",

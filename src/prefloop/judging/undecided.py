@@ -29,8 +29,8 @@ def undecided(name: str, rate: float, low: float, high: float, n_prompts: int) -
     """What would tell ``name`` from SFT, as a sentence; empty where the interval of its win rate does not hold one half."""
     if low == high or not low <= 0.5 <= high:
         return ""
-    told = f"{name} and SFT cannot be told apart on {n_prompts:,} prompts: {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]."
+    told = f"{n_prompts:,} prompts do not tell {name} from SFT: {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]."
     needed = prompts_to_tell(rate, low, high, n_prompts)
     if needed is None:
-        return f"{told} So small a difference would take more than {MOST:,} prompts to show."
-    return f"{told} If that rate is right, {max(needed, n_prompts + 1):,} prompts would show it four times in five."
+        return f"{told} So small a difference takes more than {MOST:,}."
+    return f"{told} If that rate is right, {max(needed, n_prompts + 1):,} would, four times in five."

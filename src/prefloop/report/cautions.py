@@ -94,7 +94,7 @@ def _undecided(summary: Summary, judge: str) -> list[str]:
     for name in rivals(summary.results):
         win, prompts = lead_of(summary, name, judge).win, summary.results[name].n_prompts
         if win.value is not None and win.interval and prompts:
-            out.append(undecided("The bare model" if name == BASE else label(name), win.value, *win.interval, prompts))
+            out.append(undecided("the bare model" if name == BASE else label(name), win.value, *win.interval, prompts))
     return [line for line in out if line]
 
 

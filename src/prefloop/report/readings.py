@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from prefloop.judging.length import MUCH_LONGER
 from prefloop.report.page import decimal, percent
 from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Summary, rivals
 
 JUDGES = {"gold": "gold scorer", "llm": "judge", "reward": "reward model"}
 """Judges from the one to trust most to the one that learnt from the votes that trained the policies; ``judge`` is what ``evaluate.judge`` names."""
-MUCH_LONGER = 1.5
-"""Ratio of mean lengths from which the rate at equal length leads: a judge's taste for length would be read as quality."""
 
 
 def judge_of(summary: Summary) -> str | None:
