@@ -99,7 +99,8 @@ def test_few_votes_get_enough_steps_to_learn_from(
     file = tmp_path / "advised.yaml"
     cli([*FLAGS, "--data", f"{kind}:150", "--gpu", "none", "--alignment", need, "--output", str(file)])
     config, said = load(file), capsys.readouterr().out
-    assert (config.preference.batch_pairs, config.preference.epochs) == ((8, 3.0) if need == "pairs" else (32, 1.0))
+    batch = {"dpo": 8, "kto": 4}.get(stage, 32)  # two thumbs are one pair to KTO
+    assert (config.preference.batch_pairs, config.preference.epochs) == (batch, 3.0 if need == "pairs" else 1.0)
     assert config.reward.batch_pairs == 4
     steps = re.search(rf"{stage} (\d+) steps, \d", " ".join(said.split()))
     assert steps and int(steps[1]) == (34 if stage == "reward" else 57) and "expected on two CPU cores" in said
@@ -111,26 +112,37 @@ def test_many_votes_keep_the_default_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("data", "said"),
     [
-        (
-            ("--data", "pairs:20"),
-            "20 rows make 15 steps of dpo, and under 20 it learns little: a run like this takes 27 rows or more",
-        ),
-        (("--data", "pairs:60", "--alignment", "rollouts"), "60 rows make 14 steps of reward"),
-        (("--data", "demonstrations:10", "--alignment", "none"), "10 rows make 9 steps of sft"),
-        (
-            ("--data", "pairs:90000", "--gpu", "none"),
-            "on two CPU cores, and .* about a day: say so many, or name a GPU",
-        ),
+        ("pairs:10", "10 rows make 8 steps of dpo, and under 20 little is learnt: a run like this takes (26) rows"),
+        ("thumbs:30", "30 rows make 12 steps of kto, and .* takes (51) rows"),
+        ("demonstrations:10", "10 rows make 9 steps of sft"),
+        ("pairs:60", "60 rows make 14 steps of reward"),
+        ("pairs:90000", r"on two CPU cores, and ([\d,]+) about a day: say so many, or name a GPU"),
     ],
 )
-def test_a_run_that_cannot_learn_or_takes_days_is_not_written(
-    flags: tuple[str, ...], said: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=said):
-        cli([*FLAGS, *flags, "--output", str(tmp_path / "config.yaml")])
+def test_a_run_that_cannot_learn_or_takes_days_is_not_written(data: str, said: str, tmp_path: Path) -> None:
+    """The number of rows that the refusal names is one that is taken."""
+    need = {"demonstrations:10": "none", "pairs:60": "rollouts"}.get(data, "pairs")
+    flags = [*FLAGS, "--gpu", "none", "--alignment", need, "--output", str(tmp_path / "config.yaml")]
+    with pytest.raises(ConfigError, match=said) as refused:
+        cli([*flags, "--data", data])
     assert not list(tmp_path.iterdir())
+    if named := re.search(said, str(refused.value)).groups():  # type: ignore[union-attr]
+        cli([*flags, "--data", f"{data.partition(':')[0]}:{named[0].replace(',', '')}"])
+        assert load(tmp_path / "config.yaml")
+
+
+def test_a_card_that_nobody_knows_is_no_reason_to_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli([*FLAGS, "--data", "pairs:400000", "--output", str(tmp_path / "config.yaml")])
+    assert "in all: `prefloop plan` knows more of a card" in " ".join(capsys.readouterr().out.split())
+
+
+def test_nobody_said_how_many_demonstrations_prompts_come_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli([*FLAGS, "--data", "prompts:500", "--gpu", "none", "--output", str(tmp_path / "config.yaml")])
+    assert "sft as its data is" in " ".join(capsys.readouterr().out.split())
 
 
 def test_several_tasks_take_a_larger_adapter(tmp_path: Path) -> None:

@@ -231,3 +231,18 @@ def test_a_look_at_the_held_out_loss_belongs_to_its_step(
     again = stage.run(cut)
     assert again.metrics["best_step"] == expected.metrics["best_step"] == 3 and not losses
     assert bytes_of(again) == bytes_of(expected)
+
+
+def test_the_last_step_of_a_part_of_an_epoch_is_not_gone_on_from(
+    data: DataConfig, runtime_of: Callable[[Path], Runtime], tmp_path: Path, signalled: Callable[..., None]
+) -> None:
+    """Transformers would make one step more than the run has."""
+    stage = SFT(SFTStageConfig(batch_size=1, packing=False, epochs=0.5, optim=OPTIM), data)
+    expected = stage.run(runtime_of(tmp_path / "whole"))
+    signalled(expected.metrics["steps"] - 1, signal.SIGTERM)
+    cut = runtime_of(tmp_path / "cut")
+    with pytest.raises(Ended, match="SIGTERM"), heeding():
+        stage.run(cut)
+    assert checkpoints(cut, "sft") == [f"checkpoint-{expected.metrics['steps']}"]
+    again = stage.run(cut)
+    assert again.metrics["steps"] == expected.metrics["steps"] and bytes_of(again) == bytes_of(expected)

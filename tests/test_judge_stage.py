@@ -54,6 +54,25 @@ def test_elo_stands_on_sft_under_every_judge_with_as_many_resamples(runtime: Run
     assert by_model == {name: pytest.approx(rated) for name, rated in by_gold.items()}, "the judge says what gold says"
 
 
+def test_the_bare_models_answers_move_no_figure_of_a_policy(
+    runtime: Runtime, gold: str, endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the bare model finds hard, and what a judge cannot read of it, is no property of the prompts."""
+    monkeypatch.setattr(length, "FEWEST", 2)
+    bare = {"base": ["a b c d e", "a b c", "a b", "a b c", "one", "a a a a a a"], **TEXTS}
+
+    def answer(number: int, body: dict[str, Any]) -> Any:
+        odd = "a a a a a a" in str(body)
+        return (400, {"error": {"message": "unreadable"}}) if odd else prefers_longer(number, body)
+
+    asked = {"judge": f"openai:m@{endpoint(answer).url}"}
+    for options in ({}, asked):
+        with_it, without = (compared(runtime, texts, gold, **options).metrics["results"] for texts in (bare, TEXTS))
+        assert all(with_it[name] == without[name] for name in TEXTS)
+        assert with_it["base"]["win_rate_vs_sft"] > 0.5 and "lc_judge" in with_it["base"]
+    assert with_it["base"]["llm_failed"] == 1
+
+
 def test_the_report_tells_what_all_answers_cost_and_what_of_it_now(runtime: Runtime, endpoint) -> None:
     server = endpoint(lambda number, body: completion(prefers_longer(number, body), 100, 5))
     asking = JudgeConfig(price_prompt=10.0, price_completion=20.0)

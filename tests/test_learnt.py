@@ -35,7 +35,7 @@ def test_what_has_not_moved_is_said(kl: float | None, metrics: dict[str, Any], s
 def test_sft_that_learnt_nothing_is_said_and_a_bare_model_is_no_policy() -> None:
     rows = {"base": {"kl": 0.03}, "sft": {"kl": 0.0}, "dpo": {"kl": 4.0}}
     (told,) = unmoved([], rows)
-    assert told.startswith("sft is still the bare model that it began as: 0.03 nats of KL between them.")
+    assert told.startswith("SFT is still the bare model that it began as: 0.03 nats of KL between them.")
     assert unmoved([], rows | {"base": {"kl": 0.4}}) == unmoved([], rows | {"base": {"kl": None}}) == []
 
 

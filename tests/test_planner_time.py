@@ -40,10 +40,10 @@ def clock(example: str, shape: Shape, card: str, **changes: Any) -> Clock:
         ("hh_ppo", "H200", {}, "ppo", 223),
         ("hh_reward", "H100", {"reward.members": 4}, "reward", 178),
         ("hh_reward", "H100", {}, "reward", 126),
-        ("demo", "CPU", {}, "sft", 42),
+        ("demo", "CPU", {"sft.epochs": 0.5}, "sft", 42),
         ("demo", "CPU", {}, "sample", 102),
         ("demo", "CPU", {}, "reward", 101),
-        ("demo", "CPU", {}, "ppo", 168),
+        ("demo", "CPU", {"ppo.steps": 5}, "ppo", 168),
         ("demo", "CPU", {"evaluate.base": False}, "evaluate", 106),  # measured before the bare model answered too
         ("demo", "CPU", {"algo": "dpo"}, "dpo", 125),
     ],
@@ -64,7 +64,7 @@ def test_times_are_within_a_quarter_of_those_of_docs_benchmarks(
 def test_steps_are_those_that_the_demo_makes(smollm2: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     demo = clock("demo", smollm2, "CPU")
-    for stage, made in (("sft", 9), ("reward", 54), ("ppo", 10)):
+    for stage, made in (("sft", 15), ("reward", 54), ("ppo", 14)):
         found = demo.steps(stage)
         assert found is not None and abs(found - made) <= 1, (stage, found)
     assert demo.steps("sample") is None and demo.steps("evaluate") is None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import report_fixture
 
+from prefloop.closing import show
 from prefloop.judging.standing import programs
 from prefloop.judging.statistics import win_rate
 from prefloop.judging.undecided import MOST, POWER, prompts_to_tell, undecided
@@ -81,6 +82,40 @@ def test_the_headline_says_what_sft_itself_has_changed(low: float, rate: float, 
     assert ("against the bare model, gold scorer", "80.0 %", "[75.0, 85.0]") in found.tiles
 
 
+def test_a_longer_bare_model_is_read_at_equal_length_everywhere() -> None:
+    plain = {"win_rate_vs_sft": 0.6, "ci_low": 0.55, "ci_high": 0.65, "length_mean": 90.0}
+    level = {"lc_judge": "gold scorer", "lc_win_rate": 0.38, "lc_ci_low": 0.3, "lc_ci_high": 0.46}
+    found = headline(compared(**plain, **level))
+    assert (
+        found is not None
+        and "SFT beats the bare model, which wins <strong>38.0 % [30.0, 46.0]</strong> at equal" in (found.sentence)
+    )
+    assert not any("bare model" in note for note in found.cautions)
+    ahead = headline(
+        compared(
+            **plain | {"win_rate_vs_sft": 0.5, "ci_low": 0.4},
+            **level | {"lc_win_rate": 0.7, "lc_ci_low": 0.6, "lc_ci_high": 0.8},
+        )
+    )
+    assert ahead is not None
+    (told,) = [note for note in ahead.cautions if "bare model" in note]
+    assert told.startswith("The bare model beats SFT, so") and told.endswith(
+        "Against the bare model by the gold scorer PPO wins 80.0 % [75.0, 85.0]."
+    )
+
+
+def test_the_terminal_says_what_the_report_says(capsys: pytest.CaptureFixture[str]) -> None:
+    data = report_fixture.summary() | {"adapter": "", "config": {"gold": "g.py:score"}}
+    row = {"win_rate_vs_sft": 0.52, "ci_low": 0.45, "ci_high": 0.59, "length_mean": 90.0}
+    level = {"lc_judge": "gold scorer", "lc_win_rate": 0.35, "lc_ci_low": 0.28, "lc_ci_high": 0.42}
+    data["results"]["dpo"] |= row | level
+    found = headline(Summary.model_validate(data))
+    show(data, None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert found is not None and " ".join(found.sentence.striptags().split()) in said
+    assert all(" ".join(note.split()) in said for note in found.cautions) and "do not tell" not in said
+
+
 def test_the_bare_model_is_never_the_policy_that_a_run_is_judged_by() -> None:
     """It may win most, and lies where no policy was trained to."""
     found = headline(compared(win_rate_vs_sft=0.95, ci_low=0.9, ci_high=0.99, reward_win_rate=0.99, reward_ci_low=0.9))
@@ -96,7 +131,9 @@ def test_programs_that_scored_and_voted_are_named_beside_the_headline() -> None:
     found = headline(Summary.model_validate(data))
     assert found is not None
     told = [note for note in found.cautions if "program (examples/demo/gold.py:score)" in note or "3 simulated" in note]
-    assert told == programs("examples/demo/gold.py:score", 3)
-    assert programs("", 0) == [] and programs("", 1)[0].startswith("The votes are of 1 simulated annotator, drawn")
+    assert told == programs("examples/demo/gold.py:score", 3, 0)
+    assert programs("", 0, 5) == [] and programs("", 1, 0)[0].startswith(
+        "The votes are of 1 simulated annotator, drawn"
+    )
     people = data | {"annotators": [{"name": "ann", "simulated": False, "votes": 3}]}
     assert not any("simulated" in note for note in cautions(Summary.model_validate(people), "llm"))

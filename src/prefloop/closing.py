@@ -11,12 +11,11 @@ from rich.table import Table
 
 from prefloop.algorithms import SFT_ONLY
 from prefloop.console import console, duration, say
-from prefloop.judging.learnt import unmoved
-from prefloop.judging.length import MUCH_LONGER
-from prefloop.judging.standing import programs, quotable
-from prefloop.judging.undecided import undecided
+from prefloop.judging.standing import quotable
+from prefloop.report.cautions import cautions
+from prefloop.report.headline import headline
+from prefloop.report.schema import Summary
 from prefloop.results import BASE
-from prefloop.stages.compare import BASELINE
 from prefloop.stages.win_rates import NO_JUDGE, READINGS
 
 COLUMNS = ("policy", "gold", "wins %, gold", "wins %, judge", "wins %, reward", "KL", "words", "< 5 w")
@@ -79,58 +78,22 @@ def _rate(row: Mapping[str, Any], name: str, low: str, high: str, digits: int = 
 
 
 def _remarks(summary: Mapping[str, Any], unquoted: str) -> None:
-    """What the columns are, and what keeps their figures from being taken for more than they are."""
+    """What the columns are; then the report's headline, and what it says to know before quoting it."""
     results = summary["results"]
     judged = any(row.get(name) is not None for row in results.values() for name, *_ in READINGS)
-    words = ["KL to SFT in nats a response"]
+    words = ["wins against SFT with 95 % intervals clustered by prompt" if judged else unquoted.rstrip(".") or NO_JUDGE]
+    words += ["KL to SFT in nats a response"] if any(row.get("kl") is not None for row in results.values()) else []
     words += ["base: the bare model"] if BASE in results else []
-    if judged:
-        words = ["wins against SFT with 95 % intervals clustered by prompt", *words]
-        words += ["A/A: SFT against itself"] if summary["control"] else []
-    else:
-        words = [unquoted.rstrip(".") or NO_JUDGE, *words]
+    words += ["A/A: SFT against itself"] if summary["control"] else []
     say("; ".join(words), "dim" if judged else "yellow")
-    graded = any(row.get("gold_mean") is not None for row in results.values())
-    scorer = (summary["config"].get("gold") or "given in Python") if graded else ""
-    lines = [
-        *([unquoted] if judged and unquoted else []),
-        *_at_equal_length(results),
-        *_undecided(results),
-        *programs(scorer, sum(bool(one["simulated"]) for one in summary["annotators"])),
-        *unmoved(summary["stages"], results),
-        *untrained({stage["name"]: stage["metrics"] for stage in summary["stages"]}),
-    ]
-    for line in lines:
+    read = Summary.model_validate({**summary, "unquoted": unquoted})
+    found = headline(read)
+    if found and judged:
+        say(found.sentence.striptags())
+    for line in found.cautions if found else cautions(read, None):
         say(line, "yellow")
-
-
-def _called(name: str) -> str:
-    return "the bare model" if name == BASE else name
-
-
-def _at_equal_length(results: Mapping[str, Any]) -> list[str]:
-    """A line for each whose answers are much longer or shorter than SFT's: length alone may win or lose."""
-    base, out = (results.get(BASELINE) or {}).get("length_mean"), []
-    for name, row in results.items():
-        ratio = row["length_mean"] / base if base else 1.0
-        if name == BASELINE or 1 / MUCH_LONGER < ratio < MUCH_LONGER or not row.get("lc_judge"):
-            continue
-        level = _rate(row, "lc_win_rate", "lc_ci_low", "lc_ci_high")
-        told = f"it wins {level} %" if level != "-" else f"no rate is known ({row.get('lc_unknown')})"
-        out.append(
-            f"the answers of {_called(name)} are {ratio:.1f} times as long as SFT's: at equal length {told}, by the {row['lc_judge']}"
-        )
-    return out
-
-
-def _undecided(results: Mapping[str, Any]) -> list[str]:
-    """By the judge that leads, what would tell each from SFT where its prompts do not."""
-    lead = next((judge for judge in READINGS if any(row.get(judge[0]) is not None for row in results.values())), None)
-    if lead is None:
-        return []
-    rows = {name: [row.get(part) for part in (*lead, "n_prompts")] for name, row in results.items()}
-    told = [undecided(_called(name), *row) for name, row in rows.items() if None not in row]
-    return [line for line in told if line]
+    for line in untrained({stage["name"]: stage["metrics"] for stage in summary["stages"]}):
+        say(line, "yellow")
 
 
 def untrained(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

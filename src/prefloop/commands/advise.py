@@ -7,11 +7,15 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from prefloop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prefloop.planning.advice import Answers
+    from prefloop.planning.worth import Expectation
 
 
 @dataclasses.dataclass
@@ -38,7 +42,7 @@ class Advise:
 
     def run(self) -> None:
         from prefloop.config.presets import NAMES
-        from prefloop.console import say
+        from prefloop.console import duration, say
         from prefloop.planning.advice import (  # fmt: skip
             KINDS,
             LATENCIES,
@@ -51,6 +55,7 @@ class Advise:
             place_of,
             tasks_of,
         )
+        from prefloop.planning.worth import DAY, PROMPT, RESPONSE
 
         if self.output.exists():
             raise ConfigError(f"'{self.output}' exists already and is not overwritten: give another --output")
@@ -68,8 +73,9 @@ class Advise:
         (kind, rows), memory, latency, tasks, alignment = (
             said[question.flag] if question.flag in said else question.ask() for question in questions
         )
-        text = config_of(Answers(kind, rows, memory, latency, tasks, alignment, self.preset))
-        expectation = _expected(text, rows, cpu=not memory)
+        answers = Answers(kind, rows, memory, latency, tasks, alignment, self.preset)
+        text, found = config_of(answers), _expectation(answers)
+        _require_worth(answers, found)
         try:
             with self.output.open("x", encoding="utf-8") as file:
                 file.write(text)
@@ -79,7 +85,13 @@ class Advise:
             raise ConfigError(f"'{self.output}' cannot be written: {error}") from None
         if UNFIT in " ".join(line.strip(" #") for line in text.splitlines()):
             say(f"{memory / 2**30:g} GiB: {UNFIT}", "yellow")
-        say(expectation)
+        place = "two CPU cores" if not memory else "a card of which its memory alone is known"
+        say(f"expected on {place}, at {PROMPT:.0f} tokens a prompt and {RESPONSE:.0f} a response: {found.describe()}")
+        if found.whole > DAY:
+            say(
+                f"that is {duration(found.whole)} in all: `prefloop plan` knows more of a card that --card names",
+                "yellow",
+            )
         command = f"prefloop plan {shlex.quote(str(self.output))} {place_of(memory)}"
         say(f"{self.output}: put your files' paths in, then `{command}`")
 
@@ -112,18 +124,54 @@ class Question:
                 say(str(error), "yellow")
 
 
-def _expected(text: str, rows: int, cpu: bool) -> str:
-    """Steps and time of every stage. Raises ``ConfigError`` for a run that cannot learn or takes more than a day."""
+def _expectation(answers: Answers) -> Expectation:
+    """Steps and time of every stage of what these answers give."""
     import yaml
 
     from prefloop.config import RLHFConfig
-    from prefloop.planning.advice import MODELS
+    from prefloop.planning.advice import MODELS, config_of
     from prefloop.planning.shapes import shape_of
-    from prefloop.planning.worth import expected
+    from prefloop.planning.worth import expect
     from prefloop.settings import validated
 
-    config: RLHFConfig = validated(yaml.safe_load(text), "advice")
-    return expected(config, shape_of(MODELS[config.backbone.model], Path(".")), rows, cpu)
+    config: RLHFConfig = validated(yaml.safe_load(config_of(answers)), "advice")
+    demonstrations = None if answers.kind == "prompts" else answers.rows
+    return expect(
+        config, shape_of(MODELS[config.backbone.model], Path(".")), demonstrations, answers.votes, not answers.memory
+    )
+
+
+def _require_worth(answers: Answers, found: Expectation) -> None:
+    """Raise ``ConfigError`` for a run that cannot learn, or that takes more than a day where its speed is known, with the rows that would do."""
+    from prefloop.console import duration
+    from prefloop.judging.learnt import FEW_STEPS
+    from prefloop.planning.worth import DAY
+
+    def of(rows: int) -> Expectation:
+        return _expectation(dataclasses.replace(answers, rows=rows))
+
+    if found.few:
+        said = " and ".join(f"{count:,} steps of {stage}" for stage, count in found.few.items())
+        enough = _first(lambda rows: not of(rows).few, answers.rows)
+        raise ConfigError(
+            f"{answers.rows:,} rows make {said}, and under {FEW_STEPS} little is learnt: a run like this takes {enough:,} rows or more"
+        )
+    if not answers.memory and found.whole > DAY:
+        most = _first(lambda rows: of(rows).whole > DAY, 1) - 1
+        raise ConfigError(
+            f"{answers.rows:,} rows would take about {duration(found.whole)} on two CPU cores, and {most:,} about a day: say so many, or name a GPU"
+        )
+
+
+def _first(holds: Callable[[int], bool], start: int) -> int:
+    """A number above ``start`` for which something holds that does not for the one before it."""
+    low, high = start, 2 * start
+    while not holds(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def _memory(text: str) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -121,6 +121,7 @@ def judge_answers(
     pairs_per_prompt: int | None = None,
     anchor: str | None = None,
     people: Votes | None = None,
+    apart: Collection[str] = (),
     seed: int = 0,
     resamples: int = 2000,
     level: float = 0.95,
@@ -129,7 +130,7 @@ def judge_answers(
 
     All pairs of a prompt's responses are compared, or the first ``pairs_per_prompt`` of an order that uses every response before it repeats
     one. A judge that sees two responses is asked in both orders. A comparison whose request fails for good is counted and left out of the
-    rates. Elo of ``anchor`` is 1000, else their mean. ``people`` are votes on some of these comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError``
+    rates. Elo of ``anchor`` is 1000, else their mean. Models that stand ``apart`` have no part in how hard a prompt is at equal length. ``people`` are votes on some of these comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError``
     when the judge cannot be used.
     """
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
@@ -148,7 +149,7 @@ def judge_answers(
     if all(verdict.failed for verdict in flat):
         raise JudgeError(f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}")
     options = {"seed": seed, "resamples": resamples, "level": level}
-    controlled = _length_controlled(met, list(sides)[-1], options)
+    controlled = _length_controlled(met, list(sides)[-1], apart, options)
     return Judged(
         judge=judge.name,
         address=without_secrets(getattr(judge, "address", "")),
@@ -194,12 +195,15 @@ def _graded(met: Mapping[tuple[str, str], Met]) -> Iterator[tuple[str, Reply, Gr
 
 
 def _length_controlled(
-    met: Mapping[tuple[str, str], Met], baseline: str, options: dict[str, float]
+    met: Mapping[tuple[str, str], Met], baseline: str, apart: Collection[str], options: dict[str, float]
 ) -> dict[tuple[str, str], LengthControlled]:
-    """By duel, win rates at equal length of two or more models against one baseline, on the prompts on which all of them have a verdict."""
+    """By duel, win rates at equal length of two or more models against one baseline, on the prompts on which all of them have a verdict.
+
+    Models that stand ``apart`` say nothing of how hard a prompt is, and have no rate here.
+    """
     scores, leads = {}, {}
     for (a, b), of in met.items():
-        if b == baseline:
+        if b == baseline and a not in apart:
             scores[a], leads[a] = _scores_and_leads(of)
     common = set.intersection(*map(set, scores.values())) if len(scores) > 1 else set()
     if not common:

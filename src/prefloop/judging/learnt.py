@@ -26,7 +26,7 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
         steps = found.get("updates", found.get("steps"))
         if policy == BASE and isinstance(kl, int | float) and abs(kl) < STILL:
             out.append(
-                f"sft is still the bare model that it began as: {abs(kl):.2f} nats of KL between them. It has learnt nothing from its demonstrations: give it more "
+                f"SFT is still the bare model that it began as: {abs(kl):.2f} nats of KL between them. It has learnt nothing from its demonstrations: give it more "
                 "data, epochs or a higher learning rate."
             )
         if policy in ("sft", BASE) or not isinstance(kl, int | float) or abs(kl) >= NEAR:

@@ -51,8 +51,6 @@ SEPARATED = 0.95
 """Share of pairs, ties among them; where one side wins that many and one side is longer on as many, nothing tells why it wins."""
 UNIT = "characters"
 """What lengths are counted in wherever two responses are compared at equal length, as AlpacaEval 2 does."""
-MUCH_LONGER = 1.5
-"""Ratio of mean lengths from which the rate at equal length leads: a judge's taste for length would be read as quality."""
 _NEWTON_STEPS = 50
 _LONGEST = 2.0  # logits; a longer Newton step overshoots where the curve is flat
 _TOLERANCE = 1e-10

@@ -31,10 +31,10 @@ def unproven(reward: Mapping[str, Any]) -> str:
     return f"is right on {share}, {than}"
 
 
-def programs(gold: str, simulated: int) -> list[str]:
+def programs(gold: str, simulated: int, people: int) -> list[str]:
     """What to know of a comparison by a scorer that is a program, and of votes that programs cast; nothing where people did both.
 
-    ``gold`` names the scorer, or is empty; ``simulated`` counts the annotators that were.
+    ``gold`` names the scorer, or is empty; ``simulated`` and ``people`` count the annotators, files of votes among people.
     """
     told = []
     if gold:
@@ -43,7 +43,12 @@ def programs(gold: str, simulated: int) -> list[str]:
         )
     if simulated:
         told.append(
-            f"The votes are of {simulated} simulated annotator{'' if simulated == 1 else 's'}, drawn from the gold scorer: no person labelled anything."
+            f"{f'Of the annotators {simulated} are' if people else f'The votes are of {simulated}'} simulated"
+            + (
+                ", drawn from the gold scorer."
+                if people
+                else f" annotator{'' if simulated == 1 else 's'}, drawn from the gold scorer: no person labelled anything."
+            )
         )
     return told
 

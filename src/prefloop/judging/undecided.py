@@ -8,7 +8,7 @@ from statistics import NormalDist
 POWER = 0.8
 """Chance with which a comparison on as many prompts as are named shows a difference that is there."""
 MOST = 20_000
-"""Prompts beyond which nobody asks: a difference that takes more is as good as none."""
+"""Prompts beyond which no number is said: nobody asks so many."""
 
 
 def prompts_to_tell(rate: float, low: float, high: float, n_prompts: int, level: float = 0.95) -> int | None:

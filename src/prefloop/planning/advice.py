@@ -71,6 +71,11 @@ class Answers:
     preset: str = "chat"
     """Whose values to take."""
 
+    @property
+    def votes(self) -> float:
+        """Rows as the algorithms count them: a pair, or two thumbs."""
+        return self.rows / 2 if self.kind == "thumbs" else self.rows
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -220,7 +225,7 @@ def _settings(answers: Answers, model: str) -> list[Choice]:
 
 def _passes(answers: Answers, values: dict[str, Any]) -> list[Guide]:
     """Where the votes are few: more passes over them, and batches small enough for ``ENOUGH`` steps."""
-    pairs = answers.rows * (LabelConfig().pairs_per_prompt if answers.kind == "prompts" else 1)
+    pairs = answers.votes * (LabelConfig().pairs_per_prompt if answers.kind == "prompts" else 1)
     out = []
     epochs = {stage: values[f"{stage}.epochs"] for stage in ("reward", "preference")}
     if pairs < FEW_PAIRS:

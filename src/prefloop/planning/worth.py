@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping
 
 from prefloop.algorithms import REWARD_ONLY, ROLLOUTS
 from prefloop.config import RLHFConfig
 from prefloop.console import duration
-from prefloop.errors import ConfigError
 from prefloop.judging.learnt import FEW_STEPS
 from prefloop.planning.memory import Device
 from prefloop.planning.shapes import Shape
@@ -36,35 +35,47 @@ def doubts(seconds: Mapping[str, float | None], steps: Mapping[str, int | None])
     return lines
 
 
-def expected(config: RLHFConfig, shape: Shape, rows: int, cpu: bool) -> str:
-    """Steps and time of every stage as a line, for ``rows`` rows that are not there yet.
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """What a run on rows that are not there yet comes to, by stage."""
 
-    Raises ``ConfigError`` where what is trained last, or what it learns from, makes too few steps, and where all of it takes more than a day.
-    """
+    steps: Mapping[str, int | None]
+    seconds: Mapping[str, float | None]
+    learning: frozenset[str]
+    """The stage whose result counts, and the reward model where that learns from one."""
+
+    @property
+    def few(self) -> dict[str, int]:
+        """The steps of what makes too few to learn from."""
+        return {s: n for s, n in self.steps.items() if s in self.learning and n is not None and n < FEW_STEPS}
+
+    @property
+    def whole(self) -> float:
+        """Seconds of all stages that are known."""
+        return _whole(self.seconds)
+
+    def describe(self) -> str:
+        """Every stage in a line."""
+        parts = [
+            f"{stage} {f'{self.steps[stage]:,} steps, ' if self.steps[stage] is not None else ''}{duration(taken)}"
+            for stage, taken in self.seconds.items()
+            if taken is not None
+        ]
+        unknown = [stage for stage, taken in self.seconds.items() if taken is None]
+        return "; ".join([*parts, *(f"{stage} as its data is" for stage in unknown)])
+
+
+def expect(config: RLHFConfig, shape: Shape, demonstrations: float | None, rows: float, cpu: bool) -> Expectation:
+    """Of ``rows`` prompts with their votes; two thumbs are one. ``demonstrations`` are rows too, ``None`` where nobody said how many."""
     clock = Clock(config, Device.of(shape, config.backbone), CARDS["CPU"] if cpu else UNKNOWN)
-    clock.demonstrations = clock.comparisons = clock.prompts = Data(rows, PROMPT, RESPONSE)
+    clock.demonstrations = None if demonstrations is None else Data(demonstrations, PROMPT, RESPONSE)
+    clock.comparisons = clock.prompts = Data(rows, PROMPT, RESPONSE)
     clock.evaluated = Data(ASKED, PROMPT)
     names = [stage.name for stage in Planner(config, shape, None, cpu).stages()]
-    steps, seconds = ({n: of(n) for n in names} for of in (clock.steps, clock.seconds))
     learning = {config.algo, *([REWARD_ONLY] if config.algo in ROLLOUTS else [])}
-    for stage, count in steps.items():
-        if stage in learning and count is not None and count < FEW_STEPS:
-            needed = math.ceil(rows * FEW_STEPS / count)
-            raise ConfigError(
-                f"{rows:,} rows make {count:,} steps of {stage}, and under {FEW_STEPS} it learns little: a run like this takes {needed:,} rows or more"
-            )
-    whole = _whole(seconds)
-    where = "two CPU cores" if cpu else "such a card"
-    if whole > DAY:
-        raise ConfigError(
-            f"{rows:,} rows would take about {duration(whole)} on {where}, and {math.floor(rows * DAY / whole):,} about a day: say so many"
-            + (", or name a GPU" if cpu else ", or a faster card")
-        )
-    parts = [
-        f"{name} {f'{steps[name]:,} steps, ' if steps[name] is not None else ''}{duration(seconds[name] or 0.0)}"
-        for name in names
-    ]
-    return f"expected on {where}, at {PROMPT:.0f} tokens a prompt and {RESPONSE:.0f} a response: {'; '.join(parts)}"
+    return Expectation(
+        {name: clock.steps(name) for name in names}, {name: clock.seconds(name) for name in names}, frozenset(learning)
+    )
 
 
 def _whole(seconds: Mapping[str, float | None]) -> float:

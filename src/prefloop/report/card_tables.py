@@ -12,6 +12,7 @@ from prefloop.algorithms import PAIR, ROLLOUTS, kind_of
 from prefloop.manifest import Manifest
 from prefloop.models.adapters.catalogue import CARDS, Card, card_of
 from prefloop.models.adapters.described import described_shape
+from prefloop.report.page import label
 from prefloop.results import BASE
 
 WORDS = {
@@ -147,7 +148,7 @@ def comparison(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
     mine = results[kind]
     columns = _columns(mine)
     rows = [
-        ["bare model" if name == BASE else name, *(_rate(results[name], *column[1:]) for column in columns)]
+        [label(name) if name == BASE else name, *(_rate(results[name], *column[1:]) for column in columns)]
         for name in dict.fromkeys((BASE, "sft", kind))
         if name in results
     ]

@@ -6,9 +6,9 @@ from prefloop.algorithms import ROLLOUTS, kind_of
 from prefloop.judging.learnt import unmoved
 from prefloop.judging.standing import programs
 from prefloop.judging.undecided import undecided
-from prefloop.report.page import label, percent, stage_label
-from prefloop.report.readings import control_of, lead_of, name_of, win_of
-from prefloop.report.schema import PolicyResult, Summary, aligned, rivals
+from prefloop.report.page import interval, label, percent, spoken, stage_label
+from prefloop.report.readings import control_of, lead_of, name_of
+from prefloop.report.schema import Summary, aligned, rivals
 from prefloop.results import BASE
 
 
@@ -33,15 +33,11 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
         )
     if judge and summary.unquoted:
         notes.append(summary.unquoted)
-    if judge and win_of(summary.results.get(BASE, PolicyResult()), judge).side_of_half == 1:
-        notes.append(
-            "The bare model beats SFT, so a win against SFT need not be one against the model that you began with: All against all shows "
-            "each policy against it."
-        )
-    notes += programs(
-        str(summary.config.get("gold") or "given in Python") if judge == "gold" else "",
-        sum(bool(one.simulated) for one in summary.annotators),
-    )
+    if judge and BASE in summary.results and lead_of(summary, BASE, judge).win.side_of_half == 1:
+        notes.append(_bare_model_ahead(summary))
+    simulated = sum(bool(one.simulated) for one in summary.annotators)
+    gold = str(summary.config.get("gold") or "named in Python") if judge == "gold" else ""
+    notes += programs(gold, simulated, people=len(summary.annotators) - simulated)
     if judge:
         notes += _undecided(summary, judge)
     if judge == "reward":
@@ -65,7 +61,7 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     for name, result in summary.results.items():
         if (result.win.side_of_half or 0) * (result.llm_win.side_of_half or 0) < 0:
             notes.append(
-                f"The judges disagree about {label(name)}: it wins {percent(result.win.value)} % under the gold scorer and "
+                f"The judges disagree about {spoken(name)}: it wins {percent(result.win.value)} % under the gold scorer and "
                 f"{percent(result.llm_win.value)} % under the {name_of([result], 'llm')}, each on its own side of 50 %."
             )
     rows = {name: {"kl": result.kl} for name, result in summary.results.items()}
@@ -88,13 +84,26 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     return notes
 
 
+def _bare_model_ahead(summary: Summary) -> str:
+    """That SFT is behind the model that it began as, and where each policy stands against that."""
+    against = {name: summary.matrix.against_bare(name) for name in aligned(summary.results)}
+    told = [
+        f"{label(n)} wins {percent(w.value)} % {interval(w, 1, 100)}".strip()
+        for n, w in against.items()
+        if w.value is not None
+    ]
+    text = "The bare model beats SFT, so a win against SFT need not be one against the model that you began with."
+    judge = f" by the {summary.matrix.judge}" if summary.matrix.judge else ""
+    return f"{text} Against the bare model{judge} {' and '.join(told)}." if told else text
+
+
 def _undecided(summary: Summary, judge: str) -> list[str]:
     """What would tell each from SFT whose headline says that it cannot be told apart."""
     out = []
     for name in rivals(summary.results):
         win, prompts = lead_of(summary, name, judge).win, summary.results[name].n_prompts
         if win.value is not None and win.interval and prompts:
-            out.append(undecided("the bare model" if name == BASE else label(name), win.value, *win.interval, prompts))
+            out.append(undecided(spoken(name), win.value, *win.interval, prompts))
     return [line for line in out if line]
 
 

@@ -39,8 +39,9 @@ def headline(summary: Summary) -> Headline | None:
     found = {name: lead_of(summary, name, judge) for name in rivals(summary.results)}
     wins = {name: lead for name, lead in found.items() if lead.win.value is not None}
     policies = {name: wins[name] for name in aligned(wins)}
-    clauses = list(_clauses(policies, f"the {name_of(summary.results.values(), judge)}"))
-    clauses += [_bare_clause(wins[BASE])] if BASE in wins else []
+    scorer = f"the {name_of(summary.results.values(), judge)}"
+    clauses = list(_clauses(policies, scorer))
+    clauses += [_bare_clause(wins[BASE], "" if policies else scorer)] if BASE in wins else []
     clauses += [] if judge == "llm" else [_control_clause(summary, judge)]
     best = max(policies or wins, key=lambda name: wins[name].win.value or 0.0)
     return Headline(Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best))
@@ -104,10 +105,10 @@ _BARE: dict[int | None, str] = {
 """By the side of 50 % that the interval of the bare model's wins lies on: what SFT itself has changed."""
 
 
-def _bare_clause(lead: Lead) -> Markup:
-    return Markup(_BARE[lead.win.side_of_half]).format(_quote(lead.win)) + lead.addition.replace(
-        "its answers", "whose answers"
-    )
+def _bare_clause(lead: Lead, scorer: str) -> Markup:
+    """``scorer``: who judged, where no clause before says it."""
+    under = f" of comparisons under {scorer}" if scorer else ""
+    return Markup(_BARE[lead.win.side_of_half]).format(_quote(lead.win)) + under + lead.addition
 
 
 def _listed(parts: Sequence[Markup]) -> Markup:
@@ -124,14 +125,6 @@ def _control_clause(summary: Summary, judge: str) -> Markup:
     return Markup("the A/A control reads {}").format(_quote(win))
 
 
-def _against_base(summary: Summary, policy: str) -> Estimate:
-    """Win rate of a policy against the bare model by the judge of the matrix."""
-    names = summary.matrix.policies
-    if policy == BASE or not {policy, BASE} <= set(names):
-        return Estimate(None)
-    return summary.matrix.at(names.index(policy), names.index(BASE))
-
-
 def tiles(summary: Summary, policy: str) -> list[Tile]:
     """The numbers of one policy that a reader looks for first: every judge, distance from SFT, time."""
     result = summary.results[policy]
@@ -140,7 +133,7 @@ def tiles(summary: Summary, policy: str) -> list[Tile]:
     found = [
         Tile(text, f"{percent(win.value)} %", interval(win, 1, 100)) for text, win in named if win.value is not None
     ]
-    against = _against_base(summary, policy)
+    against = summary.matrix.against_bare(policy)
     if against.value is not None:
         named_judge = f", {summary.matrix.judge}" if summary.matrix.judge else ""
         found.append(

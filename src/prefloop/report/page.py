@@ -40,6 +40,11 @@ def label(name: str) -> str:
     return "bare model" if name == BASE else name.upper() if name in _INITIALS else name
 
 
+def spoken(name: str) -> str:
+    """How a policy is called in a sentence."""
+    return "the bare model" if name == BASE else label(name)
+
+
 def stage_label(name: str) -> str:
     """How a stage is written, with its round where that is not the first."""
     first, _, number = name.partition("-")

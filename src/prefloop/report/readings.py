@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from prefloop.judging.length import MUCH_LONGER
 from prefloop.report.page import decimal, percent
 from prefloop.report.schema import BASELINE, Estimate, PolicyResult, Summary, rivals
 
 JUDGES = {"gold": "gold scorer", "llm": "judge", "reward": "reward model"}
 """Judges from the one to trust most to the one that learnt from the votes that trained the policies; ``judge`` is what ``evaluate.judge`` names."""
+MUCH_LONGER = 1.5
+"""Ratio of mean lengths from which the rate at equal length leads: a judge's taste for length would be read as quality."""
 
 
 def judge_of(summary: Summary) -> str | None:
@@ -37,9 +38,9 @@ class Lead(NamedTuple):
 
 def lead_of(summary: Summary, policy: str, judge: str) -> Lead:
     """The judge's win rate, or the one at equal length where the policy's answers are much longer or shorter than SFT's."""
-    result, base = summary.results[policy], summary.results.get(BASELINE, PolicyResult())
+    result, sft = summary.results[policy], summary.results.get(BASELINE, PolicyResult())
     plain = win_of(result, judge)
-    ratio = (result.length_mean or 0.0) / base.length_mean if base.length_mean else 1.0
+    ratio = (result.length_mean or 0.0) / sft.length_mean if sft.length_mean else 1.0
     if 1 / MUCH_LONGER < ratio < MUCH_LONGER or plain.value is None:
         return Lead(plain)
     said = f"its answers are {decimal(ratio, 1)} times as long as SFT's"

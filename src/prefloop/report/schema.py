@@ -178,6 +178,12 @@ class Matrix(Record):
         """Win rate of policy ``i`` against policy ``j``; empty where the table has no such cell."""
         return Estimate(*(_cell(table, i, j) for table in (self.rate, self.low, self.high)))
 
+    def against_bare(self, policy: str) -> Estimate:
+        """Win rate of a policy against the bare model; empty where one of them is not in the table."""
+        if policy == BASE or not {policy, BASE} <= set(self.policies):
+            return Estimate(None)
+        return self.at(self.policies.index(policy), self.policies.index(BASE))
+
 
 def _cell(table: list[list[float | None]], i: int, j: int) -> float | None:
     return table[i][j] if i < len(table) and j < len(table[i]) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -17,7 +17,7 @@ from prefloop.data.source import Source
 from prefloop.data.sources import copy_records
 from prefloop.errors import JudgeError
 from prefloop.judging.cache import VerdictCache
-from prefloop.judging.compare import Judged, judge_answers
+from prefloop.judging.compare import Duel, Judged, judge_answers
 from prefloop.judging.graders import FunctionGrader, fingerprint_of
 from prefloop.judging.length import LengthControlled, length_controlled_leaderboard
 from prefloop.judging.ranking import Game, rank
@@ -25,6 +25,7 @@ from prefloop.judging.specs import open_judge
 from prefloop.judging.statistics import clustered_mean, win_rate
 from prefloop.records import Prompt, Response, from_dict, to_dict
 from prefloop.replies import Reply, reply_of, response_of
+from prefloop.results import BASE
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage, Work
 from prefloop.stages.beside import open_beside
@@ -95,25 +96,25 @@ class Compare(Stage):
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         answers = {p: self._read(inputs[f"respond-{p}"]) for p in self.answered}
-        base = answers[BASELINE]
+        sft = answers[BASELINE]
         results = {}
         for policy in self.policies:
             mine = answers[policy]
             results[policy] = self._measure(mine)
             for judge, prefix in (("gold", ""), ("reward", "reward_")):
                 if judge in mine:
-                    results[policy] |= self._against(mine[judge], base[judge], prefix, policy == BASELINE)
+                    results[policy] |= self._against(mine[judge], sft[judge], prefix, policy == BASELINE)
         control = {
-            judge: self._control(answers[AGAIN][judge], base[judge]) for judge in self.scorers if AGAIN in answers
+            judge: self._control(answers[AGAIN][judge], sft[judge]) for judge in self.scorers if AGAIN in answers
         }
         metrics: dict[str, Any] = {"results": results, "control": control, "samples": self._samples(answers)}
-        if "gold" in base:
+        if "gold" in sft:
             self._keep_gold(work, answers)
-            if "reward" in base:
-                metrics["pearson_gold"] = _pearson(base["reward"], base["gold"])
+            if "reward" in sft:
+                metrics["pearson_gold"] = _pearson(sft["reward"], sft["gold"])
         if len(self.policies) > 1:
             metrics |= self._judged(work, answers, results)
-        same = overlap(self._trained_on(work), list(base["prompt"].values()))
+        same = overlap(self._trained_on(work), list(sft["prompt"].values()))
         say(f"  {same.describe()}", "yellow" if same.matches else "dim")
         metrics["contamination"] = {
             "count": len(same.seen),
@@ -158,7 +159,7 @@ class Compare(Stage):
             if duel.b == BASELINE:
                 results[duel.a] |= of_duel(found.judge, duel)
         rates = {(duel.a, duel.b): duel.win_rate for duel in found.duels}
-        positions = [duel.position for duel in found.duels if duel.position]
+        positions = [duel.position for duel in found.duels if duel.position and BASE not in (duel.a, duel.b)]
         judging = {
             "judge": found.judge,
             "mode": self.config.asking.mode,
@@ -174,12 +175,15 @@ class Compare(Stage):
         return {"matrix": matrix(found.judge, self.policies, rates, found.ranking), "judging": judging}
 
     def _at_equal_length(self, answers: Mapping[str, Any], judge: str) -> Mapping[str, LengthControlled]:
-        """With two or more beside SFT, win rates that know how much each prompt favours them in general."""
-        base = answers[BASELINE]
-        if len(self.others) < 2:
+        """With two or more policies, win rates that know how much each prompt favours policies in general.
+
+        The bare model is none: what it finds hard would move the policies' rates.
+        """
+        sft, policies = answers[BASELINE], [name for name in self.others if name != BASE]
+        if len(policies) < 2:
             return {}
-        wins = {p: wins_of(answers[p][judge], base[judge]) for p in self.others}
-        leads = {p: leads_of(answers[p], base) for p in self.others}
+        wins = {p: wins_of(answers[p][judge], sft[judge]) for p in policies}
+        leads = {p: leads_of(answers[p], sft) for p in policies}
         return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples).models
 
     def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
@@ -195,14 +199,17 @@ class Compare(Stage):
                 VerdictCache(work.runtime.store.root / "verdicts.jsonl"),
                 pairs_per_prompt=self.config.samples,
                 anchor=BASELINE,
+                apart=[BASE],
                 resamples=self.config.resamples,
             )
-        failed, met = sum(d.n_failed for d in found.duels), sum(d.n_failed + d.n_comparisons for d in found.duels)
+        # The bare model may answer as no policy does: what fails of its comparisons is said, and stops nothing.
+        failed, met = _failures(duel for duel in found.duels if BASE not in (duel.a, duel.b))
         if failed > MOST_FAILED * met:
             raise JudgeError(
                 f"judge {judge.name}: {failed} of {met} comparisons failed, over {MOST_FAILED:.0%}; the first: {found.failures[0]}\n"
                 "       What was answered is kept: with the judge mended, the same command asks only what is missing"
             )
+        failed, met = _failures(found.duels)
         if failed:
             say(
                 f"  {failed} of {met} comparisons failed and are left out; the first: {found.failures[0]}\n"
@@ -269,15 +276,15 @@ class Compare(Stage):
             "n_responses": len(words),
         }
 
-    def _against(self, mine: Scores, base: Scores, prefix: str, itself: bool) -> dict[str, Any]:
+    def _against(self, mine: Scores, sft: Scores, prefix: str, itself: bool) -> dict[str, Any]:
         names = READINGS[2 if prefix else 0]
         if itself:
             return dict(zip(names, (0.5, None, None), strict=True))
-        found = win_rate(mine, base, resamples=self.config.resamples)
+        found = win_rate(mine, sft, resamples=self.config.resamples)
         return dict(zip(names, (found.rate, found.low, found.high), strict=True))
 
-    def _control(self, again: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        found = win_rate(again, base, resamples=self.config.resamples)
+    def _control(self, again: Mapping[str, Sequence[float]], sft: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        found = win_rate(again, sft, resamples=self.config.resamples)
         return {"win_rate": found.rate, "ci_low": found.low, "ci_high": found.high}
 
     def _samples(self, answers: Mapping[str, Any], count: int = 6) -> list[dict[str, Any]]:
@@ -298,6 +305,12 @@ class Compare(Stage):
             }
             for i in dict.fromkeys(chosen)
         ]
+
+
+def _failures(duels: Iterable[Duel]) -> tuple[int, int]:
+    """Comparisons without a verdict, and all."""
+    counts = [(duel.n_failed, duel.n_failed + duel.n_comparisons) for duel in duels]
+    return sum(failed for failed, _ in counts), sum(met for _, met in counts)
 
 
 def _said(reply: Reply) -> dict[str, Any]:

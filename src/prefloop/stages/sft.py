@@ -111,7 +111,7 @@ class SFT(Stage):
         looks = HeldOut(work, ROLE, held, self.config) if held else None
 
         backbone.add_role(ROLE, seed=work.runtime.seed)
-        done = _goes_on_from(checkpoints(work.checkpoints), looks)
+        done = _goes_on_from(checkpoints(work.checkpoints), looks, self.config.epochs)
         if done:
             say(f"  {self.name}: goes on from step {step_of(done.path)}", "dim")
         # Done again where training goes on: what it makes of the role decides which parameters there are.
@@ -220,14 +220,19 @@ class SFT(Stage):
         return trainer
 
 
-def _goes_on_from(places: Sequence[Path], looks: HeldOut | None) -> Checkpoint | None:
-    """The checkpoint to go on from, with what had been looked at by then."""
+def _goes_on_from(places: Sequence[Path], looks: HeldOut | None, epochs: float) -> Checkpoint | None:
+    """The checkpoint to go on from, with what had been looked at by then.
+
+    None of the step that training ended at, from which transformers would train on: that of patience, and the last of all in the middle of an
+    epoch. It is removed: training on from the one before forgets looks that it needs.
+    """
     found = newest_whole(places, Checkpoint.read)
-    if looks and found:
-        looks.losses = found.losses
-        if looks.stops_at(step_of(found.path)):  # transformers would train on from the very step that patience ended at
-            remove(found.path)  # training on from the one before forgets looks that this one needs
-            found = newest_whole(places[: places.index(found.path)], Checkpoint.read)
+    if looks:
+        looks.losses = found.losses if found else {}
+    if found and ((looks and looks.stops_at(step_of(found.path))) or (epochs % 1 and found.last)):
+        remove(found.path)
+        found = newest_whole(places[: places.index(found.path)], Checkpoint.read)
+        if looks:
             looks.losses = found.losses if found else {}
     return found
 

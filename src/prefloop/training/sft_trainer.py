@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from prefloop.config import OptimConfig
@@ -59,13 +60,17 @@ class Checkpoint:
     path: Path
     losses: dict[int, float]
     """Of the looks up to it."""
+    last: bool
+    """Whether it is of the last step of all."""
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
         """Raises ``StoreError`` where a file of it, or of the best weights up to it, is not what was written."""
         content = read_folder(path)
         check_files(path.parent, content["needed"])
-        return cls(path, {int(step): loss for step, loss in content["losses"].items()})
+        state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        losses = {int(step): loss for step, loss in content["losses"].items()}
+        return cls(path, losses, state.global_step >= state.max_steps)
 
 
 class Trainer(SFTTrainer):
