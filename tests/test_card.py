@@ -107,7 +107,7 @@ def test_every_adapter_has_a_card_that_parses_and_says_where_it_comes_from(run: 
     assert rows["`optim.learning_rate`"][1] == "`0.01`" and rows["chat template"][1] == "ChatML"
     assert rows["adapter"][1].startswith("LoRA, r 4, alpha 8, on down_proj, gate_proj")
     assert "`beta`" in rows and not {"`simpo_beta`", "`flipped_share`", "`balance_thumbs`"} & set(rows)
-    assert "Every setting of `dpo` itself" in text and "LoRA adapter for" in text and "aligned with prefloop by" in text
+    assert "The settings of `dpo` itself" in text and "LoRA adapter for" in text and "aligned with prefloop by" in text
     sft = (run / "artifacts" / "sft" / "README.md").read_text()
     assert "trained with prefloop by supervised fine-tuning on demonstrations." in sft
     assert "*simulated* annotators (`a`, `b\\|'x'`)" in text and "no person cast them" in text
