@@ -43,9 +43,8 @@ def _table(heading: str, summary: Mapping[str, Any]) -> Table:
     """A row for each policy and the A/A control; only columns that a row fills."""
     results = summary["results"].values()
     judges = sum(any(row.get(name) is not None for row in results) for name, *_ in READINGS)
-    digits = (
-        1 if judges < len(READINGS) else 0
-    )  # of a bound, and spaces: 80 columns hold no more with every judge there
+    # Of a bound, and spaces beside a column: 80 columns hold no more where every judge is there.
+    digits = 1 if judges < len(READINGS) else 0
     rows = [
         (
             name,
