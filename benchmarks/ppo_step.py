@@ -151,7 +151,7 @@ def main() -> None:
     from prefloop.models.heads import ScalarHead
     from prefloop.models.reward import Reward, role_of
     from prefloop.records import Message, Prompt
-    from prefloop.rollouts.engine import start
+    from prefloop.rollouts.start import start
     from prefloop.runtime import environment
     from prefloop.training import ppo
     from prefloop.training.critic import Critic

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 def compose(config: RLHFConfig) -> "list[Stage]":
     """The stages of a run; what each needs and fills wires them together."""
-    from prefloop.algorithms import REWARD_ONLY, SFT_ONLY, algorithm, reward_model
+    from prefloop.algorithms import algorithm
+    from prefloop.config.algorithms import REWARD_ONLY, SFT_ONLY, reward_model
     from prefloop.stages.evaluate import Evaluate
     from prefloop.stages.reference import Reference
     from prefloop.stages.reward_test import RewardTest
@@ -51,7 +52,7 @@ def compose(config: RLHFConfig) -> "list[Stage]":
 
 def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool, reward: str = "needed") -> "list[Stage]":
     """From candidates to a reward model, where there is one (``algorithms.reward_model``); later rounds sample from the policy before and choose what its reward model is least sure of."""
-    from prefloop.algorithms import REWARD_ONLY
+    from prefloop.config.algorithms import REWARD_ONLY
     from prefloop.errors import ConfigError
     from prefloop.stages.choose import Choose
     from prefloop.stages.label import Label

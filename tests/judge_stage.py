@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop.config import EvaluateConfig
+from prefloop.jsonl import write_rows
 from prefloop.records import Message, Prompt, to_dict
 from prefloop.runtime import Runtime
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.stages.compare import AGAIN, BASELINE, Compare
-from prefloop.store import Artifact, write_rows
+from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 class Answered(Stage):

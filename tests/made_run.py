@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from prefloop.atomic import link
 from prefloop.config import AdapterConfig, BackboneConfig, GenerationConfig
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward import Reward, role_of
-from prefloop.run import link
 from prefloop.runtime import Runtime
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 class Made(Stage):

@@ -122,7 +122,7 @@ def test_the_rank_that_vllm_is_told_is_that_of_the_files() -> None:
     backbone = {"precision": "bf16", "compute": "torch.bfloat16", "chat_template": "model"}
 
     def told(method: str, rank: int) -> str:
-        return loading("sft", Base("org/base"), CARDS[method], {"r": rank}, backbone, whole=True, merged=False)
+        return loading("sft", Base("org/base"), CARDS[method], {"r": rank}, backbone, merged=False)
 
     assert "--max-lora-rank 64 " in told("pissa", 2 * 20)  # 2 x 20 in the file, the next that vLLM takes
     assert "--max-lora-rank 512 " in told("lora", 400)
@@ -133,7 +133,7 @@ def test_the_rank_that_vllm_is_told_is_that_of_the_files() -> None:
 def test_a_card_of_merged_adapters_claims_no_measurement_and_no_export() -> None:
     backbone = {"precision": "nf4", "compute": "torch.bfloat16", "chat_template": "model"}
     trained, merged = (
-        loading(kind, Base("org/base", False, wheel="w"), CARDS["lora"], {"r": 8}, backbone, whole=True, merged=False)
+        loading(kind, Base("org/base", False, wheel="w"), CARDS["lora"], {"r": 8}, backbone, merged=False)
         for kind in ("sft", "merge")
     )
     for claim in ("was trained and measured", "`prefloop export --merge`", "An export with `--merge`", "of this card"):

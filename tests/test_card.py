@@ -35,7 +35,7 @@ from prefloop.models.merge import save_merged
 from prefloop.opening import open_policies
 from prefloop.pipeline import Pipeline
 from prefloop.records import Message, Prompt
-from prefloop.report.card import lineage, model_card
+from prefloop.report.card import Exported, lineage, model_card
 from prefloop.report.card_base import Base, base_name, base_of, licence
 from prefloop.report.card_tables import Evaluation, comparison, eval_results, uses
 from prefloop.report.loading import loading
@@ -88,18 +88,20 @@ def scored_by(code: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> st
     return "\n".join(line for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"-?[\d.e-]+", line))
 
 
-def test_every_adapter_has_a_card_that_parses_and_says_where_it_comes_from(run: Path, tiny_folder: Path) -> None:
+def test_every_exported_adapter_has_a_card_that_parses_and_says_where_it_comes_from(
+    run: Path, exported: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    folders = {"dpo": exported} | {slot: export(f"{run}:{slot}", tmp_path / slot) for slot in ("sft", "reward")}
     for slot, task in (("sft", "text-generation"), ("dpo", "text-generation"), ("reward", "text-classification")):
-        card = ModelCard.load(run / "artifacts" / slot / "README.md")
+        card = ModelCard.load(folders[slot] / "README.md")
         assert (card.data.base_model, card.data.library_name, card.data.pipeline_tag) == (
             tiny_folder.name,
             "peft",
             task,
         )
         assert card.data.license is None and {"prefloop", "lora", slot} <= set(card.data.tags)
-        assert "README.md" in json.loads((run / "artifacts" / slot / "manifest.json").read_text())["files"]
         assert str(tiny_folder.parent) not in card.content and str(run.parent) not in card.content
-    text = (run / "artifacts" / "dpo" / "README.md").read_text()
+    text = (exported / "README.md").read_text()
     rows = {row[0]: row for row in tables(text)}
     assert rows["sft"][2] == "demonstrations `demonstrations.jsonl`" and "rows 12" in rows["sft"][3]
     assert rows["sample"][2] == "prompts `train.jsonl`" and "votes" in rows["label"][3] and "pairs" in rows["dpo"][3]
@@ -108,19 +110,23 @@ def test_every_adapter_has_a_card_that_parses_and_says_where_it_comes_from(run: 
     assert rows["adapter"][1].startswith("LoRA, r 4, alpha 8, on down_proj, gate_proj")
     assert "`beta`" in rows and not {"`simpo_beta`", "`flipped_share`", "`balance_thumbs`"} & set(rows)
     assert "The settings of `dpo` itself" in text and "LoRA adapter for" in text and "aligned with prefloop by" in text
-    sft = (run / "artifacts" / "sft" / "README.md").read_text()
+    sft = (folders["sft"] / "README.md").read_text()
     assert "trained with prefloop by supervised fine-tuning on demonstrations." in sft
     assert "*simulated* annotators (`a`, `b\\|'x'`)" in text and "no person cast them" in text
 
 
-def test_a_card_of_an_artifact_is_the_same_whenever_it_is_written_and_holds_no_time(run: Path) -> None:
-    folder = (run / "artifacts" / "reward").resolve()
+def test_a_card_is_the_same_whenever_it_is_written_and_holds_no_time(run: Path) -> None:
+    folder, base = (run / "artifacts" / "reward").resolve(), Base("org/base")
     manifest = read_manifest(folder)
     later = dataclasses.replace(manifest, seconds=99.0, status="resumed")
-    assert model_card(folder, later, lineage(folder.parent, later)) == (folder / "README.md").read_text()
+    first, second = (model_card(folder, m, lineage(folder.parent, m), base, Exported()) for m in (manifest, later))
+    assert first == second
     assert [made.stage for made in lineage(folder.parent, manifest)] == ["sft", "sample", "label"]
     metrics = manifest.metrics | {"accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75}
-    rows = {row[0]: row for row in tables(model_card(folder, dataclasses.replace(manifest, metrics=metrics), []))}
+    rows = {
+        row[0]: row
+        for row in tables(model_card(folder, dataclasses.replace(manifest, metrics=metrics), [], base, Exported()))
+    }
     assert rows["`accuracy`"][1] == "0.5 [0.25, 0.75]" and "`accuracy_low`" not in rows
 
 
@@ -338,11 +344,10 @@ def test_a_base_out_of_a_package_is_unpacked_again_and_never_taken_from_the_hub(
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "runs", "demo", Path(name), slots=("sft",))
     folder = export(f"{run}:sft", tmp_path / "out")
-    for card in (folder, run / "artifacts" / "sft"):
-        text = (card / "README.md").read_text()
-        first = snippets(text)[0]
-        assert f'from_pretrained("{name}"' not in text and f"vllm serve {name}" not in text
-        assert f'unpack("{name}", Path("models"))' in first and "are others and" in text[: text.index(first)]
+    text = (folder / "README.md").read_text()
+    first = snippets(text)[0]
+    assert f'from_pretrained("{name}"' not in text and f"vllm serve {name}" not in text
+    assert f'unpack("{name}", Path("models"))' in first and "are others and" in text[: text.index(first)]
     names, said = answered(folder, None, capsys)
     assert fingerprint(names["unpacked"]) == read_manifest(run / "artifacts" / "sft").identity["backbone"]["model"]
     asked, _ = own_answer(f"{run}:sft")
@@ -361,11 +366,6 @@ def test_a_bos_that_the_template_leaves_to_the_tokenizer_stands_in_the_cards_que
     assert "temperature and length below are prefloop's defaults" in (folder / "README.md").read_text()
 
 
-def test_a_template_that_the_folder_lacks_asks_nothing(run: Path) -> None:
-    text = (run / "artifacts" / "dpo" / "README.md").read_text()  # chatml, and the tokenizer is the base's
-    assert "model.generate" not in text and "stops before a question" in text[: text.index("```python")]
-
-
 def test_a_hub_name_stands_for_the_base_only_where_the_hub_gave_it(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,7 +381,7 @@ def test_a_hub_name_stands_for_the_base_only_where_the_hub_gave_it(
 
     found = known()
     assert (found.name, found.public, found.revision) == ("org/tiny", True, commit) and found.talk is not None
-    card = loading("sft", found, CARDS["lora"], {"r": 4}, {"precision": "fp32", "compute": "fp32", "chat_template": "model"}, True, False)  # fmt: skip
+    card = loading("sft", found, CARDS["lora"], {"r": 4}, {"precision": "fp32", "compute": "fp32", "chat_template": "model"}, False)  # fmt: skip
     assert f'from_pretrained("org/tiny", revision="{commit}", ' in card
     elsewhere = known(str(tiny_folder), trained="org/tiny")  # --model names a copy: whose, nobody knows
     assert (elsewhere.name, elsewhere.public, elsewhere.revision) == ("org/tiny", False, None)

@@ -15,7 +15,8 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.records import Message
 from prefloop.rollouts.check import check
-from prefloop.rollouts.engine import Rollout, TransformersEngine, divisor, start
+from prefloop.rollouts.engine import Rollout, TransformersEngine, divisor
+from prefloop.rollouts.start import start
 
 PROMPTS = ["try", "What is the capital of the country by the river?", "Please tell me how"]
 

@@ -25,6 +25,7 @@ from prefloop.config import (
     SFTStageConfig,
 )
 from prefloop.interrupt import Ended, heeding
+from prefloop.jsonl import read_rows
 from prefloop.rollouts.engine import TransformersEngine
 from prefloop.runtime import Runtime
 from prefloop.stage import Stage
@@ -34,7 +35,7 @@ from prefloop.stages.ppo import PPO
 from prefloop.stages.preference import Preference
 from prefloop.stages.reward import RewardModel
 from prefloop.stages.sft import SFT
-from prefloop.store import Artifact, read_rows
+from prefloop.store import Artifact
 from prefloop.training.loop import Loop
 from prefloop.training.sft_trainer import Trainer
 

@@ -19,7 +19,7 @@ from prefloop.bench.tasks import find, sandboxed
 from prefloop.bench.tasks import load as load_task
 from prefloop.config import GenerationConfig
 from prefloop.models.plain import plain
-from prefloop.rollouts.engine import start
+from prefloop.rollouts.start import start
 
 pytestmark = pytest.mark.slow
 

@@ -186,7 +186,7 @@ def test_a_folder_out_of_a_wheel_is_told_from_one_of_the_hub(tmp_path: Path) -> 
     assert wheel_of(CARRIED, tmp_path / "snapshots" / "abc") is None
     backbone = {"precision": "nf4", "compute": "torch.float32", "chat_template": "chatml"}
     card = [
-        loading("ppo", base, CARDS["lora"], {"r": 16}, backbone, whole=True, merged=False)
+        loading("ppo", base, CARDS["lora"], {"r": 16}, backbone, merged=False)
         for base in (Base(CARRIED, False, wheel=wheel.distribution), Base(CARRIED))
     ]
     assert f"unpacked from the Python package `{wheel.distribution}`" in card[0] and "unpacked" not in card[1]

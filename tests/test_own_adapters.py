@@ -18,10 +18,10 @@ from prefloop.errors import ModelError
 from prefloop.models.adapters import card_of
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
-from prefloop.stage import Work
 from prefloop.stages.sft import ROLE, SFT
 from prefloop.training.held_out import Row
 from prefloop.training.sft_trainer import LEARNT, Looks
+from prefloop.work import Work
 
 METHODS = ["bitfit", "bottleneck", "delta-lora", "lora-drop", "mole", "full"]
 RUNS = [(method, precision) for method in METHODS for precision in card_of(method).precisions]

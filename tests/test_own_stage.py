@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from documents import python_in
 
+from prefloop.jsonl import write_rows
 from prefloop.pipeline import Pipeline
 from prefloop.records import Comparison, Message, Response, Vote, to_dict
 from prefloop.runtime import Runtime
-from prefloop.stage import Stage, Work, own_code
+from prefloop.stage import Stage, own_code
 from prefloop.stages.sft import SFT
-from prefloop.store import Artifact, write_rows
+from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 class Comparisons(Stage):

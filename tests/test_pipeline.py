@@ -179,9 +179,6 @@ def test_kill_inside_each_training_stage_resumes_from_its_checkpoint(
     output = run(config)
     assert "resuming ppo" in output and statuses(config)["ppo"] == "resumed"
     assert {slot: adapter_hash(config, slot) for slot in ADAPTERS} == reference
-    for slot in ADAPTERS:
-        here, there = (c.parent / "runs" / "t" / "artifacts" / slot / "README.md" for c in (config, finished[0]))
-        assert here.read_text() == there.read_text(), slot
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

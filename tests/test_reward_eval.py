@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from prefloop.atomic import link
 from prefloop.cli import _main as cli
 from prefloop.cli import guarded
 from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
@@ -21,7 +22,6 @@ from prefloop.judging.reward_files import Reading, evaluate_file
 from prefloop.judging.rewardbench import SECTIONS, sections
 from prefloop.objectives.calibration import calibration_bins, expected_calibration_error
 from prefloop.records import Comparison, Message, Response, Vote
-from prefloop.run import link
 from prefloop.runtime import Runtime
 from prefloop.sealed import read_sealed
 from prefloop.stages.label import Label

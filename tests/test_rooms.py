@@ -17,6 +17,7 @@ from prefloop.config import BackboneConfig, EvaluateConfig
 from prefloop.data import sources
 from prefloop.data.sources import write_jsonl
 from prefloop.data.tokens import Tokens
+from prefloop.jsonl import write_rows
 from prefloop.judging.answers import read_answers
 from prefloop.labels import scoring
 from prefloop.labels.selection import text_features
@@ -26,13 +27,14 @@ from prefloop.records import Comparison, Conversation, Message, Prompt, Response
 from prefloop.report import conversations
 from prefloop.report.schema import Sample, Summary
 from prefloop.runtime import Runtime
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.stages import answer
 from prefloop.stages.answer import respond
 from prefloop.stages.compare import AGAIN, BASELINE, Compare
 from prefloop.stages.label import Gold
-from prefloop.store import Artifact, write_rows
+from prefloop.store import Artifact
 from prefloop.training.samples import rows
+from prefloop.work import Work
 
 
 class Answered(Stage):

@@ -17,7 +17,8 @@ from tiny import add_random_role, load, tiny_model
 
 from prefloop.config import GenerationConfig
 from prefloop.errors import EngineError
-from prefloop.rollouts.engine import divisor, start
+from prefloop.rollouts.engine import divisor
+from prefloop.rollouts.start import start
 
 pytestmark = pytest.mark.slow
 SETTINGS = {"temperature": 0.7, "max_new_tokens": 24, "max_num_seqs": 8}

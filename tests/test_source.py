@@ -20,13 +20,13 @@ from prefloop.data.files import count_rows, read_rows
 from prefloop.data.source import Source
 from prefloop.data.sources import load_comparisons
 from prefloop.errors import ConfigError, DataError
+from prefloop.jsonl import read_rows as stored
 from prefloop.results import Answers, answers_of, resolve
 from prefloop.runtime import Runtime
 from prefloop.sealed import file_digest
 from prefloop.settings import load, parse
 from prefloop.stage import content, files_read
 from prefloop.stages.label import Label
-from prefloop.store import read_rows as stored
 
 PAIRS = [{"prompt": f"Question {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(6)]
 

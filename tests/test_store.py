@@ -13,10 +13,11 @@ import pytest
 
 from prefloop import store as store_module
 from prefloop.errors import DataError, StoreError
+from prefloop.jsonl import read_rows, write_rows
 from prefloop.manifest import MANIFEST, Manifest
 from prefloop.pipeline import full_disk
 from prefloop.sealed import digest, write_json
-from prefloop.store import Store, read_rows, run_lock, try_lock, write_rows
+from prefloop.store import Store, run_lock, try_lock
 
 KEY = "0123456789abcdef" * 4
 DETAILS = Manifest("sft", KEY, metrics={"loss": 0.5}, seconds=1.5, status="ran")

@@ -16,12 +16,14 @@ import pytest
 
 from prefloop.cli import _main, guarded
 from prefloop.errors import ConfigError, DataError, PrefloopError, StoreError
+from prefloop.jsonl import write_rows
 from prefloop.manifest import MANIFEST
 from prefloop.pipeline import Pipeline
 from prefloop.runtime import Runtime
 from prefloop.sealed import read_sealed, write_json
-from prefloop.stage import Stage, Work, content
-from prefloop.store import Artifact, Store, run_lock, write_rows
+from prefloop.stage import Stage, content
+from prefloop.store import Artifact, Store, run_lock
+from prefloop.work import Work
 
 
 class Words(Stage):

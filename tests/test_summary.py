@@ -15,8 +15,9 @@ from prefloop.pipeline import Pipeline
 from prefloop.redact import command_without_secrets, tree_without_secrets
 from prefloop.runtime import Runtime
 from prefloop.settings import load
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 class Nothing(Stage):

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from loop_run import finish, run, start, statuses, summary, write_config
 
-from prefloop.algorithms import ALGORITHMS, PAIR, ROLLOUTS, reward_model
+from prefloop.algorithms import ALGORITHMS
 from prefloop.config import DataConfig, EvaluateConfig, GenerationConfig, LabelConfig, RLHFConfig
+from prefloop.config.algorithms import PAIR, ROLLOUTS, reward_model
 from prefloop.stages.evaluate import Evaluate
 from prefloop.training.thumbs import balanced, one_sided
 

@@ -13,11 +13,13 @@ import pytest
 from prefloop.config import PPOConfig
 from prefloop.errors import ConfigError
 from prefloop.pipeline import Pipeline
+from prefloop.redact import flat_without_secrets
 from prefloop.run import Run
 from prefloop.runtime import Runtime
-from prefloop.stage import Stage, Work, content
+from prefloop.stage import Stage, content
 from prefloop.store import Artifact
-from prefloop.trackers import check_trackers, numbers, settings
+from prefloop.trackers import check_trackers, numbers
+from prefloop.work import Work
 
 # Stands where wandb or trackio would: writes every call into calls.jsonl beside it.
 FAKE = """
@@ -211,7 +213,7 @@ def test_a_folder_that_wandb_left_behind_is_not_the_package(tmp_path: Path, monk
 def test_numbers_are_flat_and_words_and_truths_are_none() -> None:
     event = {"loss": 1, "gold": None, "name": "x", "ok": True, "seconds": {"score": 0.5, "deep": {"er": 2}}}
     assert numbers(event) == {"loss": 1, "seconds/score": 0.5, "seconds/deep/er": 2}
-    assert settings({"a": {"b": [1, 2]}, "c": None, "d": "x"}) == {"a/b": "[1, 2]", "c": "null", "d": "x"}
+    assert flat_without_secrets({"a": {"b": [1, 2]}, "c": None, "d": "x"}) == {"a/b": "[1, 2]", "c": "null", "d": "x"}
 
 
 def test_trackers_and_samples_do_not_change_what_is_made(tmp_path: Path) -> None:

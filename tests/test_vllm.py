@@ -19,8 +19,9 @@ from prefloop.errors import EngineError, PrefloopError
 from prefloop.models.backbone import Backbone
 from prefloop.rollouts import vllm
 from prefloop.rollouts.check import check
-from prefloop.rollouts.engine import Restarting, Rollout, divisor, start
+from prefloop.rollouts.engine import Restarting, Rollout, divisor
 from prefloop.rollouts.handover import Writer
+from prefloop.rollouts.start import start
 
 pytestmark = pytest.mark.slow
 

@@ -17,10 +17,10 @@ from prefloop.data.packing import Document, packs
 from prefloop.objectives.ppo import AdaptiveKL
 from prefloop.rollouts.engine import Rollout
 from prefloop.runtime import Runtime
-from prefloop.stage import Work
 from prefloop.training.loop import Loop
 from prefloop.training.scored import Scored
 from prefloop.training.watch import Watch, read
+from prefloop.work import Work
 
 STEPS, PEAK = 14, 9
 

@@ -91,3 +91,11 @@ def cut_torn_line(path: Path) -> None:
         else:
             start = 0
         file.truncate(start)
+
+
+def link(path: Path, target: Path) -> None:
+    """Point a symbolic link at an artifact, replacing an older one in one step."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(os.path.relpath(target, path.parent))
+    fresh.replace(path)

@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from prefloop.algorithms import SFT_ONLY
+from prefloop.config.algorithms import SFT_ONLY
 from prefloop.console import console, duration, say
 from prefloop.judging.standing import quotable
 from prefloop.report.cautions import cautions

@@ -1,22 +1,7 @@
 """Errors a user can cause. The command line prints their message alone and exits with their code."""
 
 import difflib
-import reprlib
 from collections.abc import Iterable
-from typing import Any
-
-from prefloop.redact import value_without_secrets
-
-
-class _Short(reprlib.Repr):
-    """Texts in it are without secrets."""
-
-    def repr_str(self, x: str, level: int) -> str:
-        return super().repr_str(value_without_secrets(x), level)
-
-
-_SHORT = _Short()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 160, 160
 
 
 class PrefloopError(Exception):
@@ -59,14 +44,6 @@ class JudgeError(PrefloopError):
 
 class LabelError(PrefloopError):
     """The labelling server cannot be started, reached or used as asked."""
-
-
-def short(value: Any) -> str:
-    """The start of a value as Python writes it, for messages: a file of a few bytes can hold a large one, and a name may have no end."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits
-        return "a number of thousands of digits"
 
 
 def among(name: str, known: Iterable[str]) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefloop.algorithms import kind_of
 from prefloop.atomic import settle
+from prefloop.config.algorithms import kind_of
 from prefloop.errors import ConfigError, StoreError
 from prefloop.judging.standing import MEASURED, quotable
 from prefloop.manifest import MANIFEST, Manifest, read_manifest

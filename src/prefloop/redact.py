@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import reprlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # A password may hold anything, so a user with one ends at the last @ of a word: rather an address too short than a secret.
@@ -60,3 +62,36 @@ def tree_without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         return {tree_without_secrets(key): tree_without_secrets(item) for key, item in value.items()}
     return value
+
+
+def flat_without_secrets(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested settings as one level of names with slashes, as trackers take them: addresses stand without user, password and query."""
+    out: dict[str, str | int | float | bool] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flat_without_secrets(value, f"{prefix}{name}/")
+        else:
+            clean = tree_without_secrets(value)
+            out[prefix + without_secrets(name)] = (
+                clean if isinstance(clean, str | int | float | bool) else json.dumps(clean)
+            )
+    return out
+
+
+class _Short(reprlib.Repr):
+    """Texts in it are without secrets."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(value_without_secrets(x), level)
+
+
+_SHORT = _Short()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 160, 160
+
+
+def short(value: Any) -> str:
+    """The start of a value as Python writes it, for messages: a file of a few bytes can hold a large one, and a name may have no end."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"

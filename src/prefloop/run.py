@@ -7,7 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from prefloop.algorithms import ALGORITHMS
+from prefloop.atomic import link
+from prefloop.config.algorithms import POLICIES
 from prefloop.console import duration, say
 from prefloop.errors import StoreError
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
@@ -33,12 +34,12 @@ class Run:
     def policies(self) -> list[str]:
         """Aligned policies to compare: of this process, and of earlier commands in this run that started from the same artifacts
         under the same code, model, sampling and seed. Their own settings (``ppo.*``, ``preference.*``) are what they were then."""
-        for slot in ALGORITHMS:
+        for slot in POLICIES:
             if not self.has(slot) and self._linked(slot) is not None:
                 say(
                     f"left out {slot}: this run no longer has what it was trained on; run it again to compare", "yellow"
                 )
-        return [slot for slot in ALGORITHMS if slot in self.artifacts]
+        return [slot for slot in POLICIES if slot in self.artifacts]
 
     def has(self, slot: str) -> bool:
         """Whether a slot is filled: by this process, or by an earlier command in this run whose artifact still fits."""
@@ -157,11 +158,3 @@ def require_links(artifacts: Path, slots: Collection[str]) -> None:
         raise StoreError(
             f"'{others[0]}' is no link into the store: it may be a copy of a result. Move it away, or choose another name with --run"
         )
-
-
-def link(path: Path, target: Path) -> None:
-    """Point a symbolic link at an artifact, replacing an older one in one step."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(os.path.relpath(target, path.parent))
-    fresh.replace(path)

@@ -97,7 +97,7 @@ class Runtime:
 
     def check_adapter(self, samples: bool) -> None:
         """Raise when the adapter cannot work on the model or, where something ``samples``, not get to the engine; no weight is read."""
-        from prefloop.models.adapters.targets import fitting
+        from prefloop.models.adapters.fit import fitting
         from prefloop.rollouts.check import reach
 
         method, model = fitting(self.backbone_config, self.model_folder)
@@ -116,7 +116,7 @@ class Runtime:
     def engine(self) -> RolloutEngine:
         """The rollout engine, started once."""
         if self._engine is None:
-            from prefloop.rollouts.engine import start
+            from prefloop.rollouts.start import start
 
             with waiting(f"start rollout engine ({self.engine_name})"):
                 self._engine = start(self.engine_name, self.backbone, self.generation)

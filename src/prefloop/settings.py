@@ -19,9 +19,10 @@ from prefloop.config.presets import tree as tree_of
 from prefloop.config.ranges import FLAGS, range_of
 from prefloop.config.yaml_file import parse_yaml
 from prefloop.console import say, shortened
-from prefloop.errors import ConfigError, nearest, short
+from prefloop.errors import ConfigError, nearest
 from prefloop.flags import flags as read_flags
 from prefloop.models.adapters.catalogue import EXPERTS, require
+from prefloop.redact import short
 
 SOURCES = ("simulated", "file", "argilla")
 

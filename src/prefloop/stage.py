@@ -32,32 +32,7 @@ from prefloop.results import expert_folder
 from prefloop.runtime import Runtime
 from prefloop.sealed import digest, file_digest, write_sealed
 from prefloop.store import EVENTS, Artifact
-
-
-@dataclasses.dataclass
-class Work:
-    """What a stage has at hand while it builds: a folder to write to, the shared runtime, its log."""
-
-    stage: str
-    folder: Path
-    runtime: Runtime
-    resumed: bool = False
-
-    @property
-    def checkpoints(self) -> Path:
-        """Training checkpoints live here until the artifact is complete."""
-        return self.folder / "checkpoints"
-
-    @property
-    def scratch(self) -> Path:
-        """Files that the stage needs while it works and the artifact does not keep."""
-        folder = self.checkpoints / "scratch"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def emit(self, event: str, **fields: Any) -> None:
-        """Log an event of this stage."""
-        self.runtime.emit(stage=self.stage, event=event, **fields)
+from prefloop.work import Work
 
 
 class Stage:
@@ -197,11 +172,6 @@ class Stage:
             prefloop=prefloop.__version__,
             experts=_experts(runtime) if "backbone" in self.uses else [],
         )
-        if (folder / "adapter_config.json").is_file():
-            from prefloop.report.card import write_card
-            from prefloop.report.card_base import base_of
-
-            write_card(folder, manifest, runtime.store.root, base_of(runtime))
         artifact = runtime.store.commit(manifest)
         with_before = f", {duration(before)} of it before it was resumed" if before else ""
         say(f"  {self.name}: {artifact.status} in {duration(seconds)}{with_before}", "dim")

@@ -11,14 +11,13 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from prefloop.atomic import replacing, settle
+from prefloop.atomic import settle
 from prefloop.console import say
 from prefloop.errors import StoreError
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
@@ -188,17 +187,3 @@ def run_lock(folder: Path) -> Iterator[bool]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield os.access(folder, os.W_OK | os.X_OK)
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write JSON lines into an artifact under construction, all of them or none."""
-    with replacing(path) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Read an artifact's JSON lines."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefloop.console import say
 from prefloop.errors import ConfigError, StoreError, nearest
-from prefloop.redact import tree_without_secrets, without_secrets
+from prefloop.redact import flat_without_secrets
 from prefloop.runtime import Runtime
 from prefloop.sealed import read_sealed, write_sealed
 from prefloop.store import Artifact
@@ -55,20 +54,6 @@ def numbers(event: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             out |= numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             out[prefix + name] = value
-    return out
-
-
-def settings(identity: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """A stage's identity flat, as trackers take it: files stand as their hashes, addresses without user, password and query."""
-    out: dict[str, str | int | float | bool] = {}
-    for name, value in identity.items():
-        if isinstance(value, Mapping):
-            out |= settings(value, f"{prefix}{name}/")
-        else:
-            clean = tree_without_secrets(value)
-            out[prefix + without_secrets(name)] = (
-                clean if isinstance(clean, str | int | float | bool) else json.dumps(clean)
-            )
     return out
 
 
@@ -185,7 +170,7 @@ class Tracking:
         self._member = member
         key = self.stage.key(self.runtime, self.inputs)[:8]
         name = f"{self.stage.name}-{key}" + (f"-member-{member + 1}" if member else "")
-        config = settings(self.stage.identity(self.runtime))
+        config = flat_without_secrets(self.stage.identity(self.runtime))
         self.folder.mkdir(parents=True, exist_ok=True)
         for tracker in self.names:
             run = Logged.of(self.folder / ".logged" / f"{tracker}-{name}.json", name, self._resumed)

@@ -26,7 +26,7 @@ from prefloop.models.plain import plain
 from prefloop.opening import runtime_of
 from prefloop.records import Demonstration
 from prefloop.results import BASE, locate, policy_of, policy_slots, run_of
-from prefloop.rollouts.engine import start
+from prefloop.rollouts.start import start
 from prefloop.runtime import Runtime, environment
 from prefloop.sealed import digest, read_sealed, write_sealed
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from prefloop.config.ranges import LARGE
-from prefloop.errors import ConfigError, short
+from prefloop.errors import ConfigError
+from prefloop.redact import short
 
 if TYPE_CHECKING:
     from prefloop.config import RLHFConfig
@@ -54,7 +55,7 @@ class Plan:
 
     def run(self) -> None:
         from prefloop.console import duration, say
-        from prefloop.models.adapters.targets import fits as fitted
+        from prefloop.models.adapters.fit import fits as fitted
         from prefloop.planning import time as clock
         from prefloop.planning.memory import GIB, SOLD, Device
         from prefloop.planning.propose import fits

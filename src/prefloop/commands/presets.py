@@ -11,7 +11,8 @@ import tyro
 
 from prefloop.config.presets import NAMES, Facts, Guide, billions, guides, smallest_side
 from prefloop.config.ranges import count_in
-from prefloop.errors import ConfigError, short
+from prefloop.errors import ConfigError
+from prefloop.redact import short
 
 WIDEST = 120
 INDENT = " " * 6

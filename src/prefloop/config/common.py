@@ -10,7 +10,8 @@ from pydantic.dataclasses import dataclass
 from prefloop.config.base import STRICT, DataSource, aside, file
 from prefloop.config.names import Named, Place
 from prefloop.config.ranges import Count, NotNegative, PartShare, Positive, Rate, Stretch
-from prefloop.errors import ConfigError, nearest, short
+from prefloop.errors import ConfigError, nearest
+from prefloop.redact import short
 
 ROPE_TYPES = ("none", "yarn", "linear")
 OPTIMIZERS = (

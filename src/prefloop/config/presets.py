@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prefloop.errors import ConfigError, among, short
+from prefloop.errors import ConfigError, among
+from prefloop.redact import short
 
 OWN = "prefloop's own choice"
 REGRET = "LoRA Without Regret (Schulman and Thinking Machines 2025, thinkingmachines.ai/blog/lora)"

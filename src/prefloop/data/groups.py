@@ -23,11 +23,11 @@ from prefloop.console import counted, progress, say
 from prefloop.data.convert import net_thumbs
 from prefloop.data.encode import Encoder, PreferenceGroup, ThumbGroup, preference_groups
 from prefloop.data.packing import Document, document_of
-from prefloop.data.quarantine import TOO_LONG, Unusable
+from prefloop.data.quarantine import Unusable
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
+from prefloop.jsonl import read_rows
 from prefloop.records import Comparison, Rating, Response, from_dict
-from prefloop.store import Artifact, read_rows
 
 _FEATURES = Features(
     {
@@ -313,27 +313,6 @@ def _mean_weight(comparisons: Path, weight: Callable[[Comparison], float]) -> fl
 def _at(file: Any, offset: int) -> dict[str, Any]:
     file.seek(offset)
     return json.loads(file.readline())
-
-
-def unusable_of(comparisons: Artifact, folder: Path) -> Unusable:
-    """What a stage does with rows that it cannot use: into ``folder`` when the labels were read with ``bad_rows: quarantine``."""
-    aside = comparisons.metrics.get("bad_rows") == "quarantine"
-    return Unusable(folder / f"{TOO_LONG}.quarantine.jsonl" if aside else None)
-
-
-def has_pairs(comparisons: Artifact) -> bool:
-    """Whether the votes are, or form, pairs: thumbs do where a prompt has a response with a thumb up and one with a thumb down."""
-    return not comparisons.metrics.get("thumbs") or bool(comparisons.metrics.get("comparisons"))
-
-
-def require_pairs(comparisons: Artifact, who: str) -> None:
-    """Raise ``DataError`` where ``who`` would learn from pairs and there are thumbs that form none."""
-    if not has_pairs(comparisons):
-        file = comparisons.manifest.reads.get("comparisons", "the file")
-        raise DataError(
-            f"'{file}' holds thumbs that form no pairs (no prompt has a response with a thumb up and one with a thumb down), and {who} learns "
-            "from pairs: learn from the thumbs with --algo kto, or add such responses"
-        )
 
 
 def documents(groups: Sequence[PreferenceGroup]) -> Iterator[Document]:

@@ -14,8 +14,8 @@ from prefloop.data.check import Finding
 from prefloop.data.files import read_rows, write_lines
 from prefloop.data.source import Source
 from prefloop.errors import DataError, TooLongError
+from prefloop.jsonl import write_rows
 from prefloop.records import Record
-from prefloop.store import write_rows
 
 R = TypeVar("R", bound=Record)
 V = TypeVar("V")

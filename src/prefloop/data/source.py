@@ -38,17 +38,12 @@ def _hub(address: str, fetch: bool) -> Path | None:
     return hub.copy_of(address, fetch)
 
 
-def _argilla(address: str, fetch: bool) -> Path | None:
-    from prefloop.labels import source
-
-    return source.copy_of(f"argilla:{address}", fetch)
-
-
-SCHEMES: dict[str, Callable[[str, bool], Path | None]] = {"hf": _hub, "argilla": _argilla}
+SCHEMES: dict[str, Callable[[str, bool], Path | None]] = {"hf": _hub}
 """By scheme: what gives the local copy of an address (the text after ``scheme:``), written by ``copies.write_copy``.
 
 The second argument says whether to fetch it where there is none; without fetching, an address that cannot be one is refused and ``None``
-means that there is no copy yet. Raises ``ConfigError`` for the former, ``DataError`` for what cannot be fetched.
+means that there is no copy yet. ``argilla:`` is added where the package is put together (``prefloop/__init__.py``): labeling builds on data,
+and not the other way round. Raises ``ConfigError`` for the former, ``DataError`` for what cannot be fetched.
 """
 
 

@@ -7,20 +7,35 @@ import importlib.util
 import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from prefloop.config import BackboneConfig
+from prefloop.data.chat import ChatFormat
 from prefloop.errors import EngineError
 from prefloop.models import folder
 from prefloop.models.load import compute_dtype
 
-if TYPE_CHECKING:
-    from prefloop.judging.local import LocalModel
-
 Schema = dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an engine is started with."""
+
+    model: str
+    """The name that the judge was given."""
+    folder: Path
+    chat: ChatFormat
+    temperature: float
+    max_tokens: int
+    """Longest reply."""
+    batch_size: int
+    """Questions side by side."""
 
 
 class Engine(Protocol):
@@ -57,14 +72,14 @@ def misread(tokenizer: PreTrainedTokenizerBase) -> str:
 class TransformersEngine:
     """``model.generate``, padded on the left."""
 
-    def __init__(self, judge: LocalModel) -> None:
-        self.chat, self.temperature, self.max_tokens = judge._chat, judge.temperature, judge.max_tokens
+    def __init__(self, settings: Settings) -> None:
+        self.chat, self.temperature, self.max_tokens = settings.chat, settings.temperature, settings.max_tokens
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = compute_dtype(BackboneConfig(model=judge.model, precision="bf16"), self.device)
-        blank = folder.blank(folder.configuration(judge.folder), judge.model)
-        folder.require_weights(judge.folder, blank)
+        dtype = compute_dtype(BackboneConfig(model=settings.model, precision="bf16"), self.device)
+        blank = folder.blank(folder.configuration(settings.folder), settings.model)
+        folder.require_weights(settings.folder, blank)
         self.chat.require_within(blank.get_input_embeddings().weight.shape[0])
-        self.model = folder.weights(judge.folder, judge.model, dtype, self.device).eval()
+        self.model = folder.weights(settings.folder, settings.model, dtype, self.device).eval()
         self.context: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.model.generation_config = GenerationConfig()  # a model's own repetition penalty would change what it says
 
@@ -93,13 +108,13 @@ class TransformersEngine:
 class VLLMEngine:
     """vLLM: in this process on a CPU, in one of its own on a GPU. Replies are held to their JSON schema."""
 
-    def __init__(self, judge: LocalModel) -> None:
+    def __init__(self, settings: Settings) -> None:
         from prefloop.rollouts.check import missing
         from prefloop.rollouts.vllm import GRAPHS, forget_settings, quiet
 
         if problem := missing():
             raise EngineError(f"{problem}: take the transformers engine for the judge, or an openai: judge")
-        self.chat, self.temperature, self.max_tokens = judge._chat, judge.temperature, judge.max_tokens
+        self.chat, self.temperature, self.max_tokens = settings.chat, settings.temperature, settings.max_tokens
         # The engine that sampled the answers may have lived here: what it leaves of its memory pool breaks a second one beside it.
         apart = torch.cuda.is_available()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(apart))
@@ -121,22 +136,22 @@ class VLLMEngine:
         threads, log = torch.get_num_threads(), io.StringIO()
         try:
             with quiet(log):
-                self.llm = self._start(judge, options)
+                self.llm = self._start(settings, options)
         except (ImportError, RuntimeError, ValueError, OSError) as error:
             last = "\n  ".join([*log.getvalue().strip().splitlines()[-4:], *str(error).strip().splitlines()[-3:]])
             raise EngineError(
-                f"vLLM did not start for judge '{judge.model}'; its last lines:\n  {last}\nTry the transformers engine"
+                f"vLLM did not start for judge '{settings.model}'; its last lines:\n  {last}\nTry the transformers engine"
             ) from error
         torch.set_num_threads(threads)
         self.context: int | None = int(self.llm.llm_engine.model_config.max_model_len)
 
-    def _start(self, judge: LocalModel, options: dict[str, Any]) -> Any:
+    def _start(self, settings: Settings, options: dict[str, Any]) -> Any:
         from vllm import LLM
 
         return LLM(
-            model=str(judge.folder),
+            model=str(settings.folder),
             trust_remote_code=False,
-            max_num_seqs=judge.batch_size,
+            max_num_seqs=settings.batch_size,
             max_model_len=-1,  # the model's context, or as much of it as fits into memory
             enable_prefix_caching=True,
             disable_log_stats=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prefloop.algorithms import kind_of
+from prefloop.config.algorithms import kind_of
 from prefloop.results import BASE
 
 FEW_STEPS = 20

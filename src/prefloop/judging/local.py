@@ -18,7 +18,7 @@ import torch
 from prefloop.console import say, waiting
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import DataError, EngineError, JudgeError
-from prefloop.judging.engines import Engine, TransformersEngine, VLLMEngine, misread
+from prefloop.judging.engines import Engine, Settings, TransformersEngine, VLLMEngine, misread
 from prefloop.judging.language_model import Dialogue, OnDone, Said, Turn
 from prefloop.judging.prompts import Chat
 from prefloop.judging.usage import Prices, Usage
@@ -164,4 +164,5 @@ class LocalModel:
     @cached_property
     def _engine(self) -> Engine:
         with waiting(f"load judge {self.model} ({self.engine})"):
-            return VLLMEngine(self) if self.engine == "vllm" else TransformersEngine(self)
+            settings = Settings(self.model, self.folder, self._chat, self.temperature, self.max_tokens, self.batch_size)
+            return VLLMEngine(settings) if self.engine == "vllm" else TransformersEngine(settings)

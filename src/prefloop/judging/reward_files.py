@@ -38,6 +38,7 @@ from prefloop.data.quarantine import TOO_LONG, Unusable
 from prefloop.data.source import Source
 from prefloop.data.sources import copy_records, holds
 from prefloop.errors import DataError
+from prefloop.jsonl import read_rows, write_rows
 from prefloop.judging.reward import Pairwise, interval, pairwise
 from prefloop.judging.rewardbench import sections
 from prefloop.labels.aggregation import vote_share
@@ -45,7 +46,6 @@ from prefloop.labels.scoring import reward_folder
 from prefloop.manifest import MANIFEST, read_manifest
 from prefloop.models.reward import Reward
 from prefloop.records import BestOf, Comparison, from_dict, prompt_key
-from prefloop.store import read_rows, write_rows
 
 _WAY = "reward eval --quarantine FOLDER, data.bad_rows: quarantine"
 CATEGORIES = ("subset", "category", "source")

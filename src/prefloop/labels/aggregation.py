@@ -12,11 +12,11 @@ from pathlib import Path
 
 from prefloop.console import say
 from prefloop.errors import ConfigError, DataError, nearest
+from prefloop.jsonl import read_rows
 from prefloop.labels.bradley_terry import bradley_terry
 from prefloop.labels.dawid_skene import dawid_skene
 from prefloop.labels.votes import Floats, Votes, collect
 from prefloop.records import Comparison, from_dict
-from prefloop.store import read_rows
 
 Label = Callable[[Comparison], float | None]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import argilla as rg
 
-from prefloop.labels.connection import Http
+from prefloop.wire import Client
 
 
 class _Client(rg.Argilla):
-    def __init__(self, http: Http, url: str, key: str) -> None:
+    def __init__(self, http: Client, url: str, key: str) -> None:
         super().__init__(api_url=url, api_key=key)
         own: Any = self  # the SDK is not typed
         own.http_client.close()
@@ -30,6 +30,6 @@ class _Client(rg.Argilla):
             rg.Argilla._default_client = client
 
 
-def client(http: Http, url: str, key: str) -> rg.Argilla:
+def client(http: Client, url: str, key: str) -> rg.Argilla:
     """A client whose requests are ``http``'s, and whose failures therefore are ``LabelError``."""
     return _Client(http, url, key)

@@ -20,6 +20,7 @@ from prefloop.data.packing import pack as pack_
 from prefloop.errors import ModelError
 from prefloop.models import attention, kernels
 from prefloop.models.backbone import Backbone
+from prefloop.models.language_head import head_logits, head_scale
 
 CHUNK = 256
 
@@ -200,20 +201,6 @@ def logits_C_V(backbone: Backbone, hidden_C_H: Tensor, temperature: float) -> Te
     return logits if temperature == 1 else logits / temperature
 
 
-def head_logits(model: Any, hidden_C_H: Tensor) -> Tensor:
-    """Float32 logits [C, V] of a transformers model's hidden states, with its own scale (Cohere, Granite) and soft cap (Gemma 2)."""
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    logits = head(hidden_C_H.to(head.weight.dtype)).float()
-    scale = _head_scale(config)
-    if scale != 1:
-        logits = logits * scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return logits
-
-
 def response_logps_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0) -> Tensor:
     """Log-probability of each response token, float32 [R]; differentiable, without keeping logits."""
     scale = None if (gpu := kernels.on_gpu(hidden_N_H)) is None else _plain_scale(backbone, temperature)
@@ -266,11 +253,7 @@ def _plain_scale(backbone: Backbone, temperature: float) -> float | None:
         return None
     if getattr(config, "final_logit_softcapping", None) is not None:
         return None
-    return _head_scale(config) / temperature
-
-
-def _head_scale(config: Any) -> float:
-    return float(getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0))
+    return head_scale(config) / temperature
 
 
 def entropy_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0) -> Tensor:

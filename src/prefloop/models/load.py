@@ -16,8 +16,8 @@ from prefloop.config import BackboneConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import ModelError
 from prefloop.models import attention, folder, rope
+from prefloop.models.adapters.fit import fitting
 from prefloop.models.adapters.method import Method
-from prefloop.models.adapters.targets import fitting
 from prefloop.models.fused import fuse_norms
 
 

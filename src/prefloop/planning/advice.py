@@ -16,7 +16,8 @@ import yaml
 from prefloop.config import LabelConfig, RewardConfig, RLHFConfig
 from prefloop.config.presets import REGRET, Facts, Guide, guides
 from prefloop.config.ranges import count_in
-from prefloop.errors import ConfigError, among, short
+from prefloop.errors import ConfigError, among
+from prefloop.redact import short
 
 GIB = 2**30
 KINDS = {

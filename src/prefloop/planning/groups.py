@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from prefloop.algorithms import SFT_ONLY
 from prefloop.config import RLHFConfig
+from prefloop.config.algorithms import SFT_ONLY
 from prefloop.data.files import count_rows
 from prefloop.data.source import Source
 from prefloop.errors import PrefloopError

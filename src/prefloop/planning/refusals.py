@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefloop.algorithms import REWARD_ONLY, SFT_ONLY
 from prefloop.config import RLHFConfig
+from prefloop.config.algorithms import REWARD_ONLY, SFT_ONLY
 from prefloop.errors import EngineError, ModelError
 from prefloop.models.adapters.catalogue import others, require
 from prefloop.models.rope import stretched

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, algorithm, reward_model
+from prefloop.algorithms import algorithm
 from prefloop.config import RLHFConfig
+from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
 from prefloop.models.adapters.catalogue import card_of
 from prefloop.planning.groups import Group, candidates, of_file, sampled
 from prefloop.planning.memory import CONTEXT, CUBLAS, GIB, Device, Tokens

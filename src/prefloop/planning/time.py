@@ -13,8 +13,8 @@ import math
 import tempfile
 from typing import Any, Literal
 
-from prefloop.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
 from prefloop.config import RLHFConfig
+from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
 from prefloop.data.files import count_rows
 from prefloop.data.source import Source
 from prefloop.errors import PrefloopError

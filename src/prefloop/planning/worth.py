@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from prefloop.algorithms import REWARD_ONLY, ROLLOUTS
 from prefloop.config import RLHFConfig
+from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS
 from prefloop.console import duration
 from prefloop.judging.learnt import FEW_STEPS
 from prefloop.planning.memory import Device

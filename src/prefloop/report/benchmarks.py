@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
+from prefloop.redact import flat_without_secrets
 from prefloop.report.evaluations import Bench, Score, Scored
 from prefloop.report.page import MISSING, decimal, label, metric
-from prefloop.trackers import settings
 
 
 class Difference(NamedTuple):
@@ -56,7 +56,7 @@ def section(bench: Bench | None) -> Section | None:
         f"{worse} of {len(verdicts)} changes in this table {'is' if worse == 1 else 'are'} worse by more than two standard errors, "
         f"{verdicts.count('better')} better. The first metric of a task is its main one."
     )
-    said = {name: metric(value) for name, value in settings(bench.settings).items()}
+    said = {name: metric(value) for name, value in flat_without_secrets(bench.settings).items()}
     return Section(
         [label(name) for name in adapters], [label(name) for name in changed], rows, note if verdicts else "", said
     )

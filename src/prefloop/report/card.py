@@ -1,8 +1,7 @@
-"""The model card of an adapter: a ``README.md`` that Hugging Face's tools read, made from what the artifact and its inputs say.
+"""The model card of an exported adapter: a ``README.md`` that Hugging Face's tools read.
 
-A stage writes one into its artifact before the artifact is sealed, so it holds what is known then and nothing that another build of the
-same artifact would say otherwise (no times, no paths). ``prefloop export`` writes the full one, with the run's comparison. People who voted
-are counted and not named.
+It is made from what the artifact and its inputs say, and from the run's final comparison. It holds no
+paths. People who voted are counted and not named.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
-from prefloop.algorithms import ROLLOUTS, kind_of
 from prefloop.config import GenerationConfig
+from prefloop.config.algorithms import ROLLOUTS, kind_of
 from prefloop.console import counted
 from prefloop.judging.learnt import unmoved
 from prefloop.manifest import MANIFEST, Manifest, read_manifest
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What only an exported folder's card says."""
+    """What the card says beyond the artifact and its inputs."""
 
     evaluation: Evaluation | None = None
     notes: Sequence[str] = ()
@@ -79,18 +78,15 @@ def model_card(
     folder: Path,
     manifest: Manifest,
     ancestors: Sequence[Manifest],
-    model: Base | None = None,
-    exported: Exported | None = None,
+    model: Base,
+    exported: Exported,
 ) -> str:
-    """The card of the adapter in ``folder``, as text; the same text for the same artifact."""
+    """The card of the adapter in ``folder``, as text; the same text for the same artifact and comparison."""
     adapter = read_adapter(folder)
-    model = model or Base.called(adapter["base_model_name_or_path"])
-    if exported is None:  # another build of the artifact may have found the same files in another commit
-        model = dataclasses.replace(model, revision=None)
     base, stage = model.name, manifest.stage
     kind, method = kind_of(stage), card_for(manifest.identity, adapter)
     short = base.rpartition("/")[2]
-    merged, evaluation = (exported.merged, exported.evaluation) if exported else (None, None)
+    merged, evaluation = exported.merged, exported.evaluation
     data = ModelCardData(
         base_model=base,
         library_name="transformers" if merged else "prefloop" if method.ours else "peft",
@@ -118,7 +114,7 @@ def model_card(
         stage=cell(stage),
         sampled=kind in ROLLOUTS,
         measured=measured(manifest.metrics),
-        evaluation=None if exported is None else comparison(kind, evaluation),
+        evaluation=comparison(kind, evaluation),
         limits=_limits(kind, simulated, exported) + _unmoved(manifest, evaluation),
         loading=loading(
             kind,
@@ -126,27 +122,12 @@ def model_card(
             method,
             adapter,
             manifest.identity["backbone"],
-            exported is not None,
             bool(merged),
-            exported.sampling if exported else _sampling(manifest),
+            exported.sampling,
         ),
         versions=_versions(manifest, adapter, exported),
     )
     return str(ModelCard(text))
-
-
-def write_card(folder: Path, manifest: Manifest, root: Path, model: Base) -> None:
-    """Write the card of an artifact under construction beside its adapter."""
-    text = model_card(folder, manifest, lineage(root, manifest), model)
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _sampling(manifest: Manifest) -> GenerationConfig | None:
-    """How the stage samples, where it does: the part of it that a card's code repeats."""
-    said = manifest.identity.get("generation")
-    if not said:
-        return None
-    return GenerationConfig(temperature=said["temperature"], max_new_tokens=said["max_new_tokens"])
 
 
 def _tags(method: Card) -> list[str]:
@@ -194,7 +175,7 @@ def _votes(people: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[str,
     return " ".join(parts)
 
 
-def _limits(kind: str, simulated: Sequence[Any], exported: Exported | None) -> list[str]:
+def _limits(kind: str, simulated: Sequence[Any], exported: Exported) -> list[str]:
     use = (
         "scoring responses of the kind that its votes were about"
         if kind == "reward"
@@ -214,7 +195,7 @@ def _limits(kind: str, simulated: Sequence[Any], exported: Exported | None) -> l
         )
     elif kind != "sft":
         lines.append("It was rewarded for what its votes preferred, their errors and their taste in length included.")
-    return lines + [" ".join(note.split()).replace("<", "&lt;") for note in (exported.notes if exported else ())]
+    return lines + [" ".join(note.split()).replace("<", "&lt;") for note in exported.notes]
 
 
 def _unmoved(manifest: Manifest, evaluation: Evaluation | None) -> list[str]:
@@ -224,9 +205,7 @@ def _unmoved(manifest: Manifest, evaluation: Evaluation | None) -> list[str]:
     return unmoved([{"name": kind, "metrics": manifest.metrics}], {kind: row}) if row else []
 
 
-def _versions(manifest: Manifest, adapter: Mapping[str, Any], exported: Exported | None) -> str:
+def _versions(manifest: Manifest, adapter: Mapping[str, Any], exported: Exported) -> str:
     parts = [f"prefloop {manifest.prefloop}", f"peft {adapter.get('peft_version')}"]
-    if exported is None:
-        return f"Made with {', '.join(parts)}."
     here = ", ".join(f"{name} {version}" for name, version in sorted(exported.versions.items()))
     return f"Made with {', '.join(parts)}; exported with {here}. Artifact `{manifest.key[:16]}`."

@@ -45,11 +45,6 @@ class Base:
     """What backbone.rope changes in its configuration (``models.rope.overrides``)."""
     talk: Talk | None = None
 
-    @classmethod
-    def called(cls, model: str) -> Base:
-        """What the name alone says."""
-        return cls(base_name(model), public=base_name(model) == model)
-
 
 def base_name(model: str) -> str:
     """The model's name; of a local folder its last part alone."""

@@ -108,7 +108,6 @@ def combined_card(
             CARDS["lora"],
             adapter,
             backbone_identity(runtime),
-            whole=True,
             merged=False,
             sampling=sampling,
         ),

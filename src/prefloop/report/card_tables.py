@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from prefloop.algorithms import PAIR, ROLLOUTS, kind_of
+from prefloop.config.algorithms import PAIR, ROLLOUTS, kind_of
 from prefloop.manifest import Manifest
 from prefloop.models.adapters.catalogue import CARDS, Card, card_of
 from prefloop.models.adapters.described import described_shape

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prefloop.algorithms import ROLLOUTS, kind_of
+from prefloop.config.algorithms import ROLLOUTS, kind_of
 from prefloop.judging.learnt import unmoved
 from prefloop.judging.standing import programs
 from prefloop.judging.undecided import undecided

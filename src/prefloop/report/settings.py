@@ -6,8 +6,8 @@ from typing import Any
 
 from prefloop.errors import StoreError
 from prefloop.manifest import MANIFEST, read_manifest
+from prefloop.redact import flat_without_secrets
 from prefloop.report.schema import Summary
-from prefloop.trackers import settings
 
 _ALWAYS_OWN = ("run", "output", "notes")
 """Settings that differ between any two runs and say nothing about their results."""
@@ -31,9 +31,9 @@ def read_identities(run_dir: Path, summary: Summary) -> dict[str, Any]:
 def differences(runs: Mapping[str, tuple[Path, Summary]]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all runs, with their value in each; an en dash where a run has no such setting."""
     if all(summary.config for _, summary in runs.values()):
-        flat = [settings(summary.config) for _, summary in runs.values()]
+        flat = [flat_without_secrets(summary.config) for _, summary in runs.values()]
     else:
-        flat = [settings(tree) for tree in _shared([read_identities(*run) for run in runs.values()])]
+        flat = [flat_without_secrets(tree) for tree in _shared([read_identities(*run) for run in runs.values()])]
     names = dict.fromkeys(name for known in flat for name in known if name.partition("/")[0] not in _ALWAYS_OWN)
     rows = [(name.replace("/", "."), [_said(known.get(name)) for known in flat]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]

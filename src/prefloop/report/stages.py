@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from prefloop.algorithms import ALGORITHMS
+from prefloop.config.algorithms import POLICIES
 from prefloop.report.inputs import number
 from prefloop.report.page import decimal, duration, percent, stage_label
 from prefloop.report.schema import StageRun, Summary
@@ -34,7 +34,7 @@ def picture(summary: Summary) -> list[list[Box]]:
 def _kind(name: str) -> str:
     """Policies of one round are trained side by side, and so are their answers; any other stage is a kind of its own."""
     first, _, rest = name.partition("-")
-    if first in ALGORITHMS:
+    if first in POLICIES:
         return f"policy-{rest}"
     return "respond" if first == "respond" else name
 

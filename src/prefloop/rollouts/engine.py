@@ -73,19 +73,6 @@ def divisor(temperature: float) -> float:
     return temperature or 1.0
 
 
-def start(name: str, backbone: Backbone, generation: GenerationConfig) -> RolloutEngine:
-    """Start the engine called ``name``; vLLM in this process is started once more, with the policy it had, should it die."""
-    if name == "transformers":
-        return TransformersEngine(backbone, generation)
-    if name == "server":
-        from prefloop.rollouts.server import ServerEngine
-
-        return ServerEngine(backbone, generation)
-    from prefloop.rollouts.vllm import VLLMEngine
-
-    return Restarting(lambda: VLLMEngine(backbone, generation))
-
-
 class Restarting:
     """An engine that is started anew once, with the policy it had, when it dies. A fault of CUDA itself takes the trainer's process with it."""
 

@@ -12,8 +12,8 @@ from prefloop.models.backbone import Backbone
 from prefloop.records import Prompt, Response
 from prefloop.rollouts.agreement import agreement
 from prefloop.rollouts.engine import Rollout, divisor
-from prefloop.stage import Work
 from prefloop.store import Artifact
+from prefloop.work import Work
 
 POLICY = "policy"
 

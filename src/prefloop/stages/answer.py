@@ -13,13 +13,15 @@ from prefloop.config import DataConfig, GenerationConfig
 from prefloop.console import say
 from prefloop.data.source import Source
 from prefloop.errors import ConfigError
+from prefloop.jsonl import write_rows
 from prefloop.manifest import Manifest
 from prefloop.opening import runtimes_of
 from prefloop.records import to_dict
 from prefloop.results import Answers, Policy, resolve
 from prefloop.rollouts.sampling import read_prompts, sample
-from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, write_rows
+from prefloop.stage import Stage
+from prefloop.store import Artifact
+from prefloop.work import Work
 
 FILE = "answers.jsonl"
 

@@ -17,8 +17,9 @@ from prefloop.console import console, say
 from prefloop.errors import StoreError
 from prefloop.results import BASE
 from prefloop.sealed import digest, read_sealed, write_json
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 def _jobs(config: BenchConfig, quarantine: Path | None = None) -> list[Job]:
@@ -42,7 +43,7 @@ class Bench(Stage):
         return {"version": version(), "jobs": [job.name for job in _jobs(self.config)]}
 
     def expand(self, run: Any) -> list[Stage]:
-        from prefloop.run import link
+        from prefloop.atomic import link
 
         slots = [BASE, *(["sft"] if "sft" in run.artifacts else []), *run.policies()]
         if _keeps(run, slots):

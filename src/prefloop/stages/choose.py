@@ -8,13 +8,15 @@ from prefloop.config import LabelConfig
 from prefloop.console import say
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
+from prefloop.jsonl import read_rows
 from prefloop.labels.pool import candidates_of, unlabelled
 from prefloop.labels.scoring import score_pool
 from prefloop.labels.selection import SCORED, choose, marked
 from prefloop.models.reward import Reward
 from prefloop.records import Comparison, from_dict
-from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, read_rows
+from prefloop.stage import Stage
+from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 class Choose(Stage):

@@ -16,6 +16,7 @@ from prefloop.data.overlap import overlap
 from prefloop.data.source import Source
 from prefloop.data.sources import copy_records
 from prefloop.errors import JudgeError
+from prefloop.jsonl import read_rows, write_rows
 from prefloop.judging.cache import VerdictCache
 from prefloop.judging.compare import Duel, Judged, judge_answers
 from prefloop.judging.graders import FunctionGrader, fingerprint_of
@@ -27,7 +28,7 @@ from prefloop.records import Prompt, Response, from_dict, to_dict
 from prefloop.replies import Reply, reply_of, response_of
 from prefloop.results import BASE
 from prefloop.runtime import Runtime
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.stages.beside import open_beside
 from prefloop.stages.win_rates import (
     READINGS,
@@ -40,7 +41,8 @@ from prefloop.stages.win_rates import (
     of_scores,
     wins_of,
 )
-from prefloop.store import Artifact, read_rows, write_rows
+from prefloop.store import Artifact
+from prefloop.work import Work
 
 BASELINE = "sft"
 AGAIN = "sft-again"

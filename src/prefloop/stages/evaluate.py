@@ -18,6 +18,7 @@ from prefloop.console import progress, say
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document, packs
 from prefloop.errors import ConfigError
+from prefloop.jsonl import write_rows
 from prefloop.judging.graders import FunctionGrader
 from prefloop.judging.specs import open_judge
 from prefloop.models.backbone import Backbone
@@ -26,11 +27,12 @@ from prefloop.models.reward import Reward
 from prefloop.records import to_dict
 from prefloop.results import BASE
 from prefloop.rollouts.sampling import read_prompts, sample
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.stages.compare import AGAIN, BASELINE, Compare
 from prefloop.stages.win_rates import NO_JUDGE
-from prefloop.store import Artifact, write_rows
+from prefloop.store import Artifact
 from prefloop.training.policy import REFERENCE, logps_R
+from prefloop.work import Work
 
 
 class Evaluate(Stage):

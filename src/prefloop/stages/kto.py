@@ -18,19 +18,22 @@ from prefloop.config import PreferenceConfig
 from prefloop.console import progress, say
 from prefloop.data.convert import comparison_to_ratings
 from prefloop.data.encode import Encoder, ThumbGroup
-from prefloop.data.groups import Groups, documents, unusable_of, write_thumbs
+from prefloop.data.groups import Groups, documents, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
 from prefloop.interrupt import deferred
+from prefloop.jsonl import read_rows
 from prefloop.records import Comparison, from_dict
-from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, read_rows
+from prefloop.stage import Stage
+from prefloop.stages.comparisons import unusable_of
+from prefloop.store import Artifact
 from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.learner import Learner
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, save_policy, start_policy
 from prefloop.training.thumbs import Estimates, Reads, balanced, estimate, kto_loss, one_sided, reads
+from prefloop.work import Work
 
 
 class KTO(Stage):

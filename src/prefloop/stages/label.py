@@ -10,6 +10,7 @@ from prefloop.config import DataConfig, LabelConfig
 from prefloop.console import counted, say
 from prefloop.data.sources import copy_records, holds, write_jsonl
 from prefloop.errors import ConfigError, DataError
+from prefloop.jsonl import read_rows
 from prefloop.judging.judges import FunctionGrader
 from prefloop.labels.agreement import measure
 from prefloop.labels.connection import Unreachable, place
@@ -21,8 +22,9 @@ from prefloop.labels.simulated import cast, simulate
 from prefloop.labels.votes import FILE, Votes, collect, collect_thumbs
 from prefloop.records import Comparison, Prompt, Rating, Response, from_dict, prompt_key
 from prefloop.replies import same_as
-from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, read_rows
+from prefloop.stage import Stage
+from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 class Label(Stage):

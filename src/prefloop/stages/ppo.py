@@ -25,7 +25,7 @@ from prefloop.records import Prompt, Response
 from prefloop.rollouts.agreement import Agreement, agreement
 from prefloop.rollouts.engine import SAVED, Rollout
 from prefloop.rollouts.sampling import read_prompts
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.store import Artifact
 from prefloop.training import ppo as steps
 from prefloop.training import samples
@@ -38,6 +38,7 @@ from prefloop.training.policy import POLICY, policy_parameters, save_policy, sta
 from prefloop.training.rewards import Rewards
 from prefloop.training.scored import Clock, Scored, draw
 from prefloop.training.watch import Watch, read
+from prefloop.work import Work
 
 
 class PPO(Stage):

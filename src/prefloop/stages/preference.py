@@ -16,18 +16,20 @@ from prefloop.audit import Audit
 from prefloop.config import PreferenceConfig
 from prefloop.console import progress
 from prefloop.data.encode import Encoder, PreferenceGroup
-from prefloop.data.groups import Groups, documents, require_pairs, unusable_of, write_groups
+from prefloop.data.groups import Groups, documents, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError
 from prefloop.interrupt import deferred
 from prefloop.labels.aggregation import WEIGHTS, aggregation_of_file, hardened
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
+from prefloop.stages.comparisons import require_pairs, unusable_of
 from prefloop.store import Artifact
 from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.learner import Learner
 from prefloop.training.loop import Loop
 from prefloop.training.pairs import PAIR_LOSSES, accuracy, decided, pairs_of, policy_B, reference_B
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, save_policy, start_policy
+from prefloop.work import Work
 
 
 class Preference(Stage):

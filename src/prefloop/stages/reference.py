@@ -9,13 +9,15 @@ from safetensors.torch import save_file
 
 from prefloop.console import progress
 from prefloop.data.encode import Encoder
-from prefloop.data.groups import require_pairs, unusable_of, write_groups
+from prefloop.data.groups import write_groups
 from prefloop.data.packing import packs
 from prefloop.labels.aggregation import vote_share
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
+from prefloop.stages.comparisons import require_pairs, unusable_of
 from prefloop.store import Artifact
 from prefloop.training.pairs import reference_B
 from prefloop.training.policy import REFERENCE
+from prefloop.work import Work
 
 _AT_ONCE = 256
 """Groups that are packed together."""

@@ -13,7 +13,7 @@ from prefloop.audit import Audit
 from prefloop.config import RewardConfig
 from prefloop.console import progress, say
 from prefloop.data.encode import Encoder, PreferenceGroup
-from prefloop.data.groups import Groups, documents, has_pairs, require_pairs, unusable_of, write_groups
+from prefloop.data.groups import Groups, documents, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
 from prefloop.interrupt import deferred
@@ -26,12 +26,14 @@ from prefloop.models.reward import Reward, raw_B, role_of
 from prefloop.objectives.calibration import fit_temperature
 from prefloop.objectives.reward import bradley_terry, centring
 from prefloop.sealed import read_folder, remove, seal_folder
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
+from prefloop.stages.comparisons import has_pairs, require_pairs, unusable_of
 from prefloop.store import Artifact
 from prefloop.training.batches import ahead, epochs_of_groups
 from prefloop.training.learner import Learner, fit
 from prefloop.training.loop import Loop, newest_whole
 from prefloop.training.pairs import accuracy, decided, pairs_of
+from prefloop.work import Work
 
 REFERENCE_PROMPTS = 40
 """Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard deviation 1."""

@@ -10,8 +10,9 @@ from prefloop.judging.reward_files import Reading, evaluate_file
 from prefloop.judging.reward_table import table
 from prefloop.models.reward import Reward
 from prefloop.sealed import write_json
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 class RewardTest(Stage):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from prefloop.config import DataConfig, SampleConfig
+from prefloop.jsonl import write_rows
 from prefloop.records import to_dict
 from prefloop.rollouts.sampling import read_prompts, sample
-from prefloop.stage import Stage, Work
-from prefloop.store import Artifact, write_rows
+from prefloop.stage import Stage
+from prefloop.store import Artifact
+from prefloop.work import Work
 
 
 class Sample(Stage):

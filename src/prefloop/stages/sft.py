@@ -30,7 +30,7 @@ from prefloop.errors import ConfigError
 from prefloop.interrupt import deferred
 from prefloop.records import Demonstration
 from prefloop.sealed import remove
-from prefloop.stage import Stage, Work
+from prefloop.stage import Stage
 from prefloop.store import Artifact
 from prefloop.training.batches import require_any
 from prefloop.training.held_out import HeldOut, Row, split
@@ -38,6 +38,7 @@ from prefloop.training.learner import Learner, fit
 from prefloop.training.loop import newest_whole
 from prefloop.training.optimizers import TRANSFORMERS
 from prefloop.training.sft_trainer import Checkpoint, Ending, Hooks, Log, Looks, Trainer, checkpoints, step_of
+from prefloop.work import Work
 
 ROLE = "sft"
 

@@ -19,8 +19,8 @@ from prefloop.errors import DataError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.sealed import remove
-from prefloop.stage import Work
 from prefloop.training.sft_trainer import EXTRA, Looks, checkpoints, step_of
+from prefloop.work import Work
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from prefloop.audit import Audit
 from prefloop.data.packing import Document, Pack, packs
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
-from prefloop.stage import Work
 from prefloop.store import Artifact
+from prefloop.work import Work
 
 POLICY, REFERENCE = "policy", "reference"
 

@@ -26,12 +26,12 @@ from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
 from prefloop.rollouts import agreement
 from prefloop.rollouts.engine import Rollout
-from prefloop.stage import Work
 from prefloop.training.critic import Critic
 from prefloop.training.loop import Loop, NonFiniteLoss
 from prefloop.training.policy import POLICY, REFERENCE, logps_R
 from prefloop.training.rewards import REWARD_MODEL, Rewards, combined_B
 from prefloop.training.scored import Scored
+from prefloop.work import Work
 
 
 def score(

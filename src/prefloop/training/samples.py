@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.data.chat import ChatFormat
+from prefloop.jsonl import write_rows
 from prefloop.records import Prompt, to_dict
-from prefloop.store import write_rows
 from prefloop.training.scored import Scored
 
 FILE = "samples.jsonl"

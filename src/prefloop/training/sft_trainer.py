@@ -20,9 +20,9 @@ from prefloop.config import OptimConfig
 from prefloop.console import progress
 from prefloop.interrupt import waiting
 from prefloop.sealed import check_files, hashes_of, read_folder, remove, seal_folder
-from prefloop.stage import Work
 from prefloop.training.learner import Learner
 from prefloop.training.loop import KEPT, end_where_asked, factor
+from prefloop.work import Work
 
 LEARNT = "learnt.safetensors"
 """In a checkpoint: the adapter's parameters."""

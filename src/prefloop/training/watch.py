@@ -14,13 +14,13 @@ from typing import Any
 from prefloop.config import KLConfig, PPOConfig
 from prefloop.console import say
 from prefloop.objectives.ppo import AdaptiveKL
-from prefloop.stage import Work
 from prefloop.training.alarm import Alarm, Reading, clustered, repetition
 from prefloop.training.critic import Critic
 from prefloop.training.loop import Loop
 from prefloop.training.policy import save_policy
 from prefloop.training.ppo import penalised_B
 from prefloop.training.scored import Scored
+from prefloop.work import Work
 
 
 def read(config: PPOConfig, scored: Scored, step: int, gold: Sequence[float] | None) -> Reading:

@@ -10,7 +10,8 @@ from prefloop.config import AdapterConfig, BackboneConfig
 from prefloop.config.names import usable
 from prefloop.config.ranges import LARGE, MOST, TINY, Range
 from prefloop.console import shortened
-from prefloop.errors import ConfigError, among, nearest, short
+from prefloop.errors import ConfigError, among, nearest
+from prefloop.redact import short
 
 Handover = Literal["adapter", "merged", "none"]
 FLOATS = ("bf16", "fp32")

@@ -15,7 +15,7 @@ from prefloop.errors import ModelError
 from prefloop.models.adapters.catalogue import Card
 from prefloop.models.adapters.method import Inputs
 from prefloop.models.adapters.tuner import LoRA, unfused
-from prefloop.models.forward import head_logits
+from prefloop.models.language_head import head_logits
 
 
 class LoRADrop(LoRA):

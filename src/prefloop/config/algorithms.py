@@ -1,0 +1,42 @@
+"""The algorithms by name, and what a run of each needs. ``algorithms.py`` makes their stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prefloop.config import RLHFConfig
+
+PAIR = ("dpo", "cdpo", "robust", "ipo", "hinge", "apo_zero", "apo_down", "orpo", "simpo", "cpo")
+"""Losses on pairs; ``training.pairs.PAIR_LOSSES`` holds them (not imported here: the command line must not load torch)."""
+
+ROLLOUTS = ("ppo", "grpo", "rloo", "reinforce")
+"""Algorithms that sample while they train; they differ in their estimator (``objectives.estimators``)."""
+
+POLICIES = [*ROLLOUTS, "kto", *PAIR]
+"""Algorithms that turn an SFT adapter into an aligned one; each fills the slot of its name. ``algorithms.register`` adds to them."""
+
+REWARD_ONLY = "reward"
+"""What --algo says to train and measure the reward model alone."""
+SFT_ONLY = "sft"
+"""What --algo says to stop after supervised fine-tuning."""
+
+
+def reward_model(config: RLHFConfig) -> Literal["needed", "judge", "none"]:
+    """What a run trains a reward model for: to learn from or to be measured, to judge alone (left out where votes form no pairs), or not at all.
+
+    Learning from a file of pairs or thumbs needs none, so there is one only where nothing else would judge, or where ``evaluate.reward_model``
+    asks for it. Where candidates are put to the vote there is one all the same: another round, or ``pipelines/label_round.py``, chooses by it.
+    """
+    asked = config.evaluate.reward_model
+    if config.algo in (*ROLLOUTS, REWARD_ONLY) or config.rounds > 1 or config.data.reward_tests or asked == "always":
+        return "needed"
+    judged = config.evaluate.judge is not None or config.gold is not None
+    if asked == "never" or (judged and config.label.source == "file"):
+        return "none"
+    return "judge"
+
+
+def kind_of(stage: str) -> str:
+    """The stage's name without its round: ``ppo-2`` is a ``ppo``."""
+    name, _, number = stage.rpartition("-")
+    return name if number.isdigit() else stage
