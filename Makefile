@@ -35,10 +35,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 test: lint chromium .venv/triton test-labeling
 	PREFLOOP_LABELING_PYTHON=$(LABELING) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/test_triton_kernels.py
+	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/models/test_triton_kernels.py
 
 test-labeling: .venv-labeling/.installed
 	cd labeling && PYTHONPATH=$(CURDIR)/labeling/src $(LABELING) -m pytest

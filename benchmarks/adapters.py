@@ -36,7 +36,7 @@ from adapters_data import CONFIG, make_tiny, model_folder, write_slices
 from adapters_table import write_tables
 
 from prefloop.config import RLHFConfig
-from prefloop.models.adapters.catalogue import CARDS
+from prefloop.config.adapters import CARDS
 
 BASE = "none"
 """The bare model, beside the methods."""
@@ -44,7 +44,7 @@ BASE = "none"
 
 def settings(method: str, options: argparse.Namespace, experts: Sequence[str] = ()) -> RLHFConfig:
     """The configuration of one method's run on the slices in the output folder; ``experts`` are MoLE's."""
-    from prefloop.settings import parse
+    from prefloop.config.load import parse
 
     data = options.output / "data"
     changes = [f"--{name}={value}" for name, value in options.set]
@@ -66,7 +66,7 @@ def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train one method by SFT and DPO and measure it; everything it wrote is gone afterwards."""
     import trl.trainer.sft_trainer  # noqa: F401, before the clock runs
 
-    from prefloop.runtime import Runtime
+    from prefloop.runs.runtime import Runtime
 
     store = options.output / "work" / method
     shutil.rmtree(store, ignore_errors=True)
@@ -95,9 +95,9 @@ def _alone(options: argparse.Namespace) -> Iterator[None]:
 def _measured(
     method: str, config: RLHFConfig, runtime: Any, backbone: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
-    from prefloop.stages.label import Label
-    from prefloop.stages.preference import Preference
-    from prefloop.stages.sft import SFT
+    from prefloop.pipeline.stages.label import Label
+    from prefloop.pipeline.stages.preference import Preference
+    from prefloop.pipeline.stages.sft import SFT
 
     if method == BASE:
         return {"method": method, "parameters": 0, "loss": held_out(backbone, None, options)}
@@ -125,8 +125,8 @@ def _measured(
 
 def _experts(options: argparse.Namespace, store: Path) -> list[str]:
     """MoLE's experts: LoRA on each half of the SFT slice."""
-    from prefloop.runtime import Runtime
-    from prefloop.stages.sft import SFT
+    from prefloop.pipeline.stages.sft import SFT
+    from prefloop.runs.runtime import Runtime
 
     experts = []
     plain = settings("lora", options)
@@ -197,8 +197,8 @@ def _tests(backbone: Any, options: argparse.Namespace) -> list[Any]:
 def reward_accuracy(backbone: Any, temperature: float, options: argparse.Namespace) -> list[float]:
     """Share of test pairs whose chosen response has the larger implicit reward, with its 95 % interval over pairs; a tie is one half."""
     from prefloop.data.packing import packs
-    from prefloop.judging.statistics import clustered_share
     from prefloop.models.forward import sum_by_branch_B
+    from prefloop.stats.intervals import clustered_share
     from prefloop.training.policy import logps_R
 
     reward: dict[int, float] = {}

@@ -11,16 +11,16 @@ CONFIG = Path(__file__).parents[1] / "examples" / "adapters.yaml"
 
 def model_folder(options: argparse.Namespace) -> Path:
     """The model, unpacked once for all methods where it has to be."""
+    from prefloop.config.load import load_config
     from prefloop.models.lookup import resolve
-    from prefloop.settings import load
 
-    return resolve(options.model or load(CONFIG).backbone.model, options.output / "models")
+    return resolve(options.model or load_config(CONFIG).backbone.model, options.output / "models")
 
 
 def write_slices(options: argparse.Namespace) -> None:
     """The rows of SFT, of DPO and of the test, once for all methods; prompts of more than half the context are left out."""
+    from prefloop.config.load import load_config
     from prefloop.data.sources import load_comparisons, write_jsonl
-    from prefloop.settings import load
 
     folder = options.output / "data"
     if (folder / "test.jsonl").is_file():
@@ -30,7 +30,7 @@ def write_slices(options: argparse.Namespace) -> None:
     if options.tiny:
         found = {"train": made(2 * rows), "test": made(options.test_pairs)}
     else:
-        config = load(CONFIG)
+        config = load_config(CONFIG)
         files = {"train": options.train or config.data.comparisons, "test": options.test or config.data.reward_tests[0]}
         keep = _short(model_folder(options), config.backbone.max_length // 2)
         found = {}

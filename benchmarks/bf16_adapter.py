@@ -21,11 +21,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from prefloop.artifacts.references import resolve
 from prefloop.data.encode import Encoder
 from prefloop.data.sources import load_comparisons
 from prefloop.models.backbone import Backbone
-from prefloop.opening import runtimes_of
-from prefloop.results import resolve
+from prefloop.runs.open import runtimes_of
 
 Rows = list[tuple[list[int], list[int]]]
 BF16, FP32 = torch.bfloat16, torch.float32

@@ -3,7 +3,7 @@
     python benchmarks/label_selection.py --pool hh_helpful_train.jsonl.gz --test hh_helpful_test.jsonl.gz --output runs/label-selection
 
 Every method starts from the same 100 random pairs; from then on it doubles them out of 2,000 random pairs of the pool that it has not
-used, by ``labels.selection`` as ``prefloop label next`` does, and a reward ensemble is trained from scratch on all that it has (label and reward
+used, by ``labeling.selection`` as ``prefloop label next`` does, and a reward ensemble is trained from scratch on all that it has (label and reward
 stages, one epoch but at least 25 steps). The pool's own votes are what the labellers would say. All members' mean score is measured on
 the test pairs. Finished trainings lie in the store of the output folder: the same command goes on after a kill or a time limit, and
 ``results.json`` holds what is done so far. A small model leaves most of a GPU idle: run the seeds side by side, each with an --output of its own, and
@@ -26,19 +26,19 @@ from typing import Any
 import numpy as np
 from learning_curve import overall, plot, show, summary
 
+from prefloop.artifacts.store import Artifact
+from prefloop.base.sealed import write_json
 from prefloop.config import BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
 from prefloop.data.encode import Encoder
 from prefloop.data.sources import load_comparisons, write_jsonl
 from prefloop.errors import DataError
-from prefloop.labels.scoring import score_pool
-from prefloop.labels.selection import SCORED, choose
-from prefloop.models.reward import Reward
+from prefloop.labeling.scoring import score_pool
+from prefloop.labeling.selection import SCORED, choose
+from prefloop.models.reward_model import Reward
+from prefloop.pipeline.stages.label import Label
+from prefloop.pipeline.stages.reward import RewardModel
 from prefloop.records import Comparison
-from prefloop.runtime import Runtime, environment
-from prefloop.sealed import write_json
-from prefloop.stages.label import Label
-from prefloop.stages.reward import RewardModel
-from prefloop.store import Artifact
+from prefloop.runs.runtime import Runtime, environment
 
 METHODS = ("disagreement", "margin", "random", "length")
 

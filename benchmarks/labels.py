@@ -27,9 +27,9 @@ from typing import Any
 import httpx
 
 from prefloop.data.sources import write_jsonl
-from prefloop.labels import server
-from prefloop.labels.argilla import Argilla
-from prefloop.labels.connection import Connection
+from prefloop.labeling import server
+from prefloop.labeling.argilla.connection import Connection
+from prefloop.labeling.argilla.records import Argilla
 from prefloop.records import Comparison, Message, Response
 
 DATASET = "benchmark"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from prefloop.judging.statistics import clustered_mean
+from prefloop.stats.intervals import clustered_mean
 
 BASELINE = "random"
 

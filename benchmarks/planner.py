@@ -113,7 +113,7 @@ def documents(case: Case, count: int, responses: int) -> list[Any]:
 
 def sft(case: Case, backbone: Any, work: Any) -> None:
     """TRL's trainer as the stage sets it up; rows as long as the planner's."""
-    from prefloop.stages.sft import ROLE, SFT
+    from prefloop.pipeline.stages.sft import ROLE, SFT
 
     backbone.add_role(ROLE)
     length = case.pack_tokens // 2
@@ -133,7 +133,7 @@ def pairs(case: Case, backbone: Any, work: Any) -> None:
     from prefloop.models.forward import hidden_N_H
     from prefloop.models.heads import ScalarHead
     from prefloop.objectives.reward import bradley_terry
-    from prefloop.training import pairs
+    from prefloop.training import dpo as pairs
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE
 
@@ -166,14 +166,14 @@ def pairs(case: Case, backbone: Any, work: Any) -> None:
 
 def ppo(case: Case, backbone: Any, work: Any) -> None:
     """Two rollouts of random responses, scored and trained on."""
-    from prefloop.audit import Audit
     from prefloop.config import OptimConfig
     from prefloop.models.forward import choose
     from prefloop.models.heads import ScalarHead
-    from prefloop.models.reward import Reward, role_of
+    from prefloop.models.reward_model import Reward, role_of
     from prefloop.records import Message, Prompt
     from prefloop.rollouts.engine import Rollout
     from prefloop.training import ppo as steps
+    from prefloop.training.audit import Audit
     from prefloop.training.critic import Critic
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE, policy_parameters

@@ -145,15 +145,15 @@ def main() -> None:
 
     import torch
 
-    from prefloop.audit import Audit
     from prefloop.config import AdapterConfig, BackboneConfig, GenerationConfig, OptimConfig, PPOConfig
     from prefloop.models.backbone import Backbone
     from prefloop.models.heads import ScalarHead
-    from prefloop.models.reward import Reward, role_of
+    from prefloop.models.reward_model import Reward, role_of
     from prefloop.records import Message, Prompt
     from prefloop.rollouts.start import start
-    from prefloop.runtime import environment
+    from prefloop.runs.runtime import environment
     from prefloop.training import ppo
+    from prefloop.training.audit import Audit
     from prefloop.training.critic import Critic
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE, policy_parameters

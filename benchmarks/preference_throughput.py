@@ -42,11 +42,11 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     from prefloop.models.forward import hidden_N_H
     from prefloop.models.heads import ScalarHead
     from prefloop.objectives.reward import bradley_terry
-    from prefloop.training import pairs
+    from prefloop.training import dpo as pairs
     from prefloop.training.batches import ahead
+    from prefloop.training.kto import Reads, estimate, kto_loss, reads
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE
-    from prefloop.training.thumbs import Reads, estimate, kto_loss, reads
 
     config = BackboneConfig(
         model=str(folder), precision=options.precision, attention=options.attention, gradient_checkpointing=options.checkpointing,

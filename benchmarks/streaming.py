@@ -99,7 +99,7 @@ def stream(folder: Path, count: int) -> dict[str, float]:
     from prefloop.data.groups import write_groups
     from prefloop.data.packing import packs
     from prefloop.data.sources import copy_records
-    from prefloop.labels.aggregation import vote_share
+    from prefloop.labeling.aggregation import vote_share
     from prefloop.records import Comparison
     from prefloop.training.batches import ahead, epochs_of_groups
 

@@ -34,9 +34,9 @@ from prefloop.config import AdapterConfig, BackboneConfig, RopeConfig
 from prefloop.data.packing import Document, packs
 from prefloop.data.sources import load_comparisons
 from prefloop.errors import PrefloopError
-from prefloop.judging.statistics import clustered_mean
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
+from prefloop.stats.intervals import clustered_mean
 
 FACTOR = 4
 ROLE = "long"

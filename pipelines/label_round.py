@@ -9,22 +9,21 @@ them. The next pairs are of fresh samples of the SFT model, in <output>/<run>-ro
 import sys
 from collections.abc import Sequence
 
-from rlhf import votes_and_reward
-
-from prefloop.settings import parse
+from prefloop.config.load import parse
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, compose, run."""
     config = parse(arguments, prog="label_round.py", description=__doc__ or "")
-    from prefloop.console import say
+    from prefloop.base.console import say
+    from prefloop.base.redact import command_without_secrets
     from prefloop.errors import ConfigError
-    from prefloop.pipeline import Pipeline
-    from prefloop.redact import command_without_secrets
-    from prefloop.runtime import Runtime
-    from prefloop.stages.choose import Choose
-    from prefloop.stages.sample import Sample
-    from prefloop.stages.sft import SFT
+    from prefloop.pipeline.compose import votes_and_reward
+    from prefloop.pipeline.pipeline import Pipeline
+    from prefloop.pipeline.stages.sample import Sample
+    from prefloop.pipeline.stages.select_pairs import Choose
+    from prefloop.pipeline.stages.sft import SFT
+    from prefloop.runs.runtime import Runtime
 
     if config.label.source == "file":
         raise ConfigError(

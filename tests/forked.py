@@ -122,10 +122,10 @@ def _begin(
     named = [str((folder / script).parent), *environment["PYTHONPATH"].split(os.pathsep)]
     sys.path[:] = [*named, *(p for p in sys.path if Path(p).parent != folder)]
     sys.argv = [script, *arguments]
-    import prefloop.console
+    import prefloop.base.console
 
     # Progress lines on every step instead of every ten seconds, so that a test can stop the process inside a stage.
-    prefloop.console.PLAIN_EVERY_S = 0
+    prefloop.base.console.PLAIN_EVERY_S = 0
     runpy.run_path(script, run_name="__main__")
 
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefloop.judging.answers import read_answers
-from prefloop.judging.cache import VerdictCache
-from prefloop.judging.compare import judge_answers
-from prefloop.judging.judges import Verdict
-from prefloop.judging.language_model import ModelJudge
-from prefloop.judging.openai import ChatEndpoint
+from prefloop.evaluation.answers import read_answers
+from prefloop.evaluation.compare import judge_answers
+from prefloop.evaluation.judges.cache import VerdictCache
+from prefloop.evaluation.judges.judge import Verdict
+from prefloop.evaluation.judges.language_model import ModelJudge
+from prefloop.evaluation.judges.openai import ChatEndpoint
 from prefloop.records import Message
 
 PROMPT = [Message("user", "Name a prime.")]

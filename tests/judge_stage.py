@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefloop.artifacts.store import Artifact
+from prefloop.base.jsonl import write_rows
 from prefloop.config import EvaluateConfig
-from prefloop.jsonl import write_rows
+from prefloop.pipeline.stage import Stage
+from prefloop.pipeline.stages.compare import AGAIN, BASELINE, Compare
 from prefloop.records import Message, Prompt, to_dict
-from prefloop.runtime import Runtime
-from prefloop.stage import Stage
-from prefloop.stages.compare import AGAIN, BASELINE, Compare
-from prefloop.store import Artifact
-from prefloop.work import Work
+from prefloop.runs.runtime import Runtime
+from prefloop.runs.work import Work
 
 
 class Answered(Stage):

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 from ports import free_port
 
-from prefloop.labels import server
-from prefloop.labels.argilla import Argilla
-from prefloop.labels.connection import Connection
+from prefloop.labeling import server
+from prefloop.labeling.argilla.connection import Connection
+from prefloop.labeling.argilla.records import Argilla
 from prefloop.records import Comparison, Message, Rating, Response
 
 ROOT = Path(__file__).resolve().parents[1]

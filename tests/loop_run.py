@@ -17,7 +17,7 @@ from forked import Forked
 
 ROOT = Path(__file__).parents[1]
 # As many lines as ``Forked`` prints.
-START = "import prefloop.console as c, runpy, sys; c.PLAIN_EVERY_S = 0; sys.argv[0] = 'pipelines/rlhf.py'; runpy.run_path(sys.argv[0], run_name='__main__')"
+START = "import prefloop.base.console as c, runpy, sys; c.PLAIN_EVERY_S = 0; sys.argv[0] = 'pipelines/rlhf.py'; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def write_config(folder: Path, model: Path, **changes: Any) -> Path:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from prefloop.atomic import link
+from prefloop.artifacts.store import Artifact
+from prefloop.base.atomic import link
 from prefloop.config import AdapterConfig, BackboneConfig, GenerationConfig
 from prefloop.models.heads import ScalarHead
-from prefloop.models.reward import Reward, role_of
-from prefloop.runtime import Runtime
-from prefloop.stage import Stage
-from prefloop.store import Artifact
-from prefloop.work import Work
+from prefloop.models.reward_model import Reward, role_of
+from prefloop.pipeline.stage import Stage
+from prefloop.runs.runtime import Runtime
+from prefloop.runs.work import Work
 
 
 class Made(Stage):

@@ -7,8 +7,8 @@ from typing import Any
 
 import report_fixture
 
-from prefloop.manifest import MANIFEST
-from prefloop.sealed import hashes_of, write_sealed
+from prefloop.artifacts.manifest import MANIFEST
+from prefloop.base.sealed import hashes_of, write_sealed
 
 PROMPTS = 30
 WORDS = ["rice", "river", "lantern", "window", "copper", "meadow"]

@@ -17,7 +17,6 @@ from typing import Any
 
 from mutated_rows import mutated, mutated_lines
 
-from prefloop.bench import domain
 from prefloop.cli import _main, guarded
 from prefloop.commands.label import Push
 from prefloop.data.check import BadRow, Checked, check_record, check_shown, check_strings
@@ -36,8 +35,9 @@ from prefloop.data.sources import (
     write_jsonl,
 )
 from prefloop.errors import PrefloopError
-from prefloop.judging.reward_files import Reading, evaluate_file
-from prefloop.labels.forms import to_rg
+from prefloop.evaluation.benchmarks import domain
+from prefloop.evaluation.reward_files import Reading, evaluate_file
+from prefloop.labeling.argilla.forms import to_rg
 from prefloop.records import BestOf, Comparison, Demonstration, Message, Prompt, Rating, from_dict, to_dict
 
 LOADERS: dict[type, Any] = {

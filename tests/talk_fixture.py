@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from made_run import make_run
 
-from prefloop.opening import open_policies
-from prefloop.talk import session
-from prefloop.talk.session import Talk
+from prefloop.chat import session
+from prefloop.chat.session import Talk
+from prefloop.runs.open import open_policies
 
 
 @pytest.fixture(scope="module", name="run")

@@ -108,7 +108,7 @@ def outcome(runs: Path) -> dict[str, Any]:
 
 def stopped(base: list[str], stage: str) -> None:
     """Run until ``stage`` has logged its step; what a kill leaves stays."""
-    from prefloop.runtime import Runtime
+    from prefloop.runs.runtime import Runtime
 
     emit = Runtime.emit
 

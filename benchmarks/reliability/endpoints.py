@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from raw_server import Server, http
 
 from prefloop.errors import EngineError, JudgeError
-from prefloop.judging.language_model import ModelJudge
-from prefloop.judging.openai import ChatEndpoint
+from prefloop.evaluation.judges.language_model import ModelJudge
+from prefloop.evaluation.judges.openai import ChatEndpoint
 from prefloop.records import Message, Prompt
 from prefloop.rollouts.server import rollouts_of
 from prefloop.training import rewards

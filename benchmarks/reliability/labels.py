@@ -28,10 +28,10 @@ from pathlib import Path
 import httpx
 
 from prefloop.errors import LabelError
-from prefloop.labels import server
-from prefloop.labels.argilla import Argilla
-from prefloop.labels.connection import Connection
-from prefloop.labels.forms import is_swapped, to_values
+from prefloop.labeling import server
+from prefloop.labeling.argilla.connection import Connection
+from prefloop.labeling.argilla.forms import is_swapped, to_values
+from prefloop.labeling.argilla.records import Argilla
 from prefloop.records import Comparison, Message, Response
 
 DATASET, PEOPLE = "campaign", ("ann", "ben", "cem", "dia")

@@ -32,18 +32,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import TOOLS, add_random_role, load, tiny_model, tiny_tokenizer
 
+from prefloop.artifacts.references import HEAD, policy_of
+from prefloop.base.sealed import file_digest
 from prefloop.config import BackboneConfig
 from prefloop.data.chat import CHATML, ChatFormat
 from prefloop.data.encode import Encoder
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.models.heads import ScalarHead
 from prefloop.models.lookup import resolve
-from prefloop.models.reward import Saved
-from prefloop.opening import config_of
+from prefloop.models.reward_model import Saved
 from prefloop.planning.shapes import shape_of
 from prefloop.records import Demonstration, Message
-from prefloop.results import HEAD, policy_of
-from prefloop.sealed import file_digest
+from prefloop.runs.open import config_of
 
 CPU_SECONDS, MEMORY = 60, 3 << 30
 VALUES: tuple[Any, ...] = (

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from by_words import ByWords
 from rows_checked import Told, check_files, check_rows, run_command, run_readers
-from test_reward_eval import ByWords
 from tiny import tiny_model
 
 PAIRS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]

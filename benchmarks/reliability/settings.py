@@ -141,12 +141,11 @@ def mutated(tree: dict[str, Any], draw: random.Random) -> tuple[str, bytes]:
 
 def looked_at(path: Path) -> str:
     """What becomes of a configuration before anything runs: 'accepted', or 'refused'. Raises what a user would see as a traceback."""
-    from rlhf import compose
-
+    from prefloop import compose
+    from prefloop.config.load import parse
     from prefloop.errors import PrefloopError
-    from prefloop.pipeline import Pipeline
-    from prefloop.runtime import Runtime
-    from prefloop.settings import parse
+    from prefloop.pipeline.pipeline import Pipeline
+    from prefloop.runs.runtime import Runtime
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):

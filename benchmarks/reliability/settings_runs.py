@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "config")]
 PATIENCE = 60
 """Seconds."""
 MORE_WORK = {
@@ -60,7 +60,7 @@ def runs(folder: Path, model: Path, seed: int, count: int) -> tuple[Counter[str]
     """Whole runs at the edges, drawn by the seed; what they have in common is made once and reused."""
     import loop_run
 
-    from prefloop.settings import _over
+    from prefloop.config.load import _over
 
     chosen, counts, failures = edges(), Counter[str](), []
     random.Random(seed).shuffle(chosen)

@@ -1,4 +1,4 @@
-"""Backups and restores without a server: what is written, and what is refused. With one: tests/test_label_homes.py."""
+"""Backups and restores without a server: what is written, and what is refused. With one: tests/labeling/test_label_homes.py."""
 
 import contextlib
 import hashlib

@@ -33,8 +33,8 @@ from prefloop.commands.label import Label
 from prefloop.commands.plan import Plan, split
 from prefloop.commands.presets import Presets
 from prefloop.commands.reward import Reward
+from prefloop.config.flags import flags
 from prefloop.errors import PrefloopError
-from prefloop.flags import flags
 
 
 @dataclasses.dataclass
@@ -49,7 +49,7 @@ class Report:
     """File to write; report.html in the run's folder, or compare.html beside the first run's folder, when left out."""
 
     def run(self) -> None:
-        from prefloop.console import say
+        from prefloop.base.console import say
         from prefloop.report.compare import write_comparison
         from prefloop.report.html import write_report
 
@@ -64,8 +64,8 @@ class Env:
     """Print versions, device and commit."""
 
     def run(self) -> None:
-        from prefloop.console import say
-        from prefloop.runtime import environment
+        from prefloop.base.console import say
+        from prefloop.runs.runtime import environment
 
         say(json.dumps(environment(), indent=2))
 
@@ -136,8 +136,8 @@ def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], inte
 
     User errors print their message alone and give 2, Ctrl-C 130, SIGTERM 143, SIGHUP 129; a closed pipe is quiet.
     """
-    from prefloop.console import complain
-    from prefloop.interrupt import Ended, heeding
+    from prefloop.base.console import complain
+    from prefloop.base.interrupt import Ended, heeding
 
     sys.excepthook, warnings.showwarning = _traceback, _warning
     try:
@@ -172,7 +172,7 @@ def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], inte
 
 def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What Python prints of a fault of ours, without secrets and power over the terminal."""
-    from prefloop.console import complain
+    from prefloop.base.console import complain
 
     for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
         complain(line)
@@ -187,7 +187,7 @@ def _warning(
     line: str | None = None,
 ) -> None:
     """What Python prints of a warning, likewise."""
-    from prefloop.console import complain
+    from prefloop.base.console import complain
 
     complain(warnings.formatwarning(message, category, filename, lineno).rstrip())
 

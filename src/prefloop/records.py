@@ -1,7 +1,7 @@
 """The nouns of the loop: what people wrote, what the model answered and how people voted.
 
 Plain, frozen, JSON-serializable. Votes are kept as they were cast; a soft label is always *derived* from them by a named
-aggregation (``prefloop.labels``) and never stored in their place. This module imports nothing from the rest of prefloop.
+aggregation (``prefloop.labeling``) and never stored in their place. This module imports nothing from the rest of prefloop.
 
 A record carries all that a model sees: tools, system turns, earlier turns, tool calls and their results, thoughts. On disk
 a message holds only the keys that say something, tool calls stand in the form of OpenAI's API, and ``tools`` stands beside ``prompt``.

@@ -2,7 +2,7 @@
 
 Whoever listens on a port may be anybody: the server is down, and another user's program has taken its place. So every connection
 begins with a question that only a process with the home's secret can answer. The answer names the home and the port as well:
-a copy of the home has the same secret, and a stranger could pass the question on. `prefloop.labels.proof` asks the same.
+a copy of the home has the same secret, and a stranger could pass the question on. `prefloop.labeling.argilla.proof` asks the same.
 """
 
 import hashlib

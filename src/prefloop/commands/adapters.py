@@ -14,7 +14,7 @@ from prefloop.config.ranges import Count, Seed, SomeShare, Weight
 from prefloop.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prefloop.models.adapters.catalogue import Card
+    from prefloop.config.adapters import Card
 
 How = Literal["linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 WIDTH = 80
@@ -30,8 +30,8 @@ class Adapters:
     """As a Markdown table, with links to the papers."""
 
     def run(self) -> None:
-        from prefloop.console import say
-        from prefloop.models.adapters.catalogue import CARDS
+        from prefloop.base.console import say
+        from prefloop.config.adapters import CARDS
 
         if self.markdown:
             say(markdown())
@@ -63,7 +63,7 @@ def lines(card: Card) -> list[str]:
 
 def markdown() -> str:
     """The table of all methods."""
-    from prefloop.models.adapters.catalogue import CARDS
+    from prefloop.config.adapters import CARDS
 
     rows = [
         "| method | what it is | paper | trains on | vLLM | merges | options and defaults |",
@@ -108,8 +108,8 @@ class Merge:
     """The backbone, where its name of then no longer leads to it."""
 
     def run(self) -> None:
-        from prefloop.arithmetic import merge_adapters
-        from prefloop.console import say
+        from prefloop.base.console import say
+        from prefloop.export.merge import merge_adapters
 
         if len(self.words) < 3:
             raise ConfigError(

@@ -41,8 +41,8 @@ class Advise:
     """File to write."""
 
     def run(self) -> None:
+        from prefloop.base.console import duration, say
         from prefloop.config.presets import NAMES
-        from prefloop.console import duration, say
         from prefloop.planning.advice import (  # fmt: skip
             KINDS,
             LATENCIES,
@@ -110,7 +110,7 @@ class Question:
 
     def ask(self) -> Any:
         """The answer from the terminal, asked for until there is one. Raises ``ConfigError`` naming the flag when nobody can answer."""
-        from prefloop.console import say
+        from prefloop.base.console import say
 
         nobody = ConfigError(f"advise has nobody to ask '{self.text}': answer with {self.flag} ({self.choices})")
         if not sys.stdin.isatty():
@@ -129,10 +129,10 @@ def _expectation(answers: Answers) -> Expectation:
     import yaml
 
     from prefloop.config import RLHFConfig
+    from prefloop.config.load import validated
     from prefloop.planning.advice import MODELS, config_of
     from prefloop.planning.shapes import shape_of
     from prefloop.planning.worth import expect
-    from prefloop.settings import validated
 
     config: RLHFConfig = validated(yaml.safe_load(config_of(answers)), "advice")
     demonstrations = None if answers.kind == "prompts" else answers.rows
@@ -143,8 +143,8 @@ def _expectation(answers: Answers) -> Expectation:
 
 def _require_worth(answers: Answers, found: Expectation) -> None:
     """Raise ``ConfigError`` for a run that cannot learn, or that takes more than a day where its speed is known, with the rows that would do."""
-    from prefloop.console import duration
-    from prefloop.judging.learnt import FEW_STEPS
+    from prefloop.base.console import duration
+    from prefloop.evaluation.learnt import FEW_STEPS
     from prefloop.planning.worth import DAY
 
     def of(rows: int) -> Expectation:

@@ -50,11 +50,11 @@ class Bench:
     """Where the result goes; bench.json of the run folder unless given."""
 
     def run(self) -> None:
-        from prefloop.bench import compare
-        from prefloop.bench.harness import Settings
-        from prefloop.bench.run import FILE, Domain, bench
-        from prefloop.bench.tasks import files_of, find, version
-        from prefloop.console import console, say
+        from prefloop.base.console import console, say
+        from prefloop.evaluation.benchmarks import compare
+        from prefloop.evaluation.benchmarks.harness import Settings
+        from prefloop.evaluation.benchmarks.run import FILE, Domain, bench
+        from prefloop.evaluation.benchmarks.tasks import files_of, find, version
 
         version()
         settings = Settings(self.limit, self.batch_size, self.num_fewshot, self.apply_chat_template, self.seed)

@@ -41,9 +41,9 @@ class Chat:
     """The backbone, where its name of then no longer leads to it."""
 
     def run(self) -> None:
-        from prefloop.opening import open_policies
-        from prefloop.talk.session import Talk, named, read_tools
-        from prefloop.talk.terminal import Terminal
+        from prefloop.chat.session import Talk, named, read_tools
+        from prefloop.chat.terminal import Terminal
+        from prefloop.runs.open import open_policies
 
         tools = read_tools(self.tools) if self.tools else []
         interactive = sys.stdin.isatty()
@@ -64,10 +64,10 @@ class Chat:
 
     def _names(self) -> tuple[Path | None, list[str]]:
         """The run, where there is one, and who speaks."""
+        from prefloop.artifacts.references import locate
+        from prefloop.base.sealed import read_sealed
+        from prefloop.chat.session import default_name
         from prefloop.errors import ConfigError
-        from prefloop.results import locate
-        from prefloop.sealed import read_sealed
-        from prefloop.talk.session import default_name
 
         beside = [self.beside] if self.beside else []
         folder = Path(self.run_folder)

@@ -43,7 +43,7 @@ class Check:
     """As sft.turns."""
 
     def run(self) -> None:
-        from prefloop.console import counted, quote, say
+        from prefloop.base.console import counted, quote, say
         from prefloop.data import sources
 
         kind = sources.kind_of(self.path, self.layout) if self.kind == "auto" else self.kind
@@ -54,7 +54,7 @@ class Check:
         look: Callable[[Record], None] | None = None
         if model:
             # Here, because tokenizers bring torch along: a file alone is checked in a third of the memory without it.
-            from prefloop.data.show import Fitting, chat_of, shown
+            from prefloop.models.show import Fitting, chat_of, shown
 
             chat = chat_of(model, self.chat_template, Path("runs") / ".store" / "models")
             fitting = Fitting(chat, self.max_length, every) if self.model else None

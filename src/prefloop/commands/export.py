@@ -22,8 +22,8 @@ class Export:
     """The backbone, where its name of then no longer leads to it."""
 
     def run(self) -> None:
-        from prefloop.console import say
-        from prefloop.export import export
+        from prefloop.base.console import say
+        from prefloop.export.adapter import export
 
         made = export(self.result, self.folder, self.merge, self.model)
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())

@@ -17,8 +17,8 @@ from prefloop.config.ranges import Count, Draws, Seed
 if TYPE_CHECKING:
     from prefloop.data.check import Checked
     from prefloop.data.source import Source
-    from prefloop.judging.answers import Answers
-    from prefloop.judging.compare import Votes
+    from prefloop.evaluation.answers import Answers
+    from prefloop.evaluation.compare import Votes
     from prefloop.records import Comparison, Prompt
 
 R = TypeVar("R")
@@ -41,7 +41,7 @@ class _Judge:
     """Put rows that cannot be used into this folder and go on, instead of stopping."""
 
     def _checked(self, load: Callable[..., Checked[R]], path: Source, limit: int | None = None) -> list[R]:
-        from prefloop.console import say
+        from prefloop.base.console import say
 
         if self.quarantine is None:
             return load(path, limit=limit).records
@@ -77,12 +77,12 @@ class Compare(_Judge):
     """Engine that samples the answers: vllm or transformers; the run's unless given."""
 
     def run(self) -> None:
-        from prefloop.judging.answers import prompts_of, require_same_prompts
-        from prefloop.judging.cache import VerdictCache
-        from prefloop.judging.compare import judge_answers
-        from prefloop.judging.show import show_judged
-        from prefloop.judging.specs import open_judge
-        from prefloop.sealed import write_json
+        from prefloop.base.sealed import write_json
+        from prefloop.evaluation.answers import prompts_of, require_same_prompts
+        from prefloop.evaluation.compare import judge_answers
+        from prefloop.evaluation.judges.cache import VerdictCache
+        from prefloop.evaluation.judges.open import open_judge
+        from prefloop.evaluation.show import show_judged
 
         open_judge(self.judge, self.asking).close()  # a mistake in it is told before anything is sampled
         sides = self._answers()
@@ -104,12 +104,12 @@ class Compare(_Judge):
             write_json(self.output, dataclasses.asdict(found))
 
     def _answers(self) -> dict[str, Answers]:
-        from prefloop.console import say
+        from prefloop.artifacts.references import answers_of
+        from prefloop.base.console import say
         from prefloop.data.sources import load_prompts
         from prefloop.errors import ConfigError
-        from prefloop.judging.answers import empty_answers, read_answers, restricted
-        from prefloop.results import answers_of
-        from prefloop.stages.answer import respond
+        from prefloop.evaluation.answers import empty_answers, read_answers, restricted
+        from prefloop.pipeline.stages.answer import respond
 
         names = [self.a, self.b, *self.also]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
@@ -147,9 +147,9 @@ class Compare(_Judge):
 
     def _people(self) -> Votes | None:
         """All votes on a pair of responses, in however many rows and whichever order they stand."""
+        from prefloop.data.replies import differ
         from prefloop.data.sources import load_comparisons
-        from prefloop.labels.pool import content_of
-        from prefloop.replies import differ
+        from prefloop.labeling.pool import content_of
 
         if self.human is None:
             return None
@@ -164,9 +164,9 @@ class Compare(_Judge):
 
     def _say_overlap(self, prompts: list[Prompt]) -> None:
         """Name the prompts that the runs behind the results were trained on."""
-        from prefloop.console import say
+        from prefloop.artifacts.references import run_of, trained_on, untraced
+        from prefloop.base.console import say
         from prefloop.data.overlap import overlap
-        from prefloop.results import run_of, trained_on, untraced
 
         for run in dict.fromkeys(run_of(name) for name in (self.a, self.b, *self.also)):
             if run is None:
@@ -189,12 +189,12 @@ class Calibrate(_Judge):
     """Take the first so many comparisons."""
 
     def run(self) -> None:
+        from prefloop.base.sealed import write_json
         from prefloop.data.sources import load_comparisons
-        from prefloop.judging.cache import VerdictCache
-        from prefloop.judging.calibrate import calibrate
-        from prefloop.judging.show import show_agreement
-        from prefloop.judging.specs import open_judge
-        from prefloop.sealed import write_json
+        from prefloop.evaluation.calibrate import calibrate
+        from prefloop.evaluation.judges.cache import VerdictCache
+        from prefloop.evaluation.judges.open import open_judge
+        from prefloop.evaluation.show import show_agreement
 
         comparisons = self._checked(load_comparisons, self.human, self.limit)
         with closing(open_judge(self.judge, self.asking)) as judge:

@@ -18,7 +18,7 @@ from prefloop.config import DataSource
 from prefloop.config.ranges import AnyPort, Count, Port
 
 if TYPE_CHECKING:
-    from prefloop.labels.argilla import Argilla
+    from prefloop.labeling.argilla.records import Argilla
     from prefloop.records import Comparison, Rating
 
 R = TypeVar("R", "Comparison", "Rating")
@@ -34,8 +34,8 @@ class Up(Home):
     """Names that a proxy of yours in front of the server is called by; without them it answers to localhost, 127.0.0.1 and ::1 alone."""
 
     def run(self) -> None:
-        from prefloop.console import waiting
-        from prefloop.labels import server
+        from prefloop.base.console import waiting
+        from prefloop.labeling import server
 
         server.server_python()  # shows a progress of its own
         with waiting("starting Argilla"):
@@ -74,8 +74,8 @@ class _Server:
     """Key for it. Better in ARGILLA_API_KEY: others on this machine can read command lines."""
 
     def _argilla(self) -> Argilla:
-        from prefloop.labels.argilla import Argilla
-        from prefloop.labels.connection import Connection
+        from prefloop.labeling.argilla.connection import Connection
+        from prefloop.labeling.argilla.records import Argilla
 
         return Argilla(Connection.find(self.home, self.url, self.api_key))
 
@@ -98,8 +98,8 @@ class Push(_Server):
     """Answers that complete a record: 1 unless given, for a new dataset."""
 
     def run(self) -> None:
-        from prefloop.console import counted, say
-        from prefloop.labels.forms import read_guidelines
+        from prefloop.base.console import counted, say
+        from prefloop.labeling.argilla.forms import read_guidelines
 
         guidelines = read_guidelines(self.guidelines) if self.guidelines else None
         records = self._records()
@@ -111,7 +111,7 @@ class Push(_Server):
             say(f"{counted(done.sent, 'record')} sent to {self.dataset}, {there}{guided}; annotate at {at}")
 
     def _records(self) -> list[Comparison] | list[Rating]:
-        from prefloop.console import say
+        from prefloop.base.console import say
         from prefloop.data.convert import unrated
         from prefloop.data.sources import holds, load_comparisons, load_ratings
         from prefloop.records import Rating
@@ -128,9 +128,9 @@ class Push(_Server):
 
     def _takeable(self, records: list[R]) -> list[R]:
         """Without what Argilla does not take, where that is to be set aside."""
-        from prefloop.console import counted, say
+        from prefloop.base.console import counted, say
         from prefloop.data.sources import write_jsonl
-        from prefloop.labels.forms import untakeable
+        from prefloop.labeling.argilla.forms import untakeable
 
         aside = untakeable(records) if self.bad_rows == "quarantine" else []
         if not aside:
@@ -164,7 +164,7 @@ class Pull(_Read):
     """Take votes of simulated annotators too where people have voted."""
 
     def run(self) -> None:
-        from prefloop.console import say, waiting
+        from prefloop.base.console import say, waiting
         from prefloop.data.sources import write_jsonl
         from prefloop.errors import DataError
 
@@ -196,8 +196,8 @@ class Watch(_Read):
     """Port on the loopback where Argilla's messages arrive; 0 takes a free one."""
 
     def run(self) -> None:
-        from prefloop.console import say
-        from prefloop.labels import watch
+        from prefloop.base.console import say
+        from prefloop.labeling import watch
 
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         with (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from prefloop.base.redact import short
 from prefloop.config.ranges import LARGE
 from prefloop.errors import ConfigError
-from prefloop.redact import short
 
 if TYPE_CHECKING:
     from prefloop.config import RLHFConfig
@@ -54,7 +54,8 @@ class Plan:
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def run(self) -> None:
-        from prefloop.console import duration, say
+        from prefloop.base.console import duration, say
+        from prefloop.config.load import parse
         from prefloop.models.adapters.fit import fits as fitted
         from prefloop.planning import time as clock
         from prefloop.planning.memory import GIB, SOLD, Device
@@ -64,7 +65,6 @@ class Plan:
         from prefloop.planning.stages import Planner
         from prefloop.planning.worth import doubts
         from prefloop.rollouts.check import reach
-        from prefloop.settings import parse
 
         config = parse(["--config", str(self.config), *self.overrides], "prefloop plan CONFIG", self.__doc__ or "")
         memory, name = self._place()
@@ -112,7 +112,7 @@ class Plan:
 
     def _place(self) -> tuple[int, str | None]:
         """Memory to plan for, and the name of what has it; ``CPU`` for a processor. Raises ``ConfigError`` for a size that is none."""
-        from prefloop.console import say
+        from prefloop.base.console import say
 
         if self.gpu is not None:
             return bytes_of(self.gpu), CPU if self._processor else self.card
@@ -132,7 +132,7 @@ class Plan:
 
 def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: list[StagePlan]) -> None:
     """What to change."""
-    from prefloop.console import say
+    from prefloop.base.console import say
     from prefloop.planning.memory import GIB
     from prefloop.planning.propose import cards_needed, most_helpful, propose
 
@@ -172,7 +172,7 @@ def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: li
 
 def table(stages: list[StagePlan], seconds: dict[str, float | None], steps: dict[str, int | None]) -> list[str]:
     """Lines of at most 80 columns: a column for each stage, a row for each part in GiB."""
-    from prefloop.console import duration
+    from prefloop.base.console import duration
     from prefloop.planning.memory import GIB
 
     def line(label: str, cells: list[str]) -> str:

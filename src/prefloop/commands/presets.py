@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
+from prefloop.base.redact import short
 from prefloop.config.presets import NAMES, Facts, Guide, billions, guides, smallest_side
 from prefloop.config.ranges import count_in
 from prefloop.errors import ConfigError
-from prefloop.redact import short
 
 WIDEST = 120
 INDENT = " " * 6
@@ -32,8 +32,8 @@ class Presets:
     """Demonstrations: passes, warm-up and looks depend on their number."""
 
     def run(self) -> None:
-        from prefloop.console import console, say
-        from prefloop.models.adapters.catalogue import card_of
+        from prefloop.base.console import console, say
+        from prefloop.config.adapters import card_of
 
         rows = None if self.rows is None else rows_of(self.rows)
         if self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().is_dir():

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from prefloop.base.sealed import DIGEST, write_sealed
 from prefloop.config import DataSource
 from prefloop.config.ranges import Count
-from prefloop.sealed import DIGEST, write_sealed
 
 if TYPE_CHECKING:
     from prefloop.data.overlap import Overlap
@@ -49,11 +49,11 @@ class Reward:
     def run(self) -> None:
         import tempfile
 
-        from prefloop.console import console, say
-        from prefloop.judging.reward_files import Reading, evaluate_file
-        from prefloop.judging.reward_table import table
-        from prefloop.labels.scoring import open_reward, reward_folder
-        from prefloop.results import key_of
+        from prefloop.artifacts.references import key_of
+        from prefloop.base.console import console, say
+        from prefloop.evaluation.reward_files import Reading, evaluate_file
+        from prefloop.evaluation.reward_table import table
+        from prefloop.labeling.scoring import open_reward, reward_folder
 
         names = names_of([self.file, *self.more])
         if self.quarantine:
@@ -92,7 +92,7 @@ class Reward:
     def _overlap(self, path: Source) -> Overlap | None:
         from prefloop.data.overlap import overlap
         from prefloop.data.sources import holds, load_best_of, load_comparisons
-        from prefloop.judging.reward_files import training_prompts
+        from prefloop.evaluation.reward_files import training_prompts
         from prefloop.records import BestOf
 
         training = training_prompts(self.place)

@@ -16,8 +16,8 @@ class Home:
 
     def call(self, command: str, *rest: str, build: bool = True) -> int:
         """Run a command of the server's own package and pass on what it says."""
-        from prefloop.console import say
-        from prefloop.labels import server
+        from prefloop.base.console import say
+        from prefloop.labeling import server
 
         home = self.home or server.default_home()
         status, said = server.run([*command.split(), "--home", str(home), *rest], build)

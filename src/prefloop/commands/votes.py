@@ -28,13 +28,13 @@ class Agree:
     """Seed of the bootstrap."""
 
     def run(self) -> None:
+        from prefloop.base.sealed import write_json
         from prefloop.data.sources import holds, load_comparisons, load_ratings
         from prefloop.errors import DataError
-        from prefloop.labels.agreement import measure
-        from prefloop.labels.show import show
-        from prefloop.labels.votes import collect, collect_thumbs
+        from prefloop.labeling.show import show
         from prefloop.records import Rating
-        from prefloop.sealed import write_json
+        from prefloop.stats.annotator_agreement import measure
+        from prefloop.stats.votes import collect, collect_thumbs
 
         if holds(Rating, self.path, self.layout):
             votes = collect_thumbs(load_ratings(self.path, layout=self.layout, bad_rows=self.bad_rows).records)
@@ -79,10 +79,10 @@ class Next:
     """Seed of random and of the order among equals."""
 
     def run(self) -> None:
-        from prefloop.console import counted, say
+        from prefloop.base.console import counted, say
         from prefloop.data.sources import write_jsonl
-        from prefloop.labels.pool import read_pool
-        from prefloop.labels.selection import SCORED, choose, marked, require_members, text_features
+        from prefloop.labeling.pool import read_pool
+        from prefloop.labeling.selection import SCORED, choose, marked, require_members, text_features
 
         read = read_pool(self.pool, self.labelled, self.layout)
         pool, scores, method = read.pairs, None, self.method or "disagreement"
@@ -91,8 +91,8 @@ class Next:
         if self.rewards is None:
             require_members(method, 0)
         elif method in SCORED:
-            from prefloop.labels.scoring import open_reward, reward_folder, score_pool
-            from prefloop.models.reward import Saved
+            from prefloop.labeling.scoring import open_reward, reward_folder, score_pool
+            from prefloop.models.reward_model import Saved
 
             members = Saved.read(reward_folder(self.rewards)).members
             if self.method is None and members == 1:

@@ -7,7 +7,7 @@ from typing import Literal
 from prefloop.config import RLHFConfig
 
 PAIR = ("dpo", "cdpo", "robust", "ipo", "hinge", "apo_zero", "apo_down", "orpo", "simpo", "cpo")
-"""Losses on pairs; ``training.pairs.PAIR_LOSSES`` holds them (not imported here: the command line must not load torch)."""
+"""Losses on pairs; ``training.dpo.PAIR_LOSSES`` holds them (not imported here: the command line must not load torch)."""
 
 ROLLOUTS = ("ppo", "grpo", "rloo", "reinforce")
 """Algorithms that sample while they train; they differ in their estimator (``objectives.estimators``)."""

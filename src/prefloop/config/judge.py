@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic.dataclasses import dataclass
 
+from prefloop.base.console import shortened
+from prefloop.base.redact import short
 from prefloop.config.base import STRICT, aside
 from prefloop.config.ranges import Count, Few, NotNegative, PerMinute, Positive, Retries
-from prefloop.console import shortened
 from prefloop.errors import ConfigError
-from prefloop.redact import short
 
 _SECRET = {"key", "apikey", "token", "secret", "password", "passwd", "authorization"}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")

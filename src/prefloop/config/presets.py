@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from prefloop.base.redact import short
 from prefloop.errors import ConfigError, among
-from prefloop.redact import short
 
 OWN = "prefloop's own choice"
 REGRET = "LoRA Without Regret (Schulman and Thinking Machines 2025, thinkingmachines.ai/blog/lora)"
@@ -205,7 +205,7 @@ def _rates(preset: str, facts: Facts) -> list[Guide]:
 
 
 def _training(preset: str, facts: Facts) -> list[Guide]:
-    from prefloop.models.adapters.catalogue import card_of
+    from prefloop.config.adapters import card_of
 
     rows, large = facts.rows, (billions(facts.model) or 0) >= _LARGE_MODEL
     if rows is not None and rows < _SMALL:

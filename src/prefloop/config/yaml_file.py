@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from prefloop.console import shortened
+from prefloop.base.console import shortened
 from prefloop.errors import ConfigError
 
 MOST_VALUES = 100_000

@@ -1,6 +1,6 @@
 """Records that prefloop itself has sent to Argilla, on the way back: un-escaped, in their own order, with their votes.
 
-Left and right were drawn for the page, texts escaped for it, and sources and metadata kept from it; see ``labels.forms``.
+Left and right were drawn for the page, texts escaped for it, and sources and metadata kept from it; see ``labeling.argilla.forms``.
 """
 
 from __future__ import annotations

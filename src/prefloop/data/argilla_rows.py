@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefloop.console import listed
+from prefloop.base.console import listed
 from prefloop.data.argilla_guess import Unclear, guess
 from prefloop.data.argilla_own import own_record
 from prefloop.data.argilla_votes import HIDDEN, Answer, Item, Question, Reading, records_of, row_of

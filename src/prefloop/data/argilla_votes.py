@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from prefloop.console import listed
+from prefloop.base.console import listed
 from prefloop.data.answers import answer_in
 from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, mended
 from prefloop.data.messages import messages_of

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from prefloop.console import counted, listed, neutral, shortened
+from prefloop.base.console import counted, listed, neutral, shortened
 from prefloop.data.source import Source
 from prefloop.errors import DataError
 from prefloop.records import Comparison, Demonstration, Message, Prompt, Rating, Record, Response, answer_turns

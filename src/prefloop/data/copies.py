@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefloop.atomic import replacing
+from prefloop.base.atomic import replacing
 from prefloop.data.raw import RawRow, table_row
 from prefloop.errors import DataError
 

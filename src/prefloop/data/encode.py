@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prefloop.console import neutral, shortened
+from prefloop.base.console import neutral, shortened
 from prefloop.data.chat import ChatFormat
 from prefloop.data.packing import Document, Pack, document_of
 from prefloop.data.tokens import Tokens

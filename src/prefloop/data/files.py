@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from prefloop.atomic import replacing
+from prefloop.base.atomic import replacing
 from prefloop.data import copies, foreign, json_rows, tables
 from prefloop.data.raw import RawRow
 from prefloop.data.source import PathLike, Source

@@ -19,14 +19,14 @@ from typing import Any, overload
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from prefloop.console import counted, progress, say
+from prefloop.base.console import counted, progress, say
+from prefloop.base.jsonl import read_rows
 from prefloop.data.convert import net_thumbs
 from prefloop.data.encode import Encoder, PreferenceGroup, ThumbGroup, preference_groups
 from prefloop.data.packing import Document, document_of
 from prefloop.data.quarantine import Unusable
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
-from prefloop.jsonl import read_rows
 from prefloop.records import Comparison, Rating, Response, from_dict
 
 _FEATURES = Features(

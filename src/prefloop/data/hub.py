@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prefloop.console import counted, progress, say, shortened
+from prefloop.base.console import counted, progress, say, shortened
 from prefloop.data.copies import cache_home, write_copy
 from prefloop.errors import ConfigError, DataError
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prefloop.console import listed
+from prefloop.base.console import listed
 from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, number_of, text_of, truth_of
 from prefloop.data.judged import learnt, thumb_column
 from prefloop.data.row import Row

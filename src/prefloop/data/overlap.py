@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from prefloop.console import shortened
+from prefloop.base.console import shortened
 from prefloop.records import Message
 
 KINDS = ("prompt", "last turn", "13-gram")

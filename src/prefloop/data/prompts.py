@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefloop.console import listed
+from prefloop.base.console import listed
 from prefloop.data.check import BadRow, check_prompt, check_text
 from prefloop.data.messages import is_messages, messages_of
 from prefloop.data.row import Row

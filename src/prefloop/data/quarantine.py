@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefloop.console import counted, say
+from prefloop.base.console import counted, say
+from prefloop.base.jsonl import write_rows
 from prefloop.data.check import Finding
 from prefloop.data.files import read_rows, write_lines
 from prefloop.data.source import Source
 from prefloop.errors import DataError, TooLongError
-from prefloop.jsonl import write_rows
 from prefloop.records import Record
 
 R = TypeVar("R", bound=Record)

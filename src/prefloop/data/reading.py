@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
-from prefloop.console import listed
+from prefloop.base.console import listed
 from prefloop.data.answers import LONG_PROMPT
 from prefloop.data.check import (
     DEEPEST,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefloop.console import counted, listed
+from prefloop.base.console import counted, listed
 from prefloop.data.check import BadRow, check_text, field_of, json_type
 from prefloop.data.markers import begin_cut, end_cut
 

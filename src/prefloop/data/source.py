@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from prefloop.base.sealed import digest, file_digest
 from prefloop.errors import ConfigError, DataError
-from prefloop.sealed import digest, file_digest
 
 PathLike = str | os.PathLike[str]
 

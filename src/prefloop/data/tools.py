@@ -10,7 +10,7 @@ import tokenize
 import warnings
 from typing import Any
 
-from prefloop.console import listed
+from prefloop.base.console import listed
 from prefloop.data.check import BadRow, check_strings, check_text, json_type
 from prefloop.records import ToolCall
 

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from prefloop.artifacts.adapter_config import read_adapter
 from prefloop.config import BackboneConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import ModelError
-from prefloop.models.adapters.described import read_adapter
 from prefloop.models.adapters.method import BLANK, Method
 from prefloop.models.folder import read_tensors
-from prefloop.models.fusable import fuse_layers
-from prefloop.models.joined import RoleCopies
+from prefloop.models.fused.detect import fuse_layers
+from prefloop.models.fused.lora import Active, fuse
+from prefloop.models.fused.projections import RoleCopies
 from prefloop.models.load import compute_dtype, load
-from prefloop.models.lora import Active, fuse
 from prefloop.models.merge import plain_weights, require_mergeable
 
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefloop.console import neutral, shortened
+from prefloop.base.console import neutral, shortened
+from prefloop.base.json_object import read_object, require_end
 from prefloop.errors import ModelError, PrefloopError
-from prefloop.json_object import read_object, require_end
 
 if TYPE_CHECKING:
     import torch

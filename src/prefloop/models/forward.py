@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from prefloop.console import say
+from prefloop.base.console import say
 from prefloop.data.packing import Document, Pack
 from prefloop.data.packing import pack as pack_
 from prefloop.errors import ModelError
-from prefloop.models import attention, kernels
 from prefloop.models.backbone import Backbone
+from prefloop.models.fused import attention, kernels
 from prefloop.models.language_head import head_logits, head_scale
 
 CHUNK = 256

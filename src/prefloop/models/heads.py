@@ -12,8 +12,8 @@ from pydantic import Field, StrictBool
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prefloop.base.json_object import read_as
 from prefloop.errors import ModelError
-from prefloop.json_object import read_as
 from prefloop.models.folder import read_tensors
 
 

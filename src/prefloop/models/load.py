@@ -15,10 +15,11 @@ from transformers.utils import logging
 from prefloop.config import BackboneConfig
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import ModelError
-from prefloop.models import attention, folder, rope
+from prefloop.models import folder, rope
 from prefloop.models.adapters.fit import fitting
 from prefloop.models.adapters.method import Method
-from prefloop.models.fused import fuse_norms
+from prefloop.models.fused import attention
+from prefloop.models.fused.norms import fuse_norms
 
 
 def compute_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from prefloop.console import say, shortened
+from prefloop.base.console import say, shortened
 from prefloop.errors import ModelError
 from prefloop.models.folder import described, reading, shards
 

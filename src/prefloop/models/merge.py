@@ -19,12 +19,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prefloop.config.adapters import others
 from prefloop.errors import ModelError
-from prefloop.models import kernels
-from prefloop.models.adapters.catalogue import others
+from prefloop.models.adapters.in_place import Native, Root
 from prefloop.models.adapters.method import TREE
-from prefloop.models.adapters.native import Native, Root
-from prefloop.models.lora import Weight
+from prefloop.models.fused import kernels
+from prefloop.models.fused.lora import Weight
 
 
 @dataclasses.dataclass(frozen=True)

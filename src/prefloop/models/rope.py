@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.config import BackboneConfig, RopeConfig
+from prefloop.config.adapters import options_of
 from prefloop.errors import ModelError
-from prefloop.models.adapters.catalogue import options_of
 from prefloop.models.folder import configuration, described
 
 _FULL = "full_attention"

@@ -97,7 +97,7 @@ def role_of(shape: Shape, config: AdapterConfig) -> Role:
 
 
 def _copies(shape: Shape, ranks: tuple[int, int, int, int]) -> int:
-    """Elements of ``models.joined.RoleCopies``: s A of each group one below the other, B on a diagonal."""
+    """Elements of ``models.fused.projections.RoleCopies``: s A of each group one below the other, B on a diagonal."""
     wide = shape.heads * shape.head_dim
     joined = wide + 2 * shape.kv_heads * shape.head_dim
     sides = ((shape.hidden, joined), (wide, shape.hidden), (shape.hidden, 2 * shape.intermediate), (shape.intermediate, shape.hidden))  # fmt: skip
@@ -123,7 +123,7 @@ _TOKENS: dict[str, tuple[float, float]] = {
 
 
 def _beside(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> tuple[int, int]:
-    """Elements of each token and of each pass that the method's own path keeps, as tests/test_planner_methods.py finds them in a real pass."""
+    """Elements of each token and of each pass that the method's own path keeps, as tests/planning/test_planner_methods.py finds them in a real pass."""
     name, r, options = method.card.name, method.config.r, method.options
     if name == "bottleneck":
         return shape.sublayers * (5 * shape.hidden + 4 * r), 0

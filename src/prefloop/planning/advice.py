@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import yaml
 
+from prefloop.base.redact import short
 from prefloop.config import LabelConfig, RewardConfig, RLHFConfig
 from prefloop.config.presets import REGRET, Facts, Guide, guides
 from prefloop.config.ranges import count_in
 from prefloop.errors import ConfigError, among
-from prefloop.redact import short
 
 GIB = 2**30
 KINDS = {
@@ -170,9 +170,9 @@ def _frozen(chosen: list[Choice], algo: str) -> tuple[tuple[str, Any], ...]:
 @functools.lru_cache(maxsize=256)
 def _planned(fields: tuple[tuple[str, Any], ...], shape: str, memory: int) -> tuple[int, list[tuple[str, Any]]] | None:
     """Highest peak and the values of ``PLANNED`` under which it fits any card sold with that memory; None where nothing does."""
+    from prefloop.config.load import validated
     from prefloop.planning.memory import SOLD
     from prefloop.planning.propose import propose, value_of
-    from prefloop.settings import validated
 
     tree = _values(_tree([Choice(field, value, "") for field, value in fields]))
     tree["backbone"] |= {"model": shape, "pack_tokens": 8192}

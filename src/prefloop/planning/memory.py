@@ -1,4 +1,4 @@
-"""Bytes on the device, part by part: what the fused path (``models.layer``, ``joined``, ``forward``) keeps for a pack.
+"""Bytes on the device, part by part: what the fused path (``models.fused.layer``, ``joined``, ``forward``) keeps for a pack.
 
 Counted from what each layer saves, not fitted. A pass is described by its tokens N, those of responses R and the keys M of its attention
 (prompts are repeated for each branch). Element counts use the layer's letters: H hidden size, A = heads × head size, K = key heads × head
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from prefloop.config import BackboneConfig
-from prefloop.models.adapters.catalogue import require
+from prefloop.config.adapters import require
 from prefloop.planning.adapters import Role, role_of
 from prefloop.planning.shapes import Shape
 
@@ -193,7 +193,7 @@ class Device:
         return {"activations": max(passing, 5 * pairs)}  # making the mask takes five of them
 
     def fitting(self, tokens: Tokens) -> dict[str, int]:
-        """What a fresh adapter takes to start from data (``training.learner.fit``); empty where its method reads none."""
+        """What a fresh adapter takes to start from data (``training.adapter_hooks.fit``); empty where its method reads none."""
         if self.role.method == "lora-drop":  # trains for a few steps, with moments and a copy of its own
             return {"optimizer": 4 * 4 * sum(self.role.tensors.learn), **self.training(tokens, "whole")}
         if self.role.method != "eva":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from prefloop.config import RLHFConfig
+from prefloop.config.adapters import others, require
 from prefloop.config.algorithms import REWARD_ONLY, SFT_ONLY
 from prefloop.errors import EngineError, ModelError
-from prefloop.models.adapters.catalogue import others, require
 from prefloop.models.rope import stretched
 from prefloop.planning.groups import unseen
 from prefloop.planning.shapes import Shape

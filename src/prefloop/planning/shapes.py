@@ -70,7 +70,7 @@ class Shape:
     sublayers: int
     """Attentions and MLPs that a serial adapter stands behind."""
     fused: bool
-    """Whether every layer is of the Llama family, so that ``models.layer`` runs it as one step."""
+    """Whether every layer is of the Llama family, so that ``models.fused.layer`` runs it as one step."""
     stored_4bit: bool = False
     eager: bool = False
     """Whether only the model's own attention does what it needs (soft caps, sinks): it keeps the scores of every head."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from prefloop.algorithms import algorithm
 from prefloop.config import RLHFConfig
+from prefloop.config.adapters import card_of
 from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
-from prefloop.models.adapters.catalogue import card_of
+from prefloop.pipeline.algorithms import algorithm
 from prefloop.planning.groups import Group, candidates, of_file, sampled
 from prefloop.planning.memory import CONTEXT, CUBLAS, GIB, Device, Tokens
 from prefloop.planning.processor import on_cpu
@@ -21,7 +21,7 @@ from prefloop.planning.shapes import Shape
 from prefloop.rollouts.check import RANKS
 
 NO_REFERENCE = ("orpo", "simpo", "cpo")
-"""Losses of --algo that read no reference log-probs (``training.pairs.PAIR_LOSSES``, which imports torch); its adapter is loaded anyway."""
+"""Losses of --algo that read no reference log-probs (``training.dpo.PAIR_LOSSES``, which imports torch); its adapter is loaded anyway."""
 PROMPT = 1.36
 """Tokens of a prompt for one of a response, hh-rlhf's; only attention's repeated keys depend on it."""
 ERROR = 0.10

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Sizes = tuple[int, ...]
 Formula = Callable[[Linear, int, Mapping[str, Any]], Sizes]
 LORA = ("lora", "rslora", "lora+", "lora-fa", "eva", "lora-drop", "pissa", "olora")
-"""Methods whose layers are PEFT's plain LoRA, which run fused (``models.lora.fuse``)."""
+"""Methods whose layers are PEFT's plain LoRA, which run fused (``models.fused.lora.fuse``)."""
 HALVES = ("pissa", "olora")
 """Those of rank 2 r, whose second half the optimizer holds and never moves."""
 
@@ -117,7 +117,7 @@ def _delta(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors
 
 def _mole(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
     """A gate for each layer that the experts sit on; all experts' A and B, and which of them each rank is of (int64)."""
-    from prefloop.models.adapters.described import read_adapter
+    from prefloop.artifacts.adapter_config import read_adapter
 
     mole = cast("MoLE", method)
     experts, layers = len(mole.folders), mole.shapes.values()

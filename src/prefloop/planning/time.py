@@ -16,11 +16,11 @@ from typing import Any, Literal
 from prefloop.config import RLHFConfig
 from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
 from prefloop.data.files import count_rows
+from prefloop.data.readable import prompt_parts
 from prefloop.data.source import Source
 from prefloop.errors import PrefloopError
 from prefloop.planning.memory import Device
 from prefloop.planning.stages import NO_REFERENCE
-from prefloop.readable import prompt_parts
 
 SHARE = 0.66
 """Of the matrix rate, recomputation counted as work ("One PPO step on a GPU": scoring 5.08 of 7.57 s, training 3.45 x 1.5 of 7.80 s)."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from prefloop.base.console import duration
 from prefloop.config import RLHFConfig
 from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS
-from prefloop.console import duration
-from prefloop.judging.learnt import FEW_STEPS
+from prefloop.evaluation.learnt import FEW_STEPS
 from prefloop.planning.memory import Device
 from prefloop.planning.shapes import Shape
 from prefloop.planning.stages import Planner

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from prefloop.labels.agreement import Agreement, Disputed, Position
-from prefloop.labels.show import alpha_line, flags, position_line
+from prefloop.labeling.show import alpha_line, flags, position_line
 from prefloop.report.page import MISSING, Cell, decimal, percent
 from prefloop.report.schema import Summary
+from prefloop.stats.annotator_agreement import Agreement, Disputed, Position
 
 _MOST_PEOPLE = 40
 _MOST_FLAGGED = 5

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from prefloop.redact import flat_without_secrets
+from prefloop.base.redact import flat_without_secrets
 from prefloop.report.evaluations import Bench, Score, Scored
 from prefloop.report.page import MISSING, decimal, label, metric
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
+from prefloop.artifacts.references import BASE
 from prefloop.config.algorithms import ROLLOUTS, kind_of
-from prefloop.judging.learnt import unmoved
-from prefloop.judging.standing import programs
-from prefloop.judging.undecided import undecided
+from prefloop.evaluation.learnt import unmoved
+from prefloop.evaluation.standing import programs
 from prefloop.report.page import interval, label, percent, spoken, stage_label
 from prefloop.report.readings import control_of, lead_of, name_of
 from prefloop.report.schema import Summary, aligned, rivals
-from prefloop.results import BASE
+from prefloop.stats.undecided import undecided
 
 
 def cautions(summary: Summary, judge: str | None) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from prefloop.config.algorithms import POLICIES
-from prefloop.readable import Part, parts, prompt_parts
+from prefloop.data.readable import Part, parts, prompt_parts
 from prefloop.records import Prompt, Response, from_dict
 from prefloop.report.inputs import artifact_file, number, read_rows
 from prefloop.report.page import label

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from prefloop.artifacts.manifest import read_manifest
 from prefloop.errors import StoreError
-from prefloop.manifest import read_manifest
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.inputs import read_bench, read_reward_eval
 from prefloop.report.page import label

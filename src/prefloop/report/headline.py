@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from prefloop.artifacts.references import BASE
 from prefloop.report.cautions import cautions
 from prefloop.report.page import decimal, duration, interval, label, percent
 from prefloop.report.readings import JUDGES, Lead, control_of, judge_of, lead_of, name_of, win_of
 from prefloop.report.schema import Estimate, PolicyResult, Summary, aligned, rivals
-from prefloop.results import BASE
 
 _MOST_NAMED = 3
 

@@ -16,8 +16,8 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from prefloop.atomic import replacing
-from prefloop.redact import tree_without_secrets
+from prefloop.base.atomic import replacing
+from prefloop.base.redact import tree_without_secrets
 from prefloop.report import (
     agreement,
     benchmarks,

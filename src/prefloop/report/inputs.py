@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from prefloop.artifacts.manifest import MANIFEST, read_manifest
+from prefloop.artifacts.references import meant
+from prefloop.artifacts.store import EVENTS, artifact_name
+from prefloop.base.sealed import check_files, read_sealed
 from prefloop.errors import DataError, StoreError
-from prefloop.judging.standing import quotable
-from prefloop.manifest import MANIFEST, read_manifest
+from prefloop.evaluation.standing import quotable
 from prefloop.report.evaluations import Bench, PairTest
 from prefloop.report.schema import Summary, finite
-from prefloop.results import meant
-from prefloop.sealed import check_files, read_sealed
-from prefloop.store import EVENTS, artifact_name
 
 HELD_OUT = "held_out_loss"
 """Field of a step after which the loss on held-out demonstrations was looked at."""

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
+from prefloop.artifacts.references import BASE
 from prefloop.report import plots
 from prefloop.report.inputs import Curve
 from prefloop.report.page import label
 from prefloop.report.plots import INK, MUTED, SERIES, Plot
 from prefloop.report.schema import Estimate, PolicyResult, Summary
-from prefloop.results import BASE
 
 _TEXT = 8.0
 _CHARACTER = 0.58 * _TEXT

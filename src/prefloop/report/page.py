@@ -3,9 +3,9 @@
 import math
 from typing import Any, NamedTuple
 
+from prefloop.artifacts.references import BASE
 from prefloop.report.inputs import Curve
 from prefloop.report.schema import Estimate, Summary
-from prefloop.results import BASE
 
 MISSING = "\N{EN DASH}"
 _GLUE = "\N{NO-BREAK SPACE}"

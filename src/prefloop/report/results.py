@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from prefloop.judging.length import UNIT
 from prefloop.report import plots
 from prefloop.report.inputs import number
 from prefloop.report.page import MISSING, Cell, Column, Row, decimal, interval, label, percent
 from prefloop.report.plots import Plot
 from prefloop.report.readings import JUDGES, control_of, name_of, win_of
 from prefloop.report.schema import Estimate, PolicyResult, Rating, Summary, Used, rivals
+from prefloop.stats.length_control import UNIT
 
 CONTROL = "A/A control"
 

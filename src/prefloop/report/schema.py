@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from prefloop.results import BASE
+from prefloop.artifacts.references import BASE
 
 BASELINE = "sft"
 
@@ -302,7 +302,7 @@ class Summary(Record):
     annotators: Annotated[list[Annotator], or_empty(list)] = Field(default_factory=list)
     reward_model: Annotated[RewardModel, or_empty(RewardModel)] = RewardModel()
     unquoted: Text = ""
-    """Why what the reward model says is left out, as a sentence; empty where it is not (``judging.standing``)."""
+    """Why what the reward model says is left out, as a sentence; empty where it is not (``evaluation.standing``)."""
     disclosure: Annotated[list[str], or_empty(list)] = Field(default_factory=list)
     samples: Annotated[list[Sample], or_empty(list)] = Field(default_factory=list)
     environment: Annotated[Environment, or_empty(Environment)] = Environment()

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefloop.artifacts.manifest import MANIFEST, read_manifest
+from prefloop.base.redact import flat_without_secrets
 from prefloop.errors import StoreError
-from prefloop.manifest import MANIFEST, read_manifest
-from prefloop.redact import flat_without_secrets
 from prefloop.report.schema import Summary
 
 _ALWAYS_OWN = ("run", "output", "notes")
@@ -24,7 +24,9 @@ def read_identities(run_dir: Path, summary: Summary) -> dict[str, Any]:
         except StoreError:
             continue
         if name := keys.get(manifest.key):
-            found[name] = {field: value for field, value in manifest.identity.items() if field not in ("code", "stage")}
+            found[name] = {
+                field: value for field, value in manifest.identity.items() if field not in ("class", "code", "stage")
+            }
     return {name: found[name] for name in keys.values() if name in found}
 
 

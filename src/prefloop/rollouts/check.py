@@ -8,10 +8,10 @@ import importlib.util
 import re
 from typing import TYPE_CHECKING, Any
 
+from prefloop.base.endpoint import parsed_url
 from prefloop.config import BackboneConfig, GenerationConfig
-from prefloop.endpoint import parsed_url
+from prefloop.config.adapters import others, require
 from prefloop.errors import ConfigError, EngineError
-from prefloop.models.adapters.catalogue import others, require
 
 if TYPE_CHECKING:
     from prefloop.models.adapters.method import Method

@@ -16,8 +16,8 @@ import torch
 from transformers import GenerationConfig as NeutralDefaults
 from transformers.generation.streamers import BaseStreamer
 
+from prefloop.base.console import say
 from prefloop.config import GenerationConfig
-from prefloop.console import say
 from prefloop.errors import EngineError
 from prefloop.models.backbone import Backbone
 

@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from prefloop.base.endpoint import Endpoint, parsed_url
 from prefloop.config import GenerationConfig
-from prefloop.endpoint import Endpoint, parsed_url
 from prefloop.errors import EngineError, JudgeError
 from prefloop.models.backbone import Backbone
 from prefloop.rollouts.check import SERVER, SERVER_KEY, check

@@ -1,4 +1,4 @@
-"""vLLM in the training process. With ``handover.py`` and the judge (``judging/engines.py``) the only module that imports vllm.
+"""vLLM in the training process. With ``handover.py`` and the judge (``evaluation/judges/engines.py``) the only module that imports vllm.
 
 The policy is handed over from memory, as merged weights or as an adapter (``generation.handover``): vLLM samples from the very policy
 that is trained, its weights dequantised or the same 4 bits (``generation.weights``), and no adapter id can go stale. The prefix cache is reset with every hand-over. On a GPU
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from prefloop.config import GenerationConfig
+from prefloop.config.adapters import others
 from prefloop.errors import EngineError
-from prefloop.models.adapters.catalogue import others
 from prefloop.models.backbone import Backbone
 from prefloop.models.load import stored_quantization
 from prefloop.models.merge import plain_weights, require_mergeable

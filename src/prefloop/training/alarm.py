@@ -19,7 +19,7 @@ from statistics import NormalDist, fmean
 from typing import Any, NamedTuple
 
 from prefloop.config import AlarmConfig
-from prefloop.judging.statistics import student_t_quantile
+from prefloop.stats.intervals import student_t_quantile
 
 _FLAT = 1e-9
 """Differences below this are rounding."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from prefloop.console import counted
+from prefloop.base.console import counted
 from prefloop.errors import ConfigError
 
 Item = TypeVar("Item")

@@ -11,16 +11,16 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prefloop.atomic import settle
+from prefloop.base.atomic import settle
+from prefloop.base.sealed import remove
 from prefloop.config import SFTStageConfig
 from prefloop.data.packing import Document, document_of_sequence, packs
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
-from prefloop.sealed import remove
+from prefloop.runs.work import Work
 from prefloop.training.sft_trainer import EXTRA, Looks, checkpoints, step_of
-from prefloop.work import Work
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,15 +16,15 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prefloop.atomic import settle
+from prefloop.base.atomic import settle
+from prefloop.base.console import complain, say
+from prefloop.base.interrupt import heed, waiting
+from prefloop.base.sealed import SEAL, check_files, hashes_of, read_folder, read_sealed, remove, seal_folder
 from prefloop.config import OptimConfig
-from prefloop.console import complain, say
 from prefloop.data.packing import Pack
 from prefloop.errors import PrefloopError, StoreError
-from prefloop.interrupt import heed, waiting
-from prefloop.sealed import SEAL, check_files, hashes_of, read_folder, read_sealed, remove, seal_folder
 from prefloop.training import optimizers
-from prefloop.training.learner import Learner
+from prefloop.training.adapter_hooks import Learner
 
 STATE = "state.safetensors"
 """In a checkpoint: parameters, moments, and what the stage keeps with them."""

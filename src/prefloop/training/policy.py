@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from prefloop.audit import Audit
+from prefloop.artifacts.store import Artifact
 from prefloop.data.packing import Document, Pack, packs
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
-from prefloop.store import Artifact
-from prefloop.work import Work
+from prefloop.runs.work import Work
+from prefloop.training.audit import Audit
 
 POLICY, REFERENCE = "policy", "reference"
 

@@ -14,24 +14,24 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from prefloop.audit import Audit
 from prefloop.config import PPOConfig
 from prefloop.data.packing import Document, Pack, packs
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
-from prefloop.models.reward import Reward
+from prefloop.models.reward_model import Reward
 from prefloop.objectives import estimators
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Estimate
 from prefloop.records import Prompt
-from prefloop.rollouts import agreement
+from prefloop.rollouts import sampler_check as agreement
 from prefloop.rollouts.engine import Rollout
+from prefloop.runs.work import Work
+from prefloop.training.audit import Audit
 from prefloop.training.critic import Critic
 from prefloop.training.loop import Loop, NonFiniteLoss
 from prefloop.training.policy import POLICY, REFERENCE, logps_R
 from prefloop.training.rewards import REWARD_MODEL, Rewards, combined_B
 from prefloop.training.scored import Scored
-from prefloop.work import Work
 
 
 def score(

@@ -19,11 +19,11 @@ import httpx
 import torch
 from torch import Tensor
 
-from prefloop.endpoint import Endpoint, parsed_url
+from prefloop.base.endpoint import Endpoint, parsed_url
+from prefloop.data.replies import Reply, text_of, turns_of
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.judging.judges import FunctionGrader
+from prefloop.evaluation.judges.judge import FunctionGrader
 from prefloop.records import Prompt, to_dict
-from prefloop.replies import Reply, text_of, turns_of
 
 KEY_ENV = "PREFLOOP_REWARD_KEY"
 """Environment variable with the key that reward servers are asked with, as a Bearer token; without it none is sent."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefloop.base.jsonl import write_rows
 from prefloop.data.chat import ChatFormat
-from prefloop.jsonl import write_rows
 from prefloop.records import Prompt, to_dict
 from prefloop.training.scored import Scored
 

@@ -16,13 +16,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
+from prefloop.base.console import progress
+from prefloop.base.interrupt import waiting
+from prefloop.base.sealed import check_files, hashes_of, read_folder, remove, seal_folder
 from prefloop.config import OptimConfig
-from prefloop.console import progress
-from prefloop.interrupt import waiting
-from prefloop.sealed import check_files, hashes_of, read_folder, remove, seal_folder
-from prefloop.training.learner import Learner
+from prefloop.runs.work import Work
+from prefloop.training.adapter_hooks import Learner
 from prefloop.training.loop import KEPT, end_where_asked, factor
-from prefloop.work import Work
 
 LEARNT = "learnt.safetensors"
 """In a checkpoint: the adapter's parameters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefloop.console import listed
+from prefloop.base.console import listed
 from prefloop.data.answers import THOUGHTS, answer_in, answer_of, is_setting, with_thoughts
 from prefloop.data.check import BadRow, check_prompt, check_text, json_type
 from prefloop.data.judged import verdict

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from prefloop import records
-from prefloop.console import listed
+from prefloop.base.console import listed
 from prefloop.data import check
 from prefloop.data.answers import Answer, answer_in
 from prefloop.data.check import BadRow, field_of, json_type

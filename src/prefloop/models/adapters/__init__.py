@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefloop.config import AdapterConfig
-from prefloop.models.adapters.catalogue import CARDS, Card, card_of
+from prefloop.config.adapters import CARDS, Card, card_of
 
 if TYPE_CHECKING:  # torch, which whoever reads cards alone need not wait for
     from prefloop.models.adapters.method import Method
@@ -15,20 +15,12 @@ __all__ = ["CARDS", "Card", "card_of", "method_of"]
 
 def method_of(config: AdapterConfig) -> Method:
     """The method of ``config.method``. Raises ``ConfigError`` for an unknown one or an unknown option."""
-    from prefloop.models.adapters import (
-        adalora,
-        bitfit,
-        bottleneck,
-        delta,
-        drop,
-        eva,
-        full,
-        halves,
-        mole,
-        tuner,
-        virtual,
-        wrapped,
-    )
+    from prefloop.models.adapters import adalora, bitfit, bottleneck, delta, eva, full, mole
+    from prefloop.models.adapters import lora as tuner
+    from prefloop.models.adapters import lora_drop as drop
+    from prefloop.models.adapters import peft_methods as wrapped
+    from prefloop.models.adapters import pissa as halves
+    from prefloop.models.adapters import prompt_tuning as virtual
 
     card = card_of(config.method)
     kinds: dict[str, type[Method]] = {

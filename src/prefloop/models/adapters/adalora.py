@@ -12,9 +12,9 @@ from peft import AdaLoraConfig
 from torch import Tensor, nn
 
 from prefloop.config import AdapterConfig
-from prefloop.models.adapters.catalogue import Card
+from prefloop.config.adapters import Card
+from prefloop.models.adapters.lora import Tuner, over
 from prefloop.models.adapters.method import BLANK
-from prefloop.models.adapters.tuner import Tuner, over
 
 
 class AdaLoRA(Tuner):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefloop.models.adapters.native import Native
+from prefloop.models.adapters.in_place import Native
 from prefloop.models.adapters.targets import targeted
 
 

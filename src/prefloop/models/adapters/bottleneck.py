@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefloop.config import AdapterConfig
+from prefloop.config.adapters import Card
 from prefloop.errors import ConfigError, ModelError
-from prefloop.models.adapters.catalogue import Card
-from prefloop.models.adapters.native import Native, product
+from prefloop.models.adapters.in_place import Native, product
 
 NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.config import AdapterConfig
+from prefloop.config.adapters import Card
 from prefloop.errors import ModelError
-from prefloop.models.adapters.catalogue import Card
-from prefloop.models.adapters.native import Native, product
-from prefloop.models.adapters.tuner import over
+from prefloop.models.adapters.in_place import Native, product
+from prefloop.models.adapters.lora import over
 
 
 class DeltaLoRA(Native):

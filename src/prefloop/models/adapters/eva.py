@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.errors import ModelError
+from prefloop.models.adapters.lora import LoRA, unfused
 from prefloop.models.adapters.method import Inputs
-from prefloop.models.adapters.tuner import LoRA, unfused
 
 TOKENS = 1024
 """Of each batch that a layer's decomposition takes in: evenly spread ones."""

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.config import BackboneConfig
+from prefloop.config import adapters as catalogue
 from prefloop.errors import ModelError
 from prefloop.models import folder, rope
-from prefloop.models.adapters import catalogue, method_of
+from prefloop.models.adapters import method_of
 from prefloop.models.adapters.method import Method
 from prefloop.models.adapters.targets import targeted
 

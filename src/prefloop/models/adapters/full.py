@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from prefloop.models.adapters.in_place import Native, Tree
 from prefloop.models.adapters.method import TREE
-from prefloop.models.adapters.native import Native, Tree
 
 SHARED = "weights of the model"
 """Where the model's own weights lie in the tree while a role's stand in their places."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.config import AdapterConfig
+from prefloop.config.adapters import Card, options_of
 from prefloop.errors import ModelError
-from prefloop.models.adapters.catalogue import Card, options_of
 
 BLANK = "blank"
 """PEFT wants a first adapter; this one is never trained nor saved and only carries the layer structure."""

@@ -11,14 +11,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prefloop.artifacts.adapter_config import KEY, read_adapter
+from prefloop.artifacts.references import expert_folder, origin_of
 from prefloop.config import AdapterConfig
+from prefloop.config.adapters import Card, experts_of
 from prefloop.errors import ModelError
-from prefloop.models.adapters.catalogue import Card, experts_of
-from prefloop.models.adapters.described import KEY, read_adapter
-from prefloop.models.adapters.native import Native, product
+from prefloop.models.adapters.in_place import Native, product
 from prefloop.models.folder import read_tensors, reading
 from prefloop.models.lookup import fingerprint
-from prefloop.results import expert_folder, origin_of
 
 SAMPLE = 16
 """Tokens of a layer's input in a pass that the balance term looks at."""

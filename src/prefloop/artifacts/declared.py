@@ -1,0 +1,74 @@
+"""What a manifest, or the ``prefloop.json`` of an exported folder, is believed in: the fields that are read of other people's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NotRequired
+
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
+
+from prefloop.base.json_object import as_kind
+from prefloop.base.sealed import read_sealed
+from prefloop.errors import ModelError, StoreError
+
+_OPEN = ConfigDict(extra="allow", strict=True)
+
+
+class _Rope(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    type: str
+    factor: int | float
+
+
+class _Adapter(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    method: str
+    options: dict[str, Any]
+
+
+class _Backbone(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    model: str
+    precision: str
+    chat_template: str
+    max_length: int
+    rope: _Rope
+    adapter: _Adapter
+
+
+class _Generation(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    engine: str
+
+
+class _Identity(TypedDict, total=False):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    backbone: _Backbone
+    generation: _Generation | None
+    config: Any
+
+
+class Said(TypedDict):
+    """A manifest, or ``prefloop.json``: the fields that others' files are believed in."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    files: dict[str, str]
+    key: NotRequired[str]
+    identity: NotRequired[_Identity]
+    experts: NotRequired[list[str]]
+    metrics: NotRequired[dict[str, Any]]
+
+
+def read_said(path: Path) -> Said:
+    """The file, whose digest is compared where it has one. Raises ``ModelError`` where it is not what was written."""
+    try:
+        return as_kind(Said, read_sealed(path, required=False), path)
+    except StoreError as error:
+        raise ModelError(str(error)) from error

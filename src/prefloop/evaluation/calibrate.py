@@ -1,0 +1,94 @@
+"""A judge against people on comparisons that both have seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefloop.base.console import progress
+from prefloop.base.redact import without_secrets
+from prefloop.data.replies import reply_of
+from prefloop.errors import DataError, JudgeError
+from prefloop.evaluation.judges.cache import VerdictCache
+from prefloop.evaluation.judges.judge import Judge, prepare
+from prefloop.evaluation.judges.tally import told
+from prefloop.evaluation.judges.usage import Usage
+from prefloop.records import Comparison, Vote, prompt_key
+from prefloop.stats.judge_agreement import HumanAgreement, HumanItem, human_agreement
+from prefloop.stats.position_bias import PositionBias, position_bias
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far a judge agrees with people, overall (``"all"``) and per source."""
+
+    judge: str
+    address: str
+    """Of the endpoint; empty for a judge on this machine."""
+    agreement: dict[str, HumanAgreement]
+    position: PositionBias | None
+    """What exchanging the responses did to its verdicts; ``None`` for a judge that sees one response at a time."""
+    n_unvoted: int
+    """Comparisons left out because nobody voted on them."""
+    n_failed: int
+    """Comparisons without a verdict because a request failed for good; the same command asks them again."""
+    n_unparsable: int
+    usage: Usage
+    total: Usage
+
+
+def calibrate(
+    comparisons: Sequence[Comparison], judge: Judge, cache: VerdictCache, *, seed: int = 0, resamples: int = 2000
+) -> Calibration:
+    """Ask the judge about every comparison with votes. Which response it sees as a is drawn from the comparison's id.
+
+    Raises ``DataError`` when no comparison has a vote, ``JudgeError`` when the judge cannot be used.
+    """
+    voted = [c for c in comparisons if c.votes]
+    if not voted:
+        raise DataError(f"none of {len(comparisons)} comparisons has a vote: give a file that people have labelled")
+    # In the files of this field the better response is often the first: a judge with a taste for a place must not gain by that.
+    shown = [c.swap() if _odd(c.id) else c for c in voted]
+    asked = prepare(judge, cache)
+    with progress(f"judge: {judge.name}", len(shown), "comparison") as advance:
+        verdicts = asked.compare_many(
+            [(c.prompt, reply_of(c.responses[0]), reply_of(c.responses[1])) for c in shown],
+            told(advance),
+        )
+    given = [(c, v) for c, v in zip(shown, verdicts, strict=True) if not v.failed]
+    if not given:
+        raise JudgeError(f"judge {judge.name}: no comparison has a verdict; the last failure: {verdicts[-1].failed}")
+    items = [
+        HumanItem(
+            prompt_key(c.prompt),
+            tuple(_score(vote) for vote in c.votes),
+            v.score,
+            float(len(c.responses[0].text) - len(c.responses[1].text)),
+            str(c.meta.get("source", "")),
+        )
+        for c, v in given
+    ]
+    orders: dict[str, list[tuple[float, float]]] = {}
+    for c, v in given:
+        if v.by_order and not v.unparsable:
+            orders.setdefault(prompt_key(c.prompt), []).append((v.by_order[0], v.by_order[1]))
+    return Calibration(
+        judge.name,
+        without_secrets(getattr(judge, "address", "")),
+        human_agreement(items, seed=seed, resamples=resamples),
+        position_bias(orders, seed=seed, resamples=resamples) if orders else None,
+        len(comparisons) - len(voted),
+        len(verdicts) - len(given),
+        asked.tally.n_unparsable,
+        asked.usage,
+        asked.tally.total,
+    )
+
+
+def _odd(id: str) -> bool:
+    return bool(hashlib.sha256(id.encode()).digest()[0] & 1)
+
+
+def _score(vote: Vote) -> float:
+    return 0.5 if vote.choice == "tie" else float(vote.choice == 0)

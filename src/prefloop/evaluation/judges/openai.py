@@ -1,0 +1,230 @@
+"""A language model behind any OpenAI-compatible endpoint: a hosted one, or vLLM's own server."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from prefloop.base.endpoint import Endpoint, Pace, Reply, RequestFailed, parsed_url
+from prefloop.errors import ConfigError, JudgeError
+from prefloop.evaluation.judges.language_model import Answer, Dialogue, OnDone, Said, Turn
+from prefloop.evaluation.judges.usage import Prices, Usage
+
+_ADVICE = {
+    400: "the endpoint refused the request: is it too long, or a parameter unknown? --temperature and --max-tokens can be None",
+    401: "set the environment variable that --api-key-env names to a valid key",
+    403: "the key has no access to this model; check the key and the model name",
+    404: "check base_url (it usually ends in /v1) and the model name",
+    429: "the endpoint limits requests; set --requests-per-minute, lower --max-concurrency or raise --max-retries",
+}
+_HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
+"""Statuses that every other question would meet too."""
+_NO_SCHEMA = re.compile(r"response_format|json_schema|structured.?outputs?|guided", re.IGNORECASE)
+_MOST_TOKENS = 10**9
+"""Of one request: a report of more is none."""
+_LONGEST = 1_000_000
+"""Characters of a reply; every reply is kept, so a server could fill the memory with longer ones."""
+_READINGS = 2
+"""A reply that is no chat completion is asked for again once."""
+
+
+@dataclass
+class ChatEndpoint:
+    """Dialogues over ``{base_url}/chat/completions``, ``max_concurrency`` at a time.
+
+    A structured answer is asked for with ``response_format`` (a JSON schema), which OpenAI and vLLM enforce. An endpoint that refuses the
+    field, with a 4xx that names it, is asked in words from then on. A question that fails for good, all retries included, fails alone;
+    what every question would meet (no key, no access, no such address) raises ``JudgeError``.
+
+    The key is read from the environment for each request and is held nowhere else. Raises ``ConfigError`` for impossible settings.
+    """
+
+    base_url: str
+    """Up to and including the version, such as ``http://localhost:8000/v1``."""
+    model: str
+    """The model's name at the endpoint."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; ``None`` sends no key."""
+    temperature: float | None = 0.0
+    """``None`` leaves it out of the request."""
+    max_tokens: int | None = 1024
+    """Longest reply, reasons included; ``None`` leaves it out of the request."""
+    structured: bool = True
+    """Ask for a JSON object by its schema where the endpoint takes one."""
+    timeout: float = 60.0
+    """Seconds that a request may take, from connecting to the last byte of its answer."""
+    max_retries: int = 5
+    """Further attempts after 408, 429, 5xx and connection errors."""
+    backoff: float = 1.0
+    """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes precedence."""
+    max_concurrency: int = 8
+    """Requests in flight."""
+    pace: Pace | None = None
+    """Limit of requests a minute."""
+    prices: Prices = dataclasses.field(default_factory=Prices)
+    """What tokens cost."""
+    extra_body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further fields of the request."""
+
+    def __post_init__(self) -> None:
+        # A key pasted in place of a name must not come back in an error message, so the value is not quoted.
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
+            raise ConfigError(
+                "--api-key-env must be the NAME of an environment variable (upper case), not the key itself"
+            )
+        for name, low in (("max_concurrency", 1), ("max_retries", 0), ("backoff", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"--{name.replace('_', '-')} must be {low} or more, found {getattr(self, name)}")
+        url = parsed_url(
+            f"{self.base_url.rstrip('/')}/chat/completions",
+            "base_url",
+            key="put the key in a variable, name it in --api-key-env",
+        )
+        self.name = f"openai:{self.model}"
+        self.address = self.base_url.rstrip("/")
+        self._lock = threading.Lock()
+        self._takes_schema = self.structured
+        self._prompt_tokens = self._completion_tokens = self._unreported = 0
+        self._endpoint = Endpoint(
+            url,
+            who=f"judge {url}",
+            setting="base_url",
+            key_env=self.api_key_env,
+            key_required=True,
+            timeout=self.timeout,
+            max_retries=self.max_retries,
+            backoff=self.backoff,
+            advice=_ADVICE,
+            max_connections=self.max_concurrency,
+            pace=self.pace,
+        )
+
+    @property
+    def usage(self) -> Usage:
+        """Requests, tokens and cost so far."""
+        with self._lock:
+            tokens = self._prompt_tokens, self._completion_tokens
+            sent = self._endpoint.n_sent, self._endpoint.n_retried
+            return Usage(*sent, *tokens, unreported=self._unreported, cost=self.prices.cost(*tokens, self._unreported))
+
+    def identity(self) -> str:
+        """Address, model and sampling, for a name may stand for another model elsewhere; not what the endpoint turned out to take."""
+        what = [self.address, self.model, self.temperature, self.max_tokens, self.structured, dict(self.extra_body)]
+        return json.dumps(what, sort_keys=True)
+
+    def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
+        """Run every dialogue. After an error of the endpoint or of ``on_done`` nothing further is asked; answers already on their way are
+        still reported, and the error is raised."""
+        stop = threading.Event()
+        fatal: BaseException | None = None
+        pool = ThreadPoolExecutor(self.max_concurrency)
+        running: dict[Future[Answer[Any] | JudgeError], int] = {}
+        waiting = iter(enumerate(dialogues))
+        try:
+            # The next question starts only when an answer was reported: a kill loses no more than max_concurrency of them.
+            while True:
+                for index, each in itertools.islice(waiting, self.max_concurrency - len(running)):
+                    running[pool.submit(self._run, each, stop)] = index
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    on_done(running.pop(future), future.result())
+        except BaseException as error:
+            fatal = error
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+        if fatal:
+            for future, index in running.items():
+                if isinstance(answer := _result(future), Answer):
+                    with contextlib.suppress(BaseException):  # the first error is told; every answer is to be kept
+                        on_done(index, answer)
+            raise fatal
+
+    def close(self) -> None:
+        """Close the connections; nothing can be asked after it."""
+        self._endpoint.close()
+
+    def _run(self, each: Dialogue, stop: threading.Event) -> Answer[Any] | JudgeError:
+        try:
+            turn = next(each)
+            while True:
+                turn = each.send(self._say(turn, stop))
+        except StopIteration as end:
+            answer: Answer[Any] = end.value
+            return answer
+        except RequestFailed as error:
+            if error.status in _HOPELESS:
+                raise
+            return error
+
+    def _say(self, turn: Turn, stop: threading.Event) -> Said:
+        """One reply of the model."""
+        if self._takes_schema:
+            try:
+                return self._ask(turn, True, stop)
+            except RequestFailed as error:
+                if error.status not in (400, 404, 415, 422, 501) or not _NO_SCHEMA.search(error.body):
+                    raise
+            # An endpoint may repeat the whole request in any error: only a success without the field shows that it was the field.
+            said = self._ask(turn, False, stop)
+            self._takes_schema = False
+            return said
+        return self._ask(turn, False, stop)
+
+    def _ask(self, turn: Turn, structured: bool, stop: threading.Event) -> Said:
+        body: dict[str, Any] = {"model": self.model, "messages": turn.messages(structured), **self.extra_body}
+        for name in ("temperature", "max_tokens"):
+            if getattr(self, name) is not None:
+                body.setdefault(name, getattr(self, name))
+        if structured:
+            schema = {"name": "answer", "strict": True, "schema": turn.question.form.schema}
+            body.setdefault("response_format", {"type": "json_schema", "json_schema": schema})
+        for _ in range(_READINGS):
+            reply = self._endpoint.post(body, stop)
+            if (said := self._said(reply)) is not None:
+                return said
+        raise RequestFailed(
+            f"{self._endpoint.who}: HTTP {reply.status}, but not a chat completion, twice: {reply.excerpt()}; "
+            "check that base_url is an OpenAI-compatible API",
+            reply.status,
+        )
+
+    def _said(self, reply: Reply) -> Said | None:
+        """What a chat completion says, a refusal too; ``None`` when the body is none."""
+        try:
+            body = reply.json()
+            message = body["choices"][0]["message"]
+            text = message.get("content") or message.get("refusal") or ""
+            if not isinstance(text, str) or len(text) > _LONGEST:
+                raise TypeError
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        tokens = _tokens(body)
+        with self._lock:
+            self._unreported += tokens is None
+            self._prompt_tokens += tokens[0] if tokens else 0
+            self._completion_tokens += tokens[1] if tokens else 0
+        return Said(reply.without_key(text), *(tokens or (0, 0)))
+
+
+def _tokens(body: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Prompt and completion tokens that a reply reports."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    found = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return found if all(type(n) is int and 0 <= n <= _MOST_TOKENS for n in found) else None  # type: ignore[return-value]
+
+
+def _result(future: Future[Answer[Any] | JudgeError]) -> Answer[Any] | JudgeError | None:
+    """What a finished future holds, unless it was cancelled or raised."""
+    return None if future.cancelled() or future.exception() else future.result()

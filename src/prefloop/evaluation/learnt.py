@@ -1,0 +1,46 @@
+"""Whether a policy has moved from the model that it began as; what has not says nothing of the method that trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prefloop.artifacts.references import BASE
+from prefloop.config.algorithms import kind_of
+
+FEW_STEPS = 20
+"""Updates of the weights below which little can be learnt, unless KL shows that it was."""
+STILL, NEAR = 0.1, 1.0
+"""Nats of KL to SFT a response: below the first a policy is its start still; below the second, after few steps, it is near it."""
+
+
+def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> list[str]:
+    """A sentence for each policy that is where it began, or near it after a few steps; of SFT, where it is still the bare model.
+
+    ``stages`` and ``results`` are those of a summary: ``updates`` or ``steps`` among a stage's metrics, ``kl`` in the policy's row.
+    """
+    metrics = {kind_of(str(stage.get("name"))): stage.get("metrics") or {} for stage in stages}
+    out = []
+    for policy, row in results.items():
+        found, kl = metrics.get(policy, {}), (row or {}).get("kl")
+        steps = found.get("updates", found.get("steps"))
+        if policy == BASE and isinstance(kl, int | float) and abs(kl) < STILL:
+            out.append(
+                f"SFT is still the bare model that it began as: {abs(kl):.2f} nats of KL between them. It has learnt nothing from its demonstrations: give it more "
+                "data, epochs or a higher learning rate."
+            )
+        if policy in ("sft", BASE) or not isinstance(kl, int | float) or abs(kl) >= NEAR:
+            continue
+        few = isinstance(steps, int) and steps < FEW_STEPS
+        made = f" after {steps:,} step{'' if steps == 1 else 's'}" if isinstance(steps, int) else ""
+        if abs(kl) < STILL:
+            out.append(
+                f"{policy} is still the SFT model that it began as: {kl:.2f} nats of KL{made}. Its figures say nothing of {policy}: give it more data, epochs or "
+                "a higher learning rate."
+            )
+        elif few:
+            out.append(
+                f"{policy} is near the SFT model that it began as: {kl:.2f} nats of KL{made}. That is too few to judge {policy} by: give it more data, epochs or smaller "
+                "batches."
+            )
+    return out

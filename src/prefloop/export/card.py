@@ -1,0 +1,211 @@
+"""The model card of an exported adapter: a ``README.md`` that Hugging Face's tools read.
+
+It is made from what the artifact and its inputs say, and from the run's final comparison. It holds no
+paths. People who voted are counted and not named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from huggingface_hub import ModelCard, ModelCardData
+
+from prefloop.artifacts.adapter_config import read_adapter
+from prefloop.artifacts.manifest import MANIFEST, Manifest, read_manifest
+from prefloop.base.console import counted
+from prefloop.config import GenerationConfig
+from prefloop.config.algorithms import ROLLOUTS, kind_of
+from prefloop.evaluation.learnt import unmoved
+from prefloop.export.card_base import Base
+from prefloop.export.card_tables import (
+    WORDS,
+    Evaluation,
+    card_for,
+    cell,
+    comparison,
+    eval_results,
+    measured,
+    settings,
+    stage_row,
+)
+from prefloop.export.loading import loading
+
+if TYPE_CHECKING:
+    from prefloop.config.adapters import Card
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What the card says beyond the artifact and its inputs."""
+
+    evaluation: Evaluation | None = None
+    notes: Sequence[str] = ()
+    """What the run discloses about its numbers."""
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sampling: GenerationConfig | None = None
+    """How the run samples, where it says so."""
+    merged: str | None = None
+    """The floating-point type, when the adapter is merged into whole weights."""
+
+
+def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
+    """Manifests of everything that the artifact was made from, oldest first, as far as the store still has them.
+
+    Raises ``StoreError`` for a damaged one: without it the card would leave out what it has to disclose.
+    """
+    found: list[Manifest] = []
+    seen: set[str] = set()
+
+    def visit(of: Manifest) -> None:
+        for key in of.inputs.values():
+            place = next(iter(sorted(root.glob(f"*-{key[:16]}/{MANIFEST}"))), None)
+            if place is None or key in seen:
+                continue
+            seen.add(key)
+            made = read_manifest(place.parent, required=False)
+            visit(made)
+            found.append(made)
+
+    visit(manifest)
+    return found
+
+
+def model_card(
+    folder: Path,
+    manifest: Manifest,
+    ancestors: Sequence[Manifest],
+    model: Base,
+    exported: Exported,
+) -> str:
+    """The card of the adapter in ``folder``, as text; the same text for the same artifact and comparison."""
+    adapter = read_adapter(folder)
+    base, stage = model.name, manifest.stage
+    kind, method = kind_of(stage), card_for(manifest.identity, adapter)
+    short = base.rpartition("/")[2]
+    merged, evaluation = exported.merged, exported.evaluation
+    data = ModelCardData(
+        base_model=base,
+        library_name="transformers" if merged else "prefloop" if method.ours else "peft",
+        pipeline_tag="text-classification" if kind == "reward" else "text-generation",
+        license=model.license,
+        model_name=f"{short}-{stage}",
+        tags=list(dict.fromkeys(["prefloop", *([] if merged else _tags(method)), "rlhf", kind])),
+        eval_results=eval_results(kind, evaluation) or None,
+    )
+    people, simulated = _annotators(ancestors)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("card.md.j2").render(
+        card_data=data.to_yaml(),
+        title=f"{short}: {kind}" + ("" if merged or method.name == "lora" else f" ({method.name})"),
+        summary=_summary(kind, base, method, bool(merged)),
+        stages=[stage_row(made) for made in (*ancestors, manifest)],
+        votes=_votes(people, simulated),
+        settings=settings(manifest, adapter),
+        stage=cell(stage),
+        sampled=kind in ROLLOUTS,
+        measured=measured(manifest.metrics),
+        evaluation=comparison(kind, evaluation),
+        limits=_limits(kind, simulated, exported) + _unmoved(manifest, evaluation),
+        loading=loading(
+            kind,
+            model,
+            method,
+            adapter,
+            manifest.identity["backbone"],
+            bool(merged),
+            exported.sampling,
+        ),
+        versions=_versions(manifest, adapter, exported),
+    )
+    return str(ModelCard(text))
+
+
+def _tags(method: Card) -> list[str]:
+    """The Hub lists adapters by these; files that are LoRA's are found as such."""
+    return [*(["lora"] if method.handover == "adapter" else []), method.name]
+
+
+def _what(method: Card, base: str) -> str:
+    """What the files are."""
+    if method.name == "lora":
+        return f"a LoRA adapter for `{base}`"
+    told = f"{method.title}; {f'arXiv {method.paper}' if method.paper[:4].isdigit() else method.paper}"
+    return f"an adapter of method {method.name} ({told}) for `{base}`"
+
+
+def _summary(kind: str, base: str, method: Card, merged: bool) -> str:
+    what = _what(method, base)
+    if kind == "reward":
+        return f"A reward model that scores responses: {what} and a head, learnt from votes with prefloop."
+    if merged:
+        what = f"the weights of `{base}` with an adapter merged in"
+    done = "trained" if kind == "sft" else "aligned"
+    return f"{what[0].upper()}{what[1:]}, {done} with prefloop by {WORDS.get(kind, cell(kind))}."
+
+
+def _annotators(ancestors: Sequence[Manifest]) -> tuple[list[Any], list[Any]]:
+    """Of the last round, whose comparisons hold those before it."""
+    rounds = [made.metrics["annotators"] for made in ancestors if made.metrics.get("annotators")]
+    found = rounds[-1] if rounds else []
+    return [a for a in found if not a.get("simulated")], [a for a in found if a.get("simulated")]
+
+
+def _votes(people: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    if simulated:
+        names = ", ".join(f"`{cell(name)}`" for name in dict.fromkeys(str(a["name"]) for a in simulated))
+        parts.append(
+            f"{sum(a.get('votes') or 0 for a in simulated):,} votes are of *simulated* annotators ({names}), drawn from a disclosed score: no person cast them."
+        )
+    if people:
+        of_whom = counted(
+            len({a["name"] for a in people}), "annotator or file of labels", "annotators or files of labels"
+        )
+        parts.append(f"{sum(a.get('votes') or 0 for a in people):,} votes are of {of_whom}.")
+    return " ".join(parts)
+
+
+def _limits(kind: str, simulated: Sequence[Any], exported: Exported) -> list[str]:
+    use = (
+        "scoring responses of the kind that its votes were about"
+        if kind == "reward"
+        else "research on preference learning, on prompts like those it was trained on"
+    )
+    lines = [
+        f"Meant for {use}.",
+        "It has what the base model has of errors, biases and unsafe answers; nothing here was trained or tested for safety.",
+    ]
+    if simulated:
+        lines.append(
+            "Simulated annotators voted on a disclosed score: what it prefers is what that score measures, and no evidence of what people prefer."
+        )
+    if kind == "reward":
+        lines.append(
+            "A policy that is trained hard against it finds what it gets wrong; scores compare responses to one prompt only."
+        )
+    elif kind != "sft":
+        lines.append("It was rewarded for what its votes preferred, their errors and their taste in length included.")
+    return lines + [" ".join(note.split()).replace("<", "&lt;") for note in exported.notes]
+
+
+def _unmoved(manifest: Manifest, evaluation: Evaluation | None) -> list[str]:
+    """That the policy is where it began, where its comparison shows it."""
+    kind = kind_of(manifest.stage)
+    row = evaluation.metrics["results"].get(kind) if evaluation else None
+    return unmoved([{"name": kind, "metrics": manifest.metrics}], {kind: row}) if row else []
+
+
+def _versions(manifest: Manifest, adapter: Mapping[str, Any], exported: Exported) -> str:
+    parts = [f"prefloop {manifest.prefloop}", f"peft {adapter.get('peft_version')}"]
+    here = ", ".join(f"{name} {version}" for name, version in sorted(exported.versions.items()))
+    return f"Made with {', '.join(parts)}; exported with {here}. Artifact `{manifest.key[:16]}`."

@@ -1,0 +1,213 @@
+"""The tables of a model card: what an artifact was made from and with, what was measured, how it fared against SFT."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from prefloop.artifacts.adapter_config import described_shape
+from prefloop.artifacts.manifest import Manifest
+from prefloop.artifacts.references import BASE
+from prefloop.config.adapters import CARDS, Card, card_of
+from prefloop.config.algorithms import PAIR, ROLLOUTS, kind_of
+from prefloop.report.page import label
+
+WORDS = {
+    "sft": "supervised fine-tuning on demonstrations",
+    "sample": "candidate responses",
+    "choose": "pairs chosen for labelling",
+    "label": "votes on pairs of responses",
+    "reward": "learning a reward model from votes",
+    "reference": "log-probs of the SFT model",
+    "kto": "learning from thumbs on single responses (KTO)",
+    **{name: f"reinforcement learning on sampled responses ({name.upper()})" for name in ROLLOUTS},
+    **{name: f"learning from pairs without a reward model ({name})" for name in PAIR},
+}
+_WITHOUT_REFERENCE = ("orpo", "simpo", "cpo")
+_USED_BY: Mapping[str, tuple[str, ...]] = {
+    "beta": (*(loss for loss in PAIR if loss not in ("orpo", "simpo")), "kto"),
+    "flipped_share": ("cdpo", "robust"),
+    "soft_labels": PAIR,
+    "aggregation": PAIR,
+    "ipo_reduction": ("ipo",),
+    "simpo_beta": ("simpo",),
+    "margin": ("simpo",),
+    "sft_weight": ("orpo",),
+    "nll_weight": ("cpo",),
+    "weights": PAIR,
+    "balance_thumbs": ("kto",),
+    "reference": tuple(loss for loss in PAIR if loss not in _WITHOUT_REFERENCE),
+}
+"""Settings under ``preference`` that not every loss has a use for, and the losses that have."""
+_COUNTS = ("rows", "prompts", "responses", "comparisons", "votes", "pairs", "up", "down", "steps", "updates")
+_COLUMNS = (
+    ("gold score", "gold_mean", "gold_low", "gold_high", 1),
+    ("wins against SFT, gold scorer", "win_rate_vs_sft", "ci_low", "ci_high", 100),
+    ("wins against SFT, reward model", "reward_win_rate", "reward_ci_low", "reward_ci_high", 100),
+    ("wins against SFT, judge", "llm_win_rate", "llm_ci_low", "llm_ci_high", 100),
+    ("wins against SFT at equal length,", "lc_win_rate", "lc_ci_low", "lc_ci_high", 100),
+    ("KL to SFT", "kl", "kl_low", "kl_high", 1),
+)
+
+_JUDGES = {"llm_win_rate": "llm_judge", "lc_win_rate": "lc_judge"}
+"""Whose win rate it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the run's ``judge`` stage found, and on which prompts."""
+
+    metrics: Mapping[str, Any]
+    """Without the verdicts of a reward model that is not known to be better than chance."""
+    unquoted: str
+    """Why they are left out; empty where they are not."""
+    prompts: str
+
+
+def stage_row(made: Manifest) -> dict[str, str]:
+    """What the stage of one manifest did, from which files, and how much came out."""
+    stage, metrics, reads = made.stage, made.metrics, made.reads
+    kind = kind_of(stage)
+    counts = [f"{name} {metrics[name]:,}" for name in _COUNTS if isinstance(metrics.get(name), int)]
+    return {
+        "stage": cell(stage),
+        "what": WORDS.get(kind, cell(kind)),
+        "data": ", ".join(f"{name} `{cell(file)}`" for name, file in sorted(reads.items())) or "-",
+        "result": ", ".join(counts) or "-",
+    }
+
+
+def settings(manifest: Manifest, adapter: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the adapter was trained with: every setting that its own stage uses, under its full name; those of the stages before are in their cards."""
+    identity, kind = manifest.identity, kind_of(manifest.stage)
+    backbone = identity["backbone"]
+    rows = {
+        "adapter": _adapter(described_shape(adapter), backbone.get("adapter") or {}),
+        "weights": f"{backbone['precision']}, computed in {str(backbone['compute']).removeprefix('torch.')}",
+        "chat template": {"model": "the model's own", "chatml": "ChatML"}.get(backbone["chat_template"], "from a file"),
+        "longest prompt and response": f"{backbone['max_length']} tokens",
+        "seed": str(identity["seed"]),
+    }
+    rope = backbone.get("rope", {"type": "none"})  # results of older versions have none
+    if rope["type"] != "none":
+        rows["position embeddings"] = f"stretched by {rope['type']}, factor {rope['factor']:g}"
+    flat: dict[str, Any] = {}
+    for part in ("config", "generation"):
+        _flatten(identity.get(part) or {}, "" if part == "config" else part, flat)
+    if kind in (*PAIR, "kto"):
+        flat = {name: value for name, value in flat.items() if uses(kind, name)}
+    return [*rows.items(), *((f"`{cell(name)}`", f"`{cell(value)}`") for name, value in flat.items())]
+
+
+def uses(kind: str, name: str) -> bool:
+    """Whether a loss on pairs or thumbs uses a setting under ``preference``."""
+    return kind in _USED_BY.get(name, (kind,))
+
+
+def _adapter(shape: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    """One line about method and shape."""
+    method = said.get("method", shape["method"])
+    parts = [CARDS[method].title.partition(":")[0] if method in ("lora", "rslora") else method]
+    parts += [f"{name} {shape[name]}" for name in ("r", "alpha") if name in shape]
+    modules = shape.get("target_modules", [])
+    if isinstance(modules, list):
+        modules = ", ".join(sorted({name.rpartition(".")[2] for name in modules}))
+    return ", ".join([*parts, *([f"on {modules}"] if modules else [])])
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str, out: dict[str, Any]) -> None:
+    for name, value in tree.items():
+        path = f"{prefix}.{name}" if prefix else str(name)
+        if isinstance(value, Mapping):
+            _flatten(value, path, out)
+        else:
+            out[path] = value
+
+
+def measured(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every number but times and counts, with its interval where the stage gave one."""
+    out = []
+    for name, value in metrics.items():
+        bound = any(name.endswith(end) and name.removesuffix(end) in metrics for end in ("_low", "_high"))
+        if name in _COUNTS or bound or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        interval = f" [{low:.4g}, {high:.4g}]" if low is not None and high is not None else ""
+        out.append((f"`{cell(name)}`", f"{value:.4g}{interval}"))
+    return out
+
+
+def comparison(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
+    """The policy beside the bare model and SFT by everything that was measured of it, and the A/A control; empty where it was not judged."""
+    if evaluation is None or kind not in evaluation.metrics["results"]:
+        return {}
+    results, control = evaluation.metrics["results"], evaluation.metrics.get("control", {})
+    mine = results[kind]
+    columns = _columns(mine)
+    rows = [
+        [label(name) if name == BASE else name, *(_rate(results[name], *column[1:]) for column in columns)]
+        for name in dict.fromkeys((BASE, "sft", kind))
+        if name in results
+    ]
+    judges = {"win_rate_vs_sft": "gold", "reward_win_rate": "reward"}
+    if control:
+        rows.append(
+            [
+                "A/A",
+                *(_rate(control.get(judges.get(c[1], ""), {}), "win_rate", "ci_low", "ci_high", c[4]) for c in columns),
+            ]
+        )
+    lead = f"{mine['n_prompts']:,} prompts of `{cell(evaluation.prompts)}`, {mine['n_responses']:,} responses, {mine['length_mean']:.1f} words each on average."
+    lead += f" {evaluation.unquoted}" if evaluation.unquoted else ""
+    return {"lead": lead, "columns": [c[0] + (", %" if c[4] == 100 else "") for c in columns], "rows": rows}
+
+
+def _columns(row: Mapping[str, Any]) -> list[tuple[str, str, str, str, int]]:
+    """What was measured of a policy, the judge that was asked for by its name."""
+    judges = {field: f" {cell(row[judge])}" for field, judge in _JUDGES.items() if row.get(judge)}
+    return [
+        (text + judges.get(field, ""), field, low, high, scale)
+        for text, field, low, high, scale in _COLUMNS
+        if row.get(field) is not None
+    ]
+
+
+def _rate(row: Mapping[str, Any], name: str, low: str, high: str, scale: float) -> str:
+    if row.get(name) is None:
+        return "-"
+    digits = 1 if scale == 100 else 3
+    interval = f" [{row[low] * scale:.{digits}f}, {row[high] * scale:.{digits}f}]" if row.get(low) is not None else ""
+    return f"{row[name] * scale:.{digits}f}{interval}"
+
+
+def eval_results(kind: str, evaluation: Evaluation | None) -> list[EvalResult]:
+    """The win rates as Hugging Face's metadata hold them."""
+    if evaluation is None:
+        return []
+    row = evaluation.metrics["results"].get(kind, {})
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="prompts",
+            dataset_name=evaluation.prompts,
+            metric_type="win_rate",
+            metric_name=name,
+            metric_value=round(row[field], 4),
+        )
+        for name, field, *_ in _columns(row)
+        if field.endswith(("win_rate", "_vs_sft")) and kind != "sft"
+    ]
+
+
+def cell(value: Any) -> str:
+    """A value as one line that ends no table cell and no code span."""
+    return " ".join(str(value).split()).replace("`", "'").replace("|", "\\|").replace("<", "&lt;")
+
+
+def card_for(identity: Mapping[str, Any], adapter: Mapping[str, Any]) -> Card:
+    """What is known of an adapter's method, from its manifest's identity and its adapter_config.json; files of PEFT's do not tell LoRA's kin apart."""
+    said = (identity.get("backbone", {}).get("adapter") or {}).get("method")
+    return card_of(said or described_shape(adapter)["method"])

@@ -1,0 +1,242 @@
+"""Argilla's datasets: found, made with prefloop's forms, and searched.
+
+Workspaces, users, fields, questions and progress go through Argilla's own client; docs/design.md says what cannot, and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefloop.base.console import counted
+from prefloop.data.argilla_votes import Question
+from prefloop.errors import ConfigError, LabelError, nearest
+from prefloop.labeling.argilla.connection import Refused, Rest, TooMuch
+from prefloop.labeling.argilla.forms import KINDS, Kind, describe, settings
+
+BATCH = 250  # as many values as one filter takes
+PAGE = 500
+LONGEST_NAME = 200
+MARK = "(simulated by prefloop)"  # last name of simulated annotators
+ANSWERED = ("submitted", "draft", "discarded")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset on the server."""
+
+    id: str
+    name: str
+    workspace_id: str
+    kind: Kind | None
+    """Which of prefloop's forms it has; none for one that was made elsewhere."""
+    guidelines: str | None = None
+    """What annotators are told."""
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name → type, such as ``text`` and ``chat``."""
+    questions: tuple[Question, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """Who may have answered."""
+
+    name: str
+    simulated: bool = False
+    """A program votes under this name."""
+
+
+class Datasets:
+    """The datasets of one server. Every method raises ``LabelError`` saying what is in the way."""
+
+    def __init__(self, rest: Rest) -> None:
+        self.rest = rest
+
+    def find(self, name: str, workspace: str = "default") -> Dataset:
+        """The dataset; an unknown one is a ``LabelError`` that says the nearest name."""
+        place = self.workspace(workspace)
+        there = self.rest.get("/me/datasets", workspace_id=place)["items"]
+        for dataset in there:
+            if dataset["name"] == name and dataset["status"] == "ready":
+                return self._dataset(dataset, place)
+        names = [dataset["name"] for dataset in there if dataset["status"] == "ready"]
+        hint = nearest(name, names) if names else "it holds none; `prefloop label push` makes one"
+        raise LabelError(f"workspace '{workspace}' at {self.rest.connection.url} holds no dataset '{name}'; {hint}")
+
+    def ensure(
+        self, name: str, workspace: str, kind: Kind, guidelines: str | None, min_submitted: int | None
+    ) -> tuple[Dataset, bool]:
+        """The published dataset, made or completed when need be, and whether it holds no record yet.
+
+        ``guidelines`` are those of one that is made; ``guide`` changes those of another.
+        """
+        if not name.strip() or len(name) > LONGEST_NAME:
+            raise ConfigError(
+                f"the dataset's name is {name[:80]!r}; it takes 1 to {LONGEST_NAME} characters, not all blank"
+            )
+        if min_submitted is not None and min_submitted < 1:
+            raise ConfigError(f"min_submitted is {min_submitted}; a record needs at least 1 answer")
+        place = self.workspace(workspace)
+        there = self.rest.get("/me/datasets", workspace_id=place, name=name)["items"]
+        found = next((dataset for dataset in there if dataset["name"] == name), None)
+        if found is None:
+            distribution = {"strategy": "overlap", "min_submitted": min_submitted or 1}
+            body = {"name": name, "workspace_id": place, "guidelines": guidelines, "distribution": distribution}
+            found = self.rest.post("/datasets", body)
+        id, api = str(found["id"]), self.rest.client.api
+        form = settings(kind, self.rest.client)
+        has, wants = self._described(id), _wants(form)
+        # A draft with a part of the form is what a push that was killed has left.
+        if not wants.items() <= has.items() and not (found["status"] == "draft" and has.items() <= wants.items()):
+            raise LabelError(
+                f"dataset '{name}' is there with {_listed(has) or 'no fields'}, but {kind} need {_listed(wants)}: name another dataset"
+            )
+        asked = found["distribution"]["min_submitted"]
+        if min_submitted not in (None, asked):
+            raise LabelError(
+                f"dataset '{name}' asks for {counted(asked, 'answer')} to a record, not {min_submitted}: "
+                "leave --min-submitted out, or name another dataset"
+            )
+        if found["status"] == "draft":
+            for what, parts, create in (
+                ("field", form.fields, api.fields.create),
+                ("question", form.questions, api.questions.create),
+            ):
+                for model in (part.api_model() for part in parts):
+                    if f"{what} {model.name}" not in has:
+                        model.dataset_id = UUID(id)
+                        create(model)
+            api.datasets.publish(id)
+        dataset = Dataset(id, name, place, kind, found.get("guidelines"))
+        return dataset, found["status"] == "draft" or not self.counts(dataset)["total"]
+
+    def guide(self, dataset: Dataset, guidelines: str) -> bool:
+        """Give annotators these guidelines; whether they had others before."""
+        if dataset.guidelines == guidelines:
+            return False
+        self.rest.call("PATCH", f"/datasets/{dataset.id}", {"guidelines": guidelines})
+        return bool(dataset.guidelines)
+
+    def counts(self, dataset: Dataset) -> dict[str, int]:
+        """Records in ``total``, ``completed`` by the minimum of submitted answers, and ``pending``."""
+        return dict(self.rest.client.api.datasets.get_progress(dataset.id).model_dump())
+
+    def each(self, dataset: Dataset) -> dict[str, dict[str, int]]:
+        """Name → everyone's answers by status."""
+        return {
+            user.username: {
+                status: getattr(user.completed, status) + getattr(user.pending, status) for status in ANSWERED
+            }
+            for user in self.rest.client.api.datasets.list_users_progress(dataset.id)
+        }
+
+    def answered(self, dataset: Dataset, ids: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The server's records that have an answer of any status, with all answers, each once; ``ids`` (at most 250) are Argilla's own."""
+        yield from self._all(dataset, [_terms("response", "status", ANSWERED)], ids)
+
+    def all(self, dataset: Dataset) -> Iterator[dict[str, Any]]:
+        """Every record of the server with its answers, each once."""
+        yield from self._all(dataset, [])
+
+    def _all(
+        self, dataset: Dataset, only: list[dict[str, Any]], ids: Collection[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        if ids is not None:
+            only = [*only, _terms("record", "id", ids)]
+        last: str | None = None
+        seen: set[str] = set()
+        limit = PAGE
+        while True:
+            # Pages by id rather than by offset: an answer that arrives or goes meanwhile moves no other record to a page that was read.
+            since = [] if last is None else [{"type": "range", "scope": _scope("record", "id"), "ge": last}]
+            try:
+                page = self._search(dataset, [*only, *since], limit, include="responses")
+            except TooMuch:
+                if limit <= 2:
+                    raise
+                limit = max(2, limit // 4)  # one of a page is the last of the page before
+                continue
+            fresh = [item for item in page if item["id"] not in seen]
+            seen.update(item["id"] for item in fresh)
+            yield from fresh
+            if len(page) < limit or not fresh:
+                return
+            last = page[-1]["id"]
+
+    def lookup(self, dataset: Dataset, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The server's records with these external ids."""
+        for batch in batches(ids, BATCH):
+            yield from self._search(dataset, [_terms("record", "external_id", batch)], BATCH)
+
+    def _search(
+        self, dataset: Dataset, filters: Sequence[Mapping[str, Any]], limit: int, **query: Any
+    ) -> list[dict[str, Any]]:
+        body: dict[str, Any] = {"sort": [{"scope": _scope("record", "id"), "order": "asc"}]}
+        if filters:
+            body["filters"] = {"and": filters}
+        found = self.rest.post(f"/datasets/{dataset.id}/records/search", body, limit=limit, **query)
+        return [item["record"] for item in found["items"]]
+
+    def people(self, dataset: Dataset) -> dict[str, Person]:
+        """User id → everyone who may have answered."""
+        api = self.rest.client.api.users
+        try:
+            users = api.list()
+        except Refused as refused:
+            if refused.status != 403:
+                raise
+            users = api.list_by_workspace_id(dataset.workspace_id)  # what an admin may see
+        return {str(user.id): Person(user.username, user.last_name == MARK) for user in users}
+
+    def workspace(self, name: str) -> str:
+        """Id of a workspace; an unknown one is a ``LabelError`` that says the nearest name."""
+        ids = {workspace.name: workspace.id for workspace in self.rest.client.api.workspaces.list()}
+        if name not in ids:
+            hint = nearest(name, ids) if ids else "this key sees none"
+            raise LabelError(
+                f"there is no workspace '{name}' at {self.rest.connection.url}; {hint}{'' if hint.endswith('?') else '.'} "
+                f"`prefloop label users add NAME --workspace {name or 'WORKSPACE'} --new-workspace` makes it on a server of your own"
+            )
+        return str(ids[name])
+
+    def _dataset(self, found: Mapping[str, Any], place: str) -> Dataset:
+        api, id = self.rest.client.api, str(found["id"])
+        fields, asked = api.fields.list(id), api.questions.list(id)
+        has = describe(fields, asked)
+        # An owner may have added a question.
+        kind = next((k for k in KINDS if _wants(settings(k, self.rest.client)).items() <= has.items()), None)
+        questions = tuple(
+            Question(q.name, q.settings.type, tuple(o["value"] for o in getattr(q.settings, "options", ())))
+            for q in asked
+        )
+        types = {field.name: str(field.settings.type) for field in fields}
+        return Dataset(id, str(found["name"]), place, kind, found.get("guidelines"), types, questions)
+
+    def _described(self, id: str) -> dict[str, str]:
+        api = self.rest.client.api
+        return describe(api.fields.list(id), api.questions.list(id))
+
+
+def _wants(form: Any) -> dict[str, str]:
+    parts = ([part.api_model() for part in parts] for parts in (form.fields, form.questions))
+    return describe(*parts)
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in order, ``size`` at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _scope(entity: str, property: str) -> dict[str, str]:
+    return {"entity": entity, "property": property}
+
+
+def _terms(entity: str, property: str, values: Iterable[str]) -> dict[str, Any]:
+    return {"type": "terms", "scope": _scope(entity, property), "values": list(values)}
+
+
+def _listed(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({type})" for name, type in settings.items())

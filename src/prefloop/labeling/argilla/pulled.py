@@ -1,0 +1,158 @@
+"""What comes back from a dataset: records with votes, and what was left out.
+
+Records that prefloop has pushed come back as they were (``data.argilla_own``); those of a dataset that was made elsewhere are read as its
+fields and questions are understood (``data.argilla_votes.Reading``).
+
+Votes of simulated annotators stand in for those of people and are never mixed with them unasked: where people have voted, theirs alone are
+taken. Only a dataset that programs alone have voted in gives the programs' votes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from prefloop.base.console import counted, neutral
+from prefloop.data.argilla_own import own_record
+from prefloop.data.argilla_votes import Item, Reading, records_of, row_of
+from prefloop.data.check import DEEPEST, BadRow, check_record, check_shown, check_strings
+from prefloop.data.row import Notes
+from prefloop.labeling.argilla.datasets import Person
+from prefloop.labeling.argilla.forms import id_of, of_prefloop, to_answers
+from prefloop.records import Demonstration, Prompt, Record, to_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Pulled:
+    """Records with at least one vote, in the order in which they were pushed, and what was left out."""
+
+    records: list[Any]
+    """Comparisons or ratings; prompts too where records without votes were asked for."""
+    votes: int
+    drafts: int
+    """Answers that an annotator has begun and not submitted."""
+    discards: int
+    """Records that an annotator has skipped."""
+    foreign: int
+    """Answered records that another hand has added to the dataset."""
+    simulated: int = 0
+    """Of ``votes``, those of simulated annotators."""
+    set_aside: int = 0
+    """Votes of simulated annotators that are left out because people have voted."""
+    refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    """Records that cannot be used, by id, and why."""
+    reading: Reading | None = None
+    """How a dataset that was made elsewhere was understood."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What was done to the texts of such a dataset, a line each."""
+
+    def describe(self) -> str:
+        """What came, and what was left out."""
+        left = [f"{counted(self.drafts, 'draft')} and {counted(self.discards, 'discard')} left out"]
+        if self.set_aside:
+            left.append(
+                f"{counted(self.set_aside, 'vote')} of simulated annotators left out, as people have voted: --simulated takes them"
+            )
+        if self.simulated:
+            of = "all" if self.simulated == self.votes else f"{self.simulated:,}"
+            left.append(f"{of} of simulated annotators")
+        if self.foreign:
+            left.append(f"{counted(self.foreign, 'answered record')} that prefloop did not push left out")
+        if self.refused:
+            id, why = self.refused[0]
+            left.append(f"{counted(len(self.refused), 'record')} that cannot be used left out, the first '{id}': {why}")
+        left += self.notes
+        return f"{counted(len(self.records), 'record')} with {counted(self.votes, 'vote')} ({'; '.join(left)})"
+
+
+def pulled(
+    items: Iterable[Mapping[str, Any]],
+    people: Mapping[str, Person],
+    simulated: bool = False,
+    reading: Reading | None = None,
+    source: str = "",
+    unvoted: bool = False,
+    loadable: bool = True,
+) -> Pulled:
+    """Records with votes out of the server's records, in their order; ``people`` maps user ids. See ``Argilla.pull`` for ``simulated``.
+
+    ``reading`` is of a dataset that prefloop has not made, whose responses come from ``source``. ``unvoted``: records without votes too.
+    ``loadable``: leave out what the loader would refuse once it stands in a file.
+    """
+    names = {id: person.name for id, person in people.items()}
+    machines = {person.name for person in people.values() if person.simulated}
+    records: list[Any] = []
+    refused: list[tuple[str, str]] = []
+    counts: Counter[str] = Counter()
+    notes = Notes()
+    foreign = mended = 0
+    ids: set[str] = set()
+    for raw in items:
+        if reading is None and not of_prefloop(raw):
+            foreign += 1
+            continue
+        (item, changed), id = to_answers(raw, names).mended(), id_of(raw)
+        try:
+            found = [own_record(item, id)] if reading is None else _of_others(item, id, reading, source, notes)
+            if loadable:
+                check_loadable(found, ids)
+        except BadRow as bad:
+            refused.append((neutral(id), neutral(f"{bad.field} {bad.problem}".strip())))
+        else:
+            records += found
+            ids.update(record.id for record in found)
+            mended += changed
+            counts.update(answer.status for answer in item.answers)
+    votes = _voters(records)
+    of_machines = sum(name in machines for name in votes)
+    set_aside = of_machines if of_machines < len(votes) and not simulated else 0
+    if set_aside:
+        records = [
+            dataclasses.replace(record, votes=[vote for vote in record.votes if vote.annotator not in machines])
+            for record in records
+        ]
+    if not unvoted:
+        records = [record for record in records if record.votes]
+    kept = of_machines - set_aside
+    return Pulled(
+        records,
+        len(votes) - set_aside,
+        counts["draft"],
+        counts["discarded"],
+        foreign,
+        kept,
+        set_aside,
+        refused,
+        reading,
+        [*notes.lines(), *said_mended(mended)],
+    )
+
+
+def check_loadable(records: Iterable[Record], ids: Collection[str] = ()) -> None:
+    """Raises ``BadRow`` for a record that the loader would refuse once it stands in a file, where ``ids`` stand before it."""
+    for record in records:
+        if record.id in ids:
+            raise BadRow("id", f"is {record.id[:80]!r}, which another record has")
+        check_strings(to_dict(record), deepest=DEEPEST + 2)
+        check_record(record)
+        if not isinstance(record, Prompt | Demonstration):
+            check_shown(record.meta)
+
+
+def said_mended(answers: int) -> list[str]:
+    """A line about answers with characters that were replaced, if there are some."""
+    what = "with characters that no file can carry, such as NUL: each is now \ufffd"
+    return [f"{counted(answers, 'answer')} {what}"] if answers else []
+
+
+def _of_others(item: Item, id: str, reading: Reading, source: str, notes: Notes) -> list[Record]:
+    row = row_of(item, reading, id, source)
+    found = records_of(item, reading, row)
+    notes.add(row)
+    return found
+
+
+def _voters(records: Iterable[Any]) -> list[str]:
+    return [vote.annotator for record in records for vote in getattr(record, "votes", ())]

@@ -1,0 +1,157 @@
+"""A round of votes through Argilla: send the pairs, wait for the annotators, take the votes.
+
+Everything can be killed and repeated: pairs that are there are not sent again, votes stay on the server, and nothing is written before
+there are enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from prefloop.base.console import counted, duration, progress, say
+from prefloop.base.interrupt import check_interrupted
+from prefloop.config import LabelConfig
+from prefloop.errors import DataError, LabelError
+from prefloop.labeling.argilla.connection import Connection, Refused, Unreachable
+from prefloop.labeling.argilla.forms import read_guidelines, untakeable
+from prefloop.labeling.argilla.records import Argilla, Progress
+from prefloop.records import Comparison, Vote
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What came back."""
+
+    comparisons: list[Comparison]
+    """Those of the round's pairs that have votes, in the round's order, each with all its votes."""
+    refused: int
+    """Pairs that Argilla would not take."""
+    unlabelled: int
+    drafts: int
+    discards: int
+    others: int
+    """Votes of people on pairs that simulated annotators were to vote on; left out."""
+
+
+def connect(config: LabelConfig) -> Argilla:
+    """The server that the settings name. Raises ``LabelError`` where no address or key can be found."""
+    return Argilla(Connection.find(config.home, config.url))
+
+
+def collect_round(
+    config: LabelConfig, dataset: str, pairs: Sequence[Comparison], simulated: Mapping[str, Mapping[str, Vote]]
+) -> Round:
+    """Push ``pairs``, let ``simulated`` annotators (name → pair id → vote) answer, wait until ``config.enough`` of the pairs are complete, and
+    return what has votes then.
+
+    With simulated annotators their votes alone are taken. Raises ``LabelError`` for a server that refuses, and for votes of simulated
+    annotators where people were to vote; ``DataError`` when nothing has votes.
+    """
+    workspace, refused = config.workspace, untakeable(pairs)
+    aside = {pair.id for pair, _ in refused}
+    bare = [dataclasses.replace(pair, votes=[]) for pair in pairs if pair.id not in aside]
+    if refused:
+        first, why = refused[0]
+        say(f"  {counted(len(refused), 'pair')} set aside, the first '{first.id}': {why}", "yellow")
+    if not bare:
+        raise DataError(f"Argilla takes none of the round's {len(pairs)} pairs: {refused[0][1]}")
+    guidelines = read_guidelines(config.guidelines) if config.guidelines else None
+    ids = [pair.id for pair in bare]
+    with connect(config) as argilla:
+        pushed = argilla.push(bare, dataset, workspace, guidelines, config.min_submitted)
+        there = f" ({pushed.present} were there)" if pushed.present else ""
+        say(
+            f"  {counted(pushed.sent, 'pair')} sent to {argilla.rest.connection.url}, dataset {workspace}/{dataset}{there}"
+        )
+        for annotator, votes in simulated.items():
+            argilla.vote(dataset, annotator, {id: votes[id] for id in ids}, workspace)
+    _wait(config, dataset, ids)
+    with connect(config) as argilla:  # the wait may have outlived the server's address
+        found = argilla.pull(dataset, workspace, ids, simulated=True)
+        machines = set() if simulated else argilla.simulated(dataset, workspace)
+    by_id = {record.id: record for record in found.records if isinstance(record, Comparison)}
+    others = 0
+    if simulated:
+        kept = {id: _votes_of(record, simulated) for id, record in by_id.items()}
+        others = sum(len(by_id[id].votes) - len(record.votes) for id, record in kept.items())
+        by_id = {id: record for id, record in kept.items() if record.votes}
+    elif mixed := machines & {vote.annotator for record in by_id.values() for vote in record.votes}:
+        raise LabelError(
+            f"dataset '{workspace}/{dataset}' holds votes of simulated annotators ({', '.join(sorted(mixed))}) on these pairs, and people "
+            "are to vote: name another dataset"
+        )
+    comparisons = [by_id[id] for id in ids if id in by_id]
+    if not comparisons:
+        raise DataError(
+            f"dataset '{dataset}': none of the round's {len(ids)} pairs has a vote any more: run the same command again to wait for new ones"
+        )
+    return Round(comparisons, len(refused), len(ids) - len(comparisons), found.drafts, found.discards, others)
+
+
+def _votes_of(record: Comparison, names: Mapping[str, object]) -> Comparison:
+    """The comparison with the votes of ``names`` alone; when a program voted tells nothing about haste."""
+    votes = [dataclasses.replace(vote, at=None) for vote in record.votes if vote.annotator in names]
+    return dataclasses.replace(record, votes=votes)
+
+
+def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
+    """Until enough of the pairs are complete. A silent server is waited for as long as ``config.patience``; a refusal ends the wait."""
+    argilla, workspace = connect(config), config.workspace
+    states = argilla.states(dataset, ids, workspace)
+    complete, wanted = _standing(states, ids, config)
+    if complete >= wanted:
+        return
+    say(
+        f"  waiting for votes on {wanted} of {len(ids)} pairs. Ctrl-C is safe: votes stay in Argilla, and the same command goes on",
+        "yellow",
+    )
+    pause, silent_since, seen = threading.Event(), None, None
+    with progress("  labels", wanted, "pairs", done=complete) as advance:
+        while complete < wanted:
+            pause.wait(config.poll_seconds)
+            check_interrupted()
+            try:
+                if silent_since is not None:
+                    argilla.rest.close()
+                    argilla = connect(config)
+                now = argilla.progress(dataset, workspace)
+                silent_since = None
+                if now == seen:
+                    continue
+                states = argilla.states(dataset, ids, workspace)
+            except LabelError as error:
+                if not isinstance(error, Unreachable) and not (isinstance(error, Refused) and error.status >= 500):
+                    raise
+                if silent_since is None:
+                    say(f"  {error}; waiting for it", "yellow")
+                    silent_since = time.monotonic()
+                if time.monotonic() - silent_since > config.patience:
+                    raise LabelError(
+                        f"{error}. It has been silent for {duration(config.patience)} (label.patience): start it and run the same command, "
+                        "which goes on waiting"
+                    ) from None
+                continue
+            before, seen = complete, now
+            complete, wanted = _standing(states, ids, config)
+            gone = f", {len(ids) - len(states)} pairs deleted on the server" if len(states) < len(ids) else ""
+            advance(complete - before, _by_whom(now) + gone)
+
+
+def _standing(states: Mapping[str, bool], ids: Sequence[str], config: LabelConfig) -> tuple[int, int]:
+    """Pairs that are complete, and how many must be. Pairs that somebody has deleted on the server are not waited for."""
+    there = sum(id in states for id in ids)
+    if not there:
+        raise LabelError(
+            f"Argilla holds none of the round's {len(ids)} pairs any more: run the same command again to send them"
+        )
+    return sum(states.get(id, False) for id in ids), max(1, math.ceil(config.enough * there - 1e-9))
+
+
+def _by_whom(state: Progress) -> str:
+    """Answers in the dataset so far."""
+    answers = sorted(((counts.get("submitted", 0), name) for name, counts in state.annotators.items()), reverse=True)
+    return ", ".join(f"{name} {count}" for count, name in answers if count)

@@ -1,0 +1,108 @@
+"""Agreement as tables on a terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from prefloop.base.console import console, counted, say
+from prefloop.stats.annotator_agreement import Agreement, Person, Position
+
+_MOST_PAIRS = 15
+
+
+def show(found: Agreement) -> None:
+    """Print what ``measure`` found; the whole of it goes into JSON."""
+    said = (
+        f"{counted(found.items, 'item')}, {counted(found.votes, 'vote')} of {counted(len(found.people), 'annotator')}"
+    )
+    say(said)
+    if found.repeated:
+        earlier = counted(
+            found.repeated, "earlier vote of a person on an item was", "earlier votes of a person on an item were"
+        )
+        say(f"  {earlier} replaced by that person's later one", "yellow")
+    say(alpha_line(found))
+    console.print(_people(found))
+    for person in found.people:
+        if flags(person):
+            say(f"  {person.name}: {'; '.join(flags(person))}", "yellow")
+    if found.position and found.position.decided:
+        say(position_line(found.position), "yellow" if found.position.biased else None)
+    if found.pairs:
+        console.print(_pairs(found))
+    if found.disputed:
+        console.print(_disputed(found))
+
+
+def alpha_line(found: Agreement) -> str:
+    """Alpha with its interval, or why there is none."""
+    alpha = found.alpha
+    if alpha.value is not None:
+        return f"Krippendorff's alpha {alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}] on {counted(alpha.items, 'item')} with two votes or more"
+    if not alpha.items:
+        return "Krippendorff's alpha: none, no item has two votes. Have some items labelled by several people"
+    return f"Krippendorff's alpha: none, all votes on the {counted(alpha.items, 'item')} with two or more are alike"
+
+
+def position_line(position: Position) -> str:
+    """How often the response shown first was ahead, over items."""
+    text = f"the response shown first is ahead on {position.first} of {counted(position.decided, 'item')}, {_share(position)}, p = {position.p:.2g}"
+    return f"{text}: position bias, unless the order was not drawn at random" if position.biased else text
+
+
+def flags(person: Person) -> list[str]:
+    """What a reader should look at."""
+    found = []
+    if person.position and person.position.biased and person.position.share is not None:
+        found.append(f"takes the {'first' if person.position.share > 0.5 else 'second'} shown too often")
+    if person.speed and person.speed.flagged:
+        found.append(f"voted too fast on {person.speed.fast} of {counted(person.speed.timed, 'item')}")
+    return found
+
+
+def _share(position: Position | None) -> str:
+    if position is None or position.share is None:
+        return "-"
+    return f"{position.share:.1%} [{position.low:.1%}, {position.high:.1%}]"
+
+
+def _people(found: Agreement) -> Table:
+    table = Table(box=None, header_style="bold")
+    thumbs = any("up" in person.shares for person in found.people)
+    table.add_column("annotator", overflow="fold", min_width=12)
+    columns = ["votes", "up" if thumbs else "ties", "agrees", "first shown wins", "s a vote"]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for person in found.people:
+        table.add_row(
+            person.name,
+            f"{person.votes:,}",
+            f"{person.shares['up' if thumbs else 'tie']:.1%}",
+            "-" if person.agree is None else f"{person.agree:.1%}",
+            _share(person.position),
+            "-" if person.speed is None or person.speed.median is None else f"{person.speed.median:.1f}",
+        )
+    return table
+
+
+def _pairs(found: Agreement) -> Table:
+    more = (
+        f", {_MOST_PAIRS} of {len(found.pairs)} pairs with most shared items" if len(found.pairs) > _MOST_PAIRS else ""
+    )
+    table = Table(title=f"Cohen's kappa{more}", title_justify="left", box=None, header_style="bold")
+    for column in ("annotators", "shared items", "same vote", "kappa"):
+        table.add_column(column, justify="left" if column == "annotators" else "right")
+    for pair in found.pairs[:_MOST_PAIRS]:
+        value = "-" if pair.value is None else f"{pair.value:.3f}"
+        table.add_row(f"{pair.a}, {pair.b}", f"{pair.items:,}", f"{pair.agree:.1%}", value)
+    return table
+
+
+def _disputed(found: Agreement) -> Table:
+    table = Table(title="most disputed", title_justify="left", box=None, header_style="bold")
+    table.add_column("item", overflow="fold")
+    for category in found.disputed[0].counts:
+        table.add_column(category, justify="right")
+    for item in found.disputed:
+        table.add_row(item.id, *map(str, item.counts.values()))
+    return table

@@ -1,0 +1,132 @@
+"""The code that determines an artifact: the files that its stage imports, and what those import.
+
+Editing a table, the planner or the report therefore builds nothing again. Comments, docstrings and blank
+lines do not count: two files that differ in them alone do the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import io
+import sys
+import tokenize
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import prefloop
+
+PACKAGE = prefloop.__name__
+ROOT = Path(prefloop.__file__).parent
+SPEAKS = frozenset({"prefloop.base.console", "prefloop.base.interrupt", "prefloop.base.redact", "prefloop.errors"})
+"""Modules that say what happens and put nothing into an artifact."""
+SETTINGS = frozenset(
+    f"prefloop.config{name}" for name in ("", ".base", ".common", ".judge", ".names", ".ppo", ".ranges", ".stages")
+)
+"""Modules that declare settings, whose values are in the key themselves."""
+RUNTIME = "prefloop.runs.runtime"
+"""It loads model and sampler on demand: a stage has the code of those that it ``uses``."""
+USED = {"backbone": "prefloop.models.backbone", "generation": "prefloop.rollouts.start"}
+
+
+def code_of(kind: type, uses: Collection[str]) -> dict[str, str]:
+    """The hash of every module of this package that a stage of class ``kind`` runs, by name.
+
+    ``uses``: what the stage takes from the runtime, 'backbone' and 'generation'. Of a class that is defined
+    outside the package, the modules that its file imports count.
+    """
+    starts = {USED[name] for name in uses}
+    for each in kind.__mro__[:-1]:
+        if each.__module__.partition(".")[0] == PACKAGE:
+            starts.add(each.__module__)
+        elif (file := getattr(sys.modules.get(each.__module__), "__file__", None)) and Path(file).is_file():
+            starts |= imported(Path(file).read_text(encoding="utf-8"))
+    return {module: _hash(module) for module in sorted(closure(starts))}
+
+
+def closure(starts: Collection[str]) -> set[str]:
+    """The modules of this package that ``starts`` lead to, themselves included."""
+    found: set[str] = set()
+    open_ = sorted(starts)
+    while open_:
+        module = open_.pop()
+        if module not in found | SPEAKS | SETTINGS:
+            found.add(module)
+            open_ += [] if module == RUNTIME else _imports(module)
+    return found
+
+
+def imported(source: str) -> set[str]:
+    """Modules of this package that Python source imports, in functions too; not those for type checking alone."""
+    tree = ast.parse(source)
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in node.body
+        for inner in ast.walk(part)
+    }
+    nodes = [node for node in ast.walk(tree) if id(node) not in skipped]
+    return {name for node in nodes for name in _named(node) if name != PACKAGE}
+
+
+def _named(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if _file(alias.name))
+    elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == PACKAGE:
+        for alias in node.names:
+            place = prefloop.where(alias.name) if node.module == PACKAGE else None
+            whole = place or f"{node.module}.{alias.name}"
+            yield whole if _file(whole) else node.module
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module of this package, ``None`` where there is none."""
+    first, *rest = module.split(".")
+    if first != PACKAGE:
+        return None
+    place = ROOT.joinpath(*rest)
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+@functools.cache
+def _imports(module: str) -> tuple[str, ...]:
+    file = _file(module)
+    assert file is not None, module
+    return tuple(sorted(imported(file.read_text(encoding="utf-8"))))
+
+
+@functools.cache
+def _hash(module: str) -> str:
+    file = _file(module)
+    assert file is not None, module
+    return hashlib.sha256(bare(file.read_text(encoding="utf-8")).encode()).hexdigest()
+
+
+def bare(source: str) -> str:
+    """Python source without comments, docstrings, blank lines and blanks at the ends of lines."""
+    lines = source.splitlines(keepends=True)
+    cuts = [
+        (token.start, token.end)
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            # A character of ast's columns is a byte of UTF-8.
+            start, end = (
+                (line, len(lines[line - 1].encode()[:column].decode()))
+                for line, column in ((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0))
+            )
+            cuts.append((start, end))
+    for (top, left), (bottom, right) in sorted(cuts, reverse=True):
+        kept = lines[top - 1][:left] + lines[bottom - 1][right:]
+        lines[top - 1 : bottom] = [kept, *[""] * (bottom - top)]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Files that differ between two answers of ``code_of``, by their path in the package."""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return ["/".join(name.split(".")[1:]) + ".py" for name in names]

@@ -1,0 +1,54 @@
+"""The reward model on files of labelled pairs that it was not trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefloop.artifacts.store import Artifact
+from prefloop.base.console import console
+from prefloop.base.sealed import write_json
+from prefloop.config import DataConfig
+from prefloop.evaluation.reward_files import Reading, evaluate_file
+from prefloop.evaluation.reward_table import table
+from prefloop.models.reward_model import Reward
+from prefloop.pipeline.stage import Stage
+from prefloop.runs.work import Work
+
+
+class RewardTest(Stage):
+    """The reward model on each of ``data.reward_tests`` (``evaluation.reward_files`` says what is measured). Produces ``reward-test``."""
+
+    name = "reward-test"
+    produces = "reward-test"
+    inputs = ("reward",)
+    uses = frozenset({"backbone"})
+
+    def __init__(self, data: DataConfig | None = None) -> None:
+        self.data = data or DataConfig()
+        self.names = [path.name for path in self.data.reward_tests]
+        if len(set(self.names)) < len(self.names):
+            self.names = [str(source) for source in self.data.reward_tests]
+
+    def parts(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "tests": list(data.reward_tests),
+            "names": self.names,
+            "layout": data.layout,
+            "bad_rows": data.bad_rows,
+            "limit": data.eval_limit,
+        }
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        reward = Reward.load(work.runtime.backbone, inputs["reward"].path)
+        found: dict[str, Any] = {}
+        try:
+            for number, path in enumerate(self.data.reward_tests):
+                place = work.scratch / str(number)
+                reading = Reading(place, work.folder, self.data.layout, self.data.bad_rows, self.data.eval_limit)
+                found[self.names[number]] = evaluate_file(reward, path, reading)
+        finally:
+            reward.drop()
+        write_json(work.folder / "tests.json", found)
+        console.print(table(found))
+        return {"tests": found}

@@ -1,0 +1,88 @@
+"""A stage that somebody writes: the documented one runs as it is printed, and an edited one is never taken for the one before."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from documents import python_in
+
+from prefloop.artifacts.store import Artifact
+from prefloop.base.jsonl import write_rows
+from prefloop.pipeline.pipeline import Pipeline
+from prefloop.pipeline.stage import Stage, own_code
+from prefloop.pipeline.stages.sft import SFT
+from prefloop.records import Comparison, Message, Response, Vote, to_dict
+from prefloop.runs.runtime import Runtime
+from prefloop.runs.work import Work
+
+
+class Comparisons(Stage):
+    """Two comparisons with three votes."""
+
+    name = produces = "comparisons"
+
+    def parts(self) -> dict[str, Any]:
+        return {}
+
+    def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
+        said = [Response("yes"), Response("no")]
+        made = [
+            Comparison(f"c{n}", [Message("user", "q?")], said, [Vote(f"a{k}", 0) for k in range(n)]) for n in (1, 2)
+        ]
+        write_rows(work.folder / "comparisons.jsonl", map(to_dict, made))
+        return {}
+
+
+def module(path: Path, text: str) -> ModuleType:
+    """A file of the user's, imported as a script would."""
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+def run(stage: Stage, folder: Path) -> dict[str, Any]:
+    """What the last stage of a run of two says."""
+    summary = Pipeline([Comparisons(), stage], Runtime(output=folder / "runs")).run(folder / "runs" / "own")
+    return summary["stages"][-1]
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # a second version within a second would be taken for the first
+    monkeypatch.setitem(sys.modules, "counting", None)
+
+
+def test_the_stage_of_the_documentation_runs_and_an_edited_build_runs_again(tmp_path: Path) -> None:
+    [text] = python_in("docs/extending.md", "A stage")
+    first = run(module(tmp_path / "counting.py", text).Count(), tmp_path)
+    assert (first["status"], first["metrics"]["votes"]) == ("ran", 3)
+    assert run(module(tmp_path / "counting.py", text).Count(), tmp_path)["status"] == "reused"
+    edited = text.replace('{"votes": sum(', '{"votes": 1 + sum(')
+    again = run(module(tmp_path / "counting.py", edited).Count(), tmp_path)
+    assert (again["status"], again["metrics"]["votes"]) == ("ran", 4)
+
+
+def test_a_stage_that_no_file_defines_counts_by_its_methods(tmp_path: Path) -> None:
+    [text] = python_in("docs/extending.md", "A stage")
+
+    def typed(more: str) -> Stage:
+        names: dict[str, Any] = {"__name__": "console"}
+        exec(compile(text.replace('{"votes": sum(', f'{{"votes": {more}sum('), "<console>", "exec"), names)
+        return names["Count"]()
+
+    assert run(typed(""), tmp_path)["metrics"]["votes"] == 3
+    assert run(typed(""), tmp_path)["status"] == "reused"
+    assert run(typed("1 + "), tmp_path)["metrics"]["votes"] == 4
+
+
+def test_stages_of_the_package_have_no_code_of_their_own() -> None:
+    assert own_code(SFT) == {}
