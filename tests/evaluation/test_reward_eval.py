@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from by_words import ByWords
 
 from prefloop.base.atomic import link
