@@ -133,9 +133,10 @@ def pairs(case: Case, backbone: Any, work: Any) -> None:
     from prefloop.models.forward import hidden_N_H
     from prefloop.models.heads import ScalarHead
     from prefloop.objectives.reward import bradley_terry
-    from prefloop.training import dpo as pairs
+    from prefloop.training.dpo import PAIR_LOSSES
     from prefloop.training.loop import Loop
-    from prefloop.training.policy import POLICY, REFERENCE
+    from prefloop.training.pair_batch import pairs_of
+    from prefloop.training.policy import POLICY, REFERENCE, policy_B, reference_B
 
     backbone.add_role(POLICY)
     reward = case.stage == "reward"
@@ -152,10 +153,10 @@ def pairs(case: Case, backbone: Any, work: Any) -> None:
         if reward:
             with backbone.role(POLICY, train=True, dropout=True):
                 score_B = head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
-            return bradley_terry(pairs.pairs_of(pack, by_key, score_B, 0.0).margin).sum()
-        reference = pairs.reference_B(backbone, pack, 1.0)
-        found = pairs.pairs_of(pack, by_key, pairs.policy_B(backbone, pack, 1.0), reference)
-        return pairs.PAIR_LOSSES["dpo"].loss(found, settings(case, "").preference).sum()
+            return bradley_terry(pairs_of(pack, by_key, score_B, 0.0).margin).sum()
+        reference = reference_B(backbone, pack, 1.0)
+        found = pairs_of(pack, by_key, policy_B(backbone, pack, 1.0), reference)
+        return PAIR_LOSSES["dpo"].loss(found, settings(case, "").preference).sum()
 
     check = audited(backbone, parameters)
     for step in range(2):

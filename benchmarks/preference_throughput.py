@@ -42,7 +42,9 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     from prefloop.models.forward import hidden_N_H
     from prefloop.models.heads import ScalarHead
     from prefloop.objectives.reward import bradley_terry
-    from prefloop.training import dpo as pairs
+    from prefloop.training.dpo import PAIR_LOSSES
+from prefloop.training.pair_batch import pairs_of
+from prefloop.training.policy import policy_B, reference_B
     from prefloop.training.batches import ahead
     from prefloop.training.kto import Reads, estimate, kto_loss, reads
     from prefloop.training.loop import Loop
@@ -74,7 +76,7 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
         found = {}
         for pack in packs([g.document for g in groups], options.pack_tokens):
             found.update(
-                zip(pack.keys, pairs.reference_B(backbone, pack.to(backbone.device), 1.0).tolist(), strict=True)
+                zip(pack.keys, reference_B(backbone, pack.to(backbone.device), 1.0).tolist(), strict=True)
             )
         cached = torch.tensor([found[k] for k in range(len(found))])
 
@@ -84,11 +86,11 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
         if kind == "reward":
             with backbone.role(POLICY, train=True, dropout=True):
                 score_B = head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
-            p = pairs.pairs_of(pack, by_key, score_B, 0.0)
+            p = pairs_of(pack, by_key, score_B, 0.0)
             return bradley_terry(p.margin).sum()
-        reference = pairs.reference_B(backbone, pack, 1.0, cached)
-        p = pairs.pairs_of(pack, by_key, pairs.policy_B(backbone, pack, 1.0), reference)
-        return pairs.PAIR_LOSSES["dpo"].loss(p, settings).sum()
+        reference = reference_B(backbone, pack, 1.0, cached)
+        p = pairs_of(pack, by_key, policy_B(backbone, pack, 1.0), reference)
+        return PAIR_LOSSES["dpo"].loss(p, settings).sum()
 
     device_sync = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
 

@@ -101,7 +101,8 @@ def test_policies_share_one_backbone_and_each_computes_its_own(run: Path, tmp_pa
     alone = open_policies([tmp_path / "bare"], generation={"max_new_tokens": 3})
     assert alone.runtime.generation.max_new_tokens == 3
     close = logits(alone.runtime, next(iter(alone.roles.values())))
-    assert (close.float() - found[f"{run}:ppo"]).abs().max() < 1e-3  # bf16 storage, which is float32 on this processor
+    tolerance = 1e-3 if close.dtype == torch.float32 else 0.3  # bf16 storage: some processors compute in it too
+    assert (close.float() - found[f"{run}:ppo"]).abs().max() < tolerance
 
 
 def test_adapters_of_different_backbones_are_refused_with_names_and_what_differs(

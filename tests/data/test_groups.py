@@ -238,7 +238,7 @@ def test_memory_does_not_grow_with_the_text_of_the_pairs(tmp_path: Path, monkeyp
 
     counting = SimpleNamespace(loads=parse, dumps=json.dumps)
     monkeypatch.setattr("prefloop.data.groups.json", counting)
-    monkeypatch.setattr("prefloop.artifacts.store.json", counting)
+    monkeypatch.setattr("prefloop.base.jsonl.json", counting)
     monkeypatch.setattr("prefloop.data.groups.from_dict", build)
     rows = [
         comparison(f"{i}/{k}", f"q {i} " + "good " * 40, f"x {i} {k}", f"y {i} {k}", 0)

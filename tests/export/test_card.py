@@ -44,7 +44,8 @@ from prefloop.records import Message, Prompt
 from prefloop.rollouts.engine import TransformersEngine
 from prefloop.runs.open import open_policies
 from prefloop.runs.runtime import Runtime
-from prefloop.training.dpo import PAIR_LOSSES, Pairs
+from prefloop.training.dpo import PAIR_LOSSES
+from prefloop.training.pair_batch import Pairs
 
 IDS = torch.arange(9, 40)[None]
 
@@ -102,7 +103,7 @@ def test_every_exported_adapter_has_a_card_that_parses_and_says_where_it_comes_f
         assert card.data.license is None and {"prefloop", "lora", slot} <= set(card.data.tags)
         assert str(tiny_folder.parent) not in card.content and str(run.parent) not in card.content
     text = (exported / "README.md").read_text()
-    rows = {row[0]: row for row in tables(text)}
+    rows = {row[0]: row for row in tables(text.partition("## Evaluation")[0])}
     assert rows["sft"][2] == "demonstrations `demonstrations.jsonl`" and "rows 12" in rows["sft"][3]
     assert rows["sample"][2] == "prompts `train.jsonl`" and "votes" in rows["label"][3] and "pairs" in rows["dpo"][3]
     assert "reward" not in rows  # dpo learns from votes alone
@@ -273,7 +274,8 @@ def test_the_first_snippet_of_a_card_loads_the_model_that_was_trained_and_the_se
     with torch.no_grad(), opened.runtime.backbone.role(next(iter(opened.roles.values()))):
         ours = opened.runtime.backbone.causal_lm(IDS).logits
     assert theirs.dtype == ours.dtype
-    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+    tolerance = 1e-4 if ours.dtype == torch.float32 else 0.3  # some processors compute in bfloat16
+    torch.testing.assert_close(theirs, ours, atol=tolerance, rtol=tolerance)
     assert (unquantised.float() - ours.float()).abs().max() > 1e-2
     between = card[card.index(first) : card.index(second)]
     assert "another model: its numbers differ" in between and "`prefloop export --merge`" in between

@@ -139,7 +139,7 @@ def test_a_model_on_the_kernels_equals_one_without(tiny_folders: Any, monkeypatc
 
 
 def test_large_weights_are_written_out_one_by_one(tiny_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefloop.models.fused.norms import projections as joined
+    from prefloop.models.fused import projections as joined
 
     monkeypatch.setattr(kernels, "on_gpu", lambda _: triton_kernels)
     found: list[list[Tensor]] = []

@@ -126,7 +126,7 @@ def test_lora_trains_r_times_in_plus_out_and_dora_a_magnitude_more(seven_b: Shap
 def test_what_a_fused_layer_keeps_is_what_it_kept(tiny_folder: Path) -> None:
     """Against the tensors of a real pass: all that one layer's ``Kept`` holds but its input."""
     from prefloop.models.forward import run_N_H
-    from prefloop.models.fused.norms import layer as layers
+    from prefloop.models.fused import layer as layers
 
     backbone = load(tiny_folder, r=4)
     backbone.add_role("policy")

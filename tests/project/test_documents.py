@@ -24,7 +24,8 @@ from prefloop.config.load import parse
 from prefloop.evaluation.answers import read_answers
 from prefloop.records import Prompt
 from prefloop.runs.runtime import Runtime
-from prefloop.training.dpo import PAIR_LOSSES, Pairs
+from prefloop.training.dpo import PAIR_LOSSES
+from prefloop.training.pair_batch import Pairs
 from prefloop.training.rewards import FunctionSource
 
 ELSEWHERE = {("docs/extending.md", "A stage"): "tests/pipeline/test_own_stage.py"}

@@ -29,9 +29,10 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
 from prefloop.objectives.reward import bradley_terry, centring
-from prefloop.training.dpo import PAIR_LOSSES, pairs_of, policy_B, reference_B
+from prefloop.training.dpo import PAIR_LOSSES
 from prefloop.training.kto import estimate, kto_loss, mismatched, reads
-from prefloop.training.policy import POLICY, REFERENCE
+from prefloop.training.pair_batch import pairs_of
+from prefloop.training.policy import POLICY, REFERENCE, policy_B, reference_B
 
 Found = tuple[float, dict[str, Tensor]]
 """A loss and the gradient of every trained parameter by its name without the adapter's."""

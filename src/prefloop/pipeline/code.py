@@ -112,18 +112,30 @@ def bare(source: str) -> str:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     ]
+    texts: set[int] = set()
+    """Lines that end inside a text: a blank one is a part of it."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            # A character of ast's columns is a byte of UTF-8.
-            start, end = (
-                (line, len(lines[line - 1].encode()[:column].decode()))
-                for line, column in ((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0))
+        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno:
+            texts |= set(range(node.lineno, node.end_lineno))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            cuts.append(
+                (_column(lines, node.lineno, node.col_offset), _column(lines, node.end_lineno, node.end_col_offset))
             )
-            cuts.append((start, end))
     for (top, left), (bottom, right) in sorted(cuts, reverse=True):
         kept = lines[top - 1][:left] + lines[bottom - 1][right:]
         lines[top - 1 : bottom] = [kept, *[""] * (bottom - top)]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+        texts -= set(range(top, bottom))
+    return "".join(
+        line if number in texts else line.rstrip() + "\n"
+        for number, line in enumerate(lines, start=1)
+        if number in texts or line.strip()
+    )
+
+
+def _column(lines: list[str], line: int | None, byte: int | None) -> tuple[int, int]:
+    """A place of ``ast``, whose columns count bytes of UTF-8, as ``tokenize`` counts: line and character."""
+    assert line is not None and byte is not None
+    return line, len(lines[line - 1].encode()[:byte].decode())
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

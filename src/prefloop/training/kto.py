@@ -17,8 +17,7 @@ from prefloop.errors import DataError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import sum_by_branch_B
 from prefloop.objectives.preference import kto
-from prefloop.training.dpo import policy_B
-from prefloop.training.policy import POLICY, REFERENCE, logps_R
+from prefloop.training.policy import POLICY, REFERENCE, logps_R, policy_B
 
 
 def mismatched(groups: Sequence[ThumbGroup]) -> list[Document]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from prefloop.artifacts.store import Artifact
-from prefloop.data.packing import Document, Pack, packs
+from prefloop.data.packing import Document, Pack, on_device, packs
 from prefloop.models.backbone import Backbone
-from prefloop.models.forward import hidden_N_H, response_logps_R
+from prefloop.models.forward import hidden_N_H, response_logps_R, sum_by_branch_B
 from prefloop.runs.work import Work
 from prefloop.training.audit import Audit
 
@@ -59,3 +59,16 @@ def logps_R(backbone: Backbone, pack: Pack, role: str | None, temperature: float
     """Log-probs of a pack's response tokens under a role, without gradient, [R]."""
     with backbone.role(role):
         return response_logps_R(backbone, hidden_N_H(backbone, pack), pack, temperature)
+
+
+def reference_B(backbone: Backbone, pack: Pack, temperature: float, cached: Tensor | None = None) -> Tensor:
+    """Summed reference log-prob of each response: from the cache (indexed by key), or computed now under the reference adapter."""
+    if cached is not None:
+        return on_device(cached[list(pack.keys)], pack.tokens_N.device)
+    return sum_by_branch_B(logps_R(backbone, pack, REFERENCE, temperature), pack)
+
+
+def policy_B(backbone: Backbone, pack: Pack, temperature: float) -> Tensor:
+    """Summed policy log-prob of each response, with gradient."""
+    with backbone.role(POLICY, train=True):
+        return sum_by_branch_B(response_logps_R(backbone, hidden_N_H(backbone, pack), pack, temperature), pack)

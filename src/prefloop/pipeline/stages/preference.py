@@ -27,9 +27,18 @@ from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.audit import Audit
 from prefloop.training.batches import ahead, epochs_of_groups
-from prefloop.training.dpo import PAIR_LOSSES, accuracy, decided, pairs_of, policy_B, reference_B
+from prefloop.training.dpo import PAIR_LOSSES
 from prefloop.training.loop import Loop
-from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, save_policy, start_policy
+from prefloop.training.pair_batch import accuracy, decided, pairs_of
+from prefloop.training.policy import (
+    POLICY,
+    REFERENCE,
+    policy_B,
+    policy_parameters,
+    reference_B,
+    save_policy,
+    start_policy,
+)
 
 
 class Preference(Stage):

@@ -16,8 +16,7 @@ from prefloop.labeling.aggregation import vote_share
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.comparisons import require_pairs, unusable_of
 from prefloop.runs.work import Work
-from prefloop.training.dpo import reference_B
-from prefloop.training.policy import REFERENCE
+from prefloop.training.policy import REFERENCE, reference_B
 
 _AT_ONCE = 256
 """Groups that are packed together."""

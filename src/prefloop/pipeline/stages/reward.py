@@ -32,8 +32,8 @@ from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner, fit
 from prefloop.training.audit import Audit
 from prefloop.training.batches import ahead, epochs_of_groups
-from prefloop.training.dpo import accuracy, decided, pairs_of
 from prefloop.training.loop import Loop, newest_whole
+from prefloop.training.pair_batch import accuracy, decided, pairs_of
 
 REFERENCE_PROMPTS = 40
 """Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard deviation 1."""
