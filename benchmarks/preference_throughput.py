@@ -42,13 +42,12 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     from prefloop.models.forward import hidden_N_H
     from prefloop.models.heads import ScalarHead
     from prefloop.objectives.reward import bradley_terry
-    from prefloop.training.dpo import PAIR_LOSSES
-from prefloop.training.pair_batch import pairs_of
-from prefloop.training.policy import policy_B, reference_B
     from prefloop.training.batches import ahead
+    from prefloop.training.dpo import PAIR_LOSSES
     from prefloop.training.kto import Reads, estimate, kto_loss, reads
     from prefloop.training.loop import Loop
-    from prefloop.training.policy import POLICY, REFERENCE
+    from prefloop.training.pair_batch import pairs_of
+    from prefloop.training.policy import POLICY, REFERENCE, policy_B, reference_B
 
     config = BackboneConfig(
         model=str(folder), precision=options.precision, attention=options.attention, gradient_checkpointing=options.checkpointing,
@@ -75,9 +74,7 @@ from prefloop.training.policy import policy_B, reference_B
     if kind == "dpo-cached":
         found = {}
         for pack in packs([g.document for g in groups], options.pack_tokens):
-            found.update(
-                zip(pack.keys, reference_B(backbone, pack.to(backbone.device), 1.0).tolist(), strict=True)
-            )
+            found.update(zip(pack.keys, reference_B(backbone, pack.to(backbone.device), 1.0).tolist(), strict=True))
         cached = torch.tensor([found[k] for k in range(len(found))])
 
     def loss_of(pack: Pack) -> Any:
