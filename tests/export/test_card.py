@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefloop import compose
 from prefloop.artifacts.manifest import MANIFEST, Manifest, read_manifest
 from prefloop.artifacts.references import policy_of
-from prefloop.artifacts.store import Store
+from prefloop.artifacts.store import Store, lineage
 from prefloop.cli import _main, guarded
 from prefloop.config import BackboneConfig, PreferenceConfig
 from prefloop.config.adapters import CARDS
@@ -31,7 +31,7 @@ from prefloop.data.packing import Document
 from prefloop.errors import ConfigError, StoreError
 from prefloop.evaluation.judges.ensemble import RewardGrader
 from prefloop.export.adapter import export
-from prefloop.export.card import Exported, lineage, model_card
+from prefloop.export.card import Exported, model_card
 from prefloop.export.card_base import Base, base_name, base_of, licence
 from prefloop.export.card_tables import Evaluation, comparison, eval_results, uses
 from prefloop.export.loading import loading

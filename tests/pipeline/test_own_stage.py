@@ -11,6 +11,7 @@ from documents import python_in
 
 from prefloop.artifacts.store import Artifact
 from prefloop.base.jsonl import write_rows
+from prefloop.pipeline import stage as stage_module
 from prefloop.pipeline.pipeline import Pipeline
 from prefloop.pipeline.stage import Stage, own_code
 from prefloop.pipeline.stages.sft import SFT
@@ -86,3 +87,27 @@ def test_a_stage_that_no_file_defines_counts_by_its_methods(tmp_path: Path) -> N
 
 def test_stages_of_the_package_have_no_code_of_their_own() -> None:
     assert own_code(SFT) == {}
+
+
+def test_why_a_stage_is_built_again_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [text] = python_in("docs/extending.md", "A stage")
+
+    def said(source: str) -> str:
+        run(module(tmp_path / "counting.py", source).Count(), tmp_path)
+        [line] = [
+            line for line in capsys.readouterr().out.splitlines() if line.startswith(("running count", "reused c"))
+        ][-1:]
+        return line.partition("(")[2].rstrip(")")
+
+    with monkeypatch.context() as before:
+        before.setattr(stage_module, "code_of", lambda *_: {})  # as versions before this wrote: no files by name
+        assert said(text) == ""
+    assert said(text) == "changed: another comparisons; another version of prefloop"
+    other = text.replace('{"what": "votes"}', '{"what": "all"}')
+    assert said(other) == "changed: what 'votes' → 'all'; the file that defines it"
+    assert said(other.replace("sum(", "1 + sum(")) == "changed: the file that defines it"
+    with monkeypatch.context() as another:
+        another.setattr(stage_module, "code_of", lambda *_: {"prefloop.objectives.ppo": "x"})
+        assert "code of objectives/ppo.py" in said(text)

@@ -15,15 +15,17 @@ from pydantic import ValidationError
 
 from prefloop.artifacts.adapter_config import described_shape, read_adapter
 from prefloop.artifacts.declared import read_said
-from prefloop.artifacts.manifest import MANIFEST
+from prefloop.artifacts.manifest import MANIFEST, read_manifest
+from prefloop.artifacts.store import lineage
 from prefloop.base.console import say
 from prefloop.base.json_object import problems
 from prefloop.base.sealed import digest, file_digest, read_sealed
 from prefloop.config import GenerationConfig
 from prefloop.config.adapters import EXPERTS
+from prefloop.data.overlap import Prompted
 from prefloop.data.source import Source
+from prefloop.data.trained import roles_read, trained_prompts
 from prefloop.errors import ConfigError, DataError, ModelError, StoreError, among, nearest
-from prefloop.records import Prompt
 
 BASE = "base"
 """Slot of the bare model of a run, without any adapter."""
@@ -344,16 +346,26 @@ def _settings(run: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _training_files(run: Path) -> list[Source]:
-    """The files that a run was trained on, by its own summary; none where it does not say."""
+def _training_files(run: Path) -> dict[str, Source]:
+    """The files that a run was trained on by role, by its own summary and artifacts; none where they do not say."""
     data = _settings(run).get("data")
     if not isinstance(data, dict):
-        return []
+        return {}
+    known = slots(run) if (run / "artifacts").is_dir() else {}
+    read = {role for folder in known.values() for role in _read_by(folder.resolve())}
     try:
-        files = [Source.parse(data[name]) for name in ("demonstrations", "comparisons", "prompts") if data.get(name)]
+        return {role: Source.parse(data[role]) for role in roles_read(read) if data.get(role)}
     except (ConfigError, TypeError, AttributeError):
-        return []
-    return list(dict.fromkeys(files))
+        return {}
+
+
+def _read_by(folder: Path) -> set[str]:
+    """What the artifact in ``folder``, and everything that it was made from, read."""
+    try:
+        made = read_manifest(folder, required=False)
+        return {role for one in (*lineage(folder.parent, made), made) for role in one.reads}
+    except StoreError:
+        return set()
 
 
 def untraced(run: Path) -> str:
@@ -361,7 +373,7 @@ def untraced(run: Path) -> str:
     files = _training_files(run)
     if not files:
         return "its summary names no training files"
-    gone = next((source for source in files if not source.exists()), None)
+    gone = next((source for source in files.values() if not source.exists()), None)
     if gone is None:
         return "its training files cannot be read any more as they were"
     if gone.scheme or Path(str(gone)).is_absolute():
@@ -369,25 +381,13 @@ def untraced(run: Path) -> str:
     return f"its training file '{gone}' is not found from here: run the command in the folder where the run was started"
 
 
-def trained_on(run: Path) -> list[Prompt] | None:
+def trained_on(run: Path) -> list[Prompted] | None:
     """The prompts of the files that a run was trained on, by its own summary; ``None`` where ``untraced`` says why."""
-    from prefloop.data.sources import load_prompts
-
     data, files = _settings(run).get("data", {}), _training_files(run)
-    if not files or not all(source.exists() for source in files):
+    if not files or not all(source.exists() for source in files.values()):
         return None
-    with tempfile.TemporaryDirectory(prefix="prefloop-") as aside:
+    with tempfile.TemporaryDirectory(prefix="prefloop-") as scratch:
         try:
-            read = [
-                load_prompts(
-                    path,
-                    layout=data.get("layout", "auto"),
-                    bad_rows="quarantine",
-                    quarantine_dir=aside,
-                    limit=data.get("limit"),
-                )
-                for path in files
-            ]
+            return list(trained_prompts(files, data.get("layout", "auto"), data.get("limit"), Path(scratch)))
         except DataError:  # another file by now
             return None
-    return [prompt for checked in read for prompt in checked.records]

@@ -150,6 +150,28 @@ class Store:
         return Artifact(target, manifest, status=manifest.status)
 
 
+def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
+    """Manifests of everything that the artifact was made from, oldest first, as far as the store ``root`` still has them.
+
+    Raises ``StoreError`` for a damaged one: without it a card would leave out what it has to disclose.
+    """
+    found: list[Manifest] = []
+    seen: set[str] = set()
+
+    def visit(of: Manifest) -> None:
+        for key in of.inputs.values():
+            place = next(iter(sorted(root.glob(f"*-{key[:16]}/{MANIFEST}"))), None)
+            if place is None or key in seen:
+                continue
+            seen.add(key)
+            made = read_manifest(place.parent, required=False)
+            visit(made)
+            found.append(made)
+
+    visit(manifest)
+    return found
+
+
 def try_lock(handle: IO[str]) -> bool:
     """Take an exclusive lock on an open file if it is free."""
     try:

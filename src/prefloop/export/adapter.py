@@ -85,7 +85,8 @@ def _require_merging(folder: Path, reference: str) -> None:
 
 
 def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: str | None) -> None:
-    from prefloop.export.card import Exported, lineage, model_card
+    from prefloop.artifacts.store import lineage
+    from prefloop.export.card import Exported, model_card
     from prefloop.export.card_base import base_of
     from prefloop.report.inputs import read_summary
 
@@ -123,7 +124,7 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
 
 def evaluation_of(place: Place, manifest: Manifest) -> Evaluation | None:
     """The run's final comparison, when it was of this very artifact."""
-    from prefloop.export.card import lineage
+    from prefloop.artifacts.store import lineage
     from prefloop.export.card_tables import Evaluation
 
     judge = place.run / "artifacts" / "judge" / MANIFEST if place.run else None

@@ -15,7 +15,7 @@ import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
 from prefloop.artifacts.adapter_config import read_adapter
-from prefloop.artifacts.manifest import MANIFEST, Manifest, read_manifest
+from prefloop.artifacts.manifest import Manifest
 from prefloop.base.console import counted
 from prefloop.config import GenerationConfig
 from prefloop.config.algorithms import ROLLOUTS, kind_of
@@ -50,28 +50,6 @@ class Exported:
     """How the run samples, where it says so."""
     merged: str | None = None
     """The floating-point type, when the adapter is merged into whole weights."""
-
-
-def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
-    """Manifests of everything that the artifact was made from, oldest first, as far as the store still has them.
-
-    Raises ``StoreError`` for a damaged one: without it the card would leave out what it has to disclose.
-    """
-    found: list[Manifest] = []
-    seen: set[str] = set()
-
-    def visit(of: Manifest) -> None:
-        for key in of.inputs.values():
-            place = next(iter(sorted(root.glob(f"*-{key[:16]}/{MANIFEST}"))), None)
-            if place is None or key in seen:
-                continue
-            seen.add(key)
-            made = read_manifest(place.parent, required=False)
-            visit(made)
-            found.append(made)
-
-    visit(manifest)
-    return found
 
 
 def model_card(

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from prefloop.artifacts.references import BASE
-from prefloop.artifacts.store import Artifact
+from prefloop.artifacts.store import Artifact, lineage
 from prefloop.base.console import say
 from prefloop.base.jsonl import read_rows, write_rows
 from prefloop.config import DataConfig, EvaluateConfig
-from prefloop.data.overlap import overlap
+from prefloop.data.overlap import Prompted, overlap
 from prefloop.data.replies import Reply, reply_of, response_of
 from prefloop.data.source import Source
-from prefloop.data.sources import copy_records
+from prefloop.data.trained import roles_read, trained_prompts
 from prefloop.errors import JudgeError
 from prefloop.evaluation.compare import Duel, Judged, judge_answers
 from prefloop.evaluation.judges.cache import VerdictCache
@@ -116,7 +116,7 @@ class Compare(Stage):
                 metrics["pearson_gold"] = _pearson(sft["reward"], sft["gold"])
         if len(self.policies) > 1:
             metrics |= self._judged(work, answers, results)
-        same = overlap(self._trained_on(work), list(sft["prompt"].values()))
+        same = overlap(self._trained_on(work, inputs), list(sft["prompt"].values()))
         say(f"  {same.describe()}", "yellow" if same.matches else "dim")
         metrics["contamination"] = {
             "count": len(same.seen),
@@ -125,20 +125,12 @@ class Compare(Stage):
         }
         return metrics
 
-    def _trained_on(self, work: Work) -> Iterator[Prompt]:
-        """The prompts of every training file, one at a time; rows that training could not use are none."""
-        for number, path in enumerate(self._training()):
-            aside = work.scratch / f"trained-on-{number}.jsonl"
-            copy_records(
-                Prompt,
-                path,
-                aside,
-                layout=self.data.layout,
-                bad_rows="quarantine",
-                quarantine_dir=work.scratch,
-                limit=self.data.limit,  # what lies beyond was not trained on
-            )
-            yield from (from_dict(Prompt, row) for row in read_rows(aside))
+    def _trained_on(self, work: Work, inputs: Mapping[str, Artifact]) -> Iterator[Prompted]:
+        """The prompts of every file that a compared policy has learnt from, one at a time."""
+        answers = [inputs[f"respond-{policy}"].manifest for policy in self.answered]
+        read = {role for made in answers for one in lineage(work.runtime.store.root, made) for role in one.reads}
+        files = {role: source for role in roles_read(read) if (source := getattr(self.data, role)) is not None}
+        yield from trained_prompts(files, self.data.layout, self.data.limit, work.scratch)
 
     def _keep_gold(self, work: Work, answers: Mapping[str, Any]) -> None:
         """Write the gold score of every response, by prompt and policy: the report sorts conversations by them."""
