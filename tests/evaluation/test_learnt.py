@@ -32,6 +32,18 @@ def test_what_has_not_moved_is_said(kl: float | None, metrics: dict[str, Any], s
     assert len(found) == bool(said) and said in "".join(found)
 
 
+def test_a_policy_whose_few_steps_show_no_change_is_told_of_its_rate_too() -> None:
+    stages = [{"name": "kto", "metrics": {"steps": 2}}]
+
+    def told(kl: float, low: float, high: float) -> str:
+        return "".join(unmoved(stages, {"kto": {"kl": kl, "kl_low": low, "kl_high": high}}))
+
+    noise = told(0.14, -0.13, 0.36)
+    assert noise.startswith("kto is still the SFT model that it began as: 0.14 [-0.13, 0.36] nats of KL after 2 steps.")
+    assert "a higher learning rate" in noise and "a higher learning rate" in told(0.39, 0.2, 0.6)
+    assert told(0.39, 0.2, 0.6).startswith("kto is near the SFT model")
+
+
 def test_sft_that_learnt_nothing_is_said_and_a_bare_model_is_no_policy() -> None:
     rows = {"base": {"kl": 0.03}, "sft": {"kl": 0.0}, "dpo": {"kl": 4.0}}
     (told,) = unmoved([], rows)

@@ -55,6 +55,17 @@ def test_wrong_type_names_the_field(config: Path) -> None:
 def test_unknown_flag_and_unknown_algorithm(config: Path) -> None:
     refused(config, "--ppo.kl.coeff", flags=("--ppo.kl.coeff", "1"))
     refused(config, "unknown algorithm 'dpoo'", "did you mean 'dpo'?", flags=("--algo", "dpoo"))
+    assert refused(config, "did you mean 'dpo'?", flags=("--algo", "DPO")).count("reinforce") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "is empty: it holds no rows"), (b"\x00\x01\x02" * 400, "eval.jsonl")]
+)
+def test_a_file_that_the_last_stages_read_is_looked_at_before_the_first(
+    config: Path, content: bytes, said: str
+) -> None:
+    (config.parent / "eval.jsonl").write_bytes(content)
+    assert "running" not in refused(config, said)
 
 
 def test_adapters_that_cannot_be(config: Path) -> None:

@@ -163,6 +163,17 @@ def test_flags_answer_all_questions(tmp_path: Path) -> None:
     assert (config.algo, config.label.source, config.preference.beta) == ("dpo", "file", 0.1)
 
 
+def test_a_small_models_rate_is_one_that_moves_it_and_a_large_ones_is_the_papers() -> None:
+    """57 steps of DPO on 150 pairs left SmolLM2-135M where it was at 1e-5, the rate of a 7B model."""
+    for alignment, stage in (("pairs", "preference"), ("rollouts", "ppo")):
+        small, large = (
+            yaml.safe_load(config_of(Answers("pairs", 6_000, memory, "any", 1, alignment)))[stage]["optim"]
+            for memory in (0, 80 * GIB)
+        )
+        assert small["learning_rate"] == pytest.approx(10 * large["learning_rate"])
+    assert large["learning_rate"] == pytest.approx(3e-5)
+
+
 def test_thumbs_are_learnt_with_kto_and_own_answers_with_rollouts() -> None:
     assert "algo: kto" in config_of(Answers("thumbs", 6000, 0, "any", 1, "pairs"))
     assert "algo: rloo" in config_of(Answers("pairs", 6000, 0, "any", 1, "rollouts"))

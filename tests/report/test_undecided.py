@@ -49,6 +49,18 @@ def test_only_what_is_open_is_said(low: float, high: float, said: bool) -> None:
         )
 
 
+def test_a_comparison_of_cut_answers_with_whole_ones_is_said_to_be_one() -> None:
+    def told(sft: float, ppo: float) -> list[str]:
+        data = report_fixture.summary()
+        for name, row in data["results"].items():
+            row["finished_share"] = ppo if name == "ppo" else sft
+        return [line for line in cautions(Summary.model_validate(data), "gold") if "cut off" in line]
+
+    (line,) = told(sft=0.844, ppo=0.031)
+    assert line.startswith("3.1 % of the answers of PPO end by themselves, 84.4 % of SFT's")
+    assert told(sft=0.2, ppo=0.9) and not told(sft=0.9, ppo=0.55) and not told(sft=0.2, ppo=0.3)
+
+
 def compared(**base: Any) -> Summary:
     """The made-up run with the bare model in its comparison."""
     data = report_fixture.summary()

@@ -85,5 +85,10 @@ class Check:
             say(f"{model} takes {(found.count or 0) - fitting.refused:,} of them, {fitting.refused:,} not{cut}")
             for line in (*encoder.notes(), *fitting.problems):
                 quote(f"  {line}")
+        if texts:
+            whose = "the model's own" if self.chat_template == "model" else self.chat_template
+            say(
+                f"as {model} reads them, chat template {whose}; a run reads by backbone.chat_template: --chat-template shows another"
+            )
         for text in texts:
             quote(f"\n{text}")

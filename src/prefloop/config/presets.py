@@ -73,6 +73,12 @@ WITHOUT_RANK = frozenset(
 """Methods for which ``adapter.r`` says nothing."""
 _SMALL, _LARGE = 2_000, 100_000
 _LARGE_MODEL = 30.0
+_SMALL_MODEL = 1.0
+"""Billions of parameters."""
+_FASTER = (
+    10.0,
+    f"{OWN}: ten times that below 1B parameters (57 steps of DPO moved SmolLM2-135M by 0.0 nats at 1e-5 and by 3.9 at 1e-4)",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +201,10 @@ def _rates(preset: str, facts: Facts) -> list[Guide]:
             f"The N+ Implementation Details of RLHF (2403.17031; vwxyzjn/summarize_from_feedback_details): 3e-6; {ten}",
         ),
     }
+    if (billions(facts.model) or _SMALL_MODEL) < _SMALL_MODEL:  # rates of the papers are those of 7B and more
+        for stage in ("preference", "ppo"):
+            rate, source = rates[stage]
+            rates[stage] = (rate * _FASTER[0], f"{source}; {_FASTER[1]}")
     times, why = _TIMES.get(facts.method, (1.0, ""))
     found = []
     for stage, (rate, source) in rates.items():

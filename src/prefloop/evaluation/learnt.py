@@ -17,7 +17,8 @@ STILL, NEAR = 0.1, 1.0
 def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> list[str]:
     """A sentence for each policy that is where it began, or near it after a few steps; of SFT, where it is still the bare model.
 
-    ``stages`` and ``results`` are those of a summary: ``updates`` or ``steps`` among a stage's metrics, ``kl`` in the policy's row.
+    ``stages`` and ``results`` are those of a summary: ``updates`` or ``steps`` among a stage's metrics, ``kl`` with ``kl_low`` and
+    ``kl_high`` in the policy's row.
     """
     metrics = {kind_of(str(stage.get("name"))): stage.get("metrics") or {} for stage in stages}
     out = []
@@ -33,14 +34,16 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
             continue
         few = isinstance(steps, int) and steps < FEW_STEPS
         made = f" after {steps:,} step{'' if steps == 1 else 's'}" if isinstance(steps, int) else ""
-        if abs(kl) < STILL:
+        low, high = row.get("kl_low"), row.get("kl_high")
+        interval = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
+        if abs(kl) < STILL or (few and interval and low <= 0 <= high):
             out.append(
-                f"{policy} is still the SFT model that it began as: {kl:.2f} nats of KL{made}. Its figures say nothing of {policy}: give it more data, epochs or "
+                f"{policy} is still the SFT model that it began as: {kl:.2f}{interval} nats of KL{made}. Its figures say nothing of {policy}: give it more data, epochs or "
                 "a higher learning rate."
             )
         elif few:
             out.append(
-                f"{policy} is near the SFT model that it began as: {kl:.2f} nats of KL{made}. That is too few to judge {policy} by: give it more data, epochs or smaller "
-                "batches."
+                f"{policy} is near the SFT model that it began as: {kl:.2f}{interval} nats of KL{made}. That is too few to judge {policy} by: give it more data, epochs, smaller "
+                "batches or a higher learning rate."
             )
     return out

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prefloop.base.redact import short
 from prefloop.config import RLHFConfig
 from prefloop.config.algorithms import PAIR, POLICIES, REWARD_ONLY, ROLLOUTS, SFT_ONLY
-from prefloop.errors import ConfigError, nearest
+from prefloop.errors import ConfigError, among
 from prefloop.pipeline.stage import Stage
 
 
@@ -53,10 +53,8 @@ def register(name: str, make: Callable[[RLHFConfig], Stage]) -> None:
 
 
 def algorithm(config: RLHFConfig) -> Stage:
-    """The stage that ``config.algo`` names; raises ``ConfigError`` with the nearest known name."""
+    """The stage that ``config.algo`` names; raises ``ConfigError`` with the among known name."""
     names = [*ALGORITHMS, REWARD_ONLY, SFT_ONLY]
     if config.algo not in ALGORITHMS:
-        raise ConfigError(
-            f"algo: unknown algorithm {short(config.algo)} ({nearest(config.algo, names)}; one of {', '.join(names)})"
-        )
+        raise ConfigError(f"algo: unknown algorithm {short(config.algo)} ({among(config.algo, names)})")
     return ALGORITHMS[config.algo](config)

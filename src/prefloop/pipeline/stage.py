@@ -30,6 +30,7 @@ from prefloop.base.sealed import digest, file_digest, write_sealed
 from prefloop.config import is_config
 from prefloop.config.adapters import options_of
 from prefloop.data.source import Source
+from prefloop.data.sources import detect_layout
 from prefloop.errors import AuditError, ConfigError, DataError, StoreError
 from prefloop.pipeline.code import changed, code_of
 from prefloop.runs.runtime import Runtime
@@ -109,8 +110,12 @@ class Stage:
                 )
 
     def preflight(self) -> None:
-        """Raise before anything runs when a file that this stage reads is missing."""
-        content(self.parts())
+        """Raise before anything runs when a file that this stage reads is missing, or holds no row that can be one of its."""
+        parts = self.parts()
+        content(parts)
+        for source in parts.values():
+            if isinstance(source, Source) and parts.get("layout") == "auto":
+                detect_layout(source)
 
     def key(self, runtime: Runtime, inputs: dict[str, Artifact]) -> str:
         """The artifact's key."""

@@ -8,8 +8,11 @@ from prefloop.evaluation.learnt import unmoved
 from prefloop.evaluation.standing import programs
 from prefloop.report.page import interval, label, percent, spoken, stage_label
 from prefloop.report.readings import control_of, lead_of, name_of
-from prefloop.report.schema import Summary, aligned, rivals
+from prefloop.report.schema import BASELINE, Summary, aligned, rivals
 from prefloop.stats.undecided import undecided
+
+APART = 0.3
+"""Difference of the shares of finished answers above which a comparison is one of cut texts with whole ones."""
 
 
 def cautions(summary: Summary, judge: str | None) -> list[str]:
@@ -40,6 +43,7 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     notes += programs(gold, simulated, people=len(summary.annotators) - simulated)
     if judge:
         notes += _undecided(summary, judge)
+        notes += _cut(summary)
     if judge == "reward":
         notes += _of_reward_model(aligned(summary.results))
     scorers = [r.llm_judge for r in summary.results.values() if r.llm_judge.startswith("reward:")]
@@ -64,7 +68,7 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
                 f"The judges disagree about {spoken(name)}: it wins {percent(result.win.value)} % under the gold scorer and "
                 f"{percent(result.llm_win.value)} % under the {name_of([result], 'llm')}, each on its own side of 50 %."
             )
-    rows = {name: {"kl": result.kl} for name, result in summary.results.items()}
+    rows = {n: {"kl": r.kl, "kl_low": r.kl_low, "kl_high": r.kl_high} for n, r in summary.results.items()}
     notes += unmoved(({"name": stage.name, "metrics": stage.metrics} for stage in summary.stages), rows)
     for stage in summary.stages:
         equal, read = stage.metrics.get("equal_rows"), stage.metrics.get("read_rows")
@@ -95,6 +99,20 @@ def _bare_model_ahead(summary: Summary) -> str:
     text = "The bare model beats SFT, so a win against SFT need not be one against the model that you began with."
     judge = f" by the {summary.matrix.judge}" if summary.matrix.judge else ""
     return f"{text} Against the bare model{judge} {' and '.join(told)}." if told else text
+
+
+def _cut(summary: Summary) -> list[str]:
+    """Whose answers mostly end at the length limit, where those that they are compared with do not, or not as often."""
+    finished = {n: r.finished_share for n, r in summary.results.items() if r.finished_share is not None}
+    sft = finished.get(BASELINE)
+    if sft is None:
+        return []
+    return [
+        f"{percent(share)} % of the answers of {spoken(name)} end by themselves, {percent(sft)} % of SFT's: the others are cut at generation.max_new_tokens, "
+        f"so texts that are cut off are compared with whole ones. A higher limit would compare more than that."
+        for name, share in finished.items()
+        if name != BASELINE and abs(share - sft) >= APART and min(share, sft) < 0.5
+    ]
 
 
 def _undecided(summary: Summary, judge: str) -> list[str]:

@@ -55,7 +55,8 @@ class Evaluate(Stage):
 
     def parts(self) -> dict[str, Any]:
         judge = FunctionGrader(self.gold).fingerprint() if self.gold else None
-        return {"config": self.config, "prompts": self.data.eval_prompts, "gold": judge}
+        data = self.data
+        return {"config": self.config, "prompts": data.eval_prompts, "layout": data.layout, "gold": judge}
 
     def preflight(self) -> None:
         super().preflight()
