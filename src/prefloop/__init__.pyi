@@ -20,6 +20,9 @@ from prefloop.config import SampleConfig as SampleConfig
 from prefloop.config import SFTStageConfig as SFTStageConfig
 from prefloop.config.load import load_config as load_config
 from prefloop.data.sources import load_comparisons as load_comparisons
+from prefloop.evaluation.answers import read_answers as read_answers
+from prefloop.evaluation.compare import judge_answers as judge_answers
+from prefloop.evaluation.judges.cache import VerdictCache as VerdictCache
 from prefloop.evaluation.judges.verdict import Verdict as Verdict
 from prefloop.labeling.argilla.connection import Connection as Connection
 from prefloop.labeling.argilla.convert import from_argilla as from_argilla

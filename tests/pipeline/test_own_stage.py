@@ -12,6 +12,7 @@ from documents import python_in
 from prefloop.artifacts.store import Artifact
 from prefloop.base.jsonl import write_rows
 from prefloop.pipeline import stage as stage_module
+from prefloop.pipeline.code import code_of
 from prefloop.pipeline.pipeline import Pipeline
 from prefloop.pipeline.stage import Stage, own_code
 from prefloop.pipeline.stages.sft import SFT
@@ -107,5 +108,5 @@ def test_why_a_stage_is_built_again_is_said(
     assert said(other) == "changed: what 'votes' → 'all'; the file that defines it"
     assert said(other.replace("sum(", "1 + sum(")) == "changed: the file that defines it"
     with monkeypatch.context() as another:
-        another.setattr(stage_module, "code_of", lambda *_: {"prefloop.objectives.ppo": "x"})
+        another.setattr(stage_module, "code_of", lambda *of: code_of(*of) | {"prefloop.objectives.ppo": "x"})
         assert "code of objectives/ppo.py" in said(text)

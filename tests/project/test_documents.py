@@ -137,8 +137,13 @@ def test_the_documented_loss_joins_the_others(monkeypatch: pytest.MonkeyPatch) -
 
 
 @of("docs/extending.md", "A judge")
-def test_the_documented_judge_judges() -> None:
-    judge = run("docs/extending.md", "A judge")["Longer"]()
+def test_the_documented_judge_judges(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, answer in (("mine", "Four, I think."), ("theirs", "4")):
+        rows = [{"prompt": f"What is 2 and {n}?", "response": answer} for n in range(6)]
+        (here / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    names = run("docs/extending.md", "A judge")
+    assert names["found"].duels[0].win_rate.rate == 1.0 and "1.0" in capsys.readouterr().out
+    judge = names["Longer"]()
     assert [judge.compare([], a, b).score for a, b in (("long", "so"), ("so", "long"), ("so", "no"))] == [1.0, 0.0, 0.5]
 
 

@@ -57,7 +57,7 @@ def read_pool(path: Source | Path, labelled: Source | Path | None = None, layout
     if not pool.pairs:
         raise DataError(
             f"'{path}': none of its {len(pairs)} pairs is left to label ({pool.voted} have votes, {pool.labelled} are in the labelled "
-            "file): give a pool of pairs without votes"
+            "file): give a pool of pairs without votes, such as candidates or rows with 'prompt' and 'responses'; 'chosen' and 'rejected' are a vote"
         )
     return pool
 
