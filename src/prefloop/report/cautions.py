@@ -109,7 +109,7 @@ def _cut(summary: Summary) -> list[str]:
         return []
     return [
         f"{percent(share)} % of the answers of {spoken(name)} end by themselves, {percent(sft)} % of SFT's: the others are cut at generation.max_new_tokens, "
-        f"so texts that are cut off are compared with whole ones. A higher limit would compare more than that."
+        f"so texts that are cut off are compared with whole ones. Raise it to compare whole answers."
         for name, share in finished.items()
         if name != BASELINE and abs(share - sft) >= APART and min(share, sft) < 0.5
     ]
