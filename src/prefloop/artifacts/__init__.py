@@ -1,0 +1,1 @@
+"""What a run leaves on disk: the store, manifests, and references such as ``runs/demo:ppo``."""

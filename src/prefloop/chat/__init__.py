@@ -1,0 +1,1 @@
+"""Talking to one result or to two at once."""

@@ -1,0 +1,1 @@
+"""The commands of ``prefloop``, one file each."""

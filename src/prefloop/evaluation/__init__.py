@@ -1,0 +1,1 @@
+"""Which policy is better, by which judge, and how far that judge can be trusted."""

@@ -1,0 +1,1 @@
+"""A result as a folder for others: adapter or merged weights, with a model card."""

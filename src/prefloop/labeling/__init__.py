@@ -1,0 +1,1 @@
+"""Votes: from people through Argilla or simulated, aggregated, and which pairs to label next."""

@@ -1,0 +1,1 @@
+"""Stages, what wires them together, and a run of them."""

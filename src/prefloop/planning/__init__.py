@@ -1,0 +1,1 @@
+"""What fits a device, how long a run takes, and what to change."""

@@ -1,0 +1,1 @@
+"""Engines that sample responses: transformers, vLLM in this process, a vLLM server."""

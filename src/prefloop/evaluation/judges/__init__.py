@@ -1,0 +1,1 @@
+"""Judges and graders: language models, reward models, functions, and the cache around them."""

@@ -1,0 +1,1 @@
+"""Decoder layers, norms, projections and attention as few kernels."""

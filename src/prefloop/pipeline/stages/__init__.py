@@ -1,0 +1,1 @@
+"""One file a stage: SFT, sampling, labels, reward model, preference losses, PPO, comparison."""
