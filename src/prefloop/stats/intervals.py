@@ -28,6 +28,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit  # quantiles of Student's t, true far out in the tails too
 
 Array = NDArray[np.float64]
 _CHUNK_CELLS = 4_000_000  # bounds the memory of one vectorised batch of resamples to some 100 MB
@@ -196,26 +197,10 @@ def exact_bounds(rate: float, n_prompts: int, level: float) -> tuple[float, floa
     return rate - others * rate, rate + others * (1 - rate)
 
 
-def student_t_quantile(p: float, df: int) -> float:
-    """Quantile of Student's t: closed form for 1 and 2 degrees of freedom, else Abramowitz & Stegun 26.7.5."""
-    if df == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if df == 2:
-        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
-    z = NormalDist().inv_cdf(p)
-    terms: tuple[float, ...] = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / df**power for power, term in enumerate(terms, start=1))
-
-
 def percentile_tail(n_clusters: int, level: float) -> float:
     """Lower percentile (as a share) at which a bootstrap over ``n_clusters`` prompts covers ``level``."""
     tail = (1 - level) / 2
-    return tail if n_clusters == 1 else NormalDist().cdf(student_t_quantile(tail, n_clusters - 1))
+    return tail if n_clusters == 1 else NormalDist().cdf(float(stdtrit(n_clusters - 1, tail)))
 
 
 def _win_rate(pairs: list[Array], *, seed: int, resamples: int, level: float) -> WinRate:

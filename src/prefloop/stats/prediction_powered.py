@@ -28,9 +28,10 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit  # quantiles of Student's t, true far out in the tails too
 
 from prefloop.errors import DataError
-from prefloop.stats.intervals import Array, checked_verdicts, prompt_means, student_t_quantile
+from prefloop.stats.intervals import Array, checked_verdicts, prompt_means
 
 FEWEST_VOTED = 5
 _HUMAN_I = np.array([1.0, 1.0, 0.0, 0.0])
@@ -144,7 +145,7 @@ def prediction_powered(
     if n_all > 1:
         variance += slope**2 * float(judge_P.var(ddof=1)) / n_all
     size = max(centre * (1 - centre), 1e-3) / variance
-    t = student_t_quantile((1 + level) / 2, n - 2)
+    t = float(stdtrit(n - 2, (1 + level) / 2))
     middle = (rate * size + t**2 / 2) / (size + t**2)
     reach = t * math.sqrt(rate * (1 - rate) * size + t**2 / 4) / (size + t**2)
     low, high = max(0.0, min(middle - reach, rate)), min(1.0, max(middle + reach, rate))

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean
 from typing import Any, NamedTuple
 
+from scipy.special import stdtrit  # quantiles of Student's t, true far out in the tails too
+
 from prefloop.config import AlarmConfig
-from prefloop.stats.intervals import student_t_quantile
 
 _FLAT = 1e-9
 """Differences below this are rounding."""
@@ -93,7 +94,7 @@ class Reading:
 
 def needed(standard_errors: float, looks: int, df: int) -> float:
     """Standard errors that a difference must have at this look, so that all looks together err no more often than a few single ones."""
-    return -student_t_quantile(NormalDist().cdf(-standard_errors) / looks, df)
+    return -float(stdtrit(df, NormalDist().cdf(-standard_errors) / looks))
 
 
 class Alarm:
