@@ -31,7 +31,14 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
         "output": str(folder / "runs"),
         "gold": f"{demo / 'gold.py'}:score",
         "rollout": "transformers",
-        "backbone": {"model": str(model), "precision": "nf4", "max_length": 256, "adapter": {"r": 4, "alpha": 8}},
+        # fp32: what "auto" is differs from processor to processor, and with it the last digits.
+        "backbone": {
+            "model": str(model),
+            "precision": "nf4",
+            "compute": "fp32",
+            "max_length": 256,
+            "adapter": {"r": 4, "alpha": 8},
+        },
         "generation": {"max_new_tokens": 10},
         "data": {
             "prompts": str(folder / "train.jsonl"),
