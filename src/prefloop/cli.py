@@ -34,7 +34,7 @@ from prefloop.commands.plan import Plan, split
 from prefloop.commands.presets import Presets
 from prefloop.commands.reward import Reward
 from prefloop.config.flags import flags
-from prefloop.errors import PrefloopError
+from prefloop.errors import ConfigError, PrefloopError
 
 
 @dataclasses.dataclass
@@ -96,6 +96,8 @@ def _main(arguments: Sequence[str]) -> None:
         print(f"prefloop {importlib.metadata.version('prefloop')}")
         return
     words = list(arguments)
+    if words[:2] == ["label", "watch"]:
+        raise ConfigError("`prefloop label watch` is `prefloop label pull --every 60` now")
     if words[:2] in TWO_WORDS:
         words[:2] = [" ".join(words[:2])]
     overrides: tuple[str, ...] = ()

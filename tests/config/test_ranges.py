@@ -188,6 +188,7 @@ def test_0_stays_where_it_means_something() -> None:
         ("chat", "r", "--max-new-tokens", "0"),
         ("label", "up", "--port", "99999"),
         ("label push", "f.jsonl", "--dataset", "d", "--min-submitted", "0"),
+        ("label pull", "--dataset", "d", "--output", "o", "--every", "0.9"),
         ("label next", "p", "--output", "o", "--count", "0"),
         ("reward eval", "r", "f", "--limit", "-1"),
         ("bench", "r", "--batch-size", "0"),

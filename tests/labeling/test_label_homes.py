@@ -167,7 +167,7 @@ def test_whoever_listens_on_the_port_of_a_home_gets_no_key(
     for command in (
         ("push", tmp_path / "pairs.jsonl", *where),
         ("pull", *where, "--output", tmp_path / "out.jsonl"),
-        ("watch", *where, "--output", tmp_path / "out.jsonl"),
+        ("pull", *where, "--output", tmp_path / "out.jsonl", "--every", 60),
         ("pull", *where, "--output", tmp_path / "out.jsonl", "--api-key", "key-of-the-owner"),
     ):
         assert label(*command) == 2

@@ -119,6 +119,12 @@ def check_interrupted() -> None:
         raise KeyboardInterrupt if _received == signal.SIGINT else Ended(_received)
 
 
+def pause(seconds: float) -> None:
+    """Wait so long; a signal ends the wait at once. Raises what ``check_interrupted`` raises."""
+    threading.Event().wait(seconds)
+    check_interrupted()
+
+
 def forget_interrupt() -> None:
     """Ctrl-C was heeded where it ends less than the process."""
     global _received

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
+from prefloop.base.interrupt import pause
 from prefloop.commands.backup import Backup, Restore
 from prefloop.commands.users import Home, Users
 from prefloop.commands.votes import Agree, Next
 from prefloop.config import DataSource
-from prefloop.config.ranges import AnyPort, Count, Port
+from prefloop.config.ranges import Count, Pause, Port
 
 if TYPE_CHECKING:
     from prefloop.labeling.argilla.records import Argilla
@@ -146,84 +147,75 @@ class Push(_Server):
 
 
 @dataclasses.dataclass
-class _Read(_Server):
-    questions: tuple[str, ...] = ()
-    """For a dataset that was made elsewhere, what its fields and questions mean, where the guess that is printed is not right: several of
-    prompt=FIELD system=FIELD responses=FIELD,FIELD preferred=QUESTION ratings=QUESTION,QUESTION thumb=QUESTION strength=QUESTION why=QUESTION;
-    values that do not name a response after a colon, preferred=QUESTION:FIRST,SECOND,TIE or thumb=QUESTION:UP,DOWN."""
-
-
-@dataclasses.dataclass
-class Pull(_Read):
+class Pull(_Server):
     """Write every record that has a submitted answer, with its votes, to a file. Repeat it at will. The dataset may be of `label push` or made
     with Argilla's own templates or SDK."""
 
     output: Path = dataclasses.field(kw_only=True)
     """JSON lines in the prefloop layout; replaced as a whole, and left as it is when nobody has answered."""
+    every: Pause | None = None
+    """Pull again after so many seconds, at least 1, until Ctrl-C. A line is printed when the number
+    of votes has changed."""
     simulated: bool = False
     """Take votes of simulated annotators too where people have voted."""
+    questions: tuple[str, ...] = ()
+    """For a dataset that was made elsewhere, what its fields and questions mean, where the guess that is printed is not right: several of
+    prompt=FIELD system=FIELD responses=FIELD,FIELD preferred=QUESTION ratings=QUESTION,QUESTION thumb=QUESTION strength=QUESTION why=QUESTION;
+    values that do not name a response after a colon, preferred=QUESTION:FIRST,SECOND,TIE or thumb=QUESTION:UP,DOWN."""
 
     def run(self) -> None:
+        from prefloop.base.console import say
+        from prefloop.errors import LabelError
+        from prefloop.labeling.argilla.connection import is_away
+
+        votes, silent = self._pull(None), False
+        while self.every is not None:
+            pause(self.every)
+            try:
+                votes, silent = self._pull(votes), False
+            except LabelError as error:
+                if not is_away(error):
+                    raise
+                if not silent:
+                    say(f"{_clock()} {error}; asking again every {self.every:g} s", "yellow")
+                silent = True
+
+    def _pull(self, before: int | None) -> int:
+        """Pull into the file, say what is there unless it has ``before`` votes; its votes now.
+
+        Raises ``LabelError`` where the server cannot be read. Raises ``DataError`` where nobody has
+        answered, unless ``every`` waits for answers.
+        """
         from prefloop.base.console import say, waiting
         from prefloop.data.sources import write_jsonl
         from prefloop.errors import DataError
 
+        # After a restart the server may have another address, so every pull looks for it anew.
         with self._argilla() as argilla:
-            with waiting(f"pulling {self.dataset}"):
+            # How long a pull takes is worth a line only once.
+            with waiting(f"pulling {self.dataset}") if before is None else contextlib.nullcontext():
                 found = argilla.pull(self.dataset, self.workspace, simulated=self.simulated, questions=self.questions)
-            if found.reading is not None:
+            if found.reading is not None and before is None:
                 say(found.reading.describe())
-            if not found.records:
+            if found.records:
+                write_jsonl(self.output, found.records)
+                what = f"{self.output}: {found.describe()}"
+            else:
                 left = "is left as it is" if self.output.exists() else "is not written"
-                raise DataError(
-                    f"dataset '{self.dataset}': nobody has answered yet, {found.describe()}. {self.output} {left}"
-                )
-            write_jsonl(self.output, found.records)
-            say(f"{self.output}: {found.describe()}")
-            far = argilla.progress(self.dataset, self.workspace)
-            say(_complete(far.completed, far.total))
+                what = f"dataset '{self.dataset}': nobody has answered yet, {found.describe()}. "
+                what += f"{self.output} {left}"
+                if self.every is None:
+                    raise DataError(what)
+            if found.votes != before:
+                far = argilla.progress(self.dataset, self.workspace)
+                done = f"{far.completed:,} of {far.total:,} records have the answers that they need"
+                say(f"{what}\n{done}" if self.every is None else f"{_clock()} {what}; {done}")
+        return found.votes
 
 
-@dataclasses.dataclass
-class Watch(_Read):
-    """Keep a file at the votes of a dataset while they arrive, until Ctrl-C. Argilla must run on this machine."""
-
-    output: Path = dataclasses.field(kw_only=True)
-    """JSON lines in the prefloop layout; replaced as a whole at every news, from the first vote on."""
-    simulated: bool = False
-    """Take votes of simulated annotators too where people have voted."""
-    port: AnyPort = 0
-    """Port on the loopback where Argilla's messages arrive; 0 takes a free one."""
-
-    def run(self) -> None:
-        from prefloop.base.console import say
-        from prefloop.labeling import watch
-
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-        with (
-            self._argilla() as argilla,
-            contextlib.suppress(KeyboardInterrupt),
-            watch.Watch(
-                argilla,
-                self.dataset,
-                self.output,
-                self.workspace,
-                self.port,
-                simulated=self.simulated,
-                questions=self.questions,
-            ) as watching,
-        ):
-            if watching.reading is not None:
-                say(watching.reading.describe())
-            say(f"watching {self.dataset}; Ctrl-C ends it")
-            for news in watching.updates():
-                what = f"{self.output}: {news.found.describe()}" if news.written else "nobody has answered yet"
-                say(f"{watch.clock()} {what}; {_complete(news.completed, news.total)}")
-        say("stopped")
-
-
-def _complete(completed: int, total: int) -> str:
-    return f"{completed:,} of {total:,} records have the answers that they need"
+def _clock() -> str:
+    """The time of day, for a line about what has just happened."""
+    return time.strftime("%H:%M:%S")
 
 
 Command = (
@@ -235,7 +227,6 @@ Command = (
     | Annotated[Users, tyro.conf.subcommand("users")]
     | Annotated[Push, tyro.conf.subcommand("push")]
     | Annotated[Pull, tyro.conf.subcommand("pull")]
-    | Annotated[Watch, tyro.conf.subcommand("watch")]
     | Annotated[Agree, tyro.conf.subcommand("agree")]
     | Annotated[Next, tyro.conf.subcommand("next")]
 )

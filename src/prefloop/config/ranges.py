@@ -79,8 +79,6 @@ Whole = Annotated[int, Range(int, 0, MOST)]
 Retries = Annotated[int, Range(int, 0, 100)]
 Seed = Annotated[int, Range(int, 0, MOST)]
 Port = Annotated[int, Range(int, 1, 65_535)]
-AnyPort = Annotated[int, Range(int, 0, 65_535)]
-"""0 takes a free one."""
 Draws = Annotated[int, Range(int, 1, 1_000_000)]
 """Resamples of a bootstrap."""
 Positive = Annotated[float, Range(float, TINY, LARGE)]
@@ -90,6 +88,8 @@ Weight = Annotated[float, Range(float, -LARGE, LARGE)]
 """A factor of either sign."""
 Rate = Annotated[float, Range(float, TINY, 100.0)]
 """A learning rate."""
+Pause = Annotated[float, Range(float, 1.0, LARGE)]
+"""Seconds between two pulls: a server is not asked without a break."""
 PerMinute = Annotated[float, Range(float, 0.001, 1e6)]
 """How many a minute."""
 Epochs = Annotated[float, Range(float, TINY, 10_000.0)]

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 import time
 from collections.abc import Mapping, Sequence
 
 from prefloop.base.console import counted, duration, progress, say
-from prefloop.base.interrupt import check_interrupted
+from prefloop.base.interrupt import pause
 from prefloop.config import LabelConfig
 from prefloop.errors import DataError, LabelError
-from prefloop.labeling.argilla.connection import Connection, Refused, Unreachable
+from prefloop.labeling.argilla.connection import Connection, is_away
 from prefloop.labeling.argilla.forms import read_guidelines, untakeable
 from prefloop.labeling.argilla.records import Argilla, Progress
 from prefloop.records import Comparison, Vote
@@ -109,11 +108,10 @@ def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
         f"  waiting for votes on {wanted} of {len(ids)} pairs. Ctrl-C is safe: votes stay in Argilla, and the same command goes on",
         "yellow",
     )
-    pause, silent_since, seen = threading.Event(), None, None
+    silent_since, seen = None, None
     with progress("  labels", wanted, "pairs", done=complete) as advance:
         while complete < wanted:
-            pause.wait(config.poll_seconds)
-            check_interrupted()
+            pause(config.poll_seconds)
             try:
                 if silent_since is not None:
                     argilla.rest.close()
@@ -124,7 +122,7 @@ def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
                     continue
                 states = argilla.states(dataset, ids, workspace)
             except LabelError as error:
-                if not isinstance(error, Unreachable) and not (isinstance(error, Refused) and error.status >= 500):
+                if not is_away(error):
                     raise
                 if silent_since is None:
                     say(f"  {error}; waiting for it", "yellow")

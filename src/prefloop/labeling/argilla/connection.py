@@ -42,7 +42,7 @@ class Connection:
     url: str
     """Address without path, such as http://127.0.0.1:6900."""
     api_key: str = dataclasses.field(repr=False)
-    """Key of an owner or of an admin of the workspace; ``watch`` and ``vote`` need an owner's."""
+    """Key of an owner or of an admin of the workspace; ``vote`` needs an owner's."""
     advice: str = "is the server up, and is the address right?"
     """What to do when nothing answers there."""
     home: Path | None = None
@@ -157,6 +157,11 @@ class Unreachable(LabelError):
     """Nothing answered, or not in time."""
 
 
+def is_away(error: LabelError) -> bool:
+    """Whether a question may be answered later: nothing answers, or the server is at fault."""
+    return isinstance(error, Unreachable) or (isinstance(error, Refused) and error.status >= 500)
+
+
 class TooMuch(LabelError):
     """An answer that is larger than ``MOST_BYTES``: who asked for a page should ask for a smaller one."""
 
@@ -218,8 +223,8 @@ class Http(Client):
             detail = None
         at, status = self.connection.url, answer.status_code
         said = (_reason(detail) or _line(answer) or "(no reason given)").replace(self.connection.api_key, "***")
-        # Accounts and webhooks belong to the whole server, everything else to a workspace.
-        admin = "" if path.startswith(("/users", "/webhooks")) else ", or of an admin of the workspace"
+        # Accounts belong to the whole server, everything else to a workspace.
+        admin = "" if path.startswith("/users") else ", or of an admin of the workspace"
         known = {
             401: f"Argilla at {at} does not know this API key: copy it again from 'My settings' there into {KEY_VARIABLE}, or name the --home that the server runs in",
             403: f"Argilla at {at} does not let this key {method} {path}: use the key of an owner{admin}",

@@ -6,7 +6,7 @@ Workspaces, users, fields, questions and progress go through Argilla's own clien
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -133,19 +133,15 @@ class Datasets:
             for user in self.rest.client.api.datasets.list_users_progress(dataset.id)
         }
 
-    def answered(self, dataset: Dataset, ids: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
-        """The server's records that have an answer of any status, with all answers, each once; ``ids`` (at most 250) are Argilla's own."""
-        yield from self._all(dataset, [_terms("response", "status", ANSWERED)], ids)
+    def answered(self, dataset: Dataset) -> Iterator[dict[str, Any]]:
+        """The server's records that have an answer of any status, with all answers, each once."""
+        yield from self._all(dataset, [_terms("response", "status", ANSWERED)])
 
     def all(self, dataset: Dataset) -> Iterator[dict[str, Any]]:
         """Every record of the server with its answers, each once."""
         yield from self._all(dataset, [])
 
-    def _all(
-        self, dataset: Dataset, only: list[dict[str, Any]], ids: Collection[str] | None = None
-    ) -> Iterator[dict[str, Any]]:
-        if ids is not None:
-            only = [*only, _terms("record", "id", ids)]
+    def _all(self, dataset: Dataset, only: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         last: str | None = None
         seen: set[str] = set()
         limit = PAGE
