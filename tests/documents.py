@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
     ROOT / "SECURITY.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
     ROOT / "labeling" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )

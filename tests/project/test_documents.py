@@ -91,7 +91,7 @@ def test_no_block_is_passed_over() -> None:
     assert fences == sum(b.language in documents.PYTHON for b in documents.blocks()) >= 8
 
 
-@of("README.md", "Swapping the algorithm, changing a setting")
+@of("README.md", "From Python")
 @pytest.mark.slow
 def test_the_pipeline_of_the_readme_runs(here: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = BackboneConfig(
@@ -99,7 +99,7 @@ def test_the_pipeline_of_the_readme_runs(here: Path, tiny_folder: Path, monkeypa
     )
     small = Runtime(backbone, GenerationConfig(max_new_tokens=8), "transformers")
     monkeypatch.setattr("prefloop.pipeline.pipeline.Runtime", lambda: small)
-    run("README.md", "Swapping the algorithm, changing a setting")
+    run("README.md", "From Python")
     summary = json.loads((here / "runs" / "first" / "summary.json").read_text())
     assert [stage["name"] for stage in summary["stages"]][:4] == ["sft", "label", "reward", "ppo"]
     assert set(summary["results"]) >= {"sft", "ppo"} and (here / "runs" / "first" / "report.html").is_file()
@@ -231,7 +231,8 @@ def test_every_command_line_of_the_documentation_is_understood(
 
 
 def test_command_lines_are_found_on_the_pages_that_have_them() -> None:
-    assert {page for page, *_ in COMMANDS} >= {"README.md", "docs/labelling.md", "docs/planner.md", "docs/results.md"}
+    pages = {"README.md", "docs/guide.md", "docs/gpu.md", "docs/labelling.md", "docs/planner.md", "docs/results.md"}
+    assert {page for page, *_ in COMMANDS} >= pages
     assert ["label", "agree", "pairs.jsonl"] in [arguments for _, _, arguments in COMMANDS]
     assert ["chat", "runs/demo", "--seed", "1"] in [arguments for _, _, arguments in COMMANDS]  # behind a pipe
     assert any("--data.eval-prompts" in arguments for _, _, arguments in COMMANDS)  # on a second line

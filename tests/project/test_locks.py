@@ -47,6 +47,7 @@ def test_the_training_lock_holds_all_that_is_asked_for_and_nothing_that_is_exclu
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [*project["optional-dependencies"]["bench"], *project["optional-dependencies"]["trackers"]]
     wanted = [Requirement(text) for text in [*project["dependencies"], *extras]]
+    wanted += map(Requirement, project["optional-dependencies"]["dev"])
     wanted += [one for name in ("build.in", "cpu.in", "cpu-overrides.txt") for one in asked_for(REQUIREMENTS / name)]
     pins = locked(REQUIREMENTS / "build.txt", REQUIREMENTS / "cpu.txt", REQUIREMENTS / "torch.txt")
     for one in wanted:
@@ -88,3 +89,9 @@ def test_every_install_of_the_makefile_checks_hashes() -> None:
         "install -q --disable-pip-version-check --no-deps --no-build-isolation -e ."
     ], "only prefloop itself is installed without a hash"
     assert "--no-build-isolation -r requirements/cpu.txt" in recipe, "a build must fetch nothing unlocked"
+
+
+def test_the_hooks_before_a_commit_run_the_ruff_of_the_lock() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    ruff = re.search(r"ruff-pre-commit\n\s+rev: v(\S+)", hooks)
+    assert ruff and ruff[1] == locked(REQUIREMENTS / "cpu.txt")["ruff"]
