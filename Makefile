@@ -10,7 +10,7 @@ LOCKED := install -q --disable-pip-version-check --no-deps --require-hashes
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 3 ? cores + 1 : 4)))
 LABELING := $(CURDIR)/.venv-labeling/bin/python
 
-.PHONY: install demo test test-labeling lint lock chromium clean
+.PHONY: install demo test test-fast test-labeling lint lock chromium clean
 
 install: .venv/.installed
 
@@ -40,6 +40,11 @@ lint: install
 test: lint chromium .venv/triton test-labeling
 	PREFLOOP_LABELING_PYTHON=$(LABELING) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 	TRITON_INTERPRET=1 PYTHONPATH=.venv/triton $(BIN)/python -m pytest tests/models/test_triton_kernels.py
+
+# What most changes break: rows, losses, statistics, settings, the loop. No server, no browser, no run of the pipeline.
+FAST := base stats objectives config data commands rollouts training
+test-fast: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --ignore tests/rollouts/test_vllm.py $(addprefix tests/,$(FAST))
 
 test-labeling: .venv-labeling/.installed
 	cd labeling && PYTHONPATH=$(CURDIR)/labeling/src $(LABELING) -m pytest

@@ -59,7 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line(
-        "markers", "slow: starts pipelines, engines or servers; runs after the fast tests when one process runs all"
+        "markers",
+        "slow: starts pipelines, engines or servers, or takes seconds; runs after the fast tests, and never in make test-fast",
     )
 
 

@@ -154,6 +154,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(anywhere=JSON, key=st.sampled_from([None, "choices", "message", "content", "usage", "scores"]))
 def test_any_json_ends_in_a_value_or_an_error(anywhere: Any, key: str | None) -> None:

@@ -82,6 +82,7 @@ STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 SAID = {"SIGINT": "interrupted", "SIGTERM": "ended by SIGTERM", "SIGHUP": "ended by SIGHUP"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATUS)
 def test_a_signal_swallowed_by_a_destructor_is_heeded(name: str) -> None:
     script = SCRIPT.replace("{name}", name)
@@ -89,6 +90,7 @@ def test_a_signal_swallowed_by_a_destructor_is_heeded(name: str) -> None:
     assert done.returncode == STATUS[name] and SAID[name] in done.stderr and "went on" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATUS)
 def test_a_signal_ends_a_run_and_its_children_and_says_what_is_kept(name: str) -> None:
     run = subprocess.Popen([sys.executable, "-c", WORKS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -141,6 +141,7 @@ def test_a_stage_that_learns_with_lion_takes_smaller_steps_and_says_so() -> None
     assert own.sft.optim.learning_rate == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in CARDS if name != "mole"])
 def test_a_preset_gives_dropout_to_the_methods_that_have_it_and_a_run_takes_it(method: str, tiny_folder: Path) -> None:
     """Whether a pass with dropout differs from the next."""

@@ -76,6 +76,7 @@ def said(text: str) -> str:
     return text.replace("<think>\n\n</think>", "").removeprefix("\n</think>").strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHATS)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())

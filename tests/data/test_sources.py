@@ -273,6 +273,7 @@ def test_writing_is_atomic_and_the_same_records_give_the_same_bytes(tmp_path: Pa
     assert [file.name for file in path.parent.iterdir()] == ["x.jsonl.gz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hh_helpful_train", "hh_harmless_multiturn"])
 def test_raw_hh_text_gives_the_same_pairs_as_its_message_lists(shared_data: Path, tmp_path: Path, name: str) -> None:
     parsed = load_comparisons(shared_data / f"{name}.jsonl.gz")

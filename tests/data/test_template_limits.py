@@ -195,6 +195,7 @@ def written(kind: type, source: str, talks: Iterable[Talk], monkeypatch: pytest.
     return found
 
 
+@pytest.mark.slow
 def test_published_templates_write_what_they_write_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(PUBLISHED) > 40
     for path in PUBLISHED:

@@ -31,6 +31,7 @@ def _covers(found, truth):
     return found.low <= truth <= found.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "at_most"), [(0.2, 0.01), (0.5, 0.2), (0.8, 0.92)])
 def test_corrected_intervals_cover_the_planted_win_rate_of_500_evaluations_and_uncorrected_ones_do_not(rate, at_most):
     rng = np.random.default_rng(0)

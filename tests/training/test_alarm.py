@@ -50,6 +50,7 @@ def first_alarm(
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [2, 4, 12])
 def test_noise_raises_almost_no_alarm(prompts: int) -> None:
     found = [first_alarm(lambda step: {}, 150, seed, prompts=prompts) for seed in range(60)]
