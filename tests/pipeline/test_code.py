@@ -70,6 +70,23 @@ def test_a_stage_has_the_code_that_it_runs_and_not_that_of_others() -> None:
     assert not any(module.startswith(("prefloop.labeling", "prefloop.evaluation")) for module in of("SFT"))
 
 
+@pytest.mark.parametrize("name", ["Preference", "KTO", "Reference"])
+def test_what_learns_from_votes_alone_asks_of_the_sampler_its_temperature(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A longer answer in the comparison trains nothing again; log-probs are divided by the temperature."""
+    stage = getattr(prefloop, name)()
+
+    def identity(**generation: float) -> dict:
+        backbone = prefloop.BackboneConfig(model=str(tiny_folder), precision="fp32", compute="fp32")
+        runtime = prefloop.Runtime(backbone, prefloop.GenerationConfig(**generation), "transformers", output=tmp_path)
+        return stage.identity(runtime)
+
+    assert identity(max_new_tokens=8) == identity(max_new_tokens=9)
+    assert identity(temperature=0.7) != identity(temperature=0.8)
+    assert not any(module.startswith("prefloop.rollouts") for module in code_of(type(stage), stage.uses))
+
+
 def test_imports_are_found_wherever_they_stand() -> None:
     source = """
 from typing import TYPE_CHECKING

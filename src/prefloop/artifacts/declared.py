@@ -64,6 +64,7 @@ class Said(TypedDict):
     identity: NotRequired[_Identity]
     experts: NotRequired[list[str]]
     metrics: NotRequired[dict[str, Any]]
+    sampling: NotRequired[dict[str, Any]]
 
 
 def read_said(path: Path) -> Said:

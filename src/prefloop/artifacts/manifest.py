@@ -44,6 +44,8 @@ class Manifest:
     """Folders of the adapters that an adapter mixes."""
     code: dict[str, str] = dataclasses.field(default_factory=dict)
     """The hashes of the package's modules that the stage ran, by name."""
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How the run samples, of a policy whose key does not hold it."""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     """The hash of every file by its name in the artifact."""
 

@@ -200,7 +200,7 @@ def policy_of(reference: str | Path) -> Policy:
     if (place.folder / HEAD).is_file():
         raise ModelError(f"'{place.name}' is a reward model: it scores answers and gives none")
     said = _said(place.folder)
-    generation, engine = _generation(said.get("identity", {}).get("generation"), place)
+    generation, engine = _generation(said.get("identity", {}).get("generation"), place, said.get("sampling"))
     return Policy(
         place.name,
         place.folder,
@@ -290,8 +290,15 @@ def _said(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _generation(own: Mapping[str, Any] | None, place: Place) -> tuple[GenerationConfig | None, str | None]:
-    """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have."""
+def _generation(
+    own: Mapping[str, Any] | None, place: Place, noted: Mapping[str, Any] | None = None
+) -> tuple[GenerationConfig | None, str | None]:
+    """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have.
+
+    ``noted``: how the run sampled that built it, for an artifact that is named without a run.
+    """
+    if own is None and place.run is None:
+        own = noted
     if own is None and place.run is not None:
         damaged = []
         for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):

@@ -18,6 +18,7 @@ from prefloop.errors import ConfigError, StoreError
 from prefloop.evaluation.standing import MEASURED, quotable
 from prefloop.models.folder import described
 from prefloop.models.rope import overrides, written
+from prefloop.pipeline.stage import content
 from prefloop.runs.open import config_of, open_policies, require_model
 from prefloop.runs.runtime import Runtime, environment
 
@@ -95,6 +96,7 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
     origin = origin_of(source)
     runtime = Runtime(config_of(origin, place.name, model), output=source.parent.parent)
     require_model(runtime, {place.name: origin})
+    policy = None if (source / HEAD).is_file() else policy_of(place.name)
     dtype = None
     kept = {n: hashed for n, hashed in manifest.files.items() if Path(n).name in _KEPT and not n.startswith("value/")}
     if merge:
@@ -104,6 +106,9 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
         for name, hashed in kept.items():
             copy_file(source, name, hashed, draft / name)
         identity = {k: manifest.identity[k] for k in ("backbone", "generation") if k in manifest.identity}
+        if policy is not None and policy.generation and "generation" not in identity:
+            engine = {"engine": policy.engine} if policy.engine else {}
+            identity["generation"] = content(policy.generation) | engine
         metrics = {name: manifest.metrics[name] for name in MEASURED if name in manifest.metrics}
         about = {"stage": manifest.stage, "key": manifest.key, "identity": identity, "metrics": metrics, "files": kept}
         write_sealed(draft / ABOUT, about)
@@ -114,7 +119,7 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
         evaluation_of(place, manifest),
         told,
         environment()["versions"],
-        None if (source / HEAD).is_file() else policy_of(place.name).generation,
+        policy.generation if policy else None,
         dtype,
     )
     base = base_of(runtime, origin.model)

@@ -97,6 +97,8 @@ def settings(manifest: Manifest, adapter: Mapping[str, Any]) -> list[tuple[str, 
     flat: dict[str, Any] = {}
     for part in ("config", "generation"):
         _flatten(identity.get(part) or {}, "" if part == "config" else part, flat)
+    if "temperature" in identity:
+        flat["generation.temperature"] = identity["temperature"]
     if kind in (*PAIR, "kto"):
         flat = {name: value for name, value in flat.items() if uses(kind, name)}
     return [*rows.items(), *((f"`{cell(name)}`", f"`{cell(value)}`") for name, value in flat.items())]

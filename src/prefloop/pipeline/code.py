@@ -33,10 +33,10 @@ USED = {"backbone": "prefloop.models.backbone", "generation": "prefloop.rollouts
 def code_of(kind: type, uses: Collection[str]) -> dict[str, str]:
     """The hash of every module of this package that a stage of class ``kind`` runs, by name.
 
-    ``uses``: what the stage takes from the runtime, 'backbone' and 'generation'. Of a class that is defined
+    ``uses``: as ``Stage.uses``. Of a class that is defined
     outside the package, the modules that its file imports count.
     """
-    starts = {USED[name] for name in uses}
+    starts = {USED[name] for name in uses if name in USED}
     for each in kind.__mro__[:-1]:
         if each.__module__.partition(".")[0] == PACKAGE:
             starts.add(each.__module__)

@@ -71,7 +71,7 @@ class Pipeline:
             *(
                 partial(stage.check_temperature, self.runtime.generation.temperature)
                 for stage in self.stages
-                if "generation" in stage.uses
+                if stage.uses & {"generation", "temperature"}
             ),
             *(stage.check_names for stage in self.stages),
             *(stage.preflight for stage in self.stages),

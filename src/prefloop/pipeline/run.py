@@ -85,7 +85,8 @@ class Run:
     def _fits(self, manifest: Manifest, above: frozenset[str] = frozenset()) -> bool:
         now = {slot: self._key(slot, above) for slot in manifest.inputs}
         reference, identity = self._shared_identity(), manifest.identity
-        shared = ("seed", *({"backbone", "generation"} & set(identity)))  # a reward model does not sample
+        # A reward model does not sample, and DPO reads the temperature alone.
+        shared = ("seed", *({"backbone", "generation", "temperature"} & set(identity)))
         return (
             now == manifest.inputs and all(identity.get(k) == reference.get(k) for k in shared) and _same_code(identity)
         )
@@ -105,6 +106,7 @@ class Run:
             "seed": self.runtime.seed,
             "backbone": backbone_identity(self.runtime),
             "generation": generation_identity(self.runtime),
+            "temperature": self.runtime.generation.temperature,
         }
 
     def execute(self, stage: Stage) -> None:

@@ -46,7 +46,7 @@ class Stage:
     produces: str = ""
     """Slot that this stage fills; empty for one that only stands for several."""
     uses: frozenset[str] = frozenset()
-    """Of the runtime: 'backbone', 'generation'."""
+    """Of the runtime: 'backbone', 'generation' (the sampler), 'temperature' (its temperature alone)."""
     needs_temperature: str = ""
     """Why the stage cannot be of a sampler at ``generation.temperature`` 0; empty where it can."""
     round: int = 1
@@ -87,6 +87,8 @@ class Stage:
             who["backbone"] = backbone_identity(runtime)
         if "generation" in self.uses:
             who["generation"] = generation_identity(runtime)
+        if "temperature" in self.uses:
+            who["temperature"] = runtime.generation.temperature
         return who
 
     def code(self) -> dict[str, str]:
@@ -131,7 +133,7 @@ class Stage:
                 f"stage {self.name} needs {', '.join(missing)}: put the stage that produces it before this one"
             )
         self.check_names()
-        if "generation" in self.uses:
+        if self.uses & {"generation", "temperature"}:
             self.check_temperature(runtime.generation.temperature)
         key = self.key(runtime, inputs)
         found = None
@@ -209,6 +211,7 @@ class Stage:
             prefloop=prefloop.__version__,
             experts=_experts(runtime) if "backbone" in self.uses else [],
             code=self.code(),
+            sampling=content(runtime.generation) if "temperature" in self.uses else {},
         )
         artifact = runtime.store.commit(manifest)
         with_before = f", {duration(before)} of it before it was resumed" if before else ""

@@ -41,7 +41,7 @@ class KTO(Stage):
 
     name = produces = "kto"
     inputs = ("sft", "comparisons")
-    uses = frozenset({"backbone", "generation"})
+    uses = frozenset({"backbone", "temperature"})
     needs_temperature = "divides log-probs by it"
 
     def __init__(self, config: PreferenceConfig | None = None) -> None:

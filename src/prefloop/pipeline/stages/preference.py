@@ -44,7 +44,7 @@ from prefloop.training.policy import (
 class Preference(Stage):
     """Comparisons and an SFT adapter → an aligned adapter. Produces a slot named after the loss."""
 
-    uses = frozenset({"backbone", "generation"})
+    uses = frozenset({"backbone", "temperature"})
     needs_temperature = "divides log-probs by it"
 
     def __init__(self, loss: str = "dpo", config: PreferenceConfig | None = None) -> None:

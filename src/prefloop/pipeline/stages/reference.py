@@ -28,7 +28,7 @@ class Reference(Stage):
     name = "reference"
     produces = "reference"
     inputs = ("sft", "comparisons")
-    uses = frozenset({"backbone", "generation"})
+    uses = frozenset({"backbone", "temperature"})
     needs_temperature = "divides log-probs by it"
 
     def parts(self) -> dict[str, Any]:
