@@ -58,6 +58,15 @@ def test_unknown_flag_and_unknown_algorithm(config: Path) -> None:
     assert refused(config, "did you mean 'dpo'?", flags=("--algo", "DPO")).count("reinforce") == 1
 
 
+def test_too_few_steps_are_said_before_the_first(config: Path) -> None:
+    output = run(config, "--algo", "kto", "--preference.epochs", "0.5")
+    told, first = (
+        output.index("in all, and under 20 little is learnt: lower preference.batch_pairs"),
+        output.index("  kto 1/"),
+    )
+    assert told < first
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [(b"", "is empty: it holds no rows"), (b"\x00\x01\x02" * 400, "eval.jsonl")]
 )

@@ -12,10 +12,11 @@ from tiny import load as load_tiny
 
 from prefloop.config import AdapterConfig, BackboneConfig, OptimConfig, RLHFConfig
 from prefloop.config.load import load_config
+from prefloop.data.source import Source
 from prefloop.planning.memory import Device
 from prefloop.planning.propose import changed
 from prefloop.planning.shapes import Shape, shape_of
-from prefloop.planning.time import CARDS, UNKNOWN, Clock, Data, card_named, disk, measure
+from prefloop.planning.time import CARDS, CHARACTERS, UNKNOWN, Clock, Data, card_named, disk, measure, measure_votes
 from prefloop.training import optimizers
 
 HH = Data(6000, 29.2, 62.2)
@@ -84,6 +85,17 @@ def test_a_file_is_measured_by_its_rows_and_the_records_at_its_head(tmp_path: Pa
     assert measure(file, "demonstrations", limit=50) == Data(50, 12 + 10, 20)
     file.write_text("no json\n")
     assert measure(file, "comparisons") is None
+
+
+def test_thumbs_are_counted_as_the_steps_of_kto_take_them(tmp_path: Path) -> None:
+    """60 thumbs, each on a prompt of its own, form no pairs: with 32 pairs a step, that is 64 thumbs, a run made 2 steps of 1.5 passes."""
+    path = tmp_path / "thumbs.jsonl"
+    rows = [{"prompt": f"Why {i}?", "completion": "x" * 40, "label": i % 2 == 0} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = measure_votes(Source.of(path))
+    assert found is not None and (found.rows, found.response) == (30, pytest.approx(40 / CHARACTERS))
+    assert measure_votes(Source.of(path), limit=20).rows == 10
+    assert measure_votes(Source.of(tmp_path / "none.jsonl")) is None
 
 
 def test_cards_are_known_by_torchs_names_of_them() -> None:

@@ -38,8 +38,8 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
         interval = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
         if abs(kl) < STILL or (few and interval and low <= 0 <= high):
             out.append(
-                f"{policy} is still the SFT model that it began as: {kl:.2f}{interval} nats of KL{made}. Its figures say nothing of {policy}: give it more data, epochs or "
-                "a higher learning rate."
+                f"{policy} is still the SFT model that it began as: {kl:.2f}{interval} nats of KL{made}. Its figures say nothing of {policy}: give it more data, epochs, "
+                "smaller batches or a higher learning rate."
             )
         elif few:
             out.append(

@@ -21,6 +21,7 @@ from prefloop.data.source import Source
 from prefloop.errors import PrefloopError
 from prefloop.planning.memory import Device
 from prefloop.planning.stages import NO_REFERENCE
+from prefloop.records import Comparison, Demonstration, Rating
 
 SHARE = 0.66
 """Of the matrix rate, recomputation counted as work ("One PPO step on a GPU": scoring 5.08 of 7.57 s, training 3.45 x 1.5 of 7.80 s)."""
@@ -92,7 +93,7 @@ class Data:
     response: float = 0.0
 
 
-def measure(path: Source | None, kind: Literal["prompts", "demonstrations", "comparisons"], limit: int | None = None) -> Data | None:  # fmt: skip
+def measure(path: Source | None, kind: Literal["prompts", "demonstrations", "comparisons", "ratings"], limit: int | None = None) -> Data | None:  # fmt: skip
     """Count a file's rows and look at the first ``SAMPLE`` records; None where there is none to read: the stage that reads it says why."""
     from prefloop.data import sources
 
@@ -105,10 +106,33 @@ def measure(path: Source | None, kind: Literal["prompts", "demonstrations", "com
     except PrefloopError:
         return None
     prompt = sum(len(part.text) for record in records for part in prompt_parts(record.prompt))
-    texts = [r.response if kind == "demonstrations" else r.responses[0].text + r.responses[1].text for r in records if kind != "prompts"]  # fmt: skip
+    texts = [_text(record) for record in records]
     response = sum(map(len, texts)) / (2 if kind == "comparisons" else 1)
     mean = 1 / (CHARACTERS * max(1, len(records)))
     return Data(min(rows, limit or rows), TEMPLATE + prompt * mean, response * mean)
+
+
+def _text(record: Any) -> str:
+    """The answers of a record, one after the other."""
+    if isinstance(record, Comparison):
+        return record.responses[0].text + record.responses[1].text
+    if isinstance(record, Rating):
+        return record.response.text
+    return record.response if isinstance(record, Demonstration) else ""
+
+
+def measure_votes(path: Source | None, limit: int | None = None) -> Data | None:
+    """The pairs of a file; of a file of thumbs half as many as there are thumbs, since KTO's steps hold two for a pair."""
+    from prefloop.data.sources import holds
+
+    try:
+        thumbs = path is not None and holds(Rating, path)
+    except PrefloopError:
+        return None
+    if not thumbs:
+        return measure(path, "comparisons", limit)
+    found = measure(path, "ratings", limit)
+    return None if found is None else dataclasses.replace(found, rows=found.rows / 2)
 
 
 class Clock:
@@ -118,7 +142,7 @@ class Clock:
         self.config, self.device, self.shape, self.card = config, device, device.shape, card
         data = config.data
         self.demonstrations = measure(data.demonstrations, "demonstrations", data.limit)
-        self.comparisons = measure(data.comparisons, "comparisons", data.limit)
+        self.comparisons = measure_votes(data.comparisons, data.limit)
         self.prompts = measure(data.prompts, "prompts", data.limit)
         self.evaluated = measure(data.eval_prompts, "prompts", data.eval_limit)
 

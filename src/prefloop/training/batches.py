@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from prefloop.base.console import counted
+from prefloop.base.console import counted, say
 from prefloop.errors import ConfigError
+from prefloop.evaluation.learnt import FEW_STEPS
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -36,6 +37,16 @@ def require_any(setting: str, epochs: float, count: int, what: str) -> None:
         raise ConfigError(
             f"{setting} is {epochs:g}: of {counted(count, what)} that is less than one, and nothing would be trained; give "
             f"{1 / max(1, count):.2g} or more"
+        )
+
+
+def warn_of_few(stage: str, steps: int, section: str) -> None:
+    """Say before the first step that ``steps`` are too few to learn much; ``section`` holds the stage's settings."""
+    if steps < FEW_STEPS:
+        say(
+            f"  {stage}: {counted(steps, 'step')} in all, and under {FEW_STEPS} little is learnt: lower {section}.batch_pairs, raise {section}.epochs or "
+            f"{section}.optim.learning_rate, or give more data",
+            "yellow",
         )
 
 

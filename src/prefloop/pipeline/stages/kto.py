@@ -30,7 +30,7 @@ from prefloop.records import Comparison, from_dict
 from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.audit import Audit
-from prefloop.training.batches import ahead, epochs_of_groups
+from prefloop.training.batches import ahead, epochs_of_groups, warn_of_few
 from prefloop.training.kto import Estimates, Reads, balanced, estimate, kto_loss, one_sided, reads
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, save_policy, start_policy
@@ -100,6 +100,7 @@ class KTO(Stage):
             len(groups), groups.rated, 2 * config.batch_pairs, config.epochs, work.runtime.seed, "preference.epochs"
         )
         steps = no_singles(steps)
+        warn_of_few(self.name, len(steps), "preference")
         parameters = policy_parameters(backbone)
         loop = Loop(
             parameters,

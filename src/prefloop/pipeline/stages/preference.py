@@ -26,7 +26,7 @@ from prefloop.pipeline.stages.comparisons import require_pairs, unusable_of
 from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.audit import Audit
-from prefloop.training.batches import ahead, epochs_of_groups
+from prefloop.training.batches import ahead, epochs_of_groups, warn_of_few
 from prefloop.training.dpo import PAIR_LOSSES
 from prefloop.training.loop import Loop
 from prefloop.training.pair_batch import accuracy, decided, pairs_of
@@ -97,6 +97,7 @@ class Preference(Stage):
         steps = epochs_of_groups(
             len(groups), groups.pairs, config.batch_pairs, config.epochs, work.runtime.seed, "preference.epochs"
         )
+        warn_of_few(self.name, len(steps), "preference")
         parameters = policy_parameters(backbone)
         loop = Loop(
             parameters,
