@@ -74,7 +74,8 @@ class Advise:
             said[question.flag] if question.flag in said else question.ask() for question in questions
         )
         answers = Answers(kind, rows, memory, latency, tasks, alignment, self.preset)
-        text, found = config_of(answers), _expectation(answers)
+        text = config_of(answers)
+        found = _expectation(answers, text)
         _require_worth(answers, found)
         try:
             with self.output.open("x", encoding="utf-8") as file:
@@ -124,17 +125,17 @@ class Question:
                 say(str(error), "yellow")
 
 
-def _expectation(answers: Answers) -> Expectation:
-    """Steps and time of every stage of what these answers give."""
+def _expectation(answers: Answers, text: str) -> Expectation:
+    """Steps and time of every stage of the configuration ``text``, which these answers gave."""
     import yaml
 
     from prefloop.config import RLHFConfig
     from prefloop.config.load import validated
-    from prefloop.planning.advice import MODELS, config_of
+    from prefloop.planning.advice import MODELS
     from prefloop.planning.shapes import shape_of
     from prefloop.planning.worth import expect
 
-    config: RLHFConfig = validated(yaml.safe_load(config_of(answers)), "advice")
+    config: RLHFConfig = validated(yaml.safe_load(text), "advice")
     demonstrations = None if answers.kind == "prompts" else answers.rows
     return expect(
         config, shape_of(MODELS[config.backbone.model], Path(".")), demonstrations, answers.votes, not answers.memory
@@ -145,10 +146,12 @@ def _require_worth(answers: Answers, found: Expectation) -> None:
     """Raise ``ConfigError`` for a run that cannot learn, or that takes more than a day where its speed is known, with the rows that would do."""
     from prefloop.base.console import duration
     from prefloop.evaluation.learnt import FEW_STEPS
+    from prefloop.planning.advice import config_of
     from prefloop.planning.worth import DAY
 
     def of(rows: int) -> Expectation:
-        return _expectation(dataclasses.replace(answers, rows=rows))
+        other = dataclasses.replace(answers, rows=rows)
+        return _expectation(other, config_of(other))
 
     if found.few:
         said = " and ".join(f"{count:,} steps of {stage}" for stage, count in found.few.items())
