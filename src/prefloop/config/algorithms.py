@@ -9,6 +9,9 @@ from prefloop.config import RLHFConfig
 PAIR = ("dpo", "cdpo", "robust", "ipo", "hinge", "apo_zero", "apo_down", "orpo", "simpo", "cpo")
 """Losses on pairs; ``training.dpo.PAIR_LOSSES`` holds them (not imported here: the command line must not load torch)."""
 
+WITHOUT_REFERENCE = ("orpo", "simpo", "cpo")
+"""Losses on pairs that read no reference log-probs."""
+
 ROLLOUTS = ("ppo", "grpo", "rloo", "reinforce")
 """Algorithms that sample while they train; they differ in their estimator (``objectives.estimators``)."""
 

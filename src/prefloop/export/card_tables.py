@@ -12,7 +12,7 @@ from prefloop.artifacts.adapter_config import described_shape
 from prefloop.artifacts.manifest import Manifest
 from prefloop.artifacts.references import BASE
 from prefloop.config.adapters import CARDS, Card, card_of
-from prefloop.config.algorithms import PAIR, ROLLOUTS, kind_of
+from prefloop.config.algorithms import PAIR, ROLLOUTS, WITHOUT_REFERENCE, kind_of
 from prefloop.report.page import label
 
 WORDS = {
@@ -26,7 +26,6 @@ WORDS = {
     **{name: f"reinforcement learning on sampled responses ({name.upper()})" for name in ROLLOUTS},
     **{name: f"learning from pairs without a reward model ({name})" for name in PAIR},
 }
-_WITHOUT_REFERENCE = ("orpo", "simpo", "cpo")
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     "beta": (*(loss for loss in PAIR if loss not in ("orpo", "simpo")), "kto"),
     "flipped_share": ("cdpo", "robust"),
@@ -39,7 +38,7 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "nll_weight": ("cpo",),
     "weights": PAIR,
     "balance_thumbs": ("kto",),
-    "reference": tuple(loss for loss in PAIR if loss not in _WITHOUT_REFERENCE),
+    "reference": tuple(loss for loss in PAIR if loss not in WITHOUT_REFERENCE),
 }
 """Settings under ``preference`` that not every loss has a use for, and the losses that have."""
 _COUNTS = ("rows", "prompts", "responses", "comparisons", "votes", "pairs", "up", "down", "steps", "updates")

@@ -12,7 +12,7 @@ import dataclasses
 
 from prefloop.config import RLHFConfig
 from prefloop.config.adapters import card_of
-from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
+from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, WITHOUT_REFERENCE, reward_model
 from prefloop.pipeline.algorithms import algorithm
 from prefloop.planning.groups import Group, candidates, of_file, sampled
 from prefloop.planning.memory import CONTEXT, CUBLAS, GIB, Device, Tokens
@@ -20,8 +20,6 @@ from prefloop.planning.processor import on_cpu
 from prefloop.planning.shapes import Shape
 from prefloop.rollouts.check import RANKS
 
-NO_REFERENCE = ("orpo", "simpo", "cpo")
-"""Losses of --algo that read no reference log-probs (``training.dpo.PAIR_LOSSES``, which imports torch); its adapter is loaded anyway."""
 PROMPT = 1.36
 """Tokens of a prompt for one of a response, hh-rlhf's; only attention's repeated keys depend on it."""
 ERROR = 0.10
@@ -194,7 +192,7 @@ class Planner:
         static = _sum(static, awake)
         moments = {"train": static | device.training(pack), "audit": static | {"audit": device.digest()}}
         moments |= self._choose(static)
-        if algo not in NO_REFERENCE:  # in each step, or (kto, cached) in larger packs
+        if algo not in WITHOUT_REFERENCE:  # in each step, or (kto, cached) in larger packs
             live = config.preference.reference == "live" and algo != "kto"
             moments["score"] = static | device.scoring(pack if live else self._scored(group))
         return self._plan(algo, device.role.trained, moments)

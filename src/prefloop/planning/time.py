@@ -14,13 +14,12 @@ import tempfile
 from typing import Any, Literal
 
 from prefloop.config import RLHFConfig
-from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, reward_model
+from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, WITHOUT_REFERENCE, reward_model
 from prefloop.data.files import count_rows
 from prefloop.data.readable import prompt_parts
 from prefloop.data.source import Source
 from prefloop.errors import PrefloopError
 from prefloop.planning.memory import Device
-from prefloop.planning.stages import NO_REFERENCE
 from prefloop.records import Comparison, Demonstration, Rating
 
 SHARE = 0.66
@@ -215,7 +214,7 @@ class Clock:
         epochs = config.preference.epochs
         tokens *= groups * epochs
         cost = self._train(tokens, self._packs(tokens, epochs * pairs / config.preference.batch_pairs))
-        scored = 0 if stage in NO_REFERENCE else 3 if stage == "kto" else 1
+        scored = 0 if stage in WITHOUT_REFERENCE else 3 if stage == "kto" else 1
         return cost + scored * self._score(tokens)
 
     def _rollouts(self) -> float:
