@@ -23,7 +23,7 @@ from prefloop.data.check import BadRow, Checked, check_record, check_shown, chec
 from prefloop.data.files import read_rows
 from prefloop.data.layouts import LAYOUTS
 from prefloop.data.layouts.choices import VERDICTS
-from prefloop.data.layouts.rated import Scored
+from prefloop.data.layouts.rated import ScoredAnswer
 from prefloop.data.row import Row
 from prefloop.data.source import Source
 from prefloop.data.sources import (
@@ -36,7 +36,7 @@ from prefloop.data.sources import (
 )
 from prefloop.errors import PrefloopError
 from prefloop.evaluation.benchmarks import domain
-from prefloop.evaluation.reward_files import Reading, evaluate_file
+from prefloop.evaluation.reward_files import FileReading, evaluate_file
 from prefloop.labeling.argilla.forms import to_rg
 from prefloop.records import BestOf, Comparison, Demonstration, Message, Prompt, Rating, from_dict, to_dict
 
@@ -107,7 +107,7 @@ def texts(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...
 def vanished(row: Row, records: list[Any]) -> list[str]:
     """Texts of a row that stand in none of its records and that no note speaks of."""
     parts = [
-        [each.prompt, each.prompt.tools, each.response, each.meta] if isinstance(each, Scored) else each
+        [each.prompt, each.prompt.tools, each.response, each.meta] if isinstance(each, ScoredAnswer) else each
         for each in records
     ]
     kept = "\n".join(text for _, text in texts(json.loads(json.dumps(parts, default=to_dict_or_list))))
@@ -150,7 +150,7 @@ def read(layout: str, values: dict[str, Any]) -> list[Any]:
     ):
         assert vanished(row, records) == [] or layout in ("hh", "helpsteer2_preference", "argilla"), (row.done, values)
     for record in records:
-        if not isinstance(record, Scored):
+        if not isinstance(record, ScoredAnswer):
             if not isinstance(record, Prompt | Demonstration):
                 check_shown(record.meta)
             check_record(record)
@@ -297,7 +297,7 @@ def run_readers(path: Path, layout: str, told: Told, model: Path, reward: Any) -
         contextlib.suppress(PrefloopError),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        reading = Reading(Path(scratch), folder / "aside", bad_rows="quarantine")
+        reading = FileReading(Path(scratch), folder / "aside", bad_rows="quarantine")
         json.dumps(evaluate_file(reward, path, reading), allow_nan=False)
     with told.within(f"label push of {path.name}"), contextlib.suppress(PrefloopError):
         with contextlib.redirect_stdout(io.StringIO()):

@@ -22,17 +22,17 @@ from typing import Annotated, TextIO
 
 import tyro
 
-from prefloop.commands.adapters import Adapters, Merge
+from prefloop.commands.adapters import AdaptersCommand, Merge
 from prefloop.commands.advise import Advise
-from prefloop.commands.bench import Bench
+from prefloop.commands.bench import BenchCommand
 from prefloop.commands.chat import Chat
 from prefloop.commands.check import Check
 from prefloop.commands.export import Export
-from prefloop.commands.judge import Calibrate, Compare
-from prefloop.commands.label import Label
+from prefloop.commands.judge import Calibrate, JudgeCommand
+from prefloop.commands.label import LabelCommand
 from prefloop.commands.plan import Plan, split
 from prefloop.commands.presets import Presets
-from prefloop.commands.reward import Reward
+from prefloop.commands.reward import RewardCommand
 from prefloop.config.flags import flags
 from prefloop.errors import ConfigError, PrefloopError
 
@@ -72,14 +72,14 @@ class Env:
 
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
-    | Annotated[Label, tyro.conf.subcommand("label")]
-    | Annotated[Compare, tyro.conf.subcommand("judge")]
+    | Annotated[LabelCommand, tyro.conf.subcommand("label")]
+    | Annotated[JudgeCommand, tyro.conf.subcommand("judge")]
     | Annotated[Calibrate, tyro.conf.subcommand("judge calibrate")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-    | Annotated[Reward, tyro.conf.subcommand("reward eval")]
+    | Annotated[BenchCommand, tyro.conf.subcommand("bench")]
+    | Annotated[RewardCommand, tyro.conf.subcommand("reward eval")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
     | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Adapters, tyro.conf.subcommand("adapters")]
+    | Annotated[AdaptersCommand, tyro.conf.subcommand("adapters")]
     | Annotated[Merge, tyro.conf.subcommand("adapters merge")]
     | Annotated[Advise, tyro.conf.subcommand("advise")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]

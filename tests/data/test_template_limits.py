@@ -187,7 +187,7 @@ def written(kind: type, source: str, talks: Iterable[Talk], monkeypatch: pytest.
                 eos_token="</s>",
             )
             found.append(f"{texts} {spans}")
-        except template_costs.TooMuch:
+        except template_costs.OverLimit:
             raise
         except Exception:  # Gemma's want no system turn, others no arguments that are no text
             found.append(None)

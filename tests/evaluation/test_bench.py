@@ -19,7 +19,7 @@ from prefloop.data.source import Source
 from prefloop.errors import ConfigError, DataError
 from prefloop.evaluation.benchmarks import compare
 from prefloop.evaluation.benchmarks import run as bench_run
-from prefloop.evaluation.benchmarks.harness import Metric, Settings
+from prefloop.evaluation.benchmarks.harness import HarnessSettings, Metric
 from prefloop.evaluation.benchmarks.run import Domain, bench
 from prefloop.evaluation.benchmarks.tasks import find
 from prefloop.pipeline.pipeline import Pipeline
@@ -28,7 +28,7 @@ from prefloop.runs.runtime import Runtime
 
 
 def test_bench_compares_every_adapter_with_the_base_and_pairs_by_question(made: Path, data: dict[str, Path]) -> None:
-    found = bench(made, find([str(EXAMPLES)], data), settings=Settings(limit=8))
+    found = bench(made, find([str(EXAMPLES)], data), settings=HarnessSettings(limit=8))
     written = read_sealed(made / "bench.json")
     assert written == found and list(found["adapters"]) == ["base", "sft", "ppo"]
     assert set(found["tasks"]) == {"hellaswag_file", "truthfulqa_mc1_file"}
@@ -63,7 +63,7 @@ def test_a_killed_bench_goes_on_after_its_last_task_and_a_repeated_one_loads_not
     calls: list[str] = []
     real = bench_run.harness.measure
 
-    def counted(model: Any, loaded: Any, settings: Settings) -> Any:
+    def counted(model: Any, loaded: Any, settings: HarnessSettings) -> Any:
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(next(iter(loaded["tasks"])))
@@ -71,28 +71,30 @@ def test_a_killed_bench_goes_on_after_its_last_task_and_a_repeated_one_loads_not
 
     monkeypatch.setattr(bench_run.harness, "measure", counted)
     with pytest.raises(KeyboardInterrupt):
-        bench(run, specs, settings=Settings(limit=2))
+        bench(run, specs, settings=HarnessSettings(limit=2))
     assert calls == ["hellaswag_file", "truthfulqa_mc1_file", "hellaswag_file"]
     calls.clear()
-    first = bench(run, specs, settings=Settings(limit=2))
+    first = bench(run, specs, settings=HarnessSettings(limit=2))
     assert calls == ["truthfulqa_mc1_file"]
     monkeypatch.setattr(bench_run, "_measure", lambda *_: pytest.fail("measured again"))
-    assert bench(run, specs, settings=Settings(limit=2)) == first
+    assert bench(run, specs, settings=HarnessSettings(limit=2)) == first
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        bench(run, specs, settings=Settings(limit=3))
+        bench(run, specs, settings=HarnessSettings(limit=3))
     rows = data["hellaswag_file"].read_text().splitlines(keepends=True)
     (tmp_path / "other.jsonl").write_text("".join(rows[::-1]))
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         bench(
-            run, find([str(EXAMPLES)], data | {"hellaswag_file": tmp_path / "other.jsonl"}), settings=Settings(limit=2)
+            run,
+            find([str(EXAMPLES)], data | {"hellaswag_file": tmp_path / "other.jsonl"}),
+            settings=HarnessSettings(limit=2),
         )
 
 
 def test_a_chat_template_changes_the_questions_and_is_recorded(made: Path, data: dict[str, Path]) -> None:
     specs = find([str(EXAMPLES / "truthfulqa_mc1.yaml")], {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]})
-    bench(made, specs, ["sft"], Settings(limit=4), output=made / "plain.json")
+    bench(made, specs, ["sft"], HarnessSettings(limit=4), output=made / "plain.json")
     before = {path.name for path in (made / "bench").iterdir()}
-    chat = bench(made, specs, ["sft"], Settings(limit=4, apply_chat_template=True), output=made / "chat.json")
+    chat = bench(made, specs, ["sft"], HarnessSettings(limit=4, apply_chat_template=True), output=made / "chat.json")
     assert len({path.name for path in (made / "bench").iterdir()} - before) == 1  # not taken from the plain one
     assert chat["settings"]["apply_chat_template"] is True
     assert chat["tasks"]["truthfulqa_mc1_file"]["difference"] == {}
@@ -167,14 +169,14 @@ def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(
     written = json.loads((tmp_path / "t" / "bench.json").read_text())
     assert list(written["adapters"]) == ["base", "sft", "ppo"] and set(written["tasks"]) == set(data)
     by_command = bench(
-        tmp_path / "t", find([str(EXAMPLES)], data), settings=Settings(limit=2), output=tmp_path / "b.json"
+        tmp_path / "t", find([str(EXAMPLES)], data), settings=HarnessSettings(limit=2), output=tmp_path / "b.json"
     )
     assert by_command["tasks"] == written["tasks"]
     assert set(run(ppo).values()) == {"reused"}
     # What prefloop bench wrote stays while it is about every adapter of the run, and no longer.
     table = tmp_path / "t" / "bench.json"
     assert table.is_symlink()
-    bench(tmp_path / "t", find([str(EXAMPLES)], data), settings=Settings(limit=3))
+    bench(tmp_path / "t", find([str(EXAMPLES)], data), settings=HarnessSettings(limit=3))
     sealed = json.loads((tmp_path / "t" / "artifacts" / "bench" / "bench.json").read_text())
     assert not table.is_symlink() and sealed == written
     run(ppo)
@@ -203,7 +205,7 @@ def test_what_is_no_run_and_what_asks_nothing_is_said(
             guarded(_main, ["bench", str(made), f"{flag}={value}", *task])
         assert stop.value.code == 2 and f"Error parsing {flag}: expected a whole number" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="limit is 0: give at least 1"):
-        Settings(limit=0)
+        HarnessSettings(limit=0)
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         Domain(Source.of(made / "town.jsonl"), max_new_tokens=0)
 
@@ -218,7 +220,7 @@ def test_outside_a_checkout_git_has_nothing_to_say(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     specs = find([str(EXAMPLES / "hellaswag.yaml")], {"hellaswag_file": data["hellaswag_file"]})
-    bench(made, specs, ["base"], Settings(limit=1), output=tmp_path / "bench.json")
+    bench(made, specs, ["base"], HarnessSettings(limit=1), output=tmp_path / "bench.json")
     assert "git" not in capfd.readouterr().err
 
 

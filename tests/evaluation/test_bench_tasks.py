@@ -9,7 +9,7 @@ from bench_tasks import EXAMPLES, data_fixture, made_fixture  # noqa: F401
 
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.evaluation.benchmarks import tasks
-from prefloop.evaluation.benchmarks.harness import Settings
+from prefloop.evaluation.benchmarks.harness import HarnessSettings
 from prefloop.evaluation.benchmarks.run import bench
 from prefloop.evaluation.benchmarks.tasks import find
 from prefloop.evaluation.benchmarks.tasks import load as load_task
@@ -79,7 +79,7 @@ def test_a_template_that_reaches_for_code_at_a_later_row_is_stopped_too(
     (tmp_path / "sly.yaml").write_text(text.replace("Q: {{ question }}", later))
     specs = find([str(tmp_path / "sly.yaml")], {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]})
     with pytest.raises(SecurityError):
-        bench(made, specs, ["sft"], Settings(limit=2), output=tmp_path / "b.json")
+        bench(made, specs, ["sft"], HarnessSettings(limit=2), output=tmp_path / "b.json")
 
 
 def test_what_cannot_be_run_is_refused_early_with_what_to_do(tmp_path: Path, made: Path, data: dict[str, Path]) -> None:

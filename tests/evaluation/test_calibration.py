@@ -9,7 +9,7 @@ import torch
 
 from prefloop.data.encode import PreferenceGroup
 from prefloop.data.packing import Document
-from prefloop.evaluation.reward_metrics import Pairwise, pairwise
+from prefloop.evaluation.reward_metrics import PairMetrics, pairwise
 from prefloop.objectives.calibration import expected_calibration_error, fit_temperature, log_loss
 from prefloop.objectives.reward import bradley_terry, centring
 from prefloop.pipeline.stages.reward import crossed
@@ -48,15 +48,15 @@ def test_calibration_error_does_not_depend_on_the_order_of_pairs() -> None:
 
 def test_halves_are_judged_by_the_other_halfs_temperature() -> None:
     margin, label = drawn(4.0, 4000)
-    found = Pairwise(margin, label, torch.zeros(4000))
+    found = PairMetrics(margin, label, torch.zeros(4000))
     after = crossed(found)
     assert after["calibrated_ece"] < 0.03 < found.metrics(1.0)["ece"]
     assert after["calibrated_loss"] < found.metrics(1.0)["loss"]
-    assert crossed(Pairwise(margin[:12], label[:12], torch.zeros(12))) == {}
+    assert crossed(PairMetrics(margin[:12], label[:12], torch.zeros(12))) == {}
 
 
 def test_accuracy_leaves_ties_out_and_counts_equal_scores_half() -> None:
-    found = Pairwise(
+    found = PairMetrics(
         torch.tensor([1.0, -1.0, 0.0, 5.0]), torch.tensor([1.0, 0.8, 0.0, 0.5]), torch.tensor([30.0, 60.0, -1.0, 4.0])
     )
     assert found.right_P.tolist() == [1.0, 0.0, 0.5]

@@ -71,13 +71,13 @@ def test_prompts_cut_files_of_answers_by_what_they_say(tmp_path: Path, judged) -
 
 
 def test_votes_on_a_pair_may_stand_in_several_rows_in_either_order(tmp_path: Path) -> None:
-    from prefloop.commands.judge import Compare
+    from prefloop.commands.judge import JudgeCommand
 
     texts = [Response("yes"), Response("no")]
     rows = [Comparison(f"r{i}", [Message("user", "q")], texts, [Vote(f"v{i}", 0)]) for i in range(3)]
     rows.append(Comparison("r3", [Message("user", "q")], texts[::-1], [Vote("v3", 0)]))
     write_jsonl(tmp_path / "people.jsonl", rows)
-    (pair,) = (Compare("f.py:f", a="a", b="b", human=tmp_path / "people.jsonl")._people() or {}).values()
+    (pair,) = (JudgeCommand("f.py:f", a="a", b="b", human=tmp_path / "people.jsonl")._people() or {}).values()
     assert [vote.choice for vote in pair.votes] == [0, 0, 0, 1] and pair.responses == texts
 
 

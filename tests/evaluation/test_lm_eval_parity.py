@@ -15,7 +15,7 @@ from tiny import add_random_role, load, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from prefloop.config import GenerationConfig
-from prefloop.evaluation.benchmarks.harness import Settings, language_model, measure
+from prefloop.evaluation.benchmarks.harness import HarnessSettings, language_model, measure
 from prefloop.evaluation.benchmarks.tasks import find, sandboxed
 from prefloop.evaluation.benchmarks.tasks import load as load_task
 from prefloop.models.unfused import plain
@@ -110,7 +110,7 @@ def test_numbers_are_those_of_lm_eval_by_itself_to_the_last_digit(
         model = language_model(backbone, batch_size=1)
         backbone.activate("bench")
         for spec in specs:
-            found = measure(model, load_task(spec), Settings(limit=LIMIT, batch_size=1))[spec.name]
+            found = measure(model, load_task(spec), HarnessSettings(limit=LIMIT, batch_size=1))[spec.name]
             row = table[spec.name]
             assert {m.name: (m.value, m.stderr) for m in found} == {
                 key.removesuffix(",none"): (value, row[key.replace(",", "_stderr,")])

@@ -18,8 +18,8 @@ from prefloop.cli import guarded
 from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
 from prefloop.data.sources import detect_layout, load_best_of, load_comparisons, write_jsonl
 from prefloop.errors import DataError
-from prefloop.evaluation.reward_files import Reading, evaluate_file
-from prefloop.evaluation.reward_metrics import Pairwise
+from prefloop.evaluation.reward_files import FileReading, evaluate_file
+from prefloop.evaluation.reward_metrics import PairMetrics
 from prefloop.evaluation.rewardbench import SECTIONS, sections
 from prefloop.export.adapter import export
 from prefloop.objectives.calibration import calibration_bins, expected_calibration_error
@@ -36,8 +36,8 @@ def by_words(tiny_folder: Path) -> Any:
 
 
 @pytest.fixture
-def reading(tmp_path: Path) -> Reading:
-    return Reading(tmp_path / "scratch", tmp_path)
+def reading(tmp_path: Path) -> FileReading:
+    return FileReading(tmp_path / "scratch", tmp_path)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -46,7 +46,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_a_file_on_which_every_pair_is_right_still_has_an_interval(
-    tmp_path: Path, by_words: Any, reading: Reading
+    tmp_path: Path, by_words: Any, reading: FileReading
 ) -> None:
     rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad thing"} for i in range(20)]
     found = evaluate_file(by_words, write(tmp_path / "all.jsonl", rows), reading)
@@ -54,7 +54,9 @@ def test_a_file_on_which_every_pair_is_right_still_has_an_interval(
     assert found["accuracy_ci"] == pytest.approx([0.025 ** (1 / 20), 1.0])  # Clopper and Pearson, n of n
 
 
-def test_rewardbench_rows_give_accuracy_by_subset_and_section(tmp_path: Path, by_words: Any, reading: Reading) -> None:
+def test_rewardbench_rows_give_accuracy_by_subset_and_section(
+    tmp_path: Path, by_words: Any, reading: FileReading
+) -> None:
     right, wrong = {"chosen": "good", "rejected": "bad thing"}, {"chosen": "bad thing", "rejected": "good"}
     rows = [{"prompt": f"q{i}", **(right if i < 3 else wrong), "subset": "math-prm"} for i in range(4)]
     rows += [{"prompt": f"p{i}", **right, "subset": "hep-go"} for i in range(2)]
@@ -90,7 +92,7 @@ def test_reasoning_weighs_maths_like_all_code_and_a_section_weighs_pairs() -> No
 
 
 def test_human_judgments_keep_every_vote_and_say_how_far_people_agree(
-    tmp_path: Path, by_words: Any, reading: Reading
+    tmp_path: Path, by_words: Any, reading: FileReading
 ) -> None:
     def row(i: int, votes: list[str], source: str) -> dict[str, Any]:
         return {
@@ -133,7 +135,7 @@ def test_human_judgments_keep_every_vote_and_say_how_far_people_agree(
         lambda good, bad: {"responses": good + bad, "scores": [2.0] * len(good) + [0.5] * len(bad)},
     ],
 )
-def test_best_of_n_in_each_form(how: Any, tmp_path: Path, by_words: Any, reading: Reading) -> None:
+def test_best_of_n_in_each_form(how: Any, tmp_path: Path, by_words: Any, reading: FileReading) -> None:
     bad = ["bad", "worse", "very bad one"]
     rows = [
         {"prompt": "q0", **how(["good good"], bad), "subset": "easy"},
@@ -180,10 +182,10 @@ def test_an_interval_knows_that_pairs_of_one_prompt_are_one_piece_of_evidence() 
     draw = random.Random(0)
     right = [draw.random() < 0.7 for _ in range(30)]
     margin = torch.tensor([1.0 if r else -1.0 for r in right])
-    alone = Pairwise(margin, torch.ones(30), torch.zeros(30), [str(i) for i in range(30)]).measured(1.0, 1.0)
-    tenfold = Pairwise(margin.repeat(10), torch.ones(300), torch.zeros(300), [str(i) for i in range(30)] * 10).measured(
-        1.0, 1.0
-    )
+    alone = PairMetrics(margin, torch.ones(30), torch.zeros(30), [str(i) for i in range(30)]).measured(1.0, 1.0)
+    tenfold = PairMetrics(
+        margin.repeat(10), torch.ones(300), torch.zeros(300), [str(i) for i in range(30)] * 10
+    ).measured(1.0, 1.0)
     width = [m["accuracy_ci"][1] - m["accuracy_ci"][0] for m in (alone, tenfold)]
     assert width[1] == pytest.approx(width[0], rel=0.1) and tenfold["pairs"] == 300
 

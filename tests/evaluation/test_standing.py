@@ -12,7 +12,7 @@ from prefloop.base.console import console
 from prefloop.base.sealed import read_sealed, write_sealed
 from prefloop.cli import _main, guarded
 from prefloop.evaluation.judges.ensemble import RewardGrader
-from prefloop.evaluation.reward_metrics import Pairwise
+from prefloop.evaluation.reward_metrics import PairMetrics
 from prefloop.evaluation.standing import quotable, unproven
 
 
@@ -34,9 +34,9 @@ def test_only_an_interval_above_one_half_proves_anything() -> None:
 
 def test_the_interval_is_over_prompts_and_leaves_ties_out() -> None:
     margin_P, label_P = torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0])
-    found = Pairwise(margin_P, label_P, torch.zeros(5), ["a", "a", "b", "b", "c"]).bounds()
+    found = PairMetrics(margin_P, label_P, torch.zeros(5), ["a", "a", "b", "b", "c"]).bounds()
     assert 0 <= found["accuracy_low"] < 1 / 3 < found["accuracy_high"] <= 1  # prompts: 1, 0 and 0
-    assert Pairwise(torch.ones(1), torch.full((1,), 0.5), torch.zeros(1), ["a"]).bounds() == {}
+    assert PairMetrics(torch.ones(1), torch.full((1,), 0.5), torch.zeros(1), ["a"]).bounds() == {}
 
 
 def comparison(judge: str) -> dict[str, Any]:

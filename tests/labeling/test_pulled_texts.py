@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from prefloop.cli import _main, guarded
-from prefloop.data.argilla_votes import Question, Reading
+from prefloop.data.argilla_votes import ArgillaQuestion, ArgillaReading
 from prefloop.data.sources import load_comparisons, load_ratings, write_jsonl
 from prefloop.labeling.argilla.convert import from_argilla
-from prefloop.labeling.argilla.datasets import Person
+from prefloop.labeling.argilla.datasets import ArgillaUser
 from prefloop.labeling.argilla.forms import to_rg
 from prefloop.labeling.argilla.pulled import Pulled, pulled
 from prefloop.records import Comparison, Message, Rating, Response
@@ -20,7 +20,7 @@ HOSTILE = [
     "\x00", "a\x00b", "\ud800", "half \udc00 an emoji", "\ufffe\uffff", "\u2028\u2029", "\r\n\v\f\x1c\x85", "\x1b[31mred\x07", "\u202eright",
     "\ufeffbom", "NaN", "1e999", "null", "{}", "=1+1", '"', "\\", "\\u0000", "<script>&lt;", " ", "\t", "", "ü🌍", "a" * 10_000,
 ]  # fmt: skip
-PEOPLE = {"u1": Person("ann"), "u2": Person("b\x00en")}
+PEOPLE = {"u1": ArgillaUser("ann"), "u2": ArgillaUser("b\x00en")}
 
 
 def answer(number: int, values: dict[str, Any], user: str = "u1") -> dict[str, Any]:
@@ -73,8 +73,8 @@ def test_what_a_pull_writes_is_read_as_it_was(seed: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("seed", range(10))
 def test_records_of_another_hand_that_no_file_can_carry_are_set_aside_by_name(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
-    better = Question("better", "label_selection", ("l", "r"), means={"l": 0, "r": 1})
-    reading = Reading(("ask",), ("left", "right"), preferred=better, why=Question("why", "text"))
+    better = ArgillaQuestion("better", "label_selection", ("l", "r"), means={"l": 0, "r": 1})
+    reading = ArgillaReading(("ask",), ("left", "right"), preferred=better, why=ArgillaQuestion("why", "text"))
     shown = [[0, 1], "x", [1, 1], {}]
     items = [
         {

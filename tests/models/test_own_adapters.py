@@ -20,7 +20,7 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.pipeline.stages.sft import ROLE, SFT
 from prefloop.runs.work import Work
-from prefloop.training.held_out import Row
+from prefloop.training.held_out import SFTRow
 from prefloop.training.sft_trainer import LEARNT, Looks
 
 METHODS = ["bitfit", "bottleneck", "delta-lora", "lora-drop", "mole", "full"]
@@ -147,7 +147,7 @@ def test_trls_trainer_trains_the_role_alone_and_goes_on_from_a_checkpoint_in_the
     method: str, precision: str, tiny_folder: Path, experts: list[str], tmp_path: Path
 ) -> None:
     ids = torch.randint(7, 400, (6, 20), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = [Row(Tokens(row, [False] * 8 + [True] * 12), tuple(row[:8])) for row in ids]
+    rows = [SFTRow(Tokens(row, [False] * 8 + [True] * 12), tuple(row[:8])) for row in ids]
     found = []
     for start in (None, tmp_path / "checkpoints" / "checkpoint-2"):
         backbone = made(tiny_folder, method, experts, precision)

@@ -22,9 +22,9 @@ from prefloop.errors import ConfigError, DataError
 from prefloop.models.backbone import Backbone
 from prefloop.pipeline.stages.sft import SFT
 from prefloop.runs.runtime import Runtime
-from prefloop.training.held_out import HeldOut, Row, mean_loss, split
+from prefloop.training.held_out import HeldOut, SFTRow, mean_loss, split
 
-ROWS = [Row(Tokens([p, p, k], [False, True, True]), (p,)) for p in range(10) for k in range(3)]
+ROWS = [SFTRow(Tokens([p, p, k], [False, True, True]), (p,)) for p in range(10) for k in range(3)]
 
 
 def test_a_prompt_is_held_out_with_all_of_its_answers() -> None:

@@ -14,7 +14,7 @@ from tiny import add_random_role, load
 from prefloop.errors import EngineError
 from prefloop.pipeline.stages import sampling
 from prefloop.rollouts import sampler_check as found
-from prefloop.rollouts.sampler_check import FLOOR, Agreement, gap_bound, share_shown
+from prefloop.rollouts.sampler_check import FLOOR, SamplerAgreement, gap_bound, share_shown
 
 
 def test_a_sampler_with_another_policy_or_temperature_is_found_out(tiny_folder: Path) -> None:
@@ -52,7 +52,7 @@ def test_an_adapter_that_did_not_arrive_is_found_out_within_the_gap_that_roundin
     sampling._check(backbone, "vllm", ids, rollouts, 0.7, role=None)
 
 
-def noisy(share: float, change: float, noise: float, spread: float = 1.0, seed: int = 0) -> Agreement:
+def noisy(share: float, change: float, noise: float, spread: float = 1.0, seed: int = 0) -> SamplerAgreement:
     """16 responses of 60 tokens from a sampler that shows a share of a policy's change; all log-probs with the noise of bfloat16.
 
     Tokens differ in how much is changed and how much is rounded, more so with a larger ``spread``.
@@ -65,7 +65,7 @@ def noisy(share: float, change: float, noise: float, spread: float = 1.0, seed: 
     changed = change * scale * moved
     of = torch.arange(16).repeat_interleave(60)
     sizes = share_shown(sampler + share * changed - before, trainer + changed - before, of, FLOOR)
-    return Agreement(float((sampler + share * changed - trainer - changed).abs().mean()), 0.1, 16, *sizes)
+    return SamplerAgreement(float((sampler + share * changed - trainer - changed).abs().mean()), 0.1, 16, *sizes)
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 1.5, 2.0])

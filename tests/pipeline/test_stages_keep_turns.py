@@ -31,7 +31,7 @@ from prefloop.pipeline.stages.label import Gold
 from prefloop.planning.time import CHARACTERS, TEMPLATE, measure
 from prefloop.records import Comparison, Conversation, Message, Prompt, Response, from_dict, to_dict
 from prefloop.report import conversations
-from prefloop.report.schema import Sample, Summary
+from prefloop.report.schema import SampledPrompt, Summary
 from prefloop.runs.runtime import Runtime
 from prefloop.runs.work import Work
 from prefloop.training.samples import rows
@@ -68,7 +68,7 @@ def test_gold_scorers_and_the_summary_see_tools_and_turns(tmp_path: Path, tiny_f
     assert from_dict(Prompt, {key: sample[key] for key in ("id", "prompt", "tools")}) == Prompt("p", asked())
     assert sample["responses"]["ppo"]["turns"] == to_dict(looked())["turns"]
     assert "turns" not in sample["responses"][BASELINE]
-    (talk,) = conversations._from_summary(Summary(samples=[Sample(**sample)]))
+    (talk,) = conversations._from_summary(Summary(samples=[SampledPrompt(**sample)]))
     assert [part.who for part in talk.turns] == [part.who for part in prompt_parts(asked())]
     assert [len(answer.said) for answer in talk.answers] == [0, 4]
 

@@ -18,7 +18,7 @@ from prefloop.config import RLHFConfig
 from prefloop.config.load import facts_of, load_config, parse
 from prefloop.config.presets import NAMES, guides
 from prefloop.errors import ConfigError
-from prefloop.planning.advice import GIB, KINDS, LATENCIES, MODELS, NEEDS, UNFIT, Answers, config_of
+from prefloop.planning.advice import GIB, KINDS, LATENCIES, MODELS, NEEDS, UNFIT, Situation, config_of
 from prefloop.planning.memory import SOLD
 from prefloop.planning.propose import fits
 from prefloop.planning.refusals import settled
@@ -30,7 +30,7 @@ FLAGS = ["advise", "--data", "pairs:6000", "--gpu", "24GiB", "--latency", "any",
 
 def written(file: Path, *answers: Any) -> RLHFConfig:
     """What the file of some answers says; no line of it is long."""
-    text = config_of(Answers(*answers))
+    text = config_of(Situation(*answers))
     assert all(len(line) <= 130 for line in text.splitlines())
     file.write_text(text)
     return load_config(file)
@@ -84,7 +84,7 @@ def test_values_are_those_of_the_preset(preset: str, tmp_path: Path) -> None:
 
 def test_without_an_alignment_need_the_run_is_sft_alone(tmp_path: Path) -> None:
     file = tmp_path / "advised.yaml"
-    file.write_text(config_of(Answers("demonstrations", 6_000, 24 * GIB, "any", 1, "none")))
+    file.write_text(config_of(Situation("demonstrations", 6_000, 24 * GIB, "any", 1, "none")))
     config = load_config(file)
     assert [stage.name for stage in compose(config)] == ["sft"] and config.sft.eval_share > 0
 
@@ -146,7 +146,7 @@ def test_nobody_said_how_many_demonstrations_prompts_come_with(
 
 
 def test_several_tasks_take_a_larger_adapter(tmp_path: Path) -> None:
-    one, four = (config_of(Answers("pairs", 6_000, 0, "any", tasks, "pairs")) for tasks in (1, 4))
+    one, four = (config_of(Situation("pairs", 6_000, 0, "any", tasks, "pairs")) for tasks in (1, 4))
     assert "r: 16" in one and "r: 64" in four and "method: rslora" in four
 
 
@@ -167,7 +167,7 @@ def test_a_small_models_rate_is_one_that_moves_it_and_a_large_ones_is_the_papers
     """57 steps of DPO on 150 pairs left SmolLM2-135M where it was at 1e-5, the rate of a 7B model."""
     for alignment, stage in (("pairs", "preference"), ("rollouts", "ppo")):
         small, large = (
-            yaml.safe_load(config_of(Answers("pairs", 6_000, memory, "any", 1, alignment)))[stage]["optim"]
+            yaml.safe_load(config_of(Situation("pairs", 6_000, memory, "any", 1, alignment)))[stage]["optim"]
             for memory in (0, 80 * GIB)
         )
         assert small["learning_rate"] == pytest.approx(10 * large["learning_rate"])
@@ -175,8 +175,8 @@ def test_a_small_models_rate_is_one_that_moves_it_and_a_large_ones_is_the_papers
 
 
 def test_thumbs_are_learnt_with_kto_and_own_answers_with_rollouts() -> None:
-    assert "algo: kto" in config_of(Answers("thumbs", 6000, 0, "any", 1, "pairs"))
-    assert "algo: rloo" in config_of(Answers("pairs", 6000, 0, "any", 1, "rollouts"))
+    assert "algo: kto" in config_of(Situation("thumbs", 6000, 0, "any", 1, "pairs"))
+    assert "algo: rloo" in config_of(Situation("pairs", 6000, 0, "any", 1, "rollouts"))
 
 
 def test_a_file_is_never_overwritten(tmp_path: Path) -> None:

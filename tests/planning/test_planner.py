@@ -25,7 +25,7 @@ from prefloop.data.packing import Document, packs
 from prefloop.errors import ConfigError, ModelError, PrefloopError
 from prefloop.models.backbone import Backbone
 from prefloop.planning.groups import Group
-from prefloop.planning.memory import CUBLAS, GIB, Device, Tokens
+from prefloop.planning.memory import CUBLAS, GIB, Device, PackSize
 from prefloop.planning.shapes import Shape, shape_of
 from prefloop.planning.stages import ASLEEP, Planner
 
@@ -37,13 +37,13 @@ def seven_b() -> Shape:
     return shape_of("shape:7b", Path("unused"))
 
 
-def largest(budget: int, steps: int = 9, pairs: int = 8) -> Tokens:
+def largest(budget: int, steps: int = 9, pairs: int = 8) -> PackSize:
     """The largest pack of the rows of benchmarks/preference_throughput.py."""
     data = rows(steps * pairs, 152064)
     found = []
     for start in range(0, len(data), pairs):
         documents = [Document(p, [c, r], [0, 1]) for p, c, r in data[start : start + pairs]]
-        found += [Tokens(len(p.tokens_N), len(p.source_R), len(p.keys_M)) for p in packs(documents, budget)]
+        found += [PackSize(len(p.tokens_N), len(p.source_R), len(p.keys_M)) for p in packs(documents, budget)]
     return max(found, key=lambda tokens: tokens.all)
 
 
@@ -145,7 +145,7 @@ def test_what_a_fused_layer_keeps_is_what_it_kept(tiny_folder: Path) -> None:
         run_N_H(backbone, pack, "mask")
     config = BackboneConfig(precision="fp32", adapter=AdapterConfig(r=4, alpha=8))
     shape = shape_of(str(tiny_folder), Path("x"))
-    predicted = Device.of(shape, config).layer(Tokens(16, 8, 16), graph=True)
+    predicted = Device.of(shape, config).layer(PackSize(16, 8, 16), graph=True)
     rotated = 4 * 16 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim  # attention's own: query, keys, values
     norms = 4 * 16 * (2 + shape.heads)
     assert held == [predicted - rotated - norms] * shape.layers

@@ -23,7 +23,7 @@ from prefloop.models.adapters.mole import MoLE
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import run_N_H
 from prefloop.planning.adapters import BITS_FROM
-from prefloop.planning.memory import Device, Tokens
+from prefloop.planning.memory import Device, PackSize
 from prefloop.planning.shapes import SHAPES, Shape, shape_of
 from prefloop.planning.stages import ERROR_UNFUSED, Planner
 from prefloop.training import optimizers
@@ -167,7 +167,7 @@ def kept(folder: Path, config: AdapterConfig) -> tuple[int, int]:
     with hooks, backbone.role("policy", train=True, dropout=config.dropout > 0):
         run_N_H(backbone, PACK, "mask")
     device, count = Device.of(shape_of(str(folder), Path("x")), settings), len(PACK.tokens_N)
-    tokens = device.seen(Tokens(count, count, count))
+    tokens = device.seen(PackSize(count, count, count))
     layers = device.shape.layers * (
         device.layer(tokens, True, device.drops) + count * device.item * device.shape.hidden
     )

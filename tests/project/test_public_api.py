@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
+from documents import ROOT
 
 import prefloop
 from prefloop.moved import NEW
@@ -41,3 +43,13 @@ def test_an_old_path_is_answered_with_the_new_one(old: str) -> None:
             assert part.removeprefix("from prefloop import ") in prefloop.__all__
         elif (word := part.split()[-1]).startswith("prefloop"):
             assert find_spec(word) is not None, word
+
+
+def test_no_two_classes_of_the_package_share_a_name() -> None:
+    """Classes that others meet; one that begins with _ is its module's own."""
+    places: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "src" / "prefloop").rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(file.name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

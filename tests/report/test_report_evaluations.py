@@ -13,7 +13,7 @@ from prefloop.errors import DataError
 from prefloop.report import benchmarks, reward_model
 from prefloop.report.compare import write_comparison
 from prefloop.report.current import bench_of
-from prefloop.report.evaluations import Bench
+from prefloop.report.evaluations import BenchFile
 from prefloop.report.html import write_report
 from prefloop.report.schema import Summary
 
@@ -24,7 +24,7 @@ def test_benchmarks_mark_what_changed_by_more_than_two_standard_errors(full: Pag
         "acc_norm", "500", "0.4312", "± 0.0221", "0.4352", "± 0.0222", "0.3821", "± 0.0217", "+0.0040", "± 0.0061", "−0.0491", "± 0.0103",
     ]  # fmt: skip
     assert "1 of 4 changes in this table is worse by more than two standard errors, 2 better." in full.text
-    found = benchmarks.section(Bench.model_validate(report_extras.bench()))
+    found = benchmarks.section(BenchFile.model_validate(report_extras.bench()))
     assert found is not None
     verdicts = [[change.verdict for change in row.differences] for row in found.rows]
     assert verdicts == [["", "worse"], ["better", "better"]]  # a lower perplexity is better

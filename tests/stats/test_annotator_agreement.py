@@ -19,7 +19,7 @@ from prefloop.pipeline.stages.label import Label
 from prefloop.records import Comparison, Message, Rating, Response, Thumb, Vote
 from prefloop.report.html import write_report
 from prefloop.runs.runtime import Runtime
-from prefloop.stats.annotator_agreement import Agreement, alpha, measure, position
+from prefloop.stats.annotator_agreement import AnnotatorAgreement, alpha, measure, position
 from prefloop.stats.vote_speed import too_fast
 from prefloop.stats.votes import THUMBS, Votes, collect, collect_thumbs, seconds
 
@@ -49,7 +49,7 @@ def people(seed: int, items: int, **habits: float) -> list[Comparison]:
     return rows
 
 
-def of(found: Agreement, name: str):
+def of(found: AnnotatorAgreement, name: str):
     return next(person for person in found.people if person.name == name)
 
 

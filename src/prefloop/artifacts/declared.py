@@ -54,7 +54,7 @@ class _Identity(TypedDict, total=False):
     config: Any
 
 
-class Said(TypedDict):
+class DeclaredFields(TypedDict):
     """A manifest, or ``prefloop.json``: the fields that others' files are believed in."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
@@ -67,9 +67,9 @@ class Said(TypedDict):
     sampling: NotRequired[dict[str, Any]]
 
 
-def read_said(path: Path) -> Said:
+def read_said(path: Path) -> DeclaredFields:
     """The file, whose digest is compared where it has one. Raises ``ModelError`` where it is not what was written."""
     try:
-        return as_kind(Said, read_sealed(path, required=False), path)
+        return as_kind(DeclaredFields, read_sealed(path, required=False), path)
     except StoreError as error:
         raise ModelError(str(error)) from error

@@ -29,7 +29,7 @@ Hear = Callable[[int, str], None]
 
 
 @dataclasses.dataclass
-class Answer:
+class ChatAnswer:
     """What one result said."""
 
     who: str
@@ -41,13 +41,13 @@ class Answer:
 
 
 @dataclasses.dataclass
-class Turn:
+class ChatTurn:
     """A message, what was sent for it, and the answers; the talk goes on with the ``chosen`` one."""
 
     user: str
     sent: Conversation
     sent_ids: list[int]
-    answers: list[Answer]
+    answers: list[ChatAnswer]
     chosen: int = 0
     vote: Vote | None = None
 
@@ -59,7 +59,7 @@ class Talk:
         self.opened, self.home, self.seed = opened, home, seed
         self.speakers = list(names)
         """One name, or two whose answers stand beside each other."""
-        self.turns: list[Turn] = []
+        self.turns: list[ChatTurn] = []
         self.system = ""
         self.tools: list[dict[str, Any]] = []
         """JSON schemas of what the model may call; nothing here runs a call."""
@@ -88,13 +88,13 @@ class Talk:
         """The role of a result on the backbone, put there when it is first asked for. Raises ``ModelError`` when it does not fit."""
         return self.opened.add(self.policy(name))
 
-    def say(self, user: str, hear: Hear) -> Turn:
+    def say(self, user: str, hear: Hear) -> ChatTurn:
         """Send a message and let every speaker answer. Ctrl-C ends the answer, and the turn, with what is there.
 
         Raises ``DataError`` for a message that does not fit into the model, ``KeyboardInterrupt`` when nothing had been said yet.
         """
         sent, ids, dropped = self._fitting(user)
-        turn = Turn(user, sent, ids, [])
+        turn = ChatTurn(user, sent, ids, [])
         for side, name in enumerate(self.speakers):
             answer = self._answer(name, ids, lambda text, side=side: hear(side, text))  # type: ignore[misc]
             if answer.token_ids:
@@ -107,7 +107,7 @@ class Talk:
         self.turns.append(turn)
         return turn
 
-    def again(self, hear: Hear) -> Turn:
+    def again(self, hear: Hear) -> ChatTurn:
         """Answer the last message anew. Raises ``ConfigError`` when there is none."""
         old = self.undo()
         try:
@@ -126,7 +126,7 @@ class Talk:
             raise ConfigError(f"temperature '{value}' is no number from 0 up")
         self.engine.generation = dataclasses.replace(self.engine.generation, temperature=temperature)
 
-    def undo(self) -> Turn:
+    def undo(self) -> ChatTurn:
         """Take the last turn back. Raises ``ConfigError`` when there is none."""
         if not self.turns:
             raise ConfigError("nothing has been said yet")
@@ -185,7 +185,7 @@ class Talk:
             f"the message has {len(ids)} tokens; with {room} for the answer that is over the model's context of {self.context}: shorten it"
         )
 
-    def _answer(self, name: str, ids: list[int], hear: Callable[[str], None]) -> Answer:
+    def _answer(self, name: str, ids: list[int], hear: Callable[[str], None]) -> ChatAnswer:
         backbone, temperature = self.opened.runtime.backbone, self.engine.generation.temperature
         role, seed = self.role(name), self.seed + self.drawn
         self.drawn += 1
@@ -211,7 +211,7 @@ class Talk:
         whole = backbone.chat.decode(tokens) if tokens else ""
         if whole != text:
             hear(whole)  # it ends in half of a character
-        return Answer(name, tokens, whole, seed, temperature, ended)
+        return ChatAnswer(name, tokens, whole, seed, temperature, ended)
 
 
 def read_tools(path: Path) -> list[dict[str, Any]]:
@@ -235,7 +235,7 @@ def named(home: Path | None, name: str) -> Policy:
     return dataclasses.replace(policy_of(f"{home}:{name}"), name=name)
 
 
-def comparison_of(turn: Turn, talk: Talk) -> Comparison | None:
+def comparison_of(turn: ChatTurn, talk: Talk) -> Comparison | None:
     """The turn as a comparison, under an id that tells its texts; ``None`` without two different answers."""
     if len(turn.answers) != 2 or len({a.text for a in turn.answers} - {""}) != 2:
         return None

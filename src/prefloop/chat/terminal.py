@@ -14,7 +14,7 @@ from rich.text import Text
 
 from prefloop.base.console import console, counted, neutral, quote, say
 from prefloop.base.interrupt import forget_interrupt
-from prefloop.chat.session import Answer, Hear, Talk, Turn, keep
+from prefloop.chat.session import ChatAnswer, ChatTurn, Hear, Talk, keep
 from prefloop.errors import ConfigError, PrefloopError, nearest
 
 WIDE = 100
@@ -163,7 +163,7 @@ class Terminal:
         for name, (takes, does) in COMMANDS.items():
             say(f"  {f'/{name} {takes}':<28} {does}")
 
-    def _show(self, ask: Callable[[Hear], Turn]) -> None:
+    def _show(self, ask: Callable[[Hear], ChatTurn]) -> None:
         """Let the talk answer and show it: side by side where there is room, else one after the other as the tokens come."""
         columns = len(self.talk.speakers) == 2 and console.is_terminal and console.width >= WIDE
         turn = self._side_by_side(ask) if columns else self._in_turn(ask)
@@ -179,7 +179,7 @@ class Terminal:
             )
         self._told_dropped = self.talk.dropped
 
-    def _in_turn(self, ask: Callable[[Hear], Turn]) -> Turn:
+    def _in_turn(self, ask: Callable[[Hear], ChatTurn]) -> ChatTurn:
         shown: dict[int, str] = {}
 
         def hear(side: int, text: str) -> None:
@@ -196,7 +196,7 @@ class Terminal:
             if shown:
                 say("")
 
-    def _side_by_side(self, ask: Callable[[Hear], Turn]) -> Turn:
+    def _side_by_side(self, ask: Callable[[Hear], ChatTurn]) -> ChatTurn:
         texts = ["", ""]
 
         def table() -> Table:
@@ -229,7 +229,7 @@ def _given(text: str, command: str) -> str:
     return text
 
 
-def _ending(answer: Answer) -> str | None:
+def _ending(answer: ChatAnswer) -> str | None:
     if answer.ended == "interrupt":
         return "stopped by you"
     if answer.ended == "length":

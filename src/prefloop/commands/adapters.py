@@ -23,7 +23,7 @@ _HANDOVER = {"adapter": "adapter", "merged": "merged", "none": "no"}
 
 
 @dataclasses.dataclass
-class Adapters:
+class AdaptersCommand:
     """List the adapter methods (backbone.adapter.method): the weights they train on, how vLLM gets them, what merges, options and defaults."""
 
     markdown: bool = False

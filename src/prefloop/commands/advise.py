@@ -14,7 +14,7 @@ import tyro
 from prefloop.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prefloop.planning.advice import Answers
+    from prefloop.planning.advice import Situation
     from prefloop.planning.worth import Expectation
 
 
@@ -48,7 +48,7 @@ class Advise:
             LATENCIES,
             NEEDS,
             UNFIT,
-            Answers,
+            Situation,
             config_of,
             data_of,
             one_of,
@@ -63,17 +63,17 @@ class Advise:
             raise ConfigError(f"'{self.output}' cannot be written: its folder does not exist")
         one_of("--preset", self.preset, NAMES)
         questions = (
-            Question("--data", self.data, data_of, "What data, and how many rows of it?", _listed(KINDS), "pairs:6000"),
-            Question("--gpu", self.gpu, _memory, "Memory of the GPU?", "such as 24GiB, or none", "24GiB"),
-            Question("--latency", self.latency, lambda text: one_of("--latency", text, LATENCIES), "How fast must the result answer?", _listed(LATENCIES), "any"),
-            Question("--tasks", self.tasks, tasks_of, "How many kinds of task?", "a number", "1"),
-            Question("--alignment", self.alignment, lambda text: one_of("--alignment", text, NEEDS), "What must it learn beyond the demonstrations?", _listed(NEEDS), "pairs"),
+            AdviceQuestion("--data", self.data, data_of, "What data, and how many rows of it?", _listed(KINDS), "pairs:6000"),
+            AdviceQuestion("--gpu", self.gpu, _memory, "Memory of the GPU?", "such as 24GiB, or none", "24GiB"),
+            AdviceQuestion("--latency", self.latency, lambda text: one_of("--latency", text, LATENCIES), "How fast must the result answer?", _listed(LATENCIES), "any"),
+            AdviceQuestion("--tasks", self.tasks, tasks_of, "How many kinds of task?", "a number", "1"),
+            AdviceQuestion("--alignment", self.alignment, lambda text: one_of("--alignment", text, NEEDS), "What must it learn beyond the demonstrations?", _listed(NEEDS), "pairs"),
         )  # fmt: skip
         said = {question.flag: question.read(question.said) for question in questions if question.said is not None}
         (kind, rows), memory, latency, tasks, alignment = (
             said[question.flag] if question.flag in said else question.ask() for question in questions
         )
-        answers = Answers(kind, rows, memory, latency, tasks, alignment, self.preset)
+        answers = Situation(kind, rows, memory, latency, tasks, alignment, self.preset)
         text = config_of(answers)
         found = _expectation(answers, text)
         _require_worth(answers, found)
@@ -98,7 +98,7 @@ class Advise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class AdviceQuestion:
     """One of the five: what its flag said, and what is asked where that said nothing."""
 
     flag: str
@@ -125,7 +125,7 @@ class Question:
                 say(str(error), "yellow")
 
 
-def _expectation(answers: Answers, text: str) -> Expectation:
+def _expectation(answers: Situation, text: str) -> Expectation:
     """Steps and time of every stage of the configuration ``text``, which these answers gave."""
     import yaml
 
@@ -142,7 +142,7 @@ def _expectation(answers: Answers, text: str) -> Expectation:
     )
 
 
-def _require_worth(answers: Answers, found: Expectation) -> None:
+def _require_worth(answers: Situation, found: Expectation) -> None:
     """Raise ``ConfigError`` for a run that cannot learn, or that takes more than a day where its speed is known, with the rows that would do."""
     from prefloop.base.console import duration
     from prefloop.evaluation.learnt import FEW_STEPS

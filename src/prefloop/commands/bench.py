@@ -13,7 +13,7 @@ from prefloop.config.ranges import Count, Seed, Whole
 
 
 @dataclasses.dataclass
-class Bench:
+class BenchCommand:
     """Run lm-eval's tasks, and sets of prompts with references, on the base model and the adapters of a run; show what training changed."""
 
     run_folder: tyro.conf.Positional[Path]
@@ -52,12 +52,12 @@ class Bench:
     def run(self) -> None:
         from prefloop.base.console import console, say
         from prefloop.evaluation.benchmarks import compare
-        from prefloop.evaluation.benchmarks.harness import Settings
+        from prefloop.evaluation.benchmarks.harness import HarnessSettings
         from prefloop.evaluation.benchmarks.run import FILE, Domain, bench
         from prefloop.evaluation.benchmarks.tasks import files_of, find, version
 
         version()
-        settings = Settings(self.limit, self.batch_size, self.num_fewshot, self.apply_chat_template, self.seed)
+        settings = HarnessSettings(self.limit, self.batch_size, self.num_fewshot, self.apply_chat_template, self.seed)
         specs = find(self.tasks, files_of(self.data), self.trust_task_code)
         if self.quarantine:
             self.quarantine.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class _Judge:
 
 
 @dataclasses.dataclass
-class Compare(_Judge):
+class JudgeCommand(_Judge):
     """Compare results on the same prompts with a judge that is asked in both orders. `prefloop judge calibrate` measures a judge against people."""
 
     a: str = dataclasses.field(kw_only=True)

@@ -233,7 +233,7 @@ Command = (
 
 
 @dataclasses.dataclass
-class Label:
+class LabelCommand:
     """Labelling: run an Argilla server, back it up, send records to it, get votes back, measure agreement, choose the next pairs."""
 
     command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Command]]

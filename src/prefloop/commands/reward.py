@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Reward:
+class RewardCommand:
     """Measure a reward model's accuracy, calibration, length bias and agreement with people on files of labelled pairs, human judgments or
     best-of-n rows."""
 
@@ -51,7 +51,7 @@ class Reward:
 
         from prefloop.artifacts.references import key_of
         from prefloop.base.console import console, say
-        from prefloop.evaluation.reward_files import Reading, evaluate_file
+        from prefloop.evaluation.reward_files import FileReading, evaluate_file
         from prefloop.evaluation.reward_table import table
         from prefloop.labeling.scoring import open_reward, reward_folder
 
@@ -66,7 +66,7 @@ class Reward:
             for number, (name, path) in enumerate(names.items()):
                 same = overlaps[name]
                 left_out: set[str] = same.ids if same and self.drop_overlap else set()
-                reading = Reading(
+                reading = FileReading(
                     Path(scratch) / str(number),
                     self.quarantine or Path(scratch),
                     self.layout,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from prefloop.data.argilla_votes import Question, Reading
+from prefloop.data.argilla_votes import ArgillaQuestion, ArgillaReading
 
 PROMPTS = ("prompt", "instruction", "question", "query", "messages", "conversation", "chat", "input")
 SYSTEMS = ("system", "system_prompt")
@@ -36,7 +36,7 @@ class Unclear(ValueError):
     """The names leave a doubt: the message says which and how to say what is meant."""
 
 
-def guess(fields: Sequence[str], questions: Sequence[Question]) -> Reading:
+def guess(fields: Sequence[str], questions: Sequence[ArgillaQuestion]) -> ArgillaReading:
     """How a dataset with these fields and questions is read. Raises ``Unclear``.
 
     Without fields of responses it is read as prompts; with them and without questions, as pairs or responses that nobody has voted on.
@@ -46,7 +46,7 @@ def guess(fields: Sequence[str], questions: Sequence[Question]) -> Reading:
 
 def guess_fields(
     names: Sequence[str], prompt: tuple[str, ...] | None = None, responses: tuple[str, ...] | None = None
-) -> Reading:
+) -> ArgillaReading:
     """The fields alone; ``prompt`` and ``responses`` that are given are not guessed. Raises ``Unclear``."""
     lower = {name.lower(): name for name in names}
     if responses is None:
@@ -59,7 +59,7 @@ def guess_fields(
         )
     taken = {*prompt, *responses}
     system = next((lower[name] for name in SYSTEMS if name in lower and lower[name] not in taken), None)
-    return Reading(prompt, responses, system)
+    return ArgillaReading(prompt, responses, system)
 
 
 def _prompt(names: Sequence[str]) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def _responses(names: Sequence[str], lower: Mapping[str, str]) -> tuple[str, ...
     return groups[0] if groups else ()
 
 
-def with_questions(reading: Reading, questions: Sequence[Question]) -> Reading:
+def with_questions(reading: ArgillaReading, questions: Sequence[ArgillaQuestion]) -> ArgillaReading:
     """The same fields with what the questions mean. Raises ``Unclear`` where there are responses and no question says which is good."""
     count = len(reading.responses)
     if not count or not questions:
@@ -95,7 +95,7 @@ def with_questions(reading: Reading, questions: Sequence[Question]) -> Reading:
     if count == 1:
         thumbs = [meant for q in questions if (meant := as_thumb(q)) is not None]
         thumbs = [q for q in thumbs if q.type != "rating"] or thumbs
-        used: tuple[Question, ...] = (_one(thumbs, questions),)
+        used: tuple[ArgillaQuestion, ...] = (_one(thumbs, questions),)
         reading = replace(reading, thumb=used[0])
     else:
         asked = [q for q in questions if not _AGAINST.search(q.name.lower())]
@@ -112,11 +112,11 @@ def with_questions(reading: Reading, questions: Sequence[Question]) -> Reading:
     return replace(reading, unused=_unused(q for q in questions if q.name not in names))
 
 
-def _unused(questions: Iterable[Question]) -> tuple[str, ...]:
+def _unused(questions: Iterable[ArgillaQuestion]) -> tuple[str, ...]:
     return tuple(q.describe() if q.known else repr(q.name) for q in questions)
 
 
-def _one(candidates: Sequence[Question], questions: Sequence[Question]) -> Question:
+def _one(candidates: Sequence[ArgillaQuestion], questions: Sequence[ArgillaQuestion]) -> ArgillaQuestion:
     if len(candidates) > 1:
         by_name = [q for q in candidates if _PREFERS.search(q.name.lower())]
         candidates = by_name if len(by_name) == 1 else candidates
@@ -127,11 +127,11 @@ def _one(candidates: Sequence[Question], questions: Sequence[Question]) -> Quest
     raise Unclear(f"none of the questions {_listed(questions)} says by its values what is better. {HOW}")
 
 
-def _listed(questions: Iterable[Question]) -> str:
+def _listed(questions: Iterable[ArgillaQuestion]) -> str:
     return ", ".join(q.describe() for q in questions)
 
 
-def as_vote(question: Question, responses: Sequence[str]) -> Question | None:
+def as_vote(question: ArgillaQuestion, responses: Sequence[str]) -> ArgillaQuestion | None:
     """The question with what each of its values means, where all of them name a response or a tie."""
     # In an exported file a list of values is a choice of several or a ranking whose ranks the SDK has left out.
     listed = question.type == "multi_label_selection" and not question.known
@@ -174,7 +174,7 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", text.lower())
 
 
-def as_thumb(question: Question) -> Question | None:
+def as_thumb(question: ArgillaQuestion) -> ArgillaQuestion | None:
     """The question with what each of its values means, where all of them are words for good or bad, or numbers of a known scale."""
     if _AGAINST.search(question.name.lower()):
         return None
@@ -187,7 +187,7 @@ def as_thumb(question: Question) -> Question | None:
     return replace(question, means=means) if means and None not in means.values() else None
 
 
-def by_middle(question: Question) -> Question:
+def by_middle(question: ArgillaQuestion) -> ArgillaQuestion:
     """A rating as a thumb: above the middle of its scale up, below it down, the middle itself neither."""
     middle = (min(question.options) + max(question.options)) / 2
     return replace(
@@ -195,9 +195,9 @@ def by_middle(question: Question) -> Question:
     )
 
 
-def _rated(responses: Sequence[str], questions: Sequence[Question]) -> tuple[Question, ...]:
+def _rated(responses: Sequence[str], questions: Sequence[ArgillaQuestion]) -> tuple[ArgillaQuestion, ...]:
     """The ratings that name a response each, such as ``rating_1`` and ``rating_2``; of several such groups the one with a telling name."""
-    groups: dict[str, dict[int, Question]] = {}
+    groups: dict[str, dict[int, ArgillaQuestion]] = {}
     for question in questions:
         for index, name in enumerate(responses):
             aspect = _aspect(question.name, name) if question.type == "rating" else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from prefloop.data.argilla_votes import HIDDEN, STRENGTHS, Answer, Choice, Item
+from prefloop.data.argilla_votes import HIDDEN, STRENGTHS, ArgillaAnswer, Choice, Item
 from prefloop.data.check import BadRow
 from prefloop.records import Comparison, Conversation, Message, Rating, Response, Thumb, Vote, from_dict
 
@@ -57,7 +57,7 @@ def own_record(item: Item, id: str) -> Comparison | Rating:
         raise BadRow("metadata", f"is not what prefloop sent to Argilla ({type(error).__name__}: {error})") from None
 
 
-def _vote(answer: Answer) -> Vote:
+def _vote(answer: ArgillaAnswer) -> Vote:
     """The vote in terms of the screen: 0 is A."""
     chosen = _value(answer, "preferred")
     if chosen not in CHOICES:
@@ -66,12 +66,12 @@ def _vote(answer: Answer) -> Vote:
     return Vote(answer.annotator, CHOICES[chosen], strength, _value(answer, "why") or None, answer.at)
 
 
-def _thumb(answer: Answer) -> Thumb:
+def _thumb(answer: ArgillaAnswer) -> Thumb:
     value: Any = _value(answer, "thumb")
     if value not in ("up", "down"):
         raise BadRow("thumb", f"is {value!r}, expected up or down")
     return Thumb(answer.annotator, value, _value(answer, "why") or None, answer.at)
 
 
-def _value(answer: Answer, question: str) -> str:
+def _value(answer: ArgillaAnswer, question: str) -> str:
     return str(answer.values.get(question) or "").strip()

@@ -17,7 +17,7 @@ from typing import Any
 from prefloop.base.console import listed
 from prefloop.data.argilla_guess import Unclear, guess
 from prefloop.data.argilla_own import own_record
-from prefloop.data.argilla_votes import HIDDEN, Answer, Item, Question, Reading, records_of, row_of
+from prefloop.data.argilla_votes import HIDDEN, ArgillaAnswer, ArgillaQuestion, ArgillaReading, Item, records_of, row_of
 from prefloop.data.check import BadRow, json_type
 from prefloop.data.row import Habits, Row
 from prefloop.data.tools import parsed
@@ -85,12 +85,12 @@ def left_out(row: Columns, source: str = "") -> Counter[str]:
     return found
 
 
-def _reading(item: Item, questions: list[Question]) -> Reading:
+def _reading(item: Item, questions: list[ArgillaQuestion]) -> ArgillaReading:
     texts = [name for name, value in item.fields.items() if isinstance(value, str | list)]
     return guess(texts, questions)
 
 
-def item_of(row: Columns, source: str) -> tuple[Item, list[Question]]:
+def item_of(row: Columns, source: str) -> tuple[Item, list[ArgillaQuestion]]:
     """The row's fields and answers, and the questions that submitted answers are to. Raises ``BadRow``."""
     if isinstance(row.get("fields"), Mapping):
         fields, meta = dict(row["fields"]), _beside(row) | _metadata(row.get("metadata", {}))
@@ -200,7 +200,7 @@ def _is_answers(value: Any) -> bool:
     )
 
 
-def _joined(given: list[_Given], record: Any) -> list[Answer]:
+def _joined(given: list[_Given], record: Any) -> list[ArgillaAnswer]:
     """One answer an annotator, in order of appearance."""
     values: dict[str, dict[str, Any]] = {}
     statuses: dict[str, Any] = {}
@@ -223,24 +223,24 @@ def _joined(given: list[_Given], record: Any) -> list[Answer]:
                 f"{said} which answers were submitted, and drafts and discards are no votes: export with `dataset.records.to_datasets()`, "
                 "which tells, or use `prefloop label pull`",
             )
-        found.append(Answer(who, status, values[who]))
+        found.append(ArgillaAnswer(who, status, values[who]))
     return found
 
 
-def _question(name: str, values: list[Any]) -> Question:
+def _question(name: str, values: list[Any]) -> ArgillaQuestion:
     """A question as far as the answers of one row tell."""
     if all(isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value) for value in values):
         if all("rank" in one for value in values for one in value):
             options = dict.fromkeys(str(one.get("value")) for value in values for one in value)
-            return Question(name, "ranking", tuple(options), known=False)
-        return Question(name, "span", known=False)
+            return ArgillaQuestion(name, "ranking", tuple(options), known=False)
+        return ArgillaQuestion(name, "span", known=False)
     if all(isinstance(value, Mapping) and {"rank", "value"} <= value.keys() for value in values):  # lists side by side
         raise BadRow(f"responses.{name}", "is a ranking as an object of lists, expected a list of {value, rank}")
     if all(isinstance(value, list) for value in values):
         options = dict.fromkeys(str(one) for value in values for one in value)
-        return Question(name, "multi_label_selection", tuple(options), known=False)
+        return ArgillaQuestion(name, "multi_label_selection", tuple(options), known=False)
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        return Question(name, "rating", tuple(dict.fromkeys(values)), known=False)
+        return ArgillaQuestion(name, "rating", tuple(dict.fromkeys(values)), known=False)
     if all(isinstance(value, str) for value in values):
-        return Question(name, "label_selection", tuple(dict.fromkeys(values)), known=False)
-    return Question(name, "text", known=False)
+        return ArgillaQuestion(name, "label_selection", tuple(dict.fromkeys(values)), known=False)
+    return ArgillaQuestion(name, "text", known=False)

@@ -33,7 +33,7 @@ Choice = Literal[0, 1, "tie"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ArgillaAnswer:
     """What one annotator said of one record: question name → value, as Argilla keeps it."""
 
     annotator: str
@@ -49,11 +49,11 @@ class Item:
     """One record of a dataset and the answers to it, oldest first where that is known."""
 
     fields: Mapping[str, Any]
-    answers: Sequence[Answer] = ()
+    answers: Sequence[ArgillaAnswer] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def submitted(self) -> list[Answer]:
+    def submitted(self) -> list[ArgillaAnswer]:
         """The answers that count."""
         return [answer for answer in self.answers if answer.status == "submitted"]
 
@@ -67,7 +67,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Question:
+class ArgillaQuestion:
     """A question of a dataset, and what its values mean where it is read as a vote or a thumb."""
 
     name: str
@@ -88,7 +88,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ArgillaReading:
     """Which fields and questions of a dataset mean what."""
 
     prompt: tuple[str, ...]
@@ -96,13 +96,13 @@ class Reading:
     responses: tuple[str, ...]
     """Fields of the responses, in the order in which a record holds them; none for prompts alone."""
     system: str | None = None
-    preferred: Question | None = None
+    preferred: ArgillaQuestion | None = None
     """Which response is better: a ranking, a label, or a rating of a pair (low: the first)."""
-    rated: tuple[Question, ...] = ()
+    rated: tuple[ArgillaQuestion, ...] = ()
     """Ratings, one a response."""
-    thumb: Question | None = None
-    strength: Question | None = None
-    why: Question | None = None
+    thumb: ArgillaQuestion | None = None
+    strength: ArgillaQuestion | None = None
+    why: ArgillaQuestion | None = None
     unused: tuple[str, ...] = ()
     """Questions that say nothing here, as they describe themselves."""
 
@@ -137,7 +137,7 @@ class Reading:
             said.append(f"not used: {listed(self.unused)}")
         return "; ".join(said)
 
-    def _scale(self, question: Question) -> str:
+    def _scale(self, question: ArgillaQuestion) -> str:
         if question.type == "ranking":
             return ", rank 1 the best"
         if question.type != "rating":
@@ -147,7 +147,7 @@ class Reading:
         return f": {low} for {self.responses[0]!r}, {high} for {self.responses[1]!r}, the middle for neither"
 
 
-def row_of(item: Item, reading: Reading, id: str, source: str, habits: Habits = _AS_SHOWN) -> Row:
+def row_of(item: Item, reading: ArgillaReading, id: str, source: str, habits: Habits = _AS_SHOWN) -> Row:
     """The item's fields as a row, to which ``records_of`` says what it did with them."""
     fields = dict(item.fields)
     if reading.system is not None and not is_system(reading.system):
@@ -156,7 +156,7 @@ def row_of(item: Item, reading: Reading, id: str, source: str, habits: Habits = 
     return Row(fields, id, source, habits)
 
 
-def records_of(item: Item, reading: Reading, row: Row) -> list[Record]:
+def records_of(item: Item, reading: ArgillaReading, row: Row) -> list[Record]:
     """The records that an item holds: a pair, a rating, a prompt, or of more than two responses every pair, ``<id>/<i>-<j>``.
 
     Of those, pairs that no answer compares are left out where others are compared. ``row`` is that of ``row_of``. Raises ``BadRow``.
@@ -185,7 +185,7 @@ def records_of(item: Item, reading: Reading, row: Row) -> list[Record]:
     return pairs
 
 
-def _turns(row: Row, reading: Reading) -> tuple[Conversation, list[list[Message]]]:
+def _turns(row: Row, reading: ArgillaReading) -> tuple[Conversation, list[list[Message]]]:
     """The prompt with what stands around it, and the turns of each response."""
     needed = (*reading.prompt, *reading.responses)
     if missing := [name for name in needed if name not in row]:
@@ -209,7 +209,7 @@ def _turns(row: Row, reading: Reading) -> tuple[Conversation, list[list[Message]
     return whole_prompt(prompt, answers, reading.responses), [answer.turns for answer in answers]
 
 
-def _votes(reading: Reading, answer: Answer) -> Iterator[tuple[tuple[int, int], Vote]]:
+def _votes(reading: ArgillaReading, answer: ArgillaAnswer) -> Iterator[tuple[tuple[int, int], Vote]]:
     """What an answer says of each pair of responses (i < j)."""
     count = len(reading.responses)
     why, given = _why(reading, answer), _strength(reading, answer)
@@ -224,7 +224,7 @@ def _votes(reading: Reading, answer: Answer) -> Iterator[tuple[tuple[int, int], 
         yield (i, j), Vote(answer.annotator, choice, strength, why, answer.at)
 
 
-def _scores(reading: Reading, answer: Answer, count: int) -> tuple[dict[int, int | float], int | None]:
+def _scores(reading: ArgillaReading, answer: ArgillaAnswer, count: int) -> tuple[dict[int, int | float], int | None]:
     """A number for each response that the answer compares, more is better; and the index that a choice of one is about."""
     if reading.rated:
         values = {i: answer.values.get(question.name) for i, question in enumerate(reading.rated)}
@@ -247,7 +247,7 @@ def _scores(reading: Reading, answer: Answer, count: int) -> tuple[dict[int, int
     return {index: int(index == means) for index in range(count)}, int(means)
 
 
-def _ranks(question: Question, value: Any) -> dict[int, int]:
+def _ranks(question: ArgillaQuestion, value: Any) -> dict[int, int]:
     """Index of a response → its rank, 1 for the best."""
     items = value if isinstance(value, list) else [value]
     ranks: dict[int, int] = {}
@@ -270,7 +270,7 @@ def _ranks(question: Question, value: Any) -> dict[int, int]:
     return ranks
 
 
-def _meaning(question: Question, value: Any) -> Any:
+def _meaning(question: ArgillaQuestion, value: Any) -> Any:
     if not isinstance(value, str | int) or value not in question.means:
         known = listed(f"{one!r}" for one in question.means)
         raise BadRow(question.name, f"is {str(value)[:40]!r}, expected one of {known}")
@@ -283,7 +283,7 @@ def _number(value: Any, name: str) -> int | float:
     return value
 
 
-def _strength(reading: Reading, answer: Answer) -> int | float | None:
+def _strength(reading: ArgillaReading, answer: ArgillaAnswer) -> int | float | None:
     question = reading.strength
     value = answer.values.get(question.name) if question is not None else None
     if question is None or value is None:
@@ -293,12 +293,12 @@ def _strength(reading: Reading, answer: Answer) -> int | float | None:
     return cast(int, _meaning(question, value))
 
 
-def _why(reading: Reading, answer: Answer) -> str | None:
+def _why(reading: ArgillaReading, answer: ArgillaAnswer) -> str | None:
     value = answer.values.get(reading.why.name) if reading.why is not None else None
     return str(value).strip() or None if value is not None else None
 
 
-def _thumb(reading: Reading, answer: Answer) -> Thumb | None:
+def _thumb(reading: ArgillaReading, answer: ArgillaAnswer) -> Thumb | None:
     question = reading.thumb
     value = answer.values.get(question.name) if question is not None else None
     if question is None or value is None:

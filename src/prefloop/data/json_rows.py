@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from prefloop.data.check import json_type
-from prefloop.data.raw import LONGEST, MOST_KEYS, RawRow, Refused, finite, no_constant, object_of
+from prefloop.data.raw import LONGEST, MOST_KEYS, RawRow, RefusedValue, finite, no_constant, object_of
 from prefloop.errors import DataError
 
 _CHUNK = 1 << 16
@@ -67,14 +67,14 @@ def _line(number: int, line: bytes) -> RawRow:
     except UnicodeDecodeError as error:
         text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
         return RawRow(number, text, f"is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1}); save it as UTF-8")  # fmt: skip
-    except Refused as refused:
+    except RefusedValue as refused:
         text = line.decode("utf-8").rstrip("\r\n")
         return RawRow(number, text, _named(refused, text))
     except (ValueError, RecursionError) as error:
         return RawRow(number, line.decode("utf-8").rstrip("\r\n"), f"is not one line of JSON: {_why(error)}")
 
 
-def _named(refused: Refused, text: str) -> str:
+def _named(refused: RefusedValue, text: str) -> str:
     """What is wrong with a row, with the field of a number that is none."""
     try:
         found = _no_number(json.loads(text)) if _NO_NUMBER.search(text) else None
@@ -231,7 +231,7 @@ class _Array:
             fault, problem = error, self._said(error)
             end = self._end(problem)
         text = self.window[self.at : end].rstrip() if problem or not self.clean else ""
-        if problem and isinstance(fault, Refused):
+        if problem and isinstance(fault, RefusedValue):
             problem = _named(fault, text)
         self.at = end
         if text and (found := _NOT_UTF8.search(text)):
@@ -278,7 +278,7 @@ class _Array:
                 return end
 
     def _said(self, error: Exception) -> str:
-        return str(error) if isinstance(error, Refused) else self._placed(_why(error, False), getattr(error, "pos", self.at))  # fmt: skip
+        return str(error) if isinstance(error, RefusedValue) else self._placed(_why(error, False), getattr(error, "pos", self.at))  # fmt: skip
 
     def fail(self, problem: str, position: int) -> NoReturn:
         """Raise ``DataError`` with the line and column of a position in the window."""

@@ -29,7 +29,7 @@ class RawRow:
     problem: str | None = None
 
 
-class Refused(ValueError):
+class RefusedValue(ValueError):
     """A value that no row may hold; the message says what it is, ``where`` the keys that lead to it, the innermost first."""
 
     def __init__(self, problem: str) -> None:
@@ -41,7 +41,7 @@ def table_row(number: int, row: dict[str, Any]) -> RawRow:
     """A row of a table with plain values; one that has no JSON counterpart, such as bytes, is the row's problem."""
     try:
         return RawRow(number, plain(row))
-    except Refused as refused:
+    except RefusedValue as refused:
         place = ".".join(reversed(refused.where))
         return RawRow(number, _shown(row), f"its '{place}' {refused}" if place else str(refused))
 
@@ -53,7 +53,7 @@ def plain(value: Any) -> Any:
         return value
     if kind is float:
         if math.isinf(value):
-            raise Refused("is an infinite number")
+            raise RefusedValue("is an infinite number")
         return None if math.isnan(value) else value
     if kind is dict:
         return {_key(key): item for key, item in ((key, _within(str(key), item)) for key, item in value.items()) if item is not None}  # fmt: skip
@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
 def _within(key: str, value: Any) -> Any:
     try:
         return plain(value)
-    except Refused as refused:
+    except RefusedValue as refused:
         refused.where.append(key)
         raise
 
@@ -81,11 +81,11 @@ def _converted(value: Any) -> Any:
             return convert(value)
     if hasattr(value, "tolist") and type(value).__module__.partition(".")[0] == "numpy":
         return value.tolist()
-    raise Refused(f"is a {type(value).__name__}, which is no text, number, list or object")
+    raise RefusedValue(f"is a {type(value).__name__}, which is no text, number, list or object")
 
 
 def _refuse_bytes(value: Any) -> Any:
-    raise Refused(f"is {len(value):,} bytes (a picture, a sound?), expected text")
+    raise RefusedValue(f"is {len(value):,} bytes (a picture, a sound?), expected text")
 
 
 def _duration(value: datetime.timedelta) -> float:
@@ -120,7 +120,7 @@ def _shown(value: Any) -> Any:
         return [_shown(item) for item in value]
     try:
         return plain(value)
-    except Refused as refused:
+    except RefusedValue as refused:
         return f"<{refused}>"
 
 
@@ -128,7 +128,7 @@ def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object without its nulls. Raises ``Refused`` for a key that is given twice: which of the two is meant, nobody knows."""
     found = {key: value for key, value in pairs if value is not None}
     if len(found) != len(pairs) and (twice := repeated(key for key, _ in pairs)) is not None:
-        raise Refused(f"has the key '{twice}' twice in one object; keep one of them")
+        raise RefusedValue(f"has the key '{twice}' twice in one object; keep one of them")
     return found
 
 
@@ -146,10 +146,10 @@ def finite(text: str) -> float:
     """A JSON number with a fraction or an exponent. Raises ``Refused`` for one beyond what a float holds."""
     value = float(text)
     if math.isinf(value):
-        raise Refused(f"holds {text[:40]}, a number too large to be one")
+        raise RefusedValue(f"holds {text[:40]}, a number too large to be one")
     return value
 
 
 def no_constant(name: str) -> float:
     """Raises ``Refused``: NaN and Infinity are no JSON."""
-    raise Refused(f"holds {name}, which is no JSON: write null, or leave the key out")
+    raise RefusedValue(f"holds {name}, which is no JSON: write null, or leave the key out")

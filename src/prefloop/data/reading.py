@@ -28,7 +28,7 @@ from prefloop.data.files import read_rows
 from prefloop.data.json_rows import columnar, described, wrapped
 from prefloop.data.judged import measured, signed
 from prefloop.data.layouts import LAYOUTS, Layout, fitting
-from prefloop.data.layouts.rated import Scored, joined
+from prefloop.data.layouts.rated import ScoredAnswer, joined
 from prefloop.data.raw import RawRow
 from prefloop.data.row import Habits, Notes, Row
 from prefloop.data.seen import Seen
@@ -43,7 +43,7 @@ _SURE = 3
 """Answers of which every one must begin with its prompt where the prompts are short, for this to be a habit of the file."""
 
 
-class Sample:
+class FileSample:
     """The first rows of a file: what they tell about all of them."""
 
     def __init__(self, path: Source) -> None:
@@ -126,7 +126,7 @@ class Records:
 
     def __iter__(self) -> Iterator[Record]:
         if self.layout.joins:
-            for found in joined(cast(Iterator[Scored], self._rows())):
+            for found in joined(cast(Iterator[ScoredAnswer], self._rows())):
                 if isinstance(found, str):
                     self.skipped[found] += 1
                 else:
@@ -139,7 +139,7 @@ class Records:
         skipped = "; ".join(f"{number} {why}" for why, number in self.skipped.items())
         return "; ".join([*([f"skipped: {skipped}"] if skipped else []), *self.notes.lines()])
 
-    def _rows(self) -> Iterator[Record | Scored]:
+    def _rows(self) -> Iterator[Record | ScoredAnswer]:
         for raw in read_rows(self.path):
             self.read += 1
             try:
@@ -153,7 +153,7 @@ class Records:
                 self.notes.add(row)
                 yield from records
 
-    def read_row(self, raw: RawRow) -> tuple[list[Record | Scored], Row]:
+    def read_row(self, raw: RawRow) -> tuple[list[Record | ScoredAnswer], Row]:
         """The records of a row and what was done to it. Raises ``BadRow``."""
         if raw.problem is not None:
             raise BadRow("", raw.problem)
@@ -169,7 +169,7 @@ class Records:
         for record in records:
             if not isinstance(record, Prompt | Demonstration):
                 check_shown(record.meta)
-            if isinstance(record, Scored):
+            if isinstance(record, ScoredAnswer):
                 continue
             if not isinstance(record, SOURCES[self.kind]):
                 held, asked = type(record).__name__.lower(), self.kind.__name__.lower()

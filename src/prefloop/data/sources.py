@@ -23,7 +23,7 @@ from prefloop.data.convert import SOURCES, convert
 from prefloop.data.files import write_lines
 from prefloop.data.layouts import LAYOUTS, Layout
 from prefloop.data.quarantine import set_aside
-from prefloop.data.reading import SAMPLE, Records, Sample
+from prefloop.data.reading import SAMPLE, FileSample, Records
 from prefloop.data.source import PathLike, Source
 from prefloop.errors import ConfigError, DataError, nearest
 from prefloop.records import BestOf, Comparison, Demonstration, Prompt, Rating, Record, to_dict
@@ -165,7 +165,7 @@ def count_records(
 
 def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
     """Whether the rows of a file are records of ``kind`` as they stand; the first rows tell where a layout has several kinds."""
-    sample = Sample(Source.of(path))
+    sample = FileSample(Source.of(path))
     known = sample.detect() if layout == "auto" else LAYOUTS.get(layout)
     if known is None or kind not in known.kinds:
         return False
@@ -185,7 +185,7 @@ def kind_of(path: Source | PathLike, layout: str = "auto") -> str:
 
 def detect_layout(path: Source | PathLike) -> str:
     """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several equally."""
-    return Sample(Source.of(path)).detect().name
+    return FileSample(Source.of(path)).detect().name
 
 
 def write_jsonl(path: PathLike, records: Iterable[Record]) -> None:
@@ -225,7 +225,7 @@ def load(
         raise ConfigError(f"limit is {limit}; it takes the first so many records and must be at least 1, or absent")
     if layout != "auto" and layout not in LAYOUTS:
         raise ConfigError(f"layout {layout!r} is unknown; {nearest(str(layout), ['auto', *LAYOUTS])}")
-    sample = Sample(path)
+    sample = FileSample(path)
     known = sample.detect() if layout == "auto" else LAYOUTS[layout]
     reason = sample.reason(known) if layout == "auto" else "as named"
     _check_kind(kind, path, known, reason)

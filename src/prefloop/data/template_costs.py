@@ -27,7 +27,7 @@ _WIDTH = re.compile(r"%(\([^)]*\))?[-+ #0]*(\*|\d{5}|\d*\.(\*|\d{5}))|\{[^{}]*:[
 _MANY: tuple[type, ...] = (list, tuple, dict, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
 
 
-class TooMuch(TemplateRuntimeError):
+class OverLimit(TemplateRuntimeError):
     """A template went over a limit."""
 
 
@@ -45,7 +45,7 @@ class Budget:
         """Raise ``TooMuch`` where ``cost`` is more than is left."""
         self.left -= cost
         if self.left < 0:
-            raise TooMuch("it makes far more than a conversation of this length needs")
+            raise OverLimit("it makes far more than a conversation of this length needs")
 
     def step(self, cost: int = CALL) -> None:
         """One call, or one turn of a loop."""
@@ -56,7 +56,7 @@ class Budget:
         now = time.thread_time()
         self.until = self.until or now + SECONDS
         if now > self.until:
-            raise TooMuch(f"it was still running after {SECONDS:g} s of processor time")
+            raise OverLimit(f"it was still running after {SECONDS:g} s of processor time")
 
     def weigh(self, value: Any) -> int:
         """Pay for a value with all that is in it, as often as it is in it; what was paid."""
@@ -77,7 +77,7 @@ class Budget:
                 if isinstance(item, dict):
                     waiting.extend(item.values())
             elif isinstance(item, Namespace):
-                raise TooMuch("it puts a namespace into a list")
+                raise OverLimit("it puts a namespace into a list")
             else:
                 self.pay(8)
         return before - self.left
@@ -90,7 +90,7 @@ class Budget:
     def pay_format(self, text: str, values: Any) -> None:
         """Pay for what ``text`` with ``values`` in it may become. Raise ``TooMuch`` where it pads without measure."""
         if _WIDTH.search(text):
-            raise TooMuch("it pads a text to a width of five digits, or to one that it computes")
+            raise OverLimit("it pads a text to a width of five digits, or to one that it computes")
         self.pay((text.count("%") + text.count("{")) * (self.weigh([values]) + 8))
 
 
@@ -103,7 +103,7 @@ def shallow(value: Any) -> int:
 
 def require_bits(bits: int) -> None:
     if bits > _BITS:
-        raise TooMuch("it computes a number of more than a thousand digits")
+        raise OverLimit("it computes a number of more than a thousand digits")
 
 
 def replaced(text: Any, old: Any, new: Any) -> int:
@@ -169,7 +169,7 @@ def _int(budget: Budget, value: Any, *_: Any, **__: Any) -> None:
 
 def _sum(budget: Budget, iterable: Any, attribute: Any = None, start: Any = 0) -> None:
     if not isinstance(start, int | float):
-        raise TooMuch("it sums up something else than numbers")
+        raise OverLimit("it sums up something else than numbers")
 
 
 LAZY = frozenset(("map", "select", "selectattr", "reject", "rejectattr", "default", "d", "attr"))

@@ -21,7 +21,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 from transformers.utils import chat_template_utils
 
-from prefloop.data.template_costs import COSTS, LAZY, PART, TURN, Budget, TooMuch, replaced, require_bits, shallow
+from prefloop.data.template_costs import COSTS, LAZY, PART, TURN, Budget, OverLimit, replaced, require_bits, shallow
 
 SOURCE = 1 << 18
 """Longest template in characters; the longest published ones have a tenth of it."""
@@ -177,7 +177,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > SOURCE:
-            raise TooMuch(f"it has {len(source):,} characters, over {SOURCE:,}")
+            raise OverLimit(f"it has {len(source):,} characters, over {SOURCE:,}")
         tree = _Counting().visit(super()._parse(source, name, filename))
         tree.set_environment(self)
         return tree
@@ -231,7 +231,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, _OWN_TYPES):
             name = __obj.__name__
             if name not in _METHODS:
-                raise TooMuch(f"it calls {type(owner).__name__}.{name}, which no chat template needs")
+                raise OverLimit(f"it calls {type(owner).__name__}.{name}, which no chat template needs")
             args = __self._paid(owner, name, args)
             found = super().call(__context, __obj, *args, **kwargs)
             if name not in _GIVES:
@@ -283,7 +283,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             if not lazy and len(args) > ahead:
                 value = args[ahead]
                 if isinstance(value, Namespace):
-                    raise TooMuch("it writes a namespace")
+                    raise OverLimit("it writes a namespace")
                 if hasattr(value, "__next__"):
                     value = list(value)
                     budget.weigh(value)
@@ -321,7 +321,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             self.at_work.budget.pay(len(value))
             return value
         if isinstance(value, Namespace):
-            raise TooMuch("it writes a namespace")
+            raise OverLimit("it writes a namespace")
         self.at_work.budget.weigh(value)
         return value
 

@@ -10,7 +10,7 @@ from prefloop.base.console import counted, say
 from prefloop.data.check import BadRow, Checked, check_strings
 from prefloop.data.files import read_rows
 from prefloop.data.layouts import Layout
-from prefloop.data.layouts.rated import Scored
+from prefloop.data.layouts.rated import ScoredAnswer
 from prefloop.data.raw import RawRow
 from prefloop.data.reading import Records, id_of
 from prefloop.data.replies import Reply, reply_of, text_of
@@ -85,7 +85,7 @@ class _AnswerRows(Records):
         super().__init__(path, layout, kind, habits)
         self._prompt_of: dict[str, tuple[Conversation, int]] = {}
 
-    def read_row(self, raw: RawRow) -> tuple[list[Record | Scored], Row]:
+    def read_row(self, raw: RawRow) -> tuple[list[Record | ScoredAnswer], Row]:
         if raw.problem is not None:
             raise BadRow("", raw.problem)
         given = raw.value.get("id")

@@ -40,7 +40,7 @@ from prefloop.data.quarantine import TOO_LONG, Unusable
 from prefloop.data.source import Source
 from prefloop.data.sources import copy_records, holds
 from prefloop.errors import DataError
-from prefloop.evaluation.reward_metrics import Pairwise, interval, pairwise
+from prefloop.evaluation.reward_metrics import PairMetrics, interval, pairwise
 from prefloop.evaluation.rewardbench import sections
 from prefloop.labeling.aggregation import vote_share
 from prefloop.labeling.scoring import reward_folder
@@ -53,7 +53,7 @@ MOST_SUBSETS = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class FileReading:
     """How a file is read, and where what it holds goes meanwhile."""
 
     scratch: Path
@@ -74,7 +74,7 @@ class Reading:
         return Unusable(self.quarantine / name if self.bad_rows == "quarantine" else None, way=_WAY)
 
 
-def evaluate_file(reward: Reward, path: Source | Path, reading: Reading) -> dict[str, Any]:
+def evaluate_file(reward: Reward, path: Source | Path, reading: FileReading) -> dict[str, Any]:
     """Measure a reward model on one file. Raises ``DataError`` when nothing in it can be used."""
     path = Source.of(path)
     kind = BestOf if holds(BestOf, path, reading.layout) else Comparison
@@ -83,7 +83,7 @@ def evaluate_file(reward: Reward, path: Source | Path, reading: Reading) -> dict
     return {"kind": "best_of" if kind is BestOf else "pairs", "layout": layout, **measure(reward, path, reading, parts)}
 
 
-def _split(kind: Any, path: Source, reading: Reading) -> tuple[dict[str, Path], str]:
+def _split(kind: Any, path: Source, reading: FileReading) -> tuple[dict[str, Path], str]:
     """Checked records in a file for each subset; one called '' when there are none, or too many to tell apart."""
     reading.scratch.mkdir(parents=True, exist_ok=True)
     whole = reading.scratch / "records.jsonl"
@@ -121,10 +121,10 @@ def _category(records: Path, by: str | None) -> str | None:
     return None
 
 
-def _pairs(reward: Reward, path: Source, reading: Reading, parts: Mapping[str, Path]) -> dict[str, Any]:
+def _pairs(reward: Reward, path: Source, reading: FileReading, parts: Mapping[str, Path]) -> dict[str, Any]:
     backbone, raw = reward.backbone, 1 / float(torch.stack([h.std for h in reward.heads]).mean())
     encoder = Encoder(backbone.chat, backbone.config.max_length)
-    found: dict[str, Pairwise] = {}
+    found: dict[str, PairMetrics] = {}
     votes: dict[str, dict[str, list[float]]] = {}
     spreads: list[float] = []
     too_long = equal = 0
@@ -148,7 +148,7 @@ def _pairs(reward: Reward, path: Source, reading: Reading, parts: Mapping[str, P
         assert problem is not None
         raise problem
     everyone = {f"{name}/{prompt}": values for name, by_prompt in votes.items() for prompt, values in by_prompt.items()}
-    out = _measured(Pairwise.join(list(found.values())), everyone, reward.temperature, raw)
+    out = _measured(PairMetrics.join(list(found.values())), everyone, reward.temperature, raw)
     out |= {"truncated": encoder.cut, "too_long": too_long, "equal": equal}
     out["member_spread"] = float(np.mean(spreads)) if len(reward.heads) > 1 else None
     if "" not in found:
@@ -163,7 +163,9 @@ def _score(reward: Reward, groups: Groups, what: str) -> dict[int, list[float]]:
     return reward.score((g.document for g in groups), what, responses)
 
 
-def _measured(pairs: Pairwise, votes: Mapping[str, Sequence[float]], temperature: float, raw: float) -> dict[str, Any]:
+def _measured(
+    pairs: PairMetrics, votes: Mapping[str, Sequence[float]], temperature: float, raw: float
+) -> dict[str, Any]:
     out = pairs.measured(temperature, raw)
     for name, lead_P in (("agreement", pairs.margin_P), ("longer", pairs.length_P)):
         choice_P = (lead_P.sign() + 1) / 2
@@ -220,7 +222,7 @@ def _share_good(values: Sequence[float], best: Sequence[int]) -> float:
     return sum(i in best for i in top) / len(top)
 
 
-def _best_of(reward: Reward, path: Source, reading: Reading, parts: Mapping[str, Path]) -> dict[str, Any]:
+def _best_of(reward: Reward, path: Source, reading: FileReading, parts: Mapping[str, Path]) -> dict[str, Any]:
     backbone = reward.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     found: dict[str, _Choices] = {}

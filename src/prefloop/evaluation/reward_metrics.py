@@ -20,7 +20,7 @@ from prefloop.stats.intervals import clustered_mean, clustered_share
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairwise:
+class PairMetrics:
     """Differences of scores, labels and differences of length (first minus second, tokens), float32 [P] each; and whose pairs they are."""
 
     margin_P: Tensor
@@ -30,7 +30,7 @@ class Pairwise:
     """Of each pair, what identifies its prompt."""
 
     @classmethod
-    def join(cls, parts: Sequence[Pairwise]) -> Pairwise:
+    def join(cls, parts: Sequence[PairMetrics]) -> PairMetrics:
         """The pairs of several sets."""
         margin_P, label_P, length_P = (
             torch.cat([getattr(p, name) for p in parts]) for name in ("margin_P", "label_P", "length_P")
@@ -109,7 +109,7 @@ def interval(name: str, values: Sequence[float], prompts: Sequence[str], highest
     return {name: found.mean, f"{name}_ci": [min(highest, max(0.0, bound)) for bound in (found.low, found.high)]}
 
 
-def pairwise(groups: Iterable[PreferenceGroup], scores: Mapping[int, Sequence[float]]) -> Pairwise:
+def pairwise(groups: Iterable[PreferenceGroup], scores: Mapping[int, Sequence[float]]) -> PairMetrics:
     """Collect the pairs of groups; a response's score is the mean of its members'."""
     margins, labels, lengths, prompts = [], [], [], []
     for group in groups:
@@ -122,4 +122,4 @@ def pairwise(groups: Iterable[PreferenceGroup], scores: Mapping[int, Sequence[fl
             lengths.append(size[first] - size[second])
             prompts.append(prompt)
     margin_P, label_P, length_P = (torch.tensor(v, dtype=torch.float32) for v in (margins, labels, lengths))
-    return Pairwise(margin_P, label_P, length_P, prompts)
+    return PairMetrics(margin_P, label_P, length_P, prompts)

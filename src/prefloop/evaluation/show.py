@@ -12,7 +12,7 @@ from prefloop.evaluation.grades import MeanGrade
 from prefloop.evaluation.judges.usage import Usage
 from prefloop.stats.bradley_terry import Ranking
 from prefloop.stats.intervals import Interval, WinRate
-from prefloop.stats.judge_agreement import Agreement
+from prefloop.stats.judge_agreement import JudgeAgreement
 from prefloop.stats.length_control import UNIT
 from prefloop.stats.position_bias import PositionBias
 from prefloop.stats.prediction_powered import Corrected
@@ -186,7 +186,7 @@ def _percent(found: WinRate | Interval) -> str:
     return _interval(found.rate if isinstance(found, WinRate) else found.mean, found)
 
 
-def _alike(found: Agreement | None) -> str:
+def _alike(found: JudgeAgreement | None) -> str:
     if found is None or (rate := found.without_ties) is None:
         return "-"
     return _interval(rate.mean, rate)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Talk:
+class PromptTokens:
     """What ``generate`` of transformers has to be told to ask as the run did."""
 
     stop: int
@@ -43,7 +43,7 @@ class Base:
     license: str | None = None
     rope: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What backbone.rope changes in its configuration (``models.rope.overrides``)."""
-    talk: Talk | None = None
+    talk: PromptTokens | None = None
 
 
 def base_name(model: str) -> str:
@@ -84,7 +84,7 @@ def base_of(runtime: Runtime, trained: str = "") -> Base:
     )
 
 
-def _talk(runtime: Runtime) -> Talk:
+def _talk(runtime: Runtime) -> PromptTokens:
     from prefloop.data.chat import ChatFormat
     from prefloop.models.folder import tokenizer
     from prefloop.records import Message
@@ -92,4 +92,4 @@ def _talk(runtime: Runtime) -> Talk:
     chat = ChatFormat.load(tokenizer(runtime.model_folder), runtime.backbone_config.chat_template)
     question = [Message("user", "q")]
     written = chat.renderer.ids(chat.renderer.prompt(question, []))
-    return Talk(chat.stop_id, chat.pad_id, chat.prompt_ids(question) != written)
+    return PromptTokens(chat.stop_id, chat.pad_id, chat.prompt_ids(question) != written)

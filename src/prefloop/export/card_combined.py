@@ -62,7 +62,7 @@ Merged with {versions}.
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MergedPart:
     """One adapter that went in."""
 
     name: str
@@ -73,7 +73,7 @@ class Part:
 
 def combined_card(
     folder: Path,
-    parts: Sequence[Part],
+    parts: Sequence[MergedPart],
     settings: Mapping[str, Any],
     runtime: Runtime,
     sampling: GenerationConfig | None = None,

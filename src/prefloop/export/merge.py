@@ -121,10 +121,10 @@ def _write_card(
     runtime: Runtime,
     draft: Path,
 ) -> None:
-    from prefloop.export.card_combined import Part, combined_card
+    from prefloop.export.card_combined import MergedPart, combined_card
 
     parts = [
-        Part(
+        MergedPart(
             _short(policy.name),
             policy.key,
             config_of(policy.origin, policy.name, runtime.backbone_config.model).adapter,

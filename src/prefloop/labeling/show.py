@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.table import Table
 
 from prefloop.base.console import console, counted, say
-from prefloop.stats.annotator_agreement import Agreement, Person, Position
+from prefloop.stats.annotator_agreement import AnnotatorAgreement, Person, Position
 
 _MOST_PAIRS = 15
 
 
-def show(found: Agreement) -> None:
+def show(found: AnnotatorAgreement) -> None:
     """Print what ``measure`` found; the whole of it goes into JSON."""
     said = (
         f"{counted(found.items, 'item')}, {counted(found.votes, 'vote')} of {counted(len(found.people), 'annotator')}"
@@ -34,7 +34,7 @@ def show(found: Agreement) -> None:
         console.print(_disputed(found))
 
 
-def alpha_line(found: Agreement) -> str:
+def alpha_line(found: AnnotatorAgreement) -> str:
     """Alpha with its interval, or why there is none."""
     alpha = found.alpha
     if alpha.value is not None:
@@ -66,7 +66,7 @@ def _share(position: Position | None) -> str:
     return f"{position.share:.1%} [{position.low:.1%}, {position.high:.1%}]"
 
 
-def _people(found: Agreement) -> Table:
+def _people(found: AnnotatorAgreement) -> Table:
     table = Table(box=None, header_style="bold")
     thumbs = any("up" in person.shares for person in found.people)
     table.add_column("annotator", overflow="fold", min_width=12)
@@ -85,7 +85,7 @@ def _people(found: Agreement) -> Table:
     return table
 
 
-def _pairs(found: Agreement) -> Table:
+def _pairs(found: AnnotatorAgreement) -> Table:
     more = (
         f", {_MOST_PAIRS} of {len(found.pairs)} pairs with most shared items" if len(found.pairs) > _MOST_PAIRS else ""
     )
@@ -98,7 +98,7 @@ def _pairs(found: Agreement) -> Table:
     return table
 
 
-def _disputed(found: Agreement) -> Table:
+def _disputed(found: AnnotatorAgreement) -> Table:
     table = Table(title="most disputed", title_justify="left", box=None, header_style="bold")
     table.add_column("item", overflow="fold")
     for category in found.disputed[0].counts:

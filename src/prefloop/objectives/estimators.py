@@ -26,7 +26,7 @@ ESTIMATORS = ("gae", "grpo", "rloo", "reinforce")
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Advantages:
     """Advantages [R], and what a critic learns to predict [R] (None without one)."""
 
     advantage_R: Tensor
@@ -47,7 +47,7 @@ def estimate(
     group_std: bool = True,
     whiten_rewards: bool = False,
     whiten_advantages: bool = True,
-) -> Estimate:
+) -> Advantages:
     """Advantages of a rollout.
 
     ``score_B`` is the reward of each response with all penalties, ``kl_R`` the per-token KL estimate; ``kl_coef`` is 0 where the KL is a term
@@ -60,11 +60,11 @@ def estimate(
             rewards_R = math_.whiten(rewards_R, shift_mean=False)
         rewards_B_T, value_B_T = (math_.padded_B_T(x, length_B) for x in (rewards_R, value_R))
         advantage_R, return_R = (math_.flat_R(x, length_B) for x in math_.gae(rewards_B_T, value_B_T, gamma, lam))
-        return Estimate(math_.whiten(advantage_R) if whiten_advantages else advantage_R, return_R)
+        return Advantages(math_.whiten(advantage_R) if whiten_advantages else advantage_R, return_R)
     if estimator == "reinforce":
         rewards_R = math_.token_rewards(score_B, kl_R, length_B, kl_coef)
         ahead_R = math_.flat_R(math_.discounted(math_.padded_B_T(rewards_R, length_B), gamma), length_B)
-        return Estimate(math_.whiten(ahead_R) if whiten_advantages else ahead_R, None)
+        return Advantages(math_.whiten(ahead_R) if whiten_advantages else ahead_R, None)
     kl_B = torch.stack([part.sum() for part in kl_R.split(length_B.tolist())])
     total_B = score_B - kl_coef * kl_B
     if estimator == "rloo":
@@ -73,4 +73,4 @@ def estimate(
         advantage_B = math_.group_relative(total_B, group, group_std)
     else:
         raise ValueError(f"unknown estimator '{estimator}': one of {', '.join(ESTIMATORS)}")
-    return Estimate(advantage_B.repeat_interleave(length_B), None)
+    return Advantages(advantage_B.repeat_interleave(length_B), None)

@@ -59,7 +59,7 @@ ENSEMBLE = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class Situation:
     """What ``prefloop advise`` asks."""
 
     kind: str
@@ -119,7 +119,7 @@ def place_of(memory: int) -> str:
     return f"--gpu {memory / GIB:g}GiB" if memory else "--card CPU"
 
 
-def config_of(answers: Answers) -> str:
+def config_of(answers: Situation) -> str:
     """The YAML text of a configuration, a comment with reason and source above each choice."""
     size = f"{answers.memory / GIB:g} GiB of GPU memory" if answers.memory else "no GPU"
     head = [
@@ -133,7 +133,7 @@ def config_of(answers: Answers) -> str:
     return "\n".join([*(line for text in head for line in _comment(text, "")), *_lines(_tree(chosen), "")]) + "\n"
 
 
-def _algorithm(answers: Answers) -> Choice:
+def _algorithm(answers: Situation) -> Choice:
     name, why = {
         "rollouts": ("rloo", "Learning from its own answers needs a policy gradient; leave-one-out needs no critic (2402.14740)."),
         "none": ("sft", "Nothing beyond the demonstrations: SFT, measured on those that it holds out; no win rate, which takes a judge (add bench.tasks)."),
@@ -144,7 +144,7 @@ def _algorithm(answers: Answers) -> Choice:
     return Choice("algo", name, why)
 
 
-def _fitting(answers: Answers) -> list[Choice]:
+def _fitting(answers: Situation) -> list[Choice]:
     """The largest model that the planner makes fit, with the settings that it takes."""
     if not answers.memory:
         chosen = _settings(answers, SMALLEST)
@@ -188,7 +188,7 @@ def _shape(name: str) -> Any:
     return shape_of(name, Path("."))
 
 
-def _settings(answers: Answers, model: str) -> list[Choice]:
+def _settings(answers: Situation, model: str) -> list[Choice]:
     """Everything but the model and what the planner decides."""
     rows = None if answers.kind == "prompts" else answers.rows
     method, rank, why = _method(answers)
@@ -224,7 +224,7 @@ def _settings(answers: Answers, model: str) -> list[Choice]:
     return out
 
 
-def _passes(answers: Answers, values: dict[str, Any]) -> list[Guide]:
+def _passes(answers: Situation, values: dict[str, Any]) -> list[Guide]:
     """Where the votes are few: more passes over them, and batches small enough for ``ENOUGH`` steps."""
     pairs = answers.votes * (LabelConfig().pairs_per_prompt if answers.kind == "prompts" else 1)
     out = []
@@ -244,7 +244,7 @@ def _passes(answers: Answers, values: dict[str, Any]) -> list[Guide]:
     return out
 
 
-def _ensemble(answers: Answers) -> list[Choice]:
+def _ensemble(answers: Situation) -> list[Choice]:
     if answers.rows < ENSEMBLE:
         return []
     return [
@@ -253,7 +253,7 @@ def _ensemble(answers: Answers) -> list[Choice]:
     ]  # fmt: skip
 
 
-def _method(answers: Answers) -> tuple[str, int | None, str]:
+def _method(answers: Situation) -> tuple[str, int | None, str]:
     """Method, and the rank where it is not the preset's."""
     rank = None
     why = "The plain method, which vLLM takes over and which runs fused where no dropout keeps it from that (docs/adapters.md)."

@@ -37,7 +37,7 @@ VIRTUAL = ("prompt", "p-tuning", "prefix", "p-tuning-v2")
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class PackSize:
     """A pack in numbers."""
 
     all: int
@@ -86,7 +86,7 @@ class Device:
         """Numbers for each pair of tokens of such a mask; eager attention keeps the scores of every head thrice."""
         return 3 * self.shape.heads if self.config.attention == "eager" or self.shape.eager else 1
 
-    def seen(self, tokens: Tokens) -> Tokens:
+    def seen(self, tokens: PackSize) -> PackSize:
         """With the mask and the repeated keys of such attention."""
         if not self.masked or tokens.mask:
             return tokens
@@ -129,7 +129,7 @@ class Device:
         """What the checksum of the frozen weights takes: three int64 blocks."""
         return 3 * 8 * min(DIGEST, self.shape.vocabulary * self.shape.hidden * self.item // 4)
 
-    def layer(self, tokens: Tokens, graph: bool, drops: bool = False) -> int:
+    def layer(self, tokens: PackSize, graph: bool, drops: bool = False) -> int:
         """What one layer computed on its way without its input, of a pass with or (MLP's inside included) without gradient."""
         s, role = self.shape, self.role
         r1, r2, r3, r4 = role.ranks if role.fused else (0, 0, 0, 0)
@@ -148,12 +148,12 @@ class Device:
             of_tokens += role.inputs + role.inputs // self.item
         return kept + self.item * (of_tokens * tokens.all + once) // s.layers
 
-    def backward(self, tokens: Tokens) -> int:
+    def backward(self, tokens: PackSize) -> int:
         """What a layer's backward pass needs beside what the layer kept: gradient of its output, of the MLP's inside, a written-out weight."""
         inside = self.shape.intermediate + self.role.ranks[3]
         return self.item * tokens.all * (self.shape.hidden + inside) + self.workspace()
 
-    def training(self, tokens: Tokens, head: str = "logps") -> dict[str, int]:
+    def training(self, tokens: PackSize, head: str = "logps") -> dict[str, int]:
         """Activations and head of one forward and backward pass, at their highest; ``head``: logps, entropy (with log-probs), whole (a loss over
         all tokens), score (a scalar) or sft (TRL's), the last two with the adapter's dropout."""
         tokens, drops = self.seen(tokens), self.drops and head in ("score", "sft")
@@ -162,7 +162,7 @@ class Device:
         kept = inputs if self.recomputes else inputs + s.layers * self.layer(tokens, True, drops)
         once = self.layer(tokens, True, drops) if self.recomputes else 0
         if virtual := self.role.virtual:  # never recomputed
-            kept += s.layers * (virtual * row + self.layer(Tokens(virtual, 0, virtual), graph=True))
+            kept += s.layers * (virtual * row + self.layer(PackSize(virtual, 0, virtual), graph=True))
         # The last layer's output, the final norm's, their gradients.
         ends = 4 * tokens.all * row + (tokens.responses * row if head in ("logps", "entropy") else 0)
         logits = self.logits(tokens, head)
@@ -170,7 +170,7 @@ class Device:
         # Logits are gone when the first layer's backward pass begins.
         return {"activations": kept + ends + tokens.mask + max(backward - logits, 0), "logits": logits}
 
-    def scoring(self, tokens: Tokens, head: str = "logps") -> dict[str, int]:
+    def scoring(self, tokens: PackSize, head: str = "logps") -> dict[str, int]:
         """One pass without gradient."""
         tokens = self.seen(tokens)
         row = self.item * self.shape.hidden
@@ -181,9 +181,9 @@ class Device:
     def reading(self, rows: int, length: int) -> int:
         """A pass without gradient over ``rows`` padded prompts side by side, as generate() begins with."""
         every, pairs = rows * length, self.each_pair * rows * length**2
-        return self.scoring(Tokens(every, rows, every, pairs), "score")["activations"]
+        return self.scoring(PackSize(every, rows, every, pairs), "score")["activations"]
 
-    def choosing(self, tokens: Tokens) -> dict[str, int]:
+    def choosing(self, tokens: PackSize) -> dict[str, int]:
         """The first packed pass, in which kernels are timed (``models.forward.choose``): one takes a mask over all pairs of tokens. Empty where
         none is timed."""
         if self.masked or self.config.attention != "auto":
@@ -192,7 +192,7 @@ class Device:
         passing = self.scoring(dataclasses.replace(tokens, mask=pairs), "score")["activations"]
         return {"activations": max(passing, 5 * pairs)}  # making the mask takes five of them
 
-    def fitting(self, tokens: Tokens) -> dict[str, int]:
+    def fitting(self, tokens: PackSize) -> dict[str, int]:
         """What a fresh adapter takes to start from data (``training.adapter_hooks.fit``); empty where its method reads none."""
         if self.role.method == "lora-drop":  # trains for a few steps, with moments and a copy of its own
             return {"optimizer": 4 * 4 * sum(self.role.tensors.learn), **self.training(tokens, "whole")}
@@ -202,7 +202,7 @@ class Device:
         found = 4 * (SVD * (SVD_TOKENS + r) * widest + r * self.role.inputs)
         return {"activations": self.scoring(tokens, "score")["activations"] + found, "logits": 0}
 
-    def logits(self, tokens: Tokens, head: str) -> int:
+    def logits(self, tokens: PackSize, head: str) -> int:
         if head == "score":
             return 0
         if head == "whole":

@@ -15,7 +15,7 @@ from prefloop.config.adapters import card_of
 from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, WITHOUT_REFERENCE, reward_model
 from prefloop.pipeline.algorithms import algorithm
 from prefloop.planning.groups import Group, candidates, of_file, sampled
-from prefloop.planning.memory import CONTEXT, CUBLAS, GIB, Device, Tokens
+from prefloop.planning.memory import CONTEXT, CUBLAS, GIB, Device, PackSize
 from prefloop.planning.processor import on_cpu
 from prefloop.planning.shapes import Shape
 from prefloop.rollouts.check import RANKS
@@ -69,10 +69,12 @@ class StagePlan:
         return sum(size for part, size in self.parts.items() if part not in ("context", "vLLM", "KV cache"))
 
 
-def tokens_of(count: int, responses: int) -> Tokens:
+def tokens_of(count: int, responses: int) -> PackSize:
     """A full pack of ``count`` tokens whose prompts have that many responses each."""
     share = responses / (responses + PROMPT)
-    return Tokens(count, max(1, round(count * share)), round(count * (1 + (responses * PROMPT) / (responses + PROMPT))))
+    return PackSize(
+        count, max(1, round(count * share)), round(count * (1 + (responses * PROMPT) / (responses + PROMPT)))
+    )
 
 
 class Planner:
@@ -124,7 +126,7 @@ class Planner:
         device = self.device
         return device.shared() + learning * device.adapter(frozen=False) + frozen * device.adapter(frozen=True)
 
-    def _pack(self, group: Group, budget: int | None = None) -> Tokens:
+    def _pack(self, group: Group, budget: int | None = None) -> PackSize:
         """The largest pack: the budget (``pack_tokens``), or a group that is longer by itself."""
         return tokens_of(max(budget or self.config.backbone.pack_tokens, group.tokens), group.responses)
 
@@ -138,7 +140,7 @@ class Planner:
         found = self.device.fitting(self._pack(group))
         return {"fit": _sum({k: v for k, v in static.items() if k != "optimizer"}, found)} if found else {}
 
-    def _scored(self, group: Group) -> Tokens:
+    def _scored(self, group: Group) -> PackSize:
         """The largest pack of a pass without gradient (``Backbone.scoring_tokens``)."""
         return self._pack(group, self.config.backbone.pack_tokens * (1 if self.device.masked else 2))
 
@@ -147,7 +149,7 @@ class Planner:
         rows, length = (1 if config.sft.packing else config.sft.batch_size), config.backbone.max_length
         # SDPA with a mask repeats keys and values for every query head.
         pairs = device.each_pair * rows * length**2
-        row = Tokens(rows * length, rows * length, rows * length * s.heads // s.kv_heads, pairs)
+        row = PackSize(rows * length, rows * length, rows * length * s.heads // s.kv_heads, pairs)
         static = {"adapters": self._roles(1, 0), "optimizer": device.optimizer(config.sft.optim.name)}
         moments = {
             "load": {"weights": device.loading() - device.weights()},

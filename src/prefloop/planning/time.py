@@ -50,7 +50,7 @@ SAMPLE = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
+class DeviceRates:
     """A class of device: bfloat16 matrix rate in FLOP/s and memory rate in bytes/s."""
 
     flops: float
@@ -64,21 +64,21 @@ class Card:
 
 
 CARDS = {
-    "H200": Card(793e12, 4.8e12, "rates measured on an H200"),
-    "H100": Card(796e12, 3.35e12, "rates measured on an H100"),
-    "A100": Card(312e12, 2.0e12, "an A100 by its maker's figures"),
-    "L4": Card(121e12, 0.3e12, "an L4 by its maker's figures"),
-    "4090": Card(165e12, 1.0e12, "a 4090 by its maker's figures"),
-    "3090": Card(71e12, 0.94e12, "a 3090 by its maker's figures"),
-    "T4": Card(65e12, 0.32e12, "a T4 by its maker's figures"),
-    "CPU": Card(306e9, 5e10, "two CPU cores, measured", share=0.5, sampling=0.33, launches=False),
+    "H200": DeviceRates(793e12, 4.8e12, "rates measured on an H200"),
+    "H100": DeviceRates(796e12, 3.35e12, "rates measured on an H100"),
+    "A100": DeviceRates(312e12, 2.0e12, "an A100 by its maker's figures"),
+    "L4": DeviceRates(121e12, 0.3e12, "an L4 by its maker's figures"),
+    "4090": DeviceRates(165e12, 1.0e12, "a 4090 by its maker's figures"),
+    "3090": DeviceRates(71e12, 0.94e12, "a 3090 by its maker's figures"),
+    "T4": DeviceRates(65e12, 0.32e12, "a T4 by its maker's figures"),
+    "CPU": DeviceRates(306e9, 5e10, "two CPU cores, measured", share=0.5, sampling=0.33, launches=False),
 }
-UNKNOWN = Card(
+UNKNOWN = DeviceRates(
     150e12, 0.9e12, f"a guess of 150 TFLOP/s and 0.9 TB/s, between an L4 and an A100; --card takes {', '.join(CARDS)}"
 )
 
 
-def card_named(name: str | None) -> Card:
+def card_named(name: str | None) -> DeviceRates:
     """The class of a device by torch's name of it, or by ours in any case."""
     return next((card for key, card in CARDS.items() if name and key in name.upper()), UNKNOWN)
 
@@ -137,7 +137,7 @@ def measure_votes(path: Source | None, limit: int | None = None) -> Data | None:
 class Clock:
     """Seconds of each stage of a configuration on a card; a stage whose data is not there has none."""
 
-    def __init__(self, config: RLHFConfig, device: Device, card: Card) -> None:
+    def __init__(self, config: RLHFConfig, device: Device, card: DeviceRates) -> None:
         self.config, self.device, self.shape, self.card = config, device, device.shape, card
         data = config.data
         self.demonstrations = measure(data.demonstrations, "demonstrations", data.limit)

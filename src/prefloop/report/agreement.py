@@ -10,14 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 from prefloop.labeling.show import alpha_line, flags, position_line
 from prefloop.report.page import MISSING, Cell, decimal, percent
 from prefloop.report.schema import Summary
-from prefloop.stats.annotator_agreement import Agreement, Disputed, Position
+from prefloop.stats.annotator_agreement import AnnotatorAgreement, Disputed, Position
 
 _MOST_PEOPLE = 40
 _MOST_FLAGGED = 5
 _MOST_PAIRS = 10
 
 
-class Person(NamedTuple):
+class PersonRow(NamedTuple):
     """A row of the table of annotators."""
 
     name: str
@@ -38,12 +38,12 @@ class Pair(NamedTuple):
     kappa: str
 
 
-class Section(NamedTuple):
+class AgreementSection(NamedTuple):
     """The part of the report."""
 
     alpha: str
     cautions: list[str]
-    people: list[Person]
+    people: list[PersonRow]
     more_people: int
     preferences: bool
     pairs: list[Pair]
@@ -51,7 +51,7 @@ class Section(NamedTuple):
     disputed: list[Disputed]
 
 
-def section(summary: Summary) -> Section | None:
+def section(summary: Summary) -> AgreementSection | None:
     """What the label stage found about its annotators; ``None`` when nothing could be compared."""
     labels = [
         stage for stage in summary.stages if stage.name.partition("-")[0] == "label"
@@ -64,11 +64,11 @@ def section(summary: Summary) -> Section | None:
     cautions = [f"{'; '.join(flagged[:_MOST_FLAGGED])}{more}."] if flagged else []
     if found.position and found.position.biased:
         cautions.append(f"Over all items {position_line(found.position)}.")
-    return Section(
+    return AgreementSection(
         alpha=alpha_line(found),
         cautions=cautions,
         people=[
-            Person(
+            PersonRow(
                 person.name,
                 f"{person.votes:,}",
                 percent(person.shares.get("tie", person.shares.get("up"))),
@@ -90,9 +90,9 @@ def section(summary: Summary) -> Section | None:
     )
 
 
-def _read(value: object) -> Agreement | None:
+def _read(value: object) -> AnnotatorAgreement | None:
     try:
-        return TypeAdapter(Agreement).validate_python(value)
+        return TypeAdapter(AnnotatorAgreement).validate_python(value)
     except ValidationError:
         return None
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from prefloop.base.redact import flat_without_secrets
-from prefloop.report.evaluations import Bench, Score, Scored
+from prefloop.report.evaluations import BenchFile, MetricScores, Score
 from prefloop.report.page import MISSING, decimal, label, metric
 
 
@@ -26,7 +26,7 @@ class TaskRow(NamedTuple):
     differences: list[Difference]
 
 
-class Section(NamedTuple):
+class BenchSection(NamedTuple):
     """The table ready to print."""
 
     adapters: list[str]
@@ -36,7 +36,7 @@ class Section(NamedTuple):
     settings: dict[str, str]
 
 
-def section(bench: Bench | None) -> Section | None:
+def section(bench: BenchFile | None) -> BenchSection | None:
     """The table; ``None`` when the run was not benchmarked."""
     if bench is None or not bench.tasks:
         return None
@@ -57,17 +57,17 @@ def section(bench: Bench | None) -> Section | None:
         f"{verdicts.count('better')} better. The first metric of a task is its main one."
     )
     said = {name: metric(value) for name, value in flat_without_secrets(bench.settings).items()}
-    return Section(
+    return BenchSection(
         [label(name) for name in adapters], [label(name) for name in changed], rows, note if verdicts else "", said
     )
 
 
-def metric_name(row: Scored) -> str:
+def metric_name(row: MetricScores) -> str:
     """The metric, and which way is better where that is down."""
     return row.metric + ("" if row.higher_is_better is not False else ", lower is better")
 
 
-def _questions(row: Scored) -> str:
+def _questions(row: MetricScores) -> str:
     """How many questions were asked: one number, or the different ones with a stroke between."""
     counts = dict.fromkeys(score.n for score in row.adapters.values() if score.n is not None)
     return " / ".join(f"{n:,}" for n in counts) or MISSING
@@ -80,7 +80,7 @@ def score_cell(score: Score | None) -> tuple[str, str]:
     return _number(score.value), "" if score.stderr is None else f"± {_number(score.stderr, score.value)}"
 
 
-def _difference(task: Scored, adapter: str) -> Difference:
+def _difference(task: MetricScores, adapter: str) -> Difference:
     found = task.difference.get(adapter)
     if found is None or found.value is None:
         return Difference(MISSING, "", "")

@@ -11,10 +11,10 @@ from prefloop.errors import ConfigError
 from prefloop.report import plots, results
 from prefloop.report.benchmarks import metric_name, score_cell
 from prefloop.report.current import bench_of, reward_tests_of
-from prefloop.report.evaluations import Bench, PairTest
+from prefloop.report.evaluations import BenchFile, PairTest
 from prefloop.report.html import fill, write_page
 from prefloop.report.inputs import Curve, curves_of, read_summary
-from prefloop.report.page import MISSING, Cell, Row, duration, interval, label, percent, stage_label
+from prefloop.report.page import MISSING, Cell, TableRow, duration, interval, label, percent, stage_label
 from prefloop.report.plots import Plot
 from prefloop.report.readings import JUDGES, name_of, win_of
 from prefloop.report.reward_model import stem, tests_of
@@ -39,7 +39,7 @@ class Found(NamedTuple):
     folder: Path
     summary: Summary
     curves: dict[str, Curve]
-    bench: Bench | None
+    bench: BenchFile | None
     tests: dict[str, PairTest]
     notes: list[str]
     """What it left that is not of its adapters now."""
@@ -81,7 +81,7 @@ def render(runs: Mapping[str, Found]) -> str:
     """The page as text."""
     summaries = {name: run.summary for name, run in runs.items()}
     rows = [
-        Row(name, results.cells(result), label(policy))
+        TableRow(name, results.cells(result), label(policy))
         for name, summary in summaries.items()
         for policy, result in summary.results.items()
     ]

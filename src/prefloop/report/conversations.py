@@ -24,7 +24,7 @@ _Item = TypeVar("_Item")
 _SCORES = {"gold": "gold score", "reward": "reward"}
 
 
-class Answer(NamedTuple):
+class ShownResponse(NamedTuple):
     """One response with what is known about it."""
 
     policy: str
@@ -39,20 +39,20 @@ class Answer(NamedTuple):
     finished: bool | None
 
 
-class Conversation(NamedTuple):
+class ShownConversation(NamedTuple):
     """One prompt and the first response of every policy."""
 
     id: str
     turns: list[Part]
     asked: int
     """Which of the turns the answers are about: the last one of the user."""
-    answers: list[Answer]
+    answers: list[ShownResponse]
 
 
-class Section(NamedTuple):
+class ConversationSection(NamedTuple):
     """All conversations, how many there were, and what they can be sorted by."""
 
-    shown: list[Conversation]
+    shown: list[ShownConversation]
     total: int
     per_prompt: int
     rivals: list[tuple[str, str]]
@@ -81,7 +81,7 @@ class Growth(NamedTuple):
     steps: list[Step]
 
 
-def section(run_dir: Path | None, summary: Summary, notes: list[str]) -> Section | None:
+def section(run_dir: Path | None, summary: Summary, notes: list[str]) -> ConversationSection | None:
     """Every evaluation prompt from the artifacts of the run; the few in the summary where those are gone."""
     found, per_prompt, total = _from_artifacts(run_dir, summary, notes) if run_dir else ([], 1, 0)
     if not found:
@@ -92,10 +92,10 @@ def section(run_dir: Path | None, summary: Summary, notes: list[str]) -> Section
     others = [(name, label(name)) for name in rivals(policies) if BASELINE in policies]
     answers = [answer for row in found for answer in row.answers]
     scores = [(name, text) for name, text in _SCORES.items() if any(getattr(a, name) is not None for a in answers)]
-    return Section(found, total, per_prompt, others, scores)
+    return ConversationSection(found, total, per_prompt, others, scores)
 
 
-def _from_artifacts(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[list[Conversation], int, int]:
+def _from_artifacts(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[list[ShownConversation], int, int]:
     """Conversations, responses a prompt, prompts in all; policies without responses of this very run are left out."""
     gold = {
         str(row.get("id")): row.get("gold")
@@ -108,7 +108,7 @@ def _from_artifacts(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[
     rows = {policy: {str(row.get("id")): row for row in read_rows(file)} for policy, file in files.items()}
     prompts = next((known for known in rows.values() if known), {})
     found = [
-        Conversation(
+        ShownConversation(
             id,
             turns := _turns(row),
             _asked(turns),
@@ -137,9 +137,9 @@ def _first(values: Any, name: str) -> dict[str, Any]:
     return {name: values[0]} if isinstance(values, list) and values else {}
 
 
-def _from_summary(summary: Summary) -> list[Conversation]:
+def _from_summary(summary: Summary) -> list[ShownConversation]:
     return [
-        Conversation(
+        ShownConversation(
             sample.id,
             turns := _turns(sample.model_dump()),
             _asked(turns),
@@ -149,12 +149,12 @@ def _from_summary(summary: Summary) -> list[Conversation]:
     ]
 
 
-def _answer(policy: str, response: Mapping[str, Any]) -> Answer:
+def _answer(policy: str, response: Mapping[str, Any]) -> ShownResponse:
     text = str(response.get("text") or "")
     shown, cut = _short(text)
     said, left = _said(text, response.get("turns"))
     finished = response.get("finished")
-    return Answer(
+    return ShownResponse(
         policy, shown, said, left if said else cut, number(response, "gold"), number(response, "reward"), len(text.split()),
         None if finished is None else bool(finished),
     )  # fmt: skip

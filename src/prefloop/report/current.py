@@ -5,13 +5,13 @@ from pathlib import Path
 
 from prefloop.artifacts.manifest import read_manifest
 from prefloop.errors import StoreError
-from prefloop.report.evaluations import Bench, PairTest
+from prefloop.report.evaluations import BenchFile, PairTest
 from prefloop.report.inputs import read_bench, read_reward_eval
 from prefloop.report.page import label
 from prefloop.report.schema import Summary
 
 
-def bench_of(run_dir: Path, summary: Summary) -> tuple[Bench | None, list[str]]:
+def bench_of(run_dir: Path, summary: Summary) -> tuple[BenchFile | None, list[str]]:
     """``bench.json`` without the adapters that the run has trained anew since, and a note of them."""
     found = read_bench(run_dir / "bench.json")
     if found is None:

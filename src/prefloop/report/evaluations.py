@@ -23,7 +23,7 @@ class Score(Record):
         return Estimate(self.value, self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr)
 
 
-class Scored(Record):
+class MetricScores(Record):
     """One metric of a task over the adapters."""
 
     metric: Text = ""
@@ -32,18 +32,18 @@ class Scored(Record):
     difference: Annotated[dict[str, Score], or_empty(dict)] = Field(default_factory=dict)
 
 
-class Task(Scored):
+class Task(MetricScores):
     """One benchmark task: its main metric, and the others."""
 
-    more: Annotated[list[Scored], or_empty(list)] = Field(default_factory=list)
+    more: Annotated[list[MetricScores], or_empty(list)] = Field(default_factory=list)
 
     @property
-    def rows(self) -> list[Scored]:
+    def rows(self) -> list[MetricScores]:
         """All metrics, the main one first."""
         return [self, *self.more]
 
 
-class Bench(Record):
+class BenchFile(Record):
     """``bench.json``: the benchmark before and after training."""
 
     tasks: Annotated[dict[str, Task], or_empty(dict)] = Field(default_factory=dict)
@@ -55,7 +55,7 @@ class Bench(Record):
         """The same but for some adapters; no differences where the one they are taken to is among them."""
         reference = self.settings.get("reference") in slots
 
-        def kept(found: Scored) -> dict[str, Any]:
+        def kept(found: MetricScores) -> dict[str, Any]:
             mine = {slot: score for slot, score in found.adapters.items() if slot not in slots}
             changes = {slot: score for slot, score in found.difference.items() if slot not in slots and not reference}
             return {"adapters": mine, "difference": changes}

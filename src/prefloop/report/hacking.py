@@ -23,7 +23,7 @@ _CURVES = (
 _WATCHED = {"gold": "gold against the reward", "spread": "the spread of the reward ensemble"}
 
 
-class Section(NamedTuple):
+class HackingSection(NamedTuple):
     """The part of the report about one stage."""
 
     stage: str
@@ -33,7 +33,7 @@ class Section(NamedTuple):
     plots: list[Plot]
 
 
-def sections(summary: Summary, curves: Mapping[str, Curve]) -> list[Section]:
+def sections(summary: Summary, curves: Mapping[str, Curve]) -> list[HackingSection]:
     """A section for every stage that was watched."""
     found = []
     for stage in summary.stages:
@@ -42,7 +42,7 @@ def sections(summary: Summary, curves: Mapping[str, Curve]) -> list[Section]:
             raised = [event for event in _list(alarm, "raised") if isinstance(event, dict)]
             sentences = [_sentence(event) for event in raised] or [_silence(alarm)]
             drawn = _plots(stage.name, curves.get(stage.name), raised)
-            found.append(Section(stage.name, bool(raised), sentences, _note(stage.name, alarm), drawn))
+            found.append(HackingSection(stage.name, bool(raised), sentences, _note(stage.name, alarm), drawn))
     return found
 
 

@@ -34,7 +34,7 @@ from prefloop.report import headline as headlines
 from prefloop.report.cautions import cautions
 from prefloop.report.current import bench_of, reward_tests_of
 from prefloop.report.curves import POLICY_FIELDS, diagnostics, loss_plots, policy_plots, source_plots
-from prefloop.report.evaluations import Bench, PairTest
+from prefloop.report.evaluations import BenchFile, PairTest
 from prefloop.report.inputs import Curve, curves_of, read_summary
 from prefloop.report.plots import Plot
 from prefloop.report.schema import Summary
@@ -89,7 +89,7 @@ def fill(template: str, **context: Any) -> str:
 
 def render(
     summary: Summary, curves: dict[str, Curve], unreadable: int = 0, *, run_dir: Path | None = None,
-    bench: Bench | None = None, reward_eval: Mapping[str, PairTest] | None = None, notes: Sequence[str] = (),
+    bench: BenchFile | None = None, reward_eval: Mapping[str, PairTest] | None = None, notes: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The page as text. Curves of stages that the summary does not list are of an earlier run and are left out;
     ``notes`` say what else was."""

@@ -14,7 +14,7 @@ from prefloop.artifacts.store import EVENTS, artifact_name
 from prefloop.base.sealed import check_files, read_sealed
 from prefloop.errors import DataError, StoreError
 from prefloop.evaluation.standing import quotable
-from prefloop.report.evaluations import Bench, PairTest
+from prefloop.report.evaluations import BenchFile, PairTest
 from prefloop.report.schema import Summary, finite
 
 HELD_OUT = "held_out_loss"
@@ -63,9 +63,9 @@ def _quoted(raw: Any) -> Any:
     return found | {"unquoted": why}
 
 
-def read_bench(path: Path) -> Bench | None:
+def read_bench(path: Path) -> BenchFile | None:
     """Read and check ``bench.json``; ``None`` when the run was not benchmarked."""
-    return _read(path, Bench, "Run prefloop bench again to rewrite it")
+    return _read(path, BenchFile, "Run prefloop bench again to rewrite it")
 
 
 def read_reward_eval(path: Path) -> dict[str, PairTest]:

@@ -31,7 +31,7 @@ class Panel(NamedTuple):
     policies: dict[str, tuple[PolicyResult, Estimate]]
 
 
-class Box(NamedTuple):
+class Rectangle(NamedTuple):
     """A rectangle on the figure, in points."""
 
     left: float
@@ -39,7 +39,7 @@ class Box(NamedTuple):
     right: float
     top: float
 
-    def overlaps(self, other: "Box") -> bool:
+    def overlaps(self, other: "Rectangle") -> bool:
         """Whether two rectangles share area."""
         return (
             self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
@@ -120,7 +120,7 @@ def _labels(figure: Figure, axes: Axes, panel: Panel, series: dict[str, int]) ->
             [(centre[0], y) for y in estimate.interval or ()],
         ):
             corners = [place(*end) for end in ends]
-            taken += [Box(a[0] - 1, a[1] - 1, b[0] + 1, b[1] + 1) for a, b in itertools.pairwise(corners)]
+            taken += [Rectangle(a[0] - 1, a[1] - 1, b[0] + 1, b[1] + 1) for a, b in itertools.pairwise(corners)]
     for policy, (result, estimate) in panel.policies.items():
         at = (max(0.0, result.kl or 0.0), estimate.value or 0.0)
         _annotate(axes, plots.short(label(policy)), at, place(*at), taken, SERIES[series[policy]], bold=True)
@@ -142,7 +142,7 @@ def _step_labels(trail: Sequence[tuple[float, float, float]]) -> Iterable[tuple[
 
 
 def _annotate(
-    axes: Axes, text: str, at: tuple[float, float], where: tuple[float, float], taken: list[Box], colour: str,
+    axes: Axes, text: str, at: tuple[float, float], where: tuple[float, float], taken: list[Rectangle], colour: str,
     *, bold: bool = False,
 ) -> None:  # fmt: skip
     """Write beside a point on the first free side; a bold label is written even where none is free."""
@@ -152,7 +152,9 @@ def _annotate(
     sides += [(dx, dy) for dy in (5, -5 - high) for dx in (half + 7, -half - 7)]
     sides += [(0, tier * reach) for tier in (2, 3, -3, -4, 4)] if bold else []
     left, right = (edge * 72 / axes.figure.dpi for edge in axes.get_window_extent().intervalx)
-    boxes = [Box(where[0] + dx - half, where[1] + dy, where[0] + dx + half, where[1] + dy + high) for dx, dy in sides]
+    boxes = [
+        Rectangle(where[0] + dx - half, where[1] + dy, where[0] + dx + half, where[1] + dy + high) for dx, dy in sides
+    ]
     free = [
         i
         for i, box in enumerate(boxes)
@@ -169,8 +171,8 @@ def _annotate(
     ).set_in_layout(False)  # fmt: skip
 
 
-def _around(x: float, y: float, reach: float) -> Box:
-    return Box(x - reach, y - reach, x + reach, y + reach)
+def _around(x: float, y: float, reach: float) -> Rectangle:
+    return Rectangle(x - reach, y - reach, x + reach, y + reach)
 
 
 def _sqrt_scale(axes: Axes, largest: float) -> None:

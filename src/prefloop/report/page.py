@@ -19,7 +19,7 @@ class Cell(NamedTuple):
     interval: str = ""
 
 
-class Column(NamedTuple):
+class ResultColumn(NamedTuple):
     """A column of a table of results."""
 
     title: str
@@ -27,7 +27,7 @@ class Column(NamedTuple):
     intervals: bool = True
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row of a table of results."""
 
     name: str

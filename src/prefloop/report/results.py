@@ -6,48 +6,48 @@ from typing import Any, NamedTuple
 
 from prefloop.report import plots
 from prefloop.report.inputs import number
-from prefloop.report.page import MISSING, Cell, Column, Row, decimal, interval, label, percent
+from prefloop.report.page import MISSING, Cell, ResultColumn, TableRow, decimal, interval, label, percent
 from prefloop.report.plots import Plot
 from prefloop.report.readings import JUDGES, control_of, name_of, win_of
-from prefloop.report.schema import Estimate, PolicyResult, Rating, Summary, Used, rivals
+from prefloop.report.schema import EloRating, Estimate, PolicyResult, Summary, Used, rivals
 from prefloop.stats.length_control import UNIT
 
 CONTROL = "A/A control"
 
 
-def columns(results: Iterable[PolicyResult]) -> list[Column]:
+def columns(results: Iterable[PolicyResult]) -> list[ResultColumn]:
     """All columns there can be; a win rate's unit names who judged."""
     found = list(results)
     controlled = dict.fromkeys(result.lc_judge for result in found if result.lc_judge)
     return [
-        Column("Gold score", "mean"),
-        Column("Win rate vs SFT", f"%, {name_of(found, 'gold')}"),
-        Column("Win rate vs SFT", f"%, {name_of(found, 'llm')}"),
-        Column("At equal length", ", ".join([f"% ({UNIT})", *controlled])),
-        Column("Win rate vs SFT", f"%, {name_of(found, 'reward')}"),
-        Column("KL to reference", "nats"),
-        Column("Length", "words", False),
-        Column("Under 5 words", "%", False),
-        Column("Finished", "%", False),
+        ResultColumn("Gold score", "mean"),
+        ResultColumn("Win rate vs SFT", f"%, {name_of(found, 'gold')}"),
+        ResultColumn("Win rate vs SFT", f"%, {name_of(found, 'llm')}"),
+        ResultColumn("At equal length", ", ".join([f"% ({UNIT})", *controlled])),
+        ResultColumn("Win rate vs SFT", f"%, {name_of(found, 'reward')}"),
+        ResultColumn("KL to reference", "nats"),
+        ResultColumn("Length", "words", False),
+        ResultColumn("Under 5 words", "%", False),
+        ResultColumn("Finished", "%", False),
     ]
 
 
-def results_table(summary: Summary) -> tuple[list[Column], list[Row]]:
+def results_table(summary: Summary) -> tuple[list[ResultColumn], list[TableRow]]:
     """Columns that hold at least one number, and a row for every policy and the A/A control."""
     counts = {_count(result) for result in summary.results.values()}
     rows = [
-        Row(label(name), cells(result), _count(result) if len(counts) > 1 else "")
+        TableRow(label(name), cells(result), _count(result) if len(counts) > 1 else "")
         for name, result in summary.results.items()
     ]
     control = summary.control
     if rows and any(reading.value is not None for reading in (control.gold.win, control.reward.win)):
         found = [Cell(MISSING)] * len(rows[0].cells)
         found[1], found[4] = _rate(control.gold.win), _rate(control.reward.win)
-        rows.append(Row(CONTROL, found, "SFT against SFT"))
+        rows.append(TableRow(CONTROL, found, "SFT against SFT"))
     return filled(rows, columns(summary.results.values()))
 
 
-def filled(rows: list[Row], named: list[Column]) -> tuple[list[Column], list[Row]]:
+def filled(rows: list[TableRow], named: list[ResultColumn]) -> tuple[list[ResultColumn], list[TableRow]]:
     """The columns that hold at least one number, and the rows without the others."""
     kept = [i for i in range(len(named)) if any(row.cells[i].value != MISSING for row in rows)]
     return [named[i] for i in kept], [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
@@ -128,11 +128,11 @@ def matrix(summary: Summary) -> MatrixTable | None:
     if len(found.policies) < 2:
         return None
     order = sorted(
-        range(len(found.policies)), key=lambda i: -(found.elo.get(found.policies[i], Rating()).rating or -math.inf)
+        range(len(found.policies)), key=lambda i: -(found.elo.get(found.policies[i], EloRating()).rating or -math.inf)
     )
     rows = []
     for i in order:
-        elo = found.elo.get(found.policies[i], Rating()).elo
+        elo = found.elo.get(found.policies[i], EloRating()).elo
         cells = [None if i == j else _matrix_cell(found.at(i, j)) for j in order]
         rows.append(MatrixRow(label(found.policies[i]), cells, Cell(decimal(elo.value, 0), interval(elo, 0))))
     return MatrixTable(found.judge, [label(found.policies[i]) for i in order], rows, bool(found.elo))

@@ -32,7 +32,7 @@ class TestRow(NamedTuple):
     longer: str
 
 
-class Section(NamedTuple):
+class RewardModelSection(NamedTuple):
     """The part of the report."""
 
     figures: list[tuple[str, str]]
@@ -46,7 +46,7 @@ class Section(NamedTuple):
     """A line for each file whose prompts were looked for in the training set."""
 
 
-def section(summary: Summary, measured: Mapping[str, PairTest]) -> Section | None:
+def section(summary: Summary, measured: Mapping[str, PairTest]) -> RewardModelSection | None:
     """Held-out figures of the run, its reward tests, and what ``prefloop reward eval`` measured; ``None`` without any."""
     tests = tests_of(summary) | dict(measured)
     figures = _figures(summary)
@@ -61,7 +61,9 @@ def section(summary: Summary, measured: Mapping[str, PairTest]) -> Section | Non
     ]
     drawn = [_calibration(f"calibration-{i}", name, test) for i, (name, test) in enumerate(tests.items())]
     overlaps = [f"{stem(name)}: {line}" for name, test in tests.items() if (line := _overlap(test))]
-    return Section(figures, _no_help(summary), rows, parts, by_length, [plot for plot in drawn if plot], overlaps)
+    return RewardModelSection(
+        figures, _no_help(summary), rows, parts, by_length, [plot for plot in drawn if plot], overlaps
+    )
 
 
 def stem(file: str) -> str:

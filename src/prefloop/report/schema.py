@@ -151,7 +151,7 @@ class Control(Record):
     reward: Annotated[ControlResult, or_empty(ControlResult)] = ControlResult()
 
 
-class Rating(Record):
+class EloRating(Record):
     """Elo of one policy."""
 
     rating: Number = None
@@ -172,7 +172,7 @@ class Matrix(Record):
     rate: Annotated[list[list[Number]], or_empty(list)] = Field(default_factory=list)
     low: Annotated[list[list[Number]], or_empty(list)] = Field(default_factory=list)
     high: Annotated[list[list[Number]], or_empty(list)] = Field(default_factory=list)
-    elo: Annotated[dict[str, Rating], or_empty(dict)] = Field(default_factory=dict)
+    elo: Annotated[dict[str, EloRating], or_empty(dict)] = Field(default_factory=dict)
 
     def at(self, i: int, j: int) -> Estimate:
         """Win rate of policy ``i`` against policy ``j``; empty where the table has no such cell."""
@@ -241,7 +241,7 @@ class Annotator(Record):
     votes: int | None = None
 
 
-class RewardModel(Record):
+class RewardModelFigures(Record):
     """How good the reward model is on held-out pairs."""
 
     accuracy: Number = None
@@ -261,7 +261,7 @@ class SampleResponse(Record):
     reward: Number = None
 
 
-class Sample(Record):
+class SampledPrompt(Record):
     """One prompt and what every policy answered."""
 
     id: Text = ""
@@ -300,9 +300,9 @@ class Summary(Record):
     contamination: Annotated[Contamination, or_empty(Contamination)] = Contamination()
     config: Annotated[dict[str, Any], or_empty(dict)] = Field(default_factory=dict)
     annotators: Annotated[list[Annotator], or_empty(list)] = Field(default_factory=list)
-    reward_model: Annotated[RewardModel, or_empty(RewardModel)] = RewardModel()
+    reward_model: Annotated[RewardModelFigures, or_empty(RewardModelFigures)] = RewardModelFigures()
     unquoted: Text = ""
     """Why what the reward model says is left out, as a sentence; empty where it is not (``evaluation.standing``)."""
     disclosure: Annotated[list[str], or_empty(list)] = Field(default_factory=list)
-    samples: Annotated[list[Sample], or_empty(list)] = Field(default_factory=list)
+    samples: Annotated[list[SampledPrompt], or_empty(list)] = Field(default_factory=list)
     environment: Annotated[Environment, or_empty(Environment)] = Environment()

@@ -10,7 +10,7 @@ from prefloop.report.schema import StageRun, Summary
 _STATUSES = ("ran", "reused", "resumed")
 
 
-class Box(NamedTuple):
+class StageBox(NamedTuple):
     """One stage in the picture."""
 
     name: str
@@ -20,9 +20,9 @@ class Box(NamedTuple):
     figure: str
 
 
-def picture(summary: Summary) -> list[list[Box]]:
+def picture(summary: Summary) -> list[list[StageBox]]:
     """Boxes in the order of the pipeline; what does not wait for one another stands in one column."""
-    columns: list[tuple[str, list[Box]]] = []
+    columns: list[tuple[str, list[StageBox]]] = []
     for stage in summary.stages:
         kind = _kind(stage.name)
         if not columns or columns[-1][0] != kind:
@@ -39,12 +39,12 @@ def _kind(name: str) -> str:
     return "respond" if first == "respond" else name
 
 
-def _box(stage: StageRun) -> Box:
+def _box(stage: StageRun) -> StageBox:
     status = stage.status if stage.status in _STATUSES else "other"
     spared = f"saved\N{NO-BREAK SPACE}{duration(stage.saved_seconds)}" if stage.saved_seconds else ""
     times = [duration(stage.seconds) if status != "reused" or not spared else "", spared]
     time = ", ".join(filter(None, times))
-    return Box(stage_label(stage.name), status, stage.status, time, _figure(stage))
+    return StageBox(stage_label(stage.name), status, stage.status, time, _figure(stage))
 
 
 def _figure(stage: StageRun) -> str:

@@ -31,7 +31,7 @@ ODD = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Agreement:
+class SamplerAgreement:
     """Of the sampler's log-probs with the trainer's."""
 
     gap: float
@@ -81,7 +81,7 @@ def agreement(
     rollouts: Sequence[Rollout],
     temperature: float,
     role: str | None,
-) -> Agreement:
+) -> SamplerAgreement:
     """Compare the sampler's log-probs of some of ``rollouts`` with those of the role that it was given (``None``: the bare base)."""
     some = rollouts[:: max(1, len(rollouts) // COMPARED)][:COMPARED]
     documents = [Document(list(prompts_ids[r.prompt]), [r.token_ids], [k]) for k, r in enumerate(some) if r.token_ids]
@@ -95,7 +95,7 @@ def agreement(
         order += pack.keys
     bound = gap_bound(backbone, engine)
     if not documents:
-        return Agreement(0.0, bound, 0)
+        return SamplerAgreement(0.0, bound, 0)
     sampler_R = torch.tensor([logp for k in order for logp in some[k].logps])
     trainer_R, base_R = torch.cat(found[role]), torch.cat(found[None])
     share = error = math.nan
@@ -103,7 +103,7 @@ def agreement(
         of_R = torch.tensor([k for k in order for _ in some[k].logps])
         floor = FLOOR_FP32 if _exact(backbone, engine) else FLOOR
         share, error = share_shown(sampler_R - base_R, trainer_R - base_R, of_R, floor)
-    return Agreement(float((sampler_R - trainer_R).abs().mean()), bound, len(documents), share, error)
+    return SamplerAgreement(float((sampler_R - trainer_R).abs().mean()), bound, len(documents), share, error)
 
 
 def share_shown(shown_R: Tensor, wanted_R: Tensor, of_R: Tensor, floor: float) -> tuple[float, float]:

@@ -89,7 +89,7 @@ class Disputed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Agreement:
+class AnnotatorAgreement:
     """Everything ``measure`` found."""
 
     items: int
@@ -107,7 +107,7 @@ class Agreement:
         return dataclasses.asdict(self)
 
 
-def measure(votes: Votes, *, resamples: int = _RESAMPLES, seed: int = 0) -> Agreement:
+def measure(votes: Votes, *, resamples: int = _RESAMPLES, seed: int = 0) -> AnnotatorAgreement:
     """All of the above. Position and speed leave out annotators ``file:…``, which stand for a file's own choices.
 
     Position bias can only be told from content where the order of showing was drawn at random.
@@ -135,7 +135,7 @@ def measure(votes: Votes, *, resamples: int = _RESAMPLES, seed: int = 0) -> Agre
         )
         for name, row_C in zip(votes.annotators, by_person_AC, strict=True)
     ]
-    return Agreement(
+    return AnnotatorAgreement(
         items=len(votes.ids),
         votes=len(votes.item_V),
         repeated=votes.repeated,

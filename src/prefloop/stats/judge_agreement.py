@@ -40,7 +40,7 @@ class HumanItem:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class JudgeAgreement:
     """How often two verdicts are the same."""
 
     with_ties: Interval
@@ -56,12 +56,12 @@ class Agreement:
 class HumanAgreement:
     """The judge and its yardsticks on one source."""
 
-    judge: Agreement
-    longer: Agreement
+    judge: JudgeAgreement
+    longer: JudgeAgreement
     """Of a judge that always takes the longer response; equal lengths are ties."""
-    people: Agreement | None
+    people: JudgeAgreement | None
     """Of people with each other, on the comparisons with two votes or more; ``None`` without one."""
-    judge_on_shared: Agreement | None
+    judge_on_shared: JudgeAgreement | None
     """Of the judge on the comparisons that ``people`` rests on."""
     n_items: int
     n_prompts: int
@@ -98,7 +98,7 @@ def _measure(items: Sequence[HumanItem], seed: int, resamples: int, level: float
     verdict_N3 = np.array([_OF_SCORE[item.verdict] for item in items])
     longer_N3 = np.array([_OF_SCORE[(np.sign(item.length_lead) + 1) / 2] for item in items])
 
-    def agreement(table_NT: Array, rows: Sequence[int]) -> Agreement:
+    def agreement(table_NT: Array, rows: Sequence[int]) -> JudgeAgreement:
         return _agreement(table_NT, [prompts[row] for row in rows], seed, resamples, level)
 
     everywhere = range(len(items))
@@ -128,7 +128,7 @@ def _between(votes: list[Array]) -> Array:
     return np.mean(tables, axis=0).ravel()
 
 
-def _agreement(table_NT: Array, prompts: Sequence[str], seed: int, resamples: int, level: float) -> Agreement:
+def _agreement(table_NT: Array, prompts: Sequence[str], seed: int, resamples: int, level: float) -> JudgeAgreement:
     alike_N = table_NT[:, _EYE_T].sum(1)
     decided_N = table_NT[:, [0, 1, 3, 4]].sum(1)
     decided_alike_N = table_NT[:, [0, 4]].sum(1)
@@ -138,7 +138,7 @@ def _agreement(table_NT: Array, prompts: Sequence[str], seed: int, resamples: in
     if len(some):
         shares = _group([prompts[row] for row in some], decided_alike_N[some] / decided_N[some])
         without_ties = clustered_share(shares, seed=seed, resamples=resamples, level=level)
-    return Agreement(
+    return JudgeAgreement(
         with_ties, without_ties, _kappa(table_NT, prompts, with_ties, seed, resamples, level), len(prompts)
     )
 

@@ -24,7 +24,7 @@ from prefloop.training.sft_trainer import EXTRA, Looks, checkpoints, step_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class SFTRow:
     """A sequence to train on; ``prompt`` is the ids ahead of the first answer of its conversation."""
 
     tokens: Tokens
@@ -35,7 +35,7 @@ class Row:
         return document_of_sequence(self.tokens, key)
 
 
-def split(rows: Sequence[Row], config: SFTStageConfig, seed: int) -> tuple[list[Row], list[Row]]:
+def split(rows: Sequence[SFTRow], config: SFTStageConfig, seed: int) -> tuple[list[SFTRow], list[SFTRow]]:
     """Rows to train on and rows to look at: ``config.eval_share`` of the prompts with all of their answers.
 
     Raises ``DataError`` when one side would be empty.
@@ -61,7 +61,7 @@ class HeldOut(TrainerCallback):
     What it saw survives a kill in the checkpoints (``so_far``); looks that training goes back behind are forgotten with their weights.
     """
 
-    def __init__(self, work: Work, role: str, rows: Sequence[Row], config: SFTStageConfig) -> None:
+    def __init__(self, work: Work, role: str, rows: Sequence[SFTRow], config: SFTStageConfig) -> None:
         self.work, self.role, self.config = work, role, config
         self.documents = [row.document(i) for i, row in enumerate(rows)]
         self.weights = work.scratch / "looks"

@@ -21,7 +21,7 @@ from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
 from prefloop.models.reward_model import Reward
 from prefloop.objectives import estimators
 from prefloop.objectives import ppo as math_
-from prefloop.objectives.estimators import Estimate
+from prefloop.objectives.estimators import Advantages
 from prefloop.records import Prompt
 from prefloop.rollouts import sampler_check as agreement
 from prefloop.rollouts.engine import Rollout
@@ -137,7 +137,7 @@ def gap_bound(config: PPOConfig, backbone: Backbone, engine: str) -> float:
     return agreement.gap_bound(backbone, engine) if config.max_logprob_gap is None else config.max_logprob_gap
 
 
-def estimate(config: PPOConfig, estimator: str, scored: Scored, kl_coef: float) -> Estimate:
+def estimate(config: PPOConfig, estimator: str, scored: Scored, kl_coef: float) -> Advantages:
     """Advantages and returns."""
     score_B = penalised_B(config, scored)
     placement, kind = kl_settings(config, estimator)
@@ -165,7 +165,7 @@ def optimise(
     config: PPOConfig,
     loop: Loop,
     scored: Scored,
-    estimate: Estimate,
+    estimate: Advantages,
     critic: Critic | None,
     step: int,
     audit: Audit,

@@ -44,7 +44,7 @@ class Scored:
         return torch.stack([part.sum() for part in values_R.split(self.length_B.tolist())])
 
 
-class Clock:
+class PhaseClock:
     """Seconds of each phase."""
 
     def __init__(self) -> None:

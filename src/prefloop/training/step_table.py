@@ -32,7 +32,7 @@ class Bounds:
 
 
 @dataclasses.dataclass(frozen=True)
-class Column:
+class StepColumn:
     """A column of the table: where its value comes from, how it is written, which columns give way to it."""
 
     head: str
@@ -78,29 +78,29 @@ def _kl_style(kl: float, bounds: Bounds) -> str:
 
 
 COLUMNS = (
-    Column("reward", _key("reward_mean"), "+.3f", 7, 0),
-    Column("gold", _key("gold_mean"), ".3f", 6, 8),
-    Column("score", _key("score_mean"), "+.3f", 7, 12),
-    Column("std", _key("reward_std"), ".3f", 6, 11),
-    Column("spread", _key("reward_spread"), ".3f", 6, 14),
-    Column("KL", _key("kl"), ".2f", 6, 1, _kl_style),
-    Column("coef", _key("kl_coef"), ".4f", 6, 15),
-    Column("length", _key("length_mean"), ".1f", 6, 2),
-    Column("finished", _key("finished_share"), ".1%", 8, 10),
-    Column("entropy", _key("entropy"), ".3f", 7, 4),
-    Column("clipped", _key("clip_fraction"), ".1%", 7, 5),
-    Column("ratio", _key("ratio"), ".3f", 6, 17),
-    Column("expl.var", _key("explained_variance"), "+.2f", 8, 6),
-    Column("gap", _key("logprob_gap"), ".2g", 7, 3, _gap_style),
-    Column("p.loss", _key("policy_loss"), "+.3f", 7, 16),
-    Column("v.loss", _key("value_loss"), ".3f", 6, 13),
-    Column("grad", _key("grad_norm"), ".2g", 7, 18),
-    Column("time", lambda metrics: duration(_seconds(metrics)) if metrics.get("seconds") else None, "", 6, 7),
-    Column("tok/s", _tokens_a_second, ",.0f", 6, 9),
+    StepColumn("reward", _key("reward_mean"), "+.3f", 7, 0),
+    StepColumn("gold", _key("gold_mean"), ".3f", 6, 8),
+    StepColumn("score", _key("score_mean"), "+.3f", 7, 12),
+    StepColumn("std", _key("reward_std"), ".3f", 6, 11),
+    StepColumn("spread", _key("reward_spread"), ".3f", 6, 14),
+    StepColumn("KL", _key("kl"), ".2f", 6, 1, _kl_style),
+    StepColumn("coef", _key("kl_coef"), ".4f", 6, 15),
+    StepColumn("length", _key("length_mean"), ".1f", 6, 2),
+    StepColumn("finished", _key("finished_share"), ".1%", 8, 10),
+    StepColumn("entropy", _key("entropy"), ".3f", 7, 4),
+    StepColumn("clipped", _key("clip_fraction"), ".1%", 7, 5),
+    StepColumn("ratio", _key("ratio"), ".3f", 6, 17),
+    StepColumn("expl.var", _key("explained_variance"), "+.2f", 8, 6),
+    StepColumn("gap", _key("logprob_gap"), ".2g", 7, 3, _gap_style),
+    StepColumn("p.loss", _key("policy_loss"), "+.3f", 7, 16),
+    StepColumn("v.loss", _key("value_loss"), ".3f", 6, 13),
+    StepColumn("grad", _key("grad_norm"), ".2g", 7, 18),
+    StepColumn("time", lambda metrics: duration(_seconds(metrics)) if metrics.get("seconds") else None, "", 6, 7),
+    StepColumn("tok/s", _tokens_a_second, ",.0f", 6, 9),
 )
 
 
-def columns(metrics: Metrics, width: int, step_width: int) -> list[Column]:
+def columns(metrics: Metrics, width: int, step_width: int) -> list[StepColumn]:
     """The columns that this step has values for and ``width`` has room for, beside a first one of ``step_width``."""
     room = width - MARGIN - step_width
     kept = set()
@@ -112,14 +112,14 @@ def columns(metrics: Metrics, width: int, step_width: int) -> list[Column]:
     return [column for column in COLUMNS if column.head in kept]
 
 
-def header(shown: Sequence[Column], step_width: int) -> Text:
+def header(shown: Sequence[StepColumn], step_width: int) -> Text:
     """The line of names above the rows."""
     names = [" " * MARGIN + "step".rjust(step_width)]
     names += [" " * MARGIN + c.head.rjust(max(len(c.head), c.width)) for c in shown]
     return Text("".join(names), style="bold")
 
 
-def row(metrics: Metrics, shown: Sequence[Column], step: str, step_width: int, bounds: Bounds) -> Text:
+def row(metrics: Metrics, shown: Sequence[StepColumn], step: str, step_width: int, bounds: Bounds) -> Text:
     """One step under ``header``; a value past its bound is coloured."""
     line = Text(" " * MARGIN + step.rjust(step_width))
     for column in shown:
@@ -175,7 +175,7 @@ class StepTable:
         self.total = total
         self.bounds = bounds or Bounds()
         self.to = to
-        self._shown: list[Column] = []
+        self._shown: list[StepColumn] = []
         self._rows = 0
         self._spent = 0.0
 

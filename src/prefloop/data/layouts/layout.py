@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefloop.data.layouts.rated import Scored
+from prefloop.data.layouts.rated import ScoredAnswer
 from prefloop.data.layouts.recognise import Columns
 from prefloop.data.row import Row
 from prefloop.records import Record
@@ -19,7 +19,7 @@ class Layout:
     keys: str
     kinds: tuple[type, ...]
     matches: Callable[[Columns], bool]
-    read: Callable[[Row], Record | list[Record] | Scored] | None
+    read: Callable[[Row], Record | list[Record] | ScoredAnswer] | None
     tells: tuple[str, ...] = ()
     """The columns that tell it, of which a file has some; the words of ``keys`` unless given."""
     several: bool = False

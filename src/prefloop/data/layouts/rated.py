@@ -31,7 +31,7 @@ _TREE_KEYS = frozenset({"text", "role", "replies", "rank", "deleted"})
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredAnswer:
     """One answer with a number, which becomes a comparison beside the next answer to its prompt."""
 
     id: str
@@ -52,7 +52,7 @@ def is_helpsteer(row: Mapping[str, Any]) -> bool:
     return "prompt" in row and "response" in row and all(key in row for key in _HELPSTEER)
 
 
-def read_helpsteer(row: Row) -> Scored:
+def read_helpsteer(row: Row) -> ScoredAnswer:
     """One answer with its helpfulness; the other attributes stay in meta."""
     given = row.text("prompt")
     prompt = around(row, extra_id_turns(given, "prompt", row) or [Message("user", given)])
@@ -62,12 +62,12 @@ def read_helpsteer(row: Row) -> Scored:
         raise BadRow("helpfulness", f"is {json_type(row['helpfulness'])}, expected a number")
     row.say("votes are the higher helpfulness of two answers to one prompt, their strength the difference")
     response = Response(row.text("response"), row.source, {"helpfulness": row["helpfulness"]})
-    return Scored(row.id, prompt, response, score, row.source, row.meta())
+    return ScoredAnswer(row.id, prompt, response, score, row.source, row.meta())
 
 
-def joined(items: Iterable[Scored]) -> Iterator[Comparison | str]:
+def joined(items: Iterable[ScoredAnswer]) -> Iterator[Comparison | str]:
     """Comparisons of every two neighbouring answers to one prompt; a word for each answer that stands alone."""
-    group: list[Scored] = []
+    group: list[ScoredAnswer] = []
     for item in items:
         if group and prompt_key(item.prompt) != prompt_key(group[0].prompt):
             yield from _every_two(group)
@@ -76,7 +76,7 @@ def joined(items: Iterable[Scored]) -> Iterator[Comparison | str]:
     yield from _every_two(group)
 
 
-def _every_two(group: Sequence[Scored]) -> Iterator[Comparison | str]:
+def _every_two(group: Sequence[ScoredAnswer]) -> Iterator[Comparison | str]:
     if len(group) == 1:
         yield "no other answer to the same prompt beside it"
     if len(group) > MOST_ANSWERS:

@@ -18,7 +18,7 @@ Scores = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class HarnessSettings:
     """How lm-eval asks; the names are its own, and so are the defaults but for the batch size."""
 
     limit: int | None = None
@@ -84,7 +84,7 @@ def language_model(backbone: Backbone, batch_size: int) -> Any:
     return model
 
 
-def measure(model: Any, loaded: Mapping[str, Any], settings: Settings) -> Measured:
+def measure(model: Any, loaded: Mapping[str, Any], settings: HarnessSettings) -> Measured:
     """Ask the active role everything that one name stands for: a task, or the tasks of a group.
 
     Not several names at a time: lm-eval fills its batches across the tasks of a call, and padding reaches the last bits.

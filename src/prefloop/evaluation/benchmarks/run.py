@@ -21,7 +21,7 @@ from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.source import Source
 from prefloop.errors import ConfigError, StoreError
 from prefloop.evaluation.benchmarks import compare, domain, harness, tasks
-from prefloop.evaluation.benchmarks.harness import Measured, Metric, Settings, require_positive
+from prefloop.evaluation.benchmarks.harness import HarnessSettings, Measured, Metric, require_positive
 from prefloop.evaluation.benchmarks.tasks import TaskSpec
 from prefloop.models.backbone import Backbone
 from prefloop.models.unfused import plain
@@ -80,7 +80,7 @@ def bench(
     run: Path,
     specs: Sequence[TaskSpec],
     adapters: Sequence[str] = (),
-    settings: Settings | None = None,
+    settings: HarnessSettings | None = None,
     domains: Sequence[Domain] = (),
     model: str | None = None,
     output: Path | None = None,
@@ -90,7 +90,7 @@ def bench(
     Differences are taken to ``base`` where it is among them, else to the first. Raises ``ModelError`` for adapters that are not there or
     belong to different backbones, ``ConfigError`` when there is nothing to run.
     """
-    settings = settings or Settings()
+    settings = settings or HarnessSettings()
     jobs = jobs_of(specs, domains)
     if inside := run_of(str(run)):
         slot = str(run).rpartition(":")[2]
@@ -121,7 +121,7 @@ def jobs_of(specs: Sequence[TaskSpec], domains: Sequence[Domain]) -> list[Job]:
 
 
 def measured(
-    runtime: Runtime, adapters: Sequence[Adapter], jobs: Sequence[Job], settings: Settings, folder: Path
+    runtime: Runtime, adapters: Sequence[Adapter], jobs: Sequence[Job], settings: HarnessSettings, folder: Path
 ) -> dict[str, Measured]:
     """The numbers of each adapter on every job: those kept in ``folder``, the others measured now and kept there."""
     cache = Cache(folder, runtime, settings)
@@ -141,7 +141,7 @@ def table_of(
     found: Mapping[str, Measured],
     adapters: Sequence[Adapter],
     runtime: Runtime,
-    settings: Settings,
+    settings: HarnessSettings,
     jobs: Sequence[Job],
 ) -> dict[str, Any]:
     """The content of ``bench.json``."""
@@ -175,7 +175,7 @@ def from_plain(rows: Mapping[str, Any]) -> Measured:
 class Cache:
     """Numbers of one adapter on one name, a file each, written whole."""
 
-    def __init__(self, folder: Path, runtime: Runtime, settings: Settings) -> None:
+    def __init__(self, folder: Path, runtime: Runtime, settings: HarnessSettings) -> None:
         self.folder, self.settings = folder, settings
         versions = environment()["versions"]
         self.shared = {
@@ -210,7 +210,7 @@ class Cache:
         write_sealed(self.path(adapter, job), {"adapter": adapter.name, "name": job.name, "measured": plainly(rows)})
 
 
-def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache, settings: Settings) -> None:
+def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache, settings: HarnessSettings) -> None:
     """Measure what is missing, an adapter at a time. Tasks and their data are found before the model is loaded."""
     jobs = {job.name: job for _, job in todo}
     loaded = {name: tasks.load(job) for name, job in jobs.items() if isinstance(job, TaskSpec)}

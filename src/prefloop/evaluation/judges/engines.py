@@ -24,7 +24,7 @@ Schema = dict[str, Any] | None
 
 
 @dataclass(frozen=True)
-class Settings:
+class EngineSettings:
     """What an engine is started with."""
 
     model: str
@@ -69,10 +69,10 @@ def misread(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"xgrammar {importlib.metadata.version('xgrammar')} misreads this model's tokenizer (a newer one may not)"
 
 
-class TransformersEngine:
+class JudgeTransformers:
     """``model.generate``, padded on the left."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         self.chat, self.temperature, self.max_tokens = settings.chat, settings.temperature, settings.max_tokens
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = compute_dtype(BackboneConfig(model=settings.model, precision="bf16"), self.device)
@@ -105,10 +105,10 @@ class TransformersEngine:
         return [_until_stop(row, self.chat.stop_id) for row in out_B_T[:, longest:].tolist()]
 
 
-class VLLMEngine:
+class JudgeVLLM:
     """vLLM: in this process on a CPU, in one of its own on a GPU. Replies are held to their JSON schema."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         from prefloop.rollouts.check import missing
         from prefloop.rollouts.vllm import GRAPHS, forget_settings, quiet
 
@@ -145,7 +145,7 @@ class VLLMEngine:
         torch.set_num_threads(threads)
         self.context: int | None = int(self.llm.llm_engine.model_config.max_model_len)
 
-    def _start(self, settings: Settings, options: dict[str, Any]) -> Any:
+    def _start(self, settings: EngineSettings, options: dict[str, Any]) -> Any:
         from vllm import LLM
 
         return LLM(

@@ -39,7 +39,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Said:
+class Completion:
     """A model's reply."""
 
     text: str
@@ -48,11 +48,11 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Answer(Generic[V]):
+class Outcome(Generic[V]):
     """What came of a dialogue; ``value`` is ``None`` where no reply held an answer."""
 
     value: V | None
-    replies: tuple[Said, ...]
+    replies: tuple[Completion, ...]
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -65,8 +65,8 @@ class Answer(Generic[V]):
         }
 
 
-Dialogue = Generator[Turn, Said, Answer[Any]]
-OnDone = Callable[[int, Answer[Any] | JudgeError], None]
+Dialogue = Generator[Turn, Completion, Outcome[Any]]
+OnDone = Callable[[int, Outcome[Any] | JudgeError], None]
 
 
 class LanguageModel(Protocol):
@@ -98,14 +98,14 @@ class LanguageModel(Protocol):
         ...
 
 
-def dialogue(question: Question[V]) -> Generator[Turn, Said, Answer[V]]:
+def dialogue(question: Question[V]) -> Generator[Turn, Completion, Outcome[V]]:
     """Ask; ask once more for the answer alone when the reply holds none."""
     first = yield Turn(question)
     value = question.form.parse(first.text)
     if value is not None:
-        return Answer(value, (first,))
+        return Outcome(value, (first,))
     second = yield Turn(question, unread=first.text)
-    return Answer(question.form.parse(second.text), (first, second))
+    return Outcome(question.form.parse(second.text), (first, second))
 
 
 class _Asking:
@@ -131,14 +131,14 @@ class _Asking:
     def _ask(
         self,
         questions: Sequence[Question[V]],
-        read: Callable[[Answer[V]], A],
+        read: Callable[[Outcome[V]], A],
         failure: Callable[[str], A],
         on_answer: Callable[[int, A], None] | None,
     ) -> list[A]:
         """What ``read`` makes of each answer, ``failure`` of each error, in the order of ``questions``."""
         out: dict[int, A] = {}
 
-        def done(index: int, answer: Answer[V] | JudgeError) -> None:
+        def done(index: int, answer: Outcome[V] | JudgeError) -> None:
             out[index] = failure(str(answer)) if isinstance(answer, JudgeError) else read(answer)
             if on_answer:
                 on_answer(index, out[index])
@@ -174,7 +174,7 @@ class ModelJudge(_Asking):
     def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """Verdicts in the order of ``items``; ``on_verdict(index, verdict)`` is called as they arrive."""
 
-        def verdict(answer: Answer[float]) -> Verdict:
+        def verdict(answer: Outcome[float]) -> Verdict:
             return Verdict(0.5 if answer.value is None else answer.value, **answer.kept)
 
         questions = [self.form.question(prompt, a, b, self.reference(prompt)) for prompt, a, b in items]
@@ -213,7 +213,7 @@ class ModelGrader(_Asking):
     def grade_many(self, items: Sequence[Graded], on_grade: OnGrade | None = None) -> list[Grade]:
         """Grades in the order of ``items``; ``on_grade(index, grade)`` is called as they arrive."""
 
-        def grade(answer: Answer[dict[str, float]]) -> Grade:
+        def grade(answer: Outcome[dict[str, float]]) -> Grade:
             if answer.value is None:
                 return Grade(float("nan"), **answer.kept)
             parts = answer.value if isinstance(self.form, Rubric) else {}

@@ -18,8 +18,8 @@ import torch
 from prefloop.base.console import say, waiting
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import DataError, EngineError, JudgeError
-from prefloop.evaluation.judges.engines import Engine, Settings, TransformersEngine, VLLMEngine, misread
-from prefloop.evaluation.judges.language_model import Dialogue, OnDone, Said, Turn
+from prefloop.evaluation.judges.engines import Engine, EngineSettings, JudgeTransformers, JudgeVLLM, misread
+from prefloop.evaluation.judges.language_model import Completion, Dialogue, OnDone, Turn
 from prefloop.evaluation.judges.prompts import Chat
 from prefloop.evaluation.judges.usage import Prices, Usage
 from prefloop.models.folder import tokenizer
@@ -90,7 +90,7 @@ class LocalModel:
     def close(self) -> None:
         """Give the model's memory back; it loads again when it is asked."""
         engine = self.__dict__.pop("_engine", None)
-        if isinstance(engine, VLLMEngine):
+        if isinstance(engine, JudgeVLLM):
             engine.close()
         del engine
         gc.collect()
@@ -119,7 +119,9 @@ class LocalModel:
             self._prompt_tokens += len(prompt_ids)
             self._completion_tokens += len(reply)
             try:
-                going_on.append((index, each, each.send(Said(self._chat.decode(reply), len(prompt_ids), len(reply)))))
+                going_on.append(
+                    (index, each, each.send(Completion(self._chat.decode(reply), len(prompt_ids), len(reply))))
+                )
             except StopIteration as end:
                 on_done(index, end.value)
         return going_on
@@ -164,5 +166,7 @@ class LocalModel:
     @cached_property
     def _engine(self) -> Engine:
         with waiting(f"load judge {self.model} ({self.engine})"):
-            settings = Settings(self.model, self.folder, self._chat, self.temperature, self.max_tokens, self.batch_size)
-            return VLLMEngine(settings) if self.engine == "vllm" else TransformersEngine(settings)
+            settings = EngineSettings(
+                self.model, self.folder, self._chat, self.temperature, self.max_tokens, self.batch_size
+            )
+            return JudgeVLLM(settings) if self.engine == "vllm" else JudgeTransformers(settings)

@@ -15,7 +15,7 @@ from typing import Any
 
 from prefloop.base.endpoint import Endpoint, Pace, Reply, RequestFailed, parsed_url
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.evaluation.judges.language_model import Answer, Dialogue, OnDone, Said, Turn
+from prefloop.evaluation.judges.language_model import Completion, Dialogue, OnDone, Outcome, Turn
 from prefloop.evaluation.judges.usage import Prices, Usage
 
 _ADVICE = {
@@ -126,7 +126,7 @@ class ChatEndpoint:
         stop = threading.Event()
         fatal: BaseException | None = None
         pool = ThreadPoolExecutor(self.max_concurrency)
-        running: dict[Future[Answer[Any] | JudgeError], int] = {}
+        running: dict[Future[Outcome[Any] | JudgeError], int] = {}
         waiting = iter(enumerate(dialogues))
         try:
             # The next question starts only when an answer was reported: a kill loses no more than max_concurrency of them.
@@ -144,7 +144,7 @@ class ChatEndpoint:
             pool.shutdown(wait=True, cancel_futures=True)
         if fatal:
             for future, index in running.items():
-                if isinstance(answer := _result(future), Answer):
+                if isinstance(answer := _result(future), Outcome):
                     with contextlib.suppress(BaseException):  # the first error is told; every answer is to be kept
                         on_done(index, answer)
             raise fatal
@@ -153,20 +153,20 @@ class ChatEndpoint:
         """Close the connections; nothing can be asked after it."""
         self._endpoint.close()
 
-    def _run(self, each: Dialogue, stop: threading.Event) -> Answer[Any] | JudgeError:
+    def _run(self, each: Dialogue, stop: threading.Event) -> Outcome[Any] | JudgeError:
         try:
             turn = next(each)
             while True:
                 turn = each.send(self._say(turn, stop))
         except StopIteration as end:
-            answer: Answer[Any] = end.value
+            answer: Outcome[Any] = end.value
             return answer
         except RequestFailed as error:
             if error.status in _HOPELESS:
                 raise
             return error
 
-    def _say(self, turn: Turn, stop: threading.Event) -> Said:
+    def _say(self, turn: Turn, stop: threading.Event) -> Completion:
         """One reply of the model."""
         if self._takes_schema:
             try:
@@ -180,7 +180,7 @@ class ChatEndpoint:
             return said
         return self._ask(turn, False, stop)
 
-    def _ask(self, turn: Turn, structured: bool, stop: threading.Event) -> Said:
+    def _ask(self, turn: Turn, structured: bool, stop: threading.Event) -> Completion:
         body: dict[str, Any] = {"model": self.model, "messages": turn.messages(structured), **self.extra_body}
         for name in ("temperature", "max_tokens"):
             if getattr(self, name) is not None:
@@ -198,7 +198,7 @@ class ChatEndpoint:
             reply.status,
         )
 
-    def _said(self, reply: Reply) -> Said | None:
+    def _said(self, reply: Reply) -> Completion | None:
         """What a chat completion says, a refusal too; ``None`` when the body is none."""
         try:
             body = reply.json()
@@ -213,7 +213,7 @@ class ChatEndpoint:
             self._unreported += tokens is None
             self._prompt_tokens += tokens[0] if tokens else 0
             self._completion_tokens += tokens[1] if tokens else 0
-        return Said(reply.without_key(text), *(tokens or (0, 0)))
+        return Completion(reply.without_key(text), *(tokens or (0, 0)))
 
 
 def _tokens(body: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -225,6 +225,6 @@ def _tokens(body: Mapping[str, Any]) -> tuple[int, int] | None:
     return found if all(type(n) is int and 0 <= n <= _MOST_TOKENS for n in found) else None  # type: ignore[return-value]
 
 
-def _result(future: Future[Answer[Any] | JudgeError]) -> Answer[Any] | JudgeError | None:
+def _result(future: Future[Outcome[Any] | JudgeError]) -> Outcome[Any] | JudgeError | None:
     """What a finished future holds, unless it was cancelled or raised."""
     return None if future.cancelled() or future.exception() else future.result()

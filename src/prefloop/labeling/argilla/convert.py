@@ -14,7 +14,7 @@ from uuid import UUID
 from prefloop.base.console import say
 from prefloop.data.argilla_own import own_record
 from prefloop.data.argilla_rows import item_of
-from prefloop.data.argilla_votes import HIDDEN, Item, Question, records_of, row_of
+from prefloop.data.argilla_votes import HIDDEN, ArgillaQuestion, Item, records_of, row_of
 from prefloop.data.check import BadRow
 from prefloop.data.row import Notes
 from prefloop.errors import DataError, LabelError
@@ -145,7 +145,7 @@ def _of_server(dataset: Any, questions: Sequence[str], simulated: bool) -> list[
     return list(found.records)
 
 
-def _item(one: Any, users: Mapping[str, str]) -> tuple[str, Item, Sequence[Question]]:
+def _item(one: Any, users: Mapping[str, str]) -> tuple[str, Item, Sequence[ArgillaQuestion]]:
     """Id, fields and answers of an ``rg.Record`` or of an exported row, and its questions as far as they are known."""
     if isinstance(one, Mapping):
         id = next((str(one[key]) for key in ("id", "external_id", "_server_id") if one.get(key) is not None), "")
@@ -173,20 +173,21 @@ def _row(record: rg.Record) -> dict[str, Any]:
     return {"fields": record.fields.to_dict(), "metadata": dict(record.metadata), "responses": by_question}
 
 
-def _questions(one: Any) -> list[Question]:
+def _questions(one: Any) -> list[ArgillaQuestion]:
     """The questions of the dataset that an ``rg.Record`` belongs to, with all their values."""
     dataset = None if isinstance(one, Mapping) else one.dataset
     if dataset is None:
         return []
     models = [question.api_model() for question in dataset.settings.questions]
     return [
-        Question(m.name, m.settings.type, tuple(o["value"] for o in getattr(m.settings, "options", ()))) for m in models
+        ArgillaQuestion(m.name, m.settings.type, tuple(o["value"] for o in getattr(m.settings, "options", ())))
+        for m in models
     ]
 
 
-def _joined(questions: Iterable[Question]) -> tuple[Question, ...]:
+def _joined(questions: Iterable[ArgillaQuestion]) -> tuple[ArgillaQuestion, ...]:
     """Each question once, with the values of all records."""
-    found: dict[str, Question] = {}
+    found: dict[str, ArgillaQuestion] = {}
     for question in questions:
         known = found.setdefault(question.name, question)
         type = known.type if known.type == question.type else "text"

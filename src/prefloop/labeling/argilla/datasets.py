@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from prefloop.base.console import counted
-from prefloop.data.argilla_votes import Question
+from prefloop.data.argilla_votes import ArgillaQuestion
 from prefloop.errors import ConfigError, LabelError, nearest
 from prefloop.labeling.argilla.connection import Refused, Rest, TooMuch
 from prefloop.labeling.argilla.forms import KINDS, Kind, describe, settings
@@ -37,11 +37,11 @@ class Dataset:
     """What annotators are told."""
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name → type, such as ``text`` and ``chat``."""
-    questions: tuple[Question, ...] = ()
+    questions: tuple[ArgillaQuestion, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Person:
+class ArgillaUser:
     """Who may have answered."""
 
     name: str
@@ -176,7 +176,7 @@ class Datasets:
         found = self.rest.post(f"/datasets/{dataset.id}/records/search", body, limit=limit, **query)
         return [item["record"] for item in found["items"]]
 
-    def people(self, dataset: Dataset) -> dict[str, Person]:
+    def people(self, dataset: Dataset) -> dict[str, ArgillaUser]:
         """User id → everyone who may have answered."""
         api = self.rest.client.api.users
         try:
@@ -185,7 +185,7 @@ class Datasets:
             if refused.status != 403:
                 raise
             users = api.list_by_workspace_id(dataset.workspace_id)  # what an admin may see
-        return {str(user.id): Person(user.username, user.last_name == MARK) for user in users}
+        return {str(user.id): ArgillaUser(user.username, user.last_name == MARK) for user in users}
 
     def workspace(self, name: str) -> str:
         """Id of a workspace; an unknown one is a ``LabelError`` that says the nearest name."""
@@ -205,7 +205,7 @@ class Datasets:
         # An owner may have added a question.
         kind = next((k for k in KINDS if _wants(settings(k, self.rest.client)).items() <= has.items()), None)
         questions = tuple(
-            Question(q.name, q.settings.type, tuple(o["value"] for o in getattr(q.settings, "options", ())))
+            ArgillaQuestion(q.name, q.settings.type, tuple(o["value"] for o in getattr(q.settings, "options", ())))
             for q in asked
         )
         types = {field.name: str(field.settings.type) for field in fields}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from prefloop.data.argilla_own import shown
-from prefloop.data.argilla_votes import HIDDEN, STRENGTHS, Answer, Item
+from prefloop.data.argilla_votes import HIDDEN, STRENGTHS, ArgillaAnswer, Item
 from prefloop.data.readable import Part, prompt_parts
 from prefloop.data.replies import same_as
 from prefloop.errors import DataError
@@ -185,7 +185,7 @@ def to_answers(item: Mapping[str, Any], names: Mapping[str, str]) -> Item:
     """
     given = sorted(item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"]))
     answers = [
-        Answer(
+        ArgillaAnswer(
             names.get(answer["user_id"], answer["user_id"]),
             answer["status"],
             {name: value.get("value") for name, value in (answer["values"] or {}).items()},

@@ -16,10 +16,10 @@ from typing import Any
 
 from prefloop.base.console import counted, neutral
 from prefloop.data.argilla_own import own_record
-from prefloop.data.argilla_votes import Item, Reading, records_of, row_of
+from prefloop.data.argilla_votes import ArgillaReading, Item, records_of, row_of
 from prefloop.data.check import DEEPEST, BadRow, check_record, check_shown, check_strings
 from prefloop.data.row import Notes
-from prefloop.labeling.argilla.datasets import Person
+from prefloop.labeling.argilla.datasets import ArgillaUser
 from prefloop.labeling.argilla.forms import id_of, of_prefloop, to_answers
 from prefloop.records import Demonstration, Prompt, Record, to_dict
 
@@ -43,7 +43,7 @@ class Pulled:
     """Votes of simulated annotators that are left out because people have voted."""
     refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     """Records that cannot be used, by id, and why."""
-    reading: Reading | None = None
+    reading: ArgillaReading | None = None
     """How a dataset that was made elsewhere was understood."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What was done to the texts of such a dataset, a line each."""
@@ -69,9 +69,9 @@ class Pulled:
 
 def pulled(
     items: Iterable[Mapping[str, Any]],
-    people: Mapping[str, Person],
+    people: Mapping[str, ArgillaUser],
     simulated: bool = False,
-    reading: Reading | None = None,
+    reading: ArgillaReading | None = None,
     source: str = "",
     unvoted: bool = False,
     loadable: bool = True,
@@ -147,7 +147,7 @@ def said_mended(answers: int) -> list[str]:
     return [f"{counted(answers, 'answer')} {what}"] if answers else []
 
 
-def _of_others(item: Item, id: str, reading: Reading, source: str, notes: Notes) -> list[Record]:
+def _of_others(item: Item, id: str, reading: ArgillaReading, source: str, notes: Notes) -> list[Record]:
     row = row_of(item, reading, id, source)
     found = records_of(item, reading, row)
     notes.add(row)

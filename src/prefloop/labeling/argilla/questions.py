@@ -14,14 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 from prefloop.data.argilla_guess import HOW, Unclear, as_thumb, as_vote, guess_fields, with_questions
-from prefloop.data.argilla_votes import Question, Reading
+from prefloop.data.argilla_votes import ArgillaQuestion, ArgillaReading
 from prefloop.errors import ConfigError, DataError, among
 from prefloop.labeling.argilla.datasets import Dataset
 
 KEYS = ("prompt", "system", "responses", "preferred", "ratings", "thumb", "strength", "why")
 
 
-def reading_of(dataset: Dataset, given: Sequence[str], votes: bool = True) -> Reading | None:
+def reading_of(dataset: Dataset, given: Sequence[str], votes: bool = True) -> ArgillaReading | None:
     """How a dataset is read; ``None`` for one of prefloop's own. ``votes``: there must be some to read.
 
     Raises ``ConfigError`` for a wrong ``given``, ``DataError`` where the names leave a doubt.
@@ -68,7 +68,7 @@ def _parse(given: Sequence[str]) -> dict[str, tuple[list[str], list[str]]]:
     return found
 
 
-def _reading(dataset: Dataset, named: dict[str, tuple[list[str], list[str]]]) -> Reading:
+def _reading(dataset: Dataset, named: dict[str, tuple[list[str], list[str]]]) -> ArgillaReading:
     texts = [name for name, type in dataset.fields.items() if type in ("text", "chat")]
     fields = {key: _known(named[key][0], texts, "field") for key in ("prompt", "system", "responses") if key in named}
     reading = guess_fields(texts, fields.get("prompt"), fields.get("responses"))
@@ -119,7 +119,7 @@ def _single(key: str, found: Sequence[Any]) -> Any:
     return found[0]
 
 
-def _preferred(question: Question, values: list[str], responses: tuple[str, ...]) -> Question:
+def _preferred(question: ArgillaQuestion, values: list[str], responses: tuple[str, ...]) -> ArgillaQuestion:
     if len(responses) < 2:
         raise ConfigError("--questions: preferred compares responses, and there is one: name several, or take thumb")
     if question.type == "rating" and not values:
@@ -145,7 +145,7 @@ def _preferred(question: Question, values: list[str], responses: tuple[str, ...]
     return replace(question, type="label_selection" if question.type == "rating" else question.type, means=means)
 
 
-def _options(question: Question, values: list[str]) -> list[Any]:
+def _options(question: ArgillaQuestion, values: list[str]) -> list[Any]:
     there = {str(option): option for option in question.options}
     for value in values:
         if value not in there:
@@ -157,7 +157,7 @@ def _options(question: Question, values: list[str]) -> list[Any]:
     return [there[value] for value in values]
 
 
-def _ratings(questions: list[Question], responses: tuple[str, ...]) -> tuple[Question, ...]:
+def _ratings(questions: list[ArgillaQuestion], responses: tuple[str, ...]) -> tuple[ArgillaQuestion, ...]:
     if len(questions) != len(responses) or len(responses) < 2:
         raise ConfigError(
             f"--questions: {len(questions)} ratings for {len(responses)} responses ({', '.join(responses)}): name one for each"
@@ -168,7 +168,7 @@ def _ratings(questions: list[Question], responses: tuple[str, ...]) -> tuple[Que
     return tuple(questions)
 
 
-def _thumb(question: Question, values: list[str], responses: tuple[str, ...]) -> Question:
+def _thumb(question: ArgillaQuestion, values: list[str], responses: tuple[str, ...]) -> ArgillaQuestion:
     if len(responses) != 1:
         raise ConfigError(f"--questions: thumb is about one response, and there are {len(responses)}: take preferred")
     if values:
@@ -186,7 +186,7 @@ def _thumb(question: Question, values: list[str], responses: tuple[str, ...]) ->
     return meant
 
 
-def _graded(question: Question) -> Question:
+def _graded(question: ArgillaQuestion) -> ArgillaQuestion:
     if question.type not in ("rating", "label_selection"):
         raise ConfigError(f"--questions: {question.describe()} is no strength: a rating or a label is")
     return replace(question, means={option: place for place, option in enumerate(question.options, 1)})

@@ -26,7 +26,7 @@ from prefloop.runs.work import Work
 FILE = "answers.jsonl"
 
 
-class Answer(Stage):
+class AnswerPrompts(Stage):
     """Prompts and a policy (none: the bare model) → ``answers.jsonl``, a row a response. Produces ``answers``."""
 
     name = "answer"
@@ -114,7 +114,7 @@ def respond(
                     bare = policy.folder is None
                     inputs = {} if bare else {"policy": _artifact(policy)}
                     say(f"{policy.name}: answers", "bold")
-                    made = Answer(data, samples, bare).run(runtime, **inputs)
+                    made = AnswerPrompts(data, samples, bare).run(runtime, **inputs)
                     out[policy.name] = Source.of(made / FILE)
                     if quarantine:
                         quarantine.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from prefloop.base.sealed import digest, read_sealed, write_json
 from prefloop.config import BenchConfig
 from prefloop.errors import StoreError
 from prefloop.evaluation.benchmarks import compare
-from prefloop.evaluation.benchmarks.harness import Settings
+from prefloop.evaluation.benchmarks.harness import HarnessSettings
 from prefloop.evaluation.benchmarks.run import (
     FILE,
     Adapter,
@@ -37,8 +37,8 @@ def _jobs(config: BenchConfig, quarantine: Path | None = None) -> list[Job]:
     return jobs_of(find(config.tasks, files_of(config.data)), domains)
 
 
-def _settings(config: BenchConfig) -> Settings:
-    return Settings(config.limit, config.batch_size, config.num_fewshot, config.apply_chat_template)
+def _settings(config: BenchConfig) -> HarnessSettings:
+    return HarnessSettings(config.limit, config.batch_size, config.num_fewshot, config.apply_chat_template)
 
 
 class Bench(Stage):

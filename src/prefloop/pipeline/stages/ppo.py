@@ -19,12 +19,12 @@ from prefloop.errors import ConfigError, EngineError
 from prefloop.evaluation.judges.judge import FunctionGrader
 from prefloop.models.reward_model import Reward
 from prefloop.objectives import ppo as math_
-from prefloop.objectives.estimators import Estimate
+from prefloop.objectives.estimators import Advantages
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.sampling import read_prompts
 from prefloop.records import Prompt, Response
 from prefloop.rollouts.engine import SAVED, Rollout
-from prefloop.rollouts.sampler_check import Agreement, agreement
+from prefloop.rollouts.sampler_check import SamplerAgreement, agreement
 from prefloop.runs.work import Work
 from prefloop.training import ppo as steps
 from prefloop.training import samples
@@ -37,7 +37,7 @@ from prefloop.training.memory_check import dry_pass, largest_pack
 from prefloop.training.policy import POLICY, policy_parameters, save_policy, start_policy
 from prefloop.training.reward_guard import Watch, read
 from prefloop.training.rewards import Rewards
-from prefloop.training.scored import Clock, Scored, draw
+from prefloop.training.scored import PhaseClock, Scored, draw
 from prefloop.training.step_table import Bounds, StepTable
 
 
@@ -192,7 +192,7 @@ class PPO(Stage):
                 if restored is not None and restored[0].get("stopped"):
                     break
                 batch = draw(prompts, config.prompts_per_step, step, runtime.seed)
-                clock = Clock()
+                clock = PhaseClock()
                 try:
                     with at_once():
                         rollouts = self._generate(work, batch, prompts_ids, step)
@@ -260,7 +260,7 @@ class PPO(Stage):
         """
         backbone, engine = work.runtime.backbone, work.runtime.engine.name
         gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
-        seen = Agreement(gap, steps.gap_bound(self.config, backbone, engine), len(scored.rollouts))
+        seen = SamplerAgreement(gap, steps.gap_bound(self.config, backbone, engine), len(scored.rollouts))
         if whole:
             temperature = work.runtime.generation.temperature
             some = agreement(backbone, engine, prompts_ids, scored.rollouts, temperature, POLICY)
@@ -278,11 +278,11 @@ class PPO(Stage):
         work: Work,
         step: int,
         scored: Scored,
-        found: Estimate,
+        found: Advantages,
         reading: Reading,
         kl_coef: float,
         trained: dict[str, float],
-        clock: Clock,
+        clock: PhaseClock,
         gap: float,
     ) -> dict[str, Any]:
         sequence_kl = float(scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R).mean())

@@ -18,7 +18,7 @@ from prefloop.data.encode import Encoder, PreferenceGroup
 from prefloop.data.groups import Groups, documents, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
-from prefloop.evaluation.reward_metrics import Pairwise, pairwise
+from prefloop.evaluation.reward_metrics import PairMetrics, pairwise
 from prefloop.evaluation.standing import unproven
 from prefloop.labeling.aggregation import aggregation_of_file
 from prefloop.models.forward import hidden_N_H
@@ -221,7 +221,7 @@ MINIMUM = 10
 """Pairs in each half of the held-out ones below which no temperature is fitted."""
 
 
-def crossed(found: Pairwise) -> dict[str, float]:
+def crossed(found: PairMetrics) -> dict[str, float]:
     """Calibration error after fitting, each half of the pairs with the temperature of the other half, so that none is judged by its own fit."""
     half = torch.arange(len(found.margin_P)) % 2 == 0
     if int(half.sum()) < MINIMUM or int((~half).sum()) < MINIMUM:
@@ -229,7 +229,7 @@ def crossed(found: Pairwise) -> dict[str, float]:
     scaled_P = found.margin_P.clone()
     for part in (half, ~half):
         scaled_P[part] /= fit_temperature(found.margin_P[~part], found.label_P[~part]) or 1.0
-    after = Pairwise(scaled_P, found.label_P, found.length_P).metrics(1.0)
+    after = PairMetrics(scaled_P, found.label_P, found.length_P).metrics(1.0)
     return {"calibrated_loss": after["loss"], "calibrated_ece": after["ece"]}
 
 

@@ -8,7 +8,7 @@ from prefloop.artifacts.store import Artifact
 from prefloop.base.console import console
 from prefloop.base.sealed import write_json
 from prefloop.config import DataConfig
-from prefloop.evaluation.reward_files import Reading, evaluate_file
+from prefloop.evaluation.reward_files import FileReading, evaluate_file
 from prefloop.evaluation.reward_table import table
 from prefloop.models.reward_model import Reward
 from prefloop.pipeline.stage import Stage
@@ -45,7 +45,7 @@ class RewardTest(Stage):
         try:
             for number, path in enumerate(self.data.reward_tests):
                 place = work.scratch / str(number)
-                reading = Reading(place, work.folder, self.data.layout, self.data.bad_rows, self.data.eval_limit)
+                reading = FileReading(place, work.folder, self.data.layout, self.data.bad_rows, self.data.eval_limit)
                 found[self.names[number]] = evaluate_file(reward, path, reading)
         finally:
             reward.drop()

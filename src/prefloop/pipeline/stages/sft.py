@@ -35,7 +35,7 @@ from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner, fit
 from prefloop.training.audit import Audit
 from prefloop.training.batches import require_any
-from prefloop.training.held_out import HeldOut, Row, split
+from prefloop.training.held_out import HeldOut, SFTRow, split
 from prefloop.training.loop import newest_whole
 from prefloop.training.optimizers import TRANSFORMERS
 from prefloop.training.sft_trainer import Checkpoint, Ending, Hooks, Log, Looks, Trainer, checkpoints, step_of
@@ -162,7 +162,7 @@ class SFT(Stage):
             }
         )
 
-    def _trainer(self, work: Work, rows: list[Row], looks: Callable[[], Looks]) -> Trainer:
+    def _trainer(self, work: Work, rows: list[SFTRow], looks: Callable[[], Looks]) -> Trainer:
         backbone, config = work.runtime.backbone, self.config
         tokens = [len(row.tokens.ids) for row in rows]
         longest = backbone.config.max_length if config.packing else max(tokens)
@@ -238,7 +238,7 @@ def _goes_on_from(places: Sequence[Path], looks: HeldOut | None, epochs: float) 
     return found
 
 
-def _rows(demonstration: Demonstration, encoder: Encoder, every: bool) -> list[Row]:
+def _rows(demonstration: Demonstration, encoder: Encoder, every: bool) -> list[SFTRow]:
     found = encoder.conversation(demonstration, every)
     first = document_of_sequence(found[0])
-    return [Row(tokens, tuple(first.prompt_ids)) for tokens in found]
+    return [SFTRow(tokens, tuple(first.prompt_ids)) for tokens in found]
