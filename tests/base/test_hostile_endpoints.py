@@ -64,6 +64,7 @@ def answering(answer: bytes | Callable[[], Answer]) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 @CLIENTS
 @pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX: ", http(b"", "Content-Length: 99999999", length=False), b""])
 def test_a_byte_now_and_then_does_not_put_the_deadline_off(ask: Ask, start: bytes) -> None:

@@ -145,6 +145,7 @@ def test_both_ends_of_a_range_are_taken_and_what_lies_beyond_is_not(number: Numb
                 kind.validate_python(outside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [n for n in FIELDS if n.shape == "alone" and "annotators" not in n.path][::5])
 def test_flags_refuse_what_files_refuse(number: Number, capsys: pytest.CaptureFixture[str]) -> None:
     flag = f"--{number.path.replace('_', '-')}"

@@ -8,6 +8,7 @@ import pytest
 from loop_run import ROOT
 
 
+@pytest.mark.slow
 def test_mutated_configurations_are_accepted_or_refused_in_a_few_words(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,7 @@ def written(turn: Message) -> str:
     return f"{thoughts}{turn.content}{''.join(calls)}<|im_end|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [*WHOLE, *TEXT_ONLY])
 @quickly
 @given(data=st.data())

@@ -20,6 +20,7 @@ def test_the_generator_damages_rows_of_every_layout_that_can_be_read() -> None:
     assert {layout for layout, _ in LAYOUT_ROWS} == {name for name, of in LAYOUTS.items() if of.read}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_damaged_row_is_read_or_named_and_never_a_traceback(seed: int) -> None:
     told = Told()
@@ -29,6 +30,7 @@ def test_a_damaged_row_is_read_or_named_and_never_a_traceback(seed: int) -> None
     assert told.counts["rows accepted"] > 100 and told.counts["rows named"] > 100 and told.counts["files read"] > 20
 
 
+@pytest.mark.slow
 def test_every_command_that_reads_rows_takes_or_names_damaged_ones(tiny_folder: Path) -> None:
     told, reward = Told(), ByWords(tiny_folder)
     check_files(

@@ -237,6 +237,7 @@ RECORDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", RECORDS)
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), name=st.sampled_from(["r.jsonl", "r.jsonl.gz"]))

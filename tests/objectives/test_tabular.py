@@ -74,6 +74,7 @@ def trained_on_rollouts(estimator: str, beta: float, in_loss: bool = False) -> T
     return logits.detach().softmax(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator_lands_on_the_closed_form_optimum(estimator: str) -> None:
     beta = 0.5

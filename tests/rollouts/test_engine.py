@@ -81,6 +81,7 @@ def assert_logps_are_the_trainers(
     assert_close(sampler, trainer, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "mistral"])
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_sampler_log_probs_equal_the_trainers(

@@ -42,6 +42,7 @@ def test_clustered_mean_interval_covers_the_truth_as_often_as_it_says(prompts, r
     assert 0.90 <= hits / SIMULATIONS <= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prompts", "lead"), [(30, 0.5), (10, 0.5), (40, 0.0)])
 def test_win_rate_interval_covers_the_truth_as_often_as_it_says(prompts, lead):
     rng = np.random.default_rng(2)

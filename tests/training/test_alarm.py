@@ -57,6 +57,7 @@ def test_noise_raises_almost_no_alarm(prompts: int) -> None:
     assert sum(alarm is not None for alarm in found) <= 1, [alarm for alarm in found if alarm]
 
 
+@pytest.mark.slow
 def test_a_reward_that_rises_while_gold_only_wavers_raises_almost_no_alarm() -> None:
     """Gold's best window is chosen from many: what follows is lower by chance alone."""
     found = [first_alarm(lambda step: {"proxy": 0.01 * step}, 300, seed, prompts=4) for seed in range(40)]

@@ -69,6 +69,7 @@ def test_the_reported_loss_and_norm_are_those_of_the_mean(tmp_path: Path) -> Non
     assert float(weight.grad.norm()) == pytest.approx(5.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 @pytest.mark.parametrize("warmup", [0, 2, 4])
 def test_continuing_from_a_checkpoint_ends_in_the_same_weights(

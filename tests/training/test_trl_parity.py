@@ -183,6 +183,7 @@ def labelled_rows(groups: Sequence[PreferenceGroup]) -> list[dict[str, list[int]
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down"])
 def test_losses_with_a_reference(name: str, backbone: Backbone, tmp_path: Path) -> None:
     # IPO: both take per-token means of the log-ratios; our ipo_reduction = "sum" is the paper's code. Only 'robust' reads TRL's
