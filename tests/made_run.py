@@ -25,8 +25,8 @@ class Made(Stage):
     def __init__(self, slot: str, seed: int, inputs: tuple[str, ...] = (), members: int = 2) -> None:
         self.name = self.produces = slot
         self.seed, self.inputs, self.members = seed, inputs, members
-        if slot == "sft":
-            self.uses = frozenset({"backbone"})
+        if slot in ("sft", "dpo"):
+            self.uses = frozenset({"backbone"} if slot == "sft" else {"backbone", "temperature"})
 
     def parts(self) -> dict[str, Any]:
         return {"made": self.seed, "members": self.members}

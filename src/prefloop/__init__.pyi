@@ -48,4 +48,6 @@ from prefloop.runs.runtime import Runtime as Runtime
 
 __version__: str
 
+__all__: list[str]
+
 def where(name: str) -> str | None: ...

@@ -12,13 +12,14 @@ import pytest
 import torch
 from made_run import make_run
 
-from prefloop.artifacts.references import Answers, policy_of, resolve, slots
+from prefloop.artifacts.references import Answers, identity_of, policy_of, resolve, slots
 from prefloop.base.sealed import read_sealed, write_sealed
 from prefloop.config import DataConfig, GenerationConfig
 from prefloop.data.source import Source
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, ModelError
 from prefloop.export.adapter import export
+from prefloop.export.merge import merge_adapters
 from prefloop.pipeline.stage import files_read
 from prefloop.pipeline.stages.answer import respond
 from prefloop.records import Message, Prompt
@@ -81,6 +82,21 @@ def test_what_is_no_result_is_named_with_what_there_is(run: Path, tmp_path: Path
 def logits(opened_runtime, role: str | None) -> torch.Tensor:
     with opened_runtime.backbone.role(role):
         return opened_runtime.backbone.causal_lm(torch.arange(9, 30)[None]).logits
+
+
+def test_a_policy_whose_key_holds_the_temperature_alone_samples_as_its_run_does(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    """By its run, by its folder, and exported; another result of the run may sample otherwise."""
+    run = make_run(tmp_path / "runs", "t", tiny_folder, slots=("sft", "dpo"))
+    found = policy_of(f"{run}:dpo")
+    assert "generation" not in identity_of((run / "artifacts" / "dpo").resolve())
+    assert found.generation == GenerationConfig(max_new_tokens=12, temperature=0.9) and found.engine == "transformers"
+    for other in ((run / "artifacts" / "dpo").resolve(), export(f"{run}:dpo", tmp_path / "out")):
+        same = policy_of(other)
+        assert (same.generation, same.engine) == (found.generation, found.engine)
+    merge_adapters([f"{run}:dpo", f"{run}:dpo"], tmp_path / "merged")
+    assert policy_of(tmp_path / "merged").generation == found.generation
 
 
 def test_policies_share_one_backbone_and_each_computes_its_own(run: Path, tmp_path: Path) -> None:

@@ -212,6 +212,9 @@ def test_a_rank_over_the_smallest_layer_is_lowered_and_said(
         ("llama-13b-hf", 13),
         ("phi_1.5b", 1.5),
         ("gpt2", None),
+        ("Qwen/Qwen2.5-7B-Instruct-1M", 7),  # 1M is its context
+        ("/data/500M-tokens/llama-merged", None),
+        ("/m/llama_8b_1m/", 8),
         ("a4b2", None),
     ],
 )

@@ -26,12 +26,17 @@ def test_a_limit_counts_records_of_the_kind_that_was_learnt_from(tmp_path: Path)
     assert [p.name for p in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
-def test_thumbs_count_one_by_one(tmp_path: Path) -> None:
+def test_thumbs_count_one_by_one_and_as_the_pairs_that_they_form(tmp_path: Path) -> None:
+    """A limit of 3 takes three thumbs for KTO, and three pairs for DPO: they reach further."""
     rows = [{"prompt": f"Why {i // 2}?", "completion": f"because {i}", "label": i % 2 == 0} for i in range(8)]
     path = tmp_path / "thumbs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = trained_prompts({"comparisons": Source.of(path)}, "auto", 3, tmp_path)
-    assert [record.prompt[-1].content for record in found] == ["Why 0?", "Why 0?", "Why 1?"]
+    expected = ["Why 0?", "Why 0?", "Why 1?", "Why 0?", "Why 1?", "Why 2?"]
+    assert [record.prompt[-1].content for record in found] == expected
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[::2]), encoding="utf-8")  # none of them down
+    found = trained_prompts({"comparisons": Source.of(path)}, "auto", 3, tmp_path)
+    assert [record.prompt[-1].content for record in found] == ["Why 0?", "Why 1?", "Why 2?"]
 
 
 def test_only_files_that_something_learnt_from_count() -> None:

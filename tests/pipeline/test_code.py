@@ -99,6 +99,9 @@ def f():
     import prefloop.data.packing
 """
     assert imported(source) == {"prefloop.pipeline.stage", "prefloop.objectives.ppo", "prefloop.data.packing"}
+    assert imported("import prefloop as p\nx = p.load_comparisons('f')\nx.Stage\n") == {"prefloop.data.sources"}
+    assert "prefloop.pipeline.stages.ppo" in imported("from prefloop import *\n")
+    assert imported("from prefloop.stage import Stage\nimport prefloop.gone\n") == set()  # of another version
     assert "prefloop.data.tokens" in closure({"prefloop.data.packing"})
     assert not closure({"prefloop.data.packing"}) & SETTINGS
 

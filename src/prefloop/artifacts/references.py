@@ -295,30 +295,29 @@ def _generation(
 ) -> tuple[GenerationConfig | None, str | None]:
     """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have.
 
-    ``noted``: how the run sampled that built it, for an artifact that is named without a run.
+    ``noted``: how the run sampled that built a policy whose key does not hold that.
     """
-    if own is None and place.run is None:
-        own = noted
-    if own is None and place.run is not None:
+    sampling: Any = own or noted or None
+    if sampling is None and place.run is not None:
         damaged = []
         for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):
             try:
-                own = read_said(path).get("identity", {}).get("generation")
+                sampling = read_said(path).get("identity", {}).get("generation")
             except ModelError as error:  # another stage's: what it says of sampling, others may say too
                 say(f"passed over {path.parent.name} of the run: {error}", "yellow")
                 damaged.append(error)
-            if own is not None:
+            if sampling is not None:
                 break
         else:
             if damaged:
                 raise damaged[0]
             told = _settings(place.run)
-            own = told.get("generation")  # its engine was never asked for, so nothing says that it is there
-    if not own:
+            sampling = told.get("generation")  # its engine was never asked for, so nothing says that it is there
+    if not sampling:
         return None, None
     known = {f.name for f in dataclasses.fields(GenerationConfig)}
     try:
-        return GenerationConfig(**{k: v for k, v in own.items() if k in known}), own.get("engine")
+        return GenerationConfig(**{k: v for k, v in sampling.items() if k in known}), sampling.get("engine")
     except (ValidationError, ConfigError) as error:
         found = problems(error) if isinstance(error, ValidationError) else str(error)
         raise ModelError(f"'{place.name}' says how it samples, but not so that it can be: {found}") from error
@@ -359,7 +358,10 @@ def _training_files(run: Path) -> dict[str, Source]:
     if not isinstance(data, dict):
         return {}
     known = slots(run) if (run / "artifacts").is_dir() else {}
-    read = {role for folder in known.values() for role in _read_by(folder.resolve())}
+    try:
+        read = {role for folder in known.values() for role in _read_by(folder.resolve())}
+    except StoreError:  # what is not known to be unread may have been read
+        read = set()
     try:
         return {role: Source.parse(data[role]) for role in roles_read(read) if data.get(role)}
     except (ConfigError, TypeError, AttributeError):
@@ -367,12 +369,16 @@ def _training_files(run: Path) -> dict[str, Source]:
 
 
 def _read_by(folder: Path) -> set[str]:
-    """What the artifact in ``folder``, and everything that it was made from, read."""
-    try:
-        made = read_manifest(folder, required=False)
-        return {role for one in (*lineage(folder.parent, made), made) for role in one.reads}
-    except StoreError:
-        return set()
+    """What the artifact in ``folder``, and everything that it was made from, read.
+
+    Raises ``StoreError`` where one of these is damaged or gone from the store.
+    """
+    made = read_manifest(folder, required=False)
+    before = lineage(folder.parent, made)
+    there = {one.key for one in before}
+    if gone := {key for one in (*before, made) for key in one.inputs.values()} - there:
+        raise StoreError(f"{folder.parent}: {len(gone)} of the artifacts that {made.stage} was made from are gone")
+    return {role for one in (*before, made) for role in one.reads}
 
 
 def untraced(run: Path) -> str:

@@ -149,9 +149,15 @@ def tree(found: list[Guide]) -> dict[str, Any]:
 
 
 def billions(model: str) -> float | None:
-    """Parameters of a model in 10^9 as far as its name says them."""
-    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?![a-zA-Z0-9])", model.upper().replace("_", "-"))
-    return float(sizes[-1][0]) * (1 if sizes[-1][1] == "B" else 1e-3) if sizes else None
+    """Parameters of a model in 10^9 as far as the last part of its name says them.
+
+    A name may hold other numbers: the 1M of ``Qwen2.5-7B-Instruct-1M`` is its context.
+    """
+    name = model.rstrip("/").rpartition("/")[2].upper().replace("_", "-")
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?![a-zA-Z0-9])", name)
+    whole = [float(size) for size, unit in sizes if unit == "B"]
+    small = [float(size) / 1000 for size, unit in sizes if unit == "M"]
+    return max(whole or small, default=None)
 
 
 def smallest_side(model: str) -> int | None:

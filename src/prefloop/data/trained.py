@@ -14,6 +14,7 @@ from prefloop.base.jsonl import read_rows
 from prefloop.data.overlap import Prompted
 from prefloop.data.source import Source
 from prefloop.data.sources import copy_records, holds
+from prefloop.errors import DataError
 from prefloop.records import Comparison, Demonstration, Prompt, Rating, from_dict
 
 ROLES = ("demonstrations", "comparisons", "prompts")
@@ -31,10 +32,22 @@ def trained_prompts(files: Mapping[str, Source], layout: str, limit: int | None,
     ``scratch`` is a folder for copies. Raises ``DataError`` for a file that is not what it was.
     """
     for role, source in files.items():
-        kind: Any = {"demonstrations": Demonstration, "prompts": Prompt}.get(role)
-        if kind is None:
-            kind = Rating if holds(Rating, source, layout) else Comparison
-        copy = scratch / f"trained-on-{role}.jsonl"
-        copy_records(kind, source, copy, layout=layout, bad_rows="quarantine", quarantine_dir=scratch, limit=limit)
-        yield from (from_dict(kind, row) for row in read_rows(copy))
-        copy.unlink()
+        for kind in _kinds(role, source, layout):
+            copy = scratch / f"trained-on-{role}.jsonl"
+            try:
+                copy_records(
+                    kind, source, copy, layout=layout, bad_rows="quarantine", quarantine_dir=scratch, limit=limit
+                )
+            except DataError:
+                if kind is Comparison and Rating in _kinds(role, source, layout):
+                    continue  # thumbs that form no pairs
+                raise
+            yield from (from_dict(kind, row) for row in read_rows(copy))
+            copy.unlink()
+
+
+def _kinds(role: str, source: Source, layout: str) -> list[Any]:
+    """What the stages read of a file: of thumbs KTO learns from each, and the other losses from the pairs that they form."""
+    if role == "comparisons":
+        return [Rating, Comparison] if holds(Rating, source, layout) else [Comparison]
+    return [Demonstration if role == "demonstrations" else Prompt]

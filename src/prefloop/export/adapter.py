@@ -7,10 +7,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefloop.artifacts.manifest import MANIFEST, Manifest, read_manifest
-from prefloop.artifacts.references import ABOUT, ADAPTER, HEAD, Place, identity_of, locate, origin_of, policy_of
+from prefloop.artifacts.references import ABOUT, ADAPTER, HEAD, Place, Policy, identity_of, locate, origin_of, policy_of
 from prefloop.base.atomic import settle
 from prefloop.base.sealed import check_files, copy_file, write_json, write_sealed
 from prefloop.config.algorithms import kind_of
@@ -107,8 +107,7 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
             copy_file(source, name, hashed, draft / name)
         identity = {k: manifest.identity[k] for k in ("backbone", "generation") if k in manifest.identity}
         if policy is not None and policy.generation and "generation" not in identity:
-            engine = {"engine": policy.engine} if policy.engine else {}
-            identity["generation"] = content(policy.generation) | engine
+            identity["generation"] = sampling_of(policy)
         metrics = {name: manifest.metrics[name] for name in MEASURED if name in manifest.metrics}
         about = {"stage": manifest.stage, "key": manifest.key, "identity": identity, "metrics": metrics, "files": kept}
         write_sealed(draft / ABOUT, about)
@@ -160,6 +159,11 @@ def _write_merged(place: Place, draft: Path, model: str | None) -> str:
     if (backbone.folder / "generation_config.json").is_file():
         shutil.copyfile(backbone.folder / "generation_config.json", draft / "generation_config.json")
     return dtype
+
+
+def sampling_of(policy: Policy) -> dict[str, Any]:
+    """How a policy samples, as ``prefloop.json`` says it; the policy has to say that itself."""
+    return content(policy.generation) | ({"engine": policy.engine} if policy.engine else {})
 
 
 def write_tokenizer(runtime: Runtime, draft: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefloop.artifacts.references import ABOUT, ADAPTER, Policy, identity_of, policy_of
 from prefloop.base.sealed import digest, file_digest, write_json, write_sealed
 from prefloop.errors import ConfigError, ModelError
-from prefloop.export.adapter import new_folder, write_tokenizer
+from prefloop.export.adapter import new_folder, sampling_of, write_tokenizer
 from prefloop.runs.open import config_of, require_model, require_one_backbone, runtime_of
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ def _write(policies: Sequence[Policy], first: Policy, made: Combined, runtime: R
     write_json(draft / "adapter_config.json", config)
     known = identity_of(first.folder)
     identity: dict[str, Any] = {k: known[k] for k in ("backbone", "generation") if k in known}
+    sampled = next((policy for policy in policies if policy.generation), None)
+    if sampled is not None and "generation" not in identity:
+        identity["generation"] = sampling_of(sampled)
     if "backbone" in identity:
         adapter = {"method": "lora", "r": made.rank, "alpha": alpha, "dropout": 0.0, "options": {}}
         identity["backbone"] = identity["backbone"] | {"adapter": identity["backbone"].get("adapter", {}) | adapter}

@@ -22,9 +22,9 @@ ROOT = Path(prefloop.__file__).parent
 SPEAKS = frozenset({"prefloop.base.console", "prefloop.base.interrupt", "prefloop.base.redact", "prefloop.errors"})
 """Modules that say what happens and put nothing into an artifact."""
 SETTINGS = frozenset(
-    f"prefloop.config{name}" for name in ("", ".base", ".common", ".judge", ".names", ".ppo", ".ranges", ".stages")
+    f"prefloop.config{name}" for name in ("", ".base", ".judge", ".names", ".ppo", ".ranges", ".stages")
 )
-"""Modules that declare settings, whose values are in the key themselves."""
+"""Modules that declare settings, whose values are in the key themselves. ``config.common`` computes warm-up too, so it counts."""
 RUNTIME = "prefloop.runs.runtime"
 """It loads model and sampler on demand: a stage has the code of those that it ``uses``."""
 USED = {"backbone": "prefloop.models.backbone", "generation": "prefloop.rollouts.start"}
@@ -68,7 +68,7 @@ def imported(source: str) -> set[str]:
         for inner in ast.walk(part)
     }
     nodes = [node for node in ast.walk(tree) if id(node) not in skipped]
-    return {name for node in nodes for name in _named(node) if name != PACKAGE}
+    return _attributes(tree) | {name for node in nodes for name in _named(node) if name != PACKAGE}
 
 
 def _named(node: ast.AST) -> Iterator[str]:
@@ -76,9 +76,29 @@ def _named(node: ast.AST) -> Iterator[str]:
         yield from (alias.name for alias in node.names if _file(alias.name))
     elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == PACKAGE:
         for alias in node.names:
+            if node.module == PACKAGE and alias.name == "*":
+                yield from filter(None, map(prefloop.where, prefloop.__all__))
+                continue
             place = prefloop.where(alias.name) if node.module == PACKAGE else None
             whole = place or f"{node.module}.{alias.name}"
-            yield whole if _file(whole) else node.module
+            yield from (name for name in (whole if _file(whole) else node.module,) if _file(name))
+
+
+def _attributes(tree: ast.AST) -> set[str]:
+    """Modules of the public names that are used as ``prefloop.NAME``, under whichever name the package was imported."""
+    called = {
+        alias.asname or PACKAGE
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == PACKAGE
+    }
+    used = (
+        prefloop.where(node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in called
+    )
+    return {module for module in used if module}
 
 
 def _file(module: str) -> Path | None:
@@ -91,17 +111,20 @@ def _file(module: str) -> Path | None:
 
 
 @functools.cache
+def _sources() -> dict[str, str]:
+    """The source of every module, as it is when the first key is made: an edit during a run is of the next one."""
+    files = {".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for name, path in files.items()}
+
+
+@functools.cache
 def _imports(module: str) -> tuple[str, ...]:
-    file = _file(module)
-    assert file is not None, module
-    return tuple(sorted(imported(file.read_text(encoding="utf-8"))))
+    return tuple(sorted(imported(_sources()[module])))
 
 
 @functools.cache
 def _hash(module: str) -> str:
-    file = _file(module)
-    assert file is not None, module
-    return hashlib.sha256(bare(file.read_text(encoding="utf-8")).encode()).hexdigest()
+    return hashlib.sha256(bare(_sources()[module]).encode()).hexdigest()
 
 
 def bare(source: str) -> str:

@@ -17,7 +17,7 @@ from prefloop.base.sealed import digest
 from prefloop.config.algorithms import POLICIES
 from prefloop.errors import StoreError
 from prefloop.pipeline.code import PACKAGE, code_of
-from prefloop.pipeline.stage import Stage, backbone_identity, generation_identity
+from prefloop.pipeline.stage import Stage, backbone_identity, generation_identity, own_code
 from prefloop.pipeline.trackers import Tracking
 from prefloop.runs.runtime import Runtime
 
@@ -153,9 +153,12 @@ def _same_code(identity: Mapping[str, Any]) -> bool:
     """Whether a stage of this identity would run the same code now."""
     module, _, name = str(identity.get("class", "")).rpartition(".")
     if module.partition(".")[0] == PACKAGE:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ImportError:  # a version of prefloop whose stage lay elsewhere
+            return False
     kind = getattr(sys.modules.get(module), name, None)
-    if not isinstance(kind, type):
+    if not isinstance(kind, type) or own_code(kind).get("own_code") != identity.get("own_code"):
         return False
     return identity.get("code") == digest(code_of(kind, {"backbone", "generation"} & set(identity)))
 

@@ -211,7 +211,7 @@ class Stage:
             prefloop=prefloop.__version__,
             experts=_experts(runtime) if "backbone" in self.uses else [],
             code=self.code(),
-            sampling=content(runtime.generation) if "temperature" in self.uses else {},
+            sampling=content(runtime.generation) | {"engine": runtime.rollout} if "temperature" in self.uses else {},
         )
         artifact = runtime.store.commit(manifest)
         with_before = f", {duration(before)} of it before it was resumed" if before else ""
