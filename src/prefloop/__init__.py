@@ -56,4 +56,4 @@ def _argilla(address: str, fetch: bool) -> Path | None:
 
 
 SCHEMES["argilla"] = _argilla
-sys.meta_path.append(Moved())
+sys.meta_path.insert(0, Moved())  # ahead of the folders that older versions may have left behind

@@ -30,7 +30,7 @@ NEW = {
 
 
 class Moved(MetaPathFinder):
-    """Asked last: it raises for an old path and knows no module of its own."""
+    """Raises for an old path and knows no module of its own."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

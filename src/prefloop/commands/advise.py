@@ -145,7 +145,7 @@ def _expectation(answers: Situation, text: str) -> Expectation:
 def _require_worth(answers: Situation, found: Expectation) -> None:
     """Raise ``ConfigError`` for a run that cannot learn, or that takes more than a day where its speed is known, with the rows that would do."""
     from prefloop.base.console import duration
-    from prefloop.evaluation.learnt import FEW_STEPS
+    from prefloop.config.algorithms import FEW_STEPS
     from prefloop.planning.advice import config_of
     from prefloop.planning.worth import DAY
 

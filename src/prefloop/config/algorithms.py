@@ -18,6 +18,8 @@ ROLLOUTS = ("ppo", "grpo", "rloo", "reinforce")
 POLICIES = [*ROLLOUTS, "kto", *PAIR]
 """Algorithms that turn an SFT adapter into an aligned one; each fills the slot of its name. ``algorithms.register`` adds to them."""
 
+FEW_STEPS = 20
+"""Updates of the weights below which little can be learnt, unless KL shows that it was."""
 REWARD_ONLY = "reward"
 """What --algo says to train and measure the reward model alone."""
 SFT_ONLY = "sft"

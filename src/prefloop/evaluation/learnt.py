@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefloop.artifacts.references import BASE
-from prefloop.config.algorithms import kind_of
+from prefloop.config.algorithms import FEW_STEPS, kind_of
 
-FEW_STEPS = 20
-"""Updates of the weights below which little can be learnt, unless KL shows that it was."""
 STILL, NEAR = 0.1, 1.0
 """Nats of KL to SFT a response: below the first a policy is its start still; below the second, after few steps, it is near it."""
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from prefloop.base.console import duration
 from prefloop.config import RLHFConfig
-from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS
-from prefloop.evaluation.learnt import FEW_STEPS
+from prefloop.config.algorithms import FEW_STEPS, REWARD_ONLY, ROLLOUTS
 from prefloop.planning.memory import Device
 from prefloop.planning.shapes import Shape
 from prefloop.planning.stages import Planner

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from prefloop.base.console import counted, say
+from prefloop.config.algorithms import FEW_STEPS
 from prefloop.errors import ConfigError
-from prefloop.evaluation.learnt import FEW_STEPS
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
