@@ -107,6 +107,10 @@ def test_why_a_stage_is_built_again_is_said(
     other = text.replace('{"what": "votes"}', '{"what": "all"}')
     assert said(other) == "changed: what 'votes' → 'all'; the file that defines it"
     assert said(other.replace("sum(", "1 + sum(")) == "changed: the file that defines it"
+    for what in ("a", "b"):
+        hashed = other.replace('{"what": "all"}', f'{{"what": "{64 * what}"}}')
+        expected = "what 'all' → " if what == "a" else "the content of what; the file that defines it"
+        assert expected in said(hashed)
     with monkeypatch.context() as another:
         another.setattr(stage_module, "code_of", lambda *of: code_of(*of) | {"prefloop.objectives.ppo": "x"})
         assert "code of objectives/ppo.py" in said(text)

@@ -32,16 +32,17 @@ def trained_prompts(files: Mapping[str, Source], layout: str, limit: int | None,
     ``scratch`` is a folder for copies. Raises ``DataError`` for a file that is not what it was.
     """
     for role, source in files.items():
-        for kind in _kinds(role, source, layout):
+        kinds = _kinds(role, source, layout)
+        for kind in kinds:
             copy = scratch / f"trained-on-{role}.jsonl"
             try:
                 copy_records(
                     kind, source, copy, layout=layout, bad_rows="quarantine", quarantine_dir=scratch, limit=limit
                 )
             except DataError:
-                if kind is Comparison and Rating in _kinds(role, source, layout):
-                    continue  # thumbs that form no pairs
-                raise
+                if kind is kinds[0]:
+                    raise
+                continue  # thumbs that form no pairs
             yield from (from_dict(kind, row) for row in read_rows(copy))
             copy.unlink()
 

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import marshal
+import re
 import shutil
 import sys
 import time
@@ -121,7 +122,10 @@ class Stage:
 
     def key(self, runtime: Runtime, inputs: dict[str, Artifact]) -> str:
         """The artifact's key."""
-        return digest(self.identity(runtime) | {"inputs": {slot: inputs[slot].key for slot in self.inputs}})
+        return self._key(self.identity(runtime), inputs)
+
+    def _key(self, identity: dict[str, Any], inputs: dict[str, Artifact]) -> str:
+        return digest(identity | {"inputs": {slot: inputs[slot].key for slot in self.inputs}})
 
     def run(self, runtime: Runtime | None = None, **inputs: Artifact) -> Artifact:
         """Return the artifact: from the store if it is there, else built now, going on from a checkpoint if one is left."""
@@ -135,8 +139,9 @@ class Stage:
         self.check_names()
         if self.uses & {"generation", "temperature"}:
             self.check_temperature(runtime.generation.temperature)
-        key = self.key(runtime, inputs)
-        found = None
+        # Once: an identity reads every file of the stage, and what is built is of the files as they are now.
+        identity = self.identity(runtime)
+        key, found = self._key(identity, inputs), None
         try:
             found = runtime.store.find(self.name, key)
         except StoreError as error:  # a damaged one is told and removed under its lock
@@ -146,7 +151,7 @@ class Stage:
             with runtime.store.lock(self.name, key):
                 found = runtime.store.get(self.name, key)
                 if found is None:
-                    return self._build(runtime, key, inputs)
+                    return self._build(runtime, identity, key, inputs)
         found = self._located(runtime, found)
         say(f"reused {self.name} {key[:8]} ({duration(found.seconds)} saved)", "green")
         return found
@@ -161,12 +166,11 @@ class Stage:
             write_sealed(found / MANIFEST, manifest.to_dict())
         return dataclasses.replace(found, manifest=manifest)
 
-    def _difference(self, runtime: Runtime, key: str, inputs: dict[str, Artifact]) -> str:
+    def _difference(self, now: dict[str, Any], key: str, inputs: dict[str, Artifact]) -> str:
         """What changed since the run last built this stage, as the end of a line; empty where it did not or that is not known."""
         before = self.before
         if before is None or before.stage != self.name or before.key == key:
             return ""
-        now = self.identity(runtime)
         parts = [f"another {slot}" for slot, old in before.inputs.items() if slot in inputs and inputs[slot].key != old]
         if now["code"] != before.identity.get("code"):
             files = changed(before.code, self.code())
@@ -177,16 +181,18 @@ class Stage:
         )
         for name in sorted({*was, *is_}):
             if was.get(name) != is_.get(name):
-                parts.append(f"{name} {short(was.get(name))} → {short(is_.get(name))}")
+                old, new = was.get(name), is_.get(name)
+                file = _is_hash(old) and _is_hash(new)
+                parts.append(f"the content of {name}" if file else f"{name} {short(old)} → {short(new)}")
         if now.get("own_code") != before.identity.get("own_code"):
             parts.append("the file that defines it")
         return f" (changed: {'; '.join(parts[:4])}{'; …' if len(parts) > 4 else ''})" if parts else ""
 
-    def _build(self, runtime: Runtime, key: str, inputs: dict[str, Artifact]) -> Artifact:
+    def _build(self, runtime: Runtime, identity: dict[str, Any], key: str, inputs: dict[str, Artifact]) -> Artifact:
         folder = runtime.store.work_folder(self.name, key)
         work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*-*")))
         say(
-            f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}{self._difference(runtime, key, inputs)}",
+            f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}{self._difference(identity, key, inputs)}",
             "bold",
         )
         before = seconds_before(folder / EVENTS) if work.resumed else 0.0
@@ -202,7 +208,7 @@ class Stage:
         manifest = Manifest(
             self.name,
             key,
-            identity=self.identity(runtime),
+            identity=identity,
             inputs={slot: inputs[slot].key for slot in self.inputs},
             reads=files_read(self.parts()),
             metrics=metrics,
@@ -217,6 +223,11 @@ class Stage:
         with_before = f", {duration(before)} of it before it was resumed" if before else ""
         say(f"  {self.name}: {artifact.status} in {duration(seconds)}{with_before}", "dim")
         return artifact
+
+
+def _is_hash(value: Any) -> bool:
+    """Whether a value of an identity stands for the content of a file."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def backbone_identity(runtime: Runtime) -> dict[str, Any]:
