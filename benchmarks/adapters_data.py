@@ -1,4 +1,6 @@
-"""Model and rows of ``adapters.py``: the slices of SFT, DPO and the test, and a tiny model and made rows for ``--tiny``."""
+"""Model and rows of ``adapters.py``: the slices of SFT, DPO and the test, and a tiny model and made
+rows for ``--tiny``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def model_folder(options: argparse.Namespace) -> Path:
 
 
 def write_slices(options: argparse.Namespace) -> None:
-    """The rows of SFT, of DPO and of the test, once for all methods; prompts of more than half the context are left out."""
+    """The rows of SFT, of DPO and of the test, once for all methods; prompts of more than half the
+    context are left out.
+    """
     from prefloop.config.load import load_config
     from prefloop.data.sources import load_comparisons, write_jsonl
 
@@ -31,15 +35,21 @@ def write_slices(options: argparse.Namespace) -> None:
         found = {"train": made(2 * rows), "test": made(options.test_pairs)}
     else:
         config = load_config(CONFIG)
-        files = {"train": options.train or config.data.comparisons, "test": options.test or config.data.reward_tests[0]}
+        files = {
+            "train": options.train or config.data.comparisons,
+            "test": options.test or config.data.reward_tests[0],
+        }
         keep = _short(model_folder(options), config.backbone.max_length // 2)
         found = {}
         for name, path in files.items():
-            read = load_comparisons(path, bad_rows="quarantine", quarantine_dir=folder / "bad").records
+            read = load_comparisons(
+                path, bad_rows="quarantine", quarantine_dir=folder / "bad"
+            ).records
             found[name] = [row for row in read if keep(row)]
     if len(found["train"]) < 2 * rows:
         raise SystemExit(
-            f"the training file has {len(found['train'])} usable pairs, {2 * rows} are needed: lower --steps or --batch"
+            f"the training file has {len(found['train'])} usable pairs, {2 * rows} are needed:"
+            " lower --steps or --batch"
         )
     write_jsonl(folder / "sft.jsonl", found["train"][:rows])
     write_jsonl(folder / "sft-0.jsonl", found["train"][: rows // 2])
@@ -89,5 +99,8 @@ def make_tiny(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHATML
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        chat_template=CHATML,
     ).save_pretrained(folder)

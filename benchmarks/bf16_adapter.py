@@ -1,11 +1,14 @@
-"""How much of an adapter's effect is left in bfloat16: beside its layers and merged into them, by prefloop and by PEFT.
+"""How much of an adapter's effect is left in bfloat16: beside its layers and merged into them, by
+prefloop and by PEFT.
 
     python benchmarks/bf16_adapter.py runs/demo:sft                  # three minutes on two cores
     python benchmarks/bf16_adapter.py runs/demo:sft --responses 20
 
-The adapter runs on its model's weights in bfloat16. Log-probs of responses (chosen ones of hh-rlhf, unless ``--data`` names other pairs) under
-the adapter less those under the bare model are its effect; the same in float32 arithmetic is the whole of it. The share is the slope of the
-one on the other, with its 95 % bootstrap interval over responses. Merged weights are bfloat16 and run in float32 arithmetic, so that their rounding alone shows.
+The adapter runs on its model's weights in bfloat16. Log-probs of responses (chosen ones of hh-rlhf,
+unless ``--data`` names other pairs) under the adapter less those under the bare model are its
+effect; the same in float32 arithmetic is the whole of it. The share is the slope of the one on the
+other, with its 95 % bootstrap interval over responses. Merged weights are bfloat16 and run in
+float32 arithmetic, so that their rounding alone shows.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ def rows_of(backbone: Backbone, path: Path, count: int) -> Rows:
     for record in load_comparisons(path, limit=count).records:
         prompt_ids = encoder.prompt(record.id, record.prompt)
         chosen = record.responses[record.votes[0].choice != 0]
-        rows.append((prompt_ids, encoder.response(record.id, record.prompt, chosen, len(prompt_ids)).ids))
+        rows.append(
+            (prompt_ids, encoder.response(record.id, record.prompt, chosen, len(prompt_ids)).ids)
+        )
     return rows
 
 
@@ -52,7 +57,9 @@ def logps(model: Any, rows: Rows) -> list[Tensor]:
     return out
 
 
-def ours(load: Callable[[str], Backbone], adapter: Path, compute: str, rows: Rows) -> tuple[list[Tensor], list[Tensor]]:
+def ours(
+    load: Callable[[str], Backbone], adapter: Path, compute: str, rows: Rows
+) -> tuple[list[Tensor], list[Tensor]]:
     """Under the adapter and under the bare model."""
     backbone = load(compute)
     backbone.add_role("policy", start=adapter)
@@ -66,7 +73,9 @@ def ours(load: Callable[[str], Backbone], adapter: Path, compute: str, rows: Row
 def ways(
     load: Callable[[str], Backbone], adapter: Path, rows: Rows
 ) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
-    """Name, log-probs under the adapter, under the bare model in the same arithmetic; float32 comes first."""
+    """Name, log-probs under the adapter, under the bare model in the same arithmetic; float32 comes
+    first.
+    """
     exact = ours(load, adapter, "fp32", rows)
     yield "float32", *exact
     yield "prefloop's layers in bfloat16", *ours(load, adapter, "bf16", rows)
@@ -89,20 +98,30 @@ def ways(
     yield "merged by prefloop", logps(model.to(FP32), rows), exact[1]
 
 
-def share(shown: list[Tensor], whole: list[Tensor], resamples: int = 2000) -> tuple[float, float, float]:
+def share(
+    shown: list[Tensor], whole: list[Tensor], resamples: int = 2000
+) -> tuple[float, float, float]:
     """Slope of one effect on the other and its interval over responses."""
     both = torch.tensor([float((s * w).sum()) for s, w in zip(shown, whole, strict=True)])
     size = torch.tensor([float(w.square().sum()) for w in whole])
-    drawn = torch.randint(len(whole), (resamples, len(whole)), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(
+        len(whole), (resamples, len(whole)), generator=torch.Generator().manual_seed(0)
+    )
     slopes = both[drawn].sum(1) / size[drawn].sum(1)
     low, high = slopes.quantile(torch.tensor([0.025, 0.975])).tolist()
     return float(both.sum() / size.sum()), low, high
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", help="runs/demo:sft or the folder of an adapter of a method that PEFT knows")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/hh_helpful_test.jsonl.gz"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "adapter", help="runs/demo:sft or the folder of an adapter of a method that PEFT knows"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data/hh_helpful_test.jsonl.gz")
+    )
     parser.add_argument("--responses", type=int, default=60)
     options = parser.parse_args()
     policy = resolve(options.adapter)
@@ -123,7 +142,9 @@ def main() -> None:
         whole, under = whole or effect, under or with_adapter
         found = [100 * x for x in share(effect, whole)]
         gap = float((torch.cat(with_adapter) - torch.cat(under)).abs().mean())
-        print(f"| {name} | {found[0]:.1f} [{found[1]:.1f}, {found[2]:.1f}] | {gap:.4f} |", flush=True)
+        print(
+            f"| {name} | {found[0]:.1f} [{found[1]:.1f}, {found[2]:.1f}] | {gap:.4f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

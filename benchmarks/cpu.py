@@ -30,11 +30,16 @@ def matmul() -> None:
         while time.monotonic() - started < 2:
             torch.nn.functional.linear(a, b)
             count += 1
-        print(f"{dtype}: {count * 2 * 1024 * 576 * 1536 / (time.monotonic() - started) / 1e9:.0f} GFLOP/s")
+        print(
+            f"{dtype}: {count * 2 * 1024 * 576 * 1536 / (time.monotonic() - started) / 1e9:.0f}"
+            " GFLOP/s"
+        )
 
 
 def train(compute: str, precision: str, malloc: str) -> None:
-    """Tokens a second of forward plus backward, and of scoring, on packs of four 48-token responses to a 25-token prompt."""
+    """Tokens a second of forward plus backward, and of scoring, on packs of four 48-token responses
+    to a 25-token prompt.
+    """
     from prefloop.config import BackboneConfig
     from prefloop.data.packing import Document, packs
     from prefloop.models import backbone as module
@@ -51,7 +56,9 @@ def train(compute: str, precision: str, malloc: str) -> None:
 
         return Document(ids(25), [ids(48) for _ in range(4)], list(range(4 * i, 4 * i + 4)))
 
-    config = BackboneConfig(model=MODEL, precision=precision, compute=compute, chat_template="chatml")
+    config = BackboneConfig(
+        model=MODEL, precision=precision, compute=compute, chat_template="chatml"
+    )
     backbone = module.Backbone.load(config, resolve(MODEL, Path("runs/.store/models")))
     backbone.add_role("policy")
     todo = packs([document(i) for i in range(8)], 512)
@@ -67,7 +74,8 @@ def train(compute: str, precision: str, malloc: str) -> None:
         tokens = sum(len(pack.tokens_N) for pack in todo)
         seconds = (trained - started, time.monotonic() - trained)
         print(
-            f"{name}: {precision}, {compute}: train {tokens / seconds[0]:.0f} tok/s, score {tokens / seconds[1]:.0f} tok/s"
+            f"{name}: {precision}, {compute}: train {tokens / seconds[0]:.0f} tok/s, score"
+            f" {tokens / seconds[1]:.0f} tok/s"
         )
 
 
@@ -98,18 +106,34 @@ def vllm(dtype: str) -> None:
         engine.load_policy("policy")
         handed = time.monotonic()
         tokens = sum(len(r.token_ids) for r in engine.generate(prompts, 2, seed=5))
-        print(f"{dtype}: hand-over {handed - started:.2f} s, {tokens / (time.monotonic() - handed):.0f} tok/s")
+        print(
+            f"{dtype}: hand-over {handed - started:.2f} s,"
+            f" {tokens / (time.monotonic() - handed):.0f} tok/s"
+        )
     engine.close()
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["matmul", "train", "vllm"])
-    parser.add_argument("--compute", choices=["fp32", "bf16"], default="fp32", help="arithmetic of the training pass")
-    parser.add_argument("--precision", choices=["nf4", "bf16", "fp32"], default="nf4", help="storage of the weights")
-    parser.add_argument("--malloc", choices=["keep", "default"], default="keep", help="reuse freed memory or not")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="vLLM's arithmetic")
+    parser.add_argument(
+        "--compute",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="arithmetic of the training pass",
+    )
+    parser.add_argument(
+        "--precision", choices=["nf4", "bf16", "fp32"], default="nf4", help="storage of the weights"
+    )
+    parser.add_argument(
+        "--malloc", choices=["keep", "default"], default="keep", help="reuse freed memory or not"
+    )
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="vLLM's arithmetic"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if arguments.what == "matmul":

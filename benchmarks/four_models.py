@@ -1,7 +1,9 @@
-"""What a PPO step costs with four separate bfloat16 models, as OpenRLHF and verl load them: for ``ppo_step.py --side four``.
+"""What a PPO step costs with four separate bfloat16 models, as OpenRLHF and verl load them: for
+``ppo_step.py --side four``.
 
-Policy and critic learn through LoRA (r = 16, gradient checkpointing), reference and reward model are frozen copies; rows padded to the longest of a
-micro-batch of 8; torch's SDPA; log-probs from whole logits of the responses. Generation is left to vLLM and is the same for both sides.
+Policy and critic learn through LoRA (r = 16, gradient checkpointing), reference and reward model
+are frozen copies; rows padded to the longest of a micro-batch of 8; torch's SDPA; log-probs from
+whole logits of the responses. Generation is left to vLLM and is the same for both sides.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ MICRO = 8
 
 
 def run(
-    folder: Path, prompts: list[list[int]], responses: list[list[int]], steps: int, peak: Callable[[], float]
+    folder: Path,
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    steps: int,
+    peak: Callable[[], float],
 ) -> Iterator[dict[str, tuple[float, float]]]:
     """Load the four and yield, for each step, seconds and GiB of scoring and training."""
     import torch
@@ -26,7 +32,11 @@ def run(
     from prefloop.objectives import ppo as math_
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    load: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": {"": device}, "attn_implementation": "sdpa"}
+    load: dict[str, Any] = {
+        "dtype": torch.bfloat16,
+        "device_map": {"": device},
+        "attn_implementation": "sdpa",
+    }
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
     policy: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, **load), lora)
     critic: Any = get_peft_model(AutoModel.from_pretrained(folder, **load), lora)
@@ -53,16 +63,29 @@ def run(
             for row, (p, r) in enumerate(zip(prompts[where], responses[where], strict=True)):
                 ids[row, width - len(p) - len(r) :] = torch.tensor(p + r)
                 mask[row, width - len(p) - len(r) :] = 1
-            yield where, ids.to(device), mask.to(device), (mask.cumsum(1) - 1).clamp(min=0).to(device)
+            yield (
+                where,
+                ids.to(device),
+                mask.to(device),
+                (mask.cumsum(1) - 1).clamp(min=0).to(device),
+            )
 
     def logps(model: Any, ids: Any, mask: Any, positions: Any) -> Any:
         out = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=longest + 1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=longest + 1,
         )
-        return out.logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, -longest:, None])[..., 0]
+        return (
+            out.logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, -longest:, None])[..., 0]
+        )
 
     def hidden(model: Any, ids: Any, mask: Any, positions: Any) -> Any:
-        return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+        return model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
 
     def lap() -> float:
         nonlocal clock
@@ -93,10 +116,14 @@ def run(
                 if number % 2 != half:
                     continue
                 with autocast:
-                    loss = math_.policy_loss_R(logps(policy, *row), torch.cat(old)[where], advantage[where], 0.2).sum()
+                    loss = math_.policy_loss_R(
+                        logps(policy, *row), torch.cat(old)[where], advantage[where], 0.2
+                    ).sum()
                     (loss / advantage.numel() * 2).backward()
                     found = heads[0](hidden(critic, *row)[:, -longest - 1 : -1].float())[..., 0]
-                    (F.mse_loss(found, returns[where], reduction="sum") / advantage.numel()).backward()
+                    (
+                        F.mse_loss(found, returns[where], reduction="sum") / advantage.numel()
+                    ).backward()
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -1,15 +1,21 @@
-"""What a label is worth: reward accuracy on held-out pairs against the number of labels, for several ways to choose them.
+"""What a label is worth: reward accuracy on held-out pairs against the number of labels, for
+several ways to choose them.
 
-    python benchmarks/label_selection.py --pool hh_helpful_train.jsonl.gz --test hh_helpful_test.jsonl.gz --output runs/label-selection
+    python benchmarks/label_selection.py --pool hh_helpful_train.jsonl.gz --test \
+        hh_helpful_test.jsonl.gz --output runs/label-selection
 
-Every method starts from the same 100 random pairs; from then on it doubles them out of 2,000 random pairs of the pool that it has not
-used, by ``labeling.selection`` as ``prefloop label next`` does, and a reward ensemble is trained from scratch on all that it has (label and reward
-stages, one epoch but at least 25 steps). The pool's own votes are what the labellers would say. All members' mean score is measured on
-the test pairs. Finished trainings lie in the store of the output folder: the same command goes on after a kill or a time limit, and
-``results.json`` holds what is done so far. A small model leaves most of a GPU idle: run the seeds side by side, each with an --output of its own, and
-put them together with ``--join a/results.json b/results.json c/results.json``. On two CPU cores, to see it work:
+Every method starts from the same 100 random pairs; from then on it doubles them out of 2,000 random
+pairs of the pool that it has not used, by ``labeling.selection`` as ``prefloop label next`` does,
+and a reward ensemble is trained from scratch on all that it has (label and reward stages, one epoch
+but at least 25 steps). The pool's own votes are what the labellers would say. All members' mean
+score is measured on the test pairs. Finished trainings lie in the store of the output folder: the
+same command goes on after a kill or a time limit, and ``results.json`` holds what is done so far. A
+small model leaves most of a GPU idle: run the seeds side by side, each with an --output of its own,
+and put them together with ``--join a/results.json b/results.json c/results.json``. On two CPU
+cores, to see it work:
 
-    python benchmarks/label_selection.py --pool … --test … --model TINY --precision fp32 --sizes 8 16 --members 2 --candidates 40 --test-limit 20
+    python benchmarks/label_selection.py --pool … --test … --model TINY --precision fp32 --sizes 8 \
+        16 --members 2 --candidates 40 --test-limit 20
 """
 
 from __future__ import annotations
@@ -57,7 +63,9 @@ def usable(path: Path, runtime: Runtime, limit: int | None = None) -> list[Compa
 
 
 def train(runtime: Runtime, labelled: list[Comparison], options: argparse.Namespace) -> Artifact:
-    """An ensemble on the labelled pairs, through the stages; taken from the store when it was trained before."""
+    """An ensemble on the labelled pairs, through the stages; taken from the store when it was
+    trained before.
+    """
     path = options.output / "labelled.jsonl"
     write_jsonl(path, labelled)
     comparisons = Label(LabelConfig(source="file"), DataConfig(comparisons=path)).run(runtime)
@@ -67,13 +75,17 @@ def train(runtime: Runtime, labelled: list[Comparison], options: argparse.Namesp
         batch_pairs=options.batch_pairs,
         holdout=0.0,  # every label is trained on; the test pairs measure
         head_learning_rate=options.learning_rate,
-        optim=OptimConfig(learning_rate=options.learning_rate, warmup_steps=5, checkpoint_every=10_000),
+        optim=OptimConfig(
+            learning_rate=options.learning_rate, warmup_steps=5, checkpoint_every=10_000
+        ),
     )
     return RewardModel(config, from_sft=False).run(runtime, comparisons=comparisons)
 
 
 def measure(reward: Reward, test: list[Comparison], max_length: int) -> dict[str, Any]:
-    """Accuracy and log loss of the members' mean; ``right`` by test pair, for paired differences."""
+    """Accuracy and log loss of the members' mean; ``right`` by test pair, for paired
+    differences.
+    """
     scores = score_pool(reward, test, max_length)
     margin_P = scores.margin_PK.mean(1)
     label_P = np.array([test[i].votes[0].choice == 0 for i in scores.positions])
@@ -83,14 +95,22 @@ def measure(reward: Reward, test: list[Comparison], max_length: int) -> dict[str
     return {"accuracy": float(right_P.mean()), "loss": loss, "right": right_P.tolist()}
 
 
-def run_seed(runtime: Runtime, seed: int, pool: list[Comparison], test: list[Comparison], results: Results) -> None:
-    """All methods, size by size, so that a time limit cuts every method at the same place; the first size is the same for all."""
+def run_seed(
+    runtime: Runtime, seed: int, pool: list[Comparison], test: list[Comparison], results: Results
+) -> None:
+    """All methods, size by size, so that a time limit cuts every method at the same place; the
+    first size is the same for all.
+    """
     options = results.options
     runtime.seed = seed
     start = random.Random(f"{seed}:start").sample(range(len(pool)), options.sizes[0])
     have = {method: start for method in options.methods}
     for size, following in zip(options.sizes, [*options.sizes[1:], None], strict=True):
-        alike = [options.methods] if size == options.sizes[0] else [[method] for method in options.methods]
+        alike = (
+            [options.methods]
+            if size == options.sizes[0]
+            else [[method] for method in options.methods]
+        )
         for methods in alike:
             if results.late():
                 return
@@ -103,7 +123,9 @@ def run_seed(runtime: Runtime, seed: int, pool: list[Comparison], test: list[Com
                 for method in methods:
                     results.add(seed=seed, method=method, labels=size, seconds=seconds, **found)
                     if following:
-                        more = extend(reward, pool, have[method], method, following - size, options, seed)
+                        more = extend(
+                            reward, pool, have[method], method, following - size, options, seed
+                        )
                         have[method] = [*have[method], *more]
             finally:
                 reward.drop()
@@ -150,20 +172,28 @@ class Results:
 
     def late(self) -> bool:
         """Whether the time is up; what is done stays."""
-        return self.options.limit_s is not None and time.monotonic() - self.started > self.options.limit_s
+        return (
+            self.options.limit_s is not None
+            and time.monotonic() - self.started > self.options.limit_s
+        )
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
         print(
-            f"seed {row['seed']}  {row['method']:12}  {row['labels']:5} labels  accuracy {row['accuracy']:.3f}  log loss {row['loss']:.3f}  "
-            f"{row['seconds']:5.1f} s of training  ({time.monotonic() - self.started:.0f} s gone)",
+            f"seed {row['seed']}  {row['method']:12}  {row['labels']:5} labels  accuracy"
+            f" {row['accuracy']:.3f}  log loss {row['loss']:.3f}  {row['seconds']:5.1f} s of"
+            f" training  ({time.monotonic() - self.started:.0f} s gone)",
             flush=True,
         )
         self.write()
 
     def write(self) -> dict[str, Any]:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.options).items()}
-        settings |= {name: Path(settings[name]).name for name in ("pool", "test", "model", "output") if settings[name]}
+        settings |= {
+            name: Path(settings[name]).name
+            for name in ("pool", "test", "model", "output")
+            if settings[name]
+        }
         settings["join"] = [path.parent.name for path in self.options.join or []]
         found = {
             "settings": settings,
@@ -177,8 +207,12 @@ class Results:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run every seed, print rows as they come, then the table, ``results.json`` and ``curve.png``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run every seed, print rows as they come, then the table, ``results.json`` and
+    ``curve.png``.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pool", type=Path, help="labelled pairs to choose from")
     parser.add_argument("--test", type=Path, help="labelled pairs to measure on")
     parser.add_argument(
@@ -188,14 +222,24 @@ def main(arguments: list[str] | None = None) -> None:
         help="results.json of runs with other seeds: their table and curve, nothing is trained",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/label-selection"))
-    parser.add_argument("--methods", nargs="+", default=["disagreement", "random", "length"], choices=METHODS)
+    parser.add_argument(
+        "--methods", nargs="+", default=["disagreement", "random", "length"], choices=METHODS
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 400, 800, 1600])
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument(
-        "--candidates", type=int, default=2000, help="random part of the pool that a round chooses from"
+        "--candidates",
+        type=int,
+        default=2000,
+        help="random part of the pool that a round chooses from",
     )
-    parser.add_argument("--no-diversity", dest="diversity", action="store_false", help="the highest values as they are")
+    parser.add_argument(
+        "--no-diversity",
+        dest="diversity",
+        action="store_false",
+        help="the highest values as they are",
+    )
     parser.add_argument("--test-limit", type=int)
     parser.add_argument("--batch-pairs", type=int, default=16)
     parser.add_argument("--least-steps", type=int, default=25)
@@ -211,7 +255,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     if options.join:
         results = Results(options)
-        results.rows = [row for path in options.join for row in json.loads(path.read_text())["rows"]]
+        results.rows = [
+            row for path in options.join for row in json.loads(path.read_text())["rows"]
+        ]
         conclude(results)
         return
     config = BackboneConfig(
@@ -223,7 +269,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     runtime = Runtime(config, output=options.output)
     pool, test = usable(options.pool, runtime), usable(options.test, runtime, options.test_limit)
-    print(f"{len(pool)} pairs in the pool, {len(test)} test pairs; {json.dumps(environment())}", flush=True)
+    print(
+        f"{len(pool)} pairs in the pool, {len(test)} test pairs; {json.dumps(environment())}",
+        flush=True,
+    )
     results = Results(options)
     for seed in options.seeds:
         run_seed(runtime, seed, pool, test, results)

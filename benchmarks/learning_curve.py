@@ -1,4 +1,6 @@
-"""Tables and the picture of ``label_selection.py``: accuracy against labels, each method beside random."""
+"""Tables and the picture of ``label_selection.py``: accuracy against labels, each method beside
+random.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ BASELINE = "random"
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By method and number of labels: mean over seeds, and the difference to random on the same seeds and test pairs.
+    """By method and number of labels: mean over seeds, and the difference to random on the same
+    seeds and test pairs.
 
-    Intervals are 95 % and resample test pairs (and, within a pair, seeds): how other seeds would come out, ``by_seed`` shows.
+    Intervals are 95 % and resample test pairs (and, within a pair, seeds): how other seeds would
+    come out, ``by_seed`` shows.
     """
     by = {(row["method"], row["labels"], row["seed"]): row for row in rows}
     found = []
@@ -32,7 +36,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         if paired and method != BASELINE:
             difference_SP = np.array(
-                [np.subtract(by[method, labels, s]["right"], by[BASELINE, labels, s]["right"]) for s in paired]
+                [
+                    np.subtract(by[method, labels, s]["right"], by[BASELINE, labels, s]["right"])
+                    for s in paired
+                ]
             )
             values = {str(i): column.tolist() for i, column in enumerate(difference_SP.T)}
             interval = clustered_mean(values, resamples=1000)
@@ -42,7 +49,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A method's mean difference to random over all sizes after the first: each seed's, and what a t-test over seeds says of it.
+    """A method's mean difference to random over all sizes after the first: each seed's, and what a
+    t-test over seeds says of it.
 
     That interval is for these test pairs; ``over_pairs`` resamples the pairs, at these seeds.
     """
@@ -58,11 +66,16 @@ def overall(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if not sizes or len(seeds) < 2:
             continue
         difference_SP = np.array(
-            [np.mean([np.subtract(by[method, n, s], by[BASELINE, n, s]) for n in sizes], axis=0) for s in seeds]
+            [
+                np.mean([np.subtract(by[method, n, s], by[BASELINE, n, s]) for n in sizes], axis=0)
+                for s in seeds
+            ]
         )
         by_seed = difference_SP.mean(1)
         test = stats.ttest_1samp(by_seed, 0.0)
-        pairs = clustered_mean({str(i): [value] for i, value in enumerate(difference_SP.mean(0))}, resamples=1000)
+        pairs = clustered_mean(
+            {str(i): [value] for i, value in enumerate(difference_SP.mean(0))}, resamples=1000
+        )
         found[method] = {
             "mean": float(by_seed.mean()),
             "over_seeds": [float(bound) for bound in test.confidence_interval(0.95)],
@@ -78,15 +91,24 @@ def show(found: list[dict[str, Any]], pooled: dict[str, Any]) -> None:
     print(f"\n{'labels':>7}  {'method':12}  {'accuracy':>8}  {'over random':>26}  by seed")
     for entry in sorted(found, key=lambda e: (e["labels"], e["method"])):
         mean, low, high = entry.get("over_random", (None, None, None))
-        over = "" if mean is None else f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
+        over = (
+            ""
+            if mean is None
+            else f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
+        )
         seeds = " ".join(f"{value:.3f}" for value in entry["by_seed"])
-        print(f"{entry['labels']:7}  {entry['method']:12}  {entry['accuracy']:8.3f}  {over:>26}  {seeds}", flush=True)
+        print(
+            f"{entry['labels']:7}  {entry['method']:12}  {entry['accuracy']:8.3f}  {over:>26} "
+            f" {seeds}",
+            flush=True,
+        )
     for method, entry in pooled.items():
         (low, high), (low_pairs, high_pairs) = entry["over_seeds"], entry["over_pairs"]
         print(
-            f"all sizes after the first, {method} over random: {100 * entry['mean']:+.2f} points, [{100 * low:+.2f}, {100 * high:+.2f}] over seeds "
-            f"(p = {entry['p']:.3f}), [{100 * low_pairs:+.2f}, {100 * high_pairs:+.2f}] over test pairs; above random on "
-            f"{sum(value > 0 for value in entry['by_seed'])} of {len(entry['by_seed'])} seeds",
+            f"all sizes after the first, {method} over random: {100 * entry['mean']:+.2f} points,"
+            f" [{100 * low:+.2f}, {100 * high:+.2f}] over seeds (p = {entry['p']:.3f}),"
+            f" [{100 * low_pairs:+.2f}, {100 * high_pairs:+.2f}] over test pairs; above random on"
+            f" {sum(value > 0 for value in entry['by_seed'])} of {len(entry['by_seed'])} seeds",
             flush=True,
         )
 

@@ -1,13 +1,19 @@
-"""The planner's peaks against measured ones: random weights, two steps of each configuration in a process of its own.
+"""The planner's peaks against measured ones: random weights, two steps of each configuration in a
+process of its own.
 
     python benchmarks/planner.py                                  # all, on one H100
-    python benchmarks/planner.py --only 7b --output planner.json  # goes on: cases that the file holds are not run again
-    python benchmarks/planner.py --capped                         # does each run in no more than what the planner calls 'at most'?
-    python benchmarks/planner.py --tiny                           # a tiny shape anywhere; without a GPU memory is not measured
+    # goes on: cases that the file holds are not run again
+    python benchmarks/planner.py --only 7b --output planner.json
+    # does each run in no more than what the planner calls 'at most'?
+    python benchmarks/planner.py --capped
+    # a tiny shape anywhere; without a GPU memory is not measured
+    python benchmarks/planner.py --tiny
 
-Packs are filled with equal documents, so that they are as large as the planner takes them to be. Each configuration goes through its stage's
-own step functions, the first step's audit included. PPO's responses are random: vLLM takes what it is told to. The peak is torch's allocated
-memory after loading; 'reserved' is what torch kept from the system, of which it gives back what it does not need when there is no more.
+Packs are filled with equal documents, so that they are as large as the planner takes them to be.
+Each configuration goes through its stage's own step functions, the first step's audit included.
+PPO's responses are random: vLLM takes what it is told to. The peak is torch's allocated memory
+after loading; 'reserved' is what torch kept from the system, of which it gives back what it does
+not need when there is no more.
 """
 
 from __future__ import annotations
@@ -48,7 +54,9 @@ class Case:
 
     @property
     def quantised(self) -> bool:
-        """Whether the model is made and stored in 4 bits: 7B as 5 GB, in memory, once for all of its cases."""
+        """Whether the model is made and stored in 4 bits: 7B as 5 GB, in memory, once for all of
+        its cases.
+        """
         return self.shape == "7b" and self.precision == "nf4"
 
     def folder(self, models: Path) -> Path:
@@ -71,8 +79,14 @@ CASES = (
     Case("7b", "ppo", "nf4", "none", 2048),
     Case("7b", "dpo", "bf16", "none", 2048),
 )
-"""The quick ones first: a call that is cut short has the most of them. 15 GB are written for the last alone."""
-TINY = tuple(Case("tiny", stage, "fp32", check, 2048) for stage in ("sft", "dpo", "reward", "ppo") for check in ("none", "block"))  # fmt: skip
+"""The quick ones first: a call that is cut short has the most of them. 15 GB are written for the
+last alone.
+"""
+TINY = tuple(
+    Case("tiny", stage, "fp32", check, 2048)
+    for stage in ("sft", "dpo", "reward", "ppo")
+    for check in ("none", "block")
+)
 
 
 def settings(case: Case, model: str) -> Any:
@@ -80,18 +94,30 @@ def settings(case: Case, model: str) -> Any:
     from prefloop import config as c
 
     backbone = c.BackboneConfig(
-        model=model, precision=case.precision, gradient_checkpointing=case.checkpointing, pack_tokens=case.pack_tokens,
-        max_length=case.pack_tokens if case.stage == "sft" else 1024, chat_template="chatml", adapter=c.AdapterConfig(r=16, alpha=32),
-    )  # fmt: skip
+        model=model,
+        precision=case.precision,
+        gradient_checkpointing=case.checkpointing,
+        pack_tokens=case.pack_tokens,
+        max_length=case.pack_tokens if case.stage == "sft" else 1024,
+        chat_template="chatml",
+        adapter=c.AdapterConfig(r=16, alpha=32),
+    )
     return c.RLHFConfig(
-        algo={"sft": "dpo"}.get(case.stage, case.stage), rollout="server", backbone=backbone, label=c.LabelConfig(source="file"),
-        data=c.DataConfig(demonstrations=Path("demonstrations")), generation=c.GenerationConfig(temperature=1.0, max_new_tokens=RESPONSE),
-        sft=c.SFTStageConfig(batch_size=1), ppo=c.PPOConfig(samples_per_prompt=1, minibatches=1),
-    )  # fmt: skip
+        algo={"sft": "dpo"}.get(case.stage, case.stage),
+        rollout="server",
+        backbone=backbone,
+        label=c.LabelConfig(source="file"),
+        data=c.DataConfig(demonstrations=Path("demonstrations")),
+        generation=c.GenerationConfig(temperature=1.0, max_new_tokens=RESPONSE),
+        sft=c.SFTStageConfig(batch_size=1),
+        ppo=c.PPOConfig(samples_per_prompt=1, minibatches=1),
+    )
 
 
 def predicted(case: Case) -> tuple[int, str, int]:
-    """The planner's figure for what torch allocates, the moment that it comes from, and the figure with the planner's margin."""
+    """The planner's figure for what torch allocates, the moment that it comes from, and the figure
+    with the planner's margin.
+    """
     from prefloop.planning.shapes import shape_of
     from prefloop.planning.stages import Planner
 
@@ -121,7 +147,9 @@ def sft(case: Case, backbone: Any, work: Any) -> None:
     rows = [{"input_ids": i[:length], "completion_mask": [0] + [1] * (length - 1)} for i in ids]
     stage = SFT(dataclasses.replace(settings(case, "").sft, epochs=1.0))
     trainer = stage._trainer(work, rows)
-    trainer.after_first_step(audited(backbone, {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}))
+    trainer.after_first_step(
+        audited(backbone, {n: p for n, p in backbone.model.named_parameters() if p.requires_grad})
+    )
     trainer.train()
 
 
@@ -143,7 +171,10 @@ def pairs(case: Case, backbone: Any, work: Any) -> None:
     head = ScalarHead(backbone.hidden_size, "normal").to(backbone.device)
     if not reward:
         backbone.add_role(REFERENCE, frozen=True)
-    groups = [PreferenceGroup(d, [(0, 1, 1.0, 1.0)]) for d in documents(case, case.pack_tokens // (PROMPT + 2 * RESPONSE), 2)]  # fmt: skip
+    groups = [
+        PreferenceGroup(d, [(0, 1, 1.0, 1.0)])
+        for d in documents(case, case.pack_tokens // (PROMPT + 2 * RESPONSE), 2)
+    ]
     by_key = {key: group for group in groups for key in group.document.keys}
     parameters = {f"adapter/{n}": p for n, p in backbone.named_parameters(POLICY).items()}
     parameters |= {f"head/{n}": p for n, p in head.named_parameters()} if reward else {}
@@ -189,12 +220,21 @@ def ppo(case: Case, backbone: Any, work: Any) -> None:
     batch = [Prompt(id=str(i), prompt=[Message("user", "w9")]) for i in range(len(whole))]
     prompts_ids = {str(i): d.prompt_ids for i, d in enumerate(whole)}
     config = dataclasses.replace(settings(case, "").ppo, prompts_per_step=len(whole))
-    loop = Loop(policy_parameters(backbone) | critic.parameters, OptimConfig(learning_rate=1e-5), 2, work.checkpoints)
+    loop = Loop(
+        policy_parameters(backbone) | critic.parameters,
+        OptimConfig(learning_rate=1e-5),
+        2,
+        work.checkpoints,
+    )
     for step in range(2):
         with backbone.role(None):  # the kernel is found before packs are twice as large
             backbone.kernel = backbone.kernel or choose(backbone)
-        rollouts = [Rollout(i, d.responses_ids[0], [-1.0] * RESPONSE, True) for i, d in enumerate(whole)]
-        scored = steps.score(work, config, batch, prompts_ids, rollouts, reward, critic, Rewards({}))
+        rollouts = [
+            Rollout(i, d.responses_ids[0], [-1.0] * RESPONSE, True) for i, d in enumerate(whole)
+        ]
+        scored = steps.score(
+            work, config, batch, prompts_ids, rollouts, reward, critic, Rewards({})
+        )
         found = steps.estimate(config, "gae", scored, 0.05)
         steps.optimise(work, config, loop, scored, found, critic, step, Audit("ppo"))
 
@@ -212,7 +252,9 @@ def audited(backbone: Any, named: dict[str, Any]) -> Callable[[], None]:
 
 
 def measure(case: Case, folder: Path, capped: bool = False) -> dict[str, Any]:
-    """Load, run two steps, report; memory is None without a GPU. ``capped``: torch gets no more than the planner's figure with its margin."""
+    """Load, run two steps, report; memory is None without a GPU. ``capped``: torch gets no more
+    than the planner's figure with its margin.
+    """
     import torch
 
     from prefloop.models.backbone import Backbone
@@ -225,7 +267,9 @@ def measure(case: Case, folder: Path, capped: bool = False) -> dict[str, Any]:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     if gpu and capped:
-        torch.cuda.set_per_process_memory_fraction(predicted(case)[2] / torch.cuda.mem_get_info()[1])
+        torch.cuda.set_per_process_memory_fraction(
+            predicted(case)[2] / torch.cuda.mem_get_info()[1]
+        )
     started = time.monotonic()
     backbone = Backbone.load(config.backbone, folder)
     loaded = torch.cuda.max_memory_allocated() if gpu else None
@@ -234,7 +278,9 @@ def measure(case: Case, folder: Path, capped: bool = False) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     runtime = SimpleNamespace(backbone=backbone, generation=config.generation, seed=0)
     with tempfile.TemporaryDirectory() as scratch:
-        work = SimpleNamespace(runtime=runtime, checkpoints=Path(scratch), emit=lambda *_, **__: None)
+        work = SimpleNamespace(
+            runtime=runtime, checkpoints=Path(scratch), emit=lambda *_, **__: None
+        )
         {"sft": sft, "dpo": pairs, "reward": pairs, "ppo": ppo}[case.stage](case, backbone, work)
     return {
         "allocated": torch.cuda.max_memory_allocated() if gpu else None,
@@ -252,34 +298,60 @@ def row(found: dict[str, Any]) -> str:
     cells = [found[name] for name in ("shape", "stage", "precision", "checkpointing")]
     cells += [f"{found['pack_tokens']:,}", f"{peak / GIB:.2f}"]
     if measured is not None:
-        cells += [f"{measured / GIB:.2f}", f"{100 * (peak / measured - 1):+.1f} %", f"{found['reserved'] / GIB:.2f}"]
+        cells += [
+            f"{measured / GIB:.2f}",
+            f"{100 * (peak / measured - 1):+.1f} %",
+            f"{found['reserved'] / GIB:.2f}",
+        ]
     return "| " + " | ".join([*cells, "-", "-", "-"][:9]) + " |"
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run every case in a process of its own; print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--tiny", action="store_true", help="a tiny shape, for machines without a GPU")
-    parser.add_argument("--capped", action="store_true", help="torch gets no more than the planner's 'at most'")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a tiny shape, for machines without a GPU"
+    )
+    parser.add_argument(
+        "--capped", action="store_true", help="torch gets no more than the planner's 'at most'"
+    )
     models = next(p for p in (Path("/dev/shm"), Path(tempfile.gettempdir())) if p.is_dir())
     parser.add_argument("--models", type=Path, default=models, help="folder for the random models")
-    parser.add_argument("--output", type=Path, help="JSON file to write after each case, and to go on from")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file to write after each case, and to go on from"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     cases = [case for case in (TINY if options.tiny else CASES) if options.only in case.name]
     if options.one:
         case = next(case for case in cases if case.name == options.one)
-        print("RESULT " + json.dumps(measure(case, case.folder(options.models), options.capped)), flush=True)
+        print(
+            "RESULT " + json.dumps(measure(case, case.folder(options.models), options.capped)),
+            flush=True,
+        )
         return []
     import torch
 
-    versions = {p: importlib.metadata.version(p) for p in ("torch", "transformers", "trl", "peft", "bitsandbytes")}
-    print(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", versions, flush=True)
-    print("| shape | stage | precision | recomputed | pack | planned GiB | measured | error | reserved |\n" + "|---" * 9 + "|", flush=True)  # fmt: skip
+    versions = {
+        p: importlib.metadata.version(p)
+        for p in ("torch", "transformers", "trl", "peft", "bitsandbytes")
+    }
+    print(
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", versions, flush=True
+    )
+    print(
+        "| shape | stage | precision | recomputed | pack | planned GiB | measured | error |"
+        " reserved |\n" + "|---" * 9 + "|",
+        flush=True,
+    )
     results: list[dict[str, Any]] = []
     if options.output and options.output.is_file():
-        results = [r for r in json.loads(options.output.read_text())["results"] if "failed" not in r]
+        results = [
+            r for r in json.loads(options.output.read_text())["results"] if "failed" not in r
+        ]
     done = {Case(**{f.name: r[f.name] for f in dataclasses.fields(Case)}).name for r in results}
     for found in results:
         print(row(found), flush=True)
@@ -289,11 +361,25 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         call += [f"--{flag}" for flag in ("tiny", "capped") if getattr(options, flag)]
         child = subprocess.run(call, capture_output=True, text=True)
         line = next((x for x in child.stdout.splitlines() if x.startswith("RESULT ")), None)
-        found = json.loads(line.removeprefix("RESULT ")) if line else {"failed": child.stderr[-2000:]}
-        results.append({**dataclasses.asdict(case), "predicted": peak, "moment": moment, "at_most": most, **found})
-        print(row(results[-1]) if line else f"{case.name} failed:\n{child.stderr[-2000:]}", flush=True)
+        found = (
+            json.loads(line.removeprefix("RESULT ")) if line else {"failed": child.stderr[-2000:]}
+        )
+        results.append(
+            {
+                **dataclasses.asdict(case),
+                "predicted": peak,
+                "moment": moment,
+                "at_most": most,
+                **found,
+            }
+        )
+        print(
+            row(results[-1]) if line else f"{case.name} failed:\n{child.stderr[-2000:]}", flush=True
+        )
         if options.output:
-            options.output.write_text(json.dumps({"versions": versions, "results": results}, indent=2) + "\n")
+            options.output.write_text(
+                json.dumps({"versions": versions, "results": results}, indent=2) + "\n"
+            )
     return results
 
 

@@ -1,14 +1,21 @@
-"""One PPO step on a 4-bit backbone with vLLM beside it: seconds, tokens a second and memory of each phase, and the arithmetic limit.
+"""One PPO step on a 4-bit backbone with vLLM beside it: seconds, tokens a second and memory of each
+phase, and the arithmetic limit.
 
-    python benchmarks/ppo_step.py                                       # 7B shape, 256 prompts x 256 new tokens
-    python benchmarks/ppo_step.py --budget 24                           # the same with only 24 GiB of the card free
+    # 7B shape, 256 prompts x 256 new tokens
+    python benchmarks/ppo_step.py
+    # the same with only 24 GiB of the card free
+    python benchmarks/ppo_step.py --budget 24
     python benchmarks/ppo_step.py --handover adapter --no-sleep
-    python benchmarks/ppo_step.py --side four                           # scoring and training with four separate bfloat16 models
-    python benchmarks/ppo_step.py --shape 70b --quantised --weights nf4 --prompts 64 --new-tokens 128    # one H200
+    # scoring and training with four separate bfloat16 models
+    python benchmarks/ppo_step.py --side four
+    # one H200
+    python benchmarks/ppo_step.py --shape 70b --quantised --weights nf4 --prompts 64 --new-tokens \
+        128
 
-Random weights in NF4, LoRA r = 16 on every linear layer; prompts shaped like hh-rlhf. The limit takes generation at the rate that vLLM reaches on
-its own with the same prompts, and the arithmetic of scoring and training (without recomputation) at the rate that a large bfloat16 matrix
-product reaches on this card. Memory is the whole device's, in use by anything, sampled every 5 ms.
+Random weights in NF4, LoRA r = 16 on every linear layer; prompts shaped like hh-rlhf. The limit
+takes generation at the rate that vLLM reaches on its own with the same prompts, and the arithmetic
+of scoring and training (without recomputation) at the rate that a large bfloat16 matrix product
+reaches on this card. Memory is the whole device's, in use by anything, sampled every 5 ms.
 """
 
 from __future__ import annotations
@@ -72,8 +79,12 @@ def matrix_rate() -> float:
     return 20 * 2 * 8192**3 / (time.perf_counter() - started)
 
 
-def arithmetic(shape: dict[str, Any], scored: Any, members: int, own_critic: bool) -> dict[str, float]:
-    """FLOP of scoring and training a rollout: shared prompts once, no recomputation, no gradients of frozen weights."""
+def arithmetic(
+    shape: dict[str, Any], scored: Any, members: int, own_critic: bool
+) -> dict[str, float]:
+    """FLOP of scoring and training a rollout: shared prompts once, no recomputation, no gradients
+    of frozen weights.
+    """
     h, m, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
     kv = h * shape["num_key_value_heads"] // shape["num_attention_heads"]
     body = layers * (2 * h * h + 2 * h * kv + 3 * h * m)
@@ -87,7 +98,10 @@ def arithmetic(shape: dict[str, Any], scored: Any, members: int, own_critic: boo
     inner = 2 * body * tokens + 4 * h * layers * context
     head = 2 * h * shape["vocab_size"] * responses
     critic = 1 if own_critic else 0
-    return {"score": (2 + members + critic) * inner + 2 * head, "optimise": (2 + 2 * critic) * inner + 2 * head}
+    return {
+        "score": (2 + members + critic) * inner + 2 * head,
+        "optimise": (2 + 2 * critic) * inner + 2 * head,
+    }
 
 
 class Synthetic:
@@ -120,9 +134,13 @@ class Synthetic:
 
 def main() -> None:
     """Build, run some steps, print each and the last one's table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", default="7b", choices=list(SHAPES))
-    parser.add_argument("--model", type=Path, help="folder of the random model; made when it is not there")
+    parser.add_argument(
+        "--model", type=Path, help="folder of the random model; made when it is not there"
+    )
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--steps", type=int, default=2, help="the last one is the table's")
@@ -134,18 +152,31 @@ def main() -> None:
     parser.add_argument("--pack-tokens", type=int, default=4096)
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--kv-cache-gb", type=float)
-    parser.add_argument("--budget", type=float, help="GiB of the card to leave free for all of this")
+    parser.add_argument(
+        "--budget", type=float, help="GiB of the card to leave free for all of this"
+    )
     parser.add_argument("--checkpointing", default="block", choices=["none", "block"])
     parser.add_argument("--no-sleep", action="store_true")
     parser.add_argument(
-        "--side", default="ours", choices=["ours", "four"], help="four: separate bfloat16 models, no vLLM"
+        "--side",
+        default="ours",
+        choices=["ours", "four"],
+        help="four: separate bfloat16 models, no vLLM",
     )
-    parser.add_argument("--quantised", action="store_true", help="make the model in 4 bits, a layer at a time")
+    parser.add_argument(
+        "--quantised", action="store_true", help="make the model in 4 bits, a layer at a time"
+    )
     options = parser.parse_args()
 
     import torch
 
-    from prefloop.config import AdapterConfig, BackboneConfig, GenerationConfig, OptimConfig, PPOConfig
+    from prefloop.config import (
+        AdapterConfig,
+        BackboneConfig,
+        GenerationConfig,
+        OptimConfig,
+        PPOConfig,
+    )
     from prefloop.models.backbone import Backbone
     from prefloop.models.heads import ScalarHead
     from prefloop.models.reward_model import Reward, role_of
@@ -171,10 +202,14 @@ def main() -> None:
     ballast = None
     if gpu and options.budget:
         torch.cuda.empty_cache()
-        total = torch.cuda.mem_get_info()[1]  # what this process holds already, its CUDA context, is part of the budget
+        total = torch.cuda.mem_get_info()[
+            1
+        ]  # what this process holds already, its CUDA context, is part of the budget
         ballast = torch.empty(int(total - options.budget * GIB), dtype=torch.uint8, device="cuda")
     memory = (
-        Memory(ballast.numel() if ballast is not None else 0) if gpu else SimpleNamespace(take=lambda: float("nan"))
+        Memory(ballast.numel() if ballast is not None else 0)
+        if gpu
+        else SimpleNamespace(take=lambda: float("nan"))
     )
 
     if options.side == "four":
@@ -182,28 +217,46 @@ def main() -> None:
         responses = [r.token_ids for r in synthetic.generate(list(prompts_ids.values()), 1, seed=0)]
         real = sum(map(len, prompts_ids.values())) + sum(map(len, responses))
         for step, phases in enumerate(
-            four_models.run(folder, list(prompts_ids.values()), responses, options.steps, memory.take), 1
+            four_models.run(
+                folder, list(prompts_ids.values()), responses, options.steps, memory.take
+            ),
+            1,
         ):
             for name, (took, peak) in phases.items():
                 print(
-                    f"four models, step {step}: {name:10} {took:8.2f} s {real / took:9.0f} tok/s {peak:7.2f} GiB",
+                    f"four models, step {step}: {name:10} {took:8.2f} s {real / took:9.0f} tok/s"
+                    f" {peak:7.2f} GiB",
                     flush=True,
                 )
         return
     clock = time.perf_counter()
     config = BackboneConfig(
-        model=str(folder), gradient_checkpointing=options.checkpointing, pack_tokens=options.pack_tokens, max_length=1024,
-        chat_template="chatml", adapter=AdapterConfig(r=16, alpha=32),
-    )  # fmt: skip
+        model=str(folder),
+        gradient_checkpointing=options.checkpointing,
+        pack_tokens=options.pack_tokens,
+        max_length=1024,
+        chat_template="chatml",
+        adapter=AdapterConfig(r=16, alpha=32),
+    )
     backbone = Backbone.load(config, folder)
-    print(f"backbone {time.perf_counter() - clock:.1f} s, {memory.take():.2f} GiB at most", flush=True)
+    print(
+        f"backbone {time.perf_counter() - clock:.1f} s, {memory.take():.2f} GiB at most", flush=True
+    )
     generation = GenerationConfig(
-        temperature=1.0, max_new_tokens=options.new_tokens, max_num_seqs=options.max_num_seqs, kv_cache_gb=options.kv_cache_gb,
-        handover=options.handover, weights=options.weights, sleep=not options.no_sleep,
-    )  # fmt: skip
+        temperature=1.0,
+        max_new_tokens=options.new_tokens,
+        max_num_seqs=options.max_num_seqs,
+        kv_cache_gb=options.kv_cache_gb,
+        handover=options.handover,
+        weights=options.weights,
+        sleep=not options.no_sleep,
+    )
     backbone.add_role(POLICY)
     backbone.add_role(REFERENCE, frozen=True)
-    heads = [ScalarHead(backbone.hidden_size, "normal", seed=k).to(backbone.device) for k in range(options.members)]
+    heads = [
+        ScalarHead(backbone.hidden_size, "normal", seed=k).to(backbone.device)
+        for k in range(options.members)
+    ]
     for k in range(options.members):
         backbone.add_role(role_of(k), frozen=True)
     reward = Reward(backbone, heads)
@@ -214,7 +267,9 @@ def main() -> None:
         engine = Synthetic(SHAPES[options.shape]["vocab_size"], options.new_tokens)
     else:
         engine = start(options.rollout, backbone, generation)
-    print(f"engine {time.perf_counter() - clock:.1f} s, {memory.take():.2f} GiB at most", flush=True)
+    print(
+        f"engine {time.perf_counter() - clock:.1f} s, {memory.take():.2f} GiB at most", flush=True
+    )
 
     batch = [Prompt(id=i, prompt=[Message("user", "w9")]) for i in prompts_ids]
     seconds = lambda: getattr(getattr(engine, "engine", engine), "seconds", {})  # noqa: E731
@@ -224,14 +279,25 @@ def main() -> None:
     alone = sum(len(r.token_ids) for r in engine.generate(list(prompts_ids.values()), 1, seed=1))
     alone_rate = alone / (time.perf_counter() - clock)
     engine.pause()
-    print(f"vLLM on its own: {alone_rate:.0f} tok/s; {memory.take():.2f} GiB at most; {seconds()}", flush=True)
+    print(
+        f"vLLM on its own: {alone_rate:.0f} tok/s; {memory.take():.2f} GiB at most; {seconds()}",
+        flush=True,
+    )
 
     settings = PPOConfig(
-        prompts_per_step=options.prompts, samples_per_prompt=1, critic=options.critic, missing_eos_penalty=0.0
+        prompts_per_step=options.prompts,
+        samples_per_prompt=1,
+        critic=options.critic,
+        missing_eos_penalty=0.0,
     )
-    work: Any = SimpleNamespace(runtime=SimpleNamespace(backbone=backbone, generation=generation, seed=0))
+    work: Any = SimpleNamespace(
+        runtime=SimpleNamespace(backbone=backbone, generation=generation, seed=0)
+    )
     loop = Loop(
-        policy_parameters(backbone) | critic.parameters, OptimConfig(learning_rate=1e-5), 100, Path(tempfile.mkdtemp())
+        policy_parameters(backbone) | critic.parameters,
+        OptimConfig(learning_rate=1e-5),
+        100,
+        Path(tempfile.mkdtemp()),
     )
     for step in range(1, options.steps + 1):
         phases: dict[str, tuple[float, float, int]] = {}
@@ -251,7 +317,9 @@ def main() -> None:
         lap("generate", new)
         engine.pause()
         lap("sleep")
-        scored = ppo.score(work, settings, batch, prompts_ids, rollouts, reward, critic, Rewards({}))
+        scored = ppo.score(
+            work, settings, batch, prompts_ids, rollouts, reward, critic, Rewards({})
+        )
         whole = sum(len(d.prompt_ids) + sum(map(len, d.responses_ids)) for d in scored.documents)
         lap("score", whole)
         found = ppo.estimate(settings, "gae", scored, 0.05)
@@ -261,10 +329,14 @@ def main() -> None:
         gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
         limits = {"generate": new / alone_rate}
         limits |= {
-            n: f / rate for n, f in arithmetic(SHAPES[options.shape], scored, options.members, critic.own).items()
+            n: f / rate
+            for n, f in arithmetic(
+                SHAPES[options.shape], scored, options.members, critic.own
+            ).items()
         }
         print(
-            f"\nstep {step}: log-prob gap {gap:.5f}, ratio {trained['ratio']:.4f}, kernel {backbone.kernel}, {seconds()}"
+            f"\nstep {step}: log-prob gap {gap:.5f}, ratio {trained['ratio']:.4f}, kernel"
+            f" {backbone.kernel}, {seconds()}"
         )
         print(f"{'phase':16} {'s':>8} {'limit s':>8} {'tok/s':>9} {'GiB':>7}")
         for name, (took, peak, tokens) in phases.items():
@@ -272,8 +344,9 @@ def main() -> None:
             print(f"{name:16} {took:8.2f} {limit} {tokens / took:9.0f} {peak:7.2f}")
         total = sum(took for took, _, _ in phases.values())
         print(
-            f"{'step':16} {total:8.2f} {sum(limits.values()):8.2f} {'':9} {max(p for _, p, _ in phases.values()):7.2f}   "
-            f"{sum(limits.values()) / total:.0%} of the limit; matrix rate {rate / 1e12:.0f} TFLOP/s",
+            f"{'step':16} {total:8.2f} {sum(limits.values()):8.2f} {'':9}"
+            f" {max(p for _, p, _ in phases.values()):7.2f}   {sum(limits.values()) / total:.0%} of"
+            f" the limit; matrix rate {rate / 1e12:.0f} TFLOP/s",
             flush=True,
         )
     engine.close()

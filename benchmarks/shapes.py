@@ -1,4 +1,6 @@
-"""Models of a shape with random weights, and rows with lengths like hh-rlhf's: what the GPU benchmarks run on."""
+"""Models of a shape with random weights, and rows with lengths like hh-rlhf's: what the GPU
+benchmarks run on.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,20 @@ from prefloop.planning.shapes import SHAPES
 
 
 def rows(count: int, vocabulary: int) -> list[tuple[list[int], list[int], list[int]]]:
-    """Prompt, chosen and rejected ids; log-normal lengths: prompts mean 150 σ .9 in 8-700, responses mean 110 σ .8 in 4-320."""
+    """Prompt, chosen and rejected ids; log-normal lengths: prompts mean 150 σ .9 in 8-700,
+    responses mean 110 σ .8 in 4-320.
+    """
     draw = random.Random(0)
 
     def ids(mean: float, sigma: float, low: int, high: int) -> list[int]:
-        length = round(min(high, max(low, draw.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))
+        length = round(
+            min(high, max(low, draw.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)))
+        )
         return [draw.randrange(10, vocabulary) for _ in range(length)]
 
-    return [(ids(150, 0.9, 8, 700), ids(110, 0.8, 4, 320), ids(110, 0.8, 4, 320)) for _ in range(count)]
+    return [
+        (ids(150, 0.9, 8, 700), ids(110, 0.8, 4, 320), ids(110, 0.8, 4, 320)) for _ in range(count)
+    ]
 
 
 def make_model(folder: Path, shape: str) -> None:
@@ -37,7 +45,9 @@ def make_model(folder: Path, shape: str) -> None:
 
 
 def make_quantised(folder: Path, shape: str) -> None:
-    """The same in NF4, made and written a layer at a time: the bfloat16 model never exists whole, on the device or on disk."""
+    """The same in NF4, made and written a layer at a time: the bfloat16 model never exists whole,
+    on the device or on disk.
+    """
     import torch
     from bitsandbytes.functional import quantize_4bit
     from safetensors.torch import save_file
@@ -60,13 +70,15 @@ def make_quantised(folder: Path, shape: str) -> None:
         tensors: dict[str, Any] = {}
         for name in names:
             full = torch.empty(shapes[name], dtype=torch.bfloat16, device=device)
-            full.fill_(1) if "norm" in name else full.zero_() if name.endswith("bias") else full.normal_(
-                std=0.02, generator=generator
-            )
+            full.fill_(1) if "norm" in name else full.zero_() if name.endswith(
+                "bias"
+            ) else full.normal_(std=0.02, generator=generator)
             if "_proj.weight" in name:
                 packed, state = quantize_4bit(full, compress_statistics=True, quant_type="nf4")
                 tensors[name] = packed.cpu()
-                tensors |= {f"{name}.{key}": t.cpu() for key, t in state.as_dict(packed=True).items()}
+                tensors |= {
+                    f"{name}.{key}": t.cpu() for key, t in state.as_dict(packed=True).items()
+                }
             else:
                 tensors[name] = full.cpu()
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
@@ -76,8 +88,11 @@ def make_quantised(folder: Path, shape: str) -> None:
     index = {"metadata": {"total_size": size}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config.quantization_config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-    ).to_dict()  # fmt: skip
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    ).to_dict()
     config.architectures = ["Qwen2ForCausalLM"]
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
@@ -88,7 +103,13 @@ def config_of(shape: str) -> Any:
     """transformers' configuration of the shape."""
     from transformers import Qwen2Config
 
-    return Qwen2Config(**SHAPES[shape], max_position_embeddings=4096, bos_token_id=None, eos_token_id=2, pad_token_id=3)
+    return Qwen2Config(
+        **SHAPES[shape],
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
 
 
 def make_tokenizer(folder: Path, vocabulary: int) -> None:
@@ -99,9 +120,14 @@ def make_tokenizer(folder: Path, vocabulary: int) -> None:
     from prefloop.data.chat import CHATML
 
     special = ["<unk>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
-    words = {w: i for i, w in enumerate([*special, *(f"w{i}" for i in range(len(special), vocabulary))])}
+    words = {
+        w: i for i, w in enumerate([*special, *(f"w{i}" for i in range(len(special), vocabulary))])
+    }
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHATML
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        chat_template=CHATML,
     ).save_pretrained(folder)

@@ -3,9 +3,9 @@
     python benchmarks/structure.py            # of this checkout
     python benchmarks/structure.py --root src # of another one's sources
 
-A room is a package or a module right under ``prefloop``. An arrow is an import of one room by another,
-wherever it stands; those for type checking alone count too. Rooms are put on floors so that few arrows
-run up: what imports nothing stands on the ground.
+A room is a package or a module right under ``prefloop``. An arrow is an import of one room by
+another, wherever it stands; those for type checking alone count too. Rooms are put on floors so
+that few arrows run up: what imports nothing stands on the ground.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def _imported(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups that import each other in a loop (Tarjan's strongly connected components), largest first."""
+    """Groups that import each other in a loop (Tarjan's strongly connected components), largest
+    first.
+    """
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -97,7 +99,9 @@ def lines(folder: Path) -> int:
 
 def main() -> None:
     """Print the map."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1] / "src")
     root = parser.parse_args().root
     known = modules(root)
@@ -110,13 +114,21 @@ def main() -> None:
     rooms.pop(PACKAGE, None)
     storeys = floors(rooms)
     for number in sorted(set(storeys.values()), reverse=True):
-        print(f"{number:3}  {', '.join(sorted(r.partition('.')[2] for r, f in storeys.items() if f == number))}")
+        print(
+            f"{number:3} "
+            f" {', '.join(sorted(r.partition('.')[2] for r, f in storeys.items() if f == number))}"
+        )
     arrows = [(a, b) for a, others in rooms.items() for b in others]
     up = [(a, b) for a, b in arrows if storeys[b] >= storeys[a]]
-    print(f"{len(rooms)} rooms, {max(storeys.values())} floors, {len(arrows)} arrows, {len(up)} of them up")
+    print(
+        f"{len(rooms)} rooms, {max(storeys.values())} floors, {len(arrows)} arrows, {len(up)} of"
+        " them up"
+    )
     for kind, of in (("rooms", rooms), ("modules", graph)):
         loops = circles(of)
-        print(f"circles of {kind}: {len(loops)}" + "".join(f"\n  {', '.join(loop)}" for loop in loops))
+        print(
+            f"circles of {kind}: {len(loops)}" + "".join(f"\n  {', '.join(loop)}" for loop in loops)
+        )
     print(f"{len(known)} modules; {lines(root):,} lines under {root.name}/")
     if (tests := root.parent / "tests").is_dir():
         print(f"{lines(tests):,} lines under tests/")

@@ -1,9 +1,12 @@
-"""One round of labels alone: sample, put to the vote, wait, train the reward model, choose the next pairs.
+"""One round of labels alone: sample, put to the vote, wait, train the reward model, choose the next
+pairs.
 
     python pipelines/label_round.py --config examples/demo.yaml --labels argilla://default/demo
 
-Takes what pipelines/rlhf.py takes; no policy is trained, so --algo changes nothing, and --rounds stays 1. The run is called <run>-round; the stages are those of rlhf.py, which reuses
-them. The next pairs are of fresh samples of the SFT model, in <output>/<run>-round/artifacts/pairs/pairs.jsonl, ready for `prefloop label push`.
+Takes what pipelines/rlhf.py takes; no policy is trained, so --algo changes nothing, and --rounds
+stays 1. The run is called <run>-round; the stages are those of rlhf.py, which reuses them. The next
+pairs are of fresh samples of the SFT model, in <output>/<run>-round/artifacts/pairs/pairs.jsonl,
+ready for `prefloop label push`.
 """
 
 import sys
@@ -27,13 +30,25 @@ def main(arguments: Sequence[str]) -> None:
 
     if config.label.source == "file":
         raise ConfigError(
-            "label.source is 'file': a round puts sampled candidates to the vote, say --labels argilla or simulated"
+            "label.source is 'file': a round puts sampled candidates to the vote, say --labels"
+            " argilla or simulated"
         )
     if config.rounds != 1:
         raise ConfigError("label_round.py does one round: leave --rounds out, or run rlhf.py")
     next_pairs = [Sample(config.sample, config.data).in_round(2), Choose(config.label).in_round(2)]
-    stages = [SFT(config.sft, config.data), *votes_and_reward(config, 1, with_sft=True), *next_pairs]
-    runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
+    stages = [
+        SFT(config.sft, config.data),
+        *votes_and_reward(config, 1, with_sft=True),
+        *next_pairs,
+    ]
+    runtime = Runtime(
+        config.backbone,
+        config.generation,
+        config.rollout,
+        config.seed,
+        config.output,
+        config.trackers,
+    )
     folder = config.output / f"{config.run}-round"
     command = command_without_secrets(["pipelines/label_round.py", *arguments])
     Pipeline(stages, runtime, notes=config.disclosed()).run(folder, command, config=config)

@@ -5,8 +5,9 @@
     python pipelines/rlhf.py --config examples/demo.yaml --ppo.kl.coef 0.1 --rollout transformers
     python pipelines/rlhf.py --config examples/demo.yaml --labels argilla://default/demo --rounds 2
 
-The same command again reuses every stage whose configuration, files and inputs are unchanged; after a kill it goes on from the last
-checkpoint. --config names a YAML file with the fields below; every flag overrides one field.
+The same command again reuses every stage whose configuration, files and inputs are unchanged; after
+a kill it goes on from the last checkpoint. --config names a YAML file with the fields below; every
+flag overrides one field.
 """
 
 import sys

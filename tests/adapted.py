@@ -35,8 +35,14 @@ def load(
     alpha: int = ALPHA,
     **settings: Any,
 ) -> Backbone:
-    """The model in ``folder`` on the CPU; what ``AdapterConfig`` has of ``settings`` goes to the adapter."""
-    of_adapter = {name: settings.pop(name) for name in ("options", "dropout", "target_modules") if name in settings}
+    """The model in ``folder`` on the CPU; what ``AdapterConfig`` has of ``settings`` goes to the
+    adapter.
+    """
+    of_adapter = {
+        name: settings.pop(name)
+        for name in ("options", "dropout", "target_modules")
+        if name in settings
+    }
     config = BackboneConfig(
         model=f"tiny-{kind}",
         precision=precision,  # type: ignore[arg-type]
@@ -99,8 +105,18 @@ def small_data(folder: Path) -> DataConfig:
     """Files of four demonstrations, six comparisons and four prompts."""
     asked = [[Message("user", f"Say {i}")] for i in range(6)]
     answers = [[Response(f"good {i}"), Response(f"bad, {i}")] for i in range(6)]
-    rows = [Comparison(str(i), a, b, [Vote("a", 0)]) for i, (a, b) in enumerate(zip(asked, answers, strict=True))]
-    write_jsonl(folder / "d.jsonl", [Demonstration(str(i), a, f"It is {i}.") for i, a in enumerate(asked[:4])])
+    rows = [
+        Comparison(str(i), a, b, [Vote("a", 0)])
+        for i, (a, b) in enumerate(zip(asked, answers, strict=True))
+    ]
+    write_jsonl(
+        folder / "d.jsonl",
+        [Demonstration(str(i), a, f"It is {i}.") for i, a in enumerate(asked[:4])],
+    )
     write_jsonl(folder / "c.jsonl", rows)
     write_jsonl(folder / "p.jsonl", [Prompt(str(i), a) for i, a in enumerate(asked[:4])])
-    return DataConfig(demonstrations=folder / "d.jsonl", comparisons=folder / "c.jsonl", prompts=folder / "p.jsonl")
+    return DataConfig(
+        demonstrations=folder / "d.jsonl",
+        comparisons=folder / "c.jsonl",
+        prompts=folder / "p.jsonl",
+    )

@@ -1,4 +1,6 @@
-"""What the tests of ``prefloop bench`` run: the example tasks on made-up rows, and a run to measure."""
+"""What the tests of ``prefloop bench`` run: the example tasks on made-up rows, and a run to
+measure.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ def data_fixture(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 "label": i % 4,
             }
         )
-        answers = {f"It is number {i}": int(i % 3 != 0), "It is the river": 0, f"Nobody knows {i}": int(i % 3 == 0)}
+        answers = {
+            f"It is number {i}": int(i % 3 != 0),
+            "It is the river": 0,
+            f"Nobody knows {i}": int(i % 3 == 0),
+        }
         questions.append({"question": f"What is the town number {i}?", "mc1_targets": answers})
     swag.write_text("".join(json.dumps(row) + "\n" for row in rows))
     truth.write_text("".join(json.dumps(row) + "\n" for row in questions))

@@ -9,7 +9,9 @@ import torch
 
 
 class ByWords:
-    """A reward model whose score is the number of words that start with g: what it gets right is known."""
+    """A reward model whose score is the number of words that start with g: what it gets right is
+    known.
+    """
 
     temperature = 2.0
 

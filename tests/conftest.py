@@ -1,4 +1,6 @@
-"""Settings that must hold before torch and transformers load, and models that the whole session shares."""
+"""Settings that must hold before torch and transformers load, and models that the whole session
+shares.
+"""
 
 import gc
 import os
@@ -6,8 +8,14 @@ import random
 import signal
 import sys
 
-# One thread: tiny matrices gain nothing from a second, and sums come out the same in every process that is compared with another.
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1", OMP_NUM_THREADS="1")
+# One thread: tiny matrices gain nothing from a second, and sums come out the same in every process
+# that is compared with another.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    TRL_EXPERIMENTAL_SILENCE="1",
+    OMP_NUM_THREADS="1",
+)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +24,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The same examples in every run, however long they take: a test fails for a change and never for a draw or a busy machine.
-settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in every run, however long they take: a test fails for a change and never for a
+# draw or a busy machine.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("same")
 
 if TYPE_CHECKING:
@@ -26,7 +37,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``tiny_folders("qwen2")`` is a folder with a tiny random model of that kind, saved once a session."""
+    """``tiny_folders("qwen2")`` is a folder with a tiny random model of that kind, saved once a
+    session.
+    """
     from tiny import tiny_model
 
     made: dict[str, Path] = {}
@@ -55,12 +68,14 @@ def labelling(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Labelling"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell that starts the tests in the background has them ignore Ctrl-C, nohup a hang-up, and so would every process that they start.
+    # A shell that starts the tests in the background has them ignore Ctrl-C, nohup a hang-up, and
+    # so would every process that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line(
         "markers",
-        "slow: starts pipelines, engines or servers, or takes seconds; runs after the fast tests, and never in make test-fast",
+        "slow: starts pipelines, engines or servers, or takes seconds; runs after the fast tests,"
+        " and never in make test-fast",
     )
 
 
@@ -75,16 +90,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # What is imported stays: accelerate collects garbage after every training, a tenth of a second for looking through torch alone.
+    # What is imported stays: accelerate collects garbage after every training, a tenth of a second
+    # for looking through torch alone.
     gc.collect()
     gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Fast tests first; with several workers last, where they fill the gaps that long files leave at the end."""
+    """Fast tests first; with several workers last, where they fill the gaps that long files leave
+    at the end.
+    """
     spread = hasattr(config, "workerinput")
 
     def is_slow(item: pytest.Item) -> bool:
-        return item.get_closest_marker("slow") is not None or "labelling" in getattr(item, "fixturenames", ())
+        return item.get_closest_marker("slow") is not None or "labelling" in getattr(
+            item, "fixturenames", ()
+        )
 
     items.sort(key=lambda item: is_slow(item) != spread)

@@ -1,4 +1,6 @@
-"""What a function does, counted rather than timed: how many calls it makes, how much of a file it holds at once."""
+"""What a function does, counted rather than timed: how many calls it makes, how much of a file it
+holds at once.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,15 @@ from weakref import finalize
 
 T = TypeVar("T")
 HELD = 3
-"""Lines that a reader may have in hand: the last one, the one before it in a loop's variable, and one to spare."""
+"""Lines that a reader may have in hand: the last one, the one before it in a loop's variable, and
+one to spare.
+"""
 
 
 def calls(function: Callable[[], Any]) -> int:
-    """Calls of Python and C functions in this thread while ``function`` runs; the same on every machine."""
+    """Calls of Python and C functions in this thread while ``function`` runs; the same on every
+    machine.
+    """
     count = 0
 
     def seen(frame: FrameType, event: str, _: Any) -> None:
@@ -43,7 +49,9 @@ class Alive:
         self.now = self.most = self.ever = 0
 
     def see(self, thing: T) -> T:
-        """Count ``thing`` until nothing refers to it any more; a string or list must be of a class that takes weak references."""
+        """Count ``thing`` until nothing refers to it any more; a string or list must be of a class
+        that takes weak references.
+        """
         self.now, self.ever = self.now + 1, self.ever + 1
         self.most = max(self.most, self.now)
         finalize(thing, self._gone).atexit = False
@@ -80,7 +88,9 @@ class _Lines:
         if len(self._given) == HELD:
             oldest = self._given.popleft()
             # Two references: the name here and the argument of the function that counts.
-            assert sys.getrefcount(oldest) == 2, "a line is still held after the next ones were read"
+            assert sys.getrefcount(oldest) == 2, (
+                "a line is still held after the next ones were read"
+            )
         line = self._file.readline()
         self._given.append(line)
         return line

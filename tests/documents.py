@@ -18,7 +18,9 @@ PAGES = (
 )
 PYTHON = ("python", "py", "python3", "pycon")
 _FENCE = re.compile(r"\s*(```+|~~~+)\s*(\w*)")
-_PROGRAM = re.compile(r"(?:\S*/)?(?:python\d*\s+(?:\S*/)?pipelines/(\w+\.py)|(prefloop))\s+(?=[a-z-])")
+_PROGRAM = re.compile(
+    r"(?:\S*/)?(?:python\d*\s+(?:\S*/)?pipelines/(\w+\.py)|(prefloop))\s+(?=[a-z-])"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +60,15 @@ def blocks() -> list[Block]:
 
 def python_in(page: str, heading: str) -> list[str]:
     """The Python of one section."""
-    return [b.text for b in blocks() if (b.page, b.heading) == (page, heading) and b.language in PYTHON]
+    return [
+        b.text for b in blocks() if (b.page, b.heading) == (page, heading) and b.language in PYTHON
+    ]
 
 
 def commands() -> list[tuple[str, str, list[str]]]:
-    """Page, program (``prefloop`` or the name of a pipeline) and arguments of every command line in a block without Python."""
+    """Page, program (``prefloop`` or the name of a pipeline) and arguments of every command line in
+    a block without Python.
+    """
     found = []
     for block in blocks():
         if block.language in (*PYTHON, "json", "yaml"):

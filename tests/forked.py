@@ -1,6 +1,8 @@
-"""Processes of their own that begin with the large libraries loaded: a fork takes milliseconds, those imports six seconds of CPU.
+"""Processes of their own that begin with the large libraries loaded: a fork takes milliseconds,
+those imports six seconds of CPU.
 
-Nothing of prefloop is loaded before the fork, and a process that was forked is killed, stopped and waited for like any other.
+Nothing of prefloop is loaded before the fork, and a process that was forked is killed, stopped and
+waited for like any other.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-# With one thread for OpenMP, the only thread that these start is that of pyarrow's allocator (jemalloc), which makes itself ready for forks.
-# One that did not would be fatal: what it held at the moment of a fork, the child would wait for without end.
+# With one thread for OpenMP, the only thread that these start is that of pyarrow's allocator
+# (jemalloc), which makes itself ready for forks. One that did not would be fatal: what it held at
+# the moment of a fork, the child would wait for without end.
 LIBRARIES = [
     "torch",
     "transformers.models.llama.modeling_llama",
@@ -38,21 +41,30 @@ _context = multiprocessing.get_context("forkserver")
 
 
 class Forked:
-    """A script in a forked process, used like ``subprocess.Popen``: output and errors line by line in ``stdout``.
+    """A script in a forked process, used like ``subprocess.Popen``: output and errors line by line
+    in ``stdout``.
 
-    All forks of a session hash alike; where order in a set could matter, compare with a process that was not forked. What the
-    process prints waits for its reader after a few dozen lines, so that a signal that a line calls for comes long before the end.
-    ``killed_at`` is a pattern: the process kills itself as soon as it has printed what matches.
+    All forks of a session hash alike; where order in a set could matter, compare with a process
+    that was not forked. What the process prints waits for its reader after a few dozen lines, so
+    that a signal that a line calls for comes long before the end. ``killed_at`` is a pattern: the
+    process kills itself as soon as it has printed what matches.
     """
 
     def __init__(
-        self, script: str, arguments: list[str], folder: Path, environment: dict[str, str], killed_at: str = ""
+        self,
+        script: str,
+        arguments: list[str],
+        folder: Path,
+        environment: dict[str, str],
+        killed_at: str = "",
     ) -> None:
         _start_server(environment)
         reader, writer = _context.Pipe(duplex=False)
         fcntl.fcntl(writer.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._process = _context.Process(
-            target=_begin, args=(writer, script, arguments, folder, environment, killed_at), daemon=True
+            target=_begin,
+            args=(writer, script, arguments, folder, environment, killed_at),
+            daemon=True,
         )
         self._process.start()
         writer.close()
@@ -70,7 +82,9 @@ class Forked:
         return self._process.exitcode
 
     def send_signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended, and what it printed is still being read
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # it has ended, and what it printed is still being read
             os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -82,7 +96,9 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float = 300) -> tuple[str, None]:
-        """What is left of the output; a process that takes longer is killed, so that its output shows where it was."""
+        """What is left of the output; a process that takes longer is killed, so that its output
+        shows where it was.
+        """
         guard = threading.Timer(timeout, self.kill)
         guard.start()
         try:
@@ -95,7 +111,9 @@ class Forked:
 
 
 def _start_server(environment: dict[str, str]) -> None:
-    """Libraries read some variables as they load (``OMP_NUM_THREADS``), so the server is started under those of its first child."""
+    """Libraries read some variables as they load (``OMP_NUM_THREADS``), so the server is started
+    under those of its first child.
+    """
     before = dict(os.environ)
     _context.set_forkserver_preload(LIBRARIES)
     os.environ.update(environment)
@@ -107,12 +125,21 @@ def _start_server(environment: dict[str, str]) -> None:
 
 
 def _begin(
-    output: Connection, script: str, arguments: list[str], folder: Path, environment: dict[str, str], killed_at: str
+    output: Connection,
+    script: str,
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    killed_at: str,
 ) -> None:
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
-    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, encoding="utf-8", closefd=False) for stream in (1, 2))  # noqa: SIM115 (for as long as the process lives)
+    # Open for as long as the process lives.
+    sys.stdout, sys.stderr = (
+        open(stream, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+        for stream in (1, 2)
+    )
     if killed_at:
         _die_at(killed_at)
     os.environ.clear()
@@ -124,7 +151,8 @@ def _begin(
     sys.argv = [script, *arguments]
     import prefloop.base.console
 
-    # Progress lines on every step instead of every ten seconds, so that a test can stop the process inside a stage.
+    # Progress lines on every step instead of every ten seconds, so that a test can stop the process
+    # inside a stage.
     prefloop.base.console.PLAIN_EVERY_S = 0
     runpy.run_path(script, run_name="__main__")
 

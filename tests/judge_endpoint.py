@@ -1,4 +1,6 @@
-"""A real HTTP server on loopback that plays an OpenAI-compatible endpoint, and judges that need none."""
+"""A real HTTP server on loopback that plays an OpenAI-compatible endpoint, and judges that need
+none.
+"""
 
 import contextlib
 import json
@@ -22,7 +24,9 @@ PAIRS = [(PROMPT, f"a long answer {i}", f"b {i}") for i in range(6)]
 
 
 class Endpoint:
-    """A scripted endpoint: ``script(number, body)`` returns a reply's text, or (status, headers, body)."""
+    """A scripted endpoint: ``script(number, body)`` returns a reply's text, or (status, headers,
+    body).
+    """
 
     def __init__(self, script):
         self.script, self.bodies, self.auth, self.paths = script, [], [], []
@@ -49,13 +53,17 @@ class Endpoint:
                 self.end_headers()
                 with contextlib.suppress(ConnectionError):  # a client that was killed
                     self.wfile.write(text.encode())
-                self.close_connection = "Content-Length" in headers  # one that promised more than it sent
+                self.close_connection = (
+                    "Content-Length" in headers
+                )  # one that promised more than it sent
 
             def log_message(self, *args):
                 """Keep the test output clean."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         self.thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
@@ -88,7 +96,9 @@ def endpoint_fixture():
 
 
 def chat_at(url, **settings):
-    return ChatEndpoint(url, "tiny", **{"backoff": 0.0, "max_retries": 2, "timeout": 300.0, **settings})
+    return ChatEndpoint(
+        url, "tiny", **{"backoff": 0.0, "max_retries": 2, "timeout": 300.0, **settings}
+    )
 
 
 def judge_at(url, **settings):
@@ -99,7 +109,10 @@ def shown(body):
     """The two responses as the judge sees them, A first."""
     user = body["messages"][1]["content"]
     return [
-        re.search(rf"=== BEGIN RESPONSE {x} (\w+) ===\n(.*?)\n=== END RESPONSE {x} \1", user, re.S)[2] for x in "AB"
+        re.search(rf"=== BEGIN RESPONSE {x} (\w+) ===\n(.*?)\n=== END RESPONSE {x} \1", user, re.S)[
+            2
+        ]
+        for x in "AB"
     ]
 
 
@@ -120,11 +133,15 @@ class Scripted:
 
 
 def judge_files(a, b, judge, cache, **options):
-    """Two files of answers judged as ``prefloop judge`` does: the outcome, and its one duel's figures as attributes beside it."""
+    """Two files of answers judged as ``prefloop judge`` does: the outcome, and its one duel's
+    figures as attributes beside it.
+    """
     sides = {"a": read_answers(a), "b": read_answers(b)}
     found = judge_answers(sides, judge, VerdictCache(cache), **options)
     duel = found.duels[0]
-    return SimpleNamespace(**(vars(found) | vars(duel)), disagreement=duel.n_disagreed / duel.n_comparisons)
+    return SimpleNamespace(
+        **(vars(found) | vars(duel)), disagreement=duel.n_disagreed / duel.n_comparisons
+    )
 
 
 def files(tmp_path, pairs=PAIRS):
@@ -132,7 +149,11 @@ def files(tmp_path, pairs=PAIRS):
     paths = []
     for side in (1, 2):
         rows = [
-            {"id": f"p{i}", "prompt": [{"role": "user", "content": f"Q {i}"}], "response": pair[side]}
+            {
+                "id": f"p{i}",
+                "prompt": [{"role": "user", "content": f"Q {i}"}],
+                "response": pair[side],
+            }
             for i, pair in enumerate(pairs)
         ]
         paths.append(tmp_path / f"{side}.jsonl")

@@ -38,9 +38,13 @@ class Answered(Stage):
         return {}
 
 
-def compared(runtime: Runtime, texts: Mapping[str, list[str]], gold: str | None = None, **config: Any) -> Artifact:
+def compared(
+    runtime: Runtime, texts: Mapping[str, list[str]], gold: str | None = None, **config: Any
+) -> Artifact:
     """What the stage makes of ``texts`` by policy, SFT's among them."""
     answers = {**texts, AGAIN: texts[BASELINE]}
-    inputs = {f"respond-{policy}": Answered(policy, each).run(runtime) for policy, each in answers.items()}
+    inputs = {
+        f"respond-{policy}": Answered(policy, each).run(runtime) for policy, each in answers.items()
+    }
     stage = Compare(list(texts), EvaluateConfig(samples=1, **{"resamples": 100, **config}), gold)
     return stage.run(runtime, **inputs)

@@ -1,4 +1,6 @@
-"""A real Argilla for tests, in the environment of `make test` or one that is made on the first use, and its users."""
+"""A real Argilla for tests, in the environment of `make test` or one that is made on the first use,
+and its users.
+"""
 
 import contextlib
 import itertools
@@ -23,7 +25,9 @@ _names = itertools.count(1)
 
 
 def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
-    """What the condition gives once that is true; a condition that never comes true fails after minutes instead of hanging."""
+    """What the condition gives once that is true; a condition that never comes true fails after
+    minutes instead of hanging.
+    """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
@@ -36,7 +40,10 @@ def comparisons(count: int, start: int = 0) -> list[Comparison]:
     return [
         Comparison(
             f"pair/{i}",
-            [Message("system", "Be brief."), Message("user", f"Question {i}? <b>&amp;lt; & ünï 🌍</b>")],
+            [
+                Message("system", "Be brief."),
+                Message("user", f"Question {i}? <b>&amp;lt; & ünï 🌍</b>"),
+            ],
             [Response(f"first {i}", "sft", {"n": i}), Response(f"second {i}", "base")],
             meta={"topic": ["a", None, 1.5]},
         )
@@ -45,7 +52,10 @@ def comparisons(count: int, start: int = 0) -> list[Comparison]:
 
 
 def ratings(count: int) -> list[Rating]:
-    return [Rating(f"r{i}", [Message("user", f"Q {i}")], Response(f"answer {i}", "sft")) for i in range(count)]
+    return [
+        Rating(f"r{i}", [Message("user", f"Q {i}")], Response(f"answer {i}", "sft"))
+        for i in range(count)
+    ]
 
 
 class Annotator:
@@ -54,17 +64,25 @@ class Annotator:
     def __init__(self, url: str, key: str, name: str, password: str) -> None:
         self.name, self.password = name, password
         self.client = httpx.Client(
-            base_url=f"{url}/api/v1", headers={"X-Argilla-Api-Key": key}, timeout=300, trust_env=False
+            base_url=f"{url}/api/v1",
+            headers={"X-Argilla-Api-Key": key},
+            timeout=300,
+            trust_env=False,
         )
 
     def queue(self, dataset_id: str) -> list[dict[str, Any]]:
         """All records, as the annotator's own queue shows them."""
-        answer = self.client.post(f"/me/datasets/{dataset_id}/records/search", params={"limit": 1000}, json={})
+        answer = self.client.post(
+            f"/me/datasets/{dataset_id}/records/search", params={"limit": 1000}, json={}
+        )
         assert answer.status_code == 200, answer.text
         return [item["record"] for item in answer.json()["items"]]
 
     def answer(self, record: str, status: str = "submitted", **values: str) -> httpx.Response:
-        body = {"status": status, "values": {name: {"value": value} for name, value in values.items()} or None}
+        body = {
+            "status": status,
+            "values": {name: {"value": value} for name, value in values.items()} or None,
+        }
         return self.client.post(f"/records/{record}/responses", json=body)
 
 
@@ -85,18 +103,31 @@ class Labelling:
     def user(self, name: str | None = None, role: str = "annotator") -> Annotator:
         """An account as `label users add` makes it, without the seconds that a command takes."""
         name, rest = name or self.name(), self.argilla.rest
-        account = {"username": name, "first_name": name, "role": role, "password": secrets.token_urlsafe(18)}
+        account = {
+            "username": name,
+            "first_name": name,
+            "role": role,
+            "password": secrets.token_urlsafe(18),
+        }
         made = rest.post("/users", account)
-        (workspace,) = (found["id"] for found in rest.get("/me/workspaces")["items"] if found["name"] == "default")
+        (workspace,) = (
+            found["id"]
+            for found in rest.get("/me/workspaces")["items"]
+            if found["name"] == "default"
+        )
         rest.post(f"/workspaces/{workspace}/users", {"user_id": made["id"]})
         return Annotator(self.url, made["api_key"], name, account["password"])
 
     def pid(self, process: str = "server") -> int:
-        return int(json.loads(server.run(["status", "--home", str(self.home)])[1])["processes"][process])
+        return int(
+            json.loads(server.run(["status", "--home", str(self.home)])[1])["processes"][process]
+        )
 
 
 def environment() -> None:
-    """Name the server's environment: the one of `make test`, else one that is made once in an ignored folder of the checkout."""
+    """Name the server's environment: the one of `make test`, else one that is made once in an
+    ignored folder of the checkout.
+    """
     ready = ROOT / ".venv-labeling" / "bin" / "python"
     if server.PYTHON_VARIABLE not in os.environ and ready.exists():
         os.environ[server.PYTHON_VARIABLE] = str(ready)

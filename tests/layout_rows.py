@@ -1,4 +1,6 @@
-"""A file of rows for every layout that prefloop reads, with the columns of its publishers and words of our own."""
+"""A file of rows for every layout that prefloop reads, with the columns of its publishers and words
+of our own.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,18 @@ TOOL = {
     "function": {
         "name": "ring",
         "description": "Looks a ring up",
-        "parameters": {"type": "object", "properties": {"number": {"type": "string"}}, "required": ["number"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"number": {"type": "string"}},
+            "required": ["number"],
+        },
     },
 }
-CALL = {"id": "r1", "type": "function", "function": {"name": "ring", "arguments": '{"number": "B12"}'}}
+CALL = {
+    "id": "r1",
+    "type": "function",
+    "function": {"name": "ring", "arguments": '{"number": "B12"}'},
+}
 
 
 def user(text: str = ASK) -> dict[str, Any]:
@@ -38,7 +48,9 @@ def gpt(text: str = GOOD) -> dict[str, Any]:
 
 
 def hh(*turns: str) -> str:
-    return "".join(f"\n\n{'Assistant' if index % 2 else 'Human'}: {turn}" for index, turn in enumerate(turns))
+    return "".join(
+        f"\n\n{'Assistant' if index % 2 else 'Human'}: {turn}" for index, turn in enumerate(turns)
+    )
 
 
 def tree(text: str, role: str, *replies: dict[str, Any], rank: int | None = None) -> dict[str, Any]:
@@ -57,7 +69,10 @@ def tree(text: str, role: str, *replies: dict[str, Any], rank: int | None = None
 
 PUBLISHED: dict[str, tuple[str, Rows]] = {
     # name: (layout, rows)
-    "trl explicit": ("trl_explicit", [{"prompt": [user()], "chosen": [bot()], "rejected": [bot(BAD)]}]),
+    "trl explicit": (
+        "trl_explicit",
+        [{"prompt": [user()], "chosen": [bot()], "rejected": [bot(BAD)]}],
+    ),
     "trl explicit with tools": (
         "trl_explicit",
         [
@@ -77,11 +92,17 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
     "trl prompt-completion": ("prompt_completion", [{"prompt": [user()], "completion": [bot()]}]),
     "trl unpaired": (
         "kto",
-        [{"prompt": ASK, "completion": GOOD, "label": True}, {"prompt": ASK, "completion": BAD, "label": False}],
+        [
+            {"prompt": ASK, "completion": GOOD, "label": True},
+            {"prompt": ASK, "completion": BAD, "label": False},
+        ],
     ),
     "trl language modelling": ("messages", [{"messages": [user(), bot(), user(NEXT), bot(MORE)]}]),
     "trl prompt only": ("prompt_only", [{"prompt": [user()], "solution": "naps"}]),
-    "hh-rlhf": ("hh", [{"chosen": hh(ASK, GOOD, NEXT, MORE), "rejected": hh(ASK, GOOD, NEXT, LESS)}]),
+    "hh-rlhf": (
+        "hh",
+        [{"chosen": hh(ASK, GOOD, NEXT, MORE), "rejected": hh(ASK, GOOD, NEXT, LESS)}],
+    ),
     "ultrafeedback_binarized": (
         "trl_explicit",
         [
@@ -111,7 +132,10 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
             }
         ],
     ),
-    "ultrachat": ("messages", [{"prompt": ASK, "prompt_id": "aa", "messages": [user(), bot(), user(NEXT), bot(MORE)]}]),
+    "ultrachat": (
+        "messages",
+        [{"prompt": ASK, "prompt_id": "aa", "messages": [user(), bot(), user(NEXT), bot(MORE)]}],
+    ),
     "llama-factory alpaca": (
         "alpaca",
         [
@@ -128,7 +152,10 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
         "alpaca_pairs",
         [{"instruction": ASK, "input": "", "chosen": GOOD, "rejected": BAD}],
     ),
-    "llama-factory older pairs": ("alpaca_pairs", [{"instruction": ASK, "input": "", "output": [GOOD, BAD]}]),
+    "llama-factory older pairs": (
+        "alpaca_pairs",
+        [{"instruction": ASK, "input": "", "output": [GOOD, BAD]}],
+    ),
     "llama-factory kto": (
         "kto",
         [
@@ -142,18 +169,30 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
             {
                 "conversations": [
                     human("Whose ring is B12?"),
-                    {"from": "function_call", "value": json.dumps({"name": "ring", "arguments": {"number": "B12"}})},
+                    {
+                        "from": "function_call",
+                        "value": json.dumps({"name": "ring", "arguments": {"number": "B12"}}),
+                    },
                     {"from": "observation", "value": '{"town": "Ulm"}'},
                     gpt("Ulm's."),
                 ],
                 "system": SYSTEM,
                 "tools": json.dumps(
-                    [{"name": "ring", "description": "Looks a ring up", "parameters": {"type": "object"}}]
+                    [
+                        {
+                            "name": "ring",
+                            "description": "Looks a ring up",
+                            "parameters": {"type": "object"},
+                        }
+                    ]
                 ),
             }
         ],
     ),
-    "llama-factory ranking": ("sharegpt_pairs", [{"conversations": [human()], "chosen": gpt(), "rejected": gpt(BAD)}]),
+    "llama-factory ranking": (
+        "sharegpt_pairs",
+        [{"conversations": [human()], "chosen": gpt(), "rejected": gpt(BAD)}],
+    ),
     "axolotl flags": (
         "messages",
         [
@@ -175,10 +214,19 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
             {"system": SYSTEM, "question": ASK, "chosen": GOOD, "rejected": BAD},
         ],
     ),
-    "chosen_response": ("question_pairs", [{"question": ASK, "chosen_response": GOOD, "rejected_response": BAD}]),
-    "ms-swift": ("swift", [{"system": SYSTEM, "query": NEXT, "response": MORE, "history": [[ASK, GOOD]]}]),
+    "chosen_response": (
+        "question_pairs",
+        [{"question": ASK, "chosen_response": GOOD, "rejected_response": BAD}],
+    ),
+    "ms-swift": (
+        "swift",
+        [{"system": SYSTEM, "query": NEXT, "response": MORE, "history": [[ASK, GOOD]]}],
+    ),
     "ms-swift pairs": ("swift_pairs", [{"messages": [user(), bot()], "rejected_response": BAD}]),
-    "ms-swift message pairs": ("swift_pairs", [{"messages": [user(), bot()], "rejected_messages": [user(), bot(BAD)]}]),
+    "ms-swift message pairs": (
+        "swift_pairs",
+        [{"messages": [user(), bot()], "rejected_messages": [user(), bot(BAD)]}],
+    ),
     "ms-swift tools": (
         "messages",
         [
@@ -186,7 +234,10 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
                 "tools": json.dumps([TOOL]),
                 "messages": [
                     user("Whose ring is B12?"),
-                    {"role": "tool_call", "content": '{"name": "ring", "arguments": {"number": "B12"}}'},
+                    {
+                        "role": "tool_call",
+                        "content": '{"name": "ring", "arguments": {"number": "B12"}}',
+                    },
                     {"role": "tool_response", "content": "Ulm"},
                     bot("Ulm's."),
                 ],
@@ -266,8 +317,18 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
                 "response2": LESS,
                 "overall_preference": -2,
                 "individual_preference": [
-                    {"score": -3, "reasoning": "The first knows.", "feedback1": "Good.", "feedback2": "Bad."},
-                    {"score": -1, "reasoning": "The first is kinder.", "feedback1": "Good.", "feedback2": "Bad."},
+                    {
+                        "score": -3,
+                        "reasoning": "The first knows.",
+                        "feedback1": "Good.",
+                        "feedback2": "Bad.",
+                    },
+                    {
+                        "score": -1,
+                        "reasoning": "The first is kinder.",
+                        "feedback1": "Good.",
+                        "feedback2": "Bad.",
+                    },
                     {"score": 0, "reasoning": "The same.", "feedback1": "So.", "feedback2": "So."},
                 ],
             }
@@ -403,7 +464,12 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
                     tree(
                         GOOD,
                         "assistant",
-                        tree(NEXT, "prompter", tree(LESS, "assistant", rank=1), tree(MORE, "assistant", rank=0)),
+                        tree(
+                            NEXT,
+                            "prompter",
+                            tree(LESS, "assistant", rank=1),
+                            tree(MORE, "assistant", rank=0),
+                        ),
                         rank=0,
                     ),
                     tree(BAD, "assistant", rank=1),
@@ -413,9 +479,21 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
     ),
     "shp": (
         "shp",
-        [{"post_id": "p", "history": ASK, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0, "score_ratio": 2.0}],
+        [
+            {
+                "post_id": "p",
+                "history": ASK,
+                "human_ref_A": BAD,
+                "human_ref_B": GOOD,
+                "labels": 0,
+                "score_ratio": 2.0,
+            }
+        ],
     ),
-    "stack exchange pairs": ("question_pairs", [{"qid": 1, "question": ASK, "response_j": GOOD, "response_k": BAD}]),
+    "stack exchange pairs": (
+        "question_pairs",
+        [{"qid": 1, "question": ASK, "response_j": GOOD, "response_k": BAD}],
+    ),
     "alpaca_eval annotations": (
         "alpaca_eval",
         [
@@ -439,8 +517,14 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
             },
         ],
     ),
-    "alpaca_eval outputs": ("alpaca", [{"dataset": "birds", "instruction": ASK, "output": GOOD, "generator": "big"}]),
-    "mt-bench questions": ("mt_bench_questions", [{"question_id": 81, "category": "birds", "turns": [ASK, NEXT]}]),
+    "alpaca_eval outputs": (
+        "alpaca",
+        [{"dataset": "birds", "instruction": ASK, "output": GOOD, "generator": "big"}],
+    ),
+    "mt-bench questions": (
+        "mt_bench_questions",
+        [{"question_id": 81, "category": "birds", "turns": [ASK, NEXT]}],
+    ),
     "rewardbench": (
         "trl_explicit",
         [
@@ -469,7 +553,10 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
             }
         ],
     ),
-    "openorca": ("prompt_response", [{"id": "o.1", "system_prompt": SYSTEM, "question": ASK, "response": GOOD}]),
+    "openorca": (
+        "prompt_response",
+        [{"id": "o.1", "system_prompt": SYSTEM, "question": ASK, "response": GOOD}],
+    ),
     "dolly": (
         "prompt_response",
         [
@@ -482,10 +569,16 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
         ],
     ),
     "question and answer": ("prompt_response", [{"question": ASK, "answer": GOOD}]),
-    "guanaco": ("text", [{"text": f"### Human: {ASK}### Assistant: {GOOD}### Human: {NEXT}### Assistant: {MORE}"}]),
+    "guanaco": (
+        "text",
+        [{"text": f"### Human: {ASK}### Assistant: {GOOD}### Human: {NEXT}### Assistant: {MORE}"}],
+    ),
     "thumbs": (
         "kto",
-        [{"prompt": ASK, "response": GOOD, "thumb": "up"}, {"prompt": ASK, "response": BAD, "thumb": "down"}],
+        [
+            {"prompt": ASK, "response": GOOD, "thumb": "up"},
+            {"prompt": ASK, "response": BAD, "thumb": "down"},
+        ],
     ),
     "prefloop comparisons": (
         "prefloop",
@@ -502,17 +595,50 @@ PUBLISHED: dict[str, tuple[str, Rows]] = {
     "prefloop demonstrations": ("prefloop", [{"id": "d1", "prompt": [user()], "response": GOOD}]),
     "prefloop ratings": (
         "prefloop",
-        [{"id": "r1", "prompt": [user()], "response": {"text": GOOD}, "votes": [{"annotator": "ann", "value": "up"}]}],
+        [
+            {
+                "id": "r1",
+                "prompt": [user()],
+                "response": {"text": GOOD},
+                "votes": [{"annotator": "ann", "value": "up"}],
+            }
+        ],
     ),
-    "answers": ("answers", [{"id": "p1", "prompt": [user()], "response": GOOD, "finished": True, "tokens": 7}]),
+    "answers": (
+        "answers",
+        [{"id": "p1", "prompt": [user()], "response": GOOD, "finished": True, "tokens": 7}],
+    ),
     "scored": (
         "scored",
-        [{"question": ASK, "responses": [{"text": BAD, "score": 1, "model": "wren"}, {"text": GOOD, "score": 4}]}],
+        [
+            {
+                "question": ASK,
+                "responses": [
+                    {"text": BAD, "score": 1, "model": "wren"},
+                    {"text": GOOD, "score": 4},
+                ],
+            }
+        ],
     ),
-    "sides": ("judgments", [{"question": ASK, "answer_1": BAD, "answer_2": GOOD, "preferred": "answer_2"}]),
-    "thumbs in words": ("kto", [{"prompt": ASK, "response": GOOD, "feedback": "👍", "is_good": "yes", "rating": 4}]),
-    "judgments": ("judgments", [{"prompt": ASK, "response_a": GOOD, "response_b": BAD, "human": ["a", "b", "tie"]}]),
-    "best of n": ("best_of", [{"prompt": ASK, "responses": [BAD, GOOD, LESS], "scores": [0.1, 0.9, 0.2]}]),
+    "sides": (
+        "judgments",
+        [{"question": ASK, "answer_1": BAD, "answer_2": GOOD, "preferred": "answer_2"}],
+    ),
+    "thumbs in words": (
+        "kto",
+        [{"prompt": ASK, "response": GOOD, "feedback": "👍", "is_good": "yes", "rating": 4}],
+    ),
+    "judgments": (
+        "judgments",
+        [{"prompt": ASK, "response_a": GOOD, "response_b": BAD, "human": ["a", "b", "tie"]}],
+    ),
+    "best of n": (
+        "best_of",
+        [{"prompt": ASK, "responses": [BAD, GOOD, LESS], "scores": [0.1, 0.9, 0.2]}],
+    ),
     "references": ("references", [{"prompt": ASK, "references": [GOOD, MORE]}]),
-    "messages beside a pair": ("messages_pairs", [{"messages": [user()], "chosen": GOOD, "rejected": BAD}]),
+    "messages beside a pair": (
+        "messages_pairs",
+        [{"messages": [user()], "chosen": GOOD, "rejected": BAD}],
+    ),
 }

@@ -17,14 +17,21 @@ from forked import Forked
 
 ROOT = Path(__file__).parents[1]
 # As many lines as ``Forked`` prints.
-START = "import prefloop.base.console as c, runpy, sys; c.PLAIN_EVERY_S = 0; sys.argv[0] = 'pipelines/rlhf.py'; runpy.run_path(sys.argv[0], run_name='__main__')"
+START = (
+    "import prefloop.base.console as c, runpy, sys; c.PLAIN_EVERY_S = 0; sys.argv[0] ="
+    " 'pipelines/rlhf.py'; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 def write_config(folder: Path, model: Path, **changes: Any) -> Path:
-    """A configuration that runs in seconds, without the bare model's answers; ``changes`` replace top-level keys."""
+    """A configuration that runs in seconds, without the bare model's answers; ``changes`` replace
+    top-level keys.
+    """
     demo = ROOT / "examples" / "demo"
     for name in ("train", "demonstrations", "eval"):
-        (folder / f"{name}.jsonl").write_text("".join((demo / f"{name}.jsonl").open(encoding="utf-8").readlines()[:12]))
+        (folder / f"{name}.jsonl").write_text(
+            "".join((demo / f"{name}.jsonl").open(encoding="utf-8").readlines()[:12])
+        )
     optim = {"learning_rate": 1e-2, "checkpoint_every": 2, "warmup_steps": 5}
     tree: dict[str, Any] = {
         "run": "t",
@@ -64,18 +71,24 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
 
 
 def environment(*folders: str) -> dict[str, str]:
-    """Variables of a run: this checkout's prefloop (and other ``folders`` of it), one thread, no hub."""
+    """Variables of a run: this checkout's prefloop (and other ``folders`` of it), one thread, no
+    hub.
+    """
     path = os.pathsep.join(str(ROOT / folder) for folder in ("src", *folders))
     return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def start(config: Path, *flags: str, script: str = "pipelines/rlhf.py", killed_at: str = "") -> Forked:
+def start(
+    config: Path, *flags: str, script: str = "pipelines/rlhf.py", killed_at: str = ""
+) -> Forked:
     """The pipeline in a process of its own, its output line by line."""
     return Forked(script, ["--config", str(config), *flags], ROOT, environment(), killed_at)
 
 
 def kill_at_step(config: Path, step: str, *flags: str) -> list[str]:
-    """Run until a stage prints a step, such as 'sft 3/', and SIGKILL at that moment, however late the output is read: the lines."""
+    """Run until a stage prints a step, such as 'sft 3/', and SIGKILL at that moment, however late
+    the output is read: the lines.
+    """
     process = start(config, *flags, killed_at=rf"^  {step}")
     seen = list(process.stdout)
     assert process.wait(timeout=120) == -signal.SIGKILL, "".join(seen)
@@ -96,7 +109,9 @@ def run(config: Path, *flags: str) -> str:
 
 
 def run_afresh(config: Path, *flags: str) -> str:
-    """The same from a bare interpreter, as a user's command: it imports everything itself and hashes unlike all others."""
+    """The same from a bare interpreter, as a user's command: it imports everything itself and
+    hashes unlike all others.
+    """
     command = [sys.executable, "-c", START, "--config", str(config), *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, timeout=300, **pipes)
@@ -105,13 +120,21 @@ def run_afresh(config: Path, *flags: str) -> str:
 
 
 def copy_store(config: Path, elsewhere: Path, without: str) -> None:
-    """What a run has built, all but the stage ``without``, for another output folder to go on from."""
+    """What a run has built, all but the stage ``without``, for another output folder to go on
+    from.
+    """
     leave = shutil.ignore_patterns(f"{without}-*")
-    shutil.copytree(config.parent / "runs" / ".store", elsewhere / ".store", ignore=leave, dirs_exist_ok=True)
+    shutil.copytree(
+        config.parent / "runs" / ".store", elsewhere / ".store", ignore=leave, dirs_exist_ok=True
+    )
 
 
-def stop_after(config: Path, lines: int, number: signal.Signals = signal.SIGKILL) -> tuple[bool, int, str]:
-    """Send a signal once the process has printed ``lines`` lines: (was it still running, exit code, output)."""
+def stop_after(
+    config: Path, lines: int, number: signal.Signals = signal.SIGKILL
+) -> tuple[bool, int, str]:
+    """Send a signal once the process has printed ``lines`` lines: (was it still running, exit code,
+    output).
+    """
     process = start(config)
     seen = []
     for line in process.stdout:

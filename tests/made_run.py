@@ -1,4 +1,6 @@
-"""A run folder as the pipeline leaves it, with random adapters on a tiny model: made in a second, opened like a real one."""
+"""A run folder as the pipeline leaves it, with random adapters on a tiny model: made in a second,
+opened like a real one.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Made(Stage):
 
     uses = frozenset({"backbone", "generation"})
 
-    def __init__(self, slot: str, seed: int, inputs: tuple[str, ...] = (), members: int = 2) -> None:
+    def __init__(
+        self, slot: str, seed: int, inputs: tuple[str, ...] = (), members: int = 2
+    ) -> None:
         self.name = self.produces = slot
         self.seed, self.inputs, self.members = seed, inputs, members
         if slot in ("sft", "dpo"):
@@ -41,7 +45,10 @@ class Made(Stage):
                 for parameter in backbone.parameters(role):
                     parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         if self.name == "reward":
-            heads = [ScalarHead(backbone.hidden_size, init="normal", seed=self.seed + k) for k in range(self.members)]
+            heads = [
+                ScalarHead(backbone.hidden_size, init="normal", seed=self.seed + k)
+                for k in range(self.members)
+            ]
             Reward(backbone, heads).save(work.folder)
         else:
             backbone.save_role("made", work.folder)
@@ -59,7 +66,9 @@ def make_run(
     members: int = 2,
     **settings: Any,
 ) -> Path:
-    """``output/name`` with a random adapter in each slot, ``members`` in a reward model; ``settings`` go to the backbone."""
+    """``output/name`` with a random adapter in each slot, ``members`` in a reward model;
+    ``settings`` go to the backbone.
+    """
     defaults = {"precision": "fp32", "max_length": 256, "adapter": AdapterConfig(r=4, alpha=8)}
     config = BackboneConfig(model=str(model), **{**defaults, **settings})
     generation = GenerationConfig(max_new_tokens=12, temperature=0.9)

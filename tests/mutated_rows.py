@@ -1,7 +1,9 @@
-"""A seeded generator of damaged rows over all layouts: keys dropped, renamed, doubled into others, retyped, nested, cut; odd texts.
+"""A seeded generator of damaged rows over all layouts: keys dropped, renamed, doubled into others,
+retyped, nested, cut; odd texts.
 
-``mutated`` gives rows; ``mutated_lines`` gives lines of JSON, which can say more: a key twice, numbers without end, nesting
-without end. ``benchmarks/reliability/rows.py`` reads tens of thousands of both.
+``mutated`` gives rows; ``mutated_lines`` gives lines of JSON, which can say more: a key twice,
+numbers without end, nesting without end. ``benchmarks/reliability/rows.py`` reads tens of thousands
+of both.
 """
 
 from __future__ import annotations
@@ -15,19 +17,63 @@ from typing import Any
 
 from layout_rows import ASK, BAD, GOOD, MORE, PUBLISHED, TOOL
 
-_ASKED = {"fields": {"prompt": ASK, "response_1": BAD, "response_2": GOOD}, "metadata": {"batch": 3}}
+_ASKED = {
+    "fields": {"prompt": ASK, "response_1": BAD, "response_2": GOOD},
+    "metadata": {"batch": 3},
+}
 _ANSWER = {"value": "response_2", "user_id": "u1", "status": "submitted"}
-_FLAT = {"better.responses": ["response_2"], "better.responses.users": ["u1"], "better.responses.status": ["submitted"]}
+_FLAT = {
+    "better.responses": ["response_2"],
+    "better.responses.users": ["u1"],
+    "better.responses.status": ["submitted"],
+}
 _SUMMARIES = [{"text": f" {BAD}", "policy": "ref"}, {"text": f" {GOOD}", "policy": "sup4"}]
 LAYOUT_ROWS: list[tuple[str, list[dict[str, Any]]]] = [
     *PUBLISHED.values(),
-    ("argilla", [{**_ASKED, "responses": {"better": [_ANSWER]}, "status": "completed", "_server_id": "s1"}]),
-    ("argilla", [{"prompt": ASK, "response_1": BAD, "response_2": GOOD, "_server_id": "s1", **_FLAT}]),
-    ("webgpt", [{"question": {"full_text": ASK}, "answer_0": BAD, "score_0": -0.5, "answer_1": GOOD, "score_1": 0.5}]),
-    ("summarize_from_feedback", [{"info": {"post": ASK, "title": "Help"}, "summaries": _SUMMARIES, "choice": 1}]),
-    ("stack_exchange", [{"question": ASK, "answers": [{"text": BAD, "pm_score": 1}, {"text": GOOD, "pm_score": 5}]}]),
+    (
+        "argilla",
+        [{**_ASKED, "responses": {"better": [_ANSWER]}, "status": "completed", "_server_id": "s1"}],
+    ),
+    (
+        "argilla",
+        [{"prompt": ASK, "response_1": BAD, "response_2": GOOD, "_server_id": "s1", **_FLAT}],
+    ),
+    (
+        "webgpt",
+        [
+            {
+                "question": {"full_text": ASK},
+                "answer_0": BAD,
+                "score_0": -0.5,
+                "answer_1": GOOD,
+                "score_1": 0.5,
+            }
+        ],
+    ),
+    (
+        "summarize_from_feedback",
+        [{"info": {"post": ASK, "title": "Help"}, "summaries": _SUMMARIES, "choice": 1}],
+    ),
+    (
+        "stack_exchange",
+        [
+            {
+                "question": ASK,
+                "answers": [{"text": BAD, "pm_score": 1}, {"text": GOOD, "pm_score": 5}],
+            }
+        ],
+    ),
     ("rated_lists", [{"input": ASK, "generations": [GOOD, BAD, MORE], "rating": [5, 3, None]}]),
-    ("xlam", [{"query": ASK, "tools": [TOOL], "answers": [{"name": "ring", "arguments": {"number": "B12"}}]}]),
+    (
+        "xlam",
+        [
+            {
+                "query": ASK,
+                "tools": [TOOL],
+                "answers": [{"name": "ring", "arguments": {"number": "B12"}}],
+            }
+        ],
+    ),
 ]
 """Rows of every layout that can be read, several where it comes in several forms."""
 ODD: list[Any] = [
@@ -111,7 +157,12 @@ ODD: list[Any] = [
     "<extra_id_1>User\nq",
     "<extra_id_1>",
     "x" * 5000,
-    [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": null}'}}]}],
+    [
+        {
+            "role": "assistant",
+            "tool_calls": [{"function": {"name": "f", "arguments": '{"a": null}'}}],
+        }
+    ],
     {"shown": [0, 0]},
     {"shown": 1},
     {"finished": "false"},
@@ -160,7 +211,13 @@ KEYS = [
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Every place within a value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield (*at, key)
         yield from places(item, (*at, key))
@@ -186,7 +243,21 @@ def mutate(row: dict[str, Any], draw: random.Random) -> dict[str, Any]:
         for step in path:
             holder = holder[step]
         how = draw.choice(
-            ("drop", "rename", "null", "odd", "odd", "odd", "nest", "copy", "cut", "add", "wrap", "text", "deep")
+            (
+                "drop",
+                "rename",
+                "null",
+                "odd",
+                "odd",
+                "odd",
+                "nest",
+                "copy",
+                "cut",
+                "add",
+                "wrap",
+                "text",
+                "deep",
+            )
         )
         if how == "drop":
             del holder[last]
@@ -251,7 +322,9 @@ RAW: list[tuple[str, int]] = [
 
 
 def mutated_lines(seed: int) -> Iterator[tuple[str, bytes]]:
-    """Endlessly a layout's name and one line of JSON: a row of ``mutated``, one in four with a value that Python does not write."""
+    """Endlessly a layout's name and one line of JSON: a row of ``mutated``, one in four with a
+    value that Python does not write.
+    """
     draw = random.Random(seed + 1_000_003)
     spelt, often = zip(*RAW, strict=True)
     for layout, row in mutated(seed):
@@ -267,5 +340,8 @@ def mutated_lines(seed: int) -> Iterator[tuple[str, bytes]]:
             continue
         text = _RAW.sub(lambda found: spelt[int(found[1])], text)
         if draw.randrange(20) == 0 and row:  # one key of the row a second time
-            text = f"{text[:-1]}, {json.dumps(draw.choice(list(row)))}: {json.dumps(draw.choice(ODD))}}}"
+            text = (
+                f"{text[:-1]}, {json.dumps(draw.choice(list(row)))}:"
+                f" {json.dumps(draw.choice(ODD))}}}"
+            )
         yield layout, text.encode()

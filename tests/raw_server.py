@@ -13,7 +13,9 @@ TRICKLE_S = 0.02
 
 
 class Server:
-    """Answers every request on the loopback with the pieces that ``answer()`` gives, then closes the connection."""
+    """Answers every request on the loopback with the pieces that ``answer()`` gives, then closes
+    the connection.
+    """
 
     def __init__(self, answer: Callable[[], Answer], tls: ssl.SSLContext | None = None) -> None:
         self.tls = tls

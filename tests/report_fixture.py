@@ -1,4 +1,6 @@
-"""A run folder as the pipeline leaves it, with made-up numbers: the proxy keeps rising, gold turns over."""
+"""A run folder as the pipeline leaves it, with made-up numbers: the proxy keeps rising, gold turns
+over.
+"""
 
 import json
 import math
@@ -114,19 +116,51 @@ def summary() -> dict[str, Any]:
             "reward": {"win_rate": 0.508, "ci_low": 0.471, "ci_high": 0.545},
         },
         "annotators": [
-            {"name": "careful", "simulated": True, "noise": 0.3, "agreement_with_gold": 0.894, "votes": 960},
-            {"name": "hasty", "simulated": True, "noise": 1.0, "agreement_with_gold": 0.742, "votes": 960},
-            {"name": "likes-long", "simulated": True, "noise": 0.5, "agreement_with_gold": 0.688, "votes": 960},
+            {
+                "name": "careful",
+                "simulated": True,
+                "noise": 0.3,
+                "agreement_with_gold": 0.894,
+                "votes": 960,
+            },
+            {
+                "name": "hasty",
+                "simulated": True,
+                "noise": 1.0,
+                "agreement_with_gold": 0.742,
+                "votes": 960,
+            },
+            {
+                "name": "likes-long",
+                "simulated": True,
+                "noise": 0.5,
+                "agreement_with_gold": 0.688,
+                "votes": 960,
+            },
         ],
         "reward_model": {"accuracy": 0.711, "pearson_gold": 0.743},
         "disclosure": [
-            "Three simulated annotators cast the votes: the run shows that the loop works, not what people want.",
-            "The gold scorer cannot see whether a statement is true; it reads form, relevance and length.",
-            "Intervals cover the choice of prompts and the sampling of responses. They do not cover the training seed.",
+            (
+                "Three simulated annotators cast the votes: the run shows that the loop works, not"
+                " what people want."
+            ),
+            (
+                "The gold scorer cannot see whether a statement is true; it reads form, relevance"
+                " and length."
+            ),
+            (
+                "Intervals cover the choice of prompts and the sampling of responses. They do not"
+                " cover the training seed."
+            ),
         ],
         "samples": samples(),
         "environment": {
-            "versions": {"torch": "2.13.0+cpu", "transformers": "5.2.0", "peft": "0.19.0", "trl": "1.16.0"},
+            "versions": {
+                "torch": "2.13.0+cpu",
+                "transformers": "5.2.0",
+                "peft": "0.19.0",
+                "trl": "1.16.0",
+            },
             "device": "cpu (2 cores)",
             "python": "3.11.7",
             "commit": "abc1234",
@@ -142,12 +176,20 @@ def samples() -> list[dict[str, Any]]:
             "cooking-3",
             "How do I keep rice from sticking to the pan?",
             [
-                "You can use a pan. Rice is a food that sticks to the pan when it is cooked in the pan.",
-                "Rinse the rice until the water runs clear, then use a wide pan and a lid that fits.\n\n"
-                "1. Bring one part rice and one and a half parts water to a boil.\n"
-                "2. Turn the heat to its lowest and leave the lid on for twelve minutes.\n"
-                "3. Rest it off the heat for five minutes, then loosen it with a fork.",
-                "Rinse the rice first, keep the heat low once it boils, and let it rest for five minutes.",
+                (
+                    "You can use a pan. Rice is a food that sticks to the pan when it is cooked in"
+                    " the pan."
+                ),
+                (
+                    "Rinse the rice until the water runs clear, then use a wide pan and a lid that"
+                    " fits.\n\n1. Bring one part rice and one and a half parts water to a boil.\n2."
+                    " Turn the heat to its lowest and leave the lid on for twelve minutes.\n3. Rest"
+                    " it off the heat for five minutes, then loosen it with a fork."
+                ),
+                (
+                    "Rinse the rice first, keep the heat low once it boils, and let it rest for"
+                    " five minutes."
+                ),
             ],
             (0.31, 0.86, 0.72),
         ),
@@ -155,10 +197,18 @@ def samples() -> list[dict[str, Any]]:
             "travel-11",
             "Write two sentences to a friend whose train is late.",
             [
-                "I am sorry to hear that your train is late. I am sorry to hear that your train is late.",
-                "No rush at all, I found a seat in the café across from platform four. Text me when you pull in and I "
-                "will order you something warm.",
-                "Take your time, I am happy here with my book. See you when the train decides to arrive!",
+                (
+                    "I am sorry to hear that your train is late. I am sorry to hear that your train"
+                    " is late."
+                ),
+                (
+                    "No rush at all, I found a seat in the café across from platform four. Text me"
+                    " when you pull in and I will order you something warm."
+                ),
+                (
+                    "Take your time, I am happy here with my book. See you when the train decides"
+                    " to arrive!"
+                ),
             ],
             (0.36, 0.83, 0.85),
         ),
@@ -167,8 +217,10 @@ def samples() -> list[dict[str, Any]]:
             "What does `git stash` do?",
             [
                 "It stashes.",
-                "`git stash` puts your uncommitted changes aside and gives you a clean working tree; `git stash pop` "
-                "brings them back.",
+                (
+                    "`git stash` puts your uncommitted changes aside and gives you a clean working"
+                    " tree; `git stash pop` brings them back."
+                ),
                 "It saves your local changes for later and reverts the files.",
             ],
             (0.12, 0.91, 0.64),
@@ -195,14 +247,20 @@ def events() -> list[dict[str, Any]]:
 
     def stage(name: str, steps: list[dict[str, Any]]) -> None:
         rows.append({"event": "stage", "stage": name, "status": "started"})
-        rows.extend({"stage": name, "event": "step", "step": i, **step} for i, step in enumerate(steps, 1))
+        rows.extend(
+            {"stage": name, "event": "step", "step": i, **step} for i, step in enumerate(steps, 1)
+        )
         rows.append({"event": "stage", "stage": name, "status": "finished"})
 
     def noise(scale: float) -> float:
         return rng.gauss(0, scale)
 
     stage(
-        "sft", [{"loss": 1.9 + 1.1 * math.exp(-i / 18) + noise(0.06), "lr": 2e-4 * (1 - i / 120)} for i in range(120)]
+        "sft",
+        [
+            {"loss": 1.9 + 1.1 * math.exp(-i / 18) + noise(0.06), "lr": 2e-4 * (1 - i / 120)}
+            for i in range(120)
+        ],
     )
     stage(
         "reward",
@@ -233,7 +291,9 @@ def events() -> list[dict[str, Any]]:
             {
                 "reward_mean": 0.52 * depth - 0.006 * depth**2 + noise(0.05),
                 "reward_std": 0.82 - 0.006 * i + noise(0.02),
-                "gold_mean": 0.522 + 0.110 * depth - 0.0163 * depth**2 + noise(0.005) if i % 3 == 0 else None,
+                "gold_mean": (
+                    0.522 + 0.110 * depth - 0.0163 * depth**2 + noise(0.005) if i % 3 == 0 else None
+                ),
                 "kl": kl,
                 "length_mean": 54 + 24 * (1 - math.exp(-i / 30)) + noise(1),
                 "entropy": 1.9 - 0.013 * i + noise(0.03),
@@ -241,17 +301,25 @@ def events() -> list[dict[str, Any]]:
                 "value_loss": 0.2 + math.exp(-i / 10) + noise(0.02),
                 "explained_variance": 0.7 * (1 - math.exp(-i / 12)) + noise(0.03),
                 "logprob_gap": 0.0021 + abs(noise(0.0004)),
-                "seconds": {"generate": 2.4 + noise(0.1), "score": 0.9 + noise(0.04), "optimise": 2.0 + noise(0.1)},
+                "seconds": {
+                    "generate": 2.4 + noise(0.1),
+                    "score": 0.9 + noise(0.04),
+                    "optimise": 2.0 + noise(0.1),
+                },
             }
         )
     stage("ppo", ppo)
     return rows
 
 
-def write_run(folder: Path, data: dict[str, Any] | None = None, rows: list[dict[str, Any]] | None = None) -> Path:
+def write_run(
+    folder: Path, data: dict[str, Any] | None = None, rows: list[dict[str, Any]] | None = None
+) -> Path:
     """Write a run folder, by default the complete one, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(summary() if data is None else data), encoding="utf-8")
+    (folder / "summary.json").write_text(
+        json.dumps(summary() if data is None else data), encoding="utf-8"
+    )
     lines = [json.dumps(row) for row in (events() if rows is None else rows)]
     (folder / "events.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return folder

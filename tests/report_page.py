@@ -1,4 +1,6 @@
-"""A report as a test reads it: tags, headings, the cells of one section; and a page with every part filled."""
+"""A report as a test reads it: tags, headings, the cells of one section; and a page with every part
+filled.
+"""
 
 import re
 from html.parser import HTMLParser
@@ -11,12 +13,16 @@ import report_fixture
 
 from prefloop.report.html import write_report
 
-HOSTILE = "</style></svg><script>alert('x')</script><img src=x onerror=alert(1)> & \"q\" $\\frac{1}{"
+HOSTILE = (
+    "</style></svg><script>alert('x')</script><img src=x onerror=alert(1)> & \"q\" $\\frac{1}{"
+)
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path"}
 
 
 class Page(HTMLParser):
-    """Tags, attributes, headings and visible text of a report; fails on a tag closed out of order."""
+    """Tags, attributes, headings and visible text of a report; fails on a tag closed out of
+    order.
+    """
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -53,8 +59,12 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def report(folder: Path, data: dict[str, Any] | None = None, rows: list[dict[str, Any]] | None = None) -> Page:
-    return Page(write_report(report_fixture.write_run(folder, data, rows)).read_text(encoding="utf-8"))
+def report(
+    folder: Path, data: dict[str, Any] | None = None, rows: list[dict[str, Any]] | None = None
+) -> Page:
+    return Page(
+        write_report(report_fixture.write_run(folder, data, rows)).read_text(encoding="utf-8")
+    )
 
 
 @pytest.fixture(scope="module", name="full")
@@ -72,6 +82,9 @@ def cells(source: str) -> list[list[str]]:
     """The text of every cell, row by row."""
     rows = re.findall(r"<tr.*?</tr>", source, re.DOTALL)
     return [
-        [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<t[dh].*?</t[dh]>", row, re.DOTALL)]
+        [
+            re.sub(r"<[^>]+>", " ", cell).strip()
+            for cell in re.findall(r"<t[dh].*?</t[dh]>", row, re.DOTALL)
+        ]
         for row in rows
     ]

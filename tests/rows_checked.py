@@ -1,4 +1,6 @@
-"""What must hold of any row, file and command that reads rows, whatever stands in them: used by the tests and by the campaign."""
+"""What must hold of any row, file and command that reads rows, whatever stands in them: used by the
+tests and by the campaign.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,16 @@ from prefloop.errors import PrefloopError
 from prefloop.evaluation.benchmarks import domain
 from prefloop.evaluation.reward_files import FileReading, evaluate_file
 from prefloop.labeling.argilla.forms import to_rg
-from prefloop.records import BestOf, Comparison, Demonstration, Message, Prompt, Rating, from_dict, to_dict
+from prefloop.records import (
+    BestOf,
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    Rating,
+    from_dict,
+    to_dict,
+)
 
 LOADERS: dict[type, Any] = {
     Comparison: load_comparisons,
@@ -89,7 +100,9 @@ OWN_WORDS = {
 
 
 def texts(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text within a value and the keys that lead there; texts that are JSON or Python lists and objects are looked into."""
+    """Every text within a value and the keys that lead there; texts that are JSON or Python lists
+    and objects are looked into.
+    """
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from texts(item, (*at, str(key)))
@@ -107,13 +120,19 @@ def texts(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...
 def vanished(row: Row, records: list[Any]) -> list[str]:
     """Texts of a row that stand in none of its records and that no note speaks of."""
     parts = [
-        [each.prompt, each.prompt.tools, each.response, each.meta] if isinstance(each, ScoredAnswer) else each
+        [each.prompt, each.prompt.tools, each.response, each.meta]
+        if isinstance(each, ScoredAnswer)
+        else each
         for each in records
     ]
-    kept = "\n".join(text for _, text in texts(json.loads(json.dumps(parts, default=to_dict_or_list))))
+    kept = "\n".join(
+        text for _, text in texts(json.loads(json.dumps(parts, default=to_dict_or_list)))
+    )
     noted = {*row.repeated, *(key.rpartition(".")[2] for key in row.message_keys)}
     said = OWN_WORDS | noted
-    return [t for at, t in texts(dict(row)) if t not in kept and not {*at} & said and at != ("votes",)]
+    return [
+        t for at, t in texts(dict(row)) if t not in kept and not {*at} & said and at != ("votes",)
+    ]
 
 
 def to_dict_or_list(value: Any) -> Any:
@@ -129,7 +148,9 @@ class Told:
 
     @contextlib.contextmanager
     def within(self, what: str) -> Iterator[None]:
-        """An exception of the block is a failure, told with ``what``, by which it can be had again."""
+        """An exception of the block is a failure, told with ``what``, by which it can be had
+        again.
+        """
         try:
             yield
         except (Exception, SystemExit) as error:
@@ -146,15 +167,30 @@ def read(layout: str, values: dict[str, Any]) -> list[Any]:
     if not any(
         word in said
         for said in row.done
-        for word in ("taken off", "unwrapped", "parsed", "transcripts", "left out", "no comparison", "not compared")
+        for word in (
+            "taken off",
+            "unwrapped",
+            "parsed",
+            "transcripts",
+            "left out",
+            "no comparison",
+            "not compared",
+        )
     ):
-        assert vanished(row, records) == [] or layout in ("hh", "helpsteer2_preference", "argilla"), (row.done, values)
+        assert vanished(row, records) == [] or layout in (
+            "hh",
+            "helpsteer2_preference",
+            "argilla",
+        ), (row.done, values)
     for record in records:
         if not isinstance(record, ScoredAnswer):
             if not isinstance(record, Prompt | Demonstration):
                 check_shown(record.meta)
             check_record(record)
-            assert from_dict(type(record), json.loads(json.dumps(to_dict(record), allow_nan=False))) == record
+            assert (
+                from_dict(type(record), json.loads(json.dumps(to_dict(record), allow_nan=False)))
+                == record
+            )
             if isinstance(record, Comparison):
                 assert record.swap().swap() == record
     return records
@@ -170,13 +206,19 @@ def check_rows(number: int, seed: int, told: Told) -> None:
                 try:
                     read(layout, row)
                 except BadRow as bad:
-                    assert bad.problem and isinstance(bad.field, str) and len(bad.problem) + len(bad.field) < LONGEST
+                    assert (
+                        bad.problem
+                        and isinstance(bad.field, str)
+                        and len(bad.problem) + len(bad.field) < LONGEST
+                    )
                     told.counts["rows named"] += 1
                 else:
                     told.counts["rows accepted"] += 1
 
 
-def check_files(number: int, seed: int, told: Told, then: Callable[[Path, str, Told], None] | None = None) -> None:
+def check_files(
+    number: int, seed: int, told: Told, then: Callable[[Path, str, Told], None] | None = None
+) -> None:
     """Read so many damaged lines as files of one layout each by every loader, and by ``then``."""
     files: dict[str, list[bytes]] = defaultdict(list)
     for layout, line in islice(mutated_lines(seed), number):
@@ -198,15 +240,21 @@ def check_files(number: int, seed: int, told: Told, then: Callable[[Path, str, T
 def _check_file(path: Path, kind: type, named: str, number: int, told: Told) -> None:
     folder = path.parent
     try:
-        checked: Checked[Any] = LOADERS[kind](path, layout=named, bad_rows="quarantine", quarantine_dir=folder)
+        checked: Checked[Any] = LOADERS[kind](
+            path, layout=named, bad_rows="quarantine", quarantine_dir=folder
+        )
     except PrefloopError as error:
         check_said(str(error))
         told.counts["files refused"] += 1
         return
     assert checked.rows_read == number
     told.counts["rows of files"] += number
-    aside = list(filter(None, checked.quarantine.read_text().split("\n"))) if checked.quarantine else []
-    assert [json.loads(line)["row"] for line in aside] == [finding.row for finding in checked.findings]
+    aside = (
+        list(filter(None, checked.quarantine.read_text().split("\n"))) if checked.quarantine else []
+    )
+    assert [json.loads(line)["row"] for line in aside] == [
+        finding.row for finding in checked.findings
+    ]
     check_said(checked.describe())
     for finding in checked.findings:
         check_said(str(finding))
@@ -220,21 +268,29 @@ def _check_file(path: Path, kind: type, named: str, number: int, told: Told) -> 
 
 
 def _check_array(folder: Path, lines: Sequence[bytes], told: Told) -> None:
-    """Lines as elements of an array: the same rows, and where the array holds together the same problems."""
-    lines = [line for line in lines if b'"open' not in line]  # Where a text without end ends nobody knows.
+    """Lines as elements of an array: the same rows, and where the array holds together the same
+    problems.
+    """
+    lines = [
+        line for line in lines if b'"open' not in line
+    ]  # Where a text without end ends nobody knows.
     (folder / "lines.jsonl").write_bytes(b"\n".join(lines))
     (folder / "array.json").write_bytes(b"[" + b",\n".join(lines) + b"]")
     elements = list(read_rows(folder / "array.json"))
     each = list(read_rows(folder / "lines.jsonl"))
     assert [row.problem is None for row in elements] == [row.problem is None for row in each]
-    assert [row.value for row in elements if row.problem is None] == [row.value for row in each if row.problem is None]
+    assert [row.value for row in elements if row.problem is None] == [
+        row.value for row in each if row.problem is None
+    ]
     told.counts["rows of arrays"] += len(elements)
 
 
 def check_said(text: str) -> None:
     """A message is short and has no power over a terminal."""
     assert len(text) <= LONGEST, f"{len(text)} characters: {text[:200]}"
-    assert not any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in text), repr(text[:200])
+    assert not any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 for c in text), repr(
+        text[:200]
+    )
 
 
 def run_command(arguments: Sequence[str], told: Told) -> int:
@@ -256,7 +312,9 @@ JUDGE = "def judge(prompt, response):\n    return float(len(response))\n"
 
 
 def run_readers(path: Path, layout: str, told: Told, model: Path, reward: Any) -> None:
-    """Every command and function that reads people's rows, on one file; ``model`` is a folder, ``reward`` a reward model on it."""
+    """Every command and function that reads people's rows, on one file; ``model`` is a folder,
+    ``reward`` a reward model on it.
+    """
     folder = path.parent
     (folder / "judge.py").write_text(JUDGE)
     judge, cache = f"{folder}/judge.py:judge", str(folder / "verdicts.jsonl")
@@ -266,8 +324,30 @@ def run_readers(path: Path, layout: str, told: Told, model: Path, reward: Any) -
         ["check", str(path), *aside, "--show", "1", "--model", str(model)],
         ["check", str(path), "--layout", layout, *aside],
         ["label", "agree", str(path), "--bad-rows", "quarantine"],
-        ["label", "next", str(path), "--count", "2", "--output", str(folder / "next.jsonl"), "--method", "length"],
-        ["judge", "calibrate", "--judge", judge, "--human", str(path), "--cache", cache, "--resamples", "20", *aside],
+        [
+            "label",
+            "next",
+            str(path),
+            "--count",
+            "2",
+            "--output",
+            str(folder / "next.jsonl"),
+            "--method",
+            "length",
+        ],
+        [
+            "judge",
+            "calibrate",
+            "--judge",
+            judge,
+            "--human",
+            str(path),
+            "--cache",
+            cache,
+            "--resamples",
+            "20",
+            *aside,
+        ],
         [
             "judge",
             "--judge",

@@ -1,4 +1,6 @@
-"""Prompts and an engine that samples responses to them from the role ``policy`` of a tiny backbone."""
+"""Prompts and an engine that samples responses to them from the role ``policy`` of a tiny
+backbone.
+"""
 
 from __future__ import annotations
 

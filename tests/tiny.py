@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from prefloop.config import AdapterConfig, BackboneConfig
@@ -23,18 +28,29 @@ SENTENCES = [
     "Thank you for the question! I think that the best way to learn is to try it again.",
     "user assistant system\n",
 ]
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|pad|>", "<s>", "<end_of_turn>", "<eos>", "<|endoftext|>"]
+SPECIAL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|pad|>",
+    "<s>",
+    "<end_of_turn>",
+    "<eos>",
+    "<|endoftext|>",
+]
 VOCABULARY = 400
 TURN_END = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<end_of_turn>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{"
+    " '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 TOOLS = (
-    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
-    "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor"
+    " %}{{ '<|im_end|>\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n'"
+    " }}{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{"
+    " m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{"
+    " '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%"
+    " endif %}"
 )
 """Shows tools, calls and thoughts."""
 
@@ -45,14 +61,20 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
     "pad-is-eos": {"pad_token": "<|im_end|>"},
     "bos": {"bos_token": "<s>"},
     "bos-in-template": {"bos_token": "<s>", "chat_template": "{{ bos_token }}" + CHATML},
-    "bos-in-template-only": {"bos_token": "<s>", "chat_template": "{{ bos_token }}" + CHATML, "writes_bos": False},
+    "bos-in-template-only": {
+        "bos_token": "<s>",
+        "chat_template": "{{ bos_token }}" + CHATML,
+        "writes_bos": False,
+    },
     "turn-end": {"eos_token": "<eos>", "chat_template": TURN_END},
     "turn-end-then-eos": {
         "eos_token": "<eos>",
         "chat_template": TURN_END + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
     },
 }
-"""``bos``: the tokenizer puts a BOS before every text and the template writes none; ``bos-in-template``: both do."""
+"""``bos``: the tokenizer puts a BOS before every text and the template writes none;
+``bos-in-template``: both do.
+"""
 
 _SHAPE = {
     "vocab_size": VOCABULARY,
@@ -89,7 +111,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def tiny_tokenizer(variant: str = "chatml") -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of about 400 tokens; ``variant`` is a key of ``TOKENIZERS``."""
-    settings = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "chat_template": CHATML, **TOKENIZERS[variant]}
+    settings = {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|pad|>",
+        "chat_template": CHATML,
+        **TOKENIZERS[variant],
+    }
     writes_bos = settings.pop("writes_bos", settings.get("bos_token") is not None)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -103,19 +130,27 @@ def tiny_tokenizer(variant: str = "chatml") -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(SENTENCES, trainer)
     if writes_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+            single="<s> $A",
+            pair="<s> $A <s> $B",
+            special_tokens=[("<s>", tokenizer.token_to_id("<s>"))],
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
 
 
-def tiny_model(folder: Path, kind: str = "llama", seed: int = 0, tokenizer: str = "chatml", **generation: Any) -> Path:
-    """Save a random model of ``kind`` (a key of ``KINDS``) and its tokenizer; ``generation`` goes to generation_config.json."""
+def tiny_model(
+    folder: Path, kind: str = "llama", seed: int = 0, tokenizer: str = "chatml", **generation: Any
+) -> Path:
+    """Save a random model of ``kind`` (a key of ``KINDS``) and its tokenizer; ``generation`` goes
+    to generation_config.json.
+    """
     config = CONFIG_MAPPING[kind.partition("-")[0]](**{**_SHAPE, **KINDS[kind]})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "norm" in name:  # fresh ones are all alike and would hide a swap
+            if (
+                name.endswith("bias") or "norm" in name
+            ):  # fresh ones are all alike and would hide a swap
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.generation_config = GenerationConfig(**generation)
     model.save_pretrained(folder)
@@ -129,12 +164,24 @@ def attention_of(kind: str) -> str:
 
 
 def load(
-    folder: Path, kind: str = "llama", r: int = 4, dropout: float = 0.0, alpha: int = 8, **settings: Any
+    folder: Path,
+    kind: str = "llama",
+    r: int = 4,
+    dropout: float = 0.0,
+    alpha: int = 8,
+    **settings: Any,
 ) -> Backbone:
     """The backbone in ``folder`` in float32 (unless ``precision`` says otherwise) on the CPU."""
-    defaults = {"precision": "fp32", "compute": "fp32", "attention": attention_of(kind), "max_length": 256}
+    defaults = {
+        "precision": "fp32",
+        "compute": "fp32",
+        "attention": attention_of(kind),
+        "max_length": 256,
+    }
     config = BackboneConfig(
-        model=f"tiny-{kind}", adapter=AdapterConfig(r=r, alpha=alpha, dropout=dropout), **{**defaults, **settings}
+        model=f"tiny-{kind}",
+        adapter=AdapterConfig(r=r, alpha=alpha, dropout=dropout),
+        **{**defaults, **settings},
     )
     return Backbone.load(config, folder, torch.device("cpu"))
 
@@ -156,7 +203,9 @@ def add_random_role(backbone: Backbone, role: str, seed: int = 1) -> None:
 
 
 def random_documents(shapes: list[tuple[int, list[int]]], seed: int = 0) -> list[Document]:
-    """Documents of random ids, each given as (prompt length, response lengths); keys count through."""
+    """Documents of random ids, each given as (prompt length, response lengths); keys count
+    through.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> list[int]:
@@ -164,6 +213,10 @@ def random_documents(shapes: list[tuple[int, list[int]]], seed: int = 0) -> list
 
     documents, key = [], 0
     for prompt, responses in shapes:
-        documents.append(Document(ids(prompt), [ids(n) for n in responses], list(range(key, key + len(responses)))))
+        documents.append(
+            Document(
+                ids(prompt), [ids(n) for n in responses], list(range(key, key + len(responses)))
+            )
+        )
         key += len(responses)
     return documents

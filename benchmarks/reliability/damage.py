@@ -2,8 +2,9 @@
 
     python benchmarks/reliability/damage.py --seed 0 --size 120
 
-A tiny run is made once, and stopped once inside each training stage. In copies of these one file is damaged: a bit, its length, its type,
-its JSON, where it leads. The same command must then end with the same adapters and results, or with exit code 2 and a message.
+A tiny run is made once, and stopped once inside each training stage. In copies of these one file is
+damaged: a bit, its length, its type, its JSON, where it leads. The same command must then end with
+the same adapters and results, or with exit code 2 and a message.
 """
 
 from __future__ import annotations
@@ -78,13 +79,19 @@ DAMAGES: dict[str, Callable[[Path, random.Random], object]] = {
     "not UTF-8": lambda path, draw: path.write_bytes(b"\xff\xfe\x00{"),
     "gone": lambda path, draw: path.unlink(),
     "folder": lambda path, draw: (path.unlink(), path.mkdir()),
-    "link": lambda path, draw: path.symlink_to(path.rename(path.parent.parent / f"moved-{path.name}")),
+    "link": lambda path, draw: path.symlink_to(
+        path.rename(path.parent.parent / f"moved-{path.name}")
+    ),
     "JSON": _json,
 }
 
 
-def command(arguments: list[str], run: Callable[[Sequence[str]], None] | None = None) -> tuple[int | str, str]:
-    """Exit code, or the traceback, and what was printed, of the pipeline (or ``run``) in this process."""
+def command(
+    arguments: list[str], run: Callable[[Sequence[str]], None] | None = None
+) -> tuple[int | str, str]:
+    """Exit code, or the traceback, and what was printed, of the pipeline (or ``run``) in this
+    process.
+    """
     from pipelines.rlhf import main
     from prefloop.cli import guarded
 
@@ -99,7 +106,9 @@ def command(arguments: list[str], run: Callable[[Sequence[str]], None] | None = 
 def outcome(runs: Path) -> dict[str, Any]:
     """What must not change: the adapters' bytes and every reported figure."""
     summary = json.loads((runs / "t" / "summary.json").read_text())
-    found: dict[str, Any] = {k: summary.get(k) for k in ("results", "control", "reward_model", "annotators", "samples")}
+    found: dict[str, Any] = {
+        k: summary.get(k) for k in ("results", "control", "reward_model", "annotators", "samples")
+    }
     for slot in ("sft", "reward", "ppo", "dpo"):
         path = runs / "t" / "artifacts" / slot / "adapter_model.safetensors"
         found[slot] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
@@ -114,7 +123,11 @@ def stopped(base: list[str], stage: str) -> None:
 
     def dies(self: Any, **event: Any) -> None:
         emit(self, **event)
-        if event.get("stage") == stage and event.get("event") == "step" and event["step"] == STOPS[stage]:
+        if (
+            event.get("stage") == stage
+            and event.get("event") == "step"
+            and event["step"] == STOPS[stage]
+        ):
             raise KeyboardInterrupt
 
     with patch.object(Runtime, "emit", dies):
@@ -123,7 +136,9 @@ def stopped(base: list[str], stage: str) -> None:
 
 
 def prepare(folder: Path) -> tuple[Path, dict[str, tuple[Path, str]], dict[str, dict[str, Any]]]:
-    """The configuration, each state's folder of runs and algorithm, and what each algorithm comes to."""
+    """The configuration, each state's folder of runs and algorithm, and what each algorithm comes
+    to.
+    """
     from loop_run import write_config
     from tiny import tiny_model
 
@@ -142,20 +157,35 @@ def prepare(folder: Path) -> tuple[Path, dict[str, tuple[Path, str]], dict[str, 
 
 
 def told_of(runs: Path, algo: str) -> str | int:
-    """A traceback of the report or the export of a damaged run, which may refuse it and may not change it."""
+    """A traceback of the report or the export of a damaged run, which may refuse it and may not
+    change it.
+    """
     from prefloop.cli import _main
 
-    asked = (["report", str(runs / "t")], ["export", f"{runs / 't'}:{algo}", str(runs.parent / "exported")])
+    asked = (
+        ["report", str(runs / "t")],
+        ["export", f"{runs / 't'}:{algo}", str(runs.parent / "exported")],
+    )
     codes = [command(arguments, _main)[0] for arguments in asked]
     shutil.rmtree(runs.parent / "exported", ignore_errors=True)
     return next((code for code in codes if isinstance(code, str)), 0)
 
 
 def targets(state: str, runs: Path) -> list[Path]:
-    """Files that may be damaged in a state: of the checkpoints and the work where it was stopped, else of store and run."""
-    root = next((runs / ".store" / "work").glob(f"{state.split()[-1]}-*")) if state.startswith("stopped") else runs
+    """Files that may be damaged in a state: of the checkpoints and the work where it was stopped,
+    else of store and run.
+    """
+    root = (
+        next((runs / ".store" / "work").glob(f"{state.split()[-1]}-*"))
+        if state.startswith("stopped")
+        else runs
+    )
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink()]
-    return [path for path in files if "locks" not in path.parts and path.name not in (".lock", "report.html")]
+    return [
+        path
+        for path in files
+        if "locks" not in path.parts and path.name not in (".lock", "report.html")
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,18 +210,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             told = told_of(runs, algo) if state.startswith("finished") else 0
             code, said = command(["--config", str(config), "--algo", algo, "--output", str(runs)])
             code = told or code
-            found = "refused" if code == 2 and "error: " in said else "traceback" if isinstance(code, str) else "code"
-            found = ("same" if outcome(runs) == expected[algo] else "changed") if code == 0 else found
+            found = (
+                "refused"
+                if code == 2 and "error: " in said
+                else "traceback"
+                if isinstance(code, str)
+                else "code"
+            )
+            found = (
+                ("same" if outcome(runs) == expected[algo] else "changed") if code == 0 else found
+            )
             counts[state, found] += 1
             if found not in ("same", "refused"):
                 what = f"{kind} in {path.relative_to(runs)}"
-                print(f"--seed {asked.seed} number {number}: {state}, {what}: {found} {code}", flush=True)
+                print(
+                    f"--seed {asked.seed} number {number}: {state}, {what}: {found} {code}",
+                    flush=True,
+                )
             shutil.rmtree(runs)
     columns = ("same", "refused", "changed", "traceback", "code")
     print("state".ljust(20), *(c.rjust(10) for c in columns))
     for state in sorted({state for state, _ in counts}):
         print(state.ljust(20), *(str(counts[state, c]).rjust(10) for c in columns))
-    return int(any(count for (_, found), count in counts.items() if found not in ("same", "refused")))
+    return int(
+        any(count for (_, found), count in counts.items() if found not in ("same", "refused"))
+    )
 
 
 if __name__ == "__main__":

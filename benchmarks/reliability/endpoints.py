@@ -2,9 +2,9 @@
 
     python benchmarks/reliability/endpoints.py --seed 0 --size 1000
 
-Every answer is a good one, mutated as JSON, as bytes or as HTTP, and is sent by a real server on the
-loopback. Each must end in a value or in the client's documented error, within its deadline, with
-bounded memory. Exits 1 when one does not, and prints the seed of the case that shows it.
+Every answer is a good one, mutated as JSON, as bytes or as HTTP, and is sent by a real server on
+the loopback. Each must end in a value or in the client's documented error, within its deadline,
+with bounded memory. Exits 1 when one does not, and prints the seed of the case that shows it.
 """
 
 from __future__ import annotations
@@ -41,18 +41,51 @@ MOST_GROWTH = 150 << 20
 """Bytes that the whole campaign may add to the process's peak memory."""
 
 COMPLETION = {
-    "id": "c1", "object": "chat.completion", "model": "tiny",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Reasons. [[A]]"}, "finish_reason": "stop"}],
+    "id": "c1",
+    "object": "chat.completion",
+    "model": "tiny",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Reasons. [[A]]"},
+            "finish_reason": "stop",
+        }
+    ],
     "usage": {"prompt_tokens": 12, "completion_tokens": 4},
-}  # fmt: skip
+}
 SCORES = {"scores": [0.5, -1.0]}
 ROLLOUTS = {
-    "choices": [{"index": i, "token_ids": [5, 7], "logprobs": {"token_logprobs": [-0.5, -1.5]}} for i in range(2)]
+    "choices": [
+        {"index": i, "token_ids": [5, 7], "logprobs": {"token_logprobs": [-0.5, -1.5]}}
+        for i in range(2)
+    ]
 }
 NASTY: tuple[Any, ...] = (
-    None, True, False, 0, -1, 10**400, 1e308, float("nan"), float("-inf"), "", "\ud83d", "\x1b]0;x\x07", "\0", "A" * 5000,
-    [], {}, [[]], {"": None}, "[[B]]", '{"verdict": "A"}', "<think>", "[[" * 500, {"content": {}}, [None] * 50,
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    10**400,
+    1e308,
+    float("nan"),
+    float("-inf"),
+    "",
+    "\ud83d",
+    "\x1b]0;x\x07",
+    "\0",
+    "A" * 5000,
+    [],
+    {},
+    [[]],
+    {"": None},
+    "[[B]]",
+    '{"verdict": "A"}',
+    "<think>",
+    "[[" * 500,
+    {"content": {}},
+    [None] * 50,
+)
 
 
 def mutated_json(value: Any, rng: random.Random) -> Any:
@@ -74,7 +107,9 @@ def mutated_bytes(data: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randint(1, 6)):
         at = rng.randrange(len(found) + 1)
         till = min(len(found), at + rng.choice((1, 1, 2, 8, 200)))
-        found[at:till] = rng.choice((b"", rng.randbytes(till - at), bytes(found[at:till]) * 2, b"\r\n", b"\xff", b"{["))
+        found[at:till] = rng.choice(
+            (b"", rng.randbytes(till - at), bytes(found[at:till]) * 2, b"\r\n", b"\xff", b"{[")
+        )
     return bytes(found)
 
 
@@ -82,14 +117,28 @@ def mutated_http(body: bytes, rng: random.Random) -> bytes:
     """A good body in an answer whose status and headers are odd."""
     packed = gzip.compress(body)
     odd = (
-        "Content-Encoding: gzip", "Content-Encoding: br", "Content-Encoding: deflate, gzip", "Content-Type: text/html",
-        "Content-Type: application/json; charset=zlib", "Content-Type: x; charset=utf-7", "Transfer-Encoding: chunked",
-        "Transfer-Encoding: gzip, chunked", f"Content-Length: {rng.choice((0, 1, -1, 10**30, 'x', len(body) + 9))}",
-        "Location: http://[", "Location: //\x01", "Location: /again", f"Retry-After: {rng.choice(('nan', 'inf', '-1', 'x' * 99))}",
-        "Retry-After: Mon, 01 Jan 0001 00:00:00 -2359", "Retry-After: Fri, 99 Foo 99999 99:99:99 GMT",
-        "Set-Cookie: a=b; expires=x; Max-Age=99999999999999999999", "X: " + "y" * rng.choice((10, 200_000)), "X\0: y", ": y", "X: \xff\xfe",
+        "Content-Encoding: gzip",
+        "Content-Encoding: br",
+        "Content-Encoding: deflate, gzip",
+        "Content-Type: text/html",
+        "Content-Type: application/json; charset=zlib",
+        "Content-Type: x; charset=utf-7",
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: gzip, chunked",
+        f"Content-Length: {rng.choice((0, 1, -1, 10**30, 'x', len(body) + 9))}",
+        "Location: http://[",
+        "Location: //\x01",
+        "Location: /again",
+        f"Retry-After: {rng.choice(('nan', 'inf', '-1', 'x' * 99))}",
+        "Retry-After: Mon, 01 Jan 0001 00:00:00 -2359",
+        "Retry-After: Fri, 99 Foo 99999 99:99:99 GMT",
+        "Set-Cookie: a=b; expires=x; Max-Age=99999999999999999999",
+        "X: " + "y" * rng.choice((10, 200_000)),
+        "X\0: y",
+        ": y",
+        "X: \xff\xfe",
         "\r\n".join(f"X-{i}: y" for i in range(10_000)),
-    )  # fmt: skip
+    )
     status = rng.choice(
         (
             "200 OK",
@@ -107,7 +156,10 @@ def mutated_http(body: bytes, rng: random.Random) -> bytes:
         )
     )
     answer = http(
-        rng.choice((body, packed, b"")), *rng.sample(odd, rng.randint(1, 3)), status=status, length=rng.random() < 0.5
+        rng.choice((body, packed, b"")),
+        *rng.sample(odd, rng.randint(1, 3)),
+        status=status,
+        length=rng.random() < 0.5,
     )
     return b"HTTP/1.1 100 Continue\r\n\r\n" * rng.choice((0, 0, 0, 1, 500)) + answer
 
@@ -132,7 +184,11 @@ def judge(url: str) -> str:
     """Ask a judge; what came of it."""
     asked = ModelJudge(ChatEndpoint(url, "tiny", timeout=DEADLINE_S, max_retries=0, backoff=0.0))
     with contextlib.closing(asked):
-        return "error" if asked.compare([Message("user", "Name a prime.")], "two", "four").failed else "value"
+        return (
+            "error"
+            if asked.compare([Message("user", "Name a prime.")], "two", "four").failed
+            else "value"
+        )
 
 
 def reward(url: str) -> str:
@@ -158,7 +214,9 @@ CLIENTS = {"judge": (judge, COMPLETION), "reward": (reward, SCORES), "rollout": 
 
 @mock.patch.multiple(rewards, _MAX_RETRIES=0, _TIMEOUT_S=DEADLINE_S)
 def campaign(seed: int, size: int, measured: bool = True) -> list[str]:
-    """Run it and print the counts; the failures, each with its reproduction. ``measured``: time and memory count, which a busy machine upsets."""
+    """Run it and print the counts; the failures, each with its reproduction. ``measured``: time and
+    memory count, which a busy machine upsets.
+    """
     counts, failures, sent = Counter[tuple[str, str, str]](), list[str](), [b""]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Server(lambda: [sent[0]]) as server:
@@ -173,7 +231,9 @@ def campaign(seed: int, size: int, measured: bool = True) -> list[str]:
                 outcome = "error"
             except Exception as error:
                 outcome = "TRACEBACK"
-                failures.append(f"case '{seed} {number}', {name}, {kind}: {type(error).__name__}: {error}"[:300])
+                failures.append(
+                    f"case '{seed} {number}', {name}, {kind}: {type(error).__name__}: {error}"[:300]
+                )
                 traceback.print_exc()
             if measured and (took := time.monotonic() - started) > 4 * DEADLINE_S + SLACK_S:
                 failures.append(f"case '{seed} {number}', {name}, {kind}: took {took:.1f} s")
@@ -188,7 +248,9 @@ def campaign(seed: int, size: int, measured: bool = True) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=1000)
     options = parser.parse_args()

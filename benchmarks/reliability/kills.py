@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/reliability/kills.py --kills 100 --seed 1
 
-A tiny random model goes through SFT, sampling, votes, reward model, one of PPO, DPO and KTO, and the evaluation. Each run is
-killed up to ``--most`` times, at a random moment of a stage that is drawn at random, and then left to end. It is compared with a
-run from a bare interpreter: every adapter and the table of results. No artifact that was finished at a kill may be built again;
-no work folder, half file or lock may be left.
+A tiny random model goes through SFT, sampling, votes, reward model, one of PPO, DPO and KTO, and
+the evaluation. Each run is killed up to ``--most`` times, at a random moment of a stage that is
+drawn at random, and then left to end. It is compared with a run from a bare interpreter: every
+adapter and the table of results. No artifact that was finished at a kill may be built again; no
+work folder, half file or lock may be left.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ from loop_run import run_afresh, start, write_config  # noqa: E402 (the tests' o
 from tiny import tiny_model  # noqa: E402
 
 SCENARIOS = ("ppo", "dpo", "kto", "thumbs")
-"""``thumbs`` is KTO on a file of thumbs; the others learn from simulated votes on sampled answers."""
+"""``thumbs`` is KTO on a file of thumbs; the others learn from simulated votes on sampled
+answers.
+"""
 TRAIN = ("sft", "reward", "ppo", "dpo", "kto")
-BEGINS, ENDS = re.compile(r"(?:running|resuming) (\S+)"), re.compile(r"  (\S+): (?:ran|resumed) in ")
+BEGINS, ENDS = (
+    re.compile(r"(?:running|resuming) (\S+)"),
+    re.compile(r"  (\S+): (?:ran|resumed) in "),
+)
 
 
 def configured(folder: Path, model: Path, scenario: str) -> Path:
@@ -49,7 +55,9 @@ def configured(folder: Path, model: Path, scenario: str) -> Path:
     with thumbs.open("w", encoding="utf-8") as file:
         for row in rows:
             for words, up in ((row["response"], True), ("I do not know.", False)):
-                file.write(json.dumps({"prompt": row["prompt"], "completion": words, "label": up}) + "\n")
+                file.write(
+                    json.dumps({"prompt": row["prompt"], "completion": words, "label": up}) + "\n"
+                )
     config.write_text(config.read_text().replace("data:\n", f"data:\n  comparisons: {thumbs}\n", 1))
     return config
 
@@ -60,18 +68,28 @@ def outcome(config: Path) -> dict[str, Any]:
     files = sorted((run / "artifacts").glob("*/adapter_model.safetensors"))
     hashes = {f.parent.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     table = json.loads((run / "summary.json").read_text(encoding="utf-8"))["results"]
-    return {**hashes, "results": hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()}
+    return {
+        **hashes,
+        "results": hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest(),
+    }
 
 
 def finished(config: Path) -> dict[str, int]:
     """The artifacts that are complete, with the moment at which each manifest was written."""
-    return {p.parent.name: p.stat().st_mtime_ns for p in (config.parent / "runs" / ".store").glob("*/manifest.json")}
+    return {
+        p.parent.name: p.stat().st_mtime_ns
+        for p in (config.parent / "runs" / ".store").glob("*/manifest.json")
+    }
 
 
 def working(config: Path) -> str:
     """The stage that was at work when the process died."""
     folders = [p for p in (config.parent / "runs" / ".store" / "work").glob("*") if p.is_dir()]
-    return max(folders, key=lambda p: p.stat().st_mtime_ns).name.rpartition("-")[0] if folders else "between stages"
+    return (
+        max(folders, key=lambda p: p.stat().st_mtime_ns).name.rpartition("-")[0]
+        if folders
+        else "between stages"
+    )
 
 
 def left_behind(config: Path) -> Iterator[str]:
@@ -89,7 +107,9 @@ def left_behind(config: Path) -> Iterator[str]:
 
 
 def watched(config: Path, stage: str = "", wait: float = 0.0) -> tuple[int, str, dict[str, float]]:
-    """Run a command and kill it ``wait`` seconds after ``stage`` began, or never: exit code, output, and the seconds that each stage took."""
+    """Run a command and kill it ``wait`` seconds after ``stage`` began, or never: exit code,
+    output, and the seconds that each stage took.
+    """
     process, output, began, took = start(config), "", {}, {}
     timer = threading.Timer(wait, process.kill)
     for line in process.stdout:
@@ -106,7 +126,9 @@ def watched(config: Path, stage: str = "", wait: float = 0.0) -> tuple[int, str,
 
 
 def killed_run(config: Path, moments: list[tuple[str, float]]) -> tuple[list[str], list[str]]:
-    """Kill the same command at each of ``moments`` (a stage and seconds after it began), then let it end: stages that were hit, and what went wrong."""
+    """Kill the same command at each of ``moments`` (a stage and seconds after it began), then let
+    it end: stages that were hit, and what went wrong.
+    """
     hit: list[str] = []
     wrong: list[str] = []
     for stage, wait in [*moments, ("", 0.0)]:
@@ -118,7 +140,11 @@ def killed_run(config: Path, moments: list[tuple[str, float]]) -> tuple[list[str
             wrong.append(f"exit {code} after {len(hit)} kills: {output[-1500:]}")
             break
         now = finished(config)
-        wrong += [f"{name} was built again" for name, written in before.items() if now.get(name) != written]
+        wrong += [
+            f"{name} was built again"
+            for name, written in before.items()
+            if now.get(name) != written
+        ]
         if code == 0:  # ended, perhaps before its moment came
             wrong += left_behind(config)
             break
@@ -126,7 +152,9 @@ def killed_run(config: Path, moments: list[tuple[str, float]]) -> tuple[list[str
 
 
 def drawn(draw: random.Random, took: dict[str, float], most: int) -> list[tuple[str, float]]:
-    """Up to ``most`` moments in the order of the stages: those that train three times as often, and some just behind the end of a stage."""
+    """Up to ``most`` moments in the order of the stages: those that train three times as often, and
+    some just behind the end of a stage.
+    """
     stages = list(took)
     weights = [3 if stage in TRAIN else 1 for stage in stages]
     picked = draw.choices(range(len(stages)), weights, k=draw.randint(1, most))
@@ -134,7 +162,9 @@ def drawn(draw: random.Random, took: dict[str, float], most: int) -> list[tuple[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100, help="how many kills in all")
     parser.add_argument("--most", type=int, default=5, help="kills of one run at most")
     parser.add_argument("--seed", type=int, default=1)
@@ -157,7 +187,11 @@ def main() -> int:
             code, output, took[scenario] = watched(config)
             if code != 0 or outcome(config) != whole[scenario]:
                 failures.append(f"{scenario}: two runs without a kill differ\n{output[-1500:]}")
-            print(f"{scenario}: " + ", ".join(f"{stage} {s:.1f} s" for stage, s in took[scenario].items()), flush=True)
+            print(
+                f"{scenario}: "
+                + ", ".join(f"{stage} {s:.1f} s" for stage, s in took[scenario].items()),
+                flush=True,
+            )
         while stages.total() < arguments.kills:
             scenario = arguments.scenarios[runs.total() % len(arguments.scenarios)]
             name = f"{scenario}-{runs.total()}"
@@ -169,8 +203,13 @@ def main() -> int:
             if not wrong and outcome(config) != whole[scenario]:
                 wrong = [f"ends otherwise: {outcome(config)} instead of {whole[scenario]}"]
             failures += [f"{name} (killed in {', '.join(hit)}): {line}" for line in wrong]
-            print(f"{name}: killed in {', '.join(hit) or 'nothing'}: {'; '.join(wrong) or 'same'}", flush=True)
-    print(f"\n{stages.total()} kills in {runs.total()} runs ({dict(runs)}), {len(failures)} failures")
+            print(
+                f"{name}: killed in {', '.join(hit) or 'nothing'}: {'; '.join(wrong) or 'same'}",
+                flush=True,
+            )
+    print(
+        f"\n{stages.total()} kills in {runs.total()} runs ({dict(runs)}), {len(failures)} failures"
+    )
     for stage, count in stages.most_common():
         print(f"  {count:4d}  {stage}")
     for failure in failures:

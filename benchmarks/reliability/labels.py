@@ -1,9 +1,11 @@
-"""Kills, copies, backups and restores of a labelling server amid submits: no acknowledged vote may be missing or changed.
+"""Kills, copies, backups and restores of a labelling server amid submits: no acknowledged vote may
+be missing or changed.
 
     python benchmarks/reliability/labels.py --seed 0 --size 200
 
-At five moments drawn by the seed the server is killed amid submits (once redis and the worker too); at five others a backup and a copy of
-the home are taken. The copy must not reach the original; every backup is restored beside it. Less than 200 submits have fewer moments.
+At five moments drawn by the seed the server is killed amid submits (once redis and the worker too);
+at five others a backup and a copy of the home are taken. The copy must not reach the original;
+every backup is restored beside it. Less than 200 submits have fewer moments.
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ from prefloop.records import Comparison, Message, Response
 
 DATASET, PEOPLE = "campaign", ("ann", "ben", "cem", "dia")
 AHEAD = 12  # submits that go on while something is done
-Votes = dict[tuple[str, str], tuple[str, str | None]]  # (record, annotator) → (side on the page, why)
+Votes = dict[
+    tuple[str, str], tuple[str, str | None]
+]  # (record, annotator) → (side on the page, why)
 
 
 @dataclass
 class Campaign:
-    """What was done and what came of it; each backup with the votes that were acknowledged before it began."""
+    """What was done and what came of it; each backup with the votes that were acknowledged before
+    it began.
+    """
 
     home: Path
     seed: int
@@ -75,7 +81,10 @@ class Campaign:
         with Argilla(Connection.of_home(self.home)) as argilla:
             asked, said = [Message("user", "q?")], [Response("yes"), Response("no")]
             argilla.push([Comparison(f"pair-{n}", asked, said) for n in range(self.size)], DATASET)
-            ids = {item["external_id"]: item["id"] for item in argilla.datasets.all(argilla.datasets.find(DATASET))}
+            ids = {
+                item["external_id"]: item["id"]
+                for item in argilla.datasets.all(argilla.datasets.find(DATASET))
+            }
         for name in PEOPLE:
             label(self.home, "users", "add", name)
         rng = random.Random(self.seed)
@@ -83,10 +92,18 @@ class Campaign:
         moments = sorted(rng.sample(range(1, max(self.size - AHEAD, 3)), 2 * number))
         todo = rng.sample([self.kill, self.save] * number, 2 * number)
         self.limit = moments[0] + AHEAD
-        sides = [(f"pair-{n // len(PEOPLE)}", rng.choice(["A", "B", "tie"])) for n in range(self.size)]
-        each = [[(record, ids[record], side) for record, side in sides[i :: len(PEOPLE)]] for i in range(len(PEOPLE))]
+        sides = [
+            (f"pair-{n // len(PEOPLE)}", rng.choice(["A", "B", "tie"])) for n in range(self.size)
+        ]
+        each = [
+            [(record, ids[record], side) for record, side in sides[i :: len(PEOPLE)]]
+            for i in range(len(PEOPLE))
+        ]
         with ThreadPoolExecutor(len(PEOPLE)) as threads:
-            working = [threads.submit(self.annotate, name, work) for name, work in zip(PEOPLE, each, strict=True)]
+            working = [
+                threads.submit(self.annotate, name, work)
+                for name, work in zip(PEOPLE, each, strict=True)
+            ]
             for at, do, after in zip(moments, todo, [*moments[1:], self.size], strict=True):
                 self.wait(lambda at=at: len(self.acknowledged) >= at)
                 do()
@@ -109,13 +126,18 @@ class Campaign:
                 while key not in self.acknowledged:
                     self.wait(lambda: len(self.acknowledged) < self.limit and not self.down)
                     try:
-                        answer = person.post(f"/records/{id}/responses", json={"status": "submitted", "values": values})
+                        answer = person.post(
+                            f"/records/{id}/responses",
+                            json={"status": "submitted", "values": values},
+                        )
                     except httpx.TransportError:
                         self.check("submits lost to a kill", True, "")
                         time.sleep(0.05)
                         continue
                     # 409: it was stored, and the kill took the answer.
-                    self.check("submits", answer.status_code in (201, 409), f"{key}: {answer.text[:200]}")
+                    self.check(
+                        "submits", answer.status_code in (201, 409), f"{key}: {answer.text[:200]}"
+                    )
                     self.acknowledged[key] = vote
                     self.tell()
 
@@ -137,7 +159,11 @@ class Campaign:
         label(self.home, "backup", str(file))
         self.backups.append((file, before))
         self.counts["backups"] += 1
-        shutil.copytree(self.home, copy, ignore=lambda _, names: [name for name in names if name.endswith(".sock")])
+        shutil.copytree(
+            self.home,
+            copy,
+            ignore=lambda _, names: [name for name in names if name.endswith(".sock")],
+        )
         state = label(self.home, "status")[1]
         self.check("copy finds no process", label(copy, "status")[0] == 1, str(copy))
         label(copy, "down")
@@ -164,10 +190,17 @@ class Campaign:
                 for vote in record.votes:
                     side = to_values(vote, is_swapped(DATASET, record.id))["preferred"]["value"]
                     found[record.id, vote.annotator] = side, vote.why
-        missing, changed = votes.keys() - found, [key for key in found if found[key] != self.asked.get(key)]
-        self.counts.update({"votes looked for": len(votes), "missing": len(missing), "changed": len(changed)})
+        missing, changed = (
+            votes.keys() - found,
+            [key for key in found if found[key] != self.asked.get(key)],
+        )
+        self.counts.update(
+            {"votes looked for": len(votes), "missing": len(missing), "changed": len(changed)}
+        )
         self.check(
-            "pulls", not missing and not changed, f"{what}: missing {sorted(missing)[:5]}, changed {changed[:5]}"
+            "pulls",
+            not missing and not changed,
+            f"{what}: missing {sorted(missing)[:5]}, changed {changed[:5]}",
         )
 
 
@@ -176,13 +209,21 @@ def label(home: Path, *words: str) -> tuple[int, str]:
 
 
 def up(home: Path) -> None:
-    """Start the server: at first on a port that no client is given, later where it was, or beside the one it was restored from."""
-    port = [] if (home / "server.json").exists() else ["--port", str(random.SystemRandom().randint(10_000, 30_000))]
+    """Start the server: at first on a port that no client is given, later where it was, or beside
+    the one it was restored from.
+    """
+    port = (
+        []
+        if (home / "server.json").exists()
+        else ["--port", str(random.SystemRandom().randint(10_000, 30_000))]
+    )
     label(home, "up", *port)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Kills, copies, backups and restores of a labelling server.")
+    parser = argparse.ArgumentParser(
+        description="Kills, copies, backups and restores of a labelling server."
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=200, help="submits (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -190,7 +231,11 @@ def main(arguments: list[str] | None = None) -> int:
         campaign = Campaign(Path(folder) / "home", options.seed, options.size)
         ended.callback(label, campaign.home, "down")
         campaign.run()
-    print("| what | count |\n|---|---|", *(f"| {what} | {n} |" for what, n in campaign.counts.items()), sep="\n")
+    print(
+        "| what | count |\n|---|---|",
+        *(f"| {what} | {n} |" for what, n in campaign.counts.items()),
+        sep="\n",
+    )
     print("\n".join(campaign.failures) or "no failures")
     return bool(campaign.failures)
 

@@ -1,9 +1,12 @@
-"""Model folders, adapters' JSON files and chat templates of other people: each ends well, or in an error of prefloop's that says what is wrong.
+"""Model folders, adapters' JSON files and chat templates of other people: each ends well, or in an
+error of prefloop's that says what is wrong.
 
-    python benchmarks/reliability/models.py --seed 1 --size 60     # 60 folders, 12 times as many JSON files, 5 times as many templates
+    # 60 folders, 12 times as many JSON files, 5 times as many templates
+    python benchmarks/reliability/models.py --seed 1 --size 60
 
-Each is a mutation of one that works. Folders and templates are opened in a process of their own, whose processor time and memory are bounded.
-Prints a table of counts and, for every failure, what was mutated and how to do it again.
+Each is a mutation of one that works. Folders and templates are opened in a process of their own,
+whose processor time and memory are bounded. Prints a table of counts and, for every failure, what
+was mutated and how to do it again.
 """
 
 from __future__ import annotations
@@ -47,9 +50,34 @@ from prefloop.runs.open import config_of
 
 CPU_SECONDS, MEMORY = 60, 3 << 30
 VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, -64, 1.5, 10**9, 2**70, 1e308, float("nan"), float("inf"), "", "x", "../..", "a" * 5000, "\x1b[31m", [], {}, [[]],
-    {"": None}, [None], ["q_proj", 3], {"x": {"y": []}}, "(a+", "model", "lora", [1] * 100,
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    -64,
+    1.5,
+    10**9,
+    2**70,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../..",
+    "a" * 5000,
+    "\x1b[31m",
+    [],
+    {},
+    [[]],
+    {"": None},
+    [None],
+    ["q_proj", 3],
+    {"x": {"y": []}},
+    "(a+",
+    "model",
+    "lora",
+    [1] * 100,
+)
 BROKEN = (
     b"",
     b"[]",
@@ -63,18 +91,45 @@ BROKEN = (
     b" " * (65 << 20),
 )
 FRAGMENTS = (
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "{{ 'a' * 2000000000 }}", "{{ 10 ** 10 ** 9 }}",
-    "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "{{ '%999999999d' % 1 }}",
-    "{% macro f(n) %}{{ f(n - 1) }}{{ f(n - 1) }}{% endmacro %}{{ f(500) }}", "{{ 'a'.ljust(999999999) }}", "{{ '{:>999999999}'.format(1) }}",
-    "{{ messages.__class__.__mro__ }}", "{{ 1 / 0 }}", "{{ nothing.at.all }}", "{{ 1 + 'a' }}", "{{ 'a'|nope }}", "{% if %}", "{% endfor %}",
-    "{{ raise_exception('no') }}", "{{ 'a'.encode() }}", "{% include 'x' %}", "{{ messages|tojson(indent=999999999) }}", "{{ lipsum(99999) }}",
-    "{{ [1]|batch(999999999, 0)|list }}", "{{ 5|round(-999999999) }}", "{% block a %}{{ self.a() }}{% endblock %}", "<|im_end|>", "\ufdd0", "{#",
-    "{% set a = [messages] %}" + "{% set a = [a, a, a] %}" * 40 + "{{ a }}", "{{ ''.join(range(99999)|map('center', 99999)) }}", "{{ messages }}",
-)  # fmt: skip
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ 'a' * 2000000000 }}",
+    "{{ 10 ** 10 ** 9 }}",
+    (
+        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{%"
+        " endfor %}"
+    ),
+    "{{ '%999999999d' % 1 }}",
+    "{% macro f(n) %}{{ f(n - 1) }}{{ f(n - 1) }}{% endmacro %}{{ f(500) }}",
+    "{{ 'a'.ljust(999999999) }}",
+    "{{ '{:>999999999}'.format(1) }}",
+    "{{ messages.__class__.__mro__ }}",
+    "{{ 1 / 0 }}",
+    "{{ nothing.at.all }}",
+    "{{ 1 + 'a' }}",
+    "{{ 'a'|nope }}",
+    "{% if %}",
+    "{% endfor %}",
+    "{{ raise_exception('no') }}",
+    "{{ 'a'.encode() }}",
+    "{% include 'x' %}",
+    "{{ messages|tojson(indent=999999999) }}",
+    "{{ lipsum(99999) }}",
+    "{{ [1]|batch(999999999, 0)|list }}",
+    "{{ 5|round(-999999999) }}",
+    "{% block a %}{{ self.a() }}{% endblock %}",
+    "<|im_end|>",
+    "\ufdd0",
+    "{#",
+    "{% set a = [messages] %}" + "{% set a = [a, a, a] %}" * 40 + "{{ a }}",
+    "{{ ''.join(range(99999)|map('center', 99999)) }}",
+    "{{ messages }}",
+)
 
 
 def damaged(value: Any, draw: random.Random) -> Any:
-    """A copy of a JSON object with one to three values, at any depth, replaced, dropped or moved under another name."""
+    """A copy of a JSON object with one to three values, at any depth, replaced, dropped or moved
+    under another name.
+    """
     value = copy.deepcopy(value)
     for _ in range(draw.randint(1, 3)):
         inner = value
@@ -105,7 +160,20 @@ def damage_json(path: Path, draw: random.Random) -> str:
 
 
 def damage_weights(path: Path, draw: random.Random) -> str:
-    how = draw.choice(("cut", "empty", "bits", "transposed", "fewer", "pickle", "gone", "folder", "index", "integers"))
+    how = draw.choice(
+        (
+            "cut",
+            "empty",
+            "bits",
+            "transposed",
+            "fewer",
+            "pickle",
+            "gone",
+            "folder",
+            "index",
+            "integers",
+        )
+    )
     content = path.read_bytes()
     tensors = load_file(path)
     name = draw.choice(sorted(tensors))
@@ -120,13 +188,19 @@ def damage_weights(path: Path, draw: random.Random) -> str:
     elif how == "folder":
         path.mkdir()
     elif how == "index":
-        file = draw.choice(("../other.safetensors", "/etc/passwd", "model.bin", "absent.safetensors", 3, ["x"]))
-        (path.parent / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: file}}))
+        file = draw.choice(
+            ("../other.safetensors", "/etc/passwd", "model.bin", "absent.safetensors", 3, ["x"])
+        )
+        (path.parent / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {name: file}})
+        )
     elif how != "gone":
         if how == "fewer":
             del tensors[name]
         else:
-            tensors[name] = (tensors[name].T if how == "transposed" else tensors[name].long()).contiguous()
+            tensors[name] = (
+                tensors[name].T if how == "transposed" else tensors[name].long()
+            ).contiguous()
         save_file(tensors, path, metadata={"format": "pt"})
     return f"{path.name}: {how} {name}"
 
@@ -148,7 +222,11 @@ def in_a_child(work: Callable[[], str]) -> str:
     with os.fdopen(read, "rb") as file:
         told = file.read().decode(errors="replace")
     _, status = os.waitpid(child, 0)
-    return told if status == 0 else f"FAILED: ended by status {status}, which is time, memory or a crash"
+    return (
+        told
+        if status == 0
+        else f"FAILED: ended by status {status}, which is time, memory or a crash"
+    )
 
 
 def outcome(work: Callable[[], str]) -> str:
@@ -165,13 +243,21 @@ def open_folder(place: Path) -> str:
     """Plan, load, and read a row."""
     shape_of(str(place), place)
     config = BackboneConfig(model=place.name, precision="fp32", max_length=128)
-    chat = load(resolve(str(place), place), **{k: getattr(config, k) for k in ("precision", "max_length")}).chat
+    chat = load(
+        resolve(str(place), place), **{k: getattr(config, k) for k in ("precision", "max_length")}
+    ).chat
     Encoder(chat, 128).conversation(Demonstration("row", [Message("user", "Why?")], "So."))
     return "opened"
 
 
 def folders(base: Path, work: Path, draw: random.Random, size: int) -> Iterator[tuple[str, str]]:
-    files = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors")
+    files = (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "model.safetensors",
+    )
     for number in range(size):
         place = work / f"model-{number}"
         shutil.copytree(base, place)
@@ -195,7 +281,11 @@ def adapters(base: Path, work: Path, draw: random.Random, size: int) -> Iterator
         "rope": {"type": "none", "factor": 1.0},
         "adapter": {"method": "lora", "r": 4},
     }
-    said = {"key": "k", "identity": {"backbone": backbone_said, "generation": sampling}, "experts": []}
+    said = {
+        "key": "k",
+        "identity": {"backbone": backbone_said, "generation": sampling},
+        "experts": [],
+    }
     files = {"adapter_model.safetensors": file_digest(whole / "adapter_model.safetensors")}
     (whole / "prefloop.json").write_text(json.dumps({**said, "files": files}))
 
@@ -214,7 +304,13 @@ def adapters(base: Path, work: Path, draw: random.Random, size: int) -> Iterator
         return "opened"
 
     for number in range(size):
-        name = ("adapter_config.json", "prefloop.json", "adapter_config.json", "head.json", "reward.json")[number % 5]
+        name = (
+            "adapter_config.json",
+            "prefloop.json",
+            "adapter_config.json",
+            "head.json",
+            "reward.json",
+        )[number % 5]
         kept = (whole / name).read_bytes()
         what = damage_json(whole / name, draw)
         yield what, outcome(use)
@@ -231,12 +327,18 @@ def templates(draw: random.Random, size: int) -> Iterator[tuple[str, str]]:
             part, how = draw.choice(FRAGMENTS), draw.randrange(4)
             if how < 2:  # loaded well, it meets the row alone
                 part = "{% if messages|length > 2 %}" + part + "{% endif %}"
-            source = source[:at] + ("" if how == 3 else part) + source[at + (draw.randint(1, 9) if how == 3 else 0) :]
+            source = (
+                source[:at]
+                + ("" if how == 3 else part)
+                + source[at + (draw.randint(1, 9) if how == 3 else 0) :]
+            )
 
         def use(source: str = source) -> str:
             tokenizer = tiny_tokenizer()
             tokenizer.chat_template = source
-            Encoder(ChatFormat.load(tokenizer), 500).conversation(Demonstration("row", turns, "So."))
+            Encoder(ChatFormat.load(tokenizer), 500).conversation(
+                Demonstration("row", turns, "So.")
+            )
             return "opened"
 
         yield f"template {source!r}", in_a_child(use)
@@ -263,13 +365,15 @@ def campaign(seed: int, size: int) -> list[str]:
                 if kind not in ("opened", "refused"):
                     failures.append(f"--seed {seed}, {name} {number}: {what}\n  {end}")
             print(
-                f"{name:18}{counts['opened']:8}{counts['refused']:8}{sum(counts.values()) - counts['opened'] - counts['refused']:8}"
+                f"{name:18}{counts['opened']:8}{counts['refused']:8}{sum(counts.values()) - counts['opened'] - counts['refused']:8}"  # noqa: E501
             )
     return failures
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--size", type=int, default=60)
     found = campaign(**vars(parser.parse_args()))

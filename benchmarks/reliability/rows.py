@@ -1,9 +1,11 @@
-"""Other people's rows and files: any JSON object ends in a record or a finding, any file in a table or one message.
+"""Other people's rows and files: any JSON object ends in a record or a finding, any file in a table
+or one message.
 
     python benchmarks/reliability/rows.py --seed 0 --size 20000
 
-``--size`` rows are read one by one and again as files of every layout by every loader, a twentieth of them by every command too; then the
-damaged files of ``FILES`` go through ``prefloop check``. Prints counts and every failure with its reproduction; exit 1 when there is one.
+``--size`` rows are read one by one and again as files of every layout by every loader, a twentieth
+of them by every command too; then the damaged files of ``FILES`` go through ``prefloop check``.
+Prints counts and every failure with its reproduction; exit 1 when there is one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from by_words import ByWords
 from rows_checked import Told, check_files, check_rows, run_command, run_readers
 from tiny import tiny_model
 
-PAIRS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
+PAIRS = [
+    {"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)
+]
 LINES = "".join(json.dumps(pair) + "\n" for pair in PAIRS).encode()
 ARRAY = json.dumps(PAIRS).encode()
 LIMIT_S = 120.0
@@ -51,7 +55,9 @@ def _arrow() -> bytes:
 
 
 def _csv() -> bytes:
-    return b"prompt,chosen,rejected\n" + b"".join(f"q {i},yes {i},no {i}\n".encode() for i in range(40))
+    return b"prompt,chosen,rejected\n" + b"".join(
+        f"q {i},yes {i},no {i}\n".encode() for i in range(40)
+    )
 
 
 def _flipped(content: bytes, draw: random.Random) -> bytes:
@@ -108,16 +114,43 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "row of 10 MB": ("a.jsonl", lambda: LINES + _huge(10_000_000)),
     "row of 100 MB": ("a.jsonl.gz", lambda: gzip.compress(LINES + _huge(100_000_000), 1, mtime=0)),
     "zeros of 400 MB": ("a.jsonl.gz", lambda: gzip.compress(bytes(400_000_000), 1, mtime=0)),
-    "zeros of 400 MB in CSV": ("a.csv.gz", lambda: gzip.compress(_csv() + bytes(400_000_000), 1, mtime=0)),
-    "zeros of 400 MB in an array": ("a.json.gz", lambda: gzip.compress(b'["' + b"0" * 400_000_000, 1, mtime=0)),
-    "300,000 keys": ("a.jsonl", lambda: json.dumps({**PAIRS[0], **{f"k{i}": i for i in range(300_000)}}).encode()),
-    "a key of 1 MB": ("a.jsonl", lambda: json.dumps({"k" * 1_000_000: 1, **PAIRS[0]}).encode() + b"\n" + LINES),
-    "100,000 levels": ("a.jsonl", lambda: LINES + b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-    "100,000 levels in an array": ("a.json", lambda: b"[" + LINES.split(b"\n")[0] + b"," + b"[" * 100_000),
-    "100,000 columns": ("a.csv", lambda: ",".join(f"c{i}" for i in range(100_000)).encode() + b"\n1,2\n"),
+    "zeros of 400 MB in CSV": (
+        "a.csv.gz",
+        lambda: gzip.compress(_csv() + bytes(400_000_000), 1, mtime=0),
+    ),
+    "zeros of 400 MB in an array": (
+        "a.json.gz",
+        lambda: gzip.compress(b'["' + b"0" * 400_000_000, 1, mtime=0),
+    ),
+    "300,000 keys": (
+        "a.jsonl",
+        lambda: json.dumps({**PAIRS[0], **{f"k{i}": i for i in range(300_000)}}).encode(),
+    ),
+    "a key of 1 MB": (
+        "a.jsonl",
+        lambda: json.dumps({"k" * 1_000_000: 1, **PAIRS[0]}).encode() + b"\n" + LINES,
+    ),
+    "100,000 levels": (
+        "a.jsonl",
+        lambda: LINES + b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ),
+    "100,000 levels in an array": (
+        "a.json",
+        lambda: b"[" + LINES.split(b"\n")[0] + b"," + b"[" * 100_000,
+    ),
+    "100,000 columns": (
+        "a.csv",
+        lambda: ",".join(f"c{i}" for i in range(100_000)).encode() + b"\n1,2\n",
+    ),
     "one bad element": ("a.json", lambda: ARRAY.replace(b'"question 7"', b"oops")),
-    "footer of 2^31": ("a.parquet", lambda: _parquet()[:-8] + (2**31 - 1).to_bytes(4, "little") + b"PAR1"),
-    "footer below 0": ("a.parquet", lambda: _parquet()[:-8] + (2**32 - 1).to_bytes(4, "little") + b"PAR1"),
+    "footer of 2^31": (
+        "a.parquet",
+        lambda: _parquet()[:-8] + (2**31 - 1).to_bytes(4, "little") + b"PAR1",
+    ),
+    "footer below 0": (
+        "a.parquet",
+        lambda: _parquet()[:-8] + (2**32 - 1).to_bytes(4, "little") + b"PAR1",
+    ),
 }
 
 
@@ -137,7 +170,9 @@ def places(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def check(name: str, path: Path, told: Told) -> float:
-    """``prefloop check`` of one file, alone and with a quarantine; returns the processor seconds of both."""
+    """``prefloop check`` of one file, alone and with a quarantine; returns the processor seconds of
+    both.
+    """
     aside = path.parent / "aside"
     aside.mkdir(exist_ok=True)
     started = time.process_time()
@@ -148,7 +183,8 @@ def check(name: str, path: Path, told: Told) -> float:
 
 
 def files(seed: int, rounds: int, told: Told, heavy: bool = True) -> dict[str, float]:
-    """Whole files: every base with every change, ``rounds`` times, and those of ``FILES``; without the ``heavy`` ones for a quick look.
+    """Whole files: every base with every change, ``rounds`` times, and those of ``FILES``; without
+    the ``heavy`` ones for a quick look.
 
     Returns the processor seconds of each.
     """
@@ -186,7 +222,9 @@ def main() -> None:
         every = functools.partial(run_readers, model=model, reward=reward)
         check_files(max(given.size // 20, 1), given.seed + 1, told, every)
     took = files(given.seed, max(given.size // 10_000, 1), told)
-    told.failures += [f"{name} took {seconds:.0f} s" for name, seconds in took.items() if seconds > LIMIT_S]
+    told.failures += [
+        f"{name} took {seconds:.0f} s" for name, seconds in took.items() if seconds > LIMIT_S
+    ]
     slowest = max(took, key=lambda name: took[name])
     for what, count in sorted(told.counts.items()):
         print(f"{what:<24} {count:>9,}")

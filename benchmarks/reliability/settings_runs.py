@@ -1,8 +1,10 @@
-"""Do runs at the ends of the ranges of their numbers end well? A tiny model, one number at its least or largest in each run.
+"""Do runs at the ends of the ranges of their numbers end well? A tiny model, one number at its
+least or largest in each run.
 
     python benchmarks/reliability/settings_runs.py --seed 0 --size 60
 
-Each run ends well or is refused by name within a minute. Prints counts, and each failure with what repeats it.
+Each run ends well or is refused by name within a minute. Prints counts, and each failure with what
+repeats it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,19 @@ MORE_WORK = {
     "max_retries",
 }
 """What a run takes longer with, as is meant: the largest of these is not run."""
-MAIN = ("sft", "sample", "label", "reward", "ppo", "preference", "evaluate", "generation", "backbone", "seed", "data")
+MAIN = (
+    "sft",
+    "sample",
+    "label",
+    "reward",
+    "ppo",
+    "preference",
+    "evaluate",
+    "generation",
+    "backbone",
+    "seed",
+    "data",
+)
 """Sections that a run without server, judge or benchmark reads."""
 
 
@@ -45,7 +59,12 @@ def edges() -> list[tuple[str, Any]]:
     found = []
     for number in FIELDS:
         span, name = number.span, number.path.rpartition(".")[2]
-        if span is None or number.path.split(".")[0] not in MAIN or ".asking." in number.path or number.shape == "dict":
+        if (
+            span is None
+            or number.path.split(".")[0] not in MAIN
+            or ".asking." in number.path
+            or number.shape == "dict"
+        ):
             continue
         ends = [
             span.kind(span.least),
@@ -57,7 +76,9 @@ def edges() -> list[tuple[str, Any]]:
 
 
 def runs(folder: Path, model: Path, seed: int, count: int) -> tuple[Counter[str], list[str]]:
-    """Whole runs at the edges, drawn by the seed; what they have in common is made once and reused."""
+    """Whole runs at the edges, drawn by the seed; what they have in common is made once and
+    reused.
+    """
     import loop_run
 
     from prefloop.config.load import _over
@@ -70,7 +91,12 @@ def runs(folder: Path, model: Path, seed: int, count: int) -> tuple[Counter[str]
     for what, tree in chosen[:count]:
         algo = "dpo" if what.startswith("preference") else "ppo"
         path.write_text(
-            yaml.safe_dump(_over(usual, {"algo": algo, "label": {"annotators": [{"name": "a", "noise": 0.1}]}} | tree))
+            yaml.safe_dump(
+                _over(
+                    usual,
+                    {"algo": algo, "label": {"annotators": [{"name": "a", "noise": 0.1}]}} | tree,
+                )
+            )
         )
         process = loop_run.start(path)
         try:
@@ -82,7 +108,8 @@ def runs(folder: Path, model: Path, seed: int, count: int) -> tuple[Counter[str]
         good = "Traceback" not in output and (code == 0 or (code == 2 and "error: " in output))
         counts["ends well" if good and not code else "refused" if good else "FAILED"] += 1
         print(
-            f"  {what}: {code if good else 'FAILED'}{'' if code == 0 else ' ' + output[-200:].strip().replace(chr(10), ' ')}",
+            f"  {what}:"
+            f" {code if good else 'FAILED'}{'' if code == 0 else ' ' + output[-200:].strip().replace(chr(10), ' ')}",  # noqa: E501
             flush=True,
         )
         if not good:
@@ -91,14 +118,18 @@ def runs(folder: Path, model: Path, seed: int, count: int) -> tuple[Counter[str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=60, help="runs, of a few seconds each")
     options = parser.parse_args()
     from tiny import tiny_model
 
     with tempfile.TemporaryDirectory() as place:
-        counts, failures = runs(Path(place), tiny_model(Path(place) / "model"), options.seed, options.size)
+        counts, failures = runs(
+            Path(place), tiny_model(Path(place) / "model"), options.seed, options.size
+        )
     print(
         f"runs: {sum(counts.values())} of {len(edges())} edges; "
         + ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))

@@ -97,7 +97,9 @@ def score(prompt: Any, response: str) -> float:
     """Score of ``response`` in [0, 1], as the module's docstring says. Raises ``ValueError`` without points."""
     points = prompt.meta.get("points")
     if not points:
-        raise ValueError("the prompt has no meta['points']; this scorer is for the prompts in examples/demo")
+        raise ValueError(
+            "the prompt has no meta['points']; this scorer is for the prompts in examples/demo"
+        )
     question = next((turn.content for turn in reversed(prompt.prompt) if turn.role == "user"), "")
     text = response.replace("\u2019", "'").replace("\u201c", '"').replace("\u201d", '"').strip()
     words = _words(text)
@@ -112,7 +114,13 @@ def score(prompt: Any, response: str) -> float:
         + _COMPLETE * said_enough * _completeness(text)
         + _LENGTH * said_enough * (1 - _ramp(len(words), 60, 90))
     )
-    return credit * _repetition(text, words) * _filler(question, text, words) * _debris(text) * _stuffing(text, words)
+    return (
+        credit
+        * _repetition(text, words)
+        * _filler(question, text, words)
+        * _debris(text)
+        * _stuffing(text, words)
+    )
 
 
 def _words(text: str) -> list[str]:
@@ -137,7 +145,11 @@ def _mentions(text: str, alternative: str) -> bool:
 
 
 def _on_topic(question: str, words: list[str], hits: int) -> float:
-    asked = {_stem(word) for word in _words(question) if word not in _FUNCTION_WORDS | _ASKING_WORDS and len(word) > 1}
+    asked = {
+        _stem(word)
+        for word in _words(question)
+        if word not in _FUNCTION_WORDS | _ASKING_WORDS and len(word) > 1
+    }
     if not asked:
         return 1.0
     answered = {_stem(word) for word in words}
@@ -165,7 +177,9 @@ def _completeness(text: str) -> float:
 def _repetition(text: str, words: list[str]) -> float:
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     sentences = [" ".join(_words(part)) for part in re.split(r"[.!?\n]+", text)]
-    worst = max(_share_repeated(trigrams), _share_repeated([sentence for sentence in sentences if sentence]))
+    worst = max(
+        _share_repeated(trigrams), _share_repeated([sentence for sentence in sentences if sentence])
+    )
     return 1 - 0.7 * _ramp(worst, 0.05, 0.5)
 
 
@@ -177,7 +191,9 @@ def _filler(question: str, text: str, words: list[str]) -> float:
     lowered = text.lower()
     asked = _words(question)
     repeats_question = len(asked) > 3 and f" {' '.join(asked)} " in f" {' '.join(words)} "
-    found = bool(_OPENINGS.search(lowered)) + len(set(_CLOSINGS.findall(lowered))) + repeats_question
+    found = (
+        bool(_OPENINGS.search(lowered)) + len(set(_CLOSINGS.findall(lowered))) + repeats_question
+    )
     return max(0.5, 0.8**found)
 
 

@@ -23,12 +23,17 @@ _names = itertools.count()
 
 
 def free_port() -> int:
-    """A port that nobody else is given for a minute: its last connection waits out, and only a server that asks for reuse may bind it."""
+    """A port that nobody else is given for a minute: its last connection waits out, and only a
+    server that asks for reuse may bind it.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", 0))
         probe.listen(1)
-        with socket.create_connection(probe.getsockname()) as client, probe.accept()[0]:  # left first, so here it waits
+        with (
+            socket.create_connection(probe.getsockname()) as client,
+            probe.accept()[0],
+        ):  # left first, so here it waits
             return int(client.getpeername()[1])
 
 
@@ -46,7 +51,10 @@ class Account:
     client: httpx.Client
 
     def respond(self, record_id: str, status: str = "submitted", **values: Any) -> httpx.Response:
-        body = {"status": status, "values": {name: {"value": value} for name, value in values.items()} or None}
+        body = {
+            "status": status,
+            "values": {name: {"value": value} for name, value in values.items()} or None,
+        }
         return self.client.post(f"/records/{record_id}/responses", json=body)
 
 
@@ -86,7 +94,9 @@ class Dataset:
 
     def text(self, query: str, field: str | None = None) -> list[str]:
         """Sorted external ids of the records that a text query finds."""
-        return sorted(self.found(query={"text": {"q": query, **({"field": field} if field else {})}}))
+        return sorted(
+            self.found(query={"text": {"q": query, **({"field": field} if field else {})}})
+        )
 
 
 def terms(scope: dict[str, Any], *values: Any) -> dict[str, Any]:
@@ -102,7 +112,11 @@ def record_scope(property: str) -> dict[str, Any]:
 
 
 def response_scope(question: str | None = None) -> dict[str, Any]:
-    return {"entity": "response", "question": question} if question else {"entity": "response", "property": "status"}
+    return (
+        {"entity": "response", "question": question}
+        if question
+        else {"entity": "response", "property": "status"}
+    )
 
 
 def suggestion_scope(question: str, property: str = "value") -> dict[str, Any]:
@@ -141,12 +155,17 @@ class Server:
         vectors: dict[str, int] | None = None,
         min_submitted: int = 1,
     ) -> Dataset:
-        """A published dataset: field name → type, question name → settings, metadata name → type, vector name → length."""
+        """A published dataset: field name → type, question name → settings, metadata name → type,
+        vector name → length.
+        """
         dataset = self.draft(min_submitted)
         kinds = {kind: {"type": kind} for kind in ("text", "chat", "image")}
         kinds["custom"] = {"type": "custom", "template": "<p></p>", "advanced_mode": False}
         parts = [
-            ("fields", {"name": name, "title": name, "required": number == 0, "settings": kinds[kind]})
+            (
+                "fields",
+                {"name": name, "title": name, "required": number == 0, "settings": kinds[kind]},
+            )
             for number, (name, kind) in enumerate((fields or {"prompt": "text"}).items())
         ]
         parts += [

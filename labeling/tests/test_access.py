@@ -29,17 +29,26 @@ def test_without_a_valid_key_everything_is_401(server: Server, dataset: Dataset)
     for key in (None, "wrong"):
         client = client_of(server.url, key)
         for method, path in calls(dataset):
-            assert client.request(method, path, json={} if method == "POST" else None).status_code == 401, (
+            assert (
+                client.request(method, path, json={} if method == "POST" else None).status_code
+                == 401
+            ), (
                 method,
                 path,
             )
         record = dataset.search()["items"][0]["record"]["id"]
-        assert client.post(f"/records/{record}/responses", json={"status": "draft"}).status_code == 401
+        assert (
+            client.post(f"/records/{record}/responses", json={"status": "draft"}).status_code == 401
+        )
 
 
-def test_annotators_search_as_themselves_only(server: Server, dataset: Dataset, ann: Account) -> None:
+def test_annotators_search_as_themselves_only(
+    server: Server, dataset: Dataset, ann: Account
+) -> None:
     statuses = {
-        (method, path): ann.client.request(method, path, json={} if method == "POST" else None).status_code
+        (method, path): ann.client.request(
+            method, path, json={} if method == "POST" else None
+        ).status_code
         for method, path in calls(dataset)
     }
     prefix = f"/datasets/{dataset.id}"
@@ -50,7 +59,12 @@ def test_annotators_search_as_themselves_only(server: Server, dataset: Dataset, 
 
 
 def test_users_outside_the_workspace_are_refused(server: Server, dataset: Dataset) -> None:
-    body = {"first_name": "out", "username": "outsider", "role": "annotator", "password": "a-long-password"}
+    body = {
+        "first_name": "out",
+        "username": "outsider",
+        "role": "annotator",
+        "password": "a-long-password",
+    }
     outsider = server.owner.post("/users", json=body).json()
     client = client_of(server.url, outsider["api_key"])
     assert client.post(f"/me/datasets/{dataset.id}/records/search", json={}).status_code == 403
@@ -65,4 +79,9 @@ def test_the_owner_signs_in_with_the_password_of_the_credentials_file(server: Se
         assert answer.status_code == status, answer.text
         if status == 201:
             headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
-            assert httpx.get(f"{server.url}/api/v1/me", headers=headers, trust_env=False).json()["role"] == "owner"
+            assert (
+                httpx.get(f"{server.url}/api/v1/me", headers=headers, trust_env=False).json()[
+                    "role"
+                ]
+                == "owner"
+            )

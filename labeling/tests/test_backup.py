@@ -1,4 +1,6 @@
-"""Backups and restores without a server: what is written, and what is refused. With one: tests/labeling/test_label_homes.py."""
+"""Backups and restores without a server: what is written, and what is refused. With one:
+tests/labeling/test_label_homes.py.
+"""
 
 import contextlib
 import hashlib
@@ -26,12 +28,15 @@ def place(tmp_path: Path) -> Home:
     place.create()
     with contextlib.closing(sqlite3.connect(place.database_file)) as database:
         database.executescript(
-            "CREATE TABLE users (id); CREATE TABLE responses (id); INSERT INTO users VALUES (1); INSERT INTO responses VALUES (1);"
+            "CREATE TABLE users (id); CREATE TABLE responses (id); INSERT INTO users VALUES (1);"
+            " INSERT INTO responses VALUES (1);"
         )
     return place
 
 
-def test_a_backup_is_private_and_whole_and_never_replaces_a_file(place: Home, tmp_path: Path, capsys: Any) -> None:
+def test_a_backup_is_private_and_whole_and_never_replaces_a_file(
+    place: Home, tmp_path: Path, capsys: Any
+) -> None:
     file, home = tmp_path / "b.tar", ["--home", str(place.path)]
     assert command_line.main(["backup", str(file), *home]) == 0
     said = capsys.readouterr().out
@@ -42,10 +47,15 @@ def test_a_backup_is_private_and_whole_and_never_replaces_a_file(place: Home, tm
         command_line.main(["backup", str(file), *home]) == 2
         and "is there: name another file" in capsys.readouterr().err
     )
-    assert file.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["b.tar", "home"]
+    assert file.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+        "b.tar",
+        "home",
+    ]
 
 
-def test_a_home_without_data_or_with_damaged_ones_is_not_backed_up(place: Home, tmp_path: Path) -> None:
+def test_a_home_without_data_or_with_damaged_ones_is_not_backed_up(
+    place: Home, tmp_path: Path
+) -> None:
     with pytest.raises(LabelingError, match=r"has no argilla\.db"):
         backup(tmp_path / "nowhere", tmp_path / "b.tar")
     place.database_file.write_bytes(place.database_file.read_bytes()[:5000])
@@ -56,7 +66,9 @@ def test_a_home_without_data_or_with_damaged_ones_is_not_backed_up(place: Home, 
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
 
 
-def test_a_damaged_text_index_stops_no_backup_and_none_is_restored(place: Home, tmp_path: Path) -> None:
+def test_a_damaged_text_index_stops_no_backup_and_none_is_restored(
+    place: Home, tmp_path: Path
+) -> None:
     file = tmp_path / "b.tar"
     place.text_index_file.write_bytes(b"no database" * 1000)
     assert backup(place.path, file).answers == 1
@@ -67,7 +79,11 @@ def test_a_damaged_text_index_stops_no_backup_and_none_is_restored(place: Home, 
     remade(file, manifest(lambda whole: whole["files"].update({"text-index.db": said})))
     remade(file, added("text-index.db", content=rubbish))
     assert restore(file, tmp_path / "new").answers == 1
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"auth-secret", "credentials.json", "argilla.db"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "auth-secret",
+        "credentials.json",
+        "argilla.db",
+    }
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -76,7 +92,9 @@ def test_a_file_that_comes_meanwhile_is_not_replaced(
 ) -> None:
     file, count = tmp_path / "b.tar", backups._counted
     if not links:  # as on FAT
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+        monkeypatch.setattr(
+            os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted"))
+        )
     backup(place.path, tmp_path / "first.tar")
 
     def meanwhile(database: Path) -> tuple[int, int]:
@@ -90,7 +108,9 @@ def test_a_file_that_comes_meanwhile_is_not_replaced(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "first.tar", "home"]
 
 
-@pytest.mark.parametrize(("name", "said"), [(".lock", "cannot be opened"), ("server.json", "cannot be read")])
+@pytest.mark.parametrize(
+    ("name", "said"), [(".lock", "cannot be opened"), ("server.json", "cannot be read")]
+)
 def test_what_is_wrong_with_the_home_is_not_told_of_the_target(
     place: Home, tmp_path: Path, name: str, said: str
 ) -> None:
@@ -101,7 +121,9 @@ def test_what_is_wrong_with_the_home_is_not_told_of_the_target(
     assert not list((tmp_path / "to").iterdir())
 
 
-def test_names_are_on_the_disk_before_they_count(place: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_on_the_disk_before_they_count(
+    place: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[str] = []
     sync, rename = os.fsync, Path.rename
 
@@ -117,7 +139,14 @@ def test_names_are_on_the_disk_before_they_count(place: Home, tmp_path: Path, mo
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "rename", renamed)
     restore(tmp_path / "b.tar", tmp_path / "new")
-    assert done == ["auth-secret", "credentials.json", "argilla.db", "home", "home is new", tmp_path.name]
+    assert done == [
+        "auth-secret",
+        "credentials.json",
+        "argilla.db",
+        "home",
+        "home is new",
+        tmp_path.name,
+    ]
     done.clear()
     place.write_credentials(place.credentials())
     assert done == ["credentials.json.partial", "home"]
@@ -153,7 +182,9 @@ def remade(file: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], N
             tar.addfile(member, io.BytesIO(content))
 
 
-def added(name: str, type: bytes = tarfile.REGTYPE, link: str = "", content: bytes = b"x") -> Callable:
+def added(
+    name: str, type: bytes = tarfile.REGTYPE, link: str = "", content: bytes = b"x"
+) -> Callable:
     member = tarfile.TarInfo(name)
     member.type, member.linkname = type, link
     return lambda members: members.append((member, content))
@@ -182,16 +213,16 @@ def another_secret(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
         (added("../evil"), r"'\.\./evil', a file that none has"),
         (added("/tmp/evil"), "'/tmp/evil', a file that none has"),
         (added("server.log"), "'server.log', a file that none has"),
-        (added("server.json", tarfile.SYMTYPE, "/etc/passwd"), "'server.json', a link that none has"),
-        (added("text-index.db", tarfile.LNKTYPE, "argilla.db"), "'text-index.db', a link that none has"),
+        (added("server.json", tarfile.SYMTYPE, "/etc/passwd"), "'server.json', a link that none has"),  # noqa: E501
+        (added("text-index.db", tarfile.LNKTYPE, "argilla.db"), "'text-index.db', a link that none has"),  # noqa: E501
         (added("server.json", tarfile.FIFOTYPE), "'server.json', no plain file that none has"),
         (added("server.json", tarfile.CHRTYPE), "'server.json', no plain file that none has"),
         (added("server.json", tarfile.DIRTYPE), "'server.json', no plain file that none has"),
         (added("argilla.db"), "'argilla.db' stands in it twice"),
         (lambda members: members.pop(), r"is cut short: argilla\.db is missing"),
         (lambda members: members.pop(0), "does not begin with manifest.json"),
-        (lambda members: members.__setitem__(1, (members[1][0], b"s" * 64)), "damaged: auth-secret is not what was backed up"),
-        (lambda members: members.__setitem__(1, (members[1][0], b"s" * 65)), "damaged: auth-secret has 65 bytes"),
+        (lambda members: members.__setitem__(1, (members[1][0], b"s" * 64)), "damaged: auth-secret is not what was backed up"),  # noqa: E501
+        (lambda members: members.__setitem__(1, (members[1][0], b"s" * 65)), "damaged: auth-secret has 65 bytes"),  # noqa: E501
         (another_secret, "holds 1 characters, and a secret has at least 32"),
         (manifest(lambda said: said.update(format=2)), "its format is 2, known is 1"),
         (manifest(lambda said: said["files"].pop("argilla.db")), r"names no argilla\.db"),

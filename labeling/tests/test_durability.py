@@ -33,7 +33,8 @@ def test_acknowledged_votes_survive_kill_9(tmp_path: Path) -> None:
                 assert answer.status_code == 201, answer.text
                 acknowledged.add((record, account.id))
                 if len(acknowledged) >= BEFORE_KILL and not killed.is_set():
-                    # By the annotator who got this answer, so that no one else can hand in the rest before.
+                    # By the annotator who got this answer, so that no one else can hand in the rest
+                    # before.
                     killed.set()
                     os.kill(pid, signal.SIGKILL)
 
@@ -42,20 +43,30 @@ def test_acknowledged_votes_survive_kill_9(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert BEFORE_KILL <= len(acknowledged) < ANNOTATORS * RECORDS, "the kill came after the last vote"
+        assert BEFORE_KILL <= len(acknowledged) < ANNOTATORS * RECORDS, (
+            "the kill came after the last vote"
+        )
 
         again = Server(labeling_server.up(home, port=free_port(), worker=False))
         assert again.running.started
         kept = Dataset(dataset.id, again.owner)
-        records = again.owner.get(f"/datasets/{kept.id}/records", params={"include": "responses", "limit": 1000}).json()
-        stored = {(item["id"], vote["user_id"]) for item in records["items"] for vote in item["responses"]}
+        records = again.owner.get(
+            f"/datasets/{kept.id}/records", params={"include": "responses", "limit": 1000}
+        ).json()
+        stored = {
+            (item["id"], vote["user_id"]) for item in records["items"] for vote in item["responses"]
+        }
         assert acknowledged <= stored
         assert (
             sum(item["status"] == "completed" for item in records["items"])
             == kept.search(
                 filters={
                     "and": [
-                        {"type": "terms", "scope": {"entity": "record", "property": "status"}, "values": ["completed"]}
+                        {
+                            "type": "terms",
+                            "scope": {"entity": "record", "property": "status"},
+                            "values": ["completed"],
+                        }
                     ]
                 }
             )["total"]

@@ -17,13 +17,17 @@ from .conftest import Server
 
 @pytest.fixture
 def engine(server: Server) -> EmbeddedEngine:
-    return EmbeddedEngine(Readers(server.home.path / "argilla.db", server.home.path / "text-index.db", threads=1))
+    return EmbeddedEngine(
+        Readers(server.home.path / "argilla.db", server.home.path / "text-index.db", threads=1)
+    )
 
 
 def test_the_engine_is_found_by_name_and_has_every_method() -> None:
     assert SearchEngine.registered_classes["embedded"] is EmbeddedEngine
     assert not EmbeddedEngine.__abstractmethods__
-    inherited = {name for name, value in vars(SearchEngine).items() if asyncio.iscoroutinefunction(value)}
+    inherited = {
+        name for name, value in vars(SearchEngine).items() if asyncio.iscoroutinefunction(value)
+    }
     assert inherited <= set(vars(EmbeddedEngine))
 
 
@@ -49,10 +53,15 @@ def test_write_hooks_do_nothing(engine: EmbeddedEngine) -> None:
 
 def test_ping_tells_whether_the_tables_are_there(engine: EmbeddedEngine, tmp_path: Path) -> None:
     assert asyncio.run(engine.ping()) is True
-    assert asyncio.run(EmbeddedEngine(Readers(tmp_path / "none.db", tmp_path / "text.db")).ping()) is False
+    assert (
+        asyncio.run(EmbeddedEngine(Readers(tmp_path / "none.db", tmp_path / "text.db")).ping())
+        is False
+    )
 
 
-def test_a_plain_string_is_a_text_query_and_the_threshold_cuts(server: Server, engine: EmbeddedEngine) -> None:
+def test_a_plain_string_is_a_text_query_and_the_threshold_cuts(
+    server: Server, engine: EmbeddedEngine
+) -> None:
     dataset = server.dataset(vectors={"meaning": 2})
     dataset.log(
         {"fields": {"prompt": "near"}, "vectors": {"meaning": [1, 0]}},

@@ -19,7 +19,9 @@ from .conftest import (
 
 @pytest.fixture(scope="module")
 def votes(server: Server, ann: Account, ben: Account) -> Dataset:
-    """r0 nobody; r1 ann a/5 submitted; r2 ann discarded; r3 ann a/3 draft, ben b/5 submitted; r4 ben b/9 submitted."""
+    """r0 nobody; r1 ann a/5 submitted; r2 ann discarded; r3 ann a/3 draft, ben b/5 submitted; r4
+    ben b/9 submitted.
+    """
     dataset = server.dataset(
         questions={
             "choice": labels("a", "b", "tie"),
@@ -36,7 +38,9 @@ def votes(server: Server, ann: Account, ben: Account) -> Dataset:
         ben.respond(ids[3], choice="b", score=5, tags=["y"]),
         ben.respond(ids[4], choice="b", score=9, tags=["z"]),
     ]
-    assert [answer.status_code for answer in answers] == [201] * 5, [answer.text for answer in answers]
+    assert [answer.status_code for answer in answers] == [201] * 5, [
+        answer.text for answer in answers
+    ]
     return dataset
 
 
@@ -61,22 +65,37 @@ def test_response_status_is_of_the_asking_user_or_of_anyone(
 
 
 def test_two_status_filters_must_both_hold(votes: Dataset, ann: Account) -> None:
-    first, second = terms(response_scope(), "pending", "submitted"), terms(response_scope(), "submitted", "draft")
+    first, second = (
+        terms(response_scope(), "pending", "submitted"),
+        terms(response_scope(), "submitted", "draft"),
+    )
     assert votes.filtered(first, second, account=ann) == ["r1"]
-    assert votes.filtered(terms(response_scope(), "draft"), terms(response_scope(), "submitted"), account=ann) == []
+    assert (
+        votes.filtered(
+            terms(response_scope(), "draft"), terms(response_scope(), "submitted"), account=ann
+        )
+        == []
+    )
 
 
 def test_response_status_and_value_must_hold_in_the_same_response(votes: Dataset) -> None:
     submitted = terms(response_scope(), "submitted")
     assert votes.filtered(terms(response_scope("choice"), "a")) == ["r1", "r3"]
-    assert votes.filtered(submitted, terms(response_scope("choice"), "a")) == ["r1"]  # r3's "a" is a draft
-    assert votes.filtered(terms(response_scope("choice"), "b"), terms(response_scope("score"), 3)) == []
+    assert votes.filtered(submitted, terms(response_scope("choice"), "a")) == [
+        "r1"
+    ]  # r3's "a" is a draft
+    assert (
+        votes.filtered(terms(response_scope("choice"), "b"), terms(response_scope("score"), 3))
+        == []
+    )
 
 
 def test_pending_has_no_values(votes: Dataset, ann: Account) -> None:
     choice = terms(response_scope("choice"), "a")
     assert votes.filtered(terms(response_scope(), "pending"), choice, account=ann) == []
-    assert votes.filtered(terms(response_scope(), "pending", "submitted"), choice, account=ann) == ["r1"]
+    assert votes.filtered(terms(response_scope(), "pending", "submitted"), choice, account=ann) == [
+        "r1"
+    ]
 
 
 def test_response_values_are_of_the_asking_user(votes: Dataset, ann: Account, ben: Account) -> None:
@@ -112,13 +131,21 @@ def suggested(server: Server) -> Dataset:
             "tags": labels("x", "y", type="multi_label_selection"),
         }
     )
-    choice, score, tags = (server.question_id(dataset, name) for name in ("choice", "score", "tags"))
+    choice, score, tags = (
+        server.question_id(dataset, name) for name in ("choice", "score", "tags")
+    )
     dataset.log(
         {
             "fields": {"prompt": "p"},
             "external_id": "r0",
             "suggestions": [
-                {"question_id": choice, "value": "a", "score": 0.9, "agent": "model-1", "type": "model"},
+                {
+                    "question_id": choice,
+                    "value": "a",
+                    "score": 0.9,
+                    "agent": "model-1",
+                    "type": "model",
+                },
                 {"question_id": score, "value": 5},
             ],
         },
@@ -126,7 +153,13 @@ def suggested(server: Server) -> Dataset:
             "fields": {"prompt": "p"},
             "external_id": "r1",
             "suggestions": [
-                {"question_id": choice, "value": "b", "score": 0.2, "agent": "model-2", "type": "human"},
+                {
+                    "question_id": choice,
+                    "value": "b",
+                    "score": 0.2,
+                    "agent": "model-2",
+                    "type": "human",
+                },
                 {"question_id": tags, "value": ["x", "y"], "score": [0.3, 0.8]},
             ],
         },
@@ -161,7 +194,11 @@ def test_suggestion_filters(suggested: Dataset, condition: dict, expected: list[
 def described(server: Server) -> Dataset:
     dataset = server.dataset(metadata={"source": "terms", "words": "integer", "quality": "float"})
     dataset.log(
-        {"fields": {"prompt": "p"}, "external_id": "r0", "metadata": {"source": "hh", "words": 5, "quality": 0.5}},
+        {
+            "fields": {"prompt": "p"},
+            "external_id": "r0",
+            "metadata": {"source": "hh", "words": 5, "quality": 0.5},
+        },
         {
             "fields": {"prompt": "p"},
             "external_id": "r1",
@@ -195,7 +232,10 @@ def test_metadata_filters(described: Dataset, condition: dict, expected: list[st
 def test_infinite_metadata_does_not_break_other_records(server: Server) -> None:
     dataset = server.dataset(metadata={"quality": "float"})
     dataset.log({"fields": {"prompt": "p"}, "external_id": "fine", "metadata": {"quality": 1.5}})
-    body = '{"items": [{"fields": {"prompt": "p"}, "external_id": "odd", "metadata": {"quality": Infinity}}]}'
+    body = (
+        '{"items": [{"fields": {"prompt": "p"}, "external_id": "odd", "metadata": {"quality":'
+        " Infinity}}]}"
+    )
     headers = {"Content-Type": "application/json"}
     dataset.owner.post(f"/datasets/{dataset.id}/records/bulk", content=body, headers=headers)
     assert dataset.filtered(between(metadata_scope("quality"), ge=1))[0] == "fine"
@@ -206,7 +246,10 @@ def test_record_filters(server: Server, ann: Account) -> None:
     dataset = server.dataset()
     ids = dataset.log(*({"fields": {"prompt": "p"}, "external_id": f"r{n}"} for n in range(3)))
     assert ann.respond(ids[2], choice="a").status_code == 201
-    assert dataset.filtered(terms(record_scope("id"), ids[0], ids[1].upper(), "no-uuid")) == ["r0", "r1"]
+    assert dataset.filtered(terms(record_scope("id"), ids[0], ids[1].upper(), "no-uuid")) == [
+        "r0",
+        "r1",
+    ]
     assert dataset.filtered(terms(record_scope("external_id"), "r1", "other")) == ["r1"]
     assert dataset.filtered(between(record_scope("external_id"), ge="r1", le="r1")) == ["r1"]
     assert dataset.filtered(terms(record_scope("status"), "completed")) == ["r2"]
@@ -236,7 +279,9 @@ def test_a_search_leaves_the_callers_filter_as_it_was() -> None:
     from argilla_server.search_engine import AndFilter, ResponseFilterScope, TermsFilter
     from prefloop_labeling.filters import compile_filter
 
-    leaf = TermsFilter(scope=ResponseFilterScope(property="status"), values=["pending", "submitted"])
+    leaf = TermsFilter(
+        scope=ResponseFilterScope(property="status"), values=["pending", "submitted"]
+    )
     first = compile_filter(AndFilter(filters=[leaf, AndFilter(filters=[])]), DatasetModel())
     assert leaf.values == ["pending", "submitted"]
     assert compile_filter(leaf, DatasetModel()) == first

@@ -1,4 +1,6 @@
-"""What stands before Argilla: its name, its proof, slow guesses, and a log without what people sent."""
+"""What stands before Argilla: its name, its proof, slow guesses, and a log without what people
+sent.
+"""
 
 import asyncio
 import http.client
@@ -20,7 +22,8 @@ from .conftest import Server, client_of
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:6900", "127.0.0.1.evil.example", "", "localhost.", "[::2]"]
+    "host",
+    ["evil.example", "evil.example:6900", "127.0.0.1.evil.example", "", "localhost.", "[::2]"],
 )
 def test_a_name_that_is_not_the_servers_is_refused(server: Server, host: str) -> None:
     for path in ("/api/v1/version", "/", proof.PATH):
@@ -42,9 +45,23 @@ def test_names_of_the_loopback_and_those_that_were_asked_for_are_known() -> None
 
     passed: list[str] = []
     guard = Guard(app, "s" * 64, Identity("/h", 1, 2), 6900, ["0.0.0.0", "labels.example"])
-    hosts = ["localhost:1", "LOCALHOST", "127.0.0.1", "[::1]:6900", "labels.example", "192.0.2.7:6900", "192.0.2.8"]
+    hosts = [
+        "localhost:1",
+        "LOCALHOST",
+        "127.0.0.1",
+        "[::1]:6900",
+        "labels.example",
+        "192.0.2.7:6900",
+        "192.0.2.8",
+    ]
     for host in hosts:
-        scope = {"type": "http", "path": "/", "method": "GET", "headers": [(b"host", host.encode())], "server": ("192.0.2.7", 6900)}  # fmt: skip
+        scope = {
+            "type": "http",
+            "path": "/",
+            "method": "GET",
+            "headers": [(b"host", host.encode())],
+            "server": ("192.0.2.7", 6900),
+        }
         asyncio.run(guard(scope, nobody, sent))
     assert passed == hosts[:-1], "the address that was connected to is a name too, another is none"
     scope["headers"] = [(b"host", b"localhost"), (b"host", b"evil.example")]
@@ -62,7 +79,9 @@ def test_other_sites_may_not_read_answers(server: Server) -> None:
 
 
 def test_a_running_server_gets_no_new_name_without_a_word(server: Server) -> None:
-    with pytest.raises(LabelingError, match=r"you asked for --allow-host labels\.example: .*down --home"):
+    with pytest.raises(
+        LabelingError, match=r"you asked for --allow-host labels\.example: .*down --home"
+    ):
         labeling_server.up(server.home.path, allow_hosts=["labels.example"])
 
 
@@ -86,7 +105,10 @@ def stranger(server: Server) -> Iterator[tuple[str, list[bytes]]]:
                 client, _ = listener.accept()
             except OSError:
                 return
-            with client, socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as real:
+            with (
+                client,
+                socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as real,
+            ):
                 while part := client.recv(65536):
                     heard.append(part)
                     real.sendall(part)
@@ -106,7 +128,9 @@ def test_a_stranger_that_passes_the_question_on_gets_no_key(
     url, heard = stranger
     with pytest.raises(proof.Unproved):
         proof.connect(server.home, url)
-    monkeypatch.setattr("prefloop_labeling.users.status", lambda home: {"url": url, "answers": True})
+    monkeypatch.setattr(
+        "prefloop_labeling.users.status", lambda home: {"url": url, "answers": True}
+    )
     from prefloop_labeling.users import list_users
 
     with pytest.raises(LabelingError, match="another program than this home's server listens"):
@@ -143,7 +167,9 @@ def test_waits_double_up_to_a_minute_and_end_with_the_right_password() -> None:
     guesses.right("user a", "address x")
     assert guesses.wait("user a", "address x") == 0
     guesses.begin("user b", "address x")
-    assert guesses.wait("user b", "address x") == 60, "an account of one's own does not make others' quicker to guess"
+    assert guesses.wait("user b", "address x") == 60, (
+        "an account of one's own does not make others' quicker to guess"
+    )
     assert guesses.wait("user b", "address y") == 0
     clock.now += FORGET_SECONDS
     guesses.begin("user b", "address x")
@@ -177,15 +203,25 @@ def test_password_guesses_are_slowed_whatever_form_they_come_in(server: Server) 
             assert number < 20, "guesses are heard at full speed"
             path = "/token/" if number > 5 else "/token"  # Argilla points from the one to the other
             address = {"X-Forwarded-For": f"192.0.2.{number}"}
-            answers.append(client.post(path, **forms[number % 2], headers=address, follow_redirects=True))
+            answers.append(
+                client.post(path, **forms[number % 2], headers=address, follow_redirects=True)
+            )
         assert len(answers) > 5, "five are free"
         assert answers[-1].status_code == 429 and 1 <= int(answers[-1].headers["retry-after"]) <= 60
         assert "Too many wrong passwords" in answers[-1].json()["detail"]
         other = server.user()
-        free = {"username": other.username, "password": server.home.credentials()["users"][other.username]["password"]}
+        free = {
+            "username": other.username,
+            "password": server.home.credentials()["users"][other.username]["password"],
+        }
         answer = client.post("/token", data=free, headers={"X-Forwarded-For": "192.0.2.99"})
         assert answer.status_code == 201, "another user from another address is not held up"
-        assert client.get("/me", headers={"X-Argilla-Api-Key": server.home.credentials()["owner"]["api_key"]}).status_code == 200  # fmt: skip
+        assert (
+            client.get(
+                "/me", headers={"X-Argilla-Api-Key": server.home.credentials()["owner"]["api_key"]}
+            ).status_code
+            == 200
+        )
         assert client.post("/token", data={"username": "x" * 70_000}).status_code == 413
         assert client.post("/token", data={"username": "nobody"}).status_code == 422
 
@@ -193,12 +229,20 @@ def test_password_guesses_are_slowed_whatever_form_they_come_in(server: Server) 
 HOST = (b"host", b"localhost")
 
 
-def signed_in(guard: Guard, fields: list[tuple[str, str | tuple[str, str]]], address: str = "192.0.2.1") -> int:
+def signed_in(
+    guard: Guard, fields: list[tuple[str, str | tuple[str, str]]], address: str = "192.0.2.1"
+) -> int:
     """The status that answers a multipart form; a pair as value is a file's name and content."""
     files = [(name, (None, value) if isinstance(value, str) else value) for name, value in fields]
     request = httpx.Request("POST", "http://localhost/api/v1/token", files=files)
     headers = [HOST, (b"content-type", request.headers["content-type"].encode())]
-    scope = {"type": "http", "path": "/api/v1/token", "method": "POST", "headers": headers, "client": (address, 1)}
+    scope = {
+        "type": "http",
+        "path": "/api/v1/token",
+        "method": "POST",
+        "headers": headers,
+        "client": (address, 1),
+    }
     body, statuses = request.read(), []
 
     async def receive() -> Any:
@@ -225,7 +269,11 @@ def refusing(status: int) -> tuple[Guard, list[Any]]:
 @pytest.mark.parametrize("dummy", ["x", ("x.txt", "x")], ids=["fields", "files"])
 def test_a_form_that_argilla_alone_would_read_does_not_reach_it(dummy: Any) -> None:
     guard, heard = refusing(401)
-    form = [("username", "a"), ("password", "wrong"), *((f"dummy{number}", dummy) for number in range(20))]
+    form = [
+        ("username", "a"),
+        ("password", "wrong"),
+        *((f"dummy{number}", dummy) for number in range(20)),
+    ]
     assert [signed_in(guard, form) for _ in range(12)] == [400] * 12 and not heard
 
 
@@ -244,12 +292,25 @@ def test_the_log_holds_nothing_of_what_was_refused(server: Server) -> None:
     owner = server.owner
     body = {"username": "a b \x00", "first_name": words[3], "password": words[1], "role": "none"}
     assert owner.post("/users", json=body).status_code == 422
-    assert owner.post("/users", json={**body, "password": words[0] * 2, "username": "x"}).status_code == 422
+    assert (
+        owner.post("/users", json={**body, "password": words[0] * 2, "username": "x"}).status_code
+        == 422
+    )
     dataset = server.dataset()
     [record] = dataset.log({"fields": {"prompt": "p"}})
     assert server.user().respond(record, "submitted", choice=words[2]).status_code == 422
-    assert owner.post(f"/datasets/{dataset.id}/records/bulk", json={"items": [{"fields": words[2]}]}).status_code == 422
-    account = {"username": "taken", "first_name": words[3], "password": "long-enough-password", "role": "annotator"}
+    assert (
+        owner.post(
+            f"/datasets/{dataset.id}/records/bulk", json={"items": [{"fields": words[2]}]}
+        ).status_code
+        == 422
+    )
+    account = {
+        "username": "taken",
+        "first_name": words[3],
+        "password": "long-enough-password",
+        "role": "annotator",
+    }
     assert [owner.post("/users", json=account).status_code for _ in range(2)] == [201, 409]
     log = server.home.log_file("server").read_text()
     assert not [word for word in [*words, "long-enough-password"] if word in log]

@@ -1,4 +1,6 @@
-"""Homes that lost something are refused before anything starts, and a start that fails leaves nothing running."""
+"""Homes that lost something are refused before anything starts, and a start that fails leaves
+nothing running.
+"""
 
 import contextlib
 import json
@@ -44,14 +46,22 @@ def overwritten(file: Path) -> None:
     [
         (lambda file: None, r"argilla\.db is missing, and this home has been used"),
         (lambda file: file.touch(), r"argilla\.db is empty, and this home has been used"),
-        (lambda file: file.write_bytes(b"x"), "holds no tables of Argilla, and this home has been used"),
-        (lambda file: file.write_text("no database, and long enough to be looked at" * 20), "file is not a database"),
+        (
+            lambda file: file.write_bytes(b"x"),
+            "holds no tables of Argilla, and this home has been used",
+        ),
+        (
+            lambda file: file.write_text("no database, and long enough to be looked at" * 20),
+            "file is not a database",
+        ),
         (overwritten, "is damaged"),
         (lambda file: database(file, None), "holds no tables of Argilla"),
         (lambda file: database(file, "ffffffffffff"), r"newer Argilla \(schema ffffffffffff\)"),
     ],
 )
-def test_a_lost_or_damaged_database_is_refused_and_nothing_runs(tmp_path: Path, make: Callable, said: str) -> None:
+def test_a_lost_or_damaged_database_is_refused_and_nothing_runs(
+    tmp_path: Path, make: Callable, said: str
+) -> None:
     place = Home(tmp_path / "home")
     place.create()
     database(place.text_index_file, None)  # it has run before
@@ -77,7 +87,9 @@ def test_a_lost_or_damaged_database_is_refused_and_nothing_runs(tmp_path: Path, 
         ("credentials.json", None, r"credentials\.json is missing, and there is a database"),
     ],
 )
-def test_damaged_secrets_are_refused(tmp_path: Path, name: str, content: str | bytes | None, said: str) -> None:
+def test_damaged_secrets_are_refused(
+    tmp_path: Path, name: str, content: str | bytes | None, said: str
+) -> None:
     place = Home(tmp_path / "home")
     place.create()
     database(place.database_file, "45a12f74448b")
@@ -90,7 +102,9 @@ def test_damaged_secrets_are_refused(tmp_path: Path, name: str, content: str | b
     assert not any(labeling_server.status(place.path)["processes"].values())
 
 
-def test_a_start_that_fails_ends_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_fails_ends_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[int] = []
 
     def other(command: list[str], *rest: object) -> object:
@@ -98,18 +112,26 @@ def test_a_start_that_fails_ends_what_it_started(tmp_path: Path, monkeypatch: py
             command = [
                 sys.executable,
                 "-c",
-                "print('a first line\\nthe last words\\nINFO:     Shutting down'); raise SystemExit(1)",
+                (
+                    "print('a first line\\nthe last words\\nINFO:     Shutting down'); raise"
+                    " SystemExit(1)"
+                ),
             ]
         process = start(command, *rest)
         started.append(process.pid)
         return process
 
     monkeypatch.setattr(labeling_server, "start", other)
-    with pytest.raises(LabelingError, match="server ended at its start: the last words; see ") as error:
+    with pytest.raises(
+        LabelingError, match="server ended at its start: the last words; see "
+    ) as error:
         labeling_server.up(tmp_path / "home", port=free_port())
     assert "a first line" not in str(error.value)
     assert len(started) == 2, "redis and the server"
-    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in started)
+    assert not any(
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        for pid in started
+    )
     assert not list((tmp_path / "home").glob("*.pid"))
 
 
@@ -164,7 +186,9 @@ def test_a_copied_home_takes_a_port_of_its_own(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        last = labeling_server.Last(f"http://127.0.0.1:{port - 1}", "127.0.0.1", port - 1, (), place.identity())
+        last = labeling_server.Last(
+            f"http://127.0.0.1:{port - 1}", "127.0.0.1", port - 1, (), place.identity()
+        )
         place.server_file.write_text(json.dumps(labeling_server.asdict(last)))
         assert labeling_server._port(place, labeling_server._last(place)) == port - 1
         copy = Home(shutil.copytree(place.path, tmp_path / "copy"))
@@ -182,7 +206,9 @@ def test_a_home_that_was_moved_while_its_server_runs_is_told_to_stop_first(
     monkeypatch.setattr(labeling_server, "_last", lambda place: labeling_server.Last(
         last["url"], last["host"], last["port"], (), Identity.read(last["home"])
     ))  # fmt: skip
-    with pytest.raises(LabelingError, match=r"home /elsewhere was moved to .* while its server runs.*down --home"):
+    with pytest.raises(
+        LabelingError, match=r"home /elsewhere was moved to .* while its server runs.*down --home"
+    ):
         labeling_server.up(server.home.path)
 
 
@@ -191,9 +217,17 @@ def test_a_server_of_an_earlier_version_is_told_to_stop_first(tmp_path: Path) ->
     place.create()
     last = {"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1}
     place.server_file.write_text(json.dumps(last))
-    start(["sleep", "3600"], os.environ, place.log_file("server"), place.pid_file("server"), place.path)
+    start(
+        ["sleep", "3600"],
+        os.environ,
+        place.log_file("server"),
+        place.pid_file("server"),
+        place.path,
+    )
     try:
-        with pytest.raises(LabelingError, match=r"started by an earlier version .*down --home .*, then .*up --home"):
+        with pytest.raises(
+            LabelingError, match=r"started by an earlier version .*down --home .*, then .*up --home"
+        ):
             labeling_server.up(place.path)
     finally:
         assert labeling_server.down(place.path) == ["server"]

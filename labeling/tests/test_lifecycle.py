@@ -37,7 +37,10 @@ def test_a_second_start_finds_the_running_server(server: Server) -> None:
 
 def test_a_running_server_is_not_moved_without_a_word(server: Server) -> None:
     asked = free_port()
-    with pytest.raises(LabelingError, match=rf"runs at {server.url}, and you asked for port {asked}: `.* down --home"):
+    with pytest.raises(
+        LabelingError,
+        match=rf"runs at {server.url}, and you asked for port {asked}: `.* down --home",
+    ):
         labeling_server.up(server.home.path, port=asked)
     with pytest.raises(LabelingError, match=r"you asked for 0\.0\.0\.0"):
         labeling_server.up(server.home.path, host="0.0.0.0")
@@ -53,10 +56,17 @@ def test_secrets_are_private_and_in_no_log_or_command_line(server: Server) -> No
     owner = home.credentials()["owner"]
     account = server.user()
     kept = home.credentials()["users"][account.username]
-    secrets = [owner["password"], owner["api_key"], kept["password"], kept["api_key"], home.secret_file.read_text()]
+    secrets = [
+        owner["password"],
+        owner["api_key"],
+        kept["password"],
+        kept["api_key"],
+        home.secret_file.read_text(),
+    ]
     texts = [path.read_text(errors="replace") for path in home.path.glob("*.log")]
     texts += [
-        " ".join(psutil.Process(pid).cmdline()) for pid in labeling_server.status(home.path)["processes"].values()
+        " ".join(psutil.Process(pid).cmdline())
+        for pid in labeling_server.status(home.path)["processes"].values()
     ]
     assert not [secret for secret in secrets for text in texts if secret in text]
 
@@ -96,7 +106,9 @@ def test_data_and_keys_survive_a_restart_in_a_home_with_a_long_path(tmp_path: Pa
         labeling_server.down(home)
 
 
-def test_a_port_in_use_is_refused_before_anything_starts(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_refused_before_anything_starts(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -106,7 +118,9 @@ def test_a_port_in_use_is_refused_before_anything_starts(home: Path, capsys: pyt
     assert not any(labeling_server.status(home)["processes"].values())
 
 
-def test_impossible_places_are_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_places_are_refused_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     for home in (tmp_path / "file" / "home", Path("/proc/nowhere")):
         assert command_line.main(["up", "--home", str(home)]) == 2
@@ -114,13 +128,18 @@ def test_impossible_places_are_refused_with_what_to_do(tmp_path: Path, capsys: p
     assert command_line.main(["up", "--home", str(tmp_path / "100%")]) == 2
     assert command_line.main(["up", "--home", str(tmp_path / "home"), "--port", "99999"]) == 2
     assert command_line.main(["users", "add", "a", "--home", str(tmp_path / "home")]) == 2
-    assert f"start it with `python -m prefloop_labeling up --home {tmp_path / 'home'}`" in capsys.readouterr().err
+    assert (
+        f"start it with `python -m prefloop_labeling up --home {tmp_path / 'home'}`"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_server_that_cannot_start_says_why(home: Path) -> None:
     place = Home(home)
     place.create()
-    (home / "argilla.db").write_text("this is no database, and long enough to be looked at as one" * 20)
+    (home / "argilla.db").write_text(
+        "this is no database, and long enough to be looked at as one" * 20
+    )
     with pytest.raises(LabelingError, match="file is not a database"):
         labeling_server.up(home, port=free_port(), worker=False)
 
@@ -145,11 +164,14 @@ def test_a_pid_of_another_process_is_left_alone(tmp_path: Path) -> None:
 def test_a_process_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     code = (
-        "import os, signal, subprocess, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        f"child = subprocess.Popen(['sleep', '3600']); p = pathlib.Path({str(ready)!r}); "
-        "p.with_suffix('.new').write_text(str(child.pid)); p.with_suffix('.new').replace(p); signal.pause()"
+        "import os, signal, subprocess, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f" child = subprocess.Popen(['sleep', '3600']); p = pathlib.Path({str(ready)!r});"
+        " p.with_suffix('.new').write_text(str(child.pid)); p.with_suffix('.new').replace(p);"
+        " signal.pause()"
     )
-    process = start([sys.executable, "-c", code], os.environ, tmp_path / "log", tmp_path / "pid", tmp_path)
+    process = start(
+        [sys.executable, "-c", code], os.environ, tmp_path / "log", tmp_path / "pid", tmp_path
+    )
     while not ready.exists():
         assert process.running()
     child = int(ready.read_text())
@@ -160,8 +182,13 @@ def test_a_process_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
 
 
 def test_a_process_has_ended_though_its_parent_takes_no_note_of_it() -> None:
-    code = "import signal, subprocess; print(subprocess.Popen(['sleep', '3600']).pid, flush=True); signal.pause()"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+    code = (
+        "import signal, subprocess; print(subprocess.Popen(['sleep', '3600']).pid, flush=True);"
+        " signal.pause()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
         try:
             assert parent.stdout is not None
             child = int(parent.stdout.readline())
@@ -207,14 +234,18 @@ def test_the_worker_delivers_a_signed_webhook(server: Server) -> None:
                     part = connection.recv(65536)
                     assert part, received
                     received += part
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
             assert b"webhook-signature" in received.lower()
         finally:
             server.owner.delete(f"/webhooks/{webhook.json()['id']}")
 
 
 def test_the_workers_jobs_find_the_engine(server: Server) -> None:
-    """Record states are recomputed in the worker, which looks the engine up by name in its own process."""
+    """Record states are recomputed in the worker, which looks the engine up by name in its own
+    process.
+    """
     import redis
     from argilla_server.jobs.dataset_jobs import update_dataset_records_status_job
     from rq import Queue
@@ -224,11 +255,17 @@ def test_the_workers_jobs_find_the_engine(server: Server) -> None:
     [record] = dataset.log({"fields": {"prompt": "p"}})
     assert account.respond(record, choice="a").status_code == 201
     with sqlite3.connect(server.home.path / "argilla.db") as database:
-        database.execute("UPDATE records SET status = 'pending' WHERE id = ?", [record.replace("-", "")])
+        database.execute(
+            "UPDATE records SET status = 'pending' WHERE id = ?", [record.replace("-", "")]
+        )
     connection = redis.Redis(unix_socket_path=str(server.home.redis_socket()))
-    job = Queue("default", connection=connection).enqueue(update_dataset_records_status_job, UUID(dataset.id))
+    job = Queue("default", connection=connection).enqueue(
+        update_dataset_records_status_job, UUID(dataset.id)
+    )
     result = job.latest_result(timeout=300)
-    assert result is not None and result.type == result.Type.SUCCESSFUL, result and result.exc_string
+    assert result is not None and result.type == result.Type.SUCCESSFUL, (
+        result and result.exc_string
+    )
     assert server.owner.get(f"/datasets/{dataset.id}/progress").json()["completed"] == 1
 
 
@@ -244,10 +281,17 @@ def test_argillas_own_command_line_knows_the_engine(server: Server) -> None:
     dataset = server.dataset()
     dataset.log({"fields": {"prompt": "gecko"}, "external_id": "r"})
     assert dataset.text("gecko") == ["r"]
-    for arguments in (["database", "migrate"], ["search-engine", "reindex", "--dataset-id", dataset.id]):
+    for arguments in (
+        ["database", "migrate"],
+        ["search-engine", "reindex", "--dataset-id", dataset.id],
+    ):
         command = [sys.executable, "-m", "prefloop_labeling.cli", *arguments]
         ended = subprocess.run(
-            command, env=server.home.environment(), cwd=server.home.path, capture_output=True, text=True
+            command,
+            env=server.home.environment(),
+            cwd=server.home.path,
+            capture_output=True,
+            text=True,
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
     assert dataset.text("gecko") == ["r"]
@@ -261,7 +305,9 @@ def test_argillas_own_command_line_knows_the_engine(server: Server) -> None:
 def test_a_server_is_waited_for_by_what_it_does_and_not_by_the_clock(
     step: float, ready_after: int, given_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each look the clock has gone on by 20 s and the process has worked for `step` seconds; 60 s is the limit of both."""
+    """At each look the clock has gone on by 20 s and the process has worked for `step` seconds; 60
+    s is the limit of both.
+    """
     looks, at = iter(range(10_000)), {"clock": 0.0, "worked": 5.0}
 
     class Slow(Process):
@@ -275,8 +321,14 @@ def test_a_server_is_waited_for_by_what_it_does_and_not_by_the_clock(
 
     monkeypatch.setattr(labeling_server.time, "monotonic", lambda: at["clock"])
     monkeypatch.setattr(labeling_server.time, "sleep", lambda seconds: None)
-    with pytest.raises(LabelingError, match="did not answer within 60 s") if given_up else contextlib.nullcontext():
-        labeling_server._wait(Home(tmp_path), "server", Slow(1, ""), 60, lambda: next(looks) >= ready_after)
+    with (
+        pytest.raises(LabelingError, match="did not answer within 60 s")
+        if given_up
+        else contextlib.nullcontext()
+    ):
+        labeling_server._wait(
+            Home(tmp_path), "server", Slow(1, ""), 60, lambda: next(looks) >= ready_after
+        )
 
 
 def test_the_processor_time_of_a_process_is_counted() -> None:

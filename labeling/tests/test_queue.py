@@ -10,7 +10,13 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 from argilla_server.models import Dataset as DatasetModel
-from argilla_server.search_engine import AndFilter, RecordFilterScope, ResponseFilterScope, TermsFilter, TextQuery
+from argilla_server.search_engine import (
+    AndFilter,
+    RecordFilterScope,
+    ResponseFilterScope,
+    TermsFilter,
+    TextQuery,
+)
 from prefloop_labeling import engine, ordering, shuffles
 from prefloop_labeling.database import INDEXES, connect_reader
 from prefloop_labeling.filters import Sql, compile_filter, stored_uuid, unanswered
@@ -35,12 +41,18 @@ def searched(connection: sqlite3.Connection, *search: object, **page: int) -> li
     connection.set_trace_callback(statements.append)
     engine._search(*search, connection, offset=0, limit=10, **page)
     connection.set_trace_callback(None)
-    return [plan(connection, text) for text in statements if "records r" in text and text.startswith("SELECT")]
+    return [
+        plan(connection, text)
+        for text in statements
+        if "records r" in text and text.startswith("SELECT")
+    ]
 
 
 def status_filter(user_id: str | None, *statuses: str, record: str | None = None) -> AndFilter:
     user = SimpleNamespace(id=UUID(user_id)) if user_id else None
-    leaves = [TermsFilter(scope=ResponseFilterScope(property="status", user=user), values=list(statuses))]
+    leaves = [
+        TermsFilter(scope=ResponseFilterScope(property="status", user=user), values=list(statuses))
+    ]
     if record:
         leaves.append(TermsFilter(scope=RecordFilterScope(property="status"), values=[record]))
     return AndFilter(filters=leaves)
@@ -50,12 +62,16 @@ def queue(user_id: str, *statuses: str) -> Sql:
     return compile_filter(status_filter(user_id, *statuses), DatasetModel(id=uuid4()))
 
 
-@pytest.mark.parametrize("statuses", [["pending"], ["submitted"], ["draft", "pending"], ["discarded"]])
+@pytest.mark.parametrize(
+    "statuses", [["pending"], ["submitted"], ["draft", "pending"], ["discarded"]]
+)
 def test_a_scan_of_the_queue_looks_up_one_response_a_record(
     server: Server, ann: Account, reader: sqlite3.Connection, statuses: list[str]
 ) -> None:
     dataset = server.dataset()
-    plans = searched(reader, UUID(dataset.id), None, queue(ann.id, *statuses), ordering.shuffle(ann.id))
+    plans = searched(
+        reader, UUID(dataset.id), None, queue(ann.id, *statuses), ordering.shuffle(ann.id)
+    )
     assert len(plans) == 2  # total and page
     for steps in plans:
         assert steps[0].startswith("SEARCH r USING COVERING INDEX ix_prefloop_records"), steps
@@ -66,14 +82,21 @@ def test_a_scan_of_the_queue_looks_up_one_response_a_record(
 
 
 def queued(
-    connection: sqlite3.Connection, dataset_id: str, user_id: str, asked: AndFilter | None, offset: int, limit: int
+    connection: sqlite3.Connection,
+    dataset_id: str,
+    user_id: str,
+    asked: AndFilter | None,
+    offset: int,
+    limit: int,
 ) -> Any:
     """A page of the queue as the engine reads it."""
     condition = compile_filter(asked, DatasetModel(id=UUID(dataset_id))) if asked else None
     pending = unanswered(asked)
     rest = compile_filter(pending[1], DatasetModel(id=UUID(dataset_id))) if pending else None
     by = pending[0] if pending else None
-    return engine._queue(UUID(dataset_id), UUID(user_id), condition, rest, by, connection, offset=offset, limit=limit)
+    return engine._queue(
+        UUID(dataset_id), UUID(user_id), condition, rest, by, connection, offset=offset, limit=limit
+    )
 
 
 @pytest.mark.parametrize("record", [None, "pending"])
@@ -93,13 +116,24 @@ def test_the_queue_reads_covering_indexes_and_sorts_nothing_but_its_page(
         if text.startswith("SELECT r.id FROM"):
             assert steps == ["SEARCH r USING INTEGER PRIMARY KEY (rowid=?)"]
         elif text.startswith("SELECT r.rowid"):
-            assert steps == ["SEARCH r USING INDEX ix_records_dataset_id (dataset_id=? AND rowid>?)"]
+            assert steps == [
+                "SEARCH r USING INDEX ix_records_dataset_id (dataset_id=? AND rowid>?)"
+            ]
         else:
-            assert all("COVERING INDEX" in step for step in steps if " r " in step or " p " in step), steps
-        assert ("TEMP B-TREE" in " ".join(steps)) == ("json_each" in text and "ORDER BY o.key" in text), steps
+            assert all(
+                "COVERING INDEX" in step for step in steps if " r " in step or " p " in step
+            ), steps
+        assert ("TEMP B-TREE" in " ".join(steps)) == (
+            "json_each" in text and "ORDER BY o.key" in text
+        ), steps
     [page] = [steps for text, steps in plans.items() if "ORDER BY o.key" in text]
-    assert page[0].startswith("SCAN o") and "SEARCH r USING COVERING INDEX ix_prefloop_records" in page[1], page
-    [answered] = [steps for text, steps in plans.items() if "FROM responses p" in text.split("WHERE")[0]]
+    assert (
+        page[0].startswith("SCAN o")
+        and "SEARCH r USING COVERING INDEX ix_prefloop_records" in page[1]
+    ), page
+    [answered] = [
+        steps for text, steps in plans.items() if "FROM responses p" in text.split("WHERE")[0]
+    ]
     assert answered[0] == "SEARCH p USING COVERING INDEX ix_prefloop_responses (user_id=?)"
 
 
@@ -131,7 +165,12 @@ def shuffled(user_id: str, records: int) -> list[int]:
     connection.execute("CREATE TABLE records (name TEXT)")
     connection.executemany("INSERT INTO records VALUES (?)", [(str(n),) for n in range(records)])
     order = ordering.shuffle(user_id)
-    return [row[0] for row in connection.execute(f"SELECT r.rowid FROM records r ORDER BY {order.text}", order.params)]
+    return [
+        row[0]
+        for row in connection.execute(
+            f"SELECT r.rowid FROM records r ORDER BY {order.text}", order.params
+        )
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -140,11 +179,14 @@ def test_the_shuffle_has_no_visible_strides(seed: int) -> None:
     order = shuffled(str(UUID(int=seed)), records)
     assert sorted(order) == list(range(1, records + 1))
     steps = [(after - before) % records for before, after in pairwise(order)]
-    # A linear shuffle takes two or three different steps in all; a random one repeats a step about once.
+    # A linear shuffle takes two or three different steps in all; a random one repeats a step about
+    # once.
     assert len(set(steps)) > 0.55 * records
     place = {record: n for n, record in enumerate(order)}
     distances = [abs(place[n] - place[n + 1]) for n in range(1, records)]
-    assert abs(sum(distances) / len(distances) - records / 3) < records / 30  # the mean of two random places
+    assert (
+        abs(sum(distances) / len(distances) - records / 3) < records / 30
+    )  # the mean of two random places
     assert abs(sum(order[: records // 2]) / (records // 2) - records / 2) < records / 20
 
 
@@ -167,12 +209,18 @@ def test_the_shuffle_depends_on_the_user_alone() -> None:
 
 @pytest.mark.parametrize("user_id", [uuid4() for _ in range(3)])
 def test_the_shuffle_in_memory_is_the_one_in_sql(user_id: UUID) -> None:
-    rowids = np.array([*range(1, 3000), ordering.PRIME - 1, ordering.PRIME, ordering.PRIME + 7, 2**40 + 5])
+    rowids = np.array(
+        [*range(1, 3000), ordering.PRIME - 1, ordering.PRIME, ordering.PRIME + 7, 2**40 + 5]
+    )
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE records (name TEXT)")
-    connection.executemany("INSERT INTO records (rowid) VALUES (?)", [(int(rowid),) for rowid in rowids])
+    connection.executemany(
+        "INSERT INTO records (rowid) VALUES (?)", [(int(rowid),) for rowid in rowids]
+    )
     order = ordering.shuffle(user_id)
-    expected = [row[0] for row in connection.execute(f"SELECT r.rowid FROM records r ORDER BY {order.text}")]
+    expected = [
+        row[0] for row in connection.execute(f"SELECT r.rowid FROM records r ORDER BY {order.text}")
+    ]
     keys = shuffles.shuffle_keys(user_id, rowids)
     assert rowids[np.argsort(keys, kind="stable")].tolist() == expected
 
@@ -183,7 +231,12 @@ def test_the_queue_is_what_sorting_all_records_gives(
     dataset = server.dataset(min_submitted=2)
     records = dataset.log(*({"fields": {"prompt": f"p{n}"}} for n in range(150)))
     for n, record_id in enumerate(records[:36]):
-        assert ann.respond(record_id, ("submitted", "draft", "discarded")[n % 3], choice="a").status_code == 201
+        assert (
+            ann.respond(
+                record_id, ("submitted", "draft", "discarded")[n % 3], choice="a"
+            ).status_code
+            == 201
+        )
         if n % 2:
             assert ben.respond(record_id, choice="b").status_code == 201
     asked_for = [(), ("pending",), ("submitted",), ("draft", "pending"), ("discarded",)]
@@ -193,7 +246,9 @@ def test_the_queue_is_what_sorting_all_records_gives(
         condition = compile_filter(asked, DatasetModel(id=UUID(dataset.id))) if asked else None
         for offset, limit in pages:
             order = ordering.shuffle(account.id)
-            expected = engine._search(UUID(dataset.id), None, condition, order, reader, offset=offset, limit=limit)
+            expected = engine._search(
+                UUID(dataset.id), None, condition, order, reader, offset=offset, limit=limit
+            )
             assert queued(reader, dataset.id, account.id, asked, offset, limit) == expected
 
 
@@ -201,7 +256,9 @@ def test_a_filter_for_the_unanswered_is_told_from_others() -> None:
     ann, ben = str(uuid4()), str(uuid4())
     user, rest = unanswered(status_filter(ann, "pending", record="completed"))
     assert user == UUID(ann) and [leaf.scope.property for leaf in rest.filters] == ["status"]
-    question = TermsFilter(scope=ResponseFilterScope(question="q", user=SimpleNamespace(id=UUID(ann))), values=["a"])
+    question = TermsFilter(
+        scope=ResponseFilterScope(question="q", user=SimpleNamespace(id=UUID(ann))), values=["a"]
+    )
     both = AndFilter(filters=[status_filter(ann, "pending"), status_filter(ben, "pending")])
     for other in (
         None,
@@ -226,7 +283,9 @@ def test_the_queue_follows_records_that_come_and_go(server: Server, ann: Account
         return dataset.log(*({"fields": {"prompt": f"p{n}"}, "external_id": str(n)} for n in names))
 
     def delete(ids: list[str]) -> None:
-        assert dataset.owner.delete(f"/datasets/{dataset.id}/records", params={"ids": ",".join(ids)}).is_success
+        assert dataset.owner.delete(
+            f"/datasets/{dataset.id}/records", params={"ids": ",".join(ids)}
+        ).is_success
 
     def check(*expected: str) -> list[str]:
         page = dataset.search(ann, filters={"and": pending})
@@ -264,8 +323,12 @@ def test_what_is_kept_of_shuffles_is_bounded() -> None:
     assert recent.seen(2) is None and list(recent) == [1, 3]
 
 
-def test_uuids_are_stored_as_the_engine_reads_them(server: Server, reader: sqlite3.Connection) -> None:
+def test_uuids_are_stored_as_the_engine_reads_them(
+    server: Server, reader: sqlite3.Connection
+) -> None:
     dataset = server.dataset()
     [record] = dataset.log({"fields": {"prompt": "p"}})
-    found = reader.execute("SELECT dataset_id FROM main.records WHERE id = ?", [stored_uuid(record)]).fetchone()
+    found = reader.execute(
+        "SELECT dataset_id FROM main.records WHERE id = ?", [stored_uuid(record)]
+    ).fetchone()
     assert found == (stored_uuid(dataset.id),)

@@ -23,11 +23,16 @@ def sort(scope: dict, order: str = "asc") -> dict:
 @pytest.fixture(scope="module")
 def rated(server: Server, ann: Account, ben: Account) -> Dataset:
     dataset = server.dataset(
-        questions={"score": rating(), "choice": labels("a", "b")}, metadata={"words": "integer", "source": "terms"}
+        questions={"score": rating(), "choice": labels("a", "b")},
+        metadata={"words": "integer", "source": "terms"},
     )
     choice = server.question_id(dataset, "choice")
     ids = dataset.log(
-        {"fields": {"prompt": "p"}, "external_id": "r0", "metadata": {"words": 30, "source": ["m", "a"]}},
+        {
+            "fields": {"prompt": "p"},
+            "external_id": "r0",
+            "metadata": {"words": 30, "source": ["m", "a"]},
+        },
         {"fields": {"prompt": "p"}, "external_id": "r1"},
         {
             "fields": {"prompt": "p"},
@@ -51,11 +56,19 @@ def rated(server: Server, ann: Account, ben: Account) -> Dataset:
     ("scope", "ascending", "descending"),
     [
         (metadata_scope("words"), ["r2", "r0", "r3", "r1"], ["r3", "r0", "r2", "r1"]),
-        (metadata_scope("source"), ["r0", "r2", "r1", "r3"], ["r0", "r2", "r1", "r3"]),  # r0: "a" up, "m" down
+        (
+            metadata_scope("source"),
+            ["r0", "r2", "r1", "r3"],
+            ["r0", "r2", "r1", "r3"],
+        ),  # r0: "a" up, "m" down
         (suggestion_scope("choice"), ["r3", "r2", "r0", "r1"], ["r2", "r3", "r0", "r1"]),
         (suggestion_scope("choice", "score"), ["r2", "r3", "r0", "r1"], ["r3", "r2", "r0", "r1"]),
         (suggestion_scope("choice", "agent"), ["r2", "r3", "r0", "r1"], ["r3", "r2", "r0", "r1"]),
-        (response_scope("score"), ["r2", "r1", "r0", "r3"], ["r0", "r1", "r2", "r3"]),  # means 1, 4, 5, none
+        (
+            response_scope("score"),
+            ["r2", "r1", "r0", "r3"],
+            ["r0", "r1", "r2", "r3"],
+        ),  # means 1, 4, 5, none
         (record_scope("external_id"), ["r0", "r1", "r2", "r3"], ["r3", "r2", "r1", "r0"]),
         (record_scope("inserted_at"), ["r0", "r1", "r2", "r3"], ["r3", "r2", "r1", "r0"]),
         (record_scope("status"), ["r0", "r1", "r2", "r3"], ["r3", "r0", "r1", "r2"]),
@@ -88,7 +101,9 @@ def test_pages_cover_everything_once_and_total_stays(rated: Dataset, ann: Accoun
     assert rated.found() == ["r0", "r1", "r2", "r3"]  # without a user: as they were logged
 
 
-def test_the_queue_is_a_stable_shuffle_that_differs_between_users(server: Server, ann: Account, ben: Account) -> None:
+def test_the_queue_is_a_stable_shuffle_that_differs_between_users(
+    server: Server, ann: Account, ben: Account
+) -> None:
     dataset = server.dataset()
     ids = dataset.log(*({"fields": {"prompt": f"p{n}"}, "external_id": str(n)} for n in range(200)))
     anns = [int(n) for n in dataset.found(ann)]
@@ -97,8 +112,12 @@ def test_the_queue_is_a_stable_shuffle_that_differs_between_users(server: Server
     assert [int(n) for n in dataset.found(ben)] != anns
     assert ann.respond(ids[anns[0]], choice="a").status_code == 201
     dataset.log({"fields": {"prompt": "new"}, "external_id": "200"})
-    pending = [int(n) for n in dataset.found(ann, filters={"and": [terms(response_scope(), "pending")]})]
-    assert [n for n in pending if n != 200] == anns[1:]  # neither a vote nor a new record reorders the rest
+    pending = [
+        int(n) for n in dataset.found(ann, filters={"and": [terms(response_scope(), "pending")]})
+    ]
+    assert [n for n in pending if n != 200] == anns[
+        1:
+    ]  # neither a vote nor a new record reorders the rest
 
 
 def test_progress(server: Server, ann: Account, ben: Account) -> None:
@@ -140,7 +159,9 @@ def test_votes_taken_back_leave_progress_and_queue(server: Server, ann: Account)
 
 
 def test_metadata_metrics(server: Server) -> None:
-    dataset = server.dataset(metadata={"source": "terms", "words": "integer", "quality": "float", "unused": "float"})
+    dataset = server.dataset(
+        metadata={"source": "terms", "words": "integer", "quality": "float", "unused": "float"}
+    )
     dataset.log(
         {"fields": {"prompt": "p"}, "metadata": {"source": "own", "words": 7, "quality": 0.5}},
         {"fields": {"prompt": "p"}, "metadata": {"source": ["hh", "own"], "words": -3}},
@@ -150,7 +171,8 @@ def test_metadata_metrics(server: Server) -> None:
     )
     properties = server.owner.get(f"/me/datasets/{dataset.id}/metadata-properties").json()["items"]
     metrics = {
-        found["name"]: server.owner.get(f"/metadata-properties/{found['id']}/metrics").json() for found in properties
+        found["name"]: server.owner.get(f"/metadata-properties/{found['id']}/metrics").json()
+        for found in properties
     }
     assert metrics["source"] == {
         "type": "terms",
@@ -191,12 +213,17 @@ def similar(
     dataset: Dataset, account: Account | None = None, limit: int = 10, **rest: object
 ) -> list[tuple[str, float]]:
     vector = {key: rest.pop(key) for key in ("value", "record_id", "order") if key in rest}
-    query = {"vector": {"name": "meaning", **vector}, **({"text": rest.pop("text")} if "text" in rest else {})}
+    query = {
+        "vector": {"name": "meaning", **vector},
+        **({"text": rest.pop("text")} if "text" in rest else {}),
+    }
     items = dataset.search(account, limit=limit, query=query, **rest)["items"]
     return [(item["record"]["external_id"], round(item["query_score"], 4)) for item in items]
 
 
-def test_similarity_is_half_of_one_plus_cosine(embedded: tuple[Dataset, list[str]], ann: Account) -> None:
+def test_similarity_is_half_of_one_plus_cosine(
+    embedded: tuple[Dataset, list[str]], ann: Account
+) -> None:
     dataset, _ = embedded
     expected = [("east", 1.0), ("north-east", 0.8536), ("north", 0.5), ("west", 0.0)]
     assert similar(dataset, value=[5, 0]) == expected
@@ -208,17 +235,30 @@ def test_similarity_is_half_of_one_plus_cosine(embedded: tuple[Dataset, list[str
 
 def test_similarity_to_a_record_leaves_it_out(embedded: tuple[Dataset, list[str]]) -> None:
     dataset, ids = embedded
-    assert [name for name, _ in similar(dataset, record_id=ids[0])] == ["north-east", "north", "west"]
+    assert [name for name, _ in similar(dataset, record_id=ids[0])] == [
+        "north-east",
+        "north",
+        "west",
+    ]
 
 
 def test_similarity_honours_filters_and_text(embedded: tuple[Dataset, list[str]]) -> None:
     dataset, _ = embedded
     axis = {"and": [terms(metadata_scope("source"), "axis")]}
-    assert [name for name, _ in similar(dataset, value=[1, 0], filters=axis)] == ["east", "north", "west"]
-    assert [name for name, _ in similar(dataset, value=[1, 0], text={"q": "north"})] == ["north-east", "north"]
+    assert [name for name, _ in similar(dataset, value=[1, 0], filters=axis)] == [
+        "east",
+        "north",
+        "west",
+    ]
+    assert [name for name, _ in similar(dataset, value=[1, 0], text={"q": "north"})] == [
+        "north-east",
+        "north",
+    ]
 
 
-def test_a_vector_of_the_wrong_length_or_without_direction_is_refused(embedded: tuple[Dataset, list[str]]) -> None:
+def test_a_vector_of_the_wrong_length_or_without_direction_is_refused(
+    embedded: tuple[Dataset, list[str]],
+) -> None:
     dataset, _ = embedded
     for value in ([1, 2, 3], [0, 0]):
         answer = dataset.post_search(query={"vector": {"name": "meaning", "value": value}})
@@ -230,7 +270,9 @@ def test_status_names_the_engine(server: Server) -> None:
 
 
 def test_many_searches_at_once_do_not_starve_each_other(server: Server) -> None:
-    """Handlers hold a pooled connection each while the engine works; an engine on the same pool would deadlock here."""
+    """Handlers hold a pooled connection each while the engine works; an engine on the same pool
+    would deadlock here.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     dataset = server.dataset()

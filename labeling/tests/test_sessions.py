@@ -1,4 +1,6 @@
-"""Argilla's sessions: one trip to the connection's thread for a statement, and transactions that end as they should."""
+"""Argilla's sessions: one trip to the connection's thread for a statement, and transactions that
+end as they should.
+"""
 
 import asyncio
 import sqlite3
@@ -20,7 +22,9 @@ def trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     sent: list[str] = []
     execute = sessions.OneTripConnection._execute
 
-    async def noted(self: sessions.OneTripConnection, work: Callable[..., Any], *rest: Any, **named: Any) -> Any:
+    async def noted(
+        self: sessions.OneTripConnection, work: Callable[..., Any], *rest: Any, **named: Any
+    ) -> Any:
         sent.append(work.__name__)
         return await execute(self, work, *rest, **named)
 
@@ -44,7 +48,9 @@ def test_a_statement_is_one_trip_and_reading_ends_without_one(trips: list[str]) 
     async def work(engine: AsyncEngine) -> None:
         async with engine.begin() as connection:
             await connection.execute(text("CREATE TABLE t (n INTEGER UNIQUE)"))
-            await connection.execute(text("INSERT INTO t VALUES (:n)"), [{"n": n} for n in range(5)])
+            await connection.execute(
+                text("INSERT INTO t VALUES (:n)"), [{"n": n} for n in range(5)]
+            )
         trips.clear()
         async with engine.connect() as connection:
             rows = await connection.execute(text("SELECT n FROM t ORDER BY n"))
@@ -61,7 +67,9 @@ def test_a_statement_is_one_trip_and_reading_ends_without_one(trips: list[str]) 
     with_engine(work)
 
 
-def test_a_failed_transaction_leaves_nothing_and_its_connection_usable(trips: list[str], tmp_path: Path) -> None:
+def test_a_failed_transaction_leaves_nothing_and_its_connection_usable(
+    trips: list[str], tmp_path: Path
+) -> None:
     async def work(engine: AsyncEngine) -> None:
         async with engine.begin() as connection:
             await connection.execute(text("CREATE TABLE t (n INTEGER UNIQUE)"))
@@ -83,7 +91,9 @@ def test_connections_are_set_up_like_argillas(trips: list[str]) -> None:
     async def work(engine: AsyncEngine) -> None:
         async with engine.connect() as connection:
             pragmas = ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
-            values = [(await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in pragmas]
+            values = [
+                (await connection.execute(text(f"PRAGMA {name}"))).scalar() for name in pragmas
+            ]
         assert values == ["wal", 1, 30_000, 1]
 
     with_engine(work)

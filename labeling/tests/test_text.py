@@ -79,10 +79,52 @@ def test_words_may_be_in_different_fields_unless_one_is_named(corpus: Dataset) -
 
 
 GARBAGE = [
-    "", " ", "*", "**", '"', '""', "'", "';--", "(", ")", "(((((((", "))))", "()", "-", "+", "|", "||", "- | +", "~", "^", "\\",
-    "!!!", "…", "\0", "\u0000\u0000", "NEAR(", ":", "{}", "' OR 1=1 --", '" OR "', "c0 : x", "{c0} : x", "\ud800", "💥", "%", "_", "?",
-    "(" * 5000, "-" * 5001 + "zebra", "zebra " * (MAX_WORDS + 1), "(zz | " * 500, "zz -" * 500 + "b", '"' * 999, "*zz", "(-) x7q",
-]  # fmt: skip
+    "",
+    " ",
+    "*",
+    "**",
+    '"',
+    '""',
+    "'",
+    "';--",
+    "(",
+    ")",
+    "(((((((",
+    "))))",
+    "()",
+    "-",
+    "+",
+    "|",
+    "||",
+    "- | +",
+    "~",
+    "^",
+    "\\",
+    "!!!",
+    "…",
+    "\0",
+    "\u0000\u0000",
+    "NEAR(",
+    ":",
+    "{}",
+    "' OR 1=1 --",
+    '" OR "',
+    "c0 : x",
+    "{c0} : x",
+    "\ud800",
+    "💥",
+    "%",
+    "_",
+    "?",
+    "(" * 5000,
+    "-" * 5001 + "zebra",
+    "zebra " * (MAX_WORDS + 1),
+    "(zz | " * 500,
+    "zz -" * 500 + "b",
+    '"' * 999,
+    "*zz",
+    "(-) x7q",
+]
 
 
 @pytest.mark.parametrize("query", GARBAGE, ids=range(len(GARBAGE)))
@@ -105,13 +147,17 @@ def test_no_query_is_a_malformed_expression() -> None:
     draw = random.Random(0)
     for _ in range(5000):
         query = "".join(
-            draw.choice(['"', "*", "-", "|", "+", "(", ")", " ", "\\", "~1", "a", "b", "NOT", "é", ":"])
+            draw.choice(
+                ['"', "*", "-", "|", "+", "(", ")", " ", "\\", "~1", "a", "b", "NOT", "é", ":"]
+            )
             for _ in range(draw.randrange(40))
         )
         match = parse(query)
         if match.expression is not None:
             for expression in (match.expression, f"{{c0}} : ({match.expression})"):
-                connection.execute("SELECT rowid FROM words WHERE words MATCH ?", [expression]).fetchall()
+                connection.execute(
+                    "SELECT rowid FROM words WHERE words MATCH ?", [expression]
+                ).fetchall()
 
 
 def test_complements_follow_boolean_logic() -> None:
@@ -121,10 +167,15 @@ def test_complements_follow_boolean_logic() -> None:
     letters = "abcd"
     documents = {n: {c for bit, c in enumerate(letters) if n >> bit & 1} for n in range(16)}
     for n, words in documents.items():
-        connection.execute("INSERT INTO words (rowid, c0) VALUES (?, ?)", [n, " ".join(sorted(words))])
+        connection.execute(
+            "INSERT INTO words (rowid, c0) VALUES (?, ?)", [n, " ".join(sorted(words))]
+        )
     draw = random.Random(1)
     for _ in range(500):
-        terms = [(draw.choice(letters), draw.random() < 0.4, draw.choice(" |")) for _ in range(draw.randrange(1, 7))]
+        terms = [
+            (draw.choice(letters), draw.random() < 0.4, draw.choice(" |"))
+            for _ in range(draw.randrange(1, 7))
+        ]
         query, expected = "", set()
         for index, (letter, negated, operator) in enumerate(terms):
             having = {n for n, words in documents.items() if (letter in words) != negated}
@@ -136,7 +187,10 @@ def test_complements_follow_boolean_logic() -> None:
             query += "-" * negated + letter
         match = parse(query)
         found = {
-            row[0] for row in connection.execute("SELECT rowid FROM words WHERE words MATCH ?", [match.expression])
+            row[0]
+            for row in connection.execute(
+                "SELECT rowid FROM words WHERE words MATCH ?", [match.expression]
+            )
         }
         assert (set(documents) - found if match.negated else found) == expected, query
 
@@ -154,15 +208,23 @@ def test_the_index_follows_new_changed_and_deleted_records(server: Server) -> No
     assert answer.status_code == 200, answer.text
     assert dataset.text("zebra") == ["three", "two"]
     assert dataset.text("giraffe") == ["one"]
-    assert server.owner.delete(f"/datasets/{dataset.id}/records", params={"ids": second}).status_code == 204
+    assert (
+        server.owner.delete(f"/datasets/{dataset.id}/records", params={"ids": second}).status_code
+        == 204
+    )
     assert dataset.text("zebra") == ["three"]
     assert dataset.text("-giraffe") == ["three"]
 
 
-def test_text_and_filters_combine_and_the_most_relevant_comes_first(server: Server, ann: Account) -> None:
+def test_text_and_filters_combine_and_the_most_relevant_comes_first(
+    server: Server, ann: Account
+) -> None:
     dataset = server.dataset()
     ids = dataset.log(
-        {"fields": {"prompt": "tiger and many other words of no importance at all"}, "external_id": "weak"},
+        {
+            "fields": {"prompt": "tiger and many other words of no importance at all"},
+            "external_id": "weak",
+        },
         {"fields": {"prompt": "tiger tiger"}, "external_id": "strong"},
         {"fields": {"prompt": "other"}, "external_id": "other"},
     )
@@ -175,12 +237,17 @@ def test_text_and_filters_combine_and_the_most_relevant_comes_first(server: Serv
 
 
 def test_chats_and_custom_fields_are_searched_and_images_are_not(server: Server) -> None:
-    dataset = server.dataset(fields={"prompt": "text", "talk": "chat", "extra": "custom", "picture": "image"})
+    dataset = server.dataset(
+        fields={"prompt": "text", "talk": "chat", "extra": "custom", "picture": "image"}
+    )
     dataset.log(
         {
             "fields": {
                 "prompt": "p",
-                "talk": [{"role": "user", "content": "hello walrus"}, {"role": "assistant", "content": "hi"}],
+                "talk": [
+                    {"role": "user", "content": "hello walrus"},
+                    {"role": "assistant", "content": "hi"},
+                ],
                 "extra": {"species": ["otter", {"n": 5}]},
                 "picture": "https://example.com/lynx.png",
             },
@@ -202,6 +269,8 @@ def test_deleting_a_dataset_drops_its_words(server: Server) -> None:
     assert dataset.text("panther") == ["r"]
     assert server.owner.delete(f"/datasets/{dataset.id}").status_code == 200
     connection = sqlite3.connect(server.home.path / "text-index.db")
-    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    tables = [
+        row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    ]
     assert "indexed" in tables
     assert not [name for name in tables if dataset.id.replace("-", "") in name]

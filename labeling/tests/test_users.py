@@ -1,4 +1,6 @@
-"""Accounts as whoever runs the server types them: added once, let in elsewhere, listed, given passwords, removed."""
+"""Accounts as whoever runs the server types them: added once, let in elsewhere, listed, given
+passwords, removed.
+"""
 
 import sqlite3
 from collections.abc import Callable
@@ -31,25 +33,44 @@ def workspaces_of(server: Server, username: str) -> list[str]:
     return sorted(found["name"] for found in client.get("/me/workspaces").json()["items"])
 
 
-def test_an_added_annotator_signs_in_with_the_password_that_is_shown_on_demand(server: Server, users) -> None:
+def test_an_added_annotator_signs_in_with_the_password_that_is_shown_on_demand(
+    server: Server, users
+) -> None:
     status, said = users("add", "carla")
     password = server.home.credentials()["users"]["carla"]["password"]
-    assert status == 0 and "annotator carla added to workspace 'default'" in said and password not in said
+    assert (
+        status == 0
+        and "annotator carla added to workspace 'default'" in said
+        and password not in said
+    )
     assert f"users password carla --home {server.home.path}`" in said
     assert users("password", "carla") == (0, f"{password}\n")
     assert signs_in(server, "carla", password)
 
 
-def test_adding_again_changes_nothing_and_another_workspace_is_joined(server: Server, users) -> None:
+def test_adding_again_changes_nothing_and_another_workspace_is_joined(
+    server: Server, users
+) -> None:
     users("add", "dora", "--role", "admin")
     before = server.home.credentials()
-    assert users("add", "dora") == (0, "admin dora was there, with workspace 'default': nothing to do\n")
+    assert users("add", "dora") == (
+        0,
+        "admin dora was there, with workspace 'default': nothing to do\n",
+    )
     status, said = users("add", "dora", "--workspace", "other")
-    assert status == 2 and "no workspace 'other'; known: default" in said and "--new-workspace" in said
+    assert (
+        status == 2 and "no workspace 'other'; known: default" in said and "--new-workspace" in said
+    )
     status, said = users("add", "dora", "--workspace", "other", "--new-workspace")
-    assert (status, said) == (0, "workspace 'other' made\nadmin dora was there, and is let into workspace 'other'\n")
+    assert (status, said) == (
+        0,
+        "workspace 'other' made\nadmin dora was there, and is let into workspace 'other'\n",
+    )
     assert users("add", "dora", "--workspace", "other")[1].endswith("nothing to do\n")
-    assert workspaces_of(server, "dora") == ["default", "other"] and server.home.credentials() == before
+    assert (
+        workspaces_of(server, "dora") == ["default", "other"]
+        and server.home.credentials() == before
+    )
     status, said = users("add", "dora", "--role", "annotator")
     assert status == 2 and "is there as admin, not annotator" in said
 
@@ -69,13 +90,28 @@ def test_what_is_no_name_is_refused_in_plain_words(users, name: str) -> None:
 def test_the_list_shows_role_workspaces_answers_and_who_is_simulated(server: Server, users) -> None:
     ben = server.user()
     dataset = server.dataset()
-    first, second, _ = dataset.log(*({"fields": {"prompt": "p"}, "external_id": f"{i}"} for i in range(3)))
-    assert ben.respond(first, choice="a").status_code == ben.respond(second, "discarded").status_code == 201
-    body = {"first_name": "s", "last_name": SIMULATED, "role": "annotator", "password": "long-enough"}
+    first, second, _ = dataset.log(
+        *({"fields": {"prompt": "p"}, "external_id": f"{i}"} for i in range(3))
+    )
+    assert (
+        ben.respond(first, choice="a").status_code
+        == ben.respond(second, "discarded").status_code
+        == 201
+    )
+    body = {
+        "first_name": "s",
+        "last_name": SIMULATED,
+        "role": "annotator",
+        "password": "long-enough",
+    }
     assert server.owner.post("/users", json={**body, "username": "robot"}).status_code == 201
     rows = {line.split()[0]: line.split()[1:] for line in users("list")[1].splitlines()}
     assert rows["name"] == ["role", "workspaces", "answers"]
-    assert rows["owner"] == ["owner", "all", "0"] and rows[ben.username] == ["annotator", "default", "2"]
+    assert rows["owner"] == ["owner", "all", "0"] and rows[ben.username] == [
+        "annotator",
+        "default",
+        "2",
+    ]
     assert rows["robot"] == ["annotator,", "simulated", "-", "0"]
     status, said = users("add", "robot")
     assert status == 2 and "account of a simulated annotator" in said
@@ -93,15 +129,23 @@ def test_a_new_password_replaces_the_old_one(server: Server, users) -> None:
     assert users("password", "owner")[1].strip() == server.home.credentials()["owner"]["password"]
 
 
-def test_an_account_is_removed_and_its_answers_only_when_that_is_said(server: Server, users) -> None:
+def test_an_account_is_removed_and_its_answers_only_when_that_is_said(
+    server: Server, users
+) -> None:
     ann, dataset = server.user(), server.dataset()
     (record,) = dataset.log({"fields": {"prompt": "p"}})
     ann.respond(record, choice="a")
     status, said = users("remove", ann.username)
     assert status == 2 and "has given 1 answer, which" in said and "--with-answers" in said
     assert ann.client.get("/me").status_code == 200
-    assert users("remove", ann.username, "--with-answers") == (0, f"annotator {ann.username} removed, with 1 answer\n")
-    assert ann.client.get("/me").status_code == 401 and ann.username not in server.home.credentials()["users"]
+    assert users("remove", ann.username, "--with-answers") == (
+        0,
+        f"annotator {ann.username} removed, with 1 answer\n",
+    )
+    assert (
+        ann.client.get("/me").status_code == 401
+        and ann.username not in server.home.credentials()["users"]
+    )
     with sqlite3.connect(server.home.path / "argilla.db") as database:
         assert database.execute(
             "SELECT count(*) FROM responses WHERE user_id = ?", [ann.id.replace("-", "")]

@@ -4,8 +4,8 @@ The names below are its public API::
 
     from prefloop import SFT, Label, Pipeline, RewardModel, PPO, Evaluate
 
-They load on first use: ``import prefloop`` brings no torch. What stands in a module and not here may
-move between versions.
+They load on first use: ``import prefloop`` brings no torch. What stands in a module and not here
+may move between versions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The public names of prefloop and where they live. ``__init__.py`` reads this file to load them on first use."""
+"""The public names of prefloop and where they live.
+
+``__init__.py`` reads this file to load them on first use.
+"""
 
 from prefloop.artifacts.store import Artifact as Artifact
 from prefloop.base.jsonl import read_rows as read_rows

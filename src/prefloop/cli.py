@@ -1,5 +1,6 @@
-"""Check data, label it with Argilla, judge two sets of answers, benchmark adapters, measure a reward model, talk to a result, export it, list
-adapter methods, merge adapters, advise on a configuration, say what a run will need, write a report again, say what is installed.
+"""Check data, label it with Argilla, judge two sets of answers, benchmark adapters, measure a
+reward model, talk to a result, export it, list adapter methods, merge adapters, advise on a
+configuration, say what a run will need, write a report again, say what is installed.
 
 The pipeline itself is pipelines/rlhf.py.
 """
@@ -43,10 +44,14 @@ class Report:
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run, such as runs/demo."""
-    others: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
+    others: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")
+    ] = ()
     """Folders of the runs to compare it with."""
     output: Path | None = None
-    """File to write; report.html in the run's folder, or compare.html beside the first run's folder, when left out."""
+    """File to write; report.html in the run's folder, or compare.html beside the first run's
+    folder, when left out.
+    """
 
     def run(self) -> None:
         from prefloop.base.console import say
@@ -126,17 +131,22 @@ _OF_THE_PLACE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your quota of disk space is used up",
 }
-"""What is wrong with a path that a user named; any other ``OSError`` is a fault of ours, with its traceback."""
+"""What is wrong with a path that a user named; any other ``OSError`` is a fault of ours, with its
+traceback.
+"""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Those that are of the place even where the system names none, as in a write to an open file."""
 _NUL = re.compile(r"(?:\w+: )?embedded null (?:byte|character)(?: in \w+)?")
 """What Python says of a path with a NUL character."""
 
 
-def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], interrupted: str = REPEAT) -> int:
+def guarded(
+    run: Callable[[Sequence[str]], None], arguments: Sequence[str], interrupted: str = REPEAT
+) -> int:
     """Run a command and return its exit status.
 
-    User errors print their message alone and give 2, Ctrl-C 130, SIGTERM 143, SIGHUP 129; a closed pipe is quiet.
+    User errors print their message alone and give 2, Ctrl-C 130, SIGTERM 143, SIGHUP 129; a closed
+    pipe is quiet.
     """
     from prefloop.base.console import complain
     from prefloop.base.interrupt import Ended, heeding
@@ -167,12 +177,17 @@ def guarded(run: Callable[[Sequence[str]], None], arguments: Sequence[str], inte
     except ValueError as error:
         if not _NUL.fullmatch(str(error)):
             raise
-        complain("error: the name of a file or folder holds a NUL character; take it out of the configuration")
+        complain(
+            "error: the name of a file or folder holds a NUL character; take it out of the"
+            " configuration"
+        )
         return 2
     return 0
 
 
-def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """What Python prints of a fault of ours, without secrets and power over the terminal."""
     from prefloop.base.console import complain
 

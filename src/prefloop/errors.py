@@ -1,4 +1,6 @@
-"""Errors a user can cause. The command line prints their message alone and exits with their code."""
+"""Errors a user can cause. The command line prints their message alone and exits with their
+code.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -54,7 +56,9 @@ def among(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a ``did you mean`` clause for ``name``, or the list of known names when nothing is near."""
+    """Return a ``did you mean`` clause for ``name``, or the list of known names when nothing is
+    near.
+    """
     known = sorted(known)
     close = [one for one in known if one.casefold() == name.casefold()]
     close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -12,7 +12,9 @@ NEW = {
     "prefloop.bench": "prefloop.evaluation.benchmarks",
     "prefloop.console": "prefloop.base.console",
     "prefloop.judging": "prefloop.evaluation and prefloop.stats; from prefloop import Verdict",
-    "prefloop.labels": "prefloop.labeling and prefloop.stats; from prefloop import Argilla, Connection",
+    "prefloop.labels": (
+        "prefloop.labeling and prefloop.stats; from prefloop import Argilla, Connection"
+    ),
     "prefloop.manifest": "prefloop.artifacts.manifest",
     "prefloop.opening": "from prefloop import open_policies",
     "prefloop.replies": "prefloop.data.replies",
@@ -21,7 +23,9 @@ NEW = {
     "prefloop.sealed": "prefloop.base.sealed",
     "prefloop.settings": "from prefloop import load_config, or prefloop.config.load",
     "prefloop.stage": "from prefloop import Stage",
-    "prefloop.stages": "from prefloop import SFT, Label, RewardModel, PPO, Preference, KTO, Evaluate",
+    "prefloop.stages": (
+        "from prefloop import SFT, Label, RewardModel, PPO, Preference, KTO, Evaluate"
+    ),
     "prefloop.store": "from prefloop import Artifact, read_rows, write_rows",
     "prefloop.talk": "prefloop.chat",
     "prefloop.training.pairs": "prefloop.training.dpo",

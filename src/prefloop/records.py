@@ -1,10 +1,12 @@
 """The nouns of the loop: what people wrote, what the model answered and how people voted.
 
-Plain, frozen, JSON-serializable. Votes are kept as they were cast; a soft label is always *derived* from them by a named
-aggregation (``prefloop.labeling``) and never stored in their place. This module imports nothing from the rest of prefloop.
+Plain, frozen, JSON-serializable. Votes are kept as they were cast; a soft label is always *derived*
+from them by a named aggregation (``prefloop.labeling``) and never stored in their place. This
+module imports nothing from the rest of prefloop.
 
-A record carries all that a model sees: tools, system turns, earlier turns, tool calls and their results, thoughts. On disk
-a message holds only the keys that say something, tool calls stand in the form of OpenAI's API, and ``tools`` stands beside ``prompt``.
+A record carries all that a model sees: tools, system turns, earlier turns, tool calls and their
+results, thoughts. On disk a message holds only the keys that say something, tool calls stand in the
+form of OpenAI's API, and ``tools`` stands beside ``prompt``.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, CoreSchema, core_schema
 
@@ -27,13 +36,16 @@ Truth = Annotated[bool, Field(strict=True)]
 Index = Annotated[int, Field(strict=True)]
 _MOST = 10**300
 Strength = (
-    Annotated[int, Field(strict=True, ge=-_MOST, le=_MOST)] | Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
+    Annotated[int, Field(strict=True, ge=-_MOST, le=_MOST)]
+    | Annotated[float, Field(strict=True, ge=-1e300, le=1e300)]
 )
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ToolCall:
-    """The assistant asks for a tool. ``arguments`` is an object; text where a file gives arguments that are none."""
+    """The assistant asks for a tool. ``arguments`` is an object; text where a file gives arguments
+    that are none.
+    """
 
     name: str
     arguments: dict[str, Any] | str
@@ -42,7 +54,9 @@ class ToolCall:
     @model_validator(mode="before")
     @classmethod
     def _flat(cls, value: Any) -> Any:
-        """Take the form ``{"type", "id", "function": {"name", "arguments"}}`` in which calls are written."""
+        """Take the form ``{"type", "id", "function": {"name", "arguments"}}`` in which calls are
+        written.
+        """
         if isinstance(value, dict) and isinstance(value.get("function"), dict):
             return {"id": value.get("id"), **value["function"]}
         return value
@@ -53,7 +67,11 @@ class ToolCall:
         return call if self.id is None else {"id": self.id, **call}
 
     def __str__(self) -> str:
-        given = self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments, ensure_ascii=False)
+        given = (
+            self.arguments
+            if isinstance(self.arguments, str)
+            else json.dumps(self.arguments, ensure_ascii=False)
+        )
         return f"{self.name}({given})"
 
 
@@ -71,7 +89,9 @@ class Message:
     name: str | None = None
     """Who speaks, or which tool answers."""
     learn: Truth = True
-    """False: an assistant turn that is context and never imitated (``weight: 0`` in OpenAI's files)."""
+    """False: an assistant turn that is context and never imitated (``weight: 0`` in OpenAI's
+    files).
+    """
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that say something."""
@@ -91,13 +111,21 @@ class Message:
 
     def __str__(self) -> str:
         """The turn for people to read: thoughts, text, calls."""
-        thoughts = [] if self.reasoning_content is None else [f"<think>\n{self.reasoning_content}\n</think>"]
+        thoughts = (
+            []
+            if self.reasoning_content is None
+            else [f"<think>\n{self.reasoning_content}\n</think>"]
+        )
         calls = [f"[calls {call}]" for call in self.tool_calls]
-        return "\n".join([*thoughts, *([self.content] if self.content or not calls else []), *calls])
+        return "\n".join(
+            [*thoughts, *([self.content] if self.content or not calls else []), *calls]
+        )
 
 
 class Conversation(list[Message]):
-    """The turns of a prompt, and in ``tools`` the JSON schemas of what the assistant may call in them."""
+    """The turns of a prompt, and in ``tools`` the JSON schemas of what the assistant may call in
+    them.
+    """
 
     def __init__(self, turns: Iterable[Message] = (), tools: Iterable[dict[str, Any]] = ()) -> None:
         super().__init__(turns)
@@ -133,8 +161,12 @@ def tools_of(prompt: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def identity(prompt: Sequence[Message]) -> list[Any]:
-    """What makes two prompts the same, ready for JSON: every turn's role, text, thoughts and calls, and the tools."""
-    turns: list[Any] = [[turn.role, turn.content] if turn.plain else _without_learn(turn) for turn in prompt]
+    """What makes two prompts the same, ready for JSON: every turn's role, text, thoughts and calls,
+    and the tools.
+    """
+    turns: list[Any] = [
+        [turn.role, turn.content] if turn.plain else _without_learn(turn) for turn in prompt
+    ]
     tools = tools_of(prompt)
     return [*turns, {"tools": tools}] if tools else turns
 
@@ -169,7 +201,9 @@ class _Prompted:
 
 @dataclass(frozen=True, config=_STRICT)
 class Prompt(_Prompted):
-    """A conversation that ends where the assistant should answer. ``meta`` carries what a scorer may need."""
+    """A conversation that ends where the assistant should answer. ``meta`` carries what a scorer
+    may need.
+    """
 
     id: str
     prompt: Conversation
@@ -185,10 +219,14 @@ class Response:
     source: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     turns: list[Message] = dataclasses.field(default_factory=list)
-    """The answer's turns where it is more than one plain text: thoughts, tool calls and their results."""
+    """The answer's turns where it is more than one plain text: thoughts, tool calls and their
+    results.
+    """
 
     @classmethod
-    def of(cls, turns: Sequence[Message], source: str = "", meta: dict[str, Any] | None = None) -> Response:
+    def of(
+        cls, turns: Sequence[Message], source: str = "", meta: dict[str, Any] | None = None
+    ) -> Response:
         """The answer that consists of ``turns``."""
         return cls(transcript(turns), source, meta or {}, [] if _one_text(turns) else list(turns))
 
@@ -196,7 +234,9 @@ class Response:
         if self.turns and not self.text:
             object.__setattr__(self, "text", transcript(self.turns))
         if self.turns and self.text != transcript(self.turns):
-            raise ValueError("the text is not what its turns say: leave the text empty, or the turns out")
+            raise ValueError(
+                "the text is not what its turns say: leave the text empty, or the turns out"
+            )
 
     @property
     def finished(self) -> bool:
@@ -204,7 +244,9 @@ class Response:
         return bool(self.meta.get("finished", True))
 
     def said(self) -> Any:
-        """What makes two answers say the same, ready for JSON: their text, or their turns. Cut or not plays no part."""
+        """What makes two answers say the same, ready for JSON: their text, or their turns. Cut or
+        not plays no part.
+        """
         return [_without_learn(turn) for turn in self.turns] or self.text
 
     def key(self) -> str:
@@ -214,13 +256,18 @@ class Response:
 
 def answer_turns(answer: Response | Demonstration) -> list[Message]:
     """The turns of an answer, also where it is one plain text."""
-    return answer.turns or [Message("assistant", answer.text if isinstance(answer, Response) else answer.response)]
+    return answer.turns or [
+        Message("assistant", answer.text if isinstance(answer, Response) else answer.response)
+    ]
 
 
 def transcript(turns: Sequence[Message]) -> str:
-    """Turns of an answer for people to read: one turn as it is, results of tools and later turns by who speaks."""
+    """Turns of an answer for people to read: one turn as it is, results of tools and later turns by
+    who speaks.
+    """
     return "\n\n".join(
-        str(turn) if index == 0 else f"[{turn.name or turn.role}]\n{turn}" for index, turn in enumerate(turns)
+        str(turn) if index == 0 else f"[{turn.name or turn.role}]\n{turn}"
+        for index, turn in enumerate(turns)
     )
 
 
@@ -230,7 +277,9 @@ def _one_text(turns: Sequence[Message]) -> bool:
 
 @dataclass(frozen=True, config=_STRICT)
 class Demonstration(_Prompted):
-    """A prompt with the answer a person would like to see. Assistant turns of the prompt with ``learn`` are imitated too."""
+    """A prompt with the answer a person would like to see. Assistant turns of the prompt with
+    ``learn`` are imitated too.
+    """
 
     id: str
     prompt: Conversation
@@ -241,7 +290,11 @@ class Demonstration(_Prompted):
 
     @classmethod
     def of(
-        cls, id: str, prompt: Sequence[Message], turns: Sequence[Message], meta: dict[str, Any] | None = None
+        cls,
+        id: str,
+        prompt: Sequence[Message],
+        turns: Sequence[Message],
+        meta: dict[str, Any] | None = None,
     ) -> Demonstration:
         """The demonstration whose answer consists of ``turns``."""
         kept = [] if _one_text(turns) else list(turns)
@@ -250,7 +303,9 @@ class Demonstration(_Prompted):
 
 @dataclass(frozen=True, config=_STRICT)
 class Vote:
-    """One annotator's choice between the responses of a comparison: the index of the better one, or a tie."""
+    """One annotator's choice between the responses of a comparison: the index of the better one, or
+    a tie.
+    """
 
     annotator: str
     choice: Literal[0, 1, "tie"]
@@ -260,7 +315,11 @@ class Vote:
 
     def swap(self) -> Vote:
         """The same vote after the two responses changed places."""
-        return self if self.choice == "tie" else dataclasses.replace(self, choice=0 if self.choice == 1 else 1)
+        return (
+            self
+            if self.choice == "tie"
+            else dataclasses.replace(self, choice=0 if self.choice == 1 else 1)
+        )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -278,7 +337,9 @@ class Comparison(_Prompted):
             raise ValueError(f"a comparison has 2 responses, found {len(self.responses)}")
 
     def swap(self) -> Comparison:
-        """The same comparison with the responses in the other order; votes follow, and so does ``meta["shown"]``, the order of showing."""
+        """The same comparison with the responses in the other order; votes follow, and so does
+        ``meta["shown"]``, the order of showing.
+        """
         votes, meta = [vote.swap() for vote in self.votes], self.meta
         if "shown" in meta:
             meta = meta | {"shown": [1 - index for index in meta["shown"]]}
@@ -308,7 +369,9 @@ class Rating(_Prompted):
 
 @dataclass(frozen=True, config=_STRICT)
 class BestOf(_Prompted):
-    """Several responses to one prompt and which of them are good, by index: what choosing the best of n is tested on."""
+    """Several responses to one prompt and which of them are good, by index: what choosing the best
+    of n is tested on.
+    """
 
     id: str
     prompt: Conversation
@@ -318,8 +381,15 @@ class BestOf(_Prompted):
 
     def __post_init__(self) -> None:
         count = len(self.responses)
-        if not self.best or len(set(self.best)) >= count or not all(0 <= i < count for i in self.best):
-            raise ValueError(f"of {count} responses some are good and some are not, found {self.best} as the good ones")
+        if (
+            not self.best
+            or len(set(self.best)) >= count
+            or not all(0 <= i < count for i in self.best)
+        ):
+            raise ValueError(
+                f"of {count} responses some are good and some are not, found {self.best} as the"
+                " good ones"
+            )
 
 
 R = TypeVar("R")
@@ -362,7 +432,9 @@ def _json(value: Any) -> Any:
 
 
 def from_dict(kind: type[R], row: dict[str, Any]) -> R:
-    """Build a record of ``kind`` from a dictionary; raises ``ValueError`` naming the field and what was found."""
+    """Build a record of ``kind`` from a dictionary; raises ``ValueError`` naming the field and what
+    was found.
+    """
     try:
         return TypeAdapter(kind).validate_python(row)
     except ValidationError as error:
@@ -373,7 +445,9 @@ def from_dict(kind: type[R], row: dict[str, Any]) -> R:
 
 
 _TOLD = {
-    "unexpected_keyword_argument": "is no key that a record has here: take it out, or put it into meta",
+    "unexpected_keyword_argument": (
+        "is no key that a record has here: take it out, or put it into meta"
+    ),
     "missing": "is missing",
 }
 """Words for people in the place of pydantic's, by its type of error."""

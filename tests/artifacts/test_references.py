@@ -1,4 +1,6 @@
-"""References to results: what they stand for, what they share, and answers that are sampled once."""
+"""References to results: what they stand for, what they share, and answers that are sampled
+once.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +33,43 @@ from prefloop.runs.open import open_policies, runtimes_of
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A run with sft, reward and ppo, and a file of prompts beside it."""
     folder = tmp_path_factory.mktemp("results")
-    write_jsonl(folder / "prompts.jsonl", [Prompt(f"p{i}", [Message("user", f"q {i}")]) for i in range(3)])
+    write_jsonl(
+        folder / "prompts.jsonl", [Prompt(f"p{i}", [Message("user", f"q {i}")]) for i in range(3)]
+    )
     return make_run(folder / "runs", "demo", tiny_folder)
 
 
 def test_a_reference_says_what_its_artifact_says(run: Path) -> None:
     sft, ppo = policy_of(f"{run}:sft"), policy_of(f"{run}:ppo")
     manifest = json.loads((run / "artifacts" / "ppo" / "manifest.json").read_text())
-    assert ppo.key == manifest["key"] and ppo.origin.fingerprint == manifest["identity"]["backbone"]["model"]
-    assert ppo.origin.settings["precision"] == "fp32" and ppo.origin.shape["r"] == 4 and sft.key != ppo.key
+    assert (
+        ppo.key == manifest["key"]
+        and ppo.origin.fingerprint == manifest["identity"]["backbone"]["model"]
+    )
+    assert (
+        ppo.origin.settings["precision"] == "fp32"
+        and ppo.origin.shape["r"] == 4
+        and sft.key != ppo.key
+    )
     # sft does not sample; the other stages of its run say how they do.
-    assert sft.generation == ppo.generation and sft.generation is not None and sft.generation.temperature == 0.9
-    assert (ppo.engine, ppo.output) == ("transformers", run.parent.resolve()) and next(iter(slots(run))) == "sft"
+    assert (
+        sft.generation == ppo.generation
+        and sft.generation is not None
+        and sft.generation.temperature == 0.9
+    )
+    assert (ppo.engine, ppo.output) == ("transformers", run.parent.resolve()) and next(
+        iter(slots(run))
+    ) == "sft"
 
 
-def test_the_bare_model_an_artifacts_folder_and_a_file_of_answers_are_references_too(run: Path, tmp_path: Path) -> None:
+def test_the_bare_model_an_artifacts_folder_and_a_file_of_answers_are_references_too(
+    run: Path, tmp_path: Path
+) -> None:
     base, ppo = policy_of(f"{run}:base"), policy_of(f"{run}:ppo")
     assert (
-        base.folder is None and base.origin.fingerprint == ppo.origin.fingerprint and base.generation == ppo.generation
+        base.folder is None
+        and base.origin.fingerprint == ppo.origin.fingerprint
+        and base.generation == ppo.generation
     )
     by_folder = policy_of(run / "artifacts" / "ppo")
     assert (by_folder.key, by_folder.folder) == (ppo.key, ppo.folder)
@@ -58,9 +79,14 @@ def test_the_bare_model_an_artifacts_folder_and_a_file_of_answers_are_references
     )
 
 
-def test_what_is_no_result_is_named_with_what_there_is(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+def test_what_is_no_result_is_named_with_what_there_is(
+    run: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
     for reference, said in (
-        (f"{run}:pppo", r"no finished result 'pppo' \(did you mean 'ppo'\?; one of sft, ppo, reward, base\)"),
+        (
+            f"{run}:pppo",
+            r"no finished result 'pppo' \(did you mean 'ppo'\?; one of sft, ppo, reward, base\)",
+        ),
         (f"{run.parent}/dem:ppo", rf"did you mean '{run}'"),
         (f"{run.parent}/dem", rf"is no result \(did you mean '{run}'"),
         (run, rf"several results: say which one of {run}:sft, {run}:ppo, {run}:base"),
@@ -91,7 +117,10 @@ def test_a_policy_whose_key_holds_the_temperature_alone_samples_as_its_run_does(
     run = make_run(tmp_path / "runs", "t", tiny_folder, slots=("sft", "dpo"))
     found = policy_of(f"{run}:dpo")
     assert "generation" not in identity_of((run / "artifacts" / "dpo").resolve())
-    assert found.generation == GenerationConfig(max_new_tokens=12, temperature=0.9) and found.engine == "transformers"
+    assert (
+        found.generation == GenerationConfig(max_new_tokens=12, temperature=0.9)
+        and found.engine == "transformers"
+    )
     for other in ((run / "artifacts" / "dpo").resolve(), export(f"{run}:dpo", tmp_path / "out")):
         same = policy_of(other)
         assert (same.generation, same.engine) == (found.generation, found.engine)
@@ -117,7 +146,9 @@ def test_policies_share_one_backbone_and_each_computes_its_own(run: Path, tmp_pa
     alone = open_policies([tmp_path / "bare"], generation={"max_new_tokens": 3})
     assert alone.runtime.generation.max_new_tokens == 3
     close = logits(alone.runtime, next(iter(alone.roles.values())))
-    tolerance = 1e-3 if close.dtype == torch.float32 else 0.3  # bf16 storage: some processors compute in it too
+    tolerance = (
+        1e-3 if close.dtype == torch.float32 else 0.3
+    )  # bf16 storage: some processors compute in it too
     assert (close.float() - found[f"{run}:ppo"]).abs().max() < tolerance
 
 
@@ -125,9 +156,14 @@ def test_adapters_of_different_backbones_are_refused_with_names_and_what_differs
     run: Path, tmp_path: Path, tiny_folders: Callable[[str], Path], tiny_folder: Path
 ) -> None:
     qwen = make_run(tmp_path, "qwen", tiny_folders("qwen2"), slots=("sft",))
-    with pytest.raises(ModelError, match=rf"'{run}:sft' and '{qwen}:sft' belong to different backbones: model .* and "):
+    with pytest.raises(
+        ModelError,
+        match=rf"'{run}:sft' and '{qwen}:sft' belong to different backbones: model .* and ",
+    ):
         open_policies([f"{run}:sft", f"{qwen}:sft"])
-    wide = make_run(tmp_path, "wide", tiny_folder, slots=("sft",), adapter={"r": 8, "alpha": 8}, precision="nf4")
+    wide = make_run(
+        tmp_path, "wide", tiny_folder, slots=("sft",), adapter={"r": 8, "alpha": 8}, precision="nf4"
+    )
     with pytest.raises(ModelError, match="precision fp32 and nf4; r 4 and 8"):
         open_policies([f"{run}:sft", f"{wide}:sft"])
     opened = open_policies([f"{run}:sft"])
@@ -145,15 +181,22 @@ def test_answers_are_those_of_the_policy_and_cost_nothing_a_second_time(
     found = respond(names, prompts, samples=2)
     assert list(found) == names and "reused" not in capsys.readouterr().out
     rows = {
-        name: [json.loads(line) for line in answers.path.read_text().splitlines()] for name, answers in found.items()
+        name: [json.loads(line) for line in answers.path.read_text().splitlines()]
+        for name, answers in found.items()
     }
     assert [row["id"] for row in rows[names[0]]] == ["p0", "p0", "p1", "p1", "p2", "p2"]
     assert rows[names[0]][0]["prompt"] == [{"role": "user", "content": "q 0"}]
     assert len({tuple(row["response"] for row in side) for side in rows.values()}) == 3
-    assert respond(names, prompts, samples=2) == found and capsys.readouterr().out.count("reused answer") == 3
+    assert (
+        respond(names, prompts, samples=2) == found
+        and capsys.readouterr().out.count("reused answer") == 3
+    )
     other = respond(names[:1], prompts, samples=2, generation={"temperature": 0.1})
     assert other[names[0]] != found[names[0]]
-    assert respond(names[:1], prompts, samples=2, seed=1)[names[0]] not in (other[names[0]], found[names[0]])
+    assert respond(names[:1], prompts, samples=2, seed=1)[names[0]] not in (
+        other[names[0]],
+        found[names[0]],
+    )
     with pytest.raises(ConfigError, match="--prompts"):
         respond(names)
     with pytest.raises(ConfigError, match="at least one answer"):
@@ -164,18 +207,28 @@ SAMPLING = {"max_new_tokens": 12, "temperature": 0.9}
 """That of the runs here."""
 
 
-def test_adapters_of_two_methods_answer_one_after_the_other(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+def test_adapters_of_two_methods_answer_one_after_the_other(
+    run: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
     other = make_run(
-        tmp_path, "other", tiny_folder, slots=("sft",), adapter={"method": "prefix", "options": {"tokens": 3}}
+        tmp_path,
+        "other",
+        tiny_folder,
+        slots=("sft",),
+        adapter={"method": "prefix", "options": {"tokens": 3}},
     )
     prompts = run.parent.parent / "prompts.jsonl"
     names = [f"{run}:sft", f"{other}:sft", f"{run}:ppo"]
     found = respond(names, prompts)
     assert list(found) == names and len({answers.digest() for answers in found.values()}) == 3
     assert found[names[0]] == respond(names[:1], prompts)[names[0]]
-    assert found[names[1]].digest() == respond(names[1:2], prompts, generation=SAMPLING)[names[1]].digest()
+    assert (
+        found[names[1]].digest()
+        == respond(names[1:2], prompts, generation=SAMPLING)[names[1]].digest()
+    )
     with pytest.raises(
-        ModelError, match=r"adapters of different kinds: method lora and prefix.*`prefloop judge` takes"
+        ModelError,
+        match=r"adapters of different kinds: method lora and prefix.*`prefloop judge` takes",
     ):
         open_policies(names)
 
@@ -183,7 +236,14 @@ def test_adapters_of_two_methods_answer_one_after_the_other(run: Path, tmp_path:
 def test_kinds_of_adapters_differ_in_nothing_else(
     run: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = make_run(tmp_path, "other", tiny_folder, slots=("sft",), adapter={"method": "dora", "r": 4}, max_length=200)
+    other = make_run(
+        tmp_path,
+        "other",
+        tiny_folder,
+        slots=("sft",),
+        adapter={"method": "dora", "r": 4},
+        max_length=200,
+    )
     export(f"{other}:sft", tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink(missing_ok=True)  # PEFT's own folder says less
     policies = [policy_of(name) for name in (f"{run}:sft", str(tmp_path / "out"), f"{run}:base")]
@@ -194,12 +254,17 @@ def test_kinds_of_adapters_differ_in_nothing_else(
     (kind, config, engine, output, generation), (other_kind, other_config, *others) = seen
     assert [p.name for p in kind] == [f"{run}:sft", f"{run}:base"] and other_kind == policies[1:2]
     assert (config.adapter.method, other_config.adapter.method) == ("lora", "dora")
-    assert dataclasses.replace(config, adapter=other_config.adapter) == other_config and config.max_length == 256
+    assert (
+        dataclasses.replace(config, adapter=other_config.adapter) == other_config
+        and config.max_length == 256
+    )
     assert engine == "vllm" and others == ["transformers", output, generation]
     assert "sampled by transformers, as vLLM starts once" in capsys.readouterr().out
 
 
-def test_a_run_without_a_sampling_stage_samples_as_its_configuration_says(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_run_without_a_sampling_stage_samples_as_its_configuration_says(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     alone = make_run(tmp_path, "alone", tiny_folder, slots=("sft",))
     assert policy_of(f"{alone}:sft").generation is None
     told = {"rollout": "vllm", "generation": {"max_new_tokens": 7, "temperature": 0.3}, "data": {}}
@@ -228,7 +293,9 @@ def test_a_stream_is_the_response_that_the_engine_samples_token_by_token(run: Pa
     assert heard == engine.generate([ids], 1, 5)[0].token_ids
 
 
-def test_an_artifact_of_another_version_says_which_settings_are_not_read(tmp_path: Path, tiny_folder: Path) -> None:
+def test_an_artifact_of_another_version_says_which_settings_are_not_read(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     old = make_run(tmp_path, "old", tiny_folder, slots=("sft",))
     path = (old / "artifacts" / "sft" / "manifest.json").resolve()
     manifest = read_sealed(path)
@@ -237,12 +304,16 @@ def test_an_artifact_of_another_version_says_which_settings_are_not_read(tmp_pat
         open_policies([f"{old}:sft"])
     manifest["identity"]["backbone"]["gradient_checkpointing"] = "sometimes"
     write_sealed(path, manifest)
-    with pytest.raises(ModelError, match=r"does not read \(gradient_checkpointing: .*found 'sometimes'\)"):
+    with pytest.raises(
+        ModelError, match=r"does not read \(gradient_checkpointing: .*found 'sometimes'\)"
+    ):
         open_policies([f"{old}:sft"])
     manifest["identity"]["backbone"]["gradient_checkpointing"] = "none"
     manifest["identity"]["backbone"]["chat_template"] = "0" * 64
     write_sealed(path, manifest)
-    with pytest.raises(ModelError, match="a chat template from a file, which the artifact does not hold"):
+    with pytest.raises(
+        ModelError, match="a chat template from a file, which the artifact does not hold"
+    ):
         open_policies([f"{old}:sft"])
 
 
@@ -250,7 +321,9 @@ def test_a_manifest_names_the_files_that_were_read_without_their_folders(tmp_pat
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text("")
     data = DataConfig(prompts=tmp_path / "a.jsonl", reward_tests=[tmp_path / "b.jsonl"])
-    assert files_read({"prompts": tmp_path / "a.jsonl", "limit": 3, "gone": tmp_path / "c"}) == {"prompts": "a.jsonl"}
+    assert files_read({"prompts": tmp_path / "a.jsonl", "limit": 3, "gone": tmp_path / "c"}) == {
+        "prompts": "a.jsonl"
+    }
     assert files_read({"data": data}) == {"prompts": "a.jsonl", "reward_tests[0]": "b.jsonl"}
 
 

@@ -47,7 +47,12 @@ def test_a_committed_artifact_is_found_with_its_manifest_and_files(store: Store)
     assert found is not None
     assert found.path == committed.path
     assert (found.status, committed.status) == ("reused", "ran")
-    assert (found.stage, found.key, found.metrics, found.seconds) == ("sft", KEY, {"loss": 0.5}, 1.5)
+    assert (found.stage, found.key, found.metrics, found.seconds) == (
+        "sft",
+        KEY,
+        {"loss": 0.5},
+        1.5,
+    )
     assert set(found.manifest.files) == {"weights.bin", "sub/rows.jsonl"}
     assert (found / "weights.bin").read_bytes() == b"weights" * 100
     assert not work.exists()
@@ -131,14 +136,18 @@ def test_a_link_in_a_stages_folder_is_refused_by_name(target: str, store: Store)
     assert "alias" not in store.commit(DETAILS).manifest.files
 
 
-def test_checkpoints_are_not_put_on_disk_just_before_they_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_not_put_on_disk_just_before_they_go(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = fill(store)
     (work / "checkpoints" / "step-1").mkdir(parents=True)
     (work / "checkpoints" / "step-1" / "state").write_text("state")
     synced: list[Path] = []
     monkeypatch.setattr("prefloop.base.atomic.sync", synced.append)
     store.commit(DETAILS)
-    assert work / "weights.bin" in synced and not [place for place in synced if "checkpoints" in place.parts]
+    assert work / "weights.bin" in synced and not [
+        place for place in synced if "checkpoints" in place.parts
+    ]
 
 
 def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +160,10 @@ def test_a_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         return opened(self, *more, **named)
 
     monkeypatch.setattr(Path, "open", refuses)
-    with pytest.raises(StoreError, match=r"run/\.lock: Permission denied"), run_lock(tmp_path / "run"):
+    with (
+        pytest.raises(StoreError, match=r"run/\.lock: Permission denied"),
+        run_lock(tmp_path / "run"),
+    ):
         pass
 
 
@@ -198,7 +210,11 @@ def process(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
     source = str(Path(store_module.__file__).parents[2])
     command = [sys.executable, "-c", code, *map(str, args)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": source}
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": source},
     ) as child:
         try:
             yield child
@@ -244,7 +260,10 @@ def test_a_run_in_progress_refuses_a_second_process_with_its_pid(tmp_path: Path)
     with process(RUN_LOCK, run) as child:
         pid = line(child)
         with (
-            pytest.raises(StoreError, match=rf"run 'first' is in progress \(process {pid}\): wait for it to end"),
+            pytest.raises(
+                StoreError,
+                match=rf"run 'first' is in progress \(process {pid}\): wait for it to end",
+            ),
             run_lock(run),
         ):
             pass
@@ -264,12 +283,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     except FileNotFoundError:
         mounted = False
     if not mounted:
-        pytest.skip("mounting a tmpfs is not permitted here; the simulated full disk is tested below")
+        pytest.skip(
+            "mounting a tmpfs is not permitted here; the simulated full disk is tested below"
+        )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_nothing_in_the_store_and_the_work_to_go_on_with(small_disk: Path) -> None:
+def test_a_full_disk_leaves_nothing_in_the_store_and_the_work_to_go_on_with(
+    small_disk: Path,
+) -> None:
     store = Store(small_disk)
     fill(store)
     with (small_disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
@@ -287,7 +310,9 @@ def test_a_full_disk_leaves_nothing_in_the_store_and_the_work_to_go_on_with(smal
     assert set(found.manifest.files) == {"weights.bin", "sub/rows.jsonl"}
 
 
-def test_a_simulated_full_disk_leaves_nothing_in_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulated_full_disk_leaves_nothing_in_the_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(store)
 
     def full(descriptor: int) -> None:

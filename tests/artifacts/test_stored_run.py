@@ -1,4 +1,6 @@
-"""A run whose folder or store is damaged, in the way, or may only be read: it is served, built again, or refused by name."""
+"""A run whose folder or store is damaged, in the way, or may only be read: it is served, built
+again, or refused by name.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def go(output: Path, *more: Stage, command: str = "", runtime: Runtime | None = None) -> dict[str, Any]:
+def go(
+    output: Path, *more: Stage, command: str = "", runtime: Runtime | None = None
+) -> dict[str, Any]:
     stages = [Words("sft"), Words("label", ("sft",)), *more]
     runtime = runtime or Runtime(rollout="transformers", output=output)
     vars(runtime).update(
@@ -65,7 +69,9 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None
     """Make a folder one of a file system that is mounted to be read."""
 
     def protect(folder: Path) -> None:
-        def refuses(function: Callable[..., Any], writes: Callable[..., bool]) -> Callable[..., Any]:
+        def refuses(
+            function: Callable[..., Any], writes: Callable[..., bool]
+        ) -> Callable[..., Any]:
             def asked(path: Any, *more: Any, **named: Any) -> Any:
                 inside = isinstance(path, str | os.PathLike) and Path(path).is_relative_to(folder)
                 if inside and writes(path, *more, **named):
@@ -78,7 +84,9 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None
             return bool(set(mode) & set("wax+"))
 
         monkeypatch.setattr(io, "open", refuses(io.open, writing))
-        monkeypatch.setattr(os, "mkdir", refuses(os.mkdir, lambda path, *_: not os.path.lexists(path)))
+        monkeypatch.setattr(
+            os, "mkdir", refuses(os.mkdir, lambda path, *_: not os.path.lexists(path))
+        )
         for name in ("unlink", "rmdir", "rename", "replace", "truncate"):
             monkeypatch.setattr(os, name, refuses(getattr(os, name), lambda *_, **__: True))
         monkeypatch.setattr(os, "symlink", refuses(os.symlink, lambda *_, **__: False))
@@ -87,7 +95,8 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None
             os,
             "access",
             lambda path, mode, **n: (
-                access(path, mode, **n) and not (mode & os.W_OK and Path(path).is_relative_to(folder))
+                access(path, mode, **n)
+                and not (mode & os.W_OK and Path(path).is_relative_to(folder))
             ),
         )
 
@@ -104,7 +113,10 @@ def everything(folder: Path) -> dict[str, bytes | str]:
 
 
 def test_a_finished_run_in_a_place_that_may_only_be_read_is_shown_and_not_touched(
-    tmp_path: Path, built: list[str], read_only: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    built: list[str],
+    read_only: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = go(tmp_path / "runs")
     before = everything(tmp_path)
@@ -115,7 +127,10 @@ def test_a_finished_run_in_a_place_that_may_only_be_read_is_shown_and_not_touche
     assert [s["metrics"] for s in again["stages"]] == [s["metrics"] for s in first["stages"]]
     assert everything(tmp_path) == before
     said = " ".join(capsys.readouterr().out.split())
-    assert "reused label" in said and "cannot be written: no summary, links or report of this command are in it" in said
+    assert (
+        "reused label" in said
+        and "cannot be written: no summary, links or report of this command are in it" in said
+    )
 
 
 @pytest.mark.parametrize("protected", ["runs", "runs/t", "runs/.store"])
@@ -142,8 +157,12 @@ def in_the_way(what: str) -> Callable[[Path], object]:
     return put
 
 
-@pytest.mark.parametrize("what", ["", "t", ".store", ".store/locks", ".store/work", "t/artifacts", "t/artifacts/sft"])
-def test_a_file_where_a_folder_belongs_is_refused_by_name(what: str, tmp_path: Path, built: list[str]) -> None:
+@pytest.mark.parametrize(
+    "what", ["", "t", ".store", ".store/locks", ".store/work", "t/artifacts", "t/artifacts/sft"]
+)
+def test_a_file_where_a_folder_belongs_is_refused_by_name(
+    what: str, tmp_path: Path, built: list[str]
+) -> None:
     in_the_way(what)(tmp_path / "runs")
     with pytest.raises(PrefloopError) as caught:
         go(tmp_path / "runs")
@@ -151,7 +170,9 @@ def test_a_file_where_a_folder_belongs_is_refused_by_name(what: str, tmp_path: P
 
 
 @pytest.mark.parametrize("what", ["t/events.jsonl", "t/summary.json", ".store/work/sft"])
-def test_a_folder_where_a_file_belongs_is_refused_by_name(what: str, tmp_path: Path, built: list[str]) -> None:
+def test_a_folder_where_a_file_belongs_is_refused_by_name(
+    what: str, tmp_path: Path, built: list[str]
+) -> None:
     if what.endswith("sft"):
         go(tmp_path / "runs")
         (artifact,) = (tmp_path / "runs" / ".store").glob("sft-*")
@@ -190,7 +211,9 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe"),
     "files alone": lambda path: write_json(path, {"files": {}}),
     "a list": lambda path: write_json(path, []),
-    "other figures": lambda path: path.write_text(path.read_text().replace('"loss_last": 0.5', '"loss_last": 0.6')),
+    "other figures": lambda path: path.write_text(
+        path.read_text().replace('"loss_last": 0.5', '"loss_last": 0.6')
+    ),
     "no digest": lambda path: write_json(path, read_sealed(path)),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
     "a link": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
@@ -233,7 +256,9 @@ def test_a_damaged_policy_of_an_earlier_command_is_left_out_with_one_line(
     assert said.count("left out dpo of an earlier command") == 1
 
 
-@pytest.mark.parametrize("damage", [name for name in DAMAGED if name not in ("no digest", "files alone")])
+@pytest.mark.parametrize(
+    "damage", [name for name in DAMAGED if name not in ("no digest", "files alone")]
+)
 def test_a_damaged_summary_is_refused_by_the_report_and_written_anew_by_the_run(
     damage: str, tmp_path: Path, built: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,19 +286,28 @@ def test_an_artifact_of_another_stage_in_the_place_of_one_is_no_artifact_of_it(
 ) -> None:
     go(tmp_path / "runs")
     store = Store(tmp_path / "runs" / ".store")
-    sft, label = (json.loads((next(store.root.glob(f"{n}-*")) / MANIFEST).read_text()) for n in ("sft", "label"))
+    sft, label = (
+        json.loads((next(store.root.glob(f"{n}-*")) / MANIFEST).read_text())
+        for n in ("sft", "label")
+    )
     shutil.rmtree(store.root / f"label-{label['key'][:16]}")
-    shutil.copytree(store.root / f"sft-{sft['key'][:16]}", store.root / f"label-{label['key'][:16]}")
+    shutil.copytree(
+        store.root / f"sft-{sft['key'][:16]}", store.root / f"label-{label['key'][:16]}"
+    )
     assert store.get("label", label["key"]) is None and store.get("sft", sft["key"]) is not None
 
 
-def test_half_a_line_of_the_log_is_gone_when_the_run_goes_on(tmp_path: Path, built: list[str]) -> None:
+def test_half_a_line_of_the_log_is_gone_when_the_run_goes_on(
+    tmp_path: Path, built: list[str]
+) -> None:
     go(tmp_path / "runs")
     log = tmp_path / "runs" / "t" / "events.jsonl"
     with log.open("ab") as file:
         file.write(b'{"at": "2026-11-30", "sta\0\0')
     go(tmp_path / "runs")
-    assert all(json.loads(line)["stage"] in ("sft", "label") for line in log.read_text().splitlines())
+    assert all(
+        json.loads(line)["stage"] in ("sft", "label") for line in log.read_text().splitlines()
+    )
 
 
 def test_a_command_whose_bytes_are_no_utf_8_is_kept(tmp_path: Path, built: list[str]) -> None:
@@ -283,7 +317,9 @@ def test_a_command_whose_bytes_are_no_utf_8_is_kept(tmp_path: Path, built: list[
 
 
 @pytest.mark.parametrize("name", ["my stage", "bewerten-ü", ".hidden", "a*[b]"])
-def test_a_stage_is_reused_whatever_it_is_called(name: str, tmp_path: Path, built: list[str]) -> None:
+def test_a_stage_is_reused_whatever_it_is_called(
+    name: str, tmp_path: Path, built: list[str]
+) -> None:
     for _ in range(2):
         go(tmp_path, Words(name), Words("last", (name,)))
     assert built == ["sft", "label", name, "last"]
@@ -298,7 +334,9 @@ def test_a_stage_whose_name_leaves_its_folder_is_refused_before_it_runs(
     assert built == []
 
 
-def test_a_files_managers_own_files_among_the_links_are_left_alone(tmp_path: Path, built: list[str]) -> None:
+def test_a_files_managers_own_files_among_the_links_are_left_alone(
+    tmp_path: Path, built: list[str]
+) -> None:
     go(tmp_path)
     links = tmp_path / "t" / "artifacts"
     (links / ".DS_Store").write_text("icons")
@@ -316,7 +354,9 @@ def test_a_run_that_may_only_be_read_closes_the_store_for_itself_alone(
     go(tmp_path)
     runtime = Runtime(rollout="transformers", output=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("prefloop.pipeline.pipeline.run_lock", lambda folder: contextlib.nullcontext(False))
+        patch.setattr(
+            "prefloop.pipeline.pipeline.run_lock", lambda folder: contextlib.nullcontext(False)
+        )
         with pytest.raises(StoreError, match="ppo is not in the store"):
             go(tmp_path, Words("ppo"), runtime=runtime)
     go(tmp_path, Words("ppo"), runtime=runtime)
@@ -329,6 +369,8 @@ def test_a_damaged_artifact_that_cannot_be_built_again_is_called_damaged(
     go(tmp_path)
     next((tmp_path / ".store").glob("label-*/rows.jsonl")).write_text("other")
     read_only(tmp_path)
-    with pytest.raises(StoreError, match=r"label in the store is damaged: file 'rows.jsonl'.*cannot be written"):
+    with pytest.raises(
+        StoreError, match=r"label in the store is damaged: file 'rows.jsonl'.*cannot be written"
+    ):
         go(tmp_path)
     assert built == ["sft", "label"]

@@ -36,8 +36,15 @@ def test_devices_pipes_and_folders_are_never_replaced(tmp_path: Path) -> None:
     pipe, link = tmp_path / "pipe", tmp_path / "null"
     os.mkfifo(pipe)
     link.symlink_to("/dev/null")
-    for path, kind in ((pipe, "no regular file"), (link, "no regular file"), (tmp_path, "a folder")):
-        with pytest.raises(DataError, match=f"cannot write .*: it is {kind}; name a file"), replacing(path):
+    for path, kind in (
+        (pipe, "no regular file"),
+        (link, "no regular file"),
+        (tmp_path, "a folder"),
+    ):
+        with (
+            pytest.raises(DataError, match=f"cannot write .*: it is {kind}; name a file"),
+            replacing(path),
+        ):
             pass
     assert pipe.is_fifo() and link.is_symlink() and Path("/dev/null").is_char_device()
     with pytest.raises(DataError, match=r"cannot write /proc/x/a\.json"):
@@ -49,7 +56,8 @@ def test_a_folder_named_as_output_is_told_without_a_traceback(
 ) -> None:
     rows = tmp_path / "a.jsonl"
     rows.write_text(
-        '{"prompt": "p", "responses": [{"text": "a"}, {"text": "b"}], "votes": [{"annotator": "x", "choice": 0}]}\n'
+        '{"prompt": "p", "responses": [{"text": "a"}, {"text": "b"}], "votes": [{"annotator": "x",'
+        ' "choice": 0}]}\n'
     )
     assert guarded(_main, ["label", "agree", str(rows), "--output", str(tmp_path)]) == 2
     assert "it is a folder; name a file" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Closing a client ends what waits for its server, over TLS and in a handshake too; a failed rollout closes its client."""
+"""Closing a client ends what waits for its server, over TLS and in a handshake too; a failed
+rollout closes its client.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def self_signed(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     made = x509.CertificateBuilder(
         name, name, key.public_key(), 1, now - datetime.timedelta(1), now + datetime.timedelta(1)
     )
-    content = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+    content = made.sign(key, hashes.SHA256()).public_bytes(
+        serialization.Encoding.PEM
+    ) + key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = tmp_path_factory.mktemp("tls") / "both.pem"
@@ -71,7 +75,9 @@ def closed_while_waiting(client: Client, reached: threading.Event) -> list[type]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_closing_a_client_ends_what_another_thread_waits_for(scheme: str, request: pytest.FixtureRequest) -> None:
+def test_closing_a_client_ends_what_another_thread_waits_for(
+    scheme: str, request: pytest.FixtureRequest
+) -> None:
     asked = threading.Event()
 
     def answer() -> Answer:
@@ -124,13 +130,17 @@ def test_after_an_error_no_other_rollout_is_waited_for_and_the_next_can_begin() 
             return [http(b"no such adapter", status="400 B")]
         return server.trickle(http(b"", "Content-Length: 9999", length=False))
 
-    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=1024)))
+    model = SimpleNamespace(
+        config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=1024))
+    )
     backbone: Any = SimpleNamespace(
         config=BackboneConfig(max_length=512), causal_lm=model, chat=SimpleNamespace(stop_id=7)
     )
     before = set(threading.enumerate())
     with Server(answer) as server:
-        generation = GenerationConfig(server=server.url.removesuffix("/v1"), max_new_tokens=8, max_num_seqs=3)
+        generation = GenerationConfig(
+            server=server.url.removesuffix("/v1"), max_new_tokens=8, max_num_seqs=3
+        )
         engine = ServerEngine(backbone, generation)
         with pytest.raises(EngineError, match="no such adapter"):
             engine.generate([[1], [2], [3]], n=1, seed=0)

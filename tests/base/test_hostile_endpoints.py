@@ -1,4 +1,6 @@
-"""Other people's servers: whatever one answers ends in a value or in the documented error, within the deadline and the cap."""
+"""Other people's servers: whatever one answers ends in a value or in the documented error, within
+the deadline and the cap.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def reward(url: str, deadline_s: float = 10.0) -> str:
         patch.setattr(rewards, "_MAX_RETRIES", 0)
         patch.setattr(rewards, "_TIMEOUT_S", deadline_s)
         try:
-            (found_B,) = rewards.Rewards({url: 1.0}).scores_B([Prompt("p", PROMPT)] * 2, ["a", "b"]).values()
+            (found_B,) = (
+                rewards.Rewards({url: 1.0}).scores_B([Prompt("p", PROMPT)] * 2, ["a", "b"]).values()
+            )
         except JudgeError as error:
             return str(error)
     return str(found_B.tolist())
@@ -66,7 +70,9 @@ def answering(answer: bytes | Callable[[], Answer]) -> Iterator[Server]:
 
 @pytest.mark.slow
 @CLIENTS
-@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX: ", http(b"", "Content-Length: 99999999", length=False), b""])
+@pytest.mark.parametrize(
+    "start", [b"HTTP/1.1 200 OK\r\nX: ", http(b"", "Content-Length: 99999999", length=False), b""]
+)
 def test_a_byte_now_and_then_does_not_put_the_deadline_off(ask: Ask, start: bytes) -> None:
     with Server(lambda: server.trickle(start)) as server:
         assert "no answer within 0.3 s" in ask(server.url, deadline_s=0.3)
@@ -88,7 +94,8 @@ def bomb() -> bytes:
 LARGE: dict[str, Callable[[], Answer]] = {
     "endless": lambda: itertools.chain([http(b"", length=False)], itertools.repeat(b" " * 65536)),
     "endless chunks": lambda: itertools.chain(
-        [http(b"", "Transfer-Encoding: chunked", length=False)], itertools.repeat(b"10000\r\n" + b" " * 65536 + b"\r\n")
+        [http(b"", "Transfer-Encoding: chunked", length=False)],
+        itertools.repeat(b"10000\r\n" + b" " * 65536 + b"\r\n"),
     ),
     "gzip bomb": lambda: [http(bomb(), "Content-Encoding: gzip")],
 }
@@ -108,20 +115,38 @@ ODD = {
     "a page": (http(b"<html>come back later</html>", "Content-Type: text/html"), "come back later"),
     "nothing": (http(b""), r"\(empty body\)"),
     "not UTF-8": (http(b'{"\xff\xfe'), "not a chat completion|expected"),
-    "cut gzip": (http(gzip.compress(b"{}" * 999)[:20], "Content-Encoding: gzip"), "DecodingError: the gzipped answer"),
+    "cut gzip": (
+        http(gzip.compress(b"{}" * 999)[:20], "Content-Encoding: gzip"),
+        "DecodingError: the gzipped answer",
+    ),
     "no gzip": (http(b"{}", "Content-Encoding: gzip"), "DecodingError: the answer is no gzip"),
     "other packing": (http(b"{}", "Content-Encoding: br"), "packed with br, asked for was gzip"),
     "cut": (http(b"{", "Content-Length: 999", length=False), "RemoteProtocolError"),
     "two lengths": (http(b"{}", "Content-Length: 9"), "RemoteProtocolError"),
-    "10,000 headers": (http(b"{}", *(f"X-{i}: {i:09}" for i in range(10_000))), "RemoteProtocolError"),
+    "10,000 headers": (
+        http(b"{}", *(f"X-{i}: {i:09}" for i in range(10_000))),
+        "RemoteProtocolError",
+    ),
     "no HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n", "RemoteProtocolError"),
     "nobody": (b"", "RemoteProtocolError"),
     "500": (http(b"boom", status="500 E"), "HTTP 500: boom"),
-    "a codec for a charset": (http(zlib.compress(b"{}"), "Content-Type: text/plain; charset=zlib"), "chat comp|expected"),
-    "odd redirect": (http(b"", "Location: http://[", status="307 T"), "HTTP 307|RemoteProtocolError"),
-    "odd cookie": (http(b"no", "Set-Cookie: a=b; expires=x; Max-Age=9e99"), "not a chat completion|expected"),
-    "odd retry-after": (http(b"", "Retry-After: Mon, 01 Jan 0001 00:00:00 -2359", status="429 S"), "HTTP 429"),
-}  # fmt: skip
+    "a codec for a charset": (
+        http(zlib.compress(b"{}"), "Content-Type: text/plain; charset=zlib"),
+        "chat comp|expected",
+    ),
+    "odd redirect": (
+        http(b"", "Location: http://[", status="307 T"),
+        "HTTP 307|RemoteProtocolError",
+    ),
+    "odd cookie": (
+        http(b"no", "Set-Cookie: a=b; expires=x; Max-Age=9e99"),
+        "not a chat completion|expected",
+    ),
+    "odd retry-after": (
+        http(b"", "Retry-After: Mon, 01 Jan 0001 00:00:00 -2359", status="429 S"),
+        "HTTP 429",
+    ),
+}
 
 
 @CLIENTS
@@ -143,21 +168,30 @@ def test_numbers_that_are_none_and_wrong_types_are_no_scores_and_no_completion()
     ):
         with answering(http(body.encode())) as server:
             assert "expected" in reward(server.url)
-    for usage in ({"prompt_tokens": 10**400, "completion_tokens": 1}, {"prompt_tokens": float("nan")}, [], "x"):
+    for usage in (
+        {"prompt_tokens": 10**400, "completion_tokens": 1},
+        {"prompt_tokens": float("nan")},
+        [],
+        "x",
+    ):
         with answering(http(json.dumps(COMPLETION | {"usage": usage}).encode())) as server:
             assert judge(server.url) == "1.0", "a report of tokens that is none costs no verdict"
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
-@given(anywhere=JSON, key=st.sampled_from([None, "choices", "message", "content", "usage", "scores"]))
+@given(
+    anywhere=JSON, key=st.sampled_from([None, "choices", "message", "content", "usage", "scores"])
+)
 def test_any_json_ends_in_a_value_or_an_error(anywhere: Any, key: str | None) -> None:
     def put(good: Any) -> Any:
         if isinstance(good, dict):
@@ -174,18 +208,24 @@ def test_any_json_ends_in_a_value_or_an_error(anywhere: Any, key: str | None) ->
 
 
 @pytest.mark.parametrize(
-    ("token", "logp"), [(-1, -0.5), (1024, -0.5), ("5", -0.5), (5, float("nan")), (5, "x"), (5, 10**400)]
+    ("token", "logp"),
+    [(-1, -0.5), (1024, -0.5), ("5", -0.5), (5, float("nan")), (5, "x"), (5, 10**400)],
 )
 def test_a_rollout_of_other_tokens_or_no_log_probs_is_refused(token: Any, logp: Any) -> None:
     choices = [{"index": 0, "token_ids": [7, token], "logprobs": {"token_logprobs": [-0.1, logp]}}]
-    with pytest.raises(EngineError, match=r"none of the model's 1,024, or a log-prob that is no finite number"):
+    with pytest.raises(
+        EngineError, match=r"none of the model's 1,024, or a log-prob that is no finite number"
+    ):
         rollouts_of({"choices": choices}, 0, 1, 7, 1024, "server")
 
 
 def test_the_key_goes_to_the_named_address_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(http(b"{}")) as other:
         away = http(b"", f"Location: {other.url}", status="307 T")
-        with Server(lambda: [away]) as server, Client(server.url, 5.0, headers={"Authorization": KEY}) as client:
+        with (
+            Server(lambda: [away]) as server,
+            Client(server.url, 5.0, headers={"Authorization": KEY}) as client,
+        ):
             answer = client.get("/score")
             assert answer.status_code == 307 and answer.headers["location"] == other.url
             for elsewhere in (
@@ -199,7 +239,10 @@ def test_the_key_goes_to_the_named_address_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_cookie_of_a_server_is_sent_back() -> None:
-    with Server(lambda: [http(b"{}", "Set-Cookie: id=1")]) as server, Client(server.url, 5.0) as client:
+    with (
+        Server(lambda: [http(b"{}", "Set-Cookie: id=1")]) as server,
+        Client(server.url, 5.0) as client,
+    ):
         client.get("/")
         client.get("/")
         assert len(server.requests) == 2 and b"cookie" not in b"".join(server.requests).lower()
@@ -209,7 +252,9 @@ def test_an_echoed_key_is_blotted_out_in_every_form(monkeypatch: pytest.MonkeyPa
     key = 'quo"ted\\key'
     monkeypatch.setenv("ODD_KEY", key)
     with answering(http(json.dumps({"you sent": key}).encode(), status="400 B")) as server:
-        endpoint = Endpoint(httpx.URL(server.url), "who", "setting", "ODD_KEY", True, 5.0, 0, 0.0, {})
+        endpoint = Endpoint(
+            httpx.URL(server.url), "who", "setting", "ODD_KEY", True, 5.0, 0, 0.0, {}
+        )
         with pytest.raises(JudgeError, match=r"you sent.*\*\*\*") as caught:
             endpoint.get()
         assert "quo" not in str(caught.value)
@@ -221,7 +266,10 @@ def test_json_is_bounded_in_depth_and_a_packed_answer_arrives() -> None:
         with pytest.raises(ValueError):
             parsed(deep)
     content = json.dumps(list(range(200_000))).encode()
-    with answering(http(gzip.compress(content), "Content-Encoding: gzip")) as server, Client(server.url, 5.0) as client:
+    with (
+        answering(http(gzip.compress(content), "Content-Encoding: gzip")) as server,
+        Client(server.url, 5.0) as client,
+    ):
         assert client.get("/").content == content
     with answering(http(content)) as server, Client(server.url, 5.0, most=99) as client:
         with pytest.raises(httpx.TransportError, match="more than 99 bytes"):
@@ -235,5 +283,7 @@ def test_what_never_leaves_the_machine_is_known_by_its_address() -> None:
     assert not any(map(is_loopback, ("10.0.0.1", "localhost.example.org", "example.org")))
 
 
-def test_a_small_campaign_of_random_answers_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_campaign_of_random_answers_finds_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert campaign(seed=5, size=60, measured=False) == []

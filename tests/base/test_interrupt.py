@@ -1,4 +1,6 @@
-"""Ctrl-C that lands where its exception is swallowed still ends the run; SIGTERM and SIGHUP end it as tidily, and say so; a step is let finish."""
+"""Ctrl-C that lands where its exception is swallowed still ends the run; SIGTERM and SIGHUP end it
+as tidily, and say so; a step is let finish.
+"""
 
 from __future__ import annotations
 
@@ -86,14 +88,22 @@ SAID = {"SIGINT": "interrupted", "SIGTERM": "ended by SIGTERM", "SIGHUP": "ended
 @pytest.mark.parametrize("name", STATUS)
 def test_a_signal_swallowed_by_a_destructor_is_heeded(name: str) -> None:
     script = SCRIPT.replace("{name}", name)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == STATUS[name] and SAID[name] in done.stderr and "went on" not in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (
+        done.returncode == STATUS[name]
+        and SAID[name] in done.stderr
+        and "went on" not in done.stdout
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STATUS)
 def test_a_signal_ends_a_run_and_its_children_and_says_what_is_kept(name: str) -> None:
-    run = subprocess.Popen([sys.executable, "-c", WORKS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", WORKS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert run.stdout is not None and run.stdout.readline() == "ready\n"
     run.send_signal(getattr(signal, name))
     out, said = run.communicate(timeout=300)  # which waits for the child too: it holds the pipe
@@ -115,7 +125,9 @@ def test_a_hang_up_that_is_ignored_stays_so_and_handlers_come_back() -> None:
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_ctrl_c_may_end_less_than_the_process_and_sigterm_may_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_may_end_less_than_the_process_and_sigterm_may_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def talk(_: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
@@ -143,7 +155,9 @@ def no_bursts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", STATUS)
-def test_a_first_signal_waits_for_the_end_of_the_step(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_first_signal_waits_for_the_end_of_the_step(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = []
 
     def train(_: object) -> None:
@@ -156,8 +170,12 @@ def test_a_first_signal_waits_for_the_end_of_the_step(name: str, capfd: pytest.C
 
     assert guarded(train, []) == STATUS[name] and done == [True] and not waiting()
     said = capfd.readouterr().err
-    assert said.startswith(f"\n{'Ctrl-C' if name == 'SIGINT' else name}: the step is finished first")
-    assert said.endswith(f"\n{SAID[name]}: {REPEAT}\n") and "a second one ends the run at once" in said
+    assert said.startswith(
+        f"\n{'Ctrl-C' if name == 'SIGINT' else name}: the step is finished first"
+    )
+    assert (
+        said.endswith(f"\n{SAID[name]}: {REPEAT}\n") and "a second one ends the run at once" in said
+    )
 
 
 def test_a_signal_that_nothing_asked_for_ends_the_run_after_the_block() -> None:
@@ -182,10 +200,16 @@ def test_a_second_signal_ends_the_block_at_once(first: str, second: str, no_burs
     assert guarded(train, []) == STATUS[second]
 
 
-def test_signals_that_machines_send_twice_count_once_and_a_person_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_that_machines_send_twice_count_once_and_a_person_never_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(interrupt, "BURST_S", float("inf"))
     for numbers in (["SIGHUP", "SIGHUP"], ["SIGTERM", "SIGHUP"], ["SIGINT", "SIGTERM"]):
-        with pytest.raises(Ended if numbers[0] != "SIGINT" else KeyboardInterrupt), heeding(), deferred():
+        with (
+            pytest.raises(Ended if numbers[0] != "SIGINT" else KeyboardInterrupt),
+            heeding(),
+            deferred(),
+        ):
             for name in numbers:
                 signal.raise_signal(getattr(signal, name))
             assert waiting()
@@ -235,5 +259,7 @@ def test_nothing_waits_without_heeding_or_in_another_thread() -> None:
 
 
 def test_a_terminal_that_is_closed_does_not_end_the_step_in_an_error() -> None:
-    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.stdout == "a step begins, and ends 129\n", done.stderr

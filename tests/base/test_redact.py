@@ -7,7 +7,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefloop.base.console import shown
-from prefloop.base.redact import command_without_secrets, tree_without_secrets, value_without_secrets, without_secrets
+from prefloop.base.redact import (
+    command_without_secrets,
+    tree_without_secrets,
+    value_without_secrets,
+    without_secrets,
+)
 from prefloop.config.load import parse, validated
 from prefloop.errors import ConfigError
 
@@ -15,7 +20,10 @@ from prefloop.errors import ConfigError
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("--ppo.rewards http://u:pw@host:1/score?token=abc 1.0", "--ppo.rewards http://host:1/score 1.0"),
+        (
+            "--ppo.rewards http://u:pw@host:1/score?token=abc 1.0",
+            "--ppo.rewards http://host:1/score 1.0",
+        ),
         ('[["https://h/x?k=1#f", 2.0], ["a.py:f", 1]]', '[["https://h/x", 2.0], ["a.py:f", 1]]'),
         ("http://127.0.0.1:8000/v1 --model a@b", "http://127.0.0.1:8000/v1 --model a@b"),
         ("runs/x?y.jsonl --algo ppo", "runs/x?y.jsonl --algo ppo"),
@@ -82,7 +90,11 @@ def held(secret: str, *texts: str) -> list[str]:
 @example("a@b:c://d")
 def test_no_password_or_query_of_an_address_is_kept_or_said(odd: str) -> None:
     secret = f"S3{odd}7T"
-    for address in (f"http://me:{secret}@h:1/v1", f"https://h/v1?api_key={secret}", f"https://h/v1;key={secret}"):
+    for address in (
+        f"http://me:{secret}@h:1/v1",
+        f"https://h/v1?api_key={secret}",
+        f"https://h/v1;key={secret}",
+    ):
         assert "h" in value_without_secrets(address)
         kept = [
             value_without_secrets(address),
@@ -95,14 +107,24 @@ def test_no_password_or_query_of_an_address_is_kept_or_said(odd: str) -> None:
         assert not held(secret, *kept, shown(str(refused.value)))
 
 
-def test_a_refused_flag_is_shown_without_its_secret_or_power(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_flag_is_shown_without_its_secret_or_power(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     secret = "top'secret \"word"
-    for flag in (["--rollout", f"http://u:{secret}@h"], [f"--rollout=http://u:{secret}@h"], ["--seed", "\x1b]0;x\x07"]):
+    for flag in (
+        ["--rollout", f"http://u:{secret}@h"],
+        [f"--rollout=http://u:{secret}@h"],
+        ["--seed", "\x1b]0;x\x07"],
+    ):
         with pytest.raises(SystemExit) as left:
             parse(flag, "rlhf.py", "")
         said = capsys.readouterr()
         assert left.value.code == 2 and flag[0].partition("=")[0] in said.err
-        assert "secret" not in said.err + said.out and "word" not in said.err and "\x1b]" not in said.err
+        assert (
+            "secret" not in said.err + said.out
+            and "word" not in said.err
+            and "\x1b]" not in said.err
+        )
     for value, words in (
         ("a/" * 2500 + "a", "longer than files have"),
         (f"http://u:{'secret/' * 700}@h", "'http://h'"),

@@ -23,7 +23,11 @@ from prefloop.base.sealed import (
 )
 from prefloop.errors import StoreError
 
-CONTENT = {"a": {"loss": 0.1, "n": 3, "none": None, "nan": float("inf")}, "text": "Żółć 🙂", "list": [1, 2.5, True]}
+CONTENT = {
+    "a": {"loss": 0.1, "n": 3, "none": None, "nan": float("inf")},
+    "text": "Żółć 🙂",
+    "list": [1, 2.5, True],
+}
 
 
 def test_every_flipped_bit_is_found_or_changes_nothing_that_is_read(tmp_path: Path) -> None:
@@ -60,7 +64,9 @@ def test_keys_that_json_turns_into_text_and_tuples_keep_the_digest(tmp_path: Pat
         (b'{"a": 1}', "holds no digest of its content"),
     ],
 )
-def test_what_is_not_ours_is_refused_with_the_name_of_the_file(content: bytes, message: str, tmp_path: Path) -> None:
+def test_what_is_not_ours_is_refused_with_the_name_of_the_file(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(StoreError, match=message) as caught:
@@ -85,7 +91,11 @@ def test_no_file_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe")
-    for name, message in (("none", "cannot be read"), (".", "no regular file"), ("pipe", "no regular file")):
+    for name, message in (
+        ("none", "cannot be read"),
+        (".", "no regular file"),
+        ("pipe", "no regular file"),
+    ):
         with pytest.raises(StoreError, match=message):
             read_sealed(tmp_path / name)
 

@@ -1,4 +1,6 @@
-"""A talk with results: votes are comparisons, answers are drawn again and taken back, scores are the reward model's."""
+"""A talk with results: votes are comparisons, answers are drawn again and taken back, scores are
+the reward model's.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +47,24 @@ def test_votes_on_two_answers_are_comparisons_that_check_accepts(
     talk.prefer("tie", "ann")
     talk.turns[0].vote = None
     again = keep(path, [c.swap() for c in talk.comparisons()])
-    assert again == 2 and [[v.choice for v in c.votes] for c in load_comparisons(path).records] == [[1], ["tie"]]
+    assert again == 2 and [[v.choice for v in c.votes] for c in load_comparisons(path).records] == [
+        [1],
+        ["tie"],
+    ]
     assert guarded(_main, ["check", str(path)]) == 0 and "2 comparisons" in capsys.readouterr().out
 
 
-def test_a_second_vote_of_the_same_person_replaces_the_first_and_others_stay(talk: Talk, tmp_path: Path) -> None:
+def test_a_second_vote_of_the_same_person_replaces_the_first_and_others_stay(
+    talk: Talk, tmp_path: Path
+) -> None:
     talk.speakers = ["ppo", "sft"]
     talk.say("try it", silent)
     for choice, who in (("a", "ann"), ("b", "bob"), ("b", "ann")):
         keep(tmp_path / "votes.jsonl", [talk.prefer(choice, who)])  # type: ignore[arg-type]
     (found,) = load_comparisons(tmp_path / "votes.jsonl").records
-    assert {v.annotator: v.choice for v in found.votes} == {"ann": 1, "bob": 1} and talk.turns[0].chosen == 1
+    assert {v.annotator: v.choice for v in found.votes} == {"ann": 1, "bob": 1} and talk.turns[
+        0
+    ].chosen == 1
 
 
 def test_a_vote_needs_two_different_answers(talk: Talk, tmp_path: Path) -> None:
@@ -81,7 +90,9 @@ def test_retry_draws_another_answer_and_undo_takes_the_turn_back(talk: Talk) -> 
     first = talk.say("try it", silent)
     again = talk.again(silent)
     assert (
-        len(talk.turns) == 1 and again.sent == first.sent and again.answers[0].token_ids != first.answers[0].token_ids
+        len(talk.turns) == 1
+        and again.sent == first.sent
+        and again.answers[0].token_ids != first.answers[0].token_ids
     )
     assert talk.undo() is again and talk.turns == []
     with pytest.raises(ConfigError, match="nothing has been said"):
@@ -104,7 +115,9 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(talk: Talk) -> None:
 
     heard: list[str] = []
     turn = talk.say("try it", third)
-    assert [(a.who, a.ended) for a in turn.answers] == [("ppo", "interrupt")] and turn.answers[0].text == heard[-1]
+    assert [(a.who, a.ended) for a in turn.answers] == [("ppo", "interrupt")] and turn.answers[
+        0
+    ].text == heard[-1]
     whole = talk.again(silent)
     assert [a.ended for a in whole.answers] != ["interrupt"] and len(whole.answers) == 2
 
@@ -117,7 +130,9 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(talk: Talk) -> None:
     assert talk.turns == [whole]
 
 
-def test_scores_are_the_reward_models_own(run: Path, talk: Talk, tmp_path: Path, tiny_folder: Path) -> None:
+def test_scores_are_the_reward_models_own(
+    run: Path, talk: Talk, tmp_path: Path, tiny_folder: Path
+) -> None:
     talk.speakers = ["ppo", "sft"]
     turn = talk.say("try it", silent)
     (_, a), (_, b) = talk.scores()
@@ -163,7 +178,9 @@ def test_tools_are_sent_and_kept_with_the_comparison(
     rendered = []
     render = ChatFormat.prompt_ids
     monkeypatch.setattr(
-        ChatFormat, "prompt_ids", lambda self, prompt: rendered.append(prompt) or render(self, Conversation(prompt))
+        ChatFormat,
+        "prompt_ids",
+        lambda self, prompt: rendered.append(prompt) or render(self, Conversation(prompt)),
     )
     talk.say("try it", silent)
     assert rendered[0].tools == [WEATHER] and [m.role for m in rendered[0]] == ["system", "user"]

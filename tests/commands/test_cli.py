@@ -11,14 +11,18 @@ from prefloop.cli import guarded
 
 
 def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit status of a command that only says something, and what it says, without line ends and frames."""
+    """Exit status of a command that only says something, and what it says, without line ends and
+    frames.
+    """
     with pytest.raises(SystemExit) as left:
         guarded(cli, words)
     said = capsys.readouterr()
     return int(left.value.code or 0), " ".join(re.sub("[│─╭╮╰╯]", " ", said.out + said.err).split())
 
 
-def test_the_usage_line_of_every_command_starts_with_what_the_user_typed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_usage_line_of_every_command_starts_with_what_the_user_typed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     waiting, seen = ["prefloop"], set()
     while waiting:
         command = waiting.pop()
@@ -27,7 +31,15 @@ def test_the_usage_line_of_every_command_starts_with_what_the_user_typed(capsys:
         seen.add(command.removeprefix("prefloop").strip())
         choices = re.match(r"usage: [a-z ]+ \[-h\] \{([a-z, ]+)\}", said)
         waiting += [f"{command} {word}" for word in choices[1].split(",")] if choices else []
-    assert {"check", "judge", "judge calibrate", "reward eval", "label next", "label users add", "env"} <= seen
+    assert {
+        "check",
+        "judge",
+        "judge calibrate",
+        "reward eval",
+        "label next",
+        "label users add",
+        "env",
+    } <= seen
 
 
 @pytest.mark.parametrize("command", ["judge calibrate", "reward eval", "label push"])
@@ -35,7 +47,11 @@ def test_what_is_missing_is_told_with_the_command_as_it_was_typed(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, said = told(command.split(), capsys)
-    assert status == 2 and f"Missing from prefloop {command}:" in said and f"prefloop {command} --help" in said
+    assert (
+        status == 2
+        and f"Missing from prefloop {command}:" in said
+        and f"prefloop {command} --help" in said
+    )
 
 
 @pytest.mark.parametrize(("command", "name"), [("reward eval RUN", "FILE"), ("report", "RUN")])

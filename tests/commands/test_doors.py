@@ -1,4 +1,6 @@
-"""What is printed has no power over a terminal, is not endless, and says what is wrong with a path instead of a traceback."""
+"""What is printed has no power over a terminal, is not endless, and says what is wrong with a path
+instead of a traceback.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,12 @@ def printed(text: str, show: Callable[[str], None]) -> str:
     """All that a terminal gets, without our own styles and what rich draws its bars with."""
     with pytest.MonkeyPatch.context() as patch:
         terminal = type(door.console)(
-            file=io.StringIO(), force_terminal=True, color_system="standard", width=10_000, emoji=False, highlight=False
+            file=io.StringIO(),
+            force_terminal=True,
+            color_system="standard",
+            width=10_000,
+            emoji=False,
+            highlight=False,
         )
         patch.setattr(door, "console", terminal)
         patch.setattr(sys, "stderr", terminal.file)
@@ -84,7 +91,9 @@ def test_no_text_has_power_through_any_door(kind: str, text: str) -> None:
         assert found == neutral(text) + "\n"
 
 
-def test_an_error_and_a_line_are_at_most_4_kb_and_say_what_was_cut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_and_a_line_are_at_most_4_kb_and_say_what_was_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def fail(_: object) -> None:
         raise DataError("é" * 1_000_000)
 
@@ -111,7 +120,9 @@ def test_a_talk_through_a_pipe_echoes_what_was_asked(
     asked = "what is https://x.org/a?b=1 with password=abc\x1b[2J"
     monkeypatch.setattr(sys, "stdin", io.StringIO(asked + "\n"))
     talk: Any = None
-    assert next(Terminal(talk, Path("votes.jsonl"), "me", interactive=False)._lines()) == asked + "\n"
+    assert (
+        next(Terminal(talk, Path("votes.jsonl"), "me", interactive=False)._lines()) == asked + "\n"
+    )
     assert capsys.readouterr().out == f"> {neutral(asked)}\n"
 
 
@@ -123,15 +134,27 @@ def test_a_warning_and_a_traceback_are_neutral_and_without_secrets(tmp_path: Pat
         "    raise RuntimeError('http://u:hunter2@h \\x1b]0;x\\x07')\n"
         "sys.exit(guarded(run, []))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "RuntimeError: http://h" in done.stderr
-    assert "UserWarning: http://h" in done.stderr and "hunter2" not in done.stderr.replace(script, "")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (
+        done.returncode == 1
+        and "Traceback" in done.stderr
+        and "RuntimeError: http://h" in done.stderr
+    )
+    assert "UserWarning: http://h" in done.stderr and "hunter2" not in done.stderr.replace(
+        script, ""
+    )
     assert "\x1b" not in done.stderr and "\x07" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("a" * 300, "the name is too long"), ("file/inside", "a part of the path is a file"), ("nul\0", "NUL character")],
+    [
+        ("a" * 300, "the name is too long"),
+        ("file/inside", "a part of the path is a file"),
+        ("nul\0", "NUL character"),
+    ],
 )
 def test_a_path_that_cannot_be_is_an_error_that_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
@@ -149,7 +172,9 @@ def test_a_path_with_a_nul_is_told_whoever_refuses_it(
     assert guarded(lambda _: ask("a\0b"), []) == 2 and "NUL character" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_where_the_system_names_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_told_where_the_system_names_no_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def fail(_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -157,7 +182,9 @@ def test_a_full_disk_is_told_where_the_system_names_no_file(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EISDIR])
-def test_what_the_system_refuses_is_told_with_the_path(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_system_refuses_is_told_with_the_path(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(_: object) -> None:
         raise OSError(number, os.strerror(number), "/some/where")
 
@@ -185,10 +212,16 @@ def test_a_fault_of_ours_stays_a_traceback(fault: Exception) -> None:
 
 
 def test_an_argument_of_a_command_is_told_without_power(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["check", "\x1b[2J\x07.jsonl"], ["check", "--nothing\x1b]0;x\x07"], ["\x1b[31mchekc"]):
+    for words in (
+        ["check", "\x1b[2J\x07.jsonl"],
+        ["check", "--nothing\x1b]0;x\x07"],
+        ["\x1b[31mchekc"],
+    ):
         try:
             status = guarded(_main, words)
         except SystemExit as left:
             status = int(left.code or 0)
         said = capsys.readouterr()
-        assert status == 2 and "\x1b" not in said.err + said.out and "\x07" not in said.err + said.out
+        assert (
+            status == 2 and "\x1b" not in said.err + said.out and "\x07" not in said.err + said.out
+        )

@@ -24,7 +24,9 @@ from prefloop.errors import ConfigError
 
 ODD = (-1, 0, math.nan, math.inf, -math.inf, 1e300, 2**70, True)
 FREE = {"backbone.adapter.options", "evaluate.asking.extra_body", "asking.extra_body"}
-"""Dictionaries of anything: a method's card has the ranges of the former, the latter must be JSON."""
+"""Dictionaries of anything: a method's card has the ranges of the former, the latter must be
+JSON.
+"""
 BELOW_ZERO = {"ppo.rewards", "ppo.reward_model_weight", "ppo.alarm.kl"}
 """Where a number below 0 has a meaning."""
 
@@ -46,7 +48,9 @@ def docstrings(kind: type) -> dict[str, str]:
     return {
         field.target.id: text.value.value
         for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
     }
 
 
@@ -112,7 +116,9 @@ def test_the_search_finds_numbers_wherever_they_stand() -> None:
 
 def test_no_number_of_the_configuration_or_of_a_command_is_without_a_range() -> None:
     of_commands = [n for command in typing.get_args(Command) for n in numbers(command)]
-    assert {"port", "show", "count", "density", "resamples"} <= {n.path.rpartition(".")[2] for n in of_commands}
+    assert {"port", "show", "count", "density", "resamples"} <= {
+        n.path.rpartition(".")[2] for n in of_commands
+    }
     assert not [n.path for n in (*FIELDS, *of_commands) if n.span is None]
 
 
@@ -122,7 +128,11 @@ def test_odd_values_are_refused_by_name_or_mean_what_the_field_says(number: Numb
         try:
             validated(tree(number, value), "x.yaml")
         except ConfigError as error:
-            assert number.path.rpartition(".")[2] in str(error) and "found" in str(error) and len(str(error)) < 500
+            assert (
+                number.path.rpartition(".")[2] in str(error)
+                and "found" in str(error)
+                and len(str(error)) < 500
+            )
             continue
         if value == 0:
             assert "0" in number.said or "none" in number.said, (
@@ -139,25 +149,34 @@ def test_both_ends_of_a_range_are_taken_and_what_lies_beyond_is_not(number: Numb
     kind = TypeAdapter(typing.Annotated[span.kind, span])
     for end, beyond in ((span.least, -math.inf), (span.most, math.inf)):
         assert kind.validate_python(end) == end
-        outside = end + math.copysign(1, beyond) if span.kind is int else math.nextafter(end, beyond)
+        outside = (
+            end + math.copysign(1, beyond) if span.kind is int else math.nextafter(end, beyond)
+        )
         if not (span.zero and outside == 0):
             with pytest.raises(ValidationError, match="expected a "):
                 kind.validate_python(outside)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [n for n in FIELDS if n.shape == "alone" and "annotators" not in n.path][::5])
+@pytest.mark.parametrize(
+    "number", [n for n in FIELDS if n.shape == "alone" and "annotators" not in n.path][::5]
+)
 def test_flags_refuse_what_files_refuse(number: Number, capsys: pytest.CaptureFixture[str]) -> None:
     flag = f"--{number.path.replace('_', '-')}"
     for value in ("nan", "1e300" if number.span and number.span.kind is float else str(2**70)):
         with pytest.raises(SystemExit) as caught:
             parse([flag, value], "rlhf.py", "")
         said = flat(capsys.readouterr().err)
-        assert caught.value.code == 2 and flat(f"Error parsing {flag}: expected {number.span}, found '{value}'") in said
+        assert (
+            caught.value.code == 2
+            and flat(f"Error parsing {flag}: expected {number.span}, found '{value}'") in said
+        )
 
 
 def test_python_is_refused_what_files_are() -> None:
-    with pytest.raises(ValidationError, match=r"steps\n  expected a whole number from 1 to 2,147,483,647"):
+    with pytest.raises(
+        ValidationError, match=r"steps\n  expected a whole number from 1 to 2,147,483,647"
+    ):
         PPOConfig(steps=0)
     with pytest.raises(ValidationError, match="learning_rate"):
         dataclasses.replace(OptimConfig(), learning_rate=-0.01)
@@ -168,8 +187,9 @@ def test_python_is_refused_what_files_are() -> None:
 def test_0_stays_where_it_means_something() -> None:
     config = validated(
         yaml.safe_load(
-            "{generation: {temperature: 0}, evaluate: {temperature: 0}, sft: {eval_share: 0, optim: {max_grad_norm: 0, warmup_steps: 0}},"
-            "reward: {holdout: 0}, ppo: {samples_every: 0, kl: {coef: 0}, rewards: {http://h: -0.5}}}"
+            "{generation: {temperature: 0}, evaluate: {temperature: 0}, sft: {eval_share: 0, optim:"
+            " {max_grad_norm: 0, warmup_steps: 0}},reward: {holdout: 0}, ppo: {samples_every: 0,"
+            " kl: {coef: 0}, rewards: {http://h: -0.5}}}"
         ),
         "x",
     )
@@ -203,12 +223,17 @@ def test_0_stays_where_it_means_something() -> None:
     ids=" ".join,
 )
 def test_commands_refuse_numbers_that_make_no_sense(
-    words: tuple[str, ...], tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...],
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text("backbone: {model: 'shape:7b'}")
     try:
-        code = guarded(_main, [part for word in words[:1] for part in word.split()] + list(words[1:]))
+        code = guarded(
+            _main, [part for word in words[:1] for part in word.split()] + list(words[1:])
+        )
     except SystemExit as stop:
         code = stop.code
     said = flat(capsys.readouterr().err)
@@ -221,7 +246,11 @@ def test_help_still_names_the_kind_of_a_number(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         parse(["--help"], "rlhf.py", "")
     said = capsys.readouterr().out
-    assert "--seed INT" in said and "--ppo.kl.coef FLOAT" in said and "--ppo.importance-cap {None}|FLOAT" in said
+    assert (
+        "--seed INT" in said
+        and "--ppo.kl.coef FLOAT" in said
+        and "--ppo.importance-cap {None}|FLOAT" in said
+    )
 
 
 def test_none_switches_off_from_the_command_line_as_in_a_file() -> None:

@@ -31,7 +31,9 @@ def test_a_prompt_has_the_one_bos_that_the_model_knows(variant: str, tmp_path: P
     ids = chat.prompt_ids(PROMPT)
     bos = chat.tokenizer.convert_tokens_to_ids("<s>")
     assert ids.count(bos) == (1 if variant.startswith("bos") else 0)
-    assert ids[0] == (bos if variant.startswith("bos") else chat.tokenizer.convert_tokens_to_ids("<|im_start|>"))
+    assert ids[0] == (
+        bos if variant.startswith("bos") else chat.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    )
     assert not chat.doubled_bos(ids)
     assert chat.doubled_bos([bos, *ids]) == variant.startswith("bos")
 
@@ -43,9 +45,14 @@ def test_a_response_never_gets_a_bos(variant: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", WITH_TEMPLATE)
-def test_a_finished_response_ends_in_the_end_of_turn_and_a_cut_one_does_not(variant: str, tmp_path: Path) -> None:
+def test_a_finished_response_ends_in_the_end_of_turn_and_a_cut_one_does_not(
+    variant: str, tmp_path: Path
+) -> None:
     chat = chat_of(variant, tmp_path)
-    finished, cut = sampled(chat, "It will be good."), sampled(chat, "It will be good.", finished=False)
+    finished, cut = (
+        sampled(chat, "It will be good."),
+        sampled(chat, "It will be good.", finished=False),
+    )
     assert finished == [*cut, chat.stop_id]
     assert chat.stop_id not in cut
     assert chat.decode(finished) == chat.decode(cut) == "It will be good."
@@ -54,10 +61,13 @@ def test_a_finished_response_ends_in_the_end_of_turn_and_a_cut_one_does_not(vari
 @pytest.mark.parametrize("variant", WITH_TEMPLATE)
 def test_prompt_plus_response_is_what_the_template_writes(variant: str, tmp_path: Path) -> None:
     chat = chat_of(variant, tmp_path)
-    messages = [{"role": m.role, "content": m.content} for m in [*PROMPT, Message("assistant", "It will be good.")]]
-    whole = chat.tokenizer(chat.tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)[
-        "input_ids"
+    messages = [
+        {"role": m.role, "content": m.content}
+        for m in [*PROMPT, Message("assistant", "It will be good.")]
     ]
+    whole = chat.tokenizer(
+        chat.tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False
+    )["input_ids"]
     if variant == "bos":
         whole = [chat.tokenizer.bos_token_id, *whole]
     prompt, response = chat.prompt_ids(PROMPT), sampled(chat, "It will be good.")
@@ -74,14 +84,18 @@ def test_prompt_plus_response_is_what_the_template_writes(variant: str, tmp_path
         ("turn-end-then-eos", "<end_of_turn>"),
     ],
 )
-def test_the_stop_token_is_the_one_that_ends_a_turn_in_the_template(variant: str, end: str, tmp_path: Path) -> None:
+def test_the_stop_token_is_the_one_that_ends_a_turn_in_the_template(
+    variant: str, end: str, tmp_path: Path
+) -> None:
     chat = chat_of(variant, tmp_path)
     assert chat.tokenizer.convert_ids_to_tokens(chat.stop_id) == end
 
 
 def test_eos_ends_the_turn_when_the_template_writes_nothing_after_it(tmp_path: Path) -> None:
     template = tmp_path / "bare.jinja"
-    template.write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}")
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    )
     chat = chat_of("chatml", tmp_path, str(template))
     assert chat.stop_id == chat.tokenizer.eos_token_id
     assert chat.prompt_ids([Message("user", "try")]) == chat.tokenizer("user: try\n")["input_ids"]
@@ -97,7 +111,11 @@ def test_pad_may_equal_the_stop_token_and_is_kept(tmp_path: Path) -> None:
 def test_a_model_without_a_template_is_refused_with_the_setting_to_change(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "bare-model", tokenizer="no-template")
     with pytest.raises(
-        ModelError, match=r"bare-model has no chat template: set backbone\.chat_template to 'chatml' or to a Jinja file"
+        ModelError,
+        match=(
+            r"bare-model has no chat template: set backbone\.chat_template to 'chatml' or to a"
+            r" Jinja file"
+        ),
     ):
         load(folder)
     assert load(folder, chat_template="chatml").chat.prompt_ids(PROMPT)
@@ -114,13 +132,17 @@ def test_chatml_replaces_any_template_and_adds_no_system_message(tmp_path: Path)
 def test_chatml_on_a_tokenizer_without_its_tokens_names_them(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     text = tokenizer.backend_tokenizer.to_str().replace("<|im_start|>", "<|other|>")
-    other = type(tokenizer)(tokenizer_object=type(tokenizer.backend_tokenizer).from_str(text), eos_token="<|im_end|>")
+    other = type(tokenizer)(
+        tokenizer_object=type(tokenizer.backend_tokenizer).from_str(text), eos_token="<|im_end|>"
+    )
     with pytest.raises(ModelError, match=r"\['<\|im_start\|>'\]"):
         ChatFormat.load(other, "chatml")
 
 
 def test_an_unknown_template_name_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"chat_template: 'chatlm' is neither 'model', 'chatml' nor a file"):
+    with pytest.raises(
+        ConfigError, match=r"chat_template: 'chatlm' is neither 'model', 'chatml' nor a file"
+    ):
         ChatFormat.load(tiny_tokenizer(), "chatlm")
 
 
@@ -135,7 +157,9 @@ def test_a_prompt_that_leaves_no_room_names_record_and_lengths(encoder: Encoder)
 
 
 def answer(encoder: Encoder, text: str, prompt_length: int, **meta: bool) -> list[int]:
-    found = encoder.response("a", [Message("user", "try")], Response(text, meta=meta), prompt_length)
+    found = encoder.response(
+        "a", [Message("user", "try")], Response(text, meta=meta), prompt_length
+    )
     assert all(found.learn)
     return found.ids
 
@@ -182,11 +206,23 @@ def test_pairs_of_one_prompt_share_it_and_their_common_responses(encoder: Encode
 
 def test_a_pair_that_cutting_made_equal_is_left_out(encoder: Encoder) -> None:
     same_start = "word " * 60
-    assert preference_groups([comparison("1", "try", same_start + "a", same_start + "b")], [1.0], encoder) == []
+    assert (
+        preference_groups(
+            [comparison("1", "try", same_start + "a", same_start + "b")], [1.0], encoder
+        )
+        == []
+    )
     assert encoder.cut == 2
 
 
 def test_an_unfinished_candidate_is_encoded_without_its_end(encoder: Encoder) -> None:
-    row = Comparison("1", [Message("user", "try")], [Response("good", meta={"finished": False}), Response("good")])
+    row = Comparison(
+        "1",
+        [Message("user", "try")],
+        [Response("good", meta={"finished": False}), Response("good")],
+    )
     (group,) = preference_groups([row], [1.0], encoder)
-    assert group.document.responses_ids[1] == [*group.document.responses_ids[0], encoder.chat.stop_id]
+    assert group.document.responses_ids[1] == [
+        *group.document.responses_ids[0],
+        encoder.chat.stop_id,
+    ]

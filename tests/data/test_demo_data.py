@@ -1,4 +1,6 @@
-"""The demo data is clean, its splits differ, and the gold scorer orders answers as a reader would."""
+"""The demo data is clean, its splits differ, and the gold scorer orders answers as a reader
+would.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,22 @@ GOLD = FunctionGrader(f"{DEMO / 'gold.py'}:score")
 
 RICE = next(prompt for prompt in TRAIN if prompt.id == "cooking-1")
 FULL = (
-    "Wash the rice in cold water until it runs clear, which takes off the loose starch. Simmer it under a tight lid "
-    "on low heat, let it rest for ten minutes, and fluff it with a fork."
+    "Wash the rice in cold water until it runs clear, which takes off the loose starch. Simmer it"
+    " under a tight lid on low heat, let it rest for ten minutes, and fluff it with a fork."
 )
 PARTIAL = (
-    "Wash the rice in cold water before you cook it. Then put it in a pot with twice as much water and cook it until "
-    "it is soft and all of the water is gone."
+    "Wash the rice in cold water before you cook it. Then put it in a pot with twice as much water"
+    " and cook it until it is soft and all of the water is gone."
 )
 OFF_TOPIC = (
-    "The old harbor is the prettiest part of the city, and most visitors go there in the evening. You can take the "
-    "tram from the main square and walk back along the river."
+    "The old harbor is the prettiest part of the city, and most visitors go there in the evening."
+    " You can take the tram from the main square and walk back along the river."
 )
 REPEATED = "Wash the rice before you cook it. " * 5
-KEYWORDS = "rinse, wash, starch, clear, simmer, low heat, lid, cover, fork, fluff, stand, rest, rice, pot, water, cook"
+KEYWORDS = (
+    "rinse, wash, starch, clear, simmer, low heat, lid, cover, fork, fluff, stand, rest, rice, pot,"
+    " water, cook"
+)
 TRUNCATED = FULL[: FULL.index("on low heat")]
 
 
@@ -48,7 +53,9 @@ def grade(text: str, prompt: Prompt = RICE) -> float:
 
 
 def mentions(text: str, *group: str) -> bool:
-    """Whether the scorer sees the point: the text scores more with it than with one that nobody mentions."""
+    """Whether the scorer sees the point: the text scores more with it than with one that nobody
+    mentions.
+    """
     seen, unseen = (
         Prompt(id="any", prompt=[Message("user", "Why?")], meta={"points": [points]})
         for points in ([*group], ["xqxqxq"])
@@ -91,7 +98,9 @@ def test_ids_are_unique_over_both_splits() -> None:
 
 
 def test_every_training_prompt_has_one_demonstration_with_its_id_in_its_order() -> None:
-    assert [(record.id, record.prompt) for record in DEMONSTRATIONS.records] == [(p.id, p.prompt) for p in TRAIN]
+    assert [(record.id, record.prompt) for record in DEMONSTRATIONS.records] == [
+        (p.id, p.prompt) for p in TRAIN
+    ]
 
 
 def test_topics_are_mixed_and_every_one_is_evaluated() -> None:
@@ -117,13 +126,18 @@ def test_points_are_groups_of_alternatives_that_can_match() -> None:
         assert len(groups) >= 4, prompt.id
         for group in groups:
             assert group and len(set(group)) == len(group), prompt.id
-            assert all(re.fullmatch(r"[a-z0-9][a-z0-9 .,%'-]*\|?", text) for text in group), (prompt.id, group)
+            assert all(re.fullmatch(r"[a-z0-9][a-z0-9 .,%'-]*\|?", text) for text in group), (
+                prompt.id,
+                group,
+            )
             assert not any(len(text) < 4 and text.isdigit() for text in group), (prompt.id, group)
 
 
 def test_the_question_itself_earns_no_points() -> None:
     for prompt in (*TRAIN, *EVAL):
-        assert [group for group in prompt.meta["points"] if mentions(question(prompt), *group)] == [], prompt.id
+        assert [
+            group for group in prompt.meta["points"] if mentions(question(prompt), *group)
+        ] == [], prompt.id
 
 
 def test_demonstrations_score_high() -> None:
@@ -146,7 +160,9 @@ def test_cutting_an_answer_mid_sentence_lowers_its_score() -> None:
 
 
 def test_saying_an_answer_twice_lowers_its_score() -> None:
-    assert all(grade(f"{ANSWERS[p.id]} {ANSWERS[p.id]}", p) < 0.5 * grade(ANSWERS[p.id], p) for p in TRAIN)
+    assert all(
+        grade(f"{ANSWERS[p.id]} {ANSWERS[p.id]}", p) < 0.5 * grade(ANSWERS[p.id], p) for p in TRAIN
+    )
 
 
 def test_answers_are_ordered_as_a_reader_would_order_them() -> None:
@@ -162,7 +178,14 @@ def test_content_is_worth_more_than_stopping_or_length() -> None:
 
 
 def test_every_further_point_pays() -> None:
-    clauses = ["Rinse it first", "starch clings", "a gentle simmer is best", "cover it", "fluff it", "let it rest"]
+    clauses = [
+        "Rinse it first",
+        "starch clings",
+        "a gentle simmer is best",
+        "cover it",
+        "fluff it",
+        "let it rest",
+    ]
     pad = "and then you do this and that to it with what you have in there for now"
     scores = [grade(f"{' and '.join([*clauses[:n], pad])}.") for n in range(7)]
     assert all(after > before for before, after in pairwise(scores)), scores
@@ -202,7 +225,10 @@ def test_unfinished_endings_cost(ending: str) -> None:
 def test_length_pays_inside_the_window_only() -> None:
     free = Prompt(id="x", prompt=[Message("user", "zzzz?")], meta={"points": [["xqxqxq"]]})
     nouns = sorted({word for answer in ANSWERS.values() for word in words(answer) if len(word) > 6})
-    scores = {n: grade(" ".join(f"the {noun}" for noun in nouns[: n // 2]), free) for n in (4, 12, 20, 40, 60, 76, 90)}
+    scores = {
+        n: grade(" ".join(f"the {noun}" for noun in nouns[: n // 2]), free)
+        for n in (4, 12, 20, 40, 60, 76, 90)
+    }
     assert scores[4] == scores[90] == 0
     assert 0 < scores[12] < scores[20] == scores[40] == scores[60] == pytest.approx(0.2)
     assert 0 < scores[76] < scores[60]
@@ -212,8 +238,12 @@ def test_bar_asks_for_the_whole_word_and_no_bar_for_its_start() -> None:
     text = "On Sunday the bubbles are gone."
     assert mentions(text, "bubbl") and mentions(text, "SUN")
     assert not mentions(text, "sun|") and not mentions(text, "day")
-    assert all(mentions(f"It is the {word}.", "sun|") for word in ("sun", "Suns", "sun\u2019s", "sun-lit"))
-    assert mentions("It is on low heating.", "low-heat") and not mentions("It is on low heating.", "low heat|")
+    assert all(
+        mentions(f"It is the {word}.", "sun|") for word in ("sun", "Suns", "sun\u2019s", "sun-lit")
+    )
+    assert mentions("It is on low heating.", "low-heat") and not mentions(
+        "It is on low heating.", "low heat|"
+    )
 
 
 def test_score_is_the_same_every_time_and_on_every_load() -> None:
@@ -234,17 +264,40 @@ def test_a_prompt_without_points_is_refused_with_its_id() -> None:
 
 def test_gold_needs_only_the_standard_library() -> None:
     tree = ast.parse((DEMO / "gold.py").read_text(encoding="utf-8"))
-    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     named |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.partition(".")[0] for name in named} <= sys.stdlib_module_names
 
 
 PIECES = st.sampled_from(
-    [FULL, KEYWORDS, "Sure! ", "...", "\n\n", "- ", "1. ", "rice ", ", ", "? ", "<|im_end|>", "\u2026", "'", "10%"]
+    [
+        FULL,
+        KEYWORDS,
+        "Sure! ",
+        "...",
+        "\n\n",
+        "- ",
+        "1. ",
+        "rice ",
+        ", ",
+        "? ",
+        "<|im_end|>",
+        "\u2026",
+        "'",
+        "10%",
+    ]
 )
 
 
 @settings(max_examples=200)
-@given(st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join)), st.sampled_from([*TRAIN[:5], RICE]))
+@given(
+    st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join)),
+    st.sampled_from([*TRAIN[:5], RICE]),
+)
 def test_score_stays_between_0_and_1_for_any_text(text: str, prompt: Prompt) -> None:
     assert 0 <= grade(text, prompt) <= 1

@@ -36,7 +36,11 @@ def zstd(content: bytes) -> bytes:
 
 def csv_of(rows: list[dict[str, str]], between: str = ",") -> bytes:
     def cell(text: str) -> str:
-        return '"' + text.replace('"', '""') + '"' if any(c in text for c in f'"\n\r{between}') else text
+        return (
+            '"' + text.replace('"', '""') + '"'
+            if any(c in text for c in f'"\n\r{between}')
+            else text
+        )
 
     lines = [between.join(rows[0]), *(between.join(map(cell, row.values())) for row in rows)]
     return "".join(line + "\r\n" for line in lines).encode()
@@ -85,7 +89,9 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
 def test_a_folder_a_pattern_and_a_saved_data_set_are_their_shards_in_order(tmp_path: Path) -> None:
     for index, row in enumerate(ROWS):
         (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"hub/data/train-{index:05}-of-00003.parquet")
+        pq.write_table(
+            pa.Table.from_pylist([row]), tmp_path / f"hub/data/train-{index:05}-of-00003.parquet"
+        )
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved", num_shards=2)
     for source in (tmp_path / "hub", f"{tmp_path}/hub/data/train-*.parquet", tmp_path / "saved"):
@@ -103,7 +109,9 @@ def test_splits_of_a_folder_are_told_and_taken_by_name(tmp_path: Path) -> None:
     for name in ("dict", "shards"):
         folder = tmp_path / name
         assert values(f"{folder}:test") == ROWS[:1] and len(values(f"{folder}:train")) == 3
-        with pytest.raises(DataError, match=rf"holds the splits .*test.*: name one, such as {folder}:t"):
+        with pytest.raises(
+            DataError, match=rf"holds the splits .*test.*: name one, such as {folder}:t"
+        ):
             values(folder)
         with pytest.raises(DataError, match=r"no split 'tset'; there are .*train"):
             values(f"{folder}:tset")
@@ -116,7 +124,14 @@ def test_a_null_is_no_key_at_any_depth_and_in_any_format(tmp_path: Path) -> None
         "name": None,
         "calls": [{"id": None, "args": {"x": None, "y": 1}}, None],
     }
-    row = {"prompt": None, "messages": [message], "score": float("nan"), "n": 0, "ok": False, "empty": {"a": None}}
+    row = {
+        "prompt": None,
+        "messages": [message],
+        "score": float("nan"),
+        "n": 0,
+        "ok": False,
+        "empty": {"a": None},
+    }
     said = {"role": "user", "content": "Hi", "calls": [{"args": {"y": 1}}, None]}
     expected = {"messages": [said], "n": 0, "ok": False, "empty": {}}
     (tmp_path / "a.jsonl").write_text(json.dumps({**row, "score": None}) + "\n")
@@ -128,7 +143,10 @@ def test_a_null_is_no_key_at_any_depth_and_in_any_format(tmp_path: Path) -> None
 
 def test_columns_that_arrow_filled_with_nulls_do_not_hide_a_layout(tmp_path: Path) -> None:
     pair = {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}
-    pq.write_table(pa.Table.from_pylist([{**pair, "conversations": None, "label": None}]), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{**pair, "conversations": None, "label": None}]),
+        tmp_path / "a.parquet",
+    )
     assert load_comparisons(tmp_path / "a.parquet").layout == "trl_explicit"
 
 
@@ -155,13 +173,33 @@ def test_values_of_tables_become_those_of_json(tmp_path: Path) -> None:
         "when": pa.array([row["time"]], pa.timestamp("ns")),
         "tags": pa.array([[("a", 1)]], pa.map_("str", "i4")),
     }
-    pq.write_table(pa.table({**columns, "kind": pa.array(["x"]).dictionary_encode()}), tmp_path / "a.parquet")
-    assert values(tmp_path / "a.parquet") == [{"when": "2024-02-29T12:30:00", "tags": {"a": 1}, "kind": "x"}]
+    pq.write_table(
+        pa.table({**columns, "kind": pa.array(["x"]).dictionary_encode()}), tmp_path / "a.parquet"
+    )
+    assert values(tmp_path / "a.parquet") == [
+        {"when": "2024-02-29T12:30:00", "tags": {"a": 1}, "kind": "x"}
+    ]
 
 
 def test_bytes_and_infinite_numbers_cost_their_row(tmp_path: Path) -> None:
-    rows = [{"p": "a", "image": {"bytes": b"\x89PNG"}}, {"p": "b", "image": None}, {"p": "c", "score": float("inf")}]
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema({"p": pa.string(), "image": pa.struct({"bytes": pa.binary()}), "score": pa.float64()})), tmp_path / "a.parquet")  # fmt: skip
+    rows = [
+        {"p": "a", "image": {"bytes": b"\x89PNG"}},
+        {"p": "b", "image": None},
+        {"p": "c", "score": float("inf")},
+    ]
+    pq.write_table(
+        pa.Table.from_pylist(
+            rows,
+            pa.schema(
+                {
+                    "p": pa.string(),
+                    "image": pa.struct({"bytes": pa.binary()}),
+                    "score": pa.float64(),
+                }
+            ),
+        ),
+        tmp_path / "a.parquet",
+    )
     first, second, third = read_rows(tmp_path / "a.parquet")
     assert first.problem == "its 'image.bytes' is 4 bytes (a picture, a sound?), expected text"
     assert json.dumps(first.value) and second == RawRow(2, {"p": "b"})
@@ -185,7 +223,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=["broken", "deep", "twice", "large", "nan", "long"])
-def test_a_fault_of_one_row_costs_that_row_in_lines_and_in_an_array(tmp_path: Path, fault: str) -> None:
+def test_a_fault_of_one_row_costs_that_row_in_lines_and_in_an_array(
+    tmp_path: Path, fault: str
+) -> None:
     good = ['{"prompt": "x"}', '{"prompt": "y"}']
     (tmp_path / "a.jsonl").write_text("\n".join([good[0], fault, good[1]]))
     (tmp_path / "a.json").write_text(f"[{good[0]},\n {fault} ,{good[1]}]")
@@ -226,7 +266,9 @@ def test_a_row_of_endless_columns_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n' + json.dumps(wide))
     (tmp_path / "a.csv").write_text(",".join(wide) + "\n")
     _, row = read_rows(tmp_path / "a.jsonl")
-    assert row.problem and row.problem.startswith("has 300,000 keys, and no row has more than 4,000")
+    assert row.problem and row.problem.startswith(
+        "has 300,000 keys, and no row has more than 4,000"
+    )
     with pytest.raises(DataError, match="has 300,000 columns"):
         list(read_rows(tmp_path / "a.csv"))
 
@@ -237,7 +279,9 @@ def test_an_arrow_file_with_offsets_beyond_its_texts_is_broken(tmp_path: Path) -
         writer.write_table(table)
     good = (tmp_path / "a.arrow").read_bytes()
     offsets = np.array([0, 16], "int32").tobytes()
-    (tmp_path / "a.arrow").write_bytes(good.replace(offsets, np.array([0, 1 << 30], "int32").tobytes()))
+    (tmp_path / "a.arrow").write_bytes(
+        good.replace(offsets, np.array([0, 1 << 30], "int32").tobytes())
+    )
     with pytest.raises(DataError, match="broken or cut Arrow file"):
         list(read_rows(tmp_path / "a.arrow"))
 
@@ -257,9 +301,13 @@ def test_a_null_given_twice_is_twice_too(tmp_path: Path) -> None:
 
 
 def test_a_byte_that_is_no_utf8_costs_its_row_in_an_array_and_in_csv(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(b'[{"prompt": "caf\xe9"}, {"prompt": "caf\xc3\xa9 \\udc80"}, {"prompt": "x"}]')
+    (tmp_path / "a.json").write_bytes(
+        b'[{"prompt": "caf\xe9"}, {"prompt": "caf\xc3\xa9 \\udc80"}, {"prompt": "x"}]'
+    )
     first, second, third = read_rows(tmp_path / "a.json")
-    assert first.problem and "is not UTF-8 (byte 0xe9)" in first.problem and "caf\\xe9" in first.value
+    assert (
+        first.problem and "is not UTF-8 (byte 0xe9)" in first.problem and "caf\\xe9" in first.value
+    )
     assert second.problem is None and third.value == {"prompt": "x"}
     (tmp_path / "a.csv").write_bytes(b"prompt,note\ncaf\xe9,x\nok,\n")
     first, second = read_rows(tmp_path / "a.csv")
@@ -270,7 +318,10 @@ def test_a_row_of_csv_with_another_number_of_cells_is_named(tmp_path: Path) -> N
     (tmp_path / "a.csv").write_text('prompt,chosen,rejected\nq,"two\nlines",no\nq,a, b, c\n\nq,x\n')
     rows = list(read_rows(tmp_path / "a.csv"))
     assert [row.number for row in rows] == [1, 2, 3] and rows[0].problem is None
-    assert rows[1].problem and "has 4 cells where the header has 3 (it ends in line 4)" in rows[1].problem
+    assert (
+        rows[1].problem
+        and "has 4 cells where the header has 3 (it ends in line 4)" in rows[1].problem
+    )
     assert rows[2].problem and "has 2 cells" in rows[2].problem and rows[2].value == ["q", "x"]
 
 
@@ -305,15 +356,21 @@ def test_broken_tables_are_errors_that_name_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
-def test_a_cut_or_broken_compressed_file_is_an_error_and_not_a_short_one(tmp_path: Path, ending: str) -> None:
-    lines = "".join(json.dumps({"prompt": f"{i * 7919 % 100_003}"}) + "\n" for i in range(50_000)).encode()
+def test_a_cut_or_broken_compressed_file_is_an_error_and_not_a_short_one(
+    tmp_path: Path, ending: str
+) -> None:
+    lines = "".join(
+        json.dumps({"prompt": f"{i * 7919 % 100_003}"}) + "\n" for i in range(50_000)
+    ).encode()
     whole = gzip.compress(lines) if ending == "gz" else zstd(lines)
     path = tmp_path / f"x.jsonl.{ending}"
     path.write_bytes(whole)
     assert count_rows(path) == 50_000
     for content in (whole[:-30], whole[: len(whole) // 2], whole + b"junk" * 9):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"x\.jsonl\.{ending} is a broken or incomplete \w+ file"):
+        with pytest.raises(
+            DataError, match=rf"x\.jsonl\.{ending} is a broken or incomplete \w+ file"
+        ):
             list(read_rows(path))
     path.write_bytes(lines)
     with pytest.raises(DataError, match=r"is not a \w+ file although its name ends in"):

@@ -69,11 +69,18 @@ def test_subsets_keep_order_repeats_and_pair_counts(encoder: Encoder, tmp_path: 
     assert [g.document.keys for g in again[1:].subset([0])] == [groups[0].document.keys]
 
 
-def test_weights_have_mean_one_and_follow_votes_or_agreement(encoder: Encoder, tmp_path: Path) -> None:
+def test_weights_have_mean_one_and_follow_votes_or_agreement(
+    encoder: Encoder, tmp_path: Path
+) -> None:
     source = written(ROWS, tmp_path)
     by_votes = write_groups(source, tmp_path / "v.arrow", encoder, vote_share, WEIGHTS["votes"])
-    assert [[p[3] for p in g.pairs] for g in by_votes] == [[3 / (8 / 3), 4 / (8 / 3)], [1 / (8 / 3)]]
-    by_agreement = write_groups(source, tmp_path / "a.arrow", encoder, vote_share, WEIGHTS["agreement"])
+    assert [[p[3] for p in g.pairs] for g in by_votes] == [
+        [3 / (8 / 3), 4 / (8 / 3)],
+        [1 / (8 / 3)],
+    ]
+    by_agreement = write_groups(
+        source, tmp_path / "a.arrow", encoder, vote_share, WEIGHTS["agreement"]
+    )
     agreement = [1 / 3, 1 / 2, 1.0]
     mean = sum(agreement) / 3
     found = [p[3] for g in by_agreement for p in g.pairs]
@@ -91,12 +98,19 @@ def test_no_pair_left_is_an_error_and_leaves_no_file(encoder: Encoder, tmp_path:
     assert not list(tmp_path.glob("g.*"))
 
 
-def test_a_prompt_without_room_is_an_error_or_set_aside_by_id(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_prompt_without_room_is_an_error_or_set_aside_by_id(
+    encoder: Encoder, tmp_path: Path
+) -> None:
     source = written([ROWS[0], comparison("long", "word " * 90, "a", "b", 0)], tmp_path)
     with pytest.raises(DataError, match="'long'"):
         write_groups(source, tmp_path / "g.arrow", encoder, vote_share)
     aside = tmp_path / "aside.jsonl"
-    assert write_groups(source, tmp_path / "g.arrow", encoder, vote_share, unusable=Unusable(aside)).total_pairs == 1
+    assert (
+        write_groups(
+            source, tmp_path / "g.arrow", encoder, vote_share, unusable=Unusable(aside)
+        ).total_pairs
+        == 1
+    )
     (row,) = [json.loads(line) for line in aside.open()]
     assert row["id"] == "long" and "max_length" in row["problem"]
 
@@ -106,7 +120,9 @@ def rating(id: str, prompt: str, text: str, *thumbs: str) -> Rating:
     return Rating(id, [Message("user", prompt)], Response(text), votes)
 
 
-def test_thumbs_of_one_response_are_added_up_and_undecided_ones_left_out(encoder: Encoder, tmp_path: Path) -> None:
+def test_thumbs_of_one_response_are_added_up_and_undecided_ones_left_out(
+    encoder: Encoder, tmp_path: Path
+) -> None:
     rows = [
         rating("1", "try", "one", "up"),
         rating("2", "how", "odd", "up", "down"),
@@ -129,7 +145,9 @@ def test_pairs_that_are_equal_once_cut_are_counted_and_said(
     long = "word " * 90
     cut = [comparison(str(i), f"q {i}", long + "a", long + "b", 0) for i in range(3)]
     twice = comparison("twice", "q", "same", "same", 0)
-    groups = write_groups(written([*ROWS, *cut, twice], tmp_path), tmp_path / "g.arrow", encoder, vote_share)
+    groups = write_groups(
+        written([*ROWS, *cut, twice], tmp_path), tmp_path / "g.arrow", encoder, vote_share
+    )
     assert groups.total_pairs == 3
     assert groups.left_out == groups[:1].left_out == LeftOut(read=7, equal=3, repeated=1)
     assert groups.left_out.metrics() == {"read_rows": 7, "equal_rows": 3, "repeated_rows": 1}
@@ -137,7 +155,8 @@ def test_pairs_that_are_equal_once_cut_are_counted_and_said(
     assert "3 of 7 pairs are equal once cut to max_length (80 tokens) and were left out" in said
     assert "1 of 7 pairs is of one response with itself and was left out" in said
     with pytest.raises(
-        DataError, match=r"no pair .* is left of 3 pairs: 3 of 3 pairs are equal once cut to max_length"
+        DataError,
+        match=r"no pair .* is left of 3 pairs: 3 of 3 pairs are equal once cut to max_length",
     ):
         write_groups(written(cut, tmp_path), tmp_path / "h.arrow", encoder, vote_share)
     whole = write_groups(written(ROWS, tmp_path), tmp_path / "w.arrow", encoder, vote_share)
@@ -160,7 +179,8 @@ def test_opposite_thumbs_on_responses_that_are_equal_once_cut_teach_nothing(
     assert groups.left_out == LeftOut(read=5, equal=2, undecided=2)
     said = capsys.readouterr().out
     assert (
-        "2 of 5 thumbs are equal once cut" in said and "2 of 5 thumbs are of a response with as many thumbs up" in said
+        "2 of 5 thumbs are equal once cut" in said
+        and "2 of 5 thumbs are of a response with as many thumbs up" in said
     )
 
 
@@ -180,7 +200,8 @@ def test_without_a_file_to_set_them_aside_in_all_rows_that_do_not_fit_are_counte
     bad = [comparison("long", "word " * 90, "a", "b", 0), comparison("odd", "refused", "a", "b", 0)]
     source = written([*bad, *ROWS], tmp_path)
     with pytest.raises(
-        DataError, match=r"^2 of 5 rows cannot be used, the first: prompt 'long' .*has .*bad_rows: quarantine"
+        DataError,
+        match=r"^2 of 5 rows cannot be used, the first: prompt 'long' .*has .*bad_rows: quarantine",
     ):
         write_groups(source, tmp_path / "g.arrow", picky, vote_share)
     assert not list(tmp_path.glob("g.*"))
@@ -190,12 +211,18 @@ def test_a_file_of_rows_set_aside_is_named_after_the_reason(
     encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picky = Picky(encoder.chat, 80)
-    prompts = [Prompt("long", [Message("user", "word " * 90)]), Prompt("odd", [Message("user", "refused")])]
+    prompts = [
+        Prompt("long", [Message("user", "word " * 90)]),
+        Prompt("odd", [Message("user", "refused")]),
+    ]
     fine = Prompt("fine", [Message("user", "try")])
 
     def kept(*records: Prompt) -> list[str]:
         aside = Unusable(tmp_path / "p.too-long.quarantine.jsonl", "prompt")
-        return [record.id for record, _ in encoded(records, lambda p: picky.prompt(p.id, p.prompt), aside)]
+        return [
+            record.id
+            for record, _ in encoded(records, lambda p: picky.prompt(p.id, p.prompt), aside)
+        ]
 
     assert kept(fine) == ["fine"] and not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
     assert kept(prompts[0], fine) == ["fine"] and [p.name for p in tmp_path.iterdir()] == [
@@ -203,8 +230,13 @@ def test_a_file_of_rows_set_aside_is_named_after_the_reason(
     ]
     assert kept(*prompts, fine) == ["fine"]
     rows = [json.loads(line) for line in (tmp_path / "p.unusable.quarantine.jsonl").open()]
-    assert [row["id"] for row in rows] == ["long", "odd"] and rows[1]["problem"].endswith("refused by the template")
-    assert "2 prompts set aside in p.unusable.quarantine.jsonl: prompt 'long' (" in capsys.readouterr().out
+    assert [row["id"] for row in rows] == ["long", "odd"] and rows[1]["problem"].endswith(
+        "refused by the template"
+    )
+    assert (
+        "2 prompts set aside in p.unusable.quarantine.jsonl: prompt 'long' ("
+        in capsys.readouterr().out
+    )
     with pytest.raises(DataError, match="none of 1 prompt can be used, the first: prompt 'odd'"):
         kept(prompts[1])
 
@@ -217,8 +249,12 @@ class Row(dict[str, Any]):
     """A parsed row that weak references can point at."""
 
 
-def test_memory_does_not_grow_with_the_text_of_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in memory at once is counted: rows of one prompt, the tokens of one batch of the writer; the result is mapped, not read."""
+def test_memory_does_not_grow_with_the_text_of_the_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in memory at once is counted: rows of one prompt, the tokens of one batch of the
+    writer; the result is mapped, not read.
+    """
     count, batch = 700, 200
     raw, records, ids = Alive(), Alive(), Alive()
 
@@ -263,9 +299,9 @@ def test_memory_does_not_grow_with_the_text_of_the_pairs(tmp_path: Path, monkeyp
 def test_a_refused_pair_is_counted_once_and_costs_its_prompt_nothing(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad word') }}{% endif %}"
-        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad word') }}{%"
+        " endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}{%"
+        " if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     rows = [
         comparison("good", "try", "one", "two", 0),
@@ -274,16 +310,24 @@ def test_a_refused_pair_is_counted_once_and_costs_its_prompt_nothing(tmp_path: P
     ]
     unusable = Unusable(tmp_path / "too-long.quarantine.jsonl")
     encoder = Encoder(ChatFormat.load(tokenizer), 80)
-    groups = write_groups(written(rows, tmp_path), tmp_path / "g.arrow", encoder, vote_share, unusable=unusable)
+    groups = write_groups(
+        written(rows, tmp_path), tmp_path / "g.arrow", encoder, vote_share, unusable=unusable
+    )
     assert groups.total_pairs == 1 and unusable.count == 2 and "bad word" in unusable.first
     assert (groups.left_out.equal, groups.left_out.repeated, groups.left_out.unusable) == (0, 0, 2)
     with pytest.raises(DataError, match="2 of 3 rows cannot be used, the first: row 'same' "):
         write_groups(written(rows, tmp_path), tmp_path / "g.arrow", encoder, vote_share)
 
 
-def test_thumbs_of_one_prompt_meet_whatever_of_it_is_learnt(tmp_path: Path, encoder: Encoder) -> None:
+def test_thumbs_of_one_prompt_meet_whatever_of_it_is_learnt(
+    tmp_path: Path, encoder: Encoder
+) -> None:
     def thumb(id: str, learn: bool, value: str) -> Rating:
-        turns = [Message("user", "try"), Message("assistant", "so", learn=learn), Message("user", "how")]
+        turns = [
+            Message("user", "try"),
+            Message("assistant", "so", learn=learn),
+            Message("user", "how"),
+        ]
         return Rating(id, turns, Response("one"), [Thumb("ann", value)])  # type: ignore[arg-type]
 
     rows = [thumb("a", True, "up"), thumb("b", False, "down"), thumb("c", False, "up")]

@@ -1,4 +1,6 @@
-"""Generated conversations, written in every layout that can carry them, come back turn by turn as they were."""
+"""Generated conversations, written in every layout that can carry them, come back turn by turn as
+they were.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +37,30 @@ ODD = st.sampled_from(
         "### Human: ",
     ]
 )
-WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).map(lambda text: f"w{text}w")
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).map(
+    lambda text: f"w{text}w"
+)
 TEXTS = st.builds(lambda first, odd, last: f"{first} {odd} {last}", WORDS, ODD, WORDS) | WORDS
 ARGUMENTS = st.dictionaries(
     st.text("abc", min_size=1, max_size=3), st.integers(-9, 9) | st.booleans() | TEXTS, max_size=2
 )
 CALLS = st.lists(
-    st.builds(ToolCall, st.sampled_from(["look", "ring"]), ARGUMENTS, st.none() | st.text("xyz", min_size=1)),
+    st.builds(
+        ToolCall,
+        st.sampled_from(["look", "ring"]),
+        ARGUMENTS,
+        st.none() | st.text("xyz", min_size=1),
+    ),
     min_size=1,
     max_size=2,
 )
 TOOLS = st.lists(
-    st.just({"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}),
+    st.just(
+        {
+            "type": "function",
+            "function": {"name": "look", "parameters": {"type": "object", "properties": {}}},
+        }
+    ),
     max_size=1,
 )
 
@@ -58,7 +72,10 @@ def exchanges(draw: st.DrawFn, plain: bool) -> list[Message]:
     if not plain and draw(st.booleans()):
         calls = draw(CALLS)
         turns.append(Message("assistant", draw(st.just("") | TEXTS), tool_calls=calls))
-        turns += [Message("tool", draw(st.just("") | TEXTS), tool_call_id=call.id, name=call.name) for call in calls]
+        turns += [
+            Message("tool", draw(st.just("") | TEXTS), tool_call_id=call.id, name=call.name)
+            for call in calls
+        ]
     thoughts = None if plain else draw(st.none() | TEXTS)
     return [*turns, Message("assistant", draw(TEXTS), reasoning_content=thoughts)]
 
@@ -94,8 +111,16 @@ Layout = Callable[[Conversation], dict[str, Any]]
 WHOLE: dict[str, Layout] = {
     "messages": lambda c: {"messages": openai(c), "tools": c.tools},
     "sharegpt": lambda c: {"conversations": sharegpt(c), "tools": json.dumps(c.tools)},
-    "prompt_completion": lambda c: {"prompt": openai(c[:-1]), "completion": openai(c[-1:]), "tools": c.tools},
-    "prompt_response": lambda c: {"prompt": openai(c[:-1]), "response": openai(c[-1:]), "functions": c.tools},
+    "prompt_completion": lambda c: {
+        "prompt": openai(c[:-1]),
+        "completion": openai(c[-1:]),
+        "tools": c.tools,
+    },
+    "prompt_response": lambda c: {
+        "prompt": openai(c[:-1]),
+        "response": openai(c[-1:]),
+        "functions": c.tools,
+    },
     "messages written as JSON": lambda c: {"messages": json.dumps(openai(c)), "tools": c.tools},
     "messages written by repr": lambda c: {"messages": repr(openai(c)), "tools": c.tools},
     "system and history beside": lambda c: {
@@ -109,11 +134,15 @@ WHOLE: dict[str, Layout] = {
 TEXT_ONLY: dict[str, Layout] = {
     "alpaca": lambda c: {
         **({"system": c[0].content} if c[0].role == "system" else {}),
-        "history": [[a.content, b.content] for a, b in zip(_talk(c)[:-2:2], _talk(c)[1:-2:2], strict=True)],
+        "history": [
+            [a.content, b.content] for a, b in zip(_talk(c)[:-2:2], _talk(c)[1:-2:2], strict=True)
+        ],
         "instruction": c[-2].content,
         "output": c[-1].content,
     },
-    "chatml": lambda c: {"text": "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in c)},
+    "chatml": lambda c: {
+        "text": "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in c)
+    },
 }
 
 
@@ -127,7 +156,10 @@ def _last(turns: list[Message]) -> int:
 
 
 def said(turns: list[Message]) -> list[Message]:
-    return [Message(t.role, t.content, t.reasoning_content, t.tool_calls, t.tool_call_id, t.name) for t in turns]
+    return [
+        Message(t.role, t.content, t.reasoning_content, t.tool_calls, t.tool_call_id, t.name)
+        for t in turns
+    ]
 
 
 def write(path: Path, row: dict[str, Any]) -> Path:
@@ -141,12 +173,18 @@ quickly = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @pytest.mark.parametrize("layout", WHOLE)
 @quickly
 @given(conversation=conversations())
-def test_conversations_come_back_as_they_were_written(tmp_path: Path, layout: str, conversation: Conversation) -> None:
-    (record,) = load_demonstrations(write(tmp_path / "f.jsonl", WHOLE[layout](conversation))).records
+def test_conversations_come_back_as_they_were_written(
+    tmp_path: Path, layout: str, conversation: Conversation
+) -> None:
+    (record,) = load_demonstrations(
+        write(tmp_path / "f.jsonl", WHOLE[layout](conversation))
+    ).records
     assert said([*record.prompt, *answer_turns(record)]) == list(conversation)
     assert record.prompt.tools == conversation.tools
     learnt = [turn.learn for turn in record.prompt if turn.role == "assistant"]
-    assert set(learnt) <= {layout not in ("prompt_completion", "prompt_response", "system and history beside")}
+    assert set(learnt) <= {
+        layout not in ("prompt_completion", "prompt_response", "system and history beside")
+    }
 
 
 @pytest.mark.parametrize("layout", TEXT_ONLY)
@@ -157,7 +195,9 @@ def test_conversations_of_texts_come_back_as_they_were_written(
 ) -> None:
     if layout == "chatml" and any("<|im_" in turn.content for turn in conversation):
         return  # such a text does not say where a turn ends
-    (record,) = load_demonstrations(write(tmp_path / "f.jsonl", TEXT_ONLY[layout](conversation))).records
+    (record,) = load_demonstrations(
+        write(tmp_path / "f.jsonl", TEXT_ONLY[layout](conversation))
+    ).records
     assert said([*record.prompt, *answer_turns(record)]) == list(conversation)
 
 
@@ -175,7 +215,11 @@ def test_pairs_and_thumbs_carry_turns_and_tools(
     rows: dict[str, dict[str, Any]] = {
         "explicit": {"prompt": prompt, "chosen": [good], "rejected": [bad]},
         "implicit": {"chosen": [*prompt, good], "rejected": [*prompt, bad]},
-        "openai": {"input": {"messages": prompt}, "preferred_output": [good], "non_preferred_output": [bad]},
+        "openai": {
+            "input": {"messages": prompt},
+            "preferred_output": [good],
+            "non_preferred_output": [bad],
+        },
         "swift": {"messages": [*prompt, good], "rejected_response": bad["content"]},
         "sharegpt": {
             "conversations": sharegpt(conversation[:-1]),
@@ -209,8 +253,12 @@ def written(turn: Message) -> str:
 @pytest.mark.parametrize("layout", [*WHOLE, *TEXT_ONLY])
 @quickly
 @given(data=st.data())
-def test_what_is_learnt_of_a_file_is_what_its_assistant_says(tmp_path: Path, layout: str, data: st.DataObject) -> None:
-    """From the file to the token ids: the learnt stretches are the assistant's turns, in order, with their ends, and nothing else."""
+def test_what_is_learnt_of_a_file_is_what_its_assistant_says(
+    tmp_path: Path, layout: str, data: st.DataObject
+) -> None:
+    """From the file to the token ids: the learnt stretches are the assistant's turns, in order,
+    with their ends, and nothing else.
+    """
     conversation = data.draw(conversations(plain=layout in TEXT_ONLY))
     if layout == "chatml" and any("<|im_" in turn.content for turn in conversation):
         return
@@ -221,10 +269,14 @@ def test_what_is_learnt_of_a_file_is_what_its_assistant_says(tmp_path: Path, lay
     texts = [(learnt, CHAT.tokenizer.decode([token for token, _ in run])) for learnt, run in runs]
     said_by = [turn for turn in conversation if turn.role == "assistant"]
     answers = (
-        said_by if layout not in ("prompt_completion", "prompt_response", "system and history beside") else said_by[-1:]
+        said_by
+        if layout not in ("prompt_completion", "prompt_response", "system and history beside")
+        else said_by[-1:]
     )
     assert [text for learnt, text in texts if learnt] == [written(turn) for turn in answers]
     # Nothing got lost on the way: the whole is what the template makes of the conversation.
     rows = [turn.to_dict() for turn in conversation]
-    whole = CHAT.tokenizer.apply_chat_template(rows, tools=conversation.tools or None, tokenize=False)
+    whole = CHAT.tokenizer.apply_chat_template(
+        rows, tools=conversation.tools or None, tokenize=False
+    )
     assert "".join(text for _, text in texts) + "\n" == whole

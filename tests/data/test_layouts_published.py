@@ -1,4 +1,6 @@
-"""Files with the columns that other projects publish: each is recognised and gives the records that its publishers mean."""
+"""Files with the columns that other projects publish: each is recognised and gives the records that
+its publishers mean.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from layout_rows import ASK, BAD, GOOD, LESS, MORE, NEXT, PUBLISHED, SYSTEM, bot
 
 from prefloop.data import sources
 from prefloop.data.check import Checked
-from prefloop.data.sources import kind_of, load_comparisons, load_demonstrations, load_prompts, load_ratings
+from prefloop.data.sources import (
+    kind_of,
+    load_comparisons,
+    load_demonstrations,
+    load_prompts,
+    load_ratings,
+)
 from prefloop.errors import DataError
 from prefloop.records import BestOf, Comparison, Demonstration, Message, Rating, Vote, answer_turns
 
@@ -31,12 +39,16 @@ def load(folder: Path, name: str) -> Checked[Any]:
 
 def asked(*texts: str, system: bool = False) -> list[Message]:
     """The prompt of these texts in turn, the user's first."""
-    turns = [Message("assistant" if index % 2 else "user", text) for index, text in enumerate(texts)]
+    turns = [
+        Message("assistant" if index % 2 else "user", text) for index, text in enumerate(texts)
+    ]
     return [SYS, *turns] if system else turns
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_layout_is_recognised_and_told_by_its_columns(tmp_path: Path, name: str) -> None:
+def test_every_published_layout_is_recognised_and_told_by_its_columns(
+    tmp_path: Path, name: str
+) -> None:
     layout, rows = PUBLISHED[name]
     checked = load(tmp_path, name)
     assert checked.layout == layout and checked.findings == []
@@ -44,7 +56,9 @@ def test_every_published_layout_is_recognised_and_told_by_its_columns(tmp_path: 
     told = checked.reason.removeprefix("columns ").split(", ")
     assert set(told) <= {key for row in rows for key in row}
     # Null columns of an exported table change nothing.
-    nulls = dict.fromkeys({"conversations", "messages", "chosen", "label", "system", "tools", "prompt"})
+    nulls = dict.fromkeys(
+        {"conversations", "messages", "chosen", "label", "system", "tools", "prompt"}
+    )
     path = write(tmp_path, [nulls | row for row in rows])
     again: Checked[Any] = getattr(sources, f"load_{kind_of(path)}")(path, layout=layout)
     if all("id" in row for row in rows):
@@ -73,7 +87,9 @@ PAIRS: dict[str, tuple[list[Message], str, str]] = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_pair_has_its_prompt_and_a_vote_of_the_file_for_the_chosen_answer(tmp_path: Path, name: str) -> None:
+def test_a_pair_has_its_prompt_and_a_vote_of_the_file_for_the_chosen_answer(
+    tmp_path: Path, name: str
+) -> None:
     (record,) = load(tmp_path, name).records
     prompt, chosen, rejected = PAIRS[name]
     assert isinstance(record, Comparison) and list(record.prompt) == prompt
@@ -81,7 +97,9 @@ def test_a_pair_has_its_prompt_and_a_vote_of_the_file_for_the_chosen_answer(tmp_
     assert [(vote.annotator, vote.choice) for vote in record.votes] == [("file:f.jsonl", 0)]
 
 
-def test_a_system_column_stands_before_the_question_and_an_empty_one_is_none(tmp_path: Path) -> None:
+def test_a_system_column_stands_before_the_question_and_an_empty_one_is_none(
+    tmp_path: Path,
+) -> None:
     without, with_system = load(tmp_path, "orca_dpo_pairs").records
     assert (without.prompt, with_system.prompt) == (asked(ASK), asked(ASK, system=True))
 
@@ -112,12 +130,19 @@ def test_a_demonstration_has_everything_before_its_answer(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("name", ["trl unpaired", "llama-factory kto", "thumbs"])
-def test_labels_are_thumbs_and_never_demonstrations_of_what_was_voted_down(tmp_path: Path, name: str) -> None:
+def test_labels_are_thumbs_and_never_demonstrations_of_what_was_voted_down(
+    tmp_path: Path, name: str
+) -> None:
     up, down = load(tmp_path, name).records
     assert isinstance(up, Rating) and isinstance(down, Rating)
-    assert [(r.response.text, r.votes[0].value) for r in (up, down)] == [(GOOD, "up"), (BAD, "down")]
+    assert [(r.response.text, r.votes[0].value) for r in (up, down)] == [
+        (GOOD, "up"),
+        (BAD, "down"),
+    ]
     learnt = load_demonstrations(tmp_path / "f.jsonl")
-    assert [record.response for record in learnt.records] == [GOOD] and learnt.skipped == {"not up-voted": 1}
+    assert [record.response for record in learnt.records] == [GOOD] and learnt.skipped == {
+        "not up-voted": 1
+    }
 
 
 def test_flags_of_messages_say_what_is_learnt(tmp_path: Path) -> None:
@@ -130,11 +155,20 @@ def test_flags_of_messages_say_what_is_learnt(tmp_path: Path) -> None:
     ]
     (openai,) = load(tmp_path, "openai fine-tuning").records
     call = openai.prompt[1]
-    assert (call.content, call.learn, call.tool_calls[0].arguments) == ("", False, {"number": "B12"})
-    assert openai.prompt[2] == Message("tool", "Ulm", tool_call_id="r1") and openai.response == "Ulm's."
+    assert (call.content, call.learn, call.tool_calls[0].arguments) == (
+        "",
+        False,
+        {"number": "B12"},
+    )
+    assert (
+        openai.prompt[2] == Message("tool", "Ulm", tool_call_id="r1")
+        and openai.response == "Ulm's."
+    )
 
 
-@pytest.mark.parametrize("name", ["llama-factory sharegpt with tools", "ms-swift tools", "openai fine-tuning"])
+@pytest.mark.parametrize(
+    "name", ["llama-factory sharegpt with tools", "ms-swift tools", "openai fine-tuning"]
+)
 def test_tools_their_calls_and_their_results_are_carried(tmp_path: Path, name: str) -> None:
     (record,) = load(tmp_path, name).records
     (tool,) = record.prompt.tools
@@ -152,7 +186,10 @@ def test_an_answer_of_several_turns_is_carried_whole(tmp_path: Path) -> None:
         ("tool", 0),
         ("assistant", 0),
     ]
-    assert answer_turns(rejected) == [Message("assistant", "I guess Rome's.")] and len(record.prompt.tools) == 1
+    assert (
+        answer_turns(rejected) == [Message("assistant", "I guess Rome's.")]
+        and len(record.prompt.tools) == 1
+    )
     (learnt,) = load_demonstrations(tmp_path / "f.jsonl").records
     assert learnt.turns == chosen.turns and learnt.prompt.tools == record.prompt.tools
     ratings = load_ratings(tmp_path / "f.jsonl").records
@@ -164,19 +201,27 @@ def test_scores_are_the_strength_of_the_vote_and_stay_in_meta(tmp_path: Path) ->
     (record,) = checked.records
     assert record.votes == [Vote("file:f.jsonl", 0, 2.5)]
     assert record.meta == {"prompt_id": "f0e1", "score_chosen": 8.5, "score_rejected": 6.0}
-    assert "strength of the vote is score_chosen - score_rejected, on the file's own scale (in 1 row)" in checked.notes
+    assert (
+        "strength of the vote is score_chosen - score_rejected, on the file's own scale (in 1 row)"
+        in checked.notes
+    )
     assert "columns left out, they repeat the conversation: messages" in checked.notes
     assert "columns kept in meta, not used: prompt_id" in checked.notes
     assert load(tmp_path, "ultrafeedback by argilla").records[0].votes[0].strength == 2.75
 
 
 @pytest.mark.parametrize(
-    ("more", "field"), [({"score_chosen": 1, "score_rejected": 2}, "score_rejected"), ({"margin": -0.5}, "margin")]
+    ("more", "field"),
+    [({"score_chosen": 1, "score_rejected": 2}, "score_rejected"), ({"margin": -0.5}, "margin")],
 )
-def test_scores_that_contradict_their_columns_are_refused(tmp_path: Path, more: dict[str, Any], field: str) -> None:
+def test_scores_that_contradict_their_columns_are_refused(
+    tmp_path: Path, more: dict[str, Any], field: str
+) -> None:
     row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
     path = write(tmp_path, [row, row | more])
-    with pytest.raises(DataError, match=rf"row 2, field '{field}': is .*(contradict|the better one)"):
+    with pytest.raises(
+        DataError, match=rf"row 2, field '{field}': is .*(contradict|the better one)"
+    ):
         load_comparisons(path)
 
 
@@ -204,7 +249,9 @@ def test_signed_preferences_say_the_side_and_how_much_better(tmp_path: Path) -> 
     ]
     (row,) = PUBLISHED["helpsteer3"][1]
     path = write(tmp_path, [row, row | {"individual_preference": [], "overall_preference": 4}])
-    with pytest.raises(DataError, match="row 2, field 'overall_preference': is 4, expected a number from -3"):
+    with pytest.raises(
+        DataError, match="row 2, field 'overall_preference': is 4, expected a number from -3"
+    ):
         load_comparisons(path)
 
 
@@ -216,7 +263,9 @@ def test_one_row_of_rated_answers_gives_every_pair(tmp_path: Path) -> None:
     assert [response.source for response in found[0].responses] == ["big", "small"]
     found = load(tmp_path, "nectar").records
     assert {record.prompt[0].content for record in found} == {ASK}
-    assert [(record.votes[0].choice, record.votes[0].strength) for record in found] == [(0, None)] * 3
+    assert [(record.votes[0].choice, record.votes[0].strength) for record in found] == [
+        (0, None)
+    ] * 3
     assert [record.responses[0].text for record in found] == [GOOD, GOOD, LESS]
 
 
@@ -226,7 +275,10 @@ def test_a_battle_names_its_models_and_its_judge(tmp_path: Path) -> None:
     assert [record.votes[0].why for record in found] == [None, None, None, "both bad"]
     assert {vote.annotator for record in found for vote in record.votes} == {"arena_user_7"}
     first = found[0]
-    assert [response.source for response in first.responses] == ["big", "small"] and first.prompt == asked(ASK)
+    assert [response.source for response in first.responses] == [
+        "big",
+        "small",
+    ] and first.prompt == asked(ASK)
     assert [turn.content for turn in answer_turns(first.responses[0])] == [GOOD, NEXT, MORE]
     (record,) = load(tmp_path, "arena 55k").records
     assert record.votes[0].choice == 1 and record.id == "30192"
@@ -244,11 +296,16 @@ def test_judges_of_the_first_turn_saw_the_first_turn(tmp_path: Path) -> None:
 def test_better_is_the_vote_and_safer_is_named_as_not_used(tmp_path: Path) -> None:
     checked = load(tmp_path, "safe-rlhf")
     assert checked.records[0].votes == [Vote("file:f.jsonl", 1)]
-    assert "columns kept in meta, not used: is_response_0_safe, is_response_1_safe, safer_response_id" in checked.notes
+    assert (
+        "columns kept in meta, not used: is_response_0_safe, is_response_1_safe, safer_response_id"
+        in checked.notes
+    )
 
 
 def test_every_message_of_a_tree_with_ranked_replies_is_compared(tmp_path: Path) -> None:
-    found = {record.id.partition("/")[2]: record for record in load(tmp_path, "oasst trees").records}
+    found = {
+        record.id.partition("/")[2]: record for record in load(tmp_path, "oasst trees").records
+    }
     assert found["0-1"].prompt == asked(ASK) and found["0-1"].votes[0].choice == 0
     deeper = found["0.0/0-1"]
     assert deeper.prompt == asked(ASK, GOOD, NEXT)
@@ -256,7 +313,9 @@ def test_every_message_of_a_tree_with_ranked_replies_is_compared(tmp_path: Path)
     lone = {"message_tree_id": "t2", "prompt": tree(ASK, "prompter", tree(GOOD, "assistant"))}
     checked = load_comparisons(write(tmp_path, [*PUBLISHED["oasst trees"][1], lone]))
     assert len(checked.records) == 2
-    assert "trees without two ranked replies to one message give nothing (in 1 row)" in checked.notes
+    assert (
+        "trees without two ranked replies to one message give nothing (in 1 row)" in checked.notes
+    )
 
 
 def test_preferences_of_alpaca_eval_and_shp_are_votes(tmp_path: Path) -> None:
@@ -267,11 +326,15 @@ def test_preferences_of_alpaca_eval_and_shp_are_votes(tmp_path: Path) -> None:
     assert [r.text for r in record.responses] == [BAD, GOOD] and record.votes[0].choice == 1
 
 
-def test_of_mt_bench_questions_the_first_turn_is_the_prompt_and_that_is_said(tmp_path: Path) -> None:
+def test_of_mt_bench_questions_the_first_turn_is_the_prompt_and_that_is_said(
+    tmp_path: Path,
+) -> None:
     checked = load(tmp_path, "mt-bench questions")
     assert checked.records[0].prompt == asked(ASK)
     assert checked.records[0].meta == {"question_id": 81, "category": "birds", "turns": [ASK, NEXT]}
-    assert any(note.startswith("second turns of MT-bench questions are not used") for note in checked.notes)
+    assert any(
+        note.startswith("second turns of MT-bench questions are not used") for note in checked.notes
+    )
 
 
 def test_several_right_answers_are_best_of_n(tmp_path: Path) -> None:
@@ -282,18 +345,31 @@ def test_several_right_answers_are_best_of_n(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"question_id": 81, "model_id": "m", "choices": [{"turns": [GOOD]}]}], "answers stand in it without their"),
-        ([{"message_id": "m", "parent_id": "p", "text": ASK, "role": "prompter"}], "it holds single messages of trees"),
-        ([{"prompt": ASK, "completions": ["First.", "Then."], "labels": [True, False]}], "it labels the steps"),
+        (
+            [{"question_id": 81, "model_id": "m", "choices": [{"turns": [GOOD]}]}],
+            "answers stand in it without their",
+        ),
+        (
+            [{"message_id": "m", "parent_id": "p", "text": ASK, "role": "prompter"}],
+            "it holds single messages of trees",
+        ),
+        (
+            [{"prompt": ASK, "completions": ["First.", "Then."], "labels": [True, False]}],
+            "it labels the steps",
+        ),
     ],
 )
-def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path: Path, rows: list[dict[str, Any]], says: str) -> None:
+def test_what_cannot_be_read_is_named_with_the_way_out(
+    tmp_path: Path, rows: list[dict[str, Any]], says: str
+) -> None:
     for loader in (load_comparisons, load_demonstrations, load_prompts):
         with pytest.raises(DataError, match=f"no record can be made of it: {says}"):
             loader(write(tmp_path, rows))
 
 
-def test_an_answer_to_a_question_of_the_second_turn_is_not_taken_for_one_of_the_first(tmp_path: Path) -> None:
+def test_an_answer_to_a_question_of_the_second_turn_is_not_taken_for_one_of_the_first(
+    tmp_path: Path,
+) -> None:
     rows = [
         {
             "prompt": NEXT,
@@ -302,7 +378,18 @@ def test_an_answer_to_a_question_of_the_second_turn_is_not_taken_for_one_of_the_
         }
     ]
     (record,) = load_comparisons(write(tmp_path, rows)).records
-    assert record.prompt == asked(ASK, GOOD, NEXT) and [r.text for r in record.responses] == [MORE, LESS]
-    rows = [{"conversations": [human()], "chosen": [human(NEXT), {"from": "gpt", "value": MORE}], "rejected": BAD}]
-    with pytest.raises(DataError, match="holds turns before the response that are not the prompt's"):
+    assert record.prompt == asked(ASK, GOOD, NEXT) and [r.text for r in record.responses] == [
+        MORE,
+        LESS,
+    ]
+    rows = [
+        {
+            "conversations": [human()],
+            "chosen": [human(NEXT), {"from": "gpt", "value": MORE}],
+            "rejected": BAD,
+        }
+    ]
+    with pytest.raises(
+        DataError, match="holds turns before the response that are not the prompt's"
+    ):
         load_comparisons(write(tmp_path, rows))

@@ -1,4 +1,6 @@
-"""Whatever stands in a row, it is read into a record or named: no traceback, no row lost, nothing accepted that cannot be kept."""
+"""Whatever stands in a row, it is read into a record or named: no traceback, no row lost, nothing
+accepted that cannot be kept.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ SOME = ("prefloop", "trl_explicit", "judgments", "best_of", "answers")
 
 
 def test_the_generator_damages_rows_of_every_layout_that_can_be_read() -> None:
-    assert {layout for layout, _ in LAYOUT_ROWS} == {name for name, of in LAYOUTS.items() if of.read}
+    assert {layout for layout, _ in LAYOUT_ROWS} == {
+        name for name, of in LAYOUTS.items() if of.read
+    }
 
 
 @pytest.mark.slow
@@ -27,14 +31,23 @@ def test_a_damaged_row_is_read_or_named_and_never_a_traceback(seed: int) -> None
     check_rows(400, seed, told)
     check_files(400, seed, told)
     assert told.failures == []
-    assert told.counts["rows accepted"] > 100 and told.counts["rows named"] > 100 and told.counts["files read"] > 20
+    assert (
+        told.counts["rows accepted"] > 100
+        and told.counts["rows named"] > 100
+        and told.counts["files read"] > 20
+    )
 
 
 @pytest.mark.slow
 def test_every_command_that_reads_rows_takes_or_names_damaged_ones(tiny_folder: Path) -> None:
     told, reward = Told(), ByWords(tiny_folder)
     check_files(
-        200, 3, told, lambda path, layout, told: layout in SOME and run_readers(path, layout, told, tiny_folder, reward)
+        200,
+        3,
+        told,
+        lambda path, layout, told: (
+            layout in SOME and run_readers(path, layout, told, tiny_folder, reward)
+        ),
     )
     assert told.failures == []
     assert told.counts["commands with exit 0"] > 5 and told.counts["commands with exit 2"] > 5

@@ -9,7 +9,8 @@ from prefloop.data.overlap import Match, overlap
 from prefloop.records import Message, Prompt
 
 LONG = (
-    "please write a short and polite letter to my landlord about the heating that has not worked since monday morning"
+    "please write a short and polite letter to my landlord about the heating that has not worked"
+    " since monday morning"
 )
 
 
@@ -38,15 +39,19 @@ def test_half_of_the_13_grams_make_a_match_and_a_shared_instruction_does_not() -
     inside = prompt("inside", LONG)
     frame = prompt(
         "frame",
-        LONG
-        + " and now comes a question of my own that is quite another one, longer than all that stood before it here",
+        LONG + " and now comes a question of my own that is quite another one, longer than all that"
+        " stood before it here",
     )
     found = overlap([prompt("t", "So, " + LONG + " thank you")], [inside, frame])
     assert found.matches == [Match("inside", "t", "13-gram")] and not found.seen
-    assert found.describe() == (
-        "none of 2 prompts is in the training set; 1 more shares words with a prompt in it (1 by 13-gram): inside (as t)"
+    assert (
+        found.describe()
+        == "none of 2 prompts is in the training set; 1 more shares words with a prompt in it (1 by"
+        " 13-gram): inside (as t)"
     )
-    assert found.matches[0].train_text.startswith("So, ") and found.matches[0].text == shortened(LONG, 300)
+    assert found.matches[0].train_text.startswith("So, ") and found.matches[0].text == shortened(
+        LONG, 300
+    )
 
 
 def test_words_of_the_assistant_are_no_prompt() -> None:
@@ -55,7 +60,8 @@ def test_words_of_the_assistant_are_no_prompt() -> None:
 
 def test_the_strongest_kind_is_named_and_counts_add_up() -> None:
     found = overlap(
-        [prompt("t0", "Now: " + LONG), prompt("t1", LONG)], [prompt("e", LONG), prompt("f", "quite another question")]
+        [prompt("t0", "Now: " + LONG), prompt("t1", LONG)],
+        [prompt("e", LONG), prompt("f", "quite another question")],
     )
     assert found.matches == [Match("e", "t1", "prompt")]
     assert found.to_dict() == {
@@ -79,9 +85,14 @@ def test_the_strongest_kind_is_named_and_counts_add_up() -> None:
 
 def test_records_that_share_a_prompt_are_counted_as_rows() -> None:
     rows = [prompt("a", "A question?"), prompt("b", "a QUESTION"), prompt("c", "Another one?")]
-    assert overlap([], rows).describe() == "none of 3 rows (2 different prompts) is in the training set"
+    assert (
+        overlap([], rows).describe()
+        == "none of 3 rows (2 different prompts) is in the training set"
+    )
     found = overlap([prompt("t", "a question")], rows)
-    assert found.describe().startswith("2 of 3 rows (2 different prompts) are in the training set: a (as t)")
+    assert found.describe().startswith(
+        "2 of 3 rows (2 different prompts) are in the training set: a (as t)"
+    )
     assert found.to_dict()["distinct"] == 2
 
 
@@ -94,10 +105,24 @@ def test_tool_results_and_system_turns_are_no_last_turn_and_thoughts_no_prompt()
     )
     train = [Prompt("t", [Message("system", "Be brief."), asks, looks, answers])]
     assert overlap(train, [Prompt("e", [asks])]).matches == [Match("e", "t", "last turn")]
-    assert overlap(train, [Prompt("e", [Message("user", "What about Basel then?"), looks, answers])]).matches == []
-    same = Prompt("e", [Message("system", "Be brief."), asks, Message("assistant", "", "HM", [call()]), answers])
+    assert (
+        overlap(
+            train, [Prompt("e", [Message("user", "What about Basel then?"), looks, answers])]
+        ).matches
+        == []
+    )
+    same = Prompt(
+        "e",
+        [Message("system", "Be brief."), asks, Message("assistant", "", "HM", [call()]), answers],
+    )
     assert overlap(train, [same]).matches == [Match("e", "t", "prompt")]
     other = Prompt(
-        "e", [Message("system", "Be brief."), asks, Message("assistant", "", "Hm.", [call("Basel")]), answers]
+        "e",
+        [
+            Message("system", "Be brief."),
+            asks,
+            Message("assistant", "", "Hm.", [call("Basel")]),
+            answers,
+        ],
     )
     assert overlap(train, [other]).matches == [Match("e", "t", "last turn")]

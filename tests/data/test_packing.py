@@ -11,17 +11,25 @@ from tiny import random_documents
 from prefloop.data.packing import Document, pack, packs
 
 SHAPES = st.lists(
-    st.tuples(st.integers(1, 20), st.lists(st.integers(1, 15), min_size=1, max_size=4)), min_size=1, max_size=8
+    st.tuples(st.integers(1, 20), st.lists(st.integers(1, 15), min_size=1, max_size=4)),
+    min_size=1,
+    max_size=8,
 )
 
 
 @settings(max_examples=100)
 @given(shapes=SHAPES, budget=st.integers(1, 120))
-def test_every_response_is_packed_once_within_the_budget(shapes: list[tuple[int, list[int]]], budget: int) -> None:
+def test_every_response_is_packed_once_within_the_budget(
+    shapes: list[tuple[int, list[int]]], budget: int
+) -> None:
     documents = random_documents(shapes)
     made = packs(documents, budget)
-    responses = {k: list(ids) for d in documents for k, ids in zip(d.keys, d.responses_ids, strict=True)}
-    unpacked = {key: p.target_R[p.segment_R == b].tolist() for p in made for b, key in enumerate(p.keys)}
+    responses = {
+        k: list(ids) for d in documents for k, ids in zip(d.keys, d.responses_ids, strict=True)
+    }
+    unpacked = {
+        key: p.target_R[p.segment_R == b].tolist() for p in made for b, key in enumerate(p.keys)
+    }
     assert sum(len(p.keys) for p in made) == len(responses)
     assert unpacked == responses
     for p in made:
@@ -31,28 +39,38 @@ def test_every_response_is_packed_once_within_the_budget(shapes: list[tuple[int,
 
 @settings(max_examples=50)
 @given(shapes=SHAPES)
-def test_each_response_is_predicted_from_the_token_before_it(shapes: list[tuple[int, list[int]]]) -> None:
+def test_each_response_is_predicted_from_the_token_before_it(
+    shapes: list[tuple[int, list[int]]],
+) -> None:
     documents = random_documents(shapes)
     p = pack(documents)
-    of_key = {k: (d, list(ids)) for d in documents for k, ids in zip(d.keys, d.responses_ids, strict=True)}
+    of_key = {
+        k: (d, list(ids)) for d in documents for k, ids in zip(d.keys, d.responses_ids, strict=True)
+    }
     for b, key in enumerate(p.keys):
         document, response = of_key[key]
         row = [*document.prompt_ids, *response]
         sources = p.source_R[p.segment_R == b]
         assert p.tokens_N[sources].tolist() == row[len(document.prompt_ids) - 1 : -1]
-        assert p.positions_N[sources].tolist() == list(range(len(document.prompt_ids) - 1, len(row) - 1))
+        assert p.positions_N[sources].tolist() == list(
+            range(len(document.prompt_ids) - 1, len(row) - 1)
+        )
         assert int(p.tokens_N[p.last_B[b]]) == response[-1]
 
 
 @settings(max_examples=15)
 @given(shapes=SHAPES)
-def test_a_token_sees_exactly_its_prompt_and_its_own_branch_so_far(shapes: list[tuple[int, list[int]]]) -> None:
+def test_a_token_sees_exactly_its_prompt_and_its_own_branch_so_far(
+    shapes: list[tuple[int, list[int]]],
+) -> None:
     p = pack(random_documents(shapes))
     mask = p.mask_NN()
     place = list(zip(p.document_N.tolist(), p.branch_N.tolist(), strict=True))
     for q, k in itertools.product(range(len(place)), repeat=2):
         document, branch = place[k]
-        assert bool(mask[q, k]) == (k <= q and document == place[q][0] and branch in (0, place[q][1]))
+        assert bool(mask[q, k]) == (
+            k <= q and document == place[q][0] and branch in (0, place[q][1])
+        )
 
 
 def test_packing_is_deterministic_and_wastes_little() -> None:

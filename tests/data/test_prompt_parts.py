@@ -1,4 +1,6 @@
-"""All that a row asks of the model stands in its prompt: other columns are read where their place is certain, else the row is refused."""
+"""All that a row asks of the model stands in its prompt: other columns are read where their place
+is certain, else the row is refused.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,16 @@ def test_messages_before_the_prompt_are_its_history(tmp_path: Path, key: str) ->
     wanted = [Message("user", NEXT), Message("assistant", GOOD), Message("user", ASK)]
     assert list(load(tmp_path, PAIR | {key: before}).records[0].prompt) == wanted
     assert list(load(tmp_path, PAIR | {key: [*before, user(ASK)]}).records[0].prompt) == wanted
-    assert f"row 2, field '{key}': ends with the user's turn" in refused(tmp_path, PAIR, PAIR | {key: [user(NEXT)]})
+    assert f"row 2, field '{key}': ends with the user's turn" in refused(
+        tmp_path, PAIR, PAIR | {key: [user(NEXT)]}
+    )
 
 
 def test_two_histories_that_differ_refuse_the_row(tmp_path: Path) -> None:
     both = PAIR | {"history": [[NEXT, GOOD]], "chat_history": [[NEXT, BAD]]}
-    assert "row 2, field 'chat_history': says something else than 'history'" in refused(tmp_path, PAIR, both)
+    assert "row 2, field 'chat_history': says something else than 'history'" in refused(
+        tmp_path, PAIR, both
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,13 +63,21 @@ def test_two_histories_that_differ_refuse_the_row(tmp_path: Path) -> None:
         ("options", {"A": "on the wing", "B": "in trees"}),
     ],
 )
-def test_a_part_of_the_prompt_without_a_place_refuses_the_row(tmp_path: Path, key: str, value: Any) -> None:
+def test_a_part_of_the_prompt_without_a_place_refuses_the_row(
+    tmp_path: Path, key: str, value: Any
+) -> None:
     for row in (PAIR, {"question": ASK, "answer": GOOD}, {"messages": [user(ASK), bot(GOOD)]}):
-        assert f"row 2, field '{key}': looks like a part of the prompt" in refused(tmp_path, row, row | {key: value})
+        assert f"row 2, field '{key}': looks like a part of the prompt" in refused(
+            tmp_path, row, row | {key: value}
+        )
 
 
 def test_a_part_that_the_prompt_says_itself_is_kept_in_meta(tmp_path: Path) -> None:
-    row = {"question": f"{ASK}\nA) on the wing\nB) in trees", "choices": ["on the wing", "in trees"], "answer": GOOD}
+    row = {
+        "question": f"{ASK}\nA) on the wing\nB) in trees",
+        "choices": ["on the wing", "in trees"],
+        "answer": GOOD,
+    }
     checked = load(tmp_path, row)
     assert checked.records[0].meta == {"choices": row["choices"]}
     assert checked.notes == ["columns kept in meta, not used: choices"]
@@ -74,7 +88,12 @@ def test_a_part_that_the_prompt_says_itself_is_kept_in_meta(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("question", "instruction"), ("prompt", "instruction"), ("instruction", "query"), ("prompt", "question")],
+    [
+        ("question", "instruction"),
+        ("prompt", "instruction"),
+        ("instruction", "query"),
+        ("prompt", "question"),
+    ],
 )
 def test_two_columns_that_ask_refuse_the_row_unless_one_says_what_the_other_says(
     tmp_path: Path, first: str, second: str
@@ -82,7 +101,9 @@ def test_two_columns_that_ask_refuse_the_row_unless_one_says_what_the_other_says
     plain = {first: ASK, "response": GOOD}
     twice = {first: f"Briefly: {ASK}", second: ASK, "response": GOOD}
     checked = load(tmp_path, twice)
-    assert checked.records[0].prompt[0].content == f"Briefly: {ASK}" and checked.records[0].meta == {}
+    assert (
+        checked.records[0].prompt[0].content == f"Briefly: {ASK}" and checked.records[0].meta == {}
+    )
     assert checked.notes == [f"columns left out, they repeat the conversation: {second}"]
     assert f"row 2, field '{second}': stands beside '{first}', and nothing says how" in refused(
         tmp_path, plain, plain | {second: "Answer as a doctor."}
@@ -97,7 +118,12 @@ def test_alpacas_word_for_no_input_is_none(tmp_path: Path, input: str) -> None:
 
 @pytest.mark.parametrize("heading", ["Output", "Response"])
 def test_a_prompt_column_with_the_answer_in_it_is_left_out(tmp_path: Path, heading: str) -> None:
-    row = {"instruction": ASK, "input": "in winter", "output": GOOD, "prompt": ALPACA.format(ASK, heading, GOOD)}
+    row = {
+        "instruction": ASK,
+        "input": "in winter",
+        "output": GOOD,
+        "prompt": ALPACA.format(ASK, heading, GOOD),
+    }
     checked = load(tmp_path, row)
     assert list(checked.records[0].prompt) == [Message("user", f"{ASK}\nin winter")]
     assert (checked.records[0].response, checked.records[0].meta) == (GOOD, {})
@@ -105,7 +131,11 @@ def test_a_prompt_column_with_the_answer_in_it_is_left_out(tmp_path: Path, headi
 
 
 def test_a_prompt_that_ends_in_its_answers_word_stays_the_prompt(tmp_path: Path) -> None:
-    row = {"prompt": "Do swifts land? Answer yes or no", "question": "Do swifts land?", "response": "no"}
+    row = {
+        "prompt": "Do swifts land? Answer yes or no",
+        "question": "Do swifts land?",
+        "response": "no",
+    }
     assert load(tmp_path, row).records[0].prompt[0].content == "Do swifts land? Answer yes or no"
 
 
@@ -123,7 +153,9 @@ def test_tools_within_a_system_turn_are_the_prompts(tmp_path: Path) -> None:
     other = {"type": "function", "function": {"name": "other"}}
     turns = [{"role": "system", "content": SYSTEM, "tools": [TOOL]}, user(ASK), bot(GOOD)]
     plain = {"messages": turns}
-    assert "row 2, field 'tools': offers other tools" in refused(tmp_path, plain, plain | {"tools": [other]})
+    assert "row 2, field 'tools': offers other tools" in refused(
+        tmp_path, plain, plain | {"tools": [other]}
+    )
     answer = [{"role": "system", "content": SYSTEM, "tools": [other]}, user(ASK), bot(GOOD)]
     pair = PAIR | {"prompt": turns[:2]}
     assert "field 'chosen.0.tools': offers other tools than the prompt" in refused(
@@ -154,14 +186,18 @@ def test_calls_of_a_turn_are_read_or_refused(tmp_path: Path) -> None:
         {"prompt": ASK, "response_a": GOOD, "response_b": BAD, "winner": "model_a"},
     ],
 )
-def test_a_conversation_beside_a_row_that_says_something_else_refuses_it(tmp_path: Path, plain: dict[str, Any]) -> None:
+def test_a_conversation_beside_a_row_that_says_something_else_refuses_it(
+    tmp_path: Path, plain: dict[str, Any]
+) -> None:
     for other in ([user(NEXT), bot(GOOD)], [{"input": NEXT, "output": GOOD}], [NEXT, GOOD]):
         assert "row 2, field 'conversation': is another conv" in refused(
             tmp_path, plain, plain | {"conversation": other}
         )
 
 
-def test_a_prompt_that_is_the_last_question_of_a_conversation_has_the_turns_before_it(tmp_path: Path) -> None:
+def test_a_prompt_that_is_the_last_question_of_a_conversation_has_the_turns_before_it(
+    tmp_path: Path,
+) -> None:
     talk = [{"input": NEXT, "output": "Yes."}, {"input": ASK, "output": GOOD}]
     checked = load(tmp_path, PAIR | {"conversation": talk})
     assert [turn.content for turn in checked.records[0].prompt] == [NEXT, "Yes.", ASK]

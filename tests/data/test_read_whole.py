@@ -1,4 +1,6 @@
-"""What a row says is read once and whole: turns, calls, votes and ends, in whatever column and format they stand."""
+"""What a row says is read once and whole: turns, calls, votes and ends, in whatever column and
+format they stand.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from prefloop.records import Message
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> Path:
-    (folder / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "f.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     return folder / "f.jsonl"
 
 
@@ -43,8 +47,13 @@ def test_a_call_under_the_old_key_and_the_new_one_is_one_call(tmp_path: Path) ->
     (record,) = load(write(tmp_path, {"messages": [user(), turn, *rest], "tools": [TOOL]})).records
     assert [(call.name, call.id) for call in record.prompt[1].tool_calls] == [("ring", "r1")]
     other = {**turn, "function_call": {"name": "ring", "arguments": {"number": "B13"}}}
-    said = refused(write(tmp_path, {"messages": [user(), bot()]}, {"messages": [user(), other, *rest]}))
-    assert "row 2, field 'messages.1.function_call': calls something else than tool_calls beside it" in said
+    said = refused(
+        write(tmp_path, {"messages": [user(), bot()]}, {"messages": [user(), other, *rest]})
+    )
+    assert (
+        "row 2, field 'messages.1.function_call': calls something else than tool_calls beside it"
+        in said
+    )
 
 
 def test_a_message_within_a_message_is_no_text_part(tmp_path: Path) -> None:
@@ -66,7 +75,10 @@ def table(folder: Path, *rows: dict[str, Any]) -> Path:
 
 def both(folder: Path, *rows: dict[str, Any]) -> list[Path]:
     """The same rows as CSV, and as JSON with the texts of CSV in the place of its numbers."""
-    texts = [{key: value if isinstance(value, list) else str(value) for key, value in row.items()} for row in rows]
+    texts = [
+        {key: value if isinstance(value, list) else str(value) for key, value in row.items()}
+        for row in rows
+    ]
     return [table(folder, *rows), write(folder, *texts)]
 
 
@@ -111,7 +123,10 @@ def test_scores_written_as_text_that_contradict_their_columns_are_refused(tmp_pa
 
 def test_helpfulness_and_ranks_written_as_text_are_compared(tmp_path: Path) -> None:
     marks = dict.fromkeys(("correctness", "coherence", "complexity", "verbosity"), 2)
-    rows = [{"prompt": ASK, "response": text, "helpfulness": n, **marks} for text, n in ((BAD, 1), (GOOD, "3.5"))]
+    rows = [
+        {"prompt": ASK, "response": text, "helpfulness": n, **marks}
+        for text, n in ((BAD, 1), (GOOD, "3.5"))
+    ]
     (pair,) = load(table(tmp_path, *rows)).records
     assert (pair.votes[0].choice, pair.votes[0].strength) == (1, 2.5)
     scored = [{"response": BAD, "overall_score": "2"}, {"response": GOOD, "overall_score": "10"}]
@@ -129,18 +144,35 @@ def test_what_is_no_number_stays_a_text(tmp_path: Path) -> None:
 
 
 def test_truths_written_as_text_are_thumbs_and_masks(tmp_path: Path) -> None:
-    for path in both(tmp_path, *({"prompt": ASK, "completion": GOOD, "label": x} for x in ("TRUE", "FALSE", 1, 0))):
-        assert [record.votes[0].value for record in load(path).records] == ["up", "down", "up", "down"]
+    for path in both(
+        tmp_path,
+        *({"prompt": ASK, "completion": GOOD, "label": x} for x in ("TRUE", "FALSE", 1, 0)),
+    ):
+        assert [record.votes[0].value for record in load(path).records] == [
+            "up",
+            "down",
+            "up",
+            "down",
+        ]
     for flag in ({"weight": "0"}, {"train": "False"}, {"masked": "true"}):
-        (record,) = load(write(tmp_path, {"messages": [user(), bot(BAD, **flag), user(NEXT), bot(MORE)]})).records
+        (record,) = load(
+            write(tmp_path, {"messages": [user(), bot(BAD, **flag), user(NEXT), bot(MORE)]})
+        ).records
         assert [turn.learn for turn in record.prompt] == [True, False, True]
     doubt = {"messages": [user(), bot(BAD, mask="1"), user(NEXT), bot(MORE)]}
-    assert "which may mean learnt or left out" in refused(write(tmp_path, {"messages": [user(), bot()]}, doubt))
+    assert "which may mean learnt or left out" in refused(
+        write(tmp_path, {"messages": [user(), bot()]}, doubt)
+    )
 
 
 def test_an_answer_that_was_cut_is_known_as_cut_from_a_table_too(tmp_path: Path) -> None:
-    rows = [{"id": n, "prompt": ASK, "response": GOOD, "finished": n == 1, "tokens": 3} for n in (0, 1)]
-    assert [record.meta["finished"] for record in load(table(tmp_path, *rows)).records] == [False, True]
+    rows = [
+        {"id": n, "prompt": ASK, "response": GOOD, "finished": n == 1, "tokens": 3} for n in (0, 1)
+    ]
+    assert [record.meta["finished"] for record in load(table(tmp_path, *rows)).records] == [
+        False,
+        True,
+    ]
 
 
 # ---- thumbs and grades
@@ -148,11 +180,18 @@ def test_an_answer_that_was_cut_is_known_as_cut_from_a_table_too(tmp_path: Path)
 
 @pytest.mark.parametrize("column", ["rating", "feedback"])
 @pytest.mark.parametrize("answer", ["completion", "response"])
-def test_stars_are_no_thumbs_and_the_file_is_told_what_to_do(tmp_path: Path, column: str, answer: str) -> None:
+def test_stars_are_no_thumbs_and_the_file_is_told_what_to_do(
+    tmp_path: Path, column: str, answer: str
+) -> None:
     for grades in ((1, 5, 4), (1, 1, 1), (0, 1, 0)):
-        for path in both(tmp_path, *({"prompt": f"{ASK} {n}", answer: GOOD, column: n} for n in grades)):
+        for path in both(
+            tmp_path, *({"prompt": f"{ASK} {n}", answer: GOOD, column: n} for n in grades)
+        ):
             said = refused(path)
-            assert said.count("put true or false into a column 'label'") == 1 and f"columns {column}" in said
+            assert (
+                said.count("put true or false into a column 'label'") == 1
+                and f"columns {column}" in said
+            )
     (record,) = load(write(tmp_path, {"prompt": ASK, answer: GOOD, "stars": 1})).records
     assert record.meta == {"stars": 1}
     for path in both(tmp_path, {"prompt": ASK, answer: GOOD, column: 5}):
@@ -164,7 +203,9 @@ def test_conversations_with_stars_are_not_imitated_unasked(tmp_path: Path) -> No
     for column in ("messages", "conversations"):
         said = refused(write(tmp_path, {column: [user(), bot()], "rating": 2}))
         assert "its numbers grade single answers" in said
-    assert load(write(tmp_path, {"prompt": ASK, "answer": "42", "rating": 3})).layout == "prompt_only"
+    assert (
+        load(write(tmp_path, {"prompt": ASK, "answer": "42", "rating": 3})).layout == "prompt_only"
+    )
 
 
 def test_ratings_in_words_are_thumbs_and_a_number_among_them_is_named(tmp_path: Path) -> None:
@@ -191,13 +232,23 @@ CALM = {"role": "system", "content": SYSTEM}
         {"instruction": NEXT, "output": [hh(ASK, GOOD, NEXT, MORE), hh(ASK, GOOD, NEXT, BAD)]},
         {"messages": [user(NEXT), bot(MORE)], "rejected_response": hh(ASK, GOOD, NEXT, BAD)},
         {"messages": [user(NEXT)], "completion": hh(ASK, GOOD, NEXT, MORE), "label": True},
-        {"conversations": [user(NEXT)], "response": [user(), bot(), user(NEXT), bot(MORE)], "label": False},
+        {
+            "conversations": [user(NEXT)],
+            "response": [user(), bot(), user(NEXT), bot(MORE)],
+            "label": False,
+        },
         {"prompt": NEXT, "completion": hh(ASK, GOOD, NEXT, MORE), "label": 1},
     ],
 )
-def test_turns_that_stand_before_an_answer_are_its_prompt(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_turns_that_stand_before_an_answer_are_its_prompt(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
     (record,) = load(write(tmp_path, row)).records
-    assert [(turn.role, turn.content) for turn in record.prompt] == [("user", ASK), ("assistant", GOOD), ("user", NEXT)]
+    assert [(turn.role, turn.content) for turn in record.prompt] == [
+        ("user", ASK),
+        ("assistant", GOOD),
+        ("user", NEXT),
+    ]
     answers = getattr(record, "responses", None) or [getattr(record, "response", None)]
     assert getattr(answers[0], "text", answers[0]) == MORE
 
@@ -212,15 +263,23 @@ def test_turns_that_stand_before_an_answer_are_its_prompt(tmp_path: Path, row: d
         {"instruction": ASK, "output": json.dumps([CALM, user(), bot()])},
     ],
 )
-def test_a_system_turn_before_an_answer_stands_before_its_prompt(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_a_system_turn_before_an_answer_stands_before_its_prompt(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
     (record,) = load(write(tmp_path, row)).records
     assert list(record.prompt) == [Message("system", SYSTEM), Message("user", ASK)]
 
 
 def test_turns_before_an_answer_that_are_not_its_prompts_are_named(tmp_path: Path) -> None:
     rows: list[tuple[dict[str, Any], str]] = [
-        ({"instruction": ASK, "output": hh(NEXT, GOOD)}, "field 'output': holds turns before the response"),
-        ({"instruction": ASK, "output": [hh(NEXT, GOOD), BAD]}, "field 'output.0': holds turns before the response"),
+        (
+            {"instruction": ASK, "output": hh(NEXT, GOOD)},
+            "field 'output': holds turns before the response",
+        ),
+        (
+            {"instruction": ASK, "output": [hh(NEXT, GOOD), BAD]},
+            "field 'output.0': holds turns before the response",
+        ),
         (
             {"prompt": ASK, "response": GOOD, "label": 1, "messages": [user(NEXT), bot(MORE)]},
             "field 'messages': is another conversation than the prompt and its answers",
@@ -242,7 +301,10 @@ def test_earlier_turns_are_learnt_where_the_layout_says_so(tmp_path: Path) -> No
 def test_system_and_tools_stand_around_shps_post_which_is_called_history(tmp_path: Path) -> None:
     row = {"history": ASK, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1}
     (record,) = load(write(tmp_path, {**row, "system": SYSTEM, "tools": [TOOL]})).records
-    assert list(record.prompt) == [Message("system", SYSTEM), Message("user", ASK)] and record.meta == {}
+    assert (
+        list(record.prompt) == [Message("system", SYSTEM), Message("user", ASK)]
+        and record.meta == {}
+    )
     assert record.prompt.tools == [TOOL]
 
 
@@ -266,13 +328,18 @@ def test_an_end_marker_is_taken_off_where_most_answers_have_one_and_kept_where_o
 
     def answers(*texts: str) -> tuple[list[str], list[str]]:
         checked = load(write(tmp_path, *(row(text, number) for number, text in enumerate(texts))))
-        firsts = [getattr(record, "responses", [getattr(record, "response", "")])[0] for record in checked.records]
+        firsts = [
+            getattr(record, "responses", [getattr(record, "response", "")])[0]
+            for record in checked.records
+        ]
         return [getattr(first, "text", first) for first in firsts], checked.notes
 
     plain = "The token is it."
     texts, notes = answers(plain, TOKEN, plain)
     assert texts == [plain, TOKEN, plain]
-    assert notes == ["answers that end with <eos> kept as they are: most answers of this file do not (in 1 row)"]
+    assert notes == [
+        "answers that end with <eos> kept as they are: most answers of this file do not (in 1 row)"
+    ]
     texts, notes = answers(f"{plain}</s>", f"{plain}<|im_end|>\n", plain)
     assert texts == [plain, plain, plain]
     assert {note.partition(" (in")[0] for note in notes} == {

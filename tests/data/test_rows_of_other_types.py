@@ -1,4 +1,6 @@
-"""Values of another type than a reader expects are named; none is dropped, and none counts as what it spells."""
+"""Values of another type than a reader expects are named; none is dropped, and none counts as what
+it spells.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,24 @@ def refused(folder: Path, load: Any, good: dict[str, Any], bad: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("value", [0, False])
-@pytest.mark.parametrize("key", ["tools", "functions", "reasoning_content", "thinking", "tool_calls", "function_call"])
-def test_a_falsy_value_of_a_message_is_not_passed_over(tmp_path: Path, key: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    "key", ["tools", "functions", "reasoning_content", "thinking", "tool_calls", "function_call"]
+)
+def test_a_falsy_value_of_a_message_is_not_passed_over(
+    tmp_path: Path, key: str, value: Any
+) -> None:
     good = {"messages": [ASK, BOT]}
     said = refused(tmp_path, load_demonstrations, good, {"messages": [ASK, {**BOT, key: value}]})
-    assert f"row 2, field 'messages.1.{key}" in said or "row 2, field 'messages.1.reasoning_content" in said
+    assert (
+        f"row 2, field 'messages.1.{key}" in said
+        or "row 2, field 'messages.1.reasoning_content" in said
+    )
 
 
 def test_who_speaks_said_twice_is_told(tmp_path: Path) -> None:
-    (tmp_path / "f.jsonl").write_text(json.dumps({"messages": [ASK, {**BOT, "from": "some model"}]}))
+    (tmp_path / "f.jsonl").write_text(
+        json.dumps({"messages": [ASK, {**BOT, "from": "some model"}]})
+    )
     assert "message keys not used: from" in load_demonstrations(tmp_path / "f.jsonl").notes
 
 
@@ -52,8 +63,12 @@ def test_who_speaks_said_twice_is_told(tmp_path: Path) -> None:
         ({"choice": "0"}, "votes.0.choice"),
     ],
 )
-def test_a_vote_says_what_it_says_in_its_own_types(tmp_path: Path, vote: dict[str, Any], said: str) -> None:
-    assert said in refused(tmp_path, load_comparisons, PAIR, PAIR | {"id": "2", "votes": [VOTE | vote]})
+def test_a_vote_says_what_it_says_in_its_own_types(
+    tmp_path: Path, vote: dict[str, Any], said: str
+) -> None:
+    assert said in refused(
+        tmp_path, load_comparisons, PAIR, PAIR | {"id": "2", "votes": [VOTE | vote]}
+    )
 
 
 def test_a_strength_without_end_is_none_in_a_record_either() -> None:
@@ -65,7 +80,9 @@ def test_a_strength_without_end_is_none_in_a_record_either() -> None:
 def test_the_best_response_is_a_whole_number(tmp_path: Path) -> None:
     row = {"id": "1", "prompt": [ASK], "responses": PAIR["responses"], "best": [0]}
     for best in (["0"], [True], [0.5]):
-        assert "field 'best.0'" in refused(tmp_path, load_best_of, row, row | {"id": "2", "best": best})
+        assert "field 'best.0'" in refused(
+            tmp_path, load_best_of, row, row | {"id": "2", "best": best}
+        )
 
 
 def test_a_reference_beside_others_is_one_of_them(tmp_path: Path) -> None:
@@ -78,18 +95,29 @@ def test_answers_that_would_make_millions_of_pairs_are_refused(tmp_path: Path) -
     few = [{"text": f"answer {i}", "score": i} for i in range(2)]
     many = [{"text": f"answer {i}", "score": i} for i in range(MOST_ANSWERS + 1)]
     row = {"prompt": "q", "responses": few}
-    assert "501 answers to one prompt" in refused(tmp_path, load_comparisons, row, row | {"responses": many})
+    assert "501 answers to one prompt" in refused(
+        tmp_path, load_comparisons, row, row | {"responses": many}
+    )
 
 
 @pytest.mark.parametrize(
     ("good", "bad"),
     [
         (
-            {"question": {"full_text": "q"}, "answer_0": "a", "score_0": 0, "answer_1": "b", "score_1": 1},
+            {
+                "question": {"full_text": "q"},
+                "answer_0": "a",
+                "score_0": 0,
+                "answer_1": "b",
+                "score_1": 1,
+            },
             {"question": "q", "answer_0": "a", "score_0": 0, "answer_1": "b", "score_1": 1},
         ),
         (
-            {"question": "q", "answers": [{"text": "a", "pm_score": 1}, {"text": "b", "pm_score": 2}]},
+            {
+                "question": "q",
+                "answers": [{"text": "a", "pm_score": 1}, {"text": "b", "pm_score": 2}],
+            },
             {"question": "q", "answers": [{"text": "a", "pm_score": 1}, {"text": "b"}]},
         ),
     ],
@@ -113,7 +141,9 @@ def test_columns_beside_an_exported_record_stay_in_meta(tmp_path: Path) -> None:
     assert any("columns kept in meta, not used: batch" in note for note in checked.notes)
 
 
-def test_an_order_of_showing_that_is_none_is_named_wherever_it_may_become_a_pairs(tmp_path: Path) -> None:
+def test_an_order_of_showing_that_is_none_is_named_wherever_it_may_become_a_pairs(
+    tmp_path: Path,
+) -> None:
     thumb = {"prompt": "q", "completion": "a", "label": True}
     grade = {"helpfulness": 1, "correctness": 1, "coherence": 1, "complexity": 1, "verbosity": 1}
     for good in (thumb, {"prompt": "q", "response": "a", **grade}):
@@ -121,10 +151,18 @@ def test_an_order_of_showing_that_is_none_is_named_wherever_it_may_become_a_pair
         assert "row 2, field 'meta.shown': is no order of the two responses" in said
 
 
-def test_a_null_in_json_as_text_is_no_key_and_the_record_reads_back_the_same(tmp_path: Path) -> None:
-    tool = {"type": None, "function": {"name": "f", "parameters": {"type": "object", "required": None}}}
+def test_a_null_in_json_as_text_is_no_key_and_the_record_reads_back_the_same(
+    tmp_path: Path,
+) -> None:
+    tool = {
+        "type": None,
+        "function": {"name": "f", "parameters": {"type": "object", "required": None}},
+    }
     call = {"function": {"name": "f", "arguments": '{"a": null, "b": [null, 1]}'}}
-    row = {"messages": [ASK, {"role": "assistant", "tool_calls": [call]}], "tools": json.dumps([tool])}
+    row = {
+        "messages": [ASK, {"role": "assistant", "tool_calls": [call]}],
+        "tools": json.dumps([tool]),
+    }
     (tmp_path / "f.jsonl").write_text(json.dumps(row))
     records = load_demonstrations(tmp_path / "f.jsonl").records
     assert records[0].turns[0].tool_calls[0].arguments == {"b": [None, 1]}

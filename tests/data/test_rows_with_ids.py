@@ -1,4 +1,6 @@
-"""Rows with an id, prompt and response that prefloop did not write are read as the same rows without an id; its own stand as they are."""
+"""Rows with an id, prompt and response that prefloop did not write are read as the same rows
+without an id; its own stand as they are.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,24 @@ from prefloop.data import sources
 from prefloop.data.check import Checked
 from prefloop.data.sources import kind_of
 from prefloop.errors import DataError
-from prefloop.records import Conversation, Demonstration, Message, Prompt, Rating, Record, Response, Thumb
+from prefloop.records import (
+    Conversation,
+    Demonstration,
+    Message,
+    Prompt,
+    Rating,
+    Record,
+    Response,
+    Thumb,
+)
 
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> Path:
-    (folder / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "f.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     return folder / "f.jsonl"
 
 
@@ -41,7 +54,10 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "a transcript": {"prompt": [user(f"{hh(ASK)}\n\nAssistant:")], "response": GOOD},
     "a repeated prompt": {"prompt": [user()], "response": f"{ASK} {GOOD}"},
     "from and value": {"prompt": [human()], "response": GOOD},
-    "text parts": {"prompt": [{"role": "user", "content": [{"type": "text", "text": ASK}]}], "response": GOOD},
+    "text parts": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": ASK}]}],
+        "response": GOOD,
+    },
     "a role in capitals": {"prompt": [{"role": "User", "content": ASK}], "response": GOOD},
     "another key of a message": {"prompt": [user() | {"timestamp": 1}], "response": GOOD},
     "an answer as a message": {"prompt": ASK, "response": bot()},
@@ -71,7 +87,11 @@ def test_calls_weights_and_tools_beside_an_id_are_those_of_other_rows(tmp_path: 
     ]
     row = {"id": "a", "prompt": asked, "response": MORE, "tools": json.dumps([TOOL])}
     (record,) = load(tmp_path, row).records
-    assert record.prompt[1].tool_calls[0].name and record.prompt[1].content == "" and record.prompt.tools
+    assert (
+        record.prompt[1].tool_calls[0].name
+        and record.prompt[1].content == ""
+        and record.prompt.tools
+    )
     assert [turn.learn for turn in record.prompt] == [True, False, True, False, True]
 
 
@@ -84,14 +104,25 @@ def test_calls_weights_and_tools_beside_an_id_are_those_of_other_rows(tmp_path: 
         [{"text": hh(ASK, GOOD)}, {"text": hh(ASK, BAD)}],
     ],
 )
-def test_responses_written_by_others_are_read_as_answers(tmp_path: Path, responses: list[Any]) -> None:
+def test_responses_written_by_others_are_read_as_answers(
+    tmp_path: Path, responses: list[Any]
+) -> None:
     votes = [{"annotator": "ann", "choice": 1}]
     (pair,) = load(
-        tmp_path, {"id": "a", "prompt": f"[INST] {ASK} [/INST]", "responses": responses, "votes": votes}
+        tmp_path,
+        {"id": "a", "prompt": f"[INST] {ASK} [/INST]", "responses": responses, "votes": votes},
     ).records
-    assert [list(pair.prompt), *(response.text for response in pair.responses)] == [[Message("user", ASK)], GOOD, BAD]
+    assert [list(pair.prompt), *(response.text for response in pair.responses)] == [
+        [Message("user", ASK)],
+        GOOD,
+        BAD,
+    ]
     assert pair.votes[0].choice == 1
-    rated = {"prompt": ASK, "response": responses[0], "votes": [{"annotator": "ann", "value": "up"}]}
+    rated = {
+        "prompt": ASK,
+        "response": responses[0],
+        "votes": [{"annotator": "ann", "value": "up"}],
+    }
     (rating,) = load(tmp_path, rated).records
     assert rating.response.text == GOOD and rating.votes[0].value == "up"
 
@@ -103,9 +134,16 @@ def test_responses_written_by_others_are_read_as_answers(tmp_path: Path, respons
         Demonstration("a", Conversation([Message("user", ASK)]), f"{GOOD}<|im_end|>"),
         Demonstration("a", Conversation([Message("user", ASK)]), f"{ASK} {GOOD}", {"rating": 1}),
         Demonstration(
-            "a", Conversation([Message("user", ASK), Message("assistant", BAD), Message("user", NEXT)]), MORE
+            "a",
+            Conversation([Message("user", ASK), Message("assistant", BAD), Message("user", NEXT)]),
+            MORE,
         ),
-        Rating("a", Conversation([Message("user", hh(ASK))]), Response(f"{GOOD}</s>"), [Thumb("ann", "down")]),
+        Rating(
+            "a",
+            Conversation([Message("user", hh(ASK))]),
+            Response(f"{GOOD}</s>"),
+            [Thumb("ann", "down")],
+        ),
     ],
 )
 def test_what_prefloop_wrote_stands_as_it_is(tmp_path: Path, record: Record) -> None:
@@ -126,14 +164,28 @@ def test_a_row_by_hand_may_say_which_turns_of_its_prompt_are_learnt(tmp_path: Pa
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"responses": [12, "b"]}, "field 'responses.0': is a number, expected text or an object with 'text'"),
-        ({"responses": [{"texts": "a"}, "b"]}, "field 'responses.0.text': is missing (found: texts)"),
-        ({"responses": [{"text": "a", "source": 1}, "b"]}, "field 'responses.0.source': is a number, expected text"),
+        (
+            {"responses": [12, "b"]},
+            "field 'responses.0': is a number, expected text or an object with 'text'",
+        ),
+        (
+            {"responses": [{"texts": "a"}, "b"]},
+            "field 'responses.0.text': is missing (found: texts)",
+        ),
+        (
+            {"responses": [{"text": "a", "source": 1}, "b"]},
+            "field 'responses.0.source': is a number, expected text",
+        ),
         ({"responses": "a"}, "field 'responses': is text, expected a list of responses"),
-        ({"response": "a", "votes": 12}, "field 'votes': is a number: which numbers are a thumb up"),
+        (
+            {"response": "a", "votes": 12},
+            "field 'votes': is a number: which numbers are a thumb up",
+        ),
     ],
 )
-def test_faults_are_told_in_words_of_the_file(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_faults_are_told_in_words_of_the_file(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
     assert said in refused(tmp_path, {"id": "a", "prompt": ASK, **row})
 
 
@@ -156,5 +208,8 @@ def test_an_id_that_a_table_made_a_fraction_of_is_the_whole_number(tmp_path: Pat
 
 @pytest.mark.parametrize("meta", ["from a forum", ["x"], 3])
 def test_meta_that_is_no_object_is_kept_under_its_name(tmp_path: Path, meta: Any) -> None:
-    for row in ({"prompt": ASK, "chosen": GOOD, "rejected": BAD}, {"id": "a", "prompt": ASK, "response": GOOD}):
+    for row in (
+        {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
+        {"id": "a", "prompt": ASK, "response": GOOD},
+    ):
         assert load(tmp_path, {**row, "meta": meta}).records[0].meta == {"meta": meta}

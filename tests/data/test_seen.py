@@ -1,4 +1,6 @@
-"""What is kept of a row while others are read is small, and tells the same as keeping everything."""
+"""What is kept of a row while others are read is small, and tells the same as keeping
+everything.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def test_the_table_grows_and_stays_small() -> None:
     table = Seen()
     for row in range(1, 20_001):
         table.add(f"a rather long id of a row {row}", row)
-    assert [table.get(f"a rather long id of a row {row}") for row in (1, 9_999, 20_000)] == [1, 9_999, 20_000]
+    assert [table.get(f"a rather long id of a row {row}") for row in (1, 9_999, 20_000)] == [
+        1,
+        9_999,
+        20_000,
+    ]
     assert table.get("another") is None and len(table) == 20_000
     assert len(table._rows) * 16 < 50 * 20_000
 
@@ -40,11 +46,18 @@ def test_repeated_rows_are_numbered_on_and_never_meet_a_given_id(tmp_path: Path)
     assert ids[1:] == [f"{base}-{n}" for n in range(2, 301)]
     taken = [row, {**row, "id": f"{base}-2"}, row, row]
     path.write_text("".join(json.dumps(row) + "\n" for row in taken))
-    assert [record.id for record in load_comparisons(path).records] == [base, f"{base}-2", f"{base}-3", f"{base}-4"]
+    assert [record.id for record in load_comparisons(path).records] == [
+        base,
+        f"{base}-2",
+        f"{base}-3",
+        f"{base}-4",
+    ]
 
 
 def test_a_source_is_counted_as_its_loader_reads_it(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{i % 3}", "completion": f"answer {i}", "label": i % 2 == 0} for i in range(12)]
+    rows = [
+        {"prompt": f"{i % 3}", "completion": f"answer {i}", "label": i % 2 == 0} for i in range(12)
+    ]
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counted = count_records(kind_of(path), path)

@@ -1,4 +1,6 @@
-"""What CSV, pandas and annotation tools make of rows: lists as text, missing cells, columns for rows."""
+"""What CSV, pandas and annotation tools make of rows: lists as text, missing cells, columns for
+rows.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_the_sign_between_cells_is_told_by_the_first_line(tmp_path: Path, first:
 
 
 def test_bars_between_cells_are_seen(tmp_path: Path) -> None:
-    assert plain(load_comparisons(csv(tmp_path, f"prompt|chosen|rejected\n{ASK}|{GOOD}|{BAD}\n")).records[0])
+    assert plain(
+        load_comparisons(csv(tmp_path, f"prompt|chosen|rejected\n{ASK}|{GOOD}|{BAD}\n")).records[0]
+    )
 
 
 @pytest.mark.parametrize("word", ["nan", "NaN", "None", "<NA>"])
@@ -51,19 +55,36 @@ def test_what_pandas_writes_for_a_missing_text_is_no_text(tmp_path: Path, word: 
 def test_lists_that_pandas_wrote_are_read(tmp_path: Path) -> None:
     path = csv(tmp_path, "prompt,response_a,response_b,winner\n['q?'],['a'],\"['b']\",model_a\n")
     record = load_comparisons(path).records[0]
-    assert list(record.prompt) == [Message("user", "q?")] and [r.text for r in record.responses] == ["a", "b"]
-    numpy = csv(tmp_path, "prompt,response_a,response_b,winner\n['q?' 'r?'],['a' 'b'],['c' 'd'],model_a\n")
+    assert list(record.prompt) == [Message("user", "q?")] and [
+        r.text for r in record.responses
+    ] == ["a", "b"]
+    numpy = csv(
+        tmp_path, "prompt,response_a,response_b,winner\n['q?' 'r?'],['a' 'b'],['c' 'd'],model_a\n"
+    )
     assert "row 1, field 'prompt': looks like a list of texts written as a string" in why(numpy)
 
 
 @pytest.mark.parametrize("spell", [json.dumps, repr])
-def test_a_conversation_a_history_and_tools_are_read_as_json_or_repr(tmp_path: Path, spell: Any) -> None:
-    battle = {"conversation_a": spell(TALK), "conversation_b": spell([*TALK[:3], bot(BAD)]), "winner": "model_a"}
+def test_a_conversation_a_history_and_tools_are_read_as_json_or_repr(
+    tmp_path: Path, spell: Any
+) -> None:
+    battle = {
+        "conversation_a": spell(TALK),
+        "conversation_b": spell([*TALK[:3], bot(BAD)]),
+        "winner": "model_a",
+    }
     assert [turn.content for turn in load(tmp_path, battle).records[0].prompt] == [ASK, GOOD, NEXT]
     for before in ([[NEXT, MORE]], [user(NEXT), bot(MORE)]):
-        record = load(tmp_path, {"query": ASK, "response": GOOD, "history": spell(before)}).records[0]
+        record = load(tmp_path, {"query": ASK, "response": GOOD, "history": spell(before)}).records[
+            0
+        ]
         assert [turn.content for turn in record.prompt] == [NEXT, MORE, ASK]
-    assert list(load(tmp_path, {"query": ASK, "response": GOOD, "history": spell([])}).records[0].prompt) == PLAIN
+    assert (
+        list(
+            load(tmp_path, {"query": ASK, "response": GOOD, "history": spell([])}).records[0].prompt
+        )
+        == PLAIN
+    )
     offered = load(tmp_path, {"prompt": ASK, "response": GOOD, "tools": spell([TOOL])}).records[0]
     assert offered.prompt.tools == [TOOL]
     for one in (bot(GOOD), {"from": "gpt", "value": GOOD}):
@@ -72,11 +93,13 @@ def test_a_conversation_a_history_and_tools_are_read_as_json_or_repr(tmp_path: P
 
 def test_texts_in_the_place_of_objects_are_shown(tmp_path: Path) -> None:
     battle = {"conversation_a": TALK, "conversation_b": [*TALK[:3], bot(BAD)], "winner": "model_a"}
-    assert "row 2, field 'conversation_a': is text that spells no list of messages ('Hi')" in refused(
-        tmp_path, battle, battle | {"conversation_a": "Hi"}
+    assert (
+        "row 2, field 'conversation_a': is text that spells no list of messages ('Hi')"
+        in refused(tmp_path, battle, battle | {"conversation_a": "Hi"})
     )
-    assert "row 2, field 'tools.0': is the text 'calculator', expected a tool's JSON schema" in refused(
-        tmp_path, PAIR, PAIR | {"tools": ["calculator"]}
+    assert (
+        "row 2, field 'tools.0': is the text 'calculator', expected a tool's JSON schema"
+        in refused(tmp_path, PAIR, PAIR | {"tools": ["calculator"]})
     )
 
 
@@ -95,9 +118,15 @@ def plain_turns(record: Any) -> list[str]:
 def test_a_number_that_is_none_is_named_with_its_field(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     for value in ("NaN", "Infinity", "-Infinity"):
-        row = f'{{"prompt": "q", "chosen": "NaN", "rejected": "b", "scores": {{"toxic": [0, {value}]}}}}'
+        row = (
+            '{"prompt": "q", "chosen": "NaN", "rejected": "b", "scores": {"toxic": [0,'
+            f" {value}]}}}}"
+        )
         path.write_text(json.dumps(PAIR) + "\n" + row + "\n", encoding="utf-8")
-        said = f"row 2: field 'scores.toxic.1' holds {value}, which is no JSON: write null, or leave the key out"
+        said = (
+            f"row 2: field 'scores.toxic.1' holds {value}, which is no JSON: write null, or leave"
+            " the key out"
+        )
         assert said in why(path)
 
 
@@ -112,8 +141,12 @@ def test_one_annotated_row_is_no_file_of_annotations(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", ["lists", "by row number"])
-def test_columns_for_rows_are_refused_with_the_command_that_makes_rows(tmp_path: Path, shape: str) -> None:
-    columns: dict[str, Any] = {key: [value, f"{value} {n}"] for n, (key, value) in enumerate(PAIR.items())}
+def test_columns_for_rows_are_refused_with_the_command_that_makes_rows(
+    tmp_path: Path, shape: str
+) -> None:
+    columns: dict[str, Any] = {
+        key: [value, f"{value} {n}"] for n, (key, value) in enumerate(PAIR.items())
+    }
     if shape != "lists":
         columns = {key: dict(enumerate(values)) for key, values in columns.items()}
     path = write(tmp_path, columns)
@@ -121,7 +154,9 @@ def test_columns_for_rows_are_refused_with_the_command_that_makes_rows(tmp_path:
     assert "holds columns and not rows; make rows of it: jq -c '(.prompt|keys_unsorted[])" in said
     if shutil.which("jq"):
         command = said[said.index("jq -c") :].partition(" > ")[0]
-        made = subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+        made = subprocess.run(
+            command, shell=True, check=True, capture_output=True, text=True
+        ).stdout
         assert json.loads(made.splitlines()[0]) == PAIR
 
 

@@ -1,4 +1,6 @@
-"""Chat templates of other people: what they may take, and that those within the limits write what transformers writes without any."""
+"""Chat templates of other people: what they may take, and that those within the limits write what
+transformers writes without any.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,16 @@ from prefloop.data.template_limits import LimitedEnvironment
 from prefloop.errors import DataError, ModelError
 from prefloop.records import Message
 
-NEEDS, PADS, NUMBER = "far more than a conversation of this length needs", "it pads a text", "a thousand digits"
+NEEDS, PADS, NUMBER = (
+    "far more than a conversation of this length needs",
+    "it pads a text",
+    "a thousand digits",
+)
 HUNGRY = {
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": NEEDS,
-    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}": NEEDS,
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}": (
+        NEEDS
+    ),
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "recursion",
     "{% block a %}{{ self.a() }}{% endblock %}": "recursion",
     "{{ 'a' * 2000000000 }}": NEEDS,
@@ -31,13 +39,21 @@ HUNGRY = {
     "{{ 10 ** 1000000000 }}": NUMBER,
     "{{ ('f' * 100000)|int(0, 16) }}": NUMBER,
     "{{ 5|round(-1000000000) }}": NUMBER,
-    "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}": NEEDS,
-    "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}": NEEDS,
+    "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}": (  # noqa: E501
+        NEEDS
+    ),
+    "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}": (  # noqa: E501
+        NEEDS
+    ),
     "{% set a %}aaaa{% endset %}" + "{% set a %}{{ a }}{{ a }}{% endset %}" * 40: NEEDS,
     "{% set a = [1] %}" + "{% set a = [a, a, a] %}" * 40 + "{{ a }}": NEEDS,
     "{% set a = {'x': 1} %}" + "{% set a = {'x': a, 'y': a} %}" * 60 + "{{ a|tojson }}": NEEDS,
-    "{% set a = namespace(x=1) %}" + "{% set a = namespace(x=a, y=a) %}" * 60 + "{{ a }}": "writes a namespace",
-    "{% macro m(n) %}{{ m(n - 1, varargs, varargs) if n else varargs }}{% endmacro %}{{ m(60, 1, 1) }}": NEEDS,
+    "{% set a = namespace(x=1) %}" + "{% set a = namespace(x=a, y=a) %}" * 60 + "{{ a }}": (
+        "writes a namespace"
+    ),
+    "{% macro m(n) %}{{ m(n - 1, varargs, varargs) if n else varargs }}{% endmacro %}{{ m(60, 1, 1) }}": (  # noqa: E501
+        NEEDS
+    ),
     "{{ '%2000000000d' % 1 }}": PADS,
     "{{ '%*d' % (2000000000, 1) }}": PADS,
     "{{ '%2000000000d'|format(1) }}": PADS,
@@ -61,7 +77,9 @@ HUNGRY = {
     "{{ '\t'.expandtabs(2000000000) }}": "str.expandtabs",
     "{{ lipsum(99999) }}": "undefined",
     "{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}": NEEDS,
-    "{% macro m() %}{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}{% endmacro %}{% set y = m() %}": NEEDS,
+    "{% macro m() %}{% for i in range(99999) %}"
+    + "x" * 9999
+    + "{% endfor %}{% endmacro %}{% set y = m() %}": NEEDS,
     "x" * 300_000: "300,000 characters",
 }
 Talk = list[dict[str, Any]]
@@ -70,7 +88,10 @@ TOOL = {
     "function": {
         "name": "add",
         "description": "Adds.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "One of them."}}},
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "description": "One of them."}},
+        },
     },
 }
 TALKS: tuple[Talk, ...] = (
@@ -86,7 +107,9 @@ TALKS: tuple[Talk, ...] = (
             "role": "assistant",
             "content": "",
             "reasoning_content": "Add.",
-            "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+            "tool_calls": [
+                {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+            ],
         },
         {"role": "tool", "name": "add", "content": "3"},
         {"role": "assistant", "content": "3"},
@@ -111,14 +134,20 @@ def test_a_template_that_takes_without_measure_is_refused_when_it_is_loaded(
     template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(template_costs, "BUDGET", 1 << 22)
-    with pytest.raises(ModelError, match=f"^hungry: the model's chat template refuses it: .*{HUNGRY[template]}"):
+    with pytest.raises(
+        ModelError, match=f"^hungry: the model's chat template refuses it: .*{HUNGRY[template]}"
+    ):
         made(template)
 
 
 @pytest.mark.parametrize("template", [t for t in HUNGRY if len(t) < 5000][::4])
-def test_a_row_that_such_a_template_is_hungry_on_is_named(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_such_a_template_is_hungry_on_is_named(
+    template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(template_costs, "BUDGET", 1 << 22)
-    chat = made("{% if messages[0].content == 'bad' %}" + template + "{% else %}" + CHATML + "{% endif %}")
+    chat = made(
+        "{% if messages[0].content == 'bad' %}" + template + "{% else %}" + CHATML + "{% endif %}"
+    )
     encoder = Encoder(chat, 500)
     with pytest.raises(DataError, match=r"row '7' .*the model's chat template refuses it"):
         encoder.prompt("7", [Message("user", "bad")])
@@ -127,10 +156,14 @@ def test_a_row_that_such_a_template_is_hungry_on_is_named(template: str, monkeyp
 
 def test_marked_turns_are_rendered_within_the_limits_too() -> None:
     chat = made(
-        CHATML + "{% if messages|length > 2 %}{% generation %}{{ 'a' * 2000000000 }}{% endgeneration %}{% endif %}"
+        CHATML
+        + "{% if messages|length > 2 %}{% generation %}{{ 'a' * 2000000000 }}{% endgeneration %}{%"
+        " endif %}"
     )
     with pytest.raises(DataError, match=NEEDS):
-        chat.renderer.render_marked([Message("user", "a"), Message("assistant", "b"), Message("user", "c")], [])
+        chat.renderer.render_marked(
+            [Message("user", "a"), Message("assistant", "b"), Message("user", "c")], []
+        )
 
 
 @pytest.mark.parametrize("call", ["render", "render_marked", "ids"])
@@ -153,7 +186,9 @@ def test_a_machine_that_is_out_of_memory_is_no_fault_of_the_template(
 
 
 def test_what_a_template_may_take_grows_with_the_conversation() -> None:
-    chat = made("{% for m in messages %}" + "{% set x = m.content ~ '' %}" * 20 + "{% endfor %}" + CHATML)
+    chat = made(
+        "{% for m in messages %}" + "{% set x = m.content ~ '' %}" * 20 + "{% endfor %}" + CHATML
+    )
     long = Message("user", "A question. " * 500_000)
     assert long.content in chat.renderer.prompt([long], [])
 
@@ -171,8 +206,12 @@ OF_PARTS = ("llava_next.jinja", "llava_next_training.jinja")
 """Those that take contents made of parts alone, which no conversation here has."""
 
 
-def written(kind: type, source: str, talks: Iterable[Talk], monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """What a template writes of each talk in the sandbox ``kind``; ``None`` where the template itself, or Python, refuses it."""
+def written(
+    kind: type, source: str, talks: Iterable[Talk], monkeypatch: pytest.MonkeyPatch
+) -> list[str | None]:
+    """What a template writes of each talk in the sandbox ``kind``; ``None`` where the template
+    itself, or Python, refuses it.
+    """
     monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", kind)
     chat_template_utils._compile_jinja_template.cache_clear()
     found: list[str | None] = []
@@ -196,7 +235,9 @@ def written(kind: type, source: str, talks: Iterable[Talk], monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_published_templates_write_what_they_write_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_templates_write_what_they_write_without_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert len(PUBLISHED) > 40
     for path in PUBLISHED:
         source, talks = path.read_text(), (*TALKS, long_talk(20))

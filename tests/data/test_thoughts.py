@@ -26,7 +26,9 @@ THOUGHT = "Birds must sleep."
         {"messages": [user(ASK), bot(GOOD)]},
     ],
 )
-def test_a_column_of_thoughts_is_the_answers(tmp_path: Path, row: dict[str, Any], column: str) -> None:
+def test_a_column_of_thoughts_is_the_answers(
+    tmp_path: Path, row: dict[str, Any], column: str
+) -> None:
     checked = load(tmp_path, row | {column: THOUGHT})
     (record,) = checked.records
     assert answer_turns(record) == [Message("assistant", GOOD, THOUGHT)] and record.meta == {}
@@ -39,7 +41,10 @@ def test_thoughts_of_either_answer_of_a_pair_are_read(tmp_path: Path) -> None:
     assert answer_turns(first) == [Message("assistant", GOOD, THOUGHT)]
     assert answer_turns(second) == [Message("assistant", BAD, "Why?")]
     one = load(tmp_path, PAIR | {"chosen_reasoning": THOUGHT}).records[0]
-    assert one.responses[1].turns is None or answer_turns(one.responses[1])[0].reasoning_content is None
+    assert (
+        one.responses[1].turns is None
+        or answer_turns(one.responses[1])[0].reasoning_content is None
+    )
     assert "row 2, field 'reasoning_content': stands beside two answers" in refused(
         tmp_path, PAIR, PAIR | {"reasoning_content": THOUGHT}
     )
@@ -52,13 +57,20 @@ def test_a_setting_is_no_thought(tmp_path: Path) -> None:
         assert record.meta == {"reasoning": value}
 
 
-def test_thoughts_that_the_answer_holds_are_left_out_and_others_refuse_the_row(tmp_path: Path) -> None:
-    row = {"prompt": ASK, "response": f"<think>\n{THOUGHT}\n</think>\n\n{GOOD}", "reasoning_content": THOUGHT}
+def test_thoughts_that_the_answer_holds_are_left_out_and_others_refuse_the_row(
+    tmp_path: Path,
+) -> None:
+    row = {
+        "prompt": ASK,
+        "response": f"<think>\n{THOUGHT}\n</think>\n\n{GOOD}",
+        "reasoning_content": THOUGHT,
+    }
     checked = load(tmp_path, row)
     assert checked.records[0].response == row["response"]
     assert checked.notes == ["columns left out, they repeat the conversation: reasoning_content"]
-    assert "row 2, field 'reasoning_content': are other thoughts than those in 'response'" in refused(
-        tmp_path, row, row | {"reasoning_content": "Or must they not?"}
+    assert (
+        "row 2, field 'reasoning_content': are other thoughts than those in 'response'"
+        in refused(tmp_path, row, row | {"reasoning_content": "Or must they not?"})
     )
 
 
@@ -87,6 +99,9 @@ def test_thoughts_of_a_turn_are_read_under_every_name(tmp_path: Path, more: dict
 
 def test_thoughts_that_cannot_be_read_refuse_the_row(tmp_path: Path) -> None:
     row = {"messages": [user(ASK), bot(GOOD)]}
-    for more in ({"thoughts": 3}, {"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}):
+    for more in (
+        {"thoughts": 3},
+        {"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]},
+    ):
         bad = {"messages": [user(ASK), bot(GOOD) | more]}
         assert f"row 2, field 'messages.1.{next(iter(more))}" in refused(tmp_path, row, bad)

@@ -1,4 +1,6 @@
-"""Token ids and masks beside TRL's trainers: the same conversations, the same templates, what each would train on."""
+"""Token ids and masks beside TRL's trainers: the same conversations, the same templates, what each
+would train on.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,14 @@ CALLERS = ("qwen2_5", "qwen3", "qwen3_instruct_2507")
 
 
 def settings(kind: type, tmp_path: Path, **more: Any) -> Any:
-    return kind(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None, **more)
+    return kind(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        max_length=None,
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +64,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_sft_rows_equal_those_of_trl_with_assistant_only_loss(name: str, model: Any, tmp_path: Path) -> None:
+def test_sft_rows_equal_those_of_trl_with_assistant_only_loss(
+    name: str, model: Any, tmp_path: Path
+) -> None:
     tokenizer = family(f"{name}_training")
     chat = ChatFormat.load(tokenizer)
     conversations = [Conversation(TALK)] + [Conversation(AGENT, TOOLS)] * (name in CALLERS)
-    rows = [{"messages": [m.to_dict() for m in c], **({"tools": c.tools} if c.tools else {})} for c in conversations]
+    rows = [
+        {"messages": [m.to_dict() for m in c], **({"tools": c.tools} if c.tools else {})}
+        for c in conversations
+    ]
     for conversation, row in zip(conversations, rows, strict=True):
         trainer = SFTTrainer(
             model,
@@ -68,7 +82,9 @@ def test_sft_rows_equal_those_of_trl_with_assistant_only_loss(name: str, model: 
             processing_class=tokenizer,
         )
         theirs = trainer.train_dataset[0]
-        (ours,) = chat.sequences(Conversation(conversation[:-1], conversation.tools), conversation[-1:])
+        (ours,) = chat.sequences(
+            Conversation(conversation[:-1], conversation.tools), conversation[-1:]
+        )
         assert ours.ids == theirs["input_ids"]
         assert [label != -100 for label in theirs["labels"]] == ours.learn
         assert ours.turns == sum(turn.role == "assistant" for turn in conversation)
@@ -76,13 +92,18 @@ def test_sft_rows_equal_those_of_trl_with_assistant_only_loss(name: str, model: 
 
 @pytest.mark.parametrize("name", [*CALLERS, "llama3_1", "llama3", "gemma"])
 def test_pairs_equal_those_of_trls_dpo_with_tools(name: str, model: Any, tmp_path: Path) -> None:
-    """TRL's answers end in what the template writes behind the end of a turn (Qwen's line break); ours end where the sampler stops."""
+    """TRL's answers end in what the template writes behind the end of a turn (Qwen's line break);
+    ours end where the sampler stops.
+    """
     tokenizer = family(name)
     chat = ChatFormat.load(tokenizer)
     tools = TOOLS if name in (*CALLERS, "llama3_1") else []
     prompt = Conversation(TALK[:-1], tools)
     call = Message("assistant", "", tool_calls=CALL.tool_calls)
-    pair = [call if tools else Message("assistant", "Rain."), Message("assistant", "Let me guess: sun.")]
+    pair = [
+        call if tools else Message("assistant", "Rain."),
+        Message("assistant", "Let me guess: sun."),
+    ]
     row = {
         "prompt": [m.to_dict() for m in prompt],
         "chosen": [pair[0].to_dict()],

@@ -1,4 +1,6 @@
-"""Two answers or several and what says which is better, under the names and words that files have: read, or named."""
+"""Two answers or several and what says which is better, under the names and words that files have:
+read, or named.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,12 @@ PAIR = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
 
 
 def load(folder: Path, *rows: dict[str, Any]) -> Checked[Any]:
-    (folder / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    found: Checked[Any] = getattr(sources, f"load_{kind_of(folder / 'f.jsonl')}")(folder / "f.jsonl")
+    (folder / "f.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
+    found: Checked[Any] = getattr(sources, f"load_{kind_of(folder / 'f.jsonl')}")(
+        folder / "f.jsonl"
+    )
     return found
 
 
@@ -37,9 +43,15 @@ def preferred(pair: Any) -> tuple[str, str]:
     return first, second
 
 
-@pytest.mark.parametrize("column", ["winner", "label", "preferred", "preference", "choice", "better", "human"])
-@pytest.mark.parametrize("word", ["B", "b", "model_b", "response_b", "Response B", "second", "assistant-b"])
-def test_the_better_of_two_answers_is_named_by_many_words(tmp_path: Path, column: str, word: str) -> None:
+@pytest.mark.parametrize(
+    "column", ["winner", "label", "preferred", "preference", "choice", "better", "human"]
+)
+@pytest.mark.parametrize(
+    "word", ["B", "b", "model_b", "response_b", "Response B", "second", "assistant-b"]
+)
+def test_the_better_of_two_answers_is_named_by_many_words(
+    tmp_path: Path, column: str, word: str
+) -> None:
     (pair,) = load(tmp_path, {**SIDES, column: word}).records
     assert preferred(pair) == (GOOD, BAD)
 
@@ -47,7 +59,9 @@ def test_the_better_of_two_answers_is_named_by_many_words(tmp_path: Path, column
 def test_a_winner_may_be_the_name_of_its_model(tmp_path: Path) -> None:
     models = {"model_a": "swift-1", "model_b": "wren-2"}
     for word, choice in (("wren-2", 1), ("swift-1", 0)):
-        assert load(tmp_path, {**SIDES, **models, "winner": word}).records[0].votes[0].choice == choice
+        assert (
+            load(tmp_path, {**SIDES, **models, "winner": word}).records[0].votes[0].choice == choice
+        )
     said = refused(tmp_path, {**SIDES, **models, "winner": "wren"})
     assert "field 'winner': is 'wren', expected a or b for the better answer, or tie" in said
     same = {**SIDES, "model_a": "wren-2", "model_b": "wren-2", "winner": "wren-2"}
@@ -55,7 +69,8 @@ def test_a_winner_may_be_the_name_of_its_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "why"), [("tie", None), ("Neither", None), ("tie (bothbad)", "both bad"), ("both_bad", "both bad")]
+    ("word", "why"),
+    [("tie", None), ("Neither", None), ("tie (bothbad)", "both bad"), ("both_bad", "both bad")],
 )
 def test_words_for_neither_are_a_tie(tmp_path: Path, word: str, why: str | None) -> None:
     for column in ("winner", "preferred"):
@@ -67,20 +82,34 @@ def test_words_for_neither_are_a_tie(tmp_path: Path, word: str, why: str | None)
 def test_numbers_that_may_count_from_zero_or_one_are_named(tmp_path: Path, column: str) -> None:
     for number in (0, 1, 2):
         said = refused(tmp_path, {**SIDES, column: number})
-        assert f"field '{column}': is {number}, expected a or b for the better answer, or tie" in said
+        assert (
+            f"field '{column}': is {number}, expected a or b for the better answer, or tie" in said
+        )
 
 
 def test_numbered_answers_are_told_apart_by_their_names(tmp_path: Path) -> None:
     for name in ("response", "answer"):
         row = {"question": ASK, f"{name}_1": BAD, f"{name}_2": GOOD}
-        assert preferred(load(tmp_path, {**row, "preference": f"{name}_2"}).records[0]) == (GOOD, BAD)
+        assert preferred(load(tmp_path, {**row, "preference": f"{name}_2"}).records[0]) == (
+            GOOD,
+            BAD,
+        )
         assert preferred(load(tmp_path, {**row, "preferred": "second"}).records[0]) == (GOOD, BAD)
         said = refused(tmp_path, {**row, "preference": 2})
-        assert f"field 'preference': is 2, expected {name}_1 or {name}_2 for the better answer, or tie" in said
+        assert (
+            f"field 'preference': is 2, expected {name}_1 or {name}_2 for the better answer, or tie"
+            in said
+        )
 
 
 def test_two_verdicts_that_contradict_each_other_are_named(tmp_path: Path) -> None:
-    assert load(tmp_path, {**SIDES, "label": "b", "preferred": "response_b"}).records[0].votes[0].choice == 1
+    assert (
+        load(tmp_path, {**SIDES, "label": "b", "preferred": "response_b"})
+        .records[0]
+        .votes[0]
+        .choice
+        == 1
+    )
     said = refused(tmp_path, {**SIDES, "label": "b", "preferred": "A"})
     assert "says something else than" in said
 
@@ -116,21 +145,31 @@ def test_the_preferred_answer_has_many_names(tmp_path: Path, row: dict[str, Any]
     ("more", "said"),
     [
         ({"tie": True}, "field 'tie': says that neither answer is better"),
-        ({"preference": "rejected"}, "field 'preference': is 'rejected', and the columns name the other answer"),
+        (
+            {"preference": "rejected"},
+            "field 'preference': is 'rejected', and the columns name the other answer",
+        ),
         ({"winner": "tie"}, "field 'winner': is 'tie', and the columns name the other answer"),
         ({"label": 0}, "field 'label': is 0 beside a pair, which may turn it round"),
         (
             {"preference_strength": -2},
             "field 'preference_strength': is -2: by it the rejected answer may be the better one",
         ),
-        ({"chosen_rm_score": 0.1, "rejected_rm_score": 0.9}, "field 'rejected_rm_score': is 0.9, higher than"),
+        (
+            {"chosen_rm_score": 0.1, "rejected_rm_score": 0.9},
+            "field 'rejected_rm_score': is 0.9, higher than",
+        ),
     ],
 )
-def test_a_column_that_contradicts_a_pair_refuses_the_row(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+def test_a_column_that_contradicts_a_pair_refuses_the_row(
+    tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
     assert said in refused(tmp_path, PAIR, {**PAIR, **more})
 
 
-@pytest.mark.parametrize("more", [{"tie": False}, {"label": 1}, {"preference": "chosen"}, {"preference_strength": 2}])
+@pytest.mark.parametrize(
+    "more", [{"tie": False}, {"label": 1}, {"preference": "chosen"}, {"preference_strength": 2}]
+)
 def test_a_column_that_agrees_with_a_pair_is_kept(tmp_path: Path, more: dict[str, Any]) -> None:
     assert load(tmp_path, {**PAIR, **more}).records[0].meta == more
 
@@ -138,8 +177,12 @@ def test_a_column_that_agrees_with_a_pair_is_kept(tmp_path: Path, more: dict[str
 # ---- several answers
 
 
-@pytest.mark.parametrize("better", [{"rewards": [-1.5, 0.25, -3]}, {"preferred": 1}, {"scores": [0, 1, 0]}])
-def test_numbers_beside_a_list_of_responses_say_which_is_good(tmp_path: Path, better: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "better", [{"rewards": [-1.5, 0.25, -3]}, {"preferred": 1}, {"scores": [0, 1, 0]}]
+)
+def test_numbers_beside_a_list_of_responses_say_which_is_good(
+    tmp_path: Path, better: dict[str, Any]
+) -> None:
     (best,) = load(tmp_path, {"prompt": ASK, "responses": [BAD, GOOD, MORE], **better}).records
     assert best.best == [1] and [response.text for response in best.responses] == [BAD, GOOD, MORE]
 
@@ -147,18 +190,28 @@ def test_numbers_beside_a_list_of_responses_say_which_is_good(tmp_path: Path, be
 def test_a_word_or_too_few_numbers_beside_a_list_of_responses_are_named(tmp_path: Path) -> None:
     row = {"prompt": ASK, "responses": [BAD, GOOD]}
     assert "field 'rewards': is no list of 2 numbers" in refused(tmp_path, {**row, "rewards": [1]})
-    assert "field 'ratings': holds 1 numbers for the 2 answers" in refused(tmp_path, {**row, "ratings": [1]})
-    assert "field 'preferred': is text, expected the index" in refused(tmp_path, {**row, "preferred": "the first"})
+    assert "field 'ratings': holds 1 numbers for the 2 answers" in refused(
+        tmp_path, {**row, "ratings": [1]}
+    )
+    assert "field 'preferred': is text, expected the index" in refused(
+        tmp_path, {**row, "preferred": "the first"}
+    )
     said = refused(tmp_path, {"prompt": ASK, "responses": [bot(BAD), bot()], "preferred": 0})
     assert "field 'preferred': seems to say which response is better; say it as votes" in said
 
 
 @pytest.mark.parametrize("name", ["responses", "answers", "completions", "candidates"])
 @pytest.mark.parametrize("text", ["text", "response", "answer", "content"])
-def test_answers_with_a_number_each_are_compared_by_it(tmp_path: Path, name: str, text: str) -> None:
+def test_answers_with_a_number_each_are_compared_by_it(
+    tmp_path: Path, name: str, text: str
+) -> None:
     items = [{text: BAD, "score": 1, "model": "wren"}, {text: GOOD, "score": "3.5"}]
     (pair,) = load(tmp_path, {"prompt": ASK, name: items}).records
-    assert preferred(pair) == (GOOD, BAD) and pair.votes[0].strength == 2.5 and pair.responses[0].source == "wren"
+    assert (
+        preferred(pair) == (GOOD, BAD)
+        and pair.votes[0].strength == 2.5
+        and pair.responses[0].source == "wren"
+    )
 
 
 def test_ranks_count_downwards_and_answers_that_are_equal_tie(tmp_path: Path) -> None:
@@ -172,7 +225,10 @@ def test_ranks_count_downwards_and_answers_that_are_equal_tie(tmp_path: Path) ->
 def test_answers_graded_twice_or_not_at_all_are_named(tmp_path: Path) -> None:
     items = [{"text": BAD, "score": 1, "rating": 2}, {"text": GOOD, "score": 3, "rating": 1}]
     said = refused(tmp_path, {"prompt": ASK, "responses": items})
-    assert "field 'responses': are graded by score and rating: keep the one that says which is better" in said
+    assert (
+        "field 'responses': are graded by score and rating: keep the one that says which is better"
+        in said
+    )
     late = [{"text": BAD, "score": 1}, {"text": GOOD, "score": "high"}]
     good = [{"text": BAD, "score": 1}, {"text": GOOD, "score": 2}]
     said = refused(tmp_path, {"prompt": ASK, "responses": good}, {"prompt": ASK, "responses": late})

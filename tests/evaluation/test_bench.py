@@ -1,4 +1,6 @@
-"""lm-eval and sets of prompts on a run's adapters: compared with the base, paired by question, resumable, and as a stage."""
+"""lm-eval and sets of prompts on a run's adapters: compared with the base, paired by question,
+resumable, and as a stage.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from prefloop.pipeline.stages.bench import Bench
 from prefloop.runs.runtime import Runtime
 
 
-def test_bench_compares_every_adapter_with_the_base_and_pairs_by_question(made: Path, data: dict[str, Path]) -> None:
+def test_bench_compares_every_adapter_with_the_base_and_pairs_by_question(
+    made: Path, data: dict[str, Path]
+) -> None:
     found = bench(made, find([str(EXAMPLES)], data), settings=HarnessSettings(limit=8))
     written = read_sealed(made / "bench.json")
     assert written == found and list(found["adapters"]) == ["base", "sft", "ppo"]
@@ -38,8 +42,14 @@ def test_bench_compares_every_adapter_with_the_base_and_pairs_by_question(made: 
         and swag["higher_is_better"] is True
         and [m["metric"] for m in swag["more"]] == ["acc"]
     )
-    assert set(swag["adapters"]) == {"base", "sft", "ppo"} and set(swag["difference"]) == {"sft", "ppo"}
-    assert all(a["n"] == 8 and 0 <= a["value"] <= 1 and a["stderr"] is not None for a in swag["adapters"].values())
+    assert set(swag["adapters"]) == {"base", "sft", "ppo"} and set(swag["difference"]) == {
+        "sft",
+        "ppo",
+    }
+    assert all(
+        a["n"] == 8 and 0 <= a["value"] <= 1 and a["stderr"] is not None
+        for a in swag["adapters"].values()
+    )
     ppo = swag["difference"]["ppo"]
     assert ppo["value"] == swag["adapters"]["ppo"]["value"] - swag["adapters"]["base"]["value"]
     kept = [json.loads(path.read_text()) for path in (made / "bench").glob("*.json")]
@@ -48,10 +58,16 @@ def test_bench_compares_every_adapter_with_the_base_and_pairs_by_question(made: 
         for row in kept
         if row["name"] == "hellaswag_file"
     }
-    scores = {slot: next(m for m in ms if m["name"] == "acc_norm")["by_question"] for slot, ms in parts.items()}
+    scores = {
+        slot: next(m for m in ms if m["name"] == "acc_norm")["by_question"]
+        for slot, ms in parts.items()
+    }
     gaps = [scores["ppo"][q] - scores["base"][q] for q in scores["base"]]
     assert ppo["stderr"] == pytest.approx(statistics.stdev(gaps) / 8**0.5)
-    assert found["settings"]["reference"] == "base" and found["settings"]["apply_chat_template"] is False
+    assert (
+        found["settings"]["reference"] == "base"
+        and found["settings"]["apply_chat_template"] is False
+    )
     assert found["environment"]["versions"]["torch"]
 
 
@@ -90,12 +106,25 @@ def test_a_killed_bench_goes_on_after_its_last_task_and_a_repeated_one_loads_not
         )
 
 
-def test_a_chat_template_changes_the_questions_and_is_recorded(made: Path, data: dict[str, Path]) -> None:
-    specs = find([str(EXAMPLES / "truthfulqa_mc1.yaml")], {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]})
+def test_a_chat_template_changes_the_questions_and_is_recorded(
+    made: Path, data: dict[str, Path]
+) -> None:
+    specs = find(
+        [str(EXAMPLES / "truthfulqa_mc1.yaml")],
+        {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]},
+    )
     bench(made, specs, ["sft"], HarnessSettings(limit=4), output=made / "plain.json")
     before = {path.name for path in (made / "bench").iterdir()}
-    chat = bench(made, specs, ["sft"], HarnessSettings(limit=4, apply_chat_template=True), output=made / "chat.json")
-    assert len({path.name for path in (made / "bench").iterdir()} - before) == 1  # not taken from the plain one
+    chat = bench(
+        made,
+        specs,
+        ["sft"],
+        HarnessSettings(limit=4, apply_chat_template=True),
+        output=made / "chat.json",
+    )
+    assert (
+        len({path.name for path in (made / "bench").iterdir()} - before) == 1
+    )  # not taken from the plain one
     assert chat["settings"]["apply_chat_template"] is True
     assert chat["tasks"]["truthfulqa_mc1_file"]["difference"] == {}
 
@@ -104,16 +133,24 @@ def test_differences_are_paired_and_fall_back_on_resamples_or_nothing() -> None:
     before = Metric("acc", True, 0.5, 0.29, 4, {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0})
     after = Metric("acc", True, 0.75, 0.25, 4, {"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0})
     found = compare.difference(after, before)
-    assert found["value"] == 0.25 and found["stderr"] == pytest.approx(0.25)  # gaps 0, 0, 0, 1: sd 0.5 / sqrt 4
+    assert found["value"] == 0.25 and found["stderr"] == pytest.approx(
+        0.25
+    )  # gaps 0, 0, 0, 1: sd 0.5 / sqrt 4
     bleu = [Metric("bleu", True, value, 0.1, 3, {}, [value, value + 0.1]) for value in (0.2, 0.3)]
-    assert compare.difference(bleu[1], bleu[0])["stderr"] == pytest.approx(0.0)  # they move together
-    assert compare.difference(Metric("ppl", False, 9.0, None, 3), Metric("ppl", False, 8.0, None, 3)) == {
+    assert compare.difference(bleu[1], bleu[0])["stderr"] == pytest.approx(
+        0.0
+    )  # they move together
+    assert compare.difference(
+        Metric("ppl", False, 9.0, None, 3), Metric("ppl", False, 8.0, None, 3)
+    ) == {
         "value": 1.0,
         "stderr": None,
     }
 
 
-def test_domain_sets_are_answered_greedily_and_scored_for_every_adapter(tmp_path: Path, made: Path) -> None:
+def test_domain_sets_are_answered_greedily_and_scored_for_every_adapter(
+    tmp_path: Path, made: Path
+) -> None:
     file = tmp_path / "town.jsonl"
     rows = [
         {"prompt": "Where is the town?", "reference": "by the river"},
@@ -135,13 +172,23 @@ def test_domain_sets_are_answered_greedily_and_scored_for_every_adapter(tmp_path
     assert bench(made, [], domains=[domain], output=tmp_path / "bench.json") == found
 
 
-def test_rows_of_a_domain_set_that_do_not_fit_are_counted_or_set_aside(tmp_path: Path, made: Path) -> None:
+def test_rows_of_a_domain_set_that_do_not_fit_are_counted_or_set_aside(
+    tmp_path: Path, made: Path
+) -> None:
     file, aside = tmp_path / "town.jsonl", tmp_path / "aside"
     long = [{"id": f"long{i}", "prompt": "where " * 400, "reference": "here"} for i in range(2)]
     rows = [{"id": "a", "prompt": "Where is the town?", "reference": "by the river"}, *long]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"2 of 3 rows cannot be used, the first: prompt 'long0'.*--quarantine"):
-        bench(made, [], ["base"], domains=[Domain(Source.of(file), max_new_tokens=4)], output=tmp_path / "bench.json")
+    with pytest.raises(
+        DataError, match=r"2 of 3 rows cannot be used, the first: prompt 'long0'.*--quarantine"
+    ):
+        bench(
+            made,
+            [],
+            ["base"],
+            domains=[Domain(Source.of(file), max_new_tokens=4)],
+            output=tmp_path / "bench.json",
+        )
     aside.mkdir()
     domain = Domain(Source.of(file), max_new_tokens=4, quarantine=aside)
     found = bench(made, [], ["base"], domains=[domain], output=tmp_path / "bench.json")
@@ -153,9 +200,14 @@ def test_rows_of_a_domain_set_that_do_not_fit_are_counted_or_set_aside(tmp_path:
 def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(
     tmp_path: Path, tiny_folder: Path, data: dict[str, Path]
 ) -> None:
-    config = BenchConfig(tasks=[str(EXAMPLES)], data=[f"{task}={path}" for task, path in data.items()], limit=2)
+    config = BenchConfig(
+        tasks=[str(EXAMPLES)], data=[f"{task}={path}" for task, path in data.items()], limit=2
+    )
     backbone = BackboneConfig(
-        model=str(tiny_folder), precision="fp32", max_length=256, adapter=AdapterConfig(r=4, alpha=8)
+        model=str(tiny_folder),
+        precision="fp32",
+        max_length=256,
+        adapter=AdapterConfig(r=4, alpha=8),
     )
 
     def run(*more: Made, config: BenchConfig = config) -> dict[str, str]:
@@ -167,9 +219,14 @@ def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(
     ppo, dpo = Made("ppo", 2, ("sft",)), Made("dpo", 3, ("sft",))
     assert set(run(ppo).values()) == {"ran"}
     written = json.loads((tmp_path / "t" / "bench.json").read_text())
-    assert list(written["adapters"]) == ["base", "sft", "ppo"] and set(written["tasks"]) == set(data)
+    assert list(written["adapters"]) == ["base", "sft", "ppo"] and set(written["tasks"]) == set(
+        data
+    )
     by_command = bench(
-        tmp_path / "t", find([str(EXAMPLES)], data), settings=HarnessSettings(limit=2), output=tmp_path / "b.json"
+        tmp_path / "t",
+        find([str(EXAMPLES)], data),
+        settings=HarnessSettings(limit=2),
+        output=tmp_path / "b.json",
     )
     assert by_command["tasks"] == written["tasks"]
     assert set(run(ppo).values()) == {"reused"}
@@ -193,17 +250,33 @@ def test_as_a_stage_it_measures_each_adapter_once_and_a_new_policy_alone(
 def test_what_is_no_run_and_what_asks_nothing_is_said(
     made: Path, data: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    task = ["--tasks", str(EXAMPLES / "hellaswag.yaml"), "--data", f"hellaswag_file={data['hellaswag_file']}"]
+    task = [
+        "--tasks",
+        str(EXAMPLES / "hellaswag.yaml"),
+        "--data",
+        f"hellaswag_file={data['hellaswag_file']}",
+    ]
     for arguments, said in (
         ([f"{made}x"], f"is no folder of a run (did you mean '{made}'?)"),
-        ([f"{made}:ppo"], f"is one result of a run: give the run's folder and name it, {made} --adapters ppo"),
+        (
+            [f"{made}:ppo"],
+            f"is one result of a run: give the run's folder and name it, {made} --adapters ppo",
+        ),
     ):
         assert guarded(_main, ["bench", *arguments, *task]) == 2
         assert said in capfd.readouterr().err
-    for flag, value in (("--limit", "0"), ("--limit", "-3"), ("--batch-size", "0"), ("--num-fewshot", "-1")):
+    for flag, value in (
+        ("--limit", "0"),
+        ("--limit", "-3"),
+        ("--batch-size", "0"),
+        ("--num-fewshot", "-1"),
+    ):
         with pytest.raises(SystemExit) as stop:
             guarded(_main, ["bench", str(made), f"{flag}={value}", *task])
-        assert stop.value.code == 2 and f"Error parsing {flag}: expected a whole number" in capfd.readouterr().err
+        assert (
+            stop.value.code == 2
+            and f"Error parsing {flag}: expected a whole number" in capfd.readouterr().err
+        )
     with pytest.raises(ConfigError, match="limit is 0: give at least 1"):
         HarnessSettings(limit=0)
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
@@ -228,7 +301,9 @@ def test_bench_settings_leave_the_key_of_every_other_stage_alone(tmp_path: Path)
     from prefloop import compose
 
     plain_config = RLHFConfig(
-        data=DataConfig(demonstrations=tmp_path / "d", prompts=tmp_path / "p", eval_prompts=tmp_path / "e")
+        data=DataConfig(
+            demonstrations=tmp_path / "d", prompts=tmp_path / "p", eval_prompts=tmp_path / "e"
+        )
     )
     with_bench = dataclasses.replace(plain_config, bench=BenchConfig(tasks=["hellaswag"]))
     before, after = compose(plain_config), compose(with_bench)

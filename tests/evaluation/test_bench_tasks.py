@@ -48,7 +48,9 @@ def test_a_trusted_task_runs_its_code(tmp_path: Path, data: dict[str, Path]) -> 
         .replace("../shared/data/truthfulqa.jsonl.gz", str(data["truthfulqa_mc1_file"]))
     )
     (tmp_path / "own.yaml").write_text(
-        text.replace('doc_to_text: "Q: {{ question }}\\nA:"', "doc_to_text: !function own_utils.shout")
+        text.replace(
+            'doc_to_text: "Q: {{ question }}\\nA:"', "doc_to_text: !function own_utils.shout"
+        )
     )
     spec = find([str(tmp_path / "own.yaml")], trust_code=True)[0]
     task = load_task(spec)["tasks"]["truthfulqa_mc1_file"]
@@ -61,10 +63,16 @@ def test_a_template_that_reaches_for_code_is_stopped_while_the_task_is_built(
     ran = tmp_path / "ran"
     text = (EXAMPLES / "truthfulqa_mc1.yaml").read_text()
     (tmp_path / "sly.yaml").write_text(
-        text.replace("Q: {{ question }}", f"{{{{ cycler.__init__.__globals__.os.system('touch {ran}') }}}}")
+        text.replace(
+            "Q: {{ question }}", f"{{{{ cycler.__init__.__globals__.os.system('touch {ran}') }}}}"
+        )
     )
-    [spec] = find([str(tmp_path / "sly.yaml")], {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]})
-    with pytest.raises(ConfigError, match="task 'truthfulqa_mc1_file': its template reaches for code"):
+    [spec] = find(
+        [str(tmp_path / "sly.yaml")], {"truthfulqa_mc1_file": data["truthfulqa_mc1_file"]}
+    )
+    with pytest.raises(
+        ConfigError, match="task 'truthfulqa_mc1_file': its template reaches for code"
+    ):
         load_task(spec)
     assert not ran.exists()
 
@@ -82,7 +90,9 @@ def test_a_template_that_reaches_for_code_at_a_later_row_is_stopped_too(
         bench(made, specs, ["sft"], HarnessSettings(limit=2), output=tmp_path / "b.json")
 
 
-def test_what_cannot_be_run_is_refused_early_with_what_to_do(tmp_path: Path, made: Path, data: dict[str, Path]) -> None:
+def test_what_cannot_be_run_is_refused_early_with_what_to_do(
+    tmp_path: Path, made: Path, data: dict[str, Path]
+) -> None:
     with pytest.raises(ConfigError, match="nothing to run"):
         bench(made, [])
     with pytest.raises(DataError, match=r"--data hellaswag_file=FILE"):

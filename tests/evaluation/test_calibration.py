@@ -27,13 +27,17 @@ def test_the_temperature_that_drew_the_votes_is_found(temperature: float) -> Non
     margin, label = drawn(temperature)
     found = fit_temperature(margin, label)
     assert found == pytest.approx(temperature, rel=0.05)
-    assert log_loss(margin, label, found) <= min(log_loss(margin, label, found * f) for f in (0.9, 1.1))
+    assert log_loss(margin, label, found) <= min(
+        log_loss(margin, label, found * f) for f in (0.9, 1.1)
+    )
 
 
 def test_calibration_error_is_small_when_calibrated_and_known_when_not() -> None:
     margin, label = drawn(2.0)
     assert expected_calibration_error((margin / 2).sigmoid(), label) < 0.01
-    assert expected_calibration_error(torch.full((1000,), 0.9), torch.ones(1000)) == pytest.approx(0.1, abs=1e-6)
+    assert expected_calibration_error(torch.full((1000,), 0.9), torch.ones(1000)) == pytest.approx(
+        0.1, abs=1e-6
+    )
     assert math.isnan(expected_calibration_error(torch.tensor([]), torch.tensor([])))
 
 
@@ -57,20 +61,29 @@ def test_halves_are_judged_by_the_other_halfs_temperature() -> None:
 
 def test_accuracy_leaves_ties_out_and_counts_equal_scores_half() -> None:
     found = PairMetrics(
-        torch.tensor([1.0, -1.0, 0.0, 5.0]), torch.tensor([1.0, 0.8, 0.0, 0.5]), torch.tensor([30.0, 60.0, -1.0, 4.0])
+        torch.tensor([1.0, -1.0, 0.0, 5.0]),
+        torch.tensor([1.0, 0.8, 0.0, 0.5]),
+        torch.tensor([30.0, 60.0, -1.0, 4.0]),
     )
     assert found.right_P.tolist() == [1.0, 0.0, 0.5]
     length = found.by_length()
     assert length["always the longer"] == pytest.approx(1.0)
     parts = length["preferred response is"]
     assert [parts[n]["pairs"] for n in parts] == [0, 0, 2, 1]
-    assert parts["longer by over 50"]["accuracy"] == 0.0 and parts["shorter by over 50"]["accuracy"] is None
+    assert (
+        parts["longer by over 50"]["accuracy"] == 0.0
+        and parts["shorter by over 50"]["accuracy"] is None
+    )
 
 
 def test_pairs_take_the_mean_of_the_members_scores() -> None:
     group = PreferenceGroup(Document([1], [[2, 3], [4]], [5, 6]), [(0, 1, 0.75, 1.0)])
     found = pairwise([group], {5: [1.0, 3.0], 6: [0.0, 1.0]})
-    assert (found.margin_P.tolist(), found.label_P.tolist(), found.length_P.tolist()) == ([1.5], [0.75], [1.0])
+    assert (found.margin_P.tolist(), found.label_P.tolist(), found.length_P.tolist()) == (
+        [1.5],
+        [0.75],
+        [1.0],
+    )
 
 
 def test_margin_asks_for_more_and_centring_pulls_to_zero() -> None:

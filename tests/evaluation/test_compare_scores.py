@@ -5,14 +5,22 @@ from prefloop.stats.length_control import length_controlled_win_rate
 
 
 def test_a_scorers_length_controlled_rate_counts_characters_and_names_the_scorer() -> None:
-    words = [("extraordinarily", "a"), ("a", "extraordinarily"), ("long answers", "my map"), ("no", "be")] * 5
+    words = [
+        ("extraordinarily", "a"),
+        ("a", "extraordinarily"),
+        ("long answers", "my map"),
+        ("no", "be"),
+    ] * 5
     mine = {"gold": {}, "text": {}, "words": {}}
     base = {"gold": {}, "text": {}, "words": {}}
     for i, texts in enumerate(words):
         for side, text in zip((mine, base), texts, strict=True):
             side["gold"][str(i)] = [float(len(text) + i % 2)]
             side["text"][str(i)], side["words"][str(i)] = [text], [len(text.split())]
-    wins = {i: [0.5 if (a := mine["gold"][i]) == (b := base["gold"][i]) else float(a > b)] for i in mine["gold"]}
+    wins = {
+        i: [0.5 if (a := mine["gold"][i]) == (b := base["gold"][i]) else float(a > b)]
+        for i in mine["gold"]
+    }
     leads = {str(i): [float(len(a) - len(b))] for i, (a, b) in enumerate(words)}
     expected = length_controlled_win_rate(wins, leads, resamples=50)
     found = of_scores(mine, base, "gold", 50)

@@ -1,4 +1,6 @@
-"""``prefloop judge`` and ``prefloop judge calibrate`` as a user types them, with a real HTTP endpoint as the judge."""
+"""``prefloop judge`` and ``prefloop judge calibrate`` as a user types them, with a real HTTP
+endpoint as the judge.
+"""
 
 import json
 import re
@@ -19,7 +21,11 @@ from prefloop.records import Comparison, Message, Prompt, Response, Vote
 
 def answers(path: Path, text: str, prompts: int = 12) -> Path:
     rows = [
-        {"id": f"p{i}", "prompt": [{"role": "user", "content": f"Question {i}?"}], "response": text.format(i=i)}
+        {
+            "id": f"p{i}",
+            "prompt": [{"role": "user", "content": f"Question {i}?"}],
+            "response": text.format(i=i),
+        }
         for i in range(prompts)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -35,7 +41,16 @@ def three(tmp_path: Path) -> list[str]:
 def judge(tmp_path: Path, url: str, *rest: str) -> int:
     return guarded(
         _main,
-        ["judge", "--judge", f"openai:tiny@{url}", "--cache", str(tmp_path / "cache.jsonl"), "--backoff", "0", *rest],
+        [
+            "judge",
+            "--judge",
+            f"openai:tiny@{url}",
+            "--cache",
+            str(tmp_path / "cache.jsonl"),
+            "--backoff",
+            "0",
+            *rest,
+        ],
     )
 
 
@@ -44,7 +59,18 @@ def test_three_results_are_ranked_and_a_repeated_command_asks_nothing(
 ) -> None:
     server, out = endpoint(prefers_longer), tmp_path / "out.json"
     short, middle, long = three
-    arguments = ["--a", long, "--b", short, "--also", middle, "--resamples", "200", "--output", str(out)]
+    arguments = [
+        "--a",
+        long,
+        "--b",
+        short,
+        "--also",
+        middle,
+        "--resamples",
+        "200",
+        "--output",
+        str(out),
+    ]
     assert judge(tmp_path, server.url, *arguments) == 0
     found = json.loads(out.read_text())
     assert [(duel["a"], duel["b"], duel["win_rate"]["rate"]) for duel in found["duels"]] == [
@@ -57,10 +83,15 @@ def test_three_results_are_ranked_and_a_repeated_command_asks_nothing(
     assert found["duels"][0]["position"]["first_share"]["mean"] == 0.5 and found["n_asked"] == 72
     first = capsys.readouterr().out
     table = [line for line in first.splitlines() if "[" in line and "judged" not in line]
-    assert max(map(len, table)) <= 80 and all(line.count("[") in (1, 2) and "]" in line for line in table)
+    assert max(map(len, table)) <= 80 and all(
+        line.count("[") in (1, 2) and "]" in line for line in table
+    )
     assert "72 questions asked, 0 answered from the cache" in first
     assert judge(tmp_path, server.url, *arguments) == 0
-    assert "0 questions asked, 72 answered from the cache" in capsys.readouterr().out and len(server.bodies) == 72
+    assert (
+        "0 questions asked, 72 answered from the cache" in capsys.readouterr().out
+        and len(server.bodies) == 72
+    )
     assert json.loads(out.read_text())["duels"] == found["duels"]
 
 
@@ -68,9 +99,25 @@ def test_a_judge_that_always_takes_the_first_gives_one_half_and_is_told_so(
     endpoint, tmp_path: Path, three: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = endpoint(lambda number, body: "[[A]]")
-    assert judge(tmp_path, server.url, "--a", three[0], "--b", three[2], "--output", str(tmp_path / "o.json")) == 0
+    assert (
+        judge(
+            tmp_path,
+            server.url,
+            "--a",
+            three[0],
+            "--b",
+            three[2],
+            "--output",
+            str(tmp_path / "o.json"),
+        )
+        == 0
+    )
     duel = json.loads((tmp_path / "o.json").read_text())["duels"][0]
-    assert (duel["win_rate"]["rate"], duel["win_rate"]["ties"], duel["n_disagreed"]) == (0.5, 1.0, 12)
+    assert (duel["win_rate"]["rate"], duel["win_rate"]["ties"], duel["n_disagreed"]) == (
+        0.5,
+        1.0,
+        12,
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "the two orders disagreed in 100.0% of 12 comparisons" in said
     assert "100.0% of answers were for the response shown first" in said
@@ -86,7 +133,9 @@ def test_peoples_votes_on_some_answers_correct_the_win_rate(
 
     def votes(prompts: range) -> list[Comparison]:
         return [
-            Comparison(  # people take the short one half of the time; the order in the file is not that of the command
+            # people take the short one half of the time; the order in the file is not that of the
+            # command
+            Comparison(
                 f"h{i}",
                 [Message("user", f"Question {i}?")],
                 [Response(f"answer {i}"), Response(f"a much longer answer {i}")],
@@ -104,19 +153,36 @@ def test_peoples_votes_on_some_answers_correct_the_win_rate(
 
     server = endpoint(mostly_the_longer)
     out = tmp_path / "o.json"
-    arguments = ["--a", str(a), "--b", str(b), "--human", str(tmp_path / "people.jsonl"), "--output", str(out)]
+    arguments = [
+        "--a",
+        str(a),
+        "--b",
+        str(b),
+        "--human",
+        str(tmp_path / "people.jsonl"),
+        "--output",
+        str(out),
+    ]
     assert judge(tmp_path, server.url, *arguments) == 0
     duel = json.loads(out.read_text())["duels"][0]
     assert duel["win_rate"]["rate"] > 0.75 and duel["prediction_powered"]["n_human"] == 30
-    assert duel["prediction_powered"]["low"] < 0.5 < duel["prediction_powered"]["high"] < duel["win_rate"]["high"]
+    assert (
+        duel["prediction_powered"]["low"]
+        < 0.5
+        < duel["prediction_powered"]["high"]
+        < duel["win_rate"]["high"]
+    )
     assert "corrected: by people's votes" in " ".join(capsys.readouterr().out.split())
-    against = [replace(row, votes=[Vote("ann", int(int(row.id[1:]) % 10 == 7))]) for row in votes(range(30))]
+    against = [
+        replace(row, votes=[Vote("ann", int(int(row.id[1:]) % 10 == 7))])
+        for row in votes(range(30))
+    ]
     write_jsonl(tmp_path / "people.jsonl", against)
     assert judge(tmp_path, server.url, *arguments) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "not corrected by Rogan-Gladen (the corrected figure shown is by prediction-powered inference): on 30 prompts"
-        in said
+        "not corrected by Rogan-Gladen (the corrected figure shown is by prediction-powered"
+        " inference): on 30 prompts" in said
     )
     write_jsonl(
         tmp_path / "people.jsonl",
@@ -124,13 +190,14 @@ def test_peoples_votes_on_some_answers_correct_the_win_rate(
     )
     assert judge(tmp_path, server.url, *arguments) == 0
     assert (
-        "not corrected by people's votes: none of the 1 pairs that people voted on is a pair of these very answers"
-        in " ".join(capsys.readouterr().out.split())
+        "not corrected by people's votes: none of the 1 pairs that people voted on is a pair of"
+        " these very answers" in " ".join(capsys.readouterr().out.split())
     )
     write_jsonl(tmp_path / "people.jsonl", votes(range(3)))
     assert judge(tmp_path, server.url, *arguments) == 0
-    assert "not corrected by people's votes: a correction needs human votes on at least 5 prompts, found 3" in " ".join(
-        capsys.readouterr().out.split()
+    assert (
+        "not corrected by people's votes: a correction needs human votes on at least 5 prompts,"
+        " found 3" in " ".join(capsys.readouterr().out.split())
     )
 
 
@@ -138,9 +205,19 @@ def test_two_results_of_a_run_are_sampled_once_and_compared(
     endpoint, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path / "runs", "first", tiny_folder)
-    write_jsonl(tmp_path / "prompts.jsonl", [Prompt(f"p{i}", [Message("user", f"Say {i}.")]) for i in range(4)])
+    write_jsonl(
+        tmp_path / "prompts.jsonl",
+        [Prompt(f"p{i}", [Message("user", f"Say {i}.")]) for i in range(4)],
+    )
     server = endpoint(prefers_longer)
-    arguments = ["--a", f"{run}:ppo", "--b", f"{run}:sft", "--prompts", str(tmp_path / "prompts.jsonl")]
+    arguments = [
+        "--a",
+        f"{run}:ppo",
+        "--b",
+        f"{run}:sft",
+        "--prompts",
+        str(tmp_path / "prompts.jsonl"),
+    ]
     arguments += ["--samples", "2", "--pairs-per-prompt", "2", "--rollout", "transformers"]
     assert judge(tmp_path, server.url, *arguments) == 0
     asked = len(server.bodies)
@@ -164,8 +241,14 @@ def test_mistakes_are_told_before_anything_is_sampled_or_asked(
     prompts = tmp_path / "prompts.jsonl"
     write_jsonl(prompts, [Prompt("p", [Message("user", "Hi")])])
     for arguments, says in (
-        (["--a", f"{one}:ppo", "--b", f"{other}:ppo", "--prompts", str(prompts)], "belong to different backbones"),
-        (["--a", f"{one}:pop", "--b", f"{one}:sft", "--prompts", str(prompts)], "did you mean 'ppo'"),
+        (
+            ["--a", f"{one}:ppo", "--b", f"{other}:ppo", "--prompts", str(prompts)],
+            "belong to different backbones",
+        ),
+        (
+            ["--a", f"{one}:pop", "--b", f"{one}:sft", "--prompts", str(prompts)],
+            "did you mean 'ppo'",
+        ),
         (["--a", f"{one}:ppo", "--b", f"{one}:sft"], "name a file of prompts with --prompts"),
         (["--a", three[0], "--b", three[0]], "is named twice"),
     ):
@@ -183,16 +266,25 @@ def test_calibration_tells_agreement_by_source_beside_the_longer_and_people(
         human = ["ab"[v] for v in votes]
         label = human[0]
         return {
-            "id": f"{source}-{i}", "source": source, "prompt": f"{source} question {i}", "response_a": f"short {i}",
-            "response_b": f"a longer response {i}", "human": human, "label": label,
-        }  # fmt: skip
+            "id": f"{source}-{i}",
+            "source": source,
+            "prompt": f"{source} question {i}",
+            "response_a": f"short {i}",
+            "response_b": f"a longer response {i}",
+            "human": human,
+            "label": label,
+        }
 
-    rows = [item("liked-long", i, (1, 1)) for i in range(10)] + [item("liked-short", i, (0,)) for i in range(10)]
+    rows = [item("liked-long", i, (1, 1)) for i in range(10)] + [
+        item("liked-short", i, (0,)) for i in range(10)
+    ]
     human, out = tmp_path / "human.jsonl", tmp_path / "o.json"
     human.write_text("".join(json.dumps(row) + "\n" for row in rows))
     server = endpoint(prefers_longer)
     command = ["judge", "calibrate", "--judge", f"openai:tiny@{server.url}", "--human", str(human)]
-    assert guarded(_main, [*command, "--cache", str(tmp_path / "c.jsonl"), "--output", str(out)]) == 0
+    assert (
+        guarded(_main, [*command, "--cache", str(tmp_path / "c.jsonl"), "--output", str(out)]) == 0
+    )
     found = json.loads(out.read_text())
     alike = {s: of["judge"]["without_ties"]["mean"] for s, of in found["agreement"].items()}
     assert alike == {"all": 0.5, "liked-long": 1.0, "liked-short": 0.0}
@@ -201,15 +293,25 @@ def test_calibration_tells_agreement_by_source_beside_the_longer_and_people(
     assert found["agreement"]["all"]["longer"]["without_ties"]["mean"] == 0.5
     assert "liked-short" in capsys.readouterr().out and len(server.bodies) == 40
 
-    human.write_text(human.read_text() + json.dumps({**rows[0], "response_b": rows[0]["response_a"]}) + "\n")
-    again = [*command, "--cache", str(tmp_path / "c.jsonl"), "--output", str(tmp_path / "again.json")]
+    human.write_text(
+        human.read_text() + json.dumps({**rows[0], "response_b": rows[0]["response_a"]}) + "\n"
+    )
+    again = [
+        *command,
+        "--cache",
+        str(tmp_path / "c.jsonl"),
+        "--output",
+        str(tmp_path / "again.json"),
+    ]
     assert guarded(_main, again) == 2 and "`--quarantine FOLDER`" in capsys.readouterr().err
     assert guarded(_main, [*again, "--quarantine", str(tmp_path / "aside")]) == 0
     assert json.loads((tmp_path / "again.json").read_text())["agreement"] == found["agreement"]
     assert '"row": 21' in (tmp_path / "aside" / "human.quarantine.jsonl").read_text()
 
 
-def test_a_judge_that_takes_the_first_gains_nothing_from_files_whose_first_response_is_the_better_one() -> None:
+def test_a_judge_that_takes_the_first_gains_nothing_from_files_whose_first_response_is_the_better_one() -> (  # noqa: E501
+    None
+):
     class TakesFirst:
         """Sees one order alone, as a judge that is asked once."""
 
@@ -228,7 +330,12 @@ def test_a_judge_that_takes_the_first_gains_nothing_from_files_whose_first_respo
             return verdicts
 
     rows = [
-        Comparison(f"c{i}", [Message("user", f"q{i}")], [Response("good"), Response("bad one")], [Vote("ann", 0)])
+        Comparison(
+            f"c{i}",
+            [Message("user", f"q{i}")],
+            [Response("good"), Response("bad one")],
+            [Vote("ann", 0)],
+        )
         for i in range(400)
     ]
     found = calibrate(rows, TakesFirst(), VerdictCache(), resamples=100)
@@ -243,9 +350,15 @@ def test_comparisons_without_votes_are_left_out_and_none_at_all_is_an_error(tmp_
             return float(len(response))
 
     pair = Comparison("x", [Message("user", "q")], [Response("aaa"), Response("b")])
-    voted = Comparison("y", [Message("user", "r")], [Response("aaa"), Response("b")], [Vote("ann", 0)])
+    voted = Comparison(
+        "y", [Message("user", "r")], [Response("aaa"), Response("b")], [Vote("ann", 0)]
+    )
     found = calibrate([pair, voted], ScoreJudge(Length()), VerdictCache(), resamples=50)
-    assert found.n_unvoted == 1 and found.agreement["all"].judge.with_ties.mean == 1.0 and found.position is None
+    assert (
+        found.n_unvoted == 1
+        and found.agreement["all"].judge.with_ties.mean == 1.0
+        and found.position is None
+    )
     from prefloop.errors import DataError
 
     with pytest.raises(DataError, match="none of 1 comparisons has a vote"):
@@ -256,7 +369,9 @@ def test_a_reference_answer_reaches_the_judge_and_a_limit_cuts_files_too(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "grader.py"
-    source.write_text("def right(prompt, response):\n    return float(response == prompt.meta['reference'])\n")
+    source.write_text(
+        "def right(prompt, response):\n    return float(response == prompt.meta['reference'])\n"
+    )
     for name, text in (("right", "{i}"), ("wrong", "no")):
         rows = [
             {
@@ -269,16 +384,30 @@ def test_a_reference_answer_reaches_the_judge_and_a_limit_cuts_files_too(
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["judge", "--judge", f"{source}:right", "--a", str(tmp_path / "right.jsonl")]
-    arguments += ["--b", str(tmp_path / "wrong.jsonl"), "--cache", str(tmp_path / "c.jsonl"), "--limit", "5"]
+    arguments += [
+        "--b",
+        str(tmp_path / "wrong.jsonl"),
+        "--cache",
+        str(tmp_path / "c.jsonl"),
+        "--limit",
+        "5",
+    ]
     assert guarded(_main, [*arguments, "--output", str(tmp_path / "o.json")]) == 0
     duel = json.loads((tmp_path / "o.json").read_text())["duels"][0]
     assert duel["win_rate"]["rate"] == 1.0 and duel["n_comparisons"] == 5
     run = make_run(tmp_path / "runs", "first", tiny_folder)
     asked = [Prompt("p", [Message("user", "What is two and two, please?")], {"reference": "4"})]
     write_jsonl(tmp_path / "prompts.jsonl", asked)
-    (run / "summary.json").write_text(json.dumps({"config": {"data": {"prompts": str(tmp_path / "prompts.jsonl")}}}))
+    (run / "summary.json").write_text(
+        json.dumps({"config": {"data": {"prompts": str(tmp_path / "prompts.jsonl")}}})
+    )
     arguments = ["judge", "--judge", f"{source}:right", "--a", f"{run}:ppo", "--b", f"{run}:sft"]
-    arguments += ["--prompts", str(tmp_path / "prompts.jsonl"), "--cache", str(tmp_path / "c.jsonl")]
+    arguments += [
+        "--prompts",
+        str(tmp_path / "prompts.jsonl"),
+        "--cache",
+        str(tmp_path / "c.jsonl"),
+    ]
     assert guarded(_main, [*arguments, "--rollout", "transformers"]) == 0
     assert "1 of 1 prompt" in " ".join(capsys.readouterr().out.split())
 
@@ -286,14 +415,21 @@ def test_a_reference_answer_reaches_the_judge_and_a_limit_cuts_files_too(
 def test_training_prompts_end_where_the_runs_limit_ends(tmp_path: Path) -> None:
     from prefloop.artifacts.references import trained_on
 
-    write_jsonl(tmp_path / "prompts.jsonl", [Prompt(f"p{i}", [Message("user", f"Question {i}?")]) for i in range(9)])
+    write_jsonl(
+        tmp_path / "prompts.jsonl",
+        [Prompt(f"p{i}", [Message("user", f"Question {i}?")]) for i in range(9)],
+    )
     for limit, count in ((4, 4), (None, 9)):
         config = {"config": {"data": {"prompts": str(tmp_path / "prompts.jsonl"), "limit": limit}}}
         (tmp_path / "summary.json").write_text(json.dumps(config))
-        assert [prompt.id for prompt in trained_on(tmp_path) or []] == [f"p{i}" for i in range(count)]
+        assert [prompt.id for prompt in trained_on(tmp_path) or []] == [
+            f"p{i}" for i in range(count)
+        ]
 
 
-def test_why_overlap_with_training_is_unknown_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_overlap_with_training_is_unknown_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prefloop.artifacts.references import trained_on, untraced
 
     def told(file: str | None) -> str:
@@ -303,7 +439,11 @@ def test_why_overlap_with_training_is_unknown_is_told(tmp_path: Path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     assert told(None) == "its summary names no training files"
-    assert told("data/train.jsonl").startswith("its training file 'data/train.jsonl' is not found from here: run the")
-    assert told(str(tmp_path / "train.jsonl")) == f"its training file '{tmp_path}/train.jsonl' is gone"
+    assert told("data/train.jsonl").startswith(
+        "its training file 'data/train.jsonl' is not found from here: run the"
+    )
+    assert (
+        told(str(tmp_path / "train.jsonl")) == f"its training file '{tmp_path}/train.jsonl' is gone"
+    )
     (tmp_path / "other.jsonl").write_text("no rows\n")
     assert told("other.jsonl") == "its training files cannot be read any more as they were"

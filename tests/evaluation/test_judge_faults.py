@@ -1,4 +1,6 @@
-"""Endpoints that fail, refuse or must not be hurried: every pair ends judged once or reported as failed."""
+"""Endpoints that fail, refuse or must not be hurried: every pair ends judged once or reported as
+failed.
+"""
 
 import collections
 import json
@@ -38,12 +40,20 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("answer", ["The first is better. [[A]]", '{"reasons": "It stands first.", "verdict": "A"}'])
-def test_both_orders_turn_a_judge_that_always_prefers_the_first_into_ties_only(endpoint, tmp_path, answer):
+@pytest.mark.parametrize(
+    "answer", ["The first is better. [[A]]", '{"reasons": "It stands first.", "verdict": "A"}']
+)
+def test_both_orders_turn_a_judge_that_always_prefers_the_first_into_ties_only(
+    endpoint, tmp_path, answer
+):
     server = endpoint(lambda number, body: answer)
     a, b = files(tmp_path)
     result = judge_files(a, b, judge_at(server.url), tmp_path / "cache.jsonl")
-    assert (result.win_rate.rate, result.win_rate.ties, result.length_controlled.rate) == (0.5, 1.0, 0.5)
+    assert (result.win_rate.rate, result.win_rate.ties, result.length_controlled.rate) == (
+        0.5,
+        1.0,
+        0.5,
+    )
     assert (result.n_comparisons, result.n_disagreed, result.disagreement) == (6, 6, 1.0)
 
 
@@ -75,7 +85,10 @@ def test_a_fault_that_passes_costs_a_retry_and_nothing_else(endpoint, tmp_path, 
         ("500", r"HTTP 500: boom \(3 attempts\)"),
         ("truncated", r"RemoteProtocolError.*\(3 attempts\)"),
         ("not JSON", "not a chat completion, twice: <html>come back later"),
-        ((400, {}, '{"error": "maximum context length"}'), "HTTP 400: .*maximum context length.*is it too long"),
+        (
+            (400, {}, '{"error": "maximum context length"}'),
+            "HTTP 400: .*maximum context length.*is it too long",
+        ),
     ],
 )
 def test_a_pair_that_cannot_be_judged_is_reported_left_out_and_asked_again_by_the_next_run(
@@ -127,7 +140,9 @@ def test_requests_keep_to_so_many_a_minute_retries_too(endpoint, monkeypatch):
     now[0] += 1000
     judge.compare(PROMPT, "late", "b")
     judge.compare(PROMPT, "later", "b")
-    assert sent[-2:] == pytest.approx([1121, 1124]), "time that was not used is not made up for by a burst"
+    assert sent[-2:] == pytest.approx([1121, 1124]), (
+        "time that was not used is not made up for by a burst"
+    )
 
 
 def test_the_slowest_pace_can_be_waited_for_and_slower_is_refused():
@@ -158,13 +173,19 @@ def test_turns_taken_by_many_threads_are_all_apart():
 def test_an_endpoint_that_refuses_response_format_is_asked_in_words_from_then_on(endpoint):
     def script(number, body):
         if "response_format" in body:
-            return 400, {}, '{"error": {"message": "Unrecognized request argument: response_format"}}'
+            return (
+                400,
+                {},
+                '{"error": {"message": "Unrecognized request argument: response_format"}}',
+            )
         assert "[[A]]" in body["messages"][0]["content"]
         return prefers_longer(number, body)
 
     server = endpoint(script)
     judge = judge_at(server.url, max_concurrency=1)
-    assert [v.score for v in compare_many(judge, [(PROMPT, "long", "b"), (PROMPT, "a", "long")])] == [1.0, 0.0]
+    assert [
+        v.score for v in compare_many(judge, [(PROMPT, "long", "b"), (PROMPT, "a", "long")])
+    ] == [1.0, 0.0]
     assert ["response_format" in body for body in server.bodies] == [True, False, False]
 
 
@@ -186,7 +207,9 @@ def test_an_error_that_only_repeats_the_request_does_not_end_structured_answers(
 def test_the_key_is_in_no_report_of_a_failure(endpoint, monkeypatch, tmp_path):
     key = "topsecret-9876543210"
     monkeypatch.setenv("JUDGE_KEY", key)
-    server = endpoint(lambda n, body: (422, {}, f"you are {key}") if "answer 3" in asked(body) else f"{key} [[C]]")
+    server = endpoint(
+        lambda n, body: (422, {}, f"you are {key}") if "answer 3" in asked(body) else f"{key} [[C]]"
+    )
     a, b = files(tmp_path)
     judge = judge_at(server.url, api_key_env="JUDGE_KEY")
     result = judge_files(a, b, judge, tmp_path / "cache.jsonl")

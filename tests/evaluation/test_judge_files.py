@@ -17,7 +17,11 @@ def _write(path, rows):
 
 
 def _row(prompt_id, response):
-    return {"id": prompt_id, "prompt": [{"role": "user", "content": f"Q {prompt_id}"}], "response": response}
+    return {
+        "id": prompt_id,
+        "prompt": [{"role": "user", "content": f"Q {prompt_id}"}],
+        "response": response,
+    }
 
 
 def test_a_position_biased_judge_gives_only_ties_and_a_disagreement_rate_of_one(endpoint, tmp_path):
@@ -36,7 +40,10 @@ def test_a_position_biased_judge_gives_only_ties_and_a_disagreement_rate_of_one(
 
 def test_a_repeated_evaluation_asks_nothing_and_says_the_same(endpoint, tmp_path):
     server = endpoint(prefers_longer)
-    a = _write(tmp_path / "a.jsonl", [_row(f"p{i}", text) for i in range(5) for text in ("long enough", f"short {i}")])
+    a = _write(
+        tmp_path / "a.jsonl",
+        [_row(f"p{i}", text) for i in range(5) for text in ("long enough", f"short {i}")],
+    )
     b = _write(tmp_path / "b.jsonl", [_row(f"p{i}", "mid size") for i in range(5)])
     first = judge_files(a, b, judge_at(server.url), tmp_path / "cache.jsonl")
     asked = len(server.bodies)
@@ -54,7 +61,9 @@ def test_unparsable_answers_are_counted_in_the_result_from_the_cache_too(endpoin
     server = endpoint(lambda n, body: "no idea" if "riddle" in shown(body)[0] else "[[C]]")
     rows = [_row(f"p{i}", f"answer {i}") for i in range(10)]
     a = _write(tmp_path / "a.jsonl", [*rows, _row("x", "a riddle")])
-    b = _write(tmp_path / "b.jsonl", [{**row, "response": "other"} for row in [*rows, _row("x", "")]])
+    b = _write(
+        tmp_path / "b.jsonl", [{**row, "response": "other"} for row in [*rows, _row("x", "")]]
+    )
     for asked in (22, 0):
         result = judge_files(a, b, judge_at(server.url), tmp_path / "cache.jsonl")
         assert (result.n_unparsable, result.n_asked, result.win_rate.ties) == (1, asked, 1.0)
@@ -78,7 +87,10 @@ def test_a_score_is_not_asked_in_both_orders(tmp_path):
         def grade(self, prompt, response):
             return float(len(response))
 
-    a, b = _write(tmp_path / "a.jsonl", [_row("x", "aaa")]), _write(tmp_path / "b.jsonl", [_row("x", "b")])
+    a, b = (
+        _write(tmp_path / "a.jsonl", [_row("x", "aaa")]),
+        _write(tmp_path / "b.jsonl", [_row("x", "b")]),
+    )
     result = judge_files(a, b, ScoreJudge(Length()), tmp_path / "cache.jsonl")
     assert (result.win_rate.rate, result.n_asked, result.n_disagreed) == (1.0, 2, 0)
 
@@ -91,7 +103,9 @@ def test_pairs_per_prompt_uses_every_response_before_it_repeats_one(tmp_path):
     assert set(judge.grader.seen) == {"a0", "a1", "a2", "a3", "b0", "b1"}
     judge.grader.seen.clear()
     every = judge_files(a, b, judge, tmp_path / "all.jsonl")
-    assert (every.n_comparisons, every.n_asked, len(judge.grader.seen)) == (8, 6, 6), "each response is graded once"
+    assert (every.n_comparisons, every.n_asked, len(judge.grader.seen)) == (8, 6, 6), (
+        "each response is graded once"
+    )
 
 
 class Recording:
@@ -120,8 +134,14 @@ class Recording:
             r"row 2, field 'prompt.0.role': ",
         ),
         ('{"id": true, "prompt": "q", "response": "r"}', "row 2, field 'id': is true"),
-        ('{"id": "y", "prompt": "q", "response": 3}', "row 2, field 'response': is a number, expected text"),
-        ('{"id": "x", "prompt": "q", "response": "r"}', "row 2, field 'id': 'x' stands for another prompt in row 1"),
+        (
+            '{"id": "y", "prompt": "q", "response": 3}',
+            "row 2, field 'response': is a number, expected text",
+        ),
+        (
+            '{"id": "x", "prompt": "q", "response": "r"}',
+            "row 2, field 'id': 'x' stands for another prompt in row 1",
+        ),
         ('{"id": "x", "prompt": "", "response": "r"}', "row 2, field 'prompt': is empty"),
     ],
 )
@@ -152,19 +172,32 @@ def test_files_that_answer_different_prompts_are_refused_before_anything_is_aske
 
 
 def test_answers_of_mt_bench_find_their_questions_by_number(tmp_path, capsys):
-    questions = [{"question_id": n, "category": "c", "turns": [f"Question {n}?", "And more?"]} for n in (81, 82)]
+    questions = [
+        {"question_id": n, "category": "c", "turns": [f"Question {n}?", "And more?"]}
+        for n in (81, 82)
+    ]
     path = tmp_path / "answers.jsonl"
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
 
     def answers(*rows):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return read_answers(path, questions=lambda: load_prompts(tmp_path / "questions.jsonl").records)
+        return read_answers(
+            path, questions=lambda: load_prompts(tmp_path / "questions.jsonl").records
+        )
 
-    row = {"question_id": 82, "answer_id": "a", "model_id": "m", "choices": [{"index": 0, "turns": ["One.", "Two."]}]}
+    row = {
+        "question_id": 82,
+        "answer_id": "a",
+        "model_id": "m",
+        "choices": [{"index": 0, "turns": ["One.", "Two."]}],
+    }
     ((prompt, replies),) = answers(row).values()
     assert [turn.content for turn in prompt.prompt] == ["Question 82?"] and replies == ["One."]
     assert "second turns of 1 answer are not used" in capsys.readouterr().out
-    for wrong, said in (({"question_id": 7}, "among no questions"), ({"choices": [{}]}, "field 'choices'")):
+    for wrong, said in (
+        ({"question_id": 7}, "among no questions"),
+        ({"choices": [{}]}, "field 'choices'"),
+    ):
         with pytest.raises(DataError, match=f"row 2.*{said}"):
             answers(row, row | wrong)
     with pytest.raises(DataError, match="--prompts QUESTIONS"):

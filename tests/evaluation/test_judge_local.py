@@ -33,7 +33,9 @@ from prefloop.records import Prompt
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory):
-    """A tiny random model with a context that a judge's question fits into: rotary positions need no weights."""
+    """A tiny random model with a context that a judge's question fits into: rotary positions need
+    no weights.
+    """
     folder = tiny_model(tmp_path_factory.mktemp("judge") / "roomy", "llama-wide")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
@@ -41,10 +43,17 @@ def roomy(tmp_path_factory):
 
 
 def test_a_local_model_is_asked_the_same_words_and_says_what_it_says_alone(roomy, monkeypatch):
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)  # float32, as the other opinion
-    items = [(PROMPT, "seven", "4"), (PROMPT, "a much longer answer than the other one", "b"), (PROMPT, "2", "3")]
+    monkeypatch.setattr(
+        "torch.cpu._is_amx_tile_supported", lambda: False
+    )  # float32, as the other opinion
+    items = [
+        (PROMPT, "seven", "4"),
+        (PROMPT, "a much longer answer than the other one", "b"),
+        (PROMPT, "2", "3"),
+    ]
     judge = open_judge(
-        f"local:{roomy}", JudgeConfig(max_tokens=6, max_concurrency=2, price_prompt=1, price_completion=1)
+        f"local:{roomy}",
+        JudgeConfig(max_tokens=6, max_concurrency=2, price_prompt=1, price_completion=1),
     )
     verdicts = judge.compare_many(items)
     model, tokenizer = plain(roomy), tiny_tokenizer()
@@ -59,7 +68,10 @@ def test_a_local_model_is_asked_the_same_words_and_says_what_it_says_alone(roomy
             do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
         )
-        assert verdict.raw[0] == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        assert (
+            verdict.raw[0]
+            == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        )
         assert verdict.unparsable == 1 and len(verdict.raw) == 2, "asked again, and babbling still"
         assert verdict.prompt_tokens > 2 * ids.shape[1]
     usage = judge.usage
@@ -102,7 +114,9 @@ def test_a_question_over_a_local_models_context_fails_alone(roomy):
 
 def test_a_cached_evaluation_does_not_load_the_local_model(roomy, tmp_path, monkeypatch):
     for _ in range(2):
-        judge = CachedJudge(open_judge(f"local:{roomy}", JudgeConfig(max_tokens=4)), VerdictCache(tmp_path / "c"))
+        judge = CachedJudge(
+            open_judge(f"local:{roomy}", JudgeConfig(max_tokens=4)), VerdictCache(tmp_path / "c")
+        )
         judge.compare(PROMPT, "a", "b")
         monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
 
@@ -129,16 +143,27 @@ def test_vllm_in_this_process_holds_a_local_judges_replies_to_the_schema(roomy):
     class Bare(Grading):
         """Grades without reasons: words without sense would not end."""
 
-        schema: ClassVar = {**Grading.schema, "properties": {"grade": {"enum": [1, 2, 3]}}, "required": ["grade"]}
+        schema: ClassVar = {
+            **Grading.schema,
+            "properties": {"grade": {"enum": [1, 2, 3]}},
+            "required": ["grade"],
+        }
 
     grader = open_grader(f"local:{roomy}", JudgeConfig(mode="grade", engine="vllm", max_tokens=16))
     grader.form = Bare()
-    grades = grader.grade_many([(Prompt("p", PROMPT), text) for text in ("seven", "4", "a longer one")])
+    grades = grader.grade_many(
+        [(Prompt("p", PROMPT), text) for text in ("seven", "4", "a longer one")]
+    )
     try:
         assert all(grade.score in (1, 2, 3) and grade.unparsable == 0 for grade in grades)
-        assert [json.loads(grade.raw[0]) for grade in grades] == [{"grade": grade.score} for grade in grades]
+        assert [json.loads(grade.raw[0]) for grade in grades] == [
+            {"grade": grade.score} for grade in grades
+        ]
         assert grader.usage.requests == 3
-        assert "model's context of 4096" in grader.grade_many([(Prompt("p", PROMPT), "word " * 4000)])[0].failed
+        assert (
+            "model's context of 4096"
+            in grader.grade_many([(Prompt("p", PROMPT), "word " * 4000)])[0].failed
+        )
     finally:
         grader.model.close()
 
@@ -154,7 +179,9 @@ def test_an_xgrammar_that_misreads_a_tokenizer_holds_nothing_to_a_schema(monkeyp
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="}")
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert misread(tokenizer) == ""
-    monkeypatch.setattr(xgrammar.TokenizerInfo, "_detect_vocab_type_from_vocab", lambda _: None)  # what came with 0.2.8
+    monkeypatch.setattr(
+        xgrammar.TokenizerInfo, "_detect_vocab_type_from_vocab", lambda _: None
+    )  # what came with 0.2.8
     assert re.fullmatch(r"xgrammar [\d.]+ misreads this model's tokenizer.*", misread(tokenizer))
 
 
@@ -166,4 +193,8 @@ def test_pickled_weights_are_not_loaded(roomy, tmp_path):
     with pytest.raises(ModelError, match=r"pytorch_model.bin is a pickle, which could run code"):
         _ = LocalModel(str(copy), tmp_path)._engine
     with pytest.raises(ModelError, match=r"pytorch_model.bin is a pickle, which could run code"):
-        load(BackboneConfig(model="pickled", precision="fp32", max_length=96), copy, torch.device("cpu"))
+        load(
+            BackboneConfig(model="pickled", precision="fp32", max_length=96),
+            copy,
+            torch.device("cpu"),
+        )

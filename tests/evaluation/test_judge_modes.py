@@ -1,4 +1,6 @@
-"""What a language model is asked in each mode, how its answers are read, and what scores make of them."""
+"""What a language model is asked in each mode, how its answers are read, and what scores make of
+them.
+"""
 
 import json
 import math
@@ -76,17 +78,24 @@ def test_a_structured_verdict_is_the_whole_reply_or_none(reply, score):
     ],
 )
 def test_a_rubric_needs_a_score_on_the_scale_for_every_criterion_and_no_other(reply, scores):
-    expected = None if scores is None else dict(zip(("correct", "Short enough"), scores, strict=True))
+    expected = (
+        None if scores is None else dict(zip(("correct", "Short enough"), scores, strict=True))
+    )
     assert Rubric(RUBRIC).parse(reply) == expected
 
 
 def test_a_rubrics_total_is_the_mean_by_weight(endpoint):
-    server = endpoint(lambda n, body: '{"reasons": "r", "scores": {"correct": 8, "Short enough": 2}}')
+    server = endpoint(
+        lambda n, body: '{"reasons": "r", "scores": {"correct": 8, "Short enough": 2}}'
+    )
     grader = ModelGrader(chat_at(server.url), Rubric(RUBRIC))
     grade = grader.grade_many([(Prompt("p", PROMPT), "7")])[0]
     assert grade.score == (3 * 8 + 1 * 2) / 4
     assert grade.parts == {"correct": 8.0, "Short enough": 2.0}
-    system, schema = server.bodies[0]["messages"][0]["content"], server.bodies[0]["response_format"]["json_schema"]
+    system, schema = (
+        server.bodies[0]["messages"][0]["content"],
+        server.bodies[0]["response_format"]["json_schema"],
+    )
     assert "- correct: What it says is true\n- Short enough\n" in system
     assert schema["strict"] is True
     assert schema["schema"]["properties"]["scores"]["required"] == ["correct", "Short enough"]
@@ -96,7 +105,10 @@ def test_the_schema_puts_reasons_first_and_allows_nothing_else():
     for form in (Pairwise(), Grading(), Rubric(RUBRIC)):
         schema = json.loads(json.dumps(form.schema))
         assert next(iter(schema["properties"])) == "reasons"
-        assert schema["required"] == list(schema["properties"]) and schema["additionalProperties"] is False
+        assert (
+            schema["required"] == list(schema["properties"])
+            and schema["additionalProperties"] is False
+        )
 
 
 @pytest.mark.parametrize("form", [Pairwise(), Grading(), Rubric(RUBRIC)])
@@ -106,7 +118,9 @@ def test_every_mode_says_how_to_answer_in_the_form_it_asks_for(form):
     assert "[[" in in_words and "JSON" not in in_words
     assert "[[" not in structured and "JSON" in structured
     again = question.messages(True, unread="hm")
-    assert [m["role"] for m in again] == ["system", "user", "assistant", "user"] and again[2]["content"] == "hm"
+    assert [m["role"] for m in again] == ["system", "user", "assistant", "user"] and again[2][
+        "content"
+    ] == "hm"
 
 
 def test_a_reference_answer_is_shown_and_belongs_to_the_key(endpoint, tmp_path):
@@ -115,7 +129,9 @@ def test_a_reference_answer_is_shown_and_belongs_to_the_key(endpoint, tmp_path):
     cache = VerdictCache(tmp_path / "cache.jsonl")
     for prompts in ([], [with_reference], [with_reference]):
         prepare(ModelJudge(chat_at(server.url), prompts=prompts), cache).compare(PROMPT, "2", "4")
-    shown = ["=== BEGIN REFERENCE ANSWER" in body["messages"][1]["content"] for body in server.bodies]
+    shown = [
+        "=== BEGIN REFERENCE ANSWER" in body["messages"][1]["content"] for body in server.bodies
+    ]
     assert shown == [False, False, True, True], "asked again with the reference, then not again"
     assert "Two is the smallest." in server.bodies[-1]["messages"][1]["content"]
     assert "reference" in server.bodies[-1]["messages"][0]["content"].lower()
@@ -145,21 +161,30 @@ def test_a_conversation_of_several_turns_is_shown_whole_and_no_text_in_it_can_op
 
 def test_grades_are_asked_once_a_response_and_compared_in_any_number_of_pairs(endpoint, tmp_path):
     def script(number, body):
-        words = re.search(r"BEGIN RESPONSE \w+ ===\n(.*?)\n===", body["messages"][1]["content"], re.S)[1]
+        words = re.search(
+            r"BEGIN RESPONSE \w+ ===\n(.*?)\n===", body["messages"][1]["content"], re.S
+        )[1]
         return json.dumps({"reasons": "r", "grade": len(words)})
 
     server = endpoint(script)
-    judge = prepare(ScoreJudge(ModelGrader(chat_at(server.url)), tie_margin=1), VerdictCache(tmp_path / "c.jsonl"))
+    judge = prepare(
+        ScoreJudge(ModelGrader(chat_at(server.url)), tie_margin=1),
+        VerdictCache(tmp_path / "c.jsonl"),
+    )
     verdicts = judge.compare_many(
         [(PROMPT, "xxxx", "x"), (PROMPT, "x", "xxxx"), (PROMPT, "xx", "x"), (PROMPT, "xx", "xxxx")]
     )
     assert [v.score for v in verdicts] == [1.0, 0.0, 0.5, 0.0]
     assert len(server.bodies) == 3 == judge.tally.n_asked
-    prepare(ScoreJudge(ModelGrader(chat_at(server.url))), VerdictCache(tmp_path / "c.jsonl")).compare(PROMPT, "x", "xx")
+    prepare(
+        ScoreJudge(ModelGrader(chat_at(server.url))), VerdictCache(tmp_path / "c.jsonl")
+    ).compare(PROMPT, "x", "xx")
     assert len(server.bodies) == 3
 
 
-def test_a_response_without_a_grade_makes_a_counted_tie_and_one_without_an_answer_a_failed_pair(endpoint, tmp_path):
+def test_a_response_without_a_grade_makes_a_counted_tie_and_one_without_an_answer_a_failed_pair(
+    endpoint, tmp_path
+):
     def script(number, body):
         text = body["messages"][1]["content"]
         return (400, {}, "no") if "poison" in text else "hm" if "riddle" in text else "[[7]]"
@@ -180,10 +205,14 @@ def test_a_response_without_a_grade_makes_a_counted_tie_and_one_without_an_answe
 
 
 def test_a_grade_survives_the_cache_whole(endpoint, tmp_path):
-    server = endpoint(lambda n, body: '{"reasons": "r", "scores": {"correct": 8, "Short enough": 2}}')
+    server = endpoint(
+        lambda n, body: '{"reasons": "r", "scores": {"correct": 8, "Short enough": 2}}'
+    )
     grader = ModelGrader(chat_at(server.url), Rubric(RUBRIC))
     first, again = (
-        CachedGrader(grader, VerdictCache(tmp_path / "c.jsonl")).grade_many([(Prompt("p", PROMPT), "7")])
+        CachedGrader(grader, VerdictCache(tmp_path / "c.jsonl")).grade_many(
+            [(Prompt("p", PROMPT), "7")]
+        )
         for _ in range(2)
     )
     assert first == again == grade_many(grader, [(Prompt("p", PROMPT), "7")])
@@ -199,11 +228,17 @@ def test_the_same_text_under_another_id_or_meta_is_another_question_to_a_grader(
 
     grader = CachedGrader(ById(), VerdictCache())
     prompts = [Prompt("p", PROMPT), Prompt("pp", PROMPT), Prompt("p", PROMPT, {"answer": "7"})]
-    assert [grade.score for grade in grader.grade_many([(prompt, "7") for prompt in prompts])] == [1.0, 2.0, 2.0]
+    assert [grade.score for grade in grader.grade_many([(prompt, "7") for prompt in prompts])] == [
+        1.0,
+        2.0,
+        2.0,
+    ]
 
 
 def test_a_rubric_is_read_from_yaml_json_or_text(tmp_path):
-    (tmp_path / "r.yaml").write_text("correct: {weight: 3, description: What it says is true}\nShort enough: 1\n")
+    (tmp_path / "r.yaml").write_text(
+        "correct: {weight: 3, description: What it says is true}\nShort enough: 1\n"
+    )
     (tmp_path / "r.json").write_text(
         '{"correct": {"weight": 3, "description": "What it says is true"}, "Short enough": 1}'
     )

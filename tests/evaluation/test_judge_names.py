@@ -15,16 +15,20 @@ SECRET = "topsecret-5555"
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "gpt-5", "opnai:m@http://x/v1", "http://x/v1", "grader.py", "grader:py", "hf:model"]
+    "spec",
+    ["", "gpt-5", "opnai:m@http://x/v1", "http://x/v1", "grader.py", "grader:py", "hf:model"],
 )
 def test_an_unknown_form_names_the_known_ones(spec):
     with pytest.raises(
-        ConfigError, match=r"(?s)unknown form.*openai:<model>@<base_url>.*local:.*reward:.*file.py:function"
+        ConfigError,
+        match=r"(?s)unknown form.*openai:<model>@<base_url>.*local:.*reward:.*file.py:function",
     ):
         open_judge(spec)
 
 
-@pytest.mark.parametrize("spec", ["openai:m", "openai:@http://x/v1", "openai:http://x/v1", f"openai:m@{SECRET}"])
+@pytest.mark.parametrize(
+    "spec", ["openai:m", "openai:@http://x/v1", "openai:http://x/v1", f"openai:m@{SECRET}"]
+)
 def test_an_endpoint_without_model_or_address_says_what_is_expected(spec):
     with pytest.raises(ConfigError, match=r"expected openai:<model>@<base_url>") as caught:
         open_judge(spec)
@@ -32,7 +36,11 @@ def test_an_endpoint_without_model_or_address_says_what_is_expected(spec):
 
 
 def test_no_error_repeats_a_secret_of_an_address():
-    for spec in (f"openai:m@http://me:{SECRET}@x/v1", f"openai:m@http://x/v1?key={SECRET}", f"htp://me:{SECRET}@x/v1"):
+    for spec in (
+        f"openai:m@http://me:{SECRET}@x/v1",
+        f"openai:m@http://x/v1?key={SECRET}",
+        f"htp://me:{SECRET}@x/v1",
+    ):
         with pytest.raises(ConfigError) as caught:
             open_judge(spec)
         assert SECRET not in str(caught.value)
@@ -71,7 +79,11 @@ def test_criteria_come_from_text_or_a_file(endpoint, tmp_path):
 
 
 def test_modes_that_give_scores_make_a_judge_that_is_asked_once_a_response(endpoint, tmp_path):
-    server = endpoint(lambda n, body: '{"reasons": "", "scores": {"right": 3}}' if "- right" in str(body) else "[[7]]")
+    server = endpoint(
+        lambda n, body: (
+            '{"reasons": "", "scores": {"right": 3}}' if "- right" in str(body) else "[[7]]"
+        )
+    )
     cache = VerdictCache()
     for options in (JudgeConfig(mode="grade"), JudgeConfig(mode="rubric", rubric="right: 1")):
         judge = prepare(open_judge(f"openai:m@{server.url}", options), cache)
@@ -85,42 +97,70 @@ def test_modes_that_give_scores_make_a_judge_that_is_asked_once_a_response(endpo
 
 def test_a_function_judges_with_the_ids_and_meta_of_known_prompts(tmp_path):
     source = tmp_path / "grader.py"
-    source.write_text("def hit(prompt, response):\n    return response == prompt.meta.get('answer')\n")
+    source.write_text(
+        "def hit(prompt, response):\n    return response == prompt.meta.get('answer')\n"
+    )
     judge = open_judge(f"{source}:hit", prompts=[Prompt("p", PROMPT, {"answer": "7"})])
-    assert [judge.compare(PROMPT, *pair).score for pair in (("7", "4"), ("4", "7"), ("4", "9"))] == [1.0, 0.0, 0.5]
+    assert [
+        judge.compare(PROMPT, *pair).score for pair in (("7", "4"), ("4", "7"), ("4", "9"))
+    ] == [1.0, 0.0, 0.5]
     with pytest.raises(ConfigError, match="mode grade is for language models"):
         open_judge(f"{source}:hit", JudgeConfig(mode="grade"))
     assert prepare(judge, VerdictCache()).usage == Usage()
 
 
-def test_tokens_and_cost_count_what_was_asked_now_and_the_total_what_was_ever_paid_for(endpoint, tmp_path):
+def test_tokens_and_cost_count_what_was_asked_now_and_the_total_what_was_ever_paid_for(
+    endpoint, tmp_path
+):
     def script(number, body):
-        return (500, {}, "") if number == 1 else completion("[[C]]", prompt_tokens=100, completion_tokens=10)
+        return (
+            (500, {}, "")
+            if number == 1
+            else completion("[[C]]", prompt_tokens=100, completion_tokens=10)
+        )
 
     server = endpoint(script)
     options = JudgeConfig(price_prompt=2.0, price_completion=8.0, max_concurrency=1, backoff=0.0)
 
     def evaluate(*texts):
-        judge = prepare(open_judge(f"openai:m@{server.url}", options), VerdictCache(tmp_path / "cache.jsonl"))
+        judge = prepare(
+            open_judge(f"openai:m@{server.url}", options), VerdictCache(tmp_path / "cache.jsonl")
+        )
         judge.compare_many([(PROMPT, text, "b") for text in texts])
         return judge.usage, judge.tally.total
 
     cost = (100 * 2.0 + 10 * 8.0) / 1e6
     usage, total = evaluate("x", "y")
-    assert usage == Usage(requests=5, retries=1, prompt_tokens=400, completion_tokens=40, cost=pytest.approx(4 * cost))
-    assert (total.prompt_tokens, total.completion_tokens, total.cost) == (400, 40, pytest.approx(4 * cost))
+    assert usage == Usage(
+        requests=5, retries=1, prompt_tokens=400, completion_tokens=40, cost=pytest.approx(4 * cost)
+    )
+    assert (total.prompt_tokens, total.completion_tokens, total.cost) == (
+        400,
+        40,
+        pytest.approx(4 * cost),
+    )
     usage, total = evaluate("x", "y", "z")
     assert (usage.requests, usage.prompt_tokens, usage.cost) == (2, 200, pytest.approx(2 * cost))
-    assert (total.prompt_tokens, total.completion_tokens, total.cost) == (600, 60, pytest.approx(6 * cost))
+    assert (total.prompt_tokens, total.completion_tokens, total.cost) == (
+        600,
+        60,
+        pytest.approx(6 * cost),
+    )
     usage, total = evaluate("z")
     assert usage == Usage(cost=0.0) and total.cost == pytest.approx(2 * cost)
 
 
-def test_replies_that_do_not_tell_their_tokens_are_counted_and_without_prices_there_is_no_cost(endpoint):
-    server = endpoint(lambda n, body: completion("[[C]]", 5, 1) if n % 2 else completion("[[C]]", -5, 1))
+def test_replies_that_do_not_tell_their_tokens_are_counted_and_without_prices_there_is_no_cost(
+    endpoint,
+):
+    server = endpoint(
+        lambda n, body: completion("[[C]]", 5, 1) if n % 2 else completion("[[C]]", -5, 1)
+    )
     judge = open_judge(f"openai:m@{server.url}", JudgeConfig(max_concurrency=1))
     judge.compare_many([(PROMPT, f"a{i}", "b") for i in range(4)])
-    assert judge.usage == Usage(requests=4, prompt_tokens=10, completion_tokens=2, unreported=2, cost=None)
+    assert judge.usage == Usage(
+        requests=4, prompt_tokens=10, completion_tokens=2, unreported=2, cost=None
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,5 +180,10 @@ def test_a_key_among_further_fields_is_refused_before_it_can_be_written_anywhere
 
 
 def test_fields_that_only_sound_like_a_key_are_taken():
-    body = {"max_completion_tokens": 9, "stop_token_ids": [2], "add_eos_token": True, "schema": {"key": {"type": "x"}}}
+    body = {
+        "max_completion_tokens": 9,
+        "stop_token_ids": [2],
+        "add_eos_token": True,
+        "schema": {"key": {"type": "x"}},
+    }
     assert JudgeConfig(extra_body=body).extra_body == body

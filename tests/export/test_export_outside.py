@@ -1,4 +1,6 @@
-"""An export writes what its artifact's manifest hashes, and nothing leads it elsewhere: the run may be somebody else's."""
+"""An export writes what its artifact's manifest hashes, and nothing leads it elsewhere: the run may
+be somebody else's.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from prefloop.cli import _main, guarded
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    return make_run(tmp_path_factory.mktemp("made") / "runs", "t", tiny_folder, slots=("sft", "ppo"))
+    return make_run(
+        tmp_path_factory.mktemp("made") / "runs", "t", tiny_folder, slots=("sft", "ppo")
+    )
 
 
 @pytest.fixture
@@ -81,9 +85,15 @@ def no_digest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("merge", [False, True])
-@pytest.mark.parametrize("harm", [outside, absolute, linked, behind_a_link, other_content, other_types, no_digest])
+@pytest.mark.parametrize(
+    "harm", [outside, absolute, linked, behind_a_link, other_content, other_types, no_digest]
+)
 def test_what_leads_elsewhere_is_refused_and_nothing_is_left(
-    harm: Callable[[Path], None], merge: bool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    harm: Callable[[Path], None],
+    merge: bool,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = (run / "artifacts" / "ppo").resolve()
     harm(folder)
@@ -93,7 +103,9 @@ def test_what_leads_elsewhere_is_refused_and_nothing_is_left(
     assert not list((tmp_path / "exports").rglob("*"))
 
 
-@pytest.mark.parametrize("harm", [outside, absolute, linked, behind_a_link, other_content, no_digest])
+@pytest.mark.parametrize(
+    "harm", [outside, absolute, linked, behind_a_link, other_content, no_digest]
+)
 def test_the_store_does_not_reuse_it_either(harm: Callable[[Path], None], run: Path) -> None:
     folder = (run / "artifacts" / "ppo").resolve()
     key = read_sealed(folder / MANIFEST)["key"]
@@ -111,7 +123,9 @@ def test_an_artifact_of_an_earlier_version_is_exported(run: Path, tmp_path: Path
     assert set(about["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
 
 
-def test_a_place_that_takes_no_folder_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_takes_no_folder_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for place in (tmp_path / ("x" * 300), tmp_path / "secret" / "ppo"):
         assert guarded(_main, ["export", f"{run}:ppo", str(place)]) == 2
         assert "cannot be written" in capsys.readouterr().err

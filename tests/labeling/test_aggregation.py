@@ -1,4 +1,6 @@
-"""Aggregations against planted annotators: who can be trusted is found out, the order of responses does not matter, little data does no harm."""
+"""Aggregations against planted annotators: who can be trusted is found out, the order of responses
+does not matter, little data does no harm.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, PreferenceConfig, RewardConfig
+from prefloop.config import (
+    AdapterConfig,
+    BackboneConfig,
+    DataConfig,
+    LabelConfig,
+    PreferenceConfig,
+    RewardConfig,
+)
 from prefloop.config.stages import Aggregation
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import ConfigError, DataError
@@ -34,10 +43,14 @@ CROWD = {"good": 0.85, "better": 0.9, "fair": 0.7, "contrary": 0.12, "lazy": LAZ
 
 
 def record(id: str, votes: list[Vote], **meta: object) -> Comparison:
-    return Comparison(id, [Message("user", f"q {id}")], [Response("one"), Response("two")], votes, dict(meta))
+    return Comparison(
+        id, [Message("user", f"q {id}")], [Response("one"), Response("two")], votes, dict(meta)
+    )
 
 
-def planted(seed: int, items: int = 400, ties: float = 0.1, missing: float = 0.2) -> tuple[list[Comparison], list[int]]:
+def planted(
+    seed: int, items: int = 400, ties: float = 0.1, missing: float = 0.2
+) -> tuple[list[Comparison], list[int]]:
     """Comparisons with a known better response, and the votes of ``CROWD`` on most of them."""
     draw = np.random.default_rng(seed)
     truth = draw.integers(2, size=items).tolist()
@@ -47,16 +60,32 @@ def planted(seed: int, items: int = 400, ties: float = 0.1, missing: float = 0.2
         for name, right in CROWD.items():
             seen, tied, correct = draw.random(3)
             if seen >= missing:
-                choice = 0 if right == LAZY else "tie" if tied < ties else best if correct < right else 1 - best
+                choice = (
+                    0
+                    if right == LAZY
+                    else "tie"
+                    if tied < ties
+                    else best
+                    if correct < right
+                    else 1 - best
+                )
                 votes.append(Vote(name, choice))
         rows.append(record(str(i), votes))
     return rows, truth
 
 
 def graded(seed: int, items: int = 500) -> tuple[list[Comparison], list[float]]:
-    """Comparisons of graded difference, votes of people of several abilities, and what many plain people would say."""
+    """Comparisons of graded difference, votes of people of several abilities, and what many plain
+    people would say.
+    """
     draw = np.random.default_rng(seed)
-    people = {"a": (2.5, 0, -1), "b": (2, 0, -0.5), "c": (2, 0.5, -1), "contrary": (-2, 0, -1), "lazy": (0, 4, -3)}
+    people = {
+        "a": (2.5, 0, -1),
+        "b": (2, 0, -0.5),
+        "c": (2, 0.5, -1),
+        "contrary": (-2, 0, -1),
+        "lazy": (0, 4, -3),
+    }
 
     def chance(d: float, ability: float, habit: float, ties: float) -> np.ndarray:
         x = (ability * d + habit) / 2
@@ -83,7 +112,14 @@ def labels(name: str, rows: Sequence[Comparison]) -> list[float]:
 
 
 def right(found: Sequence[float], truth: Sequence[int]) -> float:
-    return float(np.mean([0.5 if p == 0.5 else (p < 0.5) == bool(best) for p, best in zip(found, truth, strict=True)]))
+    return float(
+        np.mean(
+            [
+                0.5 if p == 0.5 else (p < 0.5) == bool(best)
+                for p, best in zip(found, truth, strict=True)
+            ]
+        )
+    )
 
 
 def log_loss(found: Sequence[float], truth: Sequence[float]) -> float:
@@ -100,7 +136,10 @@ def test_every_name_in_the_settings_is_an_aggregation() -> None:
 def test_share_and_majority() -> None:
     rows = record("1", [Vote("a", 0), Vote("b", 0), Vote("c", "tie"), Vote("d", 1)])
     assert vote_share(rows) == 0.625 and majority(rows) == 1.0
-    assert majority(record("2", [Vote("a", 0), Vote("b", 1)])) == 0.5 and vote_share(record("3", [])) is None
+    assert (
+        majority(record("2", [Vote("a", 0), Vote("b", 1)])) == 0.5
+        and vote_share(record("3", [])) is None
+    )
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -124,7 +163,9 @@ def test_bradley_terry_labels_graded_preferences_better_than_share_and_dawid_ske
         assert loss["bradley_terry"] < min(loss["share"], loss["dawid_skene"]) - 0.1
         assert loss["bradley_terry"] < log_loss([0.5] * len(truth), truth) - 0.05
     trust = aggregation("bradley_terry", graded(0)[0]).trust
-    assert trust["contrary"] < -0.8 and abs(trust["lazy"]) < 0.8 and min(trust[n] for n in "abc") > 1.2
+    assert (
+        trust["contrary"] < -0.8 and abs(trust["lazy"]) < 0.8 and min(trust[n] for n in "abc") > 1.2
+    )
 
 
 @pytest.mark.parametrize("name", [*ALONE, *FITTED])
@@ -135,7 +176,9 @@ def test_swapping_all_responses_mirrors_every_label(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*ALONE, *FITTED])
-def test_swapping_some_records_changes_nothing_where_the_order_of_showing_is_known(name: str) -> None:
+def test_swapping_some_records_changes_nothing_where_the_order_of_showing_is_known(
+    name: str,
+) -> None:
     rows = [record(row.id, row.votes, shown=[0, 1]) for row in planted(4)[0]]
     some = [row.swap() if i % 3 == 0 else row for i, row in enumerate(rows)]
     assert [vote.choice for vote in some[0].votes] != [vote.choice for vote in rows[0].votes]
@@ -148,7 +191,10 @@ def test_the_order_of_comparisons_and_the_names_of_people_do_not_matter(name: st
     rows, _ = planted(5, items=100)
     there = dict(zip([row.id for row in rows], labels(name, rows), strict=True))
     names = {who: f"{k}-{who}" for k, who in enumerate(reversed(CROWD))}
-    back = [record(row.id, [Vote(names[v.annotator], v.choice) for v in reversed(row.votes)]) for row in reversed(rows)]
+    back = [
+        record(row.id, [Vote(names[v.annotator], v.choice) for v in reversed(row.votes)])
+        for row in reversed(rows)
+    ]
     for row, p in zip(back, labels(name, back), strict=True):
         assert p == pytest.approx(there[row.id], abs=1e-4)
 
@@ -161,7 +207,9 @@ DEGENERATE = {
     "one item": [record("0", [Vote("a", 1), Vote("b", "tie")])],
     "nobody voted": [record("0", []), record("1", [])],
     "nothing": [],
-    "two who always differ": [record(str(i), [Vote("a", i % 2), Vote("b", 1 - i % 2)]) for i in range(10)],
+    "two who always differ": [
+        record(str(i), [Vote("a", i % 2), Vote("b", 1 - i % 2)]) for i in range(10)
+    ],
 }
 
 
@@ -191,7 +239,9 @@ def test_what_was_not_learnt_from_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="comparison 'new' was not among those"):
         label(record("new", [Vote("a", 0)]))
     with pytest.raises(ValueError, match="votes on pairs"):
-        FITTED["dawid_skene"](collect_thumbs([Rating("1", [Message("user", "q")], Response("r"), [Thumb("a", "up")])]))
+        FITTED["dawid_skene"](
+            collect_thumbs([Rating("1", [Message("user", "q")], Response("r"), [Thumb("a", "up")])])
+        )
 
 
 def test_those_that_look_at_one_comparison_read_nothing_ahead() -> None:
@@ -209,18 +259,28 @@ def test_labels_reach_the_groups_that_stages_train_on(tmp_path: Path, tiny_folde
     rows, _ = planted(0, items=60)
     write_jsonl(tmp_path / "v.jsonl", rows)
     config = BackboneConfig(
-        model=str(tiny_folder), precision="fp32", max_length=128, adapter=AdapterConfig(r=4, alpha=8)
+        model=str(tiny_folder),
+        precision="fp32",
+        max_length=128,
+        adapter=AdapterConfig(r=4, alpha=8),
     )
     runtime = Runtime(config, output=tmp_path / "runs")
     encoder = Encoder(runtime.backbone.chat, 128)
     label = aggregation_of_file("dawid_skene", tmp_path / "v.jsonl")
     groups = write_groups(tmp_path / "v.jsonl", tmp_path / "g.arrow", encoder, label)
-    assert [groups[i].pairs[0][2] for i in range(len(groups))] == pytest.approx([label(row) for row in rows])
+    assert [groups[i].pairs[0][2] for i in range(len(groups))] == pytest.approx(
+        [label(row) for row in rows]
+    )
     hard = write_groups(tmp_path / "v.jsonl", tmp_path / "h.arrow", encoder, hardened(label))
     assert {hard[i].pairs[0][2] for i in range(len(hard))} == {0.0, 1.0}
     # The stages take it by name, and another name is another artifact.
-    comparisons = Label(LabelConfig(source="file"), DataConfig(comparisons=tmp_path / "v.jsonl")).run(runtime)
-    stages = [RewardModel(RewardConfig(aggregation=name), from_sft=False) for name in ("share", "bradley_terry")]
+    comparisons = Label(
+        LabelConfig(source="file"), DataConfig(comparisons=tmp_path / "v.jsonl")
+    ).run(runtime)
+    stages = [
+        RewardModel(RewardConfig(aggregation=name), from_sft=False)
+        for name in ("share", "bradley_terry")
+    ]
     keys = {stage.key(runtime, {"comparisons": comparisons}) for stage in stages}
     assert len(keys) == 2 and PreferenceConfig(aggregation="bradley_terry").soft_labels
     assert stages[1].run(runtime, comparisons=comparisons).metrics["steps"] > 0

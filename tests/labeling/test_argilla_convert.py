@@ -1,4 +1,6 @@
-"""Records to Argilla's own objects and back: nothing is lost, and what either side makes the other reads."""
+"""Records to Argilla's own objects and back: nothing is lost, and what either side makes the other
+reads.
+"""
 
 import dataclasses
 import os
@@ -44,8 +46,12 @@ def pairs() -> list[Comparison]:
 
 def bare(records: list[Any]) -> list[Any]:
     """Without the order of showing that the way back adds."""
-    metas = [{key: value for key, value in record.meta.items() if key != "shown"} for record in records]
-    return [dataclasses.replace(record, meta=meta) for record, meta in zip(records, metas, strict=True)]
+    metas = [
+        {key: value for key, value in record.meta.items() if key != "shown"} for record in records
+    ]
+    return [
+        dataclasses.replace(record, meta=meta) for record, meta in zip(records, metas, strict=True)
+    ]
 
 
 def log(labelling: Labelling, sdk: rg.Argilla, made: Any, name: str) -> rg.Dataset:
@@ -55,16 +61,25 @@ def log(labelling: Labelling, sdk: rg.Argilla, made: Any, name: str) -> rg.Datas
     return dataset
 
 
-def test_pairs_and_their_votes_come_back_as_they_were(sdk: rg.Argilla, pairs: list[Comparison]) -> None:
+def test_pairs_and_their_votes_come_back_as_they_were(
+    sdk: rg.Argilla, pairs: list[Comparison]
+) -> None:
     made = to_argilla(pairs, "bread", client=sdk)
     assert bare(from_argilla(made.records)) == pairs
     assert {record.meta["shown"][0] for record in from_argilla(made.records)} == {0, 1}
-    assert [question.name for question in made.settings.questions] == ["preferred", "strength", "why"]
+    assert [question.name for question in made.settings.questions] == [
+        "preferred",
+        "strength",
+        "why",
+    ]
 
 
 def test_ratings_and_their_thumbs_come_back_as_they_were(sdk: rg.Argilla) -> None:
     thumbs = [Thumb("ann", "up", "short", "2026-01-02T03:04:05+00:00"), Thumb("ben", "down")]
-    records = [dataclasses.replace(record, prompt=TURNS, votes=thumbs, meta={"n": 1}) for record in ratings(3)]
+    records = [
+        dataclasses.replace(record, prompt=TURNS, votes=thumbs, meta={"n": 1})
+        for record in ratings(3)
+    ]
     assert from_argilla(to_argilla(records, "bread", client=sdk).records) == records
 
 
@@ -89,12 +104,17 @@ def test_votes_of_the_servers_users_become_answers_that_show(
     ids = {user.username: user.id for user in sdk.users.list()}
     votes = [Vote(ann.name, i % 2, 1 + i % 3, "so") for i in range(8)]
     records = [
-        dataclasses.replace(pair, votes=[vote, Vote("elsewhere", 1)]) for pair, vote in zip(pairs, votes, strict=True)
+        dataclasses.replace(pair, votes=[vote, Vote("elsewhere", 1)])
+        for pair, vote in zip(pairs, votes, strict=True)
     ]
-    dataset = log(labelling, sdk, to_argilla(records, name, client=sdk, users={ann.name: ids[ann.name]}), name)
+    dataset = log(
+        labelling, sdk, to_argilla(records, name, client=sdk, users={ann.name: ids[ann.name]}), name
+    )
     assert labelling.argilla.progress(name).annotators[ann.name]["submitted"] == 8
     found = [
-        dataclasses.replace(record, votes=[dataclasses.replace(vote, at=None) for vote in record.votes])
+        dataclasses.replace(
+            record, votes=[dataclasses.replace(vote, at=None) for vote in record.votes]
+        )
         for record in bare(from_argilla(dataset))
     ]
     assert found == [dataclasses.replace(record, votes=record.votes[::-1]) for record in records]
@@ -114,7 +134,13 @@ def test_what_argilla_does_not_take_is_named_before_anything_is_made(sdk: rg.Arg
 def row(id: str, *answers: tuple[str, str, str]) -> dict[str, Any]:
     given = [{"value": value, "user_id": user, "status": status} for value, user, status in answers]
     fields = {"ask": "p?", "one": "a", "two": "b"}
-    return {"id": id, "fields": fields, "responses": {"best": given}, "suggestions": {}, "metadata": {}}
+    return {
+        "id": id,
+        "fields": fields,
+        "responses": {"best": given},
+        "suggestions": {},
+        "metadata": {},
+    }
 
 
 def test_exported_rows_are_read_by_the_questions_that_are_named() -> None:
@@ -124,7 +150,11 @@ def test_exported_rows_are_read_by_the_questions_that_are_named() -> None:
         row("r2"),
     ]
     found = from_argilla(rows, questions=["prompt=ask", "responses=one,two"], users={"u1": "ann"})
-    assert [[(vote.annotator, vote.choice) for vote in r.votes] for r in found] == [[("ann", 0)], [("ann", 1)], []]  # type: ignore[union-attr]
+    assert [[(vote.annotator, vote.choice) for vote in r.votes] for r in found] == [
+        [("ann", 0)],
+        [("ann", 1)],
+        [],
+    ]  # type: ignore[union-attr]
     with pytest.raises(DataError, match="none of the fields 'ask', 'one', 'two' is a prompt"):
         from_argilla(rows)
     with pytest.raises(DataError, match="two records have one id"):
@@ -136,7 +166,10 @@ def test_records_of_the_sdk_without_a_dataset_are_read_by_what_they_hold() -> No
     fields = {"instruction": "p?", "response1": "a", "response2": "b"}
     given = [rg.Response("better", "response2", user, status="submitted")]  # type: ignore[arg-type]
     unsent = [rg.Response("better", "response1", user)]  # type: ignore[arg-type]
-    records = [rg.Record(id=f"r{i}", fields=dict(fields), responses=each) for i, each in enumerate((given, unsent))]
+    records = [
+        rg.Record(id=f"r{i}", fields=dict(fields), responses=each)
+        for i, each in enumerate((given, unsent))
+    ]
     first, second = from_argilla(records, users={user: "ann"})
     assert isinstance(first, Comparison) and first.votes == [Vote("ann", 1)]
     assert isinstance(second, Comparison) and second.votes == []
@@ -155,7 +188,11 @@ def test_prompts_and_single_responses_of_records() -> None:
 def test_what_is_done_to_texts_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"prompt": "p?", "response": "<|im_start|>assistant\nRye.<|im_end|>", "town": "Ulm"}
     (rating,) = from_argilla([{"id": "a", "fields": fields, "responses": {}, "status": "pending"}])
-    assert isinstance(rating, Rating) and rating.response.text == "Rye." and rating.meta == {"town": "Ulm"}
+    assert (
+        isinstance(rating, Rating)
+        and rating.response.text == "Rye."
+        and rating.meta == {"town": "Ulm"}
+    )
     out = capsys.readouterr().out
     assert "ChatML markers in texts, unwrapped into messages (in 1 row)" in out
     assert "columns kept in meta, not used: town" in out
@@ -163,12 +200,13 @@ def test_what_is_done_to_texts_is_said(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_without_a_client_it_says_to_make_one() -> None:
     code = (
-        "from prefloop.labeling.argilla.convert import to_argilla; from prefloop.errors import LabelError; import sys\n"
-        "assert 'argilla' not in sys.modules\n"
-        "from prefloop.records import *\n"
-        "try: to_argilla([Comparison('p', [Message('user', 'q')], [Response('a'), Response('b')])], 'd')\n"
-        "except LabelError as error: print(error)"
+        "from prefloop.labeling.argilla.convert import to_argilla; from prefloop.errors import"
+        " LabelError; import sys\nassert 'argilla' not in sys.modules\nfrom prefloop.records import"
+        " *\ntry: to_argilla([Comparison('p', [Message('user', 'q')], [Response('a'),"
+        " Response('b')])], 'd')\nexcept LabelError as error: print(error)"
     )
     environment = {**os.environ, "PYTHONPATH": "src"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
     assert "make one first, rg.Argilla(" in done.stdout, done.stderr

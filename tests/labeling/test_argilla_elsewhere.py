@@ -1,4 +1,6 @@
-"""Datasets that were made with Argilla's SDK alone: pulled, read as rows, and trained on, by what their questions say."""
+"""Datasets that were made with Argilla's SDK alone: pulled, read as rows, and trained on, by what
+their questions say.
+"""
 
 import json
 from collections.abc import Callable
@@ -11,7 +13,14 @@ from labelling import Annotator, Labelling
 
 from prefloop.base.sealed import file_digest
 from prefloop.cli import _main, guarded
-from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
+from prefloop.config import (
+    AdapterConfig,
+    BackboneConfig,
+    DataConfig,
+    LabelConfig,
+    OptimConfig,
+    RewardConfig,
+)
 from prefloop.data.source import Source
 from prefloop.data.sources import load_comparisons
 from prefloop.errors import ConfigError, DataError, LabelError
@@ -51,7 +60,9 @@ def make(labelling: Labelling, sdk: rg.Argilla) -> Make:
     def made(settings: rg.Settings, records: list[dict[str, Any]]) -> rg.Dataset:
         dataset = rg.Dataset(labelling.name(), workspace="default", settings=settings, client=sdk)
         dataset.create()
-        dataset.records.log([rg.Record(id=f"r{i}", fields=fields) for i, fields in enumerate(records)])
+        dataset.records.log(
+            [rg.Record(id=f"r{i}", fields=fields) for i, fields in enumerate(records)]
+        )
         return dataset
 
     return made
@@ -63,11 +74,16 @@ def template(make: Make) -> rg.Dataset:
     return make(rg.Settings.for_ranking(), asked(1))
 
 
-def answer(person: Annotator, dataset: rg.Dataset, answers: dict[str, Any], status: str = "submitted") -> None:
+def answer(
+    person: Annotator, dataset: rg.Dataset, answers: dict[str, Any], status: str = "submitted"
+) -> None:
     """Record id → question → value, as the page sends it."""
     ids = {record["external_id"]: record["id"] for record in person.queue(str(dataset.id))}
     for record, values in answers.items():
-        body = {"status": status, "values": {name: {"value": value} for name, value in values.items()} or None}
+        body = {
+            "status": status,
+            "values": {name: {"value": value} for name, value in values.items()} or None,
+        }
         done = person.client.post(f"/records/{ids[record]}/responses", json=body)
         assert done.status_code == 201, done.text
 
@@ -79,7 +95,11 @@ def ranking(*ranks: int) -> list[dict[str, Any]]:
 
 def asked(count: int) -> list[dict[str, Any]]:
     return [
-        {"instruction": f"Which bread keeps {i} days?", "response1": f"{TEXTS[0]} {i}", "response2": f"{TEXTS[1]} {i}"}
+        {
+            "instruction": f"Which bread keeps {i} days?",
+            "response1": f"{TEXTS[0]} {i}",
+            "response2": f"{TEXTS[1]} {i}",
+        }
         for i in range(count)
     ]
 
@@ -88,13 +108,18 @@ def rated() -> rg.Settings:
     """Ratings of both responses, and a remark."""
     fields = [rg.TextField(name) for name in ("instruction", "response1", "response2")]
     questions = [rg.RatingQuestion(f"quality_{n}", TICKS) for n in (1, 2)]
-    return rg.Settings(fields=fields, questions=[*questions, rg.TextQuestion("remark", required=False)])
+    return rg.Settings(
+        fields=fields, questions=[*questions, rg.TextQuestion("remark", required=False)]
+    )
 
 
 def cast(labelling: Labelling, dataset: rg.Dataset, *questions: str) -> dict[str, list[Any]]:
     """Record id → (annotator, choice, strength) of every vote that a pull brings."""
     found = labelling.argilla.pull(str(dataset.name), questions=questions)
-    return {record.id: [(v.annotator, v.choice, v.strength) for v in record.votes] for record in found.records}
+    return {
+        record.id: [(v.annotator, v.choice, v.strength) for v in record.votes]
+        for record in found.records
+    }
 
 
 def test_rankings_and_ratings_of_the_sdk_are_pulled_as_answered_and_trained_on(
@@ -109,10 +134,23 @@ def test_rankings_and_ratings_of_the_sdk_are_pulled_as_answered_and_trained_on(
     ranked, graded = make(rg.Settings.for_ranking(), asked(4)), make(rated(), asked(4))
     answer(ann, ranked, {f"r{i}": {"ranking": ranking(*ranks)} for i, ranks in enumerate(RANKED)})
     answer(ben, ranked, {"r0": {"ranking": ranking(2, 1)}, "r3": {"ranking": ranking(2, 1)}})
-    answer(ann, graded, {"r0": {"quality_1": 5, "quality_2": 2}, "r1": {"quality_1": 1, "quality_2": 2}})
-    answer(ben, graded, {"r0": {"quality_1": 3, "quality_2": 3}, "r3": {"quality_1": 1, "quality_2": 5}})
+    answer(
+        ann,
+        graded,
+        {"r0": {"quality_1": 5, "quality_2": 2}, "r1": {"quality_1": 1, "quality_2": 2}},
+    )
+    answer(
+        ben,
+        graded,
+        {"r0": {"quality_1": 3, "quality_2": 3}, "r3": {"quality_1": 1, "quality_2": 5}},
+    )
     expected = {
-        ranked.name: [[(ann, 0, None), (ben, 1, None)], [(ann, 1, None)], [(ann, "tie", None)], [(ben, 1, None)]],
+        ranked.name: [
+            [(ann, 0, None), (ben, 1, None)],
+            [(ann, 1, None)],
+            [(ann, "tie", None)],
+            [(ben, 1, None)],
+        ],
         graded.name: [[(ann, 0, 3), (ben, "tie", None)], [(ann, 1, 1)], [(ben, 1, 4)]],
     }
     kept = []
@@ -127,18 +165,28 @@ def test_rankings_and_ratings_of_the_sdk_are_pulled_as_answered_and_trained_on(
         assert all(text in r.responses[n].text for r in records for n, text in enumerate(TEXTS))
         kept += records
     said = " ".join(capsys.readouterr().out.split())
-    assert "question 'ranking' (ranking: response1, response2) is read as the vote, rank 1 the best" in said
+    assert (
+        "question 'ranking' (ranking: response1, response2) is read as the vote, rank 1 the best"
+        in said
+    )
     assert "the prompt is 'instruction', the responses 'response1', 'response2'" in said
-    assert "a vote with the difference as its strength" in said and "not used: 'remark' (text)" in said
+    assert (
+        "a vote with the difference as its strength" in said and "not used: 'remark' (text)" in said
+    )
 
     backbone = BackboneConfig(
-        model=str(tiny_folder), precision="fp32", max_length=128, adapter=AdapterConfig(r=4, alpha=8)
+        model=str(tiny_folder),
+        precision="fp32",
+        max_length=128,
+        adapter=AdapterConfig(r=4, alpha=8),
     )
     runtime = Runtime(backbone, output=tmp_path / "runs")
     data = DataConfig(comparisons=tmp_path / f"{ranked.name}.jsonl")
     optim = OptimConfig(learning_rate=1e-2, warmup_steps=0)
     labels = Label(LabelConfig(source="file"), data).run(runtime)
-    reward = RewardModel(RewardConfig(members=1, batch_pairs=2, holdout=0.25, epochs=1, optim=optim), from_sft=False)
+    reward = RewardModel(
+        RewardConfig(members=1, batch_pairs=2, holdout=0.25, epochs=1, optim=optim), from_sft=False
+    )
     assert reward.run(runtime, comparisons=labels).metrics["steps"] == 2
 
 
@@ -176,20 +224,31 @@ def test_labels_that_name_no_response_are_asked_about_and_mapped(
 ) -> None:
     labels = rg.LabelQuestion("which", ["top", "bottom", "even", "skip"])
     settings = rg.Settings(
-        fields=[rg.TextField(n) for n in ("instruction", "response1", "response2")], questions=[labels]
+        fields=[rg.TextField(n) for n in ("instruction", "response1", "response2")],
+        questions=[labels],
     )
     dataset = make(settings, asked(4))
-    answer(ann, dataset, {f"r{i}": {"which": v} for i, v in enumerate(("top", "bottom", "even", "skip"))})
-    with pytest.raises(DataError, match=r"none of the questions 'which' \(label: top, bottom, even, skip\) says"):
+    answer(
+        ann,
+        dataset,
+        {f"r{i}": {"which": v} for i, v in enumerate(("top", "bottom", "even", "skip"))},
+    )
+    with pytest.raises(
+        DataError, match=r"none of the questions 'which' \(label: top, bottom, even, skip\) says"
+    ):
         cast(labelling, dataset)
-    with pytest.raises(ConfigError, match="say preferred=which:VALUE_OF_response1,VALUE_OF_response2"):
+    with pytest.raises(
+        ConfigError, match="say preferred=which:VALUE_OF_response1,VALUE_OF_response2"
+    ):
         cast(labelling, dataset, "preferred=which")
     assert cast(labelling, dataset, "preferred=which:top,bottom,even") == {
         "r0": [(ann.name, 0, None)],
         "r1": [(ann.name, 1, None)],
         "r2": [(ann.name, "tie", None)],
     }
-    turned = cast(labelling, dataset, "preferred=which:bottom,top,even", "responses=response2,response1")
+    turned = cast(
+        labelling, dataset, "preferred=which:bottom,top,even", "responses=response2,response1"
+    )
     assert [votes[0][1] for votes in turned.values()] == [1, 0, "tie"]
 
 
@@ -199,7 +258,9 @@ def test_one_rating_of_a_pair_is_read_when_asked_low_for_the_first(
     fields = [rg.TextField(n) for n in ("instruction", "response1", "response2")]
     questions = [rg.RatingQuestion("side", TICKS), rg.TextQuestion("reason", required=False)]
     dataset = make(rg.Settings(fields=fields, questions=questions), asked(3))
-    answer(ann, dataset, {"r0": {"side": 1, "reason": " drier "}, "r1": {"side": 4}, "r2": {"side": 3}})
+    answer(
+        ann, dataset, {"r0": {"side": 1, "reason": " drier "}, "r1": {"side": 4}, "r2": {"side": 3}}
+    )
     with pytest.raises(DataError, match=r"'side' \(rating: 1, 2, 3, 4, 5\)"):
         cast(labelling, dataset)
     assert [votes[0][1:] for votes in cast(labelling, dataset, "preferred=side").values()] == [
@@ -212,7 +273,10 @@ def test_one_rating_of_a_pair_is_read_when_asked_low_for_the_first(
 
 
 def test_single_responses_give_thumbs(labelling: Labelling, make: Make, ann: Annotator) -> None:
-    dataset = make(rg.Settings.for_rating(), [{"instruction": f"{i}?", "response": f"It is {i}."} for i in range(3)])
+    dataset = make(
+        rg.Settings.for_rating(),
+        [{"instruction": f"{i}?", "response": f"It is {i}."} for i in range(3)],
+    )
     answer(ann, dataset, {"r0": {"rating": 5}, "r1": {"rating": 2}, "r2": {"rating": 3}})
     found = labelling.argilla.pull(str(dataset.name))
     assert all(isinstance(record, Rating) for record in found.records)
@@ -235,18 +299,29 @@ def test_a_chat_with_three_responses_gives_pairs_and_a_bad_record_is_named(
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
     unanswered = [*turns, {"role": "assistant", "content": "Hi."}]
     settings = rg.Settings(
-        fields=[rg.ChatField("prompt"), *map(rg.TextField, names)], questions=[rg.RankingQuestion("order", names)]
+        fields=[rg.ChatField("prompt"), *map(rg.TextField, names)],
+        questions=[rg.RankingQuestion("order", names)],
     )
-    rows = [{"prompt": prompt, **{name: f"{name} <b>" for name in names}} for prompt in (turns, unanswered)]
+    rows = [
+        {"prompt": prompt, **{name: f"{name} <b>" for name in names}}
+        for prompt in (turns, unanswered)
+    ]
     rows[0][names[2]] = f"<|im_start|>assistant\n{rows[0][names[2]]}<|im_end|>"
     dataset = make(settings, rows)
     answer(ann, dataset, {record: {"order": ranking(2, 1, 2)} for record in ("r0", "r1")})
     found = labelling.argilla.pull(str(dataset.name))
-    assert [(r.id, r.votes[0].choice) for r in found.records] == [("r0/0-1", 1), ("r0/0-2", "tie"), ("r0/1-2", 0)]
+    assert [(r.id, r.votes[0].choice) for r in found.records] == [
+        ("r0/0-1", 1),
+        ("r0/0-2", "tie"),
+        ("r0/1-2", 0),
+    ]
     assert found.records[0].prompt == [Message("system", "Be kind."), Message("user", "Hello?")]
     assert [r.text for r in found.records[1].responses] == ["response1 <b>", "response3 <b>"]
     assert "; ChatML markers in texts, unwrapped into messages (in 1 row))" in found.describe()
-    assert "1 record that cannot be used left out, the first 'r1': prompt ends with the assistant's" in found.describe()
+    assert (
+        "1 record that cannot be used left out, the first 'r1': prompt ends with the assistant's"
+        in found.describe()
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,18 +351,28 @@ def test_an_address_gives_every_record_and_a_digest_that_follows_the_votes(
     dataset = make(rg.Settings.for_ranking(), asked(3))
     address = f"argilla://default/{dataset.name}"
     before = read(address, labelling.connection)
-    assert [(row["id"], row["votes"]) for row in before.rows] == [("r0", []), ("r1", []), ("r2", [])]
+    assert [(row["id"], row["votes"]) for row in before.rows] == [
+        ("r0", []),
+        ("r1", []),
+        ("r2", []),
+    ]
     answer(ann, dataset, {"r1": {"ranking": ranking(2, 1)}})
     after = read(address, labelling.connection)
     assert after.rows[1]["votes"][0]["choice"] == 1 and after.digest != before.digest
     assert read(address, labelling.connection).digest == after.digest
     assert json.loads(json.dumps(after.rows)) == after.rows and "is read as the vote" in after.said
-    turned = read(f"{address}?responses=response2,response1&preferred=ranking", labelling.connection)
+    turned = read(
+        f"{address}?responses=response2,response1&preferred=ranking", labelling.connection
+    )
     assert turned.rows[1]["votes"][0]["choice"] == 0
 
 
 def test_an_address_is_a_source_like_a_file(
-    labelling: Labelling, make: Make, ann: Annotator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelling: Labelling,
+    make: Make,
+    ann: Annotator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dataset = make(rg.Settings.for_ranking(), asked(3))
     answer(ann, dataset, {"r0": {"ranking": ranking(1, 2)}, "r1": {"ranking": ranking(2, 1)}})
@@ -295,7 +380,11 @@ def test_an_address_is_a_source_like_a_file(
     monkeypatch.setenv("ARGILLA_API_KEY", labelling.connection.api_key)
     monkeypatch.setattr("prefloop.labeling.argilla.source.cache_home", lambda: tmp_path)
     address = f"argilla://default/{dataset.name}"
-    assert [[v.choice for v in pair.votes] for pair in load_comparisons(address).records] == [[0], [1], []]
+    assert [[v.choice for v in pair.votes] for pair in load_comparisons(address).records] == [
+        [0],
+        [1],
+        [],
+    ]
     assert guarded(_main, ["check", address]) == 0
     (copy,) = (tmp_path / "argilla").iterdir()
     assert copy.parent.stat().st_mode & 0o77 == 0  # votes are nobody else's
@@ -307,8 +396,12 @@ def test_an_address_is_a_source_like_a_file(
 
 
 def test_prompts_of_any_dataset_are_rows(labelling: Labelling, make: Make) -> None:
-    settings = rg.Settings(fields=[rg.TextField("prompt")], questions=[rg.LabelQuestion("topic", ["bread", "tea"])])
-    rows = read(f"argilla://default/{make(settings, [{'prompt': 'p?'}]).name}", labelling.connection).rows
+    settings = rg.Settings(
+        fields=[rg.TextField("prompt")], questions=[rg.LabelQuestion("topic", ["bread", "tea"])]
+    )
+    rows = read(
+        f"argilla://default/{make(settings, [{'prompt': 'p?'}]).name}", labelling.connection
+    ).rows
     assert rows == [{"id": "r0", "prompt": [{"role": "user", "content": "p?"}], "meta": {}}]
 
 

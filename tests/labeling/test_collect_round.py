@@ -1,4 +1,6 @@
-"""Votes of one round are collected from a real Argilla: whose they are, what is waited for, what is set aside."""
+"""Votes of one round are collected from a real Argilla: whose they are, what is waited for, what is
+set aside.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,18 @@ pytestmark = pytest.mark.slow
 
 
 def waited(labelling: Labelling, dataset: str, **label: Any) -> LabelConfig:
-    return LabelConfig(source="argilla", dataset=dataset, home=labelling.home, poll_seconds=0.02, **label)
+    return LabelConfig(
+        source="argilla", dataset=dataset, home=labelling.home, poll_seconds=0.02, **label
+    )
 
 
 def simulated(pairs: list[Comparison], name: str) -> dict[str, dict[str, Vote]]:
     return {name: {pair.id: Vote(name, 0) for pair in pairs}}
 
 
-def test_votes_of_simulated_annotators_are_never_taken_for_those_of_people(labelling: Labelling) -> None:
+def test_votes_of_simulated_annotators_are_never_taken_for_those_of_people(
+    labelling: Labelling,
+) -> None:
     dataset, pairs, name = labelling.name(), comparisons(3), labelling.name()
     config = waited(labelling, dataset)
     found = collect_round(config, dataset, pairs, simulated(pairs, name))
@@ -39,7 +45,9 @@ def test_votes_of_simulated_annotators_are_never_taken_for_those_of_people(label
     for record in person.queue(labelling.argilla.datasets.find(dataset).id):
         person.answer(record["id"], preferred="B")
     found = collect_round(config, dataset, pairs, simulated(pairs, name))
-    assert [[v.annotator for v in c.votes] for c in found.comparisons] == [[name]] * 3 and found.others == 3
+    assert [[v.annotator for v in c.votes] for c in found.comparisons] == [
+        [name]
+    ] * 3 and found.others == 3
 
 
 def test_a_simulated_annotator_takes_no_persons_account(labelling: Labelling) -> None:
@@ -52,9 +60,13 @@ def test_a_simulated_annotator_takes_no_persons_account(labelling: Labelling) ->
     assert [v.choice for v in labelling.argilla.pull(dataset).records[0].votes] == ["tie"]
 
 
-def test_what_is_deleted_meanwhile_is_not_waited_for(labelling: Labelling, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_deleted_meanwhile_is_not_waited_for(
+    labelling: Labelling, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset, pairs, said = labelling.name(), comparisons(3), Queue()
-    monkeypatch.setattr(rounds, "say", lambda line, *_: said.put(line) if "waiting for votes" in line else None)
+    monkeypatch.setattr(
+        rounds, "say", lambda line, *_: said.put(line) if "waiting for votes" in line else None
+    )
     labelling.argilla.push(pairs, dataset)
     found = labelling.argilla.datasets.find(dataset)
     person = labelling.user()
@@ -64,7 +76,9 @@ def test_what_is_deleted_meanwhile_is_not_waited_for(labelling: Labelling, monke
         said.get(timeout=300)
         for pair in pairs[:2]:
             person.answer(queue[pair.id], preferred="A")
-        labelling.argilla.rest.call("DELETE", f"/datasets/{found.id}/records", query={"ids": queue[pairs[2].id]})
+        labelling.argilla.rest.call(
+            "DELETE", f"/datasets/{found.id}/records", query={"ids": queue[pairs[2].id]}
+        )
         assert [c.id for c in waiting.result(300).comparisons] == [pair.id for pair in pairs[:2]]
         waiting = pool.submit(collect_round, waited(labelling, dataset), dataset, pairs, {})
         said.get(timeout=300)

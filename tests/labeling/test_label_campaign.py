@@ -7,7 +7,9 @@ from labelling import ROOT, environment
 
 
 @pytest.mark.slow
-def test_kills_copies_and_backups_lose_no_acknowledged_vote(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kills_copies_and_backups_lose_no_acknowledged_vote(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     environment()
     main = runpy.run_path(str(ROOT / "benchmarks" / "reliability" / "labels.py"))["main"]
     assert main(["--seed", "1", "--size", "40"]) == 0, capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""The label commands as a user types them, against a real Argilla: mistakes are named with what to do."""
+"""The label commands as a user types them, against a real Argilla: mistakes are named with what to
+do.
+"""
 
 import dataclasses
 import json
@@ -32,21 +34,32 @@ def test_the_commands_push_and_pull_and_a_second_pull_changes_no_byte(
     (tmp_path / "how.md").write_text("# Be fair")
     write_jsonl(file, comparisons(30))
     home = ("--dataset", dataset, "--home", labelling.home)
-    assert label("push", file, *home, "--guidelines", tmp_path / "how.md", "--min-submitted", 2) == 0
+    assert (
+        label("push", file, *home, "--guidelines", tmp_path / "how.md", "--min-submitted", 2) == 0
+    )
     assert label("push", file, *home) == 0
-    labelling.argilla.vote(dataset, labelling.name(), {f"pair/{i}": Vote("", i % 2) for i in range(20)})
+    labelling.argilla.vote(
+        dataset, labelling.name(), {f"pair/{i}": Vote("", i % 2) for i in range(20)}
+    )
     assert label("pull", *home, "--output", output) == 0
     first = output.read_bytes()
     assert label("pull", *home, "--output", output) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert output.read_bytes() == first and labelling.connection.api_key.encode() not in first
-    assert [c.votes[0].choice for c in load_comparisons(output).records] == [i % 2 for i in range(20)]
+    assert [c.votes[0].choice for c in load_comparisons(output).records] == [
+        i % 2 for i in range(20)
+    ]
     assert "30 records sent" in said and "0 records sent to" in said and "30 were there" in said
-    assert "20 records with 20 votes (0 drafts and 0 discards left out; all of simulated annotators)" in said
+    assert (
+        "20 records with 20 votes (0 drafts and 0 discards left out; all of simulated annotators)"
+        in said
+    )
     assert "0 of 30 records" in said
     assert labelling.connection.api_key not in said
     assert (
-        labelling.argilla.rest.get(f"/datasets/{labelling.argilla.datasets.find(dataset).id}")["guidelines"]
+        labelling.argilla.rest.get(f"/datasets/{labelling.argilla.datasets.find(dataset).id}")[
+            "guidelines"
+        ]
         == "# Be fair"
     )
 
@@ -59,12 +72,21 @@ def test_up_finds_the_server_that_runs_but_at_no_other_port(
     said = capsys.readouterr().out
     assert f"already runs: {labelling.url}" in said and '"answers": true' in said
     assert label("up", "--home", labelling.home, "--port", 1) == 2
-    assert f"you asked for port 1: `prefloop label down --home {labelling.home}` first" in capsys.readouterr().err
+    assert (
+        f"you asked for port 1: `prefloop label down --home {labelling.home}` first"
+        in capsys.readouterr().err
+    )
 
 
-def test_users_are_added_shown_and_removed(labelling: Labelling, capsys: pytest.CaptureFixture[str]) -> None:
+def test_users_are_added_shown_and_removed(
+    labelling: Labelling, capsys: pytest.CaptureFixture[str]
+) -> None:
     name, home = labelling.name(), ("--home", labelling.home)
-    assert label("users", "add", name, *home) == label("users", "add", name, *home, "--role", "annotator") == 0
+    assert (
+        label("users", "add", name, *home)
+        == label("users", "add", name, *home, "--role", "annotator")
+        == 0
+    )
     said = capsys.readouterr().out
     account = json.loads((labelling.home / "credentials.json").read_text())["users"][name]
     assert f"annotator {name} added" in said and f"annotator {name} was there" in said
@@ -99,7 +121,9 @@ def test_new_guidelines_are_said_and_a_refused_push_changes_none(
     def push(records: list[Comparison], guidelines: str) -> tuple[int, str]:
         write_jsonl(file, records)
         how.write_text(guidelines)
-        status = label("push", file, "--home", labelling.home, "--dataset", dataset, "--guidelines", how)
+        status = label(
+            "push", file, "--home", labelling.home, "--dataset", dataset, "--guidelines", how
+        )
         printed = capsys.readouterr()
         return status, printed.out + printed.err
 
@@ -113,25 +137,43 @@ def test_new_guidelines_are_said_and_a_refused_push_changes_none(
     status, said = push(changed, "second")
     assert status == 2 and "Nothing was sent or changed" in said and told() == "first"
     status, said = push(pairs, "third")
-    assert status == 0 and "0 records sent" in said and "guidelines replaced" in said and told() == "third"
+    assert (
+        status == 0
+        and "0 records sent" in said
+        and "guidelines replaced" in said
+        and told() == "third"
+    )
 
 
-def test_every_record_that_argilla_does_not_take_is_named_before_a_dataset_is_made(labelling: Labelling) -> None:
+def test_every_record_that_argilla_does_not_take_is_named_before_a_dataset_is_made(
+    labelling: Labelling,
+) -> None:
     records, dataset = comparisons(4), labelling.name()
     for at, text in ((1, "x" * 20_001), (2, ""), (3, "<" * 5_001)):
         records[at] = dataclasses.replace(records[at], prompt=[Message("user", text)])
     with pytest.raises(DataError) as refused:
         labelling.argilla.push(records, dataset)
     said = str(refused.value)
-    assert "does not take 3 of 4 records" in said and "--bad-rows quarantine" in said and "xx" not in said
-    assert "'pair/1': message 1 of the prompt has 20,001 characters, Argilla takes 1 to 20,000" in said
+    assert (
+        "does not take 3 of 4 records" in said
+        and "--bad-rows quarantine" in said
+        and "xx" not in said
+    )
+    assert (
+        "'pair/1': message 1 of the prompt has 20,001 characters, Argilla takes 1 to 20,000" in said
+    )
     assert "'pair/2': message 1 of the prompt has 0 characters" in said
-    assert "'pair/3': message 1 of the prompt has 20,004 characters (&, < and > are sent as 4 or 5)" in said
+    assert (
+        "'pair/3': message 1 of the prompt has 20,004 characters (&, < and > are sent as 4 or 5)"
+        in said
+    )
     with pytest.raises(LabelError, match="holds no dataset"):
         labelling.argilla.datasets.find(dataset)
 
 
-def test_the_limit_is_of_messages_not_of_responses_and_is_argillas_own(labelling: Labelling) -> None:
+def test_the_limit_is_of_messages_not_of_responses_and_is_argillas_own(
+    labelling: Labelling,
+) -> None:
     """What is let through is taken, to the character."""
     longest = [Message("user", "<" * 5_000)] + [Message("user", "y")] * 499
     record = Comparison("long", longest, [Response("z" * 100_000), Response("")])
@@ -151,21 +193,35 @@ def test_votes_of_programs_are_left_out_where_people_have_voted(
 
     def voters(*flags: str) -> tuple[dict[str, list[str]], str]:
         assert label(*command, *flags) == 0
-        votes = {c.id: [vote.annotator for vote in c.votes] for c in load_comparisons(output).records}
+        votes = {
+            c.id: [vote.annotator for vote in c.votes] for c in load_comparisons(output).records
+        }
         return votes, capsys.readouterr().out
 
     votes, said = voters()
     assert votes == {f"pair/{i}": [robot] for i in range(3)}
-    assert "3 records with 3 votes (0 drafts and 0 discards left out; all of simulated annotators)" in said
-    (record,) = [r for r in ann.queue(labelling.argilla.datasets.find(dataset).id) if r["external_id"] == "pair/1"]
+    assert (
+        "3 records with 3 votes (0 drafts and 0 discards left out; all of simulated annotators)"
+        in said
+    )
+    (record,) = [
+        r
+        for r in ann.queue(labelling.argilla.datasets.find(dataset).id)
+        if r["external_id"] == "pair/1"
+    ]
     assert ann.answer(record["id"], preferred="A").status_code == 201
     votes, said = voters()
     assert votes == {"pair/1": [ann.name]}
-    assert "1 record with 1 vote (" in said and "3 votes of simulated annotators left out, as people have voted" in said
+    assert (
+        "1 record with 1 vote (" in said
+        and "3 votes of simulated annotators left out, as people have voted" in said
+    )
     votes, said = voters("--simulated")
     assert votes == {"pair/0": [robot], "pair/1": [robot, ann.name], "pair/2": [robot]}
     assert "4 votes (0 drafts and 0 discards left out; 3 of simulated annotators)" in said
-    admin = Argilla(Connection(labelling.url, labelling.user(role="admin").client.headers["X-Argilla-Api-Key"]))
+    admin = Argilla(
+        Connection(labelling.url, labelling.user(role="admin").client.headers["X-Argilla-Api-Key"])
+    )
     assert admin.simulated(dataset) >= {robot} and admin.pull(dataset).set_aside == 3
 
 
@@ -178,13 +234,18 @@ def test_a_pull_without_answers_leaves_the_older_file(
     (record,) = ann.queue(labelling.argilla.datasets.find(dataset).id)
     ann.answer(record["id"], "draft", preferred="A")
     assert label(*command) == 2 and not output.exists()
-    assert "nobody has answered yet" in (said := capsys.readouterr().err) and "1 draft and 0 discards" in said
+    assert (
+        "nobody has answered yet" in (said := capsys.readouterr().err)
+        and "1 draft and 0 discards" in said
+    )
     output.write_text("votes of last week\n")
     assert label(*command) == 2 and output.read_text() == "votes of last week\n"
     assert f"{output} is left as it is" in capsys.readouterr().err
 
 
-def test_strength_is_written_as_the_whole_number_that_it_is(labelling: Labelling, tmp_path: Path) -> None:
+def test_strength_is_written_as_the_whole_number_that_it_is(
+    labelling: Labelling, tmp_path: Path
+) -> None:
     dataset, output = labelling.name(), tmp_path / "labels.jsonl"
     labelling.argilla.push(comparisons(1), dataset)
     labelling.argilla.vote(dataset, labelling.name(), {"pair/0": Vote("", 0, 2)})
@@ -205,7 +266,9 @@ def test_a_name_that_no_dataset_can_have_is_told_in_plain_words(
 def test_a_refusal_says_field_and_reason_without_the_value(labelling: Labelling) -> None:
     with pytest.raises(LabelError) as refused:
         labelling.argilla.rest.post("/workspaces", {"name": ""})
-    assert "name: String should have at least 1 character" in str(refused.value) and "{" not in str(refused.value)
+    assert "name: String should have at least 1 character" in str(refused.value) and "{" not in str(
+        refused.value
+    )
 
 
 def test_an_admin_of_the_workspace_can_push_and_pull(labelling: Labelling) -> None:
@@ -221,21 +284,32 @@ def test_an_admin_of_the_workspace_can_push_and_pull(labelling: Labelling) -> No
     ("arguments", "said"),
     [
         (["--dataset", "pairz"], "holds no dataset 'pairz'; did you mean 'pairs'?"),
-        (["--dataset", "pairs", "--workspace", "defalut"], "did you mean 'default'? `prefloop label users add NAME"),
+        (
+            ["--dataset", "pairs", "--workspace", "defalut"],
+            "did you mean 'default'? `prefloop label users add NAME",
+        ),
         (["--dataset", "pairs", "--api-key", "wrong-key-1234"], "does not know this API key"),
     ],
 )
 def test_mistakes_are_named_with_what_to_do(
-    labelling: Labelling, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    labelling: Labelling,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
 ) -> None:
     labelling.argilla.push(comparisons(1), "pairs")
-    assert label("pull", "--home", labelling.home, "--output", tmp_path / "x.jsonl", *arguments) == 2
+    assert (
+        label("pull", "--home", labelling.home, "--output", tmp_path / "x.jsonl", *arguments) == 2
+    )
     printed = capsys.readouterr()
     assert said in printed.err and "wrong-key-1234" not in printed.err + printed.out
     assert not (tmp_path / "x.jsonl").exists()
 
 
-def test_an_annotators_key_is_told_what_key_is_needed(labelling: Labelling, ann: Annotator, tmp_path: Path) -> None:
+def test_an_annotators_key_is_told_what_key_is_needed(
+    labelling: Labelling, ann: Annotator, tmp_path: Path
+) -> None:
     dataset = labelling.name()
     labelling.argilla.push(comparisons(1), dataset)
     key = ann.client.headers["X-Argilla-Api-Key"]
@@ -254,9 +328,25 @@ def test_bad_rows_are_set_aside_when_asked_and_thumbs_are_asked_for_single_respo
     assert "row 4" in capsys.readouterr().err
     assert label("push", file, "--dataset", dataset, *home, "--bad-rows", "quarantine") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 records sent" in said and (tmp_path / "mixed.quarantine.jsonl").read_text().count("\n") == 1
+    assert (
+        "3 records sent" in said
+        and (tmp_path / "mixed.quarantine.jsonl").read_text().count("\n") == 1
+    )
     thumbs = labelling.name()
-    assert label("push", file, "--dataset", thumbs, *home, "--bad-rows", "quarantine", "--kind", "ratings") == 0
+    assert (
+        label(
+            "push",
+            file,
+            "--dataset",
+            thumbs,
+            *home,
+            "--bad-rows",
+            "quarantine",
+            "--kind",
+            "ratings",
+        )
+        == 0
+    )
     assert labelling.argilla.progress(thumbs).total == 6
     single, name = tmp_path / "single.jsonl", labelling.name()
     single.write_text('{"id": "r", "prompt": "p", "response": {"text": "a"}}\n')
@@ -265,7 +355,9 @@ def test_bad_rows_are_set_aside_when_asked_and_thumbs_are_asked_for_single_respo
     assert [rating.votes[0].value for rating in labelling.argilla.pull(name).records] == ["up"]
     long = Comparison("long", [Message("user", "x" * 20_001)], [Response("a"), Response("b")])
     write_jsonl(file, [*comparisons(2), long])
-    assert label("push", file, "--dataset", labelling.name(), *home, "--bad-rows", "quarantine") == 0
+    assert (
+        label("push", file, "--dataset", labelling.name(), *home, "--bad-rows", "quarantine") == 0
+    )
     assert "2 records sent" in " ".join(capsys.readouterr().out.split())
     assert [c.id for c in load_comparisons(tmp_path / "mixed.refused.jsonl").records] == ["long"]
 

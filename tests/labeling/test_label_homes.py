@@ -1,4 +1,6 @@
-"""Homes beside each other: a copy is never taken for the original, a backup holds every vote, a key goes to no stranger."""
+"""Homes beside each other: a copy is never taken for the original, a backup holds every vote, a key
+goes to no stranger.
+"""
 
 import hashlib
 import hmac
@@ -46,9 +48,15 @@ def test_what_is_done_to_a_copy_of_a_running_home_is_not_done_to_the_home(
 ) -> None:
     dataset, copy = labelling.name(), tmp_path / "copy"
     labelling.argilla.push(comparisons(3), dataset)
-    shutil.copytree(labelling.home, copy, ignore=lambda _, names: [name for name in names if name.endswith(".sock")])
+    shutil.copytree(
+        labelling.home,
+        copy,
+        ignore=lambda _, names: [name for name in names if name.endswith(".sock")],
+    )
     pid = labelling.pid()
-    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "Q?", "responses": ["yes", "no"]}) + "\n")
+    (tmp_path / "pairs.jsonl").write_text(
+        json.dumps({"prompt": "Q?", "responses": ["yes", "no"]}) + "\n"
+    )
     push = ("push", tmp_path / "pairs.jsonl", "--dataset", dataset, "--home", copy)
     assert label(*push) == 2
     assert f"no labelling server has run in {copy}, a copy of {labelling.home}" in " ".join(
@@ -62,7 +70,10 @@ def test_what_is_done_to_a_copy_of_a_running_home_is_not_done_to_the_home(
         assert label(*push) == 0, capsys.readouterr().err
         beside = Labelling(copy)
         assert beside.url != labelling.url
-        assert beside.argilla.progress(dataset).total == 4 and labelling.argilla.progress(dataset).total == 3
+        assert (
+            beside.argilla.progress(dataset).total == 4
+            and labelling.argilla.progress(dataset).total == 3
+        )
         assert label("users", "add", "only-in-the-copy", "--home", copy) == 0
         assert "only-in-the-copy" not in accounts(labelling.home)["users"]
     finally:
@@ -71,7 +82,9 @@ def test_what_is_done_to_a_copy_of_a_running_home_is_not_done_to_the_home(
 
 
 @pytest.mark.slow
-def test_a_backup_amid_submits_restores_every_vote_acknowledged_before_it(labelling: Labelling, tmp_path: Path) -> None:
+def test_a_backup_amid_submits_restores_every_vote_acknowledged_before_it(
+    labelling: Labelling, tmp_path: Path
+) -> None:
     dataset, home, before = labelling.name(), tmp_path / "restored", tmp_path / "before.jsonl"
     labelling.argilla.push(comparisons(60), dataset)
     person = labelling.user()
@@ -99,14 +112,19 @@ def test_a_backup_amid_submits_restores_every_vote_acknowledged_before_it(labell
         assert label("pull", "--dataset", dataset, "--home", home, "--output", after) == 0
         assert set(before.read_bytes().splitlines()) <= set(after.read_bytes().splitlines())
         account = {"username": person.name, "password": person.password}
-        assert httpx.post(f"{restored.url}/api/v1/token", data=account, trust_env=False).status_code == 201
+        assert (
+            httpx.post(f"{restored.url}/api/v1/token", data=account, trust_env=False).status_code
+            == 201
+        )
     finally:
         label("down", "--home", home)
     assert labelling.argilla.pull(dataset).votes == 60
 
 
 class Stranger:
-    """Listens where a home's server did, keeps every byte that it hears, and answers what it is told to."""
+    """Listens where a home's server did, keeps every byte that it hears, and answers what it is
+    told to.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home, self.heard, self.proves, self.closes = home, b"", False, False
@@ -138,7 +156,9 @@ class Stranger:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def proof(self, nonce: str) -> str:
-        """What the server's own package would answer (labeling/tests/test_guard.py holds the two to each other by a real server)."""
+        """What the server's own package would answer (labeling/tests/test_guard.py holds the two to
+        each other by a real server).
+        """
         status = os.stat(self.home)
         asked = f"prefloop proof\n{nonce}\n{status.st_dev}:{status.st_ino}\n{self.port}"
         return hmac.new(b"s" * 64, asked.encode(), hashlib.sha256).hexdigest()
@@ -153,7 +173,9 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
     listening = Stranger(home)
     there = os.stat(home)
     of = {"path": os.path.realpath(home), "device": there.st_dev, "inode": there.st_ino}
-    (home / "server.json").write_text(json.dumps({"url": f"http://127.0.0.1:{listening.port}", "home": of}))
+    (home / "server.json").write_text(
+        json.dumps({"url": f"http://127.0.0.1:{listening.port}", "home": of})
+    )
     yield listening
     listening.server.shutdown()
     listening.server.server_close()
@@ -162,7 +184,9 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
 def test_whoever_listens_on_the_port_of_a_home_gets_no_key(
     stranger: Stranger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "Q?", "responses": ["yes", "no"]}) + "\n")
+    (tmp_path / "pairs.jsonl").write_text(
+        json.dumps({"prompt": "Q?", "responses": ["yes", "no"]}) + "\n"
+    )
     where = ("--dataset", "d", "--home", stranger.home)
     for command in (
         ("push", tmp_path / "pairs.jsonl", *where),
@@ -172,8 +196,14 @@ def test_whoever_listens_on_the_port_of_a_home_gets_no_key(
     ):
         assert label(*command) == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert "another program listens at" in said and "no key was sent to it" in said and "label up --home" in said
-    assert stranger.heard.count(b"/prefloop/proof?") == 4 and b"key-of-the-owner" not in stranger.heard
+        assert (
+            "another program listens at" in said
+            and "no key was sent to it" in said
+            and "label up --home" in said
+        )
+    assert (
+        stranger.heard.count(b"/prefloop/proof?") == 4 and b"key-of-the-owner" not in stranger.heard
+    )
 
 
 def test_a_run_that_waits_takes_a_stranger_for_a_server_that_is_away(stranger: Stranger) -> None:
@@ -209,7 +239,10 @@ def test_an_answer_is_parsed_once(stranger: Stranger, monkeypatch: pytest.Monkey
         monkeypatch.setattr(json, "loads", counted)
         assert rest.get("/workspaces") == {"items": []} and len(read) == 1
         # Argilla's own client asks the answer itself.
-        assert rest._http.request("GET", "/api/v1/workspaces").json() == {"items": []} and len(read) == 2
+        assert (
+            rest._http.request("GET", "/api/v1/workspaces").json() == {"items": []}
+            and len(read) == 2
+        )
 
 
 def test_an_address_that_the_user_names_is_the_users_decision(stranger: Stranger) -> None:
@@ -237,7 +270,7 @@ def test_a_simulated_annotators_connection_is_of_the_home_too(
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b'{"items": ' + b"[" * 300 + b"]" * 300 + b"}"])
 def test_an_answer_without_end_in_depth_is_no_json(body: bytes) -> None:
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()  # noqa: E501
 
     def serve(listener: socket.socket) -> None:
         client, _ = listener.accept()
@@ -259,13 +292,21 @@ def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
     dataset = labelling.name()
     labelling.argilla.push(comparisons(12), dataset)
     labelling.argilla.vote(dataset, labelling.name(), {})
-    found = labelling.argilla.datasets.find(dataset)  # among those of all other tests on this server
+    found = labelling.argilla.datasets.find(
+        dataset
+    )  # among those of all other tests on this server
     whole = list(labelling.argilla.datasets.all(found))
-    monkeypatch.setattr(connections, "MOST_BYTES", max(len(json.dumps(item)) for item in whole) * 4 + 2_000)
+    monkeypatch.setattr(
+        connections, "MOST_BYTES", max(len(json.dumps(item)) for item in whole) * 4 + 2_000
+    )
     with Argilla(Connection.find(labelling.home)) as small:
         asked: list[int] = []
         search = small.datasets._search
-        monkeypatch.setattr(small.datasets, "_search", lambda d, f, limit, **q: asked.append(limit) or search(d, f, limit, **q))  # fmt: skip
+        monkeypatch.setattr(
+            small.datasets,
+            "_search",
+            lambda d, f, limit, **q: asked.append(limit) or search(d, f, limit, **q),
+        )
         assert list(small.datasets.all(found)) == whole
         assert asked[0] == 500 and min(asked) < 12
         monkeypatch.setattr(small.rest._http, "most", 500)

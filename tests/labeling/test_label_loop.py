@@ -46,15 +46,23 @@ def ben(labelling: Labelling) -> Annotator:
 def bare(records: list) -> list:
     """As pushed: without votes, and without the order of showing that a pull adds."""
     metas = [{k: v for k, v in record.meta.items() if k != "shown"} for record in records]
-    return [dataclasses.replace(record, votes=[], meta=meta) for record, meta in zip(records, metas, strict=True)]
+    return [
+        dataclasses.replace(record, votes=[], meta=meta)
+        for record, meta in zip(records, metas, strict=True)
+    ]
 
 
 def on_screen(labelling: Labelling, dataset: str, person: Annotator) -> dict[str, dict]:
     """External id → the record as a person's queue shows it."""
-    return {item["external_id"]: item for item in person.queue(labelling.argilla.datasets.find(dataset).id)}
+    return {
+        item["external_id"]: item
+        for item in person.queue(labelling.argilla.datasets.find(dataset).id)
+    }
 
 
-def test_pushing_twice_sends_once_and_more_records_later(labelling: Labelling, ann: Annotator) -> None:
+def test_pushing_twice_sends_once_and_more_records_later(
+    labelling: Labelling, ann: Annotator
+) -> None:
     dataset, records = labelling.name(), comparisons(7)
     assert labelling.argilla.push(records[:5], dataset) == Pushed(5, 0)
     assert labelling.argilla.push(records[:5], dataset) == Pushed(0, 5)
@@ -62,7 +70,9 @@ def test_pushing_twice_sends_once_and_more_records_later(labelling: Labelling, a
     assert sorted(on_screen(labelling, dataset, ann)) == [record.id for record in records]
 
 
-def test_every_vote_is_for_the_text_that_was_chosen_on_screen(labelling: Labelling, ann: Annotator) -> None:
+def test_every_vote_is_for_the_text_that_was_chosen_on_screen(
+    labelling: Labelling, ann: Annotator
+) -> None:
     dataset, records = labelling.name(), comparisons(24)
     labelling.argilla.push(records, dataset)
     chosen, sides = {}, set()
@@ -70,7 +80,12 @@ def test_every_vote_is_for_the_text_that_was_chosen_on_screen(labelling: Labelli
         side = "AB"[number % 2]
         chosen[id] = shown["fields"][f"response_{side.lower()}"]
         sides.add((side, chosen[id].split()[0]))
-        assert ann.answer(shown["id"], preferred=side, strength="clear", why=" it is short ").status_code == 201
+        assert (
+            ann.answer(
+                shown["id"], preferred=side, strength="clear", why=" it is short "
+            ).status_code
+            == 201
+        )
     pulled = labelling.argilla.pull(dataset)
     assert len(sides) == 4, "both sides should have shown both responses"
     assert bare(pulled.records) == records
@@ -84,7 +99,10 @@ def test_every_vote_is_for_the_text_that_was_chosen_on_screen(labelling: Labelli
 def test_tools_calls_and_thoughts_are_on_screen_and_come_back_as_they_were(
     labelling: Labelling, ann: Annotator
 ) -> None:
-    dataset, record = labelling.name(), Comparison("turns", asked(), [looked(), Response("No.", "base")], meta={"k": 1})
+    dataset, record = (
+        labelling.name(),
+        Comparison("turns", asked(), [looked(), Response("No.", "base")], meta={"k": 1}),
+    )
     assert labelling.argilla.push([record], dataset) == Pushed(1, 0)
     assert labelling.argilla.push([record], dataset) == Pushed(0, 1)
     (shown,) = on_screen(labelling, dataset, ann).values()
@@ -96,16 +114,22 @@ def test_tools_calls_and_thoughts_are_on_screen_and_come_back_as_they_were(
     )
     ann.answer(shown["id"], preferred="A")
     (pulled,) = labelling.argilla.pull(dataset).records
-    assert bare([pulled]) == [record] and pulled.prompt.tools == [WEATHER] and len(pulled.votes) == 1
+    assert (
+        bare([pulled]) == [record] and pulled.prompt.tools == [WEATHER] and len(pulled.votes) == 1
+    )
 
 
-def test_annotators_are_not_shown_which_response_is_which(labelling: Labelling, ann: Annotator) -> None:
+def test_annotators_are_not_shown_which_response_is_which(
+    labelling: Labelling, ann: Annotator
+) -> None:
     dataset = labelling.name()
     labelling.argilla.push(comparisons(12), dataset)
     shown = on_screen(labelling, dataset, ann).values()
     assert all(not record["metadata"] for record in shown)
     assert {record["fields"]["response_a"].split()[0] for record in shown} == {"first", "second"}
-    assert not any(secret in json.dumps([s["fields"] for s in shown]) for secret in ("sft", "base", "swapped"))
+    assert not any(
+        secret in json.dumps([s["fields"] for s in shown]) for secret in ("sft", "base", "swapped")
+    )
 
 
 def test_a_tie_is_a_tie(labelling: Labelling, ann: Annotator) -> None:
@@ -116,7 +140,9 @@ def test_a_tie_is_a_tie(labelling: Labelling, ann: Annotator) -> None:
     assert [r.votes[0].choice for r in labelling.argilla.pull(dataset).records] == ["tie"] * 4
 
 
-def test_drafts_and_discards_are_counted_and_not_used(labelling: Labelling, ann: Annotator, ben: Annotator) -> None:
+def test_drafts_and_discards_are_counted_and_not_used(
+    labelling: Labelling, ann: Annotator, ben: Annotator
+) -> None:
     dataset = labelling.name()
     labelling.argilla.push(comparisons(3), dataset)
     first, second, third = on_screen(labelling, dataset, ann).values()
@@ -129,7 +155,9 @@ def test_drafts_and_discards_are_counted_and_not_used(labelling: Labelling, ann:
     assert (pulled.votes, pulled.drafts, pulled.discards, pulled.foreign) == (1, 1, 2, 0)
 
 
-def test_a_vote_changed_later_replaces_the_first_and_a_discard_takes_it_back(labelling: Labelling) -> None:
+def test_a_vote_changed_later_replaces_the_first_and_a_discard_takes_it_back(
+    labelling: Labelling,
+) -> None:
     dataset, records, name = labelling.name(), comparisons(2), labelling.name()
     labelling.argilla.push(records, dataset)
     labelling.argilla.vote(dataset, name, {r.id: Vote("", 0) for r in records})
@@ -149,7 +177,9 @@ def test_votes_beyond_the_minimum_are_all_kept_oldest_first(labelling: Labelling
     for number, person in enumerate(people):
         labelling.argilla.vote(dataset, person, {records[0].id: Vote("", number % 2)})
     (record,) = labelling.argilla.pull(dataset).records
-    assert [(vote.annotator, vote.choice) for vote in record.votes] == list(zip(people, (0, 1, 0, 1), strict=True))
+    assert [(vote.annotator, vote.choice) for vote in record.votes] == list(
+        zip(people, (0, 1, 0, 1), strict=True)
+    )
 
 
 def test_a_renamed_user_is_renamed_in_all_votes(labelling: Labelling) -> None:
@@ -159,13 +189,17 @@ def test_a_renamed_user_is_renamed_in_all_votes(labelling: Labelling) -> None:
     rest = labelling.argilla.rest
     user = next(user for user in rest.get("/users")["items"] if user["username"] == name)
     rest.call("PATCH", f"/users/{user['id']}", {"username": f"{name}-married"})
-    assert {r.votes[0].annotator for r in labelling.argilla.pull(dataset).records} == {f"{name}-married"}
+    assert {r.votes[0].annotator for r in labelling.argilla.pull(dataset).records} == {
+        f"{name}-married"
+    }
 
 
 def test_a_vote_that_cannot_be_cast_is_refused_before_any_is_sent(labelling: Labelling) -> None:
     dataset, name = labelling.name(), labelling.name()
     labelling.argilla.push(comparisons(1), dataset)
-    with pytest.raises(DataError, match=r"strength 0\.5 is none of 1 \(slight\), 2 \(clear\), 3 \(strong\)"):
+    with pytest.raises(
+        DataError, match=r"strength 0\.5 is none of 1 \(slight\), 2 \(clear\), 3 \(strong\)"
+    ):
         labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0, 0.5)})
     with pytest.raises(DataError, match="holds no record 'pair/1': push it before"):
         labelling.argilla.vote(dataset, name, {"pair/0": Vote("", 0), "pair/1": Vote("", 0)})
@@ -182,9 +216,13 @@ def test_ratings_go_round(labelling: Labelling, ann: Annotator) -> None:
     ann.answer(down["id"], thumb="down", why="wrong")
     pulled = labelling.argilla.pull(dataset)
     found = {record.id: record.votes[0] for record in pulled.records}
-    assert isinstance(pulled.records[0], Rating) and bare(pulled.records) == [r for r in records if r.id in found]
+    assert isinstance(pulled.records[0], Rating) and bare(pulled.records) == [
+        r for r in records if r.id in found
+    ]
     assert dataclasses.replace(found[up["external_id"]], at=None) == Thumb(ann.name, "up")
-    assert dataclasses.replace(found[down["external_id"]], at=None) == Thumb(ann.name, "down", "wrong")
+    assert dataclasses.replace(found[down["external_id"]], at=None) == Thumb(
+        ann.name, "down", "wrong"
+    )
 
 
 def test_progress_counts_records_and_each_annotators_answers(labelling: Labelling) -> None:
@@ -205,7 +243,9 @@ def test_pages_join_without_a_seam(labelling: Labelling, monkeypatch: pytest.Mon
     assert bare(labelling.argilla.pull(dataset).records) == records
 
 
-def test_records_of_another_hand_are_left_out_and_counted(labelling: Labelling, ann: Annotator) -> None:
+def test_records_of_another_hand_are_left_out_and_counted(
+    labelling: Labelling, ann: Annotator
+) -> None:
     dataset = labelling.name()
     labelling.argilla.push(comparisons(1), dataset)
     id = labelling.argilla.datasets.find(dataset).id
@@ -221,16 +261,36 @@ def test_a_draft_that_a_killed_push_left_is_completed(labelling: Labelling) -> N
     dataset, argilla = labelling.name(), labelling.argilla
     place = argilla.rest.get("/me/workspaces")["items"][0]["id"]
     made = argilla.rest.post("/datasets", {"name": dataset, "workspace_id": place})
-    body = {"name": "prompt", "title": "Prompt", "required": True, "settings": {"type": "chat", "use_markdown": False}}
+    body = {
+        "name": "prompt",
+        "title": "Prompt",
+        "required": True,
+        "settings": {"type": "chat", "use_markdown": False},
+    }
     argilla.rest.post(f"/datasets/{made['id']}/fields", body)
     assert argilla.push(comparisons(1), dataset) == Pushed(1, 0)
 
 
-def test_a_push_killed_half_way_is_finished_by_the_same_command(labelling: Labelling, tmp_path: Path) -> None:
+def test_a_push_killed_half_way_is_finished_by_the_same_command(
+    labelling: Labelling, tmp_path: Path
+) -> None:
     dataset, records, file = labelling.name(), comparisons(3 * BATCH), tmp_path / "pairs.jsonl"
     write_jsonl(file, records)
-    command = [sys.executable, "-c", DIES, "label", "push", str(file), "--dataset", dataset, "--home", labelling.home]
-    died = subprocess.run(command, env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-c",
+        DIES,
+        "label",
+        "push",
+        str(file),
+        "--dataset",
+        dataset,
+        "--home",
+        labelling.home,
+    ]
+    died = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": "src"}, stdout=subprocess.DEVNULL
+    )
     assert died.returncode == -signal.SIGKILL
     assert labelling.argilla.progress(dataset).total == BATCH
     assert labelling.argilla.push(records, dataset) == Pushed(2 * BATCH, BATCH)
@@ -264,14 +324,20 @@ def test_what_argilla_refuses_for_a_reason_of_its_own_is_named(
     records = comparisons(3)
     prompt = [dataclasses.replace(records[1].prompt[0], content="x" * 20_001)]
     records[1] = dataclasses.replace(records[1], prompt=prompt)
-    with pytest.raises(DataError, match=r"Argilla does not take record 'pair/1': .*at most 20000 characters"):
+    with pytest.raises(
+        DataError, match=r"Argilla does not take record 'pair/1': .*at most 20000 characters"
+    ):
         labelling.argilla.push(records, labelling.name())
 
 
-def test_a_dataset_of_another_form_is_refused_with_what_it_has_and_what_is_needed(labelling: Labelling) -> None:
+def test_a_dataset_of_another_form_is_refused_with_what_it_has_and_what_is_needed(
+    labelling: Labelling,
+) -> None:
     dataset = labelling.name()
     labelling.argilla.push(comparisons(1), dataset)
-    with pytest.raises(LabelError, match=r"is there with .*response_a.* but ratings need .*question thumb"):
+    with pytest.raises(
+        LabelError, match=r"is there with .*response_a.* but ratings need .*question thumb"
+    ):
         labelling.argilla.push(ratings(1), dataset)
     with pytest.raises(LabelError, match="asks for 1 answer to a record, not 3"):
         labelling.argilla.push(comparisons(1), dataset, min_submitted=3)
@@ -287,7 +353,11 @@ def test_a_swapped_comparison_keeps_its_own_order_in_the_record(labelling: Label
     dataset, records = labelling.name(), comparisons(12)
     swapped = [record for record in records if is_swapped(dataset, record.id)]
     labelling.argilla.push(records, dataset)
-    labelling.argilla.vote(dataset, labelling.name(), {record.id: Vote("", 0) for record in records})
+    labelling.argilla.vote(
+        dataset, labelling.name(), {record.id: Vote("", 0) for record in records}
+    )
     pulled = labelling.argilla.pull(dataset).records
-    assert swapped and all(isinstance(record, Comparison) and record.votes[0].choice == 0 for record in pulled)
+    assert swapped and all(
+        isinstance(record, Comparison) and record.votes[0].choice == 0 for record in pulled
+    )
     assert bare(pulled) == records

@@ -1,4 +1,6 @@
-"""Rounds of sampling, labelling and training; votes that travel through a real Argilla; a wait that is killed."""
+"""Rounds of sampling, labelling and training; votes that travel through a real Argilla; a wait that
+is killed.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ def artifact(config: Path, slot: str, file: str) -> list[dict[str, Any]]:
 
 
 def labelled(config: Path) -> list[Comparison]:
-    return [from_dict(Comparison, row) for row in artifact(config, "comparisons", "comparisons.jsonl")]
+    return [
+        from_dict(Comparison, row) for row in artifact(config, "comparisons", "comparisons.jsonl")
+    ]
 
 
 def settings(tmp_path: Path, model: Path, tokens: int = 120, **label: Any) -> Path:
-    """An ensemble, no waiting between two looks; of ``tokens`` enough that some of few random responses end by themselves."""
+    """An ensemble, no waiting between two looks; of ``tokens`` enough that some of few random
+    responses end by themselves.
+    """
     people = [{"name": "round-a", "noise": 0.05}, {"name": "round-b", "noise": 0.3}]
     config = write_config(
         tmp_path,
@@ -47,14 +53,20 @@ def settings(tmp_path: Path, model: Path, tokens: int = 120, **label: Any) -> Pa
     return config
 
 
-def test_a_second_round_labels_what_the_first_was_unsure_of(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_second_round_labels_what_the_first_was_unsure_of(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     config = settings(tmp_path, tiny_folder, tokens=10, pairs=6)
     output = run(config, "--algo", "dpo")
     first = labelled(config)
     assert "choose" not in output
 
     output = run(config, "--algo", "dpo", "--rounds", "2")
-    assert {name: status for name, status in statuses(config).items() if not name.startswith(("respond", "judge"))} == {
+    assert {
+        name: status
+        for name, status in statuses(config).items()
+        if not name.startswith(("respond", "judge"))
+    } == {
         **dict.fromkeys(("sft", "sample", "label", "reward", "dpo"), "reused"),
         **dict.fromkeys(("sample-2", "choose-2", "label-2", "reward-2", "dpo-2"), "ran"),
     }
@@ -90,11 +102,20 @@ def test_votes_through_argilla_are_those_that_were_cast(
     assert len(through) == len(direct)
     for comparison in through:
         other = direct[content_of(comparison)]
-        assert comparison.responses == other.responses, "un-swapped, with what annotators do not see"
-        assert {v.annotator: v.choice for v in comparison.votes} == {v.annotator: v.choice for v in other.votes}
-        assert not any(v.at for v in comparison.votes), "when a program voted says nothing about haste"
+        assert comparison.responses == other.responses, (
+            "un-swapped, with what annotators do not see"
+        )
+        assert {v.annotator: v.choice for v in comparison.votes} == {
+            v.annotator: v.choice for v in other.votes
+        }
+        assert not any(v.at for v in comparison.votes), (
+            "when a program voted says nothing about haste"
+        )
     people = {a["name"]: a for a in summary(config)["annotators"]}
-    assert people["round-a"]["votes"] == len(through) and people["round-a"]["agreement_with_gold"] > 0.5
+    assert (
+        people["round-a"]["votes"] == len(through)
+        and people["round-a"]["agreement_with_gold"] > 0.5
+    )
 
     output = run(config, "--labels", f"argilla://default/{dataset}", "--simulate")
     assert "pairs sent to" not in output and set(statuses(config).values()) == {"reused"}
@@ -105,7 +126,10 @@ def test_votes_through_argilla_are_those_that_were_cast(
 def test_a_killed_wait_goes_on_and_takes_every_vote_but_drafts(
     tmp_path: Path, tiny_folder: Path, labelling: Labelling
 ) -> None:
-    config, dataset = settings(tmp_path, tiny_folder, home=str(labelling.home), enough=0.5), labelling.name()
+    config, dataset = (
+        settings(tmp_path, tiny_folder, home=str(labelling.home), enough=0.5),
+        labelling.name(),
+    )
     flags = ("--labels", f"argilla://default/{dataset}")
     process = start(config, *flags)
     assert any("waiting for votes" in line for line in process.stdout)
@@ -144,11 +168,16 @@ def test_a_killed_wait_goes_on_and_takes_every_vote_but_drafts(
     assert metrics["unlabelled"] == len(queue) - half and metrics["drafts"] == 1
 
 
-def test_a_server_that_comes_late_is_waited_for(tmp_path: Path, tiny_folder: Path, labelling: Labelling) -> None:
+def test_a_server_that_comes_late_is_waited_for(
+    tmp_path: Path, tiny_folder: Path, labelling: Labelling
+) -> None:
     """A restart in the middle of the wait: said once, and the wait goes on."""
     from prefloop.labeling import server
 
-    config, dataset = settings(tmp_path, tiny_folder, home=str(labelling.home), enough=0.01), labelling.name()
+    config, dataset = (
+        settings(tmp_path, tiny_folder, home=str(labelling.home), enough=0.01),
+        labelling.name(),
+    )
     process = start(config, "--labels", f"argilla://default/{dataset}")
     assert any("waiting for votes" in line for line in process.stdout)
     port = labelling.url.rpartition(":")[2]
@@ -172,7 +201,10 @@ def test_one_round_alone_leaves_the_next_pairs(tmp_path: Path, tiny_folder: Path
     assert "the next pairs:" in output
     folder = config.parent / "runs" / "t-round" / "artifacts"
     pairs, votes = (
-        [from_dict(Comparison, json.loads(line)) for line in (folder / name).read_text().splitlines()]
+        [
+            from_dict(Comparison, json.loads(line))
+            for line in (folder / name).read_text().splitlines()
+        ]
         for name in ("pairs/pairs.jsonl", "comparisons/comparisons.jsonl")
     )
     known = {content_of(c) for c in votes}
@@ -183,7 +215,11 @@ def test_one_round_alone_leaves_the_next_pairs(tmp_path: Path, tiny_folder: Path
 
 def test_guidelines_that_are_missing_are_told_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        Label(LabelConfig(source="argilla", dataset="d", home=tmp_path, guidelines=tmp_path / "how.md")).preflight()
+        Label(
+            LabelConfig(
+                source="argilla", dataset="d", home=tmp_path, guidelines=tmp_path / "how.md"
+            )
+        ).preflight()
 
 
 def test_another_server_is_another_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +227,12 @@ def test_another_server_is_another_round(tmp_path: Path, monkeypatch: pytest.Mon
         return Label(LabelConfig(source="argilla", dataset="d", **changes)).parts()
 
     monkeypatch.delenv("ARGILLA_API_URL", raising=False)
-    assert parts(home=tmp_path) != parts(home=tmp_path / "other") != parts(url="http://127.0.0.1:1") != parts()
+    assert (
+        parts(home=tmp_path)
+        != parts(home=tmp_path / "other")
+        != parts(url="http://127.0.0.1:1")
+        != parts()
+    )
     assert parts(home=tmp_path) == parts(home=tmp_path, enough=0.5, patience=1, poll_seconds=9)
     mine = parts()
     monkeypatch.setenv("ARGILLA_API_URL", "http://127.0.0.1:1")
@@ -216,8 +257,13 @@ def test_wrong_flags_are_told_before_anything_runs(flags: tuple[str, ...], says:
 def test_an_address_is_written_out_into_the_settings() -> None:
     label = parse(["--labels", "argilla://team/one", "--run", "r"], prog="x", description="").label
     assert (label.source, label.workspace, label.dataset) == ("argilla", "team", "one")
-    assert parse(["--labels", "argilla", "--run", "r"], prog="x", description="").label.dataset == "r"
-    assert parse(["--labels", "argilla", "--simulate"], prog="x", description="").label.dataset == "run-simulated"
+    assert (
+        parse(["--labels", "argilla", "--run", "r"], prog="x", description="").label.dataset == "r"
+    )
+    assert (
+        parse(["--labels", "argilla", "--simulate"], prog="x", description="").label.dataset
+        == "run-simulated"
+    )
 
 
 def test_a_vote_is_kept_as_it_was_cast() -> None:

@@ -26,7 +26,9 @@ from prefloop.models.adapters import method_of
 LORA = sum(R * (i + o) for i, o in LINEAR)
 HIDDEN, KEYS, LAYERS, TOKENS = 64, 32, 2, 20
 COUNTS: dict[str, int] = {
-    **dict.fromkeys(("lora", "rslora", "pissa", "olora", "eva", "lora+", "delta-lora", "lora-drop"), LORA),
+    **dict.fromkeys(
+        ("lora", "rslora", "pissa", "olora", "eva", "lora+", "delta-lora", "lora-drop"), LORA
+    ),
     "lora-fa": sum(R * o for _, o in LINEAR),  # B alone
     "dora": sum(R * (i + o) + o for i, o in LINEAR),  # and a magnitude for each output
     "adalora": sum(6 * (i + o + 1) for i, o in LINEAR),  # P, Q and the singular values, at 1.5 r
@@ -44,15 +46,22 @@ COUNTS: dict[str, int] = {
     "prefix": TOKENS * KEYS + (KEYS * HIDDEN + HIDDEN) + (HIDDEN + 1) * 2 * LAYERS * KEYS,
     "p-tuning-v2": TOKENS * 2 * LAYERS * KEYS,
     "bitfit": sum(o for _, o in LINEAR),
-    "bottleneck": 2 * LAYERS * (2 * HIDDEN * R + R + HIDDEN + 2 * HIDDEN),  # 2 m d + d + m, and the norm's 2 m
+    "bottleneck": 2
+    * LAYERS
+    * (2 * HIDDEN * R + R + HIDDEN + 2 * HIDDEN),  # 2 m d + d + m, and the norm's 2 m
     "mole": sum(2 * (i + 1) for i, _ in LINEAR),  # a gate over two experts
-    "full": 400 * HIDDEN + sum(i * o for i, o in LINEAR) + LAYERS * 2 * HIDDEN + HIDDEN,  # tied embeddings, norms
+    "full": 400 * HIDDEN
+    + sum(i * o for i, o in LINEAR)
+    + LAYERS * 2 * HIDDEN
+    + HIDDEN,  # tied embeddings, norms
 }
 """Numbers that learn on the tiny model."""
 
 
 @pytest.mark.parametrize("method", CARDS)
-def test_parameters_are_as_many_as_the_paper_says(tiny_folder: Path, tmp_path: Path, method: str) -> None:
+def test_parameters_are_as_many_as_the_paper_says(
+    tiny_folder: Path, tmp_path: Path, method: str
+) -> None:
     options = {"experts": two_experts(tmp_path, tiny_folder)} if method == "mole" else {}
     backbone = load(tiny_folder, method, options=options)
     backbone.add_role("policy")
@@ -64,12 +73,24 @@ def test_parameters_are_as_many_as_the_paper_says(tiny_folder: Path, tmp_path: P
 def test_veras_numbers_are_layers_times_width_plus_rank_and_loras_twice_their_product(
     layers: int, width: int, rank: int
 ) -> None:
-    """2310.11454, section 3.2, on queries and values of RoBERTa: L_tuned (d_model + r) against 2 L_tuned d_model r."""
-    small = {"vocab_size": 8, "intermediate_size": 8, "hidden_size": width, "num_hidden_layers": layers}
-    for name, expected in (("vera", 2 * layers * (width + rank)), ("lora", 2 * 2 * layers * width * rank)):
+    """2310.11454, section 3.2, on queries and values of RoBERTa: L_tuned (d_model + r) against 2
+    L_tuned d_model r.
+    """
+    small = {
+        "vocab_size": 8,
+        "intermediate_size": 8,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+    }
+    for name, expected in (
+        ("vera", 2 * layers * (width + rank)),
+        ("lora", 2 * 2 * layers * width * rank),
+    ):
         with torch.device("meta") if name == "lora" else contextlib.nullcontext():
             model = AutoModelForCausalLM.from_config(RobertaConfig(**small, num_attention_heads=8))
-            method = method_of(AdapterConfig(method=name, r=rank, target_modules=r".*\.(query|value)"))
+            method = method_of(
+                AdapterConfig(method=name, r=rank, target_modules=r".*\.(query|value)")
+            )
             method.wrap(model)
             method.add("policy")
         assert method.count("policy") == expected
@@ -82,8 +103,14 @@ LLAMA_7B: dict[str, Any] = {
     "num_hidden_layers": 32,
 }
 T5_XXL: dict[str, Any] = {
-    "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False
-}  # fmt: skip
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
 """T5 1.1 XXL, which T0 is."""
 LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -92,23 +119,87 @@ LARGE: dict[str, Any] = {
     "num_attention_heads": 16,
 }
 PUBLISHED = {
-    "LoRA, 2106.09685, table 2: RoBERTa base, 0.3 M": (RobertaConfig(), "lora", 8, r".*\.(query|value)", {}, 0.3e6),
+    "LoRA, 2106.09685, table 2: RoBERTa base, 0.3 M": (
+        RobertaConfig(),
+        "lora",
+        8,
+        r".*\.(query|value)",
+        {},
+        0.3e6,
+    ),
     "LoRA, 2106.09685, table 2: RoBERTa large, 0.8 M": (
-        RobertaConfig(**LARGE), "lora", 8, r".*\.(query|value)", {}, 0.8e6,
+        RobertaConfig(**LARGE),
+        "lora",
+        8,
+        r".*\.(query|value)",
+        {},
+        0.8e6,
     ),
-    "VeRA, 2310.11454, table 2: RoBERTa base, 0.043 M": (RobertaConfig(), "vera", 1024, r".*\.(query|value)", {}, 0.043e6),
-    "the same: RoBERTa large, 0.061 M": (RobertaConfig(**LARGE), "vera", 256, r".*\.(query|value)", {}, 0.061e6),
-    "VeRA, 2310.11454v1, abstract: Llama 2 7B, 1.4 M": (LlamaConfig(**LLAMA_7B), "vera", 256, "all-linear", {}, 1.4e6),
+    "VeRA, 2310.11454, table 2: RoBERTa base, 0.043 M": (
+        RobertaConfig(),
+        "vera",
+        1024,
+        r".*\.(query|value)",
+        {},
+        0.043e6,
+    ),
+    "the same: RoBERTa large, 0.061 M": (
+        RobertaConfig(**LARGE),
+        "vera",
+        256,
+        r".*\.(query|value)",
+        {},
+        0.061e6,
+    ),
+    "VeRA, 2310.11454v1, abstract: Llama 2 7B, 1.4 M": (
+        LlamaConfig(**LLAMA_7B),
+        "vera",
+        256,
+        "all-linear",
+        {},
+        1.4e6,
+    ),
     "DoRA, 2402.09353, table 1: LLaMA 7B, 0.84 %": (
-        LlamaConfig(**LLAMA_7B), "dora", 32, r".*\.(q|k|v|up|down)_proj", {}, 0.84 / 100,
+        LlamaConfig(**LLAMA_7B),
+        "dora",
+        32,
+        r".*\.(q|k|v|up|down)_proj",
+        {},
+        0.84 / 100,
     ),
-    "the same: LoRA, 0.83 %": (LlamaConfig(**LLAMA_7B), "lora", 32, r".*\.(q|k|v|up|down)_proj", {}, 0.83 / 100),
+    "the same: LoRA, 0.83 %": (
+        LlamaConfig(**LLAMA_7B),
+        "lora",
+        32,
+        r".*\.(q|k|v|up|down)_proj",
+        {},
+        0.83 / 100,
+    ),
     "IA3, 2205.05638, abstract and section 3.3: T0, 0.01 %": (
-        T5Config(**T5_XXL), "ia3", 8, r".*Attention\.(k|v)|.*\.wo", {"feedforward": r".*\.wo"}, 0.01 / 100,
+        T5Config(**T5_XXL),
+        "ia3",
+        8,
+        r".*Attention\.(k|v)|.*\.wo",
+        {"feedforward": r".*\.wo"},
+        0.01 / 100,
     ),
-    "BitFit, 2106.10199, section 3: BERT base, 0.09 %": (BertConfig(), "bitfit", 8, "all-linear", {}, 0.09 / 100),
-    "the same: BERT large, 0.08 %": (BertConfig(**LARGE), "bitfit", 8, "all-linear", {}, 0.08 / 100),
-}  # fmt: skip
+    "BitFit, 2106.10199, section 3: BERT base, 0.09 %": (
+        BertConfig(),
+        "bitfit",
+        8,
+        "all-linear",
+        {},
+        0.09 / 100,
+    ),
+    "the same: BERT large, 0.08 %": (
+        BertConfig(**LARGE),
+        "bitfit",
+        8,
+        "all-linear",
+        {},
+        0.08 / 100,
+    ),
+}
 """Model, method, rank, layers, options; the paper's number of parameters or its share of all."""
 
 
@@ -119,7 +210,9 @@ def test_counts_and_shares_are_the_published_ones(source: str) -> None:
     with torch.device("meta"):
         model = kinds.get(type(config), AutoModelForCausalLM).from_config(config)
         base = sum(p.numel() for p in model.parameters())
-    method = method_of(AdapterConfig(method=name, r=r, alpha=r, target_modules=layers, options=options))
+    method = method_of(
+        AdapterConfig(method=name, r=r, alpha=r, target_modules=layers, options=options)
+    )
     # VeRA draws its matrices from a key, on the host
     with torch.device("meta") if name != "vera" else contextlib.nullcontext():
         method.wrap(model)

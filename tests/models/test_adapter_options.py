@@ -1,4 +1,6 @@
-"""Options that change what a saved adapter computes stand in its files: under another value it is refused or is what it was, nothing between."""
+"""Options that change what a saved adapter computes stand in its files: under another value it is
+refused or is what it was, nothing between.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ CHANGED: dict[str, dict[str, Any]] = {
     "lora-drop": {"share": 0.5, "steps": 2},
     "mole": {"temperature": 2.0, "top_k": 1, "balance": 0.5},
 }
-"""Another value of every option than the one that holds by itself; experts are put in another order."""
+"""Another value of every option than the one that holds by itself; experts are put in another
+order.
+"""
 REFUSED = {
     ("adalora", "start"),
     ("vera", "key"),
@@ -80,7 +84,8 @@ def saved(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("method", "option"), [(card.name, option) for card in CARDS.values() for option in card.options]
+    ("method", "option"),
+    [(card.name, option) for card in CARDS.values() for option in card.options],
 )
 def test_a_saved_adapter_is_refused_or_the_same_under_another_value_of_an_option(
     method: str, option: str, tiny_folder: Path, saved: Any

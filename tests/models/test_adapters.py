@@ -1,4 +1,6 @@
-"""Every adapter method of PEFT's: learns from each kind of loss, saves, reloads and merges without changing what it computes, and is what its paper says."""
+"""Every adapter method of PEFT's: learns from each kind of loss, saves, reloads and merges without
+changing what it computes, and is what its paper says.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ from prefloop.training.loop import Loop
 
 EXACT = 1e-5
 METHODS = [
-    card.name for card in CARDS.values() if not card.ours and card.name != "lora-drop" and "tokens" not in card.options
+    card.name
+    for card in CARDS.values()
+    if not card.ours and card.name != "lora-drop" and "tokens" not in card.options
 ]
 """Those that are PEFT's layers."""
 
@@ -68,7 +72,12 @@ def ppo(backbone: Backbone, role: str, head: ScalarHead, pack: Pack) -> Iterator
     yield policy_loss_R(logp_R, logp_R.detach(), advantage_R, 0.2, torch.ones_like(logp_R)).sum()
 
 
-LOSSES: dict[str, Callable[..., Any]] = {"sft": sft, "reward": reward, "preference": preference, "ppo": ppo}
+LOSSES: dict[str, Callable[..., Any]] = {
+    "sft": sft,
+    "reward": reward,
+    "preference": preference,
+    "ppo": ppo,
+}
 
 
 def learn(
@@ -90,7 +99,9 @@ def learn(
     return loop
 
 
-@pytest.mark.parametrize(("method", "precision"), [(m, p) for m in METHODS for p in CARDS[m].precisions if p != "bf16"])
+@pytest.mark.parametrize(
+    ("method", "precision"), [(m, p) for m in METHODS for p in CARDS[m].precisions if p != "bf16"]
+)
 def test_a_method_learns_saves_reloads_and_merges(
     tiny_folder: Path, tmp_path: Path, method: str, precision: str
 ) -> None:
@@ -103,7 +114,9 @@ def test_a_method_learns_saves_reloads_and_merges(
     started = {n: p.detach().clone() for n, p in backbone.named_parameters("policy").items()}
     learn(backbone, "policy", tmp_path / "loop")
     learnt = logps(backbone, "policy")
-    assert all(not torch.equal(p, started[n]) for n, p in backbone.named_parameters("policy").items())
+    assert all(
+        not torch.equal(p, started[n]) for n, p in backbone.named_parameters("policy").items()
+    )
     assert (learnt - bare).abs().max() > 1e-2
     assert torch.equal(logps(backbone, "other"), other) and torch.equal(logps(backbone, None), bare)
     assert backbone.frozen_digest() == frozen
@@ -119,7 +132,8 @@ def test_a_method_learns_saves_reloads_and_merges(
     model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     merged = load(tiny_folder, "lora")
     merged.causal_lm.load_state_dict(
-        {_named(merged, n): t for n, t in load_file(tmp_path / "model.safetensors").items()}, strict=False
+        {_named(merged, n): t for n, t in load_file(tmp_path / "model.safetensors").items()},
+        strict=False,
     )
     assert_close(logps(merged, None), learnt, atol=2e-4, rtol=1e-4)
     backbone.drop_role("policy")
@@ -144,7 +158,9 @@ def test_a_fresh_role_is_the_model(tiny_folder: Path, method: str, precision: st
 
 
 @pytest.mark.parametrize("precision", ["nf4", "fp32"])
-def test_the_first_half_of_pissa_is_the_truncated_svd_and_of_olora_the_qr(tiny_folder: Path, precision: str) -> None:
+def test_the_first_half_of_pissa_is_the_truncated_svd_and_of_olora_the_qr(
+    tiny_folder: Path, precision: str
+) -> None:
     for method in ("pissa", "olora"):
         backbone = load(tiny_folder, method, precision)
         backbone.add_role("policy")
@@ -161,7 +177,9 @@ def test_the_first_half_of_pissa_is_the_truncated_svd_and_of_olora_the_qr(tiny_f
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora"])
-def test_the_second_half_never_moves_and_peft_loads_the_files(tiny_folder: Path, tmp_path: Path, method: str) -> None:
+def test_the_second_half_never_moves_and_peft_loads_the_files(
+    tiny_folder: Path, tmp_path: Path, method: str
+) -> None:
     backbone = load(tiny_folder, method)
     backbone.add_role("policy")
     assert isinstance(backbone.method, Halves)
@@ -177,8 +195,12 @@ def test_the_second_half_never_moves_and_peft_loads_the_files(tiny_folder: Path,
         assert_close(other(ids).logits, backbone.model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["dora", "adalora", "vera", "ia3", "oft", "boft", "hra", "miss", "randlora"])
-def test_peft_loads_the_files_of_its_own_methods(tiny_folder: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    "method", ["dora", "adalora", "vera", "ia3", "oft", "boft", "hra", "miss", "randlora"]
+)
+def test_peft_loads_the_files_of_its_own_methods(
+    tiny_folder: Path, tmp_path: Path, method: str
+) -> None:
     backbone = load(tiny_folder, method)
     backbone.add_role("policy")
     learn(backbone, "policy", tmp_path / "loop", kinds=("sft",))
@@ -195,13 +217,23 @@ def test_eva_starts_along_the_largest_variance_of_the_inputs(tiny_folder: Path) 
     fit(backbone, "policy", DOCUMENTS)
     layer: Any = backbone.method.layers[1]  # type: ignore[attr-defined]
     with torch.no_grad():
-        ids = torch.tensor([i for d in DOCUMENTS for i in (*d.prompt_ids, *d.responses_ids[0], *d.responses_ids[1])])
-        seen = backbone.causal_lm.model.layers[0].input_layernorm(backbone.causal_lm.model.embed_tokens(ids))
+        ids = torch.tensor(
+            [
+                i
+                for d in DOCUMENTS
+                for i in (*d.prompt_ids, *d.responses_ids[0], *d.responses_ids[1])
+            ]
+        )
+        seen = backbone.causal_lm.model.layers[0].input_layernorm(
+            backbone.causal_lm.model.embed_tokens(ids)
+        )
     v = torch.linalg.svd(seen, full_matrices=False)[2][:R]
     assert_close((layer.lora_A["policy"].weight @ v.T).abs(), torch.eye(R), atol=1e-3, rtol=1e-3)
 
 
-def test_adalora_ends_at_its_budget_and_resumes_to_the_bit(tiny_folder: Path, tmp_path: Path) -> None:
+def test_adalora_ends_at_its_budget_and_resumes_to_the_bit(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     def ranks(backbone: Backbone) -> int:
         values = [p for n, p in backbone.named_parameters("policy").items() if n.endswith("lora_E")]
         return sum(int((p != 0).sum()) for p in values)
@@ -219,7 +251,9 @@ def test_adalora_ends_at_its_budget_and_resumes_to_the_bit(tiny_folder: Path, tm
     optim = OptimConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.1)
     kinds = [kind for kind in LOSSES for _ in range(3)]
     for part in (kinds[:10], kinds[10:]):
-        loop = Loop(named, optim, len(kinds), tmp_path / "parts", learners=[Learner(again, "policy")])
+        loop = Loop(
+            named, optim, len(kinds), tmp_path / "parts", learners=[Learner(again, "policy")]
+        )
         loop.restore()
         for kind in part:
             loop.update([PACK], functools.partial(LOSSES[kind], again, "policy", head), 4)
@@ -234,7 +268,9 @@ def test_lora_plus_lets_b_learn_at_its_ratio(tiny_folder: Path, tmp_path: Path) 
     loop = learn(backbone, "policy", tmp_path, kinds=("sft",), steps=1)
     names = {id(p): n for n, p in loop.parameters.items()}
     for group, peak in zip(loop.optimizer.param_groups, loop.schedule.base_lrs, strict=True):
-        assert {(".lora_B." in names[id(p)]) for p in group["params"]} == {peak == pytest.approx(8e-2)}
+        assert {(".lora_B." in names[id(p)]) for p in group["params"]} == {
+            peak == pytest.approx(8e-2)
+        }
 
 
 def test_restoring_another_method_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

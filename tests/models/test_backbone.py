@@ -1,4 +1,6 @@
-"""Roles on one backbone: independent, saved and loaded without a bit lost, and the frozen weights frozen."""
+"""Roles on one backbone: independent, saved and loaded without a bit lost, and the frozen weights
+frozen.
+"""
 
 import json
 from pathlib import Path
@@ -69,7 +71,9 @@ def test_dropping_a_role_leaves_the_others(backbone: Backbone) -> None:
     )
 
 
-def test_the_same_seed_starts_the_same_adapter_and_global_random_state_is_untouched(backbone: Backbone) -> None:
+def test_the_same_seed_starts_the_same_adapter_and_global_random_state_is_untouched(
+    backbone: Backbone,
+) -> None:
     state = torch.get_rng_state()
     for role, seed in (("one", 3), ("same", 3), ("other", 4)):
         backbone.add_role(role, seed=seed)
@@ -79,7 +83,9 @@ def test_the_same_seed_starts_the_same_adapter_and_global_random_state_is_untouc
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_reference_copied_from_the_saved_sft_adapter_equals_it_to_the_bit(backbone: Backbone, tmp_path: Path) -> None:
+def test_reference_copied_from_the_saved_sft_adapter_equals_it_to_the_bit(
+    backbone: Backbone, tmp_path: Path
+) -> None:
     add_random_role(backbone, "policy")
     backbone.save_role("policy", tmp_path / "sft")
     backbone.add_role("reference", start=tmp_path / "sft")
@@ -90,7 +96,9 @@ def test_reference_copied_from_the_saved_sft_adapter_equals_it_to_the_bit(backbo
     assert not torch.equal(logps(backbone, None), at_start)
 
 
-def test_scoring_a_role_is_without_gradients_and_dropout_whatever_came_before(backbone: Backbone) -> None:
+def test_scoring_a_role_is_without_gradients_and_dropout_whatever_came_before(
+    backbone: Backbone,
+) -> None:
     backbone.add_role("policy")
     with backbone.role("policy", train=True):
         assert all(p.requires_grad for p in backbone.parameters("policy"))
@@ -120,8 +128,12 @@ def test_activations_recomputed_after_the_block_belong_to_its_role(tiny_folder: 
             assert_close(grad, stored)
 
 
-def test_a_scoring_pass_changes_neither_later_gradients_nor_log_probs_in_4_bit(tiny_folder: Path) -> None:
-    """bitsandbytes repacks 4-bit weights for inference on some CPUs, for a kernel that has no backward."""
+def test_a_scoring_pass_changes_neither_later_gradients_nor_log_probs_in_4_bit(
+    tiny_folder: Path,
+) -> None:
+    """bitsandbytes repacks 4-bit weights for inference on some CPUs, for a kernel that has no
+    backward.
+    """
     found = []
     for score_first in (False, True):
         backbone = load(tiny_folder, precision="nf4")
@@ -132,7 +144,9 @@ def test_a_scoring_pass_changes_neither_later_gradients_nor_log_probs_in_4_bit(t
             assert backbone.frozen_digest() == digest
         with backbone.role("policy", train=True):
             scores = response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK)
-            found.append([scores, *torch.autograd.grad(scores.sum(), backbone.parameters("policy"))])
+            found.append(
+                [scores, *torch.autograd.grad(scores.sum(), backbone.parameters("policy"))]
+            )
     for fresh, later in zip(*found, strict=True):
         assert torch.equal(later, fresh)
 
@@ -157,7 +171,9 @@ def test_adapter_dropout_is_on_only_where_it_is_asked_for(tiny_folder: Path) -> 
     scores = [logps(backbone, "policy") for _ in range(2)]
     assert torch.equal(*scores)
     with backbone.role("policy", train=True):
-        assert torch.equal(logps_now(backbone), scores[0])  # a gradient pass whose log-probs are compared
+        assert torch.equal(
+            logps_now(backbone), scores[0]
+        )  # a gradient pass whose log-probs are compared
     with backbone.role("policy", train=True, dropout=True):
         assert not torch.equal(logps_now(backbone), logps_now(backbone))
 
@@ -167,7 +183,9 @@ def logps_now(backbone: Backbone) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
-def test_a_role_loaded_again_gives_identical_log_probs(precision: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_role_loaded_again_gives_identical_log_probs(
+    precision: str, tiny_folder: Path, tmp_path: Path
+) -> None:
     first = load(tiny_folder, precision=precision)
     add_random_role(first, "policy")
     first.save_role("policy", tmp_path / "adapter")
@@ -176,7 +194,9 @@ def test_a_role_loaded_again_gives_identical_log_probs(precision: str, tiny_fold
     assert torch.equal(logps(second, "other-name"), logps(first, "policy"))
 
 
-def test_a_saved_role_is_an_adapter_that_peft_loads(backbone: Backbone, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_saved_role_is_an_adapter_that_peft_loads(
+    backbone: Backbone, tiny_folder: Path, tmp_path: Path
+) -> None:
     add_random_role(backbone, "policy")
     backbone.save_role("policy", tmp_path / "adapter")
     model = PeftModel.from_pretrained(plain(tiny_folder), str(tmp_path / "adapter"))
@@ -218,7 +238,9 @@ def test_merging_leaves_the_backbone_as_it_was(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
-def test_frozen_digest_ignores_training_and_notices_one_changed_weight(precision: str, tiny_folder: Path) -> None:
+def test_frozen_digest_ignores_training_and_notices_one_changed_weight(
+    precision: str, tiny_folder: Path
+) -> None:
     backbone = load(tiny_folder, precision=precision)
     bare = backbone.frozen_digest()
     backbone.add_role("policy")
@@ -257,7 +279,9 @@ def test_max_length_beyond_the_models_context_is_refused(tiny_folder: Path) -> N
 
 def test_a_folder_that_holds_no_model_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"the configuration in .* cannot be used: Unrecognized model"):
+    with pytest.raises(
+        ModelError, match=r"the configuration in .* cannot be used: Unrecognized model"
+    ):
         load(tmp_path)
 
 
@@ -283,7 +307,9 @@ def test_state_space_layers_are_refused_because_branches_would_leak(
 
 
 def test_the_checksum_of_a_gpus_weights_notices_one_changed_byte_and_two_swapped_words() -> None:
-    content = torch.randint(0, 256, (1003,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    content = torch.randint(0, 256, (1003,), generator=torch.Generator().manual_seed(0)).to(
+        torch.uint8
+    )
     whole = checksum(content)
     assert whole == checksum(torch.nn.functional.pad(content, (0, 1))) != checksum(content[:1000])
     assert len(whole) == 8 and checksum(content.clone()) == whole
@@ -298,7 +324,9 @@ def test_the_checksum_of_a_gpus_weights_notices_one_changed_byte_and_two_swapped
 def test_a_role_that_stops_learning_just_before_its_first_step_is_not_run_stale(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fused optimizers leave the versions as they were, and nothing else has stepped in this process."""
+    """Fused optimizers leave the versions as they were, and nothing else has stepped in this
+    process.
+    """
     monkeypatch.setattr("prefloop.models.fused.projections._steps", 0)
     backbone = load(tiny_folder)
     add_random_role(backbone, "policy")

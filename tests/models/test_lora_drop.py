@@ -25,12 +25,16 @@ def dropped(folder: Path, share: float) -> Backbone:
     return backbone
 
 
-def test_lora_drop_shares_one_lora_among_unimportant_layers_of_a_kind(tiny_folder: Path, tmp_path: Path) -> None:
+def test_lora_drop_shares_one_lora_among_unimportant_layers_of_a_kind(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     backbone = dropped(tiny_folder, 0.01)  # one layer is enough for this share
     method = backbone.method
     assert isinstance(method, LoRADrop)
     groups = method.shared["policy"]
-    assert 6 <= len(groups) <= 7 and all(len({n.rpartition(".")[2] for n in group}) == 1 for group in groups)
+    assert 6 <= len(groups) <= 7 and all(
+        len({n.rpartition(".")[2] for n in group}) == 1 for group in groups
+    )
     layers = method.named_layers()
     for first, second in groups:
         assert layers[first].lora_A["policy"].weight is layers[second].lora_A["policy"].weight
@@ -83,7 +87,9 @@ def test_lora_drop_measures_the_mean_squared_norm_of_each_layers_output(tiny_fol
     assert found == pytest.approx(float(out.square().sum(-1).mean()), rel=1e-4)
 
 
-def test_lora_drops_short_training_gives_every_layer_an_output_and_leaves_no_trace(tiny_folder: Path) -> None:
+def test_lora_drops_short_training_gives_every_layer_an_output_and_leaves_no_trace(
+    tiny_folder: Path,
+) -> None:
     backbone = load(tiny_folder, "lora-drop", options={"share": 1.0})
     base = logps(backbone, None)
     backbone.add_role("policy")
@@ -101,7 +107,9 @@ def test_lora_drops_short_training_gives_every_layer_an_output_and_leaves_no_tra
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora_drops_short_training_has_the_models_own_loss(kind: str, tiny_folders: Any) -> None:
-    """Of one document without branches it is that of transformers: scales and soft caps of the logits, kinds of layers."""
+    """Of one document without branches it is that of transformers: scales and soft caps of the
+    logits, kinds of layers.
+    """
     document = random_documents([(9, [10])])
     backbone = load(tiny_folders(kind), "lora-drop", kind=kind)
     backbone.add_role("policy")

@@ -1,4 +1,6 @@
-"""Model folders and adapters of other people: whatever is wrong with them is told, by folder and file, before memory is spent."""
+"""Model folders and adapters of other people: whatever is wrong with them is told, by folder and
+file, before memory is spent.
+"""
 
 from __future__ import annotations
 
@@ -56,10 +58,15 @@ ROADS: dict[str, Callable[[Path], object]] = {
         (b"\xff\xfe", r"'theirs': config.json is not UTF-8 \(byte 0\)"),
         (b"", "'theirs': config.json cannot be read"),
         (b"[" * 200_000, "'theirs': config.json cannot be read"),
-        (b'{"a":' * 100 + b"1" + b"}" * 100, "'theirs': config.json cannot be read .nested more than 64 levels deep"),
+        (
+            b'{"a":' * 100 + b"1" + b"}" * 100,
+            "'theirs': config.json cannot be read .nested more than 64 levels deep",
+        ),
     ],
 )
-def test_a_config_that_is_no_object_is_told_on_every_road(content: bytes, said: str, road: str, copy: Path) -> None:
+def test_a_config_that_is_no_object_is_told_on_every_road(
+    content: bytes, said: str, road: str, copy: Path
+) -> None:
     (copy / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=said):
         ROADS[road](copy)
@@ -68,7 +75,10 @@ def test_a_config_that_is_no_object_is_told_on_every_road(content: bytes, said: 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"hidden_size": -64}, "config.json: hidden_size is -64; it is a whole number from 1 to 1,048,576"),
+        (
+            {"hidden_size": -64},
+            "config.json: hidden_size is -64; it is a whole number from 1 to 1,048,576",
+        ),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; .* to 2,000"),
         ({"num_hidden_layers": 10**4300 - 1}, "num_hidden_layers is far more"),
         ({"vocab_size": True}, "vocab_size is True"),
@@ -78,17 +88,25 @@ def test_a_config_that_is_no_object_is_told_on_every_road(content: bytes, said: 
         ({"quantization_config": "nf4"}, "quantization_config is 'nf4', where an object belongs"),
     ],
 )
-def test_sizes_that_make_no_sense_are_told_before_a_model_is_built(fields: Any, said: str, copy: Path) -> None:
+def test_sizes_that_make_no_sense_are_told_before_a_model_is_built(
+    fields: Any, said: str, copy: Path
+) -> None:
     change(copy / "config.json", **fields)
     with pytest.raises(ModelError, match=f"'theirs': .*{said}"):
         resolve(str(copy), copy)
 
 
 @pytest.mark.parametrize("road", ROADS)
-def test_code_of_a_model_is_neither_run_nor_asked_about(road: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_a_model_is_neither_run_nor_asked_about(
+    road: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (copy / "configuration_theirs.py").write_text("raise SystemExit('ran')")
     code = "configuration_theirs.Theirs"
-    change(copy / "config.json", model_type="theirs", auto_map={"AutoConfig": code, "AutoModelForCausalLM": code})
+    change(
+        copy / "config.json",
+        model_type="theirs",
+        auto_map={"AutoConfig": code, "AutoModelForCausalLM": code},
+    )
     change(
         copy / "tokenizer_config.json",
         tokenizer_class="Theirs",
@@ -116,7 +134,9 @@ def without_one(weights: Path) -> None:
 
 def transposed(weights: Path) -> None:
     tensors = load_file(weights)
-    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].T.contiguous()
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors[
+        "model.layers.1.mlp.up_proj.weight"
+    ].T.contiguous()
     save_file(tensors, weights, metadata={"format": "pt"})
 
 
@@ -132,7 +152,10 @@ DAMAGED: list[tuple[Callable[[Path], Any], str]] = [
     (cut, "'theirs': model.safetensors cannot be used"),
     (lambda path: path.write_bytes(b""), "'theirs': model.safetensors cannot be used"),
     (Path.unlink, "'theirs' holds no model.safetensors and no index of shards"),
-    (pickled, "'theirs' holds no model.safetensors: pytorch_model.bin is a pickle, which could run code"),
+    (
+        pickled,
+        "'theirs' holds no model.safetensors: pytorch_model.bin is a pickle, which could run code",
+    ),
     (without_one, "the weights in 'theirs' lack 1 tensors .*layers.1.mlp.up_proj"),
     (transposed, "cannot be used: .*size mismatch|cannot be used: .*ismatch"),
     (
@@ -146,12 +169,17 @@ DAMAGED: list[tuple[Callable[[Path], Any], str]] = [
         lambda path: change(path.parent / "config.json", num_hidden_layers=300),
         "asks for 300 layers, .* hold 20 tensors",
     ),
-    (lambda path: change(path.parent / "config.json", intermediate_size=1 << 20), "asks for .* weights, far more than"),
+    (
+        lambda path: change(path.parent / "config.json", intermediate_size=1 << 20),
+        "asks for .* weights, far more than",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGED, ids=range(len(DAMAGED)))
-def test_damaged_weights_are_told_by_folder_and_file(damage: Callable[[Path], Any], said: str, copy: Path) -> None:
+def test_damaged_weights_are_told_by_folder_and_file(
+    damage: Callable[[Path], Any], said: str, copy: Path
+) -> None:
     damage(copy / "model.safetensors")
     with pytest.raises(ModelError, match=said):
         load(copy)
@@ -178,7 +206,9 @@ def test_a_tokenizer_of_another_model_is_told_before_the_weights_are_read(copy: 
     load(copy)  # what no template writes does no harm
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|im_over|>")
     tokenizer.save_pretrained(copy)
-    with pytest.raises(ModelError, match=r"has a token of number 40\d, and the model embeds 400 tokens"):
+    with pytest.raises(
+        ModelError, match=r"has a token of number 40\d, and the model embeds 400 tokens"
+    ):
         load(copy)
 
 
@@ -215,7 +245,9 @@ def adapter(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ({"rank_pattern": [1]}, r"rank_pattern: .*\(found a list of 1\)"),
     ],
 )
-def test_fields_of_an_adapter_are_looked_at_and_named(fields: Any, said: str, adapter: Path, tmp_path: Path) -> None:
+def test_fields_of_an_adapter_are_looked_at_and_named(
+    fields: Any, said: str, adapter: Path, tmp_path: Path
+) -> None:
     theirs = Path(shutil.copytree(adapter, tmp_path / "theirs"))
     change(theirs / "adapter_config.json", **fields)
     with pytest.raises(ModelError, match=f"'theirs': adapter_config.json: .*{said}"):
@@ -234,24 +266,32 @@ def test_fields_of_an_adapter_are_looked_at_and_named(fields: Any, said: str, ad
         ({"backbone": {"adapter": {"r": 0}}}, "backbone.adapter.r is 0|r"),
     ],
 )
-def test_fields_of_an_export_are_looked_at_and_named(identity: Any, said: str, adapter: Path, tmp_path: Path) -> None:
+def test_fields_of_an_export_are_looked_at_and_named(
+    identity: Any, said: str, adapter: Path, tmp_path: Path
+) -> None:
     from prefloop.base.sealed import file_digest
 
     theirs = Path(shutil.copytree(adapter, tmp_path / "theirs"))
     files = {"adapter_model.safetensors": file_digest(theirs / "adapter_model.safetensors")}
-    (theirs / "prefloop.json").write_text(json.dumps({"key": "k", "identity": identity, "files": files}))
+    (theirs / "prefloop.json").write_text(
+        json.dumps({"key": "k", "identity": identity, "files": files})
+    )
     with pytest.raises(ModelError, match=said):
         policy = policy_of(theirs)
         config_of(policy.origin, policy.name)
 
 
-def test_numbers_that_are_none_in_an_adapter_are_told(adapter: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_numbers_that_are_none_in_an_adapter_are_told(
+    adapter: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     theirs = Path(shutil.copytree(adapter, tmp_path / "theirs"))
     tensors = load_file(theirs / "adapter_model.safetensors")
     next(iter(tensors.values()))[0] = float("nan")
     save_file(tensors, theirs / "adapter_model.safetensors")
     backbone = load(tiny_folder)
-    with pytest.raises(ModelError, match=r"'theirs': adapter_model.safetensors: .* holds NaN or infinity"):
+    with pytest.raises(
+        ModelError, match=r"'theirs': adapter_model.safetensors: .* holds NaN or infinity"
+    ):
         backbone.add_role("theirs", start=theirs)
     assert backbone.roles == set()
 
@@ -265,11 +305,17 @@ def test_numbers_that_are_none_in_an_adapter_are_told(adapter: Path, tiny_folder
         ("reward.json", {"members": 1}, "reward.json: temperature"),
         ("reward.json", [], "reward.json holds a list of 0"),
         ("head.json", {"hidden_size": 10**12, "bias": True}, "head.json: hidden_size"),
-        ("head.json", {"hidden_size": 32, "bias": False}, "head.safetensors is not what head.json says"),
+        (
+            "head.json",
+            {"hidden_size": 32, "bias": False},
+            "head.safetensors is not what head.json says",
+        ),
         ("head.json", {"hidden_size": 64, "bias": "no"}, "head.json: bias"),
     ],
 )
-def test_a_damaged_reward_model_is_told(name: str, content: Any, said: str, adapter: Path, tmp_path: Path) -> None:
+def test_a_damaged_reward_model_is_told(
+    name: str, content: Any, said: str, adapter: Path, tmp_path: Path
+) -> None:
     theirs = Path(shutil.copytree(adapter, tmp_path / "theirs"))
     ScalarHead(64, "normal").save(theirs)
     (theirs / "reward.json").write_text('{"members": 1, "temperature": 1.0}')
@@ -283,14 +329,18 @@ def test_a_head_of_another_width_is_told(adapter: Path, tiny_folder: Path, tmp_p
     theirs = Path(shutil.copytree(adapter, tmp_path / "theirs"))
     ScalarHead(32, "normal").save(theirs)
     (theirs / "reward.json").write_text('{"members": 1, "temperature": 1.0}')
-    with pytest.raises(ModelError, match="its head reads hidden states of 32 numbers, and the model's have 64"):
+    with pytest.raises(
+        ModelError, match="its head reads hidden states of 32 numbers, and the model's have 64"
+    ):
         Reward.load(load(tiny_folder), theirs)
 
 
 def test_weights_quantised_to_few_bits_are_enough(copy: Path) -> None:
     blank = folder.blank(folder.configuration(copy), "theirs")
     size = sum(p.numel() for p in blank.parameters())
-    tensors = {f"w{i}": torch.zeros(size // 40, dtype=torch.uint8) for i in range(10)}  # 2 bits each
+    tensors = {
+        f"w{i}": torch.zeros(size // 40, dtype=torch.uint8) for i in range(10)
+    }  # 2 bits each
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="far more than"):
         folder.require_weights(copy, blank)
@@ -298,15 +348,23 @@ def test_weights_quantised_to_few_bits_are_enough(copy: Path) -> None:
     folder.require_weights(copy, blank)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "additional_chat_templates/tools.jinja"])
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
-def test_a_file_without_an_end_is_told_on_every_road(make: Callable[[Path], None], name: str, copy: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "additional_chat_templates/tools.jinja"]
+)
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"]
+)
+def test_a_file_without_an_end_is_told_on_every_road(
+    make: Callable[[Path], None], name: str, copy: Path
+) -> None:
     path = copy / name
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     make(path)
     for road in ROADS.values():
-        with pytest.raises(ModelError, match=f"'{path.parent.name}': {path.name} is a pipe or a device"):
+        with pytest.raises(
+            ModelError, match=f"'{path.parent.name}': {path.name} is a pipe or a device"
+        ):
             road(copy)
 
 

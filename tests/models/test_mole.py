@@ -46,7 +46,9 @@ def test_a_gate_forced_to_one_expert_is_that_experts_lora(
     assert_close(logps(mixed, "policy"), logps(alone, "policy"), atol=1e-4, rtol=1e-4)
 
 
-def test_an_expert_that_does_not_name_its_model_is_mixed(tiny_folder: Path, experts: list[str], tmp_path: Path) -> None:
+def test_an_expert_that_does_not_name_its_model_is_mixed(
+    tiny_folder: Path, experts: list[str], tmp_path: Path
+) -> None:
     nameless = Path(shutil.copytree(experts[0], tmp_path / "nameless"))
     file = nameless / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": None}))
@@ -72,11 +74,19 @@ def test_a_fresh_gate_is_the_mean_of_the_experts(tiny_folder: Path, experts: lis
         assert_close(layer(x), x @ (sum(updates) / 2).T, atol=1e-4, rtol=1e-4)
 
 
-def test_only_gates_learn_and_temperature_and_top_k_shape_them(tiny_folder: Path, experts: list[str]) -> None:
-    backbone = load(tiny_folder, "mole", options={"experts": [*experts, experts[0]], "top_k": 2, "temperature": 2.0})
+def test_only_gates_learn_and_temperature_and_top_k_shape_them(
+    tiny_folder: Path, experts: list[str]
+) -> None:
+    backbone = load(
+        tiny_folder,
+        "mole",
+        options={"experts": [*experts, experts[0]], "top_k": 2, "temperature": 2.0},
+    )
     add_random_role(backbone, "policy")
     names = backbone.named_parameters("policy")
-    assert {n.rpartition("proj.")[2] for n in names} == {"gate.weight", "gate.bias"} and len(names) == 2 * 14
+    assert {n.rpartition("proj.")[2] for n in names} == {"gate.weight", "gate.bias"} and len(
+        names
+    ) == 2 * 14
     method = backbone.method
     assert isinstance(method, MoLE)
     layer = "model.layers.0.mlp.down_proj"
@@ -84,11 +94,15 @@ def test_only_gates_learn_and_temperature_and_top_k_shape_them(tiny_folder: Path
     score = (x @ names[f"{layer}.gate.weight"].T + names[f"{layer}.gate.bias"]).detach() / 2.0
     lowest = score.argmin(-1, keepdim=True)
     expected = score.exp().scatter(-1, lowest, 0.0)
-    assert_close(method.gates("policy", layer, x).detach(), expected / expected.sum(-1, keepdim=True))
+    assert_close(
+        method.gates("policy", layer, x).detach(), expected / expected.sum(-1, keepdim=True)
+    )
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 0])
-def test_a_gate_goes_on_learning_after_its_first_step(top_k: int, tiny_folder: Path, experts: list[str]) -> None:
+def test_a_gate_goes_on_learning_after_its_first_step(
+    top_k: int, tiny_folder: Path, experts: list[str]
+) -> None:
     backbone = load(tiny_folder, "mole", options={"experts": experts, "top_k": top_k})
     backbone.add_role("policy")
     for _ in range(3):
@@ -98,25 +112,34 @@ def test_a_gate_goes_on_learning_after_its_first_step(top_k: int, tiny_folder: P
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_exactly_k_experts_run_where_gates_are_tied(top_k: int, tiny_folder: Path, experts: list[str]) -> None:
-    backbone = load(tiny_folder, "mole", options={"experts": [*experts, experts[0]], "top_k": top_k})
+def test_exactly_k_experts_run_where_gates_are_tied(
+    top_k: int, tiny_folder: Path, experts: list[str]
+) -> None:
+    backbone = load(
+        tiny_folder, "mole", options={"experts": [*experts, experts[0]], "top_k": top_k}
+    )
     backbone.add_role("policy")
     method = backbone.method
     assert isinstance(method, MoLE)
     weights = method.gates("policy", "model.layers.0.mlp.down_proj", torch.randn(6, 128))
     # One alone keeps its own weight, 1 of 3; of two each gets half.
     assert_close(
-        weights.sort(-1, descending=True).values, torch.tensor([[[1 / 3, 0, 0], [0.5, 0.5, 0]][top_k - 1]] * 6)
+        weights.sort(-1, descending=True).values,
+        torch.tensor([[[1 / 3, 0, 0], [0.5, 0.5, 0]][top_k - 1]] * 6),
     )
 
 
-def test_the_balance_term_is_least_at_even_gates_and_pulls_towards_them(tiny_folder: Path, experts: list[str]) -> None:
+def test_the_balance_term_is_least_at_even_gates_and_pulls_towards_them(
+    tiny_folder: Path, experts: list[str]
+) -> None:
     backbone = load(tiny_folder, "mole", options={"experts": experts, "balance": 0.5})
     backbone.add_role("policy")
     with backbone.role("policy", train=True):
         hidden_N_H(backbone, PACK)
         even = backbone.method.penalty("policy")
-        assert even is not None and float(even.detach()) == pytest.approx(0.5 * 2 * torch.tensor(2.0).log().item())
+        assert even is not None and float(even.detach()) == pytest.approx(
+            0.5 * 2 * torch.tensor(2.0).log().item()
+        )
         with torch.no_grad():
             for name, parameter in backbone.named_parameters("policy").items():
                 if name.endswith("bias"):
@@ -128,7 +151,9 @@ def test_the_balance_term_is_least_at_even_gates_and_pulls_towards_them(tiny_fol
     assert all(g is not None and g[0] > 0 > g[1] for g in biases)
 
 
-def test_a_gate_is_not_loaded_over_other_experts(tiny_folder: Path, experts: list[str], tmp_path: Path) -> None:
+def test_a_gate_is_not_loaded_over_other_experts(
+    tiny_folder: Path, experts: list[str], tmp_path: Path
+) -> None:
     backbone = load(tiny_folder, "mole", options={"experts": experts})
     backbone.add_role("policy")
     backbone.save_role("policy", tmp_path / "gate")
@@ -146,12 +171,16 @@ def test_a_gate_is_not_loaded_over_experts_of_another_scale(
     louder = Path(shutil.copytree(Path(experts[0]).parent, tmp_path / "experts"))
     config = louder / "expert-1" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 80}))
-    other = load(tiny_folder, "mole", options={"experts": [str(louder / Path(e).name) for e in experts]})
+    other = load(
+        tiny_folder, "mole", options={"experts": [str(louder / Path(e).name) for e in experts]}
+    )
     with pytest.raises(ModelError, match="trained with other experts"):
         other.add_role("policy", start=tmp_path / "gate")
 
 
-def test_the_balance_term_of_a_role_is_of_its_own_last_pass(tiny_folder: Path, experts: list[str]) -> None:
+def test_the_balance_term_of_a_role_is_of_its_own_last_pass(
+    tiny_folder: Path, experts: list[str]
+) -> None:
     backbone = load(tiny_folder, "mole", options={"experts": experts, "balance": 0.5})
     for role in ("policy", "critic"):
         add_random_role(backbone, role)

@@ -1,4 +1,6 @@
-"""The methods that PEFT lacks, all alike: what they start from, learn, leave alone, save and merge."""
+"""The methods that PEFT lacks, all alike: what they start from, learn, leave alone, save and
+merge.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def experts(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return two_experts(tmp_path_factory.mktemp("experts"), tiny_folder)
 
 
-def made(folder: Path, method: str, experts: list[str], precision: str = "fp32", **settings: Any) -> Backbone:
+def made(
+    folder: Path, method: str, experts: list[str], precision: str = "fp32", **settings: Any
+) -> Backbone:
     options = {"mole": {"experts": experts}, "delta-lora": {"start": 1}}.get(method, {})
     return load(folder, method, precision, options=options, **settings)
 
@@ -46,7 +50,9 @@ def test_a_role_starts_at_the_base_learns_and_leaves_everything_else_to_the_bit(
     backbone.add_role("policy", seed=1)
     if method != "mole":
         # Full keeps float32 copies: a bfloat16 model's stream is rounded at other places.
-        tolerance = {"atol": 0.05, "rtol": 0.05} if precision == "bf16" else {"atol": 0.0, "rtol": 0.0}
+        tolerance = (
+            {"atol": 0.05, "rtol": 0.05} if precision == "bf16" else {"atol": 0.0, "rtol": 0.0}
+        )
         assert_close(logps(backbone, "policy"), base, **tolerance)
     trained(backbone, "policy", 1)
     trained(backbone, "other", 2)
@@ -74,7 +80,9 @@ def test_a_role_loaded_again_gives_identical_log_probs(
     assert sorted(second.named_parameters("other-name")) == sorted(first.named_parameters("policy"))
 
 
-@pytest.mark.parametrize(("method", "precision"), [(m, p) for m, p in RUNS if card_of(m).merges and p != "bf16"])
+@pytest.mark.parametrize(
+    ("method", "precision"), [(m, p) for m, p in RUNS if card_of(m).merges and p != "bf16"]
+)
 def test_merged_weights_in_a_plain_model_give_the_roles_log_probs(
     method: str, precision: str, tiny_folder: Path, tiny_folders: Any, experts: list[str]
 ) -> None:
@@ -91,7 +99,9 @@ def test_merged_weights_in_a_plain_model_give_the_roles_log_probs(
 
 
 @pytest.mark.parametrize("method", ["bottleneck", "mole"])
-def test_what_no_plain_weights_can_do_is_not_merged(method: str, tiny_folder: Path, experts: list[str]) -> None:
+def test_what_no_plain_weights_can_do_is_not_merged(
+    method: str, tiny_folder: Path, experts: list[str]
+) -> None:
     backbone = made(tiny_folder, method, experts)
     backbone.add_role("policy")
     with pytest.raises(ModelError, match=f"adapter {method}: no plain weights"):
@@ -129,7 +139,9 @@ def test_activations_recomputed_in_the_backward_pass_belong_to_the_role(
 
 
 @pytest.mark.parametrize("method", ["bottleneck", "mole"])
-def test_dropout_is_on_only_where_it_is_asked_for(method: str, tiny_folder: Path, experts: list[str]) -> None:
+def test_dropout_is_on_only_where_it_is_asked_for(
+    method: str, tiny_folder: Path, experts: list[str]
+) -> None:
     backbone = made(tiny_folder, method, experts, dropout=0.5)
     trained(backbone)
     scores = logps(backbone, "policy")
@@ -142,7 +154,9 @@ def test_dropout_is_on_only_where_it_is_asked_for(method: str, tiny_folder: Path
 # Supervised fine-tuning by transformers' trainer
 
 
-@pytest.mark.parametrize(("method", "precision"), [("bitfit", "nf4"), ("bottleneck", "bf16"), ("full", "fp32")])
+@pytest.mark.parametrize(
+    ("method", "precision"), [("bitfit", "nf4"), ("bottleneck", "bf16"), ("full", "fp32")]
+)
 def test_trls_trainer_trains_the_role_alone_and_goes_on_from_a_checkpoint_in_the_same_weights(
     method: str, precision: str, tiny_folder: Path, experts: list[str], tmp_path: Path
 ) -> None:
@@ -155,15 +169,23 @@ def test_trls_trainer_trains_the_role_alone_and_goes_on_from_a_checkpoint_in_the
         backbone.add_role(ROLE, seed=1)
         before = [p.detach().clone() for p in backbone.parameters(ROLE)]
         config = SFTStageConfig(
-            epochs=1, batch_size=2, packing=False, optim=OptimConfig(learning_rate=1e-2, checkpoint_every=1)
+            epochs=1,
+            batch_size=2,
+            packing=False,
+            optim=OptimConfig(learning_rate=1e-2, checkpoint_every=1),
         )
-        work = Work("sft", tmp_path, SimpleNamespace(backbone=backbone, seed=0, emit=lambda **_: None))  # type: ignore[arg-type]
+        work = Work(
+            "sft", tmp_path, SimpleNamespace(backbone=backbone, seed=0, emit=lambda **_: None)
+        )  # type: ignore[arg-type]
         trainer = SFT(config)._trainer(work, rows, Looks)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         backbone.model.eval()
         assert trainer.state.global_step == 3
         assert backbone.frozen_digest() == digest
-        assert any(not torch.equal(p, old) for p, old in zip(backbone.parameters(ROLE), before, strict=True))
+        assert any(
+            not torch.equal(p, old)
+            for p, old in zip(backbone.parameters(ROLE), before, strict=True)
+        )
         found.append([p.detach().clone() for p in backbone.parameters(ROLE)])
     for whole, resumed in zip(*found, strict=True):
         assert torch.equal(whole, resumed)

@@ -1,4 +1,6 @@
-"""Adapters that PEFT made and prefloop never saw: their settings are read from their own files, and they compute what PEFT computes."""
+"""Adapters that PEFT made and prefloop never saw: their settings are read from their own files, and
+they compute what PEFT computes.
+"""
 
 from __future__ import annotations
 
@@ -41,27 +43,45 @@ THEIRS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lora": (LoraConfig(r=3, lora_alpha=5, **ON), {"r": 3, "alpha": 5}),
     "rslora": (LoraConfig(r=4, lora_alpha=6, use_rslora=True, **ON), {"r": 4}),
     "dora": (LoraConfig(r=4, use_dora=True, **ON), {"r": 4}),
-    "adalora": (AdaLoraConfig(init_r=6, target_r=3, lora_alpha=5, total_step=10, **ON), {"r": 3, "options": {"start": 2.0}}),
+    "adalora": (
+        AdaLoraConfig(init_r=6, target_r=3, lora_alpha=5, total_step=10, **ON),
+        {"r": 3, "options": {"start": 2.0}},
+    ),
     "vera": (
         VeraConfig(r=7, d_initial=0.5, projection_prng_key=3, save_projection=False, **ON),
         {"r": 7, "options": {"d_initial": 0.5, "key": 3}},
     ),
-    "ia3": (IA3Config(feedforward_modules=["down_proj"], **ON), {"options": {"feedforward": r"(.*\.)?(down_proj)"}}),
-    "oft": (OFTConfig(oft_block_size=16, r=0, use_cayley_neumann=False, **ON), {"options": {"block": 16, "neumann": False}}),
-    "boft": (BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=1, **ON), {"options": {"block": 8, "factors": 1}}),
+    "ia3": (
+        IA3Config(feedforward_modules=["down_proj"], **ON),
+        {"options": {"feedforward": r"(.*\.)?(down_proj)"}},
+    ),
+    "oft": (
+        OFTConfig(oft_block_size=16, r=0, use_cayley_neumann=False, **ON),
+        {"options": {"block": 16, "neumann": False}},
+    ),
+    "boft": (
+        BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=1, **ON),
+        {"options": {"block": 8, "factors": 1}},
+    ),
     "hra": (HRAConfig(r=6, **ON), {"r": 6}),
     "miss": (MissConfig(r=8, **ON), {"r": 8}),
     "randlora": (
         RandLoraConfig(r=8, randlora_alpha=24, projection_prng_key=5, save_projection=False, **ON),
         {"r": 8, "options": {"scale": 3.0, "key": 5}},
     ),
-    "prompt": (PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), {"options": {"tokens": 3}}),
+    "prompt": (
+        PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+        {"options": {"tokens": 3}},
+    ),
     "p-tuning": (
         PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=24, task_type="CAUSAL_LM"),
         {"options": {"tokens": 4, "hidden": 24}},
     ),
-    "p-tuning-v2": (PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"), {"options": {"tokens": 5}}),
-}  # fmt: skip
+    "p-tuning-v2": (
+        PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+        {"options": {"tokens": 5}},
+    ),
+}
 
 
 def saved(config: Any, model: Path, folder: Path) -> None:
@@ -103,9 +123,14 @@ def test_a_folder_of_an_older_peft_that_did_not_write_its_switches_is_plain_lora
 ) -> None:
     saved(LoraConfig(r=4, **ON), tiny_folder, tmp_path)
     described = json.loads((tmp_path / "adapter_config.json").read_text())
-    kept = {n: described[n] for n in ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")}
+    kept = {
+        n: described[n]
+        for n in ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
+    }
     (tmp_path / "adapter_config.json").write_text(json.dumps(kept))
-    settings = config_of(origin_of(tmp_path), "theirs", precision="fp32", compute="fp32", max_length=64)
+    settings = config_of(
+        origin_of(tmp_path), "theirs", precision="fp32", compute="fp32", max_length=64
+    )
     backbone = Backbone.load(settings, tiny_folder, torch.device("cpu"))
     backbone.add_role("theirs", start=tmp_path)
     assert settings.adapter.method == "lora" and len(backbone.parameters("theirs")) == 8
@@ -116,7 +141,9 @@ def test_a_result_from_before_rope_existed_had_none() -> None:
         return Origin("m", "files", {"precision": "nf4", "chat_template": "model", **rope})
 
     assert origin().differs(origin(rope={"type": "none", "factor": 1.0})) == []
-    assert origin().differs(origin(rope={"type": "yarn", "factor": 4.0})) == ["rope none and yarn 4"]
+    assert origin().differs(origin(rope={"type": "yarn", "factor": 4.0})) == [
+        "rope none and yarn 4"
+    ]
 
 
 def test_a_method_that_prefloop_does_not_have_is_named(tiny_folder: Path, tmp_path: Path) -> None:
@@ -160,12 +187,18 @@ def nameless(tiny_folder: Path, tmp_path: Path) -> Path:
     place = tmp_path / "nameless"
     saved(LoraConfig(r=4, **ON), tiny_folder, place)
     described = json.loads((place / "adapter_config.json").read_text())
-    (place / "adapter_config.json").write_text(json.dumps(described | {"base_model_name_or_path": None}))
+    (place / "adapter_config.json").write_text(
+        json.dumps(described | {"base_model_name_or_path": None})
+    )
     return place
 
 
-def test_a_folder_that_does_not_name_its_model_asks_for_it(nameless: Path, tiny_folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"nameless' does not say which model .* name that one with --model"):
+def test_a_folder_that_does_not_name_its_model_asks_for_it(
+    nameless: Path, tiny_folder: Path
+) -> None:
+    with pytest.raises(
+        ModelError, match=r"nameless' does not say which model .* name that one with --model"
+    ):
         runtime_of([policy_of(nameless)])
     assert runtime_of([policy_of(nameless)], str(tiny_folder)).model_folder == tiny_folder
 
@@ -178,6 +211,8 @@ def test_a_folder_that_does_not_name_its_model_takes_that_of_one_beside_it(
     assert runtime_of(policies).model_folder == tiny_folder
 
 
-def test_a_combination_names_the_model_that_its_parts_do_not(nameless: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_combination_names_the_model_that_its_parts_do_not(
+    nameless: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     merge_adapters([nameless, nameless], tmp_path / "both", model=str(tiny_folder))
     assert origin_of(tmp_path / "both").model == str(tiny_folder)

@@ -1,4 +1,6 @@
-"""Virtual tokens: what PEFT's own model computes with the same file, for packs, cached generation and learning."""
+"""Virtual tokens: what PEFT's own model computes with the same file, for packs, cached generation
+and learning.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,18 @@ from prefloop.models.forward import hidden_N_H, logits_C_V, response_logps_R, ro
 METHODS = ["prompt", "p-tuning", "prefix", "p-tuning-v2"]
 
 
-def load(folder: Path, method: str, precision: str = "fp32", checkpointing: str = "none") -> Backbone:
+def load(
+    folder: Path, method: str, precision: str = "fp32", checkpointing: str = "none"
+) -> Backbone:
     adapter = AdapterConfig(method=method, options={"tokens": 5})
     config = BackboneConfig(
-        model=folder.name, precision=precision, gradient_checkpointing=checkpointing, max_length=128, chat_template="chatml", adapter=adapter
-    )  # fmt: skip
+        model=folder.name,
+        precision=precision,
+        gradient_checkpointing=checkpointing,
+        max_length=128,
+        chat_template="chatml",
+        adapter=adapter,
+    )
     return Backbone.load(config, folder)
 
 
@@ -34,7 +43,9 @@ PACK = pack(random_documents([(7, [5, 9]), (3, [4]), (6, [2, 3, 8])]))
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
-def test_a_pack_comes_out_as_peft_runs_its_rows(tiny_folders, tmp_path: Path, method: str, kind: str) -> None:
+def test_a_pack_comes_out_as_peft_runs_its_rows(
+    tiny_folders, tmp_path: Path, method: str, kind: str
+) -> None:
     folder = tiny_folders(kind)
     backbone = load(folder, method)
     backbone.add_role("policy", seed=1)
@@ -43,7 +54,12 @@ def test_a_pack_comes_out_as_peft_runs_its_rows(tiny_folders, tmp_path: Path, me
         logits = logits_C_V(backbone, hidden_N_H(backbone, PACK), 1.0)
     with backbone.role(None):
         bare = logits_C_V(backbone, hidden_N_H(backbone, PACK), 1.0)
-    assert described_shape(json.loads((tmp_path / "saved" / "adapter_config.json").read_text()))["method"] == method
+    assert (
+        described_shape(json.loads((tmp_path / "saved" / "adapter_config.json").read_text()))[
+            "method"
+        ]
+        == method
+    )
     theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     model = PeftModel.from_pretrained(theirs, str(tmp_path / "saved")).eval()
     assert not torch.allclose(logits, bare, atol=1e-2)
@@ -67,7 +83,9 @@ def test_the_start_is_the_model_after_words(
         logits = logits_C_V(backbone, hidden_N_H(backbone, PACK), 1.0)
     for row in rows_of(PACK):
         with backbone.role(None), torch.no_grad():
-            expected = backbone.causal_lm(torch.cat([words, PACK.tokens_N[row]])[None]).logits[0, 5:]
+            expected = backbone.causal_lm(torch.cat([words, PACK.tokens_N[row]])[None]).logits[
+                0, 5:
+            ]
         torch.testing.assert_close(logits[row], expected, atol=2e-4, rtol=2e-4)
 
 
@@ -103,7 +121,9 @@ def test_it_learns_saves_and_goes_on_and_leaves_the_rest_alone(
     backbone.save_role("policy", tmp_path / "saved")
     backbone.add_role("again", start=tmp_path / "saved")
     torch.testing.assert_close(logps("again"), logps("policy"), rtol=0, atol=0)
-    assert [p.shape for p in backbone.parameters("again")] == [p.shape for p in backbone.parameters("policy")]
+    assert [p.shape for p in backbone.parameters("again")] == [
+        p.shape for p in backbone.parameters("policy")
+    ]
     backbone.drop_role("again")
     torch.testing.assert_close(logps(None), bare, rtol=0, atol=0)
 
@@ -127,9 +147,14 @@ def test_generation_with_a_cache_follows_the_log_probs(tiny_folder: Path, method
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])  # padded on the left
     with backbone.role("policy"):
         out = backbone.causal_lm.generate(
-            input_ids=prompts, attention_mask=mask, max_new_tokens=6, do_sample=False, use_cache=True, pad_token_id=2,
+            input_ids=prompts,
+            attention_mask=mask,
+            max_new_tokens=6,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=2,
             eos_token_id=None,
-        )  # fmt: skip
+        )
         for row, real in zip(out, mask, strict=True):
             ids = row[4 - int(real.sum()) :]
             logits = backbone.causal_lm(input_ids=ids[None]).logits[0]
@@ -144,9 +169,16 @@ def test_a_file_of_another_size_or_of_peft_alone(tiny_folder: Path, tmp_path: Pa
     backbone.save_role("policy", tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "P_TUNING"
-    save_file({"prompt_embeddings": tensors["prompt_embeddings"]}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {"prompt_embeddings": tensors["prompt_embeddings"]}, tmp_path / "adapter_model.safetensors"
+    )
     backbone.add_role("theirs", start=tmp_path)
-    torch.testing.assert_close(backbone.method.embeddings("theirs"), backbone.method.embeddings("policy"))
-    save_file({"prompt_embeddings": tensors["prompt_embeddings"][:3].clone()}, tmp_path / "adapter_model.safetensors")
+    torch.testing.assert_close(
+        backbone.method.embeddings("theirs"), backbone.method.embeddings("policy")
+    )
+    save_file(
+        {"prompt_embeddings": tensors["prompt_embeddings"][:3].clone()},
+        tmp_path / "adapter_model.safetensors",
+    )
     with pytest.raises(ModelError, match="number of virtual tokens"):
         backbone.add_role("short", start=tmp_path)

@@ -1,4 +1,6 @@
-"""Adapters that cannot be, through the commands as a user starts them, on a model folder whose weights cannot be read."""
+"""Adapters that cannot be, through the commands as a user starts them, on a model folder whose
+weights cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from prefloop.models.adapters.mole import MoLE
 from prefloop.models.backbone import Backbone
 from prefloop.runs.runtime import Runtime
 
-METHOD, OPTIONS, TARGETS = (f"--backbone.adapter.{name}" for name in ("method", "options", "target-modules"))
+METHOD, OPTIONS, TARGETS = (
+    f"--backbone.adapter.{name}" for name in ("method", "options", "target-modules")
+)
 RANK, DROPOUT = (f"--backbone.adapter.{name}" for name in ("r", "dropout"))
 
 
@@ -48,7 +52,9 @@ def config(tmp_path_factory: pytest.TempPathFactory, unreadable: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """Folders ``one`` and ``two`` of this backbone, ``stranger`` of a backbone of another name, and some that are damaged."""
+    """Folders ``one`` and ``two`` of this backbone, ``stranger`` of a backbone of another name, and
+    some that are damaged.
+    """
     folder = tmp_path_factory.mktemp("experts")
     backbone = load(tiny_folder, "lora")
     add_random_role(backbone, "expert")
@@ -67,7 +73,9 @@ def experts(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path
     narrow.config.model = "model"
     narrow.save_role("expert", folder / "narrow")
     described = json.loads((folder / "no-r" / "adapter_config.json").read_text())
-    (folder / "other-kind" / "adapter_config.json").write_text(json.dumps(described | {"peft_type": "ADALORA"}))
+    (folder / "other-kind" / "adapter_config.json").write_text(
+        json.dumps(described | {"peft_type": "ADALORA"})
+    )
     del described["r"]
     (folder / "no-r" / "adapter_config.json").write_text(json.dumps(described))
     return folder
@@ -82,26 +90,55 @@ def plan(config: Path, *flags: str) -> None:
 
 
 CASES: dict[str, tuple[list[str], str]] = {
-    "unknown method": ([METHOD, "dorra"], r"unknown method 'dorra' \(did you mean 'dora'\?; one of lora, .*full\)"),
-    "precision": ([METHOD, "full"], r"full trains on bf16 and fp32 .*precision is nf4: .*with nf4 go lora, .*mole$"),
-    "targets": ([TARGETS, ".*query"], r"target_modules '.*query' matches no layer.*down_proj.*q_proj"),
+    "unknown method": (
+        [METHOD, "dorra"],
+        r"unknown method 'dorra' \(did you mean 'dora'\?; one of lora, .*full\)",
+    ),
+    "precision": (
+        [METHOD, "full"],
+        r"full trains on bf16 and fp32 .*precision is nf4: .*with nf4 go lora, .*mole$",
+    ),
+    "targets": (
+        [TARGETS, ".*query"],
+        r"target_modules '.*query' matches no layer.*down_proj.*q_proj",
+    ),
     "targets of bitfit": ([METHOD, "bitfit", TARGETS, ".*query"], "matches no layer"),
     "no expression": ([TARGETS, "*"], "no regular expression"),
-    "rank": ([RANK, "64"], "does not fit model.layers.0.self_attn.k_proj.*a rank of 64 is over its smaller side, 32"),
-    "rank of delta-lora": ([METHOD, "delta-lora", RANK, "64"], "a rank of 64 is over its smaller side, 32"),
-    "rank at adalora's start": ([METHOD, "adalora", RANK, "24"], "a rank of 36 is over its smaller side, 32"),
-    "rank of a bottleneck": ([METHOD, "bottleneck", RANK, "65"], "a rank of 65 is over its hidden size, 64"),
+    "rank": (
+        [RANK, "64"],
+        "does not fit model.layers.0.self_attn.k_proj.*a rank of 64 is over its smaller side, 32",
+    ),
+    "rank of delta-lora": (
+        [METHOD, "delta-lora", RANK, "64"],
+        "a rank of 64 is over its smaller side, 32",
+    ),
+    "rank at adalora's start": (
+        [METHOD, "adalora", RANK, "24"],
+        "a rank of 36 is over its smaller side, 32",
+    ),
+    "rank of a bottleneck": (
+        [METHOD, "bottleneck", RANK, "65"],
+        "a rank of 65 is over its hidden size, 64",
+    ),
     "blocks": ([METHOD, "oft", OPTIONS, "block", "48"], "no multiple of 48"),
     "odd reflections": ([METHOD, "hra", RANK, "3"], "even number of reflections only, .*r is 3"),
-    "no dropout": ([METHOD, "ia3", DROPOUT, "0.1"], "ia3 has none: set 0, or take one of lora, .*mole$"),
+    "no dropout": (
+        [METHOD, "ia3", DROPOUT, "0.1"],
+        "ia3 has none: set 0, or take one of lora, .*mole$",
+    ),
     "option": ([METHOD, "lora+", OPTIONS, "ratoi", "2"], "options.ratoi.*did you mean 'ratio'"),
-    "context": ([METHOD, "prompt", "--backbone.max-length", "500"], "500 behind 20 virtual tokens.*context of 512 tokens"),
-}  # fmt: skip
+    "context": (
+        [METHOD, "prompt", "--backbone.max-length", "500"],
+        "500 behind 20 virtual tokens.*context of 512 tokens",
+    ),
+}
 
 
 @pytest.mark.parametrize("command", [run, plan])
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_said_before_a_weight_is_read(config: Path, command: Callable[..., None], case: str) -> None:
+def test_it_is_said_before_a_weight_is_read(
+    config: Path, command: Callable[..., None], case: str
+) -> None:
     flags, said = CASES[case]
     if "prompt" in flags or "bottleneck" in flags:
         flags = [*flags, "--rollout", "transformers"]
@@ -117,9 +154,22 @@ def test_these_weights_cannot_be_read_where_nothing_else_is_wrong(unreadable: Pa
 
 @pytest.mark.parametrize("method", [card.name for card in CARDS.values() if card.places])
 @pytest.mark.parametrize("command", [run, plan])
-def test_target_modules_are_not_passed_over(config: Path, command: Callable[..., None], method: str) -> None:
-    flags = (METHOD, method, TARGETS, r".*\.q_proj", "--backbone.precision", "fp32", "--rollout", "transformers")
-    with pytest.raises(ConfigError, match=f"method {method} sits on .*: leave it out, or take one of lora, "):
+def test_target_modules_are_not_passed_over(
+    config: Path, command: Callable[..., None], method: str
+) -> None:
+    flags = (
+        METHOD,
+        method,
+        TARGETS,
+        r".*\.q_proj",
+        "--backbone.precision",
+        "fp32",
+        "--rollout",
+        "transformers",
+    )
+    with pytest.raises(
+        ConfigError, match=f"method {method} sits on .*: leave it out, or take one of lora, "
+    ):
         command(config, *flags)
 
 
@@ -130,26 +180,50 @@ def test_target_modules_are_not_passed_over(config: Path, command: Callable[...,
         (
             ["one"],
             {},
-            r"mole mixes two or more LoRA adapters.*such as experts '\[runs/a:sft, runs/b:sft\]' \(found \['.*one'\]",
+            (
+                r"mole mixes two or more LoRA adapters.*such as experts '\[runs/a:sft,"
+                r" runs/b:sft\]' \(found \['.*one'\]"
+            ),
         ),
         ([], {}, "mole mixes two or more LoRA adapters"),
-        (["one", "gone"], {}, "'/.*/gone' does not exist: give LoRA adapters, .*, or their folders$"),
+        (
+            ["one", "gone"],
+            {},
+            "'/.*/gone' does not exist: give LoRA adapters, .*, or their folders$",
+        ),
         (["one", "garbage"], {}, "'/.*/garbage' holds no adapter that can be read"),
         (["one", "torn"], {}, "/torn' holds no adapter that can be read"),
         (["one", "list"], {}, "/list' holds no adapter that can be read"),
         (["one", "half"], {}, "/half' holds no adapter that can be read"),
         (["one", "no-r"], {}, "/no-r' is no whole LoRA adapter"),
-        (["one", "other-kind"], {}, "/other-kind' is no plain LoRA adapter; mole mixes those of lora and rslora"),
+        (
+            ["one", "other-kind"],
+            {},
+            "/other-kind' is no plain LoRA adapter; mole mixes those of lora and rslora",
+        ),
         (["one", "narrow"], {}, "/one' and '/.*/narrow' differ in 12 layers"),
         (["one", "two"], {"top_k": 3}, "options.top_k is 3: there are 2 experts"),
         (["one", "two"], {"top_k": -1}, "options.top_k is -1: give a whole number from 0 "),
         (["one", "two"], {"temperature": 0}, "options.temperature is 0: give a number from 1e-09 "),
-        (["one", "stranger"], {}, "/one' is of model and '/.*/stranger' of org/stranger: give experts of one backbone"),
-        (["stranger", "stranger-too"], {}, "/stranger' was trained on org/stranger, backbone.model is .*/model: give"),
+        (
+            ["one", "stranger"],
+            {},
+            "/one' is of model and '/.*/stranger' of org/stranger: give experts of one backbone",
+        ),
+        (
+            ["stranger", "stranger-too"],
+            {},
+            "/stranger' was trained on org/stranger, backbone.model is .*/model: give",
+        ),
     ],
 )
 def test_experts_that_cannot_be_mixed_are_named_before_a_weight_is_read(
-    config: Path, experts: Path, command: Callable[..., None], folders: list[str], more: dict[str, Any], said: str
+    config: Path,
+    experts: Path,
+    command: Callable[..., None],
+    folders: list[str],
+    more: dict[str, Any],
+    said: str,
 ) -> None:
     given = json.dumps([str(experts / name) for name in folders])
     options = [str(part) for pair in more.items() for part in pair]
@@ -158,15 +232,28 @@ def test_experts_that_cannot_be_mixed_are_named_before_a_weight_is_read(
         command(config, *flags)
 
 
-def test_experts_that_are_not_there_are_named_as_they_were_typed(config: Path, tmp_path: Path) -> None:
+def test_experts_that_are_not_there_are_named_as_they_were_typed(
+    config: Path, tmp_path: Path
+) -> None:
     (tmp_path / "runs" / "a" / "artifacts").mkdir(parents=True)
     for given, said in (
-        ("zzz/yyy", r"'zzz/yyy' does not exist: .*\(relative paths start at the current folder, .*\)"),
+        (
+            "zzz/yyy",
+            r"'zzz/yyy' does not exist: .*\(relative paths start at the current folder, .*\)",
+        ),
         (f"{tmp_path}/yyy:sft", "'/.*/yyy' is no folder of a run"),
         (f"{tmp_path}/runs/a:sft", "'/.*/runs/a:sft': the run holds no finished result 'sft'"),
         (f"{tmp_path}/runs/a:base", "'/.*/runs/a:base' is a bare model"),
     ):
-        flags = (METHOD, "mole", OPTIONS, "experts", f"[{given}, runs/b]", "--rollout", "transformers")
+        flags = (
+            METHOD,
+            "mole",
+            OPTIONS,
+            "experts",
+            f"[{given}, runs/b]",
+            "--rollout",
+            "transformers",
+        )
         with pytest.raises(ModelError, match=f"^backbone.adapter.options.experts: {said}"):
             run(config, *flags)
 
@@ -176,13 +263,16 @@ def test_bitfit_says_that_its_new_biases_cannot_get_to_vllm_before_anything_runs
     config: Path, unreadable: Path, where: str
 ) -> None:
     said = (
-        r"bitfit cannot get to vLLM: 14 layers of this model have no bias.*--rollout transformers, or take one of lora"
+        r"bitfit cannot get to vLLM: 14 layers of this model have no bias.*--rollout transformers,"
+        r" or take one of lora"
     )
     if where == "plan":
         with pytest.raises(EngineError, match=said):
             plan(config, METHOD, "bitfit", "--rollout", "vllm")
         return
-    backbone = BackboneConfig(model=str(unreadable), max_length=64, adapter=AdapterConfig(method="bitfit"))
+    backbone = BackboneConfig(
+        model=str(unreadable), max_length=64, adapter=AdapterConfig(method="bitfit")
+    )
     with pytest.raises(EngineError, match=said):
         Runtime(backbone).check_adapter(samples=True)
     Runtime(backbone).check_adapter(samples=False)
@@ -200,13 +290,19 @@ def test_the_planner_asks_nothing_of_vllm_where_nothing_is_sampled(
         plan(config, *flags, "--algo", "dpo")
 
 
-def test_bitfit_gets_to_vllm_where_every_layer_has_its_bias(tiny_folders: Callable[[str], Path]) -> None:
+def test_bitfit_gets_to_vllm_where_every_layer_has_its_bias(
+    tiny_folders: Callable[[str], Path],
+) -> None:
     model = str(tiny_folders("llama-biased"))
-    Runtime(BackboneConfig(model=model, max_length=64, adapter=AdapterConfig(method="bitfit"))).check_adapter(True)
+    Runtime(
+        BackboneConfig(model=model, max_length=64, adapter=AdapterConfig(method="bitfit"))
+    ).check_adapter(True)
 
 
 def test_ia3_wants_keys_values_and_the_mlps_last_layer_to_be_layers(tmp_path: Path) -> None:
-    """Phi-3 joins queries, keys and values in one layer: down_proj alone would learn, without a word."""
+    """Phi-3 joins queries, keys and values in one layer: down_proj alone would learn, without a
+    word.
+    """
     from transformers import GPTNeoXConfig, Phi3Config
 
     small = {
@@ -217,15 +313,27 @@ def test_ia3_wants_keys_values_and_the_mlps_last_layer_to_be_layers(tmp_path: Pa
         "num_attention_heads": 2,
     }
     for made, missing, ends in (
-        (Phi3Config(**small, pad_token_id=0), "k_proj or v_proj", "down_proj, gate_up_proj, o_proj, qkv_proj"),
-        (GPTNeoXConfig(**small), "k_proj or v_proj or down_proj", "dense, dense_4h_to_h, dense_h_to_4h, query_key_value"),
-    ):  # fmt: skip
+        (
+            Phi3Config(**small, pad_token_id=0),
+            "k_proj or v_proj",
+            "down_proj, gate_up_proj, o_proj, qkv_proj",
+        ),
+        (
+            GPTNeoXConfig(**small),
+            "k_proj or v_proj or down_proj",
+            "dense, dense_4h_to_h, dense_h_to_4h, query_key_value",
+        ),
+    ):
         made.save_pretrained(tmp_path)
         adapter = AdapterConfig(method="ia3")
-        with pytest.raises(ModelError, match=f"adapter ia3: m has no {missing}, its layers end in {ends}: .*vera"):
+        with pytest.raises(
+            ModelError, match=f"adapter ia3: m has no {missing}, its layers end in {ends}: .*vera"
+        ):
             Backbone.load(BackboneConfig(model="m", max_length=64, adapter=adapter), tmp_path)
     named = AdapterConfig(method="ia3", target_modules=r".*\.(query_key_value|dense_4h_to_h)")
-    with pytest.raises(ModelError, match=r"holds no model\.safetensors"):  # the weights are what is missing now
+    with pytest.raises(
+        ModelError, match=r"holds no model\.safetensors"
+    ):  # the weights are what is missing now
         Backbone.load(BackboneConfig(model="m", max_length=64, adapter=named), tmp_path)
     broken = AdapterConfig(method="ia3", options={"feedforward": "*"})
     with pytest.raises(ModelError, match="feedforward is no regular expression"):
@@ -239,11 +347,15 @@ def test_virtual_tokens_want_a_model_whose_attention_makes_keys(tmp_path: Path) 
     config.architectures = ["GPT2LMHeadModel"]
     config.save_pretrained(tmp_path)
     adapter = AdapterConfig(method="prompt")
-    with pytest.raises(ModelError, match=r"adapter prompt: tiny has 2 layers, and keys .* in 0: .*lora"):
+    with pytest.raises(
+        ModelError, match=r"adapter prompt: tiny has 2 layers, and keys .* in 0: .*lora"
+    ):
         Backbone.load(BackboneConfig(model="tiny", max_length=32, adapter=adapter), tmp_path)
 
 
-def test_the_key_of_a_stage_follows_what_the_experts_hold(experts: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_key_of_a_stage_follows_what_the_experts_hold(
+    experts: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     from prefloop.config import DataConfig, SFTStageConfig
     from prefloop.pipeline.stages.sft import SFT
 
@@ -261,7 +373,9 @@ def test_the_key_of_a_stage_follows_what_the_experts_hold(experts: Path, tiny_fo
     assert stage.key(runtime, {}) != before
 
 
-def test_experts_of_the_same_shape_on_other_weights_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+def test_experts_of_the_same_shape_on_other_weights_are_refused(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     """A run's artifact knows the files of its backbone, whatever their folder is called."""
     from made_run import make_run
 
@@ -273,9 +387,13 @@ def test_experts_of_the_same_shape_on_other_weights_are_refused(tmp_path: Path, 
         "max_length": 64,
         "adapter": AdapterConfig(method="mole", options=options),
     }
-    loaded = Backbone.load(BackboneConfig(model="elsewhere", **settings), tiny_folder, torch.device("cpu"))
+    loaded = Backbone.load(
+        BackboneConfig(model="elsewhere", **settings), tiny_folder, torch.device("cpu")
+    )
     by_name = {"experts": [f"{run}:{slot}" for slot in ("sft", "dpo")]}
     named = MoLE(AdapterConfig(method="mole", options=by_name), CARDS["mole"])
     assert [folder.resolve() for folder in named.folders] == cast(MoLE, loaded.method).folders
     with pytest.raises(ModelError, match=r"was trained on .*: give experts of this backbone"):
-        Backbone.load(BackboneConfig(model=str(tiny_folder), **settings), other, torch.device("cpu"))
+        Backbone.load(
+            BackboneConfig(model=str(tiny_folder), **settings), other, torch.device("cpu")
+        )

@@ -45,7 +45,9 @@ def test_small_changes_are_kept_on_average_where_rounding_to_the_nearest_loses_t
 
 
 def test_what_is_a_bfloat16_number_stays_as_it_is() -> None:
-    exact = torch.cat([torch.randn(70).bfloat16(), torch.tensor([0.0, -0.0, 1e-30, -3e38]).bfloat16()])
+    exact = torch.cat(
+        [torch.randn(70).bfloat16(), torch.tensor([0.0, -0.0, 1e-30, -3e38]).bfloat16()]
+    )
     for shape in ((74,), (2, 37)):
         out = torch.empty(shape, dtype=torch.bfloat16)
         kernels.settle(exact.float().view(shape), out)
@@ -57,12 +59,16 @@ def test_any_shape_and_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> Non
     exact = torch.randn(3, 8, 8)
     out = torch.empty(3, 8, 8, dtype=torch.bfloat16)
     kernels.settle(exact, out)
-    assert ((out.float() - exact).abs() <= 2**-7 * exact.abs()).all(), "the weights of three experts"
+    assert ((out.float() - exact).abs() <= 2**-7 * exact.abs()).all(), (
+        "the weights of three experts"
+    )
     single = torch.empty((), dtype=torch.bfloat16)
     kernels.settle(torch.tensor(1.5), single)
     assert single == 1.5
     # CUDA's own nan is all ones: what is added to it would carry over into the sign.
-    odd = torch.tensor([0x7FFFFFFF, 0x7FC00000, -1, 0x7F800000], dtype=torch.int32).view(torch.float32)
+    odd = torch.tensor([0x7FFFFFFF, 0x7FC00000, -1, 0x7F800000], dtype=torch.int32).view(
+        torch.float32
+    )
     kept = torch.empty(4, dtype=torch.bfloat16)
     kernels.settle(odd, kept)
     assert kept[:3].isnan().all() and kept[3] == float("inf")
@@ -70,7 +76,10 @@ def test_any_shape_and_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_block_of_columns_is_rounded_as_in_the_whole() -> None:
     exact = torch.randn(9, 40)
-    whole, parts = torch.empty(9, 40, dtype=torch.bfloat16), torch.empty(9, 40, dtype=torch.bfloat16)
+    whole, parts = (
+        torch.empty(9, 40, dtype=torch.bfloat16),
+        torch.empty(9, 40, dtype=torch.bfloat16),
+    )
     kernels.settle(exact, whole)
     for start, stop in ((0, 16), (16, 40)):
         kernels.settle(exact[:, start:stop], parts[:, start:stop], start, 40)
@@ -94,7 +103,9 @@ def loaded(folder: Path, method: str = "lora", size: float = 0.01, **settings: A
     """In bfloat16 unless told, with a role whose effect is small."""
     adapter = AdapterConfig(method=method, r=4, alpha=8, dropout=0.0)
     given = {"compute": "bf16", "attention": "sdpa", "max_length": 256, **settings}
-    backbone = Backbone.load(BackboneConfig(model="tiny", adapter=adapter, **given), folder, torch.device("cpu"))
+    backbone = Backbone.load(
+        BackboneConfig(model="tiny", adapter=adapter, **given), folder, torch.device("cpu")
+    )
     backbone.add_role("policy", seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -116,7 +127,9 @@ def loaded(folder: Path, method: str = "lora", size: float = 0.01, **settings: A
         ("adalora", 0.01),
     ],
 )
-def test_a_merge_holds_the_whole_change(method: str, size: float, precision: str, tiny_folder: Path) -> None:
+def test_a_merge_holds_the_whole_change(
+    method: str, size: float, precision: str, tiny_folder: Path
+) -> None:
     backbone = loaded(tiny_folder, method, precision=precision, size=size)
     found, wanted, nearest = [], [], []
     for weight in plain_weights(backbone.causal_lm):
@@ -145,10 +158,17 @@ def test_products_hold_the_whole_change_where_it_is_far_below_what_they_are_roun
 ) -> None:
     backbone = loaded(tiny_folder, precision=precision)
     layer = backbone.layers[0]
-    residual_N_H = 4 * torch.randn(4000, layer.out.outputs, generator=torch.Generator().manual_seed(4)).bfloat16()
+    residual_N_H = (
+        4
+        * torch.randn(
+            4000, layer.out.outputs, generator=torch.Generator().manual_seed(4)
+        ).bfloat16()
+    )
     with backbone.role("policy"):
         for parameter in backbone.parameters("policy"):
-            parameter.copy_((parameter * (0.1 if len(parameter) > 4 else 1)).bfloat16())  # B is the longer one
+            parameter.copy_(
+                (parameter * (0.1 if len(parameter) > 4 else 1)).bfloat16()
+            )  # B is the longer one
         backbone.causal_lm(torch.tensor([[5]]))  # brings the copies of the role up to date
         adapters = layer.copies["policy"].of
 
@@ -163,7 +183,9 @@ def test_products_hold_the_whole_change_where_it_is_far_below_what_they_are_roun
             (layer.out, "o_proj", None),
             (layer.out, "o_proj", residual_N_H),
         ):
-            x_N_I = torch.randn(4000, group.inputs, generator=torch.Generator().manual_seed(3)).bfloat16()
+            x_N_I = torch.randn(
+                4000, group.inputs, generator=torch.Generator().manual_seed(3)
+            ).bfloat16()
             module = getattr(layer.attention, part)
             a, b = (m["policy"].weight for m in (module.lora_A, module.lora_B))
             wanted = module.scaling["policy"] * x_N_I.float() @ a.T @ b.T

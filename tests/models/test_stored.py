@@ -1,4 +1,6 @@
-"""Models whose weights are stored quantised: 4 bits are taken as they are, other ways are refused."""
+"""Models whose weights are stored quantised: 4 bits are taken as they are, other ways are
+refused.
+"""
 
 import json
 import shutil
@@ -22,9 +24,14 @@ def test_weights_stored_in_4_bits_are_taken_as_they_are_and_computed_with_in_thi
 ) -> None:
     """Made for bfloat16, as published 4-bit models are; this run computes in float32."""
     made_for = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-    )  # fmt: skip
-    stored: Any = AutoModelForCausalLM.from_pretrained(tiny_folder, quantization_config=made_for, dtype=torch.bfloat16)
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    stored: Any = AutoModelForCausalLM.from_pretrained(
+        tiny_folder, quantization_config=made_for, dtype=torch.bfloat16
+    )
     stored.save_pretrained(tmp_path / "stored")
     AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "stored")
     backbone = load(tmp_path / "stored", precision="nf4")
@@ -33,13 +40,17 @@ def test_weights_stored_in_4_bits_are_taken_as_they_are_and_computed_with_in_thi
     for weight in plain_weights(backbone.causal_lm):
         if weight.layer is not None:
             base = weight.layer.get_base_layer()
-            assert torch.equal(base.weight.data.flatten(), kept[weight.name].data.flatten()), weight.name
+            assert torch.equal(base.weight.data.flatten(), kept[weight.name].data.flatten()), (
+                weight.name
+            )
             assert Weight(base).O_I().dtype == torch.float32
     assert logps(backbone, None).dtype == torch.float32
     before = logps(backbone, None)
     backbone.add_role("policy")
     train(backbone, "policy", steps=1)
-    assert torch.equal(logps(backbone, None), before) and not torch.equal(logps(backbone, "policy"), before)
+    assert torch.equal(logps(backbone, None), before) and not torch.equal(
+        logps(backbone, "policy"), before
+    )
 
 
 def test_weights_stored_in_other_ways_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -50,6 +61,10 @@ def test_weights_stored_in_other_ways_are_refused(tiny_folder: Path, tmp_path: P
         json.dumps(content | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
     )
     # Of 2 or 3 bits: its weights are smaller than what 4 bits would take.
-    save_file({f"w{i}": torch.zeros(1) for i in range(9)}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {f"w{i}": torch.zeros(1) for i in range(9)},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(ModelError, match=r"stored quantised \(gptq\): only bitsandbytes' 4 bits"):
         load(folder, precision="nf4")

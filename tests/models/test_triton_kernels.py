@@ -1,4 +1,6 @@
-"""The Triton kernels in Triton's interpreter, against their torch twins; ``make test`` starts this file with TRITON_INTERPRET=1."""
+"""The Triton kernels in Triton's interpreter, against their torch twins; ``make test`` starts this
+file with TRITON_INTERPRET=1.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,16 @@ def wide(*shape: int, dtype: torch.dtype) -> Tensor:
 
 @DTYPES
 def test_norm_and_its_gradient(dtype: torch.dtype) -> None:
-    x, weight, residual = torch.randn(5, 48).to(dtype), torch.randn(48).to(dtype), torch.randn(5, 48).to(dtype)
+    x, weight, residual = (
+        torch.randn(5, 48).to(dtype),
+        torch.randn(48).to(dtype),
+        torch.randn(5, 48).to(dtype),
+    )
     ours, theirs, grad = (wide(5, 48, dtype=dtype) for _ in range(3))
-    rstd, expected = triton_kernels.norm(x, weight, 1e-5, ours), kernels.norm(x, weight, 1e-5, theirs)
+    rstd, expected = (
+        triton_kernels.norm(x, weight, 1e-5, ours),
+        kernels.norm(x, weight, 1e-5, theirs),
+    )
     near(rstd, expected)
     near(ours, theirs)
     near(
@@ -47,7 +56,10 @@ def test_norm_and_its_gradient(dtype: torch.dtype) -> None:
 
 @DTYPES
 def test_swiglu_and_its_gradient_in_place(dtype: torch.dtype) -> None:
-    gate_up, grad, ours, theirs = torch.randn(5, 74).to(dtype), *(wide(5, 37, dtype=dtype) for _ in range(3))
+    gate_up, grad, ours, theirs = (
+        torch.randn(5, 74).to(dtype),
+        *(wide(5, 37, dtype=dtype) for _ in range(3)),
+    )
     triton_kernels.swiglu(gate_up, ours)
     kernels.swiglu(gate_up, theirs)
     near(ours, theirs)
@@ -69,7 +81,10 @@ def test_rotation_there_and_back(dtype: torch.dtype, heads: tuple[int, int]) -> 
     for ours, theirs in zip(triton_kernels.rotate(joined, cos, sin, heads), expected, strict=True):
         near(ours, theirs)
     grads = tuple(torch.randn_like(part) for part in expected)
-    near(triton_kernels.rotate_back(grads, cos, sin, heads), torch.autograd.grad(expected, leaf, grads)[0])
+    near(
+        triton_kernels.rotate_back(grads, cos, sin, heads),
+        torch.autograd.grad(expected, leaf, grads)[0],
+    )
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -93,7 +108,11 @@ def test_dequantisation_equals_bitsandbytes_and_appends_the_adapter(
 @pytest.mark.parametrize(("shape", "rank"), [((7, 64), 4), ((65, 130), 16), ((64, 128), 72)])
 def test_a_merge_rounds_as_its_torch_twin(shape: tuple[int, int], rank: int) -> None:
     torch.manual_seed(0)
-    ours, b, a = wide(*shape, dtype=torch.bfloat16), 0.03 * torch.randn(shape[0], rank), torch.randn(rank, shape[1])
+    ours, b, a = (
+        wide(*shape, dtype=torch.bfloat16),
+        0.03 * torch.randn(shape[0], rank),
+        torch.randn(rank, shape[1]),
+    )
     theirs, before = ours.clone(), ours.clone()
     triton_kernels.add_product(ours, b.bfloat16(), a.bfloat16(), 0.5)
     kernels.add_product(theirs, b.bfloat16(), a.bfloat16(), 0.5)
@@ -112,17 +131,26 @@ def test_log_probs_and_their_derivative(scale: float) -> None:
     near(logits, torch.autograd.grad(expected.sum(), leaf)[0])
 
 
-def test_a_model_on_the_kernels_equals_one_without(tiny_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written-out weights with adapters, joined products, log-probs: everything that a GPU runs but its attention."""
+def test_a_model_on_the_kernels_equals_one_without(
+    tiny_folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written-out weights with adapters, joined products, log-probs: everything that a GPU runs but
+    its attention.
+    """
     documents = pack(random_documents([(5, [2, 4]), (3, [4])]))
 
     def results() -> list[Tensor]:
-        backbone = load(tiny_folders("qwen2"), "qwen2", precision="nf4", gradient_checkpointing="block")
+        backbone = load(
+            tiny_folders("qwen2"), "qwen2", precision="nf4", gradient_checkpointing="block"
+        )
         backbone.kernel = "mask"
         add_random_role(backbone, "policy")
         with backbone.role("policy", train=True):
             logps = response_logps_R(backbone, hidden_N_H(backbone, documents), documents, 0.7)
-        return [logps.detach(), *torch.autograd.grad(logps.square().sum(), backbone.parameters("policy"))]
+        return [
+            logps.detach(),
+            *torch.autograd.grad(logps.square().sum(), backbone.parameters("policy")),
+        ]
 
     expected = results()
     used: list[str] = []
@@ -138,7 +166,9 @@ def test_a_model_on_the_kernels_equals_one_without(tiny_folders: Any, monkeypatc
     assert {"log_prob", "dequantise", "swiglu_gradient", "norm_gradient"} <= set(used)
 
 
-def test_large_weights_are_written_out_one_by_one(tiny_folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_are_written_out_one_by_one(
+    tiny_folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prefloop.models.fused import projections as joined
 
     monkeypatch.setattr(kernels, "on_gpu", lambda _: triton_kernels)
@@ -155,6 +185,11 @@ def test_large_weights_are_written_out_one_by_one(tiny_folders: Any, monkeypatch
         wide, x = group.buffer(3, torch.empty(0), adapters)
         x.copy_(torch.randn(x.shape))
         assert group.steps == steps
-        found.append([group.forward(wide, adapters), *group.backward(torch.randn(3, group.outputs), adapters)])
+        found.append(
+            [
+                group.forward(wide, adapters),
+                *group.backward(torch.randn(3, group.outputs), adapters),
+            ]
+        )
     for one, other in zip(*found, strict=True):
         assert_close(other, one, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,6 @@
-"""YaRN's promise at four times the context, on a model trained here; and the pipeline on a stretched backbone, killed and resumed."""
+"""YaRN's promise at four times the context, on a model trained here; and the pipeline on a
+stretched backbone, killed and resumed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ def test_losses_by_position_are_those_of_transformers(tiny_folder: Path) -> None
     found = yarn.losses_D_E(backbone, documents, [0, 40, 100])
     ids_B_T = torch.tensor(rows)
     with torch.no_grad():
-        logps_B_T = plain(tiny_folder)(ids_B_T).logits[:, :-1].log_softmax(-1).gather(2, ids_B_T[:, 1:, None])[..., 0]
+        logps_B_T = (
+            plain(tiny_folder)(ids_B_T)
+            .logits[:, :-1]
+            .log_softmax(-1)
+            .gather(2, ids_B_T[:, 1:, None])[..., 0]
+        )
     first, second = (
         -logps_B_T[:, :39].mean(1),
         -logps_B_T[:, 39:].mean(1),
@@ -46,7 +53,10 @@ def test_documents_are_made_of_rows_one_after_another(tiny_folder: Path, tmp_pat
     assert {len(document) for document in all_of_them} == {50}
     assert tokenizer.decode(ids).startswith("Row 0\n\nyes\n\nno<|im_end|>Row 1\n\nyes")
     some = yarn.long_documents([path], tokenizer, 50, 2, 3)
-    assert some == [all_of_them[0], *all_of_them[-2:]]  # the last are held out, whatever is learnt from
+    assert some == [
+        all_of_them[0],
+        *all_of_them[-2:],
+    ]  # the last are held out, whatever is learnt from
     with pytest.raises(SystemExit, match="40 are held out: name more files"):
         yarn.long_documents([path], tokenizer, 50, 40, 50)
 
@@ -55,9 +65,22 @@ def test_a_model_from_elsewhere_learns_each_way_from_the_same_start_and_document
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.jsonl"
-    pairs = [{"prompt": f"Row {i}", "chosen": "yes " * 60, "rejected": "no " * i} for i in range(40, 100)]
+    pairs = [
+        {"prompt": f"Row {i}", "chosen": "yes " * 60, "rejected": "no " * i} for i in range(40, 100)
+    ]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    flags = ["--model", str(tiny_folder), "--data", str(path), "--precision", "fp32", "--steps", "2", "--held", "2"]
+    flags = [
+        "--model",
+        str(tiny_folder),
+        "--data",
+        str(path),
+        "--precision",
+        "fp32",
+        "--steps",
+        "2",
+        "--held",
+        "2",
+    ]
     found = yarn.main(yarn.parser().parse_args([*flags, "--output", str(tmp_path / "out.json")]))
     assert found["context"] == 512 and json.loads((tmp_path / "out.json").read_text()) == found
     rows = {(row["rope"], row["steps"]): row for row in found["rows"]}
@@ -69,7 +92,9 @@ def test_a_model_from_elsewhere_learns_each_way_from_the_same_start_and_document
         saved = row.get("yarn_saves", {"mean": 0.0})["mean"]
         assert saved == pytest.approx(row["past"]["mean"] - rows["yarn", steps]["past"]["mean"])
     again = yarn.main(yarn.parser().parse_args([*flags, "--limit-s", "0"]))
-    assert again["rows"] == [{k: v for k, v in row.items() if k != "yarn_saves"} for row in found["rows"][:2]]
+    assert again["rows"] == [
+        {k: v for k, v in row.items() if k != "yarn_saves"} for row in found["rows"][:2]
+    ]
 
 
 @pytest.mark.slow
@@ -88,20 +113,33 @@ def test_a_run_on_a_stretched_backbone_goes_through_and_ends_the_same_after_a_ki
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
     for folder in (whole, cut):
         folder.mkdir()
-        backbone = {"model": str(tiny_folder), "precision": "nf4", "adapter": {"r": 4, "alpha": 8}, **ROPE}
+        backbone = {
+            "model": str(tiny_folder),
+            "precision": "nf4",
+            "adapter": {"r": 4, "alpha": 8},
+            **ROPE,
+        }
         write_config(folder, tiny_folder, backbone=backbone)
-        row = {"id": "long", "prompt": "Tell me of the river. " * 60, "response": "It begins in the hills. " * 40}
+        row = {
+            "id": "long",
+            "prompt": "Tell me of the river. " * 60,
+            "response": "It begins in the hills. " * 40,
+        }
         with (folder / "demonstrations.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
     run(whole / "config.yaml", "--algo", "dpo")
     for stage in ("sft", "dpo"):
-        kill_at_step(cut / "config.yaml", f"{stage} 3/", "--algo", "dpo")  # past the first checkpoint
+        kill_at_step(
+            cut / "config.yaml", f"{stage} 3/", "--algo", "dpo"
+        )  # past the first checkpoint
     run(cut / "config.yaml", "--algo", "dpo")
     found = statuses(cut / "config.yaml")
     assert (found["sft"], found["dpo"]) == ("reused", "resumed")
     for slot in ("sft", "dpo"):
         assert adapter_hash(whole / "config.yaml", slot) == adapter_hash(cut / "config.yaml", slot)
-    described = json.loads((whole / "runs" / "t" / "artifacts" / "sft" / "manifest.json").read_text())
+    described = json.loads(
+        (whole / "runs" / "t" / "artifacts" / "sft" / "manifest.json").read_text()
+    )
     assert described["identity"]["backbone"]["rope"] == {"type": "yarn", "factor": 4.0}
 
 
@@ -109,14 +147,28 @@ def test_a_run_on_a_stretched_backbone_goes_through_and_ends_the_same_after_a_ki
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ((*FLAGS, "4096"), ("backbone.max_length is 4096, but", "has a context of 2048 tokens: lower it")),
+        (
+            (*FLAGS, "4096"),
+            ("backbone.max_length is 4096, but", "has a context of 2048 tokens: lower it"),
+        ),
         (
             ("--backbone.max-length", "1024"),
-            ("has a context of 512 tokens: lower it, or make the context longer with backbone.rope",),
+            (
+                (
+                    "has a context of 512 tokens: lower it, or make the context longer with"
+                    " backbone.rope"
+                ),
+            ),
         ),
-        (("--backbone.rope.type", "yarm"), ("backbone.rope.type: unknown 'yarm' (did you mean 'yarn'?",)),
+        (
+            ("--backbone.rope.type", "yarm"),
+            ("backbone.rope.type: unknown 'yarm' (did you mean 'yarn'?",),
+        ),
         (("--backbone.rope.factor", "4"), ("backbone.rope.factor is 4 without a type",)),
-        (("--backbone.rope.type", "yarn"), ("backbone.rope.factor is 1: yarn makes the context longer",)),
+        (
+            ("--backbone.rope.type", "yarn"),
+            ("backbone.rope.factor is 1: yarn makes the context longer",),
+        ),
     ],
 )
 def test_wrong_lengths_and_ropes_are_said_in_a_line(

@@ -1,4 +1,6 @@
-"""Losses on pairs, thumbs and reward models against published numbers, finite differences and invariants."""
+"""Losses on pairs, thumbs and reward models against published numbers, finite differences and
+invariants.
+"""
 
 import pytest
 import torch
@@ -49,13 +51,19 @@ def test_ipo_on_mean_log_probs_golden_vector() -> None:
     ],
 )
 def test_kto_golden_vectors(logratio: Tensor, desirable: bool, expected: list[float]) -> None:
-    golden(preference.kto(logratio, torch.full((3,), desirable), z0=torch.tensor(0.3), beta=0.1), expected)
+    golden(
+        preference.kto(logratio, torch.full((3,), desirable), z0=torch.tensor(0.3), beta=0.1),
+        expected,
+    )
 
 
 @pytest.mark.parametrize(
-    ("chosen", "rejected", "ratio_loss", "total"), [(-0.5, -1.0, 0.3203, 0.53203), (-1.0, -0.5, 1.294377, 1.129438)]
+    ("chosen", "rejected", "ratio_loss", "total"),
+    [(-0.5, -1.0, 0.3203, 0.53203), (-1.0, -0.5, 1.294377, 1.129438)],
 )
-def test_orpo_golden_vectors(chosen: float, rejected: float, ratio_loss: float, total: float) -> None:
+def test_orpo_golden_vectors(
+    chosen: float, rejected: float, ratio_loss: float, total: float
+) -> None:
     means = torch.tensor([chosen]), torch.tensor([rejected])
     golden(preference.log_odds(*means).abs(), [0.974077])
     golden(preference.orpo(*means, weight=0.1), [total])
@@ -64,7 +72,10 @@ def test_orpo_golden_vectors(chosen: float, rejected: float, ratio_loss: float, 
 
 @pytest.mark.parametrize(("margin", "expected"), [(0.5, 0.693147), (-0.5, 2.126928)])
 def test_simpo_golden_vectors(margin: float, expected: float) -> None:
-    golden(preference.simpo(torch.tensor([margin - 1.0]), torch.tensor([-1.0]), beta=2, gamma=1), [expected])
+    golden(
+        preference.simpo(torch.tensor([margin - 1.0]), torch.tensor([-1.0]), beta=2, gamma=1),
+        [expected],
+    )
 
 
 def test_bradley_terry_golden_vector() -> None:
@@ -87,7 +98,8 @@ def test_soft_label_is_the_mixture_of_both_hard_ones(name: str) -> None:
     chosen, rejected = torch.tensor([-0.5, -2.0, -1.3]), torch.tensor([-1.0, -0.7, -1.3])
     label = torch.tensor([0.8, 0.25, 0.5])
     assert_close(
-        loss(chosen, rejected, label), label * loss(chosen, rejected, 1.0) + (1 - label) * loss(rejected, chosen, 1.0)
+        loss(chosen, rejected, label),
+        label * loss(chosen, rejected, 1.0) + (1 - label) * loss(rejected, chosen, 1.0),
     )
 
 
@@ -125,7 +137,9 @@ def test_kto_baseline_is_detached_and_never_negative() -> None:
     assert z0.grad is None
     assert logratio.grad is not None
     assert logratio.grad[0] < 0 < logratio.grad[1]
-    negative, zero = (preference.kto(logratio, desirable, torch.tensor(z), beta=0.1) for z in (-5.0, 0.0))
+    negative, zero = (
+        preference.kto(logratio, desirable, torch.tensor(z), beta=0.1) for z in (-5.0, 0.0)
+    )
     assert_close(negative, zero)
 
 

@@ -1,4 +1,6 @@
-"""Advantages, KL penalties and losses of reinforcement learning against closed forms and direct formulas."""
+"""Advantages, KL penalties and losses of reinforcement learning against closed forms and direct
+formulas.
+"""
 
 import math
 
@@ -12,7 +14,9 @@ from prefloop.objectives.estimators import ESTIMATORS, estimate
 
 
 def test_gae_golden_vector() -> None:
-    advantages, returns = ppo.gae(torch.tensor([-0.01, 0.02, 0.5]), torch.tensor([0.1, 0.2, 0.3]), gamma=1.0, lam=0.95)
+    advantages, returns = ppo.gae(
+        torch.tensor([-0.01, 0.02, 0.5]), torch.tensor([0.1, 0.2, 0.3]), gamma=1.0, lam=0.95
+    )
     assert_close(advantages, torch.tensor([0.3845, 0.31, 0.2]))
     assert_close(returns, torch.tensor([0.4845, 0.51, 0.5]))
 
@@ -22,7 +26,9 @@ def test_gae_is_the_discounted_sum_of_td_errors() -> None:
     rewards, values = torch.randn(2, 9, generator=generator, dtype=torch.float64)
     gamma, lam = 0.9, 0.7
     deltas = rewards + gamma * torch.cat([values[1:], torch.zeros(1)]) - values
-    expected = torch.stack([sum((gamma * lam) ** k * deltas[t + k] for k in range(9 - t)) for t in range(9)])
+    expected = torch.stack(
+        [sum((gamma * lam) ** k * deltas[t + k] for k in range(9 - t)) for t in range(9)]
+    )
     assert_close(ppo.gae(rewards, values, gamma, lam)[0], expected)
 
 
@@ -31,10 +37,14 @@ def test_gae_of_a_padded_batch_is_that_of_each_response() -> None:
     length_B = torch.tensor([4, 1, 7])
     rewards_R, values_R = torch.randn(2, 12, generator=generator)
     rewards_B_T, values_B_T = (ppo.padded_B_T(x, length_B) for x in (rewards_R, values_R))
-    advantages, returns = (ppo.flat_R(x, length_B) for x in ppo.gae(rewards_B_T, values_B_T, 0.9, 0.7))
+    advantages, returns = (
+        ppo.flat_R(x, length_B) for x in ppo.gae(rewards_B_T, values_B_T, 0.9, 0.7)
+    )
     sums = ppo.flat_R(ppo.discounted(rewards_B_T, 0.9), length_B)
     assert torch.equal(ppo.flat_R(rewards_B_T, length_B), rewards_R)
-    for k, (r, v) in enumerate(zip(rewards_R.split([4, 1, 7]), values_R.split([4, 1, 7]), strict=True)):
+    for k, (r, v) in enumerate(
+        zip(rewards_R.split([4, 1, 7]), values_R.split([4, 1, 7]), strict=True)
+    ):
         alone = ppo.gae(r, v, 0.9, 0.7)
         assert_close(advantages.split([4, 1, 7])[k], alone[0])
         assert_close(returns.split([4, 1, 7])[k], alone[1])
@@ -45,17 +55,23 @@ def test_kl_estimators_are_right_on_a_categorical() -> None:
     policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     reference = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     exact = (policy * (policy / reference).log()).sum()
-    sample = torch.multinomial(policy, 100_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    sample = torch.multinomial(
+        policy, 100_000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     for estimator in ("k1", "k3"):
         each = ppo.kl_per_token(policy.log(), reference.log(), estimator)
         assert_close((policy * each).sum(), exact)
         drawn = each[sample]
         assert abs(drawn.mean() - exact) < 4 * drawn.std() / math.sqrt(len(drawn))
-    assert_close(ppo.kl_per_token(policy.log(), reference.log(), "k2"), (policy / reference).log() ** 2 / 2)
+    assert_close(
+        ppo.kl_per_token(policy.log(), reference.log(), "k2"), (policy / reference).log() ** 2 / 2
+    )
 
 
 def test_k3_is_never_negative_and_k1_is_for_some_tokens() -> None:
-    logp, ref = -5 * torch.rand(2, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logp, ref = -5 * torch.rand(
+        2, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     assert (ppo.kl_per_token(logp, ref, "k3") >= 0).all()
     assert (ppo.kl_per_token(logp, ref, "k1") < 0).any()
     with pytest.raises(ValueError, match="k4"):
@@ -89,7 +105,9 @@ def test_adaptive_kl_steers_towards_the_target_with_a_clipped_error() -> None:
 
 
 def test_whitening_gives_unit_variance_and_can_keep_the_mean() -> None:
-    values = 3 + 5 * torch.randn(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = 3 + 5 * torch.randn(
+        500, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     centred, kept = ppo.whiten(values), ppo.whiten(values, shift_mean=False)
     for whitened, mean in ((centred, torch.zeros_like(values.mean())), (kept, values.mean())):
         assert_close(whitened.std(unbiased=False), torch.ones_like(values.mean()))
@@ -114,7 +132,14 @@ def test_value_loss_is_half_the_larger_of_clipped_and_plain_squared_error() -> N
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "stopped"),
-    [(1.3, 1.0, True), (0.7, -1.0, True), (1.3, -1.0, False), (0.7, 1.0, False), (1.1, 1.0, False), (0.9, -1.0, False)],
+    [
+        (1.3, 1.0, True),
+        (0.7, -1.0, True),
+        (1.3, -1.0, False),
+        (0.7, 1.0, False),
+        (1.1, 1.0, False),
+        (0.9, -1.0, False),
+    ],
 )
 def test_policy_gradient_stops_outside_the_clip_only_on_the_favourable_side(
     ratio: float, advantage: float, stopped: bool
@@ -131,13 +156,17 @@ def test_importance_is_truncated_and_weights_the_policy_loss() -> None:
     assert_close(importance, torch.tensor([1.0, 2.0, math.exp(-0.5)]))
     advantage = torch.tensor([1.0, -1.0, 0.5])
     plain = ppo.policy_loss_R(trainer, trainer, advantage, clip=0.2)
-    assert_close(ppo.policy_loss_R(trainer, trainer, advantage, 0.2, importance), importance * plain)
+    assert_close(
+        ppo.policy_loss_R(trainer, trainer, advantage, 0.2, importance), importance * plain
+    )
 
 
 def test_explained_variance_tells_a_perfect_critic_from_the_mean() -> None:
     returns = torch.tensor([1.0, 2.0, 4.0])
     assert ppo.explained_variance(returns, returns) == pytest.approx(1)
-    assert ppo.explained_variance(torch.full((3,), float(returns.mean())), returns) == pytest.approx(0)
+    assert ppo.explained_variance(
+        torch.full((3,), float(returns.mean())), returns
+    ) == pytest.approx(0)
     assert math.isnan(ppo.explained_variance(returns, torch.ones(3)))
 
 
@@ -150,7 +179,9 @@ def test_group_relative_advantages_are_trls() -> None:
     score = torch.tensor([1.0, 2.0, 6.0, 0.5, 0.5, 0.5])
     expected = torch.cat([(score[:3] - 3) / (score[:3].std() + 1e-4), torch.zeros(3)])
     assert_close(ppo.group_relative(score, 3), expected)
-    assert_close(ppo.group_relative(score, 3, scale=False), torch.tensor([-2.0, -1.0, 3.0, 0.0, 0.0, 0.0]))
+    assert_close(
+        ppo.group_relative(score, 3, scale=False), torch.tensor([-2.0, -1.0, 3.0, 0.0, 0.0, 0.0])
+    )
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -190,9 +221,14 @@ def test_the_estimate_of_a_group_does_not_depend_on_the_order_of_groups(estimato
         parts = KL.split(LENGTH.tolist())
         values = torch.linspace(0, 1, 10).split(LENGTH.tolist())
         found = estimate(
-            estimator, SCORE[order], torch.cat([parts[i] for i in order]), LENGTH[order], 0.3, group=2,
+            estimator,
+            SCORE[order],
+            torch.cat([parts[i] for i in order]),
+            LENGTH[order],
+            0.3,
+            group=2,
             value_R=torch.cat([values[i] for i in order]),
-        )  # fmt: skip
+        )
         return dict(zip(order, found.advantage_R.split(LENGTH[order].tolist()), strict=True))
 
     there, swapped = run([0, 1, 2, 3]), run([2, 3, 0, 1])

@@ -1,4 +1,6 @@
-"""On a tabular policy the optimum is known in closed form: DPO, IPO and every estimator must land on theirs."""
+"""On a tabular policy the optimum is known in closed form: DPO, IPO and every estimator must land
+on theirs.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,11 @@ PREFERENCE = (REWARD[FIRST] - REWARD[SECOND]).sigmoid()
 def trained_tabular_policy(loss_of_margin) -> Tensor:
     logits = REFERENCE.log().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [logits], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        [logits],
+        max_iter=500,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
@@ -39,18 +45,24 @@ def test_dpo_lands_on_the_closed_form_optimum(beta: float) -> None:
 
 @pytest.mark.parametrize("tau", [0.1, 0.5])
 def test_ipo_lands_on_its_own_closed_form_optimum(tau: float) -> None:
-    """Azar et al. 2023, eq. 8 with Ψ = identity: π* ∝ π_ref · exp(p(y beats a uniform rival) / τ)."""
+    """Azar et al. 2023, eq. 8 with Ψ = identity: π* ∝ π_ref · exp(p(y beats a uniform rival) /
+    τ).
+    """
     wins = (REWARD[:, None] - REWARD[None, :]).sigmoid().mean(1)
     policy = trained_tabular_policy(lambda margin: preference.ipo(margin, tau, PREFERENCE))
     assert_close(policy, (REFERENCE.log() + wins / tau).softmax(0), atol=1e-3, rtol=0)
 
 
 PAIRS = torch.cartesian_prod(torch.arange(6), torch.arange(6)).flatten()
-"""Every group of two responses of one token each: weighted by its probability, the expectation over rollouts without noise."""
+"""Every group of two responses of one token each: weighted by its probability, the expectation over
+rollouts without noise.
+"""
 
 
 def trained_on_rollouts(estimator: str, beta: float, in_loss: bool = False) -> Tensor:
-    """A tabular policy after rounds of two epochs on the advantages that the estimator gives for all groups of two."""
+    """A tabular policy after rounds of two epochs on the advantages that the estimator gives for
+    all groups of two.
+    """
     logits = REFERENCE.log().clone().requires_grad_()
     optimizer = torch.optim.SGD([logits], lr=1.0)
     ones = torch.ones(len(PAIRS), dtype=torch.long)
@@ -83,7 +95,8 @@ def test_every_estimator_lands_on_the_closed_form_optimum(estimator: str) -> Non
 
 
 def test_kl_in_the_loss_has_another_optimum() -> None:
-    """The gradient of k3 under the policy's own samples is that of KL(reference ‖ policy): π (β + r̄ - r) = β π_ref, far from the one above.
+    """The gradient of k3 under the policy's own samples is that of KL(reference ‖ policy): π (β +
+    r̄ - r) = β π_ref, far from the one above.
 
     Group-relative advantages of two are half the leave-one-out ones, hence β / 2 in the loss.
     """

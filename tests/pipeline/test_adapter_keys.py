@@ -1,4 +1,6 @@
-"""What of an adapter's settings goes into keys, manifests and exports: options whole, experts by what their files hold."""
+"""What of an adapter's settings goes into keys, manifests and exports: options whole, experts by
+what their files hold.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ TOKENS = torch.arange(9, 40)[None]
 
 def runtime(output: Path, model: Path, method: str, **options: Any) -> Runtime:
     adapter = AdapterConfig(method=method, r=4, alpha=8, options=options)
-    return Runtime(BackboneConfig(model=str(model), precision="fp32", max_length=256, adapter=adapter), output=output)
+    return Runtime(
+        BackboneConfig(model=str(model), precision="fp32", max_length=256, adapter=adapter),
+        output=output,
+    )
 
 
 def key(output: Path, model: Path, method: str, **options: Any) -> str:
@@ -48,15 +53,22 @@ def experts(tmp_path: Path, tiny_folder: Path) -> list[str]:
     return list(map(str, places))
 
 
-def test_an_option_written_out_with_its_own_value_is_the_same_key(tmp_path: Path, tiny_folder: Path) -> None:
-    for method, option, own, other in (("lora+", "ratio", 16.0, 4.0), ("bottleneck", "activation", "gelu", "relu")):
+def test_an_option_written_out_with_its_own_value_is_the_same_key(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    for method, option, own, other in (
+        ("lora+", "ratio", 16.0, 4.0),
+        ("bottleneck", "activation", "gelu", "relu"),
+    ):
         default = key(tmp_path, tiny_folder, method)
         assert key(tmp_path, tiny_folder, method, **{option: own}) == default
         assert key(tmp_path, tiny_folder, method, **{option: other}) != default
     assert key(tmp_path, tiny_folder, "lora+", ratio=16) == key(tmp_path, tiny_folder, "lora+")
 
 
-def test_experts_count_by_what_their_files_hold_in_their_order(tmp_path: Path, experts: list[str]) -> None:
+def test_experts_count_by_what_their_files_hold_in_their_order(
+    tmp_path: Path, experts: list[str]
+) -> None:
     model = tmp_path / "tiny-llama"
     here = key(tmp_path, model, "mole", experts=experts)
     shutil.copytree(tmp_path / "private", tmp_path / "elsewhere")
@@ -89,7 +101,9 @@ def test_an_export_holds_no_path_of_its_experts_and_opens_with_them_beside_it(
     tmp_path: Path, experts: list[str]
 ) -> None:
     adapter = AdapterConfig(method="mole", r=4, alpha=8, options={"experts": experts})
-    run = make_run(tmp_path / "runs", "one", tmp_path / "tiny-llama", slots=("sft",), adapter=adapter)
+    run = make_run(
+        tmp_path / "runs", "one", tmp_path / "tiny-llama", slots=("sft",), adapter=adapter
+    )
     expected = answers(f"{run}:sft")
     out = export(f"{run}:sft", tmp_path / "shared" / "adapter")
     assert all(b"private" not in path.read_bytes() for path in out.rglob("*") if path.is_file())

@@ -1,4 +1,6 @@
-"""What a method keeps from step to step survives a kill in every loop of prefloop's own, and ends in the form that the method ends in."""
+"""What a method keeps from step to step survives a kill in every loop of prefloop's own, and ends
+in the form that the method ends in.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lora-drop": {"steps": 2, "share": 0.3},
     "prefix": {"tokens": 3},
 }
-METHODS = ["lora-fa", "pissa", "adalora", "delta-lora", "lora-drop", "mole", "oft", "vera", "prefix", "full"]
-OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant", weight_decay=0.1, checkpoint_every=1)
+METHODS = [
+    "lora-fa",
+    "pissa",
+    "adalora",
+    "delta-lora",
+    "lora-drop",
+    "mole",
+    "oft",
+    "vera",
+    "prefix",
+    "full",
+]
+OPTIM = OptimConfig(
+    learning_rate=1e-2, warmup_steps=0, schedule="constant", weight_decay=0.1, checkpoint_every=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +82,21 @@ def experts(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> list
 def runtime_of(model: Path, method: str, experts: list[str], output: Path) -> Runtime:
     options = {"experts": experts, "balance": 0.1} if method == "mole" else OPTIONS.get(method, {})
     adapter = AdapterConfig(method=method, r=R, alpha=2 * R, options=options)
-    backbone = BackboneConfig(model=str(model), precision="fp32", compute="fp32", max_length=64, adapter=adapter)
-    return Runtime(backbone, GenerationConfig(max_new_tokens=3, max_num_seqs=8), "transformers", 0, output)
+    backbone = BackboneConfig(
+        model=str(model), precision="fp32", compute="fp32", max_length=64, adapter=adapter
+    )
+    return Runtime(
+        backbone, GenerationConfig(max_new_tokens=3, max_num_seqs=8), "transformers", 0, output
+    )
 
 
 def ppo_of(data: DataConfig, **settings: Any) -> PPO:
-    fixed: dict[str, Any] = {"prompts_per_step": 2, "samples_per_prompt": 2, "samples_every": 0, "optim": OPTIM}
+    fixed: dict[str, Any] = {
+        "prompts_per_step": 2,
+        "samples_per_prompt": 2,
+        "samples_every": 0,
+        "optim": OPTIM,
+    }
     config = PPOConfig(steps=STEPS, critic="adapter", **fixed, **settings)
     return PPO(config, data)
 
@@ -84,11 +108,16 @@ def stages(data: DataConfig) -> Iterator[Stage]:
 
 
 def bytes_of(artifact: Artifact) -> dict[str, bytes]:
-    return {str(p.relative_to(artifact.path)): p.read_bytes() for p in sorted(artifact.path.rglob("*.safetensors"))}
+    return {
+        str(p.relative_to(artifact.path)): p.read_bytes()
+        for p in sorted(artifact.path.rglob("*.safetensors"))
+    }
 
 
 def ranks(file: Path) -> int:
-    return sum(int((t != 0).sum()) for name, t in load_file(file).items() if name.endswith("lora_E"))
+    return sum(
+        int((t != 0).sum()) for name, t in load_file(file).items() if name.endswith("lora_E")
+    )
 
 
 @pytest.fixture
@@ -111,9 +140,16 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_stage_ends_in_the_bytes_of_one_that_was_not(
-    method: str, tiny_folder: Path, experts: list[str], data: DataConfig, tmp_path: Path, killed: Callable[..., None]
+    method: str,
+    tiny_folder: Path,
+    experts: list[str],
+    data: DataConfig,
+    tmp_path: Path,
+    killed: Callable[..., None],
 ) -> None:
-    whole, cut = (runtime_of(tiny_folder, method, experts, tmp_path / name) for name in ("whole", "cut"))
+    whole, cut = (
+        runtime_of(tiny_folder, method, experts, tmp_path / name) for name in ("whole", "cut")
+    )
     made = {
         "sft": SFT(SFTStageConfig(batch_size=4, packing=False, optim=OPTIM), data).run(whole),
         "comparisons": Label(LabelConfig(source="file"), data).run(whole),
@@ -126,7 +162,10 @@ def test_a_killed_stage_ends_in_the_bytes_of_one_that_was_not(
         again = stage.run(cut, **inputs)
         assert again.status == "resumed" and bytes_of(again) == bytes_of(expected), stage.name
     if method == "adalora":
-        assert sorted(p.parent.name for p in made["ppo"].path.rglob("adapter_model.safetensors"))[-1] == "value"
+        assert (
+            sorted(p.parent.name for p in made["ppo"].path.rglob("adapter_model.safetensors"))[-1]
+            == "value"
+        )
         for file in (p for a in made.values() for p in a.path.rglob("adapter_model.safetensors")):
             assert ranks(file) == R * LAYERS, file
 
@@ -134,7 +173,9 @@ def test_a_killed_stage_ends_in_the_bytes_of_one_that_was_not(
 def test_the_best_policy_and_its_critic_beside_a_later_result_are_at_adaloras_budget(
     tiny_folder: Path, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The alarm speaks in the last step, long after the best, when the schedule had hardly begun."""
+    """The alarm speaks in the last step, long after the best, when the schedule had hardly
+    begun.
+    """
 
     def observe(self: Alarm, reading: Reading) -> list[str]:
         self.best = {"step": min(reading.step, 2), "score": 0.0}
@@ -146,9 +187,16 @@ def test_the_best_policy_and_its_critic_beside_a_later_result_are_at_adaloras_bu
         "sft": SFT(SFTStageConfig(batch_size=4, packing=False, optim=OPTIM), data).run(runtime),
         "comparisons": Label(LabelConfig(source="file"), data).run(runtime),
     }
-    reward = RewardModel(RewardConfig(batch_pairs=8, holdout=0.0, optim=OPTIM)).run(runtime, **inputs)
-    made = ppo_of(data, minibatches=2, alarm=AlarmConfig(action="warn")).run(runtime, sft=inputs["sft"], reward=reward)
+    reward = RewardModel(RewardConfig(batch_pairs=8, holdout=0.0, optim=OPTIM)).run(
+        runtime, **inputs
+    )
+    made = ppo_of(data, minibatches=2, alarm=AlarmConfig(action="warn")).run(
+        runtime, sft=inputs["sft"], reward=reward
+    )
     assert made.metrics["alarm"]["best_step"] == 2 and made.metrics["alarm"]["result_step"] is None
-    files = [made.path / place / "adapter_model.safetensors" for place in ("", "value", "best", "best/value")]
+    files = [
+        made.path / place / "adapter_model.safetensors"
+        for place in ("", "value", "best", "best/value")
+    ]
     assert all(0 < ranks(file) <= R * LAYERS for file in files)
     assert len({file.read_bytes() for file in files}) == 4

@@ -1,5 +1,8 @@
-"""Every adapter method, in every precision that its card allows, through the real stages: SFT, reward, DPO and PPO, two steps each; what a card
-says of merging is what happens. ``prefloop adapters --markdown`` prints the cards, so this is the proof of the table in docs/adapters.md."""
+"""Every adapter method, in every precision that its card allows, through the real stages: SFT,
+reward, DPO and PPO, two steps each; what a card says of merging is what happens.
+``prefloop adapters --markdown`` prints the cards, so this is the proof of the table in
+docs/adapters.md.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +55,18 @@ GENERATION = GenerationConfig(max_new_tokens=4, max_num_seqs=8)
 
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny model whose weights are the same numbers in bfloat16 and float32; with biases for the method that needs them to merge."""
+    """A tiny model whose weights are the same numbers in bfloat16 and float32; with biases for the
+    method that needs them to merge.
+    """
     made: dict[str, Path] = {}
 
     def folder(method: str) -> Path:
         kind = "llama-biased" if method == "bitfit" else "llama"
         if kind not in made:
             made[kind] = tiny_model(tmp_path_factory.mktemp("model") / kind, kind)
-            AutoModelForCausalLM.from_pretrained(made[kind], dtype=torch.bfloat16).save_pretrained(made[kind])
+            AutoModelForCausalLM.from_pretrained(made[kind], dtype=torch.bfloat16).save_pretrained(
+                made[kind]
+            )
         return made[kind]
 
     return folder
@@ -72,7 +79,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def comparisons(tmp_path_factory: pytest.TempPathFactory, data: DataConfig) -> Artifact:
-    return Label(LabelConfig(source="file"), data).run(Runtime(output=tmp_path_factory.mktemp("votes")))
+    return Label(LabelConfig(source="file"), data).run(
+        Runtime(output=tmp_path_factory.mktemp("votes"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +97,10 @@ def experts(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[[str], 
 
 
 def config_of(method: str, precision: str, model: Path, experts: list[str]) -> BackboneConfig:
-    options: dict[str, Any] = {"mole": {"experts": experts}, "lora-drop": {"steps": 2, "share": 0.5}}.get(method, {})
+    options: dict[str, Any] = {
+        "mole": {"experts": experts},
+        "lora-drop": {"steps": 2, "share": 0.5},
+    }.get(method, {})
     if "tokens" in CARDS[method].options:
         options = {"tokens": 4}
     return BackboneConfig(
@@ -154,7 +166,9 @@ def test_a_method_goes_through_all_stages(
             data,
         ),
     ):
-        made = artifacts[stage.produces] = stage.run(runtime, **{slot: artifacts[slot] for slot in stage.inputs})
+        made = artifacts[stage.produces] = stage.run(
+            runtime, **{slot: artifacts[slot] for slot in stage.inputs}
+        )
         learnt[stage.produces] = saved[-1]
         assert made.metrics["updates" if stage.name == "ppo" else "steps"] == 2
         assert any(line.startswith("weights move") for line in made.metrics["audit"])
@@ -173,7 +187,9 @@ def test_a_method_goes_through_all_stages(
         with pytest.raises(ModelError, match=rf"adapter {method}: no plain weights.*lora"):
             next(again.merged_weights("ppo"))
         return
-    if precision == "bf16":  # the role rounds at other places in another order; the same numbers in float32 must agree
+    if (
+        precision == "bf16"
+    ):  # the role rounds at other places in another order; the same numbers in float32 must agree
         rounded = dict(again.merged_weights("ppo"))
         again = Backbone.load(dataclasses.replace(config, precision="fp32", compute="fp32"), folder)
         again.add_role("ppo", start=artifacts["ppo"].path)

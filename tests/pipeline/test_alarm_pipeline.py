@@ -13,22 +13,40 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 SENSITIVE = (
-    "--algo", "rloo", "--ppo.steps", "5", "--ppo.alarm.kl", "-5", "--ppo.alarm.every", "3",
-    "--ppo.alarm.length-ratio", "None", "--ppo.alarm.repetition", "None", "--ppo.alarm.gold-drop", "None",
-)  # fmt: skip
-"""Any KL is an alarm, at the first look in step 3, and no policy but the first is well within that limit."""
+    "--algo",
+    "rloo",
+    "--ppo.steps",
+    "5",
+    "--ppo.alarm.kl",
+    "-5",
+    "--ppo.alarm.every",
+    "3",
+    "--ppo.alarm.length-ratio",
+    "None",
+    "--ppo.alarm.repetition",
+    "None",
+    "--ppo.alarm.gold-drop",
+    "None",
+)
+"""Any KL is an alarm, at the first look in step 3, and no policy but the first is well within that
+limit.
+"""
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A finished run that ``alarm.action`` warn let train on; others in the same folder reuse its first stages."""
+    """A finished run that ``alarm.action`` warn let train on; others in the same folder reuse its
+    first stages.
+    """
     path = write_config(tmp_path_factory.mktemp("alarm"), tiny_folder)
     (path.parent / "warned.txt").write_text(run(path, *SENSITIVE))
     return path
 
 
 def adapter(config: Path, slot: str, *parts: str, runs: str = "runs") -> dict[str, torch.Tensor]:
-    return load_file(config.parent.joinpath(runs, "t", "artifacts", slot, *parts, "adapter_model.safetensors"))
+    return load_file(
+        config.parent.joinpath(runs, "t", "artifacts", slot, *parts, "adapter_model.safetensors")
+    )
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -37,7 +55,10 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def events(config: Path, kind: str, slot: str = "rloo") -> list[dict[str, Any]]:
     """Events of the stage's latest build."""
-    found = [json.loads(x) for x in (config.parent / "runs" / "t" / "artifacts" / slot / "events.jsonl").open()]
+    found = [
+        json.loads(x)
+        for x in (config.parent / "runs" / "t" / "artifacts" / slot / "events.jsonl").open()
+    ]
     return [event for event in found if event["event"] == kind]
 
 
@@ -48,27 +69,45 @@ def told(config: Path, slot: str = "rloo") -> dict[str, Any]:
 def test_warn_says_so_and_keeps_the_best_policy_beside_the_result(config: Path) -> None:
     output = (config.parent / "warned.txt").read_text()
     (event,) = events(config, "alarm")
-    assert (event["action"], event["step"]) == ("warn", 3) and "the KL to the reference is" in event["reasons"][0]
+    assert (event["action"], event["step"]) == (
+        "warn",
+        3,
+    ) and "the KL to the reference is" in event["reasons"][0]
     assert "rloo: reward hacking? step 3: the KL to the reference" in output
-    assert len(events(config, "step")) == 5 and all("repetition" in step for step in events(config, "step"))
+    assert len(events(config, "step")) == 5 and all(
+        "repetition" in step for step in events(config, "step")
+    )
     found = told(config)["alarm"]
-    assert found["best_step"] == event["best_step"] == 1 and found["result_step"] is None and found["steps"] == 5
-    assert same(adapter(config, "rloo", "best"), adapter(config, "sft")), "step 1 sampled from the SFT policy"
+    assert (
+        found["best_step"] == event["best_step"] == 1
+        and found["result_step"] is None
+        and found["steps"] == 5
+    )
+    assert same(adapter(config, "rloo", "best"), adapter(config, "sft")), (
+        "step 1 sampled from the SFT policy"
+    )
     assert not same(adapter(config, "rloo"), adapter(config, "sft"))
     report = (config.parent / "runs" / "t" / "report.html").read_text()
     assert "Reward hacking" in report and "Training went on." in report
 
 
-def test_stop_ends_training_with_the_best_policy_its_value_head_and_its_figures(config: Path) -> None:
+def test_stop_ends_training_with_the_best_policy_its_value_head_and_its_figures(
+    config: Path,
+) -> None:
     output = run(config, *SENSITIVE, "--algo", "ppo", "--ppo.alarm.action", "stop")
     found, folder = told(config, "ppo"), config.parent / "runs" / "t" / "artifacts" / "ppo"
     (event,) = found["alarm"]["raised"]
     assert (event["action"], event["step"]) == ("stop", 3)
-    assert len(events(config, "step", "ppo")) == 3 and "stopping; the result is the policy of step 1" in output
+    assert (
+        len(events(config, "step", "ppo")) == 3
+        and "stopping; the result is the policy of step 1" in output
+    )
     assert found["alarm"]["result_step"] == 1 and found["kl"] == pytest.approx(0, abs=1e-5)
     assert same(adapter(config, "ppo"), adapter(config, "sft"))
     head = load_file(folder / "value" / "head.safetensors")
-    assert not head["linear.weight"].any() and not head["linear.bias"].any(), "the value head starts from zero"
+    assert not head["linear.weight"].any() and not head["linear.bias"].any(), (
+        "the value head starts from zero"
+    )
     assert not (folder / "best").exists() and not (folder / "checkpoints").exists()
     report = (config.parent / "runs" / "t" / "report.html").read_text()
     untrained = "ppo is the policy of step 1, from before its first update"
@@ -76,7 +115,15 @@ def test_stop_ends_training_with_the_best_policy_its_value_head_and_its_figures(
 
 
 def test_rollback_goes_back_doubles_the_penalty_and_ends_alike_after_a_kill(config: Path) -> None:
-    flags = (*SENSITIVE, "--ppo.steps", "12", "--ppo.alarm.action", "rollback", "--ppo.alarm.rollbacks", "2")
+    flags = (
+        *SENSITIVE,
+        "--ppo.steps",
+        "12",
+        "--ppo.alarm.action",
+        "rollback",
+        "--ppo.alarm.rollbacks",
+        "2",
+    )
     run(config, *flags)
     alarms, whole = events(config, "alarm"), adapter(config, "rloo")
     steps = {event["step"]: event for event in events(config, "step")}

@@ -1,4 +1,6 @@
-"""Which code is in a stage's key: what it runs, no table and no page; and what is said when a stage is built again."""
+"""Which code is in a stage's key: what it runs, no table and no page; and what is said when a stage
+is built again.
+"""
 
 from __future__ import annotations
 
@@ -16,36 +18,63 @@ from loop_run import ROOT, START, environment, statuses, write_config
 import prefloop
 from prefloop.pipeline.code import SETTINGS, SPEAKS, bare, closure, code_of, imported
 
-STAGES = ("SFT", "Sample", "Label", "RewardModel", "Reference", "Preference", "KTO", "PPO", "Evaluate")
+STAGES = (
+    "SFT",
+    "Sample",
+    "Label",
+    "RewardModel",
+    "Reference",
+    "Preference",
+    "KTO",
+    "PPO",
+    "Evaluate",
+)
 
 
 def test_prose_is_no_code() -> None:
-    source = '"""What it does."""\n\nx = 1  # why\n\n\ndef f(text="# no comment"):\n    """Says ä."""\n    return """kept"""\n'
+    source = (
+        '"""What it does."""\n\nx = 1  # why\n\n\ndef f(text="# no comment"):\n    """Says ä."""\n '
+        '   return """kept"""\n'
+    )
     expected = 'x = 1\ndef f(text="# no comment"):\n    return """kept"""\n'
     assert bare(source) == expected == bare(expected + "\n\n# a last word\n")
     assert bare(source.replace("x = 1", "x = 2")) != expected
     assert bare("s = 'ä'  # ä\nf(s)  # ö\n") == "s = 'ä'\nf(s)\n"
-    assert bare('class A:\n    x: int = 1\n    """A field: ä."""  # why\n') == "class A:\n    x: int = 1\n"
+    assert (
+        bare('class A:\n    x: int = 1\n    """A field: ä."""  # why\n')
+        == "class A:\n    x: int = 1\n"
+    )
     text = 'x = """one\n\n  two  \n"""\n'
     assert bare(text) == text
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "src" / "prefloop").rglob("*.py")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "src" / "prefloop").rglob("*.py")), ids=lambda f: f.name
+)
 def test_what_is_left_of_a_file_still_is_its_code(file: Path) -> None:
-    """The trees are equal but for expressions that are texts alone, and for bodies of nothing else."""
+    """The trees are equal but for expressions that are texts alone, and for bodies of nothing
+    else.
+    """
 
     def code(source: str) -> str:
         tree = ast.parse(source)
         for node in ast.walk(tree):
             for name in ("body", "orelse", "finalbody"):
                 if isinstance(parts := getattr(node, name, None), list):
-                    kept = [p for p in parts if not (isinstance(p, ast.Expr) and isinstance(p.value, ast.Constant))]
+                    kept = [
+                        p
+                        for p in parts
+                        if not (isinstance(p, ast.Expr) and isinstance(p.value, ast.Constant))
+                    ]
                     setattr(node, name, kept)
         return ast.dump(tree)
 
     source = file.read_text(encoding="utf-8")
     left = bare(source)
-    if any(isinstance(n, ast.ClassDef | ast.FunctionDef) and len(n.body) == 1 for n in ast.walk(ast.parse(source))):
+    if any(
+        isinstance(n, ast.ClassDef | ast.FunctionDef) and len(n.body) == 1
+        for n in ast.walk(ast.parse(source))
+    ):
         return  # a body that is a docstring alone leaves no Python, and a hash needs none
     assert code(left) == code(source)
 
@@ -63,28 +92,42 @@ def test_a_stage_has_the_code_that_it_runs_and_not_that_of_others() -> None:
         kind = getattr(prefloop, name)
         return set(code_of(kind, kind.uses))
 
-    assert "prefloop.objectives.preference" in of("Preference") - of("SFT") - of("RewardModel") - of("PPO")
+    assert "prefloop.objectives.preference" in of("Preference") - of("SFT") - of(
+        "RewardModel"
+    ) - of("PPO")
     assert "prefloop.objectives.ppo" in of("PPO") - of("Preference") - of("SFT")
     assert "prefloop.rollouts.vllm" in of("Sample") - of("SFT")
-    assert {"prefloop.models.fused.layer", "prefloop.training.loop", "prefloop.data.rendering"} <= of("SFT")
-    assert not any(module.startswith(("prefloop.labeling", "prefloop.evaluation")) for module in of("SFT"))
+    assert {
+        "prefloop.models.fused.layer",
+        "prefloop.training.loop",
+        "prefloop.data.rendering",
+    } <= of("SFT")
+    assert not any(
+        module.startswith(("prefloop.labeling", "prefloop.evaluation")) for module in of("SFT")
+    )
 
 
 @pytest.mark.parametrize("name", ["Preference", "KTO", "Reference"])
 def test_what_learns_from_votes_alone_asks_of_the_sampler_its_temperature(
     name: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """A longer answer in the comparison trains nothing again; log-probs are divided by the temperature."""
+    """A longer answer in the comparison trains nothing again; log-probs are divided by the
+    temperature.
+    """
     stage = getattr(prefloop, name)()
 
     def identity(**generation: float) -> dict:
         backbone = prefloop.BackboneConfig(model=str(tiny_folder), precision="fp32", compute="fp32")
-        runtime = prefloop.Runtime(backbone, prefloop.GenerationConfig(**generation), "transformers", output=tmp_path)
+        runtime = prefloop.Runtime(
+            backbone, prefloop.GenerationConfig(**generation), "transformers", output=tmp_path
+        )
         return stage.identity(runtime)
 
     assert identity(max_new_tokens=8) == identity(max_new_tokens=9)
     assert identity(temperature=0.7) != identity(temperature=0.8)
-    assert not any(module.startswith("prefloop.rollouts") for module in code_of(type(stage), stage.uses))
+    assert not any(
+        module.startswith("prefloop.rollouts") for module in code_of(type(stage), stage.uses)
+    )
 
 
 def test_imports_are_found_wherever_they_stand() -> None:
@@ -98,10 +141,18 @@ def f():
     from prefloop.objectives import ppo as math
     import prefloop.data.packing
 """
-    assert imported(source) == {"prefloop.pipeline.stage", "prefloop.objectives.ppo", "prefloop.data.packing"}
-    assert imported("import prefloop as p\nx = p.load_comparisons('f')\nx.Stage\n") == {"prefloop.data.sources"}
+    assert imported(source) == {
+        "prefloop.pipeline.stage",
+        "prefloop.objectives.ppo",
+        "prefloop.data.packing",
+    }
+    assert imported("import prefloop as p\nx = p.load_comparisons('f')\nx.Stage\n") == {
+        "prefloop.data.sources"
+    }
     assert "prefloop.pipeline.stages.ppo" in imported("from prefloop import *\n")
-    assert imported("from prefloop.stage import Stage\nimport prefloop.gone\n") == set()  # of another version
+    assert (
+        imported("from prefloop.stage import Stage\nimport prefloop.gone\n") == set()
+    )  # of another version
     assert "prefloop.data.tokens" in closure({"prefloop.data.packing"})
     assert not closure({"prefloop.data.packing"}) & SETTINGS
 
@@ -115,14 +166,18 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def go(checkout: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[dict, str]]:
+def go(
+    checkout: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], tuple[dict, str]]:
     """Run DPO with the copy as it is now: statuses by stage, and the output."""
     config = write_config(tmp_path_factory.mktemp("run"), tiny_folder, algo="dpo")
 
     def start() -> tuple[dict[str, str], str]:
         command = [sys.executable, "-c", START, "--config", str(config)]
         where = environment() | {"PYTHONPATH": os.pathsep.join([str(checkout / "src"), str(ROOT)])}
-        done = subprocess.run(command, cwd=ROOT, env=where, text=True, capture_output=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=ROOT, env=where, text=True, capture_output=True, timeout=300
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return statuses(config), done.stdout
 
@@ -137,9 +192,16 @@ def edit(file: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_shows_or_plans_builds_nothing_again(checkout: Path, go: Callable[[], tuple[dict, str]]) -> None:
+def test_what_shows_or_plans_builds_nothing_again(
+    checkout: Path, go: Callable[[], tuple[dict, str]]
+) -> None:
     package = checkout / "src" / "prefloop"
-    for room, name in (("planning", "time"), ("report", "page"), ("export", "card"), ("commands", "plan")):
+    for room, name in (
+        ("planning", "time"),
+        ("report", "page"),
+        ("export", "card"),
+        ("commands", "plan"),
+    ):
         file = package / room / f"{name}.py"
         file.write_text(file.read_text(encoding="utf-8") + "\n\nADDED = 1\n", encoding="utf-8")
     for file in (package / "training" / "loop.py", package / "objectives" / "preference.py"):
@@ -149,7 +211,9 @@ def test_what_shows_or_plans_builds_nothing_again(checkout: Path, go: Callable[[
 
 
 @pytest.mark.slow
-def test_an_edited_loss_runs_what_learns_by_it_and_says_so(checkout: Path, go: Callable[[], tuple[dict, str]]) -> None:
+def test_an_edited_loss_runs_what_learns_by_it_and_says_so(
+    checkout: Path, go: Callable[[], tuple[dict, str]]
+) -> None:
     file = checkout / "src" / "prefloop" / "objectives" / "preference.py"
     edit(file, "-> Tensor:", "-> 'Tensor':")
     found, output = go()

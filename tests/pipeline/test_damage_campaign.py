@@ -1,4 +1,6 @@
-"""A small size of ``benchmarks/reliability/damage.py``: whatever is damaged, the same command ends alike or says why not."""
+"""A small size of ``benchmarks/reliability/damage.py``: whatever is damaged, the same command ends
+alike or says why not.
+"""
 
 import importlib.util
 from pathlib import Path

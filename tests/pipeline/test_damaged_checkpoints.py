@@ -1,4 +1,6 @@
-"""A stage that finds its checkpoints damaged goes on from the one before, or from its start, and ends in the same bytes."""
+"""A stage that finds its checkpoints damaged goes on from the one before, or from its start, and
+ends in the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     draw = random.Random(0)
     found = [
-        {"prompt": f"What of {i}?", "chosen": "".join(draw.choices("abcdefgh", k=9)), "rejected": "no"}
+        {
+            "prompt": f"What of {i}?",
+            "chosen": "".join(draw.choices("abcdefgh", k=9)),
+            "rejected": "no",
+        }
         for i in range(8)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in found))
@@ -44,7 +50,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runtime(folder: Path, model: Path) -> Runtime:
     adapter = AdapterConfig(r=4, alpha=8)
-    backbone = BackboneConfig(model=str(model), precision="fp32", compute="fp32", max_length=128, adapter=adapter)
+    backbone = BackboneConfig(
+        model=str(model), precision="fp32", compute="fp32", max_length=128, adapter=adapter
+    )
     return Runtime(backbone, None, "transformers", 0, folder)
 
 
@@ -74,7 +82,10 @@ def flip(path: Path) -> None:
 
 
 def weights(artifact: Artifact) -> dict[str, bytes]:
-    return {str(p.relative_to(artifact.path)): p.read_bytes() for p in sorted(artifact.path.rglob("*.safetensors"))}
+    return {
+        str(p.relative_to(artifact.path)): p.read_bytes()
+        for p in sorted(artifact.path.rglob("*.safetensors"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +94,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, rows: Pat
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "optimizer cut": lambda place: (place / "optimizer.pt").write_bytes((place / "optimizer.pt").read_bytes()[:99]),
+    "optimizer cut": (
+        lambda place: (place / "optimizer.pt").write_bytes(
+            (place / "optimizer.pt").read_bytes()[:99]
+        )
+    ),
     "random state empty": lambda place: (place / "rng_state.pth").write_bytes(b""),
     "a bit of the weights": lambda place: flip(place / "learnt.safetensors"),
     "state of the trainer": lambda place: (place / "trainer_state.json").write_text("{}"),
@@ -91,7 +106,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "both"), [*((name, False) for name in DAMAGES), ("a bit of the weights", True)])
+@pytest.mark.parametrize(
+    ("damage", "both"), [*((name, False) for name in DAMAGES), ("a bit of the weights", True)]
+)
 def test_sft_passes_over_a_damaged_checkpoint(
     damage: str,
     both: bool,
@@ -112,7 +129,11 @@ def test_sft_passes_over_a_damaged_checkpoint(
     again = sft(tmp_path, tiny_folder, rows)
     said = " ".join(capsys.readouterr().out.split())
     assert "checkpoint checkpoint-3 is damaged" in said
-    assert "going on from the start of the stage" in said if both else "sft: goes on from step 2" in said
+    assert (
+        "going on from the start of the stage" in said
+        if both
+        else "sft: goes on from step 2" in said
+    )
     assert weights(again) == weights(whole)
 
 
@@ -135,7 +156,10 @@ def test_sft_passes_over_a_checkpoint_whose_best_weights_are_damaged(
         flip(place)
     found = sft(tmp_path / "cut", tiny_folder, rows, **settings)
     said = " ".join(capsys.readouterr().out.split())
-    assert "file 'scratch/looks/3/adapter_model.safetensors' is damaged" in said and "the start of the stage" in said
+    assert (
+        "file 'scratch/looks/3/adapter_model.safetensors' is damaged" in said
+        and "the start of the stage" in said
+    )
     assert found.metrics["best_step"] == found.metrics["steps"] == 6
 
 
@@ -148,7 +172,7 @@ def reward(folder: Path, model: Path, rows: Path) -> Artifact:
     return stage.run(here, comparisons=comparisons)
 
 
-def test_a_finished_member_that_is_damaged_is_finished_again_and_the_metrics_are_those_of_a_run_that_was_not(
+def test_a_finished_member_that_is_damaged_is_finished_again_and_the_metrics_are_those_of_a_run_that_was_not(  # noqa: E501
     tiny_folder: Path,
     rows: Path,
     tmp_path: Path,
@@ -159,7 +183,9 @@ def test_a_finished_member_that_is_damaged_is_finished_again_and_the_metrics_are
     for damaged in (False, True):
         folder = tmp_path / f"cut-{damaged}"
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(RewardModel, "_calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(
+                RewardModel, "_calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
             reward(folder, tiny_folder, rows)
         if damaged:
             (place,) = folder.rglob("finished-0")
@@ -167,16 +193,24 @@ def test_a_finished_member_that_is_damaged_is_finished_again_and_the_metrics_are
         capsys.readouterr()
         again = reward(folder, tiny_folder, rows)
         assert weights(again) == weights(expected)
-        one, two = ({k: v for k, v in a.metrics.items() if k != "audit"} for a in (again, expected))  # of step 1, once
+        one, two = (
+            {k: v for k, v in a.metrics.items() if k != "audit"} for a in (again, expected)
+        )  # of step 1, once
         assert one == two
         said = " ".join(capsys.readouterr().out.split())
         assert ("checkpoint finished-0 is damaged" in said) == damaged
 
 
 def test_a_checkpoint_that_was_passed_over_is_not_called_damaged_later(
-    tiny_folder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path,
+    rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Patience ended at step 3, and the run was killed before the artifact; step 2's checkpoint is lost, so training starts again."""
+    """Patience ended at step 3, and the run was killed before the artifact; step 2's checkpoint is
+    lost, so training starts again.
+    """
     losses = {1: 3.0, 2: 2.0, 3: 2.5}
     now: list[int] = []
     look = HeldOut.on_step_end

@@ -30,7 +30,9 @@ ROWS = [SFTRow(Tokens([p, p, k], [False, True, True]), (p,)) for p in range(10) 
 def test_a_prompt_is_held_out_with_all_of_its_answers() -> None:
     train, held = split(ROWS, SFTStageConfig(eval_share=0.3), seed=0)
     prompts = [{row.prompt[0] for row in side} for side in (train, held)]
-    assert len(held) == 9 and len(prompts[1]) == 3 and not prompts[0] & prompts[1] and len(train) == 21
+    assert (
+        len(held) == 9 and len(prompts[1]) == 3 and not prompts[0] & prompts[1] and len(train) == 21
+    )
     assert split(ROWS, SFTStageConfig(eval_share=0.3), seed=0) == (train, held)
     assert split(ROWS, SFTStageConfig(eval_share=0.3), seed=1)[1] != held
     assert split(ROWS, SFTStageConfig(), seed=0) == (ROWS, [])
@@ -42,7 +44,11 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             SFT(SFTStageConfig(**settings))
-        flags = [part for name, value in settings.items() for part in (f"--sft.{name.replace('_', '-')}", str(value))]
+        flags = [
+            part
+            for name, value in settings.items()
+            for part in (f"--sft.{name.replace('_', '-')}", str(value))
+        ]
         with pytest.raises(ConfigError, match=message):
             parse(flags, "rlhf.py", "")
     with pytest.raises(DataError, match="leaves none of 1 prompts to train on"):
@@ -58,7 +64,11 @@ def test_the_loss_is_that_of_transformers_over_the_response_tokens(tiny_folder: 
     with backbone.role("sft"):
         for d in documents:
             ids = torch.tensor([[*d.prompt_ids, *d.responses_ids[0]]])
-            logps = backbone.causal_lm(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+            logps = (
+                backbone.causal_lm(ids)
+                .logits.log_softmax(-1)[0, :-1]
+                .gather(1, ids[0, 1:, None])[:, 0]
+            )
             expected += (-logps[len(d.prompt_ids) - 1 :]).tolist()
     assert found == pytest.approx(sum(expected) / 5, abs=1e-5)
 
@@ -85,14 +95,20 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("w") as file:
         for i in range(12):
             answer = "".join(draw.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(12))
-            file.write(json.dumps({"id": str(i), "prompt": f"What of {i}?", "response": answer}) + "\n")
+            file.write(
+                json.dumps({"id": str(i), "prompt": f"What of {i}?", "response": answer}) + "\n"
+            )
     return path
 
 
 def sft(folder: Path, model: Path, demonstrations: Path, **config: Any) -> Artifact:
     adapter = {"r": 32, "alpha": 4, "dropout": 0.1, **config.pop("adapter", {})}
     backbone = BackboneConfig(
-        model=str(model), precision="fp32", max_length=256, chat_template="chatml", adapter=AdapterConfig(**adapter)
+        model=str(model),
+        precision="fp32",
+        max_length=256,
+        chat_template="chatml",
+        adapter=AdapterConfig(**adapter),
     )
     optim = OptimConfig(
         name=config.pop("name", "adamw"),
@@ -101,10 +117,17 @@ def sft(folder: Path, model: Path, demonstrations: Path, **config: Any) -> Artif
         schedule="constant",
         checkpoint_every=2,
     )
-    settings = {"epochs": 12.0, "batch_size": 4, "packing": False, "eval_share": 0.35, "eval_every": 2, **config}
-    return SFT(SFTStageConfig(**settings, optim=optim), DataConfig(demonstrations=demonstrations)).run(
-        Runtime(backbone, None, "transformers", 0, folder)
-    )
+    settings = {
+        "epochs": 12.0,
+        "batch_size": 4,
+        "packing": False,
+        "eval_share": 0.35,
+        "eval_every": 2,
+        **config,
+    }
+    return SFT(
+        SFTStageConfig(**settings, optim=optim), DataConfig(demonstrations=demonstrations)
+    ).run(Runtime(backbone, None, "transformers", 0, folder))
 
 
 def events(artifact: Artifact) -> dict[int, float]:
@@ -113,7 +136,9 @@ def events(artifact: Artifact) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, demonstrations: Path) -> Artifact:
+def stopped(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, demonstrations: Path
+) -> Artifact:
     return sft(tmp_path_factory.mktemp("stopped"), tiny_folder, demonstrations, patience=3)
 
 
@@ -121,7 +146,9 @@ def test_training_stops_when_nothing_better_comes_and_keeps_the_best(
     stopped: Artifact, tiny_folder: Path, demonstrations: Path, tmp_path: Path
 ) -> None:
     found, seen = stopped.metrics, events(stopped)
-    assert found["best_step"] == min(seen, key=seen.__getitem__) and found["held_out_loss"] == min(seen.values())
+    assert found["best_step"] == min(seen, key=seen.__getitem__) and found["held_out_loss"] == min(
+        seen.values()
+    )
     assert found["steps"] == max(seen) == found["best_step"] + 2 * 3 < 24
     short = found["best_step"] / 2  # two steps an epoch
     alone = sft(tmp_path, tiny_folder, demonstrations, epochs=short, eval_every=100)
@@ -136,7 +163,11 @@ def test_looking_changes_nothing_of_the_training(
     often = sft(tmp_path, tiny_folder, demonstrations, eval_every=1, patience=6)
     one, two = events(stopped), events(often)
     shared = one.keys() & two.keys()
-    assert len(shared) >= 4 and [one[s] for s in shared] == [two[s] for s in shared] and len(two) > len(one)
+    assert (
+        len(shared) >= 4
+        and [one[s] for s in shared] == [two[s] for s in shared]
+        and len(two) > len(one)
+    )
 
 
 @pytest.mark.parametrize("stop", [3, 5, "end"])
@@ -150,7 +181,11 @@ def test_a_killed_run_ends_in_the_same_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = stopped if name == "adamw" else sft(tmp_path / "whole", tiny_folder, demonstrations, patience=3, name=name)
+    whole = (
+        stopped
+        if name == "adamw"
+        else sft(tmp_path / "whole", tiny_folder, demonstrations, patience=3, name=name)
+    )
     with monkeypatch.context() as patch:
         if stop == "end":  # after the last step, before the artifact is sealed
             patch.setattr(HeldOut, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -181,7 +216,9 @@ def test_a_look_that_training_went_back_behind_is_forgotten_with_its_weights(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Killed at step 4 with the best look at step 3 and a checkpoint of step 2; step 3, done again, comes out worse than step 2."""
+    """Killed at step 4 with the best look at step 3 and a checkpoint of step 2; step 3, done again,
+    comes out worse than step 2.
+    """
     losses = [3.0, 2.9, 2.5]
 
     def scripted(*_: Any) -> float:
@@ -216,7 +253,9 @@ def test_looks_at_adalora_count_once_its_budget_has_its_last_value(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The loss is made to rise with every look. Of 10 steps the last 3 keep the budget; of one step none does, and its look is of the cut role."""
+    """The loss is made to rise with every look. Of 10 steps the last 3 keep the budget; of one step
+    none does, and its look is of the cut role.
+    """
     seen: list[Document] = []
     taken: list[float] = []
     kinds = mean_loss
@@ -228,28 +267,55 @@ def test_looks_at_adalora_count_once_its_budget_has_its_last_value(
 
     monkeypatch.setattr("prefloop.training.held_out.mean_loss", rising)
     adapter = {"method": "adalora", "r": 4, "dropout": 0.0}
-    found = sft(tmp_path, tiny_folder, demonstrations, adapter=adapter, epochs=epochs, eval_every=1, patience=2)
+    found = sft(
+        tmp_path,
+        tiny_folder,
+        demonstrations,
+        adapter=adapter,
+        epochs=epochs,
+        eval_every=1,
+        patience=2,
+    )
     assert (found.metrics["best_step"], found.metrics["steps"]) == (best, steps)
-    assert found.metrics["held_out_loss"] == taken[best - 1] + 10.0 * best and list(events(found)) == [*range(1, steps + 1)]  # fmt: skip
-    values = [t for n, t in load_file(found.path / "adapter_model.safetensors").items() if n.endswith("lora_E")]
+    assert found.metrics["held_out_loss"] == taken[best - 1] + 10.0 * best and list(
+        events(found)
+    ) == [*range(1, steps + 1)]
+    values = [
+        t
+        for n, t in load_file(found.path / "adapter_model.safetensors").items()
+        if n.endswith("lora_E")
+    ]
     assert sum(int(t.count_nonzero()) for t in values) <= 4 * len(values)
     config = BackboneConfig(
-        model="tiny", precision="fp32", compute="fp32", attention="sdpa", max_length=256, adapter=AdapterConfig(method="adalora", r=4, alpha=4)
-    )  # fmt: skip
+        model="tiny",
+        precision="fp32",
+        compute="fp32",
+        attention="sdpa",
+        max_length=256,
+        adapter=AdapterConfig(method="adalora", r=4, alpha=4),
+    )
     backbone = Backbone.load(config, tiny_folder, torch.device("cpu"))
     backbone.add_role("again", found.path)
     assert kinds(backbone, "again", seen) == pytest.approx(taken[best - 1], abs=1e-5)
 
 
 WITH_STATE = ("adalora", "lora-fa", "delta-lora", "lora-drop", "prefix", "full")
-"""Methods that keep more than LoRA's two matrices for a step to go on from, and the odd ones out."""
+"""Methods that keep more than LoRA's two matrices for a step to go on from, and the odd ones
+out.
+"""
 
 
 @pytest.mark.parametrize("method", [name for name in CARDS if name != "mole"])
 def test_the_best_weights_of_every_method_are_kept_whole_and_survive_a_kill(
-    method: str, tiny_folder: Path, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    tiny_folder: Path,
+    demonstrations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three steps, of which the last is made to look worst: the artifact is the role after the second, and reloads to its loss."""
+    """Three steps, of which the last is made to look worst: the artifact is the role after the
+    second, and reloads to its loss.
+    """
     settings: dict[str, Any] = {
         "adapter": {"method": method, "r": 4, "dropout": 0.0},
         "epochs": 1.5,
@@ -270,8 +336,13 @@ def test_the_best_weights_of_every_method_are_kept_whole_and_survive_a_kill(
     whole = sft(tmp_path / "whole", tiny_folder, demonstrations, **settings)
     assert whole.metrics["best_step"] == 2 and whole.metrics["steps"] == 3
     config = BackboneConfig(
-        model="tiny", precision="fp32", compute="fp32", attention="sdpa", max_length=256, adapter=AdapterConfig(method=method, r=4, alpha=4)
-    )  # fmt: skip
+        model="tiny",
+        precision="fp32",
+        compute="fp32",
+        attention="sdpa",
+        max_length=256,
+        adapter=AdapterConfig(method=method, r=4, alpha=4),
+    )
     backbone = Backbone.load(config, tiny_folder, torch.device("cpu"))
     backbone.add_role("again", whole.path)
     assert kinds(backbone, "again", seen) == pytest.approx(taken[1], abs=1e-5)
@@ -296,4 +367,6 @@ def test_the_best_weights_of_every_method_are_kept_whole_and_survive_a_kill(
     assert {k: again.metrics[k] for k in ("best_step", "steps")} == {"best_step": 2, "steps": 3}
     one, two = (load_file(a.path / "adapter_model.safetensors") for a in (whole, again))
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in two)
-    assert events(again)[3] == pytest.approx(events(whole)[3], abs=1e-6)  # it went on in the same weights too
+    assert events(again)[3] == pytest.approx(
+        events(whole)[3], abs=1e-6
+    )  # it went on in the same weights too

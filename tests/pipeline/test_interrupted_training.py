@@ -1,4 +1,6 @@
-"""A run that is asked to end in the middle of a step leaves that step's checkpoint, and goes on from it to the same bytes."""
+"""A run that is asked to end in the middle of a step leaves that step's checkpoint, and goes on
+from it to the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,22 @@ KINDS = ["sft", "reward", "dpo", "kto", "ppo"]
 def stage_of(kind: str, data: DataConfig) -> Stage:
     """Three steps or more of a kind of stage, none of them due for a checkpoint."""
     pairs = PreferenceConfig(batch_pairs=2, optim=OPTIM)
-    ppo: dict[str, Any] = {"prompts_per_step": 2, "samples_per_prompt": 2, "minibatches": UPDATES, "samples_every": 1}
+    ppo: dict[str, Any] = {
+        "prompts_per_step": 2,
+        "samples_per_prompt": 2,
+        "minibatches": UPDATES,
+        "samples_every": 1,
+    }
     return {
         "sft": lambda: SFT(SFTStageConfig(batch_size=1, packing=False, optim=OPTIM), data),
-        "reward": lambda: RewardModel(RewardConfig(members=2, batch_pairs=2, holdout=0.0, optim=OPTIM)),
+        "reward": lambda: RewardModel(
+            RewardConfig(members=2, batch_pairs=2, holdout=0.0, optim=OPTIM)
+        ),
         "dpo": lambda: Preference("dpo", pairs),
         "kto": lambda: KTO(pairs),
-        "ppo": lambda: PPO(PPOConfig(steps=3, alarm=AlarmConfig(every=1), optim=OPTIM, **ppo), data),
+        "ppo": lambda: PPO(
+            PPOConfig(steps=3, alarm=AlarmConfig(every=1), optim=OPTIM, **ppo), data
+        ),
     }[kind]()
 
 
@@ -66,14 +77,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 @pytest.fixture(scope="module")
 def runtime_of(tiny_folder: Path) -> Callable[[Path], Runtime]:
     adapter = AdapterConfig(r=4, alpha=8)
-    backbone = BackboneConfig(model=str(tiny_folder), precision="fp32", compute="fp32", max_length=64, adapter=adapter)
+    backbone = BackboneConfig(
+        model=str(tiny_folder), precision="fp32", compute="fp32", max_length=64, adapter=adapter
+    )
     generation = GenerationConfig(max_new_tokens=3, max_num_seqs=8)
     return lambda output: Runtime(backbone, generation, "transformers", 0, output)
 
 
 @pytest.fixture(scope="module")
 def whole(
-    runtime_of: Callable[[Path], Runtime], data: DataConfig, tmp_path_factory: pytest.TempPathFactory
+    runtime_of: Callable[[Path], Runtime],
+    data: DataConfig,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Artifact]:
     """What a kind of stage makes when nobody interrupts it, made once."""
     runtime = runtime_of(tmp_path_factory.mktemp("whole"))
@@ -81,7 +96,11 @@ def whole(
 
     def of(slot: str) -> Artifact:
         if slot not in made:
-            stage = Label(LabelConfig(source="file"), data) if slot == "comparisons" else stage_of(slot, data)
+            stage = (
+                Label(LabelConfig(source="file"), data)
+                if slot == "comparisons"
+                else stage_of(slot, data)
+            )
             made[slot] = stage.run(runtime, **{needed: of(needed) for needed in stage.inputs})
         return made[slot]
 
@@ -90,7 +109,9 @@ def whole(
 
 @pytest.fixture
 def signalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Sends signals in the middle of the update after ``updates`` of them, its gradients known and its weights as before."""
+    """Sends signals in the middle of the update after ``updates`` of them, its gradients known and
+    its weights as before.
+    """
     with monkeypatch.context() as patch:
 
         def arrange(updates: int, *numbers: signal.Signals) -> None:
@@ -129,7 +150,9 @@ def bytes_of(artifact: Artifact) -> dict[str, bytes]:
     return {str(p.relative_to(artifact.path)): p.read_bytes() for p in sorted(files)}
 
 
-def run(kind: str, data: DataConfig, whole: Callable[[str], Artifact], runtime: Runtime) -> Artifact:
+def run(
+    kind: str, data: DataConfig, whole: Callable[[str], Artifact], runtime: Runtime
+) -> Artifact:
     stage = stage_of(kind, data)
     return stage.run(runtime, **{slot: whole(slot) for slot in stage.inputs})
 
@@ -145,7 +168,9 @@ def test_a_step_is_finished_and_its_checkpoint_leads_to_the_same_bytes(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     expected = whole(kind)
-    total = int(expected.metrics["updates"] / UPDATES if kind == "ppo" else expected.metrics["steps"])
+    total = int(
+        expected.metrics["updates"] / UPDATES if kind == "ppo" else expected.metrics["steps"]
+    )
     assert total > 2
     per_step = UPDATES if kind == "ppo" else 1
     signalled(per_step, signal.SIGTERM)  # in the second step
@@ -156,7 +181,10 @@ def test_a_step_is_finished_and_its_checkpoint_leads_to_the_same_bytes(
     name = "checkpoint-2" if kind == "sft" else f"step-{2 * per_step:06d}"
     assert checkpoints(cut, kind) == [name]
     said = capfd.readouterr().err
-    assert "SIGTERM: the step is finished first" in said and f"\ncheckpoint of step 2 of {total} written\n" in said
+    assert (
+        "SIGTERM: the step is finished first" in said
+        and f"\ncheckpoint of step 2 of {total} written\n" in said
+    )
     again = run(kind, data, whole, cut)
     assert again.status == "resumed" and bytes_of(again) == bytes_of(expected)
     events = read_rows(again / "events.jsonl")
@@ -210,7 +238,10 @@ def test_a_rollout_is_not_waited_for_and_the_step_before_it_is_kept(
 
 
 def test_a_look_at_the_held_out_loss_belongs_to_its_step(
-    data: DataConfig, runtime_of: Callable[[Path], Runtime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: DataConfig,
+    runtime_of: Callable[[Path], Runtime],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     losses: list[float] = []
 
@@ -221,7 +252,10 @@ def test_a_look_at_the_held_out_loss_belongs_to_its_step(
         return found
 
     monkeypatch.setattr("prefloop.training.held_out.mean_loss", scripted)
-    stage = SFT(SFTStageConfig(batch_size=1, packing=False, eval_share=0.25, eval_every=1, optim=OPTIM), data)
+    stage = SFT(
+        SFTStageConfig(batch_size=1, packing=False, eval_share=0.25, eval_every=1, optim=OPTIM),
+        data,
+    )
     losses[:] = [3.0, 2.5, 1.0]
     expected = stage.run(runtime_of(tmp_path / "whole"))
     losses[:] = [3.0, 2.0, 1.0]
@@ -235,7 +269,10 @@ def test_a_look_at_the_held_out_loss_belongs_to_its_step(
 
 
 def test_the_last_step_of_a_part_of_an_epoch_is_not_gone_on_from(
-    data: DataConfig, runtime_of: Callable[[Path], Runtime], tmp_path: Path, signalled: Callable[..., None]
+    data: DataConfig,
+    runtime_of: Callable[[Path], Runtime],
+    tmp_path: Path,
+    signalled: Callable[..., None],
 ) -> None:
     """Transformers would make one step more than the run has."""
     stage = SFT(SFTStageConfig(batch_size=1, packing=False, epochs=0.5, optim=OPTIM), data)
@@ -246,4 +283,6 @@ def test_the_last_step_of_a_part_of_an_epoch_is_not_gone_on_from(
         stage.run(cut)
     assert checkpoints(cut, "sft") == [f"checkpoint-{expected.metrics['steps']}"]
     again = stage.run(cut)
-    assert again.metrics["steps"] == expected.metrics["steps"] and bytes_of(again) == bytes_of(expected)
+    assert again.metrics["steps"] == expected.metrics["steps"] and bytes_of(again) == bytes_of(
+        expected
+    )

@@ -1,4 +1,6 @@
-"""A stage that somebody writes: the documented one runs as it is printed, and an edited one is never taken for the one before."""
+"""A stage that somebody writes: the documented one runs as it is printed, and an edited one is
+never taken for the one before.
+"""
 
 import importlib.util
 import sys
@@ -32,7 +34,8 @@ class Comparisons(Stage):
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         said = [Response("yes"), Response("no")]
         made = [
-            Comparison(f"c{n}", [Message("user", "q?")], said, [Vote(f"a{k}", 0) for k in range(n)]) for n in (1, 2)
+            Comparison(f"c{n}", [Message("user", "q?")], said, [Vote(f"a{k}", 0) for k in range(n)])
+            for n in (1, 2)
         ]
         write_rows(work.folder / "comparisons.jsonl", map(to_dict, made))
         return {}
@@ -51,7 +54,9 @@ def module(path: Path, text: str) -> ModuleType:
 
 def run(stage: Stage, folder: Path) -> dict[str, Any]:
     """What the last stage of a run of two says."""
-    summary = Pipeline([Comparisons(), stage], Runtime(output=folder / "runs")).run(folder / "runs" / "own")
+    summary = Pipeline([Comparisons(), stage], Runtime(output=folder / "runs")).run(
+        folder / "runs" / "own"
+    )
     return summary["stages"][-1]
 
 
@@ -78,7 +83,10 @@ def test_a_stage_that_no_file_defines_counts_by_its_methods(tmp_path: Path) -> N
 
     def typed(more: str) -> Stage:
         names: dict[str, Any] = {"__name__": "console"}
-        exec(compile(text.replace('{"votes": sum(', f'{{"votes": {more}sum('), "<console>", "exec"), names)
+        exec(
+            compile(text.replace('{"votes": sum(', f'{{"votes": {more}sum('), "<console>", "exec"),
+            names,
+        )
         return names["Count"]()
 
     assert run(typed(""), tmp_path)["metrics"]["votes"] == 3
@@ -97,11 +105,17 @@ def test_why_a_stage_is_built_again_is_said(
 
     def said(source: str) -> str:
         run(module(tmp_path / "counting.py", source).Count(), tmp_path)
-        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("running count")]
+        [line] = [
+            line
+            for line in capsys.readouterr().out.splitlines()
+            if line.startswith("running count")
+        ]
         return line.partition("(")[2].rstrip(")")
 
     with monkeypatch.context() as before:
-        before.setattr(stage_module, "code_of", lambda *_: {})  # as versions before this wrote: no files by name
+        before.setattr(
+            stage_module, "code_of", lambda *_: {}
+        )  # as versions before this wrote: no files by name
         assert said(text) == ""
     assert said(text) == "changed: another comparisons; another version of prefloop"
     other = text.replace('{"what": "votes"}', '{"what": "all"}')
@@ -109,8 +123,12 @@ def test_why_a_stage_is_built_again_is_said(
     assert said(other.replace("sum(", "1 + sum(")) == "changed: the file that defines it"
     for what in ("a", "b"):
         hashed = other.replace('{"what": "all"}', f'{{"what": "{64 * what}"}}')
-        expected = "what 'all' → " if what == "a" else "the content of what; the file that defines it"
+        expected = (
+            "what 'all' → " if what == "a" else "the content of what; the file that defines it"
+        )
         assert expected in said(hashed)
     with monkeypatch.context() as another:
-        another.setattr(stage_module, "code_of", lambda *of: code_of(*of) | {"prefloop.objectives.ppo": "x"})
+        another.setattr(
+            stage_module, "code_of", lambda *of: code_of(*of) | {"prefloop.objectives.ppo": "x"}
+        )
         assert "code of objectives/ppo.py" in said(text)

@@ -1,4 +1,6 @@
-"""The loop from demonstrations to the report: reuse, resume, refusal. Everything runs in processes of its own, as a user would."""
+"""The loop from demonstrations to the report: reuse, resume, refusal. Everything runs in processes
+of its own, as a user would.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tup
 def test_summary_holds_stages_results_and_environment(finished: tuple[Path, str]) -> None:
     found = summary(finished[0])
     assert [s["name"] for s in found["stages"]] == [
-        "sft", "sample", "label", "reward", "ppo", "respond-base", "respond-sft", "respond-sft-again", "respond-ppo", "judge"
-    ]  # fmt: skip
+        "sft",
+        "sample",
+        "label",
+        "reward",
+        "ppo",
+        "respond-base",
+        "respond-sft",
+        "respond-sft-again",
+        "respond-ppo",
+        "judge",
+    ]
     assert {s["status"] for s in found["stages"]} == {"ran"}
-    assert all(len(s["key"]) == 64 and s["seconds"] >= 0 and isinstance(s["metrics"], dict) for s in found["stages"])
+    assert all(
+        len(s["key"]) == 64 and s["seconds"] >= 0 and isinstance(s["metrics"], dict)
+        for s in found["stages"]
+    )
     assert list(found["results"]) == ["base", "sft", "ppo"]
     ppo = found["results"]["ppo"]
     assert ppo["ci_low"] <= ppo["win_rate_vs_sft"] <= ppo["ci_high"]
-    assert 0 <= ppo["gold_mean"] <= 1 and ppo["kl_low"] <= ppo["kl"] <= ppo["kl_high"] and ppo["n_responses"] == 24
+    assert (
+        0 <= ppo["gold_mean"] <= 1
+        and ppo["kl_low"] <= ppo["kl"] <= ppo["kl_high"]
+        and ppo["n_responses"] == 24
+    )
     assert found["results"]["sft"]["kl"] == 0 and found["results"]["sft"]["win_rate_vs_sft"] == 0.5
     assert found["control"]["gold"]["ci_low"] <= 0.5 <= found["control"]["gold"]["ci_high"]
     assert found["environment"]["versions"]["torch"] and found["environment"]["device"]
@@ -59,12 +77,19 @@ def test_the_bare_model_is_measured_as_every_policy_is(finished: tuple[Path, str
     assert bare["kl"] > 0.1 and bare["ci_low"] <= bare["win_rate_vs_sft"] <= bare["ci_high"]
     assert found["matrix"]["policies"] == ["base", "sft", "ppo"]
     against = found["matrix"]["rate"]
-    assert against[0][1] == bare["win_rate_vs_sft"] and against[2][0] == pytest.approx(1 - against[0][2])
-    rows = [json.loads(line) for line in (folder / "artifacts" / "respond-base" / "responses.jsonl").open()]
+    assert against[0][1] == bare["win_rate_vs_sft"] and against[2][0] == pytest.approx(
+        1 - against[0][2]
+    )
+    rows = [
+        json.loads(line)
+        for line in (folder / "artifacts" / "respond-base" / "responses.jsonl").open()
+    ]
     assert len(rows) == 12 and all(len(row["responses"]) == 2 for row in rows)
     assert re.search(r"\n +base +0\.\d{3} ", finished[1]) and "base: the bare model" in finished[1]
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "bare model, which wins <strong>" in page and "against the bare model, gold scorer" in page
+    assert (
+        "bare model, which wins <strong>" in page and "against the bare model, gold scorer" in page
+    )
     assert 'data-policy="base"' in page
 
 
@@ -74,7 +99,10 @@ def test_the_report_shows_every_evaluation_prompt_with_the_gold_score_of_every_a
     folder = finished[0].parent / "runs" / "t"
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count('<article class="talk">') == 12
-    graded = [json.loads(line) for line in (folder / "artifacts" / "judge" / "scores.jsonl").read_text().splitlines()]
+    graded = [
+        json.loads(line)
+        for line in (folder / "artifacts" / "judge" / "scores.jsonl").read_text().splitlines()
+    ]
     assert [len(row["gold"]["ppo"]) for row in graded] == [2] * 12
     shown = [float(part.split('"')[0]) for part in page.split('data-policy="ppo" data-gold="')[1:]]
     assert shown == [row["gold"]["ppo"][0] for row in graded]
@@ -103,7 +131,9 @@ def test_events_hold_a_curve_for_every_training_stage(finished: tuple[Path, str]
         assert len(steps) >= 4 and all(keys <= set(e) for e in steps), stage
 
 
-def test_same_command_again_reuses_everything_and_says_what_it_saved(finished: tuple[Path, str]) -> None:
+def test_same_command_again_reuses_everything_and_says_what_it_saved(
+    finished: tuple[Path, str],
+) -> None:
     before = adapter_hash(finished[0], "ppo")
     output = run(finished[0])
     assert set(statuses(finished[0]).values()) == {"reused"}
@@ -112,7 +142,9 @@ def test_same_command_again_reuses_everything_and_says_what_it_saved(finished: t
     assert (finished[0].parent / "runs" / "t" / "report.html").stat().st_size > 10_000
 
 
-def test_changing_the_kl_coefficient_reruns_ppo_and_what_follows_alone(finished: tuple[Path, str]) -> None:
+def test_changing_the_kl_coefficient_reruns_ppo_and_what_follows_alone(
+    finished: tuple[Path, str],
+) -> None:
     before = adapter_hash(finished[0], "ppo")
     run(finished[0], "--ppo.kl.coef", "0.5")
     ran = {name for name, status in statuses(finished[0]).items() if status == "ran"}
@@ -120,11 +152,17 @@ def test_changing_the_kl_coefficient_reruns_ppo_and_what_follows_alone(finished:
     assert adapter_hash(finished[0], "ppo") != before
 
 
-def test_dpo_reuses_all_before_the_last_stage_and_joins_the_comparison(finished: tuple[Path, str]) -> None:
+def test_dpo_reuses_all_before_the_last_stage_and_joins_the_comparison(
+    finished: tuple[Path, str],
+) -> None:
     run(finished[0])
     output = run(finished[0], "--algo", "dpo")
     found = statuses(finished[0])
-    assert {name for name, status in found.items() if status == "ran"} == {"dpo", "respond-dpo", "judge"}
+    assert {name for name, status in found.items() if status == "ran"} == {
+        "dpo",
+        "respond-dpo",
+        "judge",
+    }
     assert set(summary(finished[0])["results"]) == {"base", "sft", "ppo", "dpo"}
     assert "audit dpo: dpo loss at the reference: 0.693147" in output
 
@@ -136,7 +174,9 @@ def test_every_other_algorithm_runs_by_its_name(finished: tuple[Path, str], algo
     assert adapter_hash(finished[0], algo) != adapter_hash(finished[0], "sft")
 
 
-def test_changing_a_prompt_file_reruns_everything_that_read_it(tmp_path: Path, tiny_folder: Path) -> None:
+def test_changing_a_prompt_file_reruns_everything_that_read_it(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     config = write_config(tmp_path, tiny_folder)
     run(config)
     prompts = tmp_path / "train.jsonl"
@@ -144,7 +184,9 @@ def test_changing_a_prompt_file_reruns_everything_that_read_it(tmp_path: Path, t
     prompts.write_text("\n".join([rows[0].replace("?", " today?"), *rows[1:]]) + "\n")
     run(config)
     found = statuses(config)
-    assert found.pop("sft") == "reused" and found.pop("respond-sft-again") == "ran"  # scored by the new reward model
+    assert (
+        found.pop("sft") == "reused" and found.pop("respond-sft-again") == "ran"
+    )  # scored by the new reward model
     assert set(found.values()) == {"ran"}
 
 
@@ -182,12 +224,21 @@ def test_kill_inside_each_training_stage_resumes_from_its_checkpoint(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_says_how_to_go_on(tmp_path: Path, tiny_folder: Path, number: int, status: int) -> None:
+def test_a_signal_says_how_to_go_on(
+    tmp_path: Path, tiny_folder: Path, number: int, status: int
+) -> None:
     alive, code, output = stop_after(write_config(tmp_path, tiny_folder), 8, number)
-    assert alive and code == status and "the same command goes on from there" in output and "Traceback" not in output
+    assert (
+        alive
+        and code == status
+        and "the same command goes on from there" in output
+        and "Traceback" not in output
+    )
 
 
-def test_second_process_on_the_same_run_is_refused_with_the_first_ones_id(tmp_path: Path, tiny_folder: Path) -> None:
+def test_second_process_on_the_same_run_is_refused_with_the_first_ones_id(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     config = write_config(tmp_path, tiny_folder)
     first = start(config)
     first.stdout.readline()
@@ -200,27 +251,51 @@ def test_second_process_on_the_same_run_is_refused_with_the_first_ones_id(tmp_pa
     assert finish(first)[0] == 0
 
 
-def test_votes_from_a_file_need_neither_gold_nor_candidates(tmp_path: Path, tiny_folder: Path) -> None:
+def test_votes_from_a_file_need_neither_gold_nor_candidates(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     pairs = tmp_path / "pairs.jsonl"
     rows = [
-        {"chosen": f"\n\nHuman: What is {i} plus one?\n\nAssistant: It is {i + 1}.", "rejected": f"\n\nHuman: What is {i} plus one?\n\nAssistant: I do not know {i}."}
+        {
+            "chosen": f"\n\nHuman: What is {i} plus one?\n\nAssistant: It is {i + 1}.",
+            "rejected": f"\n\nHuman: What is {i} plus one?\n\nAssistant: I do not know {i}.",
+        }
         for i in range(12)
-    ]  # fmt: skip
+    ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = dict.fromkeys(("prompts", "demonstrations", "comparisons", "eval_prompts"), str(pairs))
-    config = write_config(tmp_path, tiny_folder, gold=None, label={"source": "file"}, data=files, algo="dpo")
+    config = write_config(
+        tmp_path, tiny_folder, gold=None, label={"source": "file"}, data=files, algo="dpo"
+    )
     run(config)
     found = summary(config)
     assert "sample" not in [s["name"] for s in found["stages"]]
-    assert found["results"]["dpo"]["gold_mean"] is None and found["results"]["dpo"]["reward_win_rate"] is not None
+    assert (
+        found["results"]["dpo"]["gold_mean"] is None
+        and found["results"]["dpo"]["reward_win_rate"] is not None
+    )
     assert found["annotators"] == [
-        {"name": "file:pairs.jsonl", "simulated": False, "noise": None, "agreement_with_gold": None, "votes": 12}
+        {
+            "name": "file:pairs.jsonl",
+            "simulated": False,
+            "noise": None,
+            "agreement_with_gold": None,
+            "votes": 12,
+        }
     ]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["check", "f.jsonl"]])
 def test_help_and_a_check_of_a_file_need_no_torch(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "f.jsonl").write_text('{"prompt": "Why do check marks lean?"}\n', encoding="utf-8")
-    code = f"import sys; sys.argv = ['prefloop', *{arguments}]\nfrom prefloop.cli import main\ntry: main()\nfinally: assert not {{'torch', 'transformers'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0 and ("1 prompt " if arguments[0] == "check" else "check") in done.stdout, done.stderr
+    code = (
+        f"import sys; sys.argv = ['prefloop', *{arguments}]\nfrom prefloop.cli import main\ntry:"
+        " main()\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (
+        done.returncode == 0
+        and ("1 prompt " if arguments[0] == "check" else "check") in done.stdout
+    ), done.stderr

@@ -1,4 +1,6 @@
-"""The last stages of a run with a language model as the judge: matrix, costs, contamination, failures."""
+"""The last stages of a run with a language model as the judge: matrix, costs, contamination,
+failures.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A finished run with PPO and DPO, judged by gold and reward model alone; its first evaluation prompt was trained on."""
+    """A finished run with PPO and DPO, judged by gold and reward model alone; its first evaluation
+    prompt was trained on.
+    """
     folder = tmp_path_factory.mktemp("judged")
     config = write_config(folder, tiny_folder)
     evaluation, training = folder / "eval.jsonl", folder / "train.jsonl"
@@ -42,8 +46,13 @@ def test_the_matrix_has_all_policies_against_each_other(config: Path) -> None:
                 assert matrix["low"][i][j] <= matrix["rate"][i][j] <= matrix["high"][i][j]
     for policy in ("ppo", "dpo"):
         row = found["results"][policy]
-        assert matrix["rate"][matrix["policies"].index(policy)][0] == pytest.approx(row["win_rate_vs_sft"])
-        assert 0 <= row["sign_test_p"] <= 1 and row["lc_ci_low"] <= row["lc_win_rate"] <= row["lc_ci_high"]
+        assert matrix["rate"][matrix["policies"].index(policy)][0] == pytest.approx(
+            row["win_rate_vs_sft"]
+        )
+        assert (
+            0 <= row["sign_test_p"] <= 1
+            and row["lc_ci_low"] <= row["lc_win_rate"] <= row["lc_ci_high"]
+        )
     assert matrix["elo"]["sft"]["rating"] == 1000 and set(matrix["elo"]) == {"sft", "ppo", "dpo"}
 
 
@@ -51,20 +60,29 @@ def test_an_evaluation_prompt_that_was_trained_on_is_counted_and_named(config: P
     found = summary(config)["contamination"]
     assert (found["count"], found["alike"]) == (1, 0)
     [seen] = found["examples"]
-    assert (seen["id"], seen["kind"]) == ("seen-before", "prompt") and seen["text"] == seen["train_text"] != ""
+    assert (seen["id"], seen["kind"]) == ("seen-before", "prompt") and seen["text"] == seen[
+        "train_text"
+    ] != ""
     assert "seen-before" in run(config, "--algo", "dpo", "--evaluate.resamples", "100")
 
 
-def test_a_judge_behind_an_endpoint_is_asked_once_and_told_what_it_cost(config: Path, endpoint) -> None:
+def test_a_judge_behind_an_endpoint_is_asked_once_and_told_what_it_cost(
+    config: Path, endpoint
+) -> None:
     server = endpoint(longer_unless_told)
     flags = ["--algo", "dpo", "--evaluate.judge", f"openai:tiny@{server.url}"]
     flags += ["--evaluate.asking.price-prompt", "1", "--evaluate.asking.price-completion", "2"]
     run(config, *flags)
     found = summary(config)
     assert {name: s for name, s in statuses(config).items() if s == "ran"} == {"judge": "ran"}
-    assert found["matrix"]["judge"] == "openai:tiny" and found["results"]["ppo"]["llm_judge"] == "openai:tiny"
+    assert (
+        found["matrix"]["judge"] == "openai:tiny"
+        and found["results"]["ppo"]["llm_judge"] == "openai:tiny"
+    )
     judging = found["judging"]
-    assert judging["requests"] == judging["asked"] == len(server.bodies) > 0 and judging["failed"] == 0
+    assert (
+        judging["requests"] == judging["asked"] == len(server.bodies) > 0 and judging["failed"] == 0
+    )
     assert judging["cost"] == pytest.approx(len(server.bodies) * (100 + 2 * 5) / 1e6)
     assert judging["position_bias"] == pytest.approx(0.5)
     assert found["results"]["sft"].get("llm_win_rate") is None
@@ -79,14 +97,18 @@ def test_many_failed_comparisons_stop_the_run_and_few_are_left_out(config: Path,
     pairs: dict[frozenset[str], int] = {}
 
     def every_second_pair(number: int, body: dict) -> tuple:
-        place = pairs.setdefault(frozenset(shown(body)), len(pairs))  # in whatever order questions come, both of a pair
+        place = pairs.setdefault(
+            frozenset(shown(body)), len(pairs)
+        )  # in whatever order questions come, both of a pair
         return (422, {}, "no") if place % 2 else longer_unless_told(number, body)
 
     refused = endpoint(every_second_pair)
     flags = ["--algo", "dpo", "--evaluate.asking.max-retries", "0", "--evaluate.judge"]
     code, output = finish(start(config, *flags, f"openai:half@{refused.url}"))
     assert code == 2 and "comparisons failed, over 5%" in " ".join(output.split())
-    once = endpoint(lambda number, body: (422, {}, "no") if number == 0 else longer_unless_told(number, body))
+    once = endpoint(
+        lambda number, body: (422, {}, "no") if number == 0 else longer_unless_told(number, body)
+    )
     output = run(config, *flags, f"openai:most@{once.url}")
     assert "1 of " in output and "comparisons failed and are left out" in " ".join(output.split())
     assert summary(config)["judging"]["failed"] == 1

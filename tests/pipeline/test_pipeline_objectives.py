@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from loop_run import copy_store, finish, kill_at_step, run, run_afresh, start, statuses, summary, write_config
+from loop_run import (
+    copy_store,
+    finish,
+    kill_at_step,
+    run,
+    run_afresh,
+    start,
+    statuses,
+    summary,
+    write_config,
+)
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -24,7 +34,9 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 
 
 def adapter(config: Path, slot: str) -> dict[str, torch.Tensor]:
-    return load_file(config.parent / "runs" / "t" / "artifacts" / slot / "adapter_model.safetensors")
+    return load_file(
+        config.parent / "runs" / "t" / "artifacts" / slot / "adapter_model.safetensors"
+    )
 
 
 def test_cached_reference_gives_the_adapter_of_the_live_one(config: Path) -> None:
@@ -44,21 +56,27 @@ def test_algorithms_by_name(config: Path, algo: str) -> None:
     assert f"audit {algo}: weights move" in output
     found = summary(config)
     assert found["results"][algo]["n_responses"] == 24
-    assert {"dpo", "ipo"} <= set(found["results"]) and "left out" not in output  # theirs had a cached reference
+    assert {"dpo", "ipo"} <= set(
+        found["results"]
+    ) and "left out" not in output  # theirs had a cached reference
     if algo == "kto":
         assert "audit kto: kto loss at the reference" in output and "up weighing" in output
 
 
 @pytest.mark.parametrize("algo", ["grpo", "rloo", "reinforce"])
 def test_estimators_without_a_critic_by_name(config: Path, algo: str) -> None:
-    output = run(config, "--algo", algo, "--reward.members", "2", "--ppo.uncertainty-penalty", "0.5")
+    output = run(
+        config, "--algo", algo, "--reward.members", "2", "--ppo.uncertainty-penalty", "0.5"
+    )
     assert "FAILED" not in output and "audit " + algo + ": ratio before the first update" in output
     assert statuses(config)[algo] == "ran" and summary(config)["results"][algo]["n_responses"] == 24
     folder = config.parent / "runs" / "t" / "artifacts" / algo
     assert not (folder / "value").exists(), "there is no critic to keep"
     events = [json.loads(line) for line in (config.parent / "runs" / "t" / "events.jsonl").open()]
     steps = [e for e in events if e.get("stage") == algo and "reward_mean" in e]
-    assert len(steps) == 4 and all("explained_variance" not in s and s["reward_spread"] > 0 for s in steps)
+    assert len(steps) == 4 and all(
+        "explained_variance" not in s and s["reward_spread"] > 0 for s in steps
+    )
     first = steps[0]
     assert first["score_mean"] < first["reward_mean"], "the members' spread was not subtracted"
 
@@ -78,7 +96,9 @@ def test_a_killed_run_without_a_critic_or_with_one_apart_ends_in_the_same_weight
     assert "reused reward" in output and f"resuming {algo}" in output
     places = [config.parent / "runs", elsewhere]
     whole, again = (tensors(place / "t" / "artifacts" / algo) for place in places)
-    assert whole.keys() == again.keys() and all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    assert whole.keys() == again.keys() and all(
+        torch.equal(again[name], tensor) for name, tensor in whole.items()
+    )
     assert any(name.startswith("value/adapter") for name in whole) == (algo == "ppo")
 
 
@@ -93,9 +113,15 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_settings_that_cannot_work_are_refused(config: Path) -> None:
     for flags, words in (
-        (("--algo", "grpo", "--ppo.samples-per-prompt", "1"), "grpo needs ppo.samples_per_prompt of at least 2"),
+        (
+            ("--algo", "grpo", "--ppo.samples-per-prompt", "1"),
+            "grpo needs ppo.samples_per_prompt of at least 2",
+        ),
         (("--algo", "grpo", "--ppo.kl.estimator", "k1"), "k1 as a term of the loss"),
-        (("--algo", "ppo", "--ppo.uncertainty-penalty", "0.5"), "needs reward.members of at least 2"),
+        (
+            ("--algo", "ppo", "--ppo.uncertainty-penalty", "0.5"),
+            "needs reward.members of at least 2",
+        ),
     ):
         code, output = finish(start(config, *flags))
         assert code == 2 and words in output, output
@@ -131,13 +157,18 @@ def test_kto_takes_thumbs_whether_they_make_pairs_or_not(tmp_path: Path, tiny_fo
     tree["data"]["comparisons"] = str(thumbs(tmp_path / "thumbs.jsonl", both_kinds=False))
     config.write_text(yaml.safe_dump(tree))
     output = run(config, "--algo", "kto")
-    assert "12 thumbs, which form 0 comparisons" in output and "6 up weighing 1.000, 6 down weighing 1.000" in output
+    assert (
+        "12 thumbs, which form 0 comparisons" in output
+        and "6 up weighing 1.000, 6 down weighing 1.000" in output
+    )
     tree["data"]["comparisons"] = str(thumbs(tmp_path / "both.jsonl", both_kinds=True))
     config.write_text(yaml.safe_dump(tree))
     assert "12 up weighing 1.000, 12 down weighing 1.000" in run(config, "--algo", "kto")
 
 
-def test_an_ensemble_is_resumed_member_by_member_and_measured(tmp_path: Path, tiny_folder: Path) -> None:
+def test_an_ensemble_is_resumed_member_by_member_and_measured(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     hashes = []
     for name in ("whole", "killed"):
         folder = tmp_path / name
@@ -147,7 +178,10 @@ def test_an_ensemble_is_resumed_member_by_member_and_measured(tmp_path: Path, ti
         rows = [json.loads(line) for line in (folder / "demonstrations.jsonl").open()]
         pairs.write_text(
             "".join(
-                json.dumps({"prompt": r["prompt"], "chosen": r["response"], "rejected": "No idea at all."}) + "\n"
+                json.dumps(
+                    {"prompt": r["prompt"], "chosen": r["response"], "rejected": "No idea at all."}
+                )
+                + "\n"
                 for r in rows
             )
         )
@@ -172,15 +206,20 @@ def test_an_ensemble_is_resumed_member_by_member_and_measured(tmp_path: Path, ti
                 )
             ]
         )
-        tests = json.loads((folder / "runs" / "t" / "artifacts" / "reward-test" / "tests.json").read_text())[
-            "pairs.jsonl"
-        ]
+        tests = json.loads(
+            (folder / "runs" / "t" / "artifacts" / "reward-test" / "tests.json").read_text()
+        )["pairs.jsonl"]
         assert (
             tests["pairs"] == 12
             and tests["member_spread"] > 0
             and tests["accuracy_ci"][0] <= tests["accuracy"] <= tests["accuracy_ci"][1]
         )
-        assert [s["name"] for s in summary(config)["stages"]] == ["sft", "label", "reward", "reward-test"]
+        assert [s["name"] for s in summary(config)["stages"]] == [
+            "sft",
+            "label",
+            "reward",
+            "reward-test",
+        ]
         assert (folder / "runs" / "t" / "report.html").is_file()
     for whole, killed in zip(*hashes, strict=True):
         assert all(torch.equal(whole[name], killed[name]) for name in whole)
@@ -189,13 +228,18 @@ def test_an_ensemble_is_resumed_member_by_member_and_measured(tmp_path: Path, ti
     )
 
 
-def test_a_reward_model_without_sft_starts_from_the_bare_model(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_reward_model_without_sft_starts_from_the_bare_model(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     """A fresh adapter's A matrices get no gradient in the first step: the audit knows."""
     config = write_config(tmp_path, tiny_folder)
     rows = [json.loads(line) for line in (tmp_path / "demonstrations.jsonl").open()]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(
-        "".join(json.dumps({"prompt": r["prompt"], "chosen": r["response"], "rejected": "No."}) + "\n" for r in rows)
+        "".join(
+            json.dumps({"prompt": r["prompt"], "chosen": r["response"], "rejected": "No."}) + "\n"
+            for r in rows
+        )
     )
     tree = yaml.safe_load(config.read_text())
     tree |= {"algo": "reward", "label": {"source": "file"}}

@@ -32,7 +32,9 @@ def last_steps(config: Path, count: int = 4) -> list[dict[str, Any]]:
 
 
 def adapter(config: Path) -> dict[str, torch.Tensor]:
-    return load_file(config.parent / "runs" / "t" / "artifacts" / "rloo" / "adapter_model.safetensors")
+    return load_file(
+        config.parent / "runs" / "t" / "artifacts" / "rloo" / "adapter_model.safetensors"
+    )
 
 
 def letters(text: str) -> float:
@@ -41,16 +43,33 @@ def letters(text: str) -> float:
 
 def test_a_reward_function_replaces_the_reward_model(config: Path) -> None:
     source = config.parent / "letters.py"
-    source.write_text("def score(prompt, response):\n    return sum(map(ord, response)) % 64 / 64\n")
-    flags = ("--algo", "rloo", "--ppo.reward-model-weight", "0", "--ppo.rewards", f"{source}:score", "1")
+    source.write_text(
+        "def score(prompt, response):\n    return sum(map(ord, response)) % 64 / 64\n"
+    )
+    flags = (
+        "--algo",
+        "rloo",
+        "--ppo.reward-model-weight",
+        "0",
+        "--ppo.rewards",
+        f"{source}:score",
+        "1",
+    )
     run(config, *flags)
     steps = last_steps(config)
     assert all(step["rewards"].keys() == {"score"} for step in steps)
     alone = steps[0]["reward_mean"]
-    assert 0 < alone < 1 and alone == pytest.approx(round(alone * 64 * SAMPLES) / (64 * SAMPLES)), "values in 64ths"
+    assert 0 < alone < 1 and alone == pytest.approx(round(alone * 64 * SAMPLES) / (64 * SAMPLES)), (
+        "values in 64ths"
+    )
     source.write_text("def score(prompt, response):\n    return float('nan')\n")
     code, output = finish(start(config, *flags))
-    assert code == 2 and "letters.py:score on prompt" in output and "nan" in output and "Traceback" not in output
+    assert (
+        code == 2
+        and "letters.py:score on prompt" in output
+        and "nan" in output
+        and "Traceback" not in output
+    )
 
 
 def test_model_function_and_server_add_up_and_a_bad_score_costs_nothing_but_its_rollout(
@@ -61,7 +80,11 @@ def test_model_function_and_server_add_up_and_a_bad_score_costs_nothing_but_its_
 
     def script(number: int, body: Any) -> tuple[int, dict[str, str], str]:
         values = [letters(item["response"]) for item in body["items"]]
-        return 200, {}, json.dumps({"scores": [float("nan"), *values[1:]] if number in bad_at else values})
+        return (
+            200,
+            {},
+            json.dumps({"scores": [float("nan"), *values[1:]] if number in bad_at else values}),
+        )
 
     server = endpoint(script)
     name = f"127.0.0.1:{server.server.server_port}/v1/score"
@@ -83,16 +106,26 @@ def test_model_function_and_server_add_up_and_a_bad_score_costs_nothing_but_its_
         )
         texts = [item["response"] for item in body["items"]]
         assert parts[name] == pytest.approx(sum(map(letters, texts)) / SAMPLES, abs=1e-6)
-        assert parts["words"] == pytest.approx(sum(len(text.split()) / 8 for text in texts) / SAMPLES, abs=1e-6)
+        assert parts["words"] == pytest.approx(
+            sum(len(text.split()) / 8 for text in texts) / SAMPLES, abs=1e-6
+        )
     whole = adapter(config)
 
     bad_at.append(len(server.bodies) + 2)  # the third rollout of the next run
     code, output = finish(start(config, *flags("?v=2")))
     first = server.bodies[bad_at[0]]["items"][0]["id"]
     assert code == 2 and "Traceback" not in output
-    assert f"reward '{name}' on prompt '{first.rpartition('/')[0]}', response {first}: found nan" in output
-    kept = [p.name for p in (config.parent / "runs" / ".store" / "work").glob("rloo-*/checkpoints/step-*")]
-    assert sorted(kept) == ["step-000002", "step-000004"], "two rollouts of two optimizer steps were learnt from"
+    assert (
+        f"reward '{name}' on prompt '{first.rpartition('/')[0]}', response {first}: found nan"
+        in output
+    )
+    kept = [
+        p.name
+        for p in (config.parent / "runs" / ".store" / "work").glob("rloo-*/checkpoints/step-*")
+    ]
+    assert sorted(kept) == ["step-000002", "step-000004"], (
+        "two rollouts of two optimizer steps were learnt from"
+    )
     output = run(config, *flags("?v=2"))
     assert "resuming rloo" in output and statuses(config)["rloo"] == "resumed"
     assert len(server.bodies) == len(steps) + 3 + 2

@@ -35,12 +35,16 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     folder = tmp_path_factory.mktemp("published")
     model = tiny_model(folder / "model", tokenizer="tools")
     adapter = AdapterConfig(r=2, alpha=4)
-    backbone = BackboneConfig(model=str(model), precision="fp32", compute="fp32", max_length=400, adapter=adapter)
+    backbone = BackboneConfig(
+        model=str(model), precision="fp32", compute="fp32", max_length=400, adapter=adapter
+    )
     return Runtime(backbone, output=folder / "runs")
 
 
 def steps(path: Path, kind: str, runtime: Runtime) -> Any:
-    """The metrics of two optimizer steps: a reward model on pairs, SFT on what is to be imitated."""
+    """The metrics of two optimizer steps: a reward model on pairs, SFT on what is to be
+    imitated.
+    """
     if kind in ("comparisons", "best_of"):
         labels = Label(LabelConfig(source="file"), DataConfig(comparisons=path)).run(runtime)
         config = RewardConfig(members=1, batch_pairs=100, holdout=0.0, epochs=2, optim=OPTIM)

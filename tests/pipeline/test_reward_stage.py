@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, LabelConfig, OptimConfig, RewardConfig
+from prefloop.config import (
+    AdapterConfig,
+    BackboneConfig,
+    DataConfig,
+    LabelConfig,
+    OptimConfig,
+    RewardConfig,
+)
 from prefloop.data.packing import Document, pack
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import AuditError, DataError
@@ -26,7 +33,10 @@ from prefloop.training.batches import epochs_of_groups
 @pytest.fixture
 def runtime(tmp_path: Path, tiny_folder: Path) -> Runtime:
     config = BackboneConfig(
-        model=str(tiny_folder), precision="fp32", max_length=128, adapter=AdapterConfig(r=4, alpha=8)
+        model=str(tiny_folder),
+        precision="fp32",
+        max_length=128,
+        adapter=AdapterConfig(r=4, alpha=8),
     )
     return Runtime(config, output=tmp_path / "runs")
 
@@ -35,7 +45,10 @@ def runtime(tmp_path: Path, tiny_folder: Path) -> Runtime:
 def data(tmp_path: Path) -> DataConfig:
     rows = [
         Comparison(
-            str(i), [Message("user", f"question {i}")], [Response(f"good {i}"), Response(f"bad {i}")], [Vote("a", 0)]
+            str(i),
+            [Message("user", f"question {i}")],
+            [Response(f"good {i}"), Response(f"bad {i}")],
+            [Vote("a", 0)],
         )
         for i in range(8)
     ]
@@ -45,7 +58,9 @@ def data(tmp_path: Path) -> DataConfig:
 
 def stage(members: int) -> RewardModel:
     optim = OptimConfig(learning_rate=1e-2, warmup_steps=0)
-    return RewardModel(RewardConfig(members=members, batch_pairs=4, holdout=0.25, optim=optim), from_sft=False)
+    return RewardModel(
+        RewardConfig(members=members, batch_pairs=4, holdout=0.25, optim=optim), from_sft=False
+    )
 
 
 def test_what_failed_its_audit_is_not_accepted_the_second_time(
@@ -71,10 +86,18 @@ def test_what_failed_its_audit_is_not_accepted_the_second_time(
 
 @pytest.mark.parametrize("method", ["eva", "lora-drop"])
 def test_a_killed_run_of_a_method_that_reads_data_ends_in_the_same_bytes(
-    method: str, data: DataConfig, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    data: DataConfig,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    adapter = AdapterConfig(method=method, r=4, alpha=8, options={"steps": 2} if method == "lora-drop" else {})
-    config = BackboneConfig(model=str(tiny_folder), precision="fp32", max_length=128, adapter=adapter)
+    adapter = AdapterConfig(
+        method=method, r=4, alpha=8, options={"steps": 2} if method == "lora-drop" else {}
+    )
+    config = BackboneConfig(
+        model=str(tiny_folder), precision="fp32", max_length=128, adapter=adapter
+    )
     optim = OptimConfig(learning_rate=1e-2, warmup_steps=0, checkpoint_every=1)
     reward = RewardModel(RewardConfig(batch_pairs=2, holdout=0.25, optim=optim), from_sft=False)
     saved = []
@@ -98,7 +121,9 @@ def test_a_killed_run_of_a_method_that_reads_data_ends_in_the_same_bytes(
     assert made.status == "resumed" and saved[0] == saved[1]
 
 
-def test_an_ensemble_scores_by_its_mean_and_keeps_its_members(runtime: Runtime, data: DataConfig) -> None:
+def test_an_ensemble_scores_by_its_mean_and_keeps_its_members(
+    runtime: Runtime, data: DataConfig
+) -> None:
     comparisons = Label(LabelConfig(source="file"), data).run(runtime)
     artifact = stage(3).run(runtime, comparisons=comparisons)
     reward = Reward.load(runtime.backbone, artifact.path)

@@ -1,4 +1,6 @@
-"""What every stage that samples checks: prompts leave room, and the sampler ran the policy that it was given."""
+"""What every stage that samples checks: prompts leave room, and the sampler ran the policy that it
+was given.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +48,18 @@ def test_an_adapter_that_did_not_arrive_is_found_out_within_the_gap_that_roundin
     rollouts = engine.generate(ids, n=8, seed=0)
     monkeypatch.setattr(found, "gap_bound", lambda *_: 10.0)
     with pytest.raises(
-        EngineError, match=r"shows -?0 ± 0 % of what the policy changed: a weaker.*an adapter that did not"
+        EngineError,
+        match=r"shows -?0 ± 0 % of what the policy changed: a weaker.*an adapter that did not",
     ):
         sampling._check(backbone, "vllm", ids, rollouts, 0.7)
     sampling._check(backbone, "vllm", ids, rollouts, 0.7, role=None)
 
 
-def noisy(share: float, change: float, noise: float, spread: float = 1.0, seed: int = 0) -> SamplerAgreement:
-    """16 responses of 60 tokens from a sampler that shows a share of a policy's change; all log-probs with the noise of bfloat16.
+def noisy(
+    share: float, change: float, noise: float, spread: float = 1.0, seed: int = 0
+) -> SamplerAgreement:
+    """16 responses of 60 tokens from a sampler that shows a share of a policy's change; all
+    log-probs with the noise of bfloat16.
 
     Tokens differ in how much is changed and how much is rounded, more so with a larger ``spread``.
     """
@@ -65,7 +71,9 @@ def noisy(share: float, change: float, noise: float, spread: float = 1.0, seed: 
     changed = change * scale * moved
     of = torch.arange(16).repeat_interleave(60)
     sizes = share_shown(sampler + share * changed - before, trainer + changed - before, of, FLOOR)
-    return SamplerAgreement(float((sampler + share * changed - trainer - changed).abs().mean()), 0.1, 16, *sizes)
+    return SamplerAgreement(
+        float((sampler + share * changed - trainer - changed).abs().mean()), 0.1, 16, *sizes
+    )
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 1.5, 2.0])

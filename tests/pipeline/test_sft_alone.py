@@ -14,8 +14,17 @@ from prefloop.pipeline.pipeline import named
 from prefloop.report.closing import sft_lines
 
 
-def test_sft_alone_trains_and_is_measured_on_what_it_holds_out(tiny_folder: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_folder, algo="sft", rollout="vllm", gold=None, data={"demonstrations": str(tmp_path / "demonstrations.jsonl")})  # fmt: skip
+def test_sft_alone_trains_and_is_measured_on_what_it_holds_out(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = write_config(
+        tmp_path,
+        tiny_folder,
+        algo="sft",
+        rollout="vllm",
+        gold=None,
+        data={"demonstrations": str(tmp_path / "demonstrations.jsonl")},
+    )
     flags = ("--sft.eval-share", "0.25", "--sft.eval-every", "2")
     said = run(config, *flags, "--backbone.adapter.method", "dora", "--backbone.adapter.r", "4")
     found = summary(config)
@@ -23,8 +32,13 @@ def test_sft_alone_trains_and_is_measured_on_what_it_holds_out(tiny_folder: Path
     assert found["algo"] == "sft" and found["results"] == {}
     assert found["stages"][0]["metrics"]["held_out_loss"] > 0
     metrics = found["stages"][0]["metrics"]
-    assert f"{found['model']}, dora, r 4\nSFT: loss {metrics['loss_last']:.3f} at the last of " in said
-    assert f"held-out loss {metrics['held_out_loss']:.3f} at step {metrics['best_step']}, whose" in said
+    assert (
+        f"{found['model']}, dora, r 4\nSFT: loss {metrics['loss_last']:.3f} at the last of " in said
+    )
+    assert (
+        f"held-out loss {metrics['held_out_loss']:.3f} at step {metrics['best_step']}, whose"
+        in said
+    )
     assert "nothing was measured" not in said
     page = (tmp_path / "runs" / "t" / "report.html").read_text(encoding="utf-8")
     assert f"<span>{found['model']}</span><span>dora, r 4</span>" in page
@@ -41,7 +55,12 @@ def test_sft_alone_says_what_it_came_to_and_that_nothing_measured_it() -> None:
 
 
 def test_plain_lora_goes_without_saying() -> None:
-    assert [named(AdapterConfig(method=m, r=8)) for m in ("lora", "dora", "ia3", "full")] == ["", "dora, r 8", "ia3", "full"]  # fmt: skip
+    assert [named(AdapterConfig(method=m, r=8)) for m in ("lora", "dora", "ia3", "full")] == [
+        "",
+        "dora, r 8",
+        "ia3",
+        "full",
+    ]
 
 
 def test_an_algorithm_that_is_none_names_the_nearest() -> None:

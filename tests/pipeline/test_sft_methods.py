@@ -1,4 +1,6 @@
-"""What a method does around a step it does in the SFT stage too, where TRL's trainer has the loop; a run that was killed ends in the same bytes."""
+"""What a method does around a step it does in the SFT stage too, where TRL's trainer has the loop;
+a run that was killed ends in the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lora-drop": {"share": 0.3, "steps": 2},
     "prefix": {"tokens": 3},
 }
-METHODS = ["lora+", "lora-fa", "adalora", "pissa", "eva", "lora-drop", "delta-lora", "prefix", "bottleneck"]
+METHODS = [
+    "lora+",
+    "lora-fa",
+    "adalora",
+    "pissa",
+    "eva",
+    "lora-drop",
+    "delta-lora",
+    "prefix",
+    "bottleneck",
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +61,12 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "d.jsonl"
     draw = random.Random(0)
     rows = [
-        {"id": str(i), "prompt": f"What of {i}?", "response": "".join(draw.choices("abcdefgh", k=9))} for i in range(8)
+        {
+            "id": str(i),
+            "prompt": f"What of {i}?",
+            "response": "".join(draw.choices("abcdefgh", k=9)),
+        }
+        for i in range(8)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -57,11 +74,21 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(model: Path, method: str) -> BackboneConfig:
     adapter = AdapterConfig(method=method, r=R, alpha=8, options=OPTIONS.get(method, {}))
-    return BackboneConfig(model=str(model), precision="fp32", compute="fp32", max_length=128, adapter=adapter)
+    return BackboneConfig(
+        model=str(model), precision="fp32", compute="fp32", max_length=128, adapter=adapter
+    )
 
 
-def sft(folder: Path, model: Path, rows: Path, method: str, rate: float = 1e-2, **settings: Any) -> Artifact:
-    optim = OptimConfig(learning_rate=rate, warmup_steps=0, schedule="constant", weight_decay=0.1, checkpoint_every=1)
+def sft(
+    folder: Path, model: Path, rows: Path, method: str, rate: float = 1e-2, **settings: Any
+) -> Artifact:
+    optim = OptimConfig(
+        learning_rate=rate,
+        warmup_steps=0,
+        schedule="constant",
+        weight_decay=0.1,
+        checkpoint_every=1,
+    )
     config = SFTStageConfig(**{"batch_size": 2, "packing": False, "optim": optim, **settings})
     return SFT(config, DataConfig(demonstrations=rows)).run(
         Runtime(config_of(model, method), None, "transformers", 0, folder)
@@ -81,7 +108,9 @@ def whole(
 
     def of(method: str) -> Artifact:
         if method not in made:
-            made[method] = sft(tmp_path_factory.mktemp("whole"), tiny_folder, demonstrations, method)
+            made[method] = sft(
+                tmp_path_factory.mktemp("whole"), tiny_folder, demonstrations, method
+            )
         return made[method]
 
     return of
@@ -129,7 +158,9 @@ def test_a_killed_run_ends_in_the_same_bytes(
     assert one == two
 
 
-@pytest.mark.parametrize("moment", ["the method's state", "the random state", "the trainer's state", "the name"])
+@pytest.mark.parametrize(
+    "moment", ["the method's state", "the random state", "the trainer's state", "the name"]
+)
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     moment: str,
     whole: Callable[[str], Artifact],
@@ -138,7 +169,9 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second checkpoint is cut off after its part ``moment``, or just before it would get its name."""
+    """The second checkpoint is cut off after its part ``moment``, or just before it would get its
+    name.
+    """
     count = 0
     owner, name = {
         "the method's state": (sft_trainer, "save_file"),
@@ -165,10 +198,14 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
         patch.setattr(owner, name, dies)
         sft(tmp_path, tiny_folder, demonstrations, "adalora")
     (kept,) = tmp_path.rglob("checkpoint-1")
-    assert {"learnt.safetensors", EXTRA, "optimizer.pt", "trainer_state.json"} <= {p.name for p in kept.iterdir()}
+    assert {"learnt.safetensors", EXTRA, "optimizer.pt", "trainer_state.json"} <= {
+        p.name for p in kept.iterdir()
+    }
     again = sft(tmp_path, tiny_folder, demonstrations, "adalora")
     assert again.status == "resumed"
-    one, two = ((a.path / "adapter_model.safetensors").read_bytes() for a in (whole("adalora"), again))
+    one, two = (
+        (a.path / "adapter_model.safetensors").read_bytes() for a in (whole("adalora"), again)
+    )
     assert one == two
 
 
@@ -192,7 +229,11 @@ def test_the_penalty_is_clipped_along_with_the_loss(
     step = torch.optim.AdamW.step
 
     def noted(self: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
-        norms.append(float(torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm()))
+        norms.append(
+            float(
+                torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm()
+            )
+        )
         return step(self, *arguments, **named)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
@@ -225,10 +266,14 @@ def test_the_frozen_half_of_pissa_stays(
     for name, part in method.parts(ROLE).items():
         axis = 0 if ".lora_A." in name else 1
         assert torch.equal(made[name].narrow(axis, R, R), part)
-        assert not torch.equal(made[name].narrow(axis, 0, R), method.parameters(ROLE)[name].narrow(axis, 0, R))
+        assert not torch.equal(
+            made[name].narrow(axis, 0, R), method.parameters(ROLE)[name].narrow(axis, 0, R)
+        )
 
 
-def test_eva_starts_from_the_demonstrations(tiny_folder: Path, demonstrations: Path, tmp_path: Path) -> None:
+def test_eva_starts_from_the_demonstrations(
+    tiny_folder: Path, demonstrations: Path, tmp_path: Path
+) -> None:
     """A waits for B, so after one step without decay it is what it began as."""
     started = fresh(tiny_folder, demonstrations, "eva").named_parameters(ROLE)
     optim = OptimConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0)
@@ -238,7 +283,9 @@ def test_eva_starts_from_the_demonstrations(tiny_folder: Path, demonstrations: P
             assert_close(made[name], parameter.detach(), atol=1e-6, rtol=0)
 
 
-def test_lora_drop_shares_what_the_demonstrations_need_least(whole: Callable[[str], Artifact]) -> None:
+def test_lora_drop_shares_what_the_demonstrations_need_least(
+    whole: Callable[[str], Artifact],
+) -> None:
     made = tensors(whole("lora-drop"))
     different = {tensor.numpy().tobytes() for name, tensor in made.items() if ".lora_B." in name}
     assert len(different) < LAYERS == sum(".lora_B." in name for name in made)
@@ -247,7 +294,9 @@ def test_lora_drop_shares_what_the_demonstrations_need_least(whole: Callable[[st
 def test_delta_loras_weights_move(whole: Callable[[str], Artifact]) -> None:
     made = tensors(whole("delta-lora"))
     layer = "model.layers.0.mlp.up_proj"
-    assert made[f"{layer}.start_B"].abs().max() == pytest.approx(1e-2, rel=0.2)  # after the first step
+    assert made[f"{layer}.start_B"].abs().max() == pytest.approx(
+        1e-2, rel=0.2
+    )  # after the first step
     assert (made[f"{layer}.lora_B"] - made[f"{layer}.start_B"]).abs().max() > 1e-3
 
 
@@ -285,7 +334,11 @@ def test_adalora_keeps_a_look_within_its_budget_and_is_measured_so(
     backbone = Backbone.load(config_of(tiny_folder, "adalora"), tiny_folder)
     backbone.add_role(ROLE, start=found.path)
     encoder = Encoder(backbone.chat, 128)
-    rows = [row for d in load_demonstrations(demonstrations).records for row in _rows(d, encoder, True)]
+    rows = [
+        row for d in load_demonstrations(demonstrations).records for row in _rows(d, encoder, True)
+    ]
     held = split(rows, SFTStageConfig(eval_share=0.4), 0)[1]
     documents = [row.document(i) for i, row in enumerate(held)]
-    assert found.metrics["held_out_loss"] == pytest.approx(mean_loss(backbone, ROLE, documents), abs=1e-6)
+    assert found.metrics["held_out_loss"] == pytest.approx(
+        mean_loss(backbone, ROLE, documents), abs=1e-6
+    )

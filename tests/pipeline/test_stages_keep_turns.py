@@ -1,4 +1,6 @@
-"""What stages write of conversations with tools and turns is read back the same, and nothing on the way sees less."""
+"""What stages write of conversations with tools and turns is read back the same, and nothing on the
+way sees less.
+"""
 
 from __future__ import annotations
 
@@ -48,24 +50,38 @@ class Answered(Stage):
         return {"response": to_dict(self.response)}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
-        said = {key: value for key, value in to_dict(self.response).items() if key in ("text", "turns")}
+        said = {
+            key: value for key, value in to_dict(self.response).items() if key in ("text", "turns")
+        }
         measured = {"finished": True, "kl": 0.0, "reward": 1.0}
-        write_rows(work.folder / "responses.jsonl", [{**to_dict(Prompt("p", asked())), "responses": [said | measured]}])
+        write_rows(
+            work.folder / "responses.jsonl",
+            [{**to_dict(Prompt("p", asked())), "responses": [said | measured]}],
+        )
         return {}
 
 
-def test_gold_scorers_and_the_summary_see_tools_and_turns(tmp_path: Path, tiny_folder: Path) -> None:
+def test_gold_scorers_and_the_summary_see_tools_and_turns(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     (tmp_path / "gold.py").write_text(
-        "def calls(prompt, response, turns):\n    return len(turns) + 10 * len(prompt.prompt.tools)\n"
+        "def calls(prompt, response, turns):\n    return len(turns) + 10 *"
+        " len(prompt.prompt.tools)\n"
     )
     runtime = Runtime(BackboneConfig(model=str(tiny_folder)), output=tmp_path / "runs")
     answers = {BASELINE: Response(looked().text), "ppo": looked(), AGAIN: Response(looked().text)}
-    inputs = {f"respond-{policy}": Answered(policy, each).run(runtime) for policy, each in answers.items()}
-    stage = Compare([BASELINE, "ppo"], EvaluateConfig(samples=1, resamples=50), f"{tmp_path}/gold.py:calls")
+    inputs = {
+        f"respond-{policy}": Answered(policy, each).run(runtime) for policy, each in answers.items()
+    }
+    stage = Compare(
+        [BASELINE, "ppo"], EvaluateConfig(samples=1, resamples=50), f"{tmp_path}/gold.py:calls"
+    )
     metrics = stage.run(runtime, **inputs).metrics
     assert [metrics["results"][policy]["gold_mean"] for policy in (BASELINE, "ppo")] == [11, 13]
     (sample,) = metrics["samples"]
-    assert from_dict(Prompt, {key: sample[key] for key in ("id", "prompt", "tools")}) == Prompt("p", asked())
+    assert from_dict(Prompt, {key: sample[key] for key in ("id", "prompt", "tools")}) == Prompt(
+        "p", asked()
+    )
     assert sample["responses"]["ppo"]["turns"] == to_dict(looked())["turns"]
     assert "turns" not in sample["responses"][BASELINE]
     (talk,) = conversations._from_summary(Summary(samples=[SampledPrompt(**sample)]))
@@ -77,18 +93,33 @@ def test_the_text_of_a_single_turn_has_no_heading() -> None:
     assert prompt_text([Message("user", "Hi")]) == "Hi"
     assert prompt_text(Conversation([Message("user", "Hi")], [WEATHER])).endswith("\n\n[user]\nHi")
     results = [Message("assistant", "", tool_calls=[call("Bern", "1"), call("Thun", "2")])]
-    results += [Message("tool", "b", tool_call_id="2", name="other\nname"), Message("tool", "a", tool_call_id="1")]
-    assert [part.who for part in parts(results)] == ["assistant calls", "tool other name", "tool get_weather"]
+    results += [
+        Message("tool", "b", tool_call_id="2", name="other\nname"),
+        Message("tool", "a", tool_call_id="1"),
+    ]
+    assert [part.who for part in parts(results)] == [
+        "assistant calls",
+        "tool other name",
+        "tool get_weather",
+    ]
 
 
-def test_answers_of_a_policy_keep_the_tools_of_their_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(tmp_path / "runs", "demo", tiny_model(tmp_path / "model", tokenizer="tools"), slots=("ppo",))
+def test_answers_of_a_policy_keep_the_tools_of_their_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(
+        tmp_path / "runs", "demo", tiny_model(tmp_path / "model", tokenizer="tools"), slots=("ppo",)
+    )
     prompt = Conversation([Message("system", "Be brief."), Message("user", "try it")], [WEATHER])
     write_jsonl(tmp_path / "prompts.jsonl", [Prompt("p", prompt, {"k": 1})])
     monkeypatch.setattr(answer, "read_prompts", lambda *_, **__: [Prompt("p", prompt, {"k": 1})])
     found = respond([f"{run}:ppo"], tmp_path / "prompts.jsonl", output=tmp_path / "runs")
     ((back, replies),) = read_answers(found[f"{run}:ppo"]).values()
-    assert back == Prompt("p", prompt, {"k": 1}) and back.prompt.tools == [WEATHER] and isinstance(replies[0], str)
+    assert (
+        back == Prompt("p", prompt, {"k": 1})
+        and back.prompt.tools == [WEATHER]
+        and isinstance(replies[0], str)
+    )
 
 
 def test_samples_of_training_keep_tools() -> None:
@@ -103,17 +134,23 @@ def test_samples_of_training_keep_tools() -> None:
     )
     chat: Any = SimpleNamespace(decode=lambda ids: "said")
     (row,) = rows(chat, [Prompt("p", asked())], scored, 3)
-    assert from_dict(Prompt, {key: row[key] for key in ("id", "prompt", "tools")}) == Prompt("p", asked())
+    assert from_dict(Prompt, {key: row[key] for key in ("id", "prompt", "tools")}) == Prompt(
+        "p", asked()
+    )
 
 
 def test_gold_scores_of_equal_texts_with_other_turns_are_apart(tmp_path: Path) -> None:
-    (tmp_path / "gold.py").write_text("def calls(prompt, response, turns):\n    return len(turns)\n")
+    (tmp_path / "gold.py").write_text(
+        "def calls(prompt, response, turns):\n    return len(turns)\n"
+    )
     gold, both = Gold(f"{tmp_path}/gold.py:calls"), [looked(), Response(looked().text)]
     assert gold.add(Prompt("p", asked()), both) == {0: 3, 1: 1}
     assert gold.of(Comparison("c", asked(), both)) == (3, 1)
 
 
-def test_the_pool_encodes_equal_texts_with_other_turns_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pool_encodes_equal_texts_with_other_turns_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     encoded: list[Any] = []
 
     class Encodes:
@@ -130,7 +167,9 @@ def test_the_pool_encodes_equal_texts_with_other_turns_apart(monkeypatch: pytest
         backbone, temperature = SimpleNamespace(chat=None), 1.0
 
         def score_and_embed(self, documents: Any, what: str, total: int) -> Any:
-            return {k: [float(k)] for k in range(total)}, {k: torch.zeros(2).numpy() for k in range(total)}
+            return {k: [float(k)] for k in range(total)}, {
+                k: torch.zeros(2).numpy() for k in range(total)
+            }
 
     monkeypatch.setattr(scoring, "Encoder", Encodes)
     both = [looked(), Response(looked().text)]
@@ -139,7 +178,9 @@ def test_the_pool_encodes_equal_texts_with_other_turns_apart(monkeypatch: pytest
     assert len(encoded) == 2 and found.margin_PK.tolist() == [[-1.0], [1.0]]
 
 
-def test_features_and_plans_count_tools_and_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_and_plans_count_tools_and_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = [
         Comparison("a", asked(), [Response("x"), Response("y")]),
         Comparison("b", Conversation(asked()), [Response("x"), Response("y")]),
@@ -148,8 +189,12 @@ def test_features_and_plans_count_tools_and_calls(tmp_path: Path, monkeypatch: p
     assert with_tools.nnz > without.nnz
     path = tmp_path / "prompts.jsonl"
     write_jsonl(path, [Prompt("p", asked())])
-    monkeypatch.setattr(sources, "load_prompts", lambda *_, **__: SimpleNamespace(records=[Prompt("p", asked())]))
+    monkeypatch.setattr(
+        sources, "load_prompts", lambda *_, **__: SimpleNamespace(records=[Prompt("p", asked())])
+    )
     found = measure(path, "prompts")
     assert found is not None
-    everything = len(json.dumps(WEATHER["function"])) + sum(len(part.text) for part in parts(asked()))
+    everything = len(json.dumps(WEATHER["function"])) + sum(
+        len(part.text) for part in parts(asked())
+    )
     assert found.prompt == pytest.approx(TEMPLATE + everything / CHARACTERS)

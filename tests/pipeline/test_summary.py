@@ -1,4 +1,6 @@
-"""``summary.json`` keeps what the run was told, so that a report can show it and the run can be had again."""
+"""``summary.json`` keeps what the run was told, so that a report can show it and the run can be had
+again.
+"""
 
 import json
 from pathlib import Path
@@ -33,11 +35,17 @@ class Nothing(Stage):
 
 
 def told(folder: Path, config: RLHFConfig | None) -> Any:
-    Pipeline([Nothing()], Runtime(output=folder / "runs")).run(folder / "runs" / "demo", config=config)
-    return json.loads((folder / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))["config"]
+    Pipeline([Nothing()], Runtime(output=folder / "runs")).run(
+        folder / "runs" / "demo", config=config
+    )
+    return json.loads((folder / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))[
+        "config"
+    ]
 
 
-def test_the_configuration_in_the_summary_and_in_the_report_gives_the_same_run_again(tmp_path: Path) -> None:
+def test_the_configuration_in_the_summary_and_in_the_report_gives_the_same_run_again(
+    tmp_path: Path,
+) -> None:
     config = load_config(Path("examples/demo.yaml"))
     kept = told(tmp_path, config)
     again = tmp_path / "again.yaml"
@@ -71,7 +79,10 @@ def test_no_secret_of_notes_command_or_model_is_in_any_file_of_a_run(tmp_path: P
     command = command_without_secrets(["rlhf.py", "--rollout", address])
     Pipeline([Nothing()], runtime, notes=config.notes).run(folder, command, config=config)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert summary["disclosure"] == ["http://host/x", "key Bearer ***"] and summary["model"] == "http://host/x"
+    assert (
+        summary["disclosure"] == ["http://host/x", "key Bearer ***"]
+        and summary["model"] == "http://host/x"
+    )
     for path in (path for path in folder.glob("*.*") if path.is_file()):
         text = path.read_text(encoding="utf-8")
         assert not [word for word in ("hunt", "3r ", "4/2@", "abc123def456") if word in text], path
@@ -83,10 +94,14 @@ def test_stages_composed_by_hand_have_no_configuration(tmp_path: Path) -> None:
 
 def test_secrets_leave_nested_values_and_names() -> None:
     tree = {"http://u:p@h/x": ["https://h/y?t=1", 3, None, {"deep": "x=http://a@b"}]}
-    assert tree_without_secrets(tree) == {"http://h/x": ["https://h/y", 3, None, {"deep": "x=http://b"}]}
+    assert tree_without_secrets(tree) == {
+        "http://h/x": ["https://h/y", 3, None, {"deep": "x=http://b"}]
+    }
 
 
-def test_the_closing_table_has_no_column_that_no_row_fills(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_closing_table_has_no_column_that_no_row_fills(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     summary = report_fixture.summary() | {"adapter": "", "reward_model": {}, "config": {}}
     show(summary, None)
     assert {"gold", "reward", "KL"} <= set(capsys.readouterr().out.split())
@@ -102,18 +117,34 @@ def test_the_closing_table_has_no_column_that_no_row_fills(capsys: pytest.Captur
 
 
 def test_the_closing_table_has_a_column_for_the_judge_and_says_what_length_did() -> None:
-    summary = report_fixture.summary() | {"stages": [], "adapter": "", "config": {"gold": "g.py:score"}}
+    summary = report_fixture.summary() | {
+        "stages": [],
+        "adapter": "",
+        "config": {"gold": "g.py:score"},
+    }
     row = {"llm_win_rate": 0.44, "llm_ci_low": 0.3, "llm_ci_high": 0.6, "length_mean": 90.0}
     level = {"lc_judge": "gold scorer", "lc_win_rate": 0.61, "lc_ci_low": 0.5, "lc_ci_high": 0.7}
     summary["results"]["dpo"] |= row | level
-    summary["results"]["base"] = summary["results"]["ppo"] | {"win_rate_vs_sft": 0.48, "ci_low": 0.4, "ci_high": 0.57}
+    summary["results"]["base"] = summary["results"]["ppo"] | {
+        "win_rate_vs_sft": 0.48,
+        "ci_low": 0.4,
+        "ci_high": 0.57,
+    }
     with console.capture() as captured:
         show(summary, None)
     said = " ".join(captured.get().split())
-    assert "wins %, gold wins %, judge wins %, reward" in said and "44.0 [30, 60]" in said and "…" not in said
-    assert "at equal length (its answers are 2.2 times as long as SFT's; 70.3 % as they are)" in said
+    assert (
+        "wins %, gold wins %, judge wins %, reward" in said
+        and "44.0 [30, 60]" in said
+        and "…" not in said
+    )
+    assert (
+        "at equal length (its answers are 2.2 times as long as SFT's; 70.3 % as they are)" in said
+    )
     assert "80 prompts do not tell the bare model from SFT: 48.0 % [40.0, 57.0]." in said
-    assert "base: the bare model; A/A: SFT against itself" in said and "program (g.py:score)" in said
+    assert (
+        "base: the bare model; A/A: SFT against itself" in said and "program (g.py:score)" in said
+    )
     del summary["results"]["base"]
     with console.capture() as captured:
         show(summary | {"control": {}}, None)

@@ -1,4 +1,6 @@
-"""The planner's numbers: exact counts, closed forms, and the peaks that docs/benchmarks.md measured."""
+"""The planner's numbers: exact counts, closed forms, and the peaks that docs/benchmarks.md
+measured.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def largest(budget: int, steps: int = 9, pairs: int = 8) -> PackSize:
     found = []
     for start in range(0, len(data), pairs):
         documents = [Document(p, [c, r], [0, 1]) for p, c, r in data[start : start + pairs]]
-        found += [PackSize(len(p.tokens_N), len(p.source_R), len(p.keys_M)) for p in packs(documents, budget)]
+        found += [
+            PackSize(len(p.tokens_N), len(p.source_R), len(p.keys_M))
+            for p in packs(documents, budget)
+        ]
     return max(found, key=lambda tokens: tokens.all)
 
 
@@ -75,9 +80,13 @@ def test_peaks_of_the_7b_shape_are_those_measured_on_a_gpu(
 def test_peaks_of_a_ppo_step_with_vllm_are_those_measured_on_a_gpu(
     seven_b: Shape, memory: int, weights: Any, measured_gib: float
 ) -> None:
-    backbone = BackboneConfig(gradient_checkpointing="block", pack_tokens=3584, max_length=1024, adapter=LORA)
+    backbone = BackboneConfig(
+        gradient_checkpointing="block", pack_tokens=3584, max_length=1024, adapter=LORA
+    )
     generation = GenerationConfig(max_new_tokens=256, max_num_seqs=256, weights=weights)
-    stages = Planner(RLHFConfig(backbone=backbone, generation=generation), seven_b, memory * GIB).stages()
+    stages = Planner(
+        RLHFConfig(backbone=backbone, generation=generation), seven_b, memory * GIB
+    ).stages()
     peak = next(stage.peak for stage in stages if stage.name == "ppo")
     assert peak / GIB == pytest.approx(measured_gib, rel=0.1)
 
@@ -95,7 +104,11 @@ def test_counts_of_a_model_and_its_adapter_equal_those_of_the_loaded_one(
     backbone: Backbone = load(folder, kind, r=4)
     backbone.add_role("policy")
     shape = shape_of(str(folder), Path("unused"))
-    adapters = [p for n, p in backbone.model.named_parameters() if backbone.method.owns(n, {"policy", "blank"})]
+    adapters = [
+        p
+        for n, p in backbone.model.named_parameters()
+        if backbone.method.owns(n, {"policy", "blank"})
+    ]
     total = sum(p.numel() for p in backbone.model.parameters())
     assert shape.parameters == total - sum(p.numel() for p in adapters)
     device = Device.of(shape, BackboneConfig(precision="fp32", adapter=AdapterConfig(r=4, alpha=8)))
@@ -109,7 +122,9 @@ def test_copies_of_a_role_are_counted_to_the_element(tiny_folder: Path) -> None:
     with backbone.role("policy"):
         backbone.decoder(torch.tensor([[5, 6, 7]]))
     copies = backbone.layers[0].copies["policy"]
-    role = Device.of(shape_of(str(tiny_folder), Path("x")), BackboneConfig(adapter=AdapterConfig(r=4, alpha=8))).role
+    role = Device.of(
+        shape_of(str(tiny_folder), Path("x")), BackboneConfig(adapter=AdapterConfig(r=4, alpha=8))
+    ).role
     assert role.copies == copies._a.numel() + copies._b.numel()
 
 
@@ -135,7 +150,15 @@ def test_what_a_fused_layer_keeps_is_what_it_kept(tiny_folder: Path) -> None:
 
     def compute(self: Any, x: torch.Tensor, run: Any, graph: bool = False) -> Any:
         out, kept = original(self, x, run, graph)
-        tensors = (kept.wide_1, kept.qkv, kept.mixed, kept.wide_2, kept.middle_N_H, kept.wide_3, kept.gate_up)
+        tensors = (
+            kept.wide_1,
+            kept.qkv,
+            kept.mixed,
+            kept.wide_2,
+            kept.middle_N_H,
+            kept.wide_3,
+            kept.gate_up,
+        )
         held.append(sum(t.numel() * t.element_size() for t in tensors))
         return out, kept
 
@@ -146,7 +169,9 @@ def test_what_a_fused_layer_keeps_is_what_it_kept(tiny_folder: Path) -> None:
     config = BackboneConfig(precision="fp32", adapter=AdapterConfig(r=4, alpha=8))
     shape = shape_of(str(tiny_folder), Path("x"))
     predicted = Device.of(shape, config).layer(PackSize(16, 8, 16), graph=True)
-    rotated = 4 * 16 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim  # attention's own: query, keys, values
+    rotated = (
+        4 * 16 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    )  # attention's own: query, keys, values
     norms = 4 * 16 * (2 + shape.heads)
     assert held == [predicted - rotated - norms] * shape.layers
 
@@ -154,21 +179,28 @@ def test_what_a_fused_layer_keeps_is_what_it_kept(tiny_folder: Path) -> None:
 def test_checkpointing_a_smaller_pack_and_nf4_each_take_less(seven_b: Shape) -> None:
     def train(**settings: Any) -> int:
         config = RLHFConfig(
-            algo="dpo", backbone=BackboneConfig(**{"pack_tokens": 4096, "precision": "bf16", **settings})
+            algo="dpo",
+            backbone=BackboneConfig(**{"pack_tokens": 4096, "precision": "bf16", **settings}),
         )
         return next(s.peak for s in Planner(config, seven_b).stages() if s.name == "dpo")
 
     plain = train()
     assert all(
         train(**change) < plain
-        for change in ({"gradient_checkpointing": "block"}, {"pack_tokens": 2048}, {"precision": "nf4"})
+        for change in (
+            {"gradient_checkpointing": "block"},
+            {"pack_tokens": 2048},
+            {"precision": "nf4"},
+        )
     )
 
 
 def test_members_of_an_ensemble_stay_beside_the_one_that_learns(seven_b: Shape) -> None:
     def adapters(members: int) -> int:
         config = RLHFConfig(algo="reward", reward=RewardConfig(members=members))
-        return next(s.parts["adapters"] for s in Planner(config, seven_b).stages() if s.name == "reward")
+        return next(
+            s.parts["adapters"] for s in Planner(config, seven_b).stages() if s.name == "reward"
+        )
 
     one, three = adapters(1), adapters(3)
     assert three - one == pytest.approx(2 * (40_370_176 * 8 + 28 * 2 * 2_195_000), rel=0.02)
@@ -178,7 +210,13 @@ def moments(config: RLHFConfig, shape: Shape, stage: str) -> dict[str, int]:
     """Peak of each moment of a stage."""
     found: dict[str, int] = {}
 
-    def keep(self: Planner, name: str, trained: int, whole: dict[str, dict[str, int]], dropout: bool = False) -> Any:
+    def keep(
+        self: Planner,
+        name: str,
+        trained: int,
+        whole: dict[str, dict[str, int]],
+        dropout: bool = False,
+    ) -> Any:
         if name == stage:
             found.update({moment: sum(parts.values()) for moment, parts in whole.items()})
         return original(self, name, trained, whole, dropout)
@@ -192,16 +230,22 @@ def moments(config: RLHFConfig, shape: Shape, stage: str) -> dict[str, int]:
 
 def test_a_fresh_adapter_that_trains_on_a_sample_takes_its_whole_logits(seven_b: Shape) -> None:
     def of(method: str) -> dict[str, int]:
-        backbone = BackboneConfig(adapter=AdapterConfig(method=method, r=8), pack_tokens=2048, max_length=1024)
+        backbone = BackboneConfig(
+            adapter=AdapterConfig(method=method, r=8), pack_tokens=2048, max_length=1024
+        )
         return moments(RLHFConfig(algo="sft", backbone=backbone), seven_b, "sft")
 
     drop = of("lora-drop")
-    assert drop["fit"] > 12 * 2048 * seven_b.vocabulary + drop["train"] - of("lora")["train"] and "fit" not in of(
-        "lora"
-    )
+    assert drop["fit"] > 12 * 2048 * seven_b.vocabulary + drop["train"] - of("lora")[
+        "train"
+    ] and "fit" not in of("lora")
     assert drop["fit"] > drop["train"] and of("eva")["fit"] > 0
-    reads = RLHFConfig(algo="dpo", backbone=BackboneConfig(adapter=AdapterConfig(method="eva", r=8)))
-    assert "fit" in moments(reads, seven_b, "reward") and "fit" not in moments(reads, seven_b, "dpo")
+    reads = RLHFConfig(
+        algo="dpo", backbone=BackboneConfig(adapter=AdapterConfig(method="eva", r=8))
+    )
+    assert "fit" in moments(reads, seven_b, "reward") and "fit" not in moments(
+        reads, seven_b, "dpo"
+    )
 
 
 def test_timing_kernels_takes_masks_over_all_pairs_of_a_pack(seven_b: Shape) -> None:
@@ -217,18 +261,26 @@ def test_timing_kernels_takes_masks_over_all_pairs_of_a_pack(seven_b: Shape) -> 
 
 
 def test_a_pair_of_a_file_may_be_two_answers_as_long_as_the_context(seven_b: Shape) -> None:
-    config = RLHFConfig(algo="dpo", label=LabelConfig(source="file"), backbone=BackboneConfig(pack_tokens=512, max_length=4096))  # fmt: skip
+    config = RLHFConfig(
+        algo="dpo",
+        label=LabelConfig(source="file"),
+        backbone=BackboneConfig(pack_tokens=512, max_length=4096),
+    )
     assert Planner(config, seven_b)._group() == Group(2, 1 + 2 * 4095)
 
 
 def test_an_adapter_in_vllm_takes_room_by_its_rank(seven_b: Shape) -> None:
     def weights(rank: int, **settings: Any) -> int:
         backbone = BackboneConfig(adapter=AdapterConfig(r=rank))
-        return Planner(RLHFConfig(backbone=backbone, generation=GenerationConfig(**settings)), seven_b).vllm_weights()
+        return Planner(
+            RLHFConfig(backbone=backbone, generation=GenerationConfig(**settings)), seven_b
+        ).vllm_weights()
 
     sides = sum(linear.inputs + linear.outputs for linear in seven_b.linears)
     assert weights(64, handover="adapter") - weights(64) == 64 * sides * 2
-    assert weights(65, weights="nf4") - weights(64, weights="nf4") == 64 * sides * 2  # the next that vLLM takes is 128
+    assert (
+        weights(65, weights="nf4") - weights(64, weights="nf4") == 64 * sides * 2
+    )  # the next that vLLM takes is 128
 
 
 def test_an_entropy_bonus_and_capped_logits_take_more_than_log_probs(seven_b: Shape) -> None:
@@ -237,23 +289,31 @@ def test_an_entropy_bonus_and_capped_logits_take_more_than_log_probs(seven_b: Sh
         return next(s.parts["logits"] for s in Planner(config, shape).stages() if s.name == "ppo")
 
     capped = dataclasses.replace(seven_b, capped=True)
-    assert logits(seven_b, 0.01) > 2 * logits(seven_b, 0.0) and logits(capped, 0.0) > 2 * logits(seven_b, 0.0)
+    assert logits(seven_b, 0.01) > 2 * logits(seven_b, 0.0) and logits(capped, 0.0) > 2 * logits(
+        seven_b, 0.0
+    )
 
 
 def test_generating_on_the_backbone_reads_all_prompts_of_a_batch_at_once(seven_b: Shape) -> None:
     def sampled(rows: int) -> dict[str, int]:
         generation = GenerationConfig(max_num_seqs=rows, max_new_tokens=8)
-        config = RLHFConfig(rollout="transformers", generation=generation, backbone=BackboneConfig(max_length=1024))
+        config = RLHFConfig(
+            rollout="transformers", generation=generation, backbone=BackboneConfig(max_length=1024)
+        )
         return next(s.parts for s in Planner(config, seven_b).stages() if s.name == "sample")
 
     one, many = sampled(1), sampled(64)
-    inside = 1016 * (2 * seven_b.intermediate + seven_b.hidden) * 2  # of one row: the MLP, wide, and its input
+    inside = (
+        1016 * (2 * seven_b.intermediate + seven_b.hidden) * 2
+    )  # of one row: the MLP, wide, and its input
     assert many["activations"] + many["logits"] - one["activations"] - one["logits"] > 63 * inside
 
 
 def test_eager_attention_in_sft_keeps_the_scores_of_every_head(seven_b: Shape) -> None:
     def peak(attention: Any) -> int:
-        config = RLHFConfig(algo="sft", backbone=BackboneConfig(max_length=2048, attention=attention))
+        config = RLHFConfig(
+            algo="sft", backbone=BackboneConfig(max_length=2048, attention=attention)
+        )
         return Planner(config, seven_b).stages()[0].peak
 
     scores = 2 * seven_b.layers * (3 * seven_b.heads - 1) * 2048**2
@@ -274,7 +334,10 @@ def test_vllm_that_does_not_sleep_is_beside_training(seven_b: Shape) -> None:
     ("adapter", "said"),
     [
         (AdapterConfig(target_modules=".*nothing"), "matches no layer"),
-        (AdapterConfig(r=600), r"k_proj of shape:7b \(512 x 3584\): a rank of 600 is over its smaller side, 512"),
+        (
+            AdapterConfig(r=600),
+            r"k_proj of shape:7b \(512 x 3584\): a rank of 600 is over its smaller side, 512",
+        ),
         (AdapterConfig(method="lorra"), "did you mean 'lora'"),
     ],
 )

@@ -13,10 +13,20 @@ from loop_run import ROOT
 def test_a_case_runs_and_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     output = tmp_path / "planner.json"
-    words = ["--tiny", "--only", "tiny-dpo-fp32-none", "--models", str(tmp_path), "--output", str(output)]
+    words = [
+        "--tiny",
+        "--only",
+        "tiny-dpo-fp32-none",
+        "--models",
+        str(tmp_path),
+        "--output",
+        str(output),
+    ]
     (found,) = planner.main(words)
     assert "failed" not in found, found
-    assert found["layers_fused"] and found["moment"] in ("train", "choose") and found["predicted"] > 0
+    assert (
+        found["layers_fused"] and found["moment"] in ("train", "choose") and found["predicted"] > 0
+    )
     written = output.read_text()
     monkeypatch.setattr(planner.subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
     assert planner.main(words) == [found] == json.loads(written)["results"]

@@ -54,7 +54,9 @@ def held(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("method", CARDS)
-def test_counts_of_a_role_are_those_of_its_tensors(tiny_folder: Path, experts: list[str], method: str) -> None:
+def test_counts_of_a_role_are_those_of_its_tensors(
+    tiny_folder: Path, experts: list[str], method: str
+) -> None:
     config = BackboneConfig(
         model="tiny-llama",
         precision="fp32",
@@ -89,24 +91,39 @@ def large_experts(smollm2: Shape, tmp_path_factory: pytest.TempPathFactory) -> l
         folder = tmp_path_factory.mktemp(name)
         tensors: dict[str, torch.Tensor] = {}
         for layer in smollm2.linears:
-            tensors[f"base_model.model.{layer.name}.lora_A.weight"] = torch.zeros(rank, layer.inputs)
-            tensors[f"base_model.model.{layer.name}.lora_B.weight"] = torch.zeros(layer.outputs, rank)
+            tensors[f"base_model.model.{layer.name}.lora_A.weight"] = torch.zeros(
+                rank, layer.inputs
+            )
+            tensors[f"base_model.model.{layer.name}.lora_B.weight"] = torch.zeros(
+                layer.outputs, rank
+            )
         save_file(tensors, folder / "adapter_model.safetensors")
-        described = {"peft_type": "LORA", "r": rank, "lora_alpha": 2, "base_model_name_or_path": "m"}
+        described = {
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": 2,
+            "base_model_name_or_path": "m",
+        }
         (folder / "adapter_config.json").write_text(json.dumps(described))
         out.append(str(folder))
     return out
 
 
 @pytest.mark.parametrize("method", CARDS)
-def test_counts_hold_for_the_layers_of_smollm2(smollm2: Shape, large_experts: list[str], method: str) -> None:
-    """On torch's meta device, where no weight exists; with what the model holds once for all roles."""
+def test_counts_hold_for_the_layers_of_smollm2(
+    smollm2: Shape, large_experts: list[str], method: str
+) -> None:
+    """On torch's meta device, where no weight exists; with what the model holds once for all
+    roles.
+    """
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     config = adapter(method, large_experts)
     made = method_of(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(Qwen2Config(**{**SHAPES["smollm2"], "num_hidden_layers": 3}))
+        model = AutoModelForCausalLM.from_config(
+            Qwen2Config(**{**SHAPES["smollm2"], "num_hidden_layers": 3})
+        )
     model.tie_weights()
     bare = held(model)
     reads_weights = method in ("dora", "pissa", "olora")
@@ -117,7 +134,11 @@ def test_counts_hold_for_the_layers_of_smollm2(smollm2: Shape, large_experts: li
     role = Device.of(smollm2, BackboneConfig(precision="bf16", adapter=config)).role
     assert role.trained == made.count("policy")
     assert role.held == held(wrapped) - before
-    of_experts = [*made.low.values(), *made.high.values(), *made.expert.values()] if isinstance(made, MoLE) else []
+    of_experts = (
+        [*made.low.values(), *made.high.values(), *made.expert.values()]
+        if isinstance(made, MoLE)
+        else []
+    )
     beside = sum(t.numel() * t.element_size() // 4 for t in of_experts)
     # BOFT's permutations stay on the host.
     on_host = sum(b.numel() for n, b in wrapped.named_buffers() if n.endswith("boft_P"))
@@ -138,7 +159,9 @@ PACK = pack(random_documents([(60, [70]), (50, [60])]))
 def test_what_passes_of_unfused_methods_keep_is_what_the_planner_says(
     tiny_folder: Path, experts: list[str], method: str
 ) -> None:
-    """In bfloat16 under autocast, as on a GPU. Houlsby's first attention has nothing to learn ahead of it, which counts in two layers."""
+    """In bfloat16 under autocast, as on a GPU. Houlsby's first attention has nothing to learn ahead
+    of it, which counts in two layers.
+    """
     found, said = kept(tiny_folder, adapter(method, experts))
     assert 0.95 < said / found < (1.5 if method == "bottleneck" else 1.15)
 
@@ -151,11 +174,19 @@ def test_adapter_dropout_takes_the_layers_off_the_fused_path(tiny_folder: Path) 
 def kept(folder: Path, config: AdapterConfig) -> tuple[int, int]:
     """Bytes that a real pass saves for its backward pass, and what the planner expects."""
     settings = BackboneConfig(
-        model="tiny-llama", precision="bf16", compute="bf16", attention="sdpa", max_length=256, adapter=config
+        model="tiny-llama",
+        precision="bf16",
+        compute="bf16",
+        attention="sdpa",
+        max_length=256,
+        adapter=config,
     )
     backbone = Backbone.load(settings, folder, torch.device("cpu"))
     backbone.add_role("policy")
-    own = {t.untyped_storage().data_ptr() for t in (*backbone.model.parameters(), *backbone.model.buffers())}
+    own = {
+        t.untyped_storage().data_ptr()
+        for t in (*backbone.model.parameters(), *backbone.model.buffers())
+    }
     seen: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -182,7 +213,9 @@ def test_moments_are_those_that_the_optimizer_holds(tiny_folder: Path, name: str
     parameters = backbone.parameters("policy")
     for p in parameters:
         p.grad = torch.ones_like(p)
-    optimizer = optimizers.make(name, [{"params": parameters, "lr": 1e-3}], 0.0, torch.device("cpu"))
+    optimizer = optimizers.make(
+        name, [{"params": parameters, "lr": 1e-3}], 0.0, torch.device("cpu")
+    )
     optimizer.step()
     held_bytes = sum(
         t.numel() * t.element_size()
@@ -209,12 +242,16 @@ def test_paged_moments_of_large_tensors_leave_the_device(smollm2: Shape) -> None
 
 def test_a_plan_of_every_method_has_its_stages(smollm2: Shape, large_experts: list[str]) -> None:
     for name, card in CARDS.items():
-        backbone = BackboneConfig(precision=card.precisions[0], adapter=adapter(name, large_experts))
+        backbone = BackboneConfig(
+            precision=card.precisions[0], adapter=adapter(name, large_experts)
+        )
         stages = Planner(RLHFConfig(backbone=backbone), smollm2).stages()
         assert all(stage.peak > 0 for stage in stages)
         assert (stages[0].error == ERROR_UNFUSED) == (card.handover != "adapter")
 
 
-def test_a_method_on_a_precision_that_it_cannot_use_is_refused_with_those_that_can(smollm2: Shape) -> None:
+def test_a_method_on_a_precision_that_it_cannot_use_is_refused_with_those_that_can(
+    smollm2: Shape,
+) -> None:
     with pytest.raises(ConfigError, match="full trains on bf16 and fp32 weights only"):
         Device.of(smollm2, BackboneConfig(precision="nf4", adapter=AdapterConfig(method="full")))

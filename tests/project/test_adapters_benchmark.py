@@ -1,4 +1,6 @@
-"""benchmarks/adapters.py on a tiny model: every number that it reports, going on after a kill, and joining calls."""
+"""benchmarks/adapters.py on a tiny model: every number that it reports, going on after a kill, and
+joining calls.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def pairs(path: Path, count: int, first_words: int = 1) -> Path:
     return path
 
 
-def test_slices_of_a_file_leave_long_prompts_out_and_too_few_pairs_are_an_error(tmp_path: Path, options: Any) -> None:
+def test_slices_of_a_file_leave_long_prompts_out_and_too_few_pairs_are_an_error(
+    tmp_path: Path, options: Any
+) -> None:
     def given(train: Path, output: str) -> Any:
         words = [
             "--train",
@@ -66,7 +70,10 @@ def test_slices_of_a_file_leave_long_prompts_out_and_too_few_pairs_are_an_error(
 
     long = given(pairs(tmp_path / "train.jsonl", 5, first_words=500), "long")
     write_slices(long)
-    rows = [json.loads(line) for line in (tmp_path / "long" / "data" / "sft.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "long" / "data" / "sft.jsonl").read_text().splitlines()
+    ]
     assert [row["id"] for row in rows] == ["made-1", "made-2"]
     with pytest.raises(SystemExit, match="3 usable pairs, 4 are needed"):
         write_slices(given(pairs(tmp_path / "few.jsonl", 3), "few"))
@@ -79,13 +86,17 @@ def test_rates_are_those_of_the_preset_for_the_method_and_dpo_gets_its_factor(op
     options.dpo_times = 1.0
     plain = benchmark.settings("lora", options)
     options.dpo_times = 10.0
-    assert lora.preference.optim.learning_rate == pytest.approx(10 * plain.preference.optim.learning_rate)
+    assert lora.preference.optim.learning_rate == pytest.approx(
+        10 * plain.preference.optim.learning_rate
+    )
 
 
 def test_the_example_trains_every_method_for_the_same_steps() -> None:
     config = load_config(CONFIG)
     assert config.preset == "chat" and config.sft.eval_share == 0 and config.sft.patience is None
-    assert config.backbone.precision in set.intersection(*(set(card.precisions) for card in CARDS.values()))
+    assert config.backbone.precision in set.intersection(
+        *(set(card.precisions) for card in CARDS.values())
+    )
 
 
 def result(method: str, **more: Any) -> dict[str, Any]:
@@ -99,7 +110,11 @@ def result(method: str, **more: Any) -> dict[str, Any]:
 
 
 def test_the_table_shows_results_failures_and_the_bare_model() -> None:
-    rows = [{"method": "none", "parameters": 0, "loss": 2.0}, result("dora"), {"method": "oft", "failed": "why"}]
+    rows = [
+        {"method": "none", "parameters": 0, "loss": 2.0},
+        result("dora"),
+        {"method": "oft", "failed": "why"},
+    ]
     lines = table(rows).splitlines()[2:]
     assert lines == [
         "| none | 0 | 2.000 | - | - | - | - |",
@@ -113,19 +128,36 @@ def test_calls_join_into_one_table_and_plot(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for method in methods:
             (tmp_path / folder / f"{method}.json").write_text(json.dumps(result(method)))
-    benchmark.main(["--join", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "all")])
-    assert list(json.loads((tmp_path / "all" / "results.json").read_text())) == ["lora", "dora", "oft"]
+    benchmark.main(
+        ["--join", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "all")]
+    )
+    assert list(json.loads((tmp_path / "all" / "results.json").read_text())) == [
+        "lora",
+        "dora",
+        "oft",
+    ]
     assert "<svg" in (tmp_path / "all" / "adapters.svg").read_text()
-    benchmark.main(["--join", str(tmp_path / "all" / "results.json"), "--output", str(tmp_path / "again")])
-    assert (tmp_path / "again" / "results.md").read_text() == (tmp_path / "all" / "results.md").read_text()
+    benchmark.main(
+        ["--join", str(tmp_path / "all" / "results.json"), "--output", str(tmp_path / "again")]
+    )
+    assert (tmp_path / "again" / "results.md").read_text() == (
+        tmp_path / "all" / "results.md"
+    ).read_text()
 
 
 def test_the_table_in_the_docs_is_that_of_the_kept_results() -> None:
-    kept = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "adapters.json").read_text())
-    assert table(list(kept.values())) in (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    kept = json.loads(
+        (Path(__file__).parents[2] / "benchmarks" / "results" / "adapters.json").read_text()
+    )
+    assert (
+        table(list(kept.values()))
+        in (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    )
 
 
-@pytest.mark.parametrize(("before", "runs"), [(None, 1), (result("dora"), 0), ({"method": "dora", "failed": "why"}, 1)])
+@pytest.mark.parametrize(
+    ("before", "runs"), [(None, 1), (result("dora"), 0), ({"method": "dora", "failed": "why"}, 1)]
+)
 def test_a_call_runs_what_has_no_result_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any] | None, runs: int
 ) -> None:
@@ -135,7 +167,9 @@ def test_a_call_runs_what_has_no_result_yet(
 
     def child(call: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         calls.append(call)
-        return subprocess.CompletedProcess(call, 0, f"words\nRESULT {json.dumps(result('dora', loss=0.5))}\n", "")
+        return subprocess.CompletedProcess(
+            call, 0, f"words\nRESULT {json.dumps(result('dora', loss=0.5))}\n", ""
+        )
 
     monkeypatch.setattr(benchmark.subprocess, "run", child)
     words = ["--output", str(tmp_path), "--methods", "dora"]

@@ -1,4 +1,6 @@
-"""The documentation's code works as it is printed: every block of Python runs, every command line is understood."""
+"""The documentation's code works as it is printed: every block of Python runs, every command line
+is understood.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,11 @@ def run(page: str, heading: str) -> dict[str, Any]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the files that the documentation names."""
     pairs = [
-        {"prompt": f"What is {n} and {n}?", "chosen": f"It is {2 * n}.", "rejected": "I do not know that at all."}
+        {
+            "prompt": f"What is {n} and {n}?",
+            "chosen": f"It is {2 * n}.",
+            "rejected": "I do not know that at all.",
+        }
         for n in range(12)
     ]
     for name, rows in (
@@ -68,14 +74,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("test", pairs[:4]),
         ("prompts", [{"prompt": p["prompt"]} for p in pairs[:3]]),
     ):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_every_block_of_python_is_run_by_a_test() -> None:
     sections = {(b.page, b.heading) for b in documents.blocks() if b.language in documents.PYTHON}
-    assert sections == {*RUN, *ELSEWHERE}, "a section gained or lost its Python: write or take away its test"
+    assert sections == {*RUN, *ELSEWHERE}, (
+        "a section gained or lost its Python: write or take away its test"
+    )
     for (_, heading), module in ELSEWHERE.items():
         text = (documents.ROOT / module).read_text(encoding="utf-8")
         assert f'"{heading}"' in text and "python_in" in text
@@ -93,16 +103,24 @@ def test_no_block_is_passed_over() -> None:
 
 @of("README.md", "From Python")
 @pytest.mark.slow
-def test_the_pipeline_of_the_readme_runs(here: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pipeline_of_the_readme_runs(
+    here: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = BackboneConfig(
-        model=str(tiny_folder), precision="fp32", max_length=256, adapter=AdapterConfig(r=4, alpha=8)
+        model=str(tiny_folder),
+        precision="fp32",
+        max_length=256,
+        adapter=AdapterConfig(r=4, alpha=8),
     )
     small = Runtime(backbone, GenerationConfig(max_new_tokens=8), "transformers")
     monkeypatch.setattr("prefloop.pipeline.pipeline.Runtime", lambda: small)
     run("README.md", "From Python")
     summary = json.loads((here / "runs" / "first" / "summary.json").read_text())
     assert [stage["name"] for stage in summary["stages"]][:4] == ["sft", "label", "reward", "ppo"]
-    assert set(summary["results"]) >= {"sft", "ppo"} and (here / "runs" / "first" / "report.html").is_file()
+    assert (
+        set(summary["results"]) >= {"sft", "ppo"}
+        and (here / "runs" / "first" / "report.html").is_file()
+    )
 
 
 @of("docs/results.md", "Names")
@@ -113,7 +131,10 @@ def test_policies_are_opened_and_asked_as_documented(here: Path, tiny_folder: Pa
     assert list(names["answers"]) == ["runs/demo:sft", "runs/demo:ppo"]
     for source in names["answers"].values():
         assert [len(replies) for _, replies in read_answers(source).values()] == [2, 2, 2]
-    assert names["opened"].runtime.backbone and set(names["opened"].roles) == {"runs/demo:sft", "runs/demo:ppo"}
+    assert names["opened"].runtime.backbone and set(names["opened"].roles) == {
+        "runs/demo:sft",
+        "runs/demo:ppo",
+    }
 
 
 @of("docs/extending.md", "A preference loss")
@@ -140,11 +161,15 @@ def test_the_documented_loss_joins_the_others(monkeypatch: pytest.MonkeyPatch) -
 def test_the_documented_judge_judges(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, answer in (("mine", "Four, I think."), ("theirs", "4")):
         rows = [{"prompt": f"What is 2 and {n}?", "response": answer} for n in range(6)]
-        (here / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (here / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     names = run("docs/extending.md", "A judge")
     assert names["found"].duels[0].win_rate.rate == 1.0 and "1.0" in capsys.readouterr().out
     judge = names["Longer"]()
-    assert [judge.compare([], a, b).score for a, b in (("long", "so"), ("so", "long"), ("so", "no"))] == [1.0, 0.0, 0.5]
+    assert [
+        judge.compare([], a, b).score for a, b in (("long", "so"), ("so", "long"), ("so", "no"))
+    ] == [1.0, 0.0, 0.5]
 
 
 @of("docs/extending.md", "A reward")
@@ -156,7 +181,9 @@ def test_the_documented_reward_scores_turns(here: Path) -> None:
 
 
 @of("docs/labelling.md", "From Python")
-def test_argilla_is_used_from_python_as_documented(here: Path, labelling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argilla_is_used_from_python_as_documented(
+    here: Path, labelling: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import argilla as rg
 
     monkeypatch.setenv("ARGILLA_API_URL", labelling.url)
@@ -170,7 +197,9 @@ def test_argilla_is_used_from_python_as_documented(here: Path, labelling: Any, m
 
     clear()
     fields = [rg.TextField(name) for name in ("instruction", "response1", "response2")]
-    elsewhere = rg.Settings(fields=fields, questions=[rg.LabelQuestion("which", ["l", "r", "same"])])
+    elsewhere = rg.Settings(
+        fields=fields, questions=[rg.LabelQuestion("which", ["l", "r", "same"])]
+    )
     bread = rg.Dataset("bread", workspace="default", settings=elsewhere, client=client)
     bread.create()
     texts = {"instruction": "Which bread?", "response1": "Rye.", "response2": "None."}
@@ -181,9 +210,19 @@ def test_argilla_is_used_from_python_as_documented(here: Path, labelling: Any, m
     names = run("docs/labelling.md", "From Python")
     argilla, first = names["argilla"], names["comparisons"][0]
     [voted] = argilla.pull("apples").records
-    assert (voted.id, [(v.annotator, v.choice) for v in voted.votes]) == (first.id, [("simulated-1", 0)])
-    assert [v.choice for v in argilla.pull("bread", questions=("preferred=which:l,r,same",)).records[0].votes] == [1]
-    assert argilla.progress("apples").total == len(names["comparisons"]) == len(list(names["dataset"].records))
+    assert (voted.id, [(v.annotator, v.choice) for v in voted.votes]) == (
+        first.id,
+        [("simulated-1", 0)],
+    )
+    assert [
+        v.choice
+        for v in argilla.pull("bread", questions=("preferred=which:l,r,same",)).records[0].votes
+    ] == [1]
+    assert (
+        argilla.progress("apples").total
+        == len(names["comparisons"])
+        == len(list(names["dataset"].records))
+    )
     clear()
 
 
@@ -217,22 +256,42 @@ COMMANDS = documents.commands()
 
 @pytest.mark.parametrize(
     ("page", "program", "arguments"),
-    [pytest.param(*each, id=f"{each[0]}: {' '.join(each[1:2] + tuple(each[2]))}"[:90]) for each in COMMANDS],
+    [
+        pytest.param(*each, id=f"{each[0]}: {' '.join(each[1:2] + tuple(each[2]))}"[:90])
+        for each in COMMANDS
+    ],
 )
 def test_every_command_line_of_the_documentation_is_understood(
-    page: str, program: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    program: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(documents.ROOT)
     with contextlib.suppress(SystemExit):  # of --help, and of what is refused
         _understood(program, arguments, monkeypatch)
         return
     said = capsys.readouterr()
-    assert "--help" in arguments and said.out.startswith("usage: "), f"{page}: {said.err or said.out}"
+    assert "--help" in arguments and said.out.startswith("usage: "), (
+        f"{page}: {said.err or said.out}"
+    )
 
 
 def test_command_lines_are_found_on_the_pages_that_have_them() -> None:
-    pages = {"README.md", "docs/guide.md", "docs/gpu.md", "docs/labelling.md", "docs/planner.md", "docs/results.md"}
+    pages = {
+        "README.md",
+        "docs/guide.md",
+        "docs/gpu.md",
+        "docs/labelling.md",
+        "docs/planner.md",
+        "docs/results.md",
+    }
     assert {page for page, *_ in COMMANDS} >= pages
     assert ["label", "agree", "pairs.jsonl"] in [arguments for _, _, arguments in COMMANDS]
-    assert ["chat", "runs/demo", "--seed", "1"] in [arguments for _, _, arguments in COMMANDS]  # behind a pipe
-    assert any("--data.eval-prompts" in arguments for _, _, arguments in COMMANDS)  # on a second line
+    assert ["chat", "runs/demo", "--seed", "1"] in [
+        arguments for _, _, arguments in COMMANDS
+    ]  # behind a pipe
+    assert any(
+        "--data.eval-prompts" in arguments for _, _, arguments in COMMANDS
+    )  # on a second line

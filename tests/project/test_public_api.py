@@ -1,4 +1,6 @@
-"""``import prefloop`` gives the public names and no heavy library; old paths are answered with the new ones."""
+"""``import prefloop`` gives the public names and no heavy library; old paths are answered with the
+new ones.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ def test_every_public_name_loads(name: str) -> None:
 
 
 def test_importing_the_package_brings_no_heavy_library() -> None:
-    code = "import prefloop, sys; print(sorted({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)))"
+    code = (
+        "import prefloop, sys; print(sorted({'torch', 'transformers', 'numpy', 'pydantic'} &"
+        " set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

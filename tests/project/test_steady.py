@@ -1,4 +1,6 @@
-"""No test depends on how fast, how full or how lucky a machine is: the sources of the tests hold none of what makes one."""
+"""No test depends on how fast, how full or how lucky a machine is: the sources of the tests hold
+none of what makes one.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CLOCKS = {"time", "monotonic", "perf_counter", "process_time", "time_ns", "monotonic_ns", "perf_counter_ns"}
-MEMORY = {"getrusage", "ru_maxrss", "memory_info", "memory_full_info", "virtual_memory", "cpu_percent"}
+CLOCKS = {
+    "time",
+    "monotonic",
+    "perf_counter",
+    "process_time",
+    "time_ns",
+    "monotonic_ns",
+    "perf_counter_ns",
+}
+MEMORY = {
+    "getrusage",
+    "ru_maxrss",
+    "memory_info",
+    "memory_full_info",
+    "virtual_memory",
+    "cpu_percent",
+}
 LOOPBACK = {"127.0.0.1", "0.0.0.0", "::1", "localhost", ""}
 WATCHED = ("time", "random", "resource")
 WAITS = {"join", "wait", "result", "communicate", "settimeout"}
 PATIENCE_S = 60
 
 ALLOWED = {
-    ("tests/labelling.py", "clock"): "until() waits for an event that must come; the clock only ends a hang",
+    (
+        "tests/labelling.py",
+        "clock",
+    ): "until() waits for an event that must come; the clock only ends a hang",
     ("tests/labelling.py", "sleep"): "until() looks again after a moment",
     ("tests/evaluation/test_judges.py", "short wait"): "a setting that no request is sent with",
     (
@@ -30,8 +50,13 @@ def faults(source: str) -> Iterator[tuple[int, str]]:
     """Line and kind of everything in a test's source that makes it fail now and then."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module in WATCHED:
-            yield node.lineno, f"from {node.module}: write {node.module}.name, so that this test sees it"
-        elif isinstance(node, ast.Import) and any(part.asname and part.name in WATCHED for part in node.names):
+            yield (
+                node.lineno,
+                f"from {node.module}: write {node.module}.name, so that this test sees it",
+            )
+        elif isinstance(node, ast.Import) and any(
+            part.asname and part.name in WATCHED for part in node.names
+        ):
             yield node.lineno, "import as: write the module's own name, so that this test sees it"
         elif isinstance(node, ast.Attribute) and node.attr in MEMORY:
             yield node.lineno, "memory of the process: count what is held, as tests/counted.py does"
@@ -50,7 +75,10 @@ def _call(node: ast.Call) -> Iterator[str]:
     first = [_number(argument) for argument in node.args[:1] if name in WAITS]
     named = [_number(keyword.value) for keyword in node.keywords if keyword.arg == "timeout"]
     if any(seconds is not None and seconds < PATIENCE_S for seconds in first + named):
-        yield f"short wait: a busy machine takes longer, and a hang is found after {PATIENCE_S} s as well"
+        yield (
+            f"short wait: a busy machine takes longer, and a hang is found after {PATIENCE_S} s as"
+            " well"
+        )
     if name in ("Random", "default_rng") and not node.args and not node.keywords:
         yield "draw: give the generator a seed (the global ones have theirs from conftest.py)"
 
@@ -70,7 +98,12 @@ def _number(node: ast.expr) -> float | None:
 def _fixed_address(node: ast.Tuple) -> bool:
     """A host and a port that is not left to the system, as ``bind`` takes them."""
     values = [part.value for part in node.elts if isinstance(part, ast.Constant)]
-    return len(values) == len(node.elts) == 2 and values[0] in LOOPBACK and type(values[1]) is int and values[1] > 0
+    return (
+        len(values) == len(node.elts) == 2
+        and values[0] in LOOPBACK
+        and type(values[1]) is int
+        and values[1] > 0
+    )
 
 
 def test_tests_depend_on_no_time_memory_port_or_luck() -> None:
@@ -81,7 +114,9 @@ def test_tests_depend_on_no_time_memory_port_or_luck() -> None:
         for line, kind in faults(path.read_text(encoding="utf-8"))
     }
     left = [
-        f"{file}:{line}: {kind}" for file, line, kind in sorted(found) if (file, kind.partition(":")[0]) not in ALLOWED
+        f"{file}:{line}: {kind}"
+        for file, line, kind in sorted(found)
+        if (file, kind.partition(":")[0]) not in ALLOWED
     ]
     assert not left, "\n" + "\n".join(left)
     unused = ALLOWED.keys() - {(file, kind.partition(":")[0]) for file, _, kind in found}
@@ -102,9 +137,18 @@ random.Random()
 thread.join(300), queue.get(timeout=120), server.bind(("127.0.0.1", 0)), random.Random(1).shuffle(rows)
 import time as t
 " ".join(words), np.random.default_rng(0).normal()
-"""
+"""  # noqa: E501
     found = sorted((line, kind.partition(":")[0]) for line, kind in faults(source))
     assert found == [
-        (2, "from time"), (3, "sleep"), (3, "sleep"), (4, "clock"), (5, "memory of the process"), (6, "fixed port"),
-        (7, "short wait"), (8, "short wait"), (9, "draw"), (10, "draw"), (12, "import as"),
-    ]  # fmt: skip
+        (2, "from time"),
+        (3, "sleep"),
+        (3, "sleep"),
+        (4, "clock"),
+        (5, "memory of the process"),
+        (6, "fixed port"),
+        (7, "short wait"),
+        (8, "short wait"),
+        (9, "draw"),
+        (10, "draw"),
+        (12, "import as"),
+    ]

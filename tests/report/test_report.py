@@ -35,9 +35,10 @@ def cautions(data: dict[str, Any]) -> str:
 
 
 def test_headline_quotes_win_rates_with_intervals_and_the_control(full: Page) -> None:
-    assert full.headings[0] == (
-        "PPO beats SFT in 78.1 % [72.0, 83.4] of comparisons under the gold scorer and DPO does so in "
-        "70.3 % [64.0, 76.1]; the A/A control reads 49.7 % [46.0, 53.0]."
+    assert (
+        full.headings[0]
+        == "PPO beats SFT in 78.1 % [72.0, 83.4] of comparisons under the gold scorer and DPO does"
+        " so in 70.3 % [64.0, 76.1]; the A/A control reads 49.7 % [46.0, 53.0]."
     )
 
 
@@ -47,14 +48,19 @@ def test_headline_does_not_claim_a_win_whose_interval_contains_half() -> None:
     data["results"]["dpo"] |= {"win_rate_vs_sft": 0.41, "ci_low": 0.35, "ci_high": 0.47}
     said = sentence(data)
     assert "beats" not in said
-    assert "PPO cannot be told apart from SFT, winning 53.0 % [47.0, 59.0], which does not exclude 50 %" in said
+    assert (
+        "PPO cannot be told apart from SFT, winning 53.0 % [47.0, 59.0], which does not exclude"
+        " 50 %" in said
+    )
     assert "DPO loses to SFT, winning only 41.0 % [35.0, 47.0]" in said
 
 
 def test_headline_and_caution_tell_when_the_control_is_biased() -> None:
     data = report_fixture.summary()
     data["control"]["gold"] = {"win_rate": 0.55, "ci_low": 0.52, "ci_high": 0.58}
-    assert "but the A/A control reads 55.0 % [52.0, 58.0], which excludes the 50 %" in sentence(data)
+    assert "but the A/A control reads 55.0 % [52.0, 58.0], which excludes the 50 %" in sentence(
+        data
+    )
     assert "biased" in cautions(data)
     data["control"] = None
     assert sentence(data).endswith("no A/A control was run.")
@@ -64,9 +70,19 @@ def test_headline_without_gold_names_the_reward_model_and_its_bias() -> None:
     data = report_fixture.summary()
     for result in data["results"].values():
         result |= {
-            name: None for name in ("gold_mean", "gold_low", "gold_high", "win_rate_vs_sft", "ci_low", "ci_high")
+            name: None
+            for name in (
+                "gold_mean",
+                "gold_low",
+                "gold_high",
+                "win_rate_vs_sft",
+                "ci_low",
+                "ci_high",
+            )
         }
-    assert "PPO beats SFT in 91.3 % [87.4, 94.5] of comparisons under the reward model" in sentence(data)
+    assert "PPO beats SFT in 91.3 % [87.4, 94.5] of comparisons under the reward model" in sentence(
+        data
+    )
     assert "The judge is the reward model that PPO was trained to please" in cautions(data)
     assert "a reward model that learnt from the same votes as DPO" in cautions(data)
     assert "It never saw its scores" in cautions(data)
@@ -76,20 +92,26 @@ def test_a_policy_that_writes_much_more_is_led_by_its_rate_at_equal_length() -> 
     data = report_fixture.summary()
     data["results"]["sft"]["length_mean"] = data["results"]["ppo"]["length_mean"] / 2
     assert (
-        "PPO beats SFT in 78.1 % [72.0, 83.4] of comparisons under the gold scorer (its answers are 2.0 times as long as SFT's; no rate"
-        in sentence(data)
+        "PPO beats SFT in 78.1 % [72.0, 83.4] of comparisons under the gold scorer (its answers are"
+        " 2.0 times as long as SFT's; no rate" in sentence(data)
     )
-    data["results"]["ppo"] |= {"lc_judge": "gold scorer", "lc_win_rate": 0.52, "lc_ci_low": 0.44, "lc_ci_high": 0.6}
+    data["results"]["ppo"] |= {
+        "lc_judge": "gold scorer",
+        "lc_win_rate": 0.52,
+        "lc_ci_low": 0.44,
+        "lc_ci_high": 0.6,
+    }
     assert (
-        "PPO cannot be told apart from SFT, winning 52.0 % [44.0, 60.0] at equal length (its answers are 2.0 times as long as SFT's; 78.1 % as they are)"
-        in sentence(data)
+        "PPO cannot be told apart from SFT, winning 52.0 % [44.0, 60.0] at equal length (its"
+        " answers are 2.0 times as long as SFT's; 78.1 % as they are)" in sentence(data)
     )
     data["results"]["ppo"] |= {"lc_judge": "another judge"}
     assert "PPO beats SFT in 78.1 %" in sentence(data)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.271, 0.79, "which does not exclude chance"), (0.1, 0.4, "worse than chance")]
+    ("low", "high", "said"),
+    [(0.271, 0.79, "which does not exclude chance"), (0.1, 0.4, "worse than chance")],
 )
 def test_a_reward_model_at_chance_names_nobody_anywhere_in_the_report(
     low: float, high: float, said: str, tmp_path: Path
@@ -97,7 +119,15 @@ def test_a_reward_model_at_chance_names_nobody_anywhere_in_the_report(
     data = report_fixture.summary()
     for result in data["results"].values():
         result |= {
-            name: None for name in ("gold_mean", "gold_low", "gold_high", "win_rate_vs_sft", "ci_low", "ci_high")
+            name: None
+            for name in (
+                "gold_mean",
+                "gold_low",
+                "gold_high",
+                "win_rate_vs_sft",
+                "ci_low",
+                "ci_high",
+            )
         }
         result |= {
             "lc_judge": "reward model",
@@ -107,13 +137,27 @@ def test_a_reward_model_at_chance_names_nobody_anywhere_in_the_report(
             "sign_test_p": 0.01,
         }
     data["control"]["gold"] = None
-    data["matrix"] = {"judge": "reward model", "policies": ["sft", "ppo"], "rate": [[None, 0.087], [0.913, None]]}
-    data["reward_model"] |= {"accuracy": 0.533, "accuracy_low": low, "accuracy_high": high, "held_out_pairs": 15}
+    data["matrix"] = {
+        "judge": "reward model",
+        "policies": ["sft", "ppo"],
+        "rate": [[None, 0.087], [0.913, None]],
+    }
+    data["reward_model"] |= {
+        "accuracy": 0.533,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "held_out_pairs": 15,
+    }
     page = report(tmp_path, data)
-    assert page.headings[0].startswith("The reward model is right on 53.3 %") and said in page.headings[0]
+    assert (
+        page.headings[0].startswith("The reward model is right on 53.3 %")
+        and said in page.headings[0]
+    )
     assert "Nothing says which policy is better" in page.headings[0]
     for rate in ("91.3", "61.2", "beats", "loses", "A/A control"):
-        assert rate not in re.sub(r"<svg.*?</svg>", "", page.source.partition("</style>")[2], flags=re.DOTALL), rate
+        assert rate not in re.sub(
+            r"<svg.*?</svg>", "", page.source.partition("</style>")[2], flags=re.DOTALL
+        ), rate
     data["reward_model"]["accuracy_low"] = 0.501
     data["reward_model"]["accuracy_high"] = 0.6
     (tmp_path / "sound").mkdir()
@@ -124,24 +168,49 @@ def test_a_reward_model_that_gold_contradicts_is_called_over_optimisation() -> N
     data = report_fixture.summary()
     assert "over-optimisation" not in cautions(data)
     data["results"]["ppo"] |= {"win_rate_vs_sft": 0.40, "ci_low": 0.34, "ci_high": 0.46}
-    assert "prefers PPO (91.3 %, gold 40.0 %) to SFT and the gold scorer does not confirm it" in cautions(data)
+    assert (
+        "prefers PPO (91.3 %, gold 40.0 %) to SFT and the gold scorer does not confirm it"
+        in cautions(data)
+    )
 
 
 def test_every_section_of_a_complete_run_is_present(full: Page) -> None:
     assert full.headings[1:] == [
-        "Results", "Pipeline", "Gold and proxy against KL", "PPO curves", "Training losses", "Labels", "Reward model",
-        "Conversations", "Metrics and audit by stage", "What these numbers cannot see", "Environment",
-    ]  # fmt: skip
+        "Results",
+        "Pipeline",
+        "Gold and proxy against KL",
+        "PPO curves",
+        "Training losses",
+        "Labels",
+        "Reward model",
+        "Conversations",
+        "Metrics and audit by stage",
+        "What these numbers cannot see",
+        "Environment",
+    ]
     assert len(full.all("svg")) == 2 + 1 + 4 + 6 + 6
 
 
 def test_results_table_prints_values_intervals_and_the_control_row(full: Page) -> None:
-    rows = re.findall(r"<tr.*?</tr>", full.source.split('<table class="results">')[1].split("</table>")[0], re.DOTALL)
+    rows = re.findall(
+        r"<tr.*?</tr>",
+        full.source.split('<table class="results">')[1].split("</table>")[0],
+        re.DOTALL,
+    )
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
     assert cells[2] == [
-        "0.681", "[0.655, 0.707]", "78.1", "[72.0, 83.4]", "91.3", "[87.4, 94.5]", "21.74", "[20.30, 23.20]", "58.6",
-        "0.0", "94.1",
-    ]  # fmt: skip
+        "0.681",
+        "[0.655, 0.707]",
+        "78.1",
+        "[72.0, 83.4]",
+        "91.3",
+        "[87.4, 94.5]",
+        "21.74",
+        "[20.30, 23.20]",
+        "58.6",
+        "0.0",
+        "94.1",
+    ]
     assert "A/A control" in rows[4] and cells[4][2:4] == ["49.7", "[46.0, 53.0]"]
     assert "nats" in rows[0] and "words" in rows[0]
 
@@ -151,7 +220,11 @@ def test_figures_have_alt_text_own_ids_and_text_that_is_text(full: Page) -> None
         assert figure["role"] == "img" and len(figure["aria-label"] or "") > 20
     ids = [attributes["id"] for _, attributes in full.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    for axis in ("step", "KL to reference (nats per response)", "win rate against SFT (%), judged by gold scorer"):
+    for axis in (
+        "step",
+        "KL to reference (nats per response)",
+        "win rate against SFT (%), judged by gold scorer",
+    ):
         assert axis in full.text
 
 
@@ -167,24 +240,51 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert write_report(report_fixture.write_run(tmp_path / "b")).read_bytes() == first
 
 
-def test_nothing_is_loaded_from_outside_and_no_script_may_run_but_the_one_whose_hash_is_stated(full: Page) -> None:
+def test_nothing_is_loaded_from_outside_and_no_script_may_run_but_the_one_whose_hash_is_stated(
+    full: Page,
+) -> None:
     links = [
         (tag, name, value)
         for tag, attributes in full.tags
         for name, value in attributes.items()
-        if name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster", "background", "style")
+        if name
+        in (
+            "src",
+            "srcset",
+            "href",
+            "xlink:href",
+            "data",
+            "action",
+            "poster",
+            "background",
+            "style",
+        )
     ]
     for tag, name, value in links:
         if name != "style":
             assert (value or "").startswith("#") or value == "data:,", (tag, name, value)
     for target in re.findall(r"url\(([^)]*)\)", full.source):
         assert target.startswith("#")
-    assert "@import" not in full.source and "@font-face" not in full.source and "://" not in full.source
-    assert full.all("script") == [{}] and not [a for _, attrs in full.tags for a in attrs if a.startswith("on")]
-    policy = next(meta["content"] for meta in full.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert (
+        "@import" not in full.source
+        and "@font-face" not in full.source
+        and "://" not in full.source
+    )
+    assert full.all("script") == [{}] and not [
+        a for _, attrs in full.tags for a in attrs if a.startswith("on")
+    ]
+    policy = next(
+        meta["content"]
+        for meta in full.all("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    )
     script = re.findall(r"<script>(.*?)</script>", full.source, re.DOTALL)[0]
     stated = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy is not None and "default-src 'none'" in policy and f"script-src 'sha256-{stated}';" in policy
+    assert (
+        policy is not None
+        and "default-src 'none'" in policy
+        and f"script-src 'sha256-{stated}';" in policy
+    )
     assert "innerHTML" not in script and "eval" not in script and "document.write" not in script
 
 
@@ -211,7 +311,9 @@ def test_text_from_data_is_shown_as_text_wherever_it_appears(tmp_path: Path) -> 
     rows += [{"stage": HOSTILE, "event": "step", "step": i, "loss": 1.0 / i} for i in (1, 2)]
     shown = report(tmp_path, data, rows)
     assert shown.all("script") == [{}] and not shown.all("img")
-    assert not [name for _, attributes in shown.tags for name in attributes if name.startswith("on")]
+    assert not [
+        name for _, attributes in shown.tags for name in attributes if name.startswith("on")
+    ]
     assert shown.text.count(HOSTILE) > 20
     assert len(shown.all("svg")) == 1 + 1 + 4 + 6 + 1 + 1
 
@@ -234,7 +336,9 @@ def test_gold_disappears_everywhere_when_there_is_no_gold_scorer(tmp_path: Path)
         for name in ("gold_mean", "gold_low", "gold_high", "win_rate_vs_sft", "ci_low", "ci_high"):
             result.pop(name)
     data["control"].pop("gold")
-    rows = [row | {"gold_mean": None} if "gold_mean" in row else row for row in report_fixture.events()]
+    rows = [
+        row | {"gold_mean": None} if "gold_mean" in row else row for row in report_fixture.events()
+    ]
     without = report(tmp_path, data, rows)
     assert len(without.all("svg")) == 1 + 1 + 3 + 6 + 6
     assert "Gold score" not in without.text and "gold score (never" not in without.text
@@ -252,7 +356,9 @@ def test_numbers_that_diverged_count_as_missing(tmp_path: Path) -> None:
 def test_any_number_of_policies_with_any_name(tmp_path: Path) -> None:
     data = report_fixture.summary()
     for i in range(9):
-        data["results"][f"my policy {i} with a name that is far too long for an axis"] = data["results"]["dpo"]
+        data["results"][f"my policy {i} with a name that is far too long for an axis"] = data[
+            "results"
+        ]["dpo"]
     many = report(tmp_path, data, [])
     assert "my policy 8 with a name that is far too long for an axis" in many.text
     assert "8 more in the table" in many.headings[0]
@@ -264,7 +370,9 @@ def test_simulated_annotators_are_marked(tmp_path: Path) -> None:
     assert report(tmp_path, data, []).source.count("badge simulated") == len(data["annotators"]) - 1
 
 
-def test_a_failed_report_leaves_the_previous_one_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_report_leaves_the_previous_one_and_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = write_report(report_fixture.write_run(tmp_path, rows=[]))
     before = target.read_bytes()
 
@@ -275,7 +383,11 @@ def test_a_failed_report_leaves_the_previous_one_and_no_draft(tmp_path: Path, mo
     with pytest.raises(DataError, match=r"cannot write .*no space"):
         write_report(tmp_path)
     assert target.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "report.html", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "events.jsonl",
+        "report.html",
+        "summary.json",
+    ]
 
 
 def test_later_rounds_have_curves_of_their_own_with_their_round(tmp_path: Path) -> None:
@@ -286,7 +398,9 @@ def test_later_rounds_have_curves_of_their_own_with_their_round(tmp_path: Path) 
         rows += [row | {"stage": f"{name}-2"} for row in rows if row["stage"] == name]
     page = report(tmp_path, data, rows)
     assert "PPO, round 2 curves" in page.headings
-    assert page.source.count("ln 2</text>") == report(tmp_path / "one").source.count("ln 2</text>") + 1
+    assert (
+        page.source.count("ln 2</text>") == report(tmp_path / "one").source.count("ln 2</text>") + 1
+    )
 
 
 def test_held_out_loss_is_drawn_beside_training_loss_with_its_best_step(tmp_path: Path) -> None:
@@ -294,12 +408,18 @@ def test_held_out_loss_is_drawn_beside_training_loss_with_its_best_step(tmp_path
     data["stages"][0]["metrics"] |= {"held_out": 12, "held_out_loss": 1.95, "best_step": 80}
     looks = {40: 2.2, 80: 1.95, 120: 2.1}
     for step, loss in looks.items():  # as it is written: just before the step
-        at = next(i for i, row in enumerate(rows) if row.get("step") == step and row["stage"] == "sft")
+        at = next(
+            i for i, row in enumerate(rows) if row.get("step") == step and row["stage"] == "sft"
+        )
         rows.insert(at, {"stage": "sft", "event": "held_out", "step": step, "loss": loss})
     page = report(tmp_path / "looked", data, rows)
     [drawn] = [a["aria-label"] for a in page.all("svg") if "held out" in str(a["aria-label"])]
-    assert drawn == "SFT: loss (nats) against step, held out from 2.20 to 2.10, best 1.95 at step 80"
+    assert (
+        drawn == "SFT: loss (nats) against step, held out from 2.20 to 2.10, best 1.95 at step 80"
+    )
     losses = part(page, "losses")
     assert all(f">{word}</text>" in losses for word in ("training", "held out", "best"))
-    assert "1.95 nats held-out loss" in part(page, "pipeline") and "best step" in page.text.replace("_", " ")
+    assert "1.95 nats held-out loss" in part(page, "pipeline") and "best step" in page.text.replace(
+        "_", " "
+    )
     assert "held out" not in part(report(tmp_path / "plain"), "losses")

@@ -1,4 +1,6 @@
-"""Conversations in a report: evaluation prompts with every policy's answers, and answers while a policy learns."""
+"""Conversations in a report: evaluation prompts with every policy's answers, and answers while a
+policy learns.
+"""
 
 from pathlib import Path
 
@@ -17,10 +19,15 @@ from prefloop.report.schema import Summary
 def test_conversations_hold_every_evaluation_prompt_with_both_scores(full: Page) -> None:
     source = part(full, "conversations")
     assert source.count('<article class="talk">') == report_extras.PROMPTS
-    assert f"{report_extras.PROMPTS} prompts, with the first of 2 responses of every policy." in source
-    assert f"{report_extras.PROMPTS - conversations.OPEN} more prompts" in source  # closed, but there without a script
     assert (
-        'data-policy="ppo" data-gold="0.448" data-reward=' in source and source.count("cut at the token limit") == 3 * 6
+        f"{report_extras.PROMPTS} prompts, with the first of 2 responses of every policy." in source
+    )
+    assert (
+        f"{report_extras.PROMPTS - conversations.OPEN} more prompts" in source
+    )  # closed, but there without a script
+    assert (
+        'data-policy="ppo" data-gold="0.448" data-reward=' in source
+        and source.count("cut at the token limit") == 3 * 6
     )
 
 
@@ -35,15 +42,24 @@ def test_responses_of_another_run_behind_a_link_are_not_shown(tmp_path: Path) ->
 
 def test_few_samples_of_the_summary_stand_in_for_artifacts_that_are_gone(tmp_path: Path) -> None:
     shown = report(tmp_path, rows=[])
-    assert len(shown.all("article")) == 3 and "3 prompts." in shown.text and "more prompts" not in shown.text
+    assert (
+        len(shown.all("article")) == 3
+        and "3 prompts." in shown.text
+        and "more prompts" not in shown.text
+    )
 
 
-def test_prompts_and_characters_beyond_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_and_characters_beyond_the_limit_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conversations, "MOST_PROMPTS", 12)
     data = report_fixture.summary()
     report_extras.write_responses(tmp_path, data, ppo="x" * 5000)
     shown = report(tmp_path, data, [])
-    assert shown.source.count('<article class="talk">') == 12 and "The first 12 of 30 evaluation prompts" in shown.text
+    assert (
+        shown.source.count('<article class="talk">') == 12
+        and "The first 12 of 30 evaluation prompts" in shown.text
+    )
     assert shown.source.count("x" * 4000) == 12 and "x" * 4001 not in shown.source
     assert "1,000 more characters are in" in shown.text
 
@@ -64,19 +80,31 @@ def test_a_damaged_artifact_is_told_and_nothing_of_it_shown(damage: str, tmp_pat
     path = tmp_path / "artifacts" / "respond-sft" / damage
     path.write_bytes(path.read_bytes().replace(b"sft", b"sfu", 1))
     shown = report(tmp_path, data, [])
-    assert "The artifact respond-sft is damaged" in shown.text and "sft-0" not in shown.text and "ppo-0" in shown.text
+    assert (
+        "The artifact respond-sft is damaged" in shown.text
+        and "sft-0" not in shown.text
+        and "ppo-0" in shown.text
+    )
 
 
-def test_responses_while_the_policy_learns_stand_by_prompt_with_step_reward_and_kl(full: Page) -> None:
+def test_responses_while_the_policy_learns_stand_by_prompt_with_step_reward_and_kl(
+    full: Page,
+) -> None:
     source = part(full, "grown-1")
     assert full.headings.index("Responses while PPO learns") > full.headings.index("Conversations")
-    assert "Prompt a?" in source and "<span>step 11</span><small>reward 1.10</small><small>KL 3.3</small>" in source
+    assert (
+        "Prompt a?" in source
+        and "<span>step 11</span><small>reward 1.10</small><small>KL 3.3</small>" in source
+    )
     assert source.count("answer a at") == 6
 
 
 def test_prompts_that_training_saw_once_stand_by_step(tmp_path: Path) -> None:
     data = report_fixture.summary()
-    rows = [{"step": step, "id": f"p{step}", "prompt": f"Prompt {step}?", "response": "yes"} for step in range(1, 31)]
+    rows = [
+        {"step": step, "id": f"p{step}", "prompt": f"Prompt {step}?", "response": "yes"}
+        for step in range(1, 31)
+    ]
     report_extras.write_artifact(tmp_path, "ppo", data["stages"][5]["key"], "samples.jsonl", rows)
     [(stage, groups)] = conversations.over_training(tmp_path, Summary.model_validate(data), [])
     assert (
@@ -91,14 +119,21 @@ def test_the_page_of_a_thousand_prompts_stays_small_and_is_one_file(tmp_path: Pa
     data = report_fixture.summary()
     report_extras.write_responses(tmp_path, data, prompts=1000)
     page = write_report(report_fixture.write_run(tmp_path, data, []))
-    assert page.stat().st_size < 3_000_000 and page.read_text(encoding="utf-8").count("<article") == 1000
+    assert (
+        page.stat().st_size < 3_000_000
+        and page.read_text(encoding="utf-8").count("<article") == 1000
+    )
 
 
 def write_turns(folder: Path, hostile: str = "") -> dict:
-    """A run whose prompts have tools, a system turn, thoughts and results, as one policy's answers have."""
+    """A run whose prompts have tools, a system turn, thoughts and results, as one policy's answers
+    have.
+    """
     data = report_fixture.summary()
     report_extras.write_responses(folder, data, prompts=1)
-    prompt = Conversation([*asked(), Message("user", f"And in Thun? {hostile}")], [WEATHER | {"note": hostile}])
+    prompt = Conversation(
+        [*asked(), Message("user", f"And in Thun? {hostile}")], [WEATHER | {"note": hostile}]
+    )
     answers = {
         "sft": Response("No idea."),
         "ppo": looked(said=f"Yes, warm. {hostile}"),
@@ -106,17 +141,30 @@ def write_turns(folder: Path, hostile: str = "") -> dict:
     }
     for policy, answer in answers.items():
         said = {key: value for key, value in to_dict(answer).items() if key in ("text", "turns")}
-        row = {**to_dict(Prompt("q0", prompt)), "responses": [{**said, "finished": True, "reward": 1.0, "kl": 0.1}]}
-        report_extras.write_artifact(folder, f"respond-{policy}", f"key-{policy}", "responses.jsonl", [row])
+        row = {
+            **to_dict(Prompt("q0", prompt)),
+            "responses": [{**said, "finished": True, "reward": 1.0, "kl": 0.1}],
+        }
+        report_extras.write_artifact(
+            folder, f"respond-{policy}", f"key-{policy}", "responses.jsonl", [row]
+        )
     return data
 
 
 def test_tools_thoughts_calls_and_results_stand_under_their_headings(tmp_path: Path) -> None:
     shown = report(tmp_path, write_turns(tmp_path), [])
-    [talk] = conversations.section(tmp_path, Summary.model_validate(write_turns(tmp_path)), []).shown  # type: ignore[union-attr]
+    [talk] = conversations.section(
+        tmp_path, Summary.model_validate(write_turns(tmp_path)), []
+    ).shown  # type: ignore[union-attr]
     assert [who for who, _ in talk.turns] == [
-        "tools", "system", "user", "assistant thinks", "assistant calls", "tool get_weather", "user",
-    ]  # fmt: skip
+        "tools",
+        "system",
+        "user",
+        "assistant thinks",
+        "assistant calls",
+        "tool get_weather",
+        "user",
+    ]
     assert talk.asked == 6
     said = {answer.policy: [who for who, _ in answer.said] for answer in talk.answers}
     assert said == {
@@ -142,19 +190,27 @@ def test_markup_in_turns_tools_and_names_is_text(tmp_path: Path) -> None:
     data = write_turns(tmp_path, HOSTILE)
     shown = report(tmp_path, data, [])
     assert (
-        "<script>alert" not in shown.source and "<img src=x" not in shown.source and shown.text.count("alert('x')") == 2
+        "<script>alert" not in shown.source
+        and "<img src=x" not in shown.source
+        and shown.text.count("alert('x')") == 2
     )
 
 
 def test_a_long_answer_with_turns_is_cut_once_and_counted(tmp_path: Path) -> None:
     parts, cut = conversations._said("", to_dict(looked(said="x" * 5000))["turns"])
-    assert sum(len(text) for _, text in parts) == conversations.MOST_CHARACTERS and 1000 < cut < 1100
+    assert (
+        sum(len(text) for _, text in parts) == conversations.MOST_CHARACTERS and 1000 < cut < 1100
+    )
     assert conversations._said("text", [{"role": "judge"}]) == ([], 0)
 
 
 def test_prompts_of_training_show_what_was_asked_and_what_stood_before(tmp_path: Path) -> None:
     data = report_fixture.summary()
-    row = {key: value for key, value in to_dict(Prompt("p", asked())).items() if key in ("prompt", "tools")}
+    row = {
+        key: value
+        for key, value in to_dict(Prompt("p", asked())).items()
+        if key in ("prompt", "tools")
+    }
     rows = [{"step": step, "id": "p", **row, "response": f"yes {step}"} for step in (1, 2)]
     report_extras.write_artifact(tmp_path, "ppo", data["stages"][5]["key"], "samples.jsonl", rows)
     [(_, [group])] = conversations.over_training(tmp_path, Summary.model_validate(data), [])

@@ -1,4 +1,6 @@
-"""What the report reads: a summary that is checked field by field and an event log that survived kills and reruns."""
+"""What the report reads: a summary that is checked field by field and an event log that survived
+kills and reruns.
+"""
 
 import json
 from pathlib import Path
@@ -18,7 +20,10 @@ KEY = "k" * 64
 
 def write_lines(folder: Path, *lines: dict[str, Any] | str) -> Path:
     path = folder / "events.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    path.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -35,7 +40,13 @@ def test_a_run_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> No
 
 
 def test_torn_lines_are_skipped_counted_and_mentioned(tmp_path: Path) -> None:
-    path = write_lines(tmp_path, step("sft", 1, 2.0), '{"stage": "sft", "ev', step("sft", 2, 1.0), '{"at": "2026-11')
+    path = write_lines(
+        tmp_path,
+        step("sft", 1, 2.0),
+        '{"stage": "sft", "ev',
+        step("sft", 2, 1.0),
+        '{"at": "2026-11',
+    )
     curves, unreadable = read_curves(path)
     assert curves["sft"].series("loss") == ([1, 2], [2.0, 1.0])
     assert unreadable == 2
@@ -45,7 +56,12 @@ def test_torn_lines_are_skipped_counted_and_mentioned(tmp_path: Path) -> None:
 def test_a_stage_that_starts_again_forgets_its_earlier_steps(tmp_path: Path) -> None:
     started = {"stage": "sft", "event": "stage", "status": "started"}
     path = write_lines(
-        tmp_path, started, *(step("sft", i, 9.0) for i in (1, 2, 3)), step("dpo", 1, 5.0), started, step("sft", 2, 1.0)
+        tmp_path,
+        started,
+        *(step("sft", i, 9.0) for i in (1, 2, 3)),
+        step("dpo", 1, 5.0),
+        started,
+        step("sft", 2, 1.0),
     )
     curves, _ = read_curves(path)
     assert curves["sft"].series("loss") == ([2], [1.0])
@@ -74,7 +90,9 @@ def test_curves_are_drawn_from_artifacts_whose_hash_is_known(tmp_path: Path) -> 
     links.mkdir()
     (links / "sft").symlink_to(store / f"sft-{KEY[:16]}")
     write_lines(tmp_path, *(step(stage, 1, 9.0) for stage in ("sft", "ppo", "ppo-2", "dpo")))
-    summary = Summary.model_validate({"stages": [{"name": s, "key": KEY} for s in ("sft", "ppo", "ppo-2", "dpo")]})
+    summary = Summary.model_validate(
+        {"stages": [{"name": s, "key": KEY} for s in ("sft", "ppo", "ppo-2", "dpo")]}
+    )
     notes: list[str] = []
     curves, _ = curves_of(tmp_path, summary, notes)
     found = {stage: curve.series("loss")[1] for stage, curve in curves.items()}
@@ -86,8 +104,18 @@ def test_curves_are_drawn_from_artifacts_whose_hash_is_known(tmp_path: Path) -> 
 
 
 def test_unknown_events_and_odd_values_change_nothing(tmp_path: Path) -> None:
-    odd = [{"event": "hello"}, {"stage": "sft", "event": "eval", "step": 9}, [1], {"stage": 3, "event": "step"}]
-    path = write_lines(tmp_path, *map(json.dumps, odd), step("sft", 1, 2.0), {**step("sft", 2, 0.0), "loss": "high"})
+    odd = [
+        {"event": "hello"},
+        {"stage": "sft", "event": "eval", "step": 9},
+        [1],
+        {"stage": 3, "event": "step"},
+    ]
+    path = write_lines(
+        tmp_path,
+        *map(json.dumps, odd),
+        step("sft", 1, 2.0),
+        {**step("sft", 2, 0.0), "loss": "high"},
+    )
     curves, unreadable = read_curves(path)
     assert curves["sft"].series("loss") == ([1], [2.0]) and unreadable == 0
 
@@ -110,10 +138,16 @@ def test_looks_at_held_out_loss_stay_with_their_step_through_a_resume(tmp_path: 
 
     path = write_lines(
         tmp_path,
-        *(step("sft", i, 2.0) for i in (1,)), look(2, 3.0), step("sft", 2, 2.0), step("sft", 3, 2.0), look(4, 9.0),
+        *(step("sft", i, 2.0) for i in (1,)),
+        look(2, 3.0),
+        step("sft", 2, 2.0),
+        step("sft", 3, 2.0),
+        look(4, 9.0),
         {"stage": "sft", "event": "stage", "status": "resumed"},
-        step("sft", 3, 1.0), look(4, 2.5), step("sft", 4, 1.0),
-    )  # fmt: skip
+        step("sft", 3, 1.0),
+        look(4, 2.5),
+        step("sft", 4, 1.0),
+    )
     curve = read_curves(path)[0]["sft"]
     assert curve.series("loss") == ([1, 2, 3, 4], [2.0, 2.0, 1.0, 1.0])
     assert curve.series("held_out_loss") == ([2, 4], [3.0, 2.5])

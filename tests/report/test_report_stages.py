@@ -1,4 +1,6 @@
-"""What a report says of the run itself: the picture of its stages, its settings, links to every part."""
+"""What a report says of the run itself: the picture of its stages, its settings, links to every
+part.
+"""
 
 from pathlib import Path
 
@@ -35,9 +37,17 @@ def test_what_runs_side_by_side_stands_in_one_column_of_the_picture() -> None:
     ]
     summary = Summary.model_validate({"stages": [{"name": name, "seconds": 61} for name in names]})
     assert [[box.name for box in column] for column in stages.picture(summary)] == [
-        ["SFT"], ["Sample"], ["Label"], ["Reward model"], ["Reference"], ["DPO", "PPO"], ["Sample, round 2"],
-        ["PPO, round 2"], ["SFT answers", "SFT answers, again", "PPO answers"], ["Judge"],
-    ]  # fmt: skip
+        ["SFT"],
+        ["Sample"],
+        ["Label"],
+        ["Reward model"],
+        ["Reference"],
+        ["DPO", "PPO"],
+        ["Sample, round 2"],
+        ["PPO, round 2"],
+        ["SFT answers", "SFT answers, again", "PPO answers"],
+        ["Judge"],
+    ]
 
 
 def test_a_box_says_what_came_out_and_what_reuse_spared() -> None:
@@ -49,7 +59,11 @@ def test_a_box_says_what_came_out_and_what_reuse_spared() -> None:
         "metrics": {"comparisons": 1720},
     }
     [[box]] = stages.picture(Summary.model_validate({"stages": [stage]}))
-    assert (box.figure, box.status, box.time) == ("1,720 comparisons", "reused", "saved\xa01\xa0min\xa011\xa0s")
+    assert (box.figure, box.status, box.time) == (
+        "1,720 comparisons",
+        "reused",
+        "saved\xa01\xa0min\xa011\xa0s",
+    )
 
 
 def test_settings_are_printed_as_yaml_and_older_summaries_show_what_artifacts_were_made_from(
@@ -63,6 +77,10 @@ def test_settings_are_printed_as_yaml_and_older_summaries_show_what_artifacts_we
     assert "The summary holds no settings" in shown.text and "samples: 2" in shown.text
 
 
-def test_a_summary_of_an_older_version_with_null_for_new_parts_still_renders(tmp_path: Path) -> None:
-    data = report_fixture.summary() | dict.fromkeys(("matrix", "judging", "contamination", "config"))
+def test_a_summary_of_an_older_version_with_null_for_new_parts_still_renders(
+    tmp_path: Path,
+) -> None:
+    data = report_fixture.summary() | dict.fromkeys(
+        ("matrix", "judging", "contamination", "config")
+    )
     assert "All against all" not in report(tmp_path, data, []).headings

@@ -1,4 +1,6 @@
-"""What a comparison cannot decide is said with the number of prompts that would, and what a program judged is said to be one."""
+"""What a comparison cannot decide is said with the number of prompts that would, and what a program
+judged is said to be one.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,16 @@ from prefloop.stats.undecided import MOST, POWER, prompts_to_tell, undecided
 
 
 def test_as_many_prompts_as_are_named_show_a_true_rate_as_often_as_is_said() -> None:
-    """Verdicts of one pair a prompt under a true rate of 60 %: the number comes from one sample, its promise from many of that size."""
+    """Verdicts of one pair a prompt under a true rate of 60 %: the number comes from one sample,
+    its promise from many of that size.
+    """
     rng = np.random.default_rng(5)
 
     def verdicts(count: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         won_P = rng.random(count) < 0.6
-        return {str(i): [float(won)] for i, won in enumerate(won_P)}, {str(i): [0.5] for i in range(count)}
+        return {str(i): [float(won)] for i, won in enumerate(won_P)}, {
+            str(i): [0.5] for i in range(count)
+        }
 
     half = 1.96 * (0.6 * 0.4 / 50) ** 0.5
     needed = prompts_to_tell(0.6, 0.6 - half, 0.6 + half, 50)
@@ -33,19 +39,24 @@ def test_as_many_prompts_as_are_named_show_a_true_rate_as_often_as_is_said() -> 
 
 
 def test_more_prompts_than_anybody_asks_are_not_counted() -> None:
-    assert prompts_to_tell(0.5, 0.4, 0.6, 80) is None and prompts_to_tell(0.501, 0.4, 0.6, 80) is None
+    assert (
+        prompts_to_tell(0.5, 0.4, 0.6, 80) is None and prompts_to_tell(0.501, 0.4, 0.6, 80) is None
+    )
     assert "takes more than 20,000." in undecided("dpo", 0.501, 0.4, 0.602, 80) and MOST == 20_000
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.51, 0.7, False), (0.3, 0.49, False), (0.5, 0.5, False), (0.49, 0.63, True)]
+    ("low", "high", "said"),
+    [(0.51, 0.7, False), (0.3, 0.49, False), (0.5, 0.5, False), (0.49, 0.63, True)],
 )
 def test_only_what_is_open_is_said(low: float, high: float, said: bool) -> None:
     told = undecided("dpo", 0.56, low, high, 80)
     assert bool(told) == said
     if said:
-        assert told == (
-            "80 prompts do not tell dpo from SFT: 56.0 % [49.0, 63.0]. If that rate is right, 223 would, four times in five."
+        assert (
+            told
+            == "80 prompts do not tell dpo from SFT: 56.0 % [49.0, 63.0]. If that rate is right,"
+            " 223 would, four times in five."
         )
 
 
@@ -54,7 +65,9 @@ def test_a_comparison_of_cut_answers_with_whole_ones_is_said_to_be_one() -> None
         data = report_fixture.summary()
         for name, row in data["results"].items():
             row["finished_share"] = ppo if name == "ppo" else sft
-        return [line for line in cautions(Summary.model_validate(data), "gold") if "cut off" in line]
+        return [
+            line for line in cautions(Summary.model_validate(data), "gold") if "cut off" in line
+        ]
 
     (line,) = told(sft=0.844, ppo=0.031)
     assert line.startswith("3.1 % of the answers of PPO end by themselves, 84.4 % of SFT's")
@@ -70,27 +83,50 @@ def compared(**base: Any) -> Summary:
     rates = [[None, 0.4, 0.2], [0.6, None, 0.3], [0.8, 0.7, None]]
     high = [[None if r is None else r + 0.05 for r in row] for row in rates]
     low = [[None if r is None else r - 0.05 for r in row] for row in rates]
-    data["matrix"] = {"judge": "gold scorer", "policies": names, "rate": rates, "low": low, "high": high}
+    data["matrix"] = {
+        "judge": "gold scorer",
+        "policies": names,
+        "rate": rates,
+        "low": low,
+        "high": high,
+    }
     return Summary.model_validate(data)
 
 
 @pytest.mark.parametrize(
     ("low", "rate", "high", "clause"),
     [
-        (0.25, 0.30, 0.36, "SFT beats the bare model, which wins <strong>30.0 % [25.0, 36.0]</strong>"),
-        (0.55, 0.60, 0.66, "SFT loses to the bare model, which wins <strong>60.0 % [55.0, 66.0]</strong>"),
-        (0.42, 0.48, 0.55, "SFT cannot be told apart from the bare model, which wins <strong>48.0 % [42.0, 55.0]"),
+        (
+            0.25,
+            0.30,
+            0.36,
+            "SFT beats the bare model, which wins <strong>30.0 % [25.0, 36.0]</strong>",
+        ),
+        (
+            0.55,
+            0.60,
+            0.66,
+            "SFT loses to the bare model, which wins <strong>60.0 % [55.0, 66.0]</strong>",
+        ),
+        (
+            0.42,
+            0.48,
+            0.55,
+            "SFT cannot be told apart from the bare model, which wins <strong>48.0 % [42.0, 55.0]",
+        ),
     ],
 )
-def test_the_headline_says_what_sft_itself_has_changed(low: float, rate: float, high: float, clause: str) -> None:
+def test_the_headline_says_what_sft_itself_has_changed(
+    low: float, rate: float, high: float, clause: str
+) -> None:
     found = headline(compared(win_rate_vs_sft=rate, ci_low=low, ci_high=high, length_mean=45.0))
     assert found is not None and clause in found.sentence and found.best == "ppo"
     assert found.sentence.startswith("PPO beats SFT in")
     warned = [note for note in found.cautions if note.startswith("The bare model beats SFT")]
     assert len(warned) == (low > 0.5)
-    assert any(note.startswith("80 prompts do not tell the bare model from SFT") for note in found.cautions) == (
-        low < 0.5 < high
-    )
+    assert any(
+        note.startswith("80 prompts do not tell the bare model from SFT") for note in found.cautions
+    ) == (low < 0.5 < high)
     assert ("against the bare model, gold scorer", "80.0 %", "[75.0, 85.0]") in found.tiles
 
 
@@ -100,7 +136,8 @@ def test_a_longer_bare_model_is_read_at_equal_length_everywhere() -> None:
     found = headline(compared(**plain, **level))
     assert (
         found is not None
-        and "SFT beats the bare model, which wins <strong>38.0 % [30.0, 46.0]</strong> at equal" in (found.sentence)
+        and "SFT beats the bare model, which wins <strong>38.0 % [30.0, 46.0]</strong> at equal"
+        in (found.sentence)
     )
     assert not any("bare model" in note for note in found.cautions)
     ahead = headline(
@@ -125,24 +162,40 @@ def test_the_terminal_says_what_the_report_says(capsys: pytest.CaptureFixture[st
     show(data, None)
     said = " ".join(capsys.readouterr().out.split())
     assert found is not None and " ".join(found.sentence.striptags().split()) in said
-    assert all(" ".join(note.split()) in said for note in found.cautions) and "do not tell" not in said
+    assert (
+        all(" ".join(note.split()) in said for note in found.cautions) and "do not tell" not in said
+    )
 
 
 def test_the_bare_model_is_never_the_policy_that_a_run_is_judged_by() -> None:
     """It may win most, and lies where no policy was trained to."""
-    found = headline(compared(win_rate_vs_sft=0.95, ci_low=0.9, ci_high=0.99, reward_win_rate=0.99, reward_ci_low=0.9))
+    found = headline(
+        compared(
+            win_rate_vs_sft=0.95, ci_low=0.9, ci_high=0.99, reward_win_rate=0.99, reward_ci_low=0.9
+        )
+    )
     assert found is not None and found.best == "ppo"
-    summary = compared(win_rate_vs_sft=0.4, ci_low=0.3, ci_high=0.49, reward_win_rate=0.9, reward_ci_low=0.8)
+    summary = compared(
+        win_rate_vs_sft=0.4, ci_low=0.3, ci_high=0.49, reward_win_rate=0.9, reward_ci_low=0.8
+    )
     assert not any("over-optimisation" in note for note in cautions(summary, "gold"))
     by_reward = compared(gold_mean=None)
-    assert not any("bare model" in note for note in cautions(by_reward, "reward") if "trained to please" in note)
+    assert not any(
+        "bare model" in note
+        for note in cautions(by_reward, "reward")
+        if "trained to please" in note
+    )
 
 
 def test_programs_that_scored_and_voted_are_named_beside_the_headline() -> None:
     data = report_fixture.summary() | {"config": {"gold": "examples/demo/gold.py:score"}}
     found = headline(Summary.model_validate(data))
     assert found is not None
-    told = [note for note in found.cautions if "program (examples/demo/gold.py:score)" in note or "3 simulated" in note]
+    told = [
+        note
+        for note in found.cautions
+        if "program (examples/demo/gold.py:score)" in note or "3 simulated" in note
+    ]
     assert told == programs("examples/demo/gold.py:score", 3, 0)
     assert programs("", 0, 5) == [] and programs("", 1, 0)[0].startswith(
         "The votes are of 1 simulated annotator, drawn"

@@ -1,4 +1,6 @@
-"""Rollouts from a real vLLM server: the trainer's policy after every hand-over, and errors that say what is wrong."""
+"""Rollouts from a real vLLM server: the trainer's policy after every hand-over, and errors that say
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +36,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(folder: Path) -> Iterator[str]:
     port = free_port()
     settings = {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }  # fmt: skip
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "tiny",
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "8",
-        "--gpu-memory-utilization", "0.1", "--enforce-eager", "--enable-lora", "--max-lora-rank", "8",
-        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(folder),
+        "--served-model-name",
+        "tiny",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "256",
+        "--max-num-seqs",
+        "8",
+        "--gpu-memory-utilization",
+        "0.1",
+        "--enforce-eager",
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+        "--logprobs-mode",
+        "processed_logprobs",
+        "--generation-config",
+        "vllm",
+    ]
     process = subprocess.Popen(
-        command, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     lines: list[str] = []
@@ -54,7 +86,9 @@ def url(folder: Path) -> Iterator[str]:
             break
     else:
         pytest.fail("the server did not start:\n" + "".join(lines[-30:]))
-    drain = threading.Thread(target=process.stdout.read, daemon=True)  # a full pipe would stop the server
+    drain = threading.Thread(
+        target=process.stdout.read, daemon=True
+    )  # a full pipe would stop the server
     drain.start()
     try:
         yield f"http://127.0.0.1:{port}"
@@ -63,10 +97,16 @@ def url(folder: Path) -> Iterator[str]:
         process.wait(300)
 
 
-def test_a_server_samples_from_each_version_of_the_policy(url: str, folder: Path, tmp_path: Path) -> None:
+def test_a_server_samples_from_each_version_of_the_policy(
+    url: str, folder: Path, tmp_path: Path
+) -> None:
     backbone = load(folder, "llama-wide")
     add_random_role(backbone, "policy")
-    engine = start("server", backbone, GenerationConfig(server=url, server_adapters=tmp_path / "adapters", **SETTINGS))
+    engine = start(
+        "server",
+        backbone,
+        GenerationConfig(server=url, server_adapters=tmp_path / "adapters", **SETTINGS),
+    )
     engine.load_policy("policy")
     counted: list[int] = []
     first = engine.generate(prompts_ids(backbone), n=3, seed=1, advance=counted.append)
@@ -85,12 +125,16 @@ def test_a_server_samples_from_each_version_of_the_policy(url: str, folder: Path
     assert [r.token_ids for r in second] != [r.token_ids for r in first]
     assert_logps_are_the_trainers(backbone, second, 0.7)
     engine.load_policy(None)
-    assert [r.token_ids for r in engine.generate(prompts_ids(backbone), n=3, seed=1)] != [r.token_ids for r in second]
+    assert [r.token_ids for r in engine.generate(prompts_ids(backbone), n=3, seed=1)] != [
+        r.token_ids for r in second
+    ]
     engine.close()
     assert not list((tmp_path / "adapters").glob("*/*")), "adapters of old versions stay behind"
 
 
-def test_a_server_that_cannot_serve_the_run_is_refused(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_serve_the_run_is_refused(
+    url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("prefloop.base.endpoint._wait", lambda seconds, stop: None)
     backbone = load(folder, "llama-wide", max_length=512)
     with pytest.raises(EngineError, match=r"--max-model-len 256, backbone\.max_length is 512"):
@@ -106,7 +150,9 @@ def test_a_server_that_cannot_serve_the_run_is_refused(url: str, folder: Path, m
 def test_a_missing_address_or_server_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefloop.base.endpoint._wait", lambda seconds, stop: None)
     backbone = load(folder, "llama-wide")
-    with pytest.raises(EngineError, match=r"needs --generation\.server, such as http://127\.0\.0\.1:8000"):
+    with pytest.raises(
+        EngineError, match=r"needs --generation\.server, such as http://127\.0\.0\.1:8000"
+    ):
         start("server", backbone, GenerationConfig())
     with (
         deaf_port() as port,

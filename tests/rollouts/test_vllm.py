@@ -1,4 +1,6 @@
-"""vLLM's CPU build as the sampler: it runs the trainer's policy, handed over from memory in either way, and is started anew when it dies."""
+"""vLLM's CPU build as the sampler: it runs the trainer's policy, handed over from memory in either
+way, and is started anew when it dies.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Backbon
     engine.close()
 
 
-def test_sampler_log_probs_equal_the_trainers_after_every_hand_over(pair: tuple[Backbone, Any]) -> None:
+def test_sampler_log_probs_equal_the_trainers_after_every_hand_over(
+    pair: tuple[Backbone, Any],
+) -> None:
     backbone, engine = pair
     before = {n: p.detach().clone() for n, p in backbone.named_parameters("policy").items()}
     engine.load_policy("policy")
@@ -81,7 +85,10 @@ def test_the_bare_base_samples_after_a_policy(pair: tuple[Backbone, Any]) -> Non
 def test_a_longer_context_is_the_same_one_in_both(folder: Path, rope: dict[str, Any]) -> None:
     backbone = load(folder, "llama-wide", rope=rope, max_length=1000)
     add_random_role(backbone, "policy")
-    prompts = [torch.randint(9, 400, (900,), generator=torch.Generator().manual_seed(k)).tolist() for k in range(2)]
+    prompts = [
+        torch.randint(9, 400, (900,), generator=torch.Generator().manual_seed(k)).tolist()
+        for k in range(2)
+    ]
     engine = start("vllm", backbone, GenerationConfig(**SETTINGS))
     try:
         engine.load_policy("policy")
@@ -106,7 +113,9 @@ class Sampler(nn.Module):
                 names = [first.replace(parts[0], part) for part in parts]
                 weights[first.replace(parts[0], joint)] = torch.cat([weights.pop(n) for n in names])
         embedding = weights["model.embed_tokens.weight"]
-        weights["model.embed_tokens.weight"] = torch.cat([embedding, torch.zeros(pad, embedding.shape[1])])
+        weights["model.embed_tokens.weight"] = torch.cat(
+            [embedding, torch.zeros(pad, embedding.shape[1])]
+        )
         for name, weight in weights.items():
             self.register_parameter(name.replace(".", "/"), nn.Parameter(weight))
 
@@ -117,8 +126,12 @@ class Sampler(nn.Module):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
-def test_weights_are_written_where_vllm_keeps_them(kind: str, precision: str, tmp_path: Path) -> None:
-    """The places joined projections, biases and a padded vocabulary have, against a sampler made from the merged weights themselves."""
+def test_weights_are_written_where_vllm_keeps_them(
+    kind: str, precision: str, tmp_path: Path
+) -> None:
+    """The places joined projections, biases and a padded vocabulary have, against a sampler made
+    from the merged weights themselves.
+    """
     model = tiny_model(tmp_path / "model", kind)
     backbone = load(model, kind, precision=precision)
     add_random_role(backbone, "policy")
@@ -133,7 +146,9 @@ def test_weights_are_written_where_vllm_keeps_them(kind: str, precision: str, tm
         assert torch.equal(parameter, expected[name]), name
 
 
-def test_a_sampler_with_other_weights_or_places_is_left_to_its_own_loader(folder: Path, tmp_path: Path) -> None:
+def test_a_sampler_with_other_weights_or_places_is_left_to_its_own_loader(
+    folder: Path, tmp_path: Path
+) -> None:
     backbone = load(folder, "llama-wide", precision="nf4")
     other = plain(tiny_model(tmp_path / "other", "llama-wide", seed=1), "llama-wide")
     assert Writer.find(backbone.causal_lm, Sampler(other)) is None
@@ -159,7 +174,12 @@ class Mortal:
         self.log.append(role)
 
     def generate(
-        self, prompts_ids: Any, n: int, seed: int, advance: Any = None, temperature: float | None = None
+        self,
+        prompts_ids: Any,
+        n: int,
+        seed: int,
+        advance: Any = None,
+        temperature: float | None = None,
     ) -> list[Rollout]:
         if advance:
             advance(2)
@@ -190,20 +210,29 @@ def test_an_engine_that_dies_is_started_anew_with_its_policy_and_the_count_stays
 def test_a_second_death_ends_the_run_and_says_what_is_saved(deaths: list[bool]) -> None:
     engine = Restarting(lambda: Mortal(deaths, []))
     engine.load_policy("policy")
-    with pytest.raises(EngineError, match=r"(?s)out of memory.*same command goes on from the last one"):
+    with pytest.raises(
+        EngineError, match=r"(?s)out of memory.*same command goes on from the last one"
+    ):
         for _ in range(2):
             engine.generate([[1]], 1, seed=5)
 
 
-def test_a_missing_or_old_vllm_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_old_vllm_is_an_error_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     check("vllm", GenerationConfig(), BackboneConfig())
     monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9.1")
     with pytest.raises(
-        EngineError, match=r"0\.9\.1 is not one of those that it runs with, 0\.22 to 0\.31.*--rollout transformers"
+        EngineError,
+        match=(
+            r"0\.9\.1 is not one of those that it runs with, 0\.22 to 0\.31.*--rollout transformers"
+        ),
     ):
         check("vllm", GenerationConfig(), BackboneConfig())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"vLLM is not installed\. Install it with 'make install'"):
+    with pytest.raises(
+        EngineError, match=r"vLLM is not installed\. Install it with 'make install'"
+    ):
         check("vllm", GenerationConfig(), BackboneConfig())
 
 
@@ -219,22 +248,31 @@ def test_settings_that_an_engine_cannot_work_with_are_refused_before_anything_ru
         assert "pw" not in str(error.value)
 
 
-def test_a_failing_start_shows_vllms_last_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_start_shows_vllms_last_lines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def start_badly(engine: vllm.VLLMEngine) -> None:
         os.write(1, b"EngineCore failed to start.\n")
         raise RuntimeError("no memory for the KV cache")
 
     monkeypatch.setattr(vllm.VLLMEngine, "_start", start_badly)
-    with pytest.raises(EngineError, match=r"(?s)EngineCore failed to start.*no memory for the KV cache.*kv_cache_gb"):
+    with pytest.raises(
+        EngineError,
+        match=r"(?s)EngineCore failed to start.*no memory for the KV cache.*kv_cache_gb",
+    ):
         start("vllm", load(folder, "llama-wide"), GenerationConfig())
 
 
-def test_an_error_inside_vllm_is_one_of_ours(pair: tuple[Backbone, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_inside_vllm_is_one_of_ours(
+    pair: tuple[Backbone, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone, engine = pair
 
     def die(*_: Any, **__: Any) -> None:
         raise ValueError("worker died")
 
-    monkeypatch.setattr(engine.engine, "llm", SimpleNamespace(generate=die, reset_prefix_cache=lambda: None))
+    monkeypatch.setattr(
+        engine.engine, "llm", SimpleNamespace(generate=die, reset_prefix_cache=lambda: None)
+    )
     with pytest.raises(EngineError, match="vLLM stopped while sampling: ValueError: worker died"):
         engine.engine.generate(prompts_ids(backbone), 1, 0)

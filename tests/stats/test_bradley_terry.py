@@ -54,7 +54,11 @@ def test_strengths_equal_an_unpenalised_logistic_regression_of_another_library()
 def test_two_models_get_the_win_rate_with_several_games_on_a_prompt():
     rng = np.random.default_rng(1)
     verdicts = {f"p{i}": rng.choice([0.0, 0.5, 1.0], size=1 + i % 3).tolist() for i in range(40)}
-    games = [Game("a", "b", score, prompt_id) for prompt_id, scores in verdicts.items() for score in scores]
+    games = [
+        Game("a", "b", score, prompt_id)
+        for prompt_id, scores in verdicts.items()
+        for score in scores
+    ]
     found = rank(games, resamples=10)
     win_rate = verdict_win_rate(verdicts, resamples=10).rate
     a = [model.name for model in found.models].index("a")
@@ -68,12 +72,16 @@ def test_four_hundred_points_are_odds_of_ten_to_one():
     found = _elo(rank(games, resamples=10))
     assert found["strong"] - found["weak"] == pytest.approx(400, abs=1e-6)
     assert found["strong"] + found["weak"] == pytest.approx(2000)
-    assert _elo(rank(games, anchor="weak", resamples=10)) == pytest.approx({"strong": 1400, "weak": 1000})
+    assert _elo(rank(games, anchor="weak", resamples=10)) == pytest.approx(
+        {"strong": 1400, "weak": 1000}
+    )
 
 
 def test_strengths_follow_the_chain_between_models_that_never_met():
     games = [
-        Game(a, b, score, f"{a}{b}{i}") for a, b in (("x", "y"), ("y", "z")) for i, score in enumerate([1, 1, 1, 0])
+        Game(a, b, score, f"{a}{b}{i}")
+        for a, b in (("x", "y"), ("y", "z"))
+        for i, score in enumerate([1, 1, 1, 0])
     ]
     found = rank(games, resamples=10)
     assert [model.name for model in found.models] == ["x", "y", "z"]
@@ -88,7 +96,9 @@ def test_intervals_cover_the_true_difference_as_often_as_they_say():
     for seed in range(n):
         models = {
             model.name: model
-            for model in rank(_tournament(theta, 60, seed, ties=0.0), anchor="m0", seed=seed, resamples=200).models
+            for model in rank(
+                _tournament(theta, 60, seed, ties=0.0), anchor="m0", seed=seed, resamples=200
+            ).models
         }
         for m in (1, 2):
             hits[m - 1] += models[f"m{m}"].low <= 1000 + ELO * theta[m] <= models[f"m{m}"].high
@@ -99,9 +109,18 @@ def test_intervals_cover_the_true_difference_as_often_as_they_say():
 def test_games_on_one_prompt_are_no_evidence_of_many():
     separate = _tournament([0.0, 0.5, 1.0], prompts=80, seed=3)
     # The same games, as if eight prompts had ten responses each that all went alike.
-    few = [dataclasses.replace(game, prompt_id=f"p{i}") for i, game in enumerate(separate[: 3 * 8]) for _ in range(10)]
-    clustered = [dataclasses.replace(game, prompt_id=f"p{i // 3 // 10}") for i, game in enumerate(few)]
-    width = {name: rank(games, resamples=300).models[0] for name, games in (("one", clustered), ("many", separate))}
+    few = [
+        dataclasses.replace(game, prompt_id=f"p{i}")
+        for i, game in enumerate(separate[: 3 * 8])
+        for _ in range(10)
+    ]
+    clustered = [
+        dataclasses.replace(game, prompt_id=f"p{i // 3 // 10}") for i, game in enumerate(few)
+    ]
+    width = {
+        name: rank(games, resamples=300).models[0]
+        for name, games in (("one", clustered), ("many", separate))
+    }
     assert width["one"].high - width["one"].low > 2 * (width["many"].high - width["many"].low)
 
 
@@ -119,7 +138,9 @@ def test_the_order_of_games_and_of_sides_changes_nothing():
     turned = [Game(game.b, game.a, 1 - game.score, game.prompt_id) for game in reversed(games)]
     one, other = rank(games, resamples=50), rank(turned, resamples=50)
     assert _elo(one) == pytest.approx(_elo(other))
-    assert [model.low for model in one.models] == pytest.approx([model.low for model in other.models])
+    assert [model.low for model in one.models] == pytest.approx(
+        [model.low for model in other.models]
+    )
 
 
 def test_a_model_that_wins_everything_gets_a_stated_prior_and_a_finite_strength():
@@ -128,7 +149,9 @@ def test_a_model_that_wins_everything_gets_a_stated_prior_and_a_finite_strength(
     found = rank(games, resamples=100)
     assert found.prior == PRIOR
     assert found.models[0].name == "best"
-    assert all(math.isfinite(x) for model in found.models for x in (model.elo, model.low, model.high))
+    assert all(
+        math.isfinite(x) for model in found.models for x in (model.elo, model.low, model.high)
+    )
     assert found.observed[0][1] == 1.0 > found.fitted[0][1] > 0.9
     # The closed form of a clean sweep between two: n + 1/2 wins for, 1/2 against, at θ and -θ.
     swept = rank([Game("a", "b", 1.0, f"p{i}") for i in range(10)], resamples=10).models
@@ -145,7 +168,12 @@ def test_a_resample_without_a_maximum_does_not_break_the_interval():
 
 
 def test_models_that_never_met_are_refused_by_group():
-    games = [Game("a", "b", 1.0, "p"), Game("b", "a", 1.0, "q"), Game("c", "d", 0.5, "p"), Game("d", "e", 0.5, "p")]
+    games = [
+        Game("a", "b", 1.0, "p"),
+        Game("b", "a", 1.0, "q"),
+        Game("c", "d", 0.5, "p"),
+        Game("d", "e", 0.5, "p"),
+    ]
     with pytest.raises(DataError, match=r"2 groups.*\(a, b\); \(c, d, e\)"):
         rank(games)
 
@@ -164,4 +192,9 @@ def test_bad_games_are_refused_with_prompt_and_names():
 def test_a_ranking_is_json():
     found = rank(_tournament([0.0, 1.0, 0.5], prompts=10, seed=7), resamples=20)
     text = json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
-    assert (text["n_games"], text["n_prompts"], len(text["models"]), len(text["fitted"])) == (30, 10, 3, 3)
+    assert (text["n_games"], text["n_prompts"], len(text["models"]), len(text["fitted"])) == (
+        30,
+        10,
+        3,
+        3,
+    )

@@ -32,11 +32,15 @@ def _width(result):
     [(30, 4, 1.0, 1.0), (30, 4, 0.0, 1.0), (30, 1, 1.0, 0.0), (8, 4, 0.5, 1.0)],
     ids=["both-levels-vary", "only-responses-vary", "one-response-each", "few-prompts"],
 )
-def test_clustered_mean_interval_covers_the_truth_as_often_as_it_says(prompts, responses, between, within):
+def test_clustered_mean_interval_covers_the_truth_as_often_as_it_says(
+    prompts, responses, between, within
+):
     rng = np.random.default_rng(1)
     hits = 0
     for seed in range(SIMULATIONS):
-        table = between * rng.normal(size=(prompts, 1)) + within * rng.normal(size=(prompts, responses))
+        table = between * rng.normal(size=(prompts, 1)) + within * rng.normal(
+            size=(prompts, responses)
+        )
         interval = clustered_mean(_by_prompt(table), seed=seed, resamples=300)
         hits += interval.low <= 0 <= interval.high
     assert 0.90 <= hits / SIMULATIONS <= 0.99
@@ -51,7 +55,9 @@ def test_win_rate_interval_covers_the_truth_as_often_as_it_says(prompts, lead):
     hits = 0
     for seed in range(SIMULATIONS):
         a = lead + rng.normal(size=(prompts, 1)) + rng.normal(size=(prompts, 3))
-        result = win_rate(_by_prompt(a), _by_prompt(rng.normal(size=(prompts, 3))), seed=seed, resamples=300)
+        result = win_rate(
+            _by_prompt(a), _by_prompt(rng.normal(size=(prompts, 3))), seed=seed, resamples=300
+        )
         hits += result.low <= truth <= result.high
     assert 0.90 <= hits / SIMULATIONS <= 0.99
 
@@ -71,7 +77,9 @@ def test_noise_of_responses_is_not_counted_twice(between):
     rng = np.random.default_rng(12)
     table = between * rng.normal(size=(60, 1)) + rng.normal(size=(60, 4))
     student_width = 2 * 2.0010 * table.mean(axis=1).std(ddof=1) / math.sqrt(60)
-    assert _width(clustered_mean(_by_prompt(table), resamples=8000)) == pytest.approx(student_width, rel=0.06)
+    assert _width(clustered_mean(_by_prompt(table), resamples=8000)) == pytest.approx(
+        student_width, rel=0.06
+    )
 
 
 def test_many_responses_to_few_prompts_are_not_many_prompts():
@@ -150,7 +158,9 @@ def test_win_rate_bounds_stay_within_zero_and_one():
 
 def test_a_higher_level_gives_a_wider_interval():
     values = _by_prompt(np.random.default_rng(8).normal(size=(30, 2)))
-    assert _width(clustered_mean(values, level=0.99)) > 1.2 * _width(clustered_mean(values, level=0.9))
+    assert _width(clustered_mean(values, level=0.99)) > 1.2 * _width(
+        clustered_mean(values, level=0.9)
+    )
 
 
 def test_percentiles_expand_for_few_prompts_and_return_to_nominal_for_many():
@@ -158,7 +168,9 @@ def test_percentiles_expand_for_few_prompts_and_return_to_nominal_for_many():
     assert percentile_tail(100_000, 0.95) == pytest.approx(0.025, abs=1e-5)
 
 
-@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf], [[1.0]]], ids=["empty", "nan", "inf", "nested"])
+@pytest.mark.parametrize(
+    "bad", [[], [1.0, math.nan], [math.inf], [[1.0]]], ids=["empty", "nan", "inf", "nested"]
+)
 def test_values_that_cannot_be_averaged_are_refused_by_prompt(bad):
     values, fine = {"fine": [1.0], "broken": bad}, {"fine": [1.0], "broken": [1.0]}
     with pytest.raises(ValueError, match="'broken'"):
@@ -190,7 +202,9 @@ def test_impossible_requests_are_refused():
 
 
 def test_resamples_are_drawn_together_and_pairs_counted_together():
-    """Ten times the resamples, or four times the pairs, cost hardly a call more: numpy does the work, not a loop in Python."""
+    """Ten times the resamples, or four times the pairs, cost hardly a call more: numpy does the
+    work, not a loop in Python.
+    """
     rng = np.random.default_rng(9)
     few, many = ([_by_prompt(rng.normal(size=(80, n))) for _ in range(2)] for n in (4, 8))
     base = calls(lambda: win_rate(*few, resamples=200))
@@ -199,13 +213,19 @@ def test_resamples_are_drawn_together_and_pairs_counted_together():
 
 
 def test_sign_test_is_the_exact_binomial_one_over_prompts():
-    verdicts = {f"p{i}": [1.0] for i in range(9)} | {"lost": [0.0], "tied": [0.5], "split": [1.0, 0.0]}
+    verdicts = {f"p{i}": [1.0] for i in range(9)} | {
+        "lost": [0.0],
+        "tied": [0.5],
+        "split": [1.0, 0.0],
+    }
     found = sign_test(verdicts)
     assert (found.wins, found.losses, found.ties) == (9, 1, 2)
     assert found.p_value == pytest.approx(2 * (1 + 10) / 2**10)
     for wins, losses in ((0, 3), (7, 7), (60, 40), (1300, 1200)):
         by_prompt = {f"w{i}": [1.0] for i in range(wins)} | {f"l{i}": [0.0] for i in range(losses)}
-        assert sign_test(by_prompt).p_value == pytest.approx(stats.binomtest(wins, wins + losses).pvalue)
+        assert sign_test(by_prompt).p_value == pytest.approx(
+            stats.binomtest(wins, wins + losses).pvalue
+        )
 
 
 def test_sign_test_counts_a_prompt_once_however_many_responses_it_has():
@@ -217,7 +237,10 @@ def test_sign_test_counts_a_prompt_once_however_many_responses_it_has():
 
 def test_sign_test_rejects_a_true_one_half_no_more_often_than_it_says():
     rng = np.random.default_rng(13)
-    p_values = [sign_test(_by_prompt(rng.integers(2, size=(40, 1)).astype(float))).p_value for _ in range(400)]
+    p_values = [
+        sign_test(_by_prompt(rng.integers(2, size=(40, 1)).astype(float))).p_value
+        for _ in range(400)
+    ]
     assert np.mean(np.array(p_values) <= 0.05) <= 0.06
 
 
@@ -225,6 +248,8 @@ def test_a_share_is_a_mean_that_stays_between_zero_and_one():
     shares = _by_prompt((np.arange(30) > 0).astype(float)[:, None])
     assert clustered_share(shares).mean == pytest.approx(29 / 30)
     assert clustered_share(shares).high <= 1
-    assert clustered_share({f"p{i}": [1.0] for i in range(20)}).low == pytest.approx(0.025 ** (1 / 20))
+    assert clustered_share({f"p{i}": [1.0] for i in range(20)}).low == pytest.approx(
+        0.025 ** (1 / 20)
+    )
     with pytest.raises(ValueError, match="'x'"):
         clustered_share({"x": [1.5]})

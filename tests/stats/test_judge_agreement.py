@@ -1,4 +1,6 @@
-"""A judge is measured against people as people are against each other; and against its own taste for a place."""
+"""A judge is measured against people as people are against each other; and against its own taste
+for a place.
+"""
 
 import dataclasses
 import json
@@ -31,14 +33,17 @@ def test_agreement_and_kappa_equal_those_of_another_library_on_single_votes():
     decided = (votes != 0.5) & (verdicts != 0.5)
     assert found.without_ties.mean == pytest.approx(np.mean(votes[decided] == verdicts[decided]))
     assert found.without_ties.n_clusters == decided.sum()
-    assert found.kappa.mean == pytest.approx(cohen_kappa_score((2 * votes).astype(int), (2 * verdicts).astype(int)))
+    assert found.kappa.mean == pytest.approx(
+        cohen_kappa_score((2 * votes).astype(int), (2 * verdicts).astype(int))
+    )
     assert found.kappa.low < found.kappa.mean < found.kappa.high
 
 
 def test_people_are_measured_by_leaving_each_vote_out():
     items = _items([1.0, 1.0, 0.0], [(1.0, 1.0, 0.0), (1.0, 1.0), (0.0,)])
     found = human_agreement(items, resamples=50)["all"]
-    # First: votes a, a, b agree with the others in 1/2, 1/2 and 0; second: always; third has nobody to agree with.
+    # First: votes a, a, b agree with the others in 1/2, 1/2 and 0; second: always; third has nobody
+    # to agree with.
     assert found.people.with_ties.mean == pytest.approx((1 / 3 + 1) / 2)
     assert found.people.n_items == 2
     assert found.judge.with_ties.mean == pytest.approx((2 / 3 + 1 + 1) / 3)
@@ -51,7 +56,9 @@ def test_a_judge_drawn_like_a_person_agrees_as_people_do():
     right = rng.random((600, 4)) < 0.8
     truth = rng.integers(2, size=600)
     answers = np.where(right, truth[:, None], 1 - truth[:, None]).astype(float)
-    found = human_agreement(_items(answers[:, 0].tolist(), [tuple(row) for row in answers[:, 1:].tolist()]))["all"]
+    found = human_agreement(
+        _items(answers[:, 0].tolist(), [tuple(row) for row in answers[:, 1:].tolist()])
+    )["all"]
     assert found.people.with_ties.mean == pytest.approx(0.8**2 + 0.2**2, abs=0.04)
     assert found.judge.with_ties.mean == pytest.approx(found.people.with_ties.mean, abs=0.04)
 
@@ -60,7 +67,9 @@ def test_a_judge_of_length_alone_equals_the_length_baseline():
     rng = np.random.default_rng(2)
     leads = rng.integers(-3, 4, size=120).astype(float)
     votes = rng.choice([0.0, 0.5, 1.0], size=120).tolist()
-    found = human_agreement(_items(((np.sign(leads) + 1) / 2).tolist(), votes, leads), resamples=50)["all"]
+    found = human_agreement(
+        _items(((np.sign(leads) + 1) / 2).tolist(), votes, leads), resamples=50
+    )["all"]
     assert found.judge == found.longer
 
 
@@ -74,7 +83,9 @@ def test_every_source_has_its_own_figures_beside_all():
     assert list(found) == ["all", "easy", "hard"]
     assert [found[name].judge.with_ties.mean for name in found] == [0.5, 1.0, 0.0]
     assert found["easy"].judge.with_ties.low == pytest.approx(0.025 ** (1 / 20))
-    assert found["easy"].judge.kappa is None  # one answer throughout: nothing that chance could miss
+    assert (
+        found["easy"].judge.kappa is None
+    )  # one answer throughout: nothing that chance could miss
 
 
 def test_a_perfect_judge_has_kappa_one_with_room_below():
@@ -93,7 +104,10 @@ def test_nothing_but_ties_has_no_agreement_without_ties():
 
 def test_comparisons_of_one_prompt_are_one_cluster():
     rng = np.random.default_rng(3)
-    verdicts, votes = rng.integers(2, size=40).astype(float).tolist(), rng.integers(2, size=40).astype(float).tolist()
+    verdicts, votes = (
+        rng.integers(2, size=40).astype(float).tolist(),
+        rng.integers(2, size=40).astype(float).tolist(),
+    )
     separate = _items(verdicts, votes)
     copied = [item for item in separate for _ in range(8)]
     one, other = human_agreement(separate)["all"].judge, human_agreement(copied)["all"].judge
@@ -108,8 +122,13 @@ def test_intervals_of_agreement_cover_the_truth_as_often_as_they_say():
     for seed in range(100):
         votes = rng.integers(2, size=60).astype(float)
         verdicts = np.where(rng.random(60) < 0.8, votes, 1 - votes)
-        found = human_agreement(_items(verdicts.tolist(), votes.tolist()), seed=seed, resamples=200)["all"].judge
-        hits += [found.with_ties.low <= 0.8 <= found.with_ties.high, found.kappa.low <= 0.6 <= found.kappa.high]
+        found = human_agreement(
+            _items(verdicts.tolist(), votes.tolist()), seed=seed, resamples=200
+        )["all"].judge
+        hits += [
+            found.with_ties.low <= 0.8 <= found.with_ties.high,
+            found.kappa.low <= 0.6 <= found.kappa.high,
+        ]
     assert (hits / 100 >= 0.90).all()
     assert (hits / 100 <= 0.99).all()
 
@@ -150,8 +169,14 @@ def test_lean_is_an_exact_share_of_the_prompts_that_lean():
     orders |= {f"c{i}": [(1.0, 1.0)] for i in range(30)} | {"half": [(1.0, 0.5)]}
     found = position_bias(orders, resamples=200)
     exact = stats.binomtest(15, 19)
-    assert (found.lean.first, found.lean.decided, found.lean.p) == (15, 19, pytest.approx(exact.pvalue))
-    assert (found.lean.low, found.lean.high) == pytest.approx(tuple(exact.proportion_ci(method="exact")))
+    assert (found.lean.first, found.lean.decided, found.lean.p) == (
+        15,
+        19,
+        pytest.approx(exact.pvalue),
+    )
+    assert (found.lean.low, found.lean.high) == pytest.approx(
+        tuple(exact.proportion_ci(method="exact"))
+    )
     assert found.consistency.mean == pytest.approx(30 / 49)
     assert found.first_share.mean == pytest.approx((14 + 15 + 0.75) / 49)
     with pytest.raises(ValueError, match="'x'"):

@@ -1,4 +1,6 @@
-"""Length control must take back what length bought, keep what quality bought, and equal an independent fit."""
+"""Length control must take back what length bought, keep what quality bought, and equal an
+independent fit.
+"""
 
 import math
 
@@ -26,7 +28,9 @@ def _by_prompt(values):
 
 
 def _judged(n, quality, taste, seed, difficulty=0.0, lead=200.0):
-    """Verdicts of a judge that pays ``taste`` logits for length, on prompts that favour a by ``difficulty`` times N(0, 1)."""
+    """Verdicts of a judge that pays ``taste`` logits for length, on prompts that favour a by
+    ``difficulty`` times N(0, 1).
+    """
     rng = np.random.default_rng(seed)
     leads, gamma = rng.normal(lead, 150, size=n), rng.normal(size=n)
     chance = _sigmoid(quality + taste * np.tanh(leads / leads.std()) + difficulty * gamma)
@@ -34,11 +38,15 @@ def _judged(n, quality, taste, seed, difficulty=0.0, lead=200.0):
 
 
 def _sklearn_fit(terms_KF, won_K, share_K):
-    """The same penalised likelihood by another library: soft verdicts as two weighted copies of each row."""
+    """The same penalised likelihood by another library: soft verdicts as two weighted copies of
+    each row.
+    """
     model = LogisticRegression(C=1 / RIDGE, fit_intercept=False, tol=1e-10, max_iter=2000)
     rows = np.vstack([terms_KF, terms_KF])
     labels = np.r_[np.ones(len(won_K)), np.zeros(len(won_K))]
-    return model.fit(rows, labels, sample_weight=np.r_[share_K * won_K, share_K * (1 - won_K)]).coef_[0]
+    return model.fit(
+        rows, labels, sample_weight=np.r_[share_K * won_K, share_K * (1 - won_K)]
+    ).coef_[0]
 
 
 def test_a_lead_that_is_length_alone_is_taken_back():
@@ -78,25 +86,36 @@ def test_no_difference_in_length_leaves_the_plain_rate():
 
 
 def test_a_sweep_has_the_interval_of_a_sweep():
-    swept = length_controlled_win_rate({f"p{i}": [1.0] for i in range(10)}, _leads_of(10), resamples=50)
+    swept = length_controlled_win_rate(
+        {f"p{i}": [1.0] for i in range(10)}, _leads_of(10), resamples=50
+    )
     assert 0.9 < swept.rate <= swept.high == 1.0
     assert swept.low == pytest.approx(0.025 ** (1 / 10))
 
 
 def test_too_few_prompts_and_separation_leave_no_rate():
-    few = length_controlled_win_rate({f"p{i}": [i % 2] for i in range(9)}, _leads_of(9), resamples=20)
+    few = length_controlled_win_rate(
+        {f"p{i}": [i % 2] for i in range(9)}, _leads_of(9), resamples=20
+    )
     assert few.unknown == "9 prompts are too few for a rate at equal length, which takes 10"
-    assert not length_controlled_win_rate({f"p{i}": [i % 2] for i in range(10)}, _leads_of(10), resamples=20).unknown
+    assert not length_controlled_win_rate(
+        {f"p{i}": [i % 2] for i in range(10)}, _leads_of(10), resamples=20
+    ).unknown
 
     longer = {f"p{i}": [5.0 + i] for i in range(40)}
     swept = length_controlled_win_rate({key: [1.0] for key in longer}, longer, resamples=20)
-    assert swept.unknown.startswith("one side wins on nearly every pair, and the winner is nearly always longer")
+    assert swept.unknown.startswith(
+        "one side wins on nearly every pair, and the winner is nearly always longer"
+    )
     lost = length_controlled_win_rate({key: [0.0] for key in longer}, longer, resamples=20)
     assert "the loser is nearly always longer" in lost.unknown
-    # Longer on every pair and preferred on nine of ten, or preferred on every pair and longer on half: one of the two is known.
+    # Longer on every pair and preferred on nine of ten, or preferred on every pair and longer on
+    # half: one of the two is known.
     often = {key: [float(i % 10 > 0)] for i, key in enumerate(longer)}
     assert not length_controlled_win_rate(often, longer, resamples=20).unknown
-    assert not length_controlled_win_rate({f"p{i}": [1.0] for i in range(40)}, _leads_of(40), resamples=20).unknown
+    assert not length_controlled_win_rate(
+        {f"p{i}": [1.0] for i in range(40)}, _leads_of(40), resamples=20
+    ).unknown
 
 
 def _leads_of(n):
@@ -107,7 +126,10 @@ def test_the_fit_equals_an_independent_one_with_ties_and_several_responses():
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 4, size=60)
     leads = {f"p{i:03d}": rng.normal(50, 100, size=size).tolist() for i, size in enumerate(sizes)}
-    verdicts = {key: rng.choice([0.0, 0.5, 1.0], p=[0.3, 0.2, 0.5], size=len(x)).tolist() for key, x in leads.items()}
+    verdicts = {
+        key: rng.choice([0.0, 0.5, 1.0], p=[0.3, 0.2, 0.5], size=len(x)).tolist()
+        for key, x in leads.items()
+    }
     gamma = {key: float(rng.normal(3, 2)) for key in leads}
     lead_K, won_K = np.concatenate(list(leads.values())), np.concatenate(list(verdicts.values()))
     share_K = np.repeat(1 / sizes, sizes)
@@ -127,7 +149,9 @@ def test_the_fit_equals_an_independent_one_with_ties_and_several_responses():
 
     theta, phi, psi = _sklearn_fit(three_KF, won_K, share_K)
     given = length_controlled_win_rate(verdicts, leads, gamma, resamples=50)
-    assert [given.quality, given.length, given.difficulty] == pytest.approx([theta, phi, psi], abs=1e-5)
+    assert [given.quality, given.length, given.difficulty] == pytest.approx(
+        [theta, phi, psi], abs=1e-5
+    )
     assert given.rate == pytest.approx(_sigmoid(theta + psi * standard_P).mean(), abs=1e-5)
 
 
@@ -149,18 +173,27 @@ def _models(seed, prompts=200, quality=(0.0, 1.0, -0.5), lead=(200.0, -150.0, 50
     for m, (theta, longer) in enumerate(zip(quality, lead, strict=True)):
         lead_P = rng.normal(longer, 150, size=prompts)
         chance = _sigmoid(theta + taste * np.tanh(lead_P / lead_P.std()) + gamma)
-        verdicts[f"m{m}"], leads[f"m{m}"] = _by_prompt(rng.random(prompts) < chance), _by_prompt(lead_P)
+        verdicts[f"m{m}"], leads[f"m{m}"] = (
+            _by_prompt(rng.random(prompts) < chance),
+            _by_prompt(lead_P),
+        )
     return verdicts, leads, gamma
 
 
 def _joint_loss(parameters, won_MP, feature_MP):
     """Negative penalised log-likelihood of the joint fit with ψ = 1, and its gradient."""
     models = len(won_MP)
-    theta_M, phi_M, gamma_P = parameters[:models], parameters[models : 2 * models], parameters[2 * models :]
+    theta_M, phi_M, gamma_P = (
+        parameters[:models],
+        parameters[models : 2 * models],
+        parameters[2 * models :],
+    )
     logit_MP = theta_M[:, None] + phi_M[:, None] * feature_MP + gamma_P
     loss = np.logaddexp(0, logit_MP).sum() - (won_MP * logit_MP).sum()
     error_MP = _sigmoid(logit_MP) - won_MP
-    loss += RIDGE / 2 * (theta_M @ theta_M + phi_M @ phi_M) + DIFFICULTY_RIDGE / 2 * gamma_P @ gamma_P
+    loss += (
+        RIDGE / 2 * (theta_M @ theta_M + phi_M @ phi_M) + DIFFICULTY_RIDGE / 2 * gamma_P @ gamma_P
+    )
     slope = [error_MP.sum(1) + RIDGE * theta_M, (error_MP * feature_MP).sum(1) + RIDGE * phi_M]
     return loss, np.concatenate([*slope, error_MP.sum(0) + DIFFICULTY_RIDGE * gamma_P])
 
@@ -189,8 +222,12 @@ def test_a_model_is_fitted_with_the_difficulties_of_the_others():
     verdicts, leads, _ = _models(5)
     everyone = length_controlled_leaderboard(verdicts, leads, resamples=50)
     others = {name: verdicts[name] for name in ("m1", "m2")}
-    from_others = length_controlled_leaderboard(others, {name: leads[name] for name in others}, resamples=20)
-    alone = length_controlled_win_rate(verdicts["m0"], leads["m0"], from_others.difficulties, resamples=50)
+    from_others = length_controlled_leaderboard(
+        others, {name: leads[name] for name in others}, resamples=20
+    )
+    alone = length_controlled_win_rate(
+        verdicts["m0"], leads["m0"], from_others.difficulties, resamples=50
+    )
     assert everyone.models["m0"] == alone
 
 
@@ -200,7 +237,9 @@ def test_length_is_removed_from_a_leaderboard_and_its_intervals_cover_the_truth(
     hits, raw_hits, n = 0, 0, 25
     for seed in range(n):
         verdicts, leads, _ = _models(seed)
-        for name, found in length_controlled_leaderboard(verdicts, leads, seed=seed, resamples=200).models.items():
+        for name, found in length_controlled_leaderboard(
+            verdicts, leads, seed=seed, resamples=200
+        ).models.items():
             hits += found.low <= truths[name] <= found.high
             raw = verdict_win_rate(verdicts[name], resamples=200)
             raw_hits += raw.low <= truths[name] <= raw.high
@@ -219,5 +258,6 @@ def test_what_cannot_be_fitted_is_refused_by_name():
         length_controlled_leaderboard({"m": {"x": [1.0]}}, {"m": {"x": [1.0]}})
     with pytest.raises(ValueError, match="'y' is in m but not in n"):
         length_controlled_leaderboard(
-            {"m": {"x": [1.0], "y": [0.0]}, "n": {"x": [1.0]}}, {"m": {"x": [1.0], "y": [0.0]}, "n": {"x": [1.0]}}
+            {"m": {"x": [1.0], "y": [0.0]}, "n": {"x": [1.0]}},
+            {"m": {"x": [1.0], "y": [0.0]}, "n": {"x": [1.0]}},
         )

@@ -1,4 +1,6 @@
-"""The alarm speaks when the figures of rollouts say that the reward is gamed, and not when they are only noisy."""
+"""The alarm speaks when the figures of rollouts say that the reward is gamed, and not when they are
+only noisy.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,23 @@ from prefloop.config import AlarmConfig
 from prefloop.training.alarm import Alarm, Mean, Reading, clustered, needed, pooled, repetition
 
 GROUP = 4
-FLAT: dict[str, float] = {"proxy": 0.0, "gold": 0.5, "length": 40.0, "kl": 2.0, "repetition": 0.05, "spread": 0.3}
+FLAT: dict[str, float] = {
+    "proxy": 0.0,
+    "gold": 0.5,
+    "length": 40.0,
+    "kl": 2.0,
+    "repetition": 0.05,
+    "spread": 0.3,
+}
 """Means of a policy that does not change."""
 
 
-def rollout(rng: np.random.Generator, step: int, prompts: int = 12, judged: bool = True, **means: float) -> Reading:
-    """A rollout of ``prompts`` x 4 responses; prompts differ as much as responses to one prompt do, as in the demo."""
+def rollout(
+    rng: np.random.Generator, step: int, prompts: int = 12, judged: bool = True, **means: float
+) -> Reading:
+    """A rollout of ``prompts`` x 4 responses; prompts differ as much as responses to one prompt do,
+    as in the demo.
+    """
     now = FLAT | means
 
     def mean(name: str, between: float, within: float) -> Mean:
@@ -33,14 +46,23 @@ def rollout(rng: np.random.Generator, step: int, prompts: int = 12, judged: bool
     repeated_B = rng.exponential(now["repetition"], prompts * GROUP).clip(max=1)
     proxy = mean("proxy", 0.6, 0.8)
     return Reading(
-        step=step, proxy=proxy, objective=proxy._replace(value=proxy.value - 0.05 * now["kl"]), kl=mean("kl", 1, 2),
-        length=clustered(length_B.tolist(), GROUP), repetition=clustered(repeated_B.tolist(), GROUP),
-        spread=mean("spread", 0.1, 0.1), gold=mean("gold", 0.15, 0.15) if judged else None,
-    )  # fmt: skip
+        step=step,
+        proxy=proxy,
+        objective=proxy._replace(value=proxy.value - 0.05 * now["kl"]),
+        kl=mean("kl", 1, 2),
+        length=clustered(length_B.tolist(), GROUP),
+        repetition=clustered(repeated_B.tolist(), GROUP),
+        spread=mean("spread", 0.1, 0.1),
+        gold=mean("gold", 0.15, 0.15) if judged else None,
+    )
 
 
 def first_alarm(
-    path: Callable[[int], dict[str, float]], steps: int, seed: int, config: AlarmConfig | None = None, **shape: Any
+    path: Callable[[int], dict[str, float]],
+    steps: int,
+    seed: int,
+    config: AlarmConfig | None = None,
+    **shape: Any,
 ) -> tuple[int, list[str]] | None:
     """Step and reasons of the first alarm when the means move along ``path``."""
     rng, alarm = np.random.default_rng(seed), Alarm(config or AlarmConfig())
@@ -60,7 +82,9 @@ def test_noise_raises_almost_no_alarm(prompts: int) -> None:
 @pytest.mark.slow
 def test_a_reward_that_rises_while_gold_only_wavers_raises_almost_no_alarm() -> None:
     """Gold's best window is chosen from many: what follows is lower by chance alone."""
-    found = [first_alarm(lambda step: {"proxy": 0.01 * step}, 300, seed, prompts=4) for seed in range(40)]
+    found = [
+        first_alarm(lambda step: {"proxy": 0.01 * step}, 300, seed, prompts=4) for seed in range(40)
+    ]
     assert sum(alarm is not None for alarm in found) <= 1, [alarm for alarm in found if alarm]
 
 
@@ -68,9 +92,13 @@ def test_a_healthy_run_whose_limits_are_neared_raises_almost_no_alarm() -> None:
     def healthy(step: int) -> dict[str, float]:
         part = min(1.0, step / 40)
         return {
-            "proxy": 1.5 * part, "gold": 0.5 + 0.2 * part, "length": 40 * (1 + 0.8 * part), "kl": 25 * part,
-            "repetition": 0.05 + 0.07 * part, "spread": 0.3 * (1 + 0.7 * part),
-        }  # fmt: skip
+            "proxy": 1.5 * part,
+            "gold": 0.5 + 0.2 * part,
+            "length": 40 * (1 + 0.8 * part),
+            "kl": 25 * part,
+            "repetition": 0.05 + 0.07 * part,
+            "spread": 0.3 * (1 + 0.7 * part),
+        }
 
     found = [first_alarm(healthy, 100, seed) for seed in range(40)]
     assert sum(alarm is not None for alarm in found) <= 1, [alarm for alarm in found if alarm]
@@ -79,15 +107,23 @@ def test_a_healthy_run_whose_limits_are_neared_raises_almost_no_alarm() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gold": 0.3, "proxy": 2.0}, r"gold fell from 0\.\d+ .* standard errors, while the reward rose"),
+        (
+            {"gold": 0.3, "proxy": 2.0},
+            r"gold fell from 0\.\d+ .* standard errors, while the reward rose",
+        ),
         ({"length": 120.0}, r"responses grew from \d.* tokens .*the limit is 2 times"),
         ({"length": 10.0}, r"responses shrank from \d.* tokens .*the limit is 1/2"),
         ({"kl": 60.0}, r"the KL to the reference is \d.* nats a response .*the limit is 30"),
-        ({"repetition": 0.4}, r"repeated 4-grams rose from \d.*% to \d.*%.*the limit is 10 points more"),
+        (
+            {"repetition": 0.4},
+            r"repeated 4-grams rose from \d.*% to \d.*%.*the limit is 10 points more",
+        ),
         ({"spread": 1.0}, r"the spread of the reward ensemble grew from"),
     ],
 )
-def test_hacking_is_found_within_a_few_steps_and_named(change: dict[str, float], words: str) -> None:
+def test_hacking_is_found_within_a_few_steps_and_named(
+    change: dict[str, float], words: str
+) -> None:
 
     late = []
     for seed in range(30):
@@ -106,12 +142,15 @@ def test_gold_falling_slowly_from_its_peak_is_found_soon_after_it_matters() -> N
 
     found = [first_alarm(path, 60, seed, prompts=16) for seed in range(30)]
     assert all(found)
-    assert 12 <= np.mean([step for step, _ in found]) <= 30  # the peak is at step 9, .675; at step 25 gold is .575
+    assert (
+        12 <= np.mean([step for step, _ in found]) <= 30
+    )  # the peak is at step 9, .675; at step 25 gold is .575
 
 
 def test_gold_that_falls_together_with_the_reward_is_not_called_hacking() -> None:
     falling = [
-        first_alarm(lambda step: {"gold": 0.7 - 0.01 * step, "proxy": 1 - 0.05 * step}, 50, seed) for seed in range(10)
+        first_alarm(lambda step: {"gold": 0.7 - 0.01 * step, "proxy": 1 - 0.05 * step}, 50, seed)
+        for seed in range(10)
     ]
     assert not any(falling)
 
@@ -127,12 +166,26 @@ def test_a_significant_but_trivial_fall_of_gold_is_no_alarm() -> None:
 def test_without_gold_the_other_rules_still_work() -> None:
     found = first_alarm(lambda step: {"repetition": 0.5} if step > 9 else {}, 20, 0, judged=False)
     assert found is not None and found[0] <= 12
-    assert first_alarm(lambda step: {"gold": 0.5 - 0.02 * step, "proxy": 0.2 * step}, 20, 0, judged=False) is None
+    assert (
+        first_alarm(
+            lambda step: {"gold": 0.5 - 0.02 * step, "proxy": 0.2 * step}, 20, 0, judged=False
+        )
+        is None
+    )
 
 
 def test_every_rule_can_be_switched_off_and_looks_be_spaced() -> None:
-    off = AlarmConfig(gold_drop=None, length_ratio=None, kl=None, repetition=None, spread_ratio=None)
-    gamed = {"gold": 0.0, "proxy": 5.0, "length": 400.0, "kl": 200.0, "repetition": 0.8, "spread": 3.0}
+    off = AlarmConfig(
+        gold_drop=None, length_ratio=None, kl=None, repetition=None, spread_ratio=None
+    )
+    gamed = {
+        "gold": 0.0,
+        "proxy": 5.0,
+        "length": 400.0,
+        "kl": 200.0,
+        "repetition": 0.8,
+        "spread": 3.0,
+    }
     assert first_alarm(lambda step: gamed if step > 4 else {}, 30, 0, off) is None
     found = first_alarm(lambda step: gamed if step > 4 else {}, 30, 0, AlarmConfig(every=7))
     assert found is not None and found[0] % 7 == 0 and len(found[1]) == 5
@@ -166,7 +219,11 @@ def test_without_gold_the_best_step_lies_well_within_every_limit() -> None:
             path = {"proxy": 0.3 * step, name: FLAT[name] + slope * step}
             if alarm.observe(rollout(rng, step, judged=False, **path)):
                 break
-        assert alarm.raised and 2 <= (alarm.best_step or 0) < step - 1, (name, step, alarm.best_step)
+        assert alarm.raised and 2 <= (alarm.best_step or 0) < step - 1, (
+            name,
+            step,
+            alarm.best_step,
+        )
 
 
 def test_state_survives_json_and_decides_alike() -> None:
@@ -190,7 +247,9 @@ def test_state_survives_json_and_decides_alike() -> None:
 def test_standard_errors_are_those_of_prompts() -> None:
     assert clustered([1, 1, 3, 3], 2) == Mean(2.0, 1.0, 1)
     assert clustered([1, 1, 3, 3], 1).se == pytest.approx(math.sqrt(4 / 3 / 4))
-    assert clustered([1, 3], 2) == Mean(2.0, 1.0, 1), "responses to a single prompt stand for themselves"
+    assert clustered([1, 3], 2) == Mean(2.0, 1.0, 1), (
+        "responses to a single prompt stand for themselves"
+    )
     assert clustered([5], 1) == Mean(5.0, 0.0, 0)
     assert pooled([Mean(1, 3, 2), Mean(2, 4, 5)]) == Mean(1.5, 2.5, 7)
     assert pooled([Mean(1, 3, 2), Mean(2, 0, 0)]).df == 0
@@ -212,7 +271,9 @@ def test_later_looks_and_fewer_prompts_need_more_standard_errors() -> None:
 
 @pytest.mark.parametrize("looks", [1, 50, 2_500, 1_000_000])
 def test_all_looks_together_err_as_often_as_is_promised(looks: int) -> None:
-    """At 3 degrees of freedom, where the distribution has a closed form: a series for its quantile errs 1.6 times as often at 50 looks."""
+    """At 3 degrees of freedom, where the distribution has a closed form: a series for its quantile
+    errs 1.6 times as often at 50 looks.
+    """
 
     def below(x: float) -> float:  # the tail itself: 1 less the distribution would lose its digits
         return (math.atan(math.sqrt(3) / x) - x / math.sqrt(3) / (1 + x * x / 3)) / math.pi
@@ -223,7 +284,15 @@ def test_all_looks_together_err_as_often_as_is_promised(looks: int) -> None:
 
 @pytest.mark.parametrize(
     ("token_ids", "share"),
-    [([], 0), ([1, 2, 3], 0), ([1, 2, 3, 4, 5], 0), ([1] * 8, 0.8), ([1, 2, 3, 4, 1, 2, 3, 4], 0.2)],
+    [
+        ([], 0),
+        ([1, 2, 3], 0),
+        ([1, 2, 3, 4, 5], 0),
+        ([1] * 8, 0.8),
+        ([1, 2, 3, 4, 1, 2, 3, 4], 0.2),
+    ],
 )
-def test_repetition_is_the_share_of_4_grams_that_came_before(token_ids: list[int], share: float) -> None:
+def test_repetition_is_the_share_of_4_grams_that_came_before(
+    token_ids: list[int], share: float
+) -> None:
     assert repetition(token_ids) == pytest.approx(share)

@@ -20,14 +20,18 @@ DOCUMENTS = random_documents([(6, [4, 7]), (9, [3]), (5, [8, 2, 6]), (12, [5])])
 ITEMS = sum(len(d.keys) for d in DOCUMENTS)
 
 
-def loop_of(backbone: Backbone, folder: Path, total_steps: int = 6, **optim: float | int | str) -> Loop:
+def loop_of(
+    backbone: Backbone, folder: Path, total_steps: int = 6, **optim: float | int | str
+) -> Loop:
     settings = {"learning_rate": 1e-2, "warmup_steps": 2, "max_grad_norm": 1e6, **optim}
     named = {f"policy/{i}": p for i, p in enumerate(backbone.parameters("policy"))}
     return Loop(named, OptimConfig(**settings), total_steps, folder)
 
 
 def loss_of(backbone: Backbone) -> Callable[[Pack], Tensor]:
-    """Sum over responses of the negative log-prob, each weighted by its key so that mixing them up would show."""
+    """Sum over responses of the negative log-prob, each weighted by its key so that mixing them up
+    would show.
+    """
 
     def loss(pack: Pack) -> Tensor:
         logps = sum_by_branch_B(response_logps_R(backbone, hidden_N_H(backbone, pack), pack), pack)
@@ -36,19 +40,30 @@ def loss_of(backbone: Backbone) -> Callable[[Pack], Tensor]:
     return loss
 
 
-def step(loop: Loop, backbone: Backbone, documents: list[Document], budget: int = 64) -> dict[str, float]:
+def step(
+    loop: Loop, backbone: Backbone, documents: list[Document], budget: int = 64
+) -> dict[str, float]:
     with backbone.role("policy", train=True):
-        return loop.update(packs(documents, budget), loss_of(backbone), sum(len(d.keys) for d in documents))
+        return loop.update(
+            packs(documents, budget), loss_of(backbone), sum(len(d.keys) for d in documents)
+        )
 
 
-def test_the_step_is_the_mean_over_items_whatever_the_packing(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_step_is_the_mean_over_items_whatever_the_packing(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     found = []
     for budget in (32, 64, 512):
         backbone = load(tiny_folder)
         add_random_role(backbone, "policy")
         loop = loop_of(backbone, tmp_path)
         report = step(loop, backbone, DOCUMENTS, budget)
-        found.append([torch.tensor([report["loss"], report["grad_norm"]]), *(p.grad for p in loop.parameters.values())])
+        found.append(
+            [
+                torch.tensor([report["loss"], report["grad_norm"]]),
+                *(p.grad for p in loop.parameters.values()),
+            ]
+        )
     assert len(packs(DOCUMENTS, 32)) > len(packs(DOCUMENTS, 64)) > len(packs(DOCUMENTS, 512)) == 1
     for others in found[1:]:
         for a, b in zip(others, found[0], strict=True):
@@ -118,7 +133,11 @@ def test_continuing_from_a_checkpoint_ends_in_the_same_weights(
 def test_warm_up_and_schedule(settings: dict, expected: list[float], tmp_path: Path) -> None:
     weight, head = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     loop = Loop(
-        {"adapter/w": weight, "head/w": head}, OptimConfig(learning_rate=0.1, **settings), 4, tmp_path, {"head/": 0.3}
+        {"adapter/w": weight, "head/w": head},
+        OptimConfig(learning_rate=0.1, **settings),
+        4,
+        tmp_path,
+        {"head/": 0.3},
     )
     rates = []
     for _ in range(4):
@@ -210,8 +229,12 @@ BAD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", BAD)
-def test_a_non_finite_step_is_refused_and_leaves_everything_as_it_was(name: str, fused: bool, tmp_path: Path) -> None:
-    """``fused``: as on a GPU, where the optimizer itself leaves the weights alone and the host looks afterwards."""
+def test_a_non_finite_step_is_refused_and_leaves_everything_as_it_was(
+    name: str, fused: bool, tmp_path: Path
+) -> None:
+    """``fused``: as on a GPU, where the optimizer itself leaves the weights alone and the host
+    looks afterwards.
+    """
     bad, message = BAD[name]
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     loop = Loop({"w": weight}, OptimConfig(warmup_steps=0), 4, tmp_path)
@@ -230,6 +253,12 @@ def test_a_non_finite_step_is_refused_and_leaves_everything_as_it_was(name: str,
 
 def test_a_non_finite_loss_names_the_rows(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.ones(1))
-    loop = Loop({"w": weight}, OptimConfig(), 4, tmp_path, ids_of=lambda keys: [f"row-{key}" for key in keys])
+    loop = Loop(
+        {"w": weight},
+        OptimConfig(),
+        4,
+        tmp_path,
+        ids_of=lambda keys: [f"row-{key}" for key in keys],
+    )
     with pytest.raises(NonFiniteLoss, match="loss is nan on rows row-0, row-1;"):
         loop.update(packs(DOCUMENTS[:1], 64), lambda pack: weight.sum() * float("nan"), items=1)

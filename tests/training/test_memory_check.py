@@ -1,4 +1,6 @@
-"""The dry pass: covers the largest pack, teaches nothing, and turns a lack of memory into what to change."""
+"""The dry pass: covers the largest pack, teaches nothing, and turns a lack of memory into what to
+change.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ def test_out_of_memory_names_the_pack_and_the_settings(
     pack = dry.largest_pack(8, 4, 2, budget=64)
     with pytest.raises(
         ModelError,
-        match=r"64 tokens.*lower backbone.pack_tokens \(now 512\).*gradient_checkpointing block.*20\.00 GiB",
+        match=(
+            r"64 tokens.*lower backbone.pack_tokens \(now 512\).*gradient_checkpointing"
+            r" block.*20\.00 GiB"
+        ),
     ) as error:
         dry.dry_pass(backbone, ["policy"], ["policy"], pack, pack)
     assert "more" not in str(error.value).split("20.00")[1]

@@ -25,7 +25,8 @@ def loop_of(folder: Path, name: str, seed: int = 0) -> Loop:
     """A tensor large enough for 8-bit moments and one that is not, each at its own rate."""
     generator = torch.Generator().manual_seed(seed)
     named = {
-        n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in (("adapter/w", (80, 70)), ("head/b", (9,)))
+        n: nn.Parameter(torch.randn(s, generator=generator))
+        for n, s in (("adapter/w", (80, 70)), ("head/b", (9,)))
     }
     optim = OptimConfig(name=name, learning_rate=1e-2, warmup_steps=1, weight_decay=0.1)
     return Loop(named, optim, 8, folder, {"head/": 3e-2})
@@ -37,7 +38,9 @@ def steps(loop: Loop, start: int, stop: int) -> None:
         towards = [torch.randn(p.shape, generator=generator) for p in loop.parameters.values()]
         loop.update(
             PACK,
-            lambda _, t=towards: sum((p * x).sum() for p, x in zip(loop.parameters.values(), t, strict=True)),
+            lambda _, t=towards: sum(
+                (p * x).sum() for p, x in zip(loop.parameters.values(), t, strict=True)
+            ),
             items=1,
         )
 
@@ -74,25 +77,39 @@ def test_going_back_takes_the_moments_along(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("eight", "plain"), [("adamw8bit", "adamw"), ("lion8bit", "lion")])
-def test_eight_bits_are_stored_and_follow_the_full_ones(eight: str, plain: str, tmp_path: Path) -> None:
+def test_eight_bits_are_stored_and_follow_the_full_ones(
+    eight: str, plain: str, tmp_path: Path
+) -> None:
     one, two = (loop_of(tmp_path / n, n) for n in (eight, plain))
     start = two.parameters["adapter/w"].detach().clone()
     for loop in (one, two):
         steps(loop, 0, 8)
     kinds = {k: v.dtype for k, v in one._flat().items()}
-    assert kinds["optimizer/state1/adapter/w"] == torch.uint8 and kinds["optimizer/state1/head/b"] == torch.float32
+    assert (
+        kinds["optimizer/state1/adapter/w"] == torch.uint8
+        and kinds["optimizer/state1/head/b"] == torch.float32
+    )
     moved = [(loop.parameters["adapter/w"].detach() - start).flatten() for loop in (one, two)]
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.95
-    torch.testing.assert_close(one.parameters["head/b"], two.parameters["head/b"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        one.parameters["head/b"], two.parameters["head/b"], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_lion_steps_by_the_sign_of_the_interpolated_gradient(tmp_path: Path) -> None:
-    """Chen et al. 2023, algorithm 2: p - lr (sign(0.9 m + 0.1 g) + decay p), then m = 0.99 m + 0.01 g."""
+    """Chen et al. 2023, algorithm 2: p - lr (sign(0.9 m + 0.1 g) + decay p), then m = 0.99 m + 0.01
+    g.
+    """
     weight, rate = nn.Parameter(torch.tensor([1.0, -2.0, 3.0])), 0.1
     loop = Loop(
         {"w": weight},
         OptimConfig(
-            name="lion", learning_rate=rate, warmup_steps=0, schedule="constant", weight_decay=0.5, max_grad_norm=1e9
+            name="lion",
+            learning_rate=rate,
+            warmup_steps=0,
+            schedule="constant",
+            weight_decay=0.5,
+            max_grad_norm=1e9,
         ),
         4,
         tmp_path,
@@ -108,13 +125,18 @@ def test_lion_steps_by_the_sign_of_the_interpolated_gradient(tmp_path: Path) -> 
 def test_every_optimizer_has_transformers_name_for_sft() -> None:
     from transformers.training_args import OptimizerNames
 
-    assert set(TRANSFORMERS) == set(OPTIMIZERS) and {OptimizerNames(n) for n in TRANSFORMERS.values()}
+    assert set(TRANSFORMERS) == set(OPTIMIZERS) and {
+        OptimizerNames(n) for n in TRANSFORMERS.values()
+    }
 
 
 def test_an_unknown_optimizer_gets_the_nearest_and_the_list() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^sft.optim.name: unknown optimizer 'adam8bit' \(did you mean 'adamw8bit'\?; one of adamw, adamw8bit, paged_adamw,",
+        match=(
+            r"^sft.optim.name: unknown optimizer 'adam8bit' \(did you mean 'adamw8bit'\?; one of"
+            r" adamw, adamw8bit, paged_adamw,"
+        ),
     ):
         SFTStageConfig(optim=OptimConfig(name="adam8bit"))
     for stage in ("sft", "reward", "preference", "ppo"):

@@ -1,4 +1,6 @@
-"""Score, estimate and optimise on a tiny policy: nothing depends on packs or order, each option is its formula, critics learn alone."""
+"""Score, estimate and optimise on a tiny policy: nothing depends on packs or order, each option is
+its formula, critics learn alone.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,16 @@ PROMPTS = 4
 SAMPLES = 3
 
 
-def world(folder: Path, pack_tokens: int = 512, critic: str | None = "shared", config: PPOConfig | None = None, **settings: Any) -> Any:  # fmt: skip
-    """A policy, its reference, two reward members, a critic that already says something, and a rollout."""
+def world(
+    folder: Path,
+    pack_tokens: int = 512,
+    critic: str | None = "shared",
+    config: PPOConfig | None = None,
+    **settings: Any,
+) -> Any:
+    """A policy, its reference, two reward members, a critic that already says something, and a
+    rollout.
+    """
     backbone = load(folder, pack_tokens=pack_tokens, **settings)
     for seed, role in enumerate((POLICY, REFERENCE, role_of(0), role_of(1))):
         add_random_role(backbone, role, seed=seed + 1)
@@ -42,7 +52,9 @@ def world(folder: Path, pack_tokens: int = 512, critic: str | None = "shared", c
     found = None
     if critic is not None:
         found = Critic(backbone, critic)
-        torch.nn.init.normal_(found.head.linear.weight, std=0.1, generator=torch.Generator().manual_seed(7))
+        torch.nn.init.normal_(
+            found.head.linear.weight, std=0.1, generator=torch.Generator().manual_seed(7)
+        )
         if found.own:
             add_random_role(backbone, VALUE, seed=9)
     draw = torch.Generator().manual_seed(0)
@@ -59,20 +71,34 @@ def world(folder: Path, pack_tokens: int = 512, critic: str | None = "shared", c
     settings_ = config or PPOConfig(
         prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, importance_cap=None
     )
-    runtime = SimpleNamespace(backbone=backbone, generation=SimpleNamespace(temperature=0.7), seed=0)
+    runtime = SimpleNamespace(
+        backbone=backbone, generation=SimpleNamespace(temperature=0.7), seed=0
+    )
     return SimpleNamespace(
-        backbone=backbone, work=SimpleNamespace(runtime=runtime), config=settings_, prompts_ids=prompts_ids, rollouts=rollouts,
-        batch=[Prompt(i, [Message("user", "x")]) for i in prompts_ids], reward=Reward(backbone, heads), critic=found,
-    )  # fmt: skip
+        backbone=backbone,
+        work=SimpleNamespace(runtime=runtime),
+        config=settings_,
+        prompts_ids=prompts_ids,
+        rollouts=rollouts,
+        batch=[Prompt(i, [Message("user", "x")]) for i in prompts_ids],
+        reward=Reward(backbone, heads),
+        critic=found,
+    )
 
 
 def scored(w: Any) -> Any:
-    return ppo.score(w.work, w.config, w.batch, w.prompts_ids, w.rollouts, w.reward, w.critic, Rewards({}))
+    return ppo.score(
+        w.work, w.config, w.batch, w.prompts_ids, w.rollouts, w.reward, w.critic, Rewards({})
+    )
 
 
-def trained(w: Any, tmp_path: Path, estimator: str = "gae", step: int = 1, steps: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, float]]:  # fmt: skip
+def trained(
+    w: Any, tmp_path: Path, estimator: str = "gae", step: int = 1, steps: int = 1
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     parameters = policy_parameters(w.backbone) | (w.critic.parameters if w.critic else {})
-    loop = Loop(parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0), 10, tmp_path, {"value": 1e-2})
+    loop = Loop(
+        parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0), 10, tmp_path, {"value": 1e-2}
+    )
     rollout = scored(w)
     found = ppo.estimate(w.config, estimator, rollout, 0.1)
     metrics: dict[str, float] = {}
@@ -82,7 +108,9 @@ def trained(w: Any, tmp_path: Path, estimator: str = "gae", step: int = 1, steps
 
 
 @pytest.mark.parametrize("critic", ["shared", "adapter"])
-def test_scores_and_updates_do_not_depend_on_packs(tiny_folder: Path, tmp_path: Path, critic: str) -> None:
+def test_scores_and_updates_do_not_depend_on_packs(
+    tiny_folder: Path, tmp_path: Path, critic: str
+) -> None:
     wide, narrow = (world(tiny_folder, tokens, critic) for tokens in (512, 24))
     one, other = scored(wide), scored(narrow)
     for name in ("old_logp_R", "reference_logp_R", "value_R", "reward_B", "spread_B"):
@@ -95,7 +123,9 @@ def test_scores_and_updates_do_not_depend_on_packs(tiny_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("estimator", ["gae", "grpo", "rloo", "reinforce"])
-def test_the_estimate_follows_the_prompts_whatever_their_order(tiny_folder: Path, estimator: str) -> None:
+def test_the_estimate_follows_the_prompts_whatever_their_order(
+    tiny_folder: Path, estimator: str
+) -> None:
     w = world(tiny_folder)
     straight = scored(w)
     order = [2, 0, 3, 1]
@@ -103,7 +133,8 @@ def test_the_estimate_follows_the_prompts_whatever_their_order(tiny_folder: Path
     w.rollouts = [w.rollouts[i * SAMPLES + k] for i in order for k in range(SAMPLES)]
     turned = scored(w)
     a, b = (
-        ppo.estimate(w.config, estimator, s, 0.1).advantage_R.split(s.length_B.tolist()) for s in (straight, turned)
+        ppo.estimate(w.config, estimator, s, 0.1).advantage_R.split(s.length_B.tolist())
+        for s in (straight, turned)
     )
     for place, i in enumerate(order):
         for k in range(SAMPLES):
@@ -111,13 +142,17 @@ def test_the_estimate_follows_the_prompts_whatever_their_order(tiny_folder: Path
 
 
 @pytest.mark.parametrize("critic", ["shared", "adapter"])
-def test_the_first_update_sees_the_policy_that_was_scored(tiny_folder: Path, tmp_path: Path, critic: str) -> None:
+def test_the_first_update_sees_the_policy_that_was_scored(
+    tiny_folder: Path, tmp_path: Path, critic: str
+) -> None:
     w = world(tiny_folder, critic=critic)
     rollout = scored(w)
     found = ppo.estimate(w.config, "gae", rollout, 0.1)
     _, metrics = trained(w, tmp_path)
     assert metrics["ratio"] == pytest.approx(1, abs=1e-5) and metrics["clip_fraction"] == 0
-    value_loss = math_.value_loss_R(rollout.value_R, rollout.value_R, found.return_R, w.config.value_clip_range).mean()
+    value_loss = math_.value_loss_R(
+        rollout.value_R, rollout.value_R, found.return_R, w.config.value_clip_range
+    ).mean()
     assert metrics["value_loss"] == pytest.approx(float(value_loss), rel=1e-4)
     assert metrics["policy_loss"] == pytest.approx(-float(found.advantage_R.mean()), abs=1e-5)
 
@@ -125,10 +160,15 @@ def test_the_first_update_sees_the_policy_that_was_scored(tiny_folder: Path, tmp
 def test_the_shared_critic_does_not_bend_the_policy_and_an_adapter_learns_apart(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """The policy's update with a critic of either kind is the update with the same advantages and no critic at all."""
+    """The policy's update with a critic of either kind is the update with the same advantages and
+    no critic at all.
+    """
     for critic in ("shared", "adapter"):
         w = world(tiny_folder, critic=critic)
-        before = {n: p.detach().clone() for n, p in (policy_parameters(w.backbone) | w.critic.parameters).items()}
+        before = {
+            n: p.detach().clone()
+            for n, p in (policy_parameters(w.backbone) | w.critic.parameters).items()
+        }
         after, _ = trained(w, tmp_path / critic)
         moved = {n for n, p in after.items() if not torch.equal(p, before[n])}
         assert moved == set(before), "something did not learn"
@@ -136,7 +176,10 @@ def test_the_shared_critic_does_not_bend_the_policy_and_an_adapter_learns_apart(
         rollout = scored(alone)
         found = ppo.estimate(alone.config, "gae", rollout, 0.1)
         loop = Loop(
-            policy_parameters(alone.backbone), OptimConfig(learning_rate=1e-3, warmup_steps=0), 10, tmp_path / "x"
+            policy_parameters(alone.backbone),
+            OptimConfig(learning_rate=1e-3, warmup_steps=0),
+            10,
+            tmp_path / "x",
         )
         ppo.optimise(alone.work, alone.config, loop, rollout, found, None, 1, Audit("ppo"))
         for name, parameter in policy_parameters(alone.backbone).items():
@@ -144,15 +187,24 @@ def test_the_shared_critic_does_not_bend_the_policy_and_an_adapter_learns_apart(
 
 
 @pytest.mark.parametrize("critic", ["shared", "adapter"])
-def test_critic_warm_up_leaves_the_policy_and_fits_the_returns(tiny_folder: Path, tmp_path: Path, critic: str) -> None:
+def test_critic_warm_up_leaves_the_policy_and_fits_the_returns(
+    tiny_folder: Path, tmp_path: Path, critic: str
+) -> None:
     config = PPOConfig(
-        prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, value_warmup=3, value_clip_range=None
+        prompts_per_step=PROMPTS,
+        samples_per_prompt=SAMPLES,
+        minibatches=1,
+        value_warmup=3,
+        value_clip_range=None,
     )
     w = world(tiny_folder, critic=critic, config=config)
     before = [p.detach().clone() for p in policy_parameters(w.backbone).values()]
     _, first = trained(w, tmp_path / "a")
     _, last = trained(w, tmp_path / "b", steps=20)
-    assert all(torch.equal(p, b) for p, b in zip(policy_parameters(w.backbone).values(), before, strict=True))
+    assert all(
+        torch.equal(p, b)
+        for p, b in zip(policy_parameters(w.backbone).values(), before, strict=True)
+    )
     assert last["value_loss"] < 0.7 * first["value_loss"]
 
 
@@ -168,8 +220,11 @@ def test_every_penalty_is_its_formula(tiny_folder: Path) -> None:
         ({"length_penalty": 0.01}, plain - 0.01 * s.length_B),
         ({"uncertainty_penalty": 2.0}, plain - 2 * s.spread_B),
         ({"reward_clip": 0.1}, plain.clamp(-0.1, 0.1)),
-        ({"reward_clip": 0.1, "uncertainty_penalty": 2.0, "missing_eos_penalty": 1.0}, (plain - 2 * s.spread_B).clamp(-0.1, 0.1) - 1.0 * cut),
-    ]  # fmt: skip
+        (
+            {"reward_clip": 0.1, "uncertainty_penalty": 2.0, "missing_eos_penalty": 1.0},
+            (plain - 2 * s.spread_B).clamp(-0.1, 0.1) - 1.0 * cut,
+        ),
+    ]
     for setting, expected in cases:
         assert_close(ppo.penalised_B(PPOConfig(**{**options, **setting}), s), expected)
 
@@ -179,7 +234,9 @@ def test_ensemble_reward_is_the_mean_and_spread_of_normalised_members(tiny_folde
     for head, (mean, std) in zip(w.reward.heads, ((0.5, 2.0), (-1.0, 0.25)), strict=True):
         head.mean.fill_(mean)
         head.std.fill_(std)
-    w.config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, reward_model_weight=-1.5)
+    w.config = PPOConfig(
+        prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, reward_model_weight=-1.5
+    )
     s = scored(w)
     found = w.reward.score(s.documents)
     members = torch.tensor([found[key] for key in sorted(found)]).T
@@ -188,24 +245,35 @@ def test_ensemble_reward_is_the_mean_and_spread_of_normalised_members(tiny_folde
 
 
 def test_importance_weights_scale_the_policy_loss(tiny_folder: Path, tmp_path: Path) -> None:
-    config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, importance_cap=2.0)
+    config = PPOConfig(
+        prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, importance_cap=2.0
+    )
     w = world(tiny_folder, config=config)
     s = scored(w)
     found = ppo.estimate(config, "gae", s, 0.1)
     weights = (s.old_logp_R - s.sampler_logp_R).exp().clamp(max=2.0)
     assert 0 < float((weights == 2).float().mean()) < 1
     _, metrics = trained(w, tmp_path)
-    assert metrics["policy_loss"] == pytest.approx(-float((weights * found.advantage_R).mean()), abs=1e-5)
+    assert metrics["policy_loss"] == pytest.approx(
+        -float((weights * found.advantage_R).mean()), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("critic", ["shared", "adapter"])
-def test_critic_warm_up_is_inert_for_the_policy(tiny_folder: Path, tmp_path: Path, critic: str) -> None:
+def test_critic_warm_up_is_inert_for_the_policy(
+    tiny_folder: Path, tmp_path: Path, critic: str
+) -> None:
     """No weight decay, and Adam starts as if there had been no warm-up."""
-    config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, value_warmup=2)
+    config = PPOConfig(
+        prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, value_warmup=2
+    )
     w = world(tiny_folder, critic=critic, config=config)
     policy = policy_parameters(w.backbone)
     loop = Loop(
-        policy | w.critic.parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0, weight_decay=0.5), 10, tmp_path
+        policy | w.critic.parameters,
+        OptimConfig(learning_rate=1e-3, warmup_steps=0, weight_decay=0.5),
+        10,
+        tmp_path,
     )
     before = {n: p.detach().clone() for n, p in policy.items()}
     rollout = scored(w)
@@ -216,7 +284,9 @@ def test_critic_warm_up_is_inert_for_the_policy(tiny_folder: Path, tmp_path: Pat
     assert not any(p in loop.optimizer.state for p in policy.values())
     audit = Audit("ppo")
     ppo.optimise(w.work, config, loop, rollout, found, w.critic, 2, audit)
-    assert any("weights move" in line for line in audit.lines), "the policy's first update was not audited"
+    assert any("weights move" in line for line in audit.lines), (
+        "the policy's first update was not audited"
+    )
     assert all(int(loop.optimizer.state[p]["step"]) == 1 for p in policy.values())
 
 
@@ -224,13 +294,19 @@ def test_critic_warm_up_is_inert_for_the_policy(tiny_folder: Path, tmp_path: Pat
 def test_a_fresh_critic_apart_passes_the_audit_of_the_first_update(
     tiny_folder: Path, tmp_path: Path, minibatches: int
 ) -> None:
-    """Its head starts at 0, so its adapter, which the reward model's fills, gets no gradient in the very first update."""
-    config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=minibatches)
+    """Its head starts at 0, so its adapter, which the reward model's fills, gets no gradient in the
+    very first update.
+    """
+    config = PPOConfig(
+        prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=minibatches
+    )
     w = world(tiny_folder, critic="adapter", config=config)
     torch.nn.init.zeros_(w.critic.head.linear.weight)
     before = [p.detach().clone() for p in w.backbone.parameters(VALUE)]
     trained(w, tmp_path, step=0)
-    moved = [not torch.equal(p, b) for p, b in zip(w.backbone.parameters(VALUE), before, strict=True)]
+    moved = [
+        not torch.equal(p, b) for p, b in zip(w.backbone.parameters(VALUE), before, strict=True)
+    ]
     assert all(moved) if minibatches == 2 else not any(moved)
 
 
@@ -238,7 +314,9 @@ def test_a_fresh_critic_apart_passes_the_audit_of_the_first_update(
 def test_a_group_baseline_may_leave_the_critics_bias_where_it_was(
     tiny_folder: Path, tmp_path: Path, grouped: bool
 ) -> None:
-    """Two responses of one length to a prompt: what one is above the other, the other is below, and their sum is exactly 0."""
+    """Two responses of one length to a prompt: what one is above the other, the other is below, and
+    their sum is exactly 0.
+    """
     config = PPOConfig(prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1)
     w = world(tiny_folder, config=config)
     torch.nn.init.zeros_(w.critic.head.linear.weight)
@@ -247,7 +325,12 @@ def test_a_group_baseline_may_leave_the_critics_bias_where_it_was(
     sides_R = torch.ones(len(found.return_R))
     sides_R[1::2] = -1
     sides_R[len(sides_R) // 2 * 2 :] = 0
-    loop = Loop(policy_parameters(w.backbone) | w.critic.parameters, OptimConfig(warmup_steps=0), 10, tmp_path)
+    loop = Loop(
+        policy_parameters(w.backbone) | w.critic.parameters,
+        OptimConfig(warmup_steps=0),
+        10,
+        tmp_path,
+    )
     audit = Audit("ppo")
     arguments = (loop, rollout, dataclasses.replace(found, return_R=sides_R), w.critic, 0, audit)
     config = dataclasses.replace(config, group_baseline=grouped)
@@ -260,7 +343,9 @@ def test_a_group_baseline_may_leave_the_critics_bias_where_it_was(
 
 
 @pytest.mark.parametrize("where", ["sampler", "reward"])
-def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(tiny_folder: Path, where: str) -> None:
+def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(
+    tiny_folder: Path, where: str
+) -> None:
     w = world(tiny_folder)
     if where == "sampler":
         w.rollouts[4].logps[0] = float("nan")
@@ -268,7 +353,9 @@ def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(tiny_folder: Pa
         w.reward.heads[1].std.fill_(0)
         w.reward.heads[1].mean.fill_(float("inf"))
     with pytest.raises(
-        NonFiniteLoss, match=r"not finite in \d+ responses, to prompts " + ("p1;" if where == "sampler" else "p0, ")
+        NonFiniteLoss,
+        match=r"not finite in \d+ responses, to prompts "
+        + ("p1;" if where == "sampler" else "p0, "),
     ):
         scored(w)
 
@@ -276,7 +363,9 @@ def test_what_is_not_finite_names_its_prompt_and_teaches_nothing(tiny_folder: Pa
 def test_a_rollout_of_another_policy_is_not_learnt_from_and_only_the_first_ends_the_checkpoints(
     tiny_folder: Path,
 ) -> None:
-    """An ``AuditError`` drops the checkpoints: right for a run that never worked, wrong for one that has."""
+    """An ``AuditError`` drops the checkpoints: right for a run that never worked, wrong for one
+    that has.
+    """
     w = world(tiny_folder)
     w.work.runtime.engine = SimpleNamespace(name="vllm")
     stage = PPO(w.config)
@@ -286,7 +375,8 @@ def test_a_rollout_of_another_policy_is_not_learnt_from_and_only_the_first_ends_
     for sampler_R in (rollout.sampler_logp_R, rollout.sampler_logp_R * float("nan")):
         rollout.sampler_logp_R = sampler_R
         with pytest.raises(
-            EngineError, match=r"step 4: mean \|log-prob gap\|.*Nothing was learnt.*same command goes on"
+            EngineError,
+            match=r"step 4: mean \|log-prob gap\|.*Nothing was learnt.*same command goes on",
         ):
             stage._check_gap(w.work, 3, rollout, Audit("ppo"), [], False)
     # A sampler that runs the bare model, where the gap alone would be tolerated.
@@ -295,7 +385,9 @@ def test_a_rollout_of_another_policy_is_not_learnt_from_and_only_the_first_ends_
     for r in w.rollouts:
         there = pack([Document(prompts[r.prompt], [r.token_ids], [0])])
         with w.backbone.role(None):
-            r.logps[:] = response_logps_R(w.backbone, hidden_N_H(w.backbone, there), there, 0.7).tolist()
+            r.logps[:] = response_logps_R(
+                w.backbone, hidden_N_H(w.backbone, there), there, 0.7
+            ).tolist()
     bare = scored(w)
     loose._check_gap(w.work, 0, bare, Audit("ppo"), prompts, False)
     with pytest.raises(AuditError, match=r"it shows -?0 ± 0 % of what the policy changed"):

@@ -27,17 +27,28 @@ STEPS, PEAK = 14, 9
 
 def learn(loop: Loop, step: int) -> None:
     weight = loop.parameters["w"]
-    loop.update(packs([Document([1], [[2]], [0])], 8), lambda pack: (weight * (step + 1.0)).sum() ** 2, items=1)
+    loop.update(
+        packs([Document([1], [[2]], [0])], 8),
+        lambda pack: (weight * (step + 1.0)).sum() ** 2,
+        items=1,
+    )
 
 
 class Training:
-    """A run of one weight whose gold is best at ``PEAK``; it can be killed at any step and go on."""
+    """A run of one weight whose gold is best at ``PEAK``; it can be killed at any step and go
+    on.
+    """
 
     def __init__(self, folder: Path, action: Any = "rollback") -> None:
         self.work = Work("ppo", folder, Runtime(output=folder / "runs"))
         alarm = AlarmConfig(action=action, gold_drop=None, kl=10.0, window=1)
         config = PPOConfig(alarm=alarm)
-        self.loop = Loop({"w": nn.Parameter(torch.ones(2))}, OptimConfig(warmup_steps=0), STEPS, self.work.checkpoints)
+        self.loop = Loop(
+            {"w": nn.Parameter(torch.ones(2))},
+            OptimConfig(warmup_steps=0),
+            STEPS,
+            self.work.checkpoints,
+        )
         restored = self.loop.restore()
         self.first = restored[0]["round"] if restored else 0
         self.watch = Watch(self.work, config, self.loop, restored[0]["watch"] if restored else None)
@@ -50,13 +61,23 @@ class Training:
             gold = 0.9 - 0.04 * abs(step - PEAK)
             kl = 40.0 if step in (5, 12) else 1.0
             weight = self.loop.parameters["w"]
-            moments = [self.loop.optimizer.state[weight][k] for k in ("exp_avg", "exp_avg_sq")] if step > 1 else []
+            moments = (
+                [self.loop.optimizer.state[weight][k] for k in ("exp_avg", "exp_avg_sq")]
+                if step > 1
+                else []
+            )
             self.before[step] = torch.stack([weight.detach(), *moments]).clone()
-            self.watch.look(rollout(np.random.default_rng(step), step, prompts=64, gold=gold, kl=kl))
+            self.watch.look(
+                rollout(np.random.default_rng(step), step, prompts=64, gold=gold, kl=kl)
+            )
             learn(self.loop, step)
             ended = self.watch.act(self.kl, {"reward_mean": float(step)})
             if step % every == 0 or ended:
-                state = {"round": step, "kl": self.kl.coef, "watch": json.loads(json.dumps(self.watch.state))}
+                state = {
+                    "round": step,
+                    "kl": self.kl.coef,
+                    "watch": json.loads(json.dumps(self.watch.state)),
+                }
                 self.loop.save(state, needed=self.watch.needed())
                 self.watch.forget_older()
         return self
@@ -66,13 +87,19 @@ class Training:
         return sorted(path.name for path in self.watch.folder.iterdir())
 
 
-def test_a_rollback_brings_parameters_and_optimizer_back_and_a_killed_run_ends_alike(tmp_path: Path) -> None:
+def test_a_rollback_brings_parameters_and_optimizer_back_and_a_killed_run_ends_alike(
+    tmp_path: Path,
+) -> None:
     whole = Training(tmp_path / "whole").go()
     assert [(e["step"], e["best_step"], e["action"]) for e in whole.watch.raised] == [
         (5, 4, "rollback"), (12, PEAK, "rollback"),
     ]  # fmt: skip
-    assert torch.equal(whole.before[6], whole.before[4]) and torch.equal(whole.before[13], whole.before[PEAK])
-    assert not torch.equal(whole.before[7], whole.before[5]), "the same weights at another step learn otherwise"
+    assert torch.equal(whole.before[6], whole.before[4]) and torch.equal(
+        whole.before[13], whole.before[PEAK]
+    )
+    assert not torch.equal(whole.before[7], whole.before[5]), (
+        "the same weights at another step learn otherwise"
+    )
     assert whole.kl.coef == pytest.approx(0.2)
     for stop in range(1, STEPS):
         folder = tmp_path / str(stop)
@@ -85,14 +112,18 @@ def test_a_rollback_brings_parameters_and_optimizer_back_and_a_killed_run_ends_a
 def test_only_the_policies_that_a_checkpoint_may_need_stay_on_disk(tmp_path: Path) -> None:
     assert Training(tmp_path).go(4).kept == ["000004.safetensors"]
     assert Training(tmp_path).go(6).kept == ["000004.safetensors", "000006.safetensors"]
-    assert Training(tmp_path).go().kept == ["000008.safetensors", "000009.safetensors"], "two checkpoints are kept"
+    assert Training(tmp_path).go().kept == ["000008.safetensors", "000009.safetensors"], (
+        "two checkpoints are kept"
+    )
 
 
 def test_warn_and_none_leave_the_parameters_alone(tmp_path: Path) -> None:
     warned = Training(tmp_path / "warn", "warn").go()
     plain = Training(tmp_path / "none", "none").go()
     assert torch.equal(warned.loop.parameters["w"], plain.loop.parameters["w"])
-    assert [event["step"] for event in warned.watch.raised] == [5], "a rule that was heard is not said again"
+    assert [event["step"] for event in warned.watch.raised] == [5], (
+        "a rule that was heard is not said again"
+    )
     assert not plain.watch.raised and not plain.watch.folder.exists()
     assert "alarm" not in plain.watch.finish({}, None)
 
@@ -104,17 +135,30 @@ def test_a_penalty_of_nought_becomes_the_default_at_a_rollback(tmp_path: Path) -
 
 
 def test_a_reading_holds_the_figures_of_the_rollout() -> None:
-    rollouts = [Rollout(i // 2, ids, [0.0] * len(ids), True) for i, ids in enumerate(([1] * 8, [1, 2], [3], [1, 2, 3]))]
+    rollouts = [
+        Rollout(i // 2, ids, [0.0] * len(ids), True)
+        for i, ids in enumerate(([1] * 8, [1, 2], [3], [1, 2, 3]))
+    ]
     length_B = torch.tensor([8, 2, 1, 3])
     old_R = torch.full((14,), -1.0)
     scored = Scored(
-        rollouts, [], old_R, old_R, old_R - 0.5, old_R * 0, torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.zeros(4), length_B
+        rollouts,
+        [],
+        old_R,
+        old_R,
+        old_R - 0.5,
+        old_R * 0,
+        torch.tensor([1.0, 3.0, 5.0, 7.0]),
+        torch.zeros(4),
+        length_B,
     )
     config = PPOConfig(samples_per_prompt=2, kl=KLConfig(coef=0.1), length_penalty=0.0)
     found = read(config, scored, 7, [0.0, 0.2, 0.4, 0.6])
     assert found.step == 7 and found.spread is None
     assert (found.proxy.value, found.proxy.se) == (4.0, 2.0)
     assert found.kl.value == pytest.approx(14 * 0.5 / 4) and found.length.value == 3.5
-    assert found.objective.value == pytest.approx(3.5 - 0.1 * found.kl.value), "the clipped reward less the penalty"
+    assert found.objective.value == pytest.approx(3.5 - 0.1 * found.kl.value), (
+        "the clipped reward less the penalty"
+    )
     assert found.repetition.value == pytest.approx(0.8 / 4)
     assert found.gold is not None and found.gold.value == pytest.approx(0.3)

@@ -1,4 +1,6 @@
-"""What a person sees of PPO's steps, and the sample responses: the table on a terminal, the line in a log, the rows of samples.jsonl."""
+"""What a person sees of PPO's steps, and the sample responses: the table on a terminal, the line in
+a log, the rows of samples.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ from prefloop.records import Message, Prompt
 from prefloop.rollouts.engine import Rollout
 from prefloop.training import samples
 from prefloop.training.scored import Scored
-from prefloop.training.step_table import HEADER_EVERY, Bounds, StepTable, columns, header, phases, plain, row
+from prefloop.training.step_table import (
+    HEADER_EVERY,
+    Bounds,
+    StepTable,
+    columns,
+    header,
+    phases,
+    plain,
+    row,
+)
 
 STEP: dict[str, Any] = {
     "reward_mean": 0.5123,
@@ -52,7 +63,17 @@ def event(step: int, **changes: Any) -> dict[str, Any]:
 
 def terminal(width: int) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
-    return Console(file=out, force_terminal=True, width=width, soft_wrap=True, color_system=None, highlight=False), out
+    return (
+        Console(
+            file=out,
+            force_terminal=True,
+            width=width,
+            soft_wrap=True,
+            color_system=None,
+            highlight=False,
+        ),
+        out,
+    )
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -60,7 +81,9 @@ def test_a_row_stands_under_its_header_and_fits(width: int) -> None:
     shown = columns(STEP, width, step_width=7)
     head, line = header(shown, 7).plain, row(STEP, shown, "12/200", 7, Bounds()).plain
     assert len(head) == len(line) <= width
-    assert set(ASKED) <= set(head.split()) and len(head.split()) == len(line.split()) == len(shown) + 1
+    assert (
+        set(ASKED) <= set(head.split()) and len(head.split()) == len(line.split()) == len(shown) + 1
+    )
     assert dict(zip(head.split(), line.split(), strict=True)) | {"step": ""} == {
         name: value
         for name, value in {
@@ -96,9 +119,13 @@ def test_wider_terminals_show_more_and_nothing_that_a_narrower_one_shows_is_lost
 
 
 def test_values_that_an_algorithm_does_not_have_take_no_column() -> None:
-    without = {k: v for k, v in STEP.items() if k not in ("explained_variance", "value_loss")} | {"gold_mean": None}
+    without = {k: v for k, v in STEP.items() if k not in ("explained_variance", "value_loss")} | {
+        "gold_mean": None
+    }
     assert not {"expl.var", "v.loss", "gold"} & {c.head for c in columns(without, 300, 4)}
-    assert "expl.var" not in plain(without, "grpo", "1/6") and "gold" not in plain(without, "grpo", "1/6")
+    assert "expl.var" not in plain(without, "grpo", "1/6") and "gold" not in plain(
+        without, "grpo", "1/6"
+    )
 
 
 @pytest.mark.parametrize(("gap", "style"), [(0.01, ""), (0.03, "yellow"), (0.06, "bold red")])
@@ -109,14 +136,22 @@ def test_the_gap_is_coloured_from_half_of_its_bound_on(gap: float, style: str) -
 
 
 def test_a_value_too_long_for_its_column_keeps_the_row_aligned() -> None:
-    metrics = STEP | {"explained_variance": -123456.789, "reward_mean": 98765.4321, "kl": float("nan")}
+    metrics = STEP | {
+        "explained_variance": -123456.789,
+        "reward_mean": 98765.4321,
+        "kl": float("nan"),
+    }
     shown = columns(metrics, 80, 4)
     line = row(metrics, shown, "1/6", 4, Bounds()).plain
-    assert len(line) == len(header(shown, 4).plain) and "-1.23e+05" not in line[:12] and "nan" in line
+    assert (
+        len(line) == len(header(shown, 4).plain) and "-1.23e+05" not in line[:12] and "nan" in line
+    )
 
 
 def test_phases_give_way_from_the_shortest() -> None:
-    assert phases(STEP) == "generate 10.0s 240 tok/s · score 4.0s 600 tok/s · optimise 6.0s 400 tok/s"
+    assert (
+        phases(STEP) == "generate 10.0s 240 tok/s · score 4.0s 600 tok/s · optimise 6.0s 400 tok/s"
+    )
     assert phases(STEP, 64) == "generate 10.0s 240/s · score 4.0s 600/s · optimise 6.0s 400/s"
     assert phases(STEP, 50) == "generate 10.0s 240/s · optimise 6.0s 400/s"
     assert phases(STEP, 10) == "generate 10.0s 240/s"
@@ -143,9 +178,11 @@ def test_a_log_gets_one_line_a_step_with_everything_asked_for() -> None:
     table(event(1))
     table(event(2))
     first, second = out.getvalue().splitlines()
-    assert first == (
-        "  ppo 1/6  reward +0.512  gold 0.653  KL 5.44  length 38.5  entropy 1.234  clipped 5.1%  expl.var -0.25  gap 1.2e-05  20.0s "
-        "(generate 10.0s 240 tok/s, score 4.0s 600 tok/s, optimise 6.0s 400 tok/s)  1m40s left"
+    assert (
+        first
+        == "  ppo 1/6  reward +0.512  gold 0.653  KL 5.44  length 38.5  entropy 1.234  clipped 5.1%"
+        "  expl.var -0.25  gap 1.2e-05  20.0s (generate 10.0s 240 tok/s, score 4.0s 600 tok/s,"
+        " optimise 6.0s 400 tok/s)  1m40s left"
     )
     assert second.endswith("1m20s left") and "\x1b" not in out.getvalue()
 
@@ -169,7 +206,9 @@ def scored(count: int, each: int) -> Scored:
     old_R = torch.arange(count * each).repeat_interleave(2) / 10
     zero_R = torch.zeros_like(old_R)
     reward_B = torch.arange(count * each).float()
-    return Scored(rollouts, [], zero_R, old_R, zero_R, zero_R, reward_B, zero_R[: count * each], length_B)
+    return Scored(
+        rollouts, [], zero_R, old_R, zero_R, zero_R, reward_B, zero_R[: count * each], length_B
+    )
 
 
 def test_samples_are_of_the_same_prompts_whenever_a_rollout_has_them() -> None:
@@ -180,11 +219,21 @@ def test_samples_are_of_the_same_prompts_whenever_a_rollout_has_them() -> None:
     assert [r["id"] for r in found] == [r["id"] for r in again] and len(found) == samples.PROMPTS
     for r in found:
         first = 2 * int(r["id"])
-        assert r["response"] == f"answer {first}" and r["reward"] == first and r["length"] == 2 and r["step"] == 3
-        assert r["kl"] == pytest.approx(2 * first / 10) and r["prompt"][0]["content"] == f"question {r['id']}"
+        assert (
+            r["response"] == f"answer {first}"
+            and r["reward"] == first
+            and r["length"] == 2
+            and r["step"] == 3
+        )
+        assert (
+            r["kl"] == pytest.approx(2 * first / 10)
+            and r["prompt"][0]["content"] == f"question {r['id']}"
+        )
 
 
-def test_samples_after_the_checkpoint_are_dropped_before_they_are_made_again(tmp_path: Path) -> None:
+def test_samples_after_the_checkpoint_are_dropped_before_they_are_made_again(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / samples.FILE
     samples.keep_until(path, 0)
     samples.append(path, [{"step": 1, "response": "a\u2028b"}, {"step": 2}, {"step": 3}])
@@ -199,17 +248,26 @@ def test_samples_after_the_checkpoint_are_dropped_before_they_are_made_again(tmp
 
 
 @pytest.mark.slow
-def test_a_killed_run_shows_logs_and_samples_every_step_once(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_killed_run_shows_logs_and_samples_every_step_once(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = write_config(tmp_path, tiny_folder)
     flags = ("--algo", "rloo", "--trackers", "tensorboard", "--reward.members", "2")
     seen = kill_at_step(config, "rloo 3/", *flags)
     assert "  reward +" in seen[-1] or "  reward -" in seen[-1], seen[-5:]
     output = run(config, *flags)
-    assert "resuming rloo" in output and "  rloo 4/4  reward" in output and "  rloo 1/4" not in output
+    assert (
+        "resuming rloo" in output and "  rloo 4/4  reward" in output and "  rloo 1/4" not in output
+    )
     folder = tmp_path / "runs" / "t"
-    rows = [json.loads(line) for line in (folder / "artifacts" / "rloo" / samples.FILE).open(encoding="utf-8")]
-    assert [r["step"] for r in rows] == [step for step in (1, 2, 3, 4) for _ in range(samples.PROMPTS)]
+    rows = [
+        json.loads(line)
+        for line in (folder / "artifacts" / "rloo" / samples.FILE).open(encoding="utf-8")
+    ]
+    assert [r["step"] for r in rows] == [
+        step for step in (1, 2, 3, 4) for _ in range(samples.PROMPTS)
+    ]
     steps: dict[str, list[list[int]]] = {}
     for path in sorted((folder / "trackers" / "tensorboard").iterdir()):
         found = accumulator.EventAccumulator(str(path)).Reload()

@@ -1,7 +1,9 @@
-"""Packed losses and gradients against TRL's trainers: the same tiny model, adapters and rows, float32 on the CPU.
+"""Packed losses and gradients against TRL's trainers: the same tiny model, adapters and rows,
+float32 on the CPU.
 
-TRL pads a row per response and repeats the prompt; we pack responses behind one shared prompt. Where TRL defines a loss in another way,
-the test says what differs and brings both to one definition.
+TRL pads a row per response and repeats the prompt; we pack responses behind one shared prompt.
+Where TRL defines a loss in another way, the test says what differs and brings both to one
+definition.
 """
 
 from __future__ import annotations
@@ -39,22 +41,33 @@ Found = tuple[float, dict[str, Tensor]]
 
 TOLERANCE = 1e-4
 BUDGETS = [40, 512]
-CONFIG = PreferenceConfig(beta=0.2, simpo_beta=1.7, flipped_share=0.15, margin=0.7, sft_weight=0.3, nll_weight=0.6)
+CONFIG = PreferenceConfig(
+    beta=0.2, simpo_beta=1.7, flipped_share=0.15, margin=0.7, sft_weight=0.3, nll_weight=0.6
+)
 PAIRS = [[(0, 1, 1.0, 1.0), (2, 1, 0.0, 1.0)], [(0, 1, 0.0, 1.0)], [(0, 1, 1.0, 1.0)]]
-"""Four pairs, two of them with a prompt and a response in common; label 0 prefers the second response."""
+"""Four pairs, two of them with a prompt and a response in common; label 0 prefers the second
+response.
+"""
 THUMBS = (1.3, 0.8)
 """Weights up and down."""
 TEXTS = [
     {"prompt": "What is the capital?", "completion": " The town by the river.", "label": True},
     {"prompt": "Tell me how the weather will be tomorrow.", "completion": " Bad.", "label": False},
-    {"prompt": "Thank you!", "completion": " It is best to try it again and again.", "label": False},
+    {
+        "prompt": "Thank you!",
+        "completion": " It is best to try it again and again.",
+        "label": False,
+    },
     {"prompt": "The quick brown fox", "completion": " jumps over the lazy dog", "label": True},
 ]
 
 
 def groups_of(prompt_lengths: Sequence[int]) -> list[PreferenceGroup]:
     shapes = zip(prompt_lengths, [[4, 9, 6], [3, 8], [10, 2]], strict=True)
-    return [PreferenceGroup(d, pairs) for d, pairs in zip(random_documents(list(shapes)), PAIRS, strict=True)]
+    return [
+        PreferenceGroup(d, pairs)
+        for d, pairs in zip(random_documents(list(shapes)), PAIRS, strict=True)
+    ]
 
 
 GROUPS = groups_of([7, 12, 5])
@@ -70,7 +83,11 @@ def backbone(request: pytest.FixtureRequest, tiny_folder: Path) -> Backbone:
 
 def adapter(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     marker = f".{name}."
-    return {n.replace(marker, "."): p for n, p in model.named_parameters() if marker in n and "lora_" in n}
+    return {
+        n.replace(marker, "."): p
+        for n, p in model.named_parameters()
+        if marker in n and "lora_" in n
+    }
 
 
 def copy_adapter(backbone: Backbone, role: str, model: PeftModel, name: str) -> None:
@@ -99,9 +116,16 @@ def trainer_of(
     texts: Sequence[dict[str, Any]] = ({"prompt": "a", "chosen": "b", "rejected": "c"},),
     **settings: Any,
 ) -> Any:
-    """A TRL trainer on our policy, and on our reference where it has one; its constructor wants ``texts``."""
+    """A TRL trainer on our policy, and on our reference where it has one; its constructor wants
+    ``texts``.
+    """
     args = config(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False, **settings
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        gradient_checkpointing=False,
+        **settings,
     )
     trainer = kind(
         model=model or with_policy(backbone, plain(backbone.folder)),
@@ -126,11 +150,16 @@ def backward(losses: Iterable[Tensor]) -> float:
 def of_trl(trainer: Any, batches: Sequence[list[Any]]) -> Found:
     """Mean over batches, as TRL's gradient accumulation takes it."""
     trainer.model.train()
-    losses = (trainer.compute_loss(trainer.model, trainer.data_collator(rows)) / len(batches) for rows in batches)
+    losses = (
+        trainer.compute_loss(trainer.model, trainer.data_collator(rows)) / len(batches)
+        for rows in batches
+    )
     return backward(losses), {n: p.grad for n, p in adapter(trainer.model, "default").items()}
 
 
-def of_packs(backbone: Backbone, documents: Sequence[Document], loss_of: Callable[[Pack], Tensor], items: int) -> Found:
+def of_packs(
+    backbone: Backbone, documents: Sequence[Document], loss_of: Callable[[Pack], Tensor], items: int
+) -> Found:
     """Mean over items, packed within the backbone's budget."""
     made = packs(documents, backbone.config.pack_tokens)
     assert (len(made) == 1) == (backbone.config.pack_tokens == max(BUDGETS))
@@ -158,7 +187,9 @@ def of_pairs(backbone: Backbone, groups: Sequence[PreferenceGroup], name: str) -
         pairs = pairs_of(pack, by_key, policy_B(backbone, pack, 1.0), reference)
         return (pairs.weight * loss.loss(pairs, CONFIG)).sum()
 
-    return of_packs(backbone, [g.document for g in groups], loss_of, sum(len(g.pairs) for g in groups))
+    return of_packs(
+        backbone, [g.document for g in groups], loss_of, sum(len(g.pairs) for g in groups)
+    )
 
 
 def triples(groups: Sequence[PreferenceGroup]) -> list[tuple[list[int], list[int], list[int]]]:
@@ -186,9 +217,13 @@ def labelled_rows(groups: Sequence[PreferenceGroup]) -> list[dict[str, list[int]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "robust", "apo_zero", "apo_down"])
 def test_losses_with_a_reference(name: str, backbone: Backbone, tmp_path: Path) -> None:
-    # IPO: both take per-token means of the log-ratios; our ipo_reduction = "sum" is the paper's code. Only 'robust' reads TRL's
-    # label_smoothing: its 'sigmoid' has none any more, so that our 'cdpo' has no counterpart.
-    settings = {"loss_type": [{"dpo": "sigmoid"}.get(name, name)], "label_smoothing": CONFIG.flipped_share}
+    # IPO: both take per-token means of the log-ratios; our ipo_reduction = "sum" is the paper's
+    # code. Only 'robust' reads TRL's label_smoothing: its 'sigmoid' has none any more, so that our
+    # 'cdpo' has no counterpart.
+    settings = {
+        "loss_type": [{"dpo": "sigmoid"}.get(name, name)],
+        "label_smoothing": CONFIG.flipped_share,
+    }
     trainer = trainer_of(DPOTrainer, DPOConfig, backbone, tmp_path, beta=CONFIG.beta, **settings)
     rows = [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in triples(GROUPS)]
     assert_same(of_pairs(backbone, GROUPS, name), of_trl(trainer, [rows]))
@@ -196,29 +231,42 @@ def test_losses_with_a_reference(name: str, backbone: Backbone, tmp_path: Path) 
 
 def test_simpo(backbone: Backbone, tmp_path: Path) -> None:
     # cpo_alpha 0: TRL's default of 1 adds CPO's likelihood term, which SimPO has not.
-    settings = {"loss_type": "simpo", "beta": CONFIG.simpo_beta, "simpo_gamma": CONFIG.margin, "cpo_alpha": 0.0}
+    settings = {
+        "loss_type": "simpo",
+        "beta": CONFIG.simpo_beta,
+        "simpo_gamma": CONFIG.margin,
+        "cpo_alpha": 0.0,
+    }
     trainer = trainer_of(CPOTrainer, CPOConfig, backbone, tmp_path, **settings)
     assert_same(of_pairs(backbone, GROUPS, "simpo"), of_trl(trainer, [labelled_rows(GROUPS)]))
 
 
 def test_cpo(backbone: Backbone, tmp_path: Path) -> None:
-    # TRL's likelihood term is a mean over all chosen tokens of a batch; ours is each pair's own, so that no pair counts more for its
-    # length or its neighbours. Batches of one pair are both.
+    # TRL's likelihood term is a mean over all chosen tokens of a batch; ours is each pair's own, so
+    # that no pair counts more for its length or its neighbours. Batches of one pair are both.
     settings = {"loss_type": "sigmoid", "beta": CONFIG.beta, "cpo_alpha": CONFIG.nll_weight}
     trainer = trainer_of(CPOTrainer, CPOConfig, backbone, tmp_path, **settings)
-    assert_same(of_pairs(backbone, GROUPS, "cpo"), of_trl(trainer, [[row] for row in labelled_rows(GROUPS)]))
+    assert_same(
+        of_pairs(backbone, GROUPS, "cpo"), of_trl(trainer, [[row] for row in labelled_rows(GROUPS)])
+    )
 
 
 def test_orpo(backbone: Backbone, tmp_path: Path) -> None:
-    # TRL's likelihood term is a mean over all tokens of a batch, those of the prompts too; ours is each chosen response's own, since the
-    # policy does not write prompts. Batches of one pair with a prompt of one token (which nothing predicts) are both.
+    # TRL's likelihood term is a mean over all tokens of a batch, those of the prompts too; ours is
+    # each chosen response's own, since the policy does not write prompts. Batches of one pair with
+    # a prompt of one token (which nothing predicts) are both.
     groups = groups_of([1, 1, 1])
     trainer = trainer_of(ORPOTrainer, ORPOConfig, backbone, tmp_path, beta=CONFIG.sft_weight)
-    assert_same(of_pairs(backbone, groups, "orpo"), of_trl(trainer, [[row] for row in labelled_rows(groups)]))
+    assert_same(
+        of_pairs(backbone, groups, "orpo"),
+        of_trl(trainer, [[row] for row in labelled_rows(groups)]),
+    )
 
 
 def test_orpo_with_prompts(backbone: Backbone, tmp_path: Path) -> None:
-    """Ours with the chosen response's mean log-prob exchanged for that of prompt and response, the definition of TRL."""
+    """Ours with the chosen response's mean log-prob exchanged for that of prompt and response, the
+    definition of TRL.
+    """
 
     def mean_logp(documents: list[Document], sign: int) -> float:
         def loss_of(pack: Pack) -> Tensor:
@@ -252,8 +300,9 @@ def of_thumbs(backbone: Backbone, groups: Sequence[ThumbGroup]) -> Found:
 
 
 def test_kto(backbone: Backbone, kto: Any) -> None:
-    # TRL's z0 pairs row i with the completion of row i - 1, even when both rows have one prompt and the completion is no stranger to
-    # it; ours takes the next prompt's responses. One response a prompt, in reverse order, is both.
+    # TRL's z0 pairs row i with the completion of row i - 1, even when both rows have one prompt and
+    # the completion is no stranger to it; ours takes the next prompt's responses. One response a
+    # prompt, in reverse order, is both.
     rows = list(kto.train_dataset)
     groups = [
         ThumbGroup(Document(row["prompt_ids"], [row["completion_ids"]], [key]), [row["label"]])
@@ -265,10 +314,18 @@ def test_kto(backbone: Backbone, kto: Any) -> None:
 def test_kto_with_shared_prompts(backbone: Backbone, kto: Any) -> None:
     """TRL is handed our strangers, as many as there are rows."""
     documents = random_documents([(7, [4, 9]), (12, [3, 8]), (5, [10, 2])])
-    groups = [ThumbGroup(d, up) for d, up in zip(documents, [[True, False], [True, True], [False, True]], strict=True)]
+    groups = [
+        ThumbGroup(d, up)
+        for d, up in zip(documents, [[True, False], [True, True], [False, True]], strict=True)
+    ]
     strangers = iter([ids for d in mismatched(groups) for ids in d.responses_ids])
     rows = [
-        {"prompt_ids": g.document.prompt_ids, "completion_ids": ids, "label": up, "KL_completion_ids": next(strangers)}
+        {
+            "prompt_ids": g.document.prompt_ids,
+            "completion_ids": ids,
+            "label": up,
+            "KL_completion_ids": next(strangers),
+        }
         for g in groups
         for ids, up in zip(g.document.responses_ids, g.up, strict=True)
     ]
@@ -276,17 +333,33 @@ def test_kto_with_shared_prompts(backbone: Backbone, kto: Any) -> None:
 
 
 @pytest.mark.parametrize(("target", "centre"), [(0.0, None), (0.4, 0.3)])
-def test_reward_model(target: float, centre: float | None, backbone: Backbone, tmp_path: Path) -> None:
-    # TRL's head reads hidden states as they are; ours divides them by their root mean square first, so that one learning rate fits
-    # every model. TRL's head gets the same division put before it.
+def test_reward_model(
+    target: float, centre: float | None, backbone: Backbone, tmp_path: Path
+) -> None:
+    # TRL's head reads hidden states as they are; ours divides them by their root mean square first,
+    # so that one learning rate fits every model. TRL's head gets the same division put before it.
     head = ScalarHead(backbone.hidden_size, init="normal")
-    classifier = AutoModelForSequenceClassification.from_pretrained(backbone.folder, num_labels=1, dtype=torch.float32)
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        backbone.folder, num_labels=1, dtype=torch.float32
+    )
     model = with_policy(backbone, classifier, "SEQ_CLS")
     score = model.base_model.model.score.modules_to_save["default"]
-    score.register_forward_pre_hook(lambda _, args: args[0] / args[0].square().mean(-1, keepdim=True).sqrt())
+    score.register_forward_pre_hook(
+        lambda _, args: args[0] / args[0].square().mean(-1, keepdim=True).sqrt()
+    )
     score.weight.data.copy_(head.linear.weight)
-    trl = trainer_of(RewardTrainer, RewardConfig, backbone, tmp_path, model=model, center_rewards_coefficient=centre)
-    rows = [{"chosen_ids": p + c, "rejected_ids": p + r, "margin": target} for p, c, r in triples(GROUPS)]
+    trl = trainer_of(
+        RewardTrainer,
+        RewardConfig,
+        backbone,
+        tmp_path,
+        model=model,
+        center_rewards_coefficient=centre,
+    )
+    rows = [
+        {"chosen_ids": p + c, "rejected_ids": p + r, "margin": target}
+        for p, c, r in triples(GROUPS)
+    ]
     by_key = {key: g for g in GROUPS for key in g.document.keys}
 
     def loss_of(pack: Pack) -> Tensor:
@@ -298,4 +371,7 @@ def test_reward_model(target: float, centre: float | None, backbone: Backbone, t
 
     ours, gradients = of_packs(backbone, [g.document for g in GROUPS], loss_of, len(rows))
     theirs, expected = of_trl(trl, [rows])
-    assert_same((ours, gradients | {"head": head.linear.weight.grad}), (theirs, expected | {"head": score.weight.grad}))
+    assert_same(
+        (ours, gradients | {"head": head.linear.weight.grad}),
+        (theirs, expected | {"head": score.weight.grad}),
+    )

@@ -1,3 +1,5 @@
-"""A real Argilla server in one command: its relational database is the search index, a bundled Redis is the queue."""
+"""A real Argilla server in one command: its relational database is the search index, a bundled
+Redis is the queue.
+"""
 
 __version__ = "0.1.0"

@@ -1,4 +1,6 @@
-"""The ASGI application: Argilla's own, with the embedded search engine and its sessions before it is made."""
+"""The ASGI application: Argilla's own, with the embedded search engine and its sessions before it
+is made.
+"""
 
 from prefloop_labeling import engine, sessions  # the engine registers itself and sets up SQLite
 

@@ -1,9 +1,11 @@
 """A home in one file, taken while its server runs, and a home made of it again.
 
-A plain tar: a manifest with the size and hash of every file, then the files. The database is copied by SQLite's own backup, which
-holds every vote that was acknowledged before it began. Redis's queue of jobs stays out: a job waits for seconds, and two homes
-that both do it would both call a webhook. The text index stays out as well, since the server makes it again; a backup of an earlier version
-may hold one, which is passed over. Nothing is packed, so that what comes out is never more than the file's own size.
+A plain tar: a manifest with the size and hash of every file, then the files. The database is copied
+by SQLite's own backup, which holds every vote that was acknowledged before it began. Redis's queue
+of jobs stays out: a job waits for seconds, and two homes that both do it would both call a webhook.
+The text index stays out as well, since the server makes it again; a backup of an earlier version
+may hold one, which is passed over. Nothing is packed, so that what comes out is never more than the
+file's own size.
 """
 
 import contextlib
@@ -47,7 +49,8 @@ class Backup:
 
 
 def backup(home: Path | str, file: Path | str) -> Backup:
-    """Write a home to a new file that nobody else can read, whole or not at all. Its server may run.
+    """Write a home to a new file that nobody else can read, whole or not at all. Its server may
+    run.
 
     Raises LabelingError for a home without data or with damaged ones, and for a file that is there.
     """
@@ -58,10 +61,13 @@ def backup(home: Path | str, file: Path | str) -> Backup:
     except OSError as error:
         raise LabelingError(f"{place.database_file} cannot be read ({error.strerror})") from error
     if not there:
-        raise LabelingError(f"home {place.path} has no {place.database_file.name}: there is nothing to back up")
+        raise LabelingError(
+            f"home {place.path} has no {place.database_file.name}: there is nothing to back up"
+        )
     with _folder(target.parent, f".{target.name}.") as work:
         with place.locked():
-            # Before the database: an account without its kept password gets another by `users password --new`.
+            # Before the database: an account without its kept password gets another by
+            # `users password --new`.
             for name in SMALL:
                 _copy(place.path / name, work / name)
             _copy_database(place.database_file, work / DATABASE)
@@ -74,9 +80,11 @@ def backup(home: Path | str, file: Path | str) -> Backup:
 
 
 def restore(file: Path | str, home: Path | str) -> Backup:
-    """Make a new home of a backup: the same accounts, secrets, records and votes. Nothing of it is there before all of it is.
+    """Make a new home of a backup: the same accounts, secrets, records and votes. Nothing of it is
+    there before all of it is.
 
-    Raises LabelingError for a home that holds something, and for a file that is no backup or is damaged.
+    Raises LabelingError for a home that holds something, and for a file that is no backup or is
+    damaged.
     """
     place, source = Home(Path(home)), Path(file).expanduser().absolute()
     if os.path.lexists(place.path) and (not place.path.is_dir() or any(place.path.iterdir())):
@@ -84,7 +92,9 @@ def restore(file: Path | str, home: Path | str) -> Backup:
     try:
         place.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise LabelingError(f"home {place.path} cannot be made ({error.strerror}): choose another --home") from error
+        raise LabelingError(
+            f"home {place.path} cannot be made ({error.strerror}): choose another --home"
+        ) from error
     with _folder(place.path.parent, f".{place.path.name}.") as work:
         made = work / "home"
         made.mkdir(mode=0o700)
@@ -93,7 +103,9 @@ def restore(file: Path | str, home: Path | str) -> Backup:
                 size = os.fstat(opened.fileno()).st_size
                 _read(source, opened, made)
         except OSError as error:
-            raise LabelingError(f"{source} cannot be restored ({error.strerror or error})") from error
+            raise LabelingError(
+                f"{source} cannot be restored ({error.strerror or error})"
+            ) from error
         checked = Home(made)
         checked.secret()
         checked.credentials()
@@ -104,7 +116,9 @@ def restore(file: Path | str, home: Path | str) -> Backup:
         try:
             made.rename(place.path)  # onto an empty directory or none
         except OSError as error:
-            raise LabelingError(f"home {place.path} cannot be made ({error.strerror}): name another --home") from error
+            raise LabelingError(
+                f"home {place.path} cannot be made ({error.strerror}): name another --home"
+            ) from error
         sync_folder(place.path.parent)
     return Backup(source, size, accounts, answers)
 
@@ -115,11 +129,15 @@ def _folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         work = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
     except OSError as error:
-        raise LabelingError(f"{parent} cannot be written ({error.strerror}): name another place") from error
+        raise LabelingError(
+            f"{parent} cannot be written ({error.strerror}): name another place"
+        ) from error
     try:
         yield work
     except OSError as error:
-        raise LabelingError(f"{parent}: {error.strerror or error}. Nothing was left there") from error
+        raise LabelingError(
+            f"{parent}: {error.strerror or error}. Nothing was left there"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -130,7 +148,9 @@ def _check_free(target: Path) -> None:
 
 
 def _publish(partial: Path, target: Path) -> None:
-    """Give a whole file its name. A link fails where the name was taken meanwhile; a rename would replace what has it."""
+    """Give a whole file its name. A link fails where the name was taken meanwhile; a rename would
+    replace what has it.
+    """
     try:
         os.link(partial, target)
     except OSError:
@@ -150,10 +170,14 @@ def _copy(file: Path, target: Path) -> None:
 
 
 def _copy_database(file: Path, target: Path) -> None:
-    """Copy a database at one moment, in one step: writers go on meanwhile, and a copy in steps would begin again at each of them."""
+    """Copy a database at one moment, in one step: writers go on meanwhile, and a copy in steps
+    would begin again at each of them.
+    """
     try:
         with (
-            contextlib.closing(sqlite3.connect(_uri(file, "rw"), uri=True, timeout=BUSY_SECONDS)) as source,
+            contextlib.closing(
+                sqlite3.connect(_uri(file, "rw"), uri=True, timeout=BUSY_SECONDS)
+            ) as source,
             contextlib.closing(sqlite3.connect(target)) as copy,
         ):
             source.backup(copy)
@@ -188,8 +212,15 @@ def _uri(file: Path, mode: str) -> str:
 
 
 def _write(target: Path, folder: Path, names: Sequence[str]) -> None:
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names}
-    manifest = {"format": FORMAT, "made": datetime.now(UTC).isoformat(timespec="seconds"), "files": files}
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)}
+        for name in names
+    }
+    manifest = {
+        "format": FORMAT,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": files,
+    }
     said = json.dumps(manifest, indent=2).encode()
     with (
         open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened,
@@ -211,12 +242,16 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _read(source: Path, opened: BinaryIO, folder: Path) -> None:
-    """Write the files of a backup into a folder. Raises LabelingError for anything that `backup` does not write."""
+    """Write the files of a backup into a folder. Raises LabelingError for anything that `backup`
+    does not write.
+    """
     try:
         with tarfile.open(fileobj=cast(BinaryIO, _Pieces(opened)), mode="r:") as tar:
             first = tar.next()
             if first is None or first.name != MANIFEST or not first.isreg() or first.size > PIECE:
-                raise LabelingError(f"{source} is no backup of `label backup`: it does not begin with {MANIFEST}")
+                raise LabelingError(
+                    f"{source} is no backup of `label backup`: it does not begin with {MANIFEST}"
+                )
             files = _files(json.loads(_content(tar, first).read()))
             while (member := tar.next()) is not None:
                 _check_member(source, member, files)
@@ -224,20 +259,33 @@ def _read(source: Path, opened: BinaryIO, folder: Path) -> None:
                 digest = _save(_content(tar, member), folder / member.name)
                 if digest != expected["sha256"]:
                     raise LabelingError(
-                        f"{source} is damaged: {member.name} is not what was backed up; take another backup"
+                        f"{source} is damaged: {member.name} is not what was backed up; take"
+                        " another backup"
                     )
             if files:
                 raise LabelingError(
-                    f"{source} is cut short: {', '.join(sorted(files))} is missing; take another backup"
+                    f"{source} is cut short: {', '.join(sorted(files))} is missing; take another"
+                    " backup"
                 )
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LabelingError(f"{source} is no backup of `label backup`, or is damaged ({error})") from error
+    except (
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise LabelingError(
+            f"{source} is no backup of `label backup`, or is damaged ({error})"
+        ) from error
 
 
 def _files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if manifest["format"] != FORMAT:
         raise ValueError(
-            f"its format is {str(manifest['format'])[:20]}, known is {FORMAT}: restore it with a newer prefloop"
+            f"its format is {str(manifest['format'])[:20]}, known is {FORMAT}: restore it with a"
+            " newer prefloop"
         )
     files = dict(manifest["files"])
     if missing := [name for name in NEEDED if name not in files]:
@@ -248,15 +296,27 @@ def _files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _check_member(source: Path, member: tarfile.TarInfo, files: dict[str, dict[str, Any]]) -> None:
     name = member.name[:80]
     if member.name not in NAMES or not member.isreg() or member.issparse():
-        kind = "a file" if member.isreg() else "a link" if member.islnk() or member.issym() else "no plain file"
-        raise LabelingError(f"{source} is no backup of `label backup`: it holds {name!r}, {kind} that none has")
+        kind = (
+            "a file"
+            if member.isreg()
+            else "a link"
+            if member.islnk() or member.issym()
+            else "no plain file"
+        )
+        raise LabelingError(
+            f"{source} is no backup of `label backup`: it holds {name!r}, {kind} that none has"
+        )
     if member.name not in files:
         raise LabelingError(
-            f"{source} is no backup of `label backup`: {name!r} stands in it twice, or not in its manifest"
+            f"{source} is no backup of `label backup`: {name!r} stands in it twice, or not in its"
+            " manifest"
         )
-    if member.size != files[member.name]["bytes"] or (name in SMALL and member.size > LARGEST_SMALL):
+    if member.size != files[member.name]["bytes"] or (
+        name in SMALL and member.size > LARGEST_SMALL
+    ):
         raise LabelingError(
-            f"{source} is damaged: {name} has {member.size:,} bytes, which is not its size in the manifest"
+            f"{source} is damaged: {name} has {member.size:,} bytes, which is not its size in the"
+            " manifest"
         )
 
 

@@ -1,6 +1,7 @@
 """Whether the database of a home can be used, looked at before anything is started.
 
-Argilla makes a new, empty database wherever it finds none: a home that has lost its votes would start without a word.
+Argilla makes a new, empty database wherever it finds none: a home that has lost its votes would
+start without a word.
 """
 
 import importlib.util
@@ -14,7 +15,9 @@ BUSY_SECONDS = 30
 
 
 def check_database(place: Home) -> None:
-    """Raises LabelingError for a database that is lost, damaged, or of a newer Argilla. A home that was never used needs none."""
+    """Raises LabelingError for a database that is lost, damaged, or of a newer Argilla. A home that
+    was never used needs none.
+    """
     file = place.database_file
     used = place.text_index_file.exists() or bool(place.credentials().get("users"))
     try:
@@ -33,16 +36,20 @@ def check_database(place: Home) -> None:
     if problem:
         raise LabelingError(f"{file} is damaged ({problem}): {place.way_out}")
     if revision is None and used:
-        raise LabelingError(f"{file} holds no tables of Argilla, and this home has been used: {place.way_out}")
+        raise LabelingError(
+            f"{file} holds no tables of Argilla, and this home has been used: {place.way_out}"
+        )
     known = revisions()
     if revision is not None and known and revision not in known:
         raise LabelingError(
-            f"{file} was written by a newer Argilla (schema {revision:.40}): start it with the version of prefloop that wrote it, or {place.way_out}"
+            f"{file} was written by a newer Argilla (schema {revision:.40}): start it with the"
+            f" version of prefloop that wrote it, or {place.way_out}"
         )
 
 
 def inspect(file: Path) -> tuple[str | None, str | None]:
-    """What is wrong with an SQLite file, else None; and the schema that Argilla last brought it to, else None.
+    """What is wrong with an SQLite file, else None; and the schema that Argilla last brought it to,
+    else None.
 
     Raises sqlite3.OperationalError for one that cannot be opened or is locked.
     """
@@ -51,8 +58,14 @@ def inspect(file: Path) -> tuple[str | None, str | None]:
         found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(1)")]
         if found != ["ok"]:
             return found[0] if found else "no answer to quick_check", None
-        has = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if has else None
+        has = connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
+        ).fetchone()
+        row = (
+            connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            if has
+            else None
+        )
         return None, str(row[0]) if row else None
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):

@@ -1,7 +1,8 @@
 """The search engine "embedded": Argilla's own relational database is the index.
 
-Argilla calls its engine after it has committed, so whatever the engine would be told is in the database already: the write
-hooks do nothing and no index can fall behind. Only words need an index of their own (`text.py`), which catches up by itself.
+Argilla calls its engine after it has committed, so whatever the engine would be told is in the
+database already: the write hooks do nothing and no index can fall behind. Only words need an index
+of their own (`text.py`), which catches up by itself.
 """
 
 import json
@@ -13,7 +14,15 @@ from typing import Any
 from uuid import UUID
 
 from argilla_server.enums import MetadataPropertyType, SimilarityOrder
-from argilla_server.models import Dataset, MetadataProperty, Record, Response, Suggestion, User, VectorSettings
+from argilla_server.models import (
+    Dataset,
+    MetadataProperty,
+    Record,
+    Response,
+    Suggestion,
+    User,
+    VectorSettings,
+)
 from argilla_server.search_engine import (
     Filter,
     FloatMetadataMetrics,
@@ -29,7 +38,14 @@ from argilla_server.search_engine import (
 
 from prefloop_labeling import __version__
 from prefloop_labeling.database import Readers, readers
-from prefloop_labeling.filters import METADATA_VALUES, Sql, compile_filter, json_path, stored_uuid, unanswered
+from prefloop_labeling.filters import (
+    METADATA_VALUES,
+    Sql,
+    compile_filter,
+    json_path,
+    stored_uuid,
+    unanswered,
+)
 from prefloop_labeling.ordering import compile_sort, shuffle
 from prefloop_labeling.shuffles import first_matches, forget, known_records
 from prefloop_labeling.text import TextIndex
@@ -41,7 +57,9 @@ MAX_SIMILAR = 1000  # what Argilla's similarity search pages through
 
 @SearchEngine.register("embedded")
 class EmbeddedEngine(SearchEngine):
-    """Answers Argilla's searches from SQLite. Instances are made per request and hold nothing but the shared readers."""
+    """Answers Argilla's searches from SQLite. Instances are made per request and hold nothing but
+    the shared readers.
+    """
 
     def __init__(self, shared: Readers) -> None:
         self.readers = shared
@@ -56,7 +74,9 @@ class EmbeddedEngine(SearchEngine):
     async def ping(self) -> bool:
         """Whether the database can be read and has Argilla's tables."""
         try:
-            await self.readers.run(lambda connection: connection.execute("SELECT 1 FROM records LIMIT 1").fetchall())
+            await self.readers.run(
+                lambda connection: connection.execute("SELECT 1 FROM records LIMIT 1").fetchall()
+            )
         except sqlite3.Error:
             return False
         return True
@@ -69,7 +89,9 @@ class EmbeddedEngine(SearchEngine):
     async def create_index(self, dataset: Dataset) -> None:
         """Nothing to do: the database is the index."""
 
-    async def configure_metadata_property(self, dataset: Dataset, metadata_property: MetadataProperty) -> None:
+    async def configure_metadata_property(
+        self, dataset: Dataset, metadata_property: MetadataProperty
+    ) -> None:
         """Nothing to do: the database is the index."""
 
     async def configure_index_vectors(self, vector_settings: VectorSettings) -> None:
@@ -100,7 +122,9 @@ class EmbeddedEngine(SearchEngine):
         """Drop the dataset's words and what is kept of its shuffles."""
         dataset_id = dataset.id
         forget(dataset_id)
-        await self.readers.run(lambda connection: TextIndex(connection, dataset_id).drop(), text=True)
+        await self.readers.run(
+            lambda connection: TextIndex(connection, dataset_id).drop(), text=True
+        )
 
     async def get_dataset_progress(self, dataset: Dataset) -> dict[str, int]:
         """Records by status: `{total, pending, completed}`; `{}` for a draft."""
@@ -113,7 +137,9 @@ class EmbeddedEngine(SearchEngine):
         """The user's responses by status, with their total; `{}` for a draft."""
         if dataset.is_draft:
             return {}
-        counts = dict(await self._rows(USER_PROGRESS, stored_uuid(user.id), stored_uuid(dataset.id)))
+        counts = dict(
+            await self._rows(USER_PROGRESS, stored_uuid(user.id), stored_uuid(dataset.id))
+        )
         return {"total": sum(counts.values()), **counts}
 
     async def search(
@@ -126,21 +152,40 @@ class EmbeddedEngine(SearchEngine):
         limit: int = 100,
         user_id: UUID | str | None = None,
     ) -> SearchResponses:
-        """Records that match, ordered by `sort`; else shuffled for the user; else by relevance, or as they were logged."""
+        """Records that match, ordered by `sort`; else shuffled for the user; else by relevance, or
+        as they were logged.
+        """
         condition = compile_filter(filter, dataset) if filter else None
         if user_id and query is None and not sort:
             user = user_id if isinstance(user_id, UUID) else UUID(user_id)
             pending = unanswered(filter)
             rest = compile_filter(pending[1], dataset) if pending else None
             return await self.readers.run(
-                partial(_queue, dataset.id, user, condition, rest, pending and pending[0], offset=offset, limit=limit)
+                partial(
+                    _queue,
+                    dataset.id,
+                    user,
+                    condition,
+                    rest,
+                    pending and pending[0],
+                    offset=offset,
+                    limit=limit,
+                )
             )
         if sort:
             order: Sql | None = compile_sort(sort, dataset)
         else:
             order = shuffle(user_id) if user_id else None
         return await self.readers.run(
-            partial(_search, dataset.id, _text_query(query), condition, order, offset=offset, limit=limit),
+            partial(
+                _search,
+                dataset.id,
+                _text_query(query),
+                condition,
+                order,
+                offset=offset,
+                limit=limit,
+            ),
             text=query is not None,
         )
 
@@ -156,10 +201,14 @@ class EmbeddedEngine(SearchEngine):
         order: SimilarityOrder = SimilarityOrder.most_similar,
         threshold: float | None = None,
     ) -> SearchResponses:
-        """Records by cosine with a vector, or with the vector of a record, which is left out. Exact, over all candidates."""
+        """Records by cosine with a vector, or with the vector of a record, which is left out.
+        Exact, over all candidates.
+        """
         if bool(value) == bool(record):
             raise ValueError("give either a vector or a record to compare with, not both")
-        vector = value or (record.vector_value_by_vector_settings(vector_settings) if record else None)
+        vector = value or (
+            record.vector_value_by_vector_settings(vector_settings) if record else None
+        )
         if not vector:
             raise ValueError("the record to compare with has no vector of these settings")
         if order == SimilarityOrder.least_similar:
@@ -168,7 +217,13 @@ class EmbeddedEngine(SearchEngine):
         if record:
             conditions.append(Sql("r.id <> ?", (stored_uuid(record.id),)))
         rows = await self.readers.run(
-            partial(_vectors, dataset.id, _text_query(query), Sql.join(" AND ", conditions), vector_settings.id),
+            partial(
+                _vectors,
+                dataset.id,
+                _text_query(query),
+                Sql.join(" AND ", conditions),
+                vector_settings.id,
+            ),
             text=query is not None,
         )
         scored = [
@@ -176,12 +231,18 @@ class EmbeddedEngine(SearchEngine):
             for record_id, score in similarities(rows, vector)
             if threshold is None or score >= threshold
         ]
-        items = [SearchResponseItem(record_id=UUID(found), score=score) for found, score in scored[:max_results]]
+        items = [
+            SearchResponseItem(record_id=UUID(found), score=score)
+            for found, score in scored[:max_results]
+        ]
         return SearchResponses(items=items, total=min(len(scored), MAX_SIMILAR))
 
     async def compute_metrics_for(self, metadata_property: MetadataProperty) -> MetadataMetrics:
         """Terms with their counts, most frequent first; smallest and largest of numbers."""
-        path, dataset_id = json_path(metadata_property.name), stored_uuid(metadata_property.dataset_id)
+        path, dataset_id = (
+            json_path(metadata_property.name),
+            stored_uuid(metadata_property.dataset_id),
+        )
         if metadata_property.type == MetadataPropertyType.terms:
             counts = await self._rows(TERMS, path, dataset_id, MAX_TERMS)
             values = [TermsMetrics.TermCount(term=term, count=count) for term, count in counts]
@@ -192,7 +253,9 @@ class EmbeddedEngine(SearchEngine):
         return FloatMetadataMetrics(min=smallest, max=largest)
 
     async def _rows(self, statement: str, *params: Any) -> list[tuple[Any, ...]]:
-        return await self.readers.run(lambda connection: connection.execute(statement, params).fetchall())
+        return await self.readers.run(
+            lambda connection: connection.execute(statement, params).fetchall()
+        )
 
 
 PROGRESS = "SELECT r.status, count(*) FROM records r WHERE r.dataset_id = ? GROUP BY +r.status"
@@ -203,8 +266,9 @@ USER_PROGRESS = (
 ANSWERED = "FROM responses p CROSS JOIN records r ON r.id = p.record_id WHERE p.user_id = ?"
 LISTED = "FROM json_each(?) o CROSS JOIN records r ON r.id = o.value"
 TERMS = (
-    f"SELECT CAST(j.value AS TEXT) AS term, count(DISTINCT r.rowid) AS records FROM records r, {METADATA_VALUES}"
-    " WHERE r.dataset_id = ? AND j.value IS NOT NULL GROUP BY term ORDER BY records DESC, term LIMIT ?"
+    "SELECT CAST(j.value AS TEXT) AS term, count(DISTINCT r.rowid) AS records FROM records r,"
+    f" {METADATA_VALUES} WHERE r.dataset_id = ? AND j.value IS NOT NULL GROUP BY term ORDER BY"
+    " records DESC, term LIMIT ?"
 )
 RANGE = (
     f"SELECT min(j.value), max(j.value) FROM records r, {METADATA_VALUES}"
@@ -245,7 +309,9 @@ def _search(
     order = order or Sql("w.rank, r.rowid" if ranked else "r.rowid")
     with _one_moment(connection):
         total = _count(connection, source)
-        return _responses(_page(connection, source, order, "-w.rank" if ranked else "NULL", offset, limit), total)
+        return _responses(
+            _page(connection, source, order, "-w.rank" if ranked else "NULL", offset, limit), total
+        )
 
 
 def _queue(
@@ -258,7 +324,9 @@ def _queue(
     offset: int,
     limit: int,
 ) -> SearchResponses:
-    """A page in the user's shuffle. `rest` is the condition without the one that asks for what a user has not answered."""
+    """A page in the user's shuffle. `rest` is the condition without the one that asks for what a
+    user has not answered.
+    """
     source, _ = _source(connection, dataset_id, None, condition)
     with _one_moment(connection):
         known = known_records(connection, dataset_id)
@@ -272,7 +340,9 @@ def _queue(
                 if rest.text == "1"
                 else _count(connection, Sql(f"FROM records r WHERE {where.text}", where.params))
             )
-            answered = Sql(f"{ANSWERED} AND {where.text}", (stored_uuid(unanswered_by), *where.params))
+            answered = Sql(
+                f"{ANSWERED} AND {where.text}", (stored_uuid(unanswered_by), *where.params)
+            )
             total = every - _count(connection, answered)
         else:
             total = _count(connection, source)
@@ -281,16 +351,21 @@ def _queue(
         def matching(ids: list[str]) -> list[tuple[str, None]]:
             params = (json.dumps(ids), *source.params)
             return connection.execute(
-                f"SELECT r.id, NULL {LISTED} {source.text.removeprefix('FROM records r')} ORDER BY o.key", params
+                f"SELECT r.id, NULL {LISTED} {source.text.removeprefix('FROM records r')} ORDER BY"
+                " o.key",
+                params,
             ).fetchall()
 
-        # Few matches among many records are found sooner by sorting them than by walking along the shuffle.
+        # Few matches among many records are found sooner by sorting them than by walking along the
+        # shuffle.
         budget = len(known) // 4
         rows = None
         if wanted * len(known) <= budget * total or not wanted:
             rows = first_matches(known, user_id, wanted, matching, budget)
         if rows is None:
-            return _responses(_page(connection, source, shuffle(user_id), "NULL", offset, limit), total)
+            return _responses(
+                _page(connection, source, shuffle(user_id), "NULL", offset, limit), total
+            )
         return _responses(rows[offset:], total)
 
 
@@ -316,7 +391,9 @@ def _page(
 
 
 def _responses(rows: Iterable[tuple[str, float | None]], total: int) -> SearchResponses:
-    items = [SearchResponseItem(record_id=UUID(record_id), score=score) for record_id, score in rows]
+    items = [
+        SearchResponseItem(record_id=UUID(record_id), score=score) for record_id, score in rows
+    ]
     return SearchResponses(items=items, total=total)
 
 

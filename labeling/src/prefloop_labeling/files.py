@@ -17,7 +17,9 @@ def write_private(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: those of new files may be lost with the power otherwise."""
+    """Wait until the names in a folder are on the disk: those of new files may be lost with the
+    power otherwise.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

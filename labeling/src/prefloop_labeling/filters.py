@@ -1,8 +1,9 @@
 """Argilla's filters as conditions on a row `r` of `records`.
 
-Every value from outside is a bound parameter; lists are bound as one JSON array. All response filters of a search must hold
-in one and the same response row, so they become a single EXISTS. `+p.status` keeps SQLite from choosing the index on the
-status alone, which holds every response of every dataset.
+Every value from outside is a bound parameter; lists are bound as one JSON array. All response
+filters of a search must hold in one and the same response row, so they become a single EXISTS.
+`+p.status` keeps SQLite from choosing the index on the status alone, which holds every response of
+every dataset.
 """
 
 import json
@@ -27,7 +28,8 @@ from argilla_server.search_engine import (
     TermsFilter,
 )
 
-# Metadata may hold Infinity, which older SQLites call malformed JSON: such a row has no values rather than failing the search.
+# Metadata may hold Infinity, which older SQLites call malformed JSON: such a row has no values
+# rather than failing the search.
 METADATA_VALUES = "json_each(CASE WHEN json_valid(r.metadata) THEN r.metadata END, ?) j"
 RESPONSE_VALUES = 'json_each(p."values", ?) j'
 RECORD_PROPERTIES = ("id", "external_id", "inserted_at", "updated_at", "status")
@@ -45,24 +47,33 @@ class Sql:
     def join(separator: str, parts: Iterable["Sql"]) -> "Sql":
         """The parts in order with `separator` between them."""
         parts = list(parts)
-        return Sql(separator.join(part.text for part in parts), tuple(p for part in parts for p in part.params))
+        return Sql(
+            separator.join(part.text for part in parts),
+            tuple(p for part in parts for p in part.params),
+        )
 
 
 NOTHING = Sql("0")
 
 
 def json_path(*keys: str) -> str:
-    """A JSON path for member names; names come from Argilla's database, whose own rules forbid quotes in them."""
+    """A JSON path for member names; names come from Argilla's database, whose own rules forbid
+    quotes in them.
+    """
     return "$" + "".join(f'."{key}"' for key in keys)
 
 
 def stored_uuid(value: UUID | str) -> str:
-    """A UUID as Argilla's database holds it: 32 hexadecimal digits. Raises ValueError for anything else."""
+    """A UUID as Argilla's database holds it: 32 hexadecimal digits. Raises ValueError for anything
+    else.
+    """
     return (value if isinstance(value, UUID) else UUID(value)).hex
 
 
 def compile_filter(filter: Filter, dataset: Dataset) -> Sql:
-    """The condition for a filter; raises UnprocessableEntityError (422) for one that means nothing."""
+    """The condition for a filter; raises UnprocessableEntityError (422) for one that means
+    nothing.
+    """
     leaves = list(_leaves(filter))
     by_user: dict[Any, list[TermsFilter | RangeFilter]] = {}
     conditions = []
@@ -74,7 +85,10 @@ def compile_filter(filter: Filter, dataset: Dataset) -> Sql:
             match = _value_condition(leaf)
             path = json_path(scope.metadata_property)
             conditions.append(
-                Sql(f"EXISTS (SELECT 1 FROM {METADATA_VALUES} WHERE {match.text})", (path, *match.params))
+                Sql(
+                    f"EXISTS (SELECT 1 FROM {METADATA_VALUES} WHERE {match.text})",
+                    (path, *match.params),
+                )
             )
         elif isinstance(scope, SuggestionFilterScope):
             conditions.append(_suggestion_condition(leaf, dataset))
@@ -87,14 +101,20 @@ def compile_filter(filter: Filter, dataset: Dataset) -> Sql:
 
 
 def unanswered(filter: Filter | None) -> tuple[UUID, Filter] | None:
-    """The user and the other conditions when a filter asks for what that user has not answered; None when it does not."""
+    """The user and the other conditions when a filter asks for what that user has not answered;
+    None when it does not.
+    """
     leaves = list(_leaves(filter)) if filter else []
     asked = [leaf for leaf in leaves if isinstance(leaf.scope, ResponseFilterScope)]
     users = {leaf.scope.user.id if leaf.scope.user else None for leaf in asked}
     if len(users) != 1 or None in users:
         return None
     for leaf in asked:
-        if leaf.scope.question or leaf.scope.property != "status" or not isinstance(leaf, TermsFilter):
+        if (
+            leaf.scope.question
+            or leaf.scope.property != "status"
+            or not isinstance(leaf, TermsFilter)
+        ):
             return None
         if {str(value) for value in leaf.values} != {ResponseStatusFilter.pending.value}:
             return None
@@ -131,9 +151,10 @@ def _value_condition(leaf: TermsFilter | RangeFilter) -> Sql:
         texts = _bound([str(value) for value in leaf.values])
         numbers = _bound([number for number in map(_number, leaf.values) if number is not None])
         return Sql(
-            "(CASE WHEN j.type IN ('integer', 'real') THEN j.value IN (SELECT n.value FROM json_each(?) n)"
-            " WHEN j.type = 'text' THEN j.value IN (SELECT t.value FROM json_each(?) t)"
-            " WHEN j.type IN ('true', 'false') THEN j.type IN (SELECT t.value FROM json_each(?) t) ELSE 0 END)",
+            "(CASE WHEN j.type IN ('integer', 'real') THEN j.value IN (SELECT n.value FROM"
+            " json_each(?) n) WHEN j.type = 'text' THEN j.value IN (SELECT t.value FROM"
+            " json_each(?) t) WHEN j.type IN ('true', 'false') THEN j.type IN (SELECT t.value FROM"
+            " json_each(?) t) ELSE 0 END)",
             (numbers, texts, texts),
         )
     parts = []
@@ -142,9 +163,16 @@ def _value_condition(leaf: TermsFilter | RangeFilter) -> Sql:
             continue
         number = _number(bound)
         if number is not None:
-            parts.append(Sql(f"(j.type IN ('integer', 'real') AND j.value {operator} ?)", (float(number),)))
+            parts.append(
+                Sql(f"(j.type IN ('integer', 'real') AND j.value {operator} ?)", (float(number),))
+            )
         else:
-            parts.append(Sql(f"(j.type = 'text' AND j.value {operator} json_extract(?, '$[0]'))", (_bound([bound]),)))
+            parts.append(
+                Sql(
+                    f"(j.type = 'text' AND j.value {operator} json_extract(?, '$[0]'))",
+                    (_bound([bound]),),
+                )
+            )
     return Sql.join(" AND ", parts) if parts else Sql("1")
 
 
@@ -173,17 +201,27 @@ def _response_condition(leaves: list[TermsFilter | RangeFilter], user_id: UUID |
         if leaf.scope.question:
             match = _value_condition(leaf)
             path = json_path(leaf.scope.question, "value")
-            values.append(Sql(f"EXISTS (SELECT 1 FROM {RESPONSE_VALUES} WHERE {match.text})", (path, *match.params)))
+            values.append(
+                Sql(
+                    f"EXISTS (SELECT 1 FROM {RESPONSE_VALUES} WHERE {match.text})",
+                    (path, *match.params),
+                )
+            )
         elif leaf.scope.property == "status" and isinstance(leaf, TermsFilter):
             named = {str(value) for value in leaf.values}
             statuses = named if statuses is None else statuses & named
         else:
-            raise UnprocessableEntityError("a response filter needs a question, or the property 'status' with terms")
+            raise UnprocessableEntityError(
+                "a response filter needs a question, or the property 'status' with terms"
+            )
     row, alternatives = [who], []
     if statuses is not None:
-        # Pending is the absence of a response, which has no values: beside a question filter it can match nothing.
+        # Pending is the absence of a response, which has no values: beside a question filter it can
+        # match nothing.
         if ResponseStatusFilter.pending.value in statuses and not values:
-            alternatives.append(Sql(f"NOT EXISTS (SELECT 1 FROM responses p WHERE {who.text})", who.params))
+            alternatives.append(
+                Sql(f"NOT EXISTS (SELECT 1 FROM responses p WHERE {who.text})", who.params)
+            )
         written = sorted(statuses & {status.value for status in ResponseStatus})
         if not written:
             return alternatives[0] if alternatives else NOTHING
@@ -197,16 +235,21 @@ def _response_condition(leaves: list[TermsFilter | RangeFilter], user_id: UUID |
 def suggestion_rows(question: str, dataset: Dataset) -> Sql:
     """The condition that picks the suggestion `s` of a record for a question."""
     return Sql(
-        "s.record_id = r.id AND s.question_id = (SELECT q.id FROM questions q WHERE q.dataset_id = ? AND q.name = ?)",
+        "s.record_id = r.id AND s.question_id = (SELECT q.id FROM questions q WHERE q.dataset_id ="
+        " ? AND q.name = ?)",
         (stored_uuid(dataset.id), question),
     )
 
 
 def suggestion_property(scope: SuggestionFilterScope) -> str:
-    """The property of a suggestion that a scope names; raises UnprocessableEntityError for an unknown one."""
+    """The property of a suggestion that a scope names; raises UnprocessableEntityError for an
+    unknown one.
+    """
     property = "value" if scope.property in (None, "None") else str(scope.property)
     if property not in SUGGESTION_PROPERTIES:
-        raise UnprocessableEntityError(f"suggestions have no property {property!r}: use one of {SUGGESTION_PROPERTIES}")
+        raise UnprocessableEntityError(
+            f"suggestions have no property {property!r}: use one of {SUGGESTION_PROPERTIES}"
+        )
     return property
 
 
@@ -215,19 +258,25 @@ def _suggestion_condition(leaf: TermsFilter | RangeFilter, dataset: Dataset) -> 
     if property in ("agent", "type"):
         match = _column_condition(f"+s.{property}", leaf)
         return Sql(
-            f"EXISTS (SELECT 1 FROM suggestions s WHERE {rows.text} AND {match.text})", rows.params + match.params
+            f"EXISTS (SELECT 1 FROM suggestions s WHERE {rows.text} AND {match.text})",
+            rows.params + match.params,
         )
     match = _value_condition(leaf)
     return Sql(
-        f"EXISTS (SELECT 1 FROM suggestions s, json_each(s.{property}) j WHERE {rows.text} AND {match.text})",
+        f"EXISTS (SELECT 1 FROM suggestions s, json_each(s.{property}) j WHERE {rows.text} AND"
+        f" {match.text})",
         rows.params + match.params,
     )
 
 
 def record_property(scope: RecordFilterScope) -> str:
-    """The column of a record that a scope names; raises UnprocessableEntityError for an unknown one."""
+    """The column of a record that a scope names; raises UnprocessableEntityError for an unknown
+    one.
+    """
     if str(scope.property) not in RECORD_PROPERTIES:
-        raise UnprocessableEntityError(f"records have no property {scope.property!r}: use one of {RECORD_PROPERTIES}")
+        raise UnprocessableEntityError(
+            f"records have no property {scope.property!r}: use one of {RECORD_PROPERTIES}"
+        )
     return str(scope.property)
 
 
@@ -241,7 +290,9 @@ def _record_condition(leaf: TermsFilter | RangeFilter) -> Sql:
         if leaf.ge is not None:
             parts.append(Sql(f"+r.{property} >= ?", (stored_moment(leaf.ge, property),)))
         if leaf.le is not None:
-            parts.append(Sql(f"+r.{property} <= ?", (stored_moment(leaf.le, property, end_of_day=True),)))
+            parts.append(
+                Sql(f"+r.{property} <= ?", (stored_moment(leaf.le, property, end_of_day=True),))
+            )
         return Sql.join(" AND ", parts) if parts else Sql("1")
     if property == "id" and isinstance(leaf, TermsFilter):
         ids = []
@@ -257,7 +308,8 @@ def _record_condition(leaf: TermsFilter | RangeFilter) -> Sql:
 def stored_moment(value: Any, property: str, end_of_day: bool = False) -> str:
     """A moment as the database holds it (UTC); a bare date as an upper bound means its whole day.
 
-    Numbers are milliseconds since 1970. Raises UnprocessableEntityError (422) for what is no moment.
+    Numbers are milliseconds since 1970. Raises UnprocessableEntityError (422) for what is no
+    moment.
     """
     number = _number(value)
     try:
@@ -271,6 +323,7 @@ def stored_moment(value: Any, property: str, end_of_day: bool = False) -> str:
                 moment = datetime.combine(moment, time.max)
     except (ValueError, OverflowError):
         raise UnprocessableEntityError(
-            f"{property} cannot be compared with {value!r}: give an ISO 8601 date or time, such as 2025-01-31"
+            f"{property} cannot be compared with {value!r}: give an ISO 8601 date or time, such as"
+            " 2025-01-31"
         ) from None
     return moment.isoformat(sep=" ", timespec="microseconds")

@@ -1,7 +1,8 @@
-"""What stands before Argilla's own application: the server's proof, the names it answers to, and slow password guesses.
+"""What stands before Argilla's own application: the server's proof, the names it answers to, and
+slow password guesses.
 
-Argilla takes any Host, so that a page of another site could reach it under a name of its own (DNS rebinding), and lets
-passwords be guessed at full speed. Both matter once a proxy lets others in.
+Argilla takes any Host, so that a page of another site could reach it under a name of its own (DNS
+rebinding), and lets passwords be guessed at full speed. Both matter once a proxy lets others in.
 """
 
 import hashlib
@@ -41,15 +42,18 @@ class _Guesses:
 
 
 class Guesses:
-    """Wrong passwords of late, by who was guessed and from where; the wait after them grows from one second to a minute.
+    """Wrong passwords of late, by who was guessed and from where; the wait after them grows from
+    one second to a minute.
 
-    In memory and bounded: of a name its hash is kept, since a name may be as long as a request. A guess counts from its beginning, so that
-    many at once are no way around.
+    In memory and bounded: of a name its hash is kept, since a name may be as long as a request. A
+    guess counts from its beginning, so that many at once are no way around.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._kept: OrderedDict[bytes, _Guesses] = OrderedDict()  # those that have not guessed for longest first
+        self._kept: OrderedDict[bytes, _Guesses] = (
+            OrderedDict()
+        )  # those that have not guessed for longest first
 
     def wait(self, *keys: str) -> float:
         """Seconds until a guess under all these keys is heard; 0 when it is now."""
@@ -74,7 +78,9 @@ class Guesses:
                 found.last = self._clock()
 
     def right(self, user: str, address: str) -> None:
-        """It was the password: the user's wrong guesses are over. Those of the address stay, which may guess others' passwords too."""
+        """It was the password: the user's wrong guesses are over. Those of the address stay, which
+        may guess others' passwords too.
+        """
         self._kept.pop(_hash(user), None)
         self.none(address)
 
@@ -94,7 +100,9 @@ class Guesses:
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: App, secret: str, home: Identity, port: int, names: Collection[str]) -> None:
+    def __init__(
+        self, app: App, secret: str, home: Identity, port: int, names: Collection[str]
+    ) -> None:
         self.app, self.guesses = app, Guesses()
         self._secret, self._home, self._port = secret, home, port
         self._names = {name.lower() for name in (*LOOPBACK, *names)}
@@ -104,7 +112,9 @@ class Guard:
             return await self.app(scope, receive, send)
         if not self._known(scope):
             return await _refuse(
-                send, 421, "This server does not go by that name: `label up --allow-host NAME` lets it."
+                send,
+                421,
+                "This server does not go by that name: `label up --allow-host NAME` lets it.",
             )
         if scope["path"] == proof.PATH:
             nonce = scope["query_string"].decode("latin-1")[:64]
@@ -129,10 +139,14 @@ class Guard:
         if body is None:
             return await _refuse(send, 413, "A name and a password are shorter than that.")
         try:
-            username = (await Request(scope, _once(body)).form(max_files=4, max_fields=16)).get("username")
+            username = (await Request(scope, _once(body)).form(max_files=4, max_fields=16)).get(
+                "username"
+            )
         except Exception:  # Argilla has other limits, so what is not read here is not passed on
             return await _refuse(
-                send, 400, "The form cannot be read: send a username and a password, and nothing else."
+                send,
+                400,
+                "The form cannot be read: send a username and a password, and nothing else.",
             )
         # Whatever is passed on is counted: without a name, under the empty one that nobody has.
         name = username if isinstance(username, str) else ""
@@ -190,8 +204,14 @@ def _once(body: bytes, then: Receive | None = None) -> Receive:
     return receive
 
 
-async def _refuse(send: Send, status: int, detail: str, headers: Collection[tuple[bytes, bytes]] = ()) -> None:
+async def _refuse(
+    send: Send, status: int, detail: str, headers: Collection[tuple[bytes, bytes]] = ()
+) -> None:
     body = json.dumps({"detail": detail}).encode()
-    all_headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    all_headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+    ]
     await send({"type": "http.response.start", "status": status, "headers": all_headers})
     await send({"type": "http.response.body", "body": body})

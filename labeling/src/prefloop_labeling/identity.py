@@ -1,4 +1,6 @@
-"""Which directory a file that names a running thing was written for, so that a copy of the directory is not taken for it."""
+"""Which directory a file that names a running thing was written for, so that a copy of the
+directory is not taken for it.
+"""
 
 import contextlib
 import os
@@ -33,5 +35,9 @@ class Identity:
         return asdict(self)
 
     def same(self, other: "Identity") -> bool:
-        """Whether both are one directory. It may have been moved, and a disk may have another number after a restart; not both."""
-        return self.inode == other.inode and (self.device == other.device or self.path == other.path)
+        """Whether both are one directory. It may have been moved, and a disk may have another
+        number after a restart; not both.
+        """
+        return self.inode == other.inode and (
+            self.device == other.device or self.path == other.path
+        )

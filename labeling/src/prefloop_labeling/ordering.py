@@ -1,7 +1,8 @@
-"""The order of search results: Argilla's sort clauses, and a shuffle that every annotator has for their own.
+"""The order of search results: Argilla's sort clauses, and a shuffle that every annotator has for
+their own.
 
-Missing values come last in both directions, as in Elasticsearch. Of a list the smallest element counts when ascending and the
-largest when descending; of several responses the mean.
+Missing values come last in both directions, as in Elasticsearch. Of a list the smallest element
+counts when ascending and the largest when descending; of several responses the mean.
 """
 
 from hashlib import blake2b
@@ -29,16 +30,16 @@ from prefloop_labeling.filters import (
     suggestion_rows,
 )
 
-# A prime below 2**31 with 3 not dividing PRIME - 1: cubing modulo it moves every number to another place, and squares of
-# numbers below it stay within SQLite's 64-bit integers.
+# A prime below 2**31 with 3 not dividing PRIME - 1: cubing modulo it moves every number to another
+# place, and squares of numbers below it stay within SQLite's 64-bit integers.
 PRIME = 2147483579
 
 
 def shuffle(user_id: UUID | str) -> Sql:
     """An order of `r` that depends on the user alone and stays when records come or go.
 
-    Two rounds of (x + seed)^3 modulo a prime on the row number. One multiplication would leave strides: records that were
-    logged one after the other would come at equal distances.
+    Two rounds of (x + seed)^3 modulo a prime on the row number. One multiplication would leave
+    strides: records that were logged one after the other would come at equal distances.
     """
     first, second = seeds(user_id)
     once = _cube(f"((r.rowid + {first}) % {PRIME})")
@@ -78,7 +79,8 @@ def _sort_key(order: Order, dataset: Dataset, pick: str) -> Sql:
         if property in ("agent", "type"):
             return Sql(f"(SELECT s.{property} FROM suggestions s WHERE {rows.text})", rows.params)
         return Sql(
-            f"(SELECT {pick}(j.value) FROM suggestions s, json_each(s.{property}) j WHERE {rows.text} AND {scalars})",
+            f"(SELECT {pick}(j.value) FROM suggestions s, json_each(s.{property}) j WHERE"
+            f" {rows.text} AND {scalars})",
             rows.params,
         )
     if isinstance(scope, ResponseFilterScope):

@@ -1,4 +1,6 @@
-"""Processes that outlive the command that started them, and how they are found again without mistaking another for them."""
+"""Processes that outlive the command that started them, and how they are found again without
+mistaking another for them.
+"""
 
 import contextlib
 import json
@@ -26,9 +28,14 @@ class Process:
     started: str
 
     def running(self) -> bool:
-        """Whether this very process runs: the same pid, started at the same moment, and not a zombie."""
+        """Whether this very process runs: the same pid, started at the same moment, and not a
+        zombie.
+        """
         try:
-            return started_at(self.pid) == self.started and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+            return (
+                started_at(self.pid) == self.started
+                and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.Error:  # gone, or another user's and so not one that we started
             return False
 
@@ -41,7 +48,9 @@ class Process:
         return float(times.user + times.system)
 
     def stop(self, seconds: float) -> None:
-        """End the process and what it started: SIGTERM, and SIGKILL after `seconds`. Does nothing when it is gone."""
+        """End the process and what it started: SIGTERM, and SIGKILL after `seconds`. Does nothing
+        when it is gone.
+        """
         if not self.running():
             return
         found = psutil.Process(self.pid)
@@ -56,7 +65,9 @@ class Process:
 
 
 def _wait_for_end(processes: Sequence[psutil.Process], seconds: float) -> None:
-    """Until they have ended. That their parent has taken note is not waited for: in a container the first process may never do it."""
+    """Until they have ended. That their parent has taken note is not waited for: in a container the
+    first process may never do it.
+    """
     deadline = time.monotonic() + seconds
     while any(map(_runs, processes)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
@@ -72,19 +83,24 @@ def _runs(process: psutil.Process) -> bool:
 def started_at(pid: int) -> str:
     """When a process was started, as text that no other process ever has together with its pid.
 
-    Linux counts clock ticks since the boot, which has a name; a time of day would move whenever the clock is set. (A command
-    line would not do either: redis-server rewrites its own.) Raises psutil.NoSuchProcess.
+    Linux counts clock ticks since the boot, which has a name; a time of day would move whenever the
+    clock is set. (A command line would not do either: redis-server rewrites its own.) Raises
+    psutil.NoSuchProcess.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The second field, the name, may hold spaces and parentheses; the start time is the 20th after it.
+        # The second field, the name, may hold spaces and parentheses; the start time is the 20th
+        # after it.
         return f"{boot}/{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
     except (FileNotFoundError, ProcessLookupError):
         return repr(psutil.Process(pid).create_time())
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], log: Path, pid_file: Path, cwd: Path) -> Process:
-    """Start a process in a session of its own, its output appended to `log`; `pid_file` says which it is, and of which home.
+def start(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, pid_file: Path, cwd: Path
+) -> Process:
+    """Start a process in a session of its own, its output appended to `log`; `pid_file` says which
+    it is, and of which home.
 
     Neither a closed terminal nor Ctrl-C in it reaches the process.
     """
@@ -99,14 +115,19 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path, pid
             start_new_session=True,
             umask=0o077,
         )
-    process = Process(child.pid, started_at(child.pid))  # a child that has ended already still has its entry
+    process = Process(
+        child.pid, started_at(child.pid)
+    )  # a child that has ended already still has its entry
     home = Identity.of(pid_file.parent).to_json()
-    write_private(pid_file, json.dumps({"pid": process.pid, "started": process.started, "home": home}))
+    write_private(
+        pid_file, json.dumps({"pid": process.pid, "started": process.started, "home": home})
+    )
     return process
 
 
 def recorded(pid_file: Path) -> Process | None:
-    """The process that a pid file names if it still runs for the directory that the file is in, else None.
+    """The process that a pid file names if it still runs for the directory that the file is in,
+    else None.
 
     A copy of a home holds the pid files of the original, whose processes are none of its own.
     """

@@ -1,8 +1,9 @@
 """How a server shows that it is the one of a home, before anybody tells it a key.
 
-Whoever listens on a port may be anybody: the server is down, and another user's program has taken its place. So every connection
-begins with a question that only a process with the home's secret can answer. The answer names the home and the port as well:
-a copy of the home has the same secret, and a stranger could pass the question on. `prefloop.labeling.argilla.proof` asks the same.
+Whoever listens on a port may be anybody: the server is down, and another user's program has taken
+its place. So every connection begins with a question that only a process with the home's secret can
+answer. The answer names the home and the port as well: a copy of the home has the same secret, and
+a stranger could pass the question on. `prefloop.labeling.argilla.proof` asks the same.
 """
 
 import hashlib
@@ -27,13 +28,16 @@ class Unproved(OSError):
 
 
 def proof(secret: str, nonce: str, home: Identity, port: int) -> str:
-    """What the server of a home answers to `nonce`. No token can be made of it: it signs none with a line break in it."""
+    """What the server of a home answers to `nonce`. No token can be made of it: it signs none with
+    a line break in it.
+    """
     asked = f"prefloop proof\n{nonce}\n{home.device}:{home.inode}\n{port}"
     return hmac.new(secret.encode(), asked.encode(), hashlib.sha256).hexdigest()
 
 
 def connect(place: Home, url: str, seconds: float = SECONDS) -> http.client.HTTPConnection:
-    """A connection to the home's server, which has shown that it is. It is never opened again by itself, since another might answer then.
+    """A connection to the home's server, which has shown that it is. It is never opened again by
+    itself, since another might answer then.
 
     Raises OSError when nothing listens there, Unproved when somebody else does.
     """
@@ -45,7 +49,9 @@ def connect(place: Home, url: str, seconds: float = SECONDS) -> http.client.HTTP
     try:
         nonce = secrets.token_hex(32)
         expected = proof(place.secret(), nonce, place.identity(), port)
-        if not hmac.compare_digest(_answer(connection.sock, parts.netloc, nonce, seconds), expected):
+        if not hmac.compare_digest(
+            _answer(connection.sock, parts.netloc, nonce, seconds), expected
+        ):
             raise Unproved(f"another program than this home's server listens at {url}")
     except BaseException:
         connection.close()

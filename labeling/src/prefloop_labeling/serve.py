@@ -1,7 +1,8 @@
-"""The server process: migrations, the owner's account, then uvicorn, with one import of Argilla for all three.
+"""The server process: migrations, the owner's account, then uvicorn, with one import of Argilla for
+all three.
 
-Started by `server.up` with the environment of `home.environment`; secrets come from files of the home that only its owner
-can read.
+Started by `server.up` with the environment of `home.environment`; secrets come from files of the
+home that only its owner can read.
 """
 
 import argparse
@@ -24,7 +25,9 @@ GRACE_SECONDS = 5
 
 
 def ensure_owner(home: Home) -> None:
-    """Create the owner of `credentials.json` with the workspace "default", unless a user of that name exists."""
+    """Create the owner of `credentials.json` with the workspace "default", unless a user of that
+    name exists.
+    """
     owner = home.credentials()["owner"]
     with SyncSessionLocal() as session:
         if session.query(User).filter_by(username=owner["username"]).first() is None:
@@ -45,7 +48,8 @@ def ensure_owner(home: Home) -> None:
 def collect_less() -> None:
     """Leave what was imported out of garbage collection, and collect seldom.
 
-    Each vote makes thousands of objects, few of them in cycles: by default some requests wait while all of Argilla is walked.
+    Each vote makes thousands of objects, few of them in cycles: by default some requests wait while
+    all of Argilla is walked.
     """
     gc.collect()
     gc.freeze()
@@ -66,7 +70,13 @@ def main() -> None:
     ensure_owner(home)
     collect_less()
     guarded = Guard(app, home.secret(), home.identity(), args.port, [args.host, *args.allow_host])
-    uvicorn.run(guarded, host=args.host, port=args.port, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
+    uvicorn.run(
+        guarded,
+        host=args.host,
+        port=args.port,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 if __name__ == "__main__":

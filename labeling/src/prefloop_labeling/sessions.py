@@ -1,8 +1,9 @@
 """Argilla's sessions: a statement is one trip to its connection's thread, and connections are kept.
 
-SQLAlchemy's aiosqlite takes four trips for a SELECT (cursor, execute, fetch, close), and Argilla some fifty statements for a vote:
-eight annotators spent more time on the way than in SQLite. Its pool keeps five connections and closes the others after each
-use, and a vote holds one while it waits for a second.
+SQLAlchemy's aiosqlite takes four trips for a SELECT (cursor, execute, fetch, close), and Argilla
+some fifty statements for a vote: eight annotators spent more time on the way than in SQLite. Its
+pool keeps five connections and closes the others after each use, and a vote holds one while it
+waits for a second.
 """
 
 import sqlite3
@@ -34,7 +35,9 @@ class OneTripCursor:
         await self._run("execute", statement, parameters)
         return self
 
-    async def executemany(self, statement: str, parameters: Iterable[Iterable[Any]]) -> "OneTripCursor":
+    async def executemany(
+        self, statement: str, parameters: Iterable[Iterable[Any]]
+    ) -> "OneTripCursor":
         await self._run("executemany", statement, parameters)
         return self
 
@@ -44,7 +47,11 @@ class OneTripCursor:
             try:
                 getattr(cursor, method)(*arguments)
                 self._rows = deque(cursor.fetchall()) if cursor.description else deque()
-                self.description, self.lastrowid, self.rowcount = cursor.description, cursor.lastrowid, cursor.rowcount
+                self.description, self.lastrowid, self.rowcount = (
+                    cursor.description,
+                    cursor.lastrowid,
+                    cursor.rowcount,
+                )
             finally:
                 cursor.close()
 
@@ -65,7 +72,9 @@ class OneTripCursor:
 
 
 class OneTripConnection(aiosqlite.Connection):
-    """A connection in a thread of its own, whose end of a transaction that never began costs nothing."""
+    """A connection in a thread of its own, whose end of a transaction that never began costs
+    nothing.
+    """
 
     async def cursor(self) -> OneTripCursor:  # type: ignore[override]
         return OneTripCursor(self)
@@ -83,7 +92,9 @@ async def connect() -> OneTripConnection:
     """Open a connection to Argilla's database as Argilla would."""
 
     def open_database() -> sqlite3.Connection:
-        return sqlite3.connect(database_path(), timeout=settings.database_sqlite_timeout, check_same_thread=False)
+        return sqlite3.connect(
+            database_path(), timeout=settings.database_sqlite_timeout, check_same_thread=False
+        )
 
     connection = OneTripConnection(open_database, iter_chunk_size=64)
     connection.daemon = True
@@ -98,7 +109,8 @@ def engine() -> AsyncEngine:
         pool_size=POOL_CONNECTIONS,
         max_overflow=0,
         pool_use_lifo=True,
-        hide_parameters=True,  # an error that Argilla answers with would repeat keys and passwords' hashes
+        # an error that Argilla answers with would repeat keys and passwords' hashes
+        hide_parameters=True,
     )
 
 

@@ -1,8 +1,9 @@
-"""Annotators' shuffles of a dataset, kept in memory: a page of the queue is read where it starts, not sorted out of all records.
+"""Annotators' shuffles of a dataset, kept in memory: a page of the queue is read where it starts,
+not sorted out of all records.
 
-What is kept is only which records there are and each user's order of them, and every search checks the former. SQLite gives a
-new row a number above all others: while the last record known is still there, newer ones have larger numbers, and as many
-records as before means that none has gone.
+What is kept is only which records there are and each user's order of them, and every search checks
+the former. SQLite gives a new row a number above all others: while the last record known is still
+there, newer ones have larger numbers, and as many records as before means that none has gone.
 """
 
 import sqlite3
@@ -23,10 +24,13 @@ V = TypeVar("V")
 MAX_DATASETS = 16
 MAX_USERS = 64  # of one dataset: four bytes a record each
 
-ALL = "SELECT r.rowid, r.id FROM records r WHERE r.dataset_id = ?"  # by a covering index, and so in no order
+# by a covering index, and so in no order
+ALL = "SELECT r.rowid, r.id FROM records r WHERE r.dataset_id = ?"
 COUNT = "SELECT count(*) FROM records r WHERE r.dataset_id = ?"
 LAST = "SELECT r.id FROM records r WHERE r.rowid = ? AND +r.dataset_id = ?"
-SINCE = "SELECT r.rowid, r.id FROM records r WHERE r.dataset_id = ? AND r.rowid > ? ORDER BY r.rowid"
+SINCE = (
+    "SELECT r.rowid, r.id FROM records r WHERE r.dataset_id = ? AND r.rowid > ? ORDER BY r.rowid"
+)
 
 
 class _Recent(OrderedDict[K, V]):
@@ -50,7 +54,9 @@ class _Recent(OrderedDict[K, V]):
 
 
 class Known:
-    """The records of a dataset at a moment, in the order in which they were logged, and users' shuffles of them."""
+    """The records of a dataset at a moment, in the order in which they were logged, and users'
+    shuffles of them.
+    """
 
     def __init__(self, rowids: np.ndarray, ids: np.ndarray) -> None:
         self.rowids, self.ids = rowids, ids
@@ -61,7 +67,9 @@ class Known:
         return len(self.rowids)
 
     def shuffled(self, user_id: UUID, start: int, stop: int) -> list[str]:
-        """Ids of the records from place `start` to `stop` of the user's order, as the database holds them."""
+        """Ids of the records from place `start` to `stop` of the user's order, as the database
+        holds them.
+        """
         with self._lock:
             order = self._orders.seen(user_id)
         if order is None:
@@ -108,7 +116,9 @@ def _keep(dataset_id: UUID, known: Known) -> None:
 
 
 def _from_memory(connection: sqlite3.Connection, dataset_id: UUID) -> Known | None:
-    """What is kept of a dataset, with the records that have come since; None where it does not hold any more."""
+    """What is kept of a dataset, with the records that have come since; None where it does not hold
+    any more.
+    """
     with _lock:
         known = _datasets.seen(dataset_id)
     if known is None or not len(known):
@@ -133,13 +143,16 @@ def _read(connection: sqlite3.Connection, dataset_id: UUID) -> Known:
 
 
 def _arrays(rows: list[tuple[int, str]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([row[0] for row in rows], dtype=np.int64), np.array([row[1] for row in rows], dtype="S32")
+    return np.array([row[0] for row in rows], dtype=np.int64), np.array(
+        [row[1] for row in rows], dtype="S32"
+    )
 
 
 def first_matches(
     known: Known, user_id: UUID, count: int, matching: Callable[[list[str]], list[Any]], budget: int
 ) -> list[Any] | None:
-    """The first `count` matches in the user's order; None when `budget` records hold fewer and there are more records.
+    """The first `count` matches in the user's order; None when `budget` records hold fewer and
+    there are more records.
 
     `matching` gives those of some records that match, in order.
     """

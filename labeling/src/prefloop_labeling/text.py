@@ -1,9 +1,11 @@
-"""The text index: one FTS5 table a dataset in a file beside Argilla's database, brought up to date when somebody searches.
+"""The text index: one FTS5 table a dataset in a file beside Argilla's database, brought up to date
+when somebody searches.
 
-Argilla stamps `records.updated_at` before it commits, so a record may appear with a stamp older than the newest one seen.
-Every sync therefore looks again at the last `OVERLAP` before that stamp and compares stamps one by one. Rows of deleted
-records stay until their number shows; they are never results, because every match is joined with `records`.
-One thread a process does all this (`database.Readers`); two processes at once repeat work, but each transaction is whole.
+Argilla stamps `records.updated_at` before it commits, so a record may appear with a stamp older
+than the newest one seen. Every sync therefore looks again at the last `OVERLAP` before that stamp
+and compares stamps one by one. Rows of deleted records stay until their number shows; they are
+never results, because every match is joined with `records`. One thread a process does all this
+(`database.Readers`); two processes at once repeat work, but each transaction is whole.
 """
 
 import json
@@ -24,21 +26,25 @@ class TextIndex:
 
     def __init__(self, connection: sqlite3.Connection, dataset_id: UUID) -> None:
         self.connection = connection
-        self.dataset = stored_uuid(dataset_id)  # hexadecimal digits only: it becomes part of table names
+        self.dataset = stored_uuid(
+            dataset_id
+        )  # hexadecimal digits only: it becomes part of table names
         self.docs, self.words = f"docs_{self.dataset}", f"words_{self.dataset}"
 
     def fields(self) -> list[str]:
         """The dataset's searchable fields (all but images), in the order of the index's columns."""
         rows = self.connection.execute(
-            "SELECT name, settings FROM main.fields WHERE dataset_id = ? ORDER BY inserted_at, name", [self.dataset]
+            "SELECT name, settings FROM main.fields WHERE dataset_id = ? ORDER BY inserted_at,"
+            " name",
+            [self.dataset],
         )
         return [name for name, settings in rows if json.loads(settings).get("type") != "image"]
 
     def condition(self, query: str, field: str | None) -> tuple[Sql, Sql]:
         """What a query adds to a search: tables in front of `records r`, and a condition.
 
-        The tables are joined in this order by CROSS JOIN: SQLite would otherwise walk through all documents and ask the
-        index about each.
+        The tables are joined in this order by CROSS JOIN: SQLite would otherwise walk through all
+        documents and ask the index about each.
         """
         fields = self.fields()
         match = parse(query)
@@ -50,7 +56,9 @@ class TextIndex:
         tables = f"text.{self.words} w CROSS JOIN text.{self.docs} d ON d.rowid = w.rowid"
         matches = f"w.{self.words} MATCH ?"
         if match.negated:
-            return Sql(""), Sql(f"r.id NOT IN (SELECT d.record_id FROM {tables} WHERE {matches})", (expression,))
+            return Sql(""), Sql(
+                f"r.id NOT IN (SELECT d.record_id FROM {tables} WHERE {matches})", (expression,)
+            )
         return Sql(f"{tables} CROSS JOIN "), Sql(f"r.id = d.record_id AND {matches}", (expression,))
 
     def sync(self) -> None:
@@ -74,13 +82,18 @@ class TextIndex:
 
     def _create_catalogue(self) -> None:
         self.connection.execute(
-            "CREATE TABLE IF NOT EXISTS text.indexed (dataset_id TEXT PRIMARY KEY, fields TEXT NOT NULL)"
+            "CREATE TABLE IF NOT EXISTS text.indexed (dataset_id TEXT PRIMARY KEY, fields TEXT NOT"
+            " NULL)"
         )
 
     def _indexed_fields(self) -> list[str] | None:
-        if not self.connection.execute("SELECT 1 FROM text.sqlite_master WHERE name = 'indexed'").fetchone():
+        if not self.connection.execute(
+            "SELECT 1 FROM text.sqlite_master WHERE name = 'indexed'"
+        ).fetchone():
             return None
-        row = self.connection.execute("SELECT fields FROM text.indexed WHERE dataset_id = ?", [self.dataset]).fetchone()
+        row = self.connection.execute(
+            "SELECT fields FROM text.indexed WHERE dataset_id = ?", [self.dataset]
+        ).fetchone()
         return json.loads(row[0]) if row else None
 
     def _create(self, fields: list[str]) -> None:
@@ -90,24 +103,31 @@ class TextIndex:
             self._create_catalogue()
             self._drop()
             self.connection.execute(
-                f"CREATE TABLE text.{self.docs} (rowid INTEGER PRIMARY KEY, record_id TEXT UNIQUE, updated_at TEXT)"
+                f"CREATE TABLE text.{self.docs} (rowid INTEGER PRIMARY KEY, record_id TEXT UNIQUE,"
+                " updated_at TEXT)"
             )
-            self.connection.execute(f"CREATE INDEX text.{self.docs}_updated_at ON {self.docs} (updated_at)")
+            self.connection.execute(
+                f"CREATE INDEX text.{self.docs}_updated_at ON {self.docs} (updated_at)"
+            )
             columns = ", ".join(f"c{number}" for number in range(len(fields)))
             self.connection.execute(
-                f"CREATE VIRTUAL TABLE text.{self.words} USING fts5({columns}, tokenize = 'unicode61 remove_diacritics 0')"
+                f"CREATE VIRTUAL TABLE text.{self.words} USING fts5({columns}, tokenize ="
+                " 'unicode61 remove_diacritics 0')"
             )
             self.connection.execute(
-                "INSERT INTO text.indexed (dataset_id, fields) VALUES (?, ?)", [self.dataset, json.dumps(fields)]
+                "INSERT INTO text.indexed (dataset_id, fields) VALUES (?, ?)",
+                [self.dataset, json.dumps(fields)],
             )
 
     def _update(self, fields: list[str]) -> None:
-        newest = self.connection.execute(f"SELECT max(updated_at) FROM text.{self.docs}").fetchone()[0]
+        newest = self.connection.execute(
+            f"SELECT max(updated_at) FROM text.{self.docs}"
+        ).fetchone()[0]
         since = "" if newest is None else _moment(datetime.fromisoformat(newest) - OVERLAP)
         changed = self.connection.execute(
-            "SELECT r.id FROM main.records r WHERE r.dataset_id = ? AND r.updated_at >= ? AND NOT EXISTS"
-            f" (SELECT 1 FROM text.{self.docs} d WHERE d.record_id = r.id AND d.updated_at = r.updated_at)"
-            " ORDER BY r.updated_at, r.id",
+            "SELECT r.id FROM main.records r WHERE r.dataset_id = ? AND r.updated_at >= ? AND NOT"
+            f" EXISTS (SELECT 1 FROM text.{self.docs} d WHERE d.record_id = r.id AND d.updated_at ="
+            " r.updated_at) ORDER BY r.updated_at, r.id",
             [self.dataset, since],
         ).fetchall()
         for start in range(0, len(changed), BATCH):
@@ -117,7 +137,9 @@ class TextIndex:
 
     def _index(self, ids: str, fields: list[str]) -> None:
         rows = self.connection.execute(
-            "SELECT r.id, r.updated_at, r.fields FROM json_each(?) i CROSS JOIN main.records r ON r.id = i.value", [ids]
+            "SELECT r.id, r.updated_at, r.fields FROM json_each(?) i CROSS JOIN main.records r ON"
+            " r.id = i.value",
+            [ids],
         ).fetchall()
         chosen = "SELECT i.value FROM json_each(?) i"
         self._delete(f"SELECT d.rowid FROM text.{self.docs} d WHERE d.record_id IN ({chosen})", ids)
@@ -125,7 +147,8 @@ class TextIndex:
         columns = ", ".join(f"c{number}" for number in range(len(fields)))
         for record_id, updated_at, values in rows:
             document = self.connection.execute(
-                f"INSERT INTO text.{self.docs} (record_id, updated_at) VALUES (?, ?)", [record_id, updated_at]
+                f"INSERT INTO text.{self.docs} (record_id, updated_at) VALUES (?, ?)",
+                [record_id, updated_at],
             ).lastrowid
             texts = json.loads(values) or {}
             self.connection.execute(
@@ -135,7 +158,8 @@ class TextIndex:
 
     def _forget_deleted(self) -> None:
         counts = (
-            f"SELECT (SELECT count(*) FROM text.{self.docs}), (SELECT count(*) FROM main.records WHERE dataset_id = ?)"
+            f"SELECT (SELECT count(*) FROM text.{self.docs}), (SELECT count(*) FROM main.records"
+            " WHERE dataset_id = ?)"
         )
         documents, records = self.connection.execute(counts, [self.dataset]).fetchone()
         if documents > records:
@@ -150,7 +174,8 @@ class TextIndex:
         documents = json.dumps([row[0] for row in self.connection.execute(rows, [parameter])])
         for table in (self.words, self.docs):
             self.connection.execute(
-                f"DELETE FROM text.{table} WHERE rowid IN (SELECT i.value FROM json_each(?) i)", [documents]
+                f"DELETE FROM text.{table} WHERE rowid IN (SELECT i.value FROM json_each(?) i)",
+                [documents],
             )
 
     def _transaction(self) -> "_Transaction":
@@ -158,7 +183,9 @@ class TextIndex:
 
 
 class _Transaction:
-    """A write transaction on the text index; Argilla's tables are open for reading only and stay unlocked."""
+    """A write transaction on the text index; Argilla's tables are open for reading only and stay
+    unlocked.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
@@ -176,7 +203,9 @@ def _moment(moment: datetime) -> str:
 
 def field_text(value: object) -> str:
     """The words of a field's value: a text, a chat's messages, or every text in a custom field."""
-    if isinstance(value, list) and all(isinstance(message, dict) and "content" in message for message in value):
+    if isinstance(value, list) and all(
+        isinstance(message, dict) and "content" in message for message in value
+    ):
         return "\n".join(str(message["content"]) for message in value)
     return "\n".join(_texts(value))
 

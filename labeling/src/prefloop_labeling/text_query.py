@@ -1,8 +1,9 @@
 """Elasticsearch's simple_query_string as an FTS5 expression.
 
-`a b` and `a + b` need both, `a | b` either, `-a` excludes, `"a b"` is a phrase, `a*` a prefix, parentheses group. Operators of
-different kinds apply from left to right, as in Lucene's SimpleQueryParser: `a b | c d` is `((a b) | c) d`. Not carried over:
-fuzziness and slop (`~2` is read and dropped). Every word reaches FTS5 as a quoted string, so that no text is a malformed
+`a b` and `a + b` need both, `a | b` either, `-a` excludes, `"a b"` is a phrase, `a*` a prefix,
+parentheses group. Operators of different kinds apply from left to right, as in Lucene's
+SimpleQueryParser: `a b | c d` is `((a b) | c) d`. Not carried over: fuzziness and slop (`~2` is
+read and dropped). Every word reaches FTS5 as a quoted string, so that no text is a malformed
 expression; what holds no letter or digit is left out.
 """
 
@@ -12,20 +13,25 @@ from dataclasses import dataclass, replace
 MAX_WORDS = 1024  # Elasticsearch's own limit on clauses
 MAX_DEPTH = 48  # of nested operators; FTS5's parser gives up at about twice that
 
-# Elasticsearch's standard analyzer makes each ideograph and hiragana a token; FTS5 would keep a run of them whole.
+# Elasticsearch's standard analyzer makes each ideograph and hiragana a token; FTS5 would keep a run
+# of them whole.
 _IDEOGRAPHS = re.compile("([\u3041-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _SLOP = re.compile(r"~\d*$")
 
 
 def tokenizable(text: str) -> str:
-    """Text with spaces around ideographs and without what SQLite cannot store (lone surrogates, NUL)."""
+    """Text with spaces around ideographs and without what SQLite cannot store (lone surrogates,
+    NUL).
+    """
     text = text.encode("utf-8", "replace").decode().replace("\0", " ")
     return _IDEOGRAPHS.sub(r" \1 ", text)
 
 
 @dataclass(frozen=True)
 class Match:
-    """Documents that match an FTS5 expression, or (`negated`) all others; no expression matches nothing."""
+    """Documents that match an FTS5 expression, or (`negated`) all others; no expression matches
+    nothing.
+    """
 
     expression: str | None
     negated: bool = False
@@ -37,7 +43,9 @@ class Match:
         return replace(self, negated=not self.negated)
 
     def within(self, operator: str) -> str:
-        """The expression as an operand: in parentheses unless it is a phrase or continues the same operator."""
+        """The expression as an operand: in parentheses unless it is a phrase or continues the same
+        operator.
+        """
         return str(self.expression) if self.operator in (None, operator) else f"({self.expression})"
 
 
@@ -58,7 +66,9 @@ class _Parser:
         self.text, self.at, self.words = text, 0, 0
 
     def group(self, depth: int) -> Match | None:
-        """Read up to the closing parenthesis or the end; None when there is nothing to search for."""
+        """Read up to the closing parenthesis or the end; None when there is nothing to search
+        for.
+        """
         result: Match | None = None
         operator, negate = "AND", False
         while self.at < len(self.text) and self.words <= MAX_WORDS:
@@ -144,7 +154,11 @@ def _combine(left: Match, right: Match, operator: str) -> Match:
         return _combine(left.complement(), right.complement(), "OR").complement()
     if left.negated != right.negated:
         left, right, operator = (right, left, "NOT") if left.negated else (left, right, "NOT")
-    second = f"({right.expression})" if operator == "NOT" and right.operator == "NOT" else right.within(operator)
+    second = (
+        f"({right.expression})"
+        if operator == "NOT" and right.operator == "NOT"
+        else right.within(operator)
+    )
     nested = max(
         left.depth + (left.operator not in (None, operator) or operator == "NOT"),
         right.depth + (right.operator not in (None, operator)),

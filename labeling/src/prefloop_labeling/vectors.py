@@ -7,16 +7,21 @@ import numpy as np
 from argilla_server.errors.future import UnprocessableEntityError
 
 
-def similarities(rows: Sequence[tuple[str, str]], query: Sequence[float]) -> list[tuple[str, float]]:
-    """Pairs of record id and `(1 + cosine) / 2`, the most similar first, from rows of record id and JSON vector.
+def similarities(
+    rows: Sequence[tuple[str, str]], query: Sequence[float]
+) -> list[tuple[str, float]]:
+    """Pairs of record id and `(1 + cosine) / 2`, the most similar first, from rows of record id and
+    JSON vector.
 
-    Vectors of another length, with values that are not finite, or all zero have no cosine and are left out.
-    Raises UnprocessableEntityError (422) when the query itself is such a vector.
+    Vectors of another length, with values that are not finite, or all zero have no cosine and are
+    left out. Raises UnprocessableEntityError (422) when the query itself is such a vector.
     """
     query_H = np.asarray(query, dtype=np.float64)
     norm = float(np.linalg.norm(query_H))
     if query_H.ndim != 1 or not np.isfinite(norm) or norm == 0:
-        raise UnprocessableEntityError("the vector to compare with must be finite and not all zeros")
+        raise UnprocessableEntityError(
+            "the vector to compare with must be finite and not all zeros"
+        )
     ids, vectors = [], []
     for record_id, text in rows:
         vector = json.loads(text)
@@ -25,7 +30,8 @@ def similarities(rows: Sequence[tuple[str, str]], query: Sequence[float]) -> lis
             vectors.append(vector)
     if rows and not ids:
         raise UnprocessableEntityError(
-            f"the vector to compare with has {len(query_H)} dimensions, those of the records have {len(json.loads(rows[0][1]))}"
+            f"the vector to compare with has {len(query_H)} dimensions, those of the records have"
+            f" {len(json.loads(rows[0][1]))}"
         )
     if not ids:
         return []

@@ -1,6 +1,8 @@
-"""What an adapter's own ``adapter_config.json`` says of it, prefloop's or PEFT's; nothing heavy is imported here.
+"""What an adapter's own ``adapter_config.json`` says of it, prefloop's or PEFT's; nothing heavy is
+imported here.
 
-Everyone reads it by ``read_adapter``, so that whatever else stands there is told with the folder and the field.
+Everyone reads it by ``read_adapter``, so that whatever else stands there is told with the folder
+and the field.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from prefloop.base.json_object import read_as
 from prefloop.config.adapters import CARDS
 
 KEY = "prefloop_method"
-"""In ``adapter_config.json``: the method, where PEFT's fields do not tell it. PEFT and vLLM pass it over."""
+"""In ``adapter_config.json``: the method, where PEFT's fields do not tell it. PEFT and vLLM pass it
+over.
+"""
 _VIRTUAL = {"prompt_tuning": "prompt", "p_tuning": "p-tuning", "prefix_tuning": "prefix"}
 """PEFT's names of the methods that have virtual tokens."""
 _OPTIONS = {
@@ -42,7 +46,9 @@ Modules = str | list[str] | None
 
 
 class Described(TypedDict):
-    """The fields that prefloop looks at; an adapter says those of its method, and whatever else PEFT writes."""
+    """The fields that prefloop looks at; an adapter says those of its method, and whatever else
+    PEFT writes.
+    """
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
@@ -74,14 +80,18 @@ class Described(TypedDict):
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """The content of an adapter's ``adapter_config.json``. Raises ``ModelError`` naming folder and field where it describes none."""
+    """The content of an adapter's ``adapter_config.json``. Raises ``ModelError`` naming folder and
+    field where it describes none.
+    """
     return dict(read_as(Described, folder / FILE))
 
 
 def described_shape(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Method and shape of an adapter by the fields of ``AdapterConfig``, as far as its ``adapter_config.json`` says them.
+    """Method and shape of an adapter by the fields of ``AdapterConfig``, as far as its
+    ``adapter_config.json`` says them.
 
-    Raises ``ValueError`` for a method that is not in the catalogue, and for what PEFT can and prefloop cannot.
+    Raises ``ValueError`` for a method that is not in the catalogue, and for what PEFT can and
+    prefloop cannot.
     """
     kind = str(described.get("peft_type", "lora")).lower()
     method = described.get(KEY) or _VIRTUAL.get(kind, kind)
@@ -94,12 +104,16 @@ def described_shape(described: Mapping[str, Any]) -> dict[str, Any]:
     start = str(described.get("init_lora_weights", "")).lower()
     if KEY not in described and start.startswith(_MOVED):
         raise ValueError(
-            f"init_lora_weights {start}: PEFT has changed the base's weights for it; save it with PEFT's "
-            "path_initial_model_for_weight_conversion, which makes it a LoRA of the base as it is"
+            f"init_lora_weights {start}: PEFT has changed the base's weights for it; save it with"
+            " PEFT's path_initial_model_for_weight_conversion, which makes it a LoRA of the base"
+            " as it is"
         )
-    if pattern := next((name for name in ("rank_pattern", "alpha_pattern") if described.get(name)), None):
+    if pattern := next(
+        (name for name in ("rank_pattern", "alpha_pattern") if described.get(name)), None
+    ):
         raise ValueError(
-            f"{pattern} {described[pattern]}: layers of different ranks or scales, which no method here has"
+            f"{pattern} {described[pattern]}: layers of different ranks or scales, which no method"
+            " here has"
         )
     rank = described.get("target_r") if method == "adalora" else described.get("r")
     found = {
@@ -119,7 +133,11 @@ def _modules(modules: Any) -> Any:
 def _options(method: str, described: Mapping[str, Any]) -> dict[str, Any]:
     """Those that PEFT's fields tell."""
     named = _OPTIONS.get(method, {})
-    found = {option: described[field] for option, field in named.items() if described.get(field) is not None}
+    found = {
+        option: described[field]
+        for option, field in named.items()
+        if described.get(field) is not None
+    }
     if isinstance(found.get("feedforward"), list):
         found["feedforward"] = matching(found["feedforward"])
     if method == "randlora" and described.get("r") and described.get("randlora_alpha"):

@@ -1,4 +1,6 @@
-"""What a manifest, or the ``prefloop.json`` of an exported folder, is believed in: the fields that are read of other people's."""
+"""What a manifest, or the ``prefloop.json`` of an exported folder, is believed in: the fields that
+are read of other people's.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ class DeclaredFields(TypedDict):
 
 
 def read_said(path: Path) -> DeclaredFields:
-    """The file, whose digest is compared where it has one. Raises ``ModelError`` where it is not what was written."""
+    """The file, whose digest is compared where it has one. Raises ``ModelError`` where it is not
+    what was written.
+    """
     try:
         return as_kind(DeclaredFields, read_sealed(path, required=False), path)
     except StoreError as error:

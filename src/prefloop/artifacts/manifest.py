@@ -1,4 +1,6 @@
-"""What an artifact says of itself: how it came to be, what came out, and the hashes of its files."""
+"""What an artifact says of itself: how it came to be, what came out, and the hashes of its
+files.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _KEY = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def is_name(text: str) -> bool:
-    """Whether a stage or a slot can be called so: it becomes the name of a file, and none leaves its folder."""
+    """Whether a stage or a slot can be called so: it becomes the name of a file, and none leaves
+    its folder.
+    """
     return text not in ("", ".", "..") and not {"/", "\0"} & set(text)
 
 
@@ -58,7 +62,8 @@ _CHECKED = TypeAdapter(Manifest)
 
 
 def read_manifest(folder: Path, required: bool = True) -> Manifest:
-    """The manifest of the artifact in ``folder``. Raises ``StoreError`` for one that is missing or not what was written.
+    """The manifest of the artifact in ``folder``. Raises ``StoreError`` for one that is missing or
+    not what was written.
 
     ``required``: one of an earlier version, without its own digest, is refused too.
     """
@@ -75,5 +80,7 @@ def read_manifest(folder: Path, required: bool = True) -> Manifest:
     wrong = [name for name in (found.stage, *found.inputs) if not is_name(name)]
     wrong += [key for key in (found.key, *found.inputs.values()) if not _KEY.fullmatch(key)]
     if wrong:
-        raise StoreError(f"{path}: damaged, {wrong[0][:80]!r} is no name of a stage, a slot or an artifact")
+        raise StoreError(
+            f"{path}: damaged, {wrong[0][:80]!r} is no name of a stage, a slot or an artifact"
+        )
     return found

@@ -1,6 +1,8 @@
-"""Results by reference: ``runs/demo:ppo``, ``runs/demo:base``, an adapter's folder, a file of answers.
+"""Results by reference: ``runs/demo:ppo``, ``runs/demo:base``, an adapter's folder, a file of
+answers.
 
-``resolve`` reads what a result's own files say and loads nothing; ``opening.open_policies`` puts several on one backbone.
+``resolve`` reads what a result's own files say and loads nothing; ``opening.open_policies`` puts
+several on one backbone.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ ADAPTER = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 """Beside the adapter of a reward model, which scores answers and gives none."""
 ABOUT = "prefloop.json"
-"""What an exported folder says about its backbone and its sampling; an artifact's manifest says the same."""
+"""What an exported folder says about its backbone and its sampling; an artifact's manifest says the
+same.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +50,40 @@ class Origin:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of ``BackboneConfig`` but ``model`` and ``compute``."""
     shape: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the adapter: method, r, alpha, target_modules as PEFT has them, as far as its method does; empty for a bare model."""
+    """Of the adapter: method, r, alpha, target_modules as PEFT has them, as far as its method does;
+    empty for a bare model.
+    """
     experts: list[str] = dataclasses.field(default_factory=list)
     """Folders of the adapters that it mixes, where ``settings`` says what is in them."""
 
     def differs(self, other: Origin, adapters: bool = True) -> list[str]:
-        """What keeps two results from one backbone, where both say it; without ``adapters`` what keeps them from one model."""
+        """What keeps two results from one backbone, where both say it; without ``adapters`` what
+        keeps them from one model.
+        """
         found = []
         known = self.fingerprint and other.fingerprint
         named = self.model and other.model
-        if (self.fingerprint != other.fingerprint) if known else named and self.model != other.model:
+        if (
+            (self.fingerprint != other.fingerprint)
+            if known
+            else named and self.model != other.model
+        ):
             found.append(
-                f"model {self.model} and {other.model}" + (" (other files)" if self.model == other.model else "")
+                f"model {self.model} and {other.model}"
+                + (" (other files)" if self.model == other.model else "")
             )
         # Results from before ``backbone.rope`` existed had none.
         own, others = (
-            {"rope": {"type": "none", "factor": 1.0}, **o.settings} if o.settings else {} for o in (self, other)
+            {"rope": {"type": "none", "factor": 1.0}, **o.settings} if o.settings else {}
+            for o in (self, other)
         )
         for mine, theirs, names in (
             (own, others, ("precision", "chat_template", "rope")),
-            (self.shape, other.shape, ("method", "r", "alpha", "target_modules") if adapters else ()),
+            (
+                self.shape,
+                other.shape,
+                ("method", "r", "alpha", "target_modules") if adapters else (),
+            ),
         ):
             both = [n for n in names if n in mine and n in theirs and mine[n] != theirs[n]]
             found += [f"{n} {_short(mine[n])} and {_short(theirs[n])}" for n in both]
@@ -79,7 +97,9 @@ class Policy:
     name: str
     folder: Path | None
     key: str
-    """Identifies what it is: an artifact's key, a digest of a bare adapter's files or of the model's fingerprint."""
+    """Identifies what it is: an artifact's key, a digest of a bare adapter's files or of the
+    model's fingerprint.
+    """
     origin: Origin
     generation: GenerationConfig | None = None
     """How its run samples; ``None`` where nothing says it."""
@@ -98,7 +118,9 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a reference points: the folder of an artifact or adapter, ``None`` for the bare model of a run."""
+    """Where a reference points: the folder of an artifact or adapter, ``None`` for the bare model
+    of a run.
+    """
 
     name: str
     folder: Path | None
@@ -131,8 +153,14 @@ def locate(reference: str | Path) -> Place:
             return Place(text, None, run, BASE)
         if slot not in known:
             if (run / "artifacts" / slot).is_symlink() and not (run / "artifacts" / slot).exists():
-                raise ModelError(f"'{text}': its artifact is gone from the store: run the command of the run again")
-            raise ModelError(f"'{text}': the run holds no finished result '{slot}' ({among(slot, [*known, BASE])})")
+                raise ModelError(
+                    f"'{text}': its artifact is gone from the store: run the command of the run"
+                    " again"
+                )
+            raise ModelError(
+                f"'{text}': the run holds no finished result '{slot}'"
+                f" ({among(slot, [*known, BASE])})"
+            )
         return Place(text, known[slot].resolve(), run, slot)
     if (path / "artifacts").is_dir():
         which = ", ".join(f"{text}:{name}" for name in policy_slots(path))
@@ -140,13 +168,16 @@ def locate(reference: str | Path) -> Place:
     if (path / ADAPTER).is_file():
         return Place(text, path.resolve())
     raise ModelError(
-        f"'{text}' is no result{'' if path.exists() else meant(path)}: give RUN:SLOT such as runs/demo:ppo, RUN:{BASE}, or a folder with {ADAPTER}"
+        f"'{text}' is no result{'' if path.exists() else meant(path)}: give RUN:SLOT such as"
+        f" runs/demo:ppo, RUN:{BASE}, or a folder with {ADAPTER}"
         + (" or a file of answers" if not path.exists() else "")
     )
 
 
 def expert_folder(name: str) -> Path:
-    """The folder of an adapter that ``backbone.adapter.options.experts`` names: a path, or ``RUN:SLOT``. Raises ``ModelError`` where there is none."""
+    """The folder of an adapter that ``backbone.adapter.options.experts`` names: a path, or
+    ``RUN:SLOT``. Raises ``ModelError`` where there is none.
+    """
     path, where = Path(name).expanduser(), "backbone.adapter.options.experts: "
     if path.is_dir() and not (path / "artifacts").is_dir():
         return path
@@ -154,9 +185,15 @@ def expert_folder(name: str) -> Path:
         start = (
             ""
             if path.is_absolute()
-            else " (relative paths start at the current folder, those of an exported adapter lie beside it)"
+            else (
+                " (relative paths start at the current folder, those of an exported adapter lie"
+                " beside it)"
+            )
         )
-        raise ModelError(f"{where}'{name}' does not exist: give LoRA adapters, {EXPERTS}, or their folders{start}")
+        raise ModelError(
+            f"{where}'{name}' does not exist: give LoRA adapters, {EXPERTS}, or their"
+            f" folders{start}"
+        )
     try:
         folder = locate(name).folder
     except ModelError as error:
@@ -167,13 +204,17 @@ def expert_folder(name: str) -> Path:
 
 
 def meant(run: Path) -> str:
-    """The runs beside one that does not exist, or the one with nearly its name, in brackets; nothing where there are none."""
+    """The runs beside one that does not exist, or the one with nearly its name, in brackets;
+    nothing where there are none.
+    """
     near = [str(p.parent) for p in run.parent.glob("*/artifacts")]
     return f" ({nearest(str(run), near)})" if near else ""
 
 
 def resolve(reference: str | Path) -> Policy | Answers:
-    """What a reference stands for. Raises ``ModelError`` when it is nothing that answers prompts."""
+    """What a reference stands for. Raises ``ModelError`` when it is nothing that answers
+    prompts.
+    """
     found = answers_of(reference)
     return policy_of(reference) if found is None else found
 
@@ -192,7 +233,9 @@ def answers_of(reference: str | Path) -> Answers | None:
 
 
 def policy_of(reference: str | Path) -> Policy:
-    """The policy that a reference names. Raises ``ModelError`` for a reward model, a damaged adapter, or where nothing is."""
+    """The policy that a reference names. Raises ``ModelError`` for a reward model, a damaged
+    adapter, or where nothing is.
+    """
     place = locate(reference)
     if place.folder is None:
         assert place.run is not None
@@ -200,7 +243,9 @@ def policy_of(reference: str | Path) -> Policy:
     if (place.folder / HEAD).is_file():
         raise ModelError(f"'{place.name}' is a reward model: it scores answers and gives none")
     said = _said(place.folder)
-    generation, engine = _generation(said.get("identity", {}).get("generation"), place, said.get("sampling"))
+    generation, engine = _generation(
+        said.get("identity", {}).get("generation"), place, said.get("sampling")
+    )
     return Policy(
         place.name,
         place.folder,
@@ -213,26 +258,36 @@ def policy_of(reference: str | Path) -> Policy:
 
 
 def key_of(folder: Path) -> str:
-    """What identifies the adapter in ``folder``: its artifact's key, exported or not, or a digest of the files of one that has none."""
+    """What identifies the adapter in ``folder``: its artifact's key, exported or not, or a digest
+    of the files of one that has none.
+    """
     return _key(folder, _said(folder))
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    """What the adapter in ``folder`` says of how it came to be: backbone, generation, config; empty for a folder of PEFT's own."""
+    """What the adapter in ``folder`` says of how it came to be: backbone, generation, config; empty
+    for a folder of PEFT's own.
+    """
     return dict(_said(folder).get("identity", {}))
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    """What was measured of the adapter in ``folder`` while it was trained; empty for a folder of PEFT's own."""
+    """What was measured of the adapter in ``folder`` while it was trained; empty for a folder of
+    PEFT's own.
+    """
     return dict(_said(folder).get("metrics", {}))
 
 
 def _key(folder: Path, said: Mapping[str, Any]) -> str:
-    return said.get("key") or digest([file_digest(folder / name) for name in (ADAPTER, "adapter_config.json")])
+    return said.get("key") or digest(
+        [file_digest(folder / name) for name in (ADAPTER, "adapter_config.json")]
+    )
 
 
 def origin_of(folder: Path) -> Origin:
-    """The backbone that the adapter in ``folder`` was made on. Raises ``ModelError`` when its files cannot be read."""
+    """The backbone that the adapter in ``folder`` was made on. Raises ``ModelError`` when its files
+    cannot be read.
+    """
     return _origin(folder, _said(folder))
 
 
@@ -242,16 +297,23 @@ def _origin(folder: Path, said: Mapping[str, Any]) -> Origin:
         shape = described_shape(adapter)
     except ValueError as error:
         raise ModelError(
-            f"'{folder.name}' has no adapter_config.json that describes an adapter ({error}): give a folder written by prefloop or PEFT"
+            f"'{folder.name}' has no adapter_config.json that describes an adapter ({error}): give"
+            " a folder written by prefloop or PEFT"
         ) from None
     backbone = dict(said.get("identity", {}).get("backbone", {}))
     settings = {k: v for k, v in backbone.items() if k not in ("model", "compute")}
-    experts = [_expert(folder, str(place)) for place in said.get("experts") or adapter.get("experts") or ()]
-    return Origin(adapter["base_model_name_or_path"] or "", backbone.get("model"), settings, shape, experts)
+    experts = [
+        _expert(folder, str(place)) for place in said.get("experts") or adapter.get("experts") or ()
+    ]
+    return Origin(
+        adapter["base_model_name_or_path"] or "", backbone.get("model"), settings, shape, experts
+    )
 
 
 def _expert(folder: Path, place: str) -> str:
-    """Where an expert of the adapter in ``folder`` lies: what is exported knows a name alone, and looks beside itself first."""
+    """Where an expert of the adapter in ``folder`` lies: what is exported knows a name alone, and
+    looks beside itself first.
+    """
     beside = folder.parent / place
     return str(beside) if beside.is_dir() else place
 
@@ -261,7 +323,8 @@ def _bare(name: str, run: Path) -> Policy:
     known = slots(run)
     if not known:
         raise ModelError(
-            f"'{run}' holds no adapter yet that says which model it is on: let it get through its first stage"
+            f"'{run}' holds no adapter yet that says which model it is on: let it get through its"
+            " first stage"
         )
     folder = next(iter(known.values())).resolve()
     origin = dataclasses.replace(origin_of(folder), shape={})
@@ -271,20 +334,27 @@ def _bare(name: str, run: Path) -> Policy:
 
 
 def _said(folder: Path) -> dict[str, Any]:
-    """An artifact's manifest or what an exported folder says; empty for a folder of PEFT's own. Raises ``ModelError`` when damaged."""
+    """An artifact's manifest or what an exported folder says; empty for a folder of PEFT's own.
+    Raises ``ModelError`` when damaged.
+    """
     for name in (MANIFEST, ABOUT):
         if not (folder / name).is_file():
             continue
         try:
             found = read_said(folder / name)
         except ModelError as error:
-            raise ModelError(f"{name} is damaged; make the artifact or the export again ({error})") from error
+            raise ModelError(
+                f"{name} is damaged; make the artifact or the export again ({error})"
+            ) from error
         expected = found["files"].get(ADAPTER)
         if not (folder / ADAPTER).is_file():
-            raise ModelError(f"'{folder.name}': {ADAPTER} is missing; make the artifact or the export again")
+            raise ModelError(
+                f"'{folder.name}': {ADAPTER} is missing; make the artifact or the export again"
+            )
         if file_digest(folder / ADAPTER) != expected:
             raise ModelError(
-                f"'{folder.name}': {ADAPTER} is not what {name} says (its hash differs); make the artifact or the export again"
+                f"'{folder.name}': {ADAPTER} is not what {name} says (its hash differs); make the"
+                " artifact or the export again"
             )
         return dict(found)
     return {}
@@ -293,7 +363,8 @@ def _said(folder: Path) -> dict[str, Any]:
 def _generation(
     own: Mapping[str, Any] | None, place: Place, noted: Mapping[str, Any] | None = None
 ) -> tuple[GenerationConfig | None, str | None]:
-    """How the artifact samples; for one that does not, such as sft, how the other stages of its run do, or would have.
+    """How the artifact samples; for one that does not, such as sft, how the other stages of its run
+    do, or would have.
 
     ``noted``: how the run sampled that built a policy whose key does not hold that.
     """
@@ -303,7 +374,9 @@ def _generation(
         for path in sorted((place.run / "artifacts").glob(f"*/{MANIFEST}")):
             try:
                 sampling = read_said(path).get("identity", {}).get("generation")
-            except ModelError as error:  # another stage's: what it says of sampling, others may say too
+            except (
+                ModelError
+            ) as error:  # another stage's: what it says of sampling, others may say too
                 say(f"passed over {path.parent.name} of the run: {error}", "yellow")
                 damaged.append(error)
             if sampling is not None:
@@ -312,15 +385,21 @@ def _generation(
             if damaged:
                 raise damaged[0]
             told = _settings(place.run)
-            sampling = told.get("generation")  # its engine was never asked for, so nothing says that it is there
+            sampling = told.get(
+                "generation"
+            )  # its engine was never asked for, so nothing says that it is there
     if not sampling:
         return None, None
     known = {f.name for f in dataclasses.fields(GenerationConfig)}
     try:
-        return GenerationConfig(**{k: v for k, v in sampling.items() if k in known}), sampling.get("engine")
+        return GenerationConfig(**{k: v for k, v in sampling.items() if k in known}), sampling.get(
+            "engine"
+        )
     except (ValidationError, ConfigError) as error:
         found = problems(error) if isinstance(error, ValidationError) else str(error)
-        raise ModelError(f"'{place.name}' says how it samples, but not so that it can be: {found}") from error
+        raise ModelError(
+            f"'{place.name}' says how it samples, but not so that it can be: {found}"
+        ) from error
 
 
 def _output(place: Place) -> Path | None:
@@ -333,14 +412,22 @@ def _short(value: Any) -> str:
     if isinstance(value, dict):
         if value.get("type") == "none":
             return "none"
-        return " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value.values())
+        return " ".join(
+            f"{part:g}" if isinstance(part, float) else str(part) for part in value.values()
+        )
     return "+".join(value) if isinstance(value, list) else str(value)
 
 
 def run_of(reference: str) -> Path | None:
-    """The folder of the run that a reference like ``runs/demo:ppo`` names; ``None`` for anything else."""
+    """The folder of the run that a reference like ``runs/demo:ppo`` names; ``None`` for anything
+    else.
+    """
     run, colon, _ = reference.rpartition(":")
-    return Path(run) if colon and not Path(reference).exists() and (Path(run) / "artifacts").is_dir() else None
+    return (
+        Path(run)
+        if colon and not Path(reference).exists() and (Path(run) / "artifacts").is_dir()
+        else None
+    )
 
 
 def _settings(run: Path) -> dict[str, Any]:
@@ -353,7 +440,9 @@ def _settings(run: Path) -> dict[str, Any]:
 
 
 def _training_files(run: Path) -> dict[str, Source]:
-    """The files that a run was trained on by role, by its own summary and artifacts; none where they do not say."""
+    """The files that a run was trained on by role, by its own summary and artifacts; none where
+    they do not say.
+    """
     data = _settings(run).get("data")
     if not isinstance(data, dict):
         return {}
@@ -377,7 +466,10 @@ def _read_by(folder: Path) -> set[str]:
     before = lineage(folder.parent, made)
     there = {one.key for one in before}
     if gone := {key for one in (*before, made) for key in one.inputs.values()} - there:
-        raise StoreError(f"{folder.parent}: {len(gone)} of the artifacts that {made.stage} was made from are gone")
+        raise StoreError(
+            f"{folder.parent}: {len(gone)} of the artifacts that {made.stage} was made from are"
+            " gone"
+        )
     return {role for one in (*before, made) for role in one.reads}
 
 
@@ -391,16 +483,23 @@ def untraced(run: Path) -> str:
         return "its training files cannot be read any more as they were"
     if gone.scheme or Path(str(gone)).is_absolute():
         return f"its training file '{gone}' is gone"
-    return f"its training file '{gone}' is not found from here: run the command in the folder where the run was started"
+    return (
+        f"its training file '{gone}' is not found from here: run the command in the folder where"
+        " the run was started"
+    )
 
 
 def trained_on(run: Path) -> list[Prompted] | None:
-    """The prompts of the files that a run was trained on, by its own summary; ``None`` where ``untraced`` says why."""
+    """The prompts of the files that a run was trained on, by its own summary; ``None`` where
+    ``untraced`` says why.
+    """
     data, files = _settings(run).get("data", {}), _training_files(run)
     if not files or not all(source.exists() for source in files.values()):
         return None
     with tempfile.TemporaryDirectory(prefix="prefloop-") as scratch:
         try:
-            return list(trained_prompts(files, data.get("layout", "auto"), data.get("limit"), Path(scratch)))
+            return list(
+                trained_prompts(files, data.get("layout", "auto"), data.get("limit"), Path(scratch))
+            )
         except DataError:  # another file by now
             return None

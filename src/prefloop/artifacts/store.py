@@ -1,8 +1,9 @@
 """Content-addressed artifacts that are complete or not there at all.
 
-An artifact is a folder with a manifest; its name ends in a hash of everything that determines its content. A stage works in a folder of
-its own (where its checkpoints survive ``kill -9``) and renames it into place when it is done. Two processes that want the same artifact
-take turns on a lock that the operating system frees when its holder dies.
+An artifact is a folder with a manifest; its name ends in a hash of everything that determines its
+content. A stage works in a folder of its own (where its checkpoints survive ``kill -9``) and
+renames it into place when it is done. Two processes that want the same artifact take turns on a
+lock that the operating system frees when its holder dies.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def artifact_name(stage: str, key: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A finished stage's output: a folder of files and the manifest that says how they came to be."""
+    """A finished stage's output: a folder of files and the manifest that says how they came to
+    be.
+    """
 
     path: Path
     manifest: Manifest
@@ -83,18 +86,27 @@ class Store:
             return None
         manifest = read_manifest(path)
         if (manifest.stage, manifest.key) != (stage, key):
-            raise StoreError(f"{path / MANIFEST}: damaged, it is of {manifest.stage} {manifest.key[:16]}")
+            raise StoreError(
+                f"{path / MANIFEST}: damaged, it is of {manifest.stage} {manifest.key[:16]}"
+            )
         check_files(path, manifest.files)
-        if (path / "checkpoints").exists():  # of a process that was killed before it could remove them
+        if (
+            path / "checkpoints"
+        ).exists():  # of a process that was killed before it could remove them
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
         return Artifact(path, manifest)
 
     def get(self, stage: str, key: str) -> Artifact | None:
-        """The artifact, or ``None``. One that is damaged is reported and removed, so that it can be built again; hold its lock."""
+        """The artifact, or ``None``. One that is damaged is reported and removed, so that it can be
+        built again; hold its lock.
+        """
         try:
             return self.find(stage, key)
         except StoreError as error:
-            say(f"{stage}: the stored artifact is damaged: {error}; building {stage} again", "yellow")
+            say(
+                f"{stage}: the stored artifact is damaged: {error}; building {stage} again",
+                "yellow",
+            )
         with self._writing():
             remove(self.root / artifact_name(stage, key))
         return None
@@ -105,13 +117,15 @@ class Store:
             yield
         except OSError as error:
             raise StoreError(
-                f"the store '{self.root}' cannot be written: {error.filename or self.root}: {error.strerror or error}. Make it writable, or "
-                "name another place with --output"
+                f"the store '{self.root}' cannot be written: {error.filename or self.root}:"
+                f" {error.strerror or error}. Make it writable, or name another place with --output"
             ) from error
 
     @contextlib.contextmanager
     def lock(self, stage: str, key: str) -> Iterator[None]:
-        """Hold the right to build an artifact; waits, with a line, while another process builds the same one."""
+        """Hold the right to build an artifact; waits, with a line, while another process builds the
+        same one.
+        """
         if self.closed:
             raise StoreError(f"{stage} is not in the store '{self.root}', and {self.closed}")
         with contextlib.ExitStack() as held:
@@ -132,7 +146,9 @@ class Store:
         return folder
 
     def commit(self, manifest: Manifest) -> Artifact:
-        """Turn a finished work folder into an artifact in one rename, once all of it is on disk. Raises ``StoreError`` for a link in it."""
+        """Turn a finished work folder into an artifact in one rename, once all of it is on disk.
+        Raises ``StoreError`` for a link in it.
+        """
         work = self.work_folder(manifest.stage, manifest.key)
         target = self.root / work.name
         checkpoints = work / "checkpoints"
@@ -142,18 +158,24 @@ class Store:
                 *work.rglob(".*.part"),
             ):  # of a process that was killed: they would be listed
                 remove(leftover)
-            manifest = dataclasses.replace(manifest, files=hashes_of(work, files_in(work, checkpoints)))
+            manifest = dataclasses.replace(
+                manifest, files=hashes_of(work, files_in(work, checkpoints))
+            )
             write_sealed(work / MANIFEST, manifest.to_dict())
             remove(target)  # what a killed removal of a damaged artifact left
             settle(work, target, besides=checkpoints)
-        shutil.rmtree(target / "checkpoints", ignore_errors=True)  # only now: a kill before the rename may need them
+        shutil.rmtree(
+            target / "checkpoints", ignore_errors=True
+        )  # only now: a kill before the rename may need them
         return Artifact(target, manifest, status=manifest.status)
 
 
 def lineage(root: Path, manifest: Manifest) -> list[Manifest]:
-    """Manifests of everything that the artifact was made from, oldest first, as far as the store ``root`` still has them.
+    """Manifests of everything that the artifact was made from, oldest first, as far as the store
+    ``root`` still has them.
 
-    Raises ``StoreError`` for a damaged one: without it a card would leave out what it has to disclose.
+    Raises ``StoreError`` for a damaged one: without it a card would leave out what it has to
+    disclose.
     """
     found: list[Manifest] = []
     seen: set[str] = set()
@@ -183,9 +205,11 @@ def try_lock(handle: IO[str]) -> bool:
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[bool]:
-    """Only one process may work on a run folder; a second one is refused with the first one's process id.
+    """Only one process may work on a run folder; a second one is refused with the first one's
+    process id.
 
-    Gives whether the folder may be written: one that may not can still be read. Raises ``StoreError`` where no folder can be.
+    Gives whether the folder may be written: one that may not can still be read. Raises
+    ``StoreError`` where no folder can be.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -195,7 +219,8 @@ def run_lock(folder: Path) -> Iterator[bool]:
             # A lock of another user in a folder that may be written is in the way of every run.
             if error.errno not in _NOT_FOR_US or os.access(folder, os.W_OK | os.X_OK):
                 raise StoreError(
-                    f"'{folder}' cannot be the folder of a run: {error.filename}: {error.strerror}. Name another place with --output or --run"
+                    f"'{folder}' cannot be the folder of a run: {error.filename}: {error.strerror}."
+                    " Name another place with --output or --run"
                 ) from error
             yield False
             return
@@ -203,7 +228,8 @@ def run_lock(folder: Path) -> Iterator[bool]:
             handle.seek(0)
             holder = handle.read().strip() or "unknown"
             raise StoreError(
-                f"run '{folder.name}' is in progress (process {holder}): wait for it to end, stop it, or choose another name with --run"
+                f"run '{folder.name}' is in progress (process {holder}): wait for it to end, stop"
+                " it, or choose another name with --run"
             )
         handle.truncate(0)
         handle.write(str(os.getpid()))

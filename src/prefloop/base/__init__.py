@@ -1,1 +1,3 @@
-"""Files that are whole, the console, HTTP, interrupts, redaction: ground that knows nothing of models."""
+"""Files that are whole, the console, HTTP, interrupts, redaction: ground that knows nothing of
+models.
+"""

@@ -1,4 +1,6 @@
-"""Files and folders that are whole or not there: written beside their place, put on disk and renamed into it."""
+"""Files and folders that are whole or not there: written beside their place, put on disk and
+renamed into it.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ _BLOCK = 1 << 16
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` once the block has ended and all is on disk; after an error the old one is as it was.
+    """A new file that takes the place of ``path`` once the block has ended and all is on disk;
+    after an error the old one is as it was.
 
-    A link stays, and what it points to is replaced. Raises ``DataError`` where nothing can be written, and for devices and pipes: renaming
-    a file over ``/dev/stdout`` would put an end to it for every program.
+    A link stays, and what it points to is replaced. Raises ``DataError`` where nothing can be
+    written, and for devices and pipes: renaming a file over ``/dev/stdout`` would put an end to it
+    for every program.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
@@ -58,7 +62,8 @@ def sync(place: Path) -> None:
 
 
 def settle(draft: Path, target: Path, besides: Path | None = None) -> None:
-    """Rename a file or folder to its place once all of it is on disk: after a power cut it is whole or not there.
+    """Rename a file or folder to its place once all of it is on disk: after a power cut it is whole
+    or not there.
 
     ``besides``: a folder in it that may be lost, because it goes right after.
     """
@@ -75,7 +80,9 @@ def settle(draft: Path, target: Path, besides: Path | None = None) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Take off what follows the last line break, which a kill or a power cut left of a line; nothing where there is no file."""
+    """Take off what follows the last line break, which a kill or a power cut left of a line;
+    nothing where there is no file.
+    """
     if not path.is_file():
         return
     with path.open("r+b") as file:

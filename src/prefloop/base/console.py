@@ -31,15 +31,26 @@ PLAIN_EVERY_S = 10.0
 _PICTURES = {c: 0x2400 + c for c in range(0x20) if c not in (0x09, 0x0A)} | {0x7F: 0x2421}
 MOST_SAID = 4_000
 """Bytes of an error, or of a line."""
-_TURNS = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_TURNS = (
+    *range(0x80, 0xA0),
+    0x061C,
+    0x200E,
+    0x200F,
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+)
 _HALVES = range(0xD800, 0xE000)  # of an emoji that was cut: nothing can write them
 _NEUTRAL = _PICTURES | dict.fromkeys((*_TURNS, *_HALVES), 0xFFFD)
 
 
 class _Door(Console):
-    """A console on which texts have no power: what is styled and drawn is neutral first, cells of tables too."""
+    """A console on which texts have no power: what is styled and drawn is neutral first, cells of
+    tables too.
+    """
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=neutral(segment.text))
 
@@ -53,7 +64,9 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def quote(text: str, style: str | None = None) -> None:
-    """Print a text of other people, such as a row, as it is: neutral, but neither redacted nor cut."""
+    """Print a text of other people, such as a row, as it is: neutral, but neither redacted nor
+    cut.
+    """
     console.print(neutral(text), style=style, markup=False)
 
 
@@ -64,7 +77,9 @@ def complain(text: str) -> None:
 
 
 def shown(text: str) -> str:
-    """The text as a person may see it: neutral, without secrets, at most ``MOST_SAID`` bytes and what was cut."""
+    """The text as a person may see it: neutral, without secrets, at most ``MOST_SAID`` bytes and
+    what was cut.
+    """
     # Looking for addresses takes the square of a text's length, so most of a long one goes first.
     safe = without_secrets(neutral(text[: 4 * MOST_SAID]))
     kept = safe.encode()[:MOST_SAID].decode(errors="ignore")
@@ -73,7 +88,9 @@ def shown(text: str) -> str:
 
 
 def neutral(text: str) -> str:
-    """The text without power over a terminal: control characters (but tab and newline) as their pictures, direction marks as �."""
+    """The text without power over a terminal: control characters (but tab and newline) as their
+    pictures, direction marks as �.
+    """
     return text.translate(_NEUTRAL)
 
 
@@ -90,7 +107,9 @@ def shortened(text: str, most: int = 160) -> str:
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
-    """The names with commas between, as many as a line bears, none without its length or power over a terminal."""
+    """The names with commas between, as many as a line bears, none without its length or power over
+    a terminal.
+    """
     names = list(names)
     shown = ", ".join(shortened(neutral(name), 60) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
@@ -106,10 +125,16 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A spinner with elapsed time on a terminal; afterwards a line with the seconds, when there was more than one."""
+    """A spinner with elapsed time on a terminal; afterwards a line with the seconds, when there was
+    more than one.
+    """
     started = time.monotonic()
     if console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             bar.add_task(what, total=None)
             yield
@@ -126,9 +151,10 @@ def progress(
 ) -> Iterator[Callable[..., None]]:
     """Show ``what`` advancing to ``total``; yields ``advance(n=1, note="")``.
 
-    A terminal gets a live bar; a log file gets a line every ten seconds (unless ``lines`` is off, for work that prints its own), with rate
-    and remaining time in both; the rate is that since the first advance, which may have waited for a model. ``total`` counts what was
-    ``done`` before, in a resumed stage, too; 0 is a total that nobody knows.
+    A terminal gets a live bar; a log file gets a line every ten seconds (unless ``lines`` is off,
+    for work that prints its own), with rate and remaining time in both; the rate is that since the
+    first advance, which may have waited for a model. ``total`` counts what was ``done`` before, in
+    a resumed stage, too; 0 is a total that nobody knows.
     """
     spoken = time.monotonic()
     first: tuple[float, int] | None = None

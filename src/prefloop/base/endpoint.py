@@ -1,7 +1,9 @@
-"""JSON to a user's server and back: retries, waits, and a key that goes nowhere else. Requests are made here alone.
+"""JSON to a user's server and back: retries, waits, and a key that goes nowhere else. Requests are
+made here alone.
 
-The OpenAI-compatible judge, the rewards over HTTP and a vLLM server's rollouts ask through it. Redirects are not followed: the key is for the address that was
-named, and the error says where that address points.
+The OpenAI-compatible judge, the rewards over HTTP and a vLLM server's rollouts ask through it.
+Redirects are not followed: the key is for the address that was named, and the error says where that
+address points.
 """
 
 from __future__ import annotations
@@ -44,9 +46,13 @@ class RequestFailed(JudgeError):
 
 
 class Pace:
-    """At most so many requests a minute, evenly spread: one waits until its turn. Shared by the threads of an endpoint."""
+    """At most so many requests a minute, evenly spread: one waits until its turn. Shared by the
+    threads of an endpoint.
+    """
 
-    def __init__(self, requests_per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, requests_per_minute: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._gap, self._clock = 60.0 / requests_per_minute, clock
         self._next = -math.inf
         self._lock = threading.Lock()
@@ -61,7 +67,9 @@ class Pace:
 
 
 class Reply:
-    """A server's answer of status 2xx. The key it was asked with is blotted out of every excerpt."""
+    """A server's answer of status 2xx. The key it was asked with is blotted out of every
+    excerpt.
+    """
 
     def __init__(self, response: httpx.Response, key: str | None) -> None:
         self._response, self._key = response, key
@@ -84,14 +92,17 @@ class Reply:
 class Endpoint:
     """One address that takes JSON by POST, or gives it by GET.
 
-    The key is read from the environment for each request and is held nowhere else. ``post`` raises ``RequestFailed``, with the status and the
-    start of the body, when the server cannot be used, and ``JudgeError`` when there is no key to ask with.
+    The key is read from the environment for each request and is held nowhere else. ``post`` raises
+    ``RequestFailed``, with the status and the start of the body, when the server cannot be used,
+    and ``JudgeError`` when there is no key to ask with.
     """
 
     url: httpx.URL
     """Full address, from ``parsed_url``."""
     who: str
-    """Start of every message about a request, such as ``judge http://localhost:8000/v1/chat/completions``."""
+    """Start of every message about a request, such as
+    ``judge http://localhost:8000/v1/chat/completions``.
+    """
     setting: str
     """What the user set the address with, for messages."""
     key_env: str | None
@@ -103,7 +114,9 @@ class Endpoint:
     max_retries: int
     """Further attempts after 408, 429, 5xx and connection errors."""
     backoff: float
-    """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes precedence."""
+    """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes
+    precedence.
+    """
     advice: Mapping[int, str]
     """What to do about a status."""
     max_connections: int = 1
@@ -118,7 +131,9 @@ class Endpoint:
         """Requests sent, and how many of them were further attempts."""
         self._counting = threading.Lock()
         self._told = -math.inf
-        self._client = Client(self.url, self.timeout, connections=self.max_connections, most=self.most_bytes)
+        self._client = Client(
+            self.url, self.timeout, connections=self.max_connections, most=self.most_bytes
+        )
 
     def post(self, body: Mapping[str, Any], stop: threading.Event | None = None) -> Reply:
         """Send ``body``; retries what may pass by itself, until ``stop`` is set."""
@@ -137,7 +152,9 @@ class Endpoint:
     def _ask(self, method: str, content: str | None, stop: threading.Event | None = None) -> Reply:
         stop = stop or threading.Event()
         key = self._key()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {key}"} if key else {}
+        )
         for attempt in range(self.max_retries + 1):
             retry_after = None
             if self.pace and (pause := self.pace.turn()):
@@ -157,7 +174,10 @@ class Endpoint:
             else:
                 if response.is_success:
                     return Reply(response, key)
-                status, body = response.status_code, _blotted(response.text, key)[:_KEPT_OF_A_REFUSAL]
+                status, body = (
+                    response.status_code,
+                    _blotted(response.text, key)[:_KEPT_OF_A_REFUSAL],
+                )
                 failure = f"HTTP {status}: {Reply(response, key).excerpt()}"
                 passing = response.status_code in (408, 429) or response.status_code >= 500
                 advice = self._advice(response, key, passing)
@@ -166,16 +186,25 @@ class Endpoint:
                 retry_after = _retry_after(response.headers.get("retry-after"))
             if attempt < self.max_retries:
                 self._tell(
-                    f"{failure}; asking again, {self.max_retries - attempt} more time{'' if attempt + 1 == self.max_retries else 's'}"
+                    f"{failure}; asking again, {self.max_retries - attempt} more"
+                    f" time{'' if attempt + 1 == self.max_retries else 's'}"
                 )
-                pause = self.backoff * 2**attempt * _JITTER.uniform(0.75, 1.25) if retry_after is None else retry_after
+                pause = (
+                    self.backoff * 2**attempt * _JITTER.uniform(0.75, 1.25)
+                    if retry_after is None
+                    else retry_after
+                )
                 _wait(min(pause, _MAX_WAIT_S), stop)
                 if stop.is_set():
                     break
-        raise RequestFailed(f"{self.who}: {failure} ({attempt + 1} attempts); {advice}", status, body)
+        raise RequestFailed(
+            f"{self.who}: {failure} ({attempt + 1} attempts); {advice}", status, body
+        )
 
     def _tell(self, failure: str) -> None:
-        """Say at the first failure, and then once in ``_QUIET_S``, that the server is not answering as it should."""
+        """Say at the first failure, and then once in ``_QUIET_S``, that the server is not answering
+        as it should.
+        """
         with self._counting:
             if time.monotonic() - self._told < _QUIET_S:
                 return
@@ -184,9 +213,12 @@ class Endpoint:
 
     def _advice(self, response: httpx.Response, key: str | None, passing: bool) -> str:
         if response.has_redirect_location:
-            target = Reply(response, key).without_key(response.headers["location"]).partition("?")[0]
+            target = (
+                Reply(response, key).without_key(response.headers["location"]).partition("?")[0]
+            )
             return (
-                f"it points to {target:.200}, and redirects are not followed: put the final address into {self.setting}"
+                f"it points to {target:.200}, and redirects are not followed: put the final address"
+                f" into {self.setting}"
             )
         fallback = "the server failed; look into its log" if passing else f"check {self.setting}"
         return self.advice.get(response.status_code, fallback)
@@ -204,16 +236,21 @@ class Endpoint:
             return None
         key = os.environ.get(self.key_env, "").strip()
         if not key and self.key_required:
-            raise JudgeError(f"{self.who}: environment variable {self.key_env} is not set; set it to the key")
+            raise JudgeError(
+                f"{self.who}: environment variable {self.key_env} is not set; set it to the key"
+            )
         if not (key.isascii() and key.isprintable()):
             raise JudgeError(
-                f"{self.who}: the key in {self.key_env} holds characters that cannot be sent; copy it again"
+                f"{self.who}: the key in {self.key_env} holds characters that cannot be sent; copy"
+                " it again"
             )
         return key or None
 
 
 def parsed_url(text: str, setting: str, key: str, query: bool = False) -> httpx.URL:
-    """The address that ``setting`` gives. Raises ``ConfigError``, which never repeats what may be a password; ``key`` says where the key goes."""
+    """The address that ``setting`` gives. Raises ``ConfigError``, which never repeats what may be a
+    password; ``key`` says where the key goes.
+    """
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:

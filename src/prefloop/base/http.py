@@ -1,8 +1,9 @@
-"""The one HTTP client for other people's servers: a deadline in all, a cap on bytes, one address, bounded JSON.
+"""The one HTTP client for other people's servers: a deadline in all, a cap on bytes, one address,
+bounded JSON.
 
-A server may send a byte now and then, never stop, pack gigabytes into kilobytes, or point elsewhere.
-None of that may cost more than the deadline and the cap. Redirects are not followed and no request
-leaves the address that was named, because requests carry keys.
+A server may send a byte now and then, never stop, pack gigabytes into kilobytes, or point
+elsewhere. None of that may cost more than the deadline and the cap. Redirects are not followed and
+no request leaves the address that was named, because requests carry keys.
 
 Left out on purpose: a deadline for the look-up of a host name, which the system's resolver bounds.
 """
@@ -39,7 +40,8 @@ class TooLarge(httpx.TransportError):
 
 
 class Client(httpx.Client):
-    """Requests to one server, each over within ``deadline_s`` and answered with at most ``most`` bytes.
+    """Requests to one server, each over within ``deadline_s`` and answered with at most ``most``
+    bytes.
 
     Answers are read whole before they are returned; ``text`` is UTF-8 whatever the server calls it.
     Who asks for much in one request, such as a page of long records, names a higher ``most``.
@@ -55,9 +57,13 @@ class Client(httpx.Client):
         headers: Mapping[str, str] | None = None,
         connections: int = 1,
         most: int = MOST_BYTES,
-        opening: Callable[[httpcore.NetworkBackend], httpcore.NetworkBackend] = lambda network: network,
+        opening: Callable[[httpcore.NetworkBackend], httpcore.NetworkBackend] = lambda network: (
+            network
+        ),
     ) -> None:
-        """``opening`` may wrap what opens connections, to look at each before anything is sent over it."""
+        """``opening`` may wrap what opens connections, to look at each before anything is sent over
+        it.
+        """
         self.server, self.deadline_s, self.most = httpx.URL(server), deadline_s, most
         super().__init__(
             base_url=self.server,
@@ -89,13 +95,18 @@ class Client(httpx.Client):
         finally:
             _ENDS.reset(ends)
         packed = (b"content-encoding", b"content-length", b"transfer-encoding")
-        headers = [(name, value) for name, value in answer.headers.raw if name.lower() not in packed]
-        whole = httpx.Response(answer.status_code, headers=headers, content=content, request=request)
+        headers = [
+            (name, value) for name, value in answer.headers.raw if name.lower() not in packed
+        ]
+        whole = httpx.Response(
+            answer.status_code, headers=headers, content=content, request=request
+        )
         whole.encoding = "utf-8"  # a charset may name any codec of Python, zlib too
         return whole
 
     def close(self) -> None:
-        """Close the connections; requests of other threads fail at once instead of at their deadline.
+        """Close the connections; requests of other threads fail at once instead of at their
+        deadline.
 
         A connection that is still being made fails as soon as it is made.
         """
@@ -108,7 +119,10 @@ class Client(httpx.Client):
         if packing in ("identity", ""):
             return self._joined(answer.iter_raw(_PIECE), answer.request)
         if packing not in ("gzip", "x-gzip"):
-            raise TooLarge(f"the answer is packed with {packing:.40}, asked for was gzip", request=answer.request)
+            raise TooLarge(
+                f"the answer is packed with {packing:.40}, asked for was gzip",
+                request=answer.request,
+            )
         return self._joined(_unpacked(answer), answer.request)
 
     def _joined(self, pieces: Iterable[bytes], request: httpx.Request) -> bytes:
@@ -133,7 +147,9 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _unpacked(answer: httpx.Response) -> Iterable[bytes]:
-    """The gzipped body in pieces that are never larger than ``_PIECE``: a kilobyte may hold a megabyte."""
+    """The gzipped body in pieces that are never larger than ``_PIECE``: a kilobyte may hold a
+    megabyte.
+    """
     gzip, some = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), False
     for piece in answer.iter_raw(_PIECE):
         some = True
@@ -141,7 +157,9 @@ def _unpacked(answer: httpx.Response) -> Iterable[bytes]:
             try:
                 yield gzip.decompress(piece, _PIECE)
             except zlib.error as error:
-                raise httpx.DecodingError(f"the answer is no gzip: {error}", request=answer.request) from None
+                raise httpx.DecodingError(
+                    f"the answer is no gzip: {error}", request=answer.request
+                ) from None
             piece = gzip.unconsumed_tail
     if some and not gzip.eof:
         raise httpx.DecodingError("the gzipped answer is cut short", request=answer.request)
@@ -164,7 +182,8 @@ class _Network(httpcore.SyncBackend):
     def connect_tcp(self, *args: Any, **options: Any) -> httpcore.NetworkStream:
         options["timeout"] = _left(httpcore.ConnectTimeout)
         stream = super().connect_tcp(*args, **options)
-        # A second handle on the connection: TLS takes the first away, and none of its state may be touched from another thread.
+        # A second handle on the connection: TLS takes the first away, and none of its state may be
+        # touched from another thread.
         line = stream.get_extra_info("socket").dup()
         with self._lock:
             if not self._ended:
@@ -175,7 +194,9 @@ class _Network(httpcore.SyncBackend):
         raise httpcore.ConnectError("the client was closed")
 
     def hang_up(self) -> None:
-        """End what is being waited for; closing a socket alone wakes no thread that reads from it."""
+        """End what is being waited for; closing a socket alone wakes no thread that reads from
+        it.
+        """
         with self._lock:
             self._ended, lines = True, list(self._lines)
         for each in lines:
@@ -199,10 +220,15 @@ class _Stream(httpcore.NetworkStream):
         self._stream.close()
 
     def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         try:
-            secured = self._stream.start_tls(ssl_context, server_hostname, _left(httpcore.ConnectTimeout))
+            secured = self._stream.start_tls(
+                ssl_context, server_hostname, _left(httpcore.ConnectTimeout)
+            )
         except BaseException:
             self.close()
             raise

@@ -1,7 +1,9 @@
-"""Ctrl-C and requests to end that are never lost; while a stage trains, they wait for the end of the step and its checkpoint.
+"""Ctrl-C and requests to end that are never lost; while a stage trains, they wait for the end of
+the step and its checkpoint.
 
-Waiting was chosen over breaking off and saving the step before: an exception at any point of a library's step may be swallowed or leave half
-an update behind. What may be broken off at no loss, such as the sampling of a rollout, is (``at_once``).
+Waiting was chosen over breaking off and saving the step before: an exception at any point of a
+library's step may be swallowed or leave half an update behind. What may be broken off at no loss,
+such as the sampling of a rollout, is (``at_once``).
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from types import FrameType
 
 _HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BURST_S = 1.0
-"""Seconds in which further SIGTERMs and SIGHUPs count as the first: ``timeout``, shells and service managers send one to the process and again to its group."""
+"""Seconds in which further SIGTERMs and SIGHUPs count as the first: ``timeout``, shells and service
+managers send one to the process and again to its group.
+"""
 _received = 0
 _received_at = 0.0
 _held = False
@@ -25,7 +29,9 @@ _held = False
 
 
 class Ended(BaseException):
-    """SIGTERM or SIGHUP: the process is to end, where Ctrl-C may end less. No library catches it."""
+    """SIGTERM or SIGHUP: the process is to end, where Ctrl-C may end less. No library catches
+    it.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -71,9 +77,11 @@ def heeding() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Let a first signal wait until the block asks (``waiting``) and ends itself (``heed``), or is over; a second one ends it at once.
+    """Let a first signal wait until the block asks (``waiting``) and ends itself (``heed``), or is
+    over; a second one ends it at once.
 
-    Only ``heeding`` has signals that can wait, and only the main thread gets them: elsewhere nothing changes.
+    Only ``heeding`` has signals that can wait, and only the main thread gets them: elsewhere
+    nothing changes.
     """
     global _held
     if threading.current_thread() is not threading.main_thread():
@@ -90,7 +98,9 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """In a ``deferred`` block: let a first signal, also one that waits, end this part at once. What catches it may still ask and ``heed``."""
+    """In a ``deferred`` block: let a first signal, also one that waits, end this part at once. What
+    catches it may still ask and ``heed``.
+    """
     global _held
     held, _held = _held, False
     try:
@@ -114,7 +124,9 @@ def heed() -> None:
 
 
 def check_interrupted() -> None:
-    """Raise the ``KeyboardInterrupt`` or ``Ended`` that got lost, if one did; one that waits is not lost."""
+    """Raise the ``KeyboardInterrupt`` or ``Ended`` that got lost, if one did; one that waits is not
+    lost.
+    """
     if _received and not _held:
         raise KeyboardInterrupt if _received == signal.SIGINT else Ended(_received)
 
@@ -133,15 +145,22 @@ def forget_interrupt() -> None:
 
 
 def _say_that_it_waits(number: int) -> None:
-    """Straight to stderr: the code that the signal came into may hold the locks of ``console`` and of Python's own streams."""
+    """Straight to stderr: the code that the signal came into may hold the locks of ``console`` and
+    of Python's own streams.
+    """
     what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    line = f"\n{what}: the step is finished first, for its checkpoint; a second one ends the run at once\n"
+    line = (
+        f"\n{what}: the step is finished first, for its checkpoint; a second one ends the run at"
+        " once\n"
+    )
     with contextlib.suppress(OSError):
         os.write(2, line.encode())
 
 
 def _leave_terminal() -> None:
-    """Send output that went to a terminal which has hung up nowhere: writing to it fails, and the step would end in that error."""
+    """Send output that went to a terminal which has hung up nowhere: writing to it fails, and the
+    step would end in that error.
+    """
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):

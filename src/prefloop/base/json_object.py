@@ -1,4 +1,6 @@
-"""JSON that other people wrote: bounded in depth, and files of it as objects whose fields have been looked at."""
+"""JSON that other people wrote: bounded in depth, and files of it as objects whose fields have been
+looked at.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _DEEPEST = 64  # of a file
 
 
 def parsed(content: bytes | str, deepest: int = DEEPEST) -> Any:
-    """The JSON value of a text. Raises ``ValueError`` for what is none, or nested more than ``deepest`` levels deep."""
+    """The JSON value of a text. Raises ``ValueError`` for what is none, or nested more than
+    ``deepest`` levels deep.
+    """
     try:
         value = json.loads(content)
     except RecursionError:
@@ -41,39 +45,58 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ``ModelError`` naming folder and file for a file that is not there, cannot be read, or holds no object."""
+    """The object in a JSON file. Raises ``ModelError`` naming folder and file for a file that is
+    not there, cannot be read, or holds no object.
+    """
     where = f"'{path.parent.name}': {path.name}"
     try:
         require_end(path)
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)  # some files of the system say that they have no bytes
+            content = file.read(
+                MOST_BYTES + 1
+            )  # some files of the system say that they have no bytes
         if len(content) > MOST_BYTES:
             raise ModelError(f"{where} has over {MOST_BYTES:,} bytes: it is no such file")
         value = parsed(content.decode("utf-8"), _DEEPEST)
     except FileNotFoundError:
         raise ModelError(f"{where} is missing: copy or make the folder again") from None
     except UnicodeDecodeError as error:
-        raise ModelError(f"{where} is not UTF-8 (byte {error.start:,}): copy or make the folder again") from error
+        raise ModelError(
+            f"{where} is not UTF-8 (byte {error.start:,}): copy or make the folder again"
+        ) from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{where} cannot be read ({_words(error)}): copy or make the folder again") from error
+        raise ModelError(
+            f"{where} cannot be read ({_words(error)}): copy or make the folder again"
+        ) from error
     if not isinstance(value, dict):
-        raise ModelError(f"{where} holds {_named(value)} where an object belongs: copy or make the folder again")
+        raise ModelError(
+            f"{where} holds {_named(value)} where an object belongs: copy or make the folder again"
+        )
     return value
 
 
 def require_end(path: Path) -> None:
-    """Raise ``ModelError`` for a pipe, a socket or a device, or a link to one: reading it may wait or go on for ever."""
+    """Raise ``ModelError`` for a pipe, a socket or a device, or a link to one: reading it may wait
+    or go on for ever.
+    """
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ModelError(f"'{path.parent.name}': {path.name} is a pipe or a device: copy or make the folder again")
+        raise ModelError(
+            f"'{path.parent.name}': {path.name} is a pipe or a device: copy or make the folder"
+            " again"
+        )
 
 
 def read_as(kind: type[T], path: Path) -> T:
-    """The object in a JSON file as a dataclass or typed dictionary. Raises ``ModelError`` as ``read_object``, and naming the fields that do not fit."""
+    """The object in a JSON file as a dataclass or typed dictionary. Raises ``ModelError`` as
+    ``read_object``, and naming the fields that do not fit.
+    """
     return as_kind(kind, read_object(path), path)
 
 
 def as_kind(kind: type[T], content: Any, path: Path) -> T:
-    """What was read from ``path``, once its fields fit. Raises ``ModelError`` naming those that do not."""
+    """What was read from ``path``, once its fields fit. Raises ``ModelError`` naming those that do
+    not.
+    """
     try:
         return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
@@ -87,7 +110,9 @@ def problems(error: ValidationError, most: int = 3) -> str:
     lines = []
     for found in error.errors(include_url=False)[:most]:
         field = shortened(".".join(str(part) for part in found["loc"]), 60)
-        lines.append(neutral(f"{field}: {shortened(found['msg'], 80)} (found {_named(found['input'])})"))
+        lines.append(
+            neutral(f"{field}: {shortened(found['msg'], 80)} (found {_named(found['input'])})")
+        )
     more = error.error_count() - most
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
 

@@ -14,7 +14,9 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines into an artifact under construction, all of them or none."""
     with replacing(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            file.write(
+                json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+            )
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

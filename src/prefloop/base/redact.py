@@ -1,4 +1,6 @@
-"""What goes into logs, reports, trackers and messages holds no secret that an address may carry, and no key."""
+"""What goes into logs, reports, trackers and messages holds no secret that an address may carry,
+and no key.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,23 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# A password may hold anything, so a user with one ends at the last @ of a word: rather an address too short than a secret.
+# A password may hold anything, so a user with one ends at the last @ of a word: rather an address
+# too short than a secret.
 _QUOTED = re.compile(r"""(?P<kept>(?P<quote>['"])[\w+.-]+://)[^\s/@:]*:(?:(?!(?P=quote)).)*@""")
 _WHOLE = re.compile(r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://)[^\s/@:]*:.*@", re.DOTALL)
-_WHOLE_QUERY = re.compile(r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://[^\s?#;]*)(?:[?#]|;\w+=).*", re.DOTALL)
+_WHOLE_QUERY = re.compile(
+    r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://[^\s?#;]*)(?:[?#]|;\w+=).*", re.DOTALL
+)
 _ADDRESS = re.compile(
     r"(?P<scheme>\w[\w+.-]{0,20}://)(?:[^\s/@:]*:\S*@|[^\s/@'\"]*@)?(?P<rest>[^\s?#;'\",\]}]*)"
-    r"(?:(?:[?#]|;\w+=)[^\s'\"]*?(?=[)\]}.,;:!?]{0,3}(?:[\s'\"]|\Z)))?"  # what closes a sentence is the sentence's
+    # what closes a sentence is the sentence's
+    r"(?:(?:[?#]|;\w+=)[^\s'\"]*?(?=[)\]}.,;:!?]{0,3}(?:[\s'\"]|\Z)))?"
 )
-# An address that is whole before the first blank, where a sentence may go on; after a colon only a port is no password.
-_OPENING = re.compile(r"\A\s*(?:--[\w.-]+=)?[\w+.-]+://[^\s/@:?#;]+(?::\d{1,5})?(?:[/?#;]\S*|[.,:)])?\s")
+# An address that is whole before the first blank, where a sentence may go on; after a colon only a
+# port is no password.
+_OPENING = re.compile(
+    r"\A\s*(?:--[\w.-]+=)?[\w+.-]+://[^\s/@:?#;]+(?::\d{1,5})?(?:[/?#;]\S*|[.,:)])?\s"
+)
 _WORD = re.compile(r"\b[^\W\d_]{2,}\b")
 _SENTENCE = 3
 _NAMED = re.compile(
@@ -32,13 +41,16 @@ _KEYS = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """The text with user, password, query and fragment taken out of every address in it, and without what is surely a key."""
+    """The text with user, password, query and fragment taken out of every address in it, and
+    without what is surely a key.
+    """
     text = _ADDRESS.sub(r"\g<scheme>\g<rest>", _QUOTED.sub(r"\g<kept>", text))
     return _KEYS.sub(lambda found: (found["kept"] or "") + "***", _NAMED.sub(r"\1=***", text))
 
 
 def value_without_secrets(text: str) -> str:
-    """The same for the value of a setting, which may be one address whole: blanks and quotes in its password are of it.
+    """The same for the value of a setting, which may be one address whole: blanks and quotes in its
+    password are of it.
 
     A text that goes on after its first address with three words is a sentence, such as a note.
     """
@@ -60,12 +72,18 @@ def tree_without_secrets(value: Any) -> Any:
     if isinstance(value, list):
         return [tree_without_secrets(item) for item in value]
     if isinstance(value, dict):
-        return {tree_without_secrets(key): tree_without_secrets(item) for key, item in value.items()}
+        return {
+            tree_without_secrets(key): tree_without_secrets(item) for key, item in value.items()
+        }
     return value
 
 
-def flat_without_secrets(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Nested settings as one level of names with slashes, as trackers take them: addresses stand without user, password and query."""
+def flat_without_secrets(
+    values: Mapping[str, Any], prefix: str = ""
+) -> dict[str, str | int | float | bool]:
+    """Nested settings as one level of names with slashes, as trackers take them: addresses stand
+    without user, password and query.
+    """
     out: dict[str, str | int | float | bool] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -90,7 +108,9 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 160, 160
 
 
 def short(value: Any) -> str:
-    """The start of a value as Python writes it, for messages: a file of a few bytes can hold a large one, and a name may have no end."""
+    """The start of a value as Python writes it, for messages: a file of a few bytes can hold a
+    large one, and a name may have no end.
+    """
     try:
         return _SHORT.repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits

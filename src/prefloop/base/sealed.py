@@ -1,7 +1,8 @@
-"""JSON files and folders that we write and read back, each with the hashes that tell whether it is still what was written.
+"""JSON files and folders that we write and read back, each with the hashes that tell whether it is
+still what was written.
 
-A disk, a power cut or another hand may have left anything in their place, so they are read through here alone: whatever is wrong with
-one is a ``StoreError`` that names the file and what was found.
+A disk, a power cut or another hand may have left anything in their place, so they are read through
+here alone: whatever is wrong with one is a ``StoreError`` that names the file and what was found.
 """
 
 from __future__ import annotations
@@ -40,12 +41,17 @@ def file_digest(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     with replacing(path) as file:
-        # Names of files may hold bytes that are no UTF-8, as lone surrogates: written like that they are JSON's own escapes.
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+        # Names of files may hold bytes that are no UTF-8, as lone surrogates: written like that
+        # they are JSON's own escapes.
+        file.write(
+            json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        )
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON with its own digest in it. Raises ``ValueError`` where its content has the digest's key."""
+    """Write an object as JSON with its own digest in it. Raises ``ValueError`` where its content
+    has the digest's key.
+    """
     if DIGEST in content:
         raise ValueError(f"{path}: '{DIGEST}' is the key of the digest itself")
     plain = json.loads(json.dumps(content))  # as it will be read: keys are text, tuples are lists
@@ -55,7 +61,8 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 def read_sealed(path: Path, required: bool = True) -> dict[str, Any]:
     """The object in a file of ``write_sealed``, without its digest.
 
-    Raises ``StoreError`` where the file is not what was written; one without a digest, of an earlier version, is refused if ``required``.
+    Raises ``StoreError`` where the file is not what was written; one without a digest, of an
+    earlier version, is refused if ``required``.
     """
     if path.exists() and not path.is_file():
         raise StoreError(f"{path}: is no regular file")
@@ -70,14 +77,18 @@ def read_sealed(path: Path, required: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StoreError(f"{path}: damaged, an object was written and something else is there")
     if found is None and required:
-        raise StoreError(f"{path}: holds no digest of its content; it is damaged or of an earlier version")
+        raise StoreError(
+            f"{path}: holds no digest of its content; it is damaged or of an earlier version"
+        )
     if found is not None and found != expected:
         raise StoreError(f"{path}: damaged, its content is not what its digest says")
     return content
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The regular file ``name`` in ``folder``. Raises ``StoreError`` for a name that leaves the folder, a link, or where no file is."""
+    """The regular file ``name`` in ``folder``. Raises ``StoreError`` for a name that leaves the
+    folder, a link, or where no file is.
+    """
     parts = PurePosixPath(name).parts
     if name != PurePosixPath(name).as_posix():  # two names of one file would be two files
         raise StoreError(f"file '{name}' is not named as we name files")
@@ -97,7 +108,9 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def check_files(folder: Path, hashes: Any) -> None:
-    """Raise ``StoreError`` for the first file that is not in ``folder`` with its hash; ``hashes`` is JSON that anyone may have written."""
+    """Raise ``StoreError`` for the first file that is not in ``folder`` with its hash; ``hashes``
+    is JSON that anyone may have written.
+    """
     if not isinstance(hashes, dict):
         raise StoreError("the list of its files is no object")
     for name, expected in hashes.items():
@@ -116,16 +129,22 @@ def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def files_in(folder: Path, besides: Path) -> list[Path]:
-    """The files under a folder, but for what is ``besides`` or in it. Raises ``StoreError`` for a link, which would not be read back."""
+    """The files under a folder, but for what is ``besides`` or in it. Raises ``StoreError`` for a
+    link, which would not be read back.
+    """
     found = [path for path in folder.rglob("*") if path != besides and besides not in path.parents]
     for path in found:
         if path.is_symlink():
-            raise StoreError(f"{path}: is a link, and what it leads to would not be kept: write a file in its place")
+            raise StoreError(
+                f"{path}: is a link, and what it leads to would not be kept: write a file in its"
+                " place"
+            )
     return [path for path in found if path.is_file()]
 
 
 def seal_folder(draft: Path, target: Path, content: Mapping[str, Any] | None = None) -> None:
-    """Give a finished folder its seal and its name, so that a power cut leaves the whole of it or nothing.
+    """Give a finished folder its seal and its name, so that a power cut leaves the whole of it or
+    nothing.
 
     ``content`` is told back by ``read_folder``. What stands at ``target`` goes.
     """
@@ -143,10 +162,15 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 
 def copy_file(folder: Path, name: str, expected: str, target: Path) -> None:
-    """Copy a regular file of ``folder`` whose hash is known. Raises ``StoreError`` where another file is there."""
+    """Copy a regular file of ``folder`` whose hash is known. Raises ``StoreError`` where another
+    file is there.
+    """
     place, found = inside(folder, name), hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW), "rb") as source, target.open("xb") as copy:
+    with (
+        open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW), "rb") as source,
+        target.open("xb") as copy,
+    ):
         while chunk := source.read(_CHUNK):
             found.update(chunk)
             copy.write(chunk)

@@ -1,6 +1,8 @@
-"""A talk with one result, or with two beside each other: turns, what of them is sent, answers, scores, votes.
+"""A talk with one result, or with two beside each other: turns, what of them is sent, answers,
+scores, votes.
 
-Two results answer the same talk, so that a vote between them is a comparison like any other; it goes on with the answer that won.
+Two results answer the same talk, so that a vote between them is a comparison like any other; it
+goes on with the answer that won.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class ChatAnswer:
 
 @dataclasses.dataclass
 class ChatTurn:
-    """A message, what was sent for it, and the answers; the talk goes on with the ``chosen`` one."""
+    """A message, what was sent for it, and the answers; the talk goes on with the ``chosen``
+    one.
+    """
 
     user: str
     sent: Conversation
@@ -53,9 +57,13 @@ class ChatTurn:
 
 
 class Talk:
-    """``home``: the run whose results can be named by their slot alone. The n-th answer is drawn with ``seed + n``."""
+    """``home``: the run whose results can be named by their slot alone. The n-th answer is drawn
+    with ``seed + n``.
+    """
 
-    def __init__(self, opened: Opened, names: Sequence[str], home: Path | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, opened: Opened, names: Sequence[str], home: Path | None = None, seed: int = 0
+    ) -> None:
         self.opened, self.home, self.seed = opened, home, seed
         self.speakers = list(names)
         """One name, or two whose answers stand beside each other."""
@@ -85,13 +93,17 @@ class Talk:
         return named(self.home, name)
 
     def role(self, name: str) -> str | None:
-        """The role of a result on the backbone, put there when it is first asked for. Raises ``ModelError`` when it does not fit."""
+        """The role of a result on the backbone, put there when it is first asked for. Raises
+        ``ModelError`` when it does not fit.
+        """
         return self.opened.add(self.policy(name))
 
     def say(self, user: str, hear: Hear) -> ChatTurn:
-        """Send a message and let every speaker answer. Ctrl-C ends the answer, and the turn, with what is there.
+        """Send a message and let every speaker answer. Ctrl-C ends the answer, and the turn, with
+        what is there.
 
-        Raises ``DataError`` for a message that does not fit into the model, ``KeyboardInterrupt`` when nothing had been said yet.
+        Raises ``DataError`` for a message that does not fit into the model, ``KeyboardInterrupt``
+        when nothing had been said yet.
         """
         sent, ids, dropped = self._fitting(user)
         turn = ChatTurn(user, sent, ids, [])
@@ -124,7 +136,9 @@ class Talk:
             temperature = -1.0
         if not 0 <= temperature < float("inf"):
             raise ConfigError(f"temperature '{value}' is no number from 0 up")
-        self.engine.generation = dataclasses.replace(self.engine.generation, temperature=temperature)
+        self.engine.generation = dataclasses.replace(
+            self.engine.generation, temperature=temperature
+        )
 
     def undo(self) -> ChatTurn:
         """Take the last turn back. Raises ``ConfigError`` when there is none."""
@@ -133,7 +147,9 @@ class Talk:
         return self.turns.pop()
 
     def scores(self) -> list[tuple[str, list[float]]]:
-        """The reward model's scores of the last turn's answers, one a member. Raises ``ModelError`` where the run has none."""
+        """The reward model's scores of the last turn's answers, one a member. Raises ``ModelError``
+        where the run has none.
+        """
         if not self.turns:
             raise ConfigError("nothing has been said yet")
         turn = self.turns[-1]
@@ -144,17 +160,27 @@ class Talk:
             origin = Policy("reward", folder.resolve(), "", origin_of(folder.resolve()))
             require_one_backbone([next(iter(self.opened.policies.values())), origin], self._model)
             self._reward = Reward.load(self.opened.runtime.backbone, folder.resolve())
-        document = Document(turn.sent_ids, [a.token_ids for a in turn.answers], list(range(len(turn.answers))))
+        document = Document(
+            turn.sent_ids, [a.token_ids for a in turn.answers], list(range(len(turn.answers)))
+        )
         found = self._reward.score([document], total=len(turn.answers))
         return [(a.who, found[k]) for k, a in enumerate(turn.answers)]
 
-    def prefer(self, choice: Literal["a", "b", "tie"], annotator: str, why: str | None = None) -> Comparison:
-        """Vote on the last turn's two answers; the talk goes on with the better one. Raises ``ConfigError`` when there are none to choose from."""
+    def prefer(
+        self, choice: Literal["a", "b", "tie"], annotator: str, why: str | None = None
+    ) -> Comparison:
+        """Vote on the last turn's two answers; the talk goes on with the better one. Raises
+        ``ConfigError`` when there are none to choose from.
+        """
         if not self.turns or len(self.turns[-1].answers) != 2:
-            raise ConfigError("there are no two answers to choose from: /beside NAME, then say something")
+            raise ConfigError(
+                "there are no two answers to choose from: /beside NAME, then say something"
+            )
         turn = self.turns[-1]
         if comparison_of(turn, self) is None:
-            raise ConfigError("the two answers say the same, or one says nothing: there is nothing to choose")
+            raise ConfigError(
+                "the two answers say the same, or one says nothing: there is nothing to choose"
+            )
         index: Literal[0, 1, "tie"] = {"a": 0, "b": 1}.get(choice, "tie")  # type: ignore[assignment]
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         turn.vote = Vote(annotator, index, why=why, at=at)
@@ -172,17 +198,27 @@ class Talk:
         return self.opened.runtime.backbone_config.model
 
     def _fitting(self, user: str) -> tuple[Conversation, list[int], int]:
-        """What is sent: the tools, the system text and as many of the last turns as leave room for an answer; its ids; how many turns were left out."""
-        room, start = self.engine.generation.max_new_tokens, [Message("system", self.system)] if self.system else []
+        """What is sent: the tools, the system text and as many of the last turns as leave room for
+        an answer; its ids; how many turns were left out.
+        """
+        room, start = (
+            self.engine.generation.max_new_tokens,
+            [Message("system", self.system)] if self.system else [],
+        )
         for dropped in range(len(self.turns) + 1):
             kept = self.turns[dropped:]
-            past = [m for t in kept for m in (Message("user", t.user), Message("assistant", t.answers[t.chosen].text))]
+            past = [
+                m
+                for t in kept
+                for m in (Message("user", t.user), Message("assistant", t.answers[t.chosen].text))
+            ]
             sent = Conversation([*start, *past, Message("user", user)], self.tools)
             ids = self.opened.runtime.backbone.chat.prompt_ids(sent)
             if len(ids) + room <= self.context:
                 return sent, ids, dropped
         raise DataError(
-            f"the message has {len(ids)} tokens; with {room} for the answer that is over the model's context of {self.context}: shorten it"
+            f"the message has {len(ids)} tokens; with {room} for the answer that is over the"
+            f" model's context of {self.context}: shorten it"
         )
 
     def _answer(self, name: str, ids: list[int], hear: Callable[[str], None]) -> ChatAnswer:
@@ -197,7 +233,9 @@ class Talk:
             check_interrupted()
             tokens.append(token)
             now = backbone.chat.decode(tokens)
-            if not now.endswith("\ufffd"):  # half of a character; the rest comes with the next token
+            if not now.endswith(
+                "\ufffd"
+            ):  # half of a character; the rest comes with the next token
                 text = now
                 hear(text)
 
@@ -216,14 +254,23 @@ class Talk:
 
 def read_tools(path: Path) -> list[dict[str, Any]]:
     """JSON schemas from a file with a JSON list. Raises ``ConfigError`` for a file that is none."""
-    shape = 'a JSON list such as [{"type": "function", "function": {"name": "get_weather", "parameters": {…}}}]'
+    shape = (
+        'a JSON list such as [{"type": "function", "function": {"name": "get_weather",'
+        ' "parameters": {…}}}]'
+    )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--tools {path}: cannot be read ({error.strerror}); give {shape}") from None
+        raise ConfigError(
+            f"--tools {path}: cannot be read ({error.strerror}); give {shape}"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"--tools {path}: not JSON ({error}); give {shape}") from None
-    if not isinstance(found, list) or not found or not all(isinstance(tool, dict) for tool in found):
+    if (
+        not isinstance(found, list)
+        or not found
+        or not all(isinstance(tool, dict) for tool in found)
+    ):
         raise ConfigError(f"--tools {path}: found {str(found)[:60]!r}; give {shape}")
     return found
 
@@ -236,7 +283,9 @@ def named(home: Path | None, name: str) -> Policy:
 
 
 def comparison_of(turn: ChatTurn, talk: Talk) -> Comparison | None:
-    """The turn as a comparison, under an id that tells its texts; ``None`` without two different answers."""
+    """The turn as a comparison, under an id that tells its texts; ``None`` without two different
+    answers.
+    """
     if len(turn.answers) != 2 or len({a.text for a in turn.answers} - {""}) != 2:
         return None
     responses = [
@@ -258,7 +307,8 @@ def comparison_of(turn: ChatTurn, talk: Talk) -> Comparison | None:
 
 
 def keep(path: Path, comparisons: Sequence[Comparison]) -> int:
-    """Add comparisons to a file, complete or not at all; a second vote of an annotator on the same texts replaces the first.
+    """Add comparisons to a file, complete or not at all; a second vote of an annotator on the same
+    texts replaces the first.
 
     Returns how many the file holds then. Raises ``DataError`` when the file holds something else.
     """
@@ -271,14 +321,18 @@ def keep(path: Path, comparisons: Sequence[Comparison]) -> int:
             same = not differ(old.responses[0], new.responses[0])
             fresh = new if same else new.swap()
             voters = {v.annotator for v in fresh.votes}
-            fresh = dataclasses.replace(old, votes=[*(v for v in old.votes if v.annotator not in voters), *fresh.votes])
+            fresh = dataclasses.replace(
+                old, votes=[*(v for v in old.votes if v.annotator not in voters), *fresh.votes]
+            )
         known[new.id] = fresh if old is not None else new
     write_jsonl(path, known.values())
     return len(known)
 
 
 def default_name(run: Path, algo: str | None) -> str:
-    """The result of a run to talk to when none is named: its aligned policy, else the SFT model, else the bare one."""
+    """The result of a run to talk to when none is named: its aligned policy, else the SFT model,
+    else the bare one.
+    """
     names: list[Any] = [name for name in policy_slots(run) if name != BASE]
     if algo in names:
         return str(algo)

@@ -1,4 +1,6 @@
-"""A talk in a terminal or a pipe: reads lines, shows answers while they are made, heeds what begins with a slash."""
+"""A talk in a terminal or a pipe: reads lines, shows answers while they are made, heeds what begins
+with a slash.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ WIDE = 100
 COMMANDS = {
     "adapter": ("NAME", "talk to another result from here on; the talk so far is kept"),
     "beside": ("NAME | off", "let a second result answer the same talk, shown beside the first"),
-    "prefer": ("a | b | tie [WHY]", "vote on the two answers; the talk goes on with the better one"),
+    "prefer": (
+        "a | b | tie [WHY]",
+        "vote on the two answers; the talk goes on with the better one",
+    ),
     "score": ("", "the reward model's score of the last answers"),
     "retry": ("", "answer the last message again"),
     "undo": ("", "take the last message and its answers back"),
@@ -39,15 +44,25 @@ class Terminal:
     """``votes``: the file that every /prefer goes to at once."""
 
     def __init__(self, talk: Talk, votes: Path, annotator: str, interactive: bool) -> None:
-        self.talk, self.votes, self.annotator, self.interactive = talk, votes, annotator, interactive
+        self.talk, self.votes, self.annotator, self.interactive = (
+            talk,
+            votes,
+            annotator,
+            interactive,
+        )
         self._told_dropped = 0
 
     def run(self) -> None:
-        """Until /quit or the end of the input. Mistakes are said, and end a talk that comes through a pipe with the ``PrefloopError``."""
+        """Until /quit or the end of the input. Mistakes are said, and end a talk that comes through
+        a pipe with the ``PrefloopError``.
+        """
         if self.interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  gives input() its editing and its history
-            say(f"{self._talking()}; also here: {', '.join(self.talk.known)}. /help lists what you can say")
+            say(
+                f"{self._talking()}; also here: {', '.join(self.talk.known)}. /help lists what you"
+                " can say"
+            )
         lines = self._lines()
         while True:
             try:
@@ -57,7 +72,10 @@ class Terminal:
             except KeyboardInterrupt:
                 forget_interrupt()
                 lines = self._lines()  # what was interrupted has ended
-                say("\nstopped; /quit or Ctrl-D ends the talk" if self.interactive else "\nstopped", "dim")
+                say(
+                    "\nstopped; /quit or Ctrl-D ends the talk" if self.interactive else "\nstopped",
+                    "dim",
+                )
             except PrefloopError as error:
                 if not self.interactive:
                     raise
@@ -87,7 +105,9 @@ class Terminal:
             return True
         name, _, rest = line[1:].partition(" ")
         if name not in COMMANDS:
-            raise ConfigError(f"unknown command /{name} ({nearest(name, COMMANDS)}); /help lists them")
+            raise ConfigError(
+                f"unknown command /{name} ({nearest(name, COMMANDS)}); /help lists them"
+            )
         if name == "quit":
             return False
         getattr(self, f"_{name}")(rest.strip())
@@ -98,7 +118,10 @@ class Terminal:
         return _label(side, self.talk.speakers[side], len(self.talk.speakers))
 
     def _talking(self) -> str:
-        return f"talking to {' and '.join(self._named(side) for side in range(len(self.talk.speakers)))}"
+        return (
+            "talking to"
+            f" {' and '.join(self._named(side) for side in range(len(self.talk.speakers)))}"
+        )
 
     def _adapter(self, name: str) -> None:
         self.talk.role(_given(name, "adapter"))
@@ -126,7 +149,9 @@ class Terminal:
         found = self.talk.scores()
         for side, (who, scores) in enumerate(found):
             mean = sum(scores) / len(scores)
-            members = f" (members {', '.join(f'{s:.2f}' for s in scores)})" if len(scores) > 1 else ""
+            members = (
+                f" (members {', '.join(f'{s:.2f}' for s in scores)})" if len(scores) > 1 else ""
+            )
             say(f"{_label(side, who, len(found))}: reward {mean:.2f}{members}", "dim")
 
     def _retry(self, _: str) -> None:
@@ -155,7 +180,10 @@ class Terminal:
             raise ConfigError(f"/save: {error}") from None
         found = self.talk.comparisons()
         if not found:
-            raise ConfigError("nothing to save: no turn has two different answers; /beside NAME, then say something")
+            raise ConfigError(
+                "nothing to save: no turn has two different answers; /beside NAME, then say"
+                " something"
+            )
         count = keep(Path(parts[0]), found)
         say(f"{counted(len(found), 'comparison')} saved; {parts[0]} holds {count}", "dim")
 
@@ -164,7 +192,9 @@ class Terminal:
             say(f"  {f'/{name} {takes}':<28} {does}")
 
     def _show(self, ask: Callable[[Hear], ChatTurn]) -> None:
-        """Let the talk answer and show it: side by side where there is room, else one after the other as the tokens come."""
+        """Let the talk answer and show it: side by side where there is room, else one after the
+        other as the tokens come.
+        """
         columns = len(self.talk.speakers) == 2 and console.is_terminal and console.width >= WIDE
         turn = self._side_by_side(ask) if columns else self._in_turn(ask)
         for side, answer in enumerate(turn.answers):
@@ -174,7 +204,8 @@ class Terminal:
             forget_interrupt()
         if self.talk.dropped > self._told_dropped:
             say(
-                f"[the talk is longer than the model's {self.talk.context} tokens: the oldest {self.talk.dropped} turns are no longer sent]",
+                f"[the talk is longer than the model's {self.talk.context} tokens: the oldest"
+                f" {self.talk.dropped} turns are no longer sent]",
                 "yellow",
             )
         self._told_dropped = self.talk.dropped

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Advise:
-    """Ask five questions and write a configuration for pipelines/rlhf.py, each choice with its reason and source.
+    """Ask five questions and write a configuration for pipelines/rlhf.py, each choice with its
+    reason and source.
 
     What a flag answers is not asked. An existing file is never overwritten.
     """
@@ -34,9 +35,13 @@ class Advise:
     tasks: Annotated[str | None, tyro.conf.arg(metavar="N")] = None
     """Number of kinds of task that the model is for."""
     alignment: str | None = None
-    """none: imitate demonstrations; pairs: learn from preferences as they are; rollouts: learn from own answers."""
+    """none: imitate demonstrations; pairs: learn from preferences as they are; rollouts: learn from
+    own answers.
+    """
     preset: str = "chat"
-    """Whose guide values to take: chat, classification, reasoning or domain (prefloop presets prints them)."""
+    """Whose guide values to take: chat, classification, reasoning or domain (prefloop presets
+    prints them).
+    """
     output: Path = Path("advised.yaml")
     """File to write."""
 
@@ -58,20 +63,52 @@ class Advise:
         from prefloop.planning.worth import DAY, PROMPT, RESPONSE
 
         if self.output.exists():
-            raise ConfigError(f"'{self.output}' exists already and is not overwritten: give another --output")
+            raise ConfigError(
+                f"'{self.output}' exists already and is not overwritten: give another --output"
+            )
         if not self.output.absolute().parent.is_dir():
             raise ConfigError(f"'{self.output}' cannot be written: its folder does not exist")
         one_of("--preset", self.preset, NAMES)
         questions = (
-            AdviceQuestion("--data", self.data, data_of, "What data, and how many rows of it?", _listed(KINDS), "pairs:6000"),
-            AdviceQuestion("--gpu", self.gpu, _memory, "Memory of the GPU?", "such as 24GiB, or none", "24GiB"),
-            AdviceQuestion("--latency", self.latency, lambda text: one_of("--latency", text, LATENCIES), "How fast must the result answer?", _listed(LATENCIES), "any"),
-            AdviceQuestion("--tasks", self.tasks, tasks_of, "How many kinds of task?", "a number", "1"),
-            AdviceQuestion("--alignment", self.alignment, lambda text: one_of("--alignment", text, NEEDS), "What must it learn beyond the demonstrations?", _listed(NEEDS), "pairs"),
-        )  # fmt: skip
-        said = {question.flag: question.read(question.said) for question in questions if question.said is not None}
+            AdviceQuestion(
+                "--data",
+                self.data,
+                data_of,
+                "What data, and how many rows of it?",
+                _listed(KINDS),
+                "pairs:6000",
+            ),
+            AdviceQuestion(
+                "--gpu", self.gpu, _memory, "Memory of the GPU?", "such as 24GiB, or none", "24GiB"
+            ),
+            AdviceQuestion(
+                "--latency",
+                self.latency,
+                lambda text: one_of("--latency", text, LATENCIES),
+                "How fast must the result answer?",
+                _listed(LATENCIES),
+                "any",
+            ),
+            AdviceQuestion(
+                "--tasks", self.tasks, tasks_of, "How many kinds of task?", "a number", "1"
+            ),
+            AdviceQuestion(
+                "--alignment",
+                self.alignment,
+                lambda text: one_of("--alignment", text, NEEDS),
+                "What must it learn beyond the demonstrations?",
+                _listed(NEEDS),
+                "pairs",
+            ),
+        )
+        said = {
+            question.flag: question.read(question.said)
+            for question in questions
+            if question.said is not None
+        }
         (kind, rows), memory, latency, tasks, alignment = (
-            said[question.flag] if question.flag in said else question.ask() for question in questions
+            said[question.flag] if question.flag in said else question.ask()
+            for question in questions
         )
         answers = Situation(kind, rows, memory, latency, tasks, alignment, self.preset)
         text = config_of(answers)
@@ -81,16 +118,22 @@ class Advise:
             with self.output.open("x", encoding="utf-8") as file:
                 file.write(text)
         except FileExistsError:
-            raise ConfigError(f"'{self.output}' exists already and is not overwritten: give another --output") from None
+            raise ConfigError(
+                f"'{self.output}' exists already and is not overwritten: give another --output"
+            ) from None
         except OSError as error:
             raise ConfigError(f"'{self.output}' cannot be written: {error}") from None
         if UNFIT in " ".join(line.strip(" #") for line in text.splitlines()):
             say(f"{memory / 2**30:g} GiB: {UNFIT}", "yellow")
         place = "two CPU cores" if not memory else "a card of which its memory alone is known"
-        say(f"expected on {place}, at {PROMPT:.0f} tokens a prompt and {RESPONSE:.0f} a response: {found.describe()}")
+        say(
+            f"expected on {place}, at {PROMPT:.0f} tokens a prompt and {RESPONSE:.0f} a response:"
+            f" {found.describe()}"
+        )
         if found.whole > DAY:
             say(
-                f"that is {duration(found.whole)} in all: `prefloop plan` knows more of a card that --card names",
+                f"that is {duration(found.whole)} in all: `prefloop plan` knows more of a card that"
+                " --card names",
                 "yellow",
             )
         command = f"prefloop plan {shlex.quote(str(self.output))} {place_of(memory)}"
@@ -110,15 +153,22 @@ class AdviceQuestion:
     default: str
 
     def ask(self) -> Any:
-        """The answer from the terminal, asked for until there is one. Raises ``ConfigError`` naming the flag when nobody can answer."""
+        """The answer from the terminal, asked for until there is one. Raises ``ConfigError`` naming
+        the flag when nobody can answer.
+        """
         from prefloop.base.console import say
 
-        nobody = ConfigError(f"advise has nobody to ask '{self.text}': answer with {self.flag} ({self.choices})")
+        nobody = ConfigError(
+            f"advise has nobody to ask '{self.text}': answer with {self.flag} ({self.choices})"
+        )
         if not sys.stdin.isatty():
             raise nobody
         while True:
             try:
-                return self.read(input(f"{self.text}\n  {self.choices}\n[{self.default}] ").strip() or self.default)
+                return self.read(
+                    input(f"{self.text}\n  {self.choices}\n[{self.default}] ").strip()
+                    or self.default
+                )
             except EOFError:
                 raise nobody from None
             except ConfigError as error:
@@ -138,12 +188,18 @@ def _expectation(answers: Situation, text: str) -> Expectation:
     config: RLHFConfig = validated(yaml.safe_load(text), "advice")
     demonstrations = None if answers.kind == "prompts" else answers.rows
     return expect(
-        config, shape_of(MODELS[config.backbone.model], Path(".")), demonstrations, answers.votes, not answers.memory
+        config,
+        shape_of(MODELS[config.backbone.model], Path(".")),
+        demonstrations,
+        answers.votes,
+        not answers.memory,
     )
 
 
 def _require_worth(answers: Situation, found: Expectation) -> None:
-    """Raise ``ConfigError`` for a run that cannot learn, or that takes more than a day where its speed is known, with the rows that would do."""
+    """Raise ``ConfigError`` for a run that cannot learn, or that takes more than a day where its
+    speed is known, with the rows that would do.
+    """
     from prefloop.base.console import duration
     from prefloop.config.algorithms import FEW_STEPS
     from prefloop.planning.advice import config_of
@@ -157,12 +213,14 @@ def _require_worth(answers: Situation, found: Expectation) -> None:
         said = " and ".join(f"{count:,} steps of {stage}" for stage, count in found.few.items())
         enough = _first(lambda rows: not of(rows).few, answers.rows)
         raise ConfigError(
-            f"{answers.rows:,} rows make {said}, and under {FEW_STEPS} little is learnt: a run like this takes {enough:,} rows or more"
+            f"{answers.rows:,} rows make {said}, and under {FEW_STEPS} little is learnt: a run like"
+            f" this takes {enough:,} rows or more"
         )
     if not answers.memory and found.whole > DAY:
         most = _first(lambda rows: of(rows).whole > DAY, 1) - 1
         raise ConfigError(
-            f"{answers.rows:,} rows would take about {duration(found.whole)} on two CPU cores, and {most:,} about a day: say so many, or name a GPU"
+            f"{answers.rows:,} rows would take about {duration(found.whole)} on two CPU cores, and"
+            f" {most:,} about a day: say so many, or name a GPU"
         )
 
 

@@ -14,14 +14,18 @@ from prefloop.config.ranges import Count, Seed, Whole
 
 @dataclasses.dataclass
 class BenchCommand:
-    """Run lm-eval's tasks, and sets of prompts with references, on the base model and the adapters of a run; show what training changed."""
+    """Run lm-eval's tasks, and sets of prompts with references, on the base model and the adapters
+    of a run; show what training changed.
+    """
 
     run_folder: tyro.conf.Positional[Path]
     """Folder of the run, such as runs/demo."""
     tasks: list[str] = dataclasses.field(default_factory=list)
     """Names of lm-eval's tasks and groups, YAML files, folders of YAML files."""
     domain: list[DataSource] = dataclasses.field(default_factory=list)
-    """Files (or hub data sets) of prompts with references: ROUGE, BLEU, F1 and exact match of greedy answers."""
+    """Files (or hub data sets) of prompts with references: ROUGE, BLEU, F1 and exact match of
+    greedy answers.
+    """
     adapters: list[str] = dataclasses.field(default_factory=list)
     """Slots of the run, such as base sft ppo; base and every policy unless named."""
     data: list[str] = dataclasses.field(default_factory=list)
@@ -41,7 +45,9 @@ class BenchCommand:
     rollout: Literal["vllm", "server", "transformers"] = "transformers"
     """Engine that answers domain sets."""
     quarantine: Path | None = None
-    """Folder for rows of domain sets that cannot be read or asked; without one they are an error."""
+    """Folder for rows of domain sets that cannot be read or asked; without one they are an
+    error.
+    """
     model: str | None = None
     """The run's backbone, where its name of then no longer leads to it."""
     trust_task_code: bool = False
@@ -57,14 +63,21 @@ class BenchCommand:
         from prefloop.evaluation.benchmarks.tasks import files_of, find, version
 
         version()
-        settings = HarnessSettings(self.limit, self.batch_size, self.num_fewshot, self.apply_chat_template, self.seed)
+        settings = HarnessSettings(
+            self.limit, self.batch_size, self.num_fewshot, self.apply_chat_template, self.seed
+        )
         specs = find(self.tasks, files_of(self.data), self.trust_task_code)
         if self.quarantine:
             self.quarantine.mkdir(parents=True, exist_ok=True)
-        domains = [Domain(path, self.max_new_tokens, self.rollout, self.quarantine) for path in self.domain]
-        found = bench(self.run_folder, specs, self.adapters, settings, domains, self.model, self.output)
+        domains = [
+            Domain(path, self.max_new_tokens, self.rollout, self.quarantine) for path in self.domain
+        ]
+        found = bench(
+            self.run_folder, specs, self.adapters, settings, domains, self.model, self.output
+        )
         console.print(compare.table(found["tasks"], found["settings"]["reference"]))
         say(
-            f"± is one standard error; differences are paired by question. Written to {self.output or self.run_folder / FILE}",
+            "± is one standard error; differences are paired by question. Written to"
+            f" {self.output or self.run_folder / FILE}",
             "dim",
         )

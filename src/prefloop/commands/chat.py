@@ -15,18 +15,24 @@ from prefloop.config.ranges import Count, NotNegative, Seed
 
 @dataclasses.dataclass
 class Chat:
-    """Talk to a result of a run; switch between its adapters, or put two beside each other and vote. /help lists what can be said."""
+    """Talk to a result of a run; switch between its adapters, or put two beside each other and
+    vote. /help lists what can be said.
+    """
 
     run_folder: tyro.conf.Positional[str]
     """Folder of the run, such as runs/demo, or one result: runs/demo:ppo, an adapter's folder."""
     adapter: str | None = None
-    """Which result to talk to: a slot of the run (sft, ppo, dpo …), 'base' for the bare model; its aligned policy unless given."""
+    """Which result to talk to: a slot of the run (sft, ppo, dpo …), 'base' for the bare model; its
+    aligned policy unless given.
+    """
     beside: str | None = None
     """A second result that answers the same talk."""
     system: str = ""
     """System text at the start of the talk."""
     tools: Path | None = None
-    """JSON file with a list of the tools' schemas, which the model may call; a call is shown and not run."""
+    """JSON file with a list of the tools' schemas, which the model may call; a call is shown and
+    not run.
+    """
     temperature: NotNegative | None = None
     """Sampling temperature; the run's unless given, 0 takes the likeliest token each time."""
     max_new_tokens: Count | None = None
@@ -51,10 +57,13 @@ class Chat:
         sampling: dict[str, Any] = {}
         if self.max_new_tokens is not None:
             sampling["max_new_tokens"] = self.max_new_tokens
-        # What is said while the model loads has times in it: a piped talk gives the same bytes each time.
+        # What is said while the model loads has times in it: a piped talk gives the same bytes each
+        # time.
         with contextlib.nullcontext() if interactive else contextlib.redirect_stdout(sys.stderr):
             first = named(home, names[0])
-            opened = open_policies([first], model=self.model, generation=sampling, rollout="transformers")
+            opened = open_policies(
+                [first], model=self.model, generation=sampling, rollout="transformers"
+            )
             talk = Talk(opened, names, home, self.seed)
         talk.system, talk.tools = self.system, tools
         if self.temperature is not None:
@@ -79,5 +88,8 @@ class Chat:
         if place.run is not None and place.slot is not None:
             return place.run, [self.adapter or place.slot, *beside]
         if self.adapter:
-            raise ConfigError(f"--adapter names a result of a run, and '{self.run_folder}' is one itself: leave it out")
+            raise ConfigError(
+                f"--adapter names a result of a run, and '{self.run_folder}' is one itself: leave"
+                " it out"
+            )
         return None, [self.run_folder, *beside]

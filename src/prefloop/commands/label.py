@@ -27,12 +27,16 @@ R = TypeVar("R", "Comparison", "Rating")
 
 @dataclasses.dataclass
 class Up(Home):
-    """Start Argilla, or find the one that runs; the first start makes the server's own environment."""
+    """Start Argilla, or find the one that runs; the first start makes the server's own
+    environment.
+    """
 
     port: Port | None = None
     """Port on this machine's loopback: unless given the one of last time, at first 6900."""
     allow_host: tuple[str, ...] = ()
-    """Names that a proxy of yours in front of the server is called by; without them it answers to localhost, 127.0.0.1 and ::1 alone."""
+    """Names that a proxy of yours in front of the server is called by; without them it answers to
+    localhost, 127.0.0.1 and ::1 alone.
+    """
 
     def run(self) -> None:
         from prefloop.base.console import waiting
@@ -68,7 +72,9 @@ class _Server:
     workspace: str = "default"
     """Workspace of the dataset."""
     home: Path | None = None
-    """Home of the server, which holds address and key; $XDG_DATA_HOME/prefloop/labeling when no server is named at all."""
+    """Home of the server, which holds address and key; $XDG_DATA_HOME/prefloop/labeling when no
+    server is named at all.
+    """
     url: str | None = None
     """Address of a server that is not of `prefloop label up`; also ARGILLA_API_URL."""
     api_key: str | None = dataclasses.field(default=None, repr=False)
@@ -83,18 +89,24 @@ class _Server:
 
 @dataclasses.dataclass
 class Push(_Server):
-    """Send the records of a file that the dataset does not hold yet; the dataset is made when missing."""
+    """Send the records of a file that the dataset does not hold yet; the dataset is made when
+    missing.
+    """
 
     file: tyro.conf.Positional[DataSource] = dataclasses.field(kw_only=True)
     """Comparisons or ratings in any layout that `prefloop check` reads. Votes in it stay behind."""
     kind: Literal["auto", "comparisons", "ratings"] = "auto"
-    """Which of two responses is better, or thumbs up or down on one; auto asks for thumbs where the file holds single responses. Of a file
-    of pairs, ratings asks about each response."""
+    """Which of two responses is better, or thumbs up or down on one; auto asks for thumbs where the
+    file holds single responses. Of a file of pairs, ratings asks about each response.
+    """
     bad_rows: Literal["error", "quarantine"] = "error"
-    """What to do with rows that cannot be used and records that Argilla does not take: stop, or write them to <file>.quarantine.jsonl and
-    <file>.refused.jsonl and send the rest."""
+    """What to do with rows that cannot be used and records that Argilla does not take: stop, or
+    write them to <file>.quarantine.jsonl and <file>.refused.jsonl and send the rest.
+    """
     guidelines: Path | None = None
-    """Markdown file with what annotators should know, at most 10,000 characters; replaces the guidelines of a dataset that is there."""
+    """Markdown file with what annotators should know, at most 10,000 characters; replaces the
+    guidelines of a dataset that is there.
+    """
     min_submitted: Count | None = None
     """Answers that complete a record: 1 unless given, for a new dataset."""
 
@@ -105,11 +117,16 @@ class Push(_Server):
         guidelines = read_guidelines(self.guidelines) if self.guidelines else None
         records = self._records()
         with self._argilla() as argilla:
-            done = argilla.push(records, self.dataset, self.workspace, guidelines, self.min_submitted)
+            done = argilla.push(
+                records, self.dataset, self.workspace, guidelines, self.min_submitted
+            )
             there = f"{done.present:,} {'was' if done.present == 1 else 'were'} there"
             guided = "; guidelines replaced" if done.replaced else ""
             at = argilla.rest.connection.url
-            say(f"{counted(done.sent, 'record')} sent to {self.dataset}, {there}{guided}; annotate at {at}")
+            say(
+                f"{counted(done.sent, 'record')} sent to {self.dataset}, {there}{guided}; annotate"
+                f" at {at}"
+            )
 
     def _records(self) -> list[Comparison] | list[Rating]:
         from prefloop.base.console import say
@@ -139,7 +156,8 @@ class Push(_Server):
         place = self.file.folder / f"{self.file.stem}.refused.jsonl"
         write_jsonl(place, (record for record, _ in aside))
         say(
-            f"{counted(len(aside), 'record')} set aside in {place}, the first '{aside[0][0].id}': {aside[0][1]}",
+            f"{counted(len(aside), 'record')} set aside in {place}, the first '{aside[0][0].id}':"
+            f" {aside[0][1]}",
             "yellow",
         )
         refused = {record.id for record, _ in aside}
@@ -148,20 +166,26 @@ class Push(_Server):
 
 @dataclasses.dataclass
 class Pull(_Server):
-    """Write every record that has a submitted answer, with its votes, to a file. Repeat it at will. The dataset may be of `label push` or made
-    with Argilla's own templates or SDK."""
+    """Write every record that has a submitted answer, with its votes, to a file. Repeat it at will.
+    The dataset may be of `label push` or made with Argilla's own templates or SDK.
+    """
 
     output: Path = dataclasses.field(kw_only=True)
-    """JSON lines in the prefloop layout; replaced as a whole, and left as it is when nobody has answered."""
+    """JSON lines in the prefloop layout; replaced as a whole, and left as it is when nobody has
+    answered.
+    """
     every: Pause | None = None
     """Pull again after so many seconds, at least 1, until Ctrl-C. A line is printed when the number
     of votes has changed."""
     simulated: bool = False
     """Take votes of simulated annotators too where people have voted."""
     questions: tuple[str, ...] = ()
-    """For a dataset that was made elsewhere, what its fields and questions mean, where the guess that is printed is not right: several of
-    prompt=FIELD system=FIELD responses=FIELD,FIELD preferred=QUESTION ratings=QUESTION,QUESTION thumb=QUESTION strength=QUESTION why=QUESTION;
-    values that do not name a response after a colon, preferred=QUESTION:FIRST,SECOND,TIE or thumb=QUESTION:UP,DOWN."""
+    """For a dataset that was made elsewhere, what its fields and questions mean, where the guess
+    that is printed is not right: several of prompt=FIELD system=FIELD responses=FIELD,FIELD
+    preferred=QUESTION ratings=QUESTION,QUESTION thumb=QUESTION strength=QUESTION why=QUESTION;
+    values that do not name a response after a colon, preferred=QUESTION:FIRST,SECOND,TIE or
+    thumb=QUESTION:UP,DOWN.
+    """
 
     def run(self) -> None:
         from prefloop.base.console import say
@@ -194,7 +218,9 @@ class Pull(_Server):
         with self._argilla() as argilla:
             # How long a pull takes is worth a line only once.
             with waiting(f"pulling {self.dataset}") if before is None else contextlib.nullcontext():
-                found = argilla.pull(self.dataset, self.workspace, simulated=self.simulated, questions=self.questions)
+                found = argilla.pull(
+                    self.dataset, self.workspace, simulated=self.simulated, questions=self.questions
+                )
             if found.reading is not None and before is None:
                 say(found.reading.describe())
             if found.records:
@@ -234,7 +260,9 @@ Command = (
 
 @dataclasses.dataclass
 class LabelCommand:
-    """Labelling: run an Argilla server, back it up, send records to it, get votes back, measure agreement, choose the next pairs."""
+    """Labelling: run an Argilla server, back it up, send records to it, get votes back, measure
+    agreement, choose the next pairs.
+    """
 
     command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Command]]
 

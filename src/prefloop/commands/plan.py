@@ -38,19 +38,25 @@ ROWS = (
 
 @dataclasses.dataclass
 class Plan:
-    """Say what every stage of a configuration needs before anything is loaded: trained parameters, memory by part, peak, time, disk.
+    """Say what every stage of a configuration needs before anything is loaded: trained parameters,
+    memory by part, peak, time, disk.
 
-    Where it does not fit, flags that would make it fit, or the setting that helps most; then the exit status is 1. Every other flag
-    overrides a field of the configuration, as pipelines/rlhf.py takes it (--backbone.pack-tokens 2048).
+    Where it does not fit, flags that would make it fit, or the setting that helps most; then the
+    exit status is 1. Every other flag overrides a field of the configuration, as pipelines/rlhf.py
+    takes it (--backbone.pack-tokens 2048).
     """
 
     config: tyro.conf.Positional[Path]
     """YAML file of the run. backbone.model may be a shape, such as shape:7b."""
     gpu: str | None = None
-    """Memory of the card, such as 24GiB. Default: that of this machine's GPU, or of the machine where it has none."""
+    """Memory of the card, such as 24GiB. Default: that of this machine's GPU, or of the machine
+    where it has none.
+    """
     card: str | None = None
-    """Kind of card, for the time: H200, H100, A100, L4, 4090, 3090 or T4. CPU plans a run without a GPU: memory as there, time on two cores.
-    Default: the GPU of this machine, or CPU where it has none."""
+    """Kind of card, for the time: H200, H100, A100, L4, 4090, 3090 or T4. CPU plans a run without a
+    GPU: memory as there, time on two cores. Default: the GPU of this machine, or CPU where it has
+    none.
+    """
     overrides: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def run(self) -> None:
@@ -66,13 +72,23 @@ class Plan:
         from prefloop.planning.worth import doubts
         from prefloop.rollouts.check import reach
 
-        config = parse(["--config", str(self.config), *self.overrides], "prefloop plan CONFIG", self.__doc__ or "")
+        config = parse(
+            ["--config", str(self.config), *self.overrides],
+            "prefloop plan CONFIG",
+            self.__doc__ or "",
+        )
         memory, name = self._place()
         cpu = name == CPU
-        named, cache, local = config.backbone.model, config.output / ".store" / "models", Path(config.backbone.model)
+        named, cache, local = (
+            config.backbone.model,
+            config.output / ".store" / "models",
+            Path(config.backbone.model),
+        )
         shape = shape_of(named, cache)
         settled(config, shape, cpu)
-        method, model = fitted(config.backbone, configuration(named, cache), local if local.is_dir() else None)
+        method, model = fitted(
+            config.backbone, configuration(named, cache), local if local.is_dir() else None
+        )
         if samples(config):
             reach(config.rollout, method, model)
         stages = Planner(config, shape, memory, cpu).stages()
@@ -80,30 +96,38 @@ class Plan:
         device = Device.of(shape, config.backbone)
         times = clock.Clock(config, device, card)
         say(
-            f"{shape.name}: {shape.parameters:,} parameters, {shape.layers} layers, {config.backbone.precision}, adapter "
-            f"{config.backbone.adapter.method} r = {config.backbone.adapter.r}"
+            f"{shape.name}: {shape.parameters:,} parameters, {shape.layers} layers,"
+            f" {config.backbone.precision}, adapter {config.backbone.adapter.method} r ="
+            f" {config.backbone.adapter.r}"
         )
         seconds = {stage.name: times.seconds(stage.name) for stage in stages}
         steps = {stage.name: times.steps(stage.name) for stage in stages}
         for line in table(stages, seconds, steps):
             say(line)
         say(
-            f"in GiB; disk {clock.disk(config, device) / GIB:.2f} GiB; time without {duration(clock.OVERHEAD)} to load and to start, on {card.source}"
+            f"in GiB; disk {clock.disk(config, device) / GIB:.2f} GiB; time without"
+            f" {duration(clock.OVERHEAD)} to load and to start, on {card.source}"
         )
         for line in doubts(seconds, steps):
             say(line, "yellow")
         if left_out := uncounted(config):
             say(f"not counted: {'; '.join(left_out)}", "yellow")
         if fits(stages, memory):
-            say(f"fits {memory / GIB:.1f} GiB: at most {max(s.at_most for s in stages) / GIB:.1f} GiB", "green")
+            say(
+                f"fits {memory / GIB:.1f} GiB: at most"
+                f" {max(s.at_most for s in stages) / GIB:.1f} GiB",
+                "green",
+            )
             if self.gpu is not None and not fits(stages, int(SOLD * memory)):
                 say(
-                    "that is close: cards have less than they are sold with (a T4 14.6 of 16 GiB, an L40S 44.5 of 48); say what nvidia-smi shows",
+                    "that is close: cards have less than they are sold with (a T4 14.6 of 16 GiB,"
+                    " an L40S 44.5 of 48); say what nvidia-smi shows",
                     "yellow",
                 )
             if not cpu and (shown := max(s.shown for s in stages)) > max(s.at_most for s in stages):
                 say(
-                    f"torch may keep up to {shown / GIB:.1f} GiB where there is room, and gives that back when there is none",
+                    f"torch may keep up to {shown / GIB:.1f} GiB where there is room, and gives"
+                    " that back when there is none",
                     "dim",
                 )
             return
@@ -111,7 +135,9 @@ class Plan:
         raise SystemExit(1)
 
     def _place(self) -> tuple[int, str | None]:
-        """Memory to plan for, and the name of what has it; ``CPU`` for a processor. Raises ``ConfigError`` for a size that is none."""
+        """Memory to plan for, and the name of what has it; ``CPU`` for a processor. Raises
+        ``ConfigError`` for a size that is none.
+        """
         from prefloop.base.console import say
 
         if self.gpu is not None:
@@ -120,9 +146,16 @@ class Plan:
         if gpu is not None:
             return gpu[0], self.card or gpu[1]
         if self.card is not None and not self._processor:
-            raise ConfigError(f"this machine has no GPU whose memory --card {self.card} could have: say it, such as --gpu 24GiB")  # fmt: skip
+            raise ConfigError(
+                f"this machine has no GPU whose memory --card {self.card} could have: say it, such"
+                " as --gpu 24GiB"
+            )
         if self.card is None:
-            say("this machine has no GPU, so this is the plan of a run without one; for a card say its memory, such as --gpu 24GiB", "yellow")  # fmt: skip
+            say(
+                "this machine has no GPU, so this is the plan of a run without one; for a card say"
+                " its memory, such as --gpu 24GiB",
+                "yellow",
+            )
         return machine_memory(), CPU
 
     @property
@@ -130,7 +163,9 @@ class Plan:
         return self.card is not None and self.card.upper() == CPU
 
 
-def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: list[StagePlan]) -> None:
+def _advise(
+    config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: list[StagePlan]
+) -> None:
     """What to change."""
     from prefloop.base.console import say
     from prefloop.planning.memory import GIB
@@ -138,7 +173,8 @@ def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: li
 
     worst = max(stages, key=lambda stage: stage.at_most)
     say(
-        f"does not fit {memory / GIB:.1f} GiB: {worst.name} may take {worst.at_most / GIB:.1f} GiB while it does {worst.moment}",
+        f"does not fit {memory / GIB:.1f} GiB: {worst.name} may take {worst.at_most / GIB:.1f} GiB"
+        f" while it does {worst.moment}",
         "red",
     )
     found = propose(config, shape, memory, cpu)
@@ -150,12 +186,16 @@ def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: li
     if found is not None:
         flags = f"--rollout transformers {found.flags}".rstrip()
         say(
-            f"fits without vLLM alone, and samples several times slower then (at most {found.at_most / GIB:.1f} GiB):\n  {flags}"
+            "fits without vLLM alone, and samples several times slower then (at most"
+            f" {found.at_most / GIB:.1f} GiB):\n  {flags}"
         )
         return
     best, gain = most_helpful(config, shape, memory, cpu)
     if gain > 0:
-        say(f"no combination of settings fits; what helps most, {gain / GIB:.1f} GiB less:\n  {best.flags}")
+        say(
+            f"no combination of settings fits; what helps most, {gain / GIB:.1f} GiB less:\n "
+            f" {best.flags}"
+        )
     else:
         say("no combination of settings fits and none lowers the highest peak")
     if cpu:
@@ -163,14 +203,17 @@ def _advise(config: RLHFConfig, shape: Shape, memory: int, cpu: bool, stages: li
         return
     cards = cards_needed(config, shape, memory)
     of_them = (
-        f"; cut into equal parts the least plan would need {cards} such cards, and prefloop runs on one"
+        f"; cut into equal parts the least plan would need {cards} such cards, and prefloop runs"
+        " on one"
         if cards
         else ""
     )
     say(f"take a smaller backbone.model, or a card of more memory{of_them}")
 
 
-def table(stages: list[StagePlan], seconds: dict[str, float | None], steps: dict[str, int | None]) -> list[str]:
+def table(
+    stages: list[StagePlan], seconds: dict[str, float | None], steps: dict[str, int | None]
+) -> list[str]:
     """Lines of at most 80 columns: a column for each stage, a row for each part in GiB."""
     from prefloop.base.console import duration
     from prefloop.planning.memory import GIB
@@ -182,12 +225,16 @@ def table(stages: list[StagePlan], seconds: dict[str, float | None], steps: dict
     lines.append(line("trained", [f"{s.trained:,}" if s.trained else "-" for s in stages]))
     for row in ROWS:
         if any(row in s.parts for s in stages):
-            lines.append(line(row, [f"{s.parts[row] / GIB:.2f}" if row in s.parts else "-" for s in stages]))
+            lines.append(
+                line(row, [f"{s.parts[row] / GIB:.2f}" if row in s.parts else "-" for s in stages])
+            )
     lines.append(line("peak", [f"{s.peak / GIB:.2f}" for s in stages]))
     lines.append(line("at most", [f"{s.at_most / GIB:.2f}" for s in stages]))
     lines.append(line("highest in", [s.moment for s in stages]))
     if any(count is not None for count in steps.values()):
-        lines.append(line("steps", ["-" if steps[s.name] is None else f"{steps[s.name]:,}" for s in stages]))
+        lines.append(
+            line("steps", ["-" if steps[s.name] is None else f"{steps[s.name]:,}" for s in stages])
+        )
     times = [seconds[s.name] for s in stages]
     lines.append(line("time", ["no data" if taken is None else duration(taken) for taken in times]))
     return lines
@@ -223,7 +270,8 @@ def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
 def split(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """The command's own words, and the flags with their values that override the configuration.
 
-    What follows a foreign flag up to the next flag is its value, so the configuration's path comes first.
+    What follows a foreign flag up to the next flag is its value, so the configuration's path comes
+    first.
     """
     own: list[str] = []
     rest: list[str] = []

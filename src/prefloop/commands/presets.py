@@ -22,12 +22,16 @@ INDENT = " " * 6
 class Presets:
     """Print what each preset sets, and where the value comes from."""
 
-    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PRESET ...]")] = NAMES
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PRESET ...]")
+    ] = NAMES
     """Presets to print; all when left out."""
     method: str = "lora"
     """Adapter method that the learning rates are for."""
     model: str = ""
-    """Name or folder of the model: rates and dropout depend on the size that its name says, ranks on its layers."""
+    """Name or folder of the model: rates and dropout depend on the size that its name says, ranks
+    on its layers.
+    """
     rows: Annotated[str | None, tyro.conf.arg(metavar="N")] = None
     """Demonstrations: passes, warm-up and looks depend on their number."""
 
@@ -63,11 +67,13 @@ def open_questions(model: str, rows: int | None) -> list[str]:
     """What would change the values, and was not said."""
     out = []
     if model and billions(model) is None:
-        out.append(f"The name '{model}' says no size such as 7B: rates and dropout are those below 30B.")
+        out.append(
+            f"The name '{model}' says no size such as 7B: rates and dropout are those below 30B."
+        )
     if rows is None:
         out.append(
-            "Without --rows there is no sft.eval_every, which depends on the number of demonstrations; sft.epochs and sft.eval_share are those of "
-            "2,000 to 100,000."
+            "Without --rows there is no sft.eval_every, which depends on the number of"
+            " demonstrations; sft.epochs and sft.eval_share are those of 2,000 to 100,000."
         )
     return out
 

@@ -1,4 +1,6 @@
-"""``prefloop reward eval``: how good a run's reward model is on files that it was not trained on."""
+"""``prefloop reward eval``: how good a run's reward model is on files that it was not trained
+on.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class RewardCommand:
-    """Measure a reward model's accuracy, calibration, length bias and agreement with people on files of labelled pairs, human judgments or
-    best-of-n rows."""
+    """Measure a reward model's accuracy, calibration, length bias and agreement with people on
+    files of labelled pairs, human judgments or best-of-n rows.
+    """
 
     place: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
     """Run folder or reward artifact."""
-    file: Annotated[tyro.conf.Positional[DataSource], tyro.conf.arg(metavar="FILE")] = dataclasses.field(kw_only=True)
+    file: Annotated[tyro.conf.Positional[DataSource], tyro.conf.arg(metavar="FILE")] = (
+        dataclasses.field(kw_only=True)
+    )
     """File in any layout that `prefloop check` reads as comparisons or best_of."""
-    more: Annotated[tyro.conf.Positional[tuple[DataSource, ...]], tyro.conf.arg(metavar="[FILE ...]")] = ()
+    more: Annotated[
+        tyro.conf.Positional[tuple[DataSource, ...]], tyro.conf.arg(metavar="[FILE ...]")
+    ] = ()
     """Further files."""
     by: str | None = None
     """Field that names the subsets; subset, category or source unless given."""
@@ -44,7 +51,9 @@ class RewardCommand:
     pack_tokens: Count = 4096
     """Token budget of one forward pass."""
     output: Path | None = None
-    """Where the result goes; reward-eval.json of the run folder (here, for an artifact) unless given."""
+    """Where the result goes; reward-eval.json of the run folder (here, for an artifact) unless
+    given.
+    """
 
     def run(self) -> None:
         import tempfile
@@ -58,7 +67,9 @@ class RewardCommand:
         names = names_of([self.file, *self.more])
         if self.quarantine:
             self.quarantine.mkdir(parents=True, exist_ok=True)
-        overlaps = {name: self._overlap(path) for name, path in names.items()}  # before the model is loaded
+        overlaps = {
+            name: self._overlap(path) for name, path in names.items()
+        }  # before the model is loaded
         key = key_of(reward_folder(self.place))
         reward = open_reward(self.place, self.model, self.pack_tokens)
         found: dict[str, Any] = {}
@@ -76,18 +87,30 @@ class RewardCommand:
                     frozenset(left_out),
                 )
                 found[name] = {"reward": key, **evaluate_file(reward, path, reading)}
-                found[name]["overlap"] = {**same.to_dict(), "left_out": bool(left_out)} if same else None
+                found[name]["overlap"] = (
+                    {**same.to_dict(), "left_out": bool(left_out)} if same else None
+                )
         console.print(table(found))
         for name, same in overlaps.items():
             if same is None:
-                say(f"{name}: the training comparisons are gone, so overlap with them is unknown", "yellow")
+                say(
+                    f"{name}: the training comparisons are gone, so overlap with them is unknown",
+                    "yellow",
+                )
             else:
                 dropped = "; left out" if same.ids and self.drop_overlap else ""
                 say(f"{name}: {same.describe()}{dropped}", "yellow" if same.ids else "dim")
         # Nothing is written into an artifact: its manifest says what it holds.
-        place = self.output or (self.place if (self.place / "artifacts").is_dir() else Path()) / "reward-eval.json"
+        place = (
+            self.output
+            or (self.place if (self.place / "artifacts").is_dir() else Path()) / "reward-eval.json"
+        )
         write_sealed(place, found)
-        say(f"95 % intervals by prompt; ECE before and after the fitted temperature. Written to {place}", "dim")
+        say(
+            "95 % intervals by prompt; ECE before and after the fitted temperature. Written to"
+            f" {place}",
+            "dim",
+        )
 
     def _overlap(self, path: Source) -> Overlap | None:
         from prefloop.data.overlap import overlap
@@ -100,12 +123,20 @@ class RewardCommand:
             return None
         load: Any = load_best_of if holds(BestOf, path, self.layout) else load_comparisons
         bad_rows = "quarantine" if self.quarantine else "error"
-        read = load(path, layout=self.layout, bad_rows=bad_rows, quarantine_dir=self.quarantine, limit=self.limit)
+        read = load(
+            path,
+            layout=self.layout,
+            bad_rows=bad_rows,
+            quarantine_dir=self.quarantine,
+            limit=self.limit,
+        )
         return overlap(training, read.records)
 
 
 def names_of(files: Sequence[Source]) -> dict[str, Source]:
-    """What the files are called in the result: their names, or their paths where two share one or the name is the digest's key."""
+    """What the files are called in the result: their names, or their paths where two share one or
+    the name is the digest's key.
+    """
     short = [DIGEST, *(path.name for path in files)]
     found = {path.name if short.count(path.name) == 1 else str(path): path for path in files}
     return {f"./{name}" if name == DIGEST else name: path for name, path in found.items()}

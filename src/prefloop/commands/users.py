@@ -12,7 +12,9 @@ import tyro
 @dataclasses.dataclass
 class Home:
     home: Path | None = None
-    """Folder of the server's data, logs and secrets; $XDG_DATA_HOME/prefloop/labeling unless given."""
+    """Folder of the server's data, logs and secrets; $XDG_DATA_HOME/prefloop/labeling unless
+    given.
+    """
 
     def call(self, command: str, *rest: str, build: bool = True) -> int:
         """Run a command of the server's own package and pass on what it says."""
@@ -28,12 +30,16 @@ class Home:
 
 @dataclasses.dataclass
 class Add(Home):
-    """Make an account with a random password, or let one that is there into a workspace. Repeat it at will."""
+    """Make an account with a random password, or let one that is there into a workspace. Repeat it
+    at will.
+    """
 
     name: tyro.conf.Positional[str] = dataclasses.field(kw_only=True)
     """Name to sign in with."""
     role: Literal["annotator", "admin", "owner"] | None = None
-    """An annotator only answers; an admin sees all answers of a workspace; an owner may do everything. Annotator unless given."""
+    """An annotator only answers; an admin sees all answers of a workspace; an owner may do
+    everything. Annotator unless given.
+    """
     workspace: str = "default"
     """Workspace to let the user into."""
     new_workspace: bool = False
@@ -61,15 +67,21 @@ class Remove(Home):
     name: tyro.conf.Positional[str] = dataclasses.field(kw_only=True)
     """Name of the account."""
     with_answers: bool = False
-    """Delete its answers too, as Argilla does with the account; without this an account that has answered stays."""
+    """Delete its answers too, as Argilla does with the account; without this an account that has
+    answered stays.
+    """
 
     def run(self) -> None:
-        self.call("users remove", *(["--with-answers"] if self.with_answers else []), "--", self.name)
+        self.call(
+            "users remove", *(["--with-answers"] if self.with_answers else []), "--", self.name
+        )
 
 
 @dataclasses.dataclass
 class Password(Home):
-    """Print the password of an account, which stands in the home's credentials.json under users, by name."""
+    """Print the password of an account, which stands in the home's credentials.json under users, by
+    name.
+    """
 
     name: tyro.conf.Positional[str] = dataclasses.field(kw_only=True)
     """Name of the account."""

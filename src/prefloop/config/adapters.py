@@ -1,4 +1,6 @@
-"""Which adapter methods there are and what each can do; read before anything is loaded, so nothing heavy is imported here."""
+"""Which adapter methods there are and what each can do; read before anything is loaded, so nothing
+heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Card:
     precisions: tuple[str, ...] = EVERY
     """Values of ``backbone.precision`` that it trains on."""
     handover: Handover = "merged"
-    """How vLLM gets a policy: as a LoRA adapter or merged weights ('adapter'), as merged weights alone, or not at all."""
+    """How vLLM gets a policy: as a LoRA adapter or merged weights ('adapter'), as merged weights
+    alone, or not at all.
+    """
     merges: bool = True
     """Whether plain weights exist that do what the adapter does."""
     ours: bool = False
@@ -76,7 +80,12 @@ CARDS: dict[str, Card] = {
     card.name: card
     for card in (
         Card("lora", "LoRA", "2106.09685", handover="adapter"),
-        Card("rslora", "rank-stabilised LoRA: scale alpha / sqrt(r)", "2312.03732", handover="adapter"),
+        Card(
+            "rslora",
+            "rank-stabilised LoRA: scale alpha / sqrt(r)",
+            "2312.03732",
+            handover="adapter",
+        ),
         Card("dora", "LoRA on the direction of weights, magnitudes learnt apart", "2402.09353"),
         Card(
             "pissa",
@@ -85,7 +94,13 @@ CARDS: dict[str, Card] = {
             handover="adapter",
             file_rank=2,
         ),
-        Card("olora", "LoRA from the QR factors of the weight", "2406.01775", handover="adapter", file_rank=2),
+        Card(
+            "olora",
+            "LoRA from the QR factors of the weight",
+            "2406.01775",
+            handover="adapter",
+            file_rank=2,
+        ),
         Card(
             "eva",
             "LoRA along the largest variance of each layer's inputs",
@@ -169,7 +184,13 @@ CARDS: dict[str, Card] = {
         _virtual("p-tuning", "P-tuning", "2103.10385", hidden=0),
         _virtual("prefix", "prefix tuning", "2101.00190", hidden=0),
         _virtual("p-tuning-v2", "P-tuning v2", "2110.07602"),
-        Card("bitfit", "biases alone; merges where the model has them all", "2106.10199", ours=True, dropout=False),
+        Card(
+            "bitfit",
+            "biases alone; merges where the model has them all",
+            "2106.10199",
+            ours=True,
+            dropout=False,
+        ),
         Card(
             "bottleneck",
             "small networks in series with attention and MLP",
@@ -223,53 +244,75 @@ CARDS: dict[str, Card] = {
 
 
 def card_of(method: str) -> Card:
-    """The card of ``adapter.method``. Raises ``ConfigError`` with the nearest name and all of them."""
+    """The card of ``adapter.method``. Raises ``ConfigError`` with the nearest name and all of
+    them.
+    """
     if method not in CARDS:
-        raise ConfigError(f"backbone.adapter.method: unknown method {short(method)} ({among(method, CARDS)})")
+        raise ConfigError(
+            f"backbone.adapter.method: unknown method {short(method)} ({among(method, CARDS)})"
+        )
     return CARDS[method]
 
 
 def others(able: str) -> str:
-    """Names of the methods that ``able`` (a field of ``Card`` that is true, a precision, or a way of hand-over) holds for, for messages."""
+    """Names of the methods that ``able`` (a field of ``Card`` that is true, a precision, or a way
+    of hand-over) holds for, for messages.
+    """
     return ", ".join(
-        c.name for c in CARDS.values() if able in (*c.precisions, c.handover) or getattr(c, able, False) is True
+        c.name
+        for c in CARDS.values()
+        if able in (*c.precisions, c.handover) or getattr(c, able, False) is True
     )
 
 
 def options_of(config: AdapterConfig) -> dict[str, Any]:
     """``adapter.options`` over the method's own values.
 
-    Raises ``ConfigError`` for an option that the method does not know, a value of another kind or out of its range, and for dropout or
-    target modules that it would pass over.
+    Raises ``ConfigError`` for an option that the method does not know, a value of another kind or
+    out of its range, and for dropout or target modules that it would pass over.
     """
     card = card_of(config.method)
     if config.dropout and not card.dropout:
         raise ConfigError(
-            f"backbone.adapter.dropout is {config.dropout:g}, but method {card.name} has none: set 0, or take one of {others('dropout')}"
+            f"backbone.adapter.dropout is {config.dropout:g}, but method {card.name} has none: set"
+            f" 0, or take one of {others('dropout')}"
         )
     if config.target_modules != "all-linear" and card.places:
         able = ", ".join(c.name for c in CARDS.values() if not c.places)
         raise ConfigError(
-            f"backbone.adapter.target_modules is {short(config.target_modules)}, but method {card.name} sits on {card.places}: leave it out, or take "
-            f"one of {able}"
+            f"backbone.adapter.target_modules is {short(config.target_modules)}, but method"
+            f" {card.name} sits on {card.places}: leave it out, or take one of {able}"
         )
     known = dict(card.options)
     for name, value in config.options.items():
         if name not in known:
-            hint = f"{nearest(name, known)}; it knows {', '.join(known)}" if known else "it has none"
-            raise ConfigError(
-                f"backbone.adapter.options.{shortened(name)}: method '{config.method}' has no such option ({hint})"
+            hint = (
+                f"{nearest(name, known)}; it knows {', '.join(known)}" if known else "it has none"
             )
-        known[name] = _valued(f"backbone.adapter.options.{name}", value, known[name], card.ranges.get(name))
+            raise ConfigError(
+                f"backbone.adapter.options.{shortened(name)}: method '{config.method}' has no such"
+                f" option ({hint})"
+            )
+        known[name] = _valued(
+            f"backbone.adapter.options.{name}", value, known[name], card.ranges.get(name)
+        )
     return known
 
 
 def _valued(where: str, value: Any, default: Any, span: Range | None) -> Any:
     """``value`` in the kind of ``default``."""
     kind = type(default)
-    right = isinstance(value, int | float) and not isinstance(value, bool) if kind is float else type(value) is kind
+    right = (
+        isinstance(value, int | float) and not isinstance(value, bool)
+        if kind is float
+        else type(value) is kind
+    )
     if not right:
-        form = f"a list, {EXPERTS} (with quotes in a shell)" if kind is list else f"a value such as {default!r}"
+        form = (
+            f"a list, {EXPERTS} (with quotes in a shell)"
+            if kind is list
+            else f"a value such as {default!r}"
+        )
         raise ConfigError(f"{where} is {short(value)}, expected {form}")
     if span is not None and not span.holds(value):
         raise ConfigError(f"{where} is {short(value)}: give {span}")
@@ -277,31 +320,42 @@ def _valued(where: str, value: Any, default: Any, span: Range | None) -> Any:
 
 
 def experts_of(options: Mapping[str, Any]) -> list[str]:
-    """The experts that MoLE's options name, as they were typed. Raises ``ConfigError`` for fewer than two."""
+    """The experts that MoLE's options name, as they were typed. Raises ``ConfigError`` for fewer
+    than two.
+    """
     experts = options["experts"]
     if len(experts) < 2 or not all(isinstance(expert, str) for expert in experts):
         raise ConfigError(
-            f"backbone.adapter.options.experts: mole mixes two or more LoRA adapters, list them, {EXPERTS} (found {short(experts)})"
+            "backbone.adapter.options.experts: mole mixes two or more LoRA adapters, list them,"
+            f" {EXPERTS} (found {short(experts)})"
         )
     for expert in experts:
         try:
             usable(expert)
         except ValueError as error:
-            raise ConfigError(f"backbone.adapter.options.experts: {error} ({short(expert)})") from None
+            raise ConfigError(
+                f"backbone.adapter.options.experts: {error} ({short(expert)})"
+            ) from None
     if options["top_k"] > len(experts):
-        raise ConfigError(f"backbone.adapter.options.top_k is {options['top_k']}: there are {len(experts)} experts")
+        raise ConfigError(
+            f"backbone.adapter.options.top_k is {options['top_k']}: there are {len(experts)}"
+            " experts"
+        )
     return experts
 
 
 def require(config: BackboneConfig) -> Card:
-    """The card of ``config.adapter``, when it can train in ``config.precision``. Raises ``ConfigError`` that names methods that can."""
+    """The card of ``config.adapter``, when it can train in ``config.precision``. Raises
+    ``ConfigError`` that names methods that can.
+    """
     card = card_of(config.adapter.method)
     options = options_of(config.adapter)
     if "experts" in options:
         experts_of(options)
     if config.precision not in card.precisions:
         raise ConfigError(
-            f"backbone.adapter.method {card.name} trains on {' and '.join(card.precisions)} weights only, backbone.precision is "
-            f"{config.precision}: change one of them; with {config.precision} go {others(config.precision)}"
+            f"backbone.adapter.method {card.name} trains on {' and '.join(card.precisions)} weights"
+            f" only, backbone.precision is {config.precision}: change one of them; with"
+            f" {config.precision} go {others(config.precision)}"
         )
     return card

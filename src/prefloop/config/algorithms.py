@@ -7,16 +7,22 @@ from typing import Literal
 from prefloop.config import RLHFConfig
 
 PAIR = ("dpo", "cdpo", "robust", "ipo", "hinge", "apo_zero", "apo_down", "orpo", "simpo", "cpo")
-"""Losses on pairs; ``training.dpo.PAIR_LOSSES`` holds them (not imported here: the command line must not load torch)."""
+"""Losses on pairs; ``training.dpo.PAIR_LOSSES`` holds them (not imported here: the command line
+must not load torch).
+"""
 
 WITHOUT_REFERENCE = ("orpo", "simpo", "cpo")
 """Losses on pairs that read no reference log-probs."""
 
 ROLLOUTS = ("ppo", "grpo", "rloo", "reinforce")
-"""Algorithms that sample while they train; they differ in their estimator (``objectives.estimators``)."""
+"""Algorithms that sample while they train; they differ in their estimator
+(``objectives.estimators``).
+"""
 
 POLICIES = [*ROLLOUTS, "kto", *PAIR]
-"""Algorithms that turn an SFT adapter into an aligned one; each fills the slot of its name. ``algorithms.register`` adds to them."""
+"""Algorithms that turn an SFT adapter into an aligned one; each fills the slot of its name.
+``algorithms.register`` adds to them.
+"""
 
 FEW_STEPS = 20
 """Updates of the weights below which little can be learnt, unless KL shows that it was."""
@@ -27,13 +33,20 @@ SFT_ONLY = "sft"
 
 
 def reward_model(config: RLHFConfig) -> Literal["needed", "judge", "none"]:
-    """What a run trains a reward model for: to learn from or to be measured, to judge alone (left out where votes form no pairs), or not at all.
+    """What a run trains a reward model for: to learn from or to be measured, to judge alone (left
+    out where votes form no pairs), or not at all.
 
-    Learning from a file of pairs or thumbs needs none, so there is one only where nothing else would judge, or where ``evaluate.reward_model``
-    asks for it. Where candidates are put to the vote there is one all the same: another round, or ``pipelines/label_round.py``, chooses by it.
+    Learning from a file of pairs or thumbs needs none, so there is one only where nothing else
+    would judge, or where ``evaluate.reward_model`` asks for it. Where candidates are put to the
+    vote there is one all the same: another round, or ``pipelines/label_round.py``, chooses by it.
     """
     asked = config.evaluate.reward_model
-    if config.algo in (*ROLLOUTS, REWARD_ONLY) or config.rounds > 1 or config.data.reward_tests or asked == "always":
+    if (
+        config.algo in (*ROLLOUTS, REWARD_ONLY)
+        or config.rounds > 1
+        or config.data.reward_tests
+        or asked == "always"
+    ):
         return "needed"
     judged = config.evaluate.judge is not None or config.gold is not None
     if asked == "never" or (judged and config.label.source == "file"):

@@ -1,4 +1,6 @@
-"""The command line as tyro reads it; what it refuses is shown without secrets and power over the terminal."""
+"""The command line as tyro reads it; what it refuses is shown without secrets and power over the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _MOST_OF_A_FLAG = 300
 
 
 def flags(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
-    """``tyro.cli``. A refusal quotes what was given, so it is made once more with arguments that can be shown."""
+    """``tyro.cli``. A refusal quotes what was given, so it is made once more with arguments that
+    can be shown.
+    """
     clean = [neutral(value_without_secrets(argument)) for argument in arguments]
     short = [shortened(argument, _MOST_OF_A_FLAG) for argument in clean]
     if short == list(arguments):
@@ -32,9 +36,12 @@ def flags(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
             said = io.StringIO()
             with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
                 tyro.cli(kind, args=clean, registry=FLAGS, **options)
-            changed = [after for after, before in zip(clean, arguments, strict=True) if after != before]
+            changed = [
+                after for after, before in zip(clean, arguments, strict=True) if after != before
+            ]
             complain(
                 said.getvalue()
-                or f"error: {listed(map(repr, changed))}: refused for a part that is not shown; take passwords, queries and control characters out"
+                or f"error: {listed(map(repr, changed))}: refused for a part that is not shown;"
+                " take passwords, queries and control characters out"
             )
         raise

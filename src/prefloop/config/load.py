@@ -28,22 +28,34 @@ SOURCES = ("simulated", "file", "argilla")
 
 
 @FLAGS.primitive_rule
-def _options(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """An adapter method's options: one flag with pairs, each value as YAML reads it (``tokens 30``, ``experts '[one, two]'``)."""
+def _options(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """An adapter method's options: one flag with pairs, each value as YAML reads it (``tokens 30``,
+    ``experts '[one, two]'``).
+    """
     if info.type != dict[str, Any]:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME VALUE ...]",
-        instance_from_str=lambda parts: dict(_paired(parts, yaml.safe_load, f"; a list is one value, {EXPERTS}")),
+        instance_from_str=lambda parts: dict(
+            _paired(parts, yaml.safe_load, f"; a list is one value, {EXPERTS}")
+        ),
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [part for k, v in value.items() for part in (k, json.dumps(v))],
+        str_from_instance=lambda value: [
+            part for k, v in value.items() for part in (k, json.dumps(v))
+        ],
     )
 
 
 @FLAGS.primitive_rule
-def _weights(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """A dictionary is one flag with pairs, which replace those of the file; tyro's own rule makes a flag of each key in the file."""
+def _weights(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """A dictionary is one flag with pairs, which replace those of the file; tyro's own rule makes a
+    flag of each key in the file.
+    """
     span = range_of(typing.get_args(info.type)[1]) if info.type_origin is dict else None
     if span is None:
         return None
@@ -56,8 +68,12 @@ def _weights(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pri
     )
 
 
-def _paired(parts: list[str], read: Callable[[str], Any], hint: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values that come in turn. Raises ``ValueError`` for a name without a value, or a value that ``read`` cannot read."""
+def _paired(
+    parts: list[str], read: Callable[[str], Any], hint: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Names and values that come in turn. Raises ``ValueError`` for a name without a value, or a
+    value that ``read`` cannot read.
+    """
     if len(parts) % 2:
         raise ValueError(f"expected a value after each name, found {' '.join(parts)}{hint}")
     for name, value in zip(parts[::2], parts[1::2], strict=True):
@@ -68,7 +84,9 @@ def _paired(parts: list[str], read: Callable[[str], Any], hint: str = "") -> Ite
 
 
 def load_config(path: Path) -> RLHFConfig:
-    """Read a YAML file of configuration fields. Raises ``ConfigError`` naming the file, the key and the nearest known key."""
+    """Read a YAML file of configuration fields. Raises ``ConfigError`` naming the file, the key and
+    the nearest known key.
+    """
     tree = _read(path)
     return _guided(tree, str(path), lambda default: default)
 
@@ -79,22 +97,28 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
-            f"config file '{path}' does not exist: check the path (it is relative to the current folder)"
+            f"config file '{path}' does not exist: check the path (it is relative to the current"
+            " folder)"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file '{path}' cannot be read: {error}") from None
     tree = parse_yaml(text, f"config file '{path}'") or {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"config file '{path}' holds {type(tree).__name__}, expected keys such as 'run:' and 'data:'")
+        raise ConfigError(
+            f"config file '{path}' holds {type(tree).__name__}, expected keys such as 'run:' and"
+            " 'data:'"
+        )
     _check_keys(tree, RLHFConfig, str(path), "")
     return tree
 
 
-def _guided(tree: dict[str, Any], where: str, flags: Callable[[RLHFConfig], RLHFConfig]) -> RLHFConfig:
+def _guided(
+    tree: dict[str, Any], where: str, flags: Callable[[RLHFConfig], RLHFConfig]
+) -> RLHFConfig:
     """Defaults, the preset's values over them, the file's ``tree`` over those, ``flags`` over all.
 
-    A preset looks at what file and flags say (method, rank, model, data), so it is asked again once they are known.
-    Raises ``ConfigError`` for settings that cannot be together on any model.
+    A preset looks at what file and flags say (method, rank, model, data), so it is asked again once
+    they are known. Raises ``ConfigError`` for settings that cannot be together on any model.
     """
     config = flags(validated(tree, where))
     if config.preset is None:
@@ -164,20 +188,24 @@ def _refusals(error: ValidationError) -> str:
     """What pydantic found, each with its field and the value."""
     found = error.errors(include_url=False, include_context=False)
     lines = [
-        f"'{shortened('.'.join(map(str, e['loc'])))}': {shortened(e['msg'].removeprefix('Value error, '), 400)} (found {short(e['input'])})"
+        f"'{shortened('.'.join(map(str, e['loc'])))}':"
+        f" {shortened(e['msg'].removeprefix('Value error, '), 400)} (found {short(e['input'])})"
         for e in found
     ]
     return "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
 
 
 def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> None:
-    """Unknown keys, with the nearest known one; pydantic alone would only say that they are not permitted."""
+    """Unknown keys, with the nearest known one; pydantic alone would only say that they are not
+    permitted.
+    """
     hints = typing.get_type_hints(kind)
     known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
     for key, value in tree.items():
         if key not in known:
             raise ConfigError(
-                f"{where}: unknown key '{prefix}{shortened(str(key))}' ({nearest(prefix + str(key), [prefix + k for k in known])})"
+                f"{where}: unknown key '{prefix}{shortened(str(key))}'"
+                f" ({nearest(prefix + str(key), [prefix + k for k in known])})"
             )
         inner = known[key]
         if isinstance(value, dict) and dataclasses.is_dataclass(inner):
@@ -229,18 +257,25 @@ def _addressed(config: RLHFConfig) -> RLHFConfig:
             or ("://" in labels and not parts)
         ):
             known = ", ".join(SOURCES)
-            raise ConfigError(f"labels: {short(labels)} is none of {known} and no address argilla://workspace/dataset")
+            raise ConfigError(
+                f"labels: {short(labels)} is none of {known} and no address"
+                " argilla://workspace/dataset"
+            )
         label = dataclasses.replace(label, source=source)  # type: ignore[arg-type]
         if parts:
             label = dataclasses.replace(label, workspace=parts[0], dataset=parts[1])
     if label.source == "argilla" and label.dataset is None:
-        label = dataclasses.replace(label, dataset=config.run + ("-simulated" if config.simulate else ""))
+        label = dataclasses.replace(
+            label, dataset=config.run + ("-simulated" if config.simulate else "")
+        )
     if config.rounds > 1 and label.source == "file":
         raise ConfigError(
-            f"rounds is {config.rounds} with votes from a file: only sampled candidates can be put to the vote again"
+            f"rounds is {config.rounds} with votes from a file: only sampled candidates can be put"
+            " to the vote again"
         )
     if config.simulate and label.source != "argilla":
         raise ConfigError(
-            f"simulate is about votes through Argilla, and label.source is '{label.source}': say --labels argilla, or leave it out"
+            f"simulate is about votes through Argilla, and label.source is '{label.source}': say"
+            " --labels argilla, or leave it out"
         )
     return dataclasses.replace(config, label=label)

@@ -16,15 +16,17 @@ LONGEST = 100
 """Bytes of a run's name."""
 _RUN = re.compile(r"(?![.\-\s])[^/\\:]+(?<!\s)")
 _PART, _WHOLE = 255, 4000
-"""Bytes that Linux allows for one name, and a little less than for a whole path, as more is put behind it."""
+"""Bytes that Linux allows for one name, and a little less than for a whole path, as more is put
+behind it.
+"""
 
 
 def _run_name(text: str) -> str:
     """A name that is a folder of its own below the output. Raises ``ValueError``."""
     if not _RUN.fullmatch(text) or not text.isprintable() or len(os.fsencode(text)) > LONGEST:
         raise ValueError(
-            f"expected a plain name without / \\ : and control characters, up to {LONGEST} bytes and not beginning with a dot or dash: "
-            "the run's folder is made below --output"
+            f"expected a plain name without / \\ : and control characters, up to {LONGEST} bytes"
+            " and not beginning with a dot or dash: the run's folder is made below --output"
         )
     return text
 
@@ -35,7 +37,10 @@ def usable(text: Text) -> Text:
     if b"\0" in name:
         raise ValueError("expected a path or name, found a NUL character in it")
     if len(name) > _WHOLE or max(map(len, name.split(b"/"))) > _PART:
-        raise ValueError(f"expected a path or name, found one longer than files have ({_PART} bytes for each part)")
+        raise ValueError(
+            f"expected a path or name, found one longer than files have ({_PART} bytes for each"
+            " part)"
+        )
     return text
 
 

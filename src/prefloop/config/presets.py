@@ -1,7 +1,9 @@
-"""Presets: the values that the field's papers settled on, by task, adapter method, model size and amount of data.
+"""Presets: the values that the field's papers settled on, by task, adapter method, model size and
+amount of data.
 
-They sit between the defaults and the config file: what a file or a flag says wins. Learning rates are those of LoRA, times what is known of
-the method; where a paper gives one for full fine-tuning, ten times it. Every value carries its source, or says that it is prefloop's own choice.
+They sit between the defaults and the config file: what a file or a flag says wins. Learning rates
+are those of LoRA, times what is known of the method; where a paper gives one for full fine-tuning,
+ten times it. Every value carries its source, or says that it is prefloop's own choice.
 """
 
 from __future__ import annotations
@@ -21,20 +23,34 @@ LESS = "LoRA Learns Less and Forgets Less (2405.09673v2, section 4)"
 QLORA = "QLoRA (2305.14314, appendices A and B)"
 TULU = "Tülu 3 (2411.15124; allenai/open-instruct, docs/tulu3.md)"
 GLUE = "LoRA (2106.09685; microsoft/LoRA, examples/NLU, MRPC)"
-COMPARISON = "PEFT's method comparison (huggingface/peft, method_comparison/MetaMathQA, Llama 3.2 3B)"
+COMPARISON = (
+    "PEFT's method comparison (huggingface/peft, method_comparison/MetaMathQA, Llama 3.2 3B)"
+)
 FEW = "T-Few (2205.05638; r-three/t-few, configs; Adafactor)"
 
 NAMES = ("chat", "classification", "reasoning", "domain")
 _RANKS = {
     "chat": (16, f"{OWN}; {QLORA} finds no effect of the rank when all layers have LoRA"),
     "classification": (8, GLUE),
-    "reasoning": (64, f"{QLORA}: 64 for every model; {LESS} recommends 256 for code where memory allows"),
-    "domain": (128, f"{OWN}: half of the 256 of {LESS}, which would rather tune all weights on much new text"),
+    "reasoning": (
+        64,
+        f"{QLORA}: 64 for every model; {LESS} recommends 256 for code where memory allows",
+    ),
+    "domain": (
+        128,
+        f"{OWN}: half of the 256 of {LESS}, which would rather tune all weights on much new text",
+    ),
 }
 _TIMES: dict[str, tuple[float, str]] = {
     "lora": (1.0, ""),
     "rslora": (1.0, f"{OWN}: LoRA's rate"),
-    "dora": (0.5, "DoRA (2402.09353; NVlabs/DoRA, commonsense_reasoning/llama3_8B_DoRA.sh): 1e-4 on Llama 3 8B"),
+    "dora": (
+        0.5,
+        (
+            "DoRA (2402.09353; NVlabs/DoRA, commonsense_reasoning/llama3_8B_DoRA.sh): 1e-4 on Llama"
+            " 3 8B"
+        ),
+    ),
     "pissa": (1.0, "PiSSA (2404.02948; GraphPKU/PiSSA, scripts): LoRA's rate"),
     "olora": (1.0, f"{OWN}: LoRA's rate"),
     "eva": (1.0, f"{OWN}: LoRA's rate"),
@@ -52,13 +68,22 @@ _TIMES: dict[str, tuple[float, str]] = {
     "p-tuning": (10.0, f"{OWN}; PEFT's method comparison also tries five times LoRA's"),
     "prefix": (
         2.5,
-        f"{OWN}: in SFT ten times the 5e-5 of its authors (XiangLi1999/PrefixTuning, README), which hardly moves in a hundred steps",
+        (
+            f"{OWN}: in SFT ten times the 5e-5 of its authors (XiangLi1999/PrefixTuning, README),"
+            " which hardly moves in a hundred steps"
+        ),
     ),
     "p-tuning-v2": (
         20.0,
-        f"P-tuning v2 (2110.07602; THUDM/P-tuning-v2, run_script): 7e-3 on BoolQ, where {GLUE} has 4e-4",
+        (
+            f"P-tuning v2 (2110.07602; THUDM/P-tuning-v2, run_script): 7e-3 on BoolQ, where {GLUE}"
+            " has 4e-4"
+        ),
     ),
-    "bitfit": (5.0, "BitFit (2106.10199; benzakenelad/BitFit, run_glue.py): 1e-3 unless told otherwise"),
+    "bitfit": (
+        5.0,
+        "BitFit (2106.10199; benzakenelad/BitFit, run_glue.py): 1e-3 unless told otherwise",
+    ),
     "bottleneck": (1.0, f"{FEW}: LoRA's rate"),
     "delta-lora": (1.0, f"{OWN}: LoRA's rate"),
     "lora-drop": (1.0, f"{OWN}: LoRA's rate"),
@@ -66,7 +91,13 @@ _TIMES: dict[str, tuple[float, str]] = {
     "full": (0.1, f"{REGRET}, {LESS} and {COMPARISON}: a tenth of LoRA's"),
 }
 """By method: what the learning rate is times LoRA's, and who says so."""
-_LION = 0.2, "a fifth for Lion, whose authors say 3 to 10 times smaller than AdamW's (2302.06675, section 5)"
+_LION = (
+    0.2,
+    (
+        "a fifth for Lion, whose authors say 3 to 10 times smaller than AdamW's (2302.06675,"
+        " section 5)"
+    ),
+)
 WITHOUT_RANK = frozenset(
     {"full", "bitfit", "ia3", "oft", "boft", "prompt", "p-tuning", "prefix", "p-tuning-v2", "mole"}
 )
@@ -77,7 +108,10 @@ _SMALL_MODEL = 1.0
 """Billions of parameters."""
 _FASTER = (
     10.0,
-    f"{OWN}: ten times that below 1B parameters (57 steps of DPO moved SmolLM2-135M by 0.0 nats at 1e-5 and by 3.9 at 1e-4)",
+    (
+        f"{OWN}: ten times that below 1B parameters (57 steps of DPO moved SmolLM2-135M by 0.0 nats"
+        " at 1e-5 and by 3.9 at 1e-4)"
+    ),
 )
 
 
@@ -97,7 +131,9 @@ class Facts:
     holds_out: bool = True
     """Whether SFT holds demonstrations out, without which there is nothing to stop early by."""
     smallest: int | None = None
-    """Smaller side of the model's smallest linear layer in its decoder; None where it is not known."""
+    """Smaller side of the model's smallest linear layer in its decoder; None where it is not
+    known.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +157,33 @@ def guides(preset: str, facts: Facts | None = None) -> list[Guide]:
     most = _most(facts)
     lowered = most is not None and r > most
     if most is not None and lowered:
-        r, source = most, f"lowered from {r}: {facts.model} has a layer with a side of {facts.smallest}; {source}"
+        r, source = (
+            most,
+            (
+                f"lowered from {r}: {facts.model} has a layer with a side of {facts.smallest};"
+                f" {source}"
+            ),
+        )
     alpha = (
         Guide(
-            "backbone.adapter.alpha", 16, f"{OWN}: a scale alpha / sqrt(r) of 2 at rank 64, as alpha = 2r is for LoRA"
+            "backbone.adapter.alpha",
+            16,
+            f"{OWN}: a scale alpha / sqrt(r) of 2 at rank 64, as alpha = 2r is for LoRA",
         )
         if facts.method == "rslora"
         else Guide("backbone.adapter.alpha", 2 * r, LESS)
     )
-    sizes = [] if facts.method in WITHOUT_RANK else [Guide("backbone.adapter.r", r, source, lowered), alpha]
+    sizes = (
+        []
+        if facts.method in WITHOUT_RANK
+        else [Guide("backbone.adapter.r", r, source, lowered), alpha]
+    )
     found = [*sizes, *_rates(preset, facts), *_training(preset, facts)]
     return [
-        dataclasses.replace(g, value=float(f"{g.value:.3g}") if isinstance(g.value, float) else g.value) for g in found
+        dataclasses.replace(
+            g, value=float(f"{g.value:.3g}") if isinstance(g.value, float) else g.value
+        )
+        for g in found
     ]
 
 
@@ -161,7 +212,9 @@ def billions(model: str) -> float | None:
 
 
 def smallest_side(model: str) -> int | None:
-    """The smaller side of the smallest linear layer in the decoder of a model whose config.json lies here: its folder, or the hub's cache."""
+    """The smaller side of the smallest linear layer in the decoder of a model whose config.json
+    lies here: its folder, or the hub's cache.
+    """
     folder = Path(model).expanduser()
     path: Any = folder / "config.json"
     if not folder.is_dir():
@@ -186,7 +239,9 @@ def _most(facts: Facts) -> int | None:
     """The highest rank that every layer takes; even, which HRA needs."""
     if facts.smallest is None or facts.method in WITHOUT_RANK:
         return None
-    side = int(facts.smallest / 1.5) if facts.method == "adalora" else facts.smallest  # it starts at 1.5 times its rank
+    side = (
+        int(facts.smallest / 1.5) if facts.method == "adalora" else facts.smallest
+    )  # it starts at 1.5 times its rank
     return max(1, side - side % 2)
 
 
@@ -196,7 +251,9 @@ def _rates(preset: str, facts: Facts) -> list[Guide]:
     sft = (1e-4, f"{QLORA}: 33B and 65B") if large else (2e-4, f"{QLORA}: 7B and 13B")
     if preset == "classification":
         sft = (4e-4, GLUE)
-    reward = (5e-5, "5e-6 for 70B") if (billions(facts.model) or 0) >= 70 else (1e-4, "1e-5 below 70B")
+    reward = (
+        (5e-5, "5e-6 for 70B") if (billions(facts.model) or 0) >= 70 else (1e-4, "1e-5 below 70B")
+    )
     ten = f"ten times it, {REGRET}"
     rates = {
         "sft": sft,
@@ -204,19 +261,36 @@ def _rates(preset: str, facts: Facts) -> list[Guide]:
         "preference": (1e-5, f"DPO (2305.18290, appendix B): 1e-6; {ten}"),
         "ppo": (
             3e-5,
-            f"The N+ Implementation Details of RLHF (2403.17031; vwxyzjn/summarize_from_feedback_details): 3e-6; {ten}",
+            (
+                "The N+ Implementation Details of RLHF (2403.17031;"
+                f" vwxyzjn/summarize_from_feedback_details): 3e-6; {ten}"
+            ),
         ),
     }
-    if (billions(facts.model) or _SMALL_MODEL) < _SMALL_MODEL:  # rates of the papers are those of 7B and more
+    if (
+        billions(facts.model) or _SMALL_MODEL
+    ) < _SMALL_MODEL:  # rates of the papers are those of 7B and more
         for stage in ("preference", "ppo"):
             rate, source = rates[stage]
             rates[stage] = (rate * _FASTER[0], f"{source}; {_FASTER[1]}")
     times, why = _TIMES.get(facts.method, (1.0, ""))
     found = []
     for stage, (rate, source) in rates.items():
-        said = source if not why else f"{source}; {why}" if times == 1 else f"{source}; {times:g} times it, {why}"
+        said = (
+            source
+            if not why
+            else f"{source}; {why}"
+            if times == 1
+            else f"{source}; {times:g} times it, {why}"
+        )
         slower, who = _LION if stage in facts.lion else (1.0, "")
-        found.append(Guide(f"{stage}.optim.learning_rate", rate * times * slower, f"{said}; {who}" if who else said))
+        found.append(
+            Guide(
+                f"{stage}.optim.learning_rate",
+                rate * times * slower,
+                f"{said}; {who}" if who else said,
+            )
+        )
     return found
 
 
@@ -227,7 +301,10 @@ def _training(preset: str, facts: Facts) -> list[Guide]:
     if rows is not None and rows < _SMALL:
         epochs, why = (
             8.0,
-            "LIMA (2305.11206, section 3): of 15 passes over 1,000 rows, weights of passes 5 to 10 were taken",
+            (
+                "LIMA (2305.11206, section 3): of 15 passes over 1,000 rows, weights of passes 5 to"
+                " 10 were taken"
+            ),
         )
     elif rows is not None and rows >= _LARGE:
         epochs, why = 2.0, f"{TULU}: 939,344 rows"
@@ -240,13 +317,18 @@ def _training(preset: str, facts: Facts) -> list[Guide]:
     dropout = (0.05, f"{QLORA}: 33B and 65B") if large else (0.1, f"{QLORA}: 7B and 13B")
     if not card_of(facts.method).dropout:
         dropout = (0.0, f"{facts.method} has none")
-    patience = "Automatic early stopping using cross validation (Prechelt 1998): waiting for three or more worse looks in a row is among the best trades"
+    patience = (
+        "Automatic early stopping using cross validation (Prechelt 1998): waiting for three or more"
+        " worse looks in a row is among the best trades"
+    )
     found = [
         Guide("backbone.adapter.dropout", *dropout),
         Guide("sft.epochs", epochs, why),
         Guide("sft.eval_share", share, OWN),
         *([Guide("sft.patience", 3, patience)] if facts.holds_out else []),
-        Guide("sft.optim.schedule", *(("constant", QLORA) if preset == "chat" else ("linear", TULU))),
+        Guide(
+            "sft.optim.schedule", *(("constant", QLORA) if preset == "chat" else ("linear", TULU))
+        ),
         Guide("sft.optim.warmup_steps", 0.03, f"{TULU}: 3 % of the steps"),
         Guide("sft.optim.max_grad_norm", 0.3, QLORA),
         Guide("reward.epochs", 1.0, "Llama 2 (2307.09288, section 3.2.2): more can overfit"),
@@ -256,6 +338,10 @@ def _training(preset: str, facts: Facts) -> list[Guide]:
     if rows is not None:
         an_epoch = max(1, round(rows * (1 - share) / facts.batch))
         found += [
-            *([Guide("sft.eval_every", max(1, an_epoch // 4), f"{OWN}: four looks a pass")] if facts.holds_out else []),
+            *(
+                [Guide("sft.eval_every", max(1, an_epoch // 4), f"{OWN}: four looks a pass")]
+                if facts.holds_out
+                else []
+            ),
         ]
     return found

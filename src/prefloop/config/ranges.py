@@ -1,7 +1,9 @@
-"""What each number of a configuration or of a flag may be: a few named types, which YAML, flags and Python are all checked by.
+"""What each number of a configuration or of a flag may be: a few named types, which YAML, flags and
+Python are all checked by.
 
-pydantic refuses a value out of range with the field's name; ``FLAGS`` makes tyro do so with the flag's. Upper ends are where a larger
-number can only be a slip, or would overflow; floats below ``TINY`` turn into 0 or infinity in float32.
+pydantic refuses a value out of range with the field's name; ``FLAGS`` makes tyro do so with the
+flag's. Upper ends are where a larger number can only be a slip, or would overflow; floats below
+``TINY`` turn into 0 or infinity in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ MOST, TINY, LARGE = 2**31 - 1, 1e-9, 1e9
 
 
 class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
-    """The numbers from ``least`` to ``most``, both included; ``zero``: 0 as well, which then switches something off or means none."""
+    """The numbers from ``least`` to ``most``, both included; ``zero``: 0 as well, which then
+    switches something off or means none.
+    """
 
     def __init__(self, kind: type, least: float, most: float, zero: bool = False) -> None:
         # The parent is a frozen dataclass: what is ours is kept beside its fields.
@@ -43,7 +47,9 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
 
     def __str__(self) -> str:
         ends = f"from {_shown(self.least)} to {_shown(self.most)}"
-        return f"a{' whole' if self.kind is int else ''} number {'0 or ' if self.zero else ''}{ends}"
+        return (
+            f"a{' whole' if self.kind is int else ''} number {'0 or ' if self.zero else ''}{ends}"
+        )
 
     def read(self, word: str) -> Any:
         """A flag's value. Raises ``ValueError``, which tyro shows under the flag's name."""
@@ -55,7 +61,9 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
             raise ValueError(f"expected {self}, found '{word[:80]}'")
         return value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         def check(value: Any, inner: core_schema.ValidatorFunctionWrapHandler) -> Any:
             # True would pass for 1.
             number = math.nan if isinstance(value, bool) else inner(value)
@@ -120,7 +128,9 @@ def count_in(text: str) -> int | None:
 
 def range_of(kind: Any) -> Range | None:
     """The range in an annotation such as ``Count``."""
-    return next((part for part in getattr(kind, "__metadata__", ()) if isinstance(part, Range)), None)
+    return next(
+        (part for part in getattr(kind, "__metadata__", ()) if isinstance(part, Range)), None
+    )
 
 
 FLAGS = tyro.constructors.ConstructorRegistry()
@@ -128,10 +138,18 @@ FLAGS = tyro.constructors.ConstructorRegistry()
 
 
 @FLAGS.primitive_rule
-def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """A number or none. tyro's own rule for unions would answer with the reasons of all their types."""
+def _optional(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """A number or none. tyro's own rule for unions would answer with the reasons of all their
+    types.
+    """
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
-    if get_origin(info.type) not in (Union, types.UnionType) or len(kinds) != 1 or (span := range_of(kinds[0])) is None:
+    if (
+        get_origin(info.type) not in (Union, types.UnionType)
+        or len(kinds) != 1
+        or (span := range_of(kinds[0])) is None
+    ):
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -143,7 +161,9 @@ def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pr
 
 
 @FLAGS.primitive_rule
-def _several(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+def _several(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """Any number of numbers. tyro's own rule would say that there is no valid parse."""
     span = range_of(next(iter(get_args(info.type)), None)) if info.type_origin is tuple else None
     if span is None:

@@ -1,4 +1,6 @@
-"""YAML as configurations and rubrics hold it: a key given twice is an error, and so is everything that YAML cannot make a value of."""
+"""YAML as configurations and rubrics hold it: a key given twice is an error, and so is everything
+that YAML cannot make a value of.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,24 @@ from prefloop.base.console import shortened
 from prefloop.errors import ConfigError
 
 MOST_VALUES = 100_000
-"""Values of a file with its aliases written out; a few hundred bytes of aliases can stand for more than a memory holds."""
+"""Values of a file with its aliases written out; a few hundred bytes of aliases can stand for more
+than a memory holds.
+"""
 SAID = 400
 """Characters of what YAML's own errors say: they quote the file."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Remembers the line of every key, so that a second one is refused with both, and counts what aliases stand for."""
+    """Remembers the line of every key, so that a second one is refused with both, and counts what
+    aliases stand for.
+    """
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
         if node is not None and _written_out(node, {}) > MOST_VALUES:
             raise ConfigError(
-                f"its aliases (*name) stand for more than {MOST_VALUES:,} values: write out what the run needs"
+                f"its aliases (*name) stand for more than {MOST_VALUES:,} values: write out what"
+                " the run needs"
             )
         return node
 
@@ -35,22 +42,29 @@ class _Loader(yaml.SafeLoader):
             line, name = key.start_mark.line + 1, (key.tag, key.value)
             if name in lines:
                 raise ConfigError(
-                    f"the key '{key.value[:80]}' is given twice, in lines {lines[name]} and {line}: keep one"
+                    f"the key '{key.value[:80]}' is given twice, in lines {lines[name]} and {line}:"
+                    " keep one"
                 )
             lines[name] = line
         return node
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below a node and itself, an alias counting as all that it stands for. Raises ``ConfigError`` for an alias inside what it names."""
+    """Values below a node and itself, an alias counting as all that it stands for. Raises
+    ``ConfigError`` for an alias inside what it names.
+    """
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
         known[id(node)] = -1
-        inner = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
+        inner = (
+            part for item in node.value for part in (item if isinstance(item, tuple) else (item,))
+        )
         known[id(node)] = 1 + sum(_written_out(part, known) for part in inner)
     if known[id(node)] < 0:
-        raise ConfigError(f"the value in line {node.start_mark.line + 1} holds an alias to itself: write it out")
+        raise ConfigError(
+            f"the value in line {node.start_mark.line + 1} holds an alias to itself: write it out"
+        )
     return known[id(node)]
 
 
@@ -65,4 +79,6 @@ def parse_yaml(text: str, where: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{where} is not valid YAML: it is nested too deeply") from None
     except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{where} is not valid YAML: a value is none of its type ({str(error)[:120]})") from None
+        raise ConfigError(
+            f"{where} is not valid YAML: a value is none of its type ({str(error)[:120]})"
+        ) from None

@@ -1,4 +1,6 @@
-"""One answer of a row: text, a message or messages, with or without its prompt before it, its thoughts in it or in a column beside it."""
+"""One answer of a row: text, a message or messages, with or without its prompt before it, its
+thoughts in it or in a column beside it.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +19,58 @@ from prefloop.records import Conversation, Message
 
 _SPEAKER = re.compile(r"\s*((?:### ?)?(?:Assistant|ASSISTANT)|### Response|<bot>):\s*")
 _WRAPPED = re.compile(r"\s*<s>(?:(?!</?s>).)*</s>\s*", re.DOTALL)
-_OTHERS = re.compile(r"^(?:### ?)?(?:User|USER|Human|Customer|Instruction|<human>) ?:", re.MULTILINE)
+_OTHERS = re.compile(
+    r"^(?:### ?)?(?:User|USER|Human|Customer|Instruction|<human>) ?:", re.MULTILINE
+)
 """Speakers whose lines make an answer a dialogue of its own."""
 LONG_PROMPT = 4
-"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet back, or define a word."""
+"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet
+back, or define a word.
+"""
 _SENTENCE_ENDS = frozenset(".?!:;…。？！：")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Columns with the thoughts of a row's one answer; behind an answer's own name (``chosen_reasoning``) with those of that answer."""
+"""Columns with the thoughts of a row's one answer; behind an answer's own name
+(``chosen_reasoning``) with those of that answer.
+"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The turns of an answer, and those of its prompt as they stood before it (none where they did not)."""
+    """The turns of an answer, and those of its prompt as they stood before it (none where they did
+    not).
+    """
 
     turns: list[Message]
     before: list[Message]
 
 
 def answer_of(row: Row, key: str, prompt: Conversation) -> Answer:
-    """The answer under ``key``: text, an assistant message, messages, with or without the prompt before it."""
+    """The answer under ``key``: text, an assistant message, messages, with or without the prompt
+    before it.
+    """
     answer = answer_in(row, row.take(key), key, prompt)
     names = [f"{key}_{name}" for name in THOUGHTS]
     return dataclasses.replace(
-        answer, turns=with_thoughts(row, answer.turns, [*names, *(THOUGHTS if key in ANSWERS else ())], key)
+        answer,
+        turns=with_thoughts(
+            row, answer.turns, [*names, *(THOUGHTS if key in ANSWERS else ())], key
+        ),
     )
 
 
 def is_setting(row: Row, column: str) -> bool:
-    """Whether a column called after thoughts says how to think: true, or one word such as Nemotron's "on"."""
+    """Whether a column called after thoughts says how to think: true, or one word such as
+    Nemotron's "on".
+    """
     value = row[column]
-    return isinstance(value, bool) or (column in ("reasoning", "thinking") and len(str(value).split()) < 2)
+    return isinstance(value, bool) or (
+        column in ("reasoning", "thinking") and len(str(value).split()) < 2
+    )
 
 
-def with_thoughts(row: Row, turns: list[Message], columns: Sequence[str], key: str) -> list[Message]:
+def with_thoughts(
+    row: Row, turns: list[Message], columns: Sequence[str], key: str
+) -> list[Message]:
     """The turns of an answer with the thoughts that stand in a column beside it.
 
     Raises ``BadRow`` for thoughts that the answer does not hold where it holds others.
@@ -64,7 +85,10 @@ def with_thoughts(row: Row, turns: list[Message], columns: Sequence[str], key: s
         if own is not None and own.strip() == thoughts.strip():
             row.repeats(column)
         elif own is not None or len(turns) > 1:
-            raise BadRow(column, f"are other thoughts than those in '{key}': keep one, or write them into its turns")
+            raise BadRow(
+                column,
+                f"are other thoughts than those in '{key}': keep one, or write them into its turns",
+            )
         else:
             row.say(f"thoughts read from '{column}'")
             turns = [dataclasses.replace(turn, reasoning_content=thoughts)]
@@ -88,14 +112,18 @@ def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
         return _split(parse_hh(text, key), prompt, key)
     if _WRAPPED.fullmatch(text):
         raise BadRow(
-            key, "stands between <s> and </s>, a model's tokens: take them off (struck-out text is <del> in HTML)"
+            key,
+            "stands between <s> and </s>, a model's tokens: take them off (struck-out text is <del>"
+            " in HTML)",
         )
     text = _thought_out(row, _without_speaker(row, row.without_end(text), key), key)
     return Answer([Message("assistant", check_text(_own_words(row, text, key, prompt), key))], [])
 
 
 def _transcript(row: Row, text: str, key: str, prompt: Conversation) -> Transcript | None:
-    """The conversation that an answer's text holds. A dialogue in words is one where it begins with the prompt, else it is the answer."""
+    """The conversation that an answer's text holds. A dialogue in words is one where it begins with
+    the prompt, else it is the answer.
+    """
     said = dict(row.done), row.transcript
     found = transcript_of(text, key, row, whole=True)
     if found is not None and found.weak and not _prompts_in(found.turns, prompt):
@@ -112,7 +140,8 @@ def _without_speaker(row: Row, text: str, key: str) -> str:
     if not row.transcript:
         raise BadRow(
             key,
-            f"begins with {found.group(1)!r}, as the assistant's turn of a transcript does: take such markers off the prompt and the answer",
+            f"begins with {found.group(1)!r}, as the assistant's turn of a transcript does: take"
+            " such markers off the prompt and the answer",
         )
     row.say(f"{found.group(1)!r} taken off answers, the assistant's marker of the transcript")
     return text[found.end() :]
@@ -125,7 +154,8 @@ def _thought_out(row: Row, text: str, key: str) -> str:
     if "</think>" not in text:
         raise BadRow(
             key,
-            "does not close the <think> that its prompt opens: write <think>…</think> into the answer, or no <think> into the prompt",
+            "does not close the <think> that its prompt opens: write <think>…</think> into the"
+            " answer, or no <think> into the prompt",
         )
     row.say("<think> at the end of prompts put before their answers")
     return f"<think>\n{text.lstrip()}"
@@ -133,8 +163,12 @@ def _thought_out(row: Row, text: str, key: str) -> str:
 
 def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
     """An answer's text without the prompt before it, where the file writes both."""
-    asked = [words.strip() for words in (raw_text(row), prompt[-1].content) if words and words.strip()]
-    found = next((words for words in sorted(asked, key=len, reverse=True) if _begins(text, words)), None)
+    asked = [
+        words.strip() for words in (raw_text(row), prompt[-1].content) if words and words.strip()
+    ]
+    found = next(
+        (words for words in sorted(asked, key=len, reverse=True) if _begins(text, words)), None
+    )
     row.begins.append(0 if found is None else len(found.split()))
     if found is None or row.habits.repeats_prompt is None:
         return text
@@ -143,14 +177,17 @@ def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
     if row.begins[-1] >= LONG_PROMPT:
         raise BadRow(
             key,
-            "begins with its prompt, as most answers of this file do not: take the prompt off, or leave the row out",
+            "begins with its prompt, as most answers of this file do not: take the prompt off, or"
+            " leave the row out",
         )
     row.begins[-1] = 0
     return text
 
 
 def _begins(text: str, prompt: str) -> bool:
-    """Whether a text repeats its prompt and then begins anew; one that goes on with the prompt's own sentence answers it."""
+    """Whether a text repeats its prompt and then begins anew; one that goes on with the prompt's
+    own sentence answers it.
+    """
     own = text.strip()
     rest = own[len(prompt) :]
     if not own.startswith(prompt) or not rest:
@@ -158,7 +195,9 @@ def _begins(text: str, prompt: str) -> bool:
     if prompt[-1] in _SENTENCE_ENDS:
         return rest[0] not in _SENTENCE_ENDS
     after = rest.lstrip()
-    return len(after) < len(rest) and ("\n" in rest[: len(rest) - len(after)] or not after[0].islower())
+    return len(after) < len(rest) and (
+        "\n" in rest[: len(rest) - len(after)] or not after[0].islower()
+    )
 
 
 def _split(turns: list[Message], prompt: Conversation, key: str) -> Answer:

@@ -1,8 +1,10 @@
-"""Which fields and questions of an Argilla dataset mean what, told from their names and values where they leave no doubt.
+"""Which fields and questions of an Argilla dataset mean what, told from their names and values
+where they leave no doubt.
 
-Choices made: a question is the vote only when every value that can be chosen names a response or a tie, and its name does not ask for the
-worse one. One rating of a pair is never guessed (nobody can tell which end is which response), nor yes/no as a thumb ("is it harmful?").
-Two questions that would both do are a doubt. Rankings come before labels, and labels before ratings of each response.
+Choices made: a question is the vote only when every value that can be chosen names a response or a
+tie, and its name does not ask for the worse one. One rating of a pair is never guessed (nobody can
+tell which end is which response), nor yes/no as a thumb ("is it harmful?"). Two questions that
+would both do are a doubt. Rankings come before labels, and labels before ratings of each response.
 """
 
 from __future__ import annotations
@@ -14,22 +16,61 @@ from typing import Any
 
 from prefloop.data.argilla_votes import ArgillaQuestion, ArgillaReading
 
-PROMPTS = ("prompt", "instruction", "question", "query", "messages", "conversation", "chat", "input")
+PROMPTS = (
+    "prompt",
+    "instruction",
+    "question",
+    "query",
+    "messages",
+    "conversation",
+    "chat",
+    "input",
+)
 SYSTEMS = ("system", "system_prompt")
 SINGLE = ("response", "completion", "answer", "output", "generation", "reply")
 PAIRS = (("chosen", "rejected"), ("a", "b"), ("left", "right"), ("first", "second"))
 MORE = frozenset({"context", "history", "background", "passage", "document"})
 _WORD = "response|completion|answer|output|generation|candidate|reply|option|model|assistant|choice"
 _NUMBERED = re.compile(rf"({_WORD})s?[ _.-]*([a-z]|\d{{1,2}})")
-_PLACE = re.compile(rf"(?:{_WORD})?([a-z]|\d{{1,2}})(?:(?:is)?(?:much|slightly)?(?:better|best)|wins)?")
-_TIE = re.compile(r"(?:a)?(?:tie|draw|equal|same|both|neither|nopreference|nodifference)[a-z]*")
-_PREFERS = re.compile(r"prefer|better|best|winner|overall|chosen|choice|ranking|quality|score|^rating$")
-_AGAINST = re.compile(r"worse|worst|reject|dislike|bad|least|harm|toxic|wrong|unsafe|loser")
-_UP = frozenset({"good", "up", "thumbup", "thumbsup", "like", "accept", "accepted", "approve", "approved", "chosen"})
-_DOWN = frozenset(
-    {"bad", "down", "thumbdown", "thumbsdown", "dislike", "reject", "rejected", "disapprove", "disapproved"}
+_PLACE = re.compile(
+    rf"(?:{_WORD})?([a-z]|\d{{1,2}})(?:(?:is)?(?:much|slightly)?(?:better|best)|wins)?"
 )
-HOW = "Name them: `prefloop label pull --questions prompt=FIELD responses=FIELD,FIELD preferred=QUESTION`, or `thumb=QUESTION` for one response"
+_TIE = re.compile(r"(?:a)?(?:tie|draw|equal|same|both|neither|nopreference|nodifference)[a-z]*")
+_PREFERS = re.compile(
+    r"prefer|better|best|winner|overall|chosen|choice|ranking|quality|score|^rating$"
+)
+_AGAINST = re.compile(r"worse|worst|reject|dislike|bad|least|harm|toxic|wrong|unsafe|loser")
+_UP = frozenset(
+    {
+        "good",
+        "up",
+        "thumbup",
+        "thumbsup",
+        "like",
+        "accept",
+        "accepted",
+        "approve",
+        "approved",
+        "chosen",
+    }
+)
+_DOWN = frozenset(
+    {
+        "bad",
+        "down",
+        "thumbdown",
+        "thumbsdown",
+        "dislike",
+        "reject",
+        "rejected",
+        "disapprove",
+        "disapproved",
+    }
+)
+HOW = (
+    "Name them: `prefloop label pull --questions prompt=FIELD responses=FIELD,FIELD"
+    " preferred=QUESTION`, or `thumb=QUESTION` for one response"
+)
 
 
 class Unclear(ValueError):
@@ -39,15 +80,20 @@ class Unclear(ValueError):
 def guess(fields: Sequence[str], questions: Sequence[ArgillaQuestion]) -> ArgillaReading:
     """How a dataset with these fields and questions is read. Raises ``Unclear``.
 
-    Without fields of responses it is read as prompts; with them and without questions, as pairs or responses that nobody has voted on.
+    Without fields of responses it is read as prompts; with them and without questions, as pairs or
+    responses that nobody has voted on.
     """
     return with_questions(guess_fields(fields), questions)
 
 
 def guess_fields(
-    names: Sequence[str], prompt: tuple[str, ...] | None = None, responses: tuple[str, ...] | None = None
+    names: Sequence[str],
+    prompt: tuple[str, ...] | None = None,
+    responses: tuple[str, ...] | None = None,
 ) -> ArgillaReading:
-    """The fields alone; ``prompt`` and ``responses`` that are given are not guessed. Raises ``Unclear``."""
+    """The fields alone; ``prompt`` and ``responses`` that are given are not guessed. Raises
+    ``Unclear``.
+    """
     lower = {name.lower(): name for name in names}
     if responses is None:
         responses = _responses([name for name in names if name not in (prompt or ())], lower)
@@ -55,10 +101,13 @@ def guess_fields(
         prompt = _prompt([lower[name] for name in lower if lower[name] not in responses])
     if not prompt and not responses:
         raise Unclear(
-            f"none of the fields {', '.join(map(repr, names)) or '(there are none)'} is a prompt by its name. {HOW}"
+            f"none of the fields {', '.join(map(repr, names)) or '(there are none)'} is a prompt by"
+            f" its name. {HOW}"
         )
     taken = {*prompt, *responses}
-    system = next((lower[name] for name in SYSTEMS if name in lower and lower[name] not in taken), None)
+    system = next(
+        (lower[name] for name in SYSTEMS if name in lower and lower[name] not in taken), None
+    )
     return ArgillaReading(prompt, responses, system)
 
 
@@ -78,8 +127,12 @@ def _responses(names: Sequence[str], lower: Mapping[str, str]) -> tuple[str, ...
     for name in names:
         if found := _NUMBERED.fullmatch(name.lower()):
             numbered.setdefault(found[1], []).append((found[2].zfill(2), name))
-    groups = [tuple(name for _, name in sorted(group)) for group in numbered.values() if len(group) > 1]
-    groups += [(lower[one], lower[other]) for one, other in PAIRS if one in lower and other in lower]
+    groups = [
+        tuple(name for _, name in sorted(group)) for group in numbered.values() if len(group) > 1
+    ]
+    groups += [
+        (lower[one], lower[other]) for one, other in PAIRS if one in lower and other in lower
+    ]
     groups = groups or [(lower[name],) for name in SINGLE if name in lower]
     if len(groups) > 1:
         listed = " or ".join(", ".join(map(repr, group)) for group in groups)
@@ -88,7 +141,9 @@ def _responses(names: Sequence[str], lower: Mapping[str, str]) -> tuple[str, ...
 
 
 def with_questions(reading: ArgillaReading, questions: Sequence[ArgillaQuestion]) -> ArgillaReading:
-    """The same fields with what the questions mean. Raises ``Unclear`` where there are responses and no question says which is good."""
+    """The same fields with what the questions mean. Raises ``Unclear`` where there are responses
+    and no question says which is good.
+    """
     count = len(reading.responses)
     if not count or not questions:
         return replace(reading, unused=_unused(questions))
@@ -116,7 +171,9 @@ def _unused(questions: Iterable[ArgillaQuestion]) -> tuple[str, ...]:
     return tuple(q.describe() if q.known else repr(q.name) for q in questions)
 
 
-def _one(candidates: Sequence[ArgillaQuestion], questions: Sequence[ArgillaQuestion]) -> ArgillaQuestion:
+def _one(
+    candidates: Sequence[ArgillaQuestion], questions: Sequence[ArgillaQuestion]
+) -> ArgillaQuestion:
     if len(candidates) > 1:
         by_name = [q for q in candidates if _PREFERS.search(q.name.lower())]
         candidates = by_name if len(by_name) == 1 else candidates
@@ -124,7 +181,9 @@ def _one(candidates: Sequence[ArgillaQuestion], questions: Sequence[ArgillaQuest
         return candidates[0]
     if candidates:
         raise Unclear(f"which of the questions {_listed(candidates)} says what is better? {HOW}")
-    raise Unclear(f"none of the questions {_listed(questions)} says by its values what is better. {HOW}")
+    raise Unclear(
+        f"none of the questions {_listed(questions)} says by its values what is better. {HOW}"
+    )
 
 
 def _listed(questions: Iterable[ArgillaQuestion]) -> str:
@@ -132,8 +191,11 @@ def _listed(questions: Iterable[ArgillaQuestion]) -> str:
 
 
 def as_vote(question: ArgillaQuestion, responses: Sequence[str]) -> ArgillaQuestion | None:
-    """The question with what each of its values means, where all of them name a response or a tie."""
-    # In an exported file a list of values is a choice of several or a ranking whose ranks the SDK has left out.
+    """The question with what each of its values means, where all of them name a response or a
+    tie.
+    """
+    # In an exported file a list of values is a choice of several or a ranking whose ranks the SDK
+    # has left out.
     listed = question.type == "multi_label_selection" and not question.known
     if question.type not in ("ranking", "label_selection") and not listed:
         return None
@@ -141,7 +203,9 @@ def as_vote(question: ArgillaQuestion, responses: Sequence[str]) -> ArgillaQuest
     places = [place for place in means.values() if place != "tie"]
     if None in places or len(set(places)) != len(places) or not means:
         return None
-    if question.type != "label_selection" and (len(places) < len(means) or (listed and len(places) < len(responses))):
+    if question.type != "label_selection" and (
+        len(places) < len(means) or (listed and len(places) < len(responses))
+    ):
         return None
     return replace(question, means=means, type="ranking" if listed else question.type)
 
@@ -175,7 +239,9 @@ def _plain(text: str) -> str:
 
 
 def as_thumb(question: ArgillaQuestion) -> ArgillaQuestion | None:
-    """The question with what each of its values means, where all of them are words for good or bad, or numbers of a known scale."""
+    """The question with what each of its values means, where all of them are words for good or bad,
+    or numbers of a known scale.
+    """
     if _AGAINST.search(question.name.lower()):
         return None
     if question.type == "rating" and question.known and len(question.options) > 1:
@@ -183,20 +249,32 @@ def as_thumb(question: ArgillaQuestion) -> ArgillaQuestion | None:
     if question.type != "label_selection":
         return None
     words = {value: _plain(str(value)) for value in question.options}
-    means = {value: "up" if word in _UP else "down" if word in _DOWN else None for value, word in words.items()}
+    means = {
+        value: "up" if word in _UP else "down" if word in _DOWN else None
+        for value, word in words.items()
+    }
     return replace(question, means=means) if means and None not in means.values() else None
 
 
 def by_middle(question: ArgillaQuestion) -> ArgillaQuestion:
-    """A rating as a thumb: above the middle of its scale up, below it down, the middle itself neither."""
+    """A rating as a thumb: above the middle of its scale up, below it down, the middle itself
+    neither.
+    """
     middle = (min(question.options) + max(question.options)) / 2
     return replace(
-        question, means={v: None if v == middle else "up" if v > middle else "down" for v in question.options}
+        question,
+        means={
+            v: None if v == middle else "up" if v > middle else "down" for v in question.options
+        },
     )
 
 
-def _rated(responses: Sequence[str], questions: Sequence[ArgillaQuestion]) -> tuple[ArgillaQuestion, ...]:
-    """The ratings that name a response each, such as ``rating_1`` and ``rating_2``; of several such groups the one with a telling name."""
+def _rated(
+    responses: Sequence[str], questions: Sequence[ArgillaQuestion]
+) -> tuple[ArgillaQuestion, ...]:
+    """The ratings that name a response each, such as ``rating_1`` and ``rating_2``; of several such
+    groups the one with a telling name.
+    """
     groups: dict[str, dict[int, ArgillaQuestion]] = {}
     for question in questions:
         for index, name in enumerate(responses):
@@ -209,9 +287,13 @@ def _rated(responses: Sequence[str], questions: Sequence[ArgillaQuestion]) -> tu
     if len(whole) > 1 and len(telling) == 1:
         whole = {telling[0]: whole[telling[0]]}
     if len(whole) > 1:
-        raise Unclear(f"which of the ratings {', '.join(map(repr, whole))} says what is better? {HOW}")
+        raise Unclear(
+            f"which of the ratings {', '.join(map(repr, whole))} says what is better? {HOW}"
+        )
     if not whole:
-        raise Unclear(f"none of the questions {_listed(questions)} says by its values what is better. {HOW}")
+        raise Unclear(
+            f"none of the questions {_listed(questions)} says by its values what is better. {HOW}"
+        )
     (group,) = whole.values()
     return tuple(group[index] for index in range(len(responses)))
 
@@ -222,7 +304,9 @@ def _aspect(question: str, response: str) -> str | None:
     for size in (len(named), 1):
         end = named[-size:]
         for start in range(len(words) - size + 1):
-            if words[start : start + size] == end and (size == len(named) or start + size == len(words)):
+            if words[start : start + size] == end and (
+                size == len(named) or start + size == len(words)
+            ):
                 rest = [*words[:start], *words[start + size :]]
                 return " ".join(rest) or "rating"
     return None

@@ -1,6 +1,8 @@
-"""Records that prefloop itself has sent to Argilla, on the way back: un-escaped, in their own order, with their votes.
+"""Records that prefloop itself has sent to Argilla, on the way back: un-escaped, in their own
+order, with their votes.
 
-Left and right were drawn for the page, texts escaped for it, and sources and metadata kept from it; see ``labeling.argilla.forms``.
+Left and right were drawn for the page, texts escaped for it, and sources and metadata kept from it;
+see ``labeling.argilla.forms``.
 """
 
 from __future__ import annotations
@@ -10,7 +12,16 @@ from typing import Any
 
 from prefloop.data.argilla_votes import HIDDEN, STRENGTHS, ArgillaAnswer, Choice, Item
 from prefloop.data.check import BadRow
-from prefloop.records import Comparison, Conversation, Message, Rating, Response, Thumb, Vote, from_dict
+from prefloop.records import (
+    Comparison,
+    Conversation,
+    Message,
+    Rating,
+    Response,
+    Thumb,
+    Vote,
+    from_dict,
+)
 
 CHOICES: dict[str, Choice] = {"A": 0, "B": 1, "tie": "tie"}
 
@@ -26,10 +37,12 @@ def meant(text: str) -> str:
 
 
 def own_record(item: Item, id: str) -> Comparison | Rating:
-    """The record as it was sent, with the votes that ``to_argilla`` has sent along and one of every submitted answer.
+    """The record as it was sent, with the votes that ``to_argilla`` has sent along and one of every
+    submitted answer.
 
-    A comparison's ``meta["shown"]`` holds the indices of its responses in the order of the screen. ``strength`` is 1 (slight), 2 (clear) or
-    3 (strong). Raises ``BadRow`` for one that another hand has changed beyond recognition.
+    A comparison's ``meta["shown"]`` holds the indices of its responses in the order of the screen.
+    ``strength`` is 1 (slight), 2 (clear) or 3 (strong). Raises ``BadRow`` for one that another hand
+    has changed beyond recognition.
     """
     hidden = item.meta[HIDDEN]
     try:
@@ -39,8 +52,12 @@ def own_record(item: Item, id: str) -> Comparison | Rating:
         prompt = Conversation(turns, hidden.get("tools", ()))
         sent = hidden.get("votes") or []
         if "response" in fields:
-            response = from_dict(Response, {"text": meant(fields["response"]), **hidden["responses"][0]})
-            thumbs = [from_dict(Thumb, vote) for vote in sent] + [_thumb(answer) for answer in item.submitted]
+            response = from_dict(
+                Response, {"text": meant(fields["response"]), **hidden["responses"][0]}
+            )
+            thumbs = [from_dict(Thumb, vote) for vote in sent] + [
+                _thumb(answer) for answer in item.submitted
+            ]
             return Rating(id, prompt, response, thumbs, hidden["meta"])
         texts = [meant(fields["response_a"]), meant(fields["response_b"])]
         votes = [_vote(answer) for answer in item.submitted]
@@ -54,7 +71,9 @@ def own_record(item: Item, id: str) -> Comparison | Rating:
     except BadRow:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise BadRow("metadata", f"is not what prefloop sent to Argilla ({type(error).__name__}: {error})") from None
+        raise BadRow(
+            "metadata", f"is not what prefloop sent to Argilla ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _vote(answer: ArgillaAnswer) -> Vote:
@@ -63,7 +82,9 @@ def _vote(answer: ArgillaAnswer) -> Vote:
     if chosen not in CHOICES:
         raise BadRow("preferred", f"is {chosen!r}, expected A, B or tie")
     strength = STRENGTHS.get(_value(answer, "strength"))
-    return Vote(answer.annotator, CHOICES[chosen], strength, _value(answer, "why") or None, answer.at)
+    return Vote(
+        answer.annotator, CHOICES[chosen], strength, _value(answer, "why") or None, answer.at
+    )
 
 
 def _thumb(answer: ArgillaAnswer) -> Thumb:

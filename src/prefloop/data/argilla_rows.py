@@ -1,11 +1,14 @@
 """Rows that Argilla exports: which they are, and the records they hold.
 
-``dataset.records.to_json()`` and ``to_list()`` (``fields``, ``responses`` by question), ``to_datasets()`` (flat, with ``<question>.responses``,
-``.responses.users`` and ``.responses.status`` as parallel lists), and what Argilla 1.x wrote of feedback datasets (``responses`` as a list of
-``values``; flat, a column of ``{user_id, value, status}`` a question). Only submitted answers are votes; suggestions never are.
+``dataset.records.to_json()`` and ``to_list()`` (``fields``, ``responses`` by question),
+``to_datasets()`` (flat, with ``<question>.responses``, ``.responses.users`` and
+``.responses.status`` as parallel lists), and what Argilla 1.x wrote of feedback datasets
+(``responses`` as a list of ``values``; flat, a column of ``{user_id, value, status}`` a question).
+Only submitted answers are votes; suggestions never are.
 
-The SDK's JSON leaves the status of answers out. An answer that is the only one to a completed record was submitted; any other doubt refuses
-the row. Its rankings leave the ranks out and are refused too.
+The SDK's JSON leaves the status of answers out. An answer that is the only one to a completed
+record was submitted; any other doubt refuses the row. Its rankings leave the ranks out and are
+refused too.
 """
 
 from __future__ import annotations
@@ -17,7 +20,15 @@ from typing import Any
 from prefloop.base.console import listed
 from prefloop.data.argilla_guess import Unclear, guess
 from prefloop.data.argilla_own import own_record
-from prefloop.data.argilla_votes import HIDDEN, ArgillaAnswer, ArgillaQuestion, ArgillaReading, Item, records_of, row_of
+from prefloop.data.argilla_votes import (
+    HIDDEN,
+    ArgillaAnswer,
+    ArgillaQuestion,
+    ArgillaReading,
+    Item,
+    records_of,
+    row_of,
+)
 from prefloop.data.check import BadRow, json_type
 from prefloop.data.row import Habits, Row
 from prefloop.data.tools import parsed
@@ -40,15 +51,19 @@ _SUGGESTED = (
 def matches(row: Columns) -> bool:
     """Whether a row is one of Argilla's."""
     if isinstance(row.get("fields"), Mapping):
-        return isinstance(row.get("responses"), Mapping | list) or isinstance(row.get("suggestions"), Mapping | list)
+        return isinstance(row.get("responses"), Mapping | list) or isinstance(
+            row.get("suggestions"), Mapping | list
+        )
     flat = any(key.endswith((_USERS, _STATUS)) and key[: key.rindex(".")] in row for key in row)
     return flat or ("_server_id" in row and "status" in row) or any(map(_is_answers, row.values()))
 
 
 def read(row: Columns, id: str, source: str) -> list[Record]:
-    """The records of one row: a pair, a rating, a prompt, or of more than two responses every pair that was compared.
+    """The records of one row: a pair, a rating, a prompt, or of more than two responses every pair
+    that was compared.
 
-    What was done to the fields is said to ``row``, if that is a ``Row``. Raises ``BadRow`` for answers that cannot be read for certain.
+    What was done to the fields is said to ``row``, if that is a ``Row``. Raises ``BadRow`` for
+    answers that cannot be read for certain.
     """
     item, questions = item_of(row, source)
     if isinstance(item.meta.get(HIDDEN), Mapping):
@@ -70,7 +85,9 @@ def read(row: Columns, id: str, source: str) -> list[Record]:
 
 
 def left_out(row: Columns, source: str = "") -> Counter[str]:
-    """What of a row ``read`` does not use, by reason: for a line that says so once. Nothing for a row that it refuses."""
+    """What of a row ``read`` does not use, by reason: for a line that says so once. Nothing for a
+    row that it refuses.
+    """
     found: Counter[str] = Counter()
     try:
         item, questions = item_of(row, source)
@@ -78,9 +95,13 @@ def left_out(row: Columns, source: str = "") -> Counter[str]:
             found.update(f"question {name}" for name in _reading(item, questions).unused)
     except (BadRow, Unclear):
         return Counter()
-    found.update(f"{answer.status} answer" for answer in item.answers if answer.status != "submitted")
+    found.update(
+        f"{answer.status} answer" for answer in item.answers if answer.status != "submitted"
+    )
     suggestions = row.get("suggestions")
-    if suggestions or any(key.endswith((".suggestion", "-suggestion")) and row[key] is not None for key in row):
+    if suggestions or any(
+        key.endswith((".suggestion", "-suggestion")) and row[key] is not None for key in row
+    ):
         found["suggestion"] += 1
     return found
 
@@ -91,7 +112,9 @@ def _reading(item: Item, questions: list[ArgillaQuestion]) -> ArgillaReading:
 
 
 def item_of(row: Columns, source: str) -> tuple[Item, list[ArgillaQuestion]]:
-    """The row's fields and answers, and the questions that submitted answers are to. Raises ``BadRow``."""
+    """The row's fields and answers, and the questions that submitted answers are to. Raises
+    ``BadRow``.
+    """
     if isinstance(row.get("fields"), Mapping):
         fields, meta = dict(row["fields"]), _beside(row) | _metadata(row.get("metadata", {}))
         given = list(_of_record(row.get("responses") or {}, source))
@@ -102,7 +125,11 @@ def item_of(row: Columns, source: str) -> tuple[Item, list[ArgillaQuestion]]:
             given += _answers_of(name, value, source)
         kept = {key: value for key, value in row.items() if _is_own(key) and key not in asked}
         meta = _metadata(kept.pop("metadata")) if "metadata" in kept and asked else {}
-        fields = {key: value for key, value in kept.items() if not isinstance(value, Mapping) and value is not None}
+        fields = {
+            key: value
+            for key, value in kept.items()
+            if not isinstance(value, Mapping) and value is not None
+        }
         meta |= {key: value for key, value in kept.items() if isinstance(value, Mapping)}
     answers = _joined(given, row.get("status"))
     seen: dict[str, list[Any]] = {}
@@ -115,7 +142,11 @@ def item_of(row: Columns, source: str) -> tuple[Item, list[ArgillaQuestion]]:
 
 def _beside(row: Columns) -> dict[str, Any]:
     """The columns of a record that are no part of Argilla's."""
-    return {key: value for key, value in row.items() if key not in _SERVERS | _RECORD and value is not None}
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in _SERVERS | _RECORD and value is not None
+    }
 
 
 def _is_own(key: str) -> bool:
@@ -146,17 +177,27 @@ def _of_record(responses: Any, source: str) -> Iterator[_Given]:
         raise BadRow("responses", f"is {json_type(responses)}, expected answers by question")
     for index, one in enumerate(responses):  # 1.x: one entry an annotator
         if not isinstance(one, Mapping):
-            raise BadRow(f"responses.{index}", f"is {json_type(one)}, expected an object with values and status")
+            raise BadRow(
+                f"responses.{index}",
+                f"is {json_type(one)}, expected an object with values and status",
+            )
         values = one.get("values") or {}
         who, status = _who(one.get("user_id"), source, index), one.get("status")
         if not values:
             yield who, "", None, status  # an empty discard
         for name, value in values.items():
-            yield who, str(name), value.get("value") if isinstance(value, Mapping) else value, status
+            yield (
+                who,
+                str(name),
+                value.get("value") if isinstance(value, Mapping) else value,
+                status,
+            )
 
 
 def _answers_of(name: str, value: Any, source: str) -> Iterator[_Given]:
-    """Answers to one question: a list of ``{value, user_id, status}``, or the same as parallel lists."""
+    """Answers to one question: a list of ``{value, user_id, status}``, or the same as parallel
+    lists.
+    """
     if isinstance(value, Mapping):
         keys = list(value)
         columns = [value[key] if isinstance(value[key], list) else [value[key]] for key in keys]
@@ -167,7 +208,10 @@ def _answers_of(name: str, value: Any, source: str) -> Iterator[_Given]:
         raise BadRow(f"responses.{name}", f"is {json_type(value)}, expected a list of answers")
     for index, one in enumerate(value):
         if not isinstance(one, Mapping):
-            raise BadRow(f"responses.{name}.{index}", f"is {json_type(one)}, expected an object with value and user_id")
+            raise BadRow(
+                f"responses.{name}.{index}",
+                f"is {json_type(one)}, expected an object with value and user_id",
+            )
         yield _who(one.get("user_id"), source, index), name, one.get("value"), one.get("status")
 
 
@@ -181,7 +225,9 @@ def _of_columns(row: Columns, source: str) -> Iterator[_Given]:
             raise BadRow(key, f"is {json_type(values)}, expected a list of answers")
         for other, column in ((_USERS, users), (_STATUS, statuses)):
             if column is not None and (not isinstance(column, list) or len(column) != len(values)):
-                raise BadRow(name + other, f"does not have one entry for each of the {len(values)} answers")
+                raise BadRow(
+                    name + other, f"does not have one entry for each of the {len(values)} answers"
+                )
         for index, value in enumerate(values):
             who = _who(users[index] if users else None, source, index)
             yield who, name, value, statuses[index] if statuses else None
@@ -196,7 +242,9 @@ def _is_answers(value: Any) -> bool:
     if isinstance(value, Mapping):
         return {"user_id", "value", "status"} <= value.keys()
     return (
-        isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) and _is_answers(one) for one in value)
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, Mapping) and _is_answers(one) for one in value)
     )
 
 
@@ -211,7 +259,9 @@ def _joined(given: list[_Given], record: Any) -> list[ArgillaAnswer]:
         if name and value is not None:
             mine[name] = value
         if statuses.setdefault(who, status) != status:
-            raise BadRow(f"responses.{name}", f"has another status than other answers of {who[:40]!r}")
+            raise BadRow(
+                f"responses.{name}", f"has another status than other answers of {who[:40]!r}"
+            )
     found = []
     for who, status in statuses.items():
         if status is None and record == "completed" and len(statuses) == 1:
@@ -220,8 +270,8 @@ def _joined(given: list[_Given], record: Any) -> list[ArgillaAnswer]:
             said = "does not say" if status is None else f"says {str(status)[:40]!r} of"
             raise BadRow(
                 "responses",
-                f"{said} which answers were submitted, and drafts and discards are no votes: export with `dataset.records.to_datasets()`, "
-                "which tells, or use `prefloop label pull`",
+                f"{said} which answers were submitted, and drafts and discards are no votes: export"
+                " with `dataset.records.to_datasets()`, which tells, or use `prefloop label pull`",
             )
         found.append(ArgillaAnswer(who, status, values[who]))
     return found
@@ -229,13 +279,21 @@ def _joined(given: list[_Given], record: Any) -> list[ArgillaAnswer]:
 
 def _question(name: str, values: list[Any]) -> ArgillaQuestion:
     """A question as far as the answers of one row tell."""
-    if all(isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value) for value in values):
+    if all(
+        isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value)
+        for value in values
+    ):
         if all("rank" in one for value in values for one in value):
             options = dict.fromkeys(str(one.get("value")) for value in values for one in value)
             return ArgillaQuestion(name, "ranking", tuple(options), known=False)
         return ArgillaQuestion(name, "span", known=False)
-    if all(isinstance(value, Mapping) and {"rank", "value"} <= value.keys() for value in values):  # lists side by side
-        raise BadRow(f"responses.{name}", "is a ranking as an object of lists, expected a list of {value, rank}")
+    if all(
+        isinstance(value, Mapping) and {"rank", "value"} <= value.keys() for value in values
+    ):  # lists side by side
+        raise BadRow(
+            f"responses.{name}",
+            "is a ranking as an object of lists, expected a list of {value, rank}",
+        )
     if all(isinstance(value, list) for value in values):
         options = dict.fromkeys(str(one) for value in values for one in value)
         return ArgillaQuestion(name, "multi_label_selection", tuple(options), known=False)

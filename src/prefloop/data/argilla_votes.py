@@ -1,10 +1,13 @@
-"""Answers of an Argilla dataset as votes: one annotator's answers to one record, read by a :class:`Reading`.
+"""Answers of an Argilla dataset as votes: one annotator's answers to one record, read by a
+:class:`Reading`.
 
-A ranking gives a vote for every pair of responses (rank 1 is the best, equal ranks are a tie), a label the better or best one, ratings of the
-responses a vote whose strength is their difference, and a rating of the pair a vote whose strength is the distance from the middle of its
-scale. Only submitted answers count. Suggestions are no answers.
+A ranking gives a vote for every pair of responses (rank 1 is the best, equal ranks are a tie), a
+label the better or best one, ratings of the responses a vote whose strength is their difference,
+and a rating of the pair a vote whose strength is the distance from the middle of its scale. Only
+submitted answers count. Suggestions are no answers.
 
-Nothing here imports argilla: what it reads are the server's own JSON and the files that Argilla exports.
+Nothing here imports argilla: what it reads are the server's own JSON and the files that Argilla
+exports.
 """
 
 from __future__ import annotations
@@ -22,12 +25,24 @@ from prefloop.data.prompts import turns_at
 from prefloop.data.responses import common_start, whole_prompt
 from prefloop.data.row import Habits, Row
 from prefloop.data.surroundings import SYSTEMS, around, is_system
-from prefloop.records import Comparison, Conversation, Message, Prompt, Rating, Record, Response, Thumb, Vote
+from prefloop.records import (
+    Comparison,
+    Conversation,
+    Message,
+    Prompt,
+    Rating,
+    Record,
+    Response,
+    Thumb,
+    Vote,
+)
 
 _AS_SHOWN = Habits(None, None)
 """Nothing is known of the file, and answers stay as the annotators saw them."""
 HIDDEN = "prefloop"
-"""The name in a record's metadata under which ``prefloop label push`` keeps what annotators are not shown."""
+"""The name in a record's metadata under which ``prefloop label push`` keeps what annotators are not
+shown.
+"""
 STRENGTHS: dict[str, int | float] = {"slight": 1, "clear": 2, "strong": 3}
 Choice = Literal[0, 1, "tie"]
 
@@ -58,9 +73,12 @@ class Item:
         return [answer for answer in self.answers if answer.status == "submitted"]
 
     def mended(self) -> tuple[Item, int]:
-        """The item as a file can carry it, and in how many answers the annotator typed what none can."""
+        """The item as a file can carry it, and in how many answers the annotator typed what none
+        can.
+        """
         answers = [
-            replace(one, annotator=mended(one.annotator), values=mended(dict(one.values))) for one in self.answers
+            replace(one, annotator=mended(one.annotator), values=mended(dict(one.values)))
+            for one in self.answers
         ]
         changed = sum(new != old for new, old in zip(answers, self.answers, strict=True))
         return (replace(self, answers=answers) if changed else self), changed
@@ -72,13 +90,19 @@ class ArgillaQuestion:
 
     name: str
     type: str
-    """``ranking``, ``label_selection``, ``rating``, ``text``, ``multi_label_selection`` or ``span``."""
+    """``ranking``, ``label_selection``, ``rating``, ``text``, ``multi_label_selection`` or
+    ``span``.
+    """
     options: tuple[Any, ...] = ()
-    """The values to choose from, in the order of the page; of an exported file those that its row holds."""
+    """The values to choose from, in the order of the page; of an exported file those that its row
+    holds.
+    """
     known: bool = True
     """Whether ``options`` are all there are."""
     means: Mapping[Any, Any] = field(default_factory=dict)
-    """Value → index of a response or ``tie``; for thumbs → ``up`` or ``down``; ``None`` where it says neither."""
+    """Value → index of a response or ``tie``; for thumbs → ``up`` or ``down``; ``None`` where it
+    says neither.
+    """
 
     def describe(self) -> str:
         """Name, type and values: ``'better' (label: A, B, tie)``."""
@@ -92,9 +116,13 @@ class ArgillaReading:
     """Which fields and questions of a dataset mean what."""
 
     prompt: tuple[str, ...]
-    """Fields of the prompt, joined by a line break; none where the responses are whole conversations."""
+    """Fields of the prompt, joined by a line break; none where the responses are whole
+    conversations.
+    """
     responses: tuple[str, ...]
-    """Fields of the responses, in the order in which a record holds them; none for prompts alone."""
+    """Fields of the responses, in the order in which a record holds them; none for prompts
+    alone.
+    """
     system: str | None = None
     preferred: ArgillaQuestion | None = None
     """Which response is better: a ranking, a label, or a rating of a pair (low: the first)."""
@@ -110,27 +138,37 @@ class ArgillaReading:
         """How the dataset is read, in words."""
         said = []
         if self.preferred is not None:
-            said.append(f"question {self.preferred.describe()} is read as the vote{self._scale(self.preferred)}")
+            said.append(
+                f"question {self.preferred.describe()} is read as the"
+                f" vote{self._scale(self.preferred)}"
+            )
         if self.rated:
             of = ", ".join(question.describe() for question in self.rated)
             said.append(f"questions {of} are read as a vote with the difference as its strength")
         if self.thumb is not None:
             ups, downs, rest = (
-                [str(v) for v, means in self.thumb.means.items() if means == m] for m in ("up", "down", None)
+                [str(v) for v, means in self.thumb.means.items() if means == m]
+                for m in ("up", "down", None)
             )
             none = f", {', '.join(rest)} neither" if rest else ""
             said.append(
-                f"question {self.thumb.describe()} is read as the thumb: {', '.join(ups)} up, {', '.join(downs)} down{none}"
+                f"question {self.thumb.describe()} is read as the thumb: {', '.join(ups)} up,"
+                f" {', '.join(downs)} down{none}"
             )
         said += [
             f"question '{question.name}' is the {what}"
             for what, question in (("strength", self.strength), ("why", self.why))
             if question is not None
         ]
-        fields = f"the prompt is {' and '.join(map(repr, self.prompt)) or 'what the responses begin with'}"
+        fields = (
+            "the prompt is"
+            f" {' and '.join(map(repr, self.prompt)) or 'what the responses begin with'}"
+        )
         fields += f", the system's turn {self.system!r}" if self.system else ""
         fields += (
-            f", the responses {', '.join(map(repr, self.responses))}" if self.responses else "; there are no responses"
+            f", the responses {', '.join(map(repr, self.responses))}"
+            if self.responses
+            else "; there are no responses"
         )
         said.append(fields)
         if self.unused:
@@ -144,10 +182,15 @@ class ArgillaReading:
             none = [str(value) for value, means in question.means.items() if means is None]
             return f", {', '.join(none)} no vote" if none else ""
         low, high = min(question.options), max(question.options)
-        return f": {low} for {self.responses[0]!r}, {high} for {self.responses[1]!r}, the middle for neither"
+        return (
+            f": {low} for {self.responses[0]!r}, {high} for {self.responses[1]!r}, the middle for"
+            " neither"
+        )
 
 
-def row_of(item: Item, reading: ArgillaReading, id: str, source: str, habits: Habits = _AS_SHOWN) -> Row:
+def row_of(
+    item: Item, reading: ArgillaReading, id: str, source: str, habits: Habits = _AS_SHOWN
+) -> Row:
     """The item's fields as a row, to which ``records_of`` says what it did with them."""
     fields = dict(item.fields)
     if reading.system is not None and not is_system(reading.system):
@@ -157,9 +200,11 @@ def row_of(item: Item, reading: ArgillaReading, id: str, source: str, habits: Ha
 
 
 def records_of(item: Item, reading: ArgillaReading, row: Row) -> list[Record]:
-    """The records that an item holds: a pair, a rating, a prompt, or of more than two responses every pair, ``<id>/<i>-<j>``.
+    """The records that an item holds: a pair, a rating, a prompt, or of more than two responses
+    every pair, ``<id>/<i>-<j>``.
 
-    Of those, pairs that no answer compares are left out where others are compared. ``row`` is that of ``row_of``. Raises ``BadRow``.
+    Of those, pairs that no answer compares are left out where others are compared. ``row`` is that
+    of ``row_of``. Raises ``BadRow``.
     """
     prompt, answers = _turns(row, reading)
     kept = {name: value for name, value in row.items() if name in (*row.unused, "id", "meta")}
@@ -169,7 +214,9 @@ def records_of(item: Item, reading: ArgillaReading, row: Row) -> list[Record]:
     responses = [Response.of(turns, row.source) for turns in answers]
     texts = [response.text for response in responses]
     if len(texts) == 1:
-        thumbs = [thumb for answer in item.submitted if (thumb := _thumb(reading, answer)) is not None]
+        thumbs = [
+            thumb for answer in item.submitted if (thumb := _thumb(reading, answer)) is not None
+        ]
         return [Rating(id, prompt, responses[0], thumbs, meta)]
     if len(texts) == 2:
         check_distinct(texts[0], texts[1], *reading.responses)
@@ -180,7 +227,13 @@ def records_of(item: Item, reading: ArgillaReading, row: Row) -> list[Record]:
         if texts[i].strip() == texts[j].strip() or (not cast_ and any(votes)):
             continue
         pairs.append(
-            Comparison(id if len(texts) == 2 else f"{id}/{i}-{j}", prompt, [responses[i], responses[j]], cast_, meta)
+            Comparison(
+                id if len(texts) == 2 else f"{id}/{i}-{j}",
+                prompt,
+                [responses[i], responses[j]],
+                cast_,
+                meta,
+            )
         )
     return pairs
 
@@ -190,7 +243,8 @@ def _turns(row: Row, reading: ArgillaReading) -> tuple[Conversation, list[list[M
     needed = (*reading.prompt, *reading.responses)
     if missing := [name for name in needed if name not in row]:
         raise BadRow(missing[0], f"is missing (found: {listed(row) or 'nothing'})")
-    # Out of the row, so that a prompt or response called 'history' is not read a second time as what stands around.
+    # Out of the row, so that a prompt or response called 'history' is not read a second time as
+    # what stands around.
     values = {name: row.pop(name) for name in dict.fromkeys(needed)}
     if not reading.prompt:
         if texts := [name for name in reading.responses if not isinstance(values[name], list)]:
@@ -209,7 +263,9 @@ def _turns(row: Row, reading: ArgillaReading) -> tuple[Conversation, list[list[M
     return whole_prompt(prompt, answers, reading.responses), [answer.turns for answer in answers]
 
 
-def _votes(reading: ArgillaReading, answer: ArgillaAnswer) -> Iterator[tuple[tuple[int, int], Vote]]:
+def _votes(
+    reading: ArgillaReading, answer: ArgillaAnswer
+) -> Iterator[tuple[tuple[int, int], Vote]]:
     """What an answer says of each pair of responses (i < j)."""
     count = len(reading.responses)
     why, given = _why(reading, answer), _strength(reading, answer)
@@ -219,16 +275,24 @@ def _votes(reading: ArgillaReading, answer: ArgillaAnswer) -> Iterator[tuple[tup
             continue  # the best one says nothing of the others among themselves
         gap = scores[i] - scores[j]
         choice: Choice = "tie" if gap == 0 else 0 if gap > 0 else 1
-        graded = reading.rated or (reading.preferred is not None and reading.preferred.type == "rating")
+        graded = reading.rated or (
+            reading.preferred is not None and reading.preferred.type == "rating"
+        )
         strength = given if given is not None else abs(gap) if graded and gap else None
         yield (i, j), Vote(answer.annotator, choice, strength, why, answer.at)
 
 
-def _scores(reading: ArgillaReading, answer: ArgillaAnswer, count: int) -> tuple[dict[int, int | float], int | None]:
-    """A number for each response that the answer compares, more is better; and the index that a choice of one is about."""
+def _scores(
+    reading: ArgillaReading, answer: ArgillaAnswer, count: int
+) -> tuple[dict[int, int | float], int | None]:
+    """A number for each response that the answer compares, more is better; and the index that a
+    choice of one is about.
+    """
     if reading.rated:
         values = {i: answer.values.get(question.name) for i, question in enumerate(reading.rated)}
-        return {i: _number(v, reading.rated[i].name) for i, v in values.items() if v is not None}, None
+        return {
+            i: _number(v, reading.rated[i].name) for i, v in values.items() if v is not None
+        }, None
     question = reading.preferred
     value = answer.values.get(question.name) if question is not None else None
     if question is None or value is None:
@@ -237,7 +301,9 @@ def _scores(reading: ArgillaReading, answer: ArgillaAnswer, count: int) -> tuple
         return {index: -rank for index, rank in _ranks(question, value).items()}, None
     if question.type == "rating":
         low, high = min(question.options), max(question.options)
-        off = (low + high) / 2 - _number(value, question.name)  # low values are for the first response
+        off = (low + high) / 2 - _number(
+            value, question.name
+        )  # low values are for the first response
         return {0: int(off) if off == int(off) else off, 1: 0}, None
     means = _meaning(question, value)
     if means is None:
@@ -255,8 +321,9 @@ def _ranks(question: ArgillaQuestion, value: Any) -> dict[int, int]:
         if not isinstance(one, Mapping):
             raise BadRow(
                 question.name,
-                "is a ranking without ranks: Argilla's SDK leaves them out and keeps the order of the page, so that nobody can tell which "
-                "response was put first. Pull the dataset with `prefloop label pull`, which reads them",
+                "is a ranking without ranks: Argilla's SDK leaves them out and keeps the order of"
+                " the page, so that nobody can tell which response was put first. Pull the dataset"
+                " with `prefloop label pull`, which reads them",
             )
         rank = one.get("rank")
         if rank is None:
@@ -304,4 +371,6 @@ def _thumb(reading: ArgillaReading, answer: ArgillaAnswer) -> Thumb | None:
     if question is None or value is None:
         return None
     means = _meaning(question, value)
-    return None if means is None else Thumb(answer.annotator, means, _why(reading, answer), answer.at)
+    return (
+        None if means is None else Thumb(answer.annotator, means, _why(reading, answer), answer.at)
+    )

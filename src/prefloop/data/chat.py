@@ -1,9 +1,10 @@
 """Chat template → token ids and what of them is learnt.
 
-Prompt and answer are tokenized apart and joined as ids, so the prompt is a prefix of prompt + answer by construction, and the
-ids that the sampler saw are the ids that the trainer scores. What an assistant says is taken from the template's own rendering:
-from where its generation prompt ends to the end-of-turn token. A template that rewrites earlier turns (most drop their thoughts)
-gives several sequences, each turn learnt behind the very text that the model will see before it.
+Prompt and answer are tokenized apart and joined as ids, so the prompt is a prefix of prompt +
+answer by construction, and the ids that the sampler saw are the ids that the trainer scores. What
+an assistant says is taken from the template's own rendering: from where its generation prompt ends
+to the end-of-turn token. A template that rewrites earlier turns (most drop their thoughts) gives
+several sequences, each turn learnt behind the very text that the model will see before it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.records import Message, Response, answer_turns, tools_of
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{"
+    " '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
@@ -40,7 +42,8 @@ class ChatFormat:
     def load(cls, tokenizer: Any, template: str = "model") -> ChatFormat:
         """Set the chat template ('model', 'chatml' or a Jinja file) and find the end-of-turn token.
 
-        Raises ``ModelError`` when the tokenizer has no template and none was named, or when the template cannot write an answer.
+        Raises ``ModelError`` when the tokenizer has no template and none was named, or when the
+        template cannot write an answer.
         """
         if template == "chatml":
             missing = [
@@ -50,30 +53,39 @@ class ChatFormat:
             ]
             if missing:
                 raise ModelError(
-                    f"backbone.chat_template: chatml needs the tokens {missing}, which this tokenizer lacks"
+                    f"backbone.chat_template: chatml needs the tokens {missing}, which this"
+                    " tokenizer lacks"
                 )
             tokenizer.chat_template = CHATML
         elif template != "model":
             path = Path(template)
             if not path.is_file():
-                raise ConfigError(f"backbone.chat_template: '{template}' is neither 'model', 'chatml' nor a file")
+                raise ConfigError(
+                    f"backbone.chat_template: '{template}' is neither 'model', 'chatml' nor a file"
+                )
             try:
                 tokenizer.chat_template = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"backbone.chat_template: '{template}' cannot be read as UTF-8: {error}") from None
+                raise ConfigError(
+                    f"backbone.chat_template: '{template}' cannot be read as UTF-8: {error}"
+                ) from None
         if not tokenizer.chat_template:
             raise ModelError(
-                f"{tokenizer.name_or_path} has no chat template: set backbone.chat_template to 'chatml' or to a Jinja file that renders its format"
+                f"{tokenizer.name_or_path} has no chat template: set backbone.chat_template to"
+                " 'chatml' or to a Jinja file that renders its format"
             )
         try:
             stop_id = _end_of_turn(tokenizer)
         except DataError as error:
-            raise ModelError(f"{tokenizer.name_or_path}: {error} (a question and its answer)") from None
+            raise ModelError(
+                f"{tokenizer.name_or_path}: {error} (a question and its answer)"
+            ) from None
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_id
         return cls(tokenizer, stop_id, pad_id)
 
     def require_within(self, rows: int) -> None:
-        """Raise ``ModelError`` where tokens of the format, or of the plain vocabulary, lie beyond a model's embeddings of ``rows`` tokens.
+        """Raise ``ModelError`` where tokens of the format, or of the plain vocabulary, lie beyond a
+        model's embeddings of ``rows`` tokens.
 
         Tokens that were added and that no template writes may: some published models have such.
         """
@@ -82,8 +94,8 @@ class ChatFormat:
         largest = max(self.tokenizer.vocab_size - 1, self.stop_id, self.pad_id, *used)
         if largest >= rows:
             raise ModelError(
-                f"{self.tokenizer.name_or_path}: the tokenizer has a token of number {largest:,}, and the model embeds {rows:,} tokens: they are not "
-                "of one model"
+                f"{self.tokenizer.name_or_path}: the tokenizer has a token of number {largest:,},"
+                f" and the model embeds {rows:,} tokens: they are not of one model"
             )
 
     @functools.cached_property
@@ -97,21 +109,26 @@ class ChatFormat:
         return Speech(self.renderer, str(self.tokenizer.convert_ids_to_tokens(self.stop_id)))
 
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the assistant answers; exactly the BOS tokens that the template writes.
+        """Token ids of a conversation up to where the assistant answers; exactly the BOS tokens
+        that the template writes.
 
         Raises ``DataError`` where the template refuses the conversation or leaves a part of it out.
         """
         return self._with_bos(self.renderer.ids(self.renderer.prompt(prompt, tools_of(prompt))))
 
     def answer(self, prompt: Sequence[Message], answer: Response) -> Tokens:
-        """Token ids of an answer behind ``prompt_ids(prompt)``; results of tools and what the template writes around turns are not learnt.
+        """Token ids of an answer behind ``prompt_ids(prompt)``; results of tools and what the
+        template writes around turns are not learnt.
 
-        A sampled answer (``meta`` says whether it is finished) is what the sampler wrote; any other one is as the template writes it.
-        Raises ``DataError`` where the template refuses it, leaves a part out, or writes it otherwise than its generation prompt begins it.
+        A sampled answer (``meta`` says whether it is finished) is what the sampler wrote; any other
+        one is as the template writes it. Raises ``DataError`` where the template refuses it, leaves
+        a part out, or writes it otherwise than its generation prompt begins it.
         """
         turns, tools = [*prompt, *answer_turns(answer)], tools_of(prompt)
         if "finished" in answer.meta and not answer.turns:
-            spoken = self.speech.sampled(self.renderer.prompt(prompt, tools), answer.text, answer.finished)
+            spoken = self.speech.sampled(
+                self.renderer.prompt(prompt, tools), answer.text, answer.finished
+            )
             ids = self.renderer.ids(spoken.body, spoken.before)
             return Tokens(ids, [True] * len(ids), spoken.joined)
         found = _Sequence()
@@ -123,7 +140,8 @@ class ChatFormat:
                 found.written = spoken.before
             elif not spoken.before.startswith(found.written):
                 raise DataError(
-                    "the model's chat template rewrites the answer's earlier turns, so they cannot be learnt as one answer"
+                    "the model's chat template rewrites the answer's earlier turns, so they cannot"
+                    " be learnt as one answer"
                 )
             found.add(self.renderer, spoken.before[len(found.written) :], False)
             found.add(self.renderer, spoken.body, turns[place].learn)
@@ -132,22 +150,30 @@ class ChatFormat:
             raise DataError("the answer holds no assistant turn to learn")
         return found.tokens()
 
-    def sequences(self, prompt: Sequence[Message], turns: Sequence[Message], every: bool = True) -> list[Tokens]:
-        """A conversation as sequences to train on: every assistant turn that may be learnt, or the last one alone.
+    def sequences(
+        self, prompt: Sequence[Message], turns: Sequence[Message], every: bool = True
+    ) -> list[Tokens]:
+        """A conversation as sequences to train on: every assistant turn that may be learnt, or the
+        last one alone.
 
-        One sequence, unless the template rewrites turns once others follow. Where the template marks the assistant's words by
-        ``{% generation %}``, its marks are the mask. Raises ``DataError`` as ``answer`` does, and where no turn may be learnt.
+        One sequence, unless the template rewrites turns once others follow. Where the template
+        marks the assistant's words by ``{% generation %}``, its marks are the mask. Raises
+        ``DataError`` as ``answer`` does, and where no turn may be learnt.
         """
         whole, tools = [*prompt, *turns], tools_of(prompt)
         # A turn that opens the conversation answers nothing.
-        learnt = [i for i, turn in enumerate(whole) if i and turn.role == "assistant" and turn.learn]
+        learnt = [
+            i for i, turn in enumerate(whole) if i and turn.role == "assistant" and turn.learn
+        ]
         if not learnt:
             raise DataError("no assistant turn is to be learnt")
         learnt = learnt if every else learnt[-1:]
         marked = self._marked(whole, tools, learnt) if self.renderer.marks_turns else None
         return [marked] if marked else self._walked(whole, tools, learnt)
 
-    def _walked(self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]) -> list[Tokens]:
+    def _walked(
+        self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]
+    ) -> list[Tokens]:
         out: list[_Sequence] = []
         for place in learnt:
             spoken = self.speech.turn(whole[: place + 1], tools)
@@ -160,9 +186,13 @@ class ChatFormat:
             out[-1].joined |= spoken.joined
         return [sequence.tokens() for sequence in out]
 
-    def _marked(self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]) -> Tokens | None:
-        """The conversation under the template's own marks; nothing where a learnt turn does not stand behind its generation prompt with its
-        thoughts and its end, as it does where it is walked to."""
+    def _marked(
+        self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]
+    ) -> Tokens | None:
+        """The conversation under the template's own marks; nothing where a learnt turn does not
+        stand behind its generation prompt with its thoughts and its end, as it does where it is
+        walked to.
+        """
         text, spans = self.renderer.render_marked(whole, tools)
         assistants = [i for i, turn in enumerate(whole) if turn.role == "assistant"]
         if len(spans) != len(assistants):
@@ -172,8 +202,14 @@ class ChatFormat:
             before, said = self.renderer.prompt(whole[:place], tools), text[start:end]
             between = before.removeprefix(text[:start])
             # A template may draw the line break behind the assistant's name into its marks.
-            begins = before.startswith(text[:start]) and not between.strip() and said.startswith(between)
-            if not begins or self.speech.stop not in said or not self.speech.holds(whole[place], before, said):
+            begins = (
+                before.startswith(text[:start]) and not between.strip() and said.startswith(between)
+            )
+            if (
+                not begins
+                or self.speech.stop not in said
+                or not self.speech.holds(whole[place], before, said)
+            ):
                 return None
         self.renderer.require_whole(whole, tools, text)
         found = _Sequence()
@@ -182,7 +218,11 @@ class ChatFormat:
             if part == 0:
                 found.start(self._with_bos(self.renderer.ids(text[:end])), text[:end])
             elif end > start:
-                found.add(self.renderer, text[start:end], part % 2 == 1 and assistants[part // 2] in learnt)
+                found.add(
+                    self.renderer,
+                    text[start:end],
+                    part % 2 == 1 and assistants[part // 2] in learnt,
+                )
         return found.tokens()
 
     def _with_bos(self, ids: list[int]) -> list[int]:
@@ -190,22 +230,36 @@ class ChatFormat:
         return [bos, *ids] if self.adds_bos and ids[:1] != [bos] else ids
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Whether an answer has its end: a control token, behind which a template may write a line break."""
+        """Whether an answer has its end: a control token, behind which a template may write a line
+        break.
+        """
         return any(token in self.renderer.control_ids for token in ids[-2:])
 
     def marked(self, tokens: Tokens, longest: int = 1500) -> str:
-        """A training example for people to read, what is learnt between ⟦ and ⟧; a long one loses its middle."""
+        """A training example for people to read, what is learnt between ⟦ and ⟧; a long one loses
+        its middle.
+        """
         parts = []
-        for learnt, run in itertools.groupby(zip(tokens.ids, tokens.learn, strict=True), key=lambda pair: pair[1]):
+        for learnt, run in itertools.groupby(
+            zip(tokens.ids, tokens.learn, strict=True), key=lambda pair: pair[1]
+        ):
             text = self._shown([token for token, _ in run])
             parts.append(f"⟦{text}⟧" if learnt else text)
         whole = "".join(parts)
-        return whole if len(whole) <= longest else f"{whole[: longest // 2]} … {whole[-(longest // 2) :]}"
+        return (
+            whole
+            if len(whole) <= longest
+            else f"{whole[: longest // 2]} … {whole[-(longest // 2) :]}"
+        )
 
     def _shown(self, ids: Sequence[int]) -> str:
-        """Decoded ids in which a control token that is only text (of a person) stands as ‹|im_end|›."""
+        """Decoded ids in which a control token that is only text (of a person) stands as
+        ‹|im_end|›.
+        """
         parts = []
-        for control, run in itertools.groupby(ids, key=lambda token: token in self.renderer.control_ids):
+        for control, run in itertools.groupby(
+            ids, key=lambda token: token in self.renderer.control_ids
+        ):
             text = self.tokenizer.decode(list(run), skip_special_tokens=False)
             parts.append(text if control else self.renderer.as_text(text))
         return "".join(parts)
@@ -216,7 +270,9 @@ class ChatFormat:
 
     @functools.cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer puts a BOS before plain text: then a template without one still needs it."""
+        """Whether the tokenizer puts a BOS before plain text: then a template without one still
+        needs it.
+        """
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
 
@@ -250,17 +306,24 @@ class _Sequence:
 
 
 def _end_of_turn(tokenizer: Any) -> int:
-    """The first special token after an assistant's words, as the template writes it; else the tokenizer's EOS."""
+    """The first special token after an assistant's words, as the template writes it; else the
+    tokenizer's EOS.
+    """
     words = "prefloop probe"
     renderer = Renderer(tokenizer)
-    rendered = renderer.render([Message("user", "q"), Message("assistant", words)], [], generate=False)
+    rendered = renderer.render(
+        [Message("user", "q"), Message("assistant", words)], [], generate=False
+    )
     if words not in rendered:
-        raise ModelError(f"{tokenizer.name_or_path}: the chat template leaves out what the assistant says")
+        raise ModelError(
+            f"{tokenizer.name_or_path}: the chat template leaves out what the assistant says"
+        )
     for token in renderer.ids(rendered[rendered.rindex(words) + len(words) :], words):
         if token in renderer.control_ids:
             return token
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"{tokenizer.name_or_path}: the chat template writes no end-of-turn token and the tokenizer has no EOS"
+            f"{tokenizer.name_or_path}: the chat template writes no end-of-turn token and the"
+            " tokenizer has no EOS"
         )
     return tokenizer.eos_token_id

@@ -1,7 +1,8 @@
 """What is wrong with a row, said with its number and field; and the checks every layout shares.
 
-A reader raises :class:`BadRow`; ``sources`` turns it into a :class:`Finding` with the row's number. Nothing is repaired
-and nothing is dropped without a finding, a count or a line: a row is used as it stands, reported, or counted as skipped.
+A reader raises :class:`BadRow`; ``sources`` turns it into a :class:`Finding` with the row's number.
+Nothing is repaired and nothing is dropped without a finding, a count or a line: a row is used as it
+stands, reported, or counted as skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from typing import Any, Generic, TypeVar
 from prefloop.base.console import counted, listed, neutral, shortened
 from prefloop.data.source import Source
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Demonstration, Message, Prompt, Rating, Record, Response, answer_turns
+from prefloop.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    Rating,
+    Record,
+    Response,
+    answer_turns,
+)
 
 R = TypeVar("R")
 
@@ -31,7 +41,9 @@ _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class BadRow(ValueError):
-    """A row that cannot be used: the field (empty when it is the row as a whole) and the problem, neither longer than a person reads."""
+    """A row that cannot be used: the field (empty when it is the row as a whole) and the problem,
+    neither longer than a person reads.
+    """
 
     def __init__(self, field: str, problem: str) -> None:
         self.field = shortened(field, 400)
@@ -41,7 +53,9 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Finding:
-    """One bad row: its line number (element number in a JSON array) from 1, its id if it has one, and the problem."""
+    """One bad row: its line number (element number in a JSON array) from 1, its id if it has one,
+    and the problem.
+    """
 
     row: int
     id: str | None
@@ -62,8 +76,9 @@ class Finding:
 class Checked(Generic[R]):
     """The usable records of a file and what was found on the way.
 
-    ``rows_read`` counts the rows looked at, good or bad, blank lines excluded. ``skipped`` counts, by reason, good rows
-    or responses that hold nothing for the loader that was asked: a tied comparison has no preferred response.
+    ``rows_read`` counts the rows looked at, good or bad, blank lines excluded. ``skipped`` counts,
+    by reason, good rows or responses that hold nothing for the loader that was asked: a tied
+    comparison has no preferred response.
     """
 
     records: list[R]
@@ -82,19 +97,28 @@ class Checked(Generic[R]):
     """What was done to the rows of the file and which columns were not used, a line each."""
 
     def describe(self) -> str:
-        """``240 prompts from train.jsonl (prefloop: columns id, prompt), 2 rows quarantined in … (the first one)``, then a line for each note."""
+        """``240 prompts from train.jsonl (prefloop: columns id, prompt), 2 rows quarantined in …
+        (the first one)``, then a line for each note.
+        """
         noun = (type(self.records[0]).__name__ if self.records else self.kind or "record").lower()
         number = len(self.records) if self.count is None else self.count
         told = f"{self.layout}: {self.reason}" if self.reason else self.layout
         line = f"{counted(number, noun)} from {self.path.name} ({told})"
         if self.findings and self.quarantine:
-            line += f", {counted(len(self.findings), 'row')} quarantined in {self.quarantine.name} ({self.findings[0]})"
-        line += "".join(f", {number:,} skipped: {reason}" for reason, number in self.skipped.items())
+            line += (
+                f", {counted(len(self.findings), 'row')} quarantined in {self.quarantine.name}"
+                f" ({self.findings[0]})"
+            )
+        line += "".join(
+            f", {number:,} skipped: {reason}" for reason, number in self.skipped.items()
+        )
         return "\n".join([line, *(f"    {note}" for note in self.notes)])
 
 
 def unusable(path: Source, layout: str, findings: list[Finding], rows_read: int) -> DataError:
-    """The error for a file with bad rows: how many, the first few or their kinds, and what to do."""
+    """The error for a file with bad rows: how many, the first few or their kinds, and what to
+    do.
+    """
     bad, good = len(findings), rows_read - len(findings)
     lines = [f"{path}: {bad:,} of {counted(rows_read, 'row')} cannot be used (layout {layout})"]
     if good:
@@ -102,25 +126,34 @@ def unusable(path: Source, layout: str, findings: list[Finding], rows_read: int)
         if bad > SHOWN:
             lines.append(f"  and {bad - SHOWN:,} more")
         lines.append(
-            f"Fix them, or set them aside and use the other {good:,}: `data.bad_rows: quarantine` in a pipeline, `--bad-rows quarantine` of "
-            "`prefloop label push` and `agree`, `--quarantine FOLDER` of `prefloop check`, `judge`, `judge calibrate` and `reward eval`."
+            f"Fix them, or set them aside and use the other {good:,}: `data.bad_rows: quarantine`"
+            " in a pipeline, `--bad-rows quarantine` of `prefloop label push` and `agree`,"
+            " `--quarantine FOLDER` of `prefloop check`, `judge`, `judge calibrate` and `reward"
+            " eval`."
         )
     else:
         lines += faults(findings)
-        lines.append("Not one row is left to use: fix them, or name the layout if it was taken for the wrong one.")
+        lines.append(
+            "Not one row is left to use: fix them, or name the layout if it was taken for the wrong"
+            " one."
+        )
     return DataError("\n".join(lines))
 
 
 def faults(findings: Sequence[Finding]) -> list[str]:
-    """The faults of rows by kind, the commonest first: ``4 rows: field 'prompt': is empty (the first is row 2)``."""
+    """The faults of rows by kind, the commonest first:
+    ``4 rows: field 'prompt': is empty (the first is row 2)``.
+    """
     kinds = Counter(finding.fault for finding in findings)
     first: dict[str, int] = {}
     for finding in findings:
         first.setdefault(finding.fault, finding.row)
     shown = [
-        f"  row {first[fault]}{',' if fault.startswith('field ') else ':'} {fault}"
-        if number == 1
-        else f"  {number:,} rows: {fault} (the first is row {first[fault]})"
+        (
+            f"  row {first[fault]}{',' if fault.startswith('field ') else ':'} {fault}"
+            if number == 1
+            else f"  {number:,} rows: {fault} (the first is row {first[fault]})"
+        )
         for fault, number in kinds.most_common(SHOWN)
     ]
     left = len(findings) - sum(number for _, number in kinds.most_common(SHOWN))
@@ -128,13 +161,17 @@ def faults(findings: Sequence[Finding]) -> list[str]:
 
 
 def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEEPEST) -> None:
-    """Refuse what tokenizers and UTF-8 files cannot carry anywhere in a row: NUL, unpaired surrogates, infinite numbers, endless nesting."""
+    """Refuse what tokenizers and UTF-8 files cannot carry anywhere in a row: NUL, unpaired
+    surrogates, infinite numbers, endless nesting.
+    """
     if depth > deepest:
         raise BadRow(name[:40], f"is nested more than {deepest} levels deep")
     if isinstance(value, str):
         if found := _UNUSABLE.search(value):
             kind = (
-                "a NUL character" if found.group() == "\x00" else f"the unpaired surrogate U+{ord(found.group()):04X}"
+                "a NUL character"
+                if found.group() == "\x00"
+                else f"the unpaired surrogate U+{ord(found.group()):04X}"
             )
             raise BadRow(name, f"holds {kind} at character {found.start() + 1}")
     elif isinstance(value, float):
@@ -143,7 +180,9 @@ def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEE
     elif isinstance(value, dict):
         for key, item in value.items():
             if _UNUSABLE.search(key):
-                raise BadRow(name, f"has a key with a NUL character or an unpaired surrogate: {key[:80]!r}")
+                raise BadRow(
+                    name, f"has a key with a NUL character or an unpaired surrogate: {key[:80]!r}"
+                )
             check_strings(item, f"{name}.{key}" if name else key, depth + 1, deepest)
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -151,7 +190,9 @@ def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEE
 
 
 def mended(value: Any) -> Any:
-    """The value with U+FFFD, which can be seen, for every character in its texts that ``check_strings`` refuses."""
+    """The value with U+FFFD, which can be seen, for every character in its texts that
+    ``check_strings`` refuses.
+    """
     if isinstance(value, str):
         return _UNUSABLE.sub("\ufffd", value)
     if isinstance(value, dict):
@@ -160,13 +201,16 @@ def mended(value: Any) -> Any:
 
 
 def field_of(row: Any, key: str, name: str | None = None) -> Any:
-    """What stands under ``key`` of an object, where a null is nothing; refuses what is no object, and one without it with the keys it has."""
+    """What stands under ``key`` of an object, where a null is nothing; refuses what is no object,
+    and one without it with the keys it has.
+    """
     if not isinstance(row, Mapping):
         raise BadRow((name or key).rpartition(".")[0], f"is {json_type(row)}, expected an object")
     value = row.get(key)
     if value is None:
         raise BadRow(
-            name or key, f"is missing (found: {listed(k for k in row if row.get(k) is not None) or 'nothing'})"
+            name or key,
+            f"is missing (found: {listed(k for k in row if row.get(k) is not None) or 'nothing'})",
         )
     return value
 
@@ -189,14 +233,18 @@ def number_of(value: Any) -> int | float | None:
     """The number that a value is or, as every cell of CSV, spells, if it can be reckoned with."""
     if isinstance(value, str):
         value = float(value) if _NUMBER.fullmatch(value.strip()) else None
-        value = int(value) if value is not None and value.is_integer() and abs(value) < 2**53 else value
+        value = (
+            int(value) if value is not None and value.is_integer() and abs(value) < 2**53 else value
+        )
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
         return None
     return value
 
 
 def truth_of(value: Any) -> bool | None:
-    """Whether a value says yes or no: true or false, 1 or 0, or a text that spells one of them in any case."""
+    """Whether a value says yes or no: true or false, 1 or 0, or a text that spells one of them in
+    any case.
+    """
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and (word := value.strip().casefold()) in ("true", "false"):
@@ -206,19 +254,26 @@ def truth_of(value: Any) -> bool | None:
 
 
 def check_turn(message: Message, name: str) -> None:
-    """Refuse a turn that says nothing. Calls speak for themselves, and a tool may give back nothing."""
+    """Refuse a turn that says nothing. Calls speak for themselves, and a tool may give back
+    nothing.
+    """
     if not message.tool_calls and message.role != "tool":
         check_text(message.content, f"{name}.content")
 
 
 def check_prompt(messages: Sequence[Message], name: str) -> None:
-    """Refuse what an assistant cannot answer: no messages, empty ones, a last one that is neither the user's nor a tool's."""
+    """Refuse what an assistant cannot answer: no messages, empty ones, a last one that is neither
+    the user's nor a tool's.
+    """
     if not messages:
         raise BadRow(name, "has no message")
     for index, message in enumerate(messages):
         check_turn(message, f"{name}.{index}")
     if messages[-1].role not in ("user", "tool"):
-        raise BadRow(name, f"ends with the {messages[-1].role}'s turn, expected the user's or a tool's result")
+        raise BadRow(
+            name,
+            f"ends with the {messages[-1].role}'s turn, expected the user's or a tool's result",
+        )
 
 
 def check_answer(turns: Sequence[Message], name: str) -> None:
@@ -237,7 +292,9 @@ def check_distinct(chosen: str, rejected: str, first: str, second: str) -> None:
 
 
 def check_record(record: Record) -> None:
-    """The content checks on a record read from prefloop JSONL, whose types ``records.from_dict`` has checked."""
+    """The content checks on a record read from prefloop JSONL, whose types ``records.from_dict``
+    has checked.
+    """
     if not record.id.strip():
         raise BadRow("id", "is empty")
     check_prompt(record.prompt, "prompt")
@@ -250,18 +307,29 @@ def check_record(record: Record) -> None:
         for index, response in enumerate(record.responses):
             _check_response(response, f"responses.{index}")
     if isinstance(record, Comparison):
-        check_distinct(record.responses[0].text, record.responses[1].text, "responses.0.text", "responses.1.text")
+        check_distinct(
+            record.responses[0].text,
+            record.responses[1].text,
+            "responses.0.text",
+            "responses.1.text",
+        )
 
 
 def check_shown(meta: Mapping[str, Any]) -> None:
-    """Refuse an order of showing that is none, in a comparison and in what becomes one: whoever swaps its responses swaps it too."""
+    """Refuse an order of showing that is none, in a comparison and in what becomes one: whoever
+    swaps its responses swaps it too.
+    """
     if "shown" not in meta:
         return
     shown = meta["shown"]
-    whole = isinstance(shown, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in shown)
+    whole = isinstance(shown, list) and all(
+        isinstance(i, int) and not isinstance(i, bool) for i in shown
+    )
     if not whole or sorted(shown) != [0, 1]:
         raise BadRow(
-            "meta.shown", "is no order of the two responses, such as [1, 0]; rename it where it says something else"
+            "meta.shown",
+            "is no order of the two responses, such as [1, 0]; rename it where it says something"
+            " else",
         )
 
 
@@ -272,7 +340,9 @@ def _check_response(response: Response, name: str) -> None:
 
 
 def check_finished(meta: Mapping[str, Any], name: str) -> None:
-    """Refuse a ``finished`` that is neither true nor false: it says whether an answer has an end."""
+    """Refuse a ``finished`` that is neither true nor false: it says whether an answer has an
+    end.
+    """
     if not isinstance(meta.get("finished", True), bool):
         raise BadRow(name, f"is {json_type(meta['finished'])}, expected true or false")
 

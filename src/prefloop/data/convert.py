@@ -1,20 +1,27 @@
-"""From the record a file holds to the record a stage asked for: the one conversion between pairs, thumbs and answers.
+"""From the record a file holds to the record a stage asked for: the one conversion between pairs,
+thumbs and answers.
 
 - any → prompt: the prompt; each distinct conversation once, the first row wins.
-- pair → answer: the response most votes chose. Tie votes count for neither and strengths are not weighed; a pair whose
-  votes are even or absent is skipped. Assistant turns of its prompt are context, since the file says that they are prompt.
-- answer → answer: one whose last turns are masked ends with the last turn that is learnt; without one it is skipped.
+- pair → answer: the response most votes chose. Tie votes count for neither and strengths are not
+  weighed; a pair whose votes are even or absent is skipped. Assistant turns of its prompt are
+  context, since the file says that they are prompt.
+- answer → answer: one whose last turns are masked ends with the last turn that is learnt; without
+  one it is skipped.
 - thumbs → answer: the response, if more thumbs are up than down; otherwise it is skipped.
-- pair → thumbs: two ratings, ``<id>/0`` and ``<id>/1``. Every vote is a thumb up for its choice and one down for the
-  other response, by the same annotator; a tie vote is no thumb. A pair without a decided vote is skipped.
-- best of n → pair: every good response against every other one, ``<id>/<i>-<j>``, with one vote for the good one.
-- thumbs → pair: within one prompt, the k-th up-voted response (more up than down) meets the k-th down-voted one, the
-  shorter list starting over: every response is used and pairs grow linearly. Response 0 is the up-voted one. Every
-  annotator of either casts one vote, for the response that the thumbs favour (a tie if equal). Undecided responses,
-  prompts with thumbs of one kind only and equal texts are skipped.
+- pair → thumbs: two ratings, ``<id>/0`` and ``<id>/1``. Every vote is a thumb up for its choice and
+  one down for the other response, by the same annotator; a tie vote is no thumb. A pair without a
+  decided vote is skipped.
+- best of n → pair: every good response against every other one, ``<id>/<i>-<j>``, with one vote for
+  the good one.
+- thumbs → pair: within one prompt, the k-th up-voted response (more up than down) meets the k-th
+  down-voted one, the shorter list starting over: every response is used and pairs grow linearly.
+  Response 0 is the up-voted one. Every annotator of either casts one vote, for the response that
+  the thumbs favour (a tie if equal). Undecided responses, prompts with thumbs of one kind only and
+  equal texts are skipped.
 
-Pair → thumbs → pair gives the same choices back, with the preferred response first; ``strength`` has no counterpart in
-a thumb and is lost. A prompt holds no answer and an answer no preference: asking for them is an error.
+Pair → thumbs → pair gives the same choices back, with the preferred response first; ``strength``
+has no counterpart in a thumb and is lost. A prompt holds no answer and an answer no preference:
+asking for them is an error.
 """
 
 from __future__ import annotations
@@ -60,10 +67,11 @@ Skipped = Counter[str]
 
 
 def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator[Record]:
-    """Records of ``kind`` from records of the kinds in ``SOURCES[kind]``; lazy, but for thumbs that need a partner and wait for it on disk.
+    """Records of ``kind`` from records of the kinds in ``SOURCES[kind]``; lazy, but for thumbs that
+    need a partner and wait for it on disk.
 
-    ``skipped`` counts, by reason, what gave no record. Records already of ``kind`` pass unchanged, except that
-    prompts are made distinct.
+    ``skipped`` counts, by reason, what gave no record. Records already of ``kind`` pass unchanged,
+    except that prompts are made distinct.
     """
     seen = Seen()
     ratings = _Ratings()
@@ -134,13 +142,16 @@ def comparison_to_ratings(record: Comparison, skipped: Skipped) -> Iterator[Rati
         return
     for index, response in enumerate(record.responses):
         thumbs = [
-            Thumb(vote.annotator, "up" if vote.choice == index else "down", vote.why, vote.at) for vote in decided
+            Thumb(vote.annotator, "up" if vote.choice == index else "down", vote.why, vote.at)
+            for vote in decided
         ]
         yield Rating(f"{record.id}/{index}", record.prompt, response, thumbs, record.meta)
 
 
 def unrated(records: Iterable[Comparison]) -> Iterator[Rating]:
-    """Both responses of every pair, to be asked about: no thumbs, ids as ``comparison_to_ratings`` gives them."""
+    """Both responses of every pair, to be asked about: no thumbs, ids as ``comparison_to_ratings``
+    gives them.
+    """
     for record in records:
         for index, response in enumerate(record.responses):
             yield Rating(f"{record.id}/{index}", record.prompt, response, [], record.meta)
@@ -153,12 +164,18 @@ def best_of_to_comparisons(record: BestOf) -> Iterator[Comparison]:
             if j not in record.best and record.responses[i].text.strip() != other.text.strip():
                 vote = Vote(record.responses[i].source, 0)
                 yield Comparison(
-                    f"{record.id}/{i}-{j}", record.prompt, [record.responses[i], other], [vote], record.meta
+                    f"{record.id}/{i}-{j}",
+                    record.prompt,
+                    [record.responses[i], other],
+                    [vote],
+                    record.meta,
                 )
 
 
 class _Ratings:
-    """Thumbs that wait for a partner, on disk; in memory 17 bytes each: a hash of the prompt, where the record lies, whether it is up."""
+    """Thumbs that wait for a partner, on disk; in memory 17 bytes each: a hash of the prompt, where
+    the record lies, whether it is up.
+    """
 
     def __init__(self) -> None:
         self._file: Any = None
@@ -178,12 +195,16 @@ class _Ratings:
         self._file.write(json.dumps(to_dict(rating)).encode("ascii") + b"\n")
 
     def pairs(self, skipped: Skipped) -> Iterator[Comparison]:
-        """Pairs of an up-voted and a down-voted response to the same prompt, prompts in the order of their first rating."""
+        """Pairs of an up-voted and a down-voted response to the same prompt, prompts in the order
+        of their first rating.
+        """
         if self._file is None:
             return
         prompts = np.frombuffer(self._prompts, dtype=np.uint64)
         _, first, group = np.unique(prompts, return_index=True, return_inverse=True)
-        order = np.lexsort((np.arange(len(prompts)), first[group]))  # by the prompt's first rating, then as they came
+        order = np.lexsort(
+            (np.arange(len(prompts)), first[group])
+        )  # by the prompt's first rating, then as they came
         ends = [*(np.flatnonzero(np.diff(first[group][order])) + 1).tolist(), len(order)]
         start = 0
         for end in ends:
@@ -214,7 +235,12 @@ def _pair(up: Rating, down: Rating) -> Comparison:
             favours[thumb.annotator] += sign if thumb.value == "up" else -sign
             thumbs.setdefault(thumb.annotator, thumb)
     votes = [
-        Vote(name, "tie" if net == 0 else 0 if net > 0 else 1, why=thumbs[name].why, at=thumbs[name].at)
+        Vote(
+            name,
+            "tie" if net == 0 else 0 if net > 0 else 1,
+            why=thumbs[name].why,
+            at=thumbs[name].at,
+        )
         for name, net in favours.items()
     ]
     meta = {**down.meta, **up.meta}

@@ -11,7 +11,15 @@ from prefloop.data.chat import ChatFormat
 from prefloop.data.packing import Document, Pack, document_of
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError, TooLongError
-from prefloop.records import Comparison, Demonstration, Message, Response, answer_turns, prompt_key, transcript
+from prefloop.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Response,
+    answer_turns,
+    prompt_key,
+    transcript,
+)
 
 REPEATED_WORDS = 4
 """Words of a prompt from which on an answer that begins with it repeats it."""
@@ -43,8 +51,9 @@ class Encoder:
     """end in a control token ahead of the one that ends the turn."""
 
     def prompt(self, record_id: str, prompt: Sequence[Message], room: int = 1) -> list[int]:
-        """Prompt ids. Raises ``TooLongError`` naming the record when fewer than ``room`` tokens are left for a response, ``DataError``
-        when the chat template refuses the prompt."""
+        """Prompt ids. Raises ``TooLongError`` naming the record when fewer than ``room`` tokens are
+        left for a response, ``DataError`` when the chat template refuses the prompt.
+        """
         with _named(record_id, prompt):
             ids = self.chat.prompt_ids(prompt)
         self.controls += self.chat.renderer.controls_in(prompt)
@@ -54,8 +63,9 @@ class Encoder:
     def _require_room(self, name: str, prompt: int, room: int) -> None:
         if prompt + room > self.max_length:
             raise TooLongError(
-                f"prompt {name} has {prompt} tokens; with {room} for the response that is over backbone.max_length = {self.max_length}: "
-                "shorten the prompt, or raise max_length up to the model's context"
+                f"prompt {name} has {prompt} tokens; with {room} for the response that is over"
+                f" backbone.max_length = {self.max_length}: shorten the prompt, or raise max_length"
+                " up to the model's context"
             )
 
     def _look_at(self, turns: Sequence[Message], prompt: Sequence[Message], text: str) -> None:
@@ -69,11 +79,15 @@ class Encoder:
         self.repeating += len(asked.split()) >= REPEATED_WORDS and text.strip().startswith(asked)
         self.ended_twice += text.rstrip().endswith(tuple(renderer.controls))
 
-    def response(self, record_id: str, prompt: Sequence[Message], answer: Response, prompt_length: int) -> Tokens:
-        """An answer's tokens within what its prompt leaves; one that does not fit loses its end (and EOS) and is counted.
+    def response(
+        self, record_id: str, prompt: Sequence[Message], answer: Response, prompt_length: int
+    ) -> Tokens:
+        """An answer's tokens within what its prompt leaves; one that does not fit loses its end
+        (and EOS) and is counted.
 
-        An empty response is its end-of-turn token alone, finished or not: a sample of nothing but blanks decodes to ''.
-        Raises ``DataError`` naming the record when the chat template refuses the answer.
+        An empty response is its end-of-turn token alone, finished or not: a sample of nothing but
+        blanks decodes to ''. Raises ``DataError`` naming the record when the chat template refuses
+        the answer.
         """
         with _named(record_id, prompt):
             found = self.chat.answer(prompt, answer)
@@ -85,9 +99,11 @@ class Encoder:
         return self.within(record_id, found, prompt_length)
 
     def conversation(self, demonstration: Demonstration, every: bool = True) -> list[Tokens]:
-        """The sequences of a demonstration: every assistant turn that may be learnt, or the last alone.
+        """The sequences of a demonstration: every assistant turn that may be learnt, or the last
+        alone.
 
-        Raises ``DataError`` naming the record when a prompt leaves no room or the chat template refuses the conversation.
+        Raises ``DataError`` naming the record when a prompt leaves no room or the chat template
+        refuses the conversation.
         """
         turns = answer_turns(demonstration)
         with _named(demonstration.id, demonstration.prompt):
@@ -97,11 +113,15 @@ class Encoder:
         self.joined += any(tokens.joined for tokens in found)
         self.opened += demonstration.prompt[0].role == "assistant"
         for tokens in found:
-            self._require_room(_name(demonstration.id, demonstration.prompt), tokens.learn.index(True), 1)
+            self._require_room(
+                _name(demonstration.id, demonstration.prompt), tokens.learn.index(True), 1
+            )
         return [self.within(demonstration.id, tokens) for tokens in found]
 
     def within(self, record_id: str, found: Tokens, prompt_length: int = 0) -> Tokens:
-        """``found`` within what ``prompt_length`` tokens leave of ``max_length``. Raises ``TooLongError`` when nothing learnt is left."""
+        """``found`` within what ``prompt_length`` tokens leave of ``max_length``. Raises
+        ``TooLongError`` when nothing learnt is left.
+        """
         room = self.max_length - prompt_length
         if len(found.ids) <= room:
             return found
@@ -109,7 +129,8 @@ class Encoder:
         kept = Tokens(found.ids[:room], found.learn[:room], found.joined)
         if not any(kept.learn):
             raise TooLongError(
-                f"row '{record_id}': nothing that is learnt is left within backbone.max_length = {self.max_length}"
+                f"row '{record_id}': nothing that is learnt is left within backbone.max_length ="
+                f" {self.max_length}"
             )
         return kept
 
@@ -117,14 +138,18 @@ class Encoder:
         """What else was done to texts, a line each."""
         out = []
         if self.controls:
-            out.append(f"{self.controls:,} control tokens in people's texts were encoded as plain text")
+            out.append(
+                f"{self.controls:,} control tokens in people's texts were encoded as plain text"
+            )
         if self.opened:
             out.append(
-                f"{self.opened:,} conversations begin with the assistant's turn, which nothing asks for: it is context and not learnt"
+                f"{self.opened:,} conversations begin with the assistant's turn, which nothing asks"
+                " for: it is context and not learnt"
             )
         if self.joined:
             out.append(
-                f"{self.joined:,} responses open <think>, which the generation prompt opens already: one of the two was taken"
+                f"{self.joined:,} responses open <think>, which the generation prompt opens"
+                " already: one of the two was taken"
             )
         return out
 
@@ -139,7 +164,9 @@ def _named(record_id: str, prompt: Sequence[Message]) -> Iterator[None]:
 
 
 def _name(record_id: str, prompt: Sequence[Message]) -> str:
-    """A record by its id and its prompt's first words: an id that was made from a row stands in no file."""
+    """A record by its id and its prompt's first words: an id that was made from a row stands in no
+    file.
+    """
     asked = next((turn.content for turn in prompt if turn.role == "user"), "")
     return f"'{record_id}' ({shortened(neutral(' '.join(asked.split())), 40)!r})"
 
@@ -148,8 +175,8 @@ def _name(record_id: str, prompt: Sequence[Message]) -> str:
 class PreferenceGroup:
     """All pairs of one prompt: every distinct response is encoded once, pairs point at them.
 
-    ``pairs`` holds (first, second, label, weight): indices into ``document.keys``, the probability that the first is better, and what
-    the pair counts for beside others.
+    ``pairs`` holds (first, second, label, weight): indices into ``document.keys``, the probability
+    that the first is better, and what the pair counts for beside others.
     """
 
     document: Document
@@ -171,10 +198,11 @@ def preference_groups(
     weights: Sequence[float] | None = None,
     refuse: Callable[[str, DataError], None] | None = None,
 ) -> list[PreferenceGroup]:
-    """Group comparisons by prompt. ``labels[i]`` is the probability that response 0 of comparison i is better.
+    """Group comparisons by prompt. ``labels[i]`` is the probability that response 0 of comparison i
+    is better.
 
-    A comparison of which the encoder refuses a response goes to ``refuse`` by its id, and is left out; without it the error is raised, as
-    it is for a prompt.
+    A comparison of which the encoder refuses a response goes to ``refuse`` by its id, and is left
+    out; without it the error is raised, as it is for a prompt.
     """
     order: dict[str, list[int]] = {}
     for i, comparison in enumerate(comparisons):
@@ -190,7 +218,9 @@ def preference_groups(
         for i in members:
             try:
                 found = {
-                    response.key(): encoder.response(comparisons[i].id, first.prompt, response, len(prompt_ids))
+                    response.key(): encoder.response(
+                        comparisons[i].id, first.prompt, response, len(prompt_ids)
+                    )
                     for response in comparisons[i].responses
                     if response.key() not in known
                 }
@@ -203,7 +233,9 @@ def preference_groups(
                 known[key_of] = len(responses)
                 responses.append(tokens)
             ends = [known[response.key()] for response in comparisons[i].responses]
-            if responses[ends[0]].ids != responses[ends[1]].ids:  # cutting can make two responses equal
+            if (
+                responses[ends[0]].ids != responses[ends[1]].ids
+            ):  # cutting can make two responses equal
                 pairs.append((ends[0], ends[1], labels[i], weights[i] if weights else 1.0))
         if not pairs:
             continue
@@ -215,7 +247,9 @@ def preference_groups(
 def pair_indices(
     pack: Pack, by_key: Mapping[int, PreferenceGroup]
 ) -> tuple[list[int], list[int], list[float], list[float]]:
-    """Positions in the pack of the two responses of each of its pairs, the pairs' labels and weights."""
+    """Positions in the pack of the two responses of each of its pairs, the pairs' labels and
+    weights.
+    """
     first, second, labels, weights = [], [], [], []
     start = 0
     while start < len(pack.keys):

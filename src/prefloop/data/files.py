@@ -1,10 +1,12 @@
 """The rows of any source that prefloop reads, as a stream; and lines written atomically.
 
-One reader for every command and stage. What a file is, its first bytes tell, and its ending for CSV and TSV: JSON lines or one JSON array
-(``json_rows``), parquet, Arrow, CSV (``tables``); text may be compressed by gzip or zstd. What it is instead of these is said with the way out
-(``foreign``). Rows of several shards are numbered on from one to the next.
+One reader for every command and stage. What a file is, its first bytes tell, and its ending for CSV
+and TSV: JSON lines or one JSON array (``json_rows``), parquet, Arrow, CSV (``tables``); text may be
+compressed by gzip or zstd. What it is instead of these is said with the way out (``foreign``). Rows
+of several shards are numbered on from one to the next.
 
-What spoils one row is reported on that row and reading goes on; what leaves the rest of a file unreadable is a ``DataError``.
+What spoils one row is reported on that row and reading goes on; what leaves the rest of a file
+unreadable is a ``DataError``.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
 
 
 def read_rows(source: Source | PathLike) -> Iterator[RawRow]:
-    """The rows of a source: by line number in JSON lines (blank ones count, but give no row), else by their number from 1.
+    """The rows of a source: by line number in JSON lines (blank ones count, but give no row), else
+    by their number from 1.
 
-    Raises ``DataError`` for what cannot be fetched or read to its end, and for files that hold no rows, saying what they are.
+    Raises ``DataError`` for what cannot be fetched or read to its end, and for files that hold no
+    rows, saying what they are.
     """
     source = Source.of(source)
     before = last = 0
@@ -44,7 +48,9 @@ def read_rows(source: Source | PathLike) -> Iterator[RawRow]:
 
 
 def count_rows(source: Source | PathLike) -> int | None:
-    """How many rows a source on this machine has; ``None`` where it cannot be read, which the stage that needs it will say better."""
+    """How many rows a source on this machine has; ``None`` where it cannot be read, which the stage
+    that needs it will say better.
+    """
     source = Source.of(source)
     try:
         return sum(map(_counted, source.files())) if source.exists() else None
@@ -89,14 +95,18 @@ def _text_ending(path: Path) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, unpacked, without a byte order mark of UTF-8. Raises ``DataError``, for what goes wrong in the block too."""
+    """The bytes of a file, unpacked, without a byte order mark of UTF-8. Raises ``DataError``, for
+    what goes wrong in the block too.
+    """
     try:
         with path.open("rb") as raw, _unpacked(path, raw) as stream:
             if stream.peek(3)[:3] == b"\xef\xbb\xbf":
                 stream.read(3)
             yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is a broken or incomplete gzip file ({error}); fetch or compress it again") from None
+        raise DataError(
+            f"{path} is a broken or incomplete gzip file ({error}); fetch or compress it again"
+        ) from None
     except FileNotFoundError:
         raise DataError(f"no such file: {path}") from None
     except OSError as error:
@@ -123,17 +133,24 @@ def _unpacked(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedReader]
     elif path.suffix in (".gz", ".zst") and mark:
         kind = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
         raise DataError(
-            f"{path} is not a {kind} file although its name ends in {path.suffix}; rename it or fetch it again"
+            f"{path} is not a {kind} file although its name ends in {path.suffix}; rename it or"
+            " fetch it again"
         )
     else:
         yield raw
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write ``lines`` (gzipped if the name ends in .gz), replacing ``path`` only once all of them are on disk."""
+    """Write ``lines`` (gzipped if the name ends in .gz), replacing ``path`` only once all of them
+    are on disk.
+    """
     with replacing(path) as raw:
         # No name and no time in the header: the same records give the same bytes.
-        zipped = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
+        zipped = (
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
+            if path.suffix == ".gz"
+            else None
+        )
         with zipped or contextlib.nullcontext(raw) as out:
             for line in lines:
                 out.write(line + b"\n")

@@ -20,7 +20,10 @@ _SIGNS: tuple[tuple[bytes, str], ...] = (
     (b"Obj\x01", f"is an Avro file; save its rows {_ROWS}"),
     (
         b"version https://git-lfs",
-        "is a pointer of git LFS and not the file itself; fetch it (git lfs pull) in its repository",
+        (
+            "is a pointer of git LFS and not the file itself; fetch it (git lfs pull) in its"
+            " repository"
+        ),
     ),
     (b"PAR1", "is a cut parquet file; fetch it again"),
     (b"PARE", "is an encrypted parquet file; save it without encryption"),
@@ -36,7 +39,9 @@ _ENCODINGS: tuple[tuple[bytes, str], ...] = (
 
 
 def what(path: Path, head: bytes) -> str | None:
-    """What a file is that starts with ``head`` (512 bytes or more tell most) and holds no rows, with what to do; none for text and tables."""
+    """What a file is that starts with ``head`` (512 bytes or more tell most) and holds no rows,
+    with what to do; none for text and tables.
+    """
     for mark, name in _ENCODINGS:
         if head.startswith(mark):
             return _encoded(path, name)
@@ -55,7 +60,10 @@ def what(path: Path, head: bytes) -> str | None:
         return f"is a pickle, which can run any code when it is opened; save its rows {_ROWS}"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:200].lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        return "is a web page and not data: the download went wrong (a log-in page, an error?); fetch the file itself"
+        return (
+            "is a web page and not data: the download went wrong (a log-in page, an error?); fetch"
+            " the file itself"
+        )
     if start.startswith(b"<?xml"):
         return f"is XML; save its rows {_ROWS}"
     if path.suffix.lower() in (".yaml", ".yml") or _YAML.match(head):
@@ -76,9 +84,12 @@ def _zip(path: Path) -> str:
     if any(name.startswith("xl/") for name in names) or path.suffix.lower() in (".xlsx", ".xlsm"):
         return "is an Excel file; save the sheet as CSV in UTF-8"
     if any(name.endswith("/data.pkl") for name in names):
-        return f"is a file of torch.save, which can run code when it is opened; save its rows {_ROWS}"
+        return (
+            f"is a file of torch.save, which can run code when it is opened; save its rows {_ROWS}"
+        )
     holds = (
-        f", which holds {', '.join(name[:80] for name in names[:3])}" + (" …" if len(names) > 3 else "")
+        f", which holds {', '.join(name[:80] for name in names[:3])}"
+        + (" …" if len(names) > 3 else "")
         if names
         else ""
     )

@@ -1,7 +1,8 @@
-"""Comparisons → tokenised groups in an Arrow file that is mapped, not read: memory does not grow with the number of pairs.
+"""Comparisons → tokenised groups in an Arrow file that is mapped, not read: memory does not grow
+with the number of pairs.
 
-What stays in memory is an index: for every prompt a hash and where its comparisons stand in their file, for every group how many pairs
-it has. Rows go through one at a time.
+What stays in memory is an index: for every prompt a hash and where its comparisons stand in their
+file, for every group how many pairs it has. Rows go through one at a time.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class LeftOut:
     read: int = 0
     """Rows of the file."""
     equal: int = 0
-    """Pairs, or thumbs on responses with opposite ones, that are the same tokens once cut to ``max_length``."""
+    """Pairs, or thumbs on responses with opposite ones, that are the same tokens once cut to
+    ``max_length``.
+    """
     repeated: int = 0
     """Pairs of one response with itself."""
     undecided: int = 0
@@ -67,13 +70,18 @@ class LeftOut:
         kinds = (
             (
                 self.equal,
-                f"equal once cut to max_length ({max_length} tokens) and {{}} left out: raise backbone.max_length",
+                (
+                    f"equal once cut to max_length ({max_length} tokens) and {{}} left out: raise"
+                    " backbone.max_length"
+                ),
             ),
             (self.repeated, "of one response with itself and {} left out"),
             (self.undecided, "of a response with as many thumbs up as down and {} not used"),
         )
         words = ("is", "was"), ("are", "were")
-        return [f"{n} {of} {words[n > 1][0]} {text.format(words[n > 1][1])}" for n, text in kinds if n]
+        return [
+            f"{n} {of} {words[n > 1][0]} {text.format(words[n > 1][1])}" for n, text in kinds if n
+        ]
 
     def metrics(self) -> dict[str, int]:
         """By name, what there is of it."""
@@ -82,9 +90,13 @@ class LeftOut:
 
 
 class Groups(Sequence[PreferenceGroup]):
-    """The groups of an Arrow file written by ``write_groups`` or ``write_thumbs``; rows are read when they are asked for."""
+    """The groups of an Arrow file written by ``write_groups`` or ``write_thumbs``; rows are read
+    when they are asked for.
+    """
 
-    def __init__(self, path: Path, indices: Sequence[int] | None = None, left_out: LeftOut | None = None) -> None:
+    def __init__(
+        self, path: Path, indices: Sequence[int] | None = None, left_out: LeftOut | None = None
+    ) -> None:
         self.path = path
         self.left_out = left_out or LeftOut()
         self._rows = Dataset.from_file(str(path))
@@ -103,7 +115,8 @@ class Groups(Sequence[PreferenceGroup]):
             return self.subset(range(len(self))[index])
         row = self._rows[self.indices[index]]
         return PreferenceGroup(
-            _document(row), list(zip(row["first"], row["second"], row["label"], row["weight"], strict=True))
+            _document(row),
+            list(zip(row["first"], row["second"], row["label"], row["weight"], strict=True)),
         )
 
     def thumbs(self, index: int) -> ThumbGroup:
@@ -126,7 +139,9 @@ class Groups(Sequence[PreferenceGroup]):
     def _size(self, column: str, index: int) -> int:
         if column not in self._sizes:
             whole = self._rows.data.column(column)
-            lengths = array("i", (n for chunk in whole.chunks for n in chunk.value_lengths().to_pylist()))
+            lengths = array(
+                "i", (n for chunk in whole.chunks for n in chunk.value_lengths().to_pylist())
+            )
             self._sizes[column] = array("i", (lengths[i] for i in self.indices))
         return self._sizes[column][index]
 
@@ -151,7 +166,9 @@ def _document(row: dict[str, Any]) -> Document:
 
 
 def _tokens(document: Document) -> dict[str, Any]:
-    """A document's columns in the file; ``learn`` is empty where every token of its responses is learnt."""
+    """A document's columns in the file; ``learn`` is empty where every token of its responses is
+    learnt.
+    """
     return {
         "prompt_ids": document.prompt_ids,
         "responses_ids": list(document.responses_ids),
@@ -167,11 +184,13 @@ def write_groups(
     weight: Callable[[Comparison], float] | None = None,
     unusable: Unusable | None = None,
 ) -> Groups:
-    """Tokenise a comparisons file into ``target``, comparisons of one prompt together, in order of first appearance.
+    """Tokenise a comparisons file into ``target``, comparisons of one prompt together, in order of
+    first appearance.
 
-    ``label`` gives the probability that a comparison's first response is better (None counts as 0.5), ``weight`` what it counts for; weights
-    are scaled to mean 1. Rows that the encoder refuses go to ``unusable``: an error that counts them unless it sets them aside. Pairs that are
-    equal once cut are left out, counted and said. Raises ``DataError`` when no pair is left.
+    ``label`` gives the probability that a comparison's first response is better (None counts as
+    0.5), ``weight`` what it counts for; weights are scaled to mean 1. Rows that the encoder refuses
+    go to ``unusable``: an error that counts them unless it sets them aside. Pairs that are equal
+    once cut are left out, counted and said. Raises ``DataError`` when no pair is left.
     """
     mean = _mean_weight(comparisons, weight) if weight else 1.0
 
@@ -190,7 +209,9 @@ def write_groups(
         weights = [weight(record) / mean for record in records] if weight else None
         for group in preference_groups(records, labels, encoder, weights, refuse):
             kept += len(group.pairs)
-            first, second, soft, weighed = (list(column) for column in zip(*group.pairs, strict=True))
+            first, second, soft, weighed = (
+                list(column) for column in zip(*group.pairs, strict=True)
+            )
             pairs = {"first": first, "second": second, "label": soft, "weight": weighed, "up": []}
             yield {**_tokens(group.document), **pairs}
         taken = [pair for pair in records if pair.id not in gone]
@@ -198,14 +219,26 @@ def write_groups(
         left_out.repeated += same
         left_out.equal += len(taken) - kept - same
 
-    return _write(comparisons, target, rows, ("pair", "pair of two different responses"), encoder, left_out, refused)
+    return _write(
+        comparisons,
+        target,
+        rows,
+        ("pair", "pair of two different responses"),
+        encoder,
+        left_out,
+        refused,
+    )
 
 
-def write_thumbs(ratings: Path, target: Path, encoder: Encoder, unusable: Unusable | None = None) -> Groups:
-    """Tokenise a ratings file into ``target``: the responses to one prompt together, each with the thumb that most of its votes amount to.
+def write_thumbs(
+    ratings: Path, target: Path, encoder: Encoder, unusable: Unusable | None = None
+) -> Groups:
+    """Tokenise a ratings file into ``target``: the responses to one prompt together, each with the
+    thumb that most of its votes amount to.
 
-    Responses with as many thumbs up as down are left out, and so are those with opposite thumbs that are equal once cut; both are counted and
-    said. ``unusable`` as in ``write_groups``. Raises ``DataError`` when none is left.
+    Responses with as many thumbs up as down are left out, and so are those with opposite thumbs
+    that are equal once cut; both are counted and said. ``unusable`` as in ``write_groups``. Raises
+    ``DataError`` when none is left.
     """
     left_out, refused = LeftOut(), unusable or Unusable(None)
 
@@ -224,7 +257,9 @@ def write_thumbs(ratings: Path, target: Path, encoder: Encoder, unusable: Unusab
         encoded: dict[str, Tokens] = {}
         for key in (key for key in answers if net[key]):
             try:
-                encoded[key] = encoder.response(rows_of[key][0], records[0].prompt, answers[key], len(prompt_ids))
+                encoded[key] = encoder.response(
+                    rows_of[key][0], records[0].prompt, answers[key], len(prompt_ids)
+                )
             except DataError as error:
                 refused.add(rows_of[key], error)
         thumbs: dict[tuple[int, ...], set[bool]] = {}
@@ -238,7 +273,15 @@ def write_thumbs(ratings: Path, target: Path, encoder: Encoder, unusable: Unusab
             document = document_of(prompt_ids, [encoded[key] for key in kept])
             yield {**_tokens(document), **nothing, "up": [net[key] > 0 for key in kept]}
 
-    return _write(ratings, target, rows, ("thumb", "response with a decided thumb"), encoder, left_out, refused)
+    return _write(
+        ratings,
+        target,
+        rows,
+        ("thumb", "response with a decided thumb"),
+        encoder,
+        left_out,
+        refused,
+    )
 
 
 def _write(
@@ -261,7 +304,9 @@ def _write(
             found = [_at(file, offset) for offset in offsets]
             try:
                 for row in rows(found):
-                    writer.write({**row, "key": key, "ids": [str(record["id"]) for record in found]})
+                    writer.write(
+                        {**row, "key": key, "ids": [str(record["id"]) for record in found]}
+                    )
                     key += len(row["responses_ids"])
             except DataError as error:
                 unusable.add((str(row["id"]) for row in found), error)
@@ -275,7 +320,8 @@ def _write(
         if key == 0:
             because = "; ".join([*lines, unusable.first] if unusable.first else lines)
             raise DataError(
-                f"no {what[1]} is left of {counted(left_out.read, what[0])}" + (f": {because}" if because else "")
+                f"no {what[1]} is left of {counted(left_out.read, what[0])}"
+                + (f": {because}" if because else "")
             )
     except DataError:
         partial.unlink(missing_ok=True)
@@ -293,10 +339,16 @@ def _by_prompt(source: Path) -> dict[bytes, array[int]]:
     with source.open("rb") as file:
         for line in file:
             row = json.loads(line)
-            # As ``records.prompt_key`` has it: whether a turn is learnt makes no other prompt of it.
-            turns = [{key: value for key, value in turn.items() if key != "learn"} for turn in row["prompt"]]
+            # As ``records.prompt_key`` has it: whether a turn is learnt makes no other prompt of
+            # it.
+            turns = [
+                {key: value for key, value in turn.items() if key != "learn"}
+                for turn in row["prompt"]
+            ]
             prompt = json.dumps([turns, row.get("tools")], sort_keys=True).encode()
-            prompts.setdefault(hashlib.blake2b(prompt, digest_size=16).digest(), array("q")).append(offset)
+            prompts.setdefault(hashlib.blake2b(prompt, digest_size=16).digest(), array("q")).append(
+                offset
+            )
             offset += len(line)
     return prompts
 
@@ -306,7 +358,9 @@ def _mean_weight(comparisons: Path, weight: Callable[[Comparison], float]) -> fl
     for row in read_rows(comparisons):
         total, count = total + weight(from_dict(Comparison, row)), count + 1
     if total <= 0:
-        raise DataError(f"'{comparisons.name}': every pair has weight 0: choose other preference.weights")
+        raise DataError(
+            f"'{comparisons.name}': every pair has weight 0: choose other preference.weights"
+        )
     return total / count
 
 

@@ -1,8 +1,10 @@
-"""Data sets of the hub by name: ``hf:org/name``, ``hf:org/name:split``, ``hf:org/name@config:split``, ``hf:org/name:split[:1000]``.
+"""Data sets of the hub by name: ``hf:org/name``, ``hf:org/name:split``,
+``hf:org/name@config:split``, ``hf:org/name:split[:1000]``.
 
-Streamed by ``datasets`` once, row by row, into a copy under the hub's cache folder (``HF_HOME``); every later run reads the copy, needs no
-network and sees the same rows. No code of a data set is ever run, and no folder of this machine is ever read in the hub's place. To see a
-newer state of the data set, delete the copy.
+Streamed by ``datasets`` once, row by row, into a copy under the hub's cache folder (``HF_HOME``);
+every later run reads the copy, needs no network and sees the same rows. No code of a data set is
+ever run, and no folder of this machine is ever read in the hub's place. To see a newer state of the
+data set, delete the copy.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ def copy_of(address: str, fetch: bool) -> Path | None:
         raise ConfigError(f"'hf:{address[:200]}' is no data set of the hub: say {FORMS}")
     name, config, split, first = found.group("name", "config", "split", "first")
     folder = name.replace("/", "--") + (f"@{config}" if config else "")
-    place = cache_folder() / folder / f"{split or 'only-split'}{f'-first-{first}' if first else ''}.jsonl"
+    place = (
+        cache_folder()
+        / folder
+        / f"{split or 'only-split'}{f'-first-{first}' if first else ''}.jsonl"
+    )
     if place.is_file():
         return place
     if not fetch:
@@ -56,7 +62,9 @@ def _noted(rows: Iterable[dict[str, Any]], advance: Any) -> Iterable[dict[str, A
         yield row
 
 
-def _rows(address: str, name: str, config: str | None, split: str | None) -> Iterable[dict[str, Any]]:
+def _rows(
+    address: str, name: str, config: str | None, split: str | None
+) -> Iterable[dict[str, Any]]:
     """The rows of one split, fetched as they are asked for."""
     import datasets
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -66,25 +74,35 @@ def _rows(address: str, name: str, config: str | None, split: str | None) -> Ite
         if split is None:
             splits = list(loaded)
             if len(splits) != 1:
-                raise DataError(f"hf:{address} has the splits {', '.join(map(str, splits[:20]))}: name one, such as hf:{address}:{splits[0]}")  # fmt: skip
+                raise DataError(
+                    f"hf:{address} has the splits {', '.join(map(str, splits[:20]))}: name one,"
+                    f" such as hf:{address}:{splits[0]}"
+                )
             loaded = loaded[splits[0]]
-        # Pictures and sounds stay bytes, which a row may not hold; to decode them would need more packages.
+        # Pictures and sounds stay bytes, which a row may not hold; to decode them would need more
+        # packages.
         yield from loaded.decode(False) if hasattr(loaded, "decode") and loaded.features else loaded
     except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError):
-        raise DataError(f"the hub has no data set '{name}' that you may read: check the name; for a gated one accept its terms and log in (hf auth login)") from None  # fmt: skip
+        raise DataError(
+            f"the hub has no data set '{name}' that you may read: check the name; for a gated one"
+            " accept its terms and log in (hf auth login)"
+        ) from None
     except (ConnectionError, TimeoutError) as error:
         raise DataError(_offline(address, name, error)) from None
     except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetsError) as error:
         if _is_network(error):
             raise DataError(_offline(address, name, error)) from None
-        raise DataError(f"hf:{address} cannot be read: {shortened(' '.join(str(error).split()), 400)}") from None
+        raise DataError(
+            f"hf:{address} cannot be read: {shortened(' '.join(str(error).split()), 400)}"
+        ) from None
 
 
 def _on_the_hub(name: str) -> str:
     """The name that ``datasets`` takes for the hub's data set and for nothing else.
 
-    It prefers a folder of that name where the command runs. A name without an owner is to it a loader (``json``) or a copy that it made of any
-    folder so called, so the hub is asked for the full one; what the hub raises goes on.
+    It prefers a folder of that name where the command runs. A name without an owner is to it a
+    loader (``json``) or a copy that it made of any folder so called, so the hub is asked for the
+    full one; what the hub raises goes on.
     """
     if "/" not in name:
         from huggingface_hub import HfApi
@@ -101,6 +119,7 @@ def _is_network(error: BaseException) -> bool:
 
 def _offline(address: str, name: str, error: BaseException) -> str:
     return (
-        f"hf:{address} is not on this machine yet, and the hub cannot be reached ({shortened(str(error), 160)}): connect, or unset HF_HUB_OFFLINE, "
-        f"for the first run; or fetch its files elsewhere (hf download --repo-type dataset {name}) and name their folder"
+        f"hf:{address} is not on this machine yet, and the hub cannot be reached"
+        f" ({shortened(str(error), 160)}): connect, or unset HF_HUB_OFFLINE, for the first run; or"
+        f" fetch its files elsewhere (hf download --repo-type dataset {name}) and name their folder"
     )

@@ -1,8 +1,9 @@
 """Rows of JSON lines and of one JSON array, as a stream.
 
-What spoils one row is reported on that row and reading goes on: no JSON, a key given twice, a number without end, endless nesting, bytes
-that are no UTF-8, in a line or in an element of an array. An element that is no JSON ends where its brackets and strings say; where they do
-not say it, the rest of the array is unreadable, which is a ``DataError``.
+What spoils one row is reported on that row and reading goes on: no JSON, a key given twice, a
+number without end, endless nesting, bytes that are no UTF-8, in a line or in an element of an
+array. An element that is no JSON ends where its brackets and strings say; where they do not say it,
+the rest of the array is unreadable, which is a ``DataError``.
 """
 
 from __future__ import annotations
@@ -16,20 +17,33 @@ from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from prefloop.data.check import json_type
-from prefloop.data.raw import LONGEST, MOST_KEYS, RawRow, RefusedValue, finite, no_constant, object_of
+from prefloop.data.raw import (
+    LONGEST,
+    MOST_KEYS,
+    RawRow,
+    RefusedValue,
+    finite,
+    no_constant,
+    object_of,
+)
 from prefloop.errors import DataError
 
 _CHUNK = 1 << 16
-# The longest thing json can stop in the middle of and blame on its start, strings aside: '-Infinity', '\ud83d\ude00'.
+# The longest thing json can stop in the middle of and blame on its start, strings aside:
+# '-Infinity', '\ud83d\ude00'.
 _LOOKAHEAD = 16
 _NO_NUMBER = re.compile(r"\b(?:NaN|Infinity)\b")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-_DECODER = json.JSONDecoder(object_pairs_hook=object_of, parse_float=finite, parse_constant=no_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=object_of, parse_float=finite, parse_constant=no_constant
+)
 _FOLLOW = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)
 """Finds the end of what ``_DECODER`` refuses."""
 _SHAPE = re.compile(r'"(?:[^"\\]++|\\.)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
-"""What tells where a broken element ends: strings, the last one perhaps unfinished, brackets and commas."""
+"""What tells where a broken element ends: strings, the last one perhaps unfinished, brackets and
+commas.
+"""
 _LARGEST_LOOK = 1 << 26
 """Characters of an object over several lines that are looked at to say what a file is."""
 Again = Callable[[], AbstractContextManager[io.BufferedReader]]
@@ -37,7 +51,9 @@ Again = Callable[[], AbstractContextManager[io.BufferedReader]]
 
 
 def lines(path: str, stream: io.BufferedReader, again: Again) -> Iterator[RawRow]:
-    """By line number; blank lines count, but give no row. Raises ``DataError`` for objects that go over several lines, seen with a second look."""
+    """By line number; blank lines count, but give no row. Raises ``DataError`` for objects that go
+    over several lines, seen with a second look.
+    """
     first = True
     for number, line in enumerate(_limited(stream), start=1):
         if not line.strip():
@@ -61,17 +77,28 @@ def _limited(stream: io.BufferedReader) -> Iterator[bytes]:
 
 def _line(number: int, line: bytes) -> RawRow:
     if len(line) > LONGEST:
-        return RawRow(number, line[:1000].decode("utf-8", "backslashreplace"), f"is longer than {LONGEST >> 20} MiB, which no row of texts is")  # fmt: skip
+        return RawRow(
+            number,
+            line[:1000].decode("utf-8", "backslashreplace"),
+            f"is longer than {LONGEST >> 20} MiB, which no row of texts is",
+        )
     try:
         return as_object(number, _DECODER.decode(line.decode("utf-8").rstrip()))
     except UnicodeDecodeError as error:
         text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
-        return RawRow(number, text, f"is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1}); save it as UTF-8")  # fmt: skip
+        return RawRow(
+            number,
+            text,
+            f"is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1}); save it"
+            " as UTF-8",
+        )
     except RefusedValue as refused:
         text = line.decode("utf-8").rstrip("\r\n")
         return RawRow(number, text, _named(refused, text))
     except (ValueError, RecursionError) as error:
-        return RawRow(number, line.decode("utf-8").rstrip("\r\n"), f"is not one line of JSON: {_why(error)}")
+        return RawRow(
+            number, line.decode("utf-8").rstrip("\r\n"), f"is not one line of JSON: {_why(error)}"
+        )
 
 
 def _named(refused: RefusedValue, text: str) -> str:
@@ -80,34 +107,66 @@ def _named(refused: RefusedValue, text: str) -> str:
         found = _no_number(json.loads(text)) if _NO_NUMBER.search(text) else None
     except (ValueError, RecursionError):
         found = None
-    return f"field '{found[0]}' {refused}" if found and f"holds {found[1]}" in str(refused) else str(refused)
+    return (
+        f"field '{found[0]}' {refused}"
+        if found and f"holds {found[1]}" in str(refused)
+        else str(refused)
+    )
 
 
 def _no_number(value: Any, place: str = "") -> tuple[str, str] | None:
     """Where the first NaN or Infinity of a value stands, and which it is."""
     if isinstance(value, float) and not math.isfinite(value):
         return place, "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return next((found for key, item in inner if (found := _no_number(item, f"{place}.{key}".lstrip(".")))), None)
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return next(
+        (found for key, item in inner if (found := _no_number(item, f"{place}.{key}".lstrip(".")))),
+        None,
+    )
 
 
 def as_object(number: int, value: Any) -> RawRow:
     """A row that should be an object."""
     if isinstance(value, dict):
-        return RawRow(number, value, None if len(value) <= MOST_KEYS else f"has {len(value):,} keys, and no row has more than {MOST_KEYS:,}: if its values are the rows, write one a line")  # fmt: skip
+        return RawRow(
+            number,
+            value,
+            (
+                None
+                if len(value) <= MOST_KEYS
+                else (
+                    f"has {len(value):,} keys, and no row has more than {MOST_KEYS:,}: if its"
+                    " values are the rows, write one a line"
+                )
+            ),
+        )
     return RawRow(number, value, f"is {json_type(value)}, expected an object")
 
 
 def _why(error: Exception, placed: bool = True) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg.removesuffix(' at')} at column {error.colno}" if placed else error.msg
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number has more digits than can be read"
+    return (
+        "nested too deeply"
+        if isinstance(error, RecursionError)
+        else "a number has more digits than can be read"
+    )
 
 
 def _refuse_spread(path: str, stream: io.BufferedReader) -> None:
-    """Say what the file is when its first object goes over several lines; a broken first line is let be."""
+    """Say what the file is when its first object goes over several lines; a broken first line is
+    let be.
+    """
     text = ""
-    while len(text) < _LARGEST_LOOK and (chunk := stream.read(max(_CHUNK, len(text))).decode("utf-8", "replace")):
+    while len(text) < _LARGEST_LOOK and (
+        chunk := stream.read(max(_CHUNK, len(text))).decode("utf-8", "replace")
+    ):
         text = (text + chunk).lstrip()
         try:
             value, end = _FOLLOW.raw_decode(text)
@@ -124,24 +183,46 @@ def _refuse_spread(path: str, stream: io.BufferedReader) -> None:
 
 
 def described(value: Any, path: str, more: bool = False) -> str:
-    """What a file is whose first JSON value is an object over several lines, and the command that makes rows of it."""
+    """What a file is whose first JSON value is an object over several lines, and the command that
+    makes rows of it.
+    """
     if more:
-        return f"holds JSON objects over several lines each; put every object on a line: jq -c . '{path}' > out.jsonl"
+        return (
+            "holds JSON objects over several lines each; put every object on a line: jq -c ."
+            f" '{path}' > out.jsonl"
+        )
     if key := columnar(value):
-        return f"holds columns and not rows; make rows of it: jq -c '(.{_path(key)}|keys_unsorted[]) as $i | with_entries(.value |= .[$i])' '{path}' > out.jsonl"
+        return (
+            f"holds columns and not rows; make rows of it: jq -c '(.{_path(key)}|keys_unsorted[])"
+            f" as $i | with_entries(.value |= .[$i])' '{path}' > out.jsonl"
+        )
     if key := wrapped(value):
-        return f"is one JSON object whose rows stand under '{key}'; take them out: jq -c '.{_path(key)}[]' '{path}' > out.jsonl"
+        return (
+            f"is one JSON object whose rows stand under '{key}'; take them out: jq -c"
+            f" '.{_path(key)}[]' '{path}' > out.jsonl"
+        )
     keys = ", ".join(list(value)[:10]) if isinstance(value, dict) else ""
-    return f"is one JSON object (keys: {keys[:200]}) and no list of rows; if it is one row, put it on a line: jq -c . '{path}' > out.jsonl"
+    return (
+        f"is one JSON object (keys: {keys[:200]}) and no list of rows; if it is one row, put it on"
+        f" a line: jq -c . '{path}' > out.jsonl"
+    )
 
 
 def columnar(value: Any) -> str | None:
-    """The first key of an object that holds columns instead of rows, as lists or, of pandas, as objects by row number."""
+    """The first key of an object that holds columns instead of rows, as lists or, of pandas, as
+    objects by row number.
+    """
     if not isinstance(value, dict) or len(value) < 2:
         return None
     for kind in (list, dict):
-        columns = [column for column in value.values() if isinstance(column, kind) and len(column) > 1]
-        cells = [item for column in columns for item in (column.values() if isinstance(column, dict) else column)]
+        columns = [
+            column for column in value.values() if isinstance(column, kind) and len(column) > 1
+        ]
+        cells = [
+            item
+            for column in columns
+            for item in (column.values() if isinstance(column, dict) else column)
+        ]
         numbered = kind is list or all(str(key).isdigit() for column in columns for key in column)
         alike = len({len(column) for column in columns}) == 1 and len(columns) == len(value)
         if alike and numbered and not any(isinstance(item, dict) for item in cells):
@@ -154,13 +235,18 @@ def _path(key: str) -> str:
 
 
 def wrapped(value: Any) -> str | None:
-    """The key of an object that holds a list of rows; none where its lists are those of a conversation, which a row has too."""
+    """The key of an object that holds a list of rows; none where its lists are those of a
+    conversation, which a row has too.
+    """
     if not isinstance(value, dict) or "id" in value:
         return None
     for key, items in value.items():
-        objects = isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
+        objects = (
+            isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
+        )
         if objects and not any(
-            {"role", "from", "content", "text", "annotator", "function"} & item.keys() for item in items
+            {"role", "from", "content", "text", "annotator", "function"} & item.keys()
+            for item in items
         ):
             return str(key)
     return None
@@ -168,7 +254,9 @@ def wrapped(value: Any) -> str | None:
 
 def elements(path: str, stream: io.BufferedReader) -> Iterator[RawRow]:
     """By element number. Raises ``DataError`` with line and column where the array is broken."""
-    source = _Array(path, io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline=""))
+    source = _Array(
+        path, io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+    )
     number = 0
     source.take("[")
     unread = source.peek() != "]"
@@ -197,7 +285,11 @@ class _Array:
         # Doubling keeps the re-reading of one long element linear.
         held = len(self.window) - self.at
         if held > LONGEST:
-            raise DataError(f"{self.path}: the element in line {self.lines_before + self.window.count(chr(10), 0, self.at) + 1} is longer than {LONGEST >> 20} MiB, which no row of texts is")  # fmt: skip
+            raise DataError(
+                f"{self.path}: the element in line"
+                f" {self.lines_before + self.window.count(chr(10), 0, self.at) + 1} is longer than"
+                f" {LONGEST >> 20} MiB, which no row of texts is"
+            )
         chunk = self.stream.read(max(_CHUNK, held))
         if not chunk:
             return False
@@ -218,7 +310,10 @@ class _Array:
     def take(self, expected: str) -> None:
         """Step over ``expected``."""
         if self.peek() != expected:
-            self.fail(f"expected '{expected}'" if self.peek() else "the file ends inside the array", self.at)
+            self.fail(
+                f"expected '{expected}'" if self.peek() else "the file ends inside the array",
+                self.at,
+            )
         self.at += 1
 
     def row(self, number: int) -> RawRow:
@@ -236,27 +331,37 @@ class _Array:
         self.at = end
         if text and (found := _NOT_UTF8.search(text)):
             raw = text.encode("utf-8", "surrogateescape")
-            problem = f"is not UTF-8 (byte 0x{ord(found.group()) - 0xDC00:02x}); save the file as UTF-8"
+            problem = (
+                f"is not UTF-8 (byte 0x{ord(found.group()) - 0xDC00:02x}); save the file as UTF-8"
+            )
             return RawRow(number, raw.decode("utf-8", "backslashreplace"), problem)
         return RawRow(number, text, problem) if problem else as_object(number, value)
 
     def _decoded(self) -> tuple[Any, int]:
-        """The element from ``at`` on and where it ends in the window. Raises ``ValueError`` or ``RecursionError`` for a broken one."""
+        """The element from ``at`` on and where it ends in the window. Raises ``ValueError`` or
+        ``RecursionError`` for a broken one.
+        """
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.window, self.at)
             except json.JSONDecodeError as error:
-                unfinished = error.msg.startswith("Unterminated") or error.pos >= len(self.window) - _LOOKAHEAD
+                unfinished = (
+                    error.msg.startswith("Unterminated")
+                    or error.pos >= len(self.window) - _LOOKAHEAD
+                )
                 if not (unfinished and self.more()):
                     raise
             else:
-                # A number near the edge of the window may go on: '-0' is all there is of '-0.25' in '-0.'.
+                # A number near the edge of the window may go on: '-0' is all there is of '-0.25' in
+                # '-0.'.
                 if end > len(self.window) - _LOOKAHEAD and self.more():
                     continue
                 return value, end
 
     def _end(self, said: str) -> int:
-        """Where the broken element from ``at`` on ends in the window by its brackets. Raises ``DataError`` that says ``said`` where they do not tell."""
+        """Where the broken element from ``at`` on ends in the window by its brackets. Raises
+        ``DataError`` that says ``said`` where they do not tell.
+        """
         while True:
             depth, end = 0, None
             for found in _SHAPE.finditer(self.window, self.at):
@@ -265,7 +370,11 @@ class _Array:
                     break
                 if depth == 0 and sign in ",]":
                     after = _BLANK.match(self.window, found.end()).end()  # type: ignore[union-attr]
-                    if sign == "," and self.window[after : after + 1] == "{" and found.start() > self.at:
+                    if (
+                        sign == ","
+                        and self.window[after : after + 1] == "{"
+                        and found.start() > self.at
+                    ):
                         return found.start()
                     if after < len(self.window):
                         raise DataError(f"{self.path}: {said}")
@@ -278,7 +387,11 @@ class _Array:
                 return end
 
     def _said(self, error: Exception) -> str:
-        return str(error) if isinstance(error, RefusedValue) else self._placed(_why(error, False), getattr(error, "pos", self.at))  # fmt: skip
+        return (
+            str(error)
+            if isinstance(error, RefusedValue)
+            else self._placed(_why(error, False), getattr(error, "pos", self.at))
+        )
 
     def fail(self, problem: str, position: int) -> NoReturn:
         """Raise ``DataError`` with the line and column of a position in the window."""

@@ -1,9 +1,11 @@
-"""Columns and keys that judge an answer: which names do, which words are a thumb, and what is refused.
+"""Columns and keys that judge an answer: which names do, which words are a thumb, and what is
+refused.
 
-The rule: a column whose name says that it judges the answer is a thumb where its value can only be one, and refuses the row
-where it cannot be read, because an answer that somebody may have called bad is never imitated unasked. Two names that say
-different things refuse the row too. Names are compared in small letters, ``thumbsUp`` and ``thumbs-up`` as ``thumbs_up``,
-without a leading ``user_``, ``human_`` or ``annotator_``.
+The rule: a column whose name says that it judges the answer is a thumb where its value can only be
+one, and refuses the row where it cannot be read, because an answer that somebody may have called
+bad is never imitated unasked. Two names that say different things refuse the row too. Names are
+compared in small letters, ``thumbsUp`` and ``thumbs-up`` as ``thumbs_up``, without a leading
+``user_``, ``human_`` or ``annotator_``.
 """
 
 from __future__ import annotations
@@ -41,10 +43,28 @@ _QUESTIONS = frozenset(
 )
 """Names that ask a question: yes and no answer it as well."""
 _AGAINST = frozenset(
-    {"thumbs_down", "thumb_down", "disliked", "downvoted", "undesirable", "is_bad", "is_disliked", "is_rejected"}
+    {
+        "thumbs_down",
+        "thumb_down",
+        "disliked",
+        "downvoted",
+        "undesirable",
+        "is_bad",
+        "is_disliked",
+        "is_rejected",
+    }
 )
 """Names whose yes is a thumb down."""
-THUMBS = ("label", "thumb", "thumbs", "kto_tag", "kto_label", "vote", *sorted(_QUESTIONS), *sorted(_AGAINST))
+THUMBS = (
+    "label",
+    "thumb",
+    "thumbs",
+    "kto_tag",
+    "kto_label",
+    "vote",
+    *sorted(_QUESTIONS),
+    *sorted(_AGAINST),
+)
 """Names of thumbs: 1 is up, 0 and -1 are down."""
 SCALES = (
     "rating",
@@ -58,7 +78,9 @@ SCALES = (
     "evaluation",
     "votes",
 )
-"""Names that are as often grades on some scale: 1 may be the worst of five stars, so only words and true or false are thumbs."""
+"""Names that are as often grades on some scale: 1 may be the worst of five stars, so only words and
+true or false are thumbs.
+"""
 _MEASURES = frozenset({"score", "reward"})
 """Names of measurements, which judge only where the file's numbers are 0, 1 and -1 alone."""
 _ASPECTS = frozenset({"is_safe", "is_harmful", "is_harmless", "is_toxic"})
@@ -107,10 +129,14 @@ _BESIDE_WORDS = re.compile("[\\s_.!-]|[\ufe0f\U0001f3fb-\U0001f3ff]")
 _PRODIGY = {"accept": True, "reject": False, "ignore": None}
 
 THRESHOLD = (
-    "which numbers are a thumb up, the file does not say: put true or false into a column 'label' (say, true from 4 stars on); "
-    "to imitate every answer, however it was graded, rename the column or name the layout"
+    "which numbers are a thumb up, the file does not say: put true or false into a column 'label'"
+    " (say, true from 4 stars on); to imitate every answer, however it was graded, rename the"
+    " column or name the layout"
 )
-_WAY_OUT = "put true (good) or false (bad) into a column 'label', or rename the column where it is no judgment"
+_WAY_OUT = (
+    "put true (good) or false (bad) into a column 'label', or rename the column where it is no"
+    " judgment"
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -124,7 +150,9 @@ def _is_list_of_votes(row: Columns, column: str) -> bool:
 
 
 def _columns(row: Columns) -> dict[str, str]:
-    """The columns that judge, by their plain names; ``answer`` does where another column answers and it says accept or reject."""
+    """The columns that judge, by their plain names; ``answer`` does where another column answers
+    and it says accept or reject.
+    """
     found = {}
     for column in row:
         name = _plain(column)
@@ -139,7 +167,9 @@ def _columns(row: Columns) -> dict[str, str]:
 def _says_prodigy(row: Columns) -> bool:
     word = row["answer"]
     return (
-        isinstance(word, str) and word in _PRODIGY and any(key in row for key in ("response", "completion", "output"))
+        isinstance(word, str)
+        and word in _PRODIGY
+        and any(key in row for key in ("response", "completion", "output"))
     )
 
 
@@ -152,7 +182,11 @@ def _thumb(name: str, value: Any) -> bool | None:
         return None
     up = False if number == -1 and name not in _AGAINST else truth_of(value)
     if up is None and isinstance(value, str):
-        words = _WORDS | (_YES if name in _QUESTIONS or name in _AGAINST else {}) | (_MOODS if name in SCALES else {})
+        words = (
+            _WORDS
+            | (_YES if name in _QUESTIONS or name in _AGAINST else {})
+            | (_MOODS if name in SCALES else {})
+        )
         up = words.get(_BESIDE_WORDS.sub("", value.strip()).casefold())
         if name in _AGAINST and up is not None and value.strip().casefold() not in _YES:
             return None
@@ -160,23 +194,38 @@ def _thumb(name: str, value: Any) -> bool | None:
 
 
 def thumb_column(row: Columns) -> str | None:
-    """The column that says whether an answer is good: one that is named for it, or another one that holds a thumb."""
+    """The column that says whether an answer is good: one that is named for it, or another one that
+    holds a thumb.
+    """
     found = _columns(row)
     named = (column for column, name in found.items() if name in THUMBS or name == "answer")
-    return next(named, next((column for column, name in found.items() if _thumb(name, row[column]) is not None), None))
+    return next(
+        named,
+        next(
+            (column for column, name in found.items() if _thumb(name, row[column]) is not None),
+            None,
+        ),
+    )
 
 
 def scale_column(row: Columns) -> str | None:
     """The column that grades an answer by a number on a scale that only its file knows."""
-    return next((c for c, name in _columns(row).items() if name in SCALES and number_of(row[c]) is not None), None)
+    return next(
+        (
+            c
+            for c, name in _columns(row).items()
+            if name in SCALES and number_of(row[c]) is not None
+        ),
+        None,
+    )
 
 
 def verdict(row: Row, must: bool = False) -> bool | None:
     """Whether the row's columns call its answer good; ``None`` where no column judges it.
 
-    Raises ``BadRow`` where columns contradict each other, and where one judges in a way that cannot be read, unless another one
-    is plain, or somebody has named the layout and with it what the row is. ``must``: a layout of thumbs, which takes no row
-    without one.
+    Raises ``BadRow`` where columns contradict each other, and where one judges in a way that cannot
+    be read, unless another one is plain, or somebody has named the layout and with it what the row
+    is. ``must``: a layout of thumbs, which takes no row without one.
     """
     said: dict[str, bool] = {}
     doubtful: dict[str, str] = {}
@@ -196,7 +245,8 @@ def verdict(row: Row, must: bool = False) -> bool | None:
         if up != said[first]:
             raise BadRow(
                 column,
-                f"is a thumb {_direction(up)} beside '{first}', a thumb {_direction(not up)}: keep one of the two",
+                f"is a thumb {_direction(up)} beside '{first}', a thumb {_direction(not up)}: keep"
+                " one of the two",
             )
     row.use(*said)
     return said[first]
@@ -212,13 +262,21 @@ def _may_vote(row: Row, column: str) -> bool:
 
 def measured(row: Columns) -> list[str]:
     """The columns of measurements that hold more than the numbers a vote could be."""
-    found = [(column, number_of(row[column])) for column, name in _columns(row).items() if name in _MEASURES]
+    found = [
+        (column, number_of(row[column]))
+        for column, name in _columns(row).items()
+        if name in _MEASURES
+    ]
     return [column for column, number in found if number is not None and number not in (0, 1, -1)]
 
 
 def signed(row: Columns) -> list[str]:
     """The columns of thumbs that write down as -1, where 0 is neither."""
-    return [column for column, name in _columns(row).items() if name in THUMBS and number_of(row[column]) == -1]
+    return [
+        column
+        for column, name in _columns(row).items()
+        if name in THUMBS and number_of(row[column]) == -1
+    ]
 
 
 def _doubt(name: str, value: Any, signed: bool) -> str:
@@ -236,21 +294,26 @@ def _doubt(name: str, value: Any, signed: bool) -> str:
     if name in SCALES:
         return f"is {shown}, a judgment of the answer that is no plain yes or no; {_WAY_OUT}"
     return (
-        f'is {shown}, expected true or false (or 1, up; 0, down) as in {{"prompt": "…", "response": "…", "label": true}}: '
-        "rewrite it, or rename the column where it is no vote"
+        f'is {shown}, expected true or false (or 1, up; 0, down) as in {{"prompt": "…", "response":'
+        ' "…", "label": true}: rewrite it, or rename the column where it is no vote'
     )
 
 
 def learnt(item: Mapping[str, Any], name: str) -> dict[str, bool]:
-    """Whether an assistant's turn is imitated, as the keys that judge it say. Raises ``BadRow`` for one that cannot be read."""
+    """Whether an assistant's turn is imitated, as the keys that judge it say. Raises ``BadRow`` for
+    one that cannot be read.
+    """
     said: dict[str, bool] = {}
-    for key, plain in _columns({k: v for k, v in item.items() if v is not None and k != "answer"}).items():
+    for key, plain in _columns(
+        {k: v for k, v in item.items() if v is not None and k != "answer"}
+    ).items():
         up = _thumb(plain, item[key])
         if up is None and (plain not in _MEASURES or number_of(item[key]) in (0, 1, -1)):
             shown = repr(item[key][:40]) if isinstance(item[key], str) else json_type(item[key])
             raise BadRow(
                 f"{name}.{key}",
-                f"judges the turn and is {shown}, no plain yes or no: write `weight: 1` or `weight: 0` into the message, or rename the key",
+                f"judges the turn and is {shown}, no plain yes or no: write `weight: 1` or `weight:"
+                " 0` into the message, or rename the key",
             )
         if up is not None:
             said[key] = up

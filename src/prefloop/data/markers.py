@@ -1,4 +1,6 @@
-"""Control tokens that stand at the beginning or the end of a text, and what a text in a chat template's markers is taken apart into."""
+"""Control tokens that stand at the beginning or the end of a text, and what a text in a chat
+template's markers is taken apart into.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ _OPENED = re.compile(r"\s*<think>\s*(</think>\s*)?\Z")
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """The turns that a text held, whether it is open for the assistant's answer, and whose markers they were."""
+    """The turns that a text held, whether it is open for the assistant's answer, and whose markers
+    they were.
+    """
 
     turns: list[Message]
     open: bool
@@ -93,9 +97,13 @@ def end_cut(text: str) -> tuple[str, list[str]]:
 
 
 def begin_cut(text: str, html: bool = False) -> tuple[str, list[str]]:
-    """A text without the tokens that begin a sequence in front of it, and those tokens; of ``html``, an ``<s>`` that is closed stays."""
+    """A text without the tokens that begin a sequence in front of it, and those tokens; of
+    ``html``, an ``<s>`` that is closed stays.
+    """
     markers = []
-    while (found := _LEADING.match(text)) is not None and not (html and found.group(1) == "<s>" and "</s>" in text):
+    while (found := _LEADING.match(text)) is not None and not (
+        html and found.group(1) == "<s>" and "</s>" in text
+    ):
         text = text[found.end() :]
         markers.append(found.group(1))
     return text, markers
@@ -108,7 +116,9 @@ def marker_of(text: str) -> str | None:
 
 
 def opened(words: str) -> tuple[bool, bool]:
-    """Whether an assistant's turn without an end says nothing yet, and whether it has begun to think."""
+    """Whether an assistant's turn without an end says nothing yet, and whether it has begun to
+    think.
+    """
     if not words.strip():
         return True, False
     found = _OPENED.match(words)
@@ -116,7 +126,13 @@ def opened(words: str) -> tuple[bool, bool]:
 
 
 def made(
-    turns: list[Message], open: bool, template: str, control: bool, name: str, weak: bool = False, thinks: bool = False
+    turns: list[Message],
+    open: bool,
+    template: str,
+    control: bool,
+    name: str,
+    weak: bool = False,
+    thinks: bool = False,
 ) -> Unwrapped:
     """What was found, without empty system turns. Raises ``BadRow`` for another empty turn."""
     kept = [turn for turn in turns if turn.role != "system" or turn.content.strip()]

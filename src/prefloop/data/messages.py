@@ -1,9 +1,10 @@
 """A file's messages → the turns of a record, whatever convention they follow.
 
-Roles are those of OpenAI, ShareGPT, LLaMA-Factory, axolotl, ms-swift and OASST, in any case; others are refused. Content is
-text or a list of text parts. Pictures and audio are refused by name. Keys that say how a turn is trained on (``weight``,
-``loss``, ``train`` …) become ``learn``; a bare ``mask: 1`` is refused, because loss masks write 1 for what is learnt and
-words write "mask" for what is not.
+Roles are those of OpenAI, ShareGPT, LLaMA-Factory, axolotl, ms-swift and OASST, in any case; others
+are refused. Content is text or a list of text parts. Pictures and audio are refused by name. Keys
+that say how a turn is trained on (``weight``, ``loss``, ``train`` …) become ``learn``; a bare
+``mask: 1`` is refused, because loss masks write 1 for what is learnt and words write "mask" for
+what is not.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop.base.console import listed
-from prefloop.data.check import BadRow, check_text, check_turn, field_of, json_type, number_of, text_of, truth_of
+from prefloop.data.check import (
+    BadRow,
+    check_text,
+    check_turn,
+    field_of,
+    json_type,
+    number_of,
+    text_of,
+    truth_of,
+)
 from prefloop.data.judged import learnt, thumb_column
 from prefloop.data.row import Row
 from prefloop.data.templates_seen import unwrap
@@ -34,7 +44,9 @@ _SPEAKERS = ("role", "from")
 _TYPES = ("human", "ai", "system", "tool")
 _EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 _ALTERNATING = ("conversations", "conversation")
-"""Columns whose bare texts are the user's and the assistant's in turn, as LIMA's; a list of texts elsewhere may be the user's alone."""
+"""Columns whose bare texts are the user's and the assistant's in turn, as LIMA's; a list of texts
+elsewhere may be the user's alone.
+"""
 _TEXTS = ("content", "value", "text", "parts", "refusal")
 """Keys of a turn's words; the words of a refusal are what the assistant says."""
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "reasoning_details")
@@ -44,7 +56,9 @@ _DETAILS = ("train_detail", "training_detail")
 _CALLED = ("tool_calls", "function_call", "function_calls")
 _OFFERS = ("tools", "functions")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
-"""What says nothing. 0 and false do: they are of a wrong type where a text or a list should stand."""
+"""What says nothing. 0 and false do: they are of a wrong type where a text or a list should
+stand.
+"""
 _NOT_TEXT = re.compile("image|audio|video|file|document")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 _KNOWN = frozenset(
@@ -54,26 +68,33 @@ _KNOWN = frozenset(
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages: objects that name a speaker, or a question with its answer each."""
+    """Whether a value is a list of messages: objects that name a speaker, or a question with its
+    answer each.
+    """
     return (
         isinstance(value, list)
         and bool(value)
         and all(
-            isinstance(item, dict) and (speaker_key(item) is not None or exchange_keys(item) is not None)
+            isinstance(item, dict)
+            and (speaker_key(item) is not None or exchange_keys(item) is not None)
             for item in value
         )
     )
 
 
 def speaker_key(item: Mapping[str, Any]) -> str | None:
-    """The key under which a message says who speaks; LangChain's ``type`` is one where it names a speaker."""
+    """The key under which a message says who speaks; LangChain's ``type`` is one where it names a
+    speaker.
+    """
     found = next((key for key in _SPEAKERS if item.get(key) is not None), None)
     kind = item.get("type")
     return "type" if found is None and isinstance(kind, str) and kind in _TYPES else found
 
 
 def exchange_keys(item: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The keys of a question and its answer in one object, as in distilabel's and XTuner's conversations."""
+    """The keys of a question and its answer in one object, as in distilabel's and XTuner's
+    conversations.
+    """
     keys = {key for key, value in item.items() if value is not None} - {"system"}
     return next((names for names in _EXCHANGES if keys == set(names)), None)
 
@@ -102,20 +123,31 @@ def messages_of(value: Any, name: str, row: Row) -> list[Message]:
     for index, item in enumerate(value):
         where = f"{name}.{index}"
         if texts:
-            item = {"role": "user" if index % 2 == 0 else "assistant", "content": check_text(item, where)}
+            item = {
+                "role": "user" if index % 2 == 0 else "assistant",
+                "content": check_text(item, where),
+            }
         keys = exchange_keys(item) if isinstance(item, dict) else None
         if keys is not None:
             pair = [*(["system"] if item.get("system") not in _EMPTY else []), *keys]
             turns += [
                 message
-                for key, role in zip(pair, ("system", "user", "assistant")[-len(pair) :], strict=True)
-                if (message := message_of({"role": role, "content": item[key]}, f"{where}.{key}", row)) is not None
+                for key, role in zip(
+                    pair, ("system", "user", "assistant")[-len(pair) :], strict=True
+                )
+                if (
+                    message := message_of(
+                        {"role": role, "content": item[key]}, f"{where}.{key}", row
+                    )
+                )
+                is not None
             ]
         elif (turn := message_of(item, where, row)) is not None:
             turns.append(turn)
     if not turns:
         raise BadRow(name, "holds an empty system turn alone")
-    # Of a conversation the last answer tells whether the file marks ends: some write one marker after the whole.
+    # Of a conversation the last answer tells whether the file marks ends: some write one marker
+    # after the whole.
     row.ended[told:] = row.ended[told:][-1:]
     return turns
 
@@ -132,7 +164,8 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
     if speaker not in ROLES:
         raise BadRow(
             f"{name}.{role_key}",
-            f"unknown role {item[role_key][:40]!r} (known: {', '.join(ROLES)}); rename it to who speaks",
+            f"unknown role {item[role_key][:40]!r} (known: {', '.join(ROLES)}); rename it to who"
+            " speaks",
         )
     role = ROLES[speaker]
     key, content, thoughts = _content(item, name, ROLES[speaker])
@@ -145,24 +178,35 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
         if not calls:
             raise BadRow(f"{name}.{key}", "holds no tool call")
     if calls and role != "assistant":
-        raise BadRow(f"{name}.tool_calls", f"stand in the {role}'s turn; the assistant alone calls tools")
+        raise BadRow(
+            f"{name}.tool_calls", f"stand in the {role}'s turn; the assistant alone calls tools"
+        )
     if role == "system" and not content.strip():
         row.say("empty system turns left out")
         return None
     if thoughts is not None and role != "assistant":
-        raise BadRow(f"{name}.{_THOUGHTS[0]}", f"stands in the {role}'s turn; the assistant alone has thoughts")
+        raise BadRow(
+            f"{name}.{_THOUGHTS[0]}",
+            f"stands in the {role}'s turn; the assistant alone has thoughts",
+        )
     learn = _learn(item, name)
     judged = learnt(item, name) if role == "assistant" and _is_imitated(name, row) else {}
     for judge, good in judged.items():
         if learn is not None and learn != good:
-            raise BadRow(f"{name}.{judge}", "contradicts what else the message says of its turn: keep one of them")
+            raise BadRow(
+                f"{name}.{judge}",
+                "contradicts what else the message says of its turn: keep one of them",
+            )
         learn = good
     if learn is False and judged:
         row.say(f"turns that {listed(judged)} calls bad are context and not learnt")
     others = [
         k
         for k, v in item.items()
-        if v not in _EMPTY and (k not in _KNOWN or k in _SPEAKERS) and k not in judged and k != role_key
+        if v not in _EMPTY
+        and (k not in _KNOWN or k in _SPEAKERS)
+        and k not in judged
+        and k != role_key
     ]
     if learn is True and role != "assistant":
         others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
@@ -182,7 +226,9 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
 
 
 def _is_imitated(name: str, row: Row) -> bool:
-    """Whether a turn stands in a conversation that is learnt as it is: no pair, and no thumb for the whole."""
+    """Whether a turn stands in a conversation that is learnt as it is: no pair, and no thumb for
+    the whole.
+    """
     return (
         name.partition(".")[0] in ("messages", "conversations", "conversation")
         and not any("rejected" in column for column in row)
@@ -193,17 +239,23 @@ def _is_imitated(name: str, row: Row) -> bool:
 def _content(item: Mapping[str, Any], name: str, role: Role) -> tuple[str, str, str | None]:
     """The key under which a turn's text stands, the text and the thoughts before it."""
     keys = [key for key in _TEXTS if item.get(key) is not None]
-    spoken = [_thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key) not in _EMPTY]
+    spoken = [
+        _thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key) not in _EMPTY
+    ]
     if not keys:
         if all(item.get(key) in _EMPTY for key in _CALLED):
             field_of(
-                item, "value" if "from" in item else "content", f"{name}.{'value' if 'from' in item else 'content'}"
+                item,
+                "value" if "from" in item else "content",
+                f"{name}.{'value' if 'from' in item else 'content'}",
             )
         return "content", "", _one(spoken, f"{name}.{_THOUGHTS[0]}")
     texts = []
     for key in keys:
         value = item[key]
-        if role == "tool" and (isinstance(value, dict) or (isinstance(value, list) and not _are_parts(value))):
+        if role == "tool" and (
+            isinstance(value, dict) or (isinstance(value, list) and not _are_parts(value))
+        ):
             value = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list):
             value, thoughts = parts_of(value, f"{name}.{key}")
@@ -219,7 +271,9 @@ def _content(item: Mapping[str, Any], name: str, role: Role) -> tuple[str, str, 
 def _one(texts: list[str], name: str) -> str | None:
     different = list(dict.fromkeys(texts))
     if len(different) > 1:
-        raise BadRow(name, "says something else than the other key of the same meaning beside it: keep one")
+        raise BadRow(
+            name, "says something else than the other key of the same meaning beside it: keep one"
+        )
     return different[0] if different else None
 
 
@@ -228,7 +282,10 @@ def _thought(value: Any, name: str) -> str:
     if isinstance(value, list) and all(isinstance(part, dict) for part in value):
         for index, part in enumerate(value):
             if part.get("type") not in ("reasoning.text", "thinking", "text", None):
-                raise BadRow(f"{name}.{index}", f"is of type {str(part['type'])[:40]!r}; thoughts are read as text")
+                raise BadRow(
+                    f"{name}.{index}",
+                    f"is of type {str(part['type'])[:40]!r}; thoughts are read as text",
+                )
         value = "".join(
             text_of(part, "thinking" if "thinking" in part else "text", f"{name}.{index}.text")
             for index, part in enumerate(value)
@@ -241,12 +298,15 @@ def _thought(value: Any, name: str) -> str:
 def _are_parts(value: list[Any]) -> bool:
     """Whether a tool's result is a list of text parts rather than the result itself."""
     return all(
-        isinstance(part, str) or (isinstance(part, dict) and ("type" in part or "text" in part)) for part in value
+        isinstance(part, str) or (isinstance(part, dict) and ("type" in part or "text" in part))
+        for part in value
     )
 
 
 def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
-    """The text of a list of parts, which are joined as chat templates join them: without anything between."""
+    """The text of a list of parts, which are joined as chat templates join them: without anything
+    between.
+    """
     texts: list[str] = []
     thoughts: list[str] = []
     for index, part in enumerate(parts):
@@ -267,26 +327,42 @@ def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
             (thoughts if part.get("thought") is True else texts).append(text)
         elif kind in ("thinking", "reasoning"):
             thoughts.append(
-                _thought(next((part[k] for k in ("thinking", "reasoning", "text") if k in part), None), where)
+                _thought(
+                    next((part[k] for k in ("thinking", "reasoning", "text") if k in part), None),
+                    where,
+                )
             )
         elif isinstance(kind, str) and _NOT_TEXT.search(kind):
-            raise BadRow(where, f"is a part of type {kind[:40]!r}; prefloop trains on text: leave the row out")
+            raise BadRow(
+                where,
+                f"is a part of type {kind[:40]!r}; prefloop trains on text: leave the row out",
+            )
         else:
             raise BadRow(
-                where, f"is a part of type {str(kind)[:40]!r}; text parts are read: write it as text or as tool_calls"
+                where,
+                f"is a part of type {str(kind)[:40]!r}; text parts are read: write it as text or as"
+                " tool_calls",
             )
     return "".join(texts), ["".join(thoughts)] if thoughts else []
 
 
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
-    """A turn's calls, under the new key or an old one; under several they are the same calls, written twice."""
+    """A turn's calls, under the new key or an old one; under several they are the same calls,
+    written twice.
+    """
     found = {
-        key: calls_of(item[key], f"{name}.{key}", row.message_keys) for key in _CALLED if item.get(key) not in _EMPTY
+        key: calls_of(item[key], f"{name}.{key}", row.message_keys)
+        for key in _CALLED
+        if item.get(key) not in _EMPTY
     }
     first, *others = found or [""]
     for key in others:
-        if [(c.name, c.arguments) for c in found[first]] != [(c.name, c.arguments) for c in found[key]]:
-            raise BadRow(f"{name}.{key}", f"calls something else than {first} beside it: keep one of them")
+        if [(c.name, c.arguments) for c in found[first]] != [
+            (c.name, c.arguments) for c in found[key]
+        ]:
+            raise BadRow(
+                f"{name}.{key}", f"calls something else than {first} beside it: keep one of them"
+            )
     return found.get(first, [])
 
 
@@ -305,7 +381,9 @@ def _learn(item: Mapping[str, Any], name: str) -> bool | None:
     for key in _LEARNT:
         if item.get(key) is not None:
             if (learnt := truth_of(item[key])) is None:
-                raise BadRow(f"{name}.{key}", f"is {str(item[key])[:40]!r}, expected true or false (1 or 0)")
+                raise BadRow(
+                    f"{name}.{key}", f"is {str(item[key])[:40]!r}, expected true or false (1 or 0)"
+                )
             said[key] = learnt
     for key in _MASKED:
         if item.get(key) is not None:
@@ -313,16 +391,20 @@ def _learn(item: Mapping[str, Any], name: str) -> bool | None:
             if masked is None or number_of(item[key]) is not None:
                 raise BadRow(
                     f"{name}.{key}",
-                    f"is {str(item[key])[:40]!r}, which may mean learnt or left out: write `weight: 1` or `weight: 0`",
+                    f"is {str(item[key])[:40]!r}, which may mean learnt or left out: write `weight:"
+                    " 1` or `weight: 0`",
                 )
             said[key] = not masked
     for key in _DETAILS:
         if item.get(key):
             raise BadRow(
-                f"{name}.{key}", "marks parts of a turn; prefloop imitates whole turns: use `train` true or false"
+                f"{name}.{key}",
+                "marks parts of a turn; prefloop imitates whole turns: use `train` true or false",
             )
     if len(set(said.values())) > 1:
-        raise BadRow(f"{name}.{next(reversed(said))}", f"contradicts {next(iter(said))}: keep one of them")
+        raise BadRow(
+            f"{name}.{next(reversed(said))}", f"contradicts {next(iter(said))}: keep one of them"
+        )
     return next(iter(said.values()), None)
 
 
@@ -331,12 +413,20 @@ def _bare(content: str, role: Role, name: str, row: Row) -> str:
     found = unwrap(content, name)
     if found is None or not (found.control or found.open):
         return row.without_begin(content)
-    # Words that ask for an answer, as alpaca's headings do, stand in the user's turn; control tokens around any one turn.
+    # Words that ask for an answer, as alpaca's headings do, stand in the user's turn; control
+    # tokens around any one turn.
     asks = found.open and not found.control
     turn = found.turns[0]
-    if found.open != asks or len(found.turns) != 1 or turn.role != role or turn.reasoning_content is not None:
+    if (
+        found.open != asks
+        or len(found.turns) != 1
+        or turn.role != role
+        or turn.reasoning_content is not None
+    ):
         raise BadRow(
-            name, f"begins with {found.template}'s markers and holds more than the {role}'s turn: take the markers off"
+            name,
+            f"begins with {found.template}'s markers and holds more than the {role}'s turn: take"
+            " the markers off",
         )
     row.say(f"{found.template} markers taken off messages")
     return check_text(found.turns[0].content, name)

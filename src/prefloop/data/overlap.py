@@ -1,14 +1,18 @@
 """Evaluation prompts that stand in the training set: found, counted, named.
 
-Texts are compared in a normal form (case, blanks and punctuation do not count). Three findings, the strongest one is reported:
+Texts are compared in a normal form (case, blanks and punctuation do not count). Three findings, the
+strongest one is reported:
 
-- ``prompt``: every turn is the same, with its thoughts and calls; which tools stand beside it plays no part;
-- ``last turn``: the last turn of the user is, under another conversation, whatever tool calls and results follow; turns of under 4 words ("go on,
-  please") do not count;
-- ``13-gram``: at least half of the prompt's runs of 13 words occur in training prompts, the length that GPT-3 was checked with (Brown et
-  al. 2020, arXiv 2005.14165, appendix C). Half, because a shared instruction around another question is no leak.
+- ``prompt``: every turn is the same, with its thoughts and calls; which tools stand beside it plays
+  no part;
+- ``last turn``: the last turn of the user is, under another conversation, whatever tool calls and
+  results follow; turns of under 4 words ("go on, please") do not count;
+- ``13-gram``: at least half of the prompt's runs of 13 words occur in training prompts, the length
+  that GPT-3 was checked with (Brown et al. 2020, arXiv 2005.14165, appendix C). Half, because a
+  shared instruction around another question is no leak.
 
-The evaluation set is indexed and the training set streamed, so memory grows with the former alone. Paraphrases are not found.
+The evaluation set is indexed and the training set streamed, so memory grows with the former alone.
+Paraphrases are not found.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ class Match:
     kind: str
     text: str = dataclasses.field(default="", compare=False)
     train_text: str = dataclasses.field(default="", compare=False)
-    """What the user asks last in both, shortened: whether one is the other, a person sees at once."""
+    """What the user asks last in both, shortened: whether one is the other, a person sees at
+    once.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +68,29 @@ class Overlap:
         return {match.id for match in self.matches}
 
     def describe(self, shown: int = 3) -> str:
-        """One line: how many are in the training set, how many only resemble a prompt in it and how, the first few by id."""
+        """One line: how many are in the training set, how many only resemble a prompt in it and
+        how, the first few by id.
+        """
         same, like = self.seen, [m for m in self.matches if m.kind != "prompt"]
         parts = [
-            f"{len(same) or 'none'} of {self._among} {'is' if len(same) < 2 else 'are'} in the training set{_named(same, shown)}"
+            f"{len(same) or 'none'} of {self._among} {'is' if len(same) < 2 else 'are'} in the"
+            f" training set{_named(same, shown)}"
         ]
         if like:
-            counts = ", ".join(f"{n} by {kind}" for kind in KINDS if (n := sum(m.kind == kind for m in like)))
+            counts = ", ".join(
+                f"{n} by {kind}" for kind in KINDS if (n := sum(m.kind == kind for m in like))
+            )
             parts.append(
-                f"{len(like)} more {'shares' if len(like) == 1 else 'share'} words with a prompt in it ({counts}){_named(like, shown)}"
+                f"{len(like)} more {'shares' if len(like) == 1 else 'share'} words with a prompt in"
+                f" it ({counts}){_named(like, shown)}"
             )
         return "; ".join(parts)
 
     @property
     def seen(self) -> list[Match]:
-        """Those whose whole prompt is in the training set; the others only share a turn or runs of words with one that is."""
+        """Those whose whole prompt is in the training set; the others only share a turn or runs of
+        words with one that is.
+        """
         return [match for match in self.matches if match.kind == "prompt"]
 
     @property
@@ -84,7 +98,9 @@ class Overlap:
         return among(self.prompts, self.distinct)
 
     def to_dict(self) -> dict[str, Any]:
-        """``{prompts, distinct, overlapping, kinds: {kind: n}, matches: [{id, train_id, kind, text, train_text}]}``."""
+        """``{prompts, distinct, overlapping, kinds: {kind: n}, matches: [{id, train_id, kind, text,
+        train_text}]}``.
+        """
         return {
             "prompts": self.prompts,
             "distinct": self.distinct,
@@ -95,7 +111,9 @@ class Overlap:
 
 
 def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted]) -> Overlap:
-    """The evaluation prompts that occur among the training prompts, each once by its id and strongest kind."""
+    """The evaluation prompts that occur among the training prompts, each once by its id and
+    strongest kind.
+    """
     whole: dict[tuple[tuple[str, str], ...], list[int]] = {}
     last: dict[str, list[int]] = {}
     grams: dict[int, list[int]] = {}
@@ -115,7 +133,9 @@ def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted])
     def take(indices: Iterable[int], train: Prompted, kind: str) -> None:
         for i in indices:
             if i not in found or KINDS.index(kind) < KINDS.index(found[i].kind):
-                found[i] = Match(eval_prompts[i].id, train.id, kind, _shown(eval_prompts[i]), _shown(train))
+                found[i] = Match(
+                    eval_prompts[i].id, train.id, kind, _shown(eval_prompts[i]), _shown(train)
+                )
 
     for record in train_prompts:
         turns = _turns(record)
@@ -135,7 +155,11 @@ def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted])
 
 def among(records: int, distinct: int) -> str:
     """'6 prompts', or '40 rows (11 different prompts)' where several records share one."""
-    return f"{records:,} prompts" if distinct >= records else f"{records:,} rows ({distinct:,} different prompts)"
+    return (
+        f"{records:,} prompts"
+        if distinct >= records
+        else f"{records:,} rows ({distinct:,} different prompts)"
+    )
 
 
 def _named(matches: Sequence[Match], shown: int) -> str:

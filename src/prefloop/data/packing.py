@@ -1,7 +1,9 @@
 """Token-budget packs in which any number of responses branch off one shared prompt.
 
-Shape letters: N packed tokens, R response tokens, B branches (responses) of a pack, S prompts and branches, M keys with prompts repeated. A pack is one row: documents one after another, each
-its prompt followed by its branches. Positions restart at the branch, so a response sits where it would sit alone.
+Shape letters: N packed tokens, R response tokens, B branches (responses) of a pack, S prompts and
+branches, M keys with prompts repeated. A pack is one row: documents one after another, each its
+prompt followed by its branches. Positions restart at the branch, so a response sits where it would
+sit alone.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Document:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise ValueError(
-                "a document needs at least one prompt token: the first response token is predicted from it"
+                "a document needs at least one prompt token: the first response token is predicted"
+                " from it"
             )
         if len(self.responses_ids) != len(self.keys) or not self.keys:
             raise ValueError(f"{len(self.responses_ids)} responses but {len(self.keys)} keys")
@@ -51,18 +54,30 @@ class Document:
         return len(self.prompt_ids) + sum(len(ids) for ids in self.responses_ids)
 
 
-def document_of(prompt_ids: Sequence[int], answers: Sequence[Tokens], first_key: int = 0) -> Document:
-    """The document of a prompt and its tokenized answers, which get the keys from ``first_key`` on."""
+def document_of(
+    prompt_ids: Sequence[int], answers: Sequence[Tokens], first_key: int = 0
+) -> Document:
+    """The document of a prompt and its tokenized answers, which get the keys from ``first_key``
+    on.
+    """
     keys = range(first_key, first_key + len(answers))
-    learn = None if all(all(answer.learn) for answer in answers) else [answer.learn for answer in answers]
+    learn = (
+        None
+        if all(all(answer.learn) for answer in answers)
+        else [answer.learn for answer in answers]
+    )
     return Document(prompt_ids, [answer.ids for answer in answers], list(keys), learn)
 
 
 def document_of_sequence(tokens: Tokens, key: int = 0) -> Document:
-    """A sequence as a document: up to its first learnt token the prompt, then the answer with its marks."""
+    """A sequence as a document: up to its first learnt token the prompt, then the answer with its
+    marks.
+    """
     start = tokens.learn.index(True)
     marks = tokens.learn[start:]
-    return Document(tokens.ids[:start], [tokens.ids[start:]], [key], None if all(marks) else [marks])
+    return Document(
+        tokens.ids[:start], [tokens.ids[start:]], [key], None if all(marks) else [marks]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +111,9 @@ class Pack:
     longest_k: int
 
     def mask_NN(self) -> Tensor:
-        """True where query row may see key column: same document, not later, own branch or the shared prompt."""
+        """True where query row may see key column: same document, not later, own branch or the
+        shared prompt.
+        """
         same = self.document_N[:, None] == self.document_N[None, :]
         seen = (self.branch_N[None, :] == 0) | (self.branch_N[:, None] == self.branch_N[None, :])
         causal = torch.ones(
@@ -107,11 +124,18 @@ class Pack:
     def to(self, device: torch.device) -> Pack:
         """The same pack with its tensors on ``device``."""
         moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Pack(**{name: on_device(v, device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+        return Pack(
+            **{
+                name: on_device(v, device) if isinstance(v, Tensor) else v
+                for name, v in moved.items()
+            }
+        )
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``; on a GPU from pinned memory, so that the host does not wait for what the device still has to do."""
+    """``tensor`` on ``device``; on a GPU from pinned memory, so that the host does not wait for
+    what the device still has to do.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -175,10 +199,11 @@ def pack(documents: Sequence[Document]) -> Pack:
 
 
 def packs(documents: Iterable[Document], budget: int) -> list[Pack]:
-    """Fill packs of at most ``budget`` tokens, first fit by falling length; a longer document gets a pack of its own.
+    """Fill packs of at most ``budget`` tokens, first fit by falling length; a longer document gets
+    a pack of its own.
 
-    Deterministic: equal lengths keep their order. The loss of an optimizer step is a sum over branches or pairs, so it does
-    not depend on how they were packed.
+    Deterministic: equal lengths keep their order. The loss of an optimizer step is a sum over
+    branches or pairs, so it does not depend on how they were packed.
     """
     bins: list[tuple[int, list[Document]]] = []
     for doc in sorted(documents, key=len, reverse=True):

@@ -1,4 +1,6 @@
-"""Bad rows set aside, so that the rest of a file can be used: those that cannot be read, and those that a model cannot take."""
+"""Bad rows set aside, so that the rest of a file can be used: those that cannot be read, and those
+that a model cannot take.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,14 @@ from prefloop.records import Record
 R = TypeVar("R", bound=Record)
 V = TypeVar("V")
 TOO_LONG, UNUSABLE = "too-long", "unusable"
-"""In the name of the file: why its rows were set aside. The second where length is not, or not alone, the reason."""
+"""In the name of the file: why its rows were set aside. The second where length is not, or not
+alone, the reason.
+"""
 
 
-def set_aside(source: Source, findings: list[Finding], folder: str | os.PathLike[str] | None) -> Path:
+def set_aside(
+    source: Source, findings: list[Finding], folder: str | os.PathLike[str] | None
+) -> Path:
     """Write the bad rows of a source to ``<stem>.quarantine.jsonl`` in ``folder``, else beside it.
 
     They are copied in a second pass over it, so that no raw row is held while loading.
@@ -46,12 +52,16 @@ def _quarantined(finding: Finding, raw: Any) -> bytes:
 
 
 class Unusable:
-    """Rows that a model cannot take, as its encoder finds them: set aside in a file, or counted and refused together.
+    """Rows that a model cannot take, as its encoder finds them: set aside in a file, or counted and
+    refused together.
 
-    ``target`` is the file, with ``too-long`` in its name; ``None`` refuses. ``what`` names one row, ``way`` says how they are set aside.
+    ``target`` is the file, with ``too-long`` in its name; ``None`` refuses. ``what`` names one row,
+    ``way`` says how they are set aside.
     """
 
-    def __init__(self, target: Path | None, what: str = "row", way: str = "data.bad_rows: quarantine") -> None:
+    def __init__(
+        self, target: Path | None, what: str = "row", way: str = "data.bad_rows: quarantine"
+    ) -> None:
         self._target, self.what, self._way = target, what, way
         self._rows: list[dict[str, str]] = []
         self._only_long = True
@@ -69,20 +79,32 @@ class Unusable:
                 self._rows.append({"id": id, "problem": str(error)})
 
     def settle(self, read: int) -> None:
-        """After all ``read`` rows: write what is set aside and say so once. Raises ``DataError`` with their number where nothing is set aside."""
+        """After all ``read`` rows: write what is set aside and say so once. Raises ``DataError``
+        with their number where nothing is set aside.
+        """
         if not self.count:
             return
         if self._target is None:
-            many = f"{self.count} of {counted(read, self.what)} cannot be used, the first: " if self.count > 1 else ""
+            many = (
+                f"{self.count} of {counted(read, self.what)} cannot be used, the first: "
+                if self.count > 1
+                else ""
+            )
             aside = f", or set such rows aside ({self._way})" if self.count < read else ""
             raise DataError(f"{many}{self.first}{aside}")
-        name = self._target.name if self._only_long else self._target.name.replace(TOO_LONG, UNUSABLE)
+        name = (
+            self._target.name if self._only_long else self._target.name.replace(TOO_LONG, UNUSABLE)
+        )
         write_rows(self._target.with_name(name), self._rows)
         say(f"  {counted(self.count, self.what)} set aside in {name}: {self.first}", "yellow")
 
 
-def encoded(records: Iterable[R], encode: Callable[[R], V], unusable: Unusable) -> list[tuple[R, V]]:
-    """Every record that ``encode`` takes, with what it gives; the others go to ``unusable``. Raises ``DataError`` when none is left."""
+def encoded(
+    records: Iterable[R], encode: Callable[[R], V], unusable: Unusable
+) -> list[tuple[R, V]]:
+    """Every record that ``encode`` takes, with what it gives; the others go to ``unusable``. Raises
+    ``DataError`` when none is left.
+    """
     out: list[tuple[R, V]] = []
     read = 0
     for record in records:
@@ -93,5 +115,7 @@ def encoded(records: Iterable[R], encode: Callable[[R], V], unusable: Unusable) 
             unusable.add([record.id], error)
     unusable.settle(read)
     if read and not out:
-        raise DataError(f"none of {counted(read, unusable.what)} can be used, the first: {unusable.first}")
+        raise DataError(
+            f"none of {counted(read, unusable.what)} can be used, the first: {unusable.first}"
+        )
     return out

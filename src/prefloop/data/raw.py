@@ -1,7 +1,9 @@
-"""One row as a file holds it, and values of tables made plain: what JSON could hold, and nothing else.
+"""One row as a file holds it, and values of tables made plain: what JSON could hold, and nothing
+else.
 
-A null is no key: Arrow fills up what a row does not have, and people export empty columns. It goes at every depth inside objects and stays as
-an element of a list, where leaving it out would move its neighbors.
+A null is no key: Arrow fills up what a row does not have, and people export empty columns. It goes
+at every depth inside objects and stays as an element of a list, where leaving it out would move its
+neighbors.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST = 1 << 27
-"""Bytes of a line, characters of an element or a cell: what is longer is no row of texts, and must not fill the memory."""
+"""Bytes of a line, characters of an element or a cell: what is longer is no row of texts, and must
+not fill the memory.
+"""
 MOST_KEYS = 4_000
 """Columns of a row: an object with more of them is no row, but a table by id or a whole file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as it stands: its number from 1, its value (the row's text when that is not JSON) and what is wrong."""
+    """One row as it stands: its number from 1, its value (the row's text when that is not JSON) and
+    what is wrong.
+    """
 
     number: int
     value: Any
@@ -30,7 +36,9 @@ class RawRow:
 
 
 class RefusedValue(ValueError):
-    """A value that no row may hold; the message says what it is, ``where`` the keys that lead to it, the innermost first."""
+    """A value that no row may hold; the message says what it is, ``where`` the keys that lead to
+    it, the innermost first.
+    """
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
@@ -38,7 +46,9 @@ class RefusedValue(ValueError):
 
 
 def table_row(number: int, row: dict[str, Any]) -> RawRow:
-    """A row of a table with plain values; one that has no JSON counterpart, such as bytes, is the row's problem."""
+    """A row of a table with plain values; one that has no JSON counterpart, such as bytes, is the
+    row's problem.
+    """
     try:
         return RawRow(number, plain(row))
     except RefusedValue as refused:
@@ -47,7 +57,9 @@ def table_row(number: int, row: dict[str, Any]) -> RawRow:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON has it, without nulls in objects. Raises ``Refused`` for bytes, infinite numbers and objects of programs."""
+    """The value as JSON has it, without nulls in objects. Raises ``Refused`` for bytes, infinite
+    numbers and objects of programs.
+    """
     kind = type(value)
     if kind is str or kind is int or kind is bool or value is None:
         return value
@@ -56,7 +68,11 @@ def plain(value: Any) -> Any:
             raise RefusedValue("is an infinite number")
         return None if math.isnan(value) else value
     if kind is dict:
-        return {_key(key): item for key, item in ((key, _within(str(key), item)) for key, item in value.items()) if item is not None}  # fmt: skip
+        return {
+            _key(key): item
+            for key, item in ((key, _within(str(key), item)) for key, item in value.items())
+            if item is not None
+        }
     if kind is list or kind is tuple:
         return [_within(str(index), item) for index, item in enumerate(value)]
     return plain(_converted(value))
@@ -113,7 +129,9 @@ _CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 
 
 def _shown(value: Any) -> Any:
-    """The row of a refused value, for a quarantine file: what JSON lacks stands as a text about it."""
+    """The row of a refused value, for a quarantine file: what JSON lacks stands as a text about
+    it.
+    """
     if isinstance(value, dict):
         return {str(key): _shown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -125,7 +143,9 @@ def _shown(value: Any) -> Any:
 
 
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without its nulls. Raises ``Refused`` for a key that is given twice: which of the two is meant, nobody knows."""
+    """A JSON object without its nulls. Raises ``Refused`` for a key that is given twice: which of
+    the two is meant, nobody knows.
+    """
     found = {key: value for key, value in pairs if value is not None}
     if len(found) != len(pairs) and (twice := repeated(key for key, _ in pairs)) is not None:
         raise RefusedValue(f"has the key '{twice}' twice in one object; keep one of them")
@@ -143,7 +163,9 @@ def repeated(names: Iterable[str]) -> str | None:
 
 
 def finite(text: str) -> float:
-    """A JSON number with a fraction or an exponent. Raises ``Refused`` for one beyond what a float holds."""
+    """A JSON number with a fraction or an exponent. Raises ``Refused`` for one beyond what a float
+    holds.
+    """
     value = float(text)
     if math.isinf(value):
         raise RefusedValue(f"holds {text[:40]}, a number too large to be one")

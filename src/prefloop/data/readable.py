@@ -1,7 +1,8 @@
 """Conversations for people and judges to read: who says what, part by part.
 
-One rule for every room (judges, chat, Argilla's page, reports): what the model sees or writes is shown, its thoughts too. Votes and verdicts
-are about what is trained on. Hiding thoughts was left out on purpose: two answers that differ in their thoughts alone would look the same.
+One rule for every room (judges, chat, Argilla's page, reports): what the model sees or writes is
+shown, its thoughts too. Votes and verdicts are about what is trained on. Hiding thoughts was left
+out on purpose: two answers that differ in their thoughts alone would look the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from prefloop.records import Message, tools_of
 
 
 class Part(NamedTuple):
-    """One thing that is said; ``who`` is a heading such as ``user``, ``assistant thinks`` or ``tool get_weather``."""
+    """One thing that is said; ``who`` is a heading such as ``user``, ``assistant thinks`` or
+    ``tool get_weather``.
+    """
 
     who: str
     text: str
@@ -27,7 +30,9 @@ def prompt_parts(prompt: Sequence[Message]) -> list[Part]:
 
 
 def parts(turns: Sequence[Message]) -> list[Part]:
-    """The turns in order, each as its thoughts, its text and its calls. A plain turn is one part under its role."""
+    """The turns in order, each as its thoughts, its text and its calls. A plain turn is one part
+    under its role.
+    """
     called: dict[str | None, str] = {}
     found: list[Part] = []
     for turn in turns:

@@ -1,4 +1,6 @@
-"""The rows of a file → records: its layout and habits from the first rows, then one pass that names what is wrong."""
+"""The rows of a file → records: its layout and habits from the first rows, then one pass that names
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ SAMPLE = 20
 """Rows that tell what a file is."""
 _sorted_json = json.JSONEncoder(sort_keys=True).encode
 _SURE = 3
-"""Answers of which every one must begin with its prompt where the prompts are short, for this to be a habit of the file."""
+"""Answers of which every one must begin with its prompt where the prompts are short, for this to be
+a habit of the file.
+"""
 
 
 class FileSample:
@@ -49,7 +53,11 @@ class FileSample:
     def __init__(self, path: Source) -> None:
         self.path = path
         self._first = list(islice(read_rows(path), SAMPLE))
-        self._rows = [Row(row.value, "sample", f"file:{path.name}") for row in self._first if row.problem is None]
+        self._rows = [
+            Row(row.value, "sample", f"file:{path.name}")
+            for row in self._first
+            if row.problem is None
+        ]
 
     def detect(self) -> Layout:
         if not self._first:
@@ -57,7 +65,9 @@ class FileSample:
         if not self._rows:
             found = [Finding(row.number, None, "", row.problem or "") for row in self._first]
             shown = "\n".join(faults(found))
-            raise DataError(f"{self.path}: not one of the first {len(self._first)} rows can be read\n{shown}")
+            raise DataError(
+                f"{self.path}: not one of the first {len(self._first)} rows can be read\n{shown}"
+            )
         if len(self._first) == 1 and columnar(dict(self._rows[0])):
             raise DataError(f"{self.path} {described(dict(self._rows[0]), str(self.path))}")
         fits = Counter(name for row in self._rows for name in fitting(row))
@@ -66,29 +76,40 @@ class FileSample:
             return LAYOUTS[best[0]]
         if len(self._first) == 1 and not fits and wrapped(self._rows[0]):
             raise DataError(f"{self.path} {described(self._rows[0], str(self.path))}")
-        lowered = [Row({key.strip().lower(): value for key, value in row.items()}) for row in self._rows]
+        lowered = [
+            Row({key.strip().lower(): value for key, value in row.items()}) for row in self._rows
+        ]
         if not best and (other := {name for row in lowered for name in fitting(row)}):
-            named = listed(dict.fromkeys(key for row in self._rows for key in row if key != key.strip().lower()))
+            named = listed(
+                dict.fromkeys(
+                    key for row in self._rows for key in row if key != key.strip().lower()
+                )
+            )
             raise DataError(
-                f"{self.path}: no column has a name that is known. In lower case it would be layout {listed(sorted(other))}: rename {named}"
+                f"{self.path}: no column has a name that is known. In lower case it would be layout"
+                f" {listed(sorted(other))}: rename {named}"
             )
         keys = listed(dict.fromkeys(key for row in self._rows for key in row), SAMPLE)
         said = f"rows fit {' and '.join(best)} equally well" if best else "rows fit no known layout"
         known = "\n".join(f"  {layout.name}: {layout.keys}" for layout in LAYOUTS.values())
         raise DataError(
-            f"{self.path}: the first {said} (keys found: {keys or 'none'})\nKnown layouts:\n{known}\n"
-            "Name the layout with `layout:`, or rename the keys."
+            f"{self.path}: the first {said} (keys found: {keys or 'none'})\nKnown"
+            f" layouts:\n{known}\nName the layout with `layout:`, or rename the keys."
         )
 
     def reason(self, layout: Layout) -> str:
         """Why this layout was taken."""
         fits = sum(layout.name in fitting(row) for row in self._rows)
         row = next(row for row in self._rows if layout.name in fitting(row))
-        others = "" if fits == len(self._rows) else f", in {fits} of the first {len(self._rows)} rows"
+        others = (
+            "" if fits == len(self._rows) else f", in {fits} of the first {len(self._rows)} rows"
+        )
         return layout.reason(row) + others
 
     def habits(self, layout: Layout, named: bool = False) -> Habits:
-        """Whether the first responses repeat their prompt (most a long one, or every one more than a word), and whether most end with a marker."""
+        """Whether the first responses repeat their prompt (most a long one, or every one more than
+        a word), and whether most end with a marker.
+        """
         begins: list[int] = []
         ended: list[bool] = []
         unknown = Habits(
@@ -112,7 +133,9 @@ class FileSample:
 
 
 class Records:
-    """The good records of a file, one pass; what is wrong with the other rows gathers in ``findings``."""
+    """The good records of a file, one pass; what is wrong with the other rows gathers in
+    ``findings``.
+    """
 
     def __init__(self, path: Source, layout: Layout, kind: type, habits: Habits) -> None:
         self.path, self.layout, self.kind, self.habits = path, layout, kind, habits

@@ -1,7 +1,9 @@
-"""The chat template at work: conversations → text in which only the template itself writes control tokens.
+"""The chat template at work: conversations → text in which only the template itself writes control
+tokens.
 
-People's texts may hold the characters of a control token (``<|im_end|>`` in a question about templates). Each is stashed behind two
-noncharacters before the template runs and encoded as plain text afterwards, so that no text can end a turn or open another.
+People's texts may hold the characters of a control token (``<|im_end|>`` in a question about
+templates). Each is stashed behind two noncharacters before the template runs and encoded as plain
+text afterwards, so that no text can end a turn or open another.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Renderer:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         # Some tokenizers (Phi-3) mark their turn end special only in the table of added tokens.
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        added = {
+            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+        }
         found = {*tokenizer.all_special_tokens, *added} - {"", *_SPOKEN}
         self.controls = sorted(found, key=lambda token: (-len(token), token))
         self.control_ids = frozenset(tokenizer.convert_tokens_to_ids(self.controls))
@@ -59,8 +63,11 @@ class Renderer:
         """How many control tokens stand in people's texts."""
         return sum(len(self._found.findall(text)) for turn in turns for text in _texts(turn))
 
-    def render(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], generate: bool) -> str:
-        """The text that the template makes of ``turns``; with ``generate``, up to where the assistant answers.
+    def render(
+        self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], generate: bool
+    ) -> str:
+        """The text that the template makes of ``turns``; with ``generate``, up to where the
+        assistant answers.
 
         Raises ``DataError`` with the template's own words where it refuses them.
         """
@@ -73,21 +80,33 @@ class Renderer:
             )
         except MemoryError:
             raise
-        except Exception as error:  # a template is a program of the model's makers and may raise anything
+        except (
+            Exception
+        ) as error:  # a template is a program of the model's makers and may raise anything
             raise DataError(f"the model's chat template refuses it: {_reason(error)}") from None
 
     def prompt(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
-        """The text up to where the assistant answers, whole. Raises as ``render``, and where the template leaves a part out."""
+        """The text up to where the assistant answers, whole. Raises as ``render``, and where the
+        template leaves a part out.
+        """
         # Several answers to one prompt come one after another: the last prompt's text is kept.
         known, text = self._last
-        if len(known) != len(turns) + 1 or known[0] is not tools or any(map(operator.is_not, known[1:], turns)):
+        if (
+            len(known) != len(turns) + 1
+            or known[0] is not tools
+            or any(map(operator.is_not, known[1:], turns))
+        ):
             text = self.render(turns, tools, generate=True)
             self.require_whole(turns, tools, text)
             self._last = ([tools, *turns], text)
         return text
 
-    def render_marked(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]) -> tuple[str, list[Span]]:
-        """The text of a whole conversation and the spans that the template marks as the assistant's. Raises as ``render``."""
+    def render_marked(
+        self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[str, list[Span]]:
+        """The text of a whole conversation and the spans that the template marks as the
+        assistant's. Raises as ``render``.
+        """
         try:
             texts, spans = render_jinja_template(
                 conversations=[[self._message(turn) for turn in turns]],
@@ -103,9 +122,11 @@ class Renderer:
         return texts[0], [(start, end) for start, end in spans[0]]
 
     def ids(self, text: str, after: str = "") -> list[int]:
-        """Token ids of rendered text: the template's control tokens as such, those of people's texts as plain text.
+        """Token ids of rendered text: the template's control tokens as such, those of people's
+        texts as plain text.
 
-        ``after`` is the text that it goes on from: no blank is put between the two that a tokenizer would put before a text of its own.
+        ``after`` is the text that it goes on from: no blank is put between the two that a tokenizer
+        would put before a text of its own.
         """
         if _OPEN not in text:
             return self._encode(text, after)
@@ -121,13 +142,16 @@ class Renderer:
     def plain_ids(self, text: str, after: str = "") -> list[int]:
         """Token ids of ``text`` with no control token among them."""
         ids = self._encode(text, after and "\n", plain=True)
-        # An added token that the tokenizer does not know as special is still matched whole: cut in two it is not.
+        # An added token that the tokenizer does not know as special is still matched whole: cut in
+        # two it is not.
         if self.control_ids & set(ids):
             ids = [*self._encode(text[:1], after and "\n"), *self._encode(text[1:], "\n")]
         return ids
 
     def as_text(self, text: str) -> str:
-        """``text`` with the characters of control tokens in other brackets, for people to tell them from the tokens."""
+        """``text`` with the characters of control tokens in other brackets, for people to tell them
+        from the tokens.
+        """
         return self._found.sub(lambda match: f"‹{match.group()[1:-1]}›", text)
 
     def shown(self, text: str) -> str:
@@ -137,17 +161,24 @@ class Renderer:
     def _encode(self, text: str, after: str, plain: bool = False) -> list[int]:
         if not after or not self._puts_blank:
             return self._tokens(text, plain)
-        # Behind a control token, or within a line: what the tokenizer makes of either depends on nothing further back.
-        probe = next((token for token in self.controls if after.endswith(token) and not plain), "\n")
+        # Behind a control token, or within a line: what the tokenizer makes of either depends on
+        # nothing further back.
+        probe = next(
+            (token for token in self.controls if after.endswith(token) and not plain), "\n"
+        )
         head, whole = self._tokens(probe, plain), self._tokens(probe + text, plain)
         return whole[len(head) :] if whole[: len(head)] == head else self._tokens(text, plain)
 
     def _tokens(self, text: str, plain: bool = False) -> list[int]:
         try:
-            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)[
+                "input_ids"
+            ]
         except MemoryError:
             raise
-        except Exception as error:  # tokenizers, too, are made by others: Rust raises bare Exceptions
+        except (
+            Exception
+        ) as error:  # tokenizers, too, are made by others: Rust raises bare Exceptions
             raise DataError(f"the model's tokenizer refuses it: {_reason(error)}") from error
 
     def _message(self, turn: Message) -> dict[str, Any]:
@@ -167,19 +198,29 @@ class Renderer:
         return [self._guarded(item) for item in value] if isinstance(value, list) else value
 
     def require_whole(
-        self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], rendered: str, first: int = 1
+        self,
+        turns: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        rendered: str,
+        first: int = 1,
     ) -> None:
-        """Raise ``DataError`` naming what the template left out of the turns, numbered from ``first`` on, and tools that it was given."""
+        """Raise ``DataError`` naming what the template left out of the turns, numbered from
+        ``first`` on, and tools that it was given.
+        """
         text = self.shown(rendered)
         for number, turn in enumerate(turns, start=first):
             if missing := _missing(turn, text):
-                raise DataError(f"the model's chat template leaves out {missing} of turn {number} (the {turn.role}'s)")
+                raise DataError(
+                    f"the model's chat template leaves out {missing} of turn {number} (the"
+                    f" {turn.role}'s)"
+                )
         for tool in tools:
             name = str(tool.get("function", tool).get("name", ""))
             if name not in text:
                 raise DataError(
-                    f"the model's chat template does not show tools: it leaves out '{name[:40]}'; take a model whose template does, or name a "
-                    "Jinja file that does as backbone.chat_template"
+                    f"the model's chat template does not show tools: it leaves out '{name[:40]}';"
+                    " take a model whose template does, or name a Jinja file that does as"
+                    " backbone.chat_template"
                 )
 
 

@@ -1,4 +1,6 @@
-"""A response on its way to a judge: its text alone, or the whole record where it is more than that."""
+"""A response on its way to a judge: its text alone, or the whole record where it is more than
+that.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import Any
 from prefloop.records import Message, Response, answer_turns
 
 Reply = str | Response
-"""The text of a plain response; the ``Response`` where it has turns: thoughts, tool calls and their results."""
+"""The text of a plain response; the ``Response`` where it has turns: thoughts, tool calls and their
+results.
+"""
 
 
 def reply_of(response: Response) -> Reply:
@@ -31,7 +35,9 @@ def response_of(reply: Reply) -> Response:
 
 
 def same_as(reply: Reply) -> Any:
-    """What makes two replies the same, ready for JSON: the text of a plain one, else its turns. Cut or not plays no part."""
+    """What makes two replies the same, ready for JSON: the text of a plain one, else its turns. Cut
+    or not plays no part.
+    """
     return reply if isinstance(reply, str) else reply.said()
 
 

@@ -1,16 +1,34 @@
-"""What a row's answers and their prompt make: pairs, thumbs, demonstrations; and the prompt of answers that hold it themselves."""
+"""What a row's answers and their prompt make: pairs, thumbs, demonstrations; and the prompt of
+answers that hold it themselves.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from prefloop.data.answers import Answer, answer_of, is_setting
-from prefloop.data.check import BadRow, check_answer, check_distinct, check_prompt, number_of, truth_of
+from prefloop.data.check import (
+    BadRow,
+    check_answer,
+    check_distinct,
+    check_prompt,
+    number_of,
+    truth_of,
+)
 from prefloop.data.judged import verdict
 from prefloop.data.prompts import CONVERSATIONS, context, last_answer, prompt_of, same, turns_at
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around
-from prefloop.records import Comparison, Conversation, Demonstration, Message, Rating, Response, Thumb, Vote
+from prefloop.records import (
+    Comparison,
+    Conversation,
+    Demonstration,
+    Message,
+    Rating,
+    Response,
+    Thumb,
+    Vote,
+)
 
 _COPIES = ("raw_chosen", "raw_rejected")
 _SCORES = (
@@ -39,9 +57,13 @@ OTHER_ANSWERS = (
 _VERDICTS = ("winner", "preferred", "preference", "choice", "better", "label")
 
 
-def whole_prompt(prompt: Conversation, answers: Sequence[Answer], keys: Sequence[str]) -> Conversation:
+def whole_prompt(
+    prompt: Conversation, answers: Sequence[Answer], keys: Sequence[str]
+) -> Conversation:
     """The prompt, or the fuller one that stands before every answer that has one."""
-    fuller = [(key, a.before) for key, a in zip(keys, answers, strict=True) if len(a.before) > len(prompt)]
+    fuller = [
+        (key, a.before) for key, a in zip(keys, answers, strict=True) if len(a.before) > len(prompt)
+    ]
     for key, before in fuller[1:]:
         if not same(before, fuller[0][1]):
             raise BadRow(key, f"its prompt is not that of '{fuller[0][0]}'")
@@ -58,7 +80,12 @@ def paired(row: Row, first: str, second: str, key: str | None = None) -> Compari
     prompt = prompt_of(row, key)
     answers = [answer_of(row, name, prompt) for name in (first, second)]
     return comparison(
-        row, whole_prompt(prompt, answers, (first, second)), answers[0].turns, answers[1].turns, first, second
+        row,
+        whole_prompt(prompt, answers, (first, second)),
+        answers[0].turns,
+        answers[1].turns,
+        first,
+        second,
     )
 
 
@@ -67,7 +94,8 @@ def common_start(
 ) -> tuple[Conversation, list[list[Message]]]:
     """Conversations (one, two or several) → the prompt that they share and what follows it in each.
 
-    The prompt ends with a user's or a tool's turn; where the conversations differ from an assistant turn on, everything after is the answer.
+    The prompt ends with a user's or a tool's turn; where the conversations differ from an assistant
+    turn on, everything after is the answer.
     """
     for key, whole in zip(keys, wholes, strict=True):
         if whole[-1].role != "assistant":
@@ -82,7 +110,9 @@ def common_start(
     if not shared and all(rest and rest[0].role == "assistant" for rest in rests):
         raise BadRow(keys[0], "has no message before the assistant's: there is no prompt")
     if not shared or not all(rest and rest[0].role == "assistant" for rest in rests):
-        raise BadRow(other, f"its prompt is not that of '{keys[0]}' (they differ from turn {differ})")
+        raise BadRow(
+            other, f"its prompt is not that of '{keys[0]}' (they differ from turn {differ})"
+        )
     for key, rest in zip(keys, rests, strict=True):
         check_answer(rest, key)
     prompt = around(row, first[:shared])
@@ -93,13 +123,22 @@ def common_start(
 def _alike(first: Sequence[Message], second: Sequence[Message]) -> int:
     """How many turns two conversations have in common before they differ."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if not same([a], [b])), min(len(first), len(second)))
+    return next(
+        (index for index, (a, b) in pairs if not same([a], [b])), min(len(first), len(second))
+    )
 
 
 def comparison(
-    row: Row, prompt: Conversation, chosen: list[Message], rejected: list[Message], first: str, second: str
+    row: Row,
+    prompt: Conversation,
+    chosen: list[Message],
+    rejected: list[Message],
+    first: str,
+    second: str,
 ) -> Comparison:
-    """The pair of two answers, the first preferred, with the strength that the file's scores say."""
+    """The pair of two answers, the first preferred, with the strength that the file's scores
+    say.
+    """
     responses = [Response.of(turns, row.source) for turns in (chosen, rejected)]
     check_distinct(responses[0].text, responses[1].text, first, second)
     _check_verdicts(row, second)
@@ -107,7 +146,8 @@ def comparison(
         if row.left(column) and not is_setting(row, column):
             raise BadRow(
                 column,
-                f"stands beside two answers: name it '{first}_reasoning' or '{second}_reasoning' after the one that it led to",
+                f"stands beside two answers: name it '{first}_reasoning' or '{second}_reasoning'"
+                " after the one that it led to",
             )
     row.repeats(*_COPIES)
     leave_copies(row, prompt, (chosen, rejected))
@@ -116,27 +156,36 @@ def comparison(
 
 
 def _check_verdicts(row: Row, rejected: str) -> None:
-    """Refuse a column beside a pair by which its rejected answer is the better one, or neither is, or which may mean that."""
+    """Refuse a column beside a pair by which its rejected answer is the better one, or neither is,
+    or which may mean that.
+    """
     if truth_of(row.get("tie")) is True:
         raise BadRow("tie", "says that neither answer is better: leave the row out")
     for key in _VERDICTS:
         word = row[key].strip().casefold() if isinstance(row.get(key), str) else None
         if word in ("rejected", "lose", "tie", "neither", rejected):
             raise BadRow(
-                key, f"is {word!r}, and the columns name the other answer as the preferred one: keep what is right"
+                key,
+                f"is {word!r}, and the columns name the other answer as the preferred one: keep"
+                " what is right",
             )
         if key in row and truth_of(row[key]) is False:
             raise BadRow(
-                key, f"is {row[key]} beside a pair, which may turn it round: take the column out, or rename it"
+                key,
+                f"is {row[key]} beside a pair, which may turn it round: take the column out, or"
+                " rename it",
             )
     strength = number_of(row.get("preference_strength"))
     if strength is not None and strength < 0:
         raise BadRow(
-            "preference_strength", f"is {strength:g}: by it the rejected answer may be the better one: take it out"
+            "preference_strength",
+            f"is {strength:g}: by it the rejected answer may be the better one: take it out",
         )
 
 
-def two_responses(row: Row, prompt: Conversation, first: str, second: str) -> tuple[Conversation, list[Response]]:
+def two_responses(
+    row: Row, prompt: Conversation, first: str, second: str
+) -> tuple[Conversation, list[Response]]:
     """Two answers of which another column says which is better, and the prompt that they answer."""
     answers = [answer_of(row, key, prompt) for key in (first, second)]
     responses = [Response.of(answer.turns, row.source) for answer in answers]
@@ -147,7 +196,9 @@ def two_responses(row: Row, prompt: Conversation, first: str, second: str) -> tu
 
 
 def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]]) -> None:
-    """Leave out the columns that repeat the prompt with one of its answers; refuse those that say another conversation."""
+    """Leave out the columns that repeat the prompt with one of its answers; refuse those that say
+    another conversation.
+    """
     own = [turn for turn in prompt if turn.role != "system"]
     for key in filter(row.left, CONVERSATIONS):
         value = row[key]
@@ -156,14 +207,18 @@ def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]
         else:
             turns = [turn for turn in turns_at(row, key, value) if turn.role != "system"]
             if not any(same(turns, [*own, *answer]) for answer in (*answers, [])):
-                raise BadRow(key, "is another conversation than the prompt and its answers: keep one of them")
+                raise BadRow(
+                    key, "is another conversation than the prompt and its answers: keep one of them"
+                )
             row.repeats(key)
 
 
 def strength_of(row: Row) -> int | float | None:
-    """How much better the first answer is by the file's own scores: a difference on the file's scale.
+    """How much better the first answer is by the file's own scores: a difference on the file's
+    scale.
 
-    Raises ``BadRow`` where the scores prefer the other one. Columns stay in meta, where they are evidence.
+    Raises ``BadRow`` where the scores prefer the other one. Columns stay in meta, where they are
+    evidence.
     """
     for good, bad in _SCORES:
         if good not in row or bad not in row:
@@ -172,7 +227,10 @@ def strength_of(row: Row) -> int | float | None:
         if first is None or second is None:
             continue
         if second > first:
-            raise BadRow(bad, f"is {second:g}, higher than {good} ({first:g}): the columns contradict each other")
+            raise BadRow(
+                bad,
+                f"is {second:g}, higher than {good} ({first:g}): the columns contradict each other",
+            )
         return _strength(row, first - second, f"{good} - {bad}", good, bad)
     margin = number_of(row.get("margin"))
     if margin is None:
@@ -192,7 +250,9 @@ def _strength(row: Row, strength: int | float, said: str, *keys: str) -> int | f
 
 
 def beside(row: Row, key: str, prompt_key: str | None = None) -> tuple[Conversation, list[Message]]:
-    """The one answer of a row and the prompt in another column, with the turns of either that the other lacks."""
+    """The one answer of a row and the prompt in another column, with the turns of either that the
+    other lacks.
+    """
     prompt = prompt_of(row, prompt_key)
     answer = answer_of(row, key, prompt)
     prompt = whole_prompt(prompt, [answer], [key])
@@ -204,7 +264,11 @@ def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Ra
     """An answer with the file's thumb."""
     leave_copies(row, prompt, [turns])
     return Rating(
-        row.id, prompt, Response.of(turns, row.source), [Thumb(row.source, "up" if up else "down")], row.meta()
+        row.id,
+        prompt,
+        Response.of(turns, row.source),
+        [Thumb(row.source, "up" if up else "down")],
+        row.meta(),
     )
 
 
@@ -213,26 +277,38 @@ def refuse_other_answers(row: Row) -> None:
     if (other := row.first(*OTHER_ANSWERS)) is not None:
         raise BadRow(
             other,
-            "stands beside a single answer, and most rows of the file have no such column: put pairs into a file of their own, "
-            "or rename the column where it holds no answer",
+            "stands beside a single answer, and most rows of the file have no such column: put"
+            " pairs into a file of their own, or rename the column where it holds no answer",
         )
 
 
 def imitated(row: Row, prompt: Conversation, turns: list[Message]) -> Demonstration | Rating:
-    """An answer to imitate, or with its thumb where a column judges it, however few rows of the file have one. Raises ``BadRow``."""
+    """An answer to imitate, or with its thumb where a column judges it, however few rows of the
+    file have one. Raises ``BadRow``.
+    """
     refuse_other_answers(row)
     up = verdict(row)
-    return Demonstration.of(row.id, prompt, turns, row.meta()) if up is None else rating(row, prompt, turns, up)
+    return (
+        Demonstration.of(row.id, prompt, turns, row.meta())
+        if up is None
+        else rating(row, prompt, turns, up)
+    )
 
 
-def demonstration(row: Row, key: str, prompt_key: str | None = None, learnt: bool = False) -> Demonstration | Rating:
-    """An answer to imitate beside its prompt, whose own assistant turns are context unless the layout says that they are ``learnt``."""
+def demonstration(
+    row: Row, key: str, prompt_key: str | None = None, learnt: bool = False
+) -> Demonstration | Rating:
+    """An answer to imitate beside its prompt, whose own assistant turns are context unless the
+    layout says that they are ``learnt``.
+    """
     prompt, turns = beside(row, key, prompt_key)
     return imitated(row, prompt if learnt else context(prompt), turns)
 
 
 def answered(turns: Conversation, key: str) -> tuple[Conversation, list[Message]]:
-    """A conversation's prompt and its last answer; refuses one that does not end with the assistant's turn."""
+    """A conversation's prompt and its last answer; refuses one that does not end with the
+    assistant's turn.
+    """
     if turns[-1].role != "assistant":
         raise BadRow(key, f"ends with the {turns[-1].role}'s turn, expected the assistant's")
     before, answer = last_answer(turns)

@@ -1,8 +1,9 @@
 """One row while it is read, and what is said about the rows of a file.
 
-A reader takes columns from a :class:`Row`. What it leaves goes into the record's ``meta`` and is named once per file, so
-that no column vanishes without a word. What it does to texts (parsing, unwrapping, cutting) it says to the row, and the
-file's :class:`Notes` count it once the row is accepted.
+A reader takes columns from a :class:`Row`. What it leaves goes into the record's ``meta`` and is
+named once per file, so that no column vanishes without a word. What it does to texts (parsing,
+unwrapping, cutting) it says to the row, and the file's :class:`Notes` count it once the row is
+accepted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _OWN_META = frozenset({"id", "meta"})
 
 @dataclass(frozen=True)
 class Habits:
-    """What the first rows of a file tell about all of them. ``None`` while that is being found out."""
+    """What the first rows of a file tell about all of them. ``None`` while that is being found
+    out.
+    """
 
     repeats_prompt: bool | None = False
     """Responses begin with their prompt."""
@@ -66,7 +69,8 @@ class Notes:
         said = [f"{what} (in {counted(number, 'row')})" for what, number in self.rows.items()]
         if self.begins:
             said.append(
-                f"{self.begins:,} of {counted(self.responses, 'response')} began with their prompt, which was taken off"
+                f"{self.begins:,} of {counted(self.responses, 'response')} began with their prompt,"
+                " which was taken off"
             )
         if self.repeated:
             said.append(f"columns left out, they repeat the conversation: {listed(self.repeated)}")
@@ -80,7 +84,13 @@ class Notes:
 class Row(dict[str, Any]):
     """The columns of a row that hold something (a null is no key), and what was made of them."""
 
-    def __init__(self, values: Mapping[str, Any], id: str = "", source: str = "", habits: Habits | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        id: str = "",
+        source: str = "",
+        habits: Habits | None = None,
+    ) -> None:
         super().__init__((key, value) for key, value in values.items() if value is not None)
         self.id, self.source = id, source
         self.habits = habits or Habits()
@@ -88,15 +98,21 @@ class Row(dict[str, Any]):
         self.repeated: dict[str, None] = {}
         self.message_keys: dict[str, None] = {}
         self.begins: list[int] = []
-        """Of every answer given as text: how many words of its prompt it begins with, 0 where it does not."""
+        """Of every answer given as text: how many words of its prompt it begins with, 0 where it
+        does not.
+        """
         self.offered: dict[str, list[dict[str, Any]]] = {}
         """Tools that turns of the row offer themselves, by where they stand."""
         self.tools: list[dict[str, Any]] | None = None
         """The tools of the row's prompt, once it was read."""
         self.transcript = False
-        """Whether one of its texts was a transcript, whose markers may stand before other texts as well."""
+        """Whether one of its texts was a transcript, whose markers may stand before other texts as
+        well.
+        """
         self.templated = False
-        """Whether control tokens stood around one of its texts, so that an end marker after an answer is one."""
+        """Whether control tokens stood around one of its texts, so that an end marker after an
+        answer is one.
+        """
         self.thinks = False
         """Whether its prompt is open within the assistant's thoughts."""
         self.ended: list[bool] = []
@@ -114,7 +130,9 @@ class Row(dict[str, Any]):
         return check_text(self.take(key), key)
 
     def optional(self, key: str) -> str | None:
-        """The text under ``key``; ``None`` where it is absent or empty, ``BadRow`` where it is no text."""
+        """The text under ``key``; ``None`` where it is absent or empty, ``BadRow`` where it is no
+        text.
+        """
         if key not in self:
             return None
         value = self.take(key)
@@ -140,7 +158,9 @@ class Row(dict[str, Any]):
     def offer(self, tools: list[dict[str, Any]], name: str) -> None:
         """A turn offers tools. ``BadRow`` where the prompt, already read, offers others."""
         if self.tools is not None and tools != self.tools:
-            raise BadRow(name, "offers other tools than the prompt: write them into a column 'tools'")
+            raise BadRow(
+                name, "offers other tools than the prompt: write them into a column 'tools'"
+            )
         self.offered[name] = tools
 
     def say(self, what: str) -> None:
@@ -148,25 +168,32 @@ class Row(dict[str, Any]):
         self.done[what] = None
 
     def check_cell(self, text: str, name: str) -> str:
-        """A text of the row. ``BadRow`` for what pandas writes into a CSV in the place of a text that is missing."""
+        """A text of the row. ``BadRow`` for what pandas writes into a CSV in the place of a text
+        that is missing.
+        """
         if text.strip() in _MISSING and _TABLE.search(self.source):
             raise BadRow(
                 name,
-                f"is {text.strip()!r}, which stands for a missing text in CSV: leave the row out, or write the text",
+                f"is {text.strip()!r}, which stands for a missing text in CSV: leave the row out,"
+                " or write the text",
             )
         return text
 
     def without_begin(self, text: str) -> str:
-        """A text without the tokens that begin a sequence: the model's own tokenizer or template writes them."""
+        """A text without the tokens that begin a sequence: the model's own tokenizer or template
+        writes them.
+        """
         cut, markers = begin_cut(text, html=True)
         for marker in markers:
             self.say(f"tokens that begin a sequence ({marker}) taken off texts")
         return cut if markers else text
 
     def without_end(self, text: str) -> str:
-        """An answer without the end-of-turn markers after it, where the file writes them: the model's own template writes one.
+        """An answer without the end-of-turn markers after it, where the file writes them: the
+        model's own template writes one.
 
-        Where most answers of the file have none, they are words of this one. An answer of nothing else is empty either way.
+        Where most answers of the file have none, they are words of this one. An answer of nothing
+        else is empty either way.
         """
         text = self.without_begin(text)
         cut, markers = end_cut(text)
@@ -174,7 +201,10 @@ class Row(dict[str, Any]):
         if not markers or self.habits.marks_ends is None:
             return text
         if not self.habits.marks_ends and not self.templated and cut.strip():
-            self.say(f"answers that end with {markers[0]} kept as they are: most answers of this file do not")
+            self.say(
+                f"answers that end with {markers[0]} kept as they are: most answers of this file"
+                " do not"
+            )
             return text
         for marker in markers:
             self.say(f"end-of-turn markers ({marker}) taken off answers")

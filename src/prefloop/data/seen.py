@@ -11,7 +11,8 @@ _FIRST = 1 << 10
 class Seen:
     """A table from 64-bit hashes of texts to row numbers, with open addressing in two arrays.
 
-    Two of a million texts share a hash with a chance of 3 in 10^8. A dictionary of the texts themselves takes ten times the memory.
+    Two of a million texts share a hash with a chance of 3 in 10^8. A dictionary of the texts
+    themselves takes ten times the memory.
     """
 
     def __init__(self) -> None:
@@ -57,4 +58,6 @@ class Seen:
 
 def hash64(text: str) -> int:
     """64 bits of a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    )

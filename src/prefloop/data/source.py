@@ -1,7 +1,9 @@
-"""Where rows come from: a local file, a folder or pattern of shards, or an address such as ``hf:org/name:split``.
+"""Where rows come from: a local file, a folder or pattern of shards, or an address such as
+``hf:org/name:split``.
 
-A source is what the command line, the configuration and every loader name. An address (``SCHEMES``) is copied to this machine once; from
-then on its rows are those of the copy, so that they can be hashed and read again without a network. Nothing is opened before it is needed.
+A source is what the command line, the configuration and every loader name. An address (``SCHEMES``)
+is copied to this machine once; from then on its rows are those of the copy, so that they can be
+hashed and read again without a network. Nothing is opened before it is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ ENDINGS = (".gz", ".zst")
 SHARDS = (".parquet", ".arrow")
 ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 """Of files that hold rows too, but are no shards."""
-_ABOUT = re.compile(r"(dataset_infos?|dataset_dict|state|metadata|croissant|config|schema|stats)\.json")
+_ABOUT = re.compile(
+    r"(dataset_infos?|dataset_dict|state|metadata|croissant|config|schema|stats)\.json"
+)
 """What stands in a data set's folder and holds no rows."""
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _PART = re.compile(r"[-_.]?\d{5}-of-\d{5}$")
@@ -39,11 +43,13 @@ def _hub(address: str, fetch: bool) -> Path | None:
 
 
 SCHEMES: dict[str, Callable[[str, bool], Path | None]] = {"hf": _hub}
-"""By scheme: what gives the local copy of an address (the text after ``scheme:``), written by ``copies.write_copy``.
+"""By scheme: what gives the local copy of an address (the text after ``scheme:``), written by
+``copies.write_copy``.
 
-The second argument says whether to fetch it where there is none; without fetching, an address that cannot be one is refused and ``None``
-means that there is no copy yet. ``argilla:`` is added where the package is put together (``prefloop/__init__.py``): labeling builds on data,
-and not the other way round. Raises ``ConfigError`` for the former, ``DataError`` for what cannot be fetched.
+The second argument says whether to fetch it where there is none; without fetching, an address that
+cannot be one is refused and ``None`` means that there is no copy yet. ``argilla:`` is added where
+the package is put together (``prefloop/__init__.py``): labeling builds on data, and not the other
+way round. Raises ``ConfigError`` for the former, ``DataError`` for what cannot be fetched.
 """
 
 
@@ -58,9 +64,13 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The source that a text names. Raises ``ConfigError`` for an empty text, an unknown scheme, an address that cannot be one."""
+        """The source that a text names. Raises ``ConfigError`` for an empty text, an unknown
+        scheme, an address that cannot be one.
+        """
         if not text.strip() or "\0" in text:
-            raise ConfigError(f"{text!r} names no data: give a file, or an address such as hf:org/name:split")
+            raise ConfigError(
+                f"{text!r} names no data: give a file, or an address such as hf:org/name:split"
+            )
         scheme, _, rest = text.partition(":")
         if scheme in SCHEMES:
             SCHEMES[scheme](rest, False)
@@ -68,7 +78,8 @@ class Source:
         if found := _SCHEME.match(text):
             known = ", ".join(f"{name}:" for name in SCHEMES)
             raise ConfigError(
-                f"'{text[:200]}': no rows can be read from {found[1]}:// (known: {known} and local files): download the file and name it"
+                f"'{text[:200]}': no rows can be read from {found[1]}:// (known: {known} and local"
+                " files): download the file and name it"
             )
         return cls(str(Path(text)))
 
@@ -83,7 +94,9 @@ class Source:
 
         def validate(value: Any) -> Source:
             if not isinstance(value, Source | str | os.PathLike):
-                raise ValueError("expected the path of a file, or an address such as hf:org/name:split")
+                raise ValueError(
+                    "expected the path of a file, or an address such as hf:org/name:split"
+                )
             return cls.of(value)
 
         text = core_schema.plain_serializer_function_ser_schema(str)
@@ -97,7 +110,9 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """The local path, with whatever split or pattern it ends in. Raises ``DataError`` for an address."""
+        """The local path, with whatever split or pattern it ends in. Raises ``DataError`` for an
+        address.
+        """
         if self.scheme:
             raise DataError(f"'{self.text}' is an address, and a local file is needed here")
         return Path(self.text)
@@ -114,7 +129,9 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The start of ids and of the names of files beside it: ``train`` for ``data/train.jsonl.gz``, ``org-name-train`` for ``hf:org/name:train``."""
+        """The start of ids and of the names of files beside it: ``train`` for
+        ``data/train.jsonl.gz``, ``org-name-train`` for ``hf:org/name:train``.
+        """
         if self.scheme:
             return _UNSAFE.sub("-", self.text.partition(":")[2]).strip("-")
         name = Path(self.text).name
@@ -125,7 +142,9 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where files that belong beside it go: the file's folder; for an address the current one."""
+        """Where files that belong beside it go: the file's folder; for an address the current
+        one.
+        """
         return Path() if self.scheme else Path(self.text).parent
 
     def exists(self) -> bool:
@@ -138,7 +157,9 @@ class Source:
             return False
 
     def files(self) -> list[Path]:
-        """The files that hold its rows, in order; fetches what is not here. Raises ``DataError`` saying what is there instead."""
+        """The files that hold its rows, in order; fetches what is not here. Raises ``DataError``
+        saying what is there instead.
+        """
         if self.scheme:
             found = SCHEMES[self.scheme](self.text.partition(":")[2], True)
             assert found is not None
@@ -146,7 +167,9 @@ class Source:
         return files_of(self.text)
 
     def digest(self) -> str:
-        """SHA-256 of what it holds: the bytes of its files, in order; names do not count. Raises ``DataError``."""
+        """SHA-256 of what it holds: the bytes of its files, in order; names do not count. Raises
+        ``DataError``.
+        """
         try:
             found = [file_digest(path) for path in self.files()]
         except OSError as error:
@@ -154,7 +177,9 @@ class Source:
         return found[0] if len(found) == 1 else digest(found)
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Names, times and sizes of its files: the same as long as nobody has changed them. Raises ``DataError`` or ``OSError``."""
+        """Names, times and sizes of its files: the same as long as nobody has changed them. Raises
+        ``DataError`` or ``OSError``.
+        """
         found = [(path, path.stat()) for path in self.files()]
         return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
 
@@ -169,11 +194,15 @@ def files_of(text: str) -> list[Path]:
         if path.is_file():
             return [path]
         if path.exists():  # A pipe would be waited for, and can be read but once.
-            raise DataError(f"{text[:200]} is a pipe or a device: write its rows into a file and name that")
+            raise DataError(
+                f"{text[:200]} is a pipe or a device: write its rows into a file and name that"
+            )
         if colon and Path(left).is_dir():
             return _shards(Path(left), split)
         if glob.has_magic(text):
-            if found := sorted(Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file()):
+            if found := sorted(
+                Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file()
+            ):
                 return found
             raise DataError(f"no file fits the pattern '{text}'")
         raise DataError(f"no such file: {text}{_neighbor(path)}")
@@ -191,7 +220,9 @@ def _neighbor(path: Path) -> str:
 
 
 def _shards(folder: Path, split: str | None) -> list[Path]:
-    """The data files of a folder: one split of ``datasets.save_to_disk``, or parquet and Arrow shards."""
+    """The data files of a folder: one split of ``datasets.save_to_disk``, or parquet and Arrow
+    shards.
+    """
     if (folder / "state.json").is_file() and split is None:
         return _saved(folder)
     if (folder / "dataset_dict.json").is_file():
@@ -202,23 +233,31 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
         shown = [path.name for path in sorted(folder.iterdir()) if path.is_file()][:3]
         holds = f"it holds {', '.join(shown)}" if shown else "it holds no files"
         raise DataError(
-            f"{folder} is a folder without parquet or Arrow files ({holds}); name a file in it, or a pattern such as '{folder}/*.jsonl'"
+            f"{folder} is a folder without parquet or Arrow files ({holds}); name a file in it, or"
+            f" a pattern such as '{folder}/*.jsonl'"
         )
     chosen = groups[_chosen(folder, split, list(groups))]
     if others := _other_rows({path.parent for path in chosen}):
         some = f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
         raise DataError(
-            f"{folder} is read as a folder of parquet or Arrow files ({len(chosen)} of them), and would leave out {some}: name the files that are meant, "
-            f"or a pattern such as '{folder}/*{chosen[0].suffix}'"
+            f"{folder} is read as a folder of parquet or Arrow files ({len(chosen)} of them), and"
+            f" would leave out {some}: name the files that are meant, or a pattern such as"
+            f" '{folder}/*{chosen[0].suffix}'"
         )
     return chosen
 
 
 def _other_rows(folders: set[Path]) -> list[str]:
     """Names of the files in these folders that may hold rows and are not shards."""
-    found = [path for folder in sorted(folders) for path in sorted(folder.iterdir()) if path.is_file()]
+    found = [
+        path for folder in sorted(folders) for path in sorted(folder.iterdir()) if path.is_file()
+    ]
     plain = {path: path.with_suffix("") if path.suffix in ENDINGS else path for path in found}
-    return [path.name for path, name in plain.items() if name.suffix in ROWS and not _ABOUT.fullmatch(name.name)]
+    return [
+        path.name
+        for path, name in plain.items()
+        if name.suffix in ROWS and not _ABOUT.fullmatch(name.name)
+    ]
 
 
 def _chosen(folder: Path, split: str | None, splits: list[str]) -> str:
@@ -233,9 +272,13 @@ def _chosen(folder: Path, split: str | None, splits: list[str]) -> str:
 
 def _saved(folder: Path) -> list[Path]:
     """The Arrow files of one data set that ``datasets.save_to_disk`` wrote, in its order."""
-    found = [folder / str(file["filename"]) for file in _described(folder / "state.json", "_data_files")]
+    found = [
+        folder / str(file["filename"]) for file in _described(folder / "state.json", "_data_files")
+    ]
     if missing := [path.name for path in found if not path.is_file()]:
-        raise DataError(f"{folder} lacks {missing[0]}, which its state.json names: copy the whole folder again")
+        raise DataError(
+            f"{folder} lacks {missing[0]}, which its state.json names: copy the whole folder again"
+        )
     return found
 
 
@@ -243,20 +286,33 @@ def _described(file: Path, key: str) -> list[Any]:
     try:
         return list(json.loads(file.read_text(encoding="utf-8"))[key])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{file} is not what datasets.save_to_disk writes: save the data set again") from None
+        raise DataError(
+            f"{file} is not what datasets.save_to_disk writes: save the data set again"
+        ) from None
 
 
 def _groups(folder: Path) -> dict[str, list[Path]]:
-    """Shards by split: what stands before ``-00000-of-00002``, with the folders between where there are several."""
-    found = sorted(path for ending in SHARDS for path in folder.rglob(f"*{ending}") if path.is_file())
-    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    """Shards by split: what stands before ``-00000-of-00002``, with the folders between where there
+    are several.
+    """
+    found = sorted(
+        path for ending in SHARDS for path in folder.rglob(f"*{ending}") if path.is_file()
+    )
+    found = [
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     several = len({path.parent for path in found}) > 1
     groups: dict[str, list[Path]] = {}
     for path in found:
         place = path.parent.relative_to(folder).as_posix() if several else ""
         name = _PART.sub("", path.stem)
-        numbered = name.isdigit() or not name  # 0000.parquet, as the hub converts them: the folder is the split
+        numbered = (
+            name.isdigit() or not name
+        )  # 0000.parquet, as the hub converts them: the folder is the split
         groups.setdefault(
-            "/".join(part for part in (place, "" if numbered else name) if part not in ("", ".")), []
+            "/".join(part for part in (place, "" if numbered else name) if part not in ("", ".")),
+            [],
         ).append(path)
     return {name or "all": paths for name, paths in groups.items()}

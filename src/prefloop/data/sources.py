@@ -1,13 +1,16 @@
-"""Sources of prompts, demonstrations, comparisons and ratings, read row by row into checked records.
+"""Sources of prompts, demonstrations, comparisons and ratings, read row by row into checked
+records.
 
-``files.read_rows`` gives the rows of every format. The layout (``layouts.LAYOUTS``) is detected from the first rows or
-named. A file serves every loader whose records it holds or can be turned into (``convert``). Dropped on purpose:
-repairing rows, and guessing a second layout within one file.
+``files.read_rows`` gives the rows of every format. The layout (``layouts.LAYOUTS``) is detected
+from the first rows or named. A file serves every loader whose records it holds or can be turned
+into (``convert``). Dropped on purpose: repairing rows, and guessing a second layout within one
+file.
 
-Options of every loader: ``layout`` is a name in ``LAYOUTS`` or ``auto``; ``bad_rows="error"`` refuses a file with a bad
-row, ``"quarantine"`` writes bad rows to ``<stem>.quarantine.jsonl`` (in ``quarantine_dir``, else beside the file; an
-earlier one is replaced) and uses the rest; ``limit`` takes the first so many good records and reads no further than it
-must. A record without an id gets ``<stem>-<8 hex digits of its row's SHA-256>``, and ``-2``, ``-3`` … when repeated.
+Options of every loader: ``layout`` is a name in ``LAYOUTS`` or ``auto``; ``bad_rows="error"``
+refuses a file with a bad row, ``"quarantine"`` writes bad rows to ``<stem>.quarantine.jsonl`` (in
+``quarantine_dir``, else beside the file; an earlier one is replaced) and uses the rest; ``limit``
+takes the first so many good records and reads no further than it must. A record without an id gets
+``<stem>-<8 hex digits of its row's SHA-256>``, and ``-2``, ``-3`` … when repeated.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ def load_prompts(
     quarantine_dir: PathLike | None = None,
     limit: int | None = None,
 ) -> Checked[Prompt]:
-    """The distinct prompts of a file of any layout, in order of first appearance. Raises ``DataError``."""
+    """The distinct prompts of a file of any layout, in order of first appearance. Raises
+    ``DataError``.
+    """
     return load(Prompt, path, layout, bad_rows, quarantine_dir, limit)
 
 
@@ -61,7 +66,9 @@ def load_demonstrations(
     quarantine_dir: PathLike | None = None,
     limit: int | None = None,
 ) -> Checked[Demonstration]:
-    """Prompts with an answer to imitate: as written, preferred in a pair, or up-voted. Raises ``DataError``."""
+    """Prompts with an answer to imitate: as written, preferred in a pair, or up-voted. Raises
+    ``DataError``.
+    """
     return load(Demonstration, path, layout, bad_rows, quarantine_dir, limit)
 
 
@@ -73,9 +80,11 @@ def load_comparisons(
     quarantine_dir: PathLike | None = None,
     limit: int | None = None,
 ) -> Checked[Comparison]:
-    """Pairs with votes: as written, or up- and down-voted responses paired within a prompt. Raises ``DataError``.
+    """Pairs with votes: as written, or up- and down-voted responses paired within a prompt. Raises
+    ``DataError``.
 
-    A plain chosen/rejected pair has the chosen response first and one vote for it by ``file:<file name>``.
+    A plain chosen/rejected pair has the chosen response first and one vote for it by
+    ``file:<file name>``.
     """
     return load(Comparison, path, layout, bad_rows, quarantine_dir, limit)
 
@@ -88,7 +97,9 @@ def load_ratings(
     quarantine_dir: PathLike | None = None,
     limit: int | None = None,
 ) -> Checked[Rating]:
-    """Responses with thumbs: as written, or both responses of every decided pair. Raises ``DataError``."""
+    """Responses with thumbs: as written, or both responses of every decided pair. Raises
+    ``DataError``.
+    """
     return load(Rating, path, layout, bad_rows, quarantine_dir, limit)
 
 
@@ -115,7 +126,8 @@ def copy_records(
     limit: int | None = None,
     keep: Callable[[R], bool] = lambda _: True,
 ) -> Checked[R]:
-    """Write the records of a file that ``keep`` accepts to ``target`` in the prefloop layout, one at a time; the result holds their number.
+    """Write the records of a file that ``keep`` accepts to ``target`` in the prefloop layout, one
+    at a time; the result holds their number.
 
     Raises ``DataError`` as the loaders do; ``target`` is then not written.
     """
@@ -149,8 +161,9 @@ def count_records(
     quarantine_dir: PathLike | None = None,
     look: Callable[[Any], None] | None = None,
 ) -> Checked[Any]:
-    """Read a source as the loader of ``kind`` (a name in ``KINDS``) does, give every record to ``look`` and keep none; the result holds their
-    number. Raises ``DataError``."""
+    """Read a source as the loader of ``kind`` (a name in ``KINDS``) does, give every record to
+    ``look`` and keep none; the result holds their number. Raises ``DataError``.
+    """
 
     def take(records: Iterator[Any]) -> int:
         count = 0
@@ -164,7 +177,9 @@ def count_records(
 
 
 def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
-    """Whether the rows of a file are records of ``kind`` as they stand; the first rows tell where a layout has several kinds."""
+    """Whether the rows of a file are records of ``kind`` as they stand; the first rows tell where a
+    layout has several kinds.
+    """
     sample = FileSample(Source.of(path))
     known = sample.detect() if layout == "auto" else LAYOUTS.get(layout)
     if known is None or kind not in known.kinds:
@@ -176,20 +191,32 @@ def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
 
 
 def kind_of(path: Source | PathLike, layout: str = "auto") -> str:
-    """What a file holds: comparisons, best_of, ratings, demonstrations or prompts. Raises ``DataError`` where its layout cannot be told."""
+    """What a file holds: comparisons, best_of, ratings, demonstrations or prompts. Raises
+    ``DataError`` where its layout cannot be told.
+    """
     layout = detect_layout(path) if layout == "auto" else layout
-    held = [name for name, kind in KINDS.items() if layout in LAYOUTS and kind in LAYOUTS[layout].kinds]
-    # Where not one of the first rows can be read, their own faults are told by the loader of what the layout holds.
-    return next((name for name in held if holds(KINDS[name], path, layout)), held[0] if held else "comparisons")
+    held = [
+        name for name, kind in KINDS.items() if layout in LAYOUTS and kind in LAYOUTS[layout].kinds
+    ]
+    # Where not one of the first rows can be read, their own faults are told by the loader of what
+    # the layout holds.
+    return next(
+        (name for name in held if holds(KINDS[name], path, layout)),
+        held[0] if held else "comparisons",
+    )
 
 
 def detect_layout(path: Source | PathLike) -> str:
-    """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several equally."""
+    """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several
+    equally.
+    """
     return FileSample(Source.of(path)).detect().name
 
 
 def write_jsonl(path: PathLike, records: Iterable[Record]) -> None:
-    """Write records in the prefloop layout, UTF-8, gzipped if the name ends in .gz, complete or not at all."""
+    """Write records in the prefloop layout, UTF-8, gzipped if the name ends in .gz, complete or not
+    at all.
+    """
     write_lines(Path(path), (_line(record) for record in records))
 
 
@@ -214,17 +241,24 @@ def load(
     take: Callable[[Iterator[R]], list[R] | int] = list,
     reader: type[Records] | None = None,
 ) -> Checked[R]:
-    """What every loader does. ``take`` says what becomes of the records: a list, or only how many there were (they went elsewhere).
+    """What every loader does. ``take`` says what becomes of the records: a list, or only how many
+    there were (they went elsewhere).
 
-    ``reader`` makes records of rows, by other rules than ``Records`` where it is given. Raises ``DataError`` and ``ConfigError``.
+    ``reader`` makes records of rows, by other rules than ``Records`` where it is given. Raises
+    ``DataError`` and ``ConfigError``.
     """
     path = Source.of(path)
     if bad_rows not in _BAD_ROWS:
         raise ConfigError(f"bad_rows is {bad_rows!r}; {nearest(str(bad_rows), _BAD_ROWS)}")
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit is {limit}; it takes the first so many records and must be at least 1, or absent")
+        raise ConfigError(
+            f"limit is {limit}; it takes the first so many records and must be at least 1, or"
+            " absent"
+        )
     if layout != "auto" and layout not in LAYOUTS:
-        raise ConfigError(f"layout {layout!r} is unknown; {nearest(str(layout), ['auto', *LAYOUTS])}")
+        raise ConfigError(
+            f"layout {layout!r} is unknown; {nearest(str(layout), ['auto', *LAYOUTS])}"
+        )
     sample = FileSample(path)
     known = sample.detect() if layout == "auto" else LAYOUTS[layout]
     reason = sample.reason(known) if layout == "auto" else "as named"
@@ -238,7 +272,9 @@ def load(
         raise unusable(path, known.name, rows.findings, rows.read)
     count = kept if isinstance(kept, int) else len(kept)
     if not count:
-        raise DataError(f"{path}: its {rows.read} rows give no {kind.__name__.lower()} ({rows.why_none()})")
+        raise DataError(
+            f"{path}: its {rows.read} rows give no {kind.__name__.lower()} ({rows.why_none()})"
+        )
     quarantine = set_aside(path, rows.findings, quarantine_dir) if rows.findings else None
     return Checked(
         [] if isinstance(kept, int) else kept,
@@ -258,13 +294,16 @@ def load(
 def _check_kind(kind: type, path: Source, layout: Layout, reason: str) -> None:
     if layout.read is None:
         raise DataError(
-            f"{path} is in layout {layout.name} ({reason}), and no record can be made of it: {layout.way_out}."
+            f"{path} is in layout {layout.name} ({reason}), and no record can be made of it:"
+            f" {layout.way_out}."
         )
     if set(SOURCES[kind]) & set(layout.kinds):
         return
     holds = " or ".join(f"{held.__name__.lower()}s" for held in layout.kinds)
-    able = ", ".join(name for name, other in LAYOUTS.items() if set(SOURCES[kind]) & set(other.kinds))
+    able = ", ".join(
+        name for name, other in LAYOUTS.items() if set(SOURCES[kind]) & set(other.kinds)
+    )
     raise DataError(
-        f"{path} is in layout {layout.name}, which holds {holds}: no {kind.__name__.lower()} can be made of them. "
-        f"Use a file in one of: {able}."
+        f"{path} is in layout {layout.name}, which holds {holds}: no {kind.__name__.lower()} can be"
+        f" made of them. Use a file in one of: {able}."
     )

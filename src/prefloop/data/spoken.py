@@ -1,7 +1,9 @@
-"""What an assistant says in one turn, as the chat template writes it: from its generation prompt to the token that ends the turn.
+"""What an assistant says in one turn, as the chat template writes it: from its generation prompt to
+the token that ends the turn.
 
-Thoughts are part of it. Files give them as ``reasoning_content`` or between ``<think>`` tags ahead of the text, templates take the one or
-the other, and some open ``<think>`` in the generation prompt. Whatever the ways, they stand once in what is learnt, or the turn is refused.
+Thoughts are part of it. Files give them as ``reasoning_content`` or between ``<think>`` tags ahead
+of the text, templates take the one or the other, and some open ``<think>`` in the generation
+prompt. Whatever the ways, they stand once in what is learnt, or the turn is refused.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from prefloop.records import Message
 THINK, END_THINK = "<think>", "</think>"
 _OPENED = re.compile(r"<think>\s*$")
 _LEFT_OUT = (
-    "the model's chat template leaves out the thoughts of an answer that is to be learnt: give them in another form (reasoning_content, or "
-    "<think>…</think> ahead of the text), or choose another backbone.chat_template"
+    "the model's chat template leaves out the thoughts of an answer that is to be learnt: give them"
+    " in another form (reasoning_content, or <think>…</think> ahead of the text), or choose another"
+    " backbone.chat_template"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """One turn: the text before it, what is said with its end, and whether thoughts met a generation prompt that opens them."""
+    """One turn: the text before it, what is said with its end, and whether thoughts met a
+    generation prompt that opens them.
+    """
 
     before: str
     body: str
@@ -34,7 +39,9 @@ class Spoken:
 
 
 class Speech:
-    """The turns of an assistant under one template; ``stop`` is the text of the token that ends them."""
+    """The turns of an assistant under one template; ``stop`` is the text of the token that ends
+    them.
+    """
 
     def __init__(self, renderer: Renderer, stop: str) -> None:
         self.renderer, self.stop = renderer, stop
@@ -42,7 +49,8 @@ class Speech:
     def turn(self, turns: Sequence[Message], tools: list[dict[str, Any]]) -> Spoken:
         """What is said in the last of ``turns``.
 
-        Raises ``DataError`` where the template refuses it, leaves a part of it out, or writes it otherwise than its generation prompt begins it.
+        Raises ``DataError`` where the template refuses it, leaves a part of it out, or writes it
+        otherwise than its generation prompt begins it.
         """
         *earlier, turn = turns
         before = self.renderer.prompt(earlier, tools)
@@ -71,15 +79,23 @@ class Speech:
         return thoughts.strip() in text and text.count(THINK) <= 1 + (thoughts + rest).count(THINK)
 
     def sampled(self, before: str, text: str, finished: bool) -> Spoken:
-        """A sampled answer behind its generation prompt: its text with what the template writes around one, and its end unless it was cut."""
+        """A sampled answer behind its generation prompt: its text with what the template writes
+        around one, and its end unless it was cut.
+        """
         joined = bool(_OPENED.search(before)) and text.startswith(THINK)
         said = text[len(THINK) :].lstrip("\n") if joined else text
         lead, tail = self.blanks
-        return Spoken(before, lead + self.renderer.guarded_text(said) + (tail + self.stop if finished else ""), joined)
+        return Spoken(
+            before,
+            lead + self.renderer.guarded_text(said) + (tail + self.stop if finished else ""),
+            joined,
+        )
 
     @functools.cached_property
     def blanks(self) -> tuple[str, str]:
-        """The blanks that the template writes before an answer's words and between them and their end."""
+        """The blanks that the template writes before an answer's words and between them and their
+        end.
+        """
         words = "prefloop probe"
         try:
             body = self.turn([Message("user", "q"), Message("assistant", words)], []).body
@@ -89,15 +105,22 @@ class Speech:
         return ("" if lead.strip() else lead), ("" if tail.strip() else tail)
 
     def _behind(self, before: str, whole: str, thoughts: str) -> tuple[str, bool]:
-        """What a rendered turn says behind its generation prompt, and whether thoughts had to be joined to that."""
+        """What a rendered turn says behind its generation prompt, and whether thoughts had to be
+        joined to that.
+        """
         if whole.startswith(before):
             return whole[len(before) :], False
         opened = _OPENED.search(before)
         if not opened or not whole.startswith(before[: opened.start()]):
-            at = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b),
+                len(whole),
+            )
             raise DataError(
-                f"the model's chat template writes this answer as {self.renderer.shown(whole[at : at + 30])!r} where its generation prompt says "
-                f"{self.renderer.shown(before[at : at + 30])!r}: choose another backbone.chat_template"
+                "the model's chat template writes this answer as"
+                f" {self.renderer.shown(whole[at : at + 30])!r} where its generation prompt says"
+                f" {self.renderer.shown(before[at : at + 30])!r}: choose another"
+                " backbone.chat_template"
             )
         said = whole[opened.start() :]
         if said.startswith(THINK):
@@ -106,10 +129,14 @@ class Speech:
             return said, True
         if not thoughts:
             raise DataError(
-                "the generation prompt opens <think>, and this answer holds no thoughts: give it some (reasoning_content, or <think>…</think> "
-                "ahead of the text), or choose a backbone.chat_template that does not open them"
+                "the generation prompt opens <think>, and this answer holds no thoughts: give it"
+                " some (reasoning_content, or <think>…</think> ahead of the text), or choose a"
+                " backbone.chat_template that does not open them"
             )
-        return f"{self.renderer.guarded_text(thoughts.strip())}\n{END_THINK}\n\n{said.lstrip()}", True
+        return (
+            f"{self.renderer.guarded_text(thoughts.strip())}\n{END_THINK}\n\n{said.lstrip()}",
+            True,
+        )
 
     def _ended(self, body: str) -> str:
         """What is said, up to and with the token that ends the turn."""
@@ -118,7 +145,11 @@ class Speech:
             return body[: at + len(self.stop)]
         text = body.rstrip()
         # Some templates end a call of a tool by another token than an answer.
-        return text if any(text.endswith(token) for token in self.renderer.controls) else text + self.stop
+        return (
+            text
+            if any(text.endswith(token) for token in self.renderer.controls)
+            else text + self.stop
+        )
 
 
 def thoughts_of(turn: Message) -> tuple[str, str]:

@@ -1,8 +1,10 @@
-"""The columns that stand around a prompt in every layout: its system text, earlier turns, tools, and what else is a part of it.
+"""The columns that stand around a prompt in every layout: its system text, earlier turns, tools,
+and what else is a part of it.
 
-System texts stand in front (``SYSTEMS``, in any spelling: ``systemPrompt``, ``System``), ``history`` and ``chat_history`` after
-them, ``tools`` or ``functions`` beside. An empty one counts as absent; one of another type, or a second system turn of another
-text, refuses the row. A column whose name says that it is a part of the prompt (``PARTS``) and whose words stand nowhere in it
+System texts stand in front (``SYSTEMS``, in any spelling: ``systemPrompt``, ``System``),
+``history`` and ``chat_history`` after them, ``tools`` or ``functions`` beside. An empty one counts
+as absent; one of another type, or a second system turn of another text, refuses the row. A column
+whose name says that it is a part of the prompt (``PARTS``) and whose words stand nowhere in it
 refuses the row too: where it belongs, the file does not say.
 """
 
@@ -36,7 +38,9 @@ PARTS = (
     "choices",
     "options",
 )
-"""Names of columns that are a part of what the model is asked, at a place that the file does not tell."""
+"""Names of columns that are a part of what the model is asked, at a place that the file does not
+tell.
+"""
 
 
 def is_system(key: str) -> bool:
@@ -49,8 +53,12 @@ def stands_around(row: Mapping[str, Any]) -> bool:
     return any(is_system(key) or key in (*HISTORIES, *PARTS, "functions") for key in row)
 
 
-def around(row: Row, turns: Sequence[Message], tools: Any = None, history: bool = True) -> Conversation:
-    """``turns`` after the row's system text and history, with its tools; without ``history`` where that column is something else."""
+def around(
+    row: Row, turns: Sequence[Message], tools: Any = None, history: bool = True
+) -> Conversation:
+    """``turns`` after the row's system text and history, with its tools; without ``history`` where
+    that column is something else.
+    """
     refuse_media(row)
     key, system = _system(row)
     before = _history(row, turns) if history else []
@@ -71,7 +79,10 @@ def around(row: Row, turns: Sequence[Message], tools: Any = None, history: bool 
 def says(turns: Sequence[Message], value: Any) -> bool:
     """Whether every text of a value stands in ``turns``, as whole words."""
     said = " ".join(" ".join(turn.content for turn in turns).split())
-    return all(re.search(rf"(?<!\w){re.escape(' '.join(text.split()))}(?!\w)", said) for text in texts_in(value))
+    return all(
+        re.search(rf"(?<!\w){re.escape(' '.join(text.split()))}(?!\w)", said)
+        for text in texts_in(value)
+    )
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -93,13 +104,16 @@ def _check_parts(row: Row, turns: Sequence[Message]) -> None:
         if row.left(key) and not says(turns, row[key]):
             raise BadRow(
                 key,
-                "looks like a part of the prompt, and nothing says where it belongs: write it into the prompt, name it 'system' "
-                f"where it stands in front, or rename it (to '{key}_note') where it is no part",
+                "looks like a part of the prompt, and nothing says where it belongs: write it into"
+                " the prompt, name it 'system' where it stands in front, or rename it (to"
+                f" '{key}_note') where it is no part",
             )
 
 
 def _system(row: Row) -> tuple[str, str | None]:
-    texts = {key: text for key in row if is_system(key) and (text := _system_text(row, key)) is not None}
+    texts = {
+        key: text for key in row if is_system(key) and (text := _system_text(row, key)) is not None
+    }
     if len({text.strip() for text in texts.values()}) > 1:
         first, second, *_ = texts
         raise BadRow(second, f"says something else than '{first}': keep one")
@@ -121,7 +135,9 @@ def _system_text(row: Row, key: str) -> str | None:
 
 
 def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
-    """The tools of the row: of its columns, of the system turns in its conversation, or of the prompt's own object."""
+    """The tools of the row: of its columns, of the system turns in its conversation, or of the
+    prompt's own object.
+    """
     found = dict(row.offered)
     if given is not None:
         found["input.tools"] = tools_of(given, "input.tools")
@@ -138,7 +154,9 @@ def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
 
 
 def _history(row: Row, turns: Sequence[Message]) -> list[Message]:
-    """Earlier turns: pairs of user and assistant texts, or messages. A `context` of messages beside a prompt is one too."""
+    """Earlier turns: pairs of user and assistant texts, or messages. A `context` of messages beside
+    a prompt is one too.
+    """
     keys = [key for key in HISTORIES if row.left(key)]
     if row.left("context") and is_messages(row["context"]):
         keys.append("context")
@@ -152,7 +170,9 @@ def _history(row: Row, turns: Sequence[Message]) -> list[Message]:
             earlier = earlier[:-1]  # It ends with the question itself.
         if earlier and earlier[-1].role == "user" and turns and turns[0].role == "user":
             raise BadRow(
-                key, "ends with the user's turn, and the prompt is another one: end it with the assistant's answer"
+                key,
+                "ends with the user's turn, and the prompt is another one: end it with the"
+                " assistant's answer",
             )
         return earlier
     return []
@@ -169,11 +189,16 @@ def _earlier(row: Row, key: str) -> list[Message]:
     if is_messages(value):
         return messages_of(value, key, row)
     if not isinstance(value, list):
-        raise BadRow(key, f"is {json_type(value)}, expected a list of [user text, assistant text] or of messages")
+        raise BadRow(
+            key,
+            f"is {json_type(value)}, expected a list of [user text, assistant text] or of messages",
+        )
     turns = []
     for index, pair in enumerate(value):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow(f"{key}.{index}", f"is {json_type(pair)}, expected [user text, assistant text]")
+            raise BadRow(
+                f"{key}.{index}", f"is {json_type(pair)}, expected [user text, assistant text]"
+            )
         turns.append(Message("user", check_text(pair[0], f"{key}.{index}.0")))
         turns.append(Message("assistant", check_text(pair[1], f"{key}.{index}.1")))
     return turns

@@ -1,6 +1,8 @@
-"""What one rendering of a chat template may take: a budget that grows with the conversation, and what a template's filters and methods cost.
+"""What one rendering of a chat template may take: a budget that grows with the conversation, and
+what a template's filters and methods cost.
 
-A cost is paid before the thing is made, wherever that can be many times as large as what it is made of.
+A cost is paid before the thing is made, wherever that can be many times as large as what it is made
+of.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from jinja2 import TemplateRuntimeError
 from jinja2.utils import Namespace
 
 BUDGET = 1 << 25
-"""Bytes, about, that a template may make in all, beside ``PER_BYTE`` for each of the conversation."""
+"""Bytes, about, that a template may make in all, beside ``PER_BYTE`` for each of the
+conversation.
+"""
 PER_BYTE = 64
 SECONDS = 10.0
 """Of processor time for one rendering."""
@@ -24,7 +28,16 @@ _BITS = 4096
 """Longest whole number."""
 _WIDTH = re.compile(r"%(\([^)]*\))?[-+ #0]*(\*|\d{5}|\d*\.(\*|\d{5}))|\{[^{}]*:[^{}]*(\{|\d{5})")
 """In a text that formats: a width of five digits, or one that an argument gives."""
-_MANY: tuple[type, ...] = (list, tuple, dict, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
+_MANY: tuple[type, ...] = (
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
 
 
 class OverLimit(TemplateRuntimeError):
@@ -88,7 +101,9 @@ class Budget:
         return str(value)
 
     def pay_format(self, text: str, values: Any) -> None:
-        """Pay for what ``text`` with ``values`` in it may become. Raise ``TooMuch`` where it pads without measure."""
+        """Pay for what ``text`` with ``values`` in it may become. Raise ``TooMuch`` where it pads
+        without measure.
+        """
         if _WIDTH.search(text):
             raise OverLimit("it pads a text to a width of five digits, or to one that it computes")
         self.pay((text.count("%") + text.count("{")) * (self.weigh([values]) + 8))
@@ -127,7 +142,9 @@ def _join(budget: Budget, value: Any, d: Any = "", attribute: Any = None) -> Non
     budget.pay(len(str(d)) * (budget.weigh(value) and len(value)))
 
 
-def _indent(budget: Budget, s: Any, width: Any = 4, first: bool = False, blank: bool = False) -> None:
+def _indent(
+    budget: Budget, s: Any, width: Any = 4, first: bool = False, blank: bool = False
+) -> None:
     budget.pay((budget.text(s).count("\n") + 1) * (width if isinstance(width, int) else len(width)))
 
 
@@ -140,7 +157,12 @@ def _format(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _tojson(
-    budget: Budget, x: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, **_: Any
+    budget: Budget,
+    x: Any,
+    ensure_ascii: Any = False,
+    indent: Any = None,
+    separators: Any = None,
+    **_: Any,
 ) -> None:
     wide = indent if isinstance(indent, int) else len(indent or ""), sum(map(len, separators or ()))
     budget.pay(budget.weigh(x) * (1 + sum(wide)))
@@ -174,7 +196,9 @@ def _sum(budget: Budget, iterable: Any, attribute: Any = None, start: Any = 0) -
 
 LAZY = frozenset(("map", "select", "selectattr", "reject", "rejectattr", "default", "d", "attr"))
 COSTS: dict[str, Callable[..., None]] = {
-    **dict.fromkeys(("string", "safe", "upper", "lower", "title", "capitalize", "trim", "truncate"), _text),
+    **dict.fromkeys(
+        ("string", "safe", "upper", "lower", "title", "capitalize", "trim", "truncate"), _text
+    ),
     **dict.fromkeys(("e", "escape", "forceescape", "urlencode"), _text),
     "replace": _replace,
     "join": _join,

@@ -1,10 +1,12 @@
 """Limits of time and size for chat templates, which are programs of other people.
 
-transformers renders them in jinja2's sandbox, which keeps them from the process but lets them loop for ever and fill the memory. Here the
-sandbox also counts: everything that a template makes (texts, lists, what it writes) is paid for from a budget that grows with the
-conversation, most before it is made; loops and calls are counted; the thread's own processor time is looked at. What no chat template needs
-and what grows or slows without measure is missing: some filters, most methods of texts. The limits depend on the conversation alone, so a
-template that renders within them always does; processor time matters only for what takes thousands of times longer than any template.
+transformers renders them in jinja2's sandbox, which keeps them from the process but lets them loop
+for ever and fill the memory. Here the sandbox also counts: everything that a template makes (texts,
+lists, what it writes) is paid for from a budget that grows with the conversation, most before it is
+made; loops and calls are counted; the thread's own processor time is looked at. What no chat
+template needs and what grows or slows without measure is missing: some filters, most methods of
+texts. The limits depend on the conversation alone, so a template that renders within them always
+does; processor time matters only for what takes thousands of times longer than any template.
 """
 
 from __future__ import annotations
@@ -21,7 +23,17 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 from transformers.utils import chat_template_utils
 
-from prefloop.data.template_costs import COSTS, LAZY, PART, TURN, Budget, OverLimit, replaced, require_bits, shallow
+from prefloop.data.template_costs import (
+    COSTS,
+    LAZY,
+    PART,
+    TURN,
+    Budget,
+    OverLimit,
+    replaced,
+    require_bits,
+    shallow,
+)
 
 SOURCE = 1 << 18
 """Longest template in characters; the longest published ones have a tenth of it."""
@@ -89,7 +101,9 @@ _METHODS = frozenset(
     ]
 ).union(_PADDING)
 """Methods of Python's own types that templates may call."""
-_GIVES = frozenset(("get", "items", "keys", "values", "count", "index", "find", "startswith", "endswith"))
+_GIVES = frozenset(
+    ("get", "items", "keys", "values", "count", "index", "find", "startswith", "endswith")
+)
 """Of them those that make nothing new."""
 _OWN_TYPES = (str, bytes, int, float, list, tuple, dict, set, frozenset, range, type)
 _COUNTED, _JOINED, _MADE = "prefloop counted", "prefloop joined", "prefloop made"
@@ -111,7 +125,11 @@ class _Counting(NodeTransformer):
 
     def visit_List(self, node: nodes.List | nodes.Dict | nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
-        parts = node.items if not isinstance(node, nodes.Dict) else [e for p in node.items for e in (p.key, p.value)]
+        parts = (
+            node.items
+            if not isinstance(node, nodes.Dict)
+            else [e for p in node.items for e in (p.key, p.value)]
+        )
         fixed = all(isinstance(part, nodes.Const) for part in parts)
         return node if fixed or getattr(node, "ctx", "load") != "load" else _filtered(node, _MADE)
 
@@ -123,7 +141,11 @@ class _Counting(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(node, _SEARCHED) if any(operand.op in ("in", "notin") for operand in node.ops) else node
+        return (
+            _filtered(node, _SEARCHED)
+            if any(operand.op in ("in", "notin") for operand in node.ops)
+            else node
+        )
 
 
 def _filtered(node: Any, name: str, args: Iterable[Any] = ()) -> nodes.Filter:
@@ -153,7 +175,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.at_work = threading.local()
-        """Its ``budget`` is that of the rendering at work in this thread, or of the template that is being compiled."""
+        """Its ``budget`` is that of the rendering at work in this thread, or of the template that
+        is being compiled.
+        """
         self.finalize = self._written
         for name in _DROPPED_FILTERS:
             del self.filters[name]
@@ -231,7 +255,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, _OWN_TYPES):
             name = __obj.__name__
             if name not in _METHODS:
-                raise OverLimit(f"it calls {type(owner).__name__}.{name}, which no chat template needs")
+                raise OverLimit(
+                    f"it calls {type(owner).__name__}.{name}, which no chat template needs"
+                )
             args = __self._paid(owner, name, args)
             found = super().call(__context, __obj, *args, **kwargs)
             if name not in _GIVES:
@@ -272,7 +298,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return value
 
     def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that pays: for what it is given where it makes a list of that, for what it will make, and for what it made."""
+        """A filter that pays: for what it is given where it makes a list of that, for what it will
+        make, and for what it made.
+        """
         ahead = 1 if hasattr(function, "jinja_pass_arg") else 0
         lazy, cost = name in LAZY, COSTS.get(name)
 
@@ -327,7 +355,10 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def limit() -> None:
-    """Put the limits on every chat template that transformers renders in this process from now on."""
-    # The one class that transformers makes its environments of, looked up whenever it compiles a template.
+    """Put the limits on every chat template that transformers renders in this process from now
+    on.
+    """
+    # The one class that transformers makes its environments of, looked up whenever it compiles a
+    # template.
     assert issubclass(LimitedEnvironment, chat_template_utils.ImmutableSandboxedEnvironment)
     chat_template_utils.ImmutableSandboxedEnvironment = LimitedEnvironment

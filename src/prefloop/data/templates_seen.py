@@ -1,8 +1,9 @@
 """Texts that a chat template has already been applied to → the turns they were made of.
 
-A template applied twice trains on its own markers. What begins with a turn marker of a known template is taken apart; what
-begins with one that is unknown, or does not go on as it should, is refused. Templates whose markers are words stand in
-``templates_words``. Control tokens in the middle of prose are prose.
+A template applied twice trains on its own markers. What begins with a turn marker of a known
+template is taken apart; what begins with one that is unknown, or does not go on as it should, is
+refused. Templates whose markers are words stand in ``templates_words``. Control tokens in the
+middle of prose are prose.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ import re
 from dataclasses import dataclass
 
 from prefloop.data.check import BadRow
-from prefloop.data.markers import ENDS, ROLES, Unwrapped, begin_cut, end_cut, made, marker_of, opened
+from prefloop.data.markers import (
+    ENDS,
+    ROLES,
+    Unwrapped,
+    begin_cut,
+    end_cut,
+    made,
+    marker_of,
+    opened,
+)
 from prefloop.data.templates_words import unwrap_words
 from prefloop.records import Message
 
@@ -25,7 +35,9 @@ class _Family:
     must_end: bool = False
     """Every turn but the last has an end marker."""
     lead: str = ""
-    """Text before the first turn is the system's, where this token stands before it (if it begins a sequence) or after it."""
+    """Text before the first turn is the system's, where this token stands before it (if it begins a
+    sequence) or after it.
+    """
 
 
 _FAMILIES = (
@@ -60,7 +72,9 @@ _FAMILIES = (
     ),
     _Family(
         "Command R",
-        re.compile(r"<\|START_OF_TURN_TOKEN\|><\|(SYSTEM|USER|CHATBOT)_TOKEN\|>(?:<\|START_RESPONSE\|>)?"),
+        re.compile(
+            r"<\|START_OF_TURN_TOKEN\|><\|(SYSTEM|USER|CHATBOT)_TOKEN\|>(?:<\|START_RESPONSE\|>)?"
+        ),
         ("<|END_OF_TURN_TOKEN|>", "<|END_RESPONSE|>"),
         must_end=True,
     ),
@@ -72,7 +86,9 @@ _FAMILIES = (
     ),
     _Family(
         "OpenChat",
-        re.compile(r"(?:\A|(?<=<\|end_of_turn\|>))\s*(?:GPT4 Correct|GPT4|Code) (System|User|Assistant):"),
+        re.compile(
+            r"(?:\A|(?<=<\|end_of_turn\|>))\s*(?:GPT4 Correct|GPT4|Code) (System|User|Assistant):"
+        ),
         ("<|end_of_turn|>",),
         must_end=True,
         lead="<|end_of_turn|>",
@@ -92,14 +108,17 @@ _SOLVED = re.compile(
 _CHANNEL = re.compile(r"(?:<\|start\|>)?(\w+)?(?:<\|channel\|>(\w+))?\s*(<\|message\|>)?")
 _INST = re.compile(r"\s*(?:<s>)?\s*\[(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]")
 _INST_SYSTEM = re.compile(r"\s*(?:<s>)?\s*\[SYSTEM_PROMPT\](.*?)\[/SYSTEM_PROMPT\]", re.DOTALL)
-_INST_TURN = re.compile(r"\s*(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?=\s*(?:<s>)?\s*\[INST\]|\Z)", re.DOTALL)
+_INST_TURN = re.compile(
+    r"\s*(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?=\s*(?:<s>)?\s*\[INST\]|\Z)", re.DOTALL
+)
 _INST_SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 
 
 def unwrap(text: str, name: str) -> Unwrapped | None:
     """The turns of a text that begins with a known template's marker, ``None`` for any other text.
 
-    Raises ``BadRow`` for a text that begins so and does not go on so, and for one that begins with an unknown marker.
+    Raises ``BadRow`` for a text that begins so and does not go on so, and for one that begins with
+    an unknown marker.
     """
     if not any(mark in text for mark in ("<", "[", "#", "ser:", "uman:", "rompter:", "USER:")):
         return None
@@ -120,8 +139,8 @@ def unwrap(text: str, name: str) -> Unwrapped | None:
     if (marker := marker_of(body)) is not None and end_cut(body)[0].strip():
         raise BadRow(
             name,
-            f"begins with {marker}, a chat template's marker, and does not go on as a template that is known: "
-            "take the markers off, or write messages",
+            f"begins with {marker}, a chat template's marker, and does not go on as a template that"
+            " is known: take the markers off, or write messages",
         )
     return None
 
@@ -143,11 +162,21 @@ def _family(family: _Family, text: str, name: str) -> Unwrapped | None:
         words = body[start.end() : len(body) if last else starts[index + 1].start()]
         words, ended = _ended(words, family, f"turn {index + 1}", name)
         if family.must_end and not ended and not last:
-            raise BadRow(name, f"begins with {family.name}'s markers, but turn {index + 1} has no {family.ends[0]}")
+            raise BadRow(
+                name,
+                f"begins with {family.name}'s markers, but turn {index + 1} has no"
+                f" {family.ends[0]}",
+            )
         speaker = start.group(1).casefold()
         if speaker not in ROLES:
-            raise BadRow(name, f"holds {family.name}'s markers with an unknown role {speaker[:40]!r}")
-        open, thinks = opened(words) if last and ROLES[speaker] == "assistant" and not ended else (False, False)
+            raise BadRow(
+                name, f"holds {family.name}'s markers with an unknown role {speaker[:40]!r}"
+            )
+        open, thinks = (
+            opened(words)
+            if last and ROLES[speaker] == "assistant" and not ended
+            else (False, False)
+        )
         if open:
             return made(turns, True, family.name, True, name, thinks=thinks)
         turns.append(Message(ROLES[speaker], words if family.name == "ChatML" else words.strip()))
@@ -155,7 +184,9 @@ def _family(family: _Family, text: str, name: str) -> Unwrapped | None:
 
 
 def _harmony(body: str, name: str) -> Unwrapped:
-    """gpt-oss's turns: what the assistant says in the channel ``analysis`` are the thoughts of what it says next."""
+    """gpt-oss's turns: what the assistant says in the channel ``analysis`` are the thoughts of what
+    it says next.
+    """
     turns: list[Message] = []
     thoughts: str | None = None
     pieces = [piece for piece in re.split(r"(?=<\|start\|>)", body) if piece]
@@ -172,7 +203,9 @@ def _harmony(body: str, name: str) -> Unwrapped:
             or head.group(2) not in (None, "analysis", "final")
         ):
             raise BadRow(
-                name, f"holds {_HARMONY}'s markers in turn {index + 1} that are not read (a tool call?): write messages"
+                name,
+                f"holds {_HARMONY}'s markers in turn {index + 1} that are not read (a tool call?):"
+                " write messages",
             )
         if nothing and index == len(pieces) - 1:
             return made(turns, True, _HARMONY, True, name)
@@ -182,7 +215,9 @@ def _harmony(body: str, name: str) -> Unwrapped:
             turns.append(Message(role, words.strip(), thoughts if role == "assistant" else None))
             thoughts = None if role == "assistant" else thoughts
     if thoughts is not None:
-        raise BadRow(name, f"holds {_HARMONY}'s thoughts without the answer after them: write messages")
+        raise BadRow(
+            name, f"holds {_HARMONY}'s thoughts without the answer after them: write messages"
+        )
     return made(turns, False, _HARMONY, True, name)
 
 
@@ -195,7 +230,9 @@ def _ended(words: str, family: _Family, turn: str, name: str) -> tuple[str, bool
         rest = rest.replace(end, "")
     if rest.strip():
         raise BadRow(
-            name, f"begins with {family.name}'s markers, but text follows the end of {turn}: take the markers off"
+            name,
+            f"begins with {family.name}'s markers, but text follows the end of {turn}: take the"
+            " markers off",
         )
     return words[: min(places)], True
 
@@ -210,7 +247,9 @@ def _inst(text: str, name: str) -> Unwrapped:
     while found := _INST_TURN.match(text, at):
         words, answer = found.groups()
         if at and turns and turns[-1].role == "user":
-            raise BadRow(name, "holds [INST] turns without an answer between them: take the markers off")
+            raise BadRow(
+                name, "holds [INST] turns without an answer between them: take the markers off"
+            )
         if inner := _INST_SYS.match(words):
             turns.append(Message("system", inner.group(1).strip()))
             words = words[inner.end() :]

@@ -1,8 +1,9 @@
-"""Chat templates whose markers are words: ``### Human:``, ``USER:``, alpaca's headings, ``User:`` at the beginning of a line.
+"""Chat templates whose markers are words: ``### Human:``, ``USER:``, alpaca's headings, ``User:``
+at the beginning of a line.
 
-People write such words too. They count only where the assistant's marker follows the user's in turn. The commonest of them,
-and those after a text of any kind, count in a prompt only where it ends with the assistant's marker; a text that is a whole
-conversation anyway has them without that.
+People write such words too. They count only where the assistant's marker follows the user's in
+turn. The commonest of them, and those after a text of any kind, count in a prompt only where it
+ends with the assistant's marker; a text that is a whole conversation anyway has them without that.
 """
 
 from __future__ import annotations
@@ -22,15 +23,23 @@ class _Family:
     """A turn's beginning; its group is the speaker."""
     weak: bool = False
     lead: str = "\0"
-    """What the text before the first turn, the system's, begins with where the template's own; another one makes the text weak."""
+    """What the text before the first turn, the system's, begins with where the template's own;
+    another one makes the text weak.
+    """
 
 
 _FAMILIES = (
     _Family("### Human", re.compile(r"### ?(Human|User|Assistant|System):")),
-    _Family("USER: ASSISTANT:", re.compile(r"(?:^|(?<=\s)|(?<=</s>))(USER|ASSISTANT):"), lead="A chat between "),
+    _Family(
+        "USER: ASSISTANT:",
+        re.compile(r"(?:^|(?<=\s)|(?<=</s>))(USER|ASSISTANT):"),
+        lead="A chat between ",
+    ),
     _Family("<human>: <bot>:", re.compile(r"^<(human|bot)>:", re.MULTILINE)),
     _Family("prompter: assistant:", re.compile(r"^(prompter|assistant):", re.MULTILINE)),
-    _Family("User: Assistant:", re.compile(r"^(User|Human|Assistant|System):", re.MULTILINE), weak=True),
+    _Family(
+        "User: Assistant:", re.compile(r"^(User|Human|Assistant|System):", re.MULTILINE), weak=True
+    ),
 )
 _TELLS = ("###", "USER:", "<human>:", "prompter:", "User:", "Human:")
 _ALPACA = re.compile(r"### (Instruction|Input|Response|Output):")
@@ -43,7 +52,9 @@ def unwrap_words(text: str, name: str) -> Unwrapped | None:
         return None
     if "### Instruction:" in text and (found := _alpaca(text)) is not None:
         return found
-    return next((found for family in _FAMILIES if (found := _family(family, text, name)) is not None), None)
+    return next(
+        (found for family in _FAMILIES if (found := _family(family, text, name)) is not None), None
+    )
 
 
 def _family(family: _Family, text: str, name: str) -> Unwrapped | None:

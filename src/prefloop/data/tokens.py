@@ -8,7 +8,9 @@ import itertools
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Token ids, and which of them are learnt; ``joined`` where thoughts met a generation prompt that opens them."""
+    """Token ids, and which of them are learnt; ``joined`` where thoughts met a generation prompt
+    that opens them.
+    """
 
     ids: list[int]
     learn: list[bool]

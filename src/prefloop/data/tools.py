@@ -1,4 +1,6 @@
-"""Tools and tool calls in the forms that files have them: OpenAI's, flat objects, JSON written as text."""
+"""Tools and tool calls in the forms that files have them: OpenAI's, flat objects, JSON written as
+text.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _EXPECTED_CALL = 'expected {"name": …, "arguments": {…}}'
 
 
 # A null is no key here either: the record that is made of it is written and read again.
-_decode = json.JSONDecoder(object_pairs_hook=lambda pairs: {k: v for k, v in pairs if v is not None}).decode
+_decode = json.JSONDecoder(
+    object_pairs_hook=lambda pairs: {k: v for k, v in pairs if v is not None}
+).decode
 
 
 def parsed(text: str) -> Any:
@@ -33,14 +37,21 @@ def parsed(text: str) -> Any:
 
 
 def spelt(text: str) -> Any:
-    """What a text spells as JSON or as Python's repr, as pandas writes lists into CSV; ``None`` where it spells nothing."""
+    """What a text spells as JSON or as Python's repr, as pandas writes lists into CSV; ``None``
+    where it spells nothing.
+    """
     value = parsed(text)
     if value is not None or not text.lstrip().startswith(("[", "{", "(")):
         return value
     try:
         # NumPy prints no commas between texts, which Python would read as one text.
-        kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline)]
-        if any(a == b == tokenize.STRING for a, b in itertools.pairwise(kind for kind in kinds if kind != tokenize.NL)):
+        kinds = [
+            token.type for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline)
+        ]
+        if any(
+            a == b == tokenize.STRING
+            for a, b in itertools.pairwise(kind for kind in kinds if kind != tokenize.NL)
+        ):
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,9 +64,11 @@ def spelt(text: str) -> Any:
 
 
 def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
-    """The JSON schemas in a column of tools: a list, one object, or either as JSON text. Empty ones give none.
+    """The JSON schemas in a column of tools: a list, one object, or either as JSON text. Empty ones
+    give none.
 
-    A bare ``{"name", "parameters"}`` is wrapped as ``{"type": "function", "function": …}``, which chat templates expect.
+    A bare ``{"name", "parameters"}`` is wrapped as ``{"type": "function", "function": …}``, which
+    chat templates expect.
     """
     if isinstance(value, str):
         if not value.strip():
@@ -91,7 +104,9 @@ def _shown(value: Any) -> str:
 
 
 def calls_of(value: Any, name: str, unused: dict[str, None]) -> list[ToolCall]:
-    """Tool calls: a list of them, one, or either as JSON text. Keys that say nothing here are put into ``unused``."""
+    """Tool calls: a list of them, one, or either as JSON text. Keys that say nothing here are put
+    into ``unused``.
+    """
     if isinstance(value, str):
         text, value = value, parsed(value)
         if not isinstance(value, dict | list):
@@ -111,8 +126,16 @@ def _call(value: Any, name: str, unused: dict[str, None]) -> ToolCall:
     kind, function = value.get("type") or "function", value.get("function") or value
     if kind != "function" or not isinstance(function, dict):
         raise BadRow(name, f"is a call of type {str(kind)[:40]!r}, {_EXPECTED_CALL}")
-    given: Any = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), None)
-    others = [key for part in (function, value) for key in part if part[key] is not None and key not in _CALL_KEYS]
+    given: Any = next(
+        (function[key] for key in ("arguments", "parameters") if function.get(key) is not None),
+        None,
+    )
+    others = [
+        key
+        for part in (function, value)
+        for key in part
+        if part[key] is not None and key not in _CALL_KEYS
+    ]
     if given is None:
         if others:
             raise BadRow(f"{name}.arguments", f"is missing (found: {listed(function)})")
@@ -129,5 +152,7 @@ def _call(value: Any, name: str, unused: dict[str, None]) -> ToolCall:
         raise BadRow(f"{name}.id", f"is {json_type(id)}, expected text")
     called = function.get("name")
     return ToolCall(
-        check_text("" if called is None else called, f"{name}.name"), given, None if id is None else str(id)
+        check_text("" if called is None else called, f"{name}.name"),
+        given,
+        None if id is None else str(id),
     )

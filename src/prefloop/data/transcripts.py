@@ -1,4 +1,6 @@
-r"""Whole conversations written as one text: hh-rlhf's ``\n\nHuman: … \n\nAssistant: …``, lists of messages as strings, templated texts."""
+r"""Whole conversations written as one text: hh-rlhf's ``\n\nHuman: … \n\nAssistant: …``, lists of
+messages as strings, templated texts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _HH_TURN = re.compile(r"(?:\r?\n){2}(Human|Assistant):")
 _HH_OPEN = re.compile(r"(?:\r?\n){2}Assistant:\s*\Z")
 _HH_BEGIN = re.compile(r"(?:\r?\n){2}Human:|\s*Human:.*?(?:\r?\n){2}Assistant:", re.DOTALL)
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-# Python's repr escapes line breaks within strings, so one between two braces stands between two objects (as numpy prints them).
+# Python's repr escapes line breaks within strings, so one between two braces stands between two
+# objects (as numpy prints them).
 _NUMPY = re.compile(r"\}\s*\n\s*\{")
 _ONE = re.compile(r"""\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _LISTED = re.compile(r"\s*\[\s*\{")
@@ -31,13 +34,17 @@ class Transcript:
     turns: list[Message]
     open: bool = False
     weak: bool = False
-    """Whether its markers are words that a person's text, such as a dialogue, may begin with as well."""
+    """Whether its markers are words that a person's text, such as a dialogue, may begin with as
+    well.
+    """
 
 
 def transcript_of(text: str, name: str, row: Row, whole: bool = False) -> Transcript | None:
-    """The conversation that a text holds; ``None`` where it is plain text. What was done is said to the row.
+    """The conversation that a text holds; ``None`` where it is plain text. What was done is said to
+    the row.
 
-    A text that must be a ``whole`` conversation has words as its markers that would be a person's elsewhere.
+    A text that must be a ``whole`` conversation has words as its markers that would be a person's
+    elsewhere.
     """
     if _LISTED.match(text) and (listed := literal(text, name)) is not None:
         row.say(PARSED)
@@ -60,21 +67,29 @@ def transcript_of(text: str, name: str, row: Row, whole: bool = False) -> Transc
 
 
 def is_hh(value: Any) -> bool:
-    r"""Whether a value is hh-rlhf's text: it begins with ``\n\nHuman:``, or with ``Human:`` and has an ``Assistant:`` further on."""
+    r"""Whether a value is hh-rlhf's text: it begins with ``\n\nHuman:``, or with ``Human:`` and has
+    an ``Assistant:`` further on.
+    """
     return isinstance(value, str) and _HH_BEGIN.match(value) is not None
 
 
 def parse_hh(text: str, name: str) -> list[Message]:
-    r"""The turns of hh-rlhf text (``\n\nHuman: … \n\nAssistant: …``), each stripped; an empty turn is refused."""
+    r"""The turns of hh-rlhf text (``\n\nHuman: … \n\nAssistant: …``), each stripped; an empty turn
+    is refused.
+    """
     before, *rest = _HH_TURN.split("\n\n" + text.lstrip())
     if before.strip() or not rest:
         raise BadRow(name, "does not begin with a 'Human:' or 'Assistant:' turn")
     turns = enumerate(zip(rest[::2], rest[1::2], strict=True))
-    return [Message(_HH_ROLES[who], check_text(words.strip(), f"{name}.{index}")) for index, (who, words) in turns]
+    return [
+        Message(_HH_ROLES[who], check_text(words.strip(), f"{name}.{index}"))
+        for index, (who, words) in turns
+    ]
 
 
 def literal(text: str, name: str) -> list[Any] | None:
-    """The message list that a text spells in JSON or as Python's repr; ``None`` where it spells something else.
+    """The message list that a text spells in JSON or as Python's repr; ``None`` where it spells
+    something else.
 
     Raises ``BadRow`` for one that begins so and cannot be parsed.
     """
@@ -85,5 +100,9 @@ def literal(text: str, name: str) -> list[Any] | None:
         check_strings(value, name)
         return list(value)
     if value is None and re.match(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""", text):
-        raise BadRow(name, "looks like a list of messages written as a string and cannot be parsed: write it as a list")
+        raise BadRow(
+            name,
+            "looks like a list of messages written as a string and cannot be parsed: write it as a"
+            " list",
+        )
     return None

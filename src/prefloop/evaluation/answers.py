@@ -18,7 +18,16 @@ from prefloop.data.row import Habits, Row
 from prefloop.data.source import PathLike, Source
 from prefloop.data.sources import detect_layout, load
 from prefloop.errors import DataError
-from prefloop.records import Conversation, Demonstration, Prompt, Rating, Record, Response, answer_turns, prompt_key
+from prefloop.records import (
+    Conversation,
+    Demonstration,
+    Prompt,
+    Rating,
+    Record,
+    Response,
+    answer_turns,
+    prompt_key,
+)
 
 Answers = dict[str, tuple[Prompt, list[Reply]]]
 """By prompt id: the prompt and a model's responses to it."""
@@ -32,12 +41,14 @@ def read_answers(
     quarantine_dir: PathLike | None = None,
     questions: Callable[[], Sequence[Prompt]] | None = None,
 ) -> Answers:
-    """Prompt and responses by id, in the order of a source whose rows hold one response each, in any layout that ``load_demonstrations`` reads.
+    """Prompt and responses by id, in the order of a source whose rows hold one response each, in
+    any layout that ``load_demonstrations`` reads.
 
-    Read as every other source is, but that a response may be blank and that an id names a prompt: it may have several rows. A missing id is made
-    from the prompt, so that it is the same in every file. ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``); what
-    else a row says of its answer is left out. MT-bench's answers, which name their questions by number, find them among ``questions``.
-    Raises ``DataError`` naming file, row and field.
+    Read as every other source is, but that a response may be blank and that an id names a prompt:
+    it may have several rows. A missing id is made from the prompt, so that it is the same in every
+    file. ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``); what else a
+    row says of its answer is left out. MT-bench's answers, which name their questions by number,
+    find them among ``questions``. Raises ``DataError`` naming file, row and field.
     """
     if questions and layout == "auto" and detect_layout(source) == "mt_bench_answers":
         return _of_mt_bench(Source.of(source), questions())
@@ -55,8 +66,14 @@ def read_answers(
 
 
 def _of_mt_bench(source: Source, questions: Sequence[Prompt]) -> Answers:
-    """MT-bench's answers to the first turns of its questions; the second turns' prompts differ from model to model. Raises ``DataError``."""
-    by_number = {str(prompt.meta["question_id"]): prompt for prompt in questions if "question_id" in prompt.meta}
+    """MT-bench's answers to the first turns of its questions; the second turns' prompts differ from
+    model to model. Raises ``DataError``.
+    """
+    by_number = {
+        str(prompt.meta["question_id"]): prompt
+        for prompt in questions
+        if "question_id" in prompt.meta
+    }
     found: Answers = {}
     later = 0
     for raw in read_rows(source):
@@ -64,16 +81,23 @@ def _of_mt_bench(source: Source, questions: Sequence[Prompt]) -> Answers:
         row = raw.value if raw.problem is None else {}
         prompt = by_number.get(str(row.get("question_id")))
         if prompt is None:
-            raise DataError(f"{where}: {raw.problem or 'its question_id is among no questions of --prompts'}")
+            raise DataError(
+                f"{where}: {raw.problem or 'its question_id is among no questions of --prompts'}"
+            )
         choices = row.get("choices")
-        turns = [c.get("turns") if isinstance(c, dict) else None for c in choices] if isinstance(choices, list) else []
+        turns = (
+            [c.get("turns") if isinstance(c, dict) else None for c in choices]
+            if isinstance(choices, list)
+            else []
+        )
         if not turns or not all(isinstance(t, list) and t and isinstance(t[0], str) for t in turns):
             raise DataError(f"{where}, field 'choices': is no list of {{'turns': [texts]}}")
         found.setdefault(prompt.id, (prompt, []))[1].extend(t[0] for t in turns if t)
         later += any(len(t or []) > 1 for t in turns)
     if later:
         say(
-            f"  {source.name}: second turns of {counted(later, 'answer')} are not used: they answer another conversation in every file"
+            f"  {source.name}: second turns of {counted(later, 'answer')} are not used: they answer"
+            " another conversation in every file"
         )
     return found
 
@@ -94,11 +118,15 @@ class _AnswerRows(Records):
             found = replace(found, id=f"prompt-{prompt_key(found.prompt)[:8]}")
         meta = raw.value.get("meta")
         check_strings([turn.to_dict() for turn in found.prompt], "prompt")
-        check_strings(found.response.replace("\x00", ""), "response")  # a model may write NUL, and is judged by it
+        check_strings(
+            found.response.replace("\x00", ""), "response"
+        )  # a model may write NUL, and is judged by it
         known, first = self._prompt_of.setdefault(found.id, (found.prompt, raw.number))
         if prompt_key(known) != prompt_key(found.prompt):
             raise BadRow(
-                "id", f"'{found.id[:80]}' stands for another prompt in row {first}; ids must be unique to a prompt"
+                "id",
+                f"'{found.id[:80]}' stands for another prompt in row {first}; ids must be unique to"
+                " a prompt",
             )
         return [replace(found, meta=meta if isinstance(meta, dict) else {})], row
 
@@ -121,7 +149,9 @@ class _AnswerRows(Records):
             return Demonstration.of(record.id, record.prompt, answer_turns(record.response)), row
         if isinstance(record, Demonstration):
             return record, row
-        raise BadRow("", f"holds a {type(record).__name__.lower()}, expected a prompt with one response")
+        raise BadRow(
+            "", f"holds a {type(record).__name__.lower()}, expected a prompt with one response"
+        )
 
 
 _STAND_IN = "-"
@@ -129,7 +159,9 @@ _STAND_IN = "-"
 
 
 def _filled(value: Any, path: list[str]) -> tuple[str | None, Any]:
-    """The blank text that stands under a path of keys, and the value with the stand-in there; ``None`` where there is no blank text."""
+    """The blank text that stands under a path of keys, and the value with the stand-in there;
+    ``None`` where there is no blank text.
+    """
     if not path:
         return (value, _STAND_IN) if isinstance(value, str) and not value.strip() else (None, value)
     key, *rest = path
@@ -144,15 +176,19 @@ def _filled(value: Any, path: list[str]) -> tuple[str | None, Any]:
 
 
 def restricted(sides: Mapping[str, Answers], prompts: Iterable[Prompt]) -> dict[str, Answers]:
-    """Of every side the answers to ``prompts``, told by what they say and not by id. Raises ``DataError`` when a side answers none."""
+    """Of every side the answers to ``prompts``, told by what they say and not by id. Raises
+    ``DataError`` when a side answers none.
+    """
     wanted = {prompt_key(prompt.prompt) for prompt in prompts}
     found = {
-        name: {i: of for i, of in side.items() if prompt_key(of[0].prompt) in wanted} for name, side in sides.items()
+        name: {i: of for i, of in side.items() if prompt_key(of[0].prompt) in wanted}
+        for name, side in sides.items()
     }
     for name, side in found.items():
         if not side:
             raise DataError(
-                f"{name} answers none of the {len(wanted)} prompts of --prompts: name the file of prompts that it answers, or leave --prompts out"
+                f"{name} answers none of the {len(wanted)} prompts of --prompts: name the file of"
+                " prompts that it answers, or leave --prompts out"
             )
     return found
 
@@ -167,25 +203,35 @@ def empty_answers(sides: Mapping[str, Answers]) -> dict[str, int]:
 
 
 def prompts_of(sides: Mapping[str, Answers]) -> list[Prompt]:
-    """Every prompt once, from the side that says most of it: a file of answers need not repeat what a reference answer is."""
+    """Every prompt once, from the side that says most of it: a file of answers need not repeat what
+    a reference answer is.
+    """
     first = next(iter(sides.values()))
-    return [max((side[i][0] for side in sides.values()), key=lambda prompt: len(prompt.meta)) for i in first]
+    return [
+        max((side[i][0] for side in sides.values()), key=lambda prompt: len(prompt.meta))
+        for i in first
+    ]
 
 
 def require_same_prompts(sides: Mapping[str, Answers]) -> None:
-    """Raise ``DataError`` naming the first prompt that not all sides answer, or that is worded differently."""
+    """Raise ``DataError`` naming the first prompt that not all sides answer, or that is worded
+    differently.
+    """
     (a_path, side_a), *others = sides.items()
     for b_path, side_b in others:
         _require_same(side_a, side_b, a_path, b_path)
 
 
 def _require_same(side_a: Answers, side_b: Answers, a_path: str, b_path: str) -> None:
-    for one, other, has, lacks in ((side_a, side_b, a_path, b_path), (side_b, side_a, b_path, a_path)):
+    for one, other, has, lacks in (
+        (side_a, side_b, a_path, b_path),
+        (side_b, side_a, b_path, a_path),
+    ):
         missing = [prompt_id for prompt_id in one if prompt_id not in other]
         if missing:
             raise DataError(
-                f"prompt '{missing[0]}' is in {has} but not in {lacks} ({len(missing)} such prompts); "
-                "both files must answer the same prompts"
+                f"prompt '{missing[0]}' is in {has} but not in {lacks} ({len(missing)} such"
+                " prompts); both files must answer the same prompts"
             )
     for prompt_id, (prompt, _) in side_a.items():
         if prompt_key(prompt.prompt) != prompt_key(side_b[prompt_id][0].prompt):

@@ -28,27 +28,42 @@ class Calibration:
     """Of the endpoint; empty for a judge on this machine."""
     agreement: dict[str, HumanAgreement]
     position: PositionBias | None
-    """What exchanging the responses did to its verdicts; ``None`` for a judge that sees one response at a time."""
+    """What exchanging the responses did to its verdicts; ``None`` for a judge that sees one
+    response at a time.
+    """
     n_unvoted: int
     """Comparisons left out because nobody voted on them."""
     n_failed: int
-    """Comparisons without a verdict because a request failed for good; the same command asks them again."""
+    """Comparisons without a verdict because a request failed for good; the same command asks them
+    again.
+    """
     n_unparsable: int
     usage: Usage
     total: Usage
 
 
 def calibrate(
-    comparisons: Sequence[Comparison], judge: Judge, cache: VerdictCache, *, seed: int = 0, resamples: int = 2000
+    comparisons: Sequence[Comparison],
+    judge: Judge,
+    cache: VerdictCache,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> Calibration:
-    """Ask the judge about every comparison with votes. Which response it sees as a is drawn from the comparison's id.
+    """Ask the judge about every comparison with votes. Which response it sees as a is drawn from
+    the comparison's id.
 
-    Raises ``DataError`` when no comparison has a vote, ``JudgeError`` when the judge cannot be used.
+    Raises ``DataError`` when no comparison has a vote, ``JudgeError`` when the judge cannot be
+    used.
     """
     voted = [c for c in comparisons if c.votes]
     if not voted:
-        raise DataError(f"none of {len(comparisons)} comparisons has a vote: give a file that people have labelled")
-    # In the files of this field the better response is often the first: a judge with a taste for a place must not gain by that.
+        raise DataError(
+            f"none of {len(comparisons)} comparisons has a vote: give a file that people have"
+            " labelled"
+        )
+    # In the files of this field the better response is often the first: a judge with a taste for a
+    # place must not gain by that.
     shown = [c.swap() if _odd(c.id) else c for c in voted]
     asked = prepare(judge, cache)
     with progress(f"judge: {judge.name}", len(shown), "comparison") as advance:
@@ -58,7 +73,10 @@ def calibrate(
         )
     given = [(c, v) for c, v in zip(shown, verdicts, strict=True) if not v.failed]
     if not given:
-        raise JudgeError(f"judge {judge.name}: no comparison has a verdict; the last failure: {verdicts[-1].failed}")
+        raise JudgeError(
+            f"judge {judge.name}: no comparison has a verdict; the last failure:"
+            f" {verdicts[-1].failed}"
+        )
     items = [
         HumanItem(
             prompt_key(c.prompt),

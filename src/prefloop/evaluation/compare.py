@@ -1,6 +1,8 @@
-"""Every model against every other on the same prompts: win rates, what they rest on, and how far they can be trusted.
+"""Every model against every other on the same prompts: win rates, what they rest on, and how far
+they can be trusted.
 
-A *duel* is two models; its comparisons are pairs of their responses to one prompt. The prompt is the unit that was sampled.
+A *duel* is two models; its comparisons are pairs of their responses to one prompt. The prompt is
+the unit that was sampled.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from prefloop.labeling.pool import content_of
 from prefloop.records import Comparison, Conversation
 from prefloop.stats.bradley_terry import Game, Ranking, rank
 from prefloop.stats.intervals import SignTest, WinRate, sign_test, verdict_win_rate
-from prefloop.stats.length_control import LengthControlled, length_controlled_leaderboard, length_controlled_win_rate
+from prefloop.stats.length_control import (
+    LengthControlled,
+    length_controlled_leaderboard,
+    length_controlled_win_rate,
+)
 from prefloop.stats.position_bias import PositionBias, position_bias
 from prefloop.stats.prediction_powered import (
     Corrected,
@@ -49,18 +55,26 @@ class Duel:
     win_rate: WinRate
     sign_test: SignTest
     length_controlled: LengthControlled
-    """The win rate at equal length, in characters; with the prompts' difficulties where other models share the baseline b."""
+    """The win rate at equal length, in characters; with the prompts' difficulties where other
+    models share the baseline b.
+    """
     position: PositionBias | None
-    """What exchanging the responses did to the verdicts; ``None`` for a judge that sees one response at a time."""
+    """What exchanging the responses did to the verdicts; ``None`` for a judge that sees one
+    response at a time.
+    """
     rogan_gladen: RoganGladen | None
-    """Corrected for the judge's errors against people's votes; ``None`` where ``uncorrected`` says why not."""
+    """Corrected for the judge's errors against people's votes; ``None`` where ``uncorrected`` says
+    why not.
+    """
     prediction_powered: PredictionPowered | None
     uncorrected: tuple[str, ...]
     """Why a correction is missing; empty without votes."""
     n_comparisons: int
     """Pairs of responses compared, those that failed left out."""
     n_failed: int
-    """Pairs without a verdict because a request failed for good; the same command asks them again."""
+    """Pairs without a verdict because a request failed for good; the same command asks them
+    again.
+    """
     n_disagreed: int
     """Comparisons whose two orders disagreed, hence ties."""
     failed: tuple[str, ...]
@@ -91,12 +105,16 @@ class Judged:
     ranking: Ranking | None
     """Strengths of more than two models."""
     grades: tuple[MeanGrade, ...]
-    """Of each result, in the order of the results; empty for a judge that sees two responses at a time."""
+    """Of each result, in the order of the results; empty for a judge that sees two responses at a
+    time.
+    """
     verdicts: tuple[PairVerdict, ...]
     failures: tuple[str, ...]
     """Why comparisons failed, each reason once."""
     n_asked: int
-    """Questions put to the judge now: two for a comparison in both orders, one for a response that is graded."""
+    """Questions put to the judge now: two for a comparison in both orders, one for a response that
+    is graded.
+    """
     n_cached: int
     """Questions answered from the cache."""
     n_unparsable: int
@@ -106,7 +124,9 @@ class Judged:
     total: Usage
     """Tokens and cost of all answers, those from the cache too."""
     unproven: str
-    """Why the judge's verdicts name no winner (a reward model that may be guessing); empty where they may."""
+    """Why the judge's verdicts name no winner (a reward model that may be guessing); empty where
+    they may.
+    """
 
 
 Votes = Mapping[bytes, Comparison]
@@ -126,12 +146,16 @@ def judge_answers(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Judged:
-    """Duels of all models, with progress shown. A killed evaluation resumes; a repeated one asks nothing.
+    """Duels of all models, with progress shown. A killed evaluation resumes; a repeated one asks
+    nothing.
 
-    All pairs of a prompt's responses are compared, or the first ``pairs_per_prompt`` of an order that uses every response before it repeats
-    one. A judge that sees two responses is asked in both orders. A comparison whose request fails for good is counted and left out of the
-    rates. Elo of ``anchor`` is 1000, else their mean. Models that stand ``apart`` have no part in how hard a prompt is at equal length. ``people`` are votes on some of these comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError``
-    when the judge cannot be used.
+    All pairs of a prompt's responses are compared, or the first ``pairs_per_prompt`` of an order
+    that uses every response before it repeats one. A judge that sees two responses is asked in both
+    orders. A comparison whose request fails for good is counted and left out of the rates. Elo of
+    ``anchor`` is 1000, else their mean. Models that stand ``apart`` have no part in how hard a
+    prompt is at equal length. ``people`` are votes on some of these comparisons. Raises
+    ``DataError`` for prompts that not all models answer, ``JudgeError`` when the judge cannot be
+    used.
     """
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
         raise ConfigError(f"pairs_per_prompt must be 1 or more, found {pairs_per_prompt}")
@@ -147,13 +171,17 @@ def judge_answers(
     verdicts = iter(flat)
     met = {game: [(i, item, next(verdicts)) for i, item in group] for game, group in items.items()}
     if all(verdict.failed for verdict in flat):
-        raise JudgeError(f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}")
+        raise JudgeError(
+            f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}"
+        )
     options = {"seed": seed, "resamples": resamples, "level": level}
     controlled = _length_controlled(met, list(sides)[-1], apart, options)
     return Judged(
         judge=judge.name,
         address=without_secrets(getattr(judge, "address", "")),
-        duels=tuple(_duel(a, b, met[a, b], people or {}, controlled.get((a, b)), options) for a, b in games),
+        duels=tuple(
+            _duel(a, b, met[a, b], people or {}, controlled.get((a, b)), options) for a, b in games
+        ),
         ranking=_ranking(met, anchor, options) if len(sides) > 2 else None,
         grades=mean_grades(sides, _graded(met), **options),  # type: ignore[arg-type]
         verdicts=tuple(
@@ -183,7 +211,9 @@ def _items(side_a: Answers, side_b: Answers, limit: int | None) -> list[tuple[st
 
 
 def _pairs(n_a: int, n_b: int) -> list[tuple[int, int]]:
-    """All index pairs once, diagonal by diagonal, so that any start of the list spreads over both sides."""
+    """All index pairs once, diagonal by diagonal, so that any start of the list spreads over both
+    sides.
+    """
     period = math.lcm(n_a, n_b)
     return [(k % n_a, (k + k // period) % n_b) for k in range(n_a * n_b)]
 
@@ -191,13 +221,20 @@ def _pairs(n_a: int, n_b: int) -> list[tuple[int, int]]:
 def _graded(met: Mapping[tuple[str, str], Met]) -> Iterator[tuple[str, Reply, Grade]]:
     for of in met.values():
         for prompt_id, (_, *replies), verdict in of:
-            yield from ((prompt_id, reply, grade) for reply, grade in zip(replies, verdict.grades, strict=False))
+            yield from (
+                (prompt_id, reply, grade)
+                for reply, grade in zip(replies, verdict.grades, strict=False)
+            )
 
 
 def _length_controlled(
-    met: Mapping[tuple[str, str], Met], baseline: str, apart: Collection[str], options: dict[str, float]
+    met: Mapping[tuple[str, str], Met],
+    baseline: str,
+    apart: Collection[str],
+    options: dict[str, float],
 ) -> dict[tuple[str, str], LengthControlled]:
-    """By duel, win rates at equal length of two or more models against one baseline, on the prompts on which all of them have a verdict.
+    """By duel, win rates at equal length of two or more models against one baseline, on the prompts
+    on which all of them have a verdict.
 
     Models that stand ``apart`` say nothing of how hard a prompt is, and have no rate here.
     """
@@ -228,11 +265,18 @@ def _scores_and_leads(met: Met) -> tuple[dict[str, list[float]], dict[str, list[
 
 
 def _duel(
-    a: str, b: str, met: Met, people: Votes, controlled: LengthControlled | None, options: dict[str, float]
+    a: str,
+    b: str,
+    met: Met,
+    people: Votes,
+    controlled: LengthControlled | None,
+    options: dict[str, float],
 ) -> Duel:
     given = [(prompt_id, item, verdict) for prompt_id, item, verdict in met if not verdict.failed]
     if not given:
-        raise JudgeError(f"{a} against {b}: no pair has a verdict; the last failure: {met[-1][2].failed}")
+        raise JudgeError(
+            f"{a} against {b}: no pair has a verdict; the last failure: {met[-1][2].failed}"
+        )
     scores, leads = _scores_and_leads(met)
     orders: dict[str, list[tuple[float, float]]] = {}
     voted: dict[str, list[tuple[float, float]]] = {}
@@ -266,10 +310,15 @@ def _uncorrected(people: Votes, voted: Pairs, no_rates: str, no_power: str) -> t
     if not people:
         return ()
     if not voted:
-        no_rates = no_power = f"none of the {len(people)} pairs that people voted on is a pair of these very answers"
+        no_rates = no_power = (
+            f"none of the {len(people)} pairs that people voted on is a pair of these very answers"
+        )
     if no_rates == no_power:
         return (f"not corrected by people's votes: {no_rates}",) if no_rates else ()
-    gladen = "not corrected by Rogan-Gladen (the corrected figure shown is by prediction-powered inference)"
+    gladen = (
+        "not corrected by Rogan-Gladen (the corrected figure shown is by prediction-powered"
+        " inference)"
+    )
     named = (gladen, no_rates), ("not corrected by prediction-powered inference", no_power)
     return tuple(f"{method}: {why}" for method, why in named if why)
 
@@ -287,11 +336,15 @@ def _corrected(
 def _share(human: Comparison, of_a: Reply) -> float:
     """People's mean score of the response ``of_a``: 1 for each vote for it, 0.5 for each tie."""
     first = not differ(reply_of(human.responses[0]), of_a)
-    scores = [0.5 if vote.choice == "tie" else float((vote.choice == 0) == first) for vote in human.votes]
+    scores = [
+        0.5 if vote.choice == "tie" else float((vote.choice == 0) == first) for vote in human.votes
+    ]
     return sum(scores) / len(scores)
 
 
-def _ranking(met: Mapping[tuple[str, str], Met], anchor: str | None, options: dict[str, float]) -> Ranking:
+def _ranking(
+    met: Mapping[tuple[str, str], Met], anchor: str | None, options: dict[str, float]
+) -> Ranking:
     games: Sequence[Game] = [
         Game(a, b, verdict.score, prompt_id)
         for (a, b), of in met.items()

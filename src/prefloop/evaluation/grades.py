@@ -1,4 +1,6 @@
-"""Mean grades of results whose responses were graded one by one: by a language model, a rubric, a reward model, a function."""
+"""Mean grades of results whose responses were graded one by one: by a language model, a rubric, a
+reward model, a function.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,26 @@ def mean_grades(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[MeanGrade, ...]:
-    """Of each result with a grade, from (prompt id, response, grade); intervals resample prompts and responses."""
-    known = {(prompt_id, _key(reply)): grade for prompt_id, reply, grade in given if math.isfinite(grade.score)}
+    """Of each result with a grade, from (prompt id, response, grade); intervals resample prompts
+    and responses.
+    """
+    known = {
+        (prompt_id, _key(reply)): grade
+        for prompt_id, reply, grade in given
+        if math.isfinite(grade.score)
+    }
     found = []
     for name, side in sides.items():
         graded = {
             prompt_id: grades
             for prompt_id, (_, replies) in side.items()
-            if (grades := [known[asked] for reply in replies if (asked := (prompt_id, _key(reply))) in known])
+            if (
+                grades := [
+                    known[asked]
+                    for reply in replies
+                    if (asked := (prompt_id, _key(reply))) in known
+                ]
+            )
         }
         if not graded:
             continue
@@ -54,7 +68,10 @@ def mean_grades(
             MeanGrade(
                 name,
                 mean({i: [grade.score for grade in grades] for i, grades in graded.items()}),
-                {part: mean({i: [g.parts[part] for g in grades] for i, grades in graded.items()}) for part in parts},
+                {
+                    part: mean({i: [g.parts[part] for g in grades] for i, grades in graded.items()})
+                    for part in parts
+                },
                 sum(map(len, graded.values())),
             )
         )

@@ -1,4 +1,6 @@
-"""Whether a policy has moved from the model that it began as; what has not says nothing of the method that trained it."""
+"""Whether a policy has moved from the model that it began as; what has not says nothing of the
+method that trained it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,17 @@ from prefloop.artifacts.references import BASE
 from prefloop.config.algorithms import FEW_STEPS, kind_of
 
 STILL, NEAR = 0.1, 1.0
-"""Nats of KL to SFT a response: below the first a policy is its start still; below the second, after few steps, it is near it."""
+"""Nats of KL to SFT a response: below the first a policy is its start still; below the second,
+after few steps, it is near it.
+"""
 
 
 def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> list[str]:
-    """A sentence for each policy that is where it began, or near it after a few steps; of SFT, where it is still the bare model.
+    """A sentence for each policy that is where it began, or near it after a few steps; of SFT,
+    where it is still the bare model.
 
-    ``stages`` and ``results`` are those of a summary: ``updates`` or ``steps`` among a stage's metrics, ``kl`` with ``kl_low`` and
-    ``kl_high`` in the policy's row.
+    ``stages`` and ``results`` are those of a summary: ``updates`` or ``steps`` among a stage's
+    metrics, ``kl`` with ``kl_low`` and ``kl_high`` in the policy's row.
     """
     metrics = {kind_of(str(stage.get("name"))): stage.get("metrics") or {} for stage in stages}
     out = []
@@ -25,8 +30,9 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
         steps = found.get("updates", found.get("steps"))
         if policy == BASE and isinstance(kl, int | float) and abs(kl) < STILL:
             out.append(
-                f"SFT is still the bare model that it began as: {abs(kl):.2f} nats of KL between them. It has learnt nothing from its demonstrations: give it more "
-                "data, epochs or a higher learning rate."
+                f"SFT is still the bare model that it began as: {abs(kl):.2f} nats of KL between"
+                " them. It has learnt nothing from its demonstrations: give it more data, epochs"
+                " or a higher learning rate."
             )
         if policy in ("sft", BASE) or not isinstance(kl, int | float) or abs(kl) >= NEAR:
             continue
@@ -36,12 +42,14 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
         interval = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
         if abs(kl) < STILL or (few and interval and low <= 0 <= high):
             out.append(
-                f"{policy} is still the SFT model that it began as: {kl:.2f}{interval} nats of KL{made}. Its figures say nothing of {policy}: give it more data, epochs, "
-                "smaller batches or a higher learning rate."
+                f"{policy} is still the SFT model that it began as: {kl:.2f}{interval} nats of"
+                f" KL{made}. Its figures say nothing of {policy}: give it more data, epochs,"
+                " smaller batches or a higher learning rate."
             )
         elif few:
             out.append(
-                f"{policy} is near the SFT model that it began as: {kl:.2f}{interval} nats of KL{made}. That is too few to judge {policy} by: give it more data, epochs, smaller "
-                "batches or a higher learning rate."
+                f"{policy} is near the SFT model that it began as: {kl:.2f}{interval} nats of"
+                f" KL{made}. That is too few to judge {policy} by: give it more data, epochs,"
+                " smaller batches or a higher learning rate."
             )
     return out

@@ -1,22 +1,29 @@
-"""A reward model on a file that people or others labelled: pairs, human judgments, several responses of which some are good.
+"""A reward model on a file that people or others labelled: pairs, human judgments, several
+responses of which some are good.
 
 What comes out, as JSON (``reward-eval.json`` holds one of these for each file). Pairs::
 
-    {kind: "pairs", layout, pairs, truncated, too_long, equal, accuracy, accuracy_ci, loss, loss_ci, ece, ece_raw, bins: [{p, share, n}],
-     length: {"always the longer", "preferred response is": {...}}, agreement, agreement_ci, longer, longer_ci, people, people_ci,
-     member_spread, subsets: {name: the same}, sections: {name: accuracy}}
+    {kind: "pairs", layout, pairs, truncated, too_long, equal, accuracy, accuracy_ci, loss, loss_ci,
+    ece, ece_raw, bins: [{p, share, n}],
+     length: {"always the longer", "preferred response is": {...}}, agreement, agreement_ci, longer,
+     longer_ci, people, people_ci, member_spread, subsets: {name: the same}, sections: {name:
+     accuracy}}
 
-``agreement`` is how often the model's choice is that of one person drawn from those who voted, ``longer`` the same for always taking the
-longer response, ``people`` the same for one of them against another (``None`` without two votes on a pair). Who calls it a tie throws a
-coin. Best of n::
+``agreement`` is how often the model's choice is that of one person drawn from those who voted,
+``longer`` the same for always taking the longer response, ``people`` the same for one of them
+against another (``None`` without two votes on a pair). Who calls it a tie throws a coin. Best of
+n::
 
-    {kind: "best_of", layout, prompts, truncated, too_long, accuracy, accuracy_ci, separated, separated_ci, longest, random,
+    {kind: "best_of", layout, prompts, truncated, too_long, accuracy, accuracy_ci, separated,
+    separated_ci, longest, random,
      subsets: {name: the same}}
 
-``accuracy``: the response with the highest score is a good one; ``separated``: every good one is above every other one, which is how
-RewardBench 2 (Malik et al. 2025) counts prompts with several good answers. Equal scores share the point.
+``accuracy``: the response with the highest score is a good one; ``separated``: every good one is
+above every other one, which is how RewardBench 2 (Malik et al. 2025) counts prompts with several
+good answers. Equal scores share the point.
 
-``subsets`` are the values of ``subset``, ``category`` or ``source`` in the rows; ``sections`` those of RewardBench.
+``subsets`` are the values of ``subset``, ``category`` or ``source`` in the rows; ``sections`` those
+of RewardBench.
 """
 
 from __future__ import annotations
@@ -80,11 +87,17 @@ def evaluate_file(reward: Reward, path: Source | Path, reading: FileReading) -> 
     kind = BestOf if holds(BestOf, path, reading.layout) else Comparison
     parts, layout = _split(kind, path, reading)
     measure = _best_of if kind is BestOf else _pairs
-    return {"kind": "best_of" if kind is BestOf else "pairs", "layout": layout, **measure(reward, path, reading, parts)}
+    return {
+        "kind": "best_of" if kind is BestOf else "pairs",
+        "layout": layout,
+        **measure(reward, path, reading, parts),
+    }
 
 
 def _split(kind: Any, path: Source, reading: FileReading) -> tuple[dict[str, Path], str]:
-    """Checked records in a file for each subset; one called '' when there are none, or too many to tell apart."""
+    """Checked records in a file for each subset; one called '' when there are none, or too many to
+    tell apart.
+    """
     reading.scratch.mkdir(parents=True, exist_ok=True)
     whole = reading.scratch / "records.jsonl"
     checked = copy_records(
@@ -106,14 +119,20 @@ def _split(kind: Any, path: Source, reading: FileReading) -> tuple[dict[str, Pat
     names = list(dict.fromkeys(str(row["meta"].get(key, "none")) for row in read_rows(whole)))
     for number, name in enumerate(names):
         parts[name] = reading.scratch / f"part-{number}.jsonl"
-        write_rows(parts[name], (row for row in read_rows(whole) if str(row["meta"].get(key, "none")) == name))
+        write_rows(
+            parts[name],
+            (row for row in read_rows(whole) if str(row["meta"].get(key, "none")) == name),
+        )
     return parts, checked.layout
 
 
 def _category(records: Path, by: str | None) -> str | None:
     first = next(iter(read_rows(records)))["meta"]
     if by is not None and by not in first:
-        raise DataError(f"no field '{by}' to tell subsets by (the rows have {listed(first) or 'no other fields'})")
+        raise DataError(
+            f"no field '{by}' to tell subsets by (the rows have"
+            f" {listed(first) or 'no other fields'})"
+        )
     for key in [by] if by else [key for key in CATEGORIES if key in first]:
         values = {str(row["meta"].get(key, "none")) for row in read_rows(records)}
         if by or 1 < len(values) <= MOST_SUBSETS:
@@ -121,7 +140,9 @@ def _category(records: Path, by: str | None) -> str | None:
     return None
 
 
-def _pairs(reward: Reward, path: Source, reading: FileReading, parts: Mapping[str, Path]) -> dict[str, Any]:
+def _pairs(
+    reward: Reward, path: Source, reading: FileReading, parts: Mapping[str, Path]
+) -> dict[str, Any]:
     backbone, raw = reward.backbone, 1 / float(torch.stack([h.std for h in reward.heads]).mean())
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     found: dict[str, PairMetrics] = {}
@@ -132,7 +153,9 @@ def _pairs(reward: Reward, path: Source, reading: FileReading, parts: Mapping[st
     for number, (name, part) in enumerate(parts.items()):
         unusable = reading.unusable(path, number)
         try:
-            groups = write_groups(part, reading.scratch / f"{number}.arrow", encoder, vote_share, unusable=unusable)
+            groups = write_groups(
+                part, reading.scratch / f"{number}.arrow", encoder, vote_share, unusable=unusable
+            )
         except DataError as error:
             if reading.bad_rows != "quarantine":
                 raise DataError(f"{path.name}: {error}") from None
@@ -147,13 +170,21 @@ def _pairs(reward: Reward, path: Source, reading: FileReading, parts: Mapping[st
     if not found:
         assert problem is not None
         raise problem
-    everyone = {f"{name}/{prompt}": values for name, by_prompt in votes.items() for prompt, values in by_prompt.items()}
+    everyone = {
+        f"{name}/{prompt}": values
+        for name, by_prompt in votes.items()
+        for prompt, values in by_prompt.items()
+    }
     out = _measured(PairMetrics.join(list(found.values())), everyone, reward.temperature, raw)
     out |= {"truncated": encoder.cut, "too_long": too_long, "equal": equal}
     out["member_spread"] = float(np.mean(spreads)) if len(reward.heads) > 1 else None
     if "" not in found:
-        out["subsets"] = {name: _measured(p, votes[name], reward.temperature, raw) for name, p in found.items()}
-        if averages := sections({name: (s["accuracy"], s["pairs"]) for name, s in out["subsets"].items()}):
+        out["subsets"] = {
+            name: _measured(p, votes[name], reward.temperature, raw) for name, p in found.items()
+        }
+        if averages := sections(
+            {name: (s["accuracy"], s["pairs"]) for name, s in out["subsets"].items()}
+        ):
             out["sections"] = averages
     return out
 
@@ -176,7 +207,9 @@ def _measured(
 
 
 def _between_people(records: Path) -> dict[str, list[float]]:
-    """By prompt: for each pair with two votes or more, how often two different voters agree, a tie being a coin."""
+    """By prompt: for each pair with two votes or more, how often two different voters agree, a tie
+    being a coin.
+    """
     out: dict[str, list[float]] = {}
     for row in read_rows(records):
         record = from_dict(Comparison, row)
@@ -189,7 +222,9 @@ def _between_people(records: Path) -> dict[str, list[float]]:
 
 @dataclasses.dataclass
 class _Choices:
-    """Of each prompt: whether the highest score is a good one, all good ones are on top, the longest is good; share that is good."""
+    """Of each prompt: whether the highest score is a good one, all good ones are on top, the
+    longest is good; share that is good.
+    """
 
     right: list[float] = dataclasses.field(default_factory=list)
     separated: list[float] = dataclasses.field(default_factory=list)
@@ -197,14 +232,18 @@ class _Choices:
     random: list[float] = dataclasses.field(default_factory=list)
     prompts: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, prompt: str, scores: Sequence[float], sizes: Sequence[int], best: Sequence[int]) -> None:
+    def add(
+        self, prompt: str, scores: Sequence[float], sizes: Sequence[int], best: Sequence[int]
+    ) -> None:
         self.prompts.append(prompt)
         self.right.append(_share_good(scores, best))
         self.longest.append(_share_good(sizes, best))
         self.random.append(len(set(best)) / len(scores))
         lowest_good = min(scores[i] for i in best)
         highest_other = max(s for i, s in enumerate(scores) if i not in best)
-        self.separated.append(0.5 if lowest_good == highest_other else float(lowest_good > highest_other))
+        self.separated.append(
+            0.5 if lowest_good == highest_other else float(lowest_good > highest_other)
+        )
 
     def measured(self) -> dict[str, Any]:
         return {
@@ -222,7 +261,9 @@ def _share_good(values: Sequence[float], best: Sequence[int]) -> float:
     return sum(i in best for i in top) / len(top)
 
 
-def _best_of(reward: Reward, path: Source, reading: FileReading, parts: Mapping[str, Path]) -> dict[str, Any]:
+def _best_of(
+    reward: Reward, path: Source, reading: FileReading, parts: Mapping[str, Path]
+) -> dict[str, Any]:
     backbone = reward.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     found: dict[str, _Choices] = {}
@@ -238,18 +279,30 @@ def _best_of(reward: Reward, path: Source, reading: FileReading, parts: Mapping[
                 record = from_dict(BestOf, row)
                 try:
                     prompt_ids = encoder.prompt(record.id, record.prompt)
-                    answers = [encoder.response(record.id, record.prompt, r, len(prompt_ids)) for r in record.responses]
+                    answers = [
+                        encoder.response(record.id, record.prompt, r, len(prompt_ids))
+                        for r in record.responses
+                    ]
                 except DataError as error:
                     unusable.add([record.id], error)
                     continue
-                kept.append((prompt_key(record.prompt), [len(answer.ids) for answer in answers], record.best, key))
+                kept.append(
+                    (
+                        prompt_key(record.prompt),
+                        [len(answer.ids) for answer in answers],
+                        record.best,
+                        key,
+                    )
+                )
                 yield document_of(prompt_ids, answers, key)
                 key += len(answers)
 
         scores = reward.score(documents(), f"{path.name} {name}".strip())
         choices = _Choices()
         for prompt, sizes, best, key in kept:
-            choices.add(prompt, [float(np.mean(scores[key + i])) for i in range(len(sizes))], sizes, best)
+            choices.add(
+                prompt, [float(np.mean(scores[key + i])) for i in range(len(sizes))], sizes, best
+            )
         if kept:
             found[name] = choices
     try:
@@ -257,8 +310,15 @@ def _best_of(reward: Reward, path: Source, reading: FileReading, parts: Mapping[
     except DataError as error:
         raise DataError(f"{path.name}: {error}") from None
     if not found:
-        raise DataError(f"{path.name}: none of {counted(read, 'row')} can be used, the first: {unusable.first}")
-    whole = _Choices(*([v for c in found.values() for v in getattr(c, f.name)] for f in dataclasses.fields(_Choices)))
+        raise DataError(
+            f"{path.name}: none of {counted(read, 'row')} can be used, the first: {unusable.first}"
+        )
+    whole = _Choices(
+        *(
+            [v for c in found.values() for v in getattr(c, f.name)]
+            for f in dataclasses.fields(_Choices)
+        )
+    )
     out = whole.measured() | {"truncated": encoder.cut, "too_long": unusable.count}
     if "" not in found:
         out["subsets"] = {name: choices.measured() for name, choices in found.items()}
@@ -266,7 +326,9 @@ def _best_of(reward: Reward, path: Source, reading: FileReading, parts: Mapping[
 
 
 def training_prompts(place: Path) -> Iterator[Comparison] | None:
-    """What the reward model of a run (or the artifact) was trained on, for ``data.overlap``; ``None`` when the store no longer holds it."""
+    """What the reward model of a run (or the artifact) was trained on, for ``data.overlap``;
+    ``None`` when the store no longer holds it.
+    """
     folder = reward_folder(place)
     if not (folder / MANIFEST).is_file():
         return None  # an exported one

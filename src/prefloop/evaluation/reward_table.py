@@ -9,10 +9,14 @@ from rich.table import Table
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for each file and, indented, each subset; percentages with 95 % intervals, ECE before → after the temperature."""
+    """A row for each file and, indented, each subset; percentages with 95 % intervals, ECE before →
+    after the temperature.
+    """
     out = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("reward model on", "n", "right %", "log loss", "ECE %", "longer %", "people %"):
-        out.add_column(column, justify="left" if column == "reward model on" else "right", no_wrap=True)
+        out.add_column(
+            column, justify="left" if column == "reward model on" else "right", no_wrap=True
+        )
     for name, measured in found.items():
         out.add_row(*_row(name.split(".jsonl")[0], measured))
         for subset, part in measured.get("subsets", {}).items():
@@ -26,7 +30,15 @@ def _row(name: str, m: Mapping[str, Any]) -> tuple[str, ...]:
     if "separated" in m:
         return name, str(m["prompts"]), _rate(m, "accuracy"), "", "", _rate(m, "longest"), ""
     ece = f"{m['ece_raw'] * 100:.0f} → {m['ece'] * 100:.0f}"
-    return name, str(m["pairs"]), _rate(m, "accuracy"), f"{m['loss']:.3f}", ece, _rate(m, "longer"), _rate(m, "people")
+    return (
+        name,
+        str(m["pairs"]),
+        _rate(m, "accuracy"),
+        f"{m['loss']:.3f}",
+        ece,
+        _rate(m, "longer"),
+        _rate(m, "people"),
+    )
 
 
 def _rate(m: Mapping[str, Any], name: str) -> str:

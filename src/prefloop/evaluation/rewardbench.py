@@ -1,11 +1,19 @@
-"""RewardBench's sections (Lambert et al. 2024, arXiv 2403.13787): which subsets make them up, and how they are averaged."""
+"""RewardBench's sections (Lambert et al. 2024, arXiv 2403.13787): which subsets make them up, and
+how they are averaged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
+    "Chat": (
+        "alpacaeval-easy",
+        "alpacaeval-length",
+        "alpacaeval-hard",
+        "mt-bench-easy",
+        "mt-bench-med",
+    ),
     "Chat Hard": (
         "mt-bench-hard",
         "llmbar-natural",
@@ -27,19 +35,25 @@ _MATHS = "math-prm"
 
 
 def sections(subsets: Mapping[str, tuple[float | None, int]]) -> dict[str, float]:
-    """Section → accuracy from subset → (accuracy, pairs), and ``average`` over the sections; empty when any subset is not RewardBench's.
+    """Section → accuracy from subset → (accuracy, pairs), and ``average`` over the sections; empty
+    when any subset is not RewardBench's.
 
-    Other collections share a few of its names, and their pairs are not those of the benchmark. Within a section pairs weigh alike; in Reasoning maths weighs as much as all code together. A section lacks the subsets that the file
-    lacks.
+    Other collections share a few of its names, and their pairs are not those of the benchmark.
+    Within a section pairs weigh alike; in Reasoning maths weighs as much as all code together. A
+    section lacks the subsets that the file lacks.
     """
     out: dict[str, float] = {}
     if not set(subsets) <= {name for names in SECTIONS.values() for name in names}:
         return out
     for section, names in SECTIONS.items():
-        parts = {name: found for name in names if (found := subsets.get(name)) and found[0] is not None}
+        parts = {
+            name: found for name in names if (found := subsets.get(name)) and found[0] is not None
+        }
         code = {name: found for name, found in parts.items() if name != _MATHS}
         means = (
-            [_pooled(part) for part in ({_MATHS: parts[_MATHS]}, code) if part] if _MATHS in parts else [_pooled(parts)]
+            [_pooled(part) for part in ({_MATHS: parts[_MATHS]}, code) if part]
+            if _MATHS in parts
+            else [_pooled(parts)]
         )
         if parts:
             out[section] = sum(means) / len(means)
@@ -48,4 +62,8 @@ def sections(subsets: Mapping[str, tuple[float | None, int]]) -> dict[str, float
 
 def _pooled(parts: Mapping[str, tuple[float | None, int]]) -> float:
     total = sum(pairs for _, pairs in parts.values())
-    return sum((accuracy or 0.0) * pairs for accuracy, pairs in parts.values()) / total if total else 0.0
+    return (
+        sum((accuracy or 0.0) * pairs for accuracy, pairs in parts.values()) / total
+        if total
+        else 0.0
+    )

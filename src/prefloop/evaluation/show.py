@@ -18,7 +18,9 @@ from prefloop.stats.position_bias import PositionBias
 from prefloop.stats.prediction_powered import Corrected
 
 USELESS = 0.9
-"""Share of pairs on which the two orders disagree from which a judge says nothing of the answers."""
+"""Share of pairs on which the two orders disagree from which a judge says nothing of the
+answers.
+"""
 ONE_SIDED = 0.75
 """Share of answers for one place from which a judge is warned of, where that is beyond chance."""
 FEWEST = 5
@@ -27,9 +29,14 @@ _NAMED = 5
 
 
 def show_judged(found: Judged) -> None:
-    """Every duel, the ranking where there are more than two models, and what the judge cost; no rate of a judge that may be guessing."""
+    """Every duel, the ranking where there are more than two models, and what the judge cost; no
+    rate of a judge that may be guessing.
+    """
     if found.unproven:
-        say(f"{found.judge} {found.unproven}: its verdicts name no winner, and none is shown", "yellow")
+        say(
+            f"{found.judge} {found.unproven}: its verdicts name no winner, and none is shown",
+            "yellow",
+        )
         say(_cost(found.usage, found.total, found.n_asked, found.n_cached, found.n_unparsable))
         return
     names = _short([name for duel in found.duels for name in (duel.a, duel.b)])
@@ -43,13 +50,18 @@ def show_judged(found: Judged) -> None:
     corrected = any(duel.prediction_powered for duel in found.duels)
     for column in [*columns, *(["corrected %"] if corrected else [])]:
         name = column in "ab"
-        table.add_column(column, justify="left" if name else "right", overflow="fold", no_wrap=not name)
+        table.add_column(
+            column, justify="left" if name else "right", overflow="fold", no_wrap=not name
+        )
     for duel in found.duels:
-        table.add_row(names[duel.a], names[duel.b], *_row(duel), *([_votes(duel)] if corrected else []))
+        table.add_row(
+            names[duel.a], names[duel.b], *_row(duel), *([_votes(duel)] if corrected else [])
+        )
     console.print(table)
     said = (
-        "wins and ties over all comparisons, 95 % intervals clustered by prompt; equal length: as if both responses had as many "
-        f"{UNIT}; p: sign test of as many prompts won as lost; n: prompts"
+        "wins and ties over all comparisons, 95 % intervals clustered by prompt; equal length: as"
+        f" if both responses had as many {UNIT}; p: sign test of as many prompts won as lost; n:"
+        " prompts"
     )
     if corrected:
         said += "; corrected: by people's votes (prediction-powered inference)"
@@ -57,18 +69,23 @@ def show_judged(found: Judged) -> None:
     for duel in found.duels:
         if duel.position:
             say(
-                f"{names[duel.a]} against {names[duel.b]}: the two orders disagreed in {duel.position.disagreement.mean:.1%} of {duel.n_comparisons} "
-                f"comparisons, which count as ties; {duel.position.first_share.mean:.1%} of answers were for the response shown first"
+                f"{names[duel.a]} against {names[duel.b]}: the two orders disagreed in"
+                f" {duel.position.disagreement.mean:.1%} of {duel.n_comparisons} comparisons, which"
+                f" count as ties; {duel.position.first_share.mean:.1%} of answers were for the"
+                " response shown first"
             )
             _warn(duel.position)
         if why := duel.length_controlled.unknown:
-            say(f"{names[duel.a]} against {names[duel.b]}: no rate at equal length: {why}", "yellow")
+            say(
+                f"{names[duel.a]} against {names[duel.b]}: no rate at equal length: {why}", "yellow"
+            )
         for why in duel.uncorrected:
             say(f"{names[duel.a]} against {names[duel.b]}: {why}", "yellow")
         if duel.n_failed:
             say(
-                f"{counted(duel.n_failed, 'comparison')} of {names[duel.a]} against {names[duel.b]} failed and "
-                f"{'is' if duel.n_failed == 1 else 'are'} left out: {_prompts(duel.failed)}",
+                f"{counted(duel.n_failed, 'comparison')} of {names[duel.a]} against {names[duel.b]}"
+                f" failed and {'is' if duel.n_failed == 1 else 'are'} left out:"
+                f" {_prompts(duel.failed)}",
                 "yellow",
             )
     for grade in found.grades:
@@ -101,14 +118,15 @@ def show_agreement(found: Calibration) -> None:
         )
     console.print(table)
     say(
-        "95 % intervals clustered by prompt; longer: always the longer response; people: one vote against the others on the same comparison; "
-        "kappa: Cohen's, of judge and people, ties a verdict; n: comparisons",
+        "95 % intervals clustered by prompt; longer: always the longer response; people: one vote"
+        " against the others on the same comparison; kappa: Cohen's, of judge and people, ties a"
+        " verdict; n: comparisons",
         "dim",
     )
     if found.position:
         say(
-            f"the two orders disagreed in {found.position.disagreement.mean:.1%}; {found.position.first_share.mean:.1%} of answers were for the "
-            "response shown first"
+            f"the two orders disagreed in {found.position.disagreement.mean:.1%};"
+            f" {found.position.first_share.mean:.1%} of answers were for the response shown first"
         )
         _warn(found.position)
     if found.n_unvoted or found.n_failed:
@@ -129,10 +147,17 @@ def _warn(position: PositionBias) -> None:
     if position.disagreement.mean >= USELESS:
         why = "it gave another answer when the responses changed places, on nearly every pair"
     elif position.lean.biased and max(first, 1 - first) >= ONE_SIDED:
-        why = f"it mostly takes the response shown {'first' if first > 0.5 else 'second'}, far beyond chance"
+        why = (
+            f"it mostly takes the response shown {'first' if first > 0.5 else 'second'}, far beyond"
+            " chance"
+        )
     else:
         return
-    say(f"This judge says little about these answers: {why}. Take a stronger judge or another --mode", "yellow")
+    say(
+        f"This judge says little about these answers: {why}. Take a stronger judge or another"
+        " --mode",
+        "yellow",
+    )
 
 
 def _prompts(ids: tuple[str, ...]) -> str:
@@ -199,20 +224,33 @@ def _interval(rate: float, of: WinRate | Interval | Corrected) -> str:
 def _tokens(usage: Usage) -> str:
     if usage.unreported and not usage.prompt_tokens + usage.completion_tokens:
         return "tokens not reported"
-    return f"{_at_least(usage)}{usage.prompt_tokens:,} tokens read and {usage.completion_tokens:,} written"
+    return (
+        f"{_at_least(usage)}{usage.prompt_tokens:,} tokens read and {usage.completion_tokens:,}"
+        " written"
+    )
 
 
 def _at_least(usage: Usage) -> str:
     return "at least " if usage.unreported else ""
 
 
-def _cost(usage: Usage, total: Usage, asked: int | None, cached: int | None, unparsable: int) -> str:
-    parts = [] if asked is None else [f"{counted(asked, 'question')} asked, {cached:,} answered from the cache"]
+def _cost(
+    usage: Usage, total: Usage, asked: int | None, cached: int | None, unparsable: int
+) -> str:
+    parts = (
+        []
+        if asked is None
+        else [f"{counted(asked, 'question')} asked, {cached:,} answered from the cache"]
+    )
     if usage.requests:
-        parts.append(f"{counted(usage.requests, 'request')} ({counted(usage.retries, 'retry', 'retries')})")
+        parts.append(
+            f"{counted(usage.requests, 'request')} ({counted(usage.retries, 'retry', 'retries')})"
+        )
         parts.append(_tokens(usage))
     if usage.cost is not None:
         parts.append(f"cost {_at_least(usage)}{usage.cost:.4f}")
-    if unparsable or total.prompt_tokens or total.unreported:  # a function and a reward model have nothing to parse
+    if (
+        unparsable or total.prompt_tokens or total.unreported
+    ):  # a function and a reward model have nothing to parse
         parts.append(counted(unparsable, "unparsable answer"))
     return "; ".join(parts)

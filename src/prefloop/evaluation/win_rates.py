@@ -1,4 +1,6 @@
-"""Win rates as the summary holds them: by scores of every response, of a judge's duels, and of all policies against each other."""
+"""Win rates as the summary holds them: by scores of every response, of a judge's duels, and of all
+policies against each other.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,27 @@ Scores = Mapping[str, Sequence[float]]
 
 
 def matrix(
-    judge: str, models: Sequence[str], rates: Mapping[tuple[str, str], WinRate], ranking: Ranking | None
+    judge: str,
+    models: Sequence[str],
+    rates: Mapping[tuple[str, str], WinRate],
+    ranking: Ranking | None,
 ) -> dict[str, Any]:
-    """Win rates of rows over columns with their intervals, ``None`` on the diagonal, and Elo ratings of more than two models."""
+    """Win rates of rows over columns with their intervals, ``None`` on the diagonal, and Elo
+    ratings of more than two models.
+    """
     both = dict(rates) | {
-        (b, a): dataclasses.replace(w, rate=1 - w.rate, low=1 - w.high, high=1 - w.low) for (a, b), w in rates.items()
+        (b, a): dataclasses.replace(w, rate=1 - w.rate, low=1 - w.high, high=1 - w.low)
+        for (a, b), w in rates.items()
     }
     table = {
         part: [[getattr(both[a, b], part) if a != b else None for b in models] for a in models]
         for part in ("rate", "low", "high")
     }
-    elo = {m.name: {"rating": m.elo, "low": m.low, "high": m.high} for m in ranking.models} if ranking else None
+    elo = (
+        {m.name: {"rating": m.elo, "low": m.low, "high": m.high} for m in ranking.models}
+        if ranking
+        else None
+    )
     return {"judge": judge, "policies": list(models), **table, "elo": elo}
 
 
@@ -46,10 +58,15 @@ def wins_of(mine: Scores, theirs: Scores) -> dict[str, list[float]]:
 
 def leads_of(mine: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, list[float]]:
     """By prompt how many characters longer, for all pairs of responses."""
-    return {i: [float(len(a) - len(b)) for a in mine["text"][i] for b in base["text"][i]] for i in mine["text"]}
+    return {
+        i: [float(len(a) - len(b)) for a in mine["text"][i] for b in base["text"][i]]
+        for i in mine["text"]
+    }
 
 
-def of_scores(mine: Mapping[str, Any], base: Mapping[str, Any], judge: str, resamples: int) -> dict[str, Any]:
+def of_scores(
+    mine: Mapping[str, Any], base: Mapping[str, Any], judge: str, resamples: int
+) -> dict[str, Any]:
     """What a scorer's verdicts say of a policy against SFT beyond the rate."""
     wins = wins_of(mine[judge], base[judge])
     level = length_controlled_win_rate(wins, leads_of(mine, base), resamples=resamples)
@@ -70,7 +87,9 @@ def of_duel(judge: str, duel: Duel) -> dict[str, Any]:
 
 
 def length_controlled(judge: str, found: LengthControlled) -> dict[str, Any]:
-    """A win rate at equal length with the name of whoever gave the verdicts, or why there is none."""
+    """A win rate at equal length with the name of whoever gave the verdicts, or why there is
+    none.
+    """
     if found.unknown:
         return {
             "lc_judge": judge,
@@ -79,4 +98,9 @@ def length_controlled(judge: str, found: LengthControlled) -> dict[str, Any]:
             "lc_ci_high": None,
             "lc_unknown": found.unknown,
         }
-    return {"lc_judge": judge, "lc_win_rate": found.rate, "lc_ci_low": found.low, "lc_ci_high": found.high}
+    return {
+        "lc_judge": judge,
+        "lc_win_rate": found.rate,
+        "lc_ci_low": found.low,
+        "lc_ci_high": found.high,
+    }

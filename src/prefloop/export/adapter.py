@@ -1,4 +1,6 @@
-"""A result as a folder that PEFT, transformers and vLLM load, with the full model card: what ``prefloop export`` writes."""
+"""A result as a folder that PEFT, transformers and vLLM load, with the full model card: what
+``prefloop export`` writes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefloop.artifacts.manifest import MANIFEST, Manifest, read_manifest
-from prefloop.artifacts.references import ABOUT, ADAPTER, HEAD, Place, Policy, identity_of, locate, origin_of, policy_of
+from prefloop.artifacts.references import (
+    ABOUT,
+    ADAPTER,
+    HEAD,
+    Place,
+    Policy,
+    identity_of,
+    locate,
+    origin_of,
+    policy_of,
+)
 from prefloop.base.atomic import settle
 from prefloop.base.sealed import check_files, copy_file, write_json, write_sealed
 from prefloop.config.algorithms import kind_of
@@ -29,24 +41,31 @@ _KEPT = ("adapter_config.json", ADAPTER, "head.json", HEAD, "reward.json")
 
 
 def export(reference: str, folder: Path, merge: bool = False, model: str | None = None) -> Path:
-    """Write a trained result and its card to a new folder, complete or not at all; returns the folder.
+    """Write a trained result and its card to a new folder, complete or not at all; returns the
+    folder.
 
-    With ``merge`` it holds the whole model in the backbone's floating-point type instead of an adapter. ``model`` names the backbone where
-    its name of then no longer leads to it. Raises ``ConfigError`` for what cannot be exported, ``ModelError`` for what is no result.
+    With ``merge`` it holds the whole model in the backbone's floating-point type instead of an
+    adapter. ``model`` names the backbone where its name of then no longer leads to it. Raises
+    ``ConfigError`` for what cannot be exported, ``ModelError`` for what is no result.
     """
     place = locate(reference)
     if place.folder is None:
         raise ConfigError(f"'{reference}' is the bare model: nothing in it was trained here")
     if not os.path.lexists(place.folder / MANIFEST):
         raise ConfigError(
-            f"'{reference}' is no artifact of a run ({MANIFEST} is missing), so there is nothing to write a card from. A merged or exported adapter's "
-            "own README.md says what loads it"
+            f"'{reference}' is no artifact of a run ({MANIFEST} is missing), so there is nothing to"
+            " write a card from. A merged or exported adapter's own README.md says what loads it"
         )
     manifest = read_manifest(place.folder, required=False)
     if not isinstance(manifest.identity.get("backbone"), dict):
-        raise StoreError(f"{place.folder / MANIFEST}: damaged, identity.backbone does not say what the adapter is on")
+        raise StoreError(
+            f"{place.folder / MANIFEST}: damaged, identity.backbone does not say what the adapter"
+            " is on"
+        )
     if merge and (place.folder / HEAD).is_file():
-        raise ConfigError("--merge: a reward model is an adapter and a head, which no plain model has a place for")
+        raise ConfigError(
+            "--merge: a reward model is an adapter and a head, which no plain model has a place for"
+        )
     if merge:
         _require_merging(place.folder, reference)
     with new_folder(folder) as draft:
@@ -56,7 +75,9 @@ def export(reference: str, folder: Path, merge: bool = False, model: str | None 
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A draft that becomes ``folder`` when the block ends well and leaves nothing otherwise. Raises ``ConfigError`` where something is there."""
+    """A draft that becomes ``folder`` when the block ends well and leaves nothing otherwise. Raises
+    ``ConfigError`` where something is there.
+    """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -64,7 +85,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft.mkdir()
     except OSError as error:
-        raise ConfigError(f"'{str(folder)[:200]}' cannot be written ({error.strerror}): name another folder") from error
+        raise ConfigError(
+            f"'{str(folder)[:200]}' cannot be written ({error.strerror}): name another folder"
+        ) from error
     try:
         yield draft
         settle(draft, folder)
@@ -80,8 +103,8 @@ def _require_merging(folder: Path, reference: str) -> None:
     card = card_for(identity_of(folder), read_adapter(folder))
     if not card.merges:
         raise ConfigError(
-            f"--merge: '{reference}' is an adapter of method {card.name}, which no plain weights can stand for: export it without --merge; what "
-            f"merges is {others('merges')}"
+            f"--merge: '{reference}' is an adapter of method {card.name}, which no plain weights"
+            f" can stand for: export it without --merge; what merges is {others('merges')}"
         )
 
 
@@ -98,18 +121,30 @@ def _write(place: Place, manifest: Manifest, draft: Path, merge: bool, model: st
     require_model(runtime, {place.name: origin})
     policy = None if (source / HEAD).is_file() else policy_of(place.name)
     dtype = None
-    kept = {n: hashed for n, hashed in manifest.files.items() if Path(n).name in _KEPT and not n.startswith("value/")}
+    kept = {
+        n: hashed
+        for n, hashed in manifest.files.items()
+        if Path(n).name in _KEPT and not n.startswith("value/")
+    }
     if merge:
         check_files(source, kept)
         dtype = _write_merged(place, draft, model)
     else:
         for name, hashed in kept.items():
             copy_file(source, name, hashed, draft / name)
-        identity = {k: manifest.identity[k] for k in ("backbone", "generation") if k in manifest.identity}
+        identity = {
+            k: manifest.identity[k] for k in ("backbone", "generation") if k in manifest.identity
+        }
         if policy is not None and policy.generation and "generation" not in identity:
             identity["generation"] = sampling_of(policy)
         metrics = {name: manifest.metrics[name] for name in MEASURED if name in manifest.metrics}
-        about = {"stage": manifest.stage, "key": manifest.key, "identity": identity, "metrics": metrics, "files": kept}
+        about = {
+            "stage": manifest.stage,
+            "key": manifest.key,
+            "identity": identity,
+            "metrics": metrics,
+            "files": kept,
+        }
         write_sealed(draft / ABOUT, about)
     write_tokenizer(runtime, draft)
     summary = place.run / "summary.json" if place.run else None
@@ -136,20 +171,32 @@ def evaluation_of(place: Place, manifest: Manifest) -> Evaluation | None:
         return None
     judged = read_manifest(judge.parent, required=False)
     before = lineage(judge.resolve().parent.parent, judged)
-    reward = next((made.metrics for made in reversed(before) if kind_of(made.stage) == "reward"), {})
+    reward = next(
+        (made.metrics for made in reversed(before) if kind_of(made.stage) == "reward"), {}
+    )
     for made in before:
-        if made.stage == f"respond-{place.slot}" and made.inputs.get(str(place.slot)) == manifest.key:
-            return Evaluation(*quotable(judged.metrics, reward), made.reads.get("prompts", "the evaluation prompts"))
+        if (
+            made.stage == f"respond-{place.slot}"
+            and made.inputs.get(str(place.slot)) == manifest.key
+        ):
+            return Evaluation(
+                *quotable(judged.metrics, reward),
+                made.reads.get("prompts", "the evaluation prompts"),
+            )
     return None
 
 
 def _write_merged(place: Place, draft: Path, model: str | None) -> str:
-    """Whole weights under their checkpoint names, and the model's configuration without its quantisation; returns their type."""
+    """Whole weights under their checkpoint names, and the model's configuration without its
+    quantisation; returns their type.
+    """
     from prefloop.models.merge import save_merged
 
     opened = open_policies([place.folder or ""], model=model)
     backbone = opened.runtime.backbone
-    save_merged(backbone.causal_lm, next(iter(opened.roles.values())), draft, backbone.compute_dtype)
+    save_merged(
+        backbone.causal_lm, next(iter(opened.roles.values())), draft, backbone.compute_dtype
+    )
     dtype = str(backbone.compute_dtype).removeprefix("torch.")
     config = described(backbone.folder)
     for name in ("quantization_config", "torch_dtype", "auto_map"):
@@ -157,7 +204,9 @@ def _write_merged(place: Place, draft: Path, model: str | None) -> str:
     changes = overrides(backbone.folder, backbone.config.rope, backbone.config.model)
     write_json(draft / "config.json", written(config, changes) | {"dtype": dtype})
     if (backbone.folder / "generation_config.json").is_file():
-        shutil.copyfile(backbone.folder / "generation_config.json", draft / "generation_config.json")
+        shutil.copyfile(
+            backbone.folder / "generation_config.json", draft / "generation_config.json"
+        )
     return dtype
 
 
@@ -171,6 +220,6 @@ def write_tokenizer(runtime: Runtime, draft: Path) -> None:
     from prefloop.data.chat import ChatFormat
     from prefloop.models.folder import tokenizer
 
-    ChatFormat.load(tokenizer(runtime.model_folder), runtime.backbone_config.chat_template).tokenizer.save_pretrained(
-        draft
-    )
+    ChatFormat.load(
+        tokenizer(runtime.model_folder), runtime.backbone_config.chat_template
+    ).tokenizer.save_pretrained(draft)

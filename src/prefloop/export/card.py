@@ -1,7 +1,7 @@
 """The model card of an exported adapter: a ``README.md`` that Hugging Face's tools read.
 
-It is made from what the artifact and its inputs say, and from the run's final comparison. It holds no
-paths. People who voted are counted and not named.
+It is made from what the artifact and its inputs say, and from the run's final comparison. It holds
+no paths. People who voted are counted and not named.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def model_card(
     model: Base,
     exported: Exported,
 ) -> str:
-    """The card of the adapter in ``folder``, as text; the same text for the same artifact and comparison."""
+    """The card of the adapter in ``folder``, as text; the same text for the same artifact and
+    comparison.
+    """
     adapter = read_adapter(folder)
     base, stage = model.name, manifest.stage
     kind, method = kind_of(stage), card_for(manifest.identity, adapter)
@@ -117,14 +119,19 @@ def _what(method: Card, base: str) -> str:
     """What the files are."""
     if method.name == "lora":
         return f"a LoRA adapter for `{base}`"
-    told = f"{method.title}; {f'arXiv {method.paper}' if method.paper[:4].isdigit() else method.paper}"
+    told = (
+        f"{method.title}; {f'arXiv {method.paper}' if method.paper[:4].isdigit() else method.paper}"
+    )
     return f"an adapter of method {method.name} ({told}) for `{base}`"
 
 
 def _summary(kind: str, base: str, method: Card, merged: bool) -> str:
     what = _what(method, base)
     if kind == "reward":
-        return f"A reward model that scores responses: {what} and a head, learnt from votes with prefloop."
+        return (
+            f"A reward model that scores responses: {what} and a head, learnt from votes with"
+            " prefloop."
+        )
     if merged:
         what = f"the weights of `{base}` with an adapter merged in"
     done = "trained" if kind == "sft" else "aligned"
@@ -141,13 +148,18 @@ def _annotators(ancestors: Sequence[Manifest]) -> tuple[list[Any], list[Any]]:
 def _votes(people: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     if simulated:
-        names = ", ".join(f"`{cell(name)}`" for name in dict.fromkeys(str(a["name"]) for a in simulated))
+        names = ", ".join(
+            f"`{cell(name)}`" for name in dict.fromkeys(str(a["name"]) for a in simulated)
+        )
         parts.append(
-            f"{sum(a.get('votes') or 0 for a in simulated):,} votes are of *simulated* annotators ({names}), drawn from a disclosed score: no person cast them."
+            f"{sum(a.get('votes') or 0 for a in simulated):,} votes are of *simulated* annotators"
+            f" ({names}), drawn from a disclosed score: no person cast them."
         )
     if people:
         of_whom = counted(
-            len({a["name"] for a in people}), "annotator or file of labels", "annotators or files of labels"
+            len({a["name"] for a in people}),
+            "annotator or file of labels",
+            "annotators or files of labels",
         )
         parts.append(f"{sum(a.get('votes') or 0 for a in people):,} votes are of {of_whom}.")
     return " ".join(parts)
@@ -161,18 +173,26 @@ def _limits(kind: str, simulated: Sequence[Any], exported: Exported) -> list[str
     )
     lines = [
         f"Meant for {use}.",
-        "It has what the base model has of errors, biases and unsafe answers; nothing here was trained or tested for safety.",
+        (
+            "It has what the base model has of errors, biases and unsafe answers; nothing here was"
+            " trained or tested for safety."
+        ),
     ]
     if simulated:
         lines.append(
-            "Simulated annotators voted on a disclosed score: what it prefers is what that score measures, and no evidence of what people prefer."
+            "Simulated annotators voted on a disclosed score: what it prefers is what that score"
+            " measures, and no evidence of what people prefer."
         )
     if kind == "reward":
         lines.append(
-            "A policy that is trained hard against it finds what it gets wrong; scores compare responses to one prompt only."
+            "A policy that is trained hard against it finds what it gets wrong; scores compare"
+            " responses to one prompt only."
         )
     elif kind != "sft":
-        lines.append("It was rewarded for what its votes preferred, their errors and their taste in length included.")
+        lines.append(
+            "It was rewarded for what its votes preferred, their errors and their taste in length"
+            " included."
+        )
     return lines + [" ".join(note.split()).replace("<", "&lt;") for note in exported.notes]
 
 

@@ -1,4 +1,6 @@
-"""The base model as a card speaks of it: its name, where the very weights are found again, how it is asked."""
+"""The base model as a card speaks of it: its name, where the very weights are found again, how it
+is asked.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +67,11 @@ def licence(model_folder: Path) -> str | None:
 
 
 def base_of(runtime: Runtime, trained: str = "") -> Base:
-    """What is to be said of the model that a run is on; ``trained`` is the name that it had when the adapter was trained, where that was another.
+    """What is to be said of the model that a run is on; ``trained`` is the name that it had when
+    the adapter was trained, where that was another.
 
-    A hub name leads to the weights only where they came from the hub: a local folder or a wheel of the same name may hold others.
+    A hub name leads to the weights only where they came from the hub: a local folder or a wheel of
+    the same name may hold others.
     """
     folder, config = runtime.model_folder, runtime.backbone_config
     model = trained or config.model

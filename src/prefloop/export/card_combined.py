@@ -22,11 +22,25 @@ if TYPE_CHECKING:
     from prefloop.runs.runtime import Runtime
 
 _WHAT = {
-    "linear": "the weighted sum of the changes of the weights, exact (task arithmetic, arXiv 2212.04089)",
-    "svd": "the weighted sum of the changes of the weights (task arithmetic, arXiv 2212.04089), cut to the rank by its singular values",
-    "ties": "TIES (arXiv 2306.01708) on the changes of the weights: of each the largest are kept, signs elected, those that agree averaged",
-    "dare_linear": "DARE (arXiv 2311.03099) on the changes of the weights: of each some are dropped at random, the rest scaled up, then summed",
-    "dare_ties": "DARE (arXiv 2311.03099), then the sign election of TIES (arXiv 2306.01708), on the changes of the weights",
+    "linear": (
+        "the weighted sum of the changes of the weights, exact (task arithmetic, arXiv 2212.04089)"
+    ),
+    "svd": (
+        "the weighted sum of the changes of the weights (task arithmetic, arXiv 2212.04089), cut to"
+        " the rank by its singular values"
+    ),
+    "ties": (
+        "TIES (arXiv 2306.01708) on the changes of the weights: of each the largest are kept, signs"
+        " elected, those that agree averaged"
+    ),
+    "dare_linear": (
+        "DARE (arXiv 2311.03099) on the changes of the weights: of each some are dropped at random,"
+        " the rest scaled up, then summed"
+    ),
+    "dare_ties": (
+        "DARE (arXiv 2311.03099), then the sign election of TIES (arXiv 2306.01708), on the changes"
+        " of the weights"
+    ),
     "magnitude_prune": "the weighted sum of the largest changes of the weights",
 }
 _CARD = """---
@@ -58,7 +72,7 @@ By `{how}`: {what}.
 
 ## Versions
 Merged with {versions}.
-"""
+"""  # noqa: E501
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +92,9 @@ def combined_card(
     runtime: Runtime,
     sampling: GenerationConfig | None = None,
 ) -> str:
-    """The card of the adapter in ``folder``, as text. ``settings``: how, density, seed, rank, kept. ``sampling``: of a part that says it."""
+    """The card of the adapter in ``folder``, as text. ``settings``: how, density, seed, rank, kept.
+    ``sampling``: of a part that says it.
+    """
     adapter = read_adapter(folder)
     model = base_of(runtime, adapter["base_model_name_or_path"])
     base = model.name
@@ -91,7 +107,10 @@ def combined_card(
         model_name=f"{short}-merged",
         tags=["prefloop", "lora", "rlhf", "merge"],
     )
-    rows = [f"| `{cell(p.name)}` | {p.adapter.method} | {p.adapter.r} | {p.weight:g} | `{p.key[:16]}` |" for p in parts]
+    rows = [
+        f"| `{cell(p.name)}` | {p.adapter.method} | {p.adapter.r} | {p.weight:g} | `{p.key[:16]}` |"
+        for p in parts
+    ]
     versions = environment()["versions"]
     text = _CARD.format(
         data=data.to_yaml(),
@@ -111,7 +130,9 @@ def combined_card(
             merged=False,
             sampling=sampling,
         ),
-        versions=", ".join(f"{name} {versions[name]}" for name in ("prefloop", "peft", "torch") if name in versions),
+        versions=", ".join(
+            f"{name} {versions[name]}" for name in ("prefloop", "peft", "torch") if name in versions
+        ),
     )
     return str(ModelCard(text))
 
@@ -119,7 +140,9 @@ def combined_card(
 def _settings(how: str, said: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("rank", str(said["rank"]))]
     if how != "linear":
-        rows.append(("share of the combination's squared norm that the rank holds", f"{said['kept']:.4f}"))
+        rows.append(
+            ("share of the combination's squared norm that the rank holds", f"{said['kept']:.4f}")
+        )
     if how not in ("linear", "svd"):
         rows.append(("density", f"{said['density']:g}"))
     if how.startswith("dare"):

@@ -1,4 +1,6 @@
-"""The tables of a model card: what an artifact was made from and with, what was measured, how it fared against SFT."""
+"""The tables of a model card: what an artifact was made from and with, what was measured, how it
+fared against SFT.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,18 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "reference": tuple(loss for loss in PAIR if loss not in WITHOUT_REFERENCE),
 }
 """Settings under ``preference`` that not every loss has a use for, and the losses that have."""
-_COUNTS = ("rows", "prompts", "responses", "comparisons", "votes", "pairs", "up", "down", "steps", "updates")
+_COUNTS = (
+    "rows",
+    "prompts",
+    "responses",
+    "comparisons",
+    "votes",
+    "pairs",
+    "up",
+    "down",
+    "steps",
+    "updates",
+)
 _COLUMNS = (
     ("gold score", "gold_mean", "gold_low", "gold_high", 1),
     ("wins against SFT, gold scorer", "win_rate_vs_sft", "ci_low", "ci_high", 100),
@@ -80,13 +93,22 @@ def stage_row(made: Manifest) -> dict[str, str]:
 
 
 def settings(manifest: Manifest, adapter: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the adapter was trained with: every setting that its own stage uses, under its full name; those of the stages before are in their cards."""
+    """What the adapter was trained with: every setting that its own stage uses, under its full
+    name; those of the stages before are in their cards.
+    """
     identity, kind = manifest.identity, kind_of(manifest.stage)
     backbone = identity["backbone"]
     rows = {
         "adapter": _adapter(described_shape(adapter), backbone.get("adapter") or {}),
-        "weights": f"{backbone['precision']}, computed in {str(backbone['compute']).removeprefix('torch.')}",
-        "chat template": {"model": "the model's own", "chatml": "ChatML"}.get(backbone["chat_template"], "from a file"),
+        "weights": (
+            f"{backbone['precision']}, computed in"
+            f" {str(backbone['compute']).removeprefix('torch.')}"
+        ),
+        "chat template": (
+            {"model": "the model's own", "chatml": "ChatML"}.get(
+                backbone["chat_template"], "from a file"
+            )
+        ),
         "longest prompt and response": f"{backbone['max_length']} tokens",
         "seed": str(identity["seed"]),
     }
@@ -100,7 +122,10 @@ def settings(manifest: Manifest, adapter: Mapping[str, Any]) -> list[tuple[str, 
         flat["generation.temperature"] = identity["temperature"]
     if kind in (*PAIR, "kto"):
         flat = {name: value for name, value in flat.items() if uses(kind, name)}
-    return [*rows.items(), *((f"`{cell(name)}`", f"`{cell(value)}`") for name, value in flat.items())]
+    return [
+        *rows.items(),
+        *((f"`{cell(name)}`", f"`{cell(value)}`") for name, value in flat.items()),
+    ]
 
 
 def uses(kind: str, name: str) -> bool:
@@ -132,8 +157,15 @@ def measured(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every number but times and counts, with its interval where the stage gave one."""
     out = []
     for name, value in metrics.items():
-        bound = any(name.endswith(end) and name.removesuffix(end) in metrics for end in ("_low", "_high"))
-        if name in _COUNTS or bound or isinstance(value, bool) or not isinstance(value, int | float):
+        bound = any(
+            name.endswith(end) and name.removesuffix(end) in metrics for end in ("_low", "_high")
+        )
+        if (
+            name in _COUNTS
+            or bound
+            or isinstance(value, bool)
+            or not isinstance(value, int | float)
+        ):
             continue
         low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
         interval = f" [{low:.4g}, {high:.4g}]" if low is not None and high is not None else ""
@@ -142,14 +174,19 @@ def measured(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def comparison(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
-    """The policy beside the bare model and SFT by everything that was measured of it, and the A/A control; empty where it was not judged."""
+    """The policy beside the bare model and SFT by everything that was measured of it, and the A/A
+    control; empty where it was not judged.
+    """
     if evaluation is None or kind not in evaluation.metrics["results"]:
         return {}
     results, control = evaluation.metrics["results"], evaluation.metrics.get("control", {})
     mine = results[kind]
     columns = _columns(mine)
     rows = [
-        [label(name) if name == BASE else name, *(_rate(results[name], *column[1:]) for column in columns)]
+        [
+            label(name) if name == BASE else name,
+            *(_rate(results[name], *column[1:]) for column in columns),
+        ]
         for name in dict.fromkeys((BASE, "sft", kind))
         if name in results
     ]
@@ -158,12 +195,24 @@ def comparison(kind: str, evaluation: Evaluation | None) -> dict[str, Any]:
         rows.append(
             [
                 "A/A",
-                *(_rate(control.get(judges.get(c[1], ""), {}), "win_rate", "ci_low", "ci_high", c[4]) for c in columns),
+                *(
+                    _rate(
+                        control.get(judges.get(c[1], ""), {}), "win_rate", "ci_low", "ci_high", c[4]
+                    )
+                    for c in columns
+                ),
             ]
         )
-    lead = f"{mine['n_prompts']:,} prompts of `{cell(evaluation.prompts)}`, {mine['n_responses']:,} responses, {mine['length_mean']:.1f} words each on average."
+    lead = (
+        f"{mine['n_prompts']:,} prompts of `{cell(evaluation.prompts)}`, {mine['n_responses']:,}"
+        f" responses, {mine['length_mean']:.1f} words each on average."
+    )
     lead += f" {evaluation.unquoted}" if evaluation.unquoted else ""
-    return {"lead": lead, "columns": [c[0] + (", %" if c[4] == 100 else "") for c in columns], "rows": rows}
+    return {
+        "lead": lead,
+        "columns": [c[0] + (", %" if c[4] == 100 else "") for c in columns],
+        "rows": rows,
+    }
 
 
 def _columns(row: Mapping[str, Any]) -> list[tuple[str, str, str, str, int]]:
@@ -180,7 +229,11 @@ def _rate(row: Mapping[str, Any], name: str, low: str, high: str, scale: float) 
     if row.get(name) is None:
         return "-"
     digits = 1 if scale == 100 else 3
-    interval = f" [{row[low] * scale:.{digits}f}, {row[high] * scale:.{digits}f}]" if row.get(low) is not None else ""
+    interval = (
+        f" [{row[low] * scale:.{digits}f}, {row[high] * scale:.{digits}f}]"
+        if row.get(low) is not None
+        else ""
+    )
     return f"{row[name] * scale:.{digits}f}{interval}"
 
 
@@ -209,6 +262,8 @@ def cell(value: Any) -> str:
 
 
 def card_for(identity: Mapping[str, Any], adapter: Mapping[str, Any]) -> Card:
-    """What is known of an adapter's method, from its manifest's identity and its adapter_config.json; files of PEFT's do not tell LoRA's kin apart."""
+    """What is known of an adapter's method, from its manifest's identity and its
+    adapter_config.json; files of PEFT's do not tell LoRA's kin apart.
+    """
     said = (identity.get("backbone", {}).get("adapter") or {}).get("method")
     return card_of(said or described_shape(adapter)["method"])

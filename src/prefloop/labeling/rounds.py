@@ -1,7 +1,7 @@
 """A round of votes through Argilla: send the pairs, wait for the annotators, take the votes.
 
-Everything can be killed and repeated: pairs that are there are not sent again, votes stay on the server, and nothing is written before
-there are enough.
+Everything can be killed and repeated: pairs that are there are not sent again, votes stay on the
+server, and nothing is written before there are enough.
 """
 
 from __future__ import annotations
@@ -37,18 +37,24 @@ class Round:
 
 
 def connect(config: LabelConfig) -> Argilla:
-    """The server that the settings name. Raises ``LabelError`` where no address or key can be found."""
+    """The server that the settings name. Raises ``LabelError`` where no address or key can be
+    found.
+    """
     return Argilla(Connection.find(config.home, config.url))
 
 
 def collect_round(
-    config: LabelConfig, dataset: str, pairs: Sequence[Comparison], simulated: Mapping[str, Mapping[str, Vote]]
+    config: LabelConfig,
+    dataset: str,
+    pairs: Sequence[Comparison],
+    simulated: Mapping[str, Mapping[str, Vote]],
 ) -> Round:
-    """Push ``pairs``, let ``simulated`` annotators (name → pair id → vote) answer, wait until ``config.enough`` of the pairs are complete, and
-    return what has votes then.
+    """Push ``pairs``, let ``simulated`` annotators (name → pair id → vote) answer, wait until
+    ``config.enough`` of the pairs are complete, and return what has votes then.
 
-    With simulated annotators their votes alone are taken. Raises ``LabelError`` for a server that refuses, and for votes of simulated
-    annotators where people were to vote; ``DataError`` when nothing has votes.
+    With simulated annotators their votes alone are taken. Raises ``LabelError`` for a server that
+    refuses, and for votes of simulated annotators where people were to vote; ``DataError`` when
+    nothing has votes.
     """
     workspace, refused = config.workspace, untakeable(pairs)
     aside = {pair.id for pair, _ in refused}
@@ -64,7 +70,8 @@ def collect_round(
         pushed = argilla.push(bare, dataset, workspace, guidelines, config.min_submitted)
         there = f" ({pushed.present} were there)" if pushed.present else ""
         say(
-            f"  {counted(pushed.sent, 'pair')} sent to {argilla.rest.connection.url}, dataset {workspace}/{dataset}{there}"
+            f"  {counted(pushed.sent, 'pair')} sent to {argilla.rest.connection.url}, dataset"
+            f" {workspace}/{dataset}{there}"
         )
         for annotator, votes in simulated.items():
             argilla.vote(dataset, annotator, {id: votes[id] for id in ids}, workspace)
@@ -80,32 +87,41 @@ def collect_round(
         by_id = {id: record for id, record in kept.items() if record.votes}
     elif mixed := machines & {vote.annotator for record in by_id.values() for vote in record.votes}:
         raise LabelError(
-            f"dataset '{workspace}/{dataset}' holds votes of simulated annotators ({', '.join(sorted(mixed))}) on these pairs, and people "
-            "are to vote: name another dataset"
+            f"dataset '{workspace}/{dataset}' holds votes of simulated annotators"
+            f" ({', '.join(sorted(mixed))}) on these pairs, and people are to vote: name another"
+            " dataset"
         )
     comparisons = [by_id[id] for id in ids if id in by_id]
     if not comparisons:
         raise DataError(
-            f"dataset '{dataset}': none of the round's {len(ids)} pairs has a vote any more: run the same command again to wait for new ones"
+            f"dataset '{dataset}': none of the round's {len(ids)} pairs has a vote any more: run"
+            " the same command again to wait for new ones"
         )
-    return Round(comparisons, len(refused), len(ids) - len(comparisons), found.drafts, found.discards, others)
+    return Round(
+        comparisons, len(refused), len(ids) - len(comparisons), found.drafts, found.discards, others
+    )
 
 
 def _votes_of(record: Comparison, names: Mapping[str, object]) -> Comparison:
-    """The comparison with the votes of ``names`` alone; when a program voted tells nothing about haste."""
+    """The comparison with the votes of ``names`` alone; when a program voted tells nothing about
+    haste.
+    """
     votes = [dataclasses.replace(vote, at=None) for vote in record.votes if vote.annotator in names]
     return dataclasses.replace(record, votes=votes)
 
 
 def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
-    """Until enough of the pairs are complete. A silent server is waited for as long as ``config.patience``; a refusal ends the wait."""
+    """Until enough of the pairs are complete. A silent server is waited for as long as
+    ``config.patience``; a refusal ends the wait.
+    """
     argilla, workspace = connect(config), config.workspace
     states = argilla.states(dataset, ids, workspace)
     complete, wanted = _standing(states, ids, config)
     if complete >= wanted:
         return
     say(
-        f"  waiting for votes on {wanted} of {len(ids)} pairs. Ctrl-C is safe: votes stay in Argilla, and the same command goes on",
+        f"  waiting for votes on {wanted} of {len(ids)} pairs. Ctrl-C is safe: votes stay in"
+        " Argilla, and the same command goes on",
         "yellow",
     )
     silent_since, seen = None, None
@@ -129,27 +145,40 @@ def _wait(config: LabelConfig, dataset: str, ids: Sequence[str]) -> None:
                     silent_since = time.monotonic()
                 if time.monotonic() - silent_since > config.patience:
                     raise LabelError(
-                        f"{error}. It has been silent for {duration(config.patience)} (label.patience): start it and run the same command, "
-                        "which goes on waiting"
+                        f"{error}. It has been silent for {duration(config.patience)}"
+                        " (label.patience): start it and run the same command, which goes on"
+                        " waiting"
                     ) from None
                 continue
             before, seen = complete, now
             complete, wanted = _standing(states, ids, config)
-            gone = f", {len(ids) - len(states)} pairs deleted on the server" if len(states) < len(ids) else ""
+            gone = (
+                f", {len(ids) - len(states)} pairs deleted on the server"
+                if len(states) < len(ids)
+                else ""
+            )
             advance(complete - before, _by_whom(now) + gone)
 
 
-def _standing(states: Mapping[str, bool], ids: Sequence[str], config: LabelConfig) -> tuple[int, int]:
-    """Pairs that are complete, and how many must be. Pairs that somebody has deleted on the server are not waited for."""
+def _standing(
+    states: Mapping[str, bool], ids: Sequence[str], config: LabelConfig
+) -> tuple[int, int]:
+    """Pairs that are complete, and how many must be. Pairs that somebody has deleted on the server
+    are not waited for.
+    """
     there = sum(id in states for id in ids)
     if not there:
         raise LabelError(
-            f"Argilla holds none of the round's {len(ids)} pairs any more: run the same command again to send them"
+            f"Argilla holds none of the round's {len(ids)} pairs any more: run the same command"
+            " again to send them"
         )
     return sum(states.get(id, False) for id in ids), max(1, math.ceil(config.enough * there - 1e-9))
 
 
 def _by_whom(state: Progress) -> str:
     """Answers in the dataset so far."""
-    answers = sorted(((counts.get("submitted", 0), name) for name, counts in state.annotators.items()), reverse=True)
+    answers = sorted(
+        ((counts.get("submitted", 0), name) for name, counts in state.annotators.items()),
+        reverse=True,
+    )
     return ", ".join(f"{name} {count}" for count, name in answers if count)

@@ -27,7 +27,9 @@ from prefloop.stats.votes import Floats
 
 @dataclasses.dataclass(frozen=True)
 class PoolScores:
-    """Of the pairs at ``positions`` in the pool; pairs that do not fit into the model are not among them."""
+    """Of the pairs at ``positions`` in the pool; pairs that do not fit into the model are not among
+    them.
+    """
 
     positions: list[int]
     margin_PK: Floats
@@ -39,7 +41,9 @@ class PoolScores:
 
 
 def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> PoolScores:
-    """Score every response of the pool once, packed with the others to its prompt. Raises ``DataError`` when no pair fits."""
+    """Score every response of the pool once, packed with the others to its prompt. Raises
+    ``DataError`` when no pair fits.
+    """
     encoder = Encoder(reward.backbone.chat, max_length)
     by_prompt: dict[str, list[int]] = {}
     for position, pair in enumerate(pool):
@@ -60,7 +64,9 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
             for response in pool[position].responses:
                 if response.key() not in keys:
                     keys[response.key()] = key + len(responses)
-                    found = encoder.response(pool[position].id, first.prompt, response, len(prompt_ids))
+                    found = encoder.response(
+                        pool[position].id, first.prompt, response, len(prompt_ids)
+                    )
                     responses.append(found)
             one, other = pool[position].responses
             ends[position] = keys[one.key()], keys[other.key()]
@@ -68,7 +74,8 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
         key += len(responses)
     if not documents:
         raise DataError(
-            f"none of {len(pool)} pairs fits into {max_length} tokens: raise backbone.max_length of the reward model"
+            f"none of {len(pool)} pairs fits into {max_length} tokens: raise backbone.max_length of"
+            " the reward model"
         )
     scores, hidden = reward.score_and_embed(documents, "score the pool", key)
     kept = sorted(ends)
@@ -85,23 +92,29 @@ def score_pool(reward: Reward, pool: Sequence[Comparison], max_length: int) -> P
 
 
 def reward_folder(place: Path) -> Path:
-    """The reward artifact that a run folder or a ``run:reward`` leads to, or that ``place`` is. Raises ``ModelError`` when there is none."""
+    """The reward artifact that a run folder or a ``run:reward`` leads to, or that ``place`` is.
+    Raises ``ModelError`` when there is none.
+    """
     if ":" in place.name and not place.exists():
         place = locate(place).folder or place
-    folder = next((f for f in (place, place / "artifacts" / "reward") if (f / "reward.json").is_file()), None)
+    folder = next(
+        (f for f in (place, place / "artifacts" / "reward") if (f / "reward.json").is_file()), None
+    )
     if folder is None or not any((folder / name).is_file() for name in (MANIFEST, ABOUT)):
         raise ModelError(
-            f"'{place}'{'' if place.exists() else meant(place)} is neither a run with a reward model (artifacts/reward) nor a reward artifact (reward.json and {MANIFEST}): "
-            "give the folder of a run that got through its reward stage"
+            f"'{place}'{'' if place.exists() else meant(place)} is neither a run with a reward"
+            f" model (artifacts/reward) nor a reward artifact (reward.json and {MANIFEST}): give"
+            " the folder of a run that got through its reward stage"
         )
     return folder.resolve()
 
 
 def open_reward(place: Path, model: str | None = None, pack_tokens: int = 4096) -> Reward:
-    """Load the reward model of a run folder, a reward artifact or an exported one onto the backbone that it was trained on.
+    """Load the reward model of a run folder, a reward artifact or an exported one onto the backbone
+    that it was trained on.
 
-    ``model`` names the backbone where its name of then does not lead to it any more. Raises ``ModelError`` when ``place`` holds no reward
-    model, or the backbone found is another one.
+    ``model`` names the backbone where its name of then does not lead to it any more. Raises
+    ``ModelError`` when ``place`` holds no reward model, or the backbone found is another one.
     """
     folder = reward_folder(place)
     origin = origin_of(folder)

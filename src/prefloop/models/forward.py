@@ -1,6 +1,7 @@
 """Packed forward: hidden states once, log-probs in chunks; [tokens, vocabulary] never exists whole.
 
-Shape letters: N packed tokens, R response tokens, B branches, H hidden size, W row width, M tokens of all rows, C a chunk of response tokens, V vocabulary.
+Shape letters: N packed tokens, R response tokens, B branches, H hidden size, W row width, M tokens
+of all rows, C a chunk of response tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ def hidden_N_H(backbone: Backbone, pack: Pack) -> Tensor:
 
 
 def run_N_H(backbone: Backbone, pack: Pack, kernel: str) -> Tensor:
-    """``hidden_N_H`` with a named kernel: 'mask', 'varlen', 'flex', or 'rows' for models that cannot branch."""
+    """``hidden_N_H`` with a named kernel: 'mask', 'varlen', 'flex', or 'rows' for models that
+    cannot branch.
+    """
     if kernel == "rows":
         return _rows_N_H(backbone, pack)
     if kernel == "mask":
         mask, extra = _attention_mask(backbone, pack), {}
     else:
-        # A mask of the right rank stops transformers from making one of its own; the kernel does not look at it.
+        # A mask of the right rank stops transformers from making one of its own; the kernel does
+        # not look at it.
         blank = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=pack.tokens_N.device)
         mask, extra = (
             _by_layer(backbone, {"full_attention": blank, "sliding_attention": blank}),
@@ -54,7 +58,9 @@ def run_N_H(backbone: Backbone, pack: Pack, kernel: str) -> Tensor:
 
 
 def _rows_N_H(backbone: Backbone, pack: Pack) -> Tensor:
-    """Each branch in a row of its own behind its prompt, padded on the right: for models that take no mask of branches."""
+    """Each branch in a row of its own behind its prompt, padded on the right: for models that take
+    no mask of branches.
+    """
     rows = rows_of(pack)
     width = max(len(row) for row in rows)
     index_B_W = torch.stack([F.pad(row, (0, width - len(row)), value=-1) for row in rows])
@@ -82,7 +88,9 @@ def rows_of(pack: Pack) -> list[Tensor]:
 
 
 def _attention_mask(backbone: Backbone, pack: Pack) -> Tensor | dict[str, Tensor]:
-    """The pack's mask as the model takes it: one for each kind of layer where it has several, added to scores in eager attention."""
+    """The pack's mask as the model takes it: one for each kind of layer where it has several, added
+    to scores in eager attention.
+    """
     config = backbone.causal_lm.config.get_text_config()
     mask_NN = pack.mask_NN()
     masks = {"full_attention": mask_NN}
@@ -93,7 +101,8 @@ def _attention_mask(backbone: Backbone, pack: Pack) -> Tensor | dict[str, Tensor
     if config._attn_implementation.endswith("eager"):
         lowest = torch.finfo(backbone.compute_dtype).min
         masks = {
-            kind: torch.zeros_like(m, dtype=backbone.compute_dtype).masked_fill(~m, lowest) for kind, m in masks.items()
+            kind: torch.zeros_like(m, dtype=backbone.compute_dtype).masked_fill(~m, lowest)
+            for kind, m in masks.items()
         }
     return _by_layer(backbone, {kind: mask[None, None] for kind, mask in masks.items()})
 
@@ -110,10 +119,11 @@ def _by_layer(backbone: Backbone, masks: dict[str, Tensor]) -> Tensor | dict[str
 
 
 def choose(backbone: Backbone) -> str:
-    """Find the kernel for this model on this device, once: the fastest of those that agree with plain rows.
+    """Find the kernel for this model on this device, once: the fastest of those that agree with
+    plain rows.
 
-    A model whose branches do not come out as they would alone (its layers ignore the mask or the positions) runs in plain rows, and one
-    line says so.
+    A model whose branches do not come out as they would alone (its layers ignore the mask or the
+    positions) runs in plain rows, and one line says so.
     """
     training = {module: module.training for module in backbone.model.modules()}
     dropout, backbone.active.dropout = backbone.active.dropout, False
@@ -130,12 +140,16 @@ def choose(backbone: Backbone) -> str:
 
 def _choose(backbone: Backbone) -> str:
     window = getattr(backbone.causal_lm.config.get_text_config(), "sliding_window", None)
-    # A prompt and a branch are three quarters of it. Where there is a window they are half as long again: a kernel that forgets it must show.
-    probe = _probe(backbone, 24 if window is None else 2 * min(window, backbone.config.max_length) + 32, window)
+    # A prompt and a branch are three quarters of it. Where there is a window they are half as long
+    # again: a kernel that forgets it must show.
+    probe = _probe(
+        backbone, 24 if window is None else 2 * min(window, backbone.config.max_length) + 32, window
+    )
     expected = _rows_N_H(backbone, probe)
     if not _agree(backbone, probe, "mask", expected):
         say(
-            f"  {backbone.config.model}: branches cannot share a prompt in this model; each response runs in a row of its own",
+            f"  {backbone.config.model}: branches cannot share a prompt in this model; each"
+            " response runs in a row of its own",
             "yellow",
         )
         return "rows"
@@ -147,12 +161,14 @@ def _choose(backbone: Backbone) -> str:
         return "mask"
     if wanted == "flex" and window is not None and window < backbone.config.max_length:
         raise ModelError(
-            f"backbone.attention flex has no sliding windows, and {backbone.config.model} has one of {window}: use auto"
+            f"backbone.attention flex has no sliding windows, and {backbone.config.model} has one"
+            f" of {window}: use auto"
         )
     if wanted == "flex" or wanted == "varlen":
         if not _agree(backbone, probe, wanted, expected):
             raise ModelError(
-                f"backbone.attention {wanted} does not reproduce sdpa on {backbone.config.model}: use auto or sdpa"
+                f"backbone.attention {wanted} does not reproduce sdpa on {backbone.config.model}:"
+                " use auto or sdpa"
             )
         return wanted
     if not _agree(backbone, probe, "varlen", expected):
@@ -201,17 +217,26 @@ def logits_C_V(backbone: Backbone, hidden_C_H: Tensor, temperature: float) -> Te
     return logits if temperature == 1 else logits / temperature
 
 
-def response_logps_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each response token, float32 [R]; differentiable, without keeping logits."""
-    scale = None if (gpu := kernels.on_gpu(hidden_N_H)) is None else _plain_scale(backbone, temperature)
+def response_logps_R(
+    backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability of each response token, float32 [R]; differentiable, without keeping
+    logits.
+    """
+    scale = (
+        None if (gpu := kernels.on_gpu(hidden_N_H)) is None else _plain_scale(backbone, temperature)
+    )
 
     def chunk(hidden_C_H: Tensor, target_C: Tensor) -> Tensor:
-        return -F.cross_entropy(logits_C_V(backbone, hidden_C_H, temperature), target_C, reduction="none")
+        return -F.cross_entropy(
+            logits_C_V(backbone, hidden_C_H, temperature), target_C, reduction="none"
+        )
 
     parts = []
     for source_C, target_C in _chunks(pack, CHUNK if scale is None else 4 * CHUNK):
-        # Branches share the prompt's last token. index_select adds their gradients in a fixed order; indexing with [] adds them
-        # in parallel with atomics, and a resumed run would end in other bytes.
+        # Branches share the prompt's last token. index_select adds their gradients in a fixed
+        # order; indexing with [] adds them in parallel with atomics, and a resumed run would end in
+        # other bytes.
         hidden_C_H = hidden_N_H.index_select(0, source_C)
         learns = torch.is_grad_enabled() and hidden_C_H.requires_grad
         if scale is not None:
@@ -220,19 +245,29 @@ def response_logps_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, tempera
             if learns:
                 parts.append(_LogProbs.apply(hidden_C_H, target_C, weight_V_H, scale))
             else:
-                parts.append(gpu.log_prob(hidden_C_H @ weight_V_H.T, target_C, scale, gradient=False))
+                parts.append(
+                    gpu.log_prob(hidden_C_H @ weight_V_H.T, target_C, scale, gradient=False)
+                )
         elif learns:
-            parts.append(checkpoint(chunk, hidden_C_H, target_C, use_reentrant=False, preserve_rng_state=False))
+            parts.append(
+                checkpoint(
+                    chunk, hidden_C_H, target_C, use_reentrant=False, preserve_rng_state=False
+                )
+            )
         else:
             parts.append(chunk(hidden_C_H, target_C))
     return torch.cat(parts)
 
 
 class _LogProbs(torch.autograd.Function):
-    """Log-probs at the targets; the logits' derivative is taken at once, in their place, and only its product with the head is kept."""
+    """Log-probs at the targets; the logits' derivative is taken at once, in their place, and only
+    its product with the head is kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden_C_H: Tensor, target_C: Tensor, weight_V_H: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden_C_H: Tensor, target_C: Tensor, weight_V_H: Tensor, scale: float
+    ) -> Tensor:
         logits_C_V = hidden_C_H @ weight_V_H.T
         logp_C = kernels.on_gpu(logits_C_V).log_prob(logits_C_V, target_C, scale, gradient=True)
         ctx.save_for_backward(logits_C_V @ weight_V_H)
@@ -246,7 +281,9 @@ class _LogProbs(torch.autograd.Function):
 
 
 def _plain_scale(backbone: Backbone, temperature: float) -> float | None:
-    """What multiplies the logits of a frozen head without bias; None when more is done to them (soft caps)."""
+    """What multiplies the logits of a frozen head without bias; None when more is done to them
+    (soft caps).
+    """
     head = backbone.causal_lm.get_output_embeddings()
     config = backbone.causal_lm.config.get_text_config()
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
@@ -256,7 +293,9 @@ def _plain_scale(backbone: Backbone, temperature: float) -> float | None:
     return head_scale(config) / temperature
 
 
-def entropy_R(backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0) -> Tensor:
+def entropy_R(
+    backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0
+) -> Tensor:
     """Entropy in nats of the next-token distribution before each response token, float32 [R]."""
 
     def chunk(hidden_C_H: Tensor) -> Tensor:

@@ -28,9 +28,10 @@ class _Saved:
 class ScalarHead(nn.Module):
     """Hidden state → one number, in float32, with a shift and scale that normalise its output.
 
-    The hidden state is divided by its root mean square first, so that learning rates and initial values mean the same on every
-    model. Value heads start at 0 (Huang et al. 2023, arXiv 2403.17031). Reward heads start at N(0, 1/(d + 1)) rather than the
-    paper's 1/sqrt(d + 1), which starts Bradley-Terry well above ln 2 and spends a small data set on unlearning that.
+    The hidden state is divided by its root mean square first, so that learning rates and initial
+    values mean the same on every model. Value heads start at 0 (Huang et al. 2023, arXiv
+    2403.17031). Reward heads start at N(0, 1/(d + 1)) rather than the paper's 1/sqrt(d + 1), which
+    starts Bradley-Terry well above ln 2 and spends a small data set on unlearning that.
     """
 
     mean: Tensor
@@ -58,7 +59,9 @@ class ScalarHead(nn.Module):
             return self.linear(scaled).squeeze(-1)
 
     def normalized(self, scores: Tensor) -> Tensor:
-        """Scores with mean 0 and standard deviation 1 on the reference set that ``calibrate`` saw."""
+        """Scores with mean 0 and standard deviation 1 on the reference set that ``calibrate``
+        saw.
+        """
         return (scores - self.mean) / self.std
 
     def calibrate(self, scores: Tensor) -> None:
@@ -68,21 +71,36 @@ class ScalarHead(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``head.safetensors``."""
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / "head.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()},
+            folder / "head.safetensors",
+        )
         (folder / "head.json").write_text(
-            json.dumps({"hidden_size": self.linear.in_features, "bias": self.linear.bias is not None})
+            json.dumps(
+                {"hidden_size": self.linear.in_features, "bias": self.linear.bias is not None}
+            )
         )
 
     @classmethod
     def load(cls, folder: Path) -> ScalarHead:
-        """Read a head written by ``save``; raises ``ModelError`` when the folder has none, or one that is damaged."""
+        """Read a head written by ``save``; raises ``ModelError`` when the folder has none, or one
+        that is damaged.
+        """
         if not (folder / "head.safetensors").is_file():
-            raise ModelError(f"'{folder.name}' holds an adapter without its scalar head (head.safetensors is missing)")
+            raise ModelError(
+                f"'{folder.name}' holds an adapter without its scalar head (head.safetensors is"
+                " missing)"
+            )
         saved = read_as(_Saved, folder / "head.json")
         tensors = read_tensors(folder, file="head.safetensors")
         head = cls(saved.hidden_size, init="zero" if saved.bias else "normal")
         own = head.state_dict()
-        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in own.items()} or tensors["std"] <= 0:
-            raise ModelError(f"'{folder.name}': head.safetensors is not what head.json says: make or copy it again")
+        if {n: t.shape for n, t in tensors.items()} != {
+            n: t.shape for n, t in own.items()
+        } or tensors["std"] <= 0:
+            raise ModelError(
+                f"'{folder.name}': head.safetensors is not what head.json says: make or copy it"
+                " again"
+            )
         head.load_state_dict(tensors)
         return head

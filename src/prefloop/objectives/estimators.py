@@ -1,16 +1,21 @@
 """What a token of a rollout was worth: one function, four estimators.
 
-All take the same flat rollout and give an advantage a token; they differ in what they compare a response with.
+All take the same flat rollout and give an advantage a token; they differ in what they compare a
+response with.
 
 - ``gae``: a critic (Schulman et al. 2016). Rewards are -β KL a token and the score at the end.
-- ``grpo``: the other responses to the same prompt: (score - mean) / std (Shao et al. 2024, eq. 3), the same for every token of a response.
-- ``rloo``: the mean of the other responses (Kool et al. 2019; Ahmadian et al. 2024): score minus β KL of the whole response, leave-one-out.
-- ``reinforce``: the batch (REINFORCE++, Hu 2025): what is still to come, -β KL of the tokens ahead plus the score, normalised over the batch.
+- ``grpo``: the other responses to the same prompt: (score - mean) / std (Shao et al. 2024, eq. 3),
+  the same for every token of a response.
+- ``rloo``: the mean of the other responses (Kool et al. 2019; Ahmadian et al. 2024): score minus β
+  KL of the whole response, leave-one-out.
+- ``reinforce``: the batch (REINFORCE++, Hu 2025): what is still to come, -β KL of the tokens ahead
+  plus the score, normalised over the batch.
 
-Where β KL stands in the rewards, the optimum is π_ref · exp(score / β). As a term of the loss with estimator k3 (GRPO's paper) the gradient is
-that of the *forward* KL, and the optimum another one.
+Where β KL stands in the rewards, the optimum is π_ref · exp(score / β). As a term of the loss with
+estimator k3 (GRPO's paper) the gradient is that of the *forward* KL, and the optimum another one.
 
-Shape letters: B responses, R their tokens in a row (response after response), G responses to a prompt, consecutive.
+Shape letters: B responses, R their tokens in a row (response after response), G responses to a
+prompt, consecutive.
 """
 
 from __future__ import annotations
@@ -50,8 +55,9 @@ def estimate(
 ) -> Advantages:
     """Advantages of a rollout.
 
-    ``score_B`` is the reward of each response with all penalties, ``kl_R`` the per-token KL estimate; ``kl_coef`` is 0 where the KL is a term
-    of the loss. ``group`` responses share a prompt. ``gae`` alone needs ``value_R``.
+    ``score_B`` is the reward of each response with all penalties, ``kl_R`` the per-token KL
+    estimate; ``kl_coef`` is 0 where the KL is a term of the loss. ``group`` responses share a
+    prompt. ``gae`` alone needs ``value_R``.
     """
     if estimator == "gae":
         assert value_R is not None
@@ -59,11 +65,15 @@ def estimate(
         if whiten_rewards:
             rewards_R = math_.whiten(rewards_R, shift_mean=False)
         rewards_B_T, value_B_T = (math_.padded_B_T(x, length_B) for x in (rewards_R, value_R))
-        advantage_R, return_R = (math_.flat_R(x, length_B) for x in math_.gae(rewards_B_T, value_B_T, gamma, lam))
+        advantage_R, return_R = (
+            math_.flat_R(x, length_B) for x in math_.gae(rewards_B_T, value_B_T, gamma, lam)
+        )
         return Advantages(math_.whiten(advantage_R) if whiten_advantages else advantage_R, return_R)
     if estimator == "reinforce":
         rewards_R = math_.token_rewards(score_B, kl_R, length_B, kl_coef)
-        ahead_R = math_.flat_R(math_.discounted(math_.padded_B_T(rewards_R, length_B), gamma), length_B)
+        ahead_R = math_.flat_R(
+            math_.discounted(math_.padded_B_T(rewards_R, length_B), gamma), length_B
+        )
         return Advantages(math_.whiten(ahead_R) if whiten_advantages else ahead_R, None)
     kl_B = torch.stack([part.sum() for part in kl_R.split(length_B.tolist())])
     total_B = score_B - kl_coef * kl_B

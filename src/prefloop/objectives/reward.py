@@ -6,14 +6,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def bradley_terry(margin_P: Tensor, label_P: Tensor | float = 1.0, target_P: Tensor | float = 0.0) -> Tensor:
-    """Cross-entropy of σ(score(chosen) - score(rejected)) with the label (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1), [P].
+def bradley_terry(
+    margin_P: Tensor, label_P: Tensor | float = 1.0, target_P: Tensor | float = 0.0
+) -> Tensor:
+    """Cross-entropy of σ(score(chosen) - score(rejected)) with the label (Bradley & Terry 1952;
+    Ouyang et al. 2022, eq. 1), [P].
 
-    ``target_P`` is the margin that a vote asks for beyond 0 (Touvron et al. 2023, eq. 2); it counts towards whichever side a vote is on.
+    ``target_P`` is the margin that a vote asks for beyond 0 (Touvron et al. 2023, eq. 2); it counts
+    towards whichever side a vote is on.
     """
-    return -(label_P * F.logsigmoid(margin_P - target_P) + (1 - label_P) * F.logsigmoid(-margin_P - target_P))
+    return -(
+        label_P * F.logsigmoid(margin_P - target_P)
+        + (1 - label_P) * F.logsigmoid(-margin_P - target_P)
+    )
 
 
 def centring(first_P: Tensor, second_P: Tensor) -> Tensor:
-    """(score(first) + score(second))²: keeps scores around 0 without touching their difference (Eisenstein et al. 2023, eq. 2), [P]."""
+    """(score(first) + score(second))²: keeps scores around 0 without touching their difference
+    (Eisenstein et al. 2023, eq. 2), [P].
+    """
     return (first_P + second_P) ** 2

@@ -16,7 +16,10 @@ def _rollouts(algo: str) -> Callable[[RLHFConfig], Stage]:
         from prefloop.pipeline.stages.ppo import PPO
 
         if config.ppo.uncertainty_penalty and config.reward.members < 2:
-            raise ConfigError("ppo.uncertainty_penalty needs reward.members of at least 2: one member has no spread")
+            raise ConfigError(
+                "ppo.uncertainty_penalty needs reward.members of at least 2: one member has no"
+                " spread"
+            )
         return PPO(config.ppo, config.data, config.gold, algo)
 
     return make
@@ -42,11 +45,15 @@ ALGORITHMS: dict[str, Callable[[RLHFConfig], Stage]] = {
     "kto": _kto,
     **{loss: _preference(loss) for loss in PAIR},
 }
-"""Name → the stage that turns an SFT adapter into an aligned one; its artifact fills the slot of the same name."""
+"""Name → the stage that turns an SFT adapter into an aligned one; its artifact fills the slot of
+the same name.
+"""
 
 
 def register(name: str, make: Callable[[RLHFConfig], Stage]) -> None:
-    """Let ``--algo`` name an algorithm of your own, whose stage ``make`` gives; its policy is compared and reported as the others are."""
+    """Let ``--algo`` name an algorithm of your own, whose stage ``make`` gives; its policy is
+    compared and reported as the others are.
+    """
     ALGORITHMS[name] = make
     if name not in POLICIES:
         POLICIES.append(name)
@@ -56,5 +63,7 @@ def algorithm(config: RLHFConfig) -> Stage:
     """The stage that ``config.algo`` names; raises ``ConfigError`` with the among known name."""
     names = [*ALGORITHMS, REWARD_ONLY, SFT_ONLY]
     if config.algo not in ALGORITHMS:
-        raise ConfigError(f"algo: unknown algorithm {short(config.algo)} ({among(config.algo, names)})")
+        raise ConfigError(
+            f"algo: unknown algorithm {short(config.algo)} ({among(config.algo, names)})"
+        )
     return ALGORITHMS[config.algo](config)

@@ -1,7 +1,7 @@
 """The code that determines an artifact: the files that its stage imports, and what those import.
 
-Editing a table, the planner or the report therefore builds nothing again. Comments, docstrings and blank
-lines do not count: two files that differ in them alone do the same.
+Editing a table, the planner or the report therefore builds nothing again. Comments, docstrings and
+blank lines do not count: two files that differ in them alone do the same.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ import prefloop
 
 PACKAGE = prefloop.__name__
 ROOT = Path(prefloop.__file__).parent
-SPEAKS = frozenset({"prefloop.base.console", "prefloop.base.interrupt", "prefloop.base.redact", "prefloop.errors"})
+SPEAKS = frozenset(
+    {"prefloop.base.console", "prefloop.base.interrupt", "prefloop.base.redact", "prefloop.errors"}
+)
 """Modules that say what happens and put nothing into an artifact."""
 SETTINGS = frozenset(
-    f"prefloop.config{name}" for name in ("", ".base", ".judge", ".names", ".ppo", ".ranges", ".stages")
+    f"prefloop.config{name}"
+    for name in ("", ".base", ".judge", ".names", ".ppo", ".ranges", ".stages")
 )
-"""Modules that declare settings, whose values are in the key themselves. ``config.common`` computes warm-up too, so it counts."""
+"""Modules that declare settings, whose values are in the key themselves. ``config.common`` computes
+warm-up too, so it counts.
+"""
 RUNTIME = "prefloop.runs.runtime"
 """It loads model and sampler on demand: a stage has the code of those that it ``uses``."""
 USED = {"backbone": "prefloop.models.backbone", "generation": "prefloop.rollouts.start"}
@@ -40,7 +45,9 @@ def code_of(kind: type, uses: Collection[str]) -> dict[str, str]:
     for each in kind.__mro__[:-1]:
         if each.__module__.partition(".")[0] == PACKAGE:
             starts.add(each.__module__)
-        elif (file := getattr(sys.modules.get(each.__module__), "__file__", None)) and Path(file).is_file():
+        elif (file := getattr(sys.modules.get(each.__module__), "__file__", None)) and Path(
+            file
+        ).is_file():
             starts |= imported(Path(file).read_text(encoding="utf-8"))
     return {module: _hash(module) for module in sorted(closure(starts))}
 
@@ -58,7 +65,9 @@ def closure(starts: Collection[str]) -> set[str]:
 
 
 def imported(source: str) -> set[str]:
-    """Modules of this package that Python source imports, in functions too; not those for type checking alone."""
+    """Modules of this package that Python source imports, in functions too; not those for type
+    checking alone.
+    """
     tree = ast.parse(source)
     skipped = {
         id(inner)
@@ -74,7 +83,11 @@ def imported(source: str) -> set[str]:
 def _named(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if _file(alias.name))
-    elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == PACKAGE:
+    elif (
+        isinstance(node, ast.ImportFrom)
+        and node.module
+        and node.module.partition(".")[0] == PACKAGE
+    ):
         for alias in node.names:
             if node.module == PACKAGE and alias.name == "*":
                 yield from filter(None, map(prefloop.where, prefloop.__all__))
@@ -85,7 +98,9 @@ def _named(node: ast.AST) -> Iterator[str]:
 
 
 def _attributes(tree: ast.AST) -> set[str]:
-    """Modules of the public names that are used as ``prefloop.NAME``, under whichever name the package was imported."""
+    """Modules of the public names that are used as ``prefloop.NAME``, under whichever name the
+    package was imported.
+    """
     called = {
         alias.asname or PACKAGE
         for node in ast.walk(tree)
@@ -96,7 +111,9 @@ def _attributes(tree: ast.AST) -> set[str]:
     used = (
         prefloop.where(node.attr)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in called
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in called
     )
     return {module for module in used if module}
 
@@ -107,14 +124,24 @@ def _file(module: str) -> Path | None:
     if first != PACKAGE:
         return None
     place = ROOT.joinpath(*rest)
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+    return next(
+        (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None
+    )
 
 
 @functools.cache
 def _sources() -> dict[str, str]:
-    """The source of every module, as it is when the first key is made: an edit during a run is of the next one."""
-    files = {".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
-    return {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for name, path in files.items()}
+    """The source of every module, as it is when the first key is made: an edit during a run is of
+    the next one.
+    """
+    files = {
+        ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)): path
+        for path in ROOT.rglob("*.py")
+    }
+    return {
+        name.removesuffix(".__init__"): path.read_text(encoding="utf-8")
+        for name, path in files.items()
+    }
 
 
 @functools.cache
@@ -140,9 +167,16 @@ def bare(source: str) -> str:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno:
             texts |= set(range(node.lineno, node.end_lineno))
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        elif (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             cuts.append(
-                (_column(lines, node.lineno, node.col_offset), _column(lines, node.end_lineno, node.end_col_offset))
+                (
+                    _column(lines, node.lineno, node.col_offset),
+                    _column(lines, node.end_lineno, node.end_col_offset),
+                )
             )
     for (top, left), (bottom, right) in sorted(cuts, reverse=True):
         kept = lines[top - 1][:left] + lines[bottom - 1][right:]
@@ -156,7 +190,9 @@ def bare(source: str) -> str:
 
 
 def _column(lines: list[str], line: int | None, byte: int | None) -> tuple[int, int]:
-    """A place of ``ast``, whose columns count bytes of UTF-8, as ``tokenize`` counts: line and character."""
+    """A place of ``ast``, whose columns count bytes of UTF-8, as ``tokenize`` counts: line and
+    character.
+    """
     assert line is not None and byte is not None
     return line, len(lines[line - 1].encode()[:byte].decode())
 

@@ -1,4 +1,6 @@
-"""From a configuration to the stages of a run, and the run itself: what ``pipelines/rlhf.py`` starts."""
+"""From a configuration to the stages of a run, and the run itself: what ``pipelines/rlhf.py``
+starts.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,18 @@ def run(config: RLHFConfig, command: str = "") -> dict[str, Any]:
 
     ``command`` is what the summary names as the way to repeat the run.
     """
-    runtime = Runtime(config.backbone, config.generation, config.rollout, config.seed, config.output, config.trackers)
+    runtime = Runtime(
+        config.backbone,
+        config.generation,
+        config.rollout,
+        config.seed,
+        config.output,
+        config.trackers,
+    )
     pipeline = Pipeline(compose(config), runtime, notes=config.disclosed())
-    return pipeline.run(config.output / config.run, command=command, algo=config.algo, config=config)
+    return pipeline.run(
+        config.output / config.run, command=command, algo=config.algo, config=config
+    )
 
 
 def compose(config: RLHFConfig) -> list[Stage]:
@@ -31,7 +42,11 @@ def compose(config: RLHFConfig) -> list[Stage]:
     from prefloop.pipeline.stages.sft import SFT
 
     data, aligned = config.data, config.algo not in (REWARD_ONLY, SFT_ONLY)
-    with_sft = data.demonstrations is not None or config.label.source != "file" or config.algo != REWARD_ONLY
+    with_sft = (
+        data.demonstrations is not None
+        or config.label.source != "file"
+        or config.algo != REWARD_ONLY
+    )
     stages: list[Stage] = [SFT(config.sft, data)] if with_sft else []
     for number in range(1, config.rounds + 1) if config.algo != SFT_ONLY else ():
         of_round = votes_and_reward(config, number, with_sft, reward_model(config))
@@ -51,11 +66,14 @@ def compose(config: RLHFConfig) -> list[Stage]:
     return stages
 
 
-def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool, reward: str = "needed") -> list[Stage]:
-    """The stages from candidates to a reward model, where there is one (``config.algorithms.reward_model``).
+def votes_and_reward(
+    config: RLHFConfig, number: int, with_sft: bool, reward: str = "needed"
+) -> list[Stage]:
+    """The stages from candidates to a reward model, where there is one
+    (``config.algorithms.reward_model``).
 
-    Later rounds sample from the policy of the round before and choose the pairs that its reward model is
-    least sure of.
+    Later rounds sample from the policy of the round before and choose the pairs that its reward
+    model is least sure of.
     """
     from prefloop.pipeline.stages.label import Label
     from prefloop.pipeline.stages.reward import RewardModel
@@ -63,11 +81,18 @@ def votes_and_reward(config: RLHFConfig, number: int, with_sft: bool, reward: st
     from prefloop.pipeline.stages.select_pairs import Choose
 
     if config.label.source != "file" and config.sample.candidates < 2:
-        raise ConfigError("sample.candidates is 1, and a vote is between two candidates of a prompt: give 2 or more")
+        raise ConfigError(
+            "sample.candidates is 1, and a vote is between two candidates of a prompt: give 2 or"
+            " more"
+        )
     policy = "sft" if number == 1 or config.algo == REWARD_ONLY else config.algo
     return [
         *([Sample(config.sample, config.data, policy)] if config.label.source != "file" else []),
         *([Choose(config.label)] if number > 1 else []),
         Label(config.label, config.data, config.gold, config.simulate),
-        *([RewardModel(config.reward, from_sft=with_sft, optional=reward == "judge")] if reward != "none" else []),
+        *(
+            [RewardModel(config.reward, from_sft=with_sft, optional=reward == "judge")]
+            if reward != "none"
+            else []
+        ),
     ]

@@ -1,4 +1,6 @@
-"""Stages one after another, wired by the slots they need and fill; a run is a folder of links, a summary and a report."""
+"""Stages one after another, wired by the slots they need and fill; a run is a folder of links, a
+summary and a report.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,27 @@ from prefloop.runs.runtime import Runtime, environment
 
 
 class Pipeline:
-    """Composable stages: ``Pipeline([SFT(...), Sample(...), Label(...), RewardModel(), PPO(), Evaluate()]).run("runs/first")``."""
+    """Composable stages.
 
-    def __init__(self, stages: Sequence[Stage], runtime: Runtime | None = None, notes: Sequence[str] = ()) -> None:
+    ``Pipeline([SFT(...), Sample(...), Label(...), RewardModel(), PPO()]).run("runs/first")``.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], runtime: Runtime | None = None, notes: Sequence[str] = ()
+    ) -> None:
         self.stages = list(stages)
         self.runtime = runtime or Runtime()
         self.notes = list(notes)
 
     def run(
-        self, folder: Path | str, command: str = "", algo: str = "", config: RLHFConfig | None = None
+        self,
+        folder: Path | str,
+        command: str = "",
+        algo: str = "",
+        config: RLHFConfig | None = None,
     ) -> dict[str, Any]:
-        """Run or reuse every stage, then write ``summary.json`` and ``report.html``; returns the summary.
+        """Run or reuse every stage, then write ``summary.json`` and ``report.html``; returns the
+        summary.
 
         ``config`` is what the stages were composed from; the summary keeps it without secrets.
 
@@ -51,18 +63,21 @@ class Pipeline:
         except Exception as error:
             if full_disk(error):
                 raise StoreError(
-                    f"the disk that holds '{self.runtime.store.root}' is full. Nothing incomplete entered the store: free some "
-                    "space (old artifacts in it may be deleted) and run the same command again"
+                    f"the disk that holds '{self.runtime.store.root}' is full. Nothing incomplete"
+                    " entered the store: free some space (old artifacts in it may be deleted) and"
+                    " run the same command again"
                 ) from error
             if isinstance(error, OSError) and _of_ours(error, self.runtime.output, folder):
                 raise StoreError(
-                    f"'{error.filename}': {error.strerror}. A run reads and writes there: move away what is in the way, or name another "
-                    "place with --output"
+                    f"'{error.filename}': {error.strerror}. A run reads and writes there: move away"
+                    " what is in the way, or name another place with --output"
                 ) from error
             raise
 
     def _preflight(self) -> None:
-        """Every file that any stage misses, every tracker's package and the rollout engine, at once; then the adapter on the model."""
+        """Every file that any stage misses, every tracker's package and the rollout engine, at
+        once; then the adapter on the model.
+        """
         found: list[PrefloopError] = []
         samples = any("generation" in stage.uses for stage in self.stages)
         checks: list[Callable[[], None]] = [
@@ -84,10 +99,14 @@ class Pipeline:
                     found.append(error)
         if found:
             raise type(found[0])("\n       ".join(map(str, found)))
-        if any("backbone" in stage.uses for stage in self.stages):  # last: the model may have to be fetched
+        if any(
+            "backbone" in stage.uses for stage in self.stages
+        ):  # last: the model may have to be fetched
             self.runtime.check_adapter(samples)
 
-    def _run(self, folder: Path, command: str, algo: str, settings: RLHFConfig | None) -> dict[str, Any]:
+    def _run(
+        self, folder: Path, command: str, algo: str, settings: RLHFConfig | None
+    ) -> dict[str, Any]:
         from prefloop.report.html import write_report
 
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -96,7 +115,8 @@ class Pipeline:
                 require_links(folder / "artifacts", [stage.produces for stage in self.stages])
             else:
                 self.runtime.store.closed = (
-                    f"'{folder}' cannot be written: make it writable, or name another place with --output"
+                    f"'{folder}' cannot be written: make it writable, or name another place with"
+                    " --output"
                 )
             run = Run(folder, self.runtime, writable)
             try:
@@ -104,7 +124,8 @@ class Pipeline:
                     for part in stage.expand(run):
                         run.execute(part)
             finally:
-                self.runtime.store.closed = ""  # another run of the same runtime may be one that can be written
+                # another run of the same runtime may be one that can be written
+                self.runtime.store.closed = ""
                 self.runtime.close()
             seconds = time.monotonic() - clock
             summary = summarise(run, started, seconds, command, algo, self.notes, settings)
@@ -114,7 +135,11 @@ class Pipeline:
                 report = write_report(folder)
         show(summary, report)
         if not writable:
-            say(f"'{folder}' cannot be written: no summary, links or report of this command are in it", "yellow")
+            say(
+                f"'{folder}' cannot be written: no summary, links or report of this command are"
+                " in it",
+                "yellow",
+            )
         return summary
 
 
@@ -129,10 +154,21 @@ def summarise(
 ) -> dict[str, Any]:
     """What ``summary.json`` holds."""
     found = {slot: artifact.metrics for slot, artifact in run.artifacts.items()}
-    judged, reward, label = found.get("judge", {}), found.get("reward", {}), found.get("comparisons", {})
+    judged, reward, label = (
+        found.get("judge", {}),
+        found.get("reward", {}),
+        found.get("comparisons", {}),
+    )
     reward_model: dict[str, Any] = {
         k: reward[k]
-        for k in ("accuracy", "accuracy_low", "accuracy_high", "loss", "train_accuracy", "held_out_pairs")
+        for k in (
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "loss",
+            "train_accuracy",
+            "held_out_pairs",
+        )
         if k in reward
     }
     if "pearson_gold" in judged:
@@ -147,7 +183,11 @@ def summarise(
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "command": without_secrets(command),
-        "config": tree_without_secrets(TypeAdapter(RLHFConfig).dump_python(settings, mode="json")) if settings else {},
+        "config": (
+            tree_without_secrets(TypeAdapter(RLHFConfig).dump_python(settings, mode="json"))
+            if settings
+            else {}
+        ),
         "stages": run.stages,
         "results": judged.get("results", {}),
         "control": judged.get("control", {}),
@@ -161,14 +201,18 @@ def summarise(
 
 
 def named(adapter: AdapterConfig) -> str:
-    """The method of a run as its heading says it, with the rank where it has one; nothing for LoRA."""
+    """The method of a run as its heading says it, with the rank where it has one; nothing for
+    LoRA.
+    """
     if adapter.method == "lora":
         return ""
     return adapter.method if adapter.method in WITHOUT_RANK else f"{adapter.method}, r {adapter.r}"
 
 
 def full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that no space is left; safetensors says so in words only."""
+    """Whether an error, or what caused it, says that no space is left; safetensors says so in words
+    only.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -29,24 +29,32 @@ class Run:
         self.folder = folder
         self.runtime = runtime
         self.writable = writable
-        """Whether links and events may go into the folder; where not, the run is served from the store or refused."""
+        """Whether links and events may go into the folder; where not, the run is served from the
+        store or refused.
+        """
         self._told: set[str] = set()
         """Slots whose damaged artifact was spoken of."""
         self.artifacts: dict[str, Artifact] = {}
         self.stages: list[dict[str, Any]] = []
 
     def policies(self) -> list[str]:
-        """Aligned policies to compare: of this process, and of earlier commands in this run that started from the same artifacts
-        under the same code, model, sampling and seed. Their own settings (``ppo.*``, ``preference.*``) are what they were then."""
+        """Aligned policies to compare: of this process, and of earlier commands in this run that
+        started from the same artifacts under the same code, model, sampling and seed. Their own
+        settings (``ppo.*``, ``preference.*``) are what they were then.
+        """
         for slot in POLICIES:
             if not self.has(slot) and self._linked(slot) is not None:
                 say(
-                    f"left out {slot}: this run no longer has what it was trained on; run it again to compare", "yellow"
+                    f"left out {slot}: this run no longer has what it was trained on; run it again"
+                    " to compare",
+                    "yellow",
                 )
         return [slot for slot in POLICIES if slot in self.artifacts]
 
     def has(self, slot: str) -> bool:
-        """Whether a slot is filled: by this process, or by an earlier command in this run whose artifact still fits."""
+        """Whether a slot is filled: by this process, or by an earlier command in this run whose
+        artifact still fits.
+        """
         if slot in self.artifacts:
             return True
         manifest = self._linked(slot)
@@ -62,7 +70,8 @@ class Run:
         self.artifacts[slot] = found
         self._record(manifest.stage, found)
         say(
-            f"reused {slot} {found.key[:8]} of an earlier command in this run ({duration(found.seconds)} saved)",
+            f"reused {slot} {found.key[:8]} of an earlier command in this run"
+            f" ({duration(found.seconds)} saved)",
             "green",
         )
         return True
@@ -88,11 +97,14 @@ class Run:
         # A reward model does not sample, and DPO reads the temperature alone.
         shared = ("seed", *({"backbone", "generation", "temperature"} & set(identity)))
         return (
-            now == manifest.inputs and all(identity.get(k) == reference.get(k) for k in shared) and _same_code(identity)
+            now == manifest.inputs
+            and all(identity.get(k) == reference.get(k) for k in shared)
+            and _same_code(identity)
         )
 
     def _key(self, slot: str, above: frozenset[str]) -> str | None:
-        """Key of what fills a slot now: of this process, or of an earlier command when its own inputs are still the run's.
+        """Key of what fills a slot now: of this process, or of an earlier command when its own
+        inputs are still the run's.
 
         ``above``: slots on the way here, of which none can be made from itself.
         """
@@ -122,8 +134,14 @@ class Run:
         tracking = Tracking(self.runtime.trackers, self.folder, stage, self.runtime, inputs)
         with self.runtime.events_to(log), tracking, self.runtime.watched(tracking):
             artifact = stage.run(self.runtime, **inputs)
-        if artifact.status == "reused" and logged != artifact.path.resolve() and (artifact / EVENTS).is_file():
-            with log.open("a", encoding="utf-8") as file:  # built in another run: its curve belongs to this one too
+        if (
+            artifact.status == "reused"
+            and logged != artifact.path.resolve()
+            and (artifact / EVENTS).is_file()
+        ):
+            with log.open(
+                "a", encoding="utf-8"
+            ) as file:  # built in another run: its curve belongs to this one too
                 file.write((artifact / EVENTS).read_text(encoding="utf-8"))
         with self.runtime.events_to(log):
             self.runtime.emit(stage=stage.name, event="stage", status=artifact.status)
@@ -164,7 +182,8 @@ def _same_code(identity: Mapping[str, Any]) -> bool:
 
 
 def require_links(artifacts: Path, slots: Collection[str]) -> None:
-    """Make the folder of links. Raises ``StoreError`` where something else is in the place of one: a copy may be all there is of a result.
+    """Make the folder of links. Raises ``StoreError`` where something else is in the place of one:
+    a copy may be all there is of a result.
 
     Files that no slot is named like, such as a file manager's own, are left alone.
     """
@@ -172,9 +191,12 @@ def require_links(artifacts: Path, slots: Collection[str]) -> None:
         artifacts.mkdir(exist_ok=True)
         there = [place for place in sorted(artifacts.iterdir()) if not place.is_symlink()]
     except OSError as error:
-        raise StoreError(f"'{artifacts}' cannot be a run's folder of links ({error.strerror}): move it away") from error
+        raise StoreError(
+            f"'{artifacts}' cannot be a run's folder of links ({error.strerror}): move it away"
+        ) from error
     others = [place for place in there if place.is_dir() or place.name in slots]
     if others:
         raise StoreError(
-            f"'{others[0]}' is no link into the store: it may be a copy of a result. Move it away, or choose another name with --run"
+            f"'{others[0]}' is no link into the store: it may be a copy of a result. Move it away,"
+            " or choose another name with --run"
         )

@@ -1,7 +1,8 @@
 """A stage: a config, named inputs, and ``run(**inputs) -> Artifact``.
 
-The key of an artifact is the hash of what determines its content: stage name and version, the content fields of its config (files count
-by their bytes), model and generation settings where the stage uses them, the seed, and the keys of its inputs.
+The key of an artifact is the hash of what determines its content: stage name and version, the
+content fields of its config (files count by their bytes), model and generation settings where the
+stage uses them, the seed, and the keys of its inputs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from prefloop.runs.work import Work
 
 
 class Stage:
-    """Base of all stages. A subclass names its inputs, what it produces, and implements ``build``."""
+    """Base of all stages. A subclass names its inputs, what it produces, and implements
+    ``build``.
+    """
 
     name: str
     inputs: tuple[str, ...] = ()
@@ -47,13 +50,17 @@ class Stage:
     produces: str = ""
     """Slot that this stage fills; empty for one that only stands for several."""
     uses: frozenset[str] = frozenset()
-    """Of the runtime: 'backbone', 'generation' (the sampler), 'temperature' (its temperature alone)."""
+    """Of the runtime: 'backbone', 'generation' (the sampler), 'temperature' (its temperature
+    alone).
+    """
     needs_temperature: str = ""
     """Why the stage cannot be of a sampler at ``generation.temperature`` 0; empty where it can."""
     round: int = 1
     """Which round of sampling, labelling and training the stage belongs to."""
     before: Manifest | None = None
-    """Of the artifact that the run has in this slot: when another is built, the difference is told."""
+    """Of the artifact that the run has in this slot: when another is built, the difference is
+    told.
+    """
 
     def parts(self) -> dict[str, Any]:
         """Configuration objects and values that determine the content."""
@@ -64,7 +71,9 @@ class Stage:
         raise NotImplementedError
 
     def in_round(self, number: int) -> Self:
-        """The stage under the name that it has in a round after the first, ``ppo-2``; what it fills keeps its name."""
+        """The stage under the name that it has in a round after the first, ``ppo-2``; what it fills
+        keeps its name.
+        """
         self.round = number
         if number > 1:
             self.name = f"{self.name}-{number}"
@@ -100,8 +109,9 @@ class Stage:
         """Raise ``ConfigError`` where a sampler at this temperature cannot be used."""
         if self.needs_temperature and temperature == 0:
             raise ConfigError(
-                f"generation.temperature is 0, and {self.name} {self.needs_temperature}: give a temperature above 0, such as 0.7; "
-                "for greedy answers in the comparison say evaluate.temperature: 0"
+                f"generation.temperature is 0, and {self.name} {self.needs_temperature}: give a"
+                " temperature above 0, such as 0.7; for greedy answers in the comparison say"
+                " evaluate.temperature: 0"
             )
 
     def check_names(self) -> None:
@@ -109,11 +119,14 @@ class Stage:
         for name in (self.name, self.produces or self.name, *self.inputs):
             if not is_name(name):
                 raise ConfigError(
-                    f"a stage or slot cannot be called {name!r:.80}: take a name without '/' that is not '.' or '..'"
+                    f"a stage or slot cannot be called {name!r:.80}: take a name without '/' that"
+                    " is not '.' or '..'"
                 )
 
     def preflight(self) -> None:
-        """Raise before anything runs when a file that this stage reads is missing, or holds no row that can be one of its."""
+        """Raise before anything runs when a file that this stage reads is missing, or holds no row
+        that can be one of its.
+        """
         parts = self.parts()
         content(parts)
         for source in parts.values():
@@ -128,25 +141,31 @@ class Stage:
         return digest(identity | {"inputs": {slot: inputs[slot].key for slot in self.inputs}})
 
     def run(self, runtime: Runtime | None = None, **inputs: Artifact) -> Artifact:
-        """Return the artifact: from the store if it is there, else built now, going on from a checkpoint if one is left."""
+        """Return the artifact: from the store if it is there, else built now, going on from a
+        checkpoint if one is left.
+        """
         check_interrupted()
         runtime = runtime or Runtime()
         missing = [slot for slot in self.inputs if slot not in inputs]
         if missing:
             raise ConfigError(
-                f"stage {self.name} needs {', '.join(missing)}: put the stage that produces it before this one"
+                f"stage {self.name} needs {', '.join(missing)}: put the stage that produces it"
+                " before this one"
             )
         self.check_names()
         if self.uses & {"generation", "temperature"}:
             self.check_temperature(runtime.generation.temperature)
-        # Once: an identity reads every file of the stage, and what is built is of the files as they are now.
+        # Once: an identity reads every file of the stage, and what is built is of the files as they
+        # are now.
         identity = self.identity(runtime)
         key, found = self._key(identity, inputs), None
         try:
             found = runtime.store.find(self.name, key)
         except StoreError as error:  # a damaged one is told and removed under its lock
             if runtime.store.closed:
-                raise StoreError(f"{self.name} in the store is damaged: {error}; and {runtime.store.closed}") from None
+                raise StoreError(
+                    f"{self.name} in the store is damaged: {error}; and {runtime.store.closed}"
+                ) from None
         if found is None:
             with runtime.store.lock(self.name, key):
                 found = runtime.store.get(self.name, key)
@@ -162,37 +181,56 @@ class Stage:
         if not experts or found.manifest.experts == experts:
             return found
         manifest = dataclasses.replace(found.manifest, experts=experts)
-        with contextlib.suppress(DataError):  # a store that may only be read keeps the places of then
+        with contextlib.suppress(
+            DataError
+        ):  # a store that may only be read keeps the places of then
             write_sealed(found / MANIFEST, manifest.to_dict())
         return dataclasses.replace(found, manifest=manifest)
 
     def _difference(self, now: dict[str, Any], key: str, inputs: dict[str, Artifact]) -> str:
-        """What changed since the run last built this stage, as the end of a line; empty where it did not or that is not known."""
+        """What changed since the run last built this stage, as the end of a line; empty where it
+        did not or that is not known.
+        """
         before = self.before
         if before is None or before.stage != self.name or before.key == key:
             return ""
-        parts = [f"another {slot}" for slot, old in before.inputs.items() if slot in inputs and inputs[slot].key != old]
+        parts = [
+            f"another {slot}"
+            for slot, old in before.inputs.items()
+            if slot in inputs and inputs[slot].key != old
+        ]
         if now["code"] != before.identity.get("code"):
             files = changed(before.code, self.code())
-            parts.append(f"code of {listed(files, 3)}" if before.code else "another version of prefloop")
+            parts.append(
+                f"code of {listed(files, 3)}" if before.code else "another version of prefloop"
+            )
         was, is_ = (
-            flat_without_secrets({k: v for k, v in each.items() if k not in ("code", "class", "own_code")})
+            flat_without_secrets(
+                {k: v for k, v in each.items() if k not in ("code", "class", "own_code")}
+            )
             for each in (before.identity, now)
         )
         for name in sorted({*was, *is_}):
             if was.get(name) != is_.get(name):
                 old, new = was.get(name), is_.get(name)
                 file = _is_hash(old) and _is_hash(new)
-                parts.append(f"the content of {name}" if file else f"{name} {short(old)} → {short(new)}")
+                parts.append(
+                    f"the content of {name}" if file else f"{name} {short(old)} → {short(new)}"
+                )
         if now.get("own_code") != before.identity.get("own_code"):
             parts.append("the file that defines it")
-        return f" (changed: {'; '.join(parts[:4])}{'; …' if len(parts) > 4 else ''})" if parts else ""
+        return (
+            f" (changed: {'; '.join(parts[:4])}{'; …' if len(parts) > 4 else ''})" if parts else ""
+        )
 
-    def _build(self, runtime: Runtime, identity: dict[str, Any], key: str, inputs: dict[str, Artifact]) -> Artifact:
+    def _build(
+        self, runtime: Runtime, identity: dict[str, Any], key: str, inputs: dict[str, Artifact]
+    ) -> Artifact:
         folder = runtime.store.work_folder(self.name, key)
         work = Work(self.name, folder, runtime, resumed=any((folder / "checkpoints").glob("*-*")))
         say(
-            f"{'resuming' if work.resumed else 'running'} {self.name} {key[:8]}{self._difference(identity, key, inputs)}",
+            f"{'resuming' if work.resumed else 'running'} {self.name}"
+            f" {key[:8]}{self._difference(identity, key, inputs)}",
             "bold",
         )
         before = seconds_before(folder / EVENTS) if work.resumed else 0.0
@@ -202,7 +240,9 @@ class Stage:
                 work.emit("stage", status="resumed" if work.resumed else "started")
                 metrics = self.build(work, inputs)
         except AuditError:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the next run must not go on from what failed
+            shutil.rmtree(
+                folder / "checkpoints", ignore_errors=True
+            )  # the next run must not go on from what failed
             raise
         seconds = before + time.monotonic() - started
         manifest = Manifest(
@@ -217,7 +257,11 @@ class Stage:
             prefloop=prefloop.__version__,
             experts=_experts(runtime) if "backbone" in self.uses else [],
             code=self.code(),
-            sampling=content(runtime.generation) | {"engine": runtime.rollout} if "temperature" in self.uses else {},
+            sampling=(
+                content(runtime.generation) | {"engine": runtime.rollout}
+                if "temperature" in self.uses
+                else {}
+            ),
         )
         artifact = runtime.store.commit(manifest)
         with_before = f", {duration(before)} of it before it was resumed" if before else ""
@@ -231,7 +275,9 @@ def _is_hash(value: Any) -> bool:
 
 
 def backbone_identity(runtime: Runtime) -> dict[str, Any]:
-    """What of the backbone goes into the keys of the stages that use it: the adapter's options whole, its experts as what their files hold."""
+    """What of the backbone goes into the keys of the stages that use it: the adapter's options
+    whole, its experts as what their files hold.
+    """
     config = runtime.backbone_config
     options = options_of(config.adapter)
     if experts := _experts(runtime):
@@ -260,7 +306,9 @@ def _expert_hash(folder: Path) -> str:
 
 
 def content(value: Any, name: str = "") -> Any:
-    """What of a configuration determines content: fields marked aside are left out, files stand as their hash."""
+    """What of a configuration determines content: fields marked aside are left out, files stand as
+    their hash.
+    """
     if isinstance(value, Path | Source):
         return _file_hash(value, name)
     if is_config(value):
@@ -269,7 +317,11 @@ def content(value: Any, name: str = "") -> Any:
             if not field.metadata.get("content", True):
                 continue
             item = getattr(value, field.name)
-            out[field.name] = _file_hash(item, field.name) if field.metadata.get("file") else content(item, field.name)
+            out[field.name] = (
+                _file_hash(item, field.name)
+                if field.metadata.get("file")
+                else content(item, field.name)
+            )
         return out
     if isinstance(value, dict):
         return {k: content(v, k) for k, v in value.items()}
@@ -279,11 +331,17 @@ def content(value: Any, name: str = "") -> Any:
 
 
 def files_read(value: Any, name: str = "") -> dict[str, str]:
-    """Names, without their folders, of the files in a configuration, by the field that names them; for people, not for the key."""
+    """Names, without their folders, of the files in a configuration, by the field that names them;
+    for people, not for the key.
+    """
     if isinstance(value, Path | Source):
         return {name: value.name} if Source.of(value).exists() else {}
     if is_config(value):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.metadata.get("content", True)}
+        value = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if f.metadata.get("content", True)
+        }
     if isinstance(value, list | tuple):
         value = {f"{name}[{i}]": item for i, item in enumerate(value)}
     if not isinstance(value, dict):
@@ -301,9 +359,12 @@ def _file_hash(path: Path | Source | None, name: str) -> str | None:
         elif path.is_file():
             return file_digest(path)
     except OSError as error:
-        raise DataError(f"{name}: file '{str(path)[:200]}' cannot be read: {error.strerror or error}") from error
+        raise DataError(
+            f"{name}: file '{str(path)[:200]}' cannot be read: {error.strerror or error}"
+        ) from error
     raise DataError(
-        f"{name}: file '{path}' does not exist: check the path (relative paths start at the current folder)"
+        f"{name}: file '{path}' does not exist: check the path (relative paths start at the current"
+        " folder)"
     )
 
 
@@ -313,7 +374,8 @@ def _template(name: str) -> str:
 
 
 def seconds_before(log: Path) -> float:
-    """Seconds that a stage has worked until now by its log: of each process since it last started anew, from its first event to its last.
+    """Seconds that a stage has worked until now by its log: of each process since it last started
+    anew, from its first event to its last.
 
     Lines that a kill or a disk has spoilt are passed over.
     """
@@ -332,9 +394,11 @@ def seconds_before(log: Path) -> float:
 
 
 def own_code(kind: type) -> dict[str, Any]:
-    """The hash of the files that define a stage outside this package, by class: a changed ``build`` builds anew. Nothing for stages of the package.
+    """The hash of the files that define a stage outside this package, by class: a changed ``build``
+    builds anew. Nothing for stages of the package.
 
-    A class that no file defines (in a console, say) counts by its compiled methods. What its file imports is not looked into.
+    A class that no file defines (in a console, say) counts by its compiled methods. What its file
+    imports is not looked into.
     """
     found = {}
     for each in kind.__mro__[:-1]:
@@ -344,6 +408,10 @@ def own_code(kind: type) -> dict[str, Any]:
         if file and Path(file).is_file():
             found[each.__qualname__] = file_digest(Path(file))
         else:
-            code = [(n, marshal.dumps(v.__code__)) for n, v in sorted(vars(each).items()) if inspect.isfunction(v)]
+            code = [
+                (n, marshal.dumps(v.__code__))
+                for n, v in sorted(vars(each).items())
+                if inspect.isfunction(v)
+            ]
             found[each.__qualname__] = hashlib.sha256(repr(code).encode()).hexdigest()
     return {"own_code": found} if found else {}

@@ -1,4 +1,6 @@
-"""One adapter of any method on a shape, in numbers: what learns, what is held, what its layers read and keep."""
+"""One adapter of any method on a shape, in numbers: what learns, what is held, what its layers read
+and keep.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +32,27 @@ class Role:
     """Parameters that learn."""
     tensors: Tensors
     copies: int
-    """Elements of what the layers read in the arithmetic's precision: in fused layers kept copies, ranks padded to eight, B on a diagonal;
-    elsewhere what autocast makes of a role that learns, for as long as the pass is alive."""
+    """Elements of what the layers read in the arithmetic's precision: in fused layers kept copies,
+    ranks padded to eight, B on a diagonal; elsewhere what autocast makes of a role that learns, for
+    as long as the pass is alive.
+    """
     ranks: tuple[int, int, int, int]
-    """Padded ranks of query-key-value, output, gate-up and down: columns that ride along in the fused products."""
+    """Padded ranks of query-key-value, output, gate-up and down: columns that ride along in the
+    fused products.
+    """
     fused: bool
     kept: int = 0
-    """float32 elements that the method keeps of a role that learns, beside the optimizer's: AdaLoRA's sensitivities, Delta-LoRA's anchors."""
+    """float32 elements that the method keeps of a role that learns, beside the optimizer's:
+    AdaLoRA's sensitivities, Delta-LoRA's anchors.
+    """
     virtual: int = 0
     """Virtual tokens that run through all layers with every pass (prompt tuning, P-tuning)."""
     inputs: int = 0
     """Inputs of all adapted layers together."""
     beside: tuple[int, int] = (0, 0)
-    """Elements that the method's own path keeps of all layers for the backward pass: of each token, and of each pass."""
+    """Elements that the method's own path keeps of all layers for the backward pass: of each token,
+    and of each pass.
+    """
 
     @property
     def held(self) -> int:
@@ -50,7 +60,9 @@ class Role:
         return self.tensors.held
 
     def moments(self, optimizer: str) -> int:
-        """Bytes on the device of an optimizer's moments; those that it moves to the host when the device is full are left out."""
+        """Bytes on the device of an optimizer's moments; those that it moves to the host when the
+        device is full are left out.
+        """
         paged, few = optimizer.startswith("paged_"), 1 if "lion" in optimizer else 2
         bits = optimizer.endswith("8bit")
         total = 0
@@ -65,8 +77,10 @@ class Role:
 
 
 def role_of(shape: Shape, config: AdapterConfig) -> Role:
-    """An adapter of ``config`` on ``shape``. Raises ``ConfigError`` or ``ModelError`` as a run would: an unknown method or option, targets that
-    match nothing, a setting that a layer cannot take, experts that are none."""
+    """An adapter of ``config`` on ``shape``. Raises ``ConfigError`` or ``ModelError`` as a run
+    would: an unknown method or option, targets that match nothing, a setting that a layer cannot
+    take, experts that are none.
+    """
     from prefloop.models.adapters import method_of
 
     method = method_of(config)
@@ -75,7 +89,8 @@ def role_of(shape: Shape, config: AdapterConfig) -> Role:
     for layer in targets:
         if problem := method.misfit(layer.inputs, layer.outputs):
             raise ConfigError(
-                f"adapter {name} does not fit {layer.name} of {shape.name} ({layer.outputs} x {layer.inputs}): {problem}"
+                f"adapter {name} does not fit {layer.name} of {shape.name} ({layer.outputs} x"
+                f" {layer.inputs}): {problem}"
             )
     tensors = tensors_of(method, shape, targets)
     learning = sum(tensors.learn)
@@ -97,10 +112,17 @@ def role_of(shape: Shape, config: AdapterConfig) -> Role:
 
 
 def _copies(shape: Shape, ranks: tuple[int, int, int, int]) -> int:
-    """Elements of ``models.fused.projections.RoleCopies``: s A of each group one below the other, B on a diagonal."""
+    """Elements of ``models.fused.projections.RoleCopies``: s A of each group one below the other, B
+    on a diagonal.
+    """
     wide = shape.heads * shape.head_dim
     joined = wide + 2 * shape.kv_heads * shape.head_dim
-    sides = ((shape.hidden, joined), (wide, shape.hidden), (shape.hidden, 2 * shape.intermediate), (shape.intermediate, shape.hidden))  # fmt: skip
+    sides = (
+        (shape.hidden, joined),
+        (wide, shape.hidden),
+        (shape.hidden, 2 * shape.intermediate),
+        (shape.intermediate, shape.hidden),
+    )
     return shape.layers * sum(rank * (i + o) for rank, (i, o) in zip(ranks, sides, strict=True))
 
 
@@ -119,11 +141,15 @@ _TOKENS: dict[str, tuple[float, float]] = {
     "mole": (1.3, 0),
     "full": (1.7, 0),
 }
-"""Copies of a layer's input and output that the method keeps for each token, in the arithmetic's precision (a float32 one counts twice)."""
+"""Copies of a layer's input and output that the method keeps for each token, in the arithmetic's
+precision (a float32 one counts twice).
+"""
 
 
 def _beside(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> tuple[int, int]:
-    """Elements of each token and of each pass that the method's own path keeps, as tests/planning/test_planner_methods.py finds them in a real pass."""
+    """Elements of each token and of each pass that the method's own path keeps, as
+    tests/planning/test_planner_methods.py finds them in a real pass.
+    """
     name, r, options = method.card.name, method.config.r, method.options
     if name == "bottleneck":
         return shape.sublayers * (5 * shape.hidden + 4 * r), 0
@@ -140,7 +166,9 @@ def _beside(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> tuple[
             once += 6 * i * r
         elif name == "boft":  # factors as whole matrices, permuted, multiplied; the rotated weight
             once += 3 * options["factors"] * i * i + 2 * i * o
-        elif name == "randlora":  # the sums of bases, and an inner layer as wide as the smaller side
+        elif (
+            name == "randlora"
+        ):  # the sums of bases, and an inner layer as wide as the smaller side
             tokens += min(i, o)
             once += 1.5 * min(i, o) * (i + o)
         elif name == "oft":

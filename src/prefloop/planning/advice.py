@@ -1,4 +1,6 @@
-"""From five answers to a configuration: the presets' values, and settings that the planner says fit, each with its reason and source."""
+"""From five answers to a configuration: the presets' values, and settings that the planner says
+fit, each with its reason and source.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ KINDS = {
 }
 Latency = Literal["any", "low"]
 Alignment = Literal["none", "pairs", "rollouts"]
-LATENCIES = {"any": "an adapter beside the model is fine", "low": "the model must answer as fast as a plain one"}
+LATENCIES = {
+    "any": "an adapter beside the model is fine",
+    "low": "the model must answer as fast as a plain one",
+}
 NEEDS = {
     "none": "answers like the demonstrations",
     "pairs": "prefers what people prefer, learnt from the data as it is",
@@ -49,7 +54,10 @@ PLANNED = (
     "generation.max_num_seqs",
 )
 """What the planner decides."""
-UNFIT = "No model of these fits by `prefloop plan`, and this is the smallest: take a larger card, or lower backbone.max_length."
+UNFIT = (
+    "No model of these fits by `prefloop plan`, and this is the smallest: take a larger card, or"
+    " lower backbone.max_length."
+)
 FEW_PAIRS = 2_000
 """Pairs under which a pass or two more costs little and one is soon over; a rule of thumb."""
 BATCHES, ENOUGH = (32, 16, 8, 4), 50
@@ -91,7 +99,10 @@ def data_of(text: str) -> tuple[str, int]:
     """'pairs:6000' as kind and rows. Raises ``ConfigError``."""
     found = re.fullmatch(r"([a-z]+):(\d[\d_,]*)", text.strip())
     if not found:
-        raise ConfigError(f"--data: {short(text)} is not KIND:ROWS, such as pairs:6000; kinds are {', '.join(KINDS)}")
+        raise ConfigError(
+            f"--data: {short(text)} is not KIND:ROWS, such as pairs:6000; kinds are"
+            f" {', '.join(KINDS)}"
+        )
     kind, rows = found[1], count_in(found[2])
     if kind not in KINDS:
         raise ConfigError(f"--data: unknown kind '{kind}' ({among(kind, KINDS)})")
@@ -123,22 +134,49 @@ def config_of(answers: Situation) -> str:
     """The YAML text of a configuration, a comment with reason and source above each choice."""
     size = f"{answers.memory / GIB:g} GiB of GPU memory" if answers.memory else "no GPU"
     head = [
-        f"Written by `prefloop advise` for {answers.rows:,} rows of {KINDS[answers.kind]}, {size}, {answers.tasks} task{'' if answers.tasks == 1 else 's'}; "
-        f"latency: {LATENCIES[answers.latency]}; alignment: {NEEDS[answers.alignment]}. Numbers such as 2305.18290 are arXiv's.",
-        f"Next: put your files' paths in, then `prefloop plan` on this file with {place_of(answers.memory)}, then `python pipelines/rlhf.py --config` with it.",
+        (
+            f"Written by `prefloop advise` for {answers.rows:,} rows of {KINDS[answers.kind]},"
+            f" {size}, {answers.tasks} task{'' if answers.tasks == 1 else 's'}; latency:"
+            f" {LATENCIES[answers.latency]}; alignment: {NEEDS[answers.alignment]}. Numbers such as"
+            " 2305.18290 are arXiv's."
+        ),
+        (
+            "Next: put your files' paths in, then `prefloop plan` on this file with"
+            f" {place_of(answers.memory)}, then `python pipelines/rlhf.py --config` with it."
+        ),
     ]
     if answers.latency == "low":
-        head.append("For serving as fast as a plain model, merge what was trained: `prefloop export --merge`.")
+        head.append(
+            "For serving as fast as a plain model, merge what was trained: `prefloop export"
+            " --merge`."
+        )
     chosen = [Choice("run", "advised", ""), _algorithm(answers), *_fitting(answers)]
-    return "\n".join([*(line for text in head for line in _comment(text, "")), *_lines(_tree(chosen), "")]) + "\n"
+    return (
+        "\n".join(
+            [*(line for text in head for line in _comment(text, "")), *_lines(_tree(chosen), "")]
+        )
+        + "\n"
+    )
 
 
 def _algorithm(answers: Situation) -> Choice:
     name, why = {
-        "rollouts": ("rloo", "Learning from its own answers needs a policy gradient; leave-one-out needs no critic (2402.14740)."),
-        "none": ("sft", "Nothing beyond the demonstrations: SFT, measured on those that it holds out; no win rate, which takes a judge (add bench.tasks)."),
+        "rollouts": (
+            "rloo",
+            (
+                "Learning from its own answers needs a policy gradient; leave-one-out needs no"
+                " critic (2402.14740)."
+            ),
+        ),
+        "none": (
+            "sft",
+            (
+                "Nothing beyond the demonstrations: SFT, measured on those that it holds out; no"
+                " win rate, which takes a judge (add bench.tasks)."
+            ),
+        ),
         "pairs": ("dpo", "Pairs train the policy directly, without sampling (DPO, 2305.18290)."),
-    }[answers.alignment]  # fmt: skip
+    }[answers.alignment]
     if answers.alignment == "pairs" and answers.kind == "thumbs":
         name, why = "kto", "Thumbs need no pairs under KTO (2402.01306)."
     return Choice("algo", name, why)
@@ -148,17 +186,28 @@ def _fitting(answers: Situation) -> list[Choice]:
     """The largest model that the planner makes fit, with the settings that it takes."""
     if not answers.memory:
         chosen = _settings(answers, SMALLEST)
-        why = "Two CPU cores train 0.135B parameters at about 250 tokens a second (docs/benchmarks.md); larger ones take days."
-        return [Choice("backbone.model", SMALLEST, why), Choice("backbone.pack_tokens", 512, ""), *chosen]
+        why = (
+            "Two CPU cores train 0.135B parameters at about 250 tokens a second"
+            " (docs/benchmarks.md); larger ones take days."
+        )
+        return [
+            Choice("backbone.model", SMALLEST, why),
+            Choice("backbone.pack_tokens", 512, ""),
+            *chosen,
+        ]
     for model, shape in MODELS.items():
         chosen = _settings(answers, model)
         fits = _planned(_frozen(chosen, _algorithm(answers).value), shape, answers.memory)
         if fits is not None:
             at_most, values = fits
             said = (
-                f"The largest of {', '.join(MODELS)} that `prefloop plan` makes fit: at most {at_most / GIB:.1f} GiB."
+                f"The largest of {', '.join(MODELS)} that `prefloop plan` makes fit: at most"
+                f" {at_most / GIB:.1f} GiB."
             )
-            planned = [Choice(name, value, "" if i else "What follows is the planner's (docs/planner.md).") for i, (name, value) in enumerate(values)]  # fmt: skip
+            planned = [
+                Choice(name, value, "" if i else "What follows is the planner's (docs/planner.md).")
+                for i, (name, value) in enumerate(values)
+            ]
             return [Choice("backbone.model", model, said), *planned, *chosen]
     return [Choice("backbone.model", SMALLEST, UNFIT), *_settings(answers, SMALLEST)]
 
@@ -168,8 +217,12 @@ def _frozen(chosen: list[Choice], algo: str) -> tuple[tuple[str, Any], ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _planned(fields: tuple[tuple[str, Any], ...], shape: str, memory: int) -> tuple[int, list[tuple[str, Any]]] | None:
-    """Highest peak and the values of ``PLANNED`` under which it fits any card sold with that memory; None where nothing does."""
+def _planned(
+    fields: tuple[tuple[str, Any], ...], shape: str, memory: int
+) -> tuple[int, list[tuple[str, Any]]] | None:
+    """Highest peak and the values of ``PLANNED`` under which it fits any card sold with that
+    memory; None where nothing does.
+    """
     from prefloop.config.load import validated
     from prefloop.planning.memory import SOLD
     from prefloop.planning.propose import propose, value_of
@@ -178,7 +231,11 @@ def _planned(fields: tuple[tuple[str, Any], ...], shape: str, memory: int) -> tu
     tree["backbone"] |= {"model": shape, "pack_tokens": 8192}
     config: RLHFConfig = validated(tree, "advice")
     found = propose(config, _shape(shape), int(SOLD * memory))
-    return None if found is None else (found.at_most, [(name, value_of(found.config, name)) for name in PLANNED])
+    return (
+        None
+        if found is None
+        else (found.at_most, [(name, value_of(found.config, name)) for name in PLANNED])
+    )
 
 
 @functools.cache
@@ -194,24 +251,46 @@ def _settings(answers: Situation, model: str) -> list[Choice]:
     method, rank, why = _method(answers)
     found = guides(answers.preset, Facts(method, rank, model, rows))
     aligned, labelled = answers.alignment != "none", answers.kind in ("pairs", "thumbs")
-    stages = {"none": (), "pairs": ("reward", "preference"), "rollouts": ("reward", "ppo")}[answers.alignment]
+    stages = {"none": (), "pairs": ("reward", "preference"), "rollouts": ("reward", "ppo")}[
+        answers.alignment
+    ]
     used = ("backbone", "sft", *stages)
     found += _passes(answers, {g.field: g.value for g in found})
     out = [
-        Choice("backbone.max_length", 1024, "Longest prompt with its answer; memory grows with it."),
+        Choice(
+            "backbone.max_length", 1024, "Longest prompt with its answer; memory grows with it."
+        ),
         Choice("backbone.adapter.method", method, why),
         *(Choice(g.field, g.value, g.source) for g in found if g.field.split(".")[0] in used),
-        Choice("generation.max_new_tokens", 256 if answers.memory else 60, "Longest answer: look at your own."),
-        Choice("data.demonstrations", "data/demonstrations.jsonl" if answers.kind == "prompts" else "data/train.jsonl", "Your files; the layout is detected (docs/data.md)." + (" SFT needs good answers: give some." if answers.kind == "prompts" else "")),
-    ]  # fmt: skip
+        Choice(
+            "generation.max_new_tokens",
+            256 if answers.memory else 60,
+            "Longest answer: look at your own.",
+        ),
+        Choice(
+            "data.demonstrations",
+            "data/demonstrations.jsonl" if answers.kind == "prompts" else "data/train.jsonl",
+            "Your files; the layout is detected (docs/data.md)."
+            + (" SFT needs good answers: give some." if answers.kind == "prompts" else ""),
+        ),
+    ]
     if not aligned:
         return out
-    out += [Choice("data.prompts", "data/train.jsonl", ""), Choice("data.eval_prompts", "data/eval.jsonl", "")]
+    out += [
+        Choice("data.prompts", "data/train.jsonl", ""),
+        Choice("data.eval_prompts", "data/eval.jsonl", ""),
+    ]
     if labelled:
         out.append(Choice("data.comparisons", "data/train.jsonl", ""))
         out.append(Choice("label.source", "file", "The votes stand in your file."))
     else:
-        out.append(Choice("label.source", "argilla", "Nobody has voted yet: people do, through Argilla (docs/labelling.md)."))  # fmt: skip
+        out.append(
+            Choice(
+                "label.source",
+                "argilla",
+                "Nobody has voted yet: people do, through Argilla (docs/labelling.md).",
+            )
+        )
     if answers.alignment == "rollouts":
         out += _ensemble(answers)
         steps, prompts, why = (
@@ -220,26 +299,42 @@ def _settings(answers: Situation, model: str) -> list[Choice]:
             else (30, 16, "Two cores take minutes a step; fewer than this show little.")
         )
         out += [Choice("ppo.steps", steps, why), Choice("ppo.prompts_per_step", prompts, "")]
-        out.append(Choice("ppo.samples_per_prompt", 4, "Each answer's baseline is the mean of the others (2402.14740, with 4 in its main results)."))  # fmt: skip
+        out.append(
+            Choice(
+                "ppo.samples_per_prompt",
+                4,
+                "Each answer's baseline is the mean of the others (2402.14740, with 4 in its main"
+                " results).",
+            )
+        )
     return out
 
 
 def _passes(answers: Situation, values: dict[str, Any]) -> list[Guide]:
-    """Where the votes are few: more passes over them, and batches small enough for ``ENOUGH`` steps."""
+    """Where the votes are few: more passes over them, and batches small enough for ``ENOUGH``
+    steps.
+    """
     pairs = answers.votes * (LabelConfig().pairs_per_prompt if answers.kind == "prompts" else 1)
     out = []
     epochs = {stage: values[f"{stage}.epochs"] for stage in ("reward", "preference")}
     if pairs < FEW_PAIRS:
         epochs["preference"] = 3.0
         out.append(
-            Guide("preference.epochs", 3.0, "Zephyr (2310.16944, section 5): three passes of DPO did better than one.")
+            Guide(
+                "preference.epochs",
+                3.0,
+                "Zephyr (2310.16944, section 5): three passes of DPO did better than one.",
+            )
         )
     for stage, held_out in (("reward", RewardConfig().holdout), ("preference", 0.0)):
         seen = pairs * epochs[stage] * (1 - held_out)
         fitting = [size for size in BATCHES if seen / size >= ENOUGH]
         size = fitting[0] if fitting else BATCHES[-1]
         if size < BATCHES[0]:
-            why = f"{BATCHES[0]} pairs a step would make {math.ceil(seen / BATCHES[0])} steps of so few; {size} make {math.ceil(seen / size)}."
+            why = (
+                f"{BATCHES[0]} pairs a step would make {math.ceil(seen / BATCHES[0])} steps of so"
+                f" few; {size} make {math.ceil(seen / size)}."
+            )
             out.append(Guide(f"{stage}.batch_pairs", size, why))
     return out
 
@@ -248,23 +343,36 @@ def _ensemble(answers: Situation) -> list[Choice]:
     if answers.rows < ENSEMBLE:
         return []
     return [
-        Choice("reward.members", 3, "Where members differ nobody knows, and the policy should not go there (2310.02743, with five members); three as in docs/benchmarks.md."),
+        Choice(
+            "reward.members",
+            3,
+            "Where members differ nobody knows, and the policy should not go there (2310.02743,"
+            " with five members); three as in docs/benchmarks.md.",
+        ),
         Choice("ppo.uncertainty_penalty", 0.5, "As in examples/hh_ppo.yaml."),
-    ]  # fmt: skip
+    ]
 
 
 def _method(answers: Situation) -> tuple[str, int | None, str]:
     """Method, and the rank where it is not the preset's."""
     rank = None
-    why = "The plain method, which vLLM takes over and which runs fused where no dropout keeps it from that (docs/adapters.md)."
+    why = (
+        "The plain method, which vLLM takes over and which runs fused where no dropout keeps it"
+        " from that (docs/adapters.md)."
+    )
     found = {g.field: g for g in guides(answers.preset)}["backbone.adapter.r"].value
     if answers.tasks > 1:
         more = {g.field: g for g in guides("reasoning")}["backbone.adapter.r"].value
         if more > found:
             rank = found = more
-            why = f"An adapter that holds less than its data falls behind ({REGRET}): for several tasks the rank of preset reasoning, {more}."
+            why = (
+                f"An adapter that holds less than its data falls behind ({REGRET}): for several"
+                f" tasks the rank of preset reasoning, {more}."
+            )
     if found > 32:
-        why = (why if rank else "") + " At high ranks alpha / sqrt(r) keeps the size of gradients (rsLoRA, 2312.03732)."
+        why = (
+            why if rank else ""
+        ) + " At high ranks alpha / sqrt(r) keeps the size of gradients (rsLoRA, 2312.03732)."
         return "rslora", rank, why.strip()
     return "lora", rank, why
 

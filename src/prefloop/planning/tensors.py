@@ -1,6 +1,8 @@
-"""Sizes of the tensors that one role of each adapter method consists of, by the formulas of their papers, and what a model holds once for all.
+"""Sizes of the tensors that one role of each adapter method consists of, by the formulas of their
+papers, and what a model holds once for all.
 
-A linear layer goes from ``i`` inputs to ``o`` outputs, r is the rank. Counted are elements; what is no float32 counts as so many of four bytes.
+A linear layer goes from ``i`` inputs to ``o`` outputs, r is the rank. Counted are elements; what is
+no float32 counts as so many of four bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class Tensors:
     still: int = 0
     """Elements of a role that never learn."""
     shared: int = 0
-    """Elements that the model holds once: PEFT's blank adapter, random matrices of all layers, experts."""
+    """Elements that the model holds once: PEFT's blank adapter, random matrices of all layers,
+    experts.
+    """
 
     @property
     def held(self) -> int:
@@ -60,8 +64,13 @@ _PEFT: dict[str, Formula] = {
     "adalora": lambda layer, r, _: (*_lora(layer, r, {}), r),
     "vera": lambda layer, r, _: (r, layer.outputs),
     "ia3": _ia3,
-    "oft": lambda layer, _, options: (layer.inputs // options["block"] * _triangle(options["block"]),),
-    "boft": lambda layer, _, options: (options["factors"] * layer.inputs * options["block"], layer.outputs),
+    "oft": lambda layer, _, options: (
+        layer.inputs // options["block"] * _triangle(options["block"]),
+    ),
+    "boft": lambda layer, _, options: (
+        options["factors"] * layer.inputs * options["block"],
+        layer.outputs,
+    ),
     "hra": lambda layer, r, _: (layer.inputs * r,),
     "miss": lambda layer, r, _: (r * layer.outputs,),
     "randlora": _randlora,
@@ -70,7 +79,9 @@ _PEFT: dict[str, Formula] = {
 
 
 def tensors_of(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """What a role of ``method`` on ``targets`` of ``shape`` is made of. LoRA-drop is counted before its layers share: then it holds less."""
+    """What a role of ``method`` on ``targets`` of ``shape`` is made of. LoRA-drop is counted before
+    its layers share: then it holds less.
+    """
     name = method.card.name
     if name in _PEFT:
         return _layers(method, targets)
@@ -78,15 +89,22 @@ def tensors_of(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Ten
 
 
 def _layers(method: Method, targets: tuple[Linear, ...]) -> Tensors:
-    """PEFT's methods: a few tensors on each layer, and a blank adapter of the smallest size that the method has."""
+    """PEFT's methods: a few tensors on each layer, and a blank adapter of the smallest size that
+    the method has.
+    """
     name, options, r = method.card.name, method.options, method.config.r
     rank = {"adalora": getattr(method, "first", r), **dict.fromkeys(HALVES, 2 * r)}.get(name, r)
     blank = {"vera": r, "randlora": r, "hra": 2}.get(name, 1)
     learn = tuple(size for layer in targets for size in _PEFT[name](layer, rank, options))
     # AdaLoRA's rank as a number; OFT's places in the triangle, twice in int64.
-    still = len(targets) * {"adalora": 1, "oft": 4 * _triangle(options.get("block", 1))}.get(name, 0)
+    still = len(targets) * {"adalora": 1, "oft": 4 * _triangle(options.get("block", 1))}.get(
+        name, 0
+    )
     shared = still + sum(size for layer in targets for size in _PEFT[name](layer, blank, options))
-    widest_i, widest_o = max(layer.inputs for layer in targets), max(layer.outputs for layer in targets)
+    widest_i, widest_o = (
+        max(layer.inputs for layer in targets),
+        max(layer.outputs for layer in targets),
+    )
     if name == "vera":
         shared += r * (widest_i + widest_o)
     if name == "randlora":
@@ -116,12 +134,16 @@ def _delta(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors
 
 
 def _mole(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """A gate for each layer that the experts sit on; all experts' A and B, and which of them each rank is of (int64)."""
+    """A gate for each layer that the experts sit on; all experts' A and B, and which of them each
+    rank is of (int64).
+    """
     from prefloop.artifacts.adapter_config import read_adapter
 
     mole = cast("MoLE", method)
     experts, layers = len(mole.folders), mole.shapes.values()
-    ranks = sum(read_adapter(folder)["r"] for folder in mole.folders)  # ``MoLE.check`` has seen that they have one
+    ranks = sum(
+        read_adapter(folder)["r"] for folder in mole.folders
+    )  # ``MoLE.check`` has seen that they have one
     gates = tuple(size for _, inputs in layers for size in (experts * inputs, experts))
     return Tensors(gates, shared=sum(ranks * (outputs + inputs + 2) for outputs, inputs in layers))
 
@@ -137,11 +159,15 @@ def _prompt(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensor
 def _p_tuning(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
     """Embeddings and an MLP of three layers."""
     h, width = shape.hidden, method.options["hidden"] or shape.hidden
-    return Tensors((method.options["tokens"] * h, h * width, width, width * width, width, width * h, h))
+    return Tensors(
+        (method.options["tokens"] * h, h * width, width, width * width, width, width * h, h)
+    )
 
 
 def _prefix(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """Embeddings as wide as the keys, and an MLP of two layers to the keys and values of every layer."""
+    """Embeddings as wide as the keys, and an MLP of two layers to the keys and values of every
+    layer.
+    """
     keys, width = shape.kv_heads * shape.head_dim, method.options["hidden"] or shape.hidden
     out = 2 * shape.layers * keys
     return Tensors((method.options["tokens"] * keys, keys * width, width, width * out, out))

@@ -1,6 +1,8 @@
-"""The part of the report on annotators: how far they agree, who to look at, which items divide them.
+"""The part of the report on annotators: how far they agree, who to look at, which items divide
+them.
 
-What the label stage measured stands in its metrics under ``agreement``; where it is missing or not of that shape the part is left out.
+What the label stage measured stands in its metrics under ``agreement``; where it is missing or not
+of that shape the part is left out.
 """
 
 from typing import NamedTuple
@@ -59,8 +61,14 @@ def section(summary: Summary) -> AgreementSection | None:
     found = _read(labels[-1].metrics.get("agreement")) if labels else None
     if found is None:
         return None
-    flagged = [f"{person.name} {' and '.join(flags(person))}" for person in found.people if flags(person)]
-    more = f"; {len(flagged) - _MOST_FLAGGED} more in the table" if len(flagged) > _MOST_FLAGGED else ""
+    flagged = [
+        f"{person.name} {' and '.join(flags(person))}" for person in found.people if flags(person)
+    ]
+    more = (
+        f"; {len(flagged) - _MOST_FLAGGED} more in the table"
+        if len(flagged) > _MOST_FLAGGED
+        else ""
+    )
     cautions = [f"{'; '.join(flagged[:_MOST_FLAGGED])}{more}."] if flagged else []
     if found.position and found.position.biased:
         cautions.append(f"Over all items {position_line(found.position)}.")

@@ -1,4 +1,6 @@
-"""The before/after table: what alignment cost or gained on public tasks, so that forgetting shows."""
+"""The before/after table: what alignment cost or gained on public tasks, so that forgetting
+shows.
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +10,9 @@ from prefloop.report.page import MISSING, decimal, label, metric
 
 
 class Difference(NamedTuple):
-    """Change against the first adapter: text, standard error, and ``better``, ``worse`` or nothing when within two errors."""
+    """Change against the first adapter: text, standard error, and ``better``, ``worse`` or nothing
+    when within two errors.
+    """
 
     value: str
     stderr: str
@@ -16,7 +20,9 @@ class Difference(NamedTuple):
 
 
 class TaskRow(NamedTuple):
-    """One task by its main metric, or a further metric of the one above (no name): its score for each adapter as value and standard error, and each change."""
+    """One task by its main metric, or a further metric of the one above (no name): its score for
+    each adapter as value and standard error, and each change.
+    """
 
     name: str
     metric: str
@@ -50,15 +56,22 @@ def section(bench: BenchFile | None) -> BenchSection | None:
         )
         for name, task in bench.tasks.items() for row in task.rows
     ]  # fmt: skip
-    verdicts = [change.verdict for row in rows for change in row.differences if change.value != MISSING]
+    verdicts = [
+        change.verdict for row in rows for change in row.differences if change.value != MISSING
+    ]
     worse = verdicts.count("worse")
     note = (
-        f"{worse} of {len(verdicts)} changes in this table {'is' if worse == 1 else 'are'} worse by more than two standard errors, "
-        f"{verdicts.count('better')} better. The first metric of a task is its main one."
+        f"{worse} of {len(verdicts)} changes in this table {'is' if worse == 1 else 'are'} worse by"
+        f" more than two standard errors, {verdicts.count('better')} better. The first metric of a"
+        " task is its main one."
     )
     said = {name: metric(value) for name, value in flat_without_secrets(bench.settings).items()}
     return BenchSection(
-        [label(name) for name in adapters], [label(name) for name in changed], rows, note if verdicts else "", said
+        [label(name) for name in adapters],
+        [label(name) for name in changed],
+        rows,
+        note if verdicts else "",
+        said,
     )
 
 
@@ -77,7 +90,9 @@ def score_cell(score: Score | None) -> tuple[str, str]:
     """A score and its standard error as text."""
     if score is None:
         return MISSING, ""
-    return _number(score.value), "" if score.stderr is None else f"± {_number(score.stderr, score.value)}"
+    return _number(score.value), (
+        "" if score.stderr is None else f"± {_number(score.stderr, score.value)}"
+    )
 
 
 def _difference(task: MetricScores, adapter: str) -> Difference:

@@ -12,7 +12,9 @@ from prefloop.report.schema import BASELINE, Summary, aligned, rivals
 from prefloop.stats.undecided import undecided
 
 APART = 0.3
-"""Difference of the shares of finished answers above which a comparison is one of cut texts with whole ones."""
+"""Difference of the shares of finished answers above which a comparison is one of cut texts with
+whole ones.
+"""
 
 
 def cautions(summary: Summary, judge: str | None) -> list[str]:
@@ -21,18 +23,20 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     if summary.contamination.count:
         one = summary.contamination.count == 1
         notes.append(
-            f"{summary.contamination.count:,} evaluation prompt{' was' if one else 's were'} seen in training: the win rates are "
-            "too good by what was memorised. See Judging for examples."
+            f"{summary.contamination.count:,} evaluation prompt{' was' if one else 's were'} seen"
+            " in training: the win rates are too good by what was memorised. See Judging for"
+            " examples."
         )
     if alike := summary.contamination.alike:
         notes.append(
-            f"{alike:,} evaluation prompt{' shares' if alike == 1 else 's share'} a turn or most of the wording with a training prompt and may still ask for "
-            "something else. Judging shows both texts."
+            f"{alike:,} evaluation prompt{' shares' if alike == 1 else 's share'} a turn or most of"
+            " the wording with a training prompt and may still ask for something else. Judging"
+            " shows both texts."
         )
     if judge and control_of(summary, judge).side_of_half:
         notes.append(
-            "SFT compared with itself should read 50 %. It does not, so the judge or the sampling is biased and "
-            "the win rates share that bias. Find its cause before quoting them."
+            "SFT compared with itself should read 50 %. It does not, so the judge or the sampling"
+            " is biased and the win rates share that bias. Find its cause before quoting them."
         )
     if judge and summary.unquoted:
         notes.append(summary.unquoted)
@@ -49,8 +53,9 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     scorers = [r.llm_judge for r in summary.results.values() if r.llm_judge.startswith("reward:")]
     if judge == "llm" and scorers:
         notes.append(
-            f"There is no gold scorer in this run, and the judge, {scorers[0]}, is a reward model: unless it is independent of the one that "
-            "training maximised, these win rates show that optimisation worked, not that answers got better."
+            f"There is no gold scorer in this run, and the judge, {scorers[0]}, is a reward model:"
+            " unless it is independent of the one that training maximised, these win rates show"
+            " that optimisation worked, not that answers got better."
         )
     contested = [
         f"{label(name)} ({percent(result.reward_win.value)} %, gold {percent(result.win.value)} %)"
@@ -59,23 +64,29 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
     ]
     if contested:
         notes.append(
-            f"The reward model prefers {' and '.join(contested)} to SFT and the gold scorer does not confirm it: "
-            "a sign of over-optimisation."
+            f"The reward model prefers {' and '.join(contested)} to SFT and the gold scorer does"
+            " not confirm it: a sign of over-optimisation."
         )
     for name, result in summary.results.items():
         if (result.win.side_of_half or 0) * (result.llm_win.side_of_half or 0) < 0:
             notes.append(
-                f"The judges disagree about {spoken(name)}: it wins {percent(result.win.value)} % under the gold scorer and "
-                f"{percent(result.llm_win.value)} % under the {name_of([result], 'llm')}, each on its own side of 50 %."
+                f"The judges disagree about {spoken(name)}: it wins {percent(result.win.value)} %"
+                f" under the gold scorer and {percent(result.llm_win.value)} % under the"
+                f" {name_of([result], 'llm')}, each on its own side of 50 %."
             )
-    rows = {n: {"kl": r.kl, "kl_low": r.kl_low, "kl_high": r.kl_high} for n, r in summary.results.items()}
-    notes += unmoved(({"name": stage.name, "metrics": stage.metrics} for stage in summary.stages), rows)
+    rows = {
+        n: {"kl": r.kl, "kl_low": r.kl_low, "kl_high": r.kl_high}
+        for n, r in summary.results.items()
+    }
+    notes += unmoved(
+        ({"name": stage.name, "metrics": stage.metrics} for stage in summary.stages), rows
+    )
     for stage in summary.stages:
         equal, read = stage.metrics.get("equal_rows"), stage.metrics.get("read_rows")
         if isinstance(equal, int) and isinstance(read, int) and equal:
             notes.append(
-                f"{stage_label(stage.name)} left out {equal:,} of {read:,} rows, which are equal once cut to max_length: raise backbone.max_length to "
-                "learn from them."
+                f"{stage_label(stage.name)} left out {equal:,} of {read:,} rows, which are equal"
+                " once cut to max_length: raise backbone.max_length to learn from them."
             )
         if isinstance(warning := stage.metrics.get("warning"), str):
             notes.append(f"{stage_label(stage.name)}: {warning}.")
@@ -83,7 +94,8 @@ def cautions(summary: Summary, judge: str | None) -> list[str]:
         raised = alarm.get("raised") if isinstance(alarm, dict) else None
         if isinstance(raised, list) and raised:
             notes.append(
-                f"The alarm for reward hacking was raised in {stage_label(stage.name)}: see Reward hacking before trusting its win rates."
+                f"The alarm for reward hacking was raised in {stage_label(stage.name)}: see Reward"
+                " hacking before trusting its win rates."
             )
     return notes
 
@@ -96,20 +108,28 @@ def _bare_model_ahead(summary: Summary) -> str:
         for n, w in against.items()
         if w.value is not None
     ]
-    text = "The bare model beats SFT, so a win against SFT need not be one against the model that you began with."
+    text = (
+        "The bare model beats SFT, so a win against SFT need not be one against the model that you"
+        " began with."
+    )
     judge = f" by the {summary.matrix.judge}" if summary.matrix.judge else ""
     return f"{text} Against the bare model{judge} {' and '.join(told)}." if told else text
 
 
 def _cut(summary: Summary) -> list[str]:
-    """Whose answers mostly end at the length limit, where those that they are compared with do not, or not as often."""
-    finished = {n: r.finished_share for n, r in summary.results.items() if r.finished_share is not None}
+    """Whose answers mostly end at the length limit, where those that they are compared with do not,
+    or not as often.
+    """
+    finished = {
+        n: r.finished_share for n, r in summary.results.items() if r.finished_share is not None
+    }
     sft = finished.get(BASELINE)
     if sft is None:
         return []
     return [
-        f"{percent(share)} % of the answers of {spoken(name)} end by themselves, {percent(sft)} % of SFT's: the others are cut at generation.max_new_tokens, "
-        f"so texts that are cut off are compared with whole ones. Raise it to compare whole answers."
+        f"{percent(share)} % of the answers of {spoken(name)} end by themselves, {percent(sft)} %"
+        " of SFT's: the others are cut at generation.max_new_tokens, so texts that are cut off are"
+        " compared with whole ones. Raise it to compare whole answers."
         for name, share in finished.items()
         if name != BASELINE and abs(share - sft) >= APART and min(share, sft) < 0.5
     ]
@@ -126,18 +146,23 @@ def _undecided(summary: Summary, judge: str) -> list[str]:
 
 
 def _of_reward_model(policies: Sequence[str]) -> list[str]:
-    """What win rates by the run's own reward model can show, by what each policy had to do with it."""
+    """What win rates by the run's own reward model can show, by what each policy had to do with
+    it.
+    """
     against = [label(name) for name in policies if kind_of(name) in ROLLOUTS]
     beside = [label(name) for name in policies if kind_of(name) not in ROLLOUTS]
     notes = []
     if against:
         notes.append(
-            f"The judge is the reward model that {' and '.join(against)} {'was' if len(against) == 1 else 'were'} trained to please: such win rates "
-            "show that optimisation worked, not that answers got better."
+            f"The judge is the reward model that {' and '.join(against)}"
+            f" {'was' if len(against) == 1 else 'were'} trained to please: such win rates show that"
+            " optimisation worked, not that answers got better."
         )
     if beside:
         notes.append(
-            f"The judge is a reward model that learnt from the same votes as {' and '.join(beside)}: it shares their errors and their taste in length, "
-            f"and no person read the answers. {'It' if len(beside) == 1 else 'They'} never saw its scores."
+            "The judge is a reward model that learnt from the same votes as"
+            f" {' and '.join(beside)}: it shares their errors and their taste in length, and no"
+            f" person read the answers. {'It' if len(beside) == 1 else 'They'} never saw its"
+            " scores."
         )
     return notes

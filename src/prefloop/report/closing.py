@@ -1,4 +1,6 @@
-"""What the terminal says when a run has ended: the table of policies, and what to know before believing it."""
+"""What the terminal says when a run has ended: the table of policies, and what to know before
+believing it.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,26 @@ from prefloop.report.cautions import cautions
 from prefloop.report.headline import headline
 from prefloop.report.schema import Summary
 
-COLUMNS = ("policy", "gold", "wins %, gold", "wins %, judge", "wins %, reward", "KL", "words", "< 5 w")
+COLUMNS = (
+    "policy",
+    "gold",
+    "wins %, gold",
+    "wins %, judge",
+    "wins %, reward",
+    "KL",
+    "words",
+    "< 5 w",
+)
 
 
 def show(summary: dict[str, Any], report: Path | None) -> None:
-    """The closing table, or what SFT alone came to; without the verdicts of a reward model that is not known to be better than chance."""
+    """The closing table, or what SFT alone came to; without the verdicts of a reward model that is
+    not known to be better than chance.
+    """
     summary, unquoted = quotable(summary, summary["reward_model"])
-    heading = f"{summary['run']}: {summary['model']}" + (f", {summary['adapter']}" if summary["adapter"] else "")
+    heading = f"{summary['run']}: {summary['model']}" + (
+        f", {summary['adapter']}" if summary["adapter"] else ""
+    )
     if summary["results"]:
         console.print(_table(heading, summary))
         _remarks(summary, unquoted)
@@ -59,8 +74,12 @@ def _table(heading: str, summary: Mapping[str, Any]) -> Table:
     read = "win_rate", "ci_low", "ci_high"
     control = {judge: _rate(row, *read, digits) for judge, row in summary["control"].items()}
     if control:
-        rows.append(("A/A", "", control.get("gold", "-"), "-", control.get("reward", "-"), "", "", ""))
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, digits))
+        rows.append(
+            ("A/A", "", control.get("gold", "-"), "-", control.get("reward", "-"), "", "", "")
+        )
+    table = Table(
+        title=heading, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, digits)
+    )
     filled = [i for i, _ in enumerate(COLUMNS) if any(cells[i] not in ("", "-") for cells in rows)]
     for i in filled:
         table.add_column(COLUMNS[i], justify="right" if i else "left", no_wrap=True)
@@ -72,16 +91,32 @@ def _table(heading: str, summary: Mapping[str, Any]) -> Table:
 def _rate(row: Mapping[str, Any], name: str, low: str, high: str, digits: int = 1) -> str:
     if row.get(name) is None:
         return "-"
-    interval = f" [{row[low] * 100:.{digits}f}, {row[high] * 100:.{digits}f}]" if row.get(low) is not None else ""
+    interval = (
+        f" [{row[low] * 100:.{digits}f}, {row[high] * 100:.{digits}f}]"
+        if row.get(low) is not None
+        else ""
+    )
     return f"{row[name] * 100:.1f}{interval}"
 
 
 def _remarks(summary: Mapping[str, Any], unquoted: str) -> None:
-    """What the columns are; then the report's headline, and what it says to know before quoting it."""
+    """What the columns are; then the report's headline, and what it says to know before quoting
+    it.
+    """
     results = summary["results"]
     judged = any(row.get(name) is not None for row in results.values() for name, *_ in READINGS)
-    words = ["wins against SFT with 95 % intervals clustered by prompt" if judged else unquoted.rstrip(".") or NO_JUDGE]
-    words += ["KL to SFT in nats a response"] if any(row.get("kl") is not None for row in results.values()) else []
+    words = [
+        (
+            "wins against SFT with 95 % intervals clustered by prompt"
+            if judged
+            else unquoted.rstrip(".") or NO_JUDGE
+        )
+    ]
+    words += (
+        ["KL to SFT in nats a response"]
+        if any(row.get("kl") is not None for row in results.values())
+        else []
+    )
     words += ["base: the bare model"] if BASE in results else []
     words += ["A/A: SFT against itself"] if summary["control"] else []
     say("; ".join(words), "dim" if judged else "yellow")
@@ -96,9 +131,12 @@ def _remarks(summary: Mapping[str, Any], unquoted: str) -> None:
 
 
 def untrained(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each policy that an alarm took back to before its first update; ``found`` are the metrics by slot."""
+    """A sentence for each policy that an alarm took back to before its first update; ``found`` are
+    the metrics by slot.
+    """
     return [
-        f"{slot} is the policy of step 1, from before its first update: an alarm took it back, and nothing that it learnt is in it."
+        f"{slot} is the policy of step 1, from before its first update: an alarm took it back, and"
+        " nothing that it learnt is in it."
         for slot, metrics in found.items()
         if (metrics.get("alarm") or {}).get("result_step") == 1
     ]
@@ -111,10 +149,16 @@ def sft_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
         return []
     loss = f"SFT: loss {sft['loss_last']:.3f} at the last of {sft['steps']} steps"
     if "held_out_loss" in sft:
-        loss += f", held-out loss {sft['held_out_loss']:.3f} at step {sft['best_step']}, whose weights are kept"
+        loss += (
+            f", held-out loss {sft['held_out_loss']:.3f} at step {sft['best_step']}, whose weights"
+            " are kept"
+        )
     if "held_out_loss" in sft or "bench" in metrics:
         return [loss]
     return [
         loss,
-        "nothing was measured: set sft.eval_share (such as 0.1) for a held-out loss, or bench.tasks or bench.domain",
+        (
+            "nothing was measured: set sft.eval_share (such as 0.1) for a held-out loss, or"
+            " bench.tasks or bench.domain"
+        ),
     ]

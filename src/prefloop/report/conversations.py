@@ -1,6 +1,8 @@
-"""What the policies answered: every evaluation prompt side by side, and the same prompts over the steps of training.
+"""What the policies answered: every evaluation prompt side by side, and the same prompts over the
+steps of training.
 
-The page holds all of it as text that the template escapes; its script only shows, hides and sorts what is there.
+The page holds all of it as text that the template escapes; its script only shows, hides and sorts
+what is there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +73,9 @@ class Step(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """Responses to one prompt over the steps of training, or of one step where no prompt came twice."""
+    """Responses to one prompt over the steps of training, or of one step where no prompt came
+    twice.
+    """
 
     title: str
     turns: list[Part]
@@ -82,7 +86,9 @@ class Growth(NamedTuple):
 
 
 def section(run_dir: Path | None, summary: Summary, notes: list[str]) -> ConversationSection | None:
-    """Every evaluation prompt from the artifacts of the run; the few in the summary where those are gone."""
+    """Every evaluation prompt from the artifacts of the run; the few in the summary where those are
+    gone.
+    """
     found, per_prompt, total = _from_artifacts(run_dir, summary, notes) if run_dir else ([], 1, 0)
     if not found:
         found, total = _from_summary(summary), len(summary.samples)
@@ -91,12 +97,20 @@ def section(run_dir: Path | None, summary: Summary, notes: list[str]) -> Convers
     policies = list(dict.fromkeys(answer.policy for row in found for answer in row.answers))
     others = [(name, label(name)) for name in rivals(policies) if BASELINE in policies]
     answers = [answer for row in found for answer in row.answers]
-    scores = [(name, text) for name, text in _SCORES.items() if any(getattr(a, name) is not None for a in answers)]
+    scores = [
+        (name, text)
+        for name, text in _SCORES.items()
+        if any(getattr(a, name) is not None for a in answers)
+    ]
     return ConversationSection(found, total, per_prompt, others, scores)
 
 
-def _from_artifacts(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[list[ShownConversation], int, int]:
-    """Conversations, responses a prompt, prompts in all; policies without responses of this very run are left out."""
+def _from_artifacts(
+    run_dir: Path, summary: Summary, notes: list[str]
+) -> tuple[list[ShownConversation], int, int]:
+    """Conversations, responses a prompt, prompts in all; policies without responses of this very
+    run are left out.
+    """
     gold = {
         str(row.get("id")): row.get("gold")
         for row in read_rows(artifact_file(run_dir, summary, "judge", "scores.jsonl", notes))
@@ -105,7 +119,10 @@ def _from_artifacts(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[
         policy: artifact_file(run_dir, summary, f"respond-{policy}", "responses.jsonl", notes)
         for policy in summary.results
     }
-    rows = {policy: {str(row.get("id")): row for row in read_rows(file)} for policy, file in files.items()}
+    rows = {
+        policy: {str(row.get("id")): row for row in read_rows(file)}
+        for policy, file in files.items()
+    }
     prompts = next((known for known in rows.values() if known), {})
     found = [
         ShownConversation(
@@ -125,7 +142,11 @@ def _from_artifacts(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[
 
 def _responses(row: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     found = _item(row, "responses")
-    return [response for response in found if isinstance(response, dict)] if isinstance(found, list) else []
+    return (
+        [response for response in found if isinstance(response, dict)]
+        if isinstance(found, list)
+        else []
+    )
 
 
 def _item(found: Any, name: str) -> Any:
@@ -143,7 +164,10 @@ def _from_summary(summary: Summary) -> list[ShownConversation]:
             sample.id,
             turns := _turns(sample.model_dump()),
             _asked(turns),
-            [_answer(policy, response.model_dump()) for policy, response in sample.responses.items()],
+            [
+                _answer(policy, response.model_dump())
+                for policy, response in sample.responses.items()
+            ],
         )
         for sample in summary.samples[:MOST_PROMPTS]
     ]
@@ -155,9 +179,15 @@ def _answer(policy: str, response: Mapping[str, Any]) -> ShownResponse:
     said, left = _said(text, response.get("turns"))
     finished = response.get("finished")
     return ShownResponse(
-        policy, shown, said, left if said else cut, number(response, "gold"), number(response, "reward"), len(text.split()),
+        policy,
+        shown,
+        said,
+        left if said else cut,
+        number(response, "gold"),
+        number(response, "reward"),
+        len(text.split()),
         None if finished is None else bool(finished),
-    )  # fmt: skip
+    )
 
 
 def _short(text: str) -> tuple[str, int]:
@@ -181,7 +211,9 @@ def _said(text: str, turns: Any) -> tuple[list[Part], int]:
 
 
 def _turns(row: Mapping[str, Any]) -> list[Part]:
-    """The tools and turns of a row's prompt; a prompt that is plain text is one turn of the user."""
+    """The tools and turns of a row's prompt; a prompt that is plain text is one turn of the
+    user.
+    """
     prompt = row.get("prompt")
     if not isinstance(prompt, list):
         return [Part("user", _short(str(prompt or ""))[0])]
@@ -200,8 +232,12 @@ def _asked(turns: Sequence[Part]) -> int:
     return users[-1] if users else len(turns) - 1
 
 
-def over_training(run_dir: Path | None, summary: Summary, notes: list[str]) -> list[tuple[str, list[Growth]]]:
-    """By stage, what training sampled of the same prompts over its steps, or step by step where none came twice."""
+def over_training(
+    run_dir: Path | None, summary: Summary, notes: list[str]
+) -> list[tuple[str, list[Growth]]]:
+    """By stage, what training sampled of the same prompts over its steps, or step by step where
+    none came twice.
+    """
     if run_dir is None:
         return []
     found = []
@@ -210,7 +246,9 @@ def over_training(run_dir: Path | None, summary: Summary, notes: list[str]) -> l
         if slot in POLICIES:
             rows = [
                 row
-                for row in read_rows(artifact_file(run_dir, summary, slot, "samples.jsonl", notes, stage.name))
+                for row in read_rows(
+                    artifact_file(run_dir, summary, slot, "samples.jsonl", notes, stage.name)
+                )
                 if "step" in row
             ]
             grown = _by_prompt(rows) or _by_step(rows)
@@ -225,7 +263,11 @@ def _by_prompt(rows: list[dict[str, Any]]) -> list[Growth]:
         grouped.setdefault(str(row.get("id")), []).append(row)
     repeated = sorted((rows for rows in grouped.values() if len(rows) > 1), key=len, reverse=True)
     return [
-        Growth(_last_turn(rows[0]), *_whole(rows[0]), [_step(row, "") for row in _spread(rows, _MOST_STEPS)])
+        Growth(
+            _last_turn(rows[0]),
+            *_whole(rows[0]),
+            [_step(row, "") for row in _spread(rows, _MOST_STEPS)],
+        )
         for rows in repeated[:_MOST_GROWN]
     ]
 
@@ -235,7 +277,12 @@ def _by_step(rows: list[dict[str, Any]]) -> list[Growth]:
     for row in rows:
         grouped.setdefault(int(number(row, "step") or 0), []).append(row)
     return [
-        Growth(f"Step {step}", [], 0, [_step(row, _last_turn(row)) for row in grouped[step][:_MOST_STEPS]])
+        Growth(
+            f"Step {step}",
+            [],
+            0,
+            [_step(row, _last_turn(row)) for row in grouped[step][:_MOST_STEPS]],
+        )
         for step in _spread(sorted(grouped), _MOST_GROWN)
     ]
 
@@ -259,6 +306,10 @@ def _whole(row: Mapping[str, Any]) -> tuple[list[Part], int]:
 def _step(row: Mapping[str, Any], prompt: str) -> Step:
     finished = row.get("finished")
     return Step(
-        int(number(row, "step") or 0), prompt, _short(str(row.get("response") or ""))[0], number(row, "reward"),
-        number(row, "kl"), None if finished is None else bool(finished),
-    )  # fmt: skip
+        int(number(row, "step") or 0),
+        prompt,
+        _short(str(row.get("response") or ""))[0],
+        number(row, "reward"),
+        number(row, "kl"),
+        None if finished is None else bool(finished),
+    )

@@ -1,4 +1,6 @@
-"""Numbers that other commands left beside a run, as far as they are of what the run's adapters are now."""
+"""Numbers that other commands left beside a run, as far as they are of what the run's adapters are
+now.
+"""
 
 import re
 from pathlib import Path
@@ -12,7 +14,9 @@ from prefloop.report.schema import Summary
 
 
 def bench_of(run_dir: Path, summary: Summary) -> tuple[BenchFile | None, list[str]]:
-    """``bench.json`` without the adapters that the run has trained anew since, and a note of them."""
+    """``bench.json`` without the adapters that the run has trained anew since, and a note of
+    them.
+    """
     found = read_bench(run_dir / "bench.json")
     if found is None:
         return None, []
@@ -20,22 +24,28 @@ def bench_of(run_dir: Path, summary: Summary) -> tuple[BenchFile | None, list[st
     stale = [slot for slot, key in found.adapters.items() if now[slot] not in (None, key)]
     if not stale:
         return found, []
-    note = f"bench.json was measured on another {_names(stale)} than this run's: left out. Run prefloop bench again."
+    note = (
+        f"bench.json was measured on another {_names(stale)} than this run's: left out. Run"
+        " prefloop bench again."
+    )
     known = [slot for slot, key in now.items() if key is not None]
-    # The bare model has no key of its own: where nothing vouches for the file, its numbers may be of another model.
+    # The bare model has no key of its own: where nothing vouches for the file, its numbers may be
+    # of another model.
     return (None if set(known) == set(stale) else found.without(stale)), [note]
 
 
 def reward_tests_of(run_dir: Path, summary: Summary) -> tuple[dict[str, PairTest], list[str]]:
-    """``reward-eval.json`` without the files on which another reward model was measured, and a note of them."""
+    """``reward-eval.json`` without the files on which another reward model was measured, and a note
+    of them.
+    """
     found = read_reward_eval(run_dir / "reward-eval.json")
     now = _key(run_dir, summary, "reward")
     stale = [name for name, test in found.items() if test.reward and now not in (None, test.reward)]
     if not stale:
         return found, []
     note = (
-        f"reward-eval.json holds {', '.join(stale)} of another reward model than this run's: left out. "
-        "Run prefloop reward eval again."
+        f"reward-eval.json holds {', '.join(stale)} of another reward model than this run's: left"
+        " out. Run prefloop reward eval again."
     )
     return {name: test for name, test in found.items() if name not in stale}, [note]
 
@@ -45,8 +55,14 @@ def _names(slots: list[str]) -> str:
 
 
 def _key(run_dir: Path, summary: Summary, slot: str) -> str | None:
-    """The key of what fills a slot: that of the summary's last round, else of the artifact that the run links."""
-    keys = [s.key for s in summary.stages if re.fullmatch(rf"{re.escape(slot)}(-\d+)?", s.name) and s.key]
+    """The key of what fills a slot: that of the summary's last round, else of the artifact that the
+    run links.
+    """
+    keys = [
+        s.key
+        for s in summary.stages
+        if re.fullmatch(rf"{re.escape(slot)}(-\d+)?", s.name) and s.key
+    ]
     if keys:
         return keys[-1]
     try:

@@ -20,7 +20,9 @@ class Score(Record):
         """The number with its 95 % interval, 1.96 standard errors to each side."""
         if self.value is None or self.stderr is None:
             return Estimate(self.value)
-        return Estimate(self.value, self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr)
+        return Estimate(
+            self.value, self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
+        )
 
 
 class MetricScores(Record):
@@ -52,23 +54,34 @@ class BenchFile(Record):
     """Slot → key of the adapter that was measured."""
 
     def without(self, slots: Collection[str]) -> Self:
-        """The same but for some adapters; no differences where the one they are taken to is among them."""
+        """The same but for some adapters; no differences where the one they are taken to is among
+        them.
+        """
         reference = self.settings.get("reference") in slots
 
         def kept(found: MetricScores) -> dict[str, Any]:
             mine = {slot: score for slot, score in found.adapters.items() if slot not in slots}
-            changes = {slot: score for slot, score in found.difference.items() if slot not in slots and not reference}
+            changes = {
+                slot: score
+                for slot, score in found.difference.items()
+                if slot not in slots and not reference
+            }
             return {"adapters": mine, "difference": changes}
 
         tasks = {
-            name: task.model_copy(update=kept(task) | {"more": [row.model_copy(update=kept(row)) for row in task.more]})
+            name: task.model_copy(
+                update=kept(task)
+                | {"more": [row.model_copy(update=kept(row)) for row in task.more]}
+            )
             for name, task in self.tasks.items()
         }
         return self.model_copy(update={"tasks": tasks})
 
 
 class Bin(Record):
-    """Pairs to which the reward model gives about the same probability: mean probability, share right, how many."""
+    """Pairs to which the reward model gives about the same probability: mean probability, share
+    right, how many.
+    """
 
     p: Number = None
     share: Number = None
@@ -95,4 +108,8 @@ class PairTest(Record):
     @property
     def right(self) -> Estimate:
         """Accuracy with its interval."""
-        return Estimate(self.accuracy, *self.accuracy_ci[:2]) if len(self.accuracy_ci) >= 2 else Estimate(self.accuracy)
+        return (
+            Estimate(self.accuracy, *self.accuracy_ci[:2])
+            if len(self.accuracy_ci) >= 2
+            else Estimate(self.accuracy)
+        )

@@ -1,4 +1,5 @@
-"""Did the policy game its reward? What the alarm watched, when it spoke, what was done, and the curves that it read.
+"""Did the policy game its reward? What the alarm watched, when it spoke, what was done, and the
+curves that it read.
 
 Reward and gold are drawn apart: where curves on unrelated scales cross means nothing.
 """
@@ -42,7 +43,9 @@ def sections(summary: Summary, curves: Mapping[str, Curve]) -> list[HackingSecti
             raised = [event for event in _list(alarm, "raised") if isinstance(event, dict)]
             sentences = [_sentence(event) for event in raised] or [_silence(alarm)]
             drawn = _plots(stage.name, curves.get(stage.name), raised)
-            found.append(HackingSection(stage.name, bool(raised), sentences, _note(stage.name, alarm), drawn))
+            found.append(
+                HackingSection(stage.name, bool(raised), sentences, _note(stage.name, alarm), drawn)
+            )
     return found
 
 
@@ -52,11 +55,18 @@ def _plots(stage: str, curve: Curve | None, raised: list[dict[str, Any]]) -> lis
     marks = [(step, "alarm") for event in raised if (step := number(event, "step")) is not None]
     drawn = [
         plots.line(
-            f"{stage}-alarm-{field.replace('_', '-')}", curve, (field,), text, series=series, scale=scale, width=3.6,
-            marks=marks, **_band(curve, field),
+            f"{stage}-alarm-{field.replace('_', '-')}",
+            curve,
+            (field,),
+            text,
+            series=series,
+            scale=scale,
+            width=3.6,
+            marks=marks,
+            **_band(curve, field),
         )
         for field, text, series, scale in _CURVES
-    ]  # fmt: skip
+    ]
     return [plot for plot in drawn if plot]
 
 
@@ -72,7 +82,10 @@ def _sentence(event: dict[str, Any]) -> str:
     done = {
         "warn": "Training went on.",
         "stop": f"Training was stopped; the result is {best}.",
-        "rollback": f"Training went back to {best}, with the KL coefficient doubled to {decimal(number(event, 'kl_coef'), 3)}.",
+        "rollback": (
+            f"Training went back to {best}, with the KL coefficient doubled to"
+            f" {decimal(number(event, 'kl_coef'), 3)}."
+        ),
     }.get(str(event.get("action")), "")
     return f"Step {_step(event, 'step')}: {reasons}. {done}".strip()
 
@@ -87,13 +100,20 @@ def _note(stage: str, alarm: dict[str, Any]) -> str:
     watched = [_WATCHED.get(str(name), str(name)) for name in _list(alarm, "watched")]
     text = f"Watched: {', '.join(watched)}." if watched else "Nothing was watched."
     if "gold" not in _list(alarm, "watched"):
-        text += " Gold was not: without it a reward that rises while answers get worse shows only in the rest."
+        text += (
+            " Gold was not: without it a reward that rises while answers get worse shows only in"
+            " the rest."
+        )
     if number(alarm, "result_step") is not None:
-        return f"{text} The {stage_label(stage)} result is the policy that the rollouts of step {_step(alarm, 'result_step')} came from."
+        return (
+            f"{text} The {stage_label(stage)} result is the policy that the rollouts of step"
+            f" {_step(alarm, 'result_step')} came from."
+        )
     if _list(alarm, "raised"):
         text += (
-            f" The {stage_label(stage)} result is the policy after the last update; that of step {_step(alarm, 'best_step')}, the best "
-            "one measured, lies beside it in the folder best."
+            f" The {stage_label(stage)} result is the policy after the last update; that of step"
+            f" {_step(alarm, 'best_step')}, the best one measured, lies beside it in the folder"
+            " best."
         )
     return text
 

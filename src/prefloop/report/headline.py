@@ -1,4 +1,6 @@
-"""What the run found, in one sentence and a row of figures, and what to know before quoting them."""
+"""What the run found, in one sentence and a row of figures, and what to know before quoting
+them.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -23,7 +25,9 @@ class Tile(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """The run in one sentence, what a reader should know before quoting it, and the figures of the best policy."""
+    """The run in one sentence, what a reader should know before quoting it, and the figures of the
+    best policy.
+    """
 
     sentence: Markup
     cautions: list[str]
@@ -44,11 +48,15 @@ def headline(summary: Summary) -> Headline | None:
     clauses += [_bare_clause(wins[BASE], "" if policies else scorer)] if BASE in wins else []
     clauses += [] if judge == "llm" else [_control_clause(summary, judge)]
     best = max(policies or wins, key=lambda name: wins[name].win.value or 0.0)
-    return Headline(Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best))
+    return Headline(
+        Markup("; ").join(clauses) + ".", cautions(summary, judge), best, tiles(summary, best)
+    )
 
 
 def _unjudged(summary: Summary) -> Headline | None:
-    """What can be said without win rates: how far each policy moved and how long its answers are."""
+    """What can be said without win rates: how far each policy moved and how long its answers
+    are.
+    """
     policies = aligned(summary.results)
     if not policies:
         return None
@@ -61,21 +69,31 @@ def _unjudged(summary: Summary) -> Headline | None:
 def _moved(name: str, result: PolicyResult) -> Markup:
     kl = Markup(" is <strong>{}</strong> of KL from SFT").format(f"{decimal(result.kl)} nats")
     words = Markup(" writes {} words an answer").format(decimal(result.length_mean, 1))
-    there = [part for part, value in ((kl, result.kl), (words, result.length_mean)) if value is not None]
+    there = [
+        part for part, value in ((kl, result.kl), (words, result.length_mean)) if value is not None
+    ]
     return Markup("{}{}").format(label(name), Markup(" and").join(there) or " was not measured")
 
 
 def _quote(win: Estimate) -> Markup:
-    return Markup("<strong>{}</strong>").format(f"{percent(win.value)} % {interval(win, 1, 100)}".strip())
+    return Markup("<strong>{}</strong>").format(
+        f"{percent(win.value)} % {interval(win, 1, 100)}".strip()
+    )
 
 
 _VERDICTS: dict[int | None, tuple[str, str, str]] = {
     1: ("{} beats SFT in {}", "{} does so in {}", ""),
     -1: ("{} loses to SFT, winning only {}", "{} loses too, winning {}", ""),
-    0: ("{} cannot be told apart from SFT, winning {}", "neither can {}, winning {}", ", which does not exclude 50 %"),
+    0: (
+        "{} cannot be told apart from SFT, winning {}",
+        "neither can {}, winning {}",
+        ", which does not exclude 50 %",
+    ),
     None: ("{} wins {} against SFT", "{} wins {}", ", without an interval"),
 }
-"""By the side of 50 % that an interval lies on: how the first policy there is put, how the others, and what to add."""
+"""By the side of 50 % that an interval lies on: how the first policy there is put, how the others,
+and what to add.
+"""
 
 
 def _clauses(wins: dict[str, Lead], scorer: str) -> Iterable[Markup]:
@@ -86,10 +104,13 @@ def _clauses(wins: dict[str, Lead], scorer: str) -> Iterable[Markup]:
         if not group:
             continue
         said = [
-            Markup(other if n else first).format(label(name), _quote(lead.win)) for n, (name, lead) in enumerate(group)
+            Markup(other if n else first).format(label(name), _quote(lead.win))
+            for n, (name, lead) in enumerate(group)
         ]
         said[0] += under
-        parts = [text + lead.addition for text, (_, lead) in zip(said, group, strict=True)][:_MOST_NAMED]
+        parts = [text + lead.addition for text, (_, lead) in zip(said, group, strict=True)][
+            :_MOST_NAMED
+        ]
         if len(group) > _MOST_NAMED:
             parts.append(Markup("{} more in the table").format(len(group) - _MOST_NAMED))
         yield _listed(parts) + addition
@@ -102,7 +123,9 @@ _BARE: dict[int | None, str] = {
     0: "SFT cannot be told apart from the bare model, which wins {}",
     None: "the bare model wins {} against SFT",
 }
-"""By the side of 50 % that the interval of the bare model's wins lies on: what SFT itself has changed."""
+"""By the side of 50 % that the interval of the bare model's wins lies on: what SFT itself has
+changed.
+"""
 
 
 def _bare_clause(lead: Lead, scorer: str) -> Markup:
@@ -121,23 +144,33 @@ def _control_clause(summary: Summary, judge: str) -> Markup:
     if win.value is None:
         return Markup("no A/A control was run")
     if win.side_of_half:
-        return Markup("but the A/A control reads {}, which excludes the 50 % it should contain").format(_quote(win))
+        return Markup(
+            "but the A/A control reads {}, which excludes the 50 % it should contain"
+        ).format(_quote(win))
     return Markup("the A/A control reads {}").format(_quote(win))
 
 
 def tiles(summary: Summary, policy: str) -> list[Tile]:
-    """The numbers of one policy that a reader looks for first: every judge, distance from SFT, time."""
+    """The numbers of one policy that a reader looks for first: every judge, distance from SFT,
+    time.
+    """
     result = summary.results[policy]
     named = [(f"win rate, {name_of([result], which)}", win_of(result, which)) for which in JUDGES]
     named.insert(2, (f"at equal length, {result.lc_judge}".removesuffix(", "), result.lc_win))
     found = [
-        Tile(text, f"{percent(win.value)} %", interval(win, 1, 100)) for text, win in named if win.value is not None
+        Tile(text, f"{percent(win.value)} %", interval(win, 1, 100))
+        for text, win in named
+        if win.value is not None
     ]
     against = summary.matrix.against_bare(policy)
     if against.value is not None:
         named_judge = f", {summary.matrix.judge}" if summary.matrix.judge else ""
         found.append(
-            Tile(f"against the bare model{named_judge}", f"{percent(against.value)} %", interval(against, 1, 100))
+            Tile(
+                f"against the bare model{named_judge}",
+                f"{percent(against.value)} %",
+                interval(against, 1, 100),
+            )
         )
     if result.kl is not None:
         found.append(Tile("KL to SFT", f"{decimal(result.kl)} nats", interval(result.kl_nats)))
@@ -150,5 +183,11 @@ def tiles(summary: Summary, policy: str) -> list[Tile]:
         found.append(Tile("training", duration(trained), ""))
     if summary.seconds is not None:
         spared = sum(stage.saved_seconds or 0.0 for stage in summary.stages)
-        found.append(Tile("whole run", duration(summary.seconds), f"{duration(spared)} saved" if spared else ""))
+        found.append(
+            Tile(
+                "whole run",
+                duration(summary.seconds),
+                f"{duration(spared)} saved" if spared else "",
+            )
+        )
     return found

@@ -1,9 +1,10 @@
 """The run report: one HTML file that needs nothing else.
 
-No font, no image and no style comes from outside, and a content security policy in the page forbids it and every script but
-the page's own, known by its hash: text that a model wrote can neither run nor call home. The page reads without its script
-too, which only searches and sorts. Choices dropped: an interactive plotting library (megabytes of script for ten curves)
-and raster images (which suit neither theme nor printer).
+No font, no image and no style comes from outside, and a content security policy in the page forbids
+it and every script but the page's own, known by its hash: text that a model wrote can neither run
+nor call home. The page reads without its script too, which only searches and sorts. Choices
+dropped: an interactive plotting library (megabytes of script for ten curves) and raster images
+(which suit neither theme nor printer).
 """
 
 import base64
@@ -33,7 +34,13 @@ from prefloop.report import (
 from prefloop.report import headline as headlines
 from prefloop.report.cautions import cautions
 from prefloop.report.current import bench_of, reward_tests_of
-from prefloop.report.curves import POLICY_FIELDS, diagnostics, loss_plots, policy_plots, source_plots
+from prefloop.report.curves import (
+    POLICY_FIELDS,
+    diagnostics,
+    loss_plots,
+    policy_plots,
+    source_plots,
+)
 from prefloop.report.evaluations import BenchFile, PairTest
 from prefloop.report.inputs import Curve, curves_of, read_summary
 from prefloop.report.plots import Plot
@@ -46,9 +53,9 @@ _HERE = Path(__file__).parent
 def write_report(run_dir: Path, target: Path | None = None) -> Path:
     """Write ``run_dir/report.html``, or ``target``, from the files of the run and return its path.
 
-    ``summary.json`` is needed; ``events.jsonl`` gives the curves, ``artifacts`` the conversations, ``bench.json`` and
-    ``reward-eval.json`` their tables. Raises ``DataError`` when the summary is missing or one of these files is not JSON
-    or has a field of the wrong type.
+    ``summary.json`` is needed; ``events.jsonl`` gives the curves, ``artifacts`` the conversations,
+    ``bench.json`` and ``reward-eval.json`` their tables. Raises ``DataError`` when the summary is
+    missing or one of these files is not JSON or has a field of the wrong type.
     """
     run_dir = Path(run_dir)
     summary = read_summary(run_dir / "summary.json")
@@ -57,28 +64,45 @@ def write_report(run_dir: Path, target: Path | None = None) -> Path:
     bench, left_out = bench_of(run_dir, summary)
     tests, also = reward_tests_of(run_dir, summary)
     text = render(
-        summary, curves, unreadable, run_dir=run_dir, bench=bench, reward_eval=tests, notes=[*damaged, *left_out, *also]
+        summary,
+        curves,
+        unreadable,
+        run_dir=run_dir,
+        bench=bench,
+        reward_eval=tests,
+        notes=[*damaged, *left_out, *also],
     )
     return write_page(target or run_dir / "report.html", text)
 
 
 def write_page(target: Path, text: str) -> Path:
-    """Write a page that is complete or untouched. Raises ``DataError`` where nothing can be written."""
+    """Write a page that is complete or untouched. Raises ``DataError`` where nothing can be
+    written.
+    """
     with replacing(target) as file:
         file.write(text.encode("utf-8", "replace"))
     return target
 
 
 def fill(template: str, **context: Any) -> str:
-    """A page from a template, with the style, the script and the policy that lets this script alone run."""
+    """A page from a template, with the style, the script and the policy that lets this script alone
+    run.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters |= {
-        "label": page.label, "decimal": page.decimal, "percent": page.percent, "duration": page.duration,
-        "metric": page.metric, "stage_label": page.stage_label,
-    }  # fmt: skip
+        "label": page.label,
+        "decimal": page.decimal,
+        "percent": page.percent,
+        "duration": page.duration,
+        "metric": page.metric,
+        "stage_label": page.stage_label,
+    }
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
@@ -88,17 +112,30 @@ def fill(template: str, **context: Any) -> str:
 
 
 def render(
-    summary: Summary, curves: dict[str, Curve], unreadable: int = 0, *, run_dir: Path | None = None,
-    bench: BenchFile | None = None, reward_eval: Mapping[str, PairTest] | None = None, notes: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """The page as text. Curves of stages that the summary does not list are of an earlier run and are left out;
-    ``notes`` say what else was."""
+    summary: Summary,
+    curves: dict[str, Curve],
+    unreadable: int = 0,
+    *,
+    run_dir: Path | None = None,
+    bench: BenchFile | None = None,
+    reward_eval: Mapping[str, PairTest] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as text. Curves of stages that the summary does not list are of an earlier run and
+    are left out; ``notes`` say what else was.
+    """
     told = list(notes)
     listed = {stage.name for stage in summary.stages}
     curves = {stage: curve for stage, curve in curves.items() if not listed or stage in listed}
-    rl = {stage: curve for stage, curve in curves.items() if all(curve.has(field) for field in POLICY_FIELDS)}
+    rl = {
+        stage: curve
+        for stage, curve in curves.items()
+        if all(curve.has(field) for field in POLICY_FIELDS)
+    }
     watched = hacking.sections(summary, curves)
-    drawn = {section.stage for section in watched if section.plots}  # what the alarm read is drawn there
+    drawn = {
+        section.stage for section in watched if section.plots
+    }  # what the alarm read is drawn there
     headline = headlines.headline(summary)
     columns, rows = results.results_table(summary)
     parts: dict[str, Any] = {
@@ -111,17 +148,27 @@ def render(
         "overoptimisation": _overoptimisation(summary, rl),
         "hacking": watched,
         "rl_stages": [
-            (stage, [] if stage in drawn else policy_plots(stage, curve), source_plots(stage, curve), diagnostics(stage, curve))
+            (
+                stage,
+                [] if stage in drawn else policy_plots(stage, curve),
+                source_plots(stage, curve),
+                diagnostics(stage, curve),
+            )
             for stage, curve in rl.items()
         ],
-        "losses": [plot for stage, curve in curves.items() if stage not in rl for plot in loss_plots(stage, curve)],
+        "losses": [
+            plot
+            for stage, curve in curves.items()
+            if stage not in rl
+            for plot in loss_plots(stage, curve)
+        ],
         "agreement": agreement.section(summary),
         "reward_model": reward_model.section(summary, reward_eval or {}),
         "talks": conversations.section(run_dir, summary, told),
         "grown": conversations.over_training(run_dir, summary, told),
         "audits": stages.audits(summary),
         "settings": _settings(summary, run_dir),
-    }  # fmt: skip
+    }
     return fill(
         "report.html.j2",
         title=summary.run or "run",
@@ -162,9 +209,17 @@ def _nav(summary: Summary, results: bool, parts: Mapping[str, Any]) -> list[tupl
 
 
 def _settings(summary: Summary, run_dir: Path | None) -> str:
-    """The configuration as YAML; for a summary without one, what the artifacts of the run were made from."""
-    found: Mapping[str, Any] = summary.config or (read_identities(run_dir, summary) if run_dir else {})
-    return str(yaml.safe_dump(tree_without_secrets(dict(found)), sort_keys=False, allow_unicode=True)) if found else ""
+    """The configuration as YAML; for a summary without one, what the artifacts of the run were made
+    from.
+    """
+    found: Mapping[str, Any] = summary.config or (
+        read_identities(run_dir, summary) if run_dir else {}
+    )
+    return (
+        str(yaml.safe_dump(tree_without_secrets(dict(found)), sort_keys=False, allow_unicode=True))
+        if found
+        else ""
+    )
 
 
 def _overoptimisation(summary: Summary, rl: dict[str, Curve]) -> Plot | None:

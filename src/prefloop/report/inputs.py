@@ -1,4 +1,6 @@
-"""What a report is made from: ``summary.json``, the curves in ``events.jsonl``, and the files that other commands leave beside them."""
+"""What a report is made from: ``summary.json``, the curves in ``events.jsonl``, and the files that
+other commands leave beside them.
+"""
 
 import json
 import os
@@ -28,9 +30,13 @@ class Curve:
         self.rows = rows
 
     def series(self, *path: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a field (``"kl"`` or ``"seconds", "generate"``) where it is a finite number."""
+        """Steps and values of a field (``"kl"`` or ``"seconds", "generate"``) where it is a finite
+        number.
+        """
         points = [(row["step"], number(row, *path)) for row in self.rows]
-        return [step for step, value in points if value is not None], [v for _, v in points if v is not None]
+        return [step for step, value in points if value is not None], [
+            v for _, v in points if v is not None
+        ]
 
     def has(self, *path: str) -> bool:
         """Whether any step has the field."""
@@ -41,7 +47,9 @@ def number(row: Any, *path: str) -> float | None:
     """The finite number at ``path`` inside nested dictionaries, or ``None``."""
     for name in path:
         row = row.get(name) if isinstance(row, dict) else None
-    return finite(float(row)) if isinstance(row, int | float) and not isinstance(row, bool) else None
+    return (
+        finite(float(row)) if isinstance(row, int | float) and not isinstance(row, bool) else None
+    )
 
 
 def read_summary(path: Path) -> Summary:
@@ -50,7 +58,9 @@ def read_summary(path: Path) -> Summary:
     if found is None and not path.parent.is_dir():
         raise DataError(f"'{path.parent}' is no folder of a run{meant(path.parent)}")
     if found is None:
-        raise DataError(f"{path}: not found. A report needs a run that has finished; run the pipeline first")
+        raise DataError(
+            f"{path}: not found. A report needs a run that has finished; run the pipeline first"
+        )
     return found
 
 
@@ -69,7 +79,9 @@ def read_bench(path: Path) -> BenchFile | None:
 
 
 def read_reward_eval(path: Path) -> dict[str, PairTest]:
-    """Read and check ``reward-eval.json``, tests by the name of their file; nothing when there is none."""
+    """Read and check ``reward-eval.json``, tests by the name of their file; nothing when there is
+    none.
+    """
     return _read(path, dict[str, PairTest], "Run prefloop reward eval again to rewrite it") or {}
 
 
@@ -92,9 +104,9 @@ def _read(path: Path, kind: Any, fix: str, prepare: Callable[[Any], Any] = lambd
 def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
     """Curves by stage from ``events.jsonl`` and the number of lines that could not be read.
 
-    A killed process leaves a torn line and a rerun appends, so unreadable lines are skipped and counted. A stage that
-    starts again forgets its earlier steps; one that resumes from a checkpoint rewinds to the first step it repeats. No
-    file means no curves.
+    A killed process leaves a torn line and a rerun appends, so unreadable lines are skipped and
+    counted. A stage that starts again forgets its earlier steps; one that resumes from a checkpoint
+    rewinds to the first step it repeats. No file means no curves.
     """
     if not path.exists():
         return {}, 0
@@ -109,32 +121,47 @@ def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
                 continue
             if isinstance(event, dict) and isinstance(event.get("stage"), str):
                 _apply(event, curves.setdefault(event["stage"], {}))
-    return {stage: Curve(list(steps.values())) for stage, steps in curves.items() if steps}, unreadable
+    return {
+        stage: Curve(list(steps.values())) for stage, steps in curves.items() if steps
+    }, unreadable
 
 
 def _apply(event: dict[str, Any], steps: dict[int, dict[str, Any]]) -> None:
-    """Take one event into the steps of its stage; kinds of event that are not known here change nothing."""
+    """Take one event into the steps of its stage; kinds of event that are not known here change
+    nothing.
+    """
     step = event.get("step")
     if event.get("event") == "stage" and event.get("status") == "started":
         steps.clear()
     elif event.get("event") in ("step", "held_out") and isinstance(step, int):
         for stale in [known for known in steps if known > step]:
             del steps[stale]
-        if event["event"] == "held_out":  # a look comes just before the step after which it was taken
+        if (
+            event["event"] == "held_out"
+        ):  # a look comes just before the step after which it was taken
             steps[step] = {"step": step, HELD_OUT: event.get("loss")}
         else:
-            steps[step] = event | {name: value for name, value in steps.get(step, {}).items() if name == HELD_OUT}
+            steps[step] = event | {
+                name: value for name, value in steps.get(step, {}).items() if name == HELD_OUT
+            }
 
 
 def curves_of(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[dict[str, Curve], int]:
-    """As ``read_curves`` of the run's log, but of a stage whose artifact the store has from its own, whose hash is known.
+    """As ``read_curves`` of the run's log, but of a stage whose artifact the store has from its
+    own, whose hash is known.
 
     What is damaged is left out, and ``notes`` say so.
     """
     curves, unreadable = read_curves(run_dir / EVENTS)
-    stores = {place.resolve().parent for place in sorted((run_dir / "artifacts").glob("*")) if place.is_symlink()}
+    stores = {
+        place.resolve().parent
+        for place in sorted((run_dir / "artifacts").glob("*"))
+        if place.is_symlink()
+    }
     for stage in summary.stages:
-        for folder in (store / artifact_name(stage.name, stage.key) for store in sorted(stores) if stage.key):
+        for folder in (
+            store / artifact_name(stage.name, stage.key) for store in sorted(stores) if stage.key
+        ):
             if os.path.lexists(folder / MANIFEST):
                 curves.pop(stage.name, None)
                 path = _whole(folder, EVENTS, {stage.key}, notes)
@@ -143,9 +170,15 @@ def curves_of(run_dir: Path, summary: Summary, notes: list[str]) -> tuple[dict[s
 
 
 def artifact_file(
-    run_dir: Path, summary: Summary, slot: str, file: str, notes: list[str], stage: str | None = None
+    run_dir: Path,
+    summary: Summary,
+    slot: str,
+    file: str,
+    notes: list[str],
+    stage: str | None = None,
 ) -> Path | None:
-    """A file of an artifact, unless the link was moved on by a later command than the one that the summary is of.
+    """A file of an artifact, unless the link was moved on by a later command than the one that the
+    summary is of.
 
     Nothing where it is damaged, and ``notes`` say so.
     """
@@ -155,21 +188,28 @@ def artifact_file(
 
 
 def _whole(folder: Path, file: str, keys: Collection[str], notes: list[str]) -> Path | None:
-    """The file, where the artifact has it, has one of ``keys`` (or there are none), and the hash is that of its manifest."""
+    """The file, where the artifact has it, has one of ``keys`` (or there are none), and the hash is
+    that of its manifest.
+    """
     try:
         manifest = read_manifest(folder, required=False)
         if file not in manifest.files or (keys and manifest.key not in keys):
             return None
         check_files(folder, {file: manifest.files[file]})
     except StoreError as error:
-        note = f"The artifact {folder.name} is damaged, and what it holds left out ({error}). Run the pipeline again."
+        note = (
+            f"The artifact {folder.name} is damaged, and what it holds left out ({error}). Run the"
+            " pipeline again."
+        )
         notes += [note] if note not in notes else []
         return None
     return folder / file
 
 
 def read_rows(path: Path | None) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file that are objects; none when there is no file. A torn line is skipped."""
+    """The rows of a JSONL file that are objects; none when there is no file. A torn line is
+    skipped.
+    """
     if path is None or not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -183,7 +223,9 @@ def read_rows(path: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def encodable(value: Any) -> Any:
-    """Replace lone surrogates, which JSON can carry and UTF-8 cannot: one odd response must not cost the report."""
+    """Replace lone surrogates, which JSON can carry and UTF-8 cannot: one odd response must not
+    cost the report.
+    """
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, list):

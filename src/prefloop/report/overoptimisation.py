@@ -1,4 +1,6 @@
-"""The plot of Gao et al. 2022 (arXiv 2210.10760): proxy reward and gold score over distance from the reference."""
+"""The plot of Gao et al. 2022 (arXiv 2210.10760): proxy reward and gold score over distance from
+the reference.
+"""
 
 import itertools
 import math
@@ -42,20 +44,33 @@ class Rectangle(NamedTuple):
     def overlaps(self, other: "Rectangle") -> bool:
         """Whether two rectangles share area."""
         return (
-            self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
+            self.left < other.right
+            and other.left < self.right
+            and self.bottom < other.top
+            and other.bottom < self.top
         )
 
 
 def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) -> Plot | None:
-    """Proxy reward above gold score on one KL axis (square-root scale): the steps of training and the final policies.
+    """Proxy reward above gold score on one KL axis (square-root scale): the steps of training and
+    the final policies.
 
-    Two panels rather than two scales in one: where curves on unrelated scales cross means nothing. A panel without data
-    is left out; without a training curve it takes two policies to make a plot.
+    Two panels rather than two scales in one: where curves on unrelated scales cross means nothing.
+    A panel without data is left out; without a training curve it takes two policies to make a plot.
     """
-    # The bare model is no policy that was optimised, and may be so far from SFT that the others could not be told apart.
-    finals = {p: result for p, result in summary.results.items() if result.kl is not None and p != BASE}
+    # The bare model is no policy that was optimised, and may be so far from SFT that the others
+    # could not be told apart.
+    finals = {
+        p: result for p, result in summary.results.items() if result.kl is not None and p != BASE
+    }
     panels = [
-        _panel("proxy reward (reward-model score)", curve, "reward_mean", finals, lambda r: Estimate(r.reward_mean)),
+        _panel(
+            "proxy reward (reward-model score)",
+            curve,
+            "reward_mean",
+            finals,
+            lambda r: Estimate(r.reward_mean),
+        ),
         _panel("gold score (mean)", curve, "gold_mean", finals, lambda r: r.gold),
     ]
     panels = [panel for panel in panels if panel.trail or len(panel.policies) > 1]
@@ -77,7 +92,13 @@ def draw(name: str, stage: str | None, curve: Curve | None, summary: Summary) ->
         for axes, panel in zip(grid, panels, strict=True):
             _labels(figure, axes, panel, series)
         names = " and ".join(panel.y_label for panel in panels)
-        return Plot(plots.to_svg(figure, name, f"{names} against KL to the reference in nats, points labelled by step"))
+        return Plot(
+            plots.to_svg(
+                figure,
+                name,
+                f"{names} against KL to the reference in nats, points labelled by step",
+            )
+        )
 
 
 def _panel(
@@ -89,7 +110,11 @@ def _panel(
         kl = dict(zip(*curve.series("kl"), strict=True))
         points = zip(*curve.series(field), strict=True)
         trail = [(max(0.0, kl[step]), value, step) for step, value in points if step in kl]
-    policies = {policy: (result, read(result)) for policy, result in finals.items() if read(result).value is not None}
+    policies = {
+        policy: (result, read(result))
+        for policy, result in finals.items()
+        if read(result).value is not None
+    }
     return Panel(y_label, trail, policies)
 
 
@@ -105,7 +130,9 @@ def _data(axes: Axes, panel: Panel, series: dict[str, int], trail_series: int) -
 
 
 def _labels(figure: Figure, axes: Axes, panel: Panel, series: dict[str, int]) -> None:
-    """Name policies first, then the best step, then steps along the way, each where it covers nothing or not at all."""
+    """Name policies first, then the best step, then steps along the way, each where it covers
+    nothing or not at all.
+    """
     points_per_pixel = 72 / figure.dpi
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -120,17 +147,30 @@ def _labels(figure: Figure, axes: Axes, panel: Panel, series: dict[str, int]) ->
             [(centre[0], y) for y in estimate.interval or ()],
         ):
             corners = [place(*end) for end in ends]
-            taken += [Rectangle(a[0] - 1, a[1] - 1, b[0] + 1, b[1] + 1) for a, b in itertools.pairwise(corners)]
+            taken += [
+                Rectangle(a[0] - 1, a[1] - 1, b[0] + 1, b[1] + 1)
+                for a, b in itertools.pairwise(corners)
+            ]
     for policy, (result, estimate) in panel.policies.items():
         at = (max(0.0, result.kl or 0.0), estimate.value or 0.0)
-        _annotate(axes, plots.short(label(policy)), at, place(*at), taken, SERIES[series[policy]], bold=True)
+        _annotate(
+            axes,
+            plots.short(label(policy)),
+            at,
+            place(*at),
+            taken,
+            SERIES[series[policy]],
+            bold=True,
+        )
     for i, text in _step_labels(panel.trail):
         at = panel.trail[i][:2]
         _annotate(axes, text, at, place(*at), taken, INK if "best" in text else MUTED)
 
 
 def _step_labels(trail: Sequence[tuple[float, float, float]]) -> Iterable[tuple[int, str]]:
-    """The best step, the last, then steps evenly spread over the scale of the KL axis, as indices into the trail."""
+    """The best step, the last, then steps evenly spread over the scale of the KL axis, as indices
+    into the trail.
+    """
     if not trail:
         return
     best = max(range(len(trail)), key=lambda i: trail[i][1])
@@ -142,10 +182,18 @@ def _step_labels(trail: Sequence[tuple[float, float, float]]) -> Iterable[tuple[
 
 
 def _annotate(
-    axes: Axes, text: str, at: tuple[float, float], where: tuple[float, float], taken: list[Rectangle], colour: str,
-    *, bold: bool = False,
-) -> None:  # fmt: skip
-    """Write beside a point on the first free side; a bold label is written even where none is free."""
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    where: tuple[float, float],
+    taken: list[Rectangle],
+    colour: str,
+    *,
+    bold: bool = False,
+) -> None:
+    """Write beside a point on the first free side; a bold label is written even where none is
+    free.
+    """
     half, high = (0.58 if bold else 0.5) * _CHARACTER * len(text), _TEXT
     reach = 9 if bold else 6
     sides = [(0, reach), (0, -reach - high), (reach + half, -high / 2), (-reach - half, -high / 2)]
@@ -153,7 +201,8 @@ def _annotate(
     sides += [(0, tier * reach) for tier in (2, 3, -3, -4, 4)] if bold else []
     left, right = (edge * 72 / axes.figure.dpi for edge in axes.get_window_extent().intervalx)
     boxes = [
-        Rectangle(where[0] + dx - half, where[1] + dy, where[0] + dx + half, where[1] + dy + high) for dx, dy in sides
+        Rectangle(where[0] + dx - half, where[1] + dy, where[0] + dx + half, where[1] + dy + high)
+        for dx, dy in sides
     ]
     free = [
         i
@@ -166,9 +215,18 @@ def _annotate(
     taken.append(boxes[chosen])
     dx, dy = sides[chosen]
     axes.annotate(
-        text, at, xytext=(dx, dy + 1), textcoords="offset points", ha="center", va="baseline", fontsize=_TEXT + bold,
-        color=colour, weight="bold" if bold else "normal", zorder=5, annotation_clip=False,
-    ).set_in_layout(False)  # fmt: skip
+        text,
+        at,
+        xytext=(dx, dy + 1),
+        textcoords="offset points",
+        ha="center",
+        va="baseline",
+        fontsize=_TEXT + bold,
+        color=colour,
+        weight="bold" if bold else "normal",
+        zorder=5,
+        annotation_clip=False,
+    ).set_in_layout(False)
 
 
 def _around(x: float, y: float, reach: float) -> Rectangle:
@@ -176,10 +234,14 @@ def _around(x: float, y: float, reach: float) -> Rectangle:
 
 
 def _sqrt_scale(axes: Axes, largest: float) -> None:
-    """Gao et al. plot against the root of KL, where both rewards are near polynomials; the ticks stay in nats."""
+    """Gao et al. plot against the root of KL, where both rewards are near polynomials; the ticks
+    stay in nats.
+    """
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     axes.set_xlim(0, 1.22 * largest + 0.01)
-    ticks = sorted({0.0, *(_one_two_five(largest * (part / 6) ** 2) for part in range(1, 7) if largest > 0)})
+    ticks = sorted(
+        {0.0, *(_one_two_five(largest * (part / 6) ** 2) for part in range(1, 7) if largest > 0)}
+    )
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
 

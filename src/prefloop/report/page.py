@@ -1,4 +1,6 @@
-"""How a report writes names, numbers and intervals, and what it says under the plot of over-optimisation."""
+"""How a report writes names, numbers and intervals, and what it says under the plot of
+over-optimisation.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -36,7 +38,9 @@ class TableRow(NamedTuple):
 
 
 def label(name: str) -> str:
-    """How a policy is written: initials in capitals, the bare model as such, a name the user made up as it is."""
+    """How a policy is written: initials in capitals, the bare model as such, a name the user made
+    up as it is.
+    """
     return "bare model" if name == BASE else name.upper() if name in _INITIALS else name
 
 
@@ -51,13 +55,18 @@ def stage_label(name: str) -> str:
     if number.isdigit():
         return f"{stage_label(first)}, round {number}"
     if first == "respond":
-        return f"{label(number.removesuffix('-again'))} answers{', again' if number.endswith('-again') else ''}"
+        return (
+            f"{label(number.removesuffix('-again'))}"
+            f" answers{', again' if number.endswith('-again') else ''}"
+        )
     text = {"reward": "Reward model", "reward-test": "Reward test"}.get(name, label(name))
     return text[:1].upper() + text[1:]
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
-    """A number with a true minus sign; three significant digits where fixed decimals would print 0.00 or a long row."""
+    """A number with a true minus sign; three significant digits where fixed decimals would print
+    0.00 or a long row.
+    """
     if value is None:
         return MISSING
     if value and not 10**-digits / 2 <= abs(value) < 1e5:
@@ -87,7 +96,11 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f}{_GLUE}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
-    parts = (hours, "h", f"{minutes_left:02d}", "min") if hours else (minutes, "min", f"{rest:02d}", "s")
+    parts = (
+        (hours, "h", f"{minutes_left:02d}", "min")
+        if hours
+        else (minutes, "min", f"{rest:02d}", "s")
+    )
     return _GLUE.join(map(str, parts))
 
 
@@ -105,8 +118,13 @@ def saved(summary: Summary) -> str:
 
 
 def overoptimisation_note(stage: str | None, curve: Curve | None) -> str:
-    """How to read the plot, where gold peaked during training, and what became of it and of the proxy after that."""
-    finals = "Large markers are the final policies on the evaluation prompts, with 95\N{NO-BREAK SPACE}% intervals."
+    """How to read the plot, where gold peaked during training, and what became of it and of the
+    proxy after that.
+    """
+    finals = (
+        "Large markers are the final policies on the evaluation prompts, with 95\N{NO-BREAK SPACE}%"
+        " intervals."
+    )
     if stage is None or curve is None:
         return finals
     legend = f"Small points are steps of {label(stage)} training on its own rollouts. {finals}"
@@ -115,10 +133,21 @@ def overoptimisation_note(stage: str | None, curve: Curve | None) -> str:
         return legend
     peak = max(range(len(gold)), key=gold.__getitem__)
     kl, proxy = (dict(zip(*curve.series(field), strict=True)) for field in ("kl", "reward_mean"))
-    at = f"step {steps[peak]:g}" + (f" (KL {decimal(kl[steps[peak]], 1)} nats)" if steps[peak] in kl else "")
+    at = f"step {steps[peak]:g}" + (
+        f" (KL {decimal(kl[steps[peak]], 1)} nats)" if steps[peak] in kl else ""
+    )
     if peak == len(gold) - 1:
-        return f"{legend} Gold is highest at the last measured step, {at}: no over-optimisation is visible in this run."
-    note = f"{legend} Gold is highest at {at}, {decimal(gold[peak], 3)}, and ends at {decimal(gold[-1], 3)}"
+        return (
+            f"{legend} Gold is highest at the last measured step, {at}: no over-optimisation is"
+            " visible in this run."
+        )
+    note = (
+        f"{legend} Gold is highest at {at}, {decimal(gold[peak], 3)}, and ends at"
+        f" {decimal(gold[-1], 3)}"
+    )
     if steps[peak] in proxy and steps[-1] in proxy:
-        note += f"; the proxy reads {decimal(proxy[steps[peak]])} there and {decimal(proxy[steps[-1]])} at the end"
+        note += (
+            f"; the proxy reads {decimal(proxy[steps[peak]])} there and {decimal(proxy[steps[-1]])}"
+            " at the end"
+        )
     return note + ". A single step is noisy: read the trend."

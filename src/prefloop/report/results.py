@@ -1,4 +1,6 @@
-"""Every policy in numbers: the table of results, win rates by judge, the matrix of all against all, what judging took."""
+"""Every policy in numbers: the table of results, win rates by judge, the matrix of all against all,
+what judging took.
+"""
 
 import math
 from collections.abc import Iterable
@@ -6,7 +8,16 @@ from typing import Any, NamedTuple
 
 from prefloop.report import plots
 from prefloop.report.inputs import number
-from prefloop.report.page import MISSING, Cell, ResultColumn, TableRow, decimal, interval, label, percent
+from prefloop.report.page import (
+    MISSING,
+    Cell,
+    ResultColumn,
+    TableRow,
+    decimal,
+    interval,
+    label,
+    percent,
+)
 from prefloop.report.plots import Plot
 from prefloop.report.readings import JUDGES, control_of, name_of, win_of
 from prefloop.report.schema import EloRating, Estimate, PolicyResult, Summary, Used, rivals
@@ -40,17 +51,23 @@ def results_table(summary: Summary) -> tuple[list[ResultColumn], list[TableRow]]
         for name, result in summary.results.items()
     ]
     control = summary.control
-    if rows and any(reading.value is not None for reading in (control.gold.win, control.reward.win)):
+    if rows and any(
+        reading.value is not None for reading in (control.gold.win, control.reward.win)
+    ):
         found = [Cell(MISSING)] * len(rows[0].cells)
         found[1], found[4] = _rate(control.gold.win), _rate(control.reward.win)
         rows.append(TableRow(CONTROL, found, "SFT against SFT"))
     return filled(rows, columns(summary.results.values()))
 
 
-def filled(rows: list[TableRow], named: list[ResultColumn]) -> tuple[list[ResultColumn], list[TableRow]]:
+def filled(
+    rows: list[TableRow], named: list[ResultColumn]
+) -> tuple[list[ResultColumn], list[TableRow]]:
     """The columns that hold at least one number, and the rows without the others."""
     kept = [i for i in range(len(named)) if any(row.cells[i].value != MISSING for row in rows)]
-    return [named[i] for i in kept], [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
+    return [named[i] for i in kept], [
+        row._replace(cells=[row.cells[i] for i in kept]) for row in rows
+    ]
 
 
 def shared_count(summary: Summary) -> str:
@@ -93,12 +110,18 @@ def forests(summary: Summary) -> list[Plot]:
             for name, result in ((name, summary.results[name]) for name in rivals(summary.results))
         ]
         if any(win.value is not None for _, win, _ in rows):
-            drawn.append(plots.forest(f"forest-{judge}", text, [*rows, (CONTROL, control_of(summary, judge), 0)]))
+            drawn.append(
+                plots.forest(
+                    f"forest-{judge}", text, [*rows, (CONTROL, control_of(summary, judge), 0)]
+                )
+            )
     return [plot for plot in drawn if plot]
 
 
 class MatrixCell(NamedTuple):
-    """A win rate of row against column: text, interval, and how far from 50 % (-100 to 100) for its tint."""
+    """A win rate of row against column: text, interval, and how far from 50 % (-100 to 100) for its
+    tint.
+    """
 
     value: str
     interval: str
@@ -123,23 +146,34 @@ class MatrixTable(NamedTuple):
 
 
 def matrix(summary: Summary) -> MatrixTable | None:
-    """Every policy against every other, best first where Elo says so; ``None`` when fewer than two were compared."""
+    """Every policy against every other, best first where Elo says so; ``None`` when fewer than two
+    were compared.
+    """
     found = summary.matrix
     if len(found.policies) < 2:
         return None
     order = sorted(
-        range(len(found.policies)), key=lambda i: -(found.elo.get(found.policies[i], EloRating()).rating or -math.inf)
+        range(len(found.policies)),
+        key=lambda i: -(found.elo.get(found.policies[i], EloRating()).rating or -math.inf),
     )
     rows = []
     for i in order:
         elo = found.elo.get(found.policies[i], EloRating()).elo
         cells = [None if i == j else _matrix_cell(found.at(i, j)) for j in order]
-        rows.append(MatrixRow(label(found.policies[i]), cells, Cell(decimal(elo.value, 0), interval(elo, 0))))
-    return MatrixTable(found.judge, [label(found.policies[i]) for i in order], rows, bool(found.elo))
+        rows.append(
+            MatrixRow(
+                label(found.policies[i]), cells, Cell(decimal(elo.value, 0), interval(elo, 0))
+            )
+        )
+    return MatrixTable(
+        found.judge, [label(found.policies[i]) for i in order], rows, bool(found.elo)
+    )
 
 
 def _matrix_cell(win: Estimate) -> MatrixCell:
-    return MatrixCell(percent(win.value), interval(win, 1, 100), round(200 * ((win.value or 0.5) - 0.5)))
+    return MatrixCell(
+        percent(win.value), interval(win, 1, 100), round(200 * ((win.value or 0.5) - 0.5))
+    )
 
 
 def judging(summary: Summary) -> list[tuple[str, str]]:
@@ -187,7 +221,9 @@ def _tokens(used: Used) -> str:
     if used.unreported and not (used.prompt_tokens or used.completion_tokens):
         return "not reported"
     counts = (used.prompt_tokens, "read"), (used.completion_tokens, "written")
-    return _at_least(used, ", ".join(f"{count:,} {kind}" for count, kind in counts if count is not None))
+    return _at_least(
+        used, ", ".join(f"{count:,} {kind}" for count, kind in counts if count is not None)
+    )
 
 
 def _cost(used: Used) -> str:
@@ -203,12 +239,17 @@ def _whole(count: int | None) -> str:
 
 
 def _position(found: Any) -> str:
-    """A share, or a mapping that holds one under ``share`` or ``rate`` with its interval under ``low`` and ``high``."""
+    """A share, or a mapping that holds one under ``share`` or ``rate`` with its interval under
+    ``low`` and ``high``.
+    """
     share = number({"share": found}, "share")
     if share is None:
-        share = next((v for v in (number(found, "share"), number(found, "rate")) if v is not None), None)
+        share = next(
+            (v for v in (number(found, "share"), number(found, "rate")) if v is not None), None
+        )
     if share is None:
         return ""
     return (
-        f"{percent(share)} % {interval(Estimate(share, number(found, 'low'), number(found, 'high')), 1, 100)}".strip()
+        f"{percent(share)} %"
+        f" {interval(Estimate(share, number(found, 'low'), number(found, 'high')), 1, 100)}".strip()
     )

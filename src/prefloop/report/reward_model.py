@@ -1,4 +1,6 @@
-"""How far the reward model can be trusted: accuracy on files it never saw, calibration, and how much of it is length."""
+"""How far the reward model can be trusted: accuracy on files it never saw, calibration, and how
+much of it is length.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -47,7 +49,9 @@ class RewardModelSection(NamedTuple):
 
 
 def section(summary: Summary, measured: Mapping[str, PairTest]) -> RewardModelSection | None:
-    """Held-out figures of the run, its reward tests, and what ``prefloop reward eval`` measured; ``None`` without any."""
+    """Held-out figures of the run, its reward tests, and what ``prefloop reward eval`` measured;
+    ``None`` without any.
+    """
     tests = tests_of(summary) | dict(measured)
     figures = _figures(summary)
     if not figures and not tests:
@@ -59,10 +63,18 @@ def section(summary: Summary, measured: Mapping[str, PairTest]) -> RewardModelSe
         for name, test in tests.items()
         if _lengths(test)
     ]
-    drawn = [_calibration(f"calibration-{i}", name, test) for i, (name, test) in enumerate(tests.items())]
+    drawn = [
+        _calibration(f"calibration-{i}", name, test) for i, (name, test) in enumerate(tests.items())
+    ]
     overlaps = [f"{stem(name)}: {line}" for name, test in tests.items() if (line := _overlap(test))]
     return RewardModelSection(
-        figures, _no_help(summary), rows, parts, by_length, [plot for plot in drawn if plot], overlaps
+        figures,
+        _no_help(summary),
+        rows,
+        parts,
+        by_length,
+        [plot for plot in drawn if plot],
+        overlaps,
     )
 
 
@@ -80,8 +92,13 @@ def _figures(summary: Summary) -> list[tuple[str, str]]:
     if model.accuracy is not None:
         found.append((f"accuracy on held-out pairs{pairs}", f"{percent(model.accuracy)} %"))
     if model.loss is not None:
-        found.append(("log loss on held-out pairs (chance: 0.693)", f"{decimal(model.loss, 3)} nats"))
-    for name, text in (("ece", "calibration error"), ("calibrated_ece", "calibration error after temperature")):
+        found.append(
+            ("log loss on held-out pairs (chance: 0.693)", f"{decimal(model.loss, 3)} nats")
+        )
+    for name, text in (
+        ("ece", "calibration error"),
+        ("calibrated_ece", "calibration error after temperature"),
+    ):
         if (value := number(metrics, name)) is not None:
             found.append((text, f"{percent(value)} %"))
     if (value := number(metrics, "temperature")) is not None:
@@ -93,7 +110,11 @@ def _figures(summary: Summary) -> list[tuple[str, str]]:
 
 def _trained(summary: Summary) -> dict[str, Any]:
     """What the last round's reward stage measured."""
-    trained = [stage for stage in summary.stages if stage.name.partition("-")[0] == "reward" and not _is_test(stage)]
+    trained = [
+        stage
+        for stage in summary.stages
+        if stage.name.partition("-")[0] == "reward" and not _is_test(stage)
+    ]
     return trained[-1].metrics if trained else {}
 
 
@@ -104,8 +125,15 @@ def _no_help(summary: Summary) -> str:
     if before is None or after is None or after < before:
         return ""
     on = f" on {pairs:,} held-out pairs" if pairs is not None else " on the held-out pairs"
-    few = f": under {ENOUGH:,} pairs are few to fit it and to measure its effect" if (pairs or 0) < ENOUGH else ""
-    return f"The fitted temperature does not lower the calibration error{on}{few}. Each half is measured with the temperature of the other."
+    few = (
+        f": under {ENOUGH:,} pairs are few to fit it and to measure its effect"
+        if (pairs or 0) < ENOUGH
+        else ""
+    )
+    return (
+        f"The fitted temperature does not lower the calibration error{on}{few}. Each half is"
+        " measured with the temperature of the other."
+    )
 
 
 def _is_test(stage: StageRun) -> bool:
@@ -114,13 +142,23 @@ def _is_test(stage: StageRun) -> bool:
 
 def tests_of(summary: Summary) -> dict[str, PairTest]:
     """What the stage reward-test measured; the last round's."""
-    stages = [stage for stage in summary.stages if _is_test(stage) and isinstance(stage.metrics.get("tests"), dict)]
-    return {name: PairTest.model_validate(test) for name, test in stages[-1].metrics["tests"].items()} if stages else {}
+    stages = [
+        stage
+        for stage in summary.stages
+        if _is_test(stage) and isinstance(stage.metrics.get("tests"), dict)
+    ]
+    return (
+        {name: PairTest.model_validate(test) for name, test in stages[-1].metrics["tests"].items()}
+        if stages
+        else {}
+    )
 
 
 def _rows(name: str, test: PairTest) -> list[TestRow]:
     subsets = [
-        (part, PairTest.model_validate(found)) for part, found in test.subsets.items() if isinstance(found, dict)
+        (part, PairTest.model_validate(found))
+        for part, found in test.subsets.items()
+        if isinstance(found, dict)
     ]
     return [_row(name, test, False), *(_row(part, found, True) for part, found in subsets)]
 
@@ -151,7 +189,9 @@ def _part(found: Any) -> Cell:
 
 
 def _overlap(test: PairTest, shown: int = 5) -> str:
-    """How many of a file's prompts the training set holds, the first by id, and what was done about it."""
+    """How many of a file's prompts the training set holds, the first by id, and what was done about
+    it.
+    """
     count, prompts = number(test.overlap, "overlapping"), number(test.overlap, "prompts")
     if count is None or prompts is None:
         return ""
@@ -159,40 +199,72 @@ def _overlap(test: PairTest, shown: int = 5) -> str:
     if not count:
         return f"none of {rows} is in the training set"
     found = test.overlap.get("matches")
-    matches = [match for match in found if isinstance(match, dict)] if isinstance(found, list) else []
-    named = ", ".join(f"{m.get('id')} (as {m.get('train_id')}, {m.get('kind')})" for m in matches[:shown])
+    matches = (
+        [match for match in found if isinstance(match, dict)] if isinstance(found, list) else []
+    )
+    named = ", ".join(
+        f"{m.get('id')} (as {m.get('train_id')}, {m.get('kind')})" for m in matches[:shown]
+    )
     more = f" and {len(matches) - shown:,} more" if len(matches) > shown else ""
     done = "left out" if test.overlap.get("left_out") else "counted in all the same"
     return f"{count:,.0f} of {rows} are in the training set and {done}: {named}{more}"
 
 
 def _calibration(name: str, test_name: str, test: PairTest) -> Plot | None:
-    """Share of pairs on which the model is right over the probability it gave; the area of a point is its number of pairs."""
-    points = [(part.p, part.share, part.n or 1) for part in test.bins if part.p is not None and part.share is not None]
+    """Share of pairs on which the model is right over the probability it gave; the area of a point
+    is its number of pairs.
+    """
+    points = [
+        (part.p, part.share, part.n or 1)
+        for part in test.bins
+        if part.p is not None and part.share is not None
+    ]
     if not points:
         return None
     start = 0.5 if min(p for p, _, _ in points) >= 0.5 else 0.0
     most = max(n for _, _, n in points)
     with matplotlib.rc_context(plots.STYLE):
         figure, [axes] = plots.blank(3.6, 3.1)
-        axes.plot([100 * start, 100], [100 * start, 100], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.plot(
+            [100 * start, 100],
+            [100 * start, 100],
+            color=MUTED,
+            linewidth=0.9,
+            linestyle=(0, (4, 3)),
+        )
         axes.annotate(
-            "calibrated", (75, 75), xytext=(-5, 5), textcoords="offset points", ha="right", color=MUTED, fontsize=8
+            "calibrated",
+            (75, 75),
+            xytext=(-5, 5),
+            textcoords="offset points",
+            ha="right",
+            color=MUTED,
+            fontsize=8,
         )
         axes.plot(
-            [100 * p for p, _, _ in points], [100 * share for _, share, _ in points], color=SERIES[1], linewidth=1
+            [100 * p for p, _, _ in points],
+            [100 * share for _, share, _ in points],
+            color=SERIES[1],
+            linewidth=1,
         )
         axes.scatter(
-            [100 * p for p, _, _ in points], [100 * share for _, share, _ in points],
-            s=[16 + 60 * n / most for _, _, n in points], color=SERIES[1], edgecolor=PAPER, linewidth=1, zorder=3,
+            [100 * p for p, _, _ in points],
+            [100 * share for _, share, _ in points],
+            s=[16 + 60 * n / most for _, _, n in points],
+            color=SERIES[1],
+            edgecolor=PAPER,
+            linewidth=1,
+            zorder=3,
             clip_on=False,
-        )  # fmt: skip
+        )
         axes.set_xlim(100 * start - 2, 102)
         axes.set_ylim(min(100 * start, 100 * min(share for _, share, _ in points)) - 2, 102)
         axes.xaxis.set_major_locator(MultipleLocator(10 if start else 20))
         axes.yaxis.set_major_locator(MultipleLocator(20))
         plots.axis_labels(
-            axes, "stated probability of the preferred response (%)", "pairs on which the model is right (%)"
+            axes,
+            "stated probability of the preferred response (%)",
+            "pairs on which the model is right (%)",
         )
         axes.tick_params(colors=INK, labelcolor=MUTED)
         read = "; ".join(f"{100 * p:.0f} %: {100 * share:.0f} %" for p, share, _ in points)
@@ -208,6 +280,10 @@ def _calibration(name: str, test_name: str, test: PairTest) -> Plot | None:
             on = "these" if test.pairs is None else f"these {test.pairs:,}"
             caption += f" The temperature, fitted on other pairs, does not help on {on}."
         return Plot(
-            plots.to_svg(figure, name, f"Calibration on {stem(test_name)}, right by stated probability: {read}"),
+            plots.to_svg(
+                figure,
+                name,
+                f"Calibration on {stem(test_name)}, right by stated probability: {read}",
+            ),
             caption,
         )

@@ -1,7 +1,8 @@
 """The fields of ``summary.json`` that a report reads.
 
-A field the run did not produce is ``None`` and its section is left out; a field of the wrong type is an error that
-names it. NaN and infinity count as absent: they cannot be drawn, and a diverged number is better missing than huge.
+A field the run did not produce is ``None`` and its section is left out; a field of the wrong type
+is an error that names it. NaN and infinity count as absent: they cannot be drawn, and a diverged
+number is better missing than huge.
 """
 
 import math
@@ -24,12 +25,20 @@ class Estimate(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The interval, unless a bound is absent or it has no width (a number that is exact by definition)."""
-        return None if self.low is None or self.high is None or self.low == self.high else (self.low, self.high)
+        """The interval, unless a bound is absent or it has no width (a number that is exact by
+        definition).
+        """
+        return (
+            None
+            if self.low is None or self.high is None or self.low == self.high
+            else (self.low, self.high)
+        )
 
     @property
     def side_of_half(self) -> int | None:
-        """For a win rate: +1 when the interval lies above 50 %, -1 below, 0 around it, ``None`` without an interval."""
+        """For a win rate: +1 when the interval lies above 50 %, -1 below, 0 around it, ``None``
+        without an interval.
+        """
         if self.interval is None:
             return None
         low, high = self.interval
@@ -117,12 +126,16 @@ class PolicyResult(Record):
 
     @property
     def llm_win(self) -> Estimate:
-        """Win rate against SFT when ``llm_judge`` judges: a language model, or what else ``evaluate.judge`` names."""
+        """Win rate against SFT when ``llm_judge`` judges: a language model, or what else
+        ``evaluate.judge`` names.
+        """
         return Estimate(self.llm_win_rate, self.llm_ci_low, self.llm_ci_high)
 
     @property
     def lc_win(self) -> Estimate:
-        """Win rate against SFT under ``lc_judge`` with its taste for length taken out (AlpacaEval 2)."""
+        """Win rate against SFT under ``lc_judge`` with its taste for length taken out (AlpacaEval
+        2).
+        """
         return Estimate(self.lc_win_rate, self.lc_ci_low, self.lc_ci_high)
 
     @property
@@ -179,7 +192,9 @@ class Matrix(Record):
         return Estimate(*(_cell(table, i, j) for table in (self.rate, self.low, self.high)))
 
     def against_bare(self, policy: str) -> Estimate:
-        """Win rate of a policy against the bare model; empty where one of them is not in the table."""
+        """Win rate of a policy against the bare model; empty where one of them is not in the
+        table.
+        """
         if policy == BASE or not {policy, BASE} <= set(self.policies):
             return Estimate(None)
         return self.at(self.policies.index(policy), self.policies.index(BASE))
@@ -200,7 +215,9 @@ class Used(Record):
 
 
 class Judging(Used):
-    """What asking the judge took and how it behaved; tokens and cost are those of the process that finished it."""
+    """What asking the judge took and how it behaved; tokens and cost are those of the process that
+    finished it.
+    """
 
     judge: Text = ""
     mode: Text = ""
@@ -213,7 +230,9 @@ class Judging(Used):
 
 
 class Contamination(Record):
-    """Evaluation prompts that training has seen, and those that only share words with one that it has (``data.overlap``)."""
+    """Evaluation prompts that training has seen, and those that only share words with one that it
+    has (``data.overlap``).
+    """
 
     count: int = 0
     alike: int = 0
@@ -302,7 +321,9 @@ class Summary(Record):
     annotators: Annotated[list[Annotator], or_empty(list)] = Field(default_factory=list)
     reward_model: Annotated[RewardModelFigures, or_empty(RewardModelFigures)] = RewardModelFigures()
     unquoted: Text = ""
-    """Why what the reward model says is left out, as a sentence; empty where it is not (``evaluation.standing``)."""
+    """Why what the reward model says is left out, as a sentence; empty where it is not
+    (``evaluation.standing``).
+    """
     disclosure: Annotated[list[str], or_empty(list)] = Field(default_factory=list)
     samples: Annotated[list[SampledPrompt], or_empty(list)] = Field(default_factory=list)
     environment: Annotated[Environment, or_empty(Environment)] = Environment()

@@ -1,4 +1,6 @@
-"""What a run was told: its configuration, and for runs whose summary has none the identities of their artifacts."""
+"""What a run was told: its configuration, and for runs whose summary has none the identities of
+their artifacts.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,32 +27,47 @@ def read_identities(run_dir: Path, summary: Summary) -> dict[str, Any]:
             continue
         if name := keys.get(manifest.key):
             found[name] = {
-                field: value for field, value in manifest.identity.items() if field not in ("class", "code", "stage")
+                field: value
+                for field, value in manifest.identity.items()
+                if field not in ("class", "code", "stage")
             }
     return {name: found[name] for name in keys.values() if name in found}
 
 
 def differences(runs: Mapping[str, tuple[Path, Summary]]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs, with their value in each; an en dash where a run has no such setting."""
+    """Settings that are not the same in all runs, with their value in each; an en dash where a run
+    has no such setting.
+    """
     if all(summary.config for _, summary in runs.values()):
         flat = [flat_without_secrets(summary.config) for _, summary in runs.values()]
     else:
-        flat = [flat_without_secrets(tree) for tree in _shared([read_identities(*run) for run in runs.values()])]
-    names = dict.fromkeys(name for known in flat for name in known if name.partition("/")[0] not in _ALWAYS_OWN)
+        flat = [
+            flat_without_secrets(tree)
+            for tree in _shared([read_identities(*run) for run in runs.values()])
+        ]
+    names = dict.fromkeys(
+        name for known in flat for name in known if name.partition("/")[0] not in _ALWAYS_OWN
+    )
     rows = [(name.replace("/", "."), [_said(known.get(name)) for known in flat]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
 def _shared(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Identities with what all stages of a run share said once; a stage that not every run has is one line, not its settings."""
+    """Identities with what all stages of a run share said once; a stage that not every run has is
+    one line, not its settings.
+    """
     everywhere = set.intersection(*(set(stages) for stages in runs)) if runs else set()
     found = []
     for stages in runs:
-        tree: dict[str, Any] = {"stages": {name: "yes" for name in stages if name not in everywhere}}
+        tree: dict[str, Any] = {
+            "stages": {name: "yes" for name in stages if name not in everywhere}
+        }
         for name, identity in stages.items():
             tree |= {field: identity[field] for field in _OF_ALL_STAGES if field in identity}
             if name in everywhere:
-                tree[name] = {field: value for field, value in identity.items() if field not in _OF_ALL_STAGES}
+                tree[name] = {
+                    field: value for field, value in identity.items() if field not in _OF_ALL_STAGES
+                }
         found.append(tree)
     return found
 

@@ -1,4 +1,6 @@
-"""The stages of a run: the pipeline as a picture, where its time went, and what every stage measured and checked."""
+"""The stages of a run: the pipeline as a picture, where its time went, and what every stage
+measured and checked.
+"""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +23,9 @@ class StageBox(NamedTuple):
 
 
 def picture(summary: Summary) -> list[list[StageBox]]:
-    """Boxes in the order of the pipeline; what does not wait for one another stands in one column."""
+    """Boxes in the order of the pipeline; what does not wait for one another stands in one
+    column.
+    """
     columns: list[tuple[str, list[StageBox]]] = []
     for stage in summary.stages:
         kind = _kind(stage.name)
@@ -32,7 +36,9 @@ def picture(summary: Summary) -> list[list[StageBox]]:
 
 
 def _kind(name: str) -> str:
-    """Policies of one round are trained side by side, and so are their answers; any other stage is a kind of its own."""
+    """Policies of one round are trained side by side, and so are their answers; any other stage is
+    a kind of its own.
+    """
     first, _, rest = name.partition("-")
     if first in POLICIES:
         return f"policy-{rest}"
@@ -41,7 +47,9 @@ def _kind(name: str) -> str:
 
 def _box(stage: StageRun) -> StageBox:
     status = stage.status if stage.status in _STATUSES else "other"
-    spared = f"saved\N{NO-BREAK SPACE}{duration(stage.saved_seconds)}" if stage.saved_seconds else ""
+    spared = (
+        f"saved\N{NO-BREAK SPACE}{duration(stage.saved_seconds)}" if stage.saved_seconds else ""
+    )
     times = [duration(stage.seconds) if status != "reused" or not spared else "", spared]
     time = ", ".join(filter(None, times))
     return StageBox(stage_label(stage.name), status, stage.status, time, _figure(stage))
@@ -51,9 +59,14 @@ def _figure(stage: StageRun) -> str:
     """The one number that says what came out of a stage."""
     first = stage.name.partition("-")[0]
     for name, text in (
-        ("comparisons", "comparisons"), ("responses", "responses"), ("kl", "nats KL"), ("accuracy", "% accuracy"),
-        ("accuracy_last", "% accuracy"), ("held_out_loss", "nats held-out loss"), ("loss_last", "nats loss"),
-    ):  # fmt: skip
+        ("comparisons", "comparisons"),
+        ("responses", "responses"),
+        ("kl", "nats KL"),
+        ("accuracy", "% accuracy"),
+        ("accuracy_last", "% accuracy"),
+        ("held_out_loss", "nats held-out loss"),
+        ("loss_last", "nats loss"),
+    ):
         value = number(stage.metrics, name)
         if value is None or (first == "respond" and name == "kl"):
             continue
@@ -64,7 +77,9 @@ def _figure(stage: StageRun) -> str:
 
 
 def timeline(summary: Summary) -> list[dict[str, Any]]:
-    """A bar a stage: where it starts and how long it is, in percent of the time that all stages took."""
+    """A bar a stage: where it starts and how long it is, in percent of the time that all stages
+    took.
+    """
     total = sum(stage.seconds or 0.0 for stage in summary.stages)
     rows, start = [], 0.0
     for stage in summary.stages:
@@ -87,7 +102,11 @@ def audits(summary: Summary) -> list[dict[str, Any]]:
     for stage in summary.stages:
         audit = stage.metrics.get("audit")
         lines = [str(line) for line in audit] if isinstance(audit, list) else []
-        scalars = {name: value for name, value in stage.metrics.items() if isinstance(value, int | float | str)}
+        scalars = {
+            name: value
+            for name, value in stage.metrics.items()
+            if isinstance(value, int | float | str)
+        }
         if lines or scalars:
             found.append({"name": stage.name, "lines": lines, "scalars": scalars})
     return found

@@ -1,4 +1,6 @@
-"""Can the rollout engine of a run work? Asked before anything runs, so nothing heavy is imported here."""
+"""Can the rollout engine of a run work? Asked before anything runs, so nothing heavy is imported
+here.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,24 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 SERVER = "generation.server"
 SERVER_KEY = "VLLM_API_KEY"
 TOO_HIGH = (
-    f"vLLM takes adapters of ranks up to {RANKS[-1]}: lower backbone.adapter.r, or say generation.handover merged"
+    f"vLLM takes adapters of ranks up to {RANKS[-1]}: lower backbone.adapter.r, or say"
+    " generation.handover merged"
 )
 NOT_ON_CPU = "stored in 4 bits, which vLLM's CPU build cannot run: say --rollout transformers"
 NOT_INTO_4_BITS = "nothing can be merged into 4 bits, say generation.handover adapter"
 
 
 def check(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> None:
-    """Raise ``EngineError`` (``ConfigError`` for an address that is none) with what to do when the engine ``name`` cannot be used."""
+    """Raise ``EngineError`` (``ConfigError`` for an address that is none) with what to do when the
+    engine ``name`` cannot be used.
+    """
     agree(name, generation, backbone)
     problem = missing() if name == "vllm" else None
     if problem is not None:
         raise EngineError(
-            f"{problem}. Install it with 'make install' (CPU) or pip install 'prefloop[vllm]' (GPU); or say --rollout transformers, "
-            "which needs nothing and samples 2 to 4 times slower"
+            f"{problem}. Install it with 'make install' (CPU) or pip install 'prefloop[vllm]'"
+            " (GPU); or say --rollout transformers, which needs nothing and samples 2 to 4 times"
+            " slower"
         )
 
 
@@ -46,8 +52,8 @@ def agree(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> 
         raise EngineError(f"unknown rollout engine '{name}': vllm, server or transformers")
     if generation.max_new_tokens >= backbone.max_length:
         raise ConfigError(
-            f"generation.max_new_tokens is {generation.max_new_tokens} and backbone.max_length {backbone.max_length}, which holds the prompt too: "
-            "lower the one or raise the other"
+            f"generation.max_new_tokens is {generation.max_new_tokens} and backbone.max_length"
+            f" {backbone.max_length}, which holds the prompt too: lower the one or raise the other"
         )
     if name == "server":
         if generation.server is None:
@@ -57,29 +63,39 @@ def agree(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> 
     reach = card.handover
     if reach == "none" and name != "transformers":
         merges = name == "vllm" and not by_adapter(generation)
-        able = others("adapter") + (f"; as merged weights also {others('merged')}" if merges else "")
+        able = others("adapter") + (
+            f"; as merged weights also {others('merged')}" if merges else ""
+        )
         raise EngineError(
-            f"vLLM cannot run adapters of method {card.name}: say --rollout transformers, or take one of {able}"
+            f"vLLM cannot run adapters of method {card.name}: say --rollout transformers, or take"
+            f" one of {able}"
         )
     only = f"a policy of method {card.name} reaches vLLM as merged weights alone"
     if name == "server" and reach != "adapter":
         raise EngineError(
-            f"{only}, and a server takes adapters: say --rollout vllm, or take one of {others('adapter')}"
+            f"{only}, and a server takes adapters: say --rollout vllm, or take one of"
+            f" {others('adapter')}"
         )
     rank = backbone.adapter.r * card.file_rank
     if rank > RANKS[-1] and (name == "server" or by_adapter(generation)):
         raise EngineError(
-            f"those of {card.name} with backbone.adapter.r {backbone.adapter.r} have rank {rank}: {TOO_HIGH}"
+            f"those of {card.name} with backbone.adapter.r {backbone.adapter.r} have rank {rank}:"
+            f" {TOO_HIGH}"
         )
     if name != "vllm":
         return
     if reach != "adapter" and by_adapter(generation):
-        said = "generation.handover adapter" if generation.handover == "adapter" else "generation.weights nf4"
+        said = (
+            "generation.handover adapter"
+            if generation.handover == "adapter"
+            else "generation.weights nf4"
+        )
         raise EngineError(f"{said}: {only}; change it, or take one of {others('adapter')}")
     if generation.weights == "nf4":
         if backbone.precision != "nf4":
             raise EngineError(
-                "generation.weights nf4 goes with backbone.precision nf4: both must hold the same weights"
+                "generation.weights nf4 goes with backbone.precision nf4: both must hold the same"
+                " weights"
             )
         if generation.handover == "merged":
             raise EngineError(f"generation.weights nf4: {NOT_INTO_4_BITS}")
@@ -91,10 +107,13 @@ def by_adapter(generation: GenerationConfig) -> bool:
 
 
 def reach(name: str, method: Method, model: Any) -> None:
-    """Raise ``EngineError`` where no policy of ``method`` on ``model``, which may be without weights, gets to the engine ``name``."""
+    """Raise ``EngineError`` where no policy of ``method`` on ``model``, which may be without
+    weights, gets to the engine ``name``.
+    """
     if name == "vllm" and method.card.handover == "merged" and (why := method.unmergeable(model)):
         raise EngineError(
-            f"a policy of method {method.card.name} cannot get to vLLM: {why}. Say --rollout transformers, or take one of {others('adapter')}"
+            f"a policy of method {method.card.name} cannot get to vLLM: {why}. Say --rollout"
+            f" transformers, or take one of {others('adapter')}"
         )
 
 

@@ -1,7 +1,7 @@
 """One protocol for everything that samples responses, and the engine that uses transformers.
 
-Engines take token ids and return token ids: what the sampler saw is what the trainer scores. ``load_policy`` hands the current adapter
-over; every later response comes from that very policy.
+Engines take token ids and return token ids: what the sampler saw is what the trainer scores.
+``load_policy`` hands the current adapter over; every later response comes from that very policy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ SAVED = "Every checkpoint is kept: the same command goes on from the last one"
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One sampled response. ``token_ids`` ends in the stop token when ``finished``; ``logps`` are the sampler's, one a token."""
+    """One sampled response. ``token_ids`` ends in the stop token when ``finished``; ``logps`` are
+    the sampler's, one a token.
+    """
 
     prompt: int
     """Index into the prompts of the call."""
@@ -42,7 +44,9 @@ class RolloutEngine(Protocol):
     name: str
 
     def load_policy(self, role: str | None) -> None:
-        """Take over an adapter of the backbone (``None``: the bare base) as the policy to sample from."""
+        """Take over an adapter of the backbone (``None``: the bare base) as the policy to sample
+        from.
+        """
         ...
 
     def generate(
@@ -53,9 +57,11 @@ class RolloutEngine(Protocol):
         advance: Callable[..., None] | None = None,
         temperature: float | None = None,
     ) -> list[Rollout]:
-        """``n`` responses to each prompt, grouped by prompt; the same seed and policy give the same responses.
+        """``n`` responses to each prompt, grouped by prompt; the same seed and policy give the same
+        responses.
 
-        ``temperature`` is the run's unless given; at 0 the likeliest token each time, with log-probs of the model as it is (``divisor``).
+        ``temperature`` is the run's unless given; at 0 the likeliest token each time, with
+        log-probs of the model as it is (``divisor``).
         """
         ...
 
@@ -69,12 +75,16 @@ class RolloutEngine(Protocol):
 
 
 def divisor(temperature: float) -> float:
-    """What logits are divided by in the log-probs of a response sampled at ``temperature``: a greedy one has those of the model as it is."""
+    """What logits are divided by in the log-probs of a response sampled at ``temperature``: a
+    greedy one has those of the model as it is.
+    """
     return temperature or 1.0
 
 
 class Restarting:
-    """An engine that is started anew once, with the policy it had, when it dies. A fault of CUDA itself takes the trainer's process with it."""
+    """An engine that is started anew once, with the policy it had, when it dies. A fault of CUDA
+    itself takes the trainer's process with it.
+    """
 
     def __init__(self, make: Callable[[], RolloutEngine]) -> None:
         self.make = make
@@ -116,7 +126,8 @@ class Restarting:
             return action()
         except EngineError as error:
             message = str(error)
-        # Outside the except block: the error's traceback would hold on to the dead engine and its memory.
+        # Outside the except block: the error's traceback would hold on to the dead engine and its
+        # memory.
         if not self.restarts:
             raise EngineError(f"{message}\nIt was started anew once already. {SAVED}")
         self.restarts -= 1
@@ -132,7 +143,9 @@ class Restarting:
             self.engine.load_policy(self.role)
             return action()
         except EngineError as again:
-            raise EngineError(f"{again}\nIt had died with: {message.splitlines()[0]}\n{SAVED}") from again
+            raise EngineError(
+                f"{again}\nIt had died with: {message.splitlines()[0]}\n{SAVED}"
+            ) from again
 
     def pause(self) -> None:
         self.engine.pause()
@@ -151,8 +164,8 @@ class TransformersEngine:
         self.backbone = backbone
         self.generation = generation
         self.role: str | None = None
-        # generate() fills what a call leaves open from here, and a model's own repetition penalty or min_p would sample from another
-        # distribution than the one that log-probs describe.
+        # generate() fills what a call leaves open from here, and a model's own repetition penalty
+        # or min_p would sample from another distribution than the one that log-probs describe.
         backbone.causal_lm.generation_config = NeutralDefaults()
 
     def load_policy(self, role: str | None) -> None:
@@ -179,14 +192,17 @@ class TransformersEngine:
         return rollouts
 
     def stream(self, prompt_ids: Sequence[int], seed: int, heard: Callable[[int], None]) -> None:
-        """One response, each token told to ``heard`` as soon as it is there: those of ``generate([prompt_ids], 1, seed)``.
+        """One response, each token told to ``heard`` as soon as it is there: those of
+        ``generate([prompt_ids], 1, seed)``.
 
         At temperature 0 the likeliest token each time. What ``heard`` raises ends the generation.
         """
         ids = torch.tensor([list(prompt_ids)], device=self.backbone.device)
         with torch.random.fork_rng(), self.backbone.role(self.role):
             torch.manual_seed(seed)
-            self._generate(ids, torch.ones_like(ids), self.generation.temperature, streamer=_Tokens(heard))
+            self._generate(
+                ids, torch.ones_like(ids), self.generation.temperature, streamer=_Tokens(heard)
+            )
 
     def pause(self) -> None:
         """Nothing to give back."""
@@ -194,7 +210,9 @@ class TransformersEngine:
     def close(self) -> None:
         """Nothing to free: the backbone belongs to the runtime."""
 
-    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, temperature: float, **more: Any) -> Any:
+    def _generate(
+        self, ids: torch.Tensor, mask: torch.Tensor, temperature: float, **more: Any
+    ) -> Any:
         chat, generation = self.backbone.chat, self.generation
         drawn = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
         return self.backbone.causal_lm.generate(
@@ -208,7 +226,9 @@ class TransformersEngine:
             **more,
         )
 
-    def _batch(self, prompts_ids: Sequence[Sequence[int]], batch: list[int], temperature: float) -> Iterator[Rollout]:
+    def _batch(
+        self, prompts_ids: Sequence[Sequence[int]], batch: list[int], temperature: float
+    ) -> Iterator[Rollout]:
         chat, device = self.backbone.chat, self.backbone.device
         longest = max(len(prompts_ids[i]) for i in batch)
         ids = torch.full((len(batch), longest), chat.pad_id, device=device)
@@ -216,11 +236,15 @@ class TransformersEngine:
         for row, i in enumerate(batch):  # padded on the left: responses start in one column
             ids[row, longest - len(prompts_ids[i]) :] = torch.tensor(prompts_ids[i], device=device)
             mask[row, longest - len(prompts_ids[i]) :] = 1
-        out = self._generate(ids, mask, temperature, output_logits=True, return_dict_in_generate=True)
+        out = self._generate(
+            ids, mask, temperature, output_logits=True, return_dict_in_generate=True
+        )
         new_B_T = out.sequences[:, longest:]
         logps_B_T = torch.stack(
             [
-                (logits.float() / divisor(temperature)).log_softmax(-1).gather(-1, token[:, None])[:, 0]
+                (logits.float() / divisor(temperature))
+                .log_softmax(-1)
+                .gather(-1, token[:, None])[:, 0]
                 for logits, token in zip(out.logits, new_B_T.T, strict=True)
             ],
             dim=1,

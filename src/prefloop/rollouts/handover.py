@@ -1,7 +1,9 @@
 """A policy from the trainer's memory into vLLM's, without a file between them.
 
-``Writer`` writes merged weights straight into vLLM's parameters: dequantised from the trainer's 4-bit bytes plus the adapter, so nothing needs
-to be kept while vLLM sleeps. ``register`` gives vLLM the adapter alone, which costs generation some speed; the base is then written only when vLLM wakes up.
+``Writer`` writes merged weights straight into vLLM's parameters: dequantised from the trainer's
+4-bit bytes plus the adapter, so nothing needs to be kept while vLLM sleeps. ``register`` gives vLLM
+the adapter alone, which costs generation some speed; the base is then written only when vLLM wakes
+up.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from torch import Tensor, nn
 from prefloop.models.merge import PlainWeight, plain_weights
 
 CLOSE = 0.25
-"""Relative distance between a checkpoint's weight and its 4-bit twin (about 0.1) that still shows that one was found for the other."""
+"""Relative distance between a checkpoint's weight and its 4-bit twin (about 0.1) that still shows
+that one was found for the other.
+"""
 
 
 class Writer:
@@ -26,13 +30,17 @@ class Writer:
 
     @classmethod
     def find(cls, model: nn.Module, sampler: nn.Module) -> Writer | None:
-        """Match ``model``'s weights with the parameters of vLLM's ``sampler``, which has loaded the same checkpoint.
+        """Match ``model``'s weights with the parameters of vLLM's ``sampler``, which has loaded the
+        same checkpoint.
 
-        vLLM joins projections that read the same input (``packed_modules_mapping``) and pads vocabularies. ``None`` where a weight has no
-        place, a parameter would not be written whole, or what stands in a place is not that weight: vLLM keeps it in a form of its own
-        (its CPU build repacks), and its own loader has to be asked.
+        vLLM joins projections that read the same input (``packed_modules_mapping``) and pads
+        vocabularies. ``None`` where a weight has no place, a parameter would not be written whole,
+        or what stands in a place is not that weight: vLLM keeps it in a form of its own (its CPU
+        build repacks), and its own loader has to be asked.
         """
-        there: dict[str, Tensor] = {n.replace(".base_layer.", "."): p.data for n, p in sampler.named_parameters()}
+        there: dict[str, Tensor] = {
+            n.replace(".base_layer.", "."): p.data for n, p in sampler.named_parameters()
+        }
         packed: Mapping[str, list[str]] = getattr(sampler, "packed_modules_mapping", None) or {}
         whole = {part: (joint, parts) for joint, parts in packed.items() for part in parts}
         weights = {w.name: w for w in plain_weights(model)}
@@ -82,7 +90,9 @@ def _near(weight: PlainWeight, place: Tensor) -> bool:
 
 
 def register(worker: Any, number: int, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Run in vLLM's worker: make the adapter known under ``number`` and forget the ones before it."""
+    """Run in vLLM's worker: make the adapter known under ``number`` and forget the ones before
+    it.
+    """
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
 
@@ -101,9 +111,13 @@ def register(worker: Any, number: int, tensors: dict[str, Tensor], config: dict[
         dtype=options.lora_dtype,
         weights_mapper=mapper,
     )
-    places = {*manager.modules, *(part for parts in manager.packed_modules.values() for part in parts)}
+    places = {
+        *manager.modules,
+        *(part for parts in manager.packed_modules.values() for part in parts),
+    }
     if lost := sorted(adapter.loras.keys() - places):
         raise ValueError(
-            f"vLLM has no place for {len(lost)} of the adapter's {len(adapter.loras)} modules: {lost[:3]}; say generation.handover merged"
+            f"vLLM has no place for {len(lost)} of the adapter's {len(adapter.loras)} modules:"
+            f" {lost[:3]}; say generation.handover merged"
         )
     manager.add_adapter(adapter)

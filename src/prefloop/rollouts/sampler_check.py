@@ -1,7 +1,9 @@
-"""Does the sampler run the policy that it was given? Log-probs of sampled tokens by both, in nats a token.
+"""Does the sampler run the policy that it was given? Log-probs of sampled tokens by both, in nats a
+token.
 
-A mean gap alone does not tell in bfloat16: half of a young adapter's effect can be missing within what rounding does to any log-prob. So the
-sampler is also asked how much it shows of what the policy changed of the bare model.
+A mean gap alone does not tell in bfloat16: half of a young adapter's effect can be missing within
+what rounding does to any log-prob. So the sampler is also asked how much it shows of what the
+policy changed of the bare model.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ COMPARED = 16
 FEWEST = 8
 """Responses below which nobody asks for the share: it would have no error bars."""
 FLOOR, FLOOR_FP32 = 0.2, 1e-3
-"""Changes (root mean square, nats a token) below which rounding would be a good part of the share, in bfloat16 and in float32."""
+"""Changes (root mean square, nats a token) below which rounding would be a good part of the share,
+in bfloat16 and in float32.
+"""
 MISSING = 0.3
 """A share below this, by four standard errors, is an adapter that did not arrive."""
 ODD = 0.1
@@ -40,7 +44,9 @@ class SamplerAgreement:
     """The largest ``gap`` that is tolerated."""
     responses: int
     share: float = math.nan
-    """Of what the policy changed of the bare model's log-probs, what the sampler shows: 1 is all of it, nan not known."""
+    """Of what the policy changed of the bare model's log-probs, what the sampler shows: 1 is all of
+    it, nan not known.
+    """
     error: float = math.nan
     """Standard error of ``share``."""
 
@@ -50,16 +56,22 @@ class SamplerAgreement:
 
     @property
     def odd(self) -> bool:
-        """Whether the sampler shows less or more of the policy than it should, if not so little that nothing may be learnt from it."""
+        """Whether the sampler shows less or more of the policy than it should, if not so little
+        that nothing may be learnt from it.
+        """
         return abs(self.share - 1) > ODD + 2 * self.error
 
     def __str__(self) -> str:
         line = f"mean |log-prob gap| {self.gap:.6f} nats a token, at most {self.bound:g}"
         if math.isnan(self.share):
             return line
-        line += f"; it shows {100 * self.share:.0f} ± {200 * self.error:.0f} % of what the policy changed"
+        line += (
+            f"; it shows {100 * self.share:.0f} ± {200 * self.error:.0f} % of what the policy"
+            " changed"
+        )
         return (
-            f"{line}: a {'weaker' if self.share < 1 else 'stronger'} policy than the one that is trained"
+            f"{line}: a {'weaker' if self.share < 1 else 'stronger'} policy than the one that is"
+            " trained"
             if self.odd
             else line
         )
@@ -82,16 +94,26 @@ def agreement(
     temperature: float,
     role: str | None,
 ) -> SamplerAgreement:
-    """Compare the sampler's log-probs of some of ``rollouts`` with those of the role that it was given (``None``: the bare base)."""
+    """Compare the sampler's log-probs of some of ``rollouts`` with those of the role that it was
+    given (``None``: the bare base).
+    """
     some = rollouts[:: max(1, len(rollouts) // COMPARED)][:COMPARED]
-    documents = [Document(list(prompts_ids[r.prompt]), [r.token_ids], [k]) for k, r in enumerate(some) if r.token_ids]
+    documents = [
+        Document(list(prompts_ids[r.prompt]), [r.token_ids], [k])
+        for k, r in enumerate(some)
+        if r.token_ids
+    ]
     found: dict[str | None, list[Tensor]] = {role: [], None: []}
     order: list[int] = []
     for pack in packs(documents, backbone.scoring_tokens):
         there = pack.to(backbone.device)
         for who, logps in found.items():
             with backbone.role(who):
-                logps.append(response_logps_R(backbone, hidden_N_H(backbone, there), there, temperature).cpu())
+                logps.append(
+                    response_logps_R(
+                        backbone, hidden_N_H(backbone, there), there, temperature
+                    ).cpu()
+                )
         order += pack.keys
     bound = gap_bound(backbone, engine)
     if not documents:
@@ -103,17 +125,25 @@ def agreement(
         of_R = torch.tensor([k for k in order for _ in some[k].logps])
         floor = FLOOR_FP32 if _exact(backbone, engine) else FLOOR
         share, error = share_shown(sampler_R - base_R, trainer_R - base_R, of_R, floor)
-    return SamplerAgreement(float((sampler_R - trainer_R).abs().mean()), bound, len(documents), share, error)
+    return SamplerAgreement(
+        float((sampler_R - trainer_R).abs().mean()), bound, len(documents), share, error
+    )
 
 
-def share_shown(shown_R: Tensor, wanted_R: Tensor, of_R: Tensor, floor: float) -> tuple[float, float]:
-    """Slope of the change that a sampler shows on the one that it should, and its jackknife standard error over responses ``of_R``.
+def share_shown(
+    shown_R: Tensor, wanted_R: Tensor, of_R: Tensor, floor: float
+) -> tuple[float, float]:
+    """Slope of the change that a sampler shows on the one that it should, and its jackknife
+    standard error over responses ``of_R``.
 
-    nan where the change (root mean square, nats) is below ``floor``, so that rounding would be a good part of it, or responses are few.
+    nan where the change (root mean square, nats) is below ``floor``, so that rounding would be a
+    good part of it, or responses are few.
     """
     keys, place_R = of_R.unique(return_inverse=True)
     both_B, size_B = (
-        torch.zeros(len(keys), dtype=torch.float64).index_add_(0, place_R, (x_R * wanted_R).double())
+        torch.zeros(len(keys), dtype=torch.float64).index_add_(
+            0, place_R, (x_R * wanted_R).double()
+        )
         for x_R in (shown_R, wanted_R)
     )
     both, size = both_B.sum(), size_B.sum()

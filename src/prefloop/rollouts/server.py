@@ -1,14 +1,18 @@
 """A vLLM server, on this machine or another, that samples from the policy's adapter.
 
-Start it on the model that is trained, with adapters that can be loaded while it runs and log-probs of what is really sampled:
+Start it on the model that is trained, with adapters that can be loaded while it runs and log-probs
+of what is really sampled:
 
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16 --logprobs-mode processed_logprobs \\
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16
+    --logprobs-mode processed_logprobs \\
         --quantization bitsandbytes
 
-(without the last where ``backbone.precision`` is not nf4; with ``--dtype float32`` where the trainer computes in float32, and with the ``--hf-overrides`` that the model card says where the run has a
-``backbone.rope``). Every version of the policy is a new adapter under a new name, so neither the server's
-prefix cache nor a lost answer can bring an old one back. Adapters are files: the server must see ``generation.server_adapters`` under the
-same path. Every stage that samples compares the server's log-probs with the trainer's.
+(without the last where ``backbone.precision`` is not nf4; with ``--dtype float32`` where the
+trainer computes in float32, and with the ``--hf-overrides`` that the model card says where the run
+has a ``backbone.rope``). Every version of the policy is a new adapter under a new name, so neither
+the server's prefix cache nor a lost answer can bring an old one back. Adapters are files: the
+server must see ``generation.server_adapters`` under the same path. Every stage that samples
+compares the server's log-probs with the trainer's.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ from prefloop.rollouts.engine import SAVED, Rollout
 HOW = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
 TIMEOUT_S = 600.0
 MOST_BYTES = 256 << 20
-"""Of an answer: a token with its log-prob takes about 100 bytes, and one request may ask for a million."""
+"""Of an answer: a token with its log-prob takes about 100 bytes, and one request may ask for a
+million.
+"""
 
 
 class ServerEngine:
@@ -50,11 +56,16 @@ class ServerEngine:
         self._version = 0
         self._adapter: str | None = None
         given = generation.server_adapters
-        self._folder = Path(tempfile.mkdtemp(prefix="prefloop-")) if given is None else given / self._session
-        self.model, longest = self._served(self._ask(lambda: self._endpoint("/v1/models").get().json()))
+        self._folder = (
+            Path(tempfile.mkdtemp(prefix="prefloop-")) if given is None else given / self._session
+        )
+        self.model, longest = self._served(
+            self._ask(lambda: self._endpoint("/v1/models").get().json())
+        )
         if longest is not None and longest < backbone.config.max_length:
             raise EngineError(
-                f"{self.url} was started with --max-model-len {longest}, backbone.max_length is {backbone.config.max_length}"
+                f"{self.url} was started with --max-model-len {longest}, backbone.max_length is"
+                f" {backbone.config.max_length}"
             )
 
     @property
@@ -69,7 +80,11 @@ class ServerEngine:
         name = f"prefloop-{self._session}-{self._version}"
         self.backbone.save_role(role, self._folder / name)
         place = str((self._folder / name).resolve())
-        self._ask(lambda: self._endpoint("/v1/load_lora_adapter").post({"lora_name": name, "lora_path": place}))
+        self._ask(
+            lambda: self._endpoint("/v1/load_lora_adapter").post(
+                {"lora_name": name, "lora_path": place}
+            )
+        )
         self._unload()
         self._adapter = name
 
@@ -119,17 +134,24 @@ class ServerEngine:
                 if advance:
                     advance(n)
         finally:
-            # What has failed or was interrupted does not wait for the others: the process ends only with its threads.
+            # What has failed or was interrupted does not wait for the others: the process ends only
+            # with its threads.
             stop.set()
             completions.close()
             pool.shutdown(wait=False, cancel_futures=True)
         return [r for i in range(len(prompts_ids)) for r in rollouts[i]]
 
     def _served(self, answer: Any) -> tuple[str, int | None]:
-        """Name of the first model that is no adapter, and the longest context it takes where the server says so."""
+        """Name of the first model that is no adapter, and the longest context it takes where the
+        server says so.
+        """
         models = answer.get("data") if isinstance(answer, dict) else None
         for model in models if isinstance(models, list) else ():
-            if isinstance(model, dict) and isinstance(model.get("id"), str) and not model.get("parent"):
+            if (
+                isinstance(model, dict)
+                and isinstance(model.get("id"), str)
+                and not model.get("parent")
+            ):
                 longest = model.get("max_model_len")
                 return model["id"], longest if isinstance(longest, int) else None
         raise EngineError(f"{self.url} serves no model: {str(answer)[:200]}")
@@ -146,7 +168,9 @@ class ServerEngine:
         if self._adapter is not None:
             name, self._adapter = self._adapter, None
             with contextlib.suppress(EngineError):  # a server that was restarted does not know it
-                self._ask(lambda: self._endpoint("/v1/unload_lora_adapter").post({"lora_name": name}))
+                self._ask(
+                    lambda: self._endpoint("/v1/unload_lora_adapter").post({"lora_name": name})
+                )
             shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _endpoint(self, path: str, connections: int = 1) -> Endpoint:
@@ -174,25 +198,39 @@ class ServerEngine:
         except JudgeError as error:
             raise EngineError(f"{error}\n{SAVED}") from error
         except ValueError as error:
-            raise EngineError(f"{self.url} answered with something that is not JSON: {error}") from error
+            raise EngineError(
+                f"{self.url} answered with something that is not JSON: {error}"
+            ) from error
 
 
-def rollouts_of(answer: Any, prompt: int, n: int, stop_id: int, vocabulary: int, who: str) -> list[Rollout]:
-    """The ``n`` responses to a prompt that a server's answer holds. Raises ``EngineError`` where it holds anything else."""
+def rollouts_of(
+    answer: Any, prompt: int, n: int, stop_id: int, vocabulary: int, who: str
+) -> list[Rollout]:
+    """The ``n`` responses to a prompt that a server's answer holds. Raises ``EngineError`` where it
+    holds anything else.
+    """
     try:
         choices = sorted(answer["choices"], key=lambda c: c["index"])
         found = [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]
     except (LookupError, TypeError) as error:
         said = f"{type(error).__name__}: {error}"
         raise EngineError(
-            f"{who}: an answer without token ids and log-probs ({said:.200}): it needs vLLM 0.22 or later"
+            f"{who}: an answer without token ids and log-probs ({said:.200}): it needs vLLM 0.22 or"
+            " later"
         ) from error
     if len(found) != n or any(len(ids) != len(logps) or None in logps for ids, logps in found):
-        raise EngineError(f"{who}: {len(found)} responses where {n} were asked for, or tokens without log-probs")
-    if not all(_is_token(i, vocabulary) and _is_logp(logp) for each in found for i, logp in zip(*each, strict=True)):
         raise EngineError(
-            f"{who}: an answer holds a token that is none of the model's {vocabulary:,}, or a log-prob that is no finite "
-            "number: serve the model that is trained, with vLLM 0.22 or later"
+            f"{who}: {len(found)} responses where {n} were asked for, or tokens without log-probs"
+        )
+    if not all(
+        _is_token(i, vocabulary) and _is_logp(logp)
+        for each in found
+        for i, logp in zip(*each, strict=True)
+    ):
+        raise EngineError(
+            f"{who}: an answer holds a token that is none of the model's {vocabulary:,}, or a"
+            " log-prob that is no finite number: serve the model that is trained, with vLLM 0.22"
+            " or later"
         )
     return [Rollout(prompt, ids, logps, bool(ids) and ids[-1] == stop_id) for ids, logps in found]
 

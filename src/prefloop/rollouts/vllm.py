@@ -1,9 +1,11 @@
-"""vLLM in the training process. With ``handover.py`` and the judge (``evaluation/judges/engines.py``) the only module that imports vllm.
+"""vLLM in the training process. With ``handover.py`` and the judge
+(``evaluation/judges/engines.py``) the only module that imports vllm.
 
-The policy is handed over from memory, as merged weights or as an adapter (``generation.handover``): vLLM samples from the very policy
-that is trained, its weights dequantised or the same 4 bits (``generation.weights``), and no adapter id can go stale. The prefix cache is reset with every hand-over. On a GPU
-vLLM's memory goes back to the trainer between phases; nothing is kept on the host, because the trainer's own 4-bit weights are what
-vLLM's are written from.
+The policy is handed over from memory, as merged weights or as an adapter (``generation.handover``):
+vLLM samples from the very policy that is trained, its weights dequantised or the same 4 bits
+(``generation.weights``), and no adapter id can go stale. The prefix cache is reset with every
+hand-over. On a GPU vLLM's memory goes back to the trainer between phases; nothing is kept on the
+host, because the trainer's own 4-bit weights are what vLLM's are written from.
 """
 
 from __future__ import annotations
@@ -34,11 +36,15 @@ from prefloop.rollouts.handover import Writer, register
 
 GIB = 2**30
 BATCHED_TOKENS = 8192
-"""Prompt tokens that vLLM reads at a time, at most: more would take more workspace and read no faster."""
+"""Prompt tokens that vLLM reads at a time, at most: more would take more workspace and read no
+faster.
+"""
 WORKSPACE = 2 * GIB
 """What vLLM's activations, graphs and sampler take beside weights and cache, about."""
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-"""Graphs of decoding steps without compilation generate as fast as with it (docs/benchmarks.md) and start a minute and a half sooner."""
+"""Graphs of decoding steps without compilation generate as fast as with it (docs/benchmarks.md) and
+start a minute and a half sooner.
+"""
 
 
 class VLLMEngine:
@@ -55,13 +61,16 @@ class VLLMEngine:
             raise EngineError(f"{backbone.config.model} is {NOT_ON_CPU}")
         self.quantised = not self.cpu and (stored or generation.weights == "nf4")
         card = backbone.method.card
-        self.by_adapter = generation.handover == "adapter" or (generation.handover == "auto" and self.quantised)
+        self.by_adapter = generation.handover == "adapter" or (
+            generation.handover == "auto" and self.quantised
+        )
         if self.quantised and not self.by_adapter:
             raise EngineError(f"{backbone.config.model} is stored in 4 bits: {NOT_INTO_4_BITS}")
         if self.by_adapter and card.handover != "adapter":
             raise EngineError(
-                f"{backbone.config.model} is stored in 4 bits, where vLLM takes adapters alone, and not those of method {card.name}: "
-                f"say --rollout transformers, or take one of {others('adapter')}"
+                f"{backbone.config.model} is stored in 4 bits, where vLLM takes adapters alone, and"
+                f" not those of method {card.name}: say --rollout transformers, or take one of"
+                f" {others('adapter')}"
             )
         if not self.by_adapter:
             require_mergeable(backbone.causal_lm)
@@ -86,15 +95,19 @@ class VLLMEngine:
             with quiet(log):
                 self.llm: Any = self._start()
         except (ImportError, RuntimeError, ValueError, OSError) as error:
-            last = "\n  ".join([*log.getvalue().strip().splitlines()[-4:], *str(error).strip().splitlines()[-3:]])
+            last = "\n  ".join(
+                [*log.getvalue().strip().splitlines()[-4:], *str(error).strip().splitlines()[-3:]]
+            )
             raise EngineError(
-                f"vLLM did not start; its last lines:\n  {last}\nTry --rollout transformers, or lower generation.max_num_seqs or "
-                "generation.kv_cache_gb"
+                f"vLLM did not start; its last lines:\n  {last}\nTry --rollout transformers, or"
+                " lower generation.max_num_seqs or generation.kv_cache_gb"
             ) from error
         torch.set_num_threads(threads)
         self.writer: Writer | None = None
         if not self.quantised:
-            self.writer = self._in_worker(lambda w: Writer.find(backbone.causal_lm, w.model_runner.get_model()))
+            self.writer = self._in_worker(
+                lambda w: Writer.find(backbone.causal_lm, w.model_runner.get_model())
+            )
         if self._sleeps:
             self.pause()
 
@@ -108,7 +121,8 @@ class VLLMEngine:
         config, generation = self.backbone.config, self.generation
         options: dict[str, Any] = {"gpu_memory_utilization": 0.1, "enforce_eager": True}
         if not self.cpu:
-            # vLLM checks that this share of the card is free, and takes what it is told to for the cache.
+            # vLLM checks that this share of the card is free, and takes what it is told to for the
+            # cache.
             options = {
                 "gpu_memory_utilization": 0.01,
                 "kv_cache_memory_bytes": self._kv_cache_bytes(),
@@ -117,7 +131,9 @@ class VLLMEngine:
                 "compilation_config": GRAPHS,
             }
         if self.quantised:
-            options["quantization"] = "bitsandbytes"  # as it loads, as the trainer does: the same bytes
+            options["quantization"] = (
+                "bitsandbytes"  # as it loads, as the trainer does: the same bytes
+            )
         if self.by_adapter:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self._rank()}
         return LLM(
@@ -130,13 +146,16 @@ class VLLMEngine:
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            generation_config="vllm",  # no sampling defaults of the model: log-probs assume plain sampling
+            # no sampling defaults of the model: log-probs assume plain sampling
+            generation_config="vllm",
             seed=0,
             **options,
         )
 
     def _rank(self) -> int:
-        """The rank that vLLM makes room for. Raises ``ValueError`` where it takes none as high as the policy's."""
+        """The rank that vLLM makes room for. Raises ``ValueError`` where it takes none as high as
+        the policy's.
+        """
         rank = self.backbone.config.adapter.r * self.backbone.method.card.file_rank
         if rank > RANKS[-1]:
             raise ValueError(TOO_HIGH)
@@ -154,16 +173,22 @@ class VLLMEngine:
         tokens = (self.generation.max_num_seqs + 1) * (self.backbone.config.max_length + 32)
         wanted = 2 * text.num_hidden_layers * heads * size * itemsize * tokens
         free, total = torch.cuda.mem_get_info(self.backbone.device)
-        full = sum(math.prod(w.shape) * (0.6 if self.quantised and w.layer is not None else itemsize) for w in weights)
+        full = sum(
+            math.prod(w.shape) * (0.6 if self.quantised and w.layer is not None else itemsize)
+            for w in weights
+        )
         rank = self._rank() if self.by_adapter else 0
-        full += rank * itemsize * sum(sum(w.shape) for w in weights if w.layer is not None)  # room for the adapter
+        full += (
+            rank * itemsize * sum(sum(w.shape) for w in weights if w.layer is not None)
+        )  # room for the adapter
         left = int(free - full - WORKSPACE)
         if not self._sleeps:
             left = int(left * 0.4)  # what stays must leave room for the trainer's activations
         if left < wanted / 64:
             raise ValueError(
-                f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free; vLLM's weights take {full / GIB:.1f}, its workspace about "
-                f"{WORKSPACE / GIB:.0f}: nothing is left for the KV cache. "
+                f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free; vLLM's weights take"
+                f" {full / GIB:.1f}, its workspace about {WORKSPACE / GIB:.0f}: nothing is left for"
+                " the KV cache. "
                 + ("Take a smaller model" if self.quantised else "Say generation.weights nf4")
             )
         return min(wanted, left)
@@ -175,13 +200,16 @@ class VLLMEngine:
         try:
             self._load_policy(role)
         except Exception as error:  # whatever it is, what vLLM holds is not known now
-            raise EngineError(f"vLLM did not take the policy over: {type(error).__name__}: {error}") from error
+            raise EngineError(
+                f"vLLM did not take the policy over: {type(error).__name__}: {error}"
+            ) from error
 
     def _load_policy(self, role: str | None) -> None:
         started = time.perf_counter()
         if self._asleep:
             if torch.cuda.mem_get_info(self.backbone.device)[0] < self._given_back + WORKSPACE:
-                torch.cuda.empty_cache()  # what the trainer's passes left behind; vLLM maps memory past torch
+                # what the trainer's passes left behind; vLLM maps memory past torch
+                torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
         merged = not self.by_adapter or role is None
         woke = time.perf_counter()
@@ -196,7 +224,10 @@ class VLLMEngine:
             self.llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         self.llm.reset_prefix_cache()
-        self.seconds |= {"handover": handed - woke, "wake": time.perf_counter() - started - (handed - woke)}
+        self.seconds |= {
+            "handover": handed - woke,
+            "wake": time.perf_counter() - started - (handed - woke),
+        }
 
     def _write(self, role: str | None) -> None:
         if self.writer is not None:
@@ -240,27 +271,42 @@ class VLLMEngine:
             temperature=heat,
             max_tokens=self.generation.max_new_tokens,
             stop_token_ids=[self.backbone.chat.stop_id],
-            ignore_eos=True,  # the model's own EOS list may hold other tokens than the one that ends a turn
+            # the model's own EOS list may hold other tokens than the one that ends a turn
+            ignore_eos=True,
             logprobs=0,
             detokenize=False,
         )
-        # The same cache state and the same random stream for every call: a resumed run samples what the first one would have.
+        # The same cache state and the same random stream for every call: a resumed run samples what
+        # the first one would have.
         self.llm.reset_prefix_cache()
         rollouts: list[Rollout] = []
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             group = max(1, 2 * self.generation.max_num_seqs // n)
             for start in range(0, len(prompts_ids), group):
-                batch = [{"prompt_token_ids": list(ids)} for ids in prompts_ids[start : start + group]]
+                batch = [
+                    {"prompt_token_ids": list(ids)} for ids in prompts_ids[start : start + group]
+                ]
                 try:
-                    outputs = self.llm.generate(batch, params, use_tqdm=False, lora_request=self._adapter)
+                    outputs = self.llm.generate(
+                        batch, params, use_tqdm=False, lora_request=self._adapter
+                    )
                 except Exception as error:  # of vLLM, CUDA or a worker: the engine cannot go on
-                    raise EngineError(f"vLLM stopped while sampling: {type(error).__name__}: {error}") from error
+                    raise EngineError(
+                        f"vLLM stopped while sampling: {type(error).__name__}: {error}"
+                    ) from error
                 for i, output in enumerate(outputs, start):
                     for choice in sorted(output.outputs, key=lambda o: o.index):
                         ids = list(choice.token_ids)
-                        logps = [step[token].logprob for step, token in zip(choice.logprobs, ids, strict=True)]
-                        rollouts.append(Rollout(i, ids, logps, bool(ids) and ids[-1] == self.backbone.chat.stop_id))
+                        logps = [
+                            step[token].logprob
+                            for step, token in zip(choice.logprobs, ids, strict=True)
+                        ]
+                        rollouts.append(
+                            Rollout(
+                                i, ids, logps, bool(ids) and ids[-1] == self.backbone.chat.stop_id
+                            )
+                        )
                 if advance:
                     advance(n * len(batch))
         return rollouts
@@ -272,14 +318,18 @@ class VLLMEngine:
         if engine is not None:
             with quiet(
                 io.StringIO()
-            ):  # vLLM's allocator complains of the pages that a sleeping engine has given back already
+                # vLLM's allocator complains of the pages that a sleeping engine has given back
+                # already
+            ):
                 engine.llm_engine.engine_core.shutdown()
                 del engine
                 gc.collect()
 
 
 def forget_settings() -> None:
-    """Make vLLM read its environment variables again: an engine that ran in this process keeps those of its time."""
+    """Make vLLM read its environment variables again: an engine that ran in this process keeps
+    those of its time.
+    """
     from vllm import envs
 
     envs.disable_envs_cache()

@@ -1,4 +1,6 @@
-"""What the stages of one process share: model, rollout engine, store, event log. Everything heavy loads on first use."""
+"""What the stages of one process share: model, rollout engine, store, event log. Everything heavy
+loads on first use.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,11 @@ class Runtime:
 
         from prefloop.models.load import compute_dtype
 
-        return str(compute_dtype(self.backbone_config, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+        return str(
+            compute_dtype(
+                self.backbone_config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            )
+        )
 
     @cached_property
     def engine_name(self) -> str:
@@ -96,7 +102,9 @@ class Runtime:
         check(self.rollout, self.generation, self.backbone_config)
 
     def check_adapter(self, samples: bool) -> None:
-        """Raise when the adapter cannot work on the model or, where something ``samples``, not get to the engine; no weight is read."""
+        """Raise when the adapter cannot work on the model or, where something ``samples``, not get
+        to the engine; no weight is read.
+        """
         from prefloop.models.adapters.fit import fitting
         from prefloop.rollouts.check import reach
 
@@ -124,7 +132,9 @@ class Runtime:
 
     @contextlib.contextmanager
     def events_to(self, path: Path) -> Iterator[None]:
-        """Also write events to ``path`` within this block; what is left of a line at its end goes."""
+        """Also write events to ``path`` within this block; what is left of a line at its end
+        goes.
+        """
         cut_torn_line(path)
         self._events.append(path)
         try:
@@ -193,15 +203,23 @@ def _device() -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the prefloop checkout, with '+' when it has local changes; None outside a checkout."""
+    """Commit of the prefloop checkout, with '+' when it has local changes; None outside a
+    checkout.
+    """
     here = Path(__file__).parent
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", *args], cwd=here, capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "--short=12", "HEAD")
-    return None if not commit else commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return (
+        None
+        if not commit
+        else commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    )

@@ -1,1 +1,3 @@
-"""Intervals, rankings, agreement and corrections: statistics without a model, a file or a network."""
+"""Intervals, rankings, agreement and corrections: statistics without a model, a file or a
+network.
+"""

@@ -1,11 +1,12 @@
 """How far annotators agree, and what looks wrong with their votes.
 
-Krippendorff's alpha, Cohen's kappa for every two annotators, position bias, votes cast too fast, the most disputed items. Ties are a
-category of their own: two people who both see no difference agree. Nothing here judges a person by few votes: every flag is a test that
-allows for how many were made (Holm 1979).
+Krippendorff's alpha, Cohen's kappa for every two annotators, position bias, votes cast too fast,
+the most disputed items. Ties are a category of their own: two people who both see no difference
+agree. Nothing here judges a person by few votes: every flag is a test that allows for how many were
+made (Holm 1979).
 
-Dropped on purpose: Fleiss' kappa (it needs the same number of votes on every item) and one score of a person's quality, which is what the
-aggregations estimate (``labeling.aggregation``).
+Dropped on purpose: Fleiss' kappa (it needs the same number of votes on every item) and one score of
+a person's quality, which is what the aggregations estimate (``labeling.aggregation``).
 
 Shape letters: I items, A annotators, C categories, V votes, R resamples, U distinct rows of counts.
 """
@@ -32,7 +33,9 @@ class Alpha:
     """Krippendorff's alpha with its 95 % interval; 1 is full agreement, 0 what chance gives."""
 
     value: float | None
-    """``None`` when no item has two votes, or all votes are alike: nothing varies that people could agree on."""
+    """``None`` when no item has two votes, or all votes are alike: nothing varies that people could
+    agree on.
+    """
     low: float | None
     high: float | None
     items: int
@@ -41,7 +44,9 @@ class Alpha:
 
 @dataclasses.dataclass(frozen=True)
 class Kappa:
-    """Cohen's kappa of two annotators on the items that both voted on; ``None`` when both gave one and the same answer throughout."""
+    """Cohen's kappa of two annotators on the items that both voted on; ``None`` when both gave one
+    and the same answer throughout.
+    """
 
     a: str
     b: str
@@ -53,7 +58,9 @@ class Kappa:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How often the response shown first won, ties left out, and the exact binomial test of one half."""
+    """How often the response shown first won, ties left out, and the exact binomial test of one
+    half.
+    """
 
     first: int
     decided: int
@@ -74,7 +81,9 @@ class Person:
     shares: dict[str, float]
     """Share of each category among the votes."""
     agree: float | None
-    """Share of the other people's votes on the same items that were the same; ``None`` without a shared item."""
+    """Share of the other people's votes on the same items that were the same; ``None`` without a
+    shared item.
+    """
     position: Position | None
     speed: Speed | None
 
@@ -108,7 +117,8 @@ class AnnotatorAgreement:
 
 
 def measure(votes: Votes, *, resamples: int = _RESAMPLES, seed: int = 0) -> AnnotatorAgreement:
-    """All of the above. Position and speed leave out annotators ``file:…``, which stand for a file's own choices.
+    """All of the above. Position and speed leave out annotators ``file:…``, which stand for a
+    file's own choices.
 
     Position bias can only be told from content where the order of showing was drawn at random.
     """
@@ -128,7 +138,10 @@ def measure(votes: Votes, *, resamples: int = _RESAMPLES, seed: int = 0) -> Anno
         Person(
             name=name,
             votes=int(row_C.sum()),
-            shares={category: float(n) / int(row_C.sum()) for category, n in zip(votes.categories, row_C, strict=True)},
+            shares={
+                category: float(n) / int(row_C.sum())
+                for category, n in zip(votes.categories, row_C, strict=True)
+            },
             agree=float(shared[name][1] / shared[name][0]) if shared[name][0] else None,
             position=positions.get(name),
             speed=fast.get(name),
@@ -147,13 +160,18 @@ def measure(votes: Votes, *, resamples: int = _RESAMPLES, seed: int = 0) -> Anno
     )
 
 
-def alpha(counts_IC: Ints, *, resamples: int = _RESAMPLES, seed: int = 0, level: float = 0.95) -> Alpha:
-    """Nominal alpha from the number of votes of each category on each item, with a bootstrap over items.
+def alpha(
+    counts_IC: Ints, *, resamples: int = _RESAMPLES, seed: int = 0, level: float = 0.95
+) -> Alpha:
+    """Nominal alpha from the number of votes of each category on each item, with a bootstrap over
+    items.
 
-    Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011, section C, in closed form. Over the items with two votes or more, of
-    which item i has m_i, n_ic of them in category c, n in all and n_c of category c:
+    Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011, section C, in closed form.
+    Over the items with two votes or more, of which item i has m_i, n_ic of them in category c, n in
+    all and n_c of category c:
 
-        alpha = 1 - (1 - sum_ic n_ic (n_ic - 1) / (m_i - 1) / n) / (1 - sum_c n_c (n_c - 1) / (n (n - 1)))
+        alpha = 1 - (1 - sum_ic n_ic (n_ic - 1) / (m_i - 1) / n) / (1 - sum_c n_c (n_c - 1) / (n (n
+        - 1)))
 
     Resamples in which all votes are alike are left out. Raises ``ValueError`` for negative counts.
     """
@@ -166,13 +184,17 @@ def alpha(counts_IC: Ints, *, resamples: int = _RESAMPLES, seed: int = 0, level:
     value = float(_alphas(rows_UC, times_U[None])[0])
     if math.isnan(value):
         return Alpha(None, None, None, len(paired_IC))
-    drawn_RU = np.random.default_rng(seed).multinomial(len(paired_IC), times_U / len(paired_IC), size=resamples)
+    drawn_RU = np.random.default_rng(seed).multinomial(
+        len(paired_IC), times_U / len(paired_IC), size=resamples
+    )
     low, high = np.nanquantile(_alphas(rows_UC, drawn_RU), [(1 - level) / 2, (1 + level) / 2])
     return Alpha(value, float(low), float(high), len(paired_IC))
 
 
 def _alphas(rows_UC: Ints, times_RU: Ints) -> Floats:
-    """Alpha where row u of counts stands ``times_RU[r, u]`` times; NaN where all votes are alike."""
+    """Alpha where row u of counts stands ``times_RU[r, u]`` times; NaN where all votes are
+    alike.
+    """
     votes_U = rows_UC.sum(1)
     alike_U = (rows_UC * (rows_UC - 1)).sum(1) / (votes_U - 1)
     n_R = times_RU @ votes_U.astype(np.float64)
@@ -188,7 +210,9 @@ def kappas(votes: Votes) -> list[Kappa]:
     shape = (len(votes.annotators), len(votes.ids))
     cast_C = [
         sparse.csr_array(
-            (np.ones(int(of.sum())), (votes.annotator_V[of], votes.item_V[of])), shape=shape, dtype=np.float64
+            (np.ones(int(of.sum())), (votes.annotator_V[of], votes.item_V[of])),
+            shape=shape,
+            dtype=np.float64,
         )
         for of in (votes.choice_V == c for c in range(votes.width))
     ]
@@ -209,8 +233,11 @@ def _positions(votes: Votes, people: list[str]) -> dict[str, Position]:
     for name in people:
         choices_V = votes.choice_V[votes.annotator_V == votes.annotators.index(name)]
         found[name] = position(int((choices_V == 0).sum()), int((choices_V != 2).sum()))
-    # Holm: the k-th smallest of m p-values is held to 5 % / (m - k), and all after the first that fails stand as not significant.
-    tested = sorted((name for name in found if found[name].p is not None), key=lambda name: found[name].p or 0.0)
+    # Holm: the k-th smallest of m p-values is held to 5 % / (m - k), and all after the first that
+    # fails stand as not significant.
+    tested = sorted(
+        (name for name in found if found[name].p is not None), key=lambda name: found[name].p or 0.0
+    )
     for rank, name in enumerate(tested):
         if (found[name].p or 0.0) > SIGNIFICANT / (len(tested) - rank):
             break
@@ -219,7 +246,9 @@ def _positions(votes: Votes, people: list[str]) -> dict[str, Position]:
 
 
 def _position_over_items(votes: Votes, people: list[str]) -> Position:
-    """Items, not votes, are the independent trials: two people who agree on an item are not two observations of its order."""
+    """Items, not votes, are the independent trials: two people who agree on an item are not two
+    observations of its order.
+    """
     of_person_A = np.array([name in set(people) for name in votes.annotators])
     lead_V = np.array([1, -1, 0])[votes.choice_V] * of_person_A[votes.annotator_V]
     lead_I = np.bincount(votes.item_V, weights=lead_V, minlength=len(votes.ids))
@@ -228,7 +257,9 @@ def _position_over_items(votes: Votes, people: list[str]) -> Position:
 
 
 def position(first: int, decided: int) -> Position:
-    """``first`` wins of ``decided`` for the response shown first: Clopper-Pearson 95 % interval, two-sided exact p for one half."""
+    """``first`` wins of ``decided`` for the response shown first: Clopper-Pearson 95 % interval,
+    two-sided exact p for one half.
+    """
     if not decided:
         return Position(first, decided, None, None, None, None)
     test = stats.binomtest(first, decided)
@@ -244,7 +275,11 @@ def _disputed(votes: Votes, counts_IC: Ints) -> list[Disputed]:
     split_I = np.where(votes_I >= 2, split_I, 0.0)
     order = np.lexsort((np.arange(len(split_I)), -votes_I, -split_I))[:MOST_DISPUTED]
     return [
-        Disputed(votes.ids[i], dict(zip(votes.categories, map(int, counts_IC[i]), strict=True)), float(split_I[i]))
+        Disputed(
+            votes.ids[i],
+            dict(zip(votes.categories, map(int, counts_IC[i]), strict=True)),
+            float(split_I[i]),
+        )
         for i in order
         if split_I[i] > 0
     ]

@@ -1,17 +1,21 @@
-"""Strengths of more than two models from games between them: Bradley-Terry by maximum likelihood, on the Elo scale.
+"""Strengths of more than two models from games between them: Bradley-Terry by maximum likelihood,
+on the Elo scale.
 
-``P(a beats b) = sigmoid(θ_a - θ_b)`` (Bradley & Terry, Biometrika 39, 1952), a tie counting as half a win for each. Elo is θ times
-400 / ln 10: 400 points are odds of ten to one.
+``P(a beats b) = sigmoid(θ_a - θ_b)`` (Bradley & Terry, Biometrika 39, 1952), a tie counting as half
+a win for each. Elo is θ times 400 / ln 10: 400 points are odds of ten to one.
 
-The prompt is the unit that was sampled. Games of the same two models on the same prompt count as one, with their mean score, so that two
-models get the win rate of ``prefloop.stats.intervals``; intervals resample prompts with all their games.
+The prompt is the unit that was sampled. Games of the same two models on the same prompt count as
+one, with their mean score, so that two models get the win rate of ``prefloop.stats.intervals``;
+intervals resample prompts with all their games.
 
-The fit is finite if and only if no group of models wins every game against the rest (Ford, Am. Math. Monthly 64, 1957). Two cases are told
-apart. Groups that never met cannot be compared at all: an error names them. Where they met and one won everything, every model gets
-``PRIOR`` wins and losses against a player of strength 0, and the result says so; so does a resample of the bootstrap in which it happens.
+The fit is finite if and only if no group of models wins every game against the rest (Ford, Am.
+Math. Monthly 64, 1957). Two cases are told apart. Groups that never met cannot be compared at all:
+an error names them. Where they met and one won everything, every model gets ``PRIOR`` wins and
+losses against a player of strength 0, and the result says so; so does a resample of the bootstrap
+in which it happens.
 
-Dropped on purpose: online Elo updates, whose result depends on the order of the games, and Davidson's model of ties, which changes
-strengths only by their scale.
+Dropped on purpose: online Elo updates, whose result depends on the order of the games, and
+Davidson's model of ties, which changes strengths only by their scale.
 
 Shapes: M models, P prompts, C pairs of models, R resamples.
 """
@@ -76,18 +80,25 @@ class Ranking:
     anchor: str | None
     """The model whose Elo is fixed at 1000; without one the mean is."""
     prior: float
-    """Imagined wins, and as many losses, of each model against one of strength 0; 0 for plain maximum likelihood."""
+    """Imagined wins, and as many losses, of each model against one of strength 0; 0 for plain
+    maximum likelihood.
+    """
     n_games: int
     n_prompts: int
 
 
 def rank(
-    games: Iterable[Game], *, anchor: str | None = None, seed: int = 0, resamples: int = 1000, level: float = 0.95
+    games: Iterable[Game],
+    *,
+    anchor: str | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
 ) -> Ranking:
     """Strengths, intervals and win-rate matrices of all models in ``games``.
 
-    Raises ``ValueError`` for a score outside [0, 1] or a model that plays itself, ``DataError`` for no games, an unknown anchor, or models
-    that no chain of games connects (naming the groups).
+    Raises ``ValueError`` for a score outside [0, 1] or a model that plays itself, ``DataError`` for
+    no games, an unknown anchor, or models that no chain of games connects (naming the groups).
     """
     played = list(games)
     _check(played, level, resamples)
@@ -126,7 +137,8 @@ def rank(
     return Ranking(
         models=rated,
         observed=tuple(
-            tuple(float(wins_MM[0, a, b] / met_MM[a, b]) if met_MM[a, b] else None for b in order) for a in order
+            tuple(float(wins_MM[0, a, b] / met_MM[a, b]) if met_MM[a, b] else None for b in order)
+            for a in order
         ),
         fitted=tuple(tuple(float(_sigmoid(theta_M[a] - theta_M[b])) for b in order) for a in order),
         anchor=anchor,
@@ -148,22 +160,33 @@ def _check(played: Sequence[Game], level: float, resamples: int) -> None:
             raise ValueError(f"prompt '{game.prompt_id}': model '{game.a}' plays against itself")
         if not 0 <= game.score <= 1:
             raise ValueError(
-                f"prompt '{game.prompt_id}', '{game.a}' against '{game.b}': expected a score of 1, 0.5 or 0, found {game.score}"
+                f"prompt '{game.prompt_id}', '{game.a}' against '{game.b}': expected a score of 1,"
+                f" 0.5 or 0, found {game.score}"
             )
 
 
 def _tables(played: Sequence[Game], names: Sequence[str]) -> tuple[Array, Array, NDArray[np.int64]]:
-    """Mean score of the first model of each pair on each prompt [P, C], whether it met there [P, C], and the pairs [C, 2]."""
+    """Mean score of the first model of each pair on each prompt [P, C], whether it met there [P,
+    C], and the pairs [C, 2].
+    """
     of = {name: m for m, name in enumerate(names)}
-    prompts = {prompt_id: row for row, prompt_id in enumerate(sorted({game.prompt_id for game in played}))}
+    prompts = {
+        prompt_id: row for row, prompt_id in enumerate(sorted({game.prompt_id for game in played}))
+    }
     ends = [(of[game.a], of[game.b]) for game in played]
-    pairs = {pair: column for column, pair in enumerate(sorted({(min(end), max(end)) for end in ends}))}
+    pairs = {
+        pair: column for column, pair in enumerate(sorted({(min(end), max(end)) for end in ends}))
+    }
     total_PC, count_PC = np.zeros((len(prompts), len(pairs))), np.zeros((len(prompts), len(pairs)))
     for game, (a, b) in zip(played, ends, strict=True):
         cell = prompts[game.prompt_id], pairs[min(a, b), max(a, b)]
         total_PC[cell] += game.score if a < b else 1 - game.score
         count_PC[cell] += 1
-    return total_PC / np.maximum(count_PC, 1), (count_PC > 0).astype(np.float64), np.array(list(pairs))
+    return (
+        total_PC / np.maximum(count_PC, 1),
+        (count_PC > 0).astype(np.float64),
+        np.array(list(pairs)),
+    )
 
 
 def _wins(score_RC: Array, met_RC: Array, pair_C2: NDArray[np.int64], n_models: int) -> Array:
@@ -178,10 +201,12 @@ def _require_connected(wins_MM: Array, names: Sequence[str]) -> None:
     count, group_M = connected_components(csr_array(wins_MM + wins_MM.T > 0), directed=False)
     if count > 1:
         groups = [
-            ", ".join(name for name, of in zip(names, group_M, strict=True) if of == group) for group in range(count)
+            ", ".join(name for name, of in zip(names, group_M, strict=True) if of == group)
+            for group in range(count)
         ]
         raise DataError(
-            f"the games fall into {count} groups of models that never met, so their strengths cannot be compared: "
+            f"the games fall into {count} groups of models that never met, so their strengths"
+            " cannot be compared: "
             + "; ".join(f"({group})" for group in groups)
             + "; add games between them, or rank each group by itself"
         )
@@ -208,9 +233,12 @@ def _fit(wins_RMM: Array, prior_R: Array) -> Array:
         slope_RM = (wins_RMM - met_RMM * chance_RMM).sum(2) + prior_R[:, None] * (1 - 2 * alone_RM)
         bend_RMM = met_RMM * chance_RMM * (1 - chance_RMM)
         curve_RMM = -bend_RMM
-        # A constant added to all θ changes no game: 1 / M everywhere fixes it without touching differences.
+        # A constant added to all θ changes no game: 1 / M everywhere fixes it without touching
+        # differences.
         curve_RMM = curve_RMM + 1 / n_models
-        curve_RMM[:, diagonal, diagonal] += bend_RMM.sum(2) + 2 * prior_R[:, None] * alone_RM * (1 - alone_RM)
+        curve_RMM[:, diagonal, diagonal] += bend_RMM.sum(2) + 2 * prior_R[:, None] * alone_RM * (
+            1 - alone_RM
+        )
         step_RM = np.linalg.solve(curve_RMM, slope_RM[..., None])[..., 0]
         theta_RM = theta_RM + np.clip(step_RM, -_LONGEST, _LONGEST)
         if np.abs(step_RM).max() < _TOLERANCE:

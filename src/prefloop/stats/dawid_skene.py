@@ -1,12 +1,15 @@
-"""Dawid & Skene, "Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm", JRSS C 28(1), 1979.
+"""Dawid & Skene, "Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm",
+JRSS C 28(1), 1979.
 
-Every comparison has a truth: the first or the second response is better. Every annotator has a table of how often they vote first, second
-or tie under either truth. EM estimates both. A person who always takes the first one tells nothing, and one who votes against the truth
-tells as much as one who votes for it; both fall out of the tables.
+Every comparison has a truth: the first or the second response is better. Every annotator has a
+table of how often they vote first, second or tie under either truth. EM estimates both. A person
+who always takes the first one tells nothing, and one who votes against the truth tells as much as
+one who votes for it; both fall out of the tables.
 
-Tables carry a weak Dirichlet prior that leans to being right (its mode with no votes is 60 % right, 20 % wrong, 20 % tie, with the weight
-of two votes), so that few votes are not taken for certainty and 'everybody is always wrong' is no equal answer. Own code: crowd-kit, the
-library at hand, would bring nltk and a table for each vote.
+Tables carry a weak Dirichlet prior that leans to being right (its mode with no votes is 60 % right,
+20 % wrong, 20 % tie, with the weight of two votes), so that few votes are not taken for certainty
+and 'everybody is always wrong' is no equal answer. Own code: crowd-kit, the library at hand, would
+bring nltk and a table for each vote.
 
 Shape letters: I items, A annotators, T truths (0: first shown is better, 1: second), C categories.
 """
@@ -24,7 +27,8 @@ _TOLERANCE = 1e-7
 
 
 def dawid_skene(votes: Votes) -> tuple[Floats, Floats]:
-    """P(the response shown first is better) [I], 0.5 without votes; P(a decided vote is right) [A], averaged over both truths.
+    """P(the response shown first is better) [I], 0.5 without votes; P(a decided vote is right) [A],
+    averaged over both truths.
 
     Raises ``ValueError`` for votes that are not preferences.
     """
@@ -52,11 +56,15 @@ def dawid_skene(votes: Votes) -> tuple[Floats, Floats]:
 def require_preferences(votes: Votes) -> None:
     """Raise ``ValueError`` for thumbs."""
     if votes.categories != PREFERENCES:
-        raise ValueError(f"expected votes on pairs, found the categories {', '.join(votes.categories)}")
+        raise ValueError(
+            f"expected votes on pairs, found the categories {', '.join(votes.categories)}"
+        )
 
 
 def by_cell(votes: Votes) -> list[tuple[int, int, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]]:
-    """(annotator, category, items): no item stands twice in one of them, since a person has one vote on it."""
+    """(annotator, category, items): no item stands twice in one of them, since a person has one
+    vote on it.
+    """
     cell_V = votes.annotator_V * votes.width + votes.choice_V
     order = np.argsort(cell_V, kind="stable")
     found, starts = np.unique(cell_V[order], return_index=True)

@@ -1,20 +1,23 @@
 """Means and win rates with intervals that respect prompts as clusters.
 
-Several responses to one prompt are not independent evidence: every interval here treats the *prompt* as the unit that
-was sampled. The method is a percentile bootstrap that resamples prompts, and within a resampled prompt the responses
-of each side.
+Several responses to one prompt are not independent evidence: every interval here treats the
+*prompt* as the unit that was sampled. The method is a percentile bootstrap that resamples prompts,
+and within a resampled prompt the responses of each side.
 
 Plain two-stage resampling is wrong in two known ways, and both are corrected:
 
-- the spread of observed prompt means already holds the noise of their responses, so resampling responses as well
-  counts that noise twice (too wide by up to a factor of sqrt 2). Prompt means are therefore shrunk towards the grand
-  mean until the variance of the bootstrap equals the unbiased s^2/n of n independent prompts: Davison & Hinkley,
-  "Bootstrap Methods", 1997, section 3.8; Ng, Grieve & Carpenter, Stata Journal 13(1), 2013;
-- with few prompts percentiles are too narrow. The percentiles used are those of a Student t with n - 1 degrees of
-  freedom: Hesterberg, "What Teachers Should Know About the Bootstrap", 2015, the expanded percentile interval.
+- the spread of observed prompt means already holds the noise of their responses, so resampling
+  responses as well counts that noise twice (too wide by up to a factor of sqrt 2). Prompt means are
+  therefore shrunk towards the grand mean until the variance of the bootstrap equals the unbiased
+  s^2/n of n independent prompts: Davison & Hinkley, "Bootstrap Methods", 1997, section 3.8; Ng,
+  Grieve & Carpenter, Stata Journal 13(1), 2013;
+- with few prompts percentiles are too narrow. The percentiles used are those of a Student t with n
+  - 1 degrees of freedom: Hesterberg, "What Teachers Should Know About the Bootstrap", 2015, the
+  expanded percentile interval.
 
-A win rate whose prompts all say the same (a sweep, or nothing but ties) has no spread to resample. Its interval is
-the exact binomial one: at most ``1 - (alpha/2)**(1/n)`` of prompts may be otherwise (Clopper-Pearson with n of n).
+A win rate whose prompts all say the same (a sweep, or nothing but ties) has no spread to resample.
+Its interval is the exact binomial one: at most ``1 - (alpha/2)**(1/n)`` of prompts may be otherwise
+(Clopper-Pearson with n of n).
 
 Shapes: R resamples, P prompts, A and B responses of the two sides (padded to the longest).
 """
@@ -47,7 +50,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often side a beats side b, a tie counting half. ``rate`` and ``ties`` average per-prompt shares."""
+    """How often side a beats side b, a tie counting half. ``rate`` and ``ties`` average per-prompt
+    shares.
+    """
 
     rate: float
     low: float
@@ -59,7 +64,9 @@ class WinRate:
 
 @dataclass(frozen=True)
 class SignTest:
-    """Prompts that a won, lost and tied, and how surprising that split is if both sides are equally good."""
+    """Prompts that a won, lost and tied, and how surprising that split is if both sides are equally
+    good.
+    """
 
     wins: int
     losses: int
@@ -70,12 +77,17 @@ class SignTest:
 
 
 def clustered_mean(
-    values_by_prompt: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+    values_by_prompt: Mapping[str, Sequence[float]],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
 ) -> Interval:
-    """Mean over prompts of the per-prompt mean, with a bootstrap interval that resamples prompts and responses.
+    """Mean over prompts of the per-prompt mean, with a bootstrap interval that resamples prompts
+    and responses.
 
-    With one prompt the interval speaks about the responses to that prompt only. Raises ``ValueError`` naming the
-    prompt whose values are missing, empty or not finite.
+    With one prompt the interval speaks about the responses to that prompt only. Raises
+    ``ValueError`` naming the prompt whose values are missing, empty or not finite.
     """
     rows = [values[:, None] for values in checked_values(values_by_prompt, "values")]
     mean, low, high, _ = _interval(rows, seed=seed, resamples=resamples, level=level)
@@ -91,16 +103,20 @@ def win_rate(
     level: float = 0.95,
     tie_margin: float = 0.0,
 ) -> WinRate:
-    """Win rate of a over b from scores: per prompt the mean of ``1[a > b] + tie / 2`` over all pairs of responses.
+    """Win rate of a over b from scores: per prompt the mean of ``1[a > b] + tie / 2`` over all
+    pairs of responses.
 
-    Scores no further apart than ``tie_margin`` tie. Exchanging the sides gives exactly the mirrored result, interval
-    included. Raises ``ValueError`` when the prompts differ or a prompt's scores are empty or not finite, naming the
-    prompt.
+    Scores no further apart than ``tie_margin`` tie. Exchanging the sides gives exactly the mirrored
+    result, interval included. Raises ``ValueError`` when the prompts differ or a prompt's scores
+    are empty or not finite, naming the prompt.
     """
     if not tie_margin >= 0:
         raise ValueError(f"tie_margin must be 0 or more, found {tie_margin}")
     require_same_prompts(scores_a, scores_b, "a", "b")
-    side_a, side_b = checked_values(scores_a, "scores of a"), checked_values(scores_b, "scores of b")
+    side_a, side_b = (
+        checked_values(scores_a, "scores of a"),
+        checked_values(scores_b, "scores of b"),
+    )
     # One orientation for (a, b) and (b, a), so that both draw the same resamples.
     mirrored = [x.tolist() for x in side_a] > [x.tolist() for x in side_b]
     if mirrored:
@@ -112,27 +128,47 @@ def win_rate(
     result = _win_rate(pairs, seed=seed, resamples=resamples, level=level)
     if not mirrored:
         return result
-    return WinRate(1 - result.rate, 1 - result.high, 1 - result.low, result.ties, result.n_prompts, result.n_pairs)
+    return WinRate(
+        1 - result.rate,
+        1 - result.high,
+        1 - result.low,
+        result.ties,
+        result.n_prompts,
+        result.n_pairs,
+    )
 
 
 def verdict_win_rate(
-    verdicts_by_prompt: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+    verdicts_by_prompt: Mapping[str, Sequence[float]],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
 ) -> WinRate:
-    """Win rate of a over b from verdicts: 1 a wins, 0 b wins, 0.5 tie. Raises ``ValueError`` naming a bad prompt."""
+    """Win rate of a over b from verdicts: 1 a wins, 0 b wins, 0.5 tie. Raises ``ValueError`` naming
+    a bad prompt.
+    """
     columns = [values[:, None] for values in checked_verdicts(verdicts_by_prompt)]
     return _win_rate(columns, seed=seed, resamples=resamples, level=level)
 
 
 def clustered_share(
-    shares_by_prompt: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+    shares_by_prompt: Mapping[str, Sequence[float]],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
 ) -> Interval:
-    """As ``clustered_mean``, for numbers between 0 and 1: the interval stays there and is exact where nothing varies."""
+    """As ``clustered_mean``, for numbers between 0 and 1: the interval stays there and is exact
+    where nothing varies.
+    """
     found = verdict_win_rate(shares_by_prompt, seed=seed, resamples=resamples, level=level)
     return Interval(found.rate, found.low, found.high, found.n_prompts)
 
 
 def sign_test(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> SignTest:
-    """Exact sign test of a win rate of one half. The unit is the prompt, won by the side with the larger share of its verdicts.
+    """Exact sign test of a win rate of one half. The unit is the prompt, won by the side with the
+    larger share of its verdicts.
 
     Arbuthnot 1710; Dixon & Mood, JASA 41, 1946. Raises ``ValueError`` naming a bad prompt.
     """
@@ -145,22 +181,31 @@ def sign_test(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> SignTest:
 
 
 def checked_values(values_by_prompt: Mapping[str, Sequence[float]], what: str) -> list[Array]:
-    """The values of every prompt as arrays, sorted by prompt id; ``ValueError`` naming a bad prompt."""
+    """The values of every prompt as arrays, sorted by prompt id; ``ValueError`` naming a bad
+    prompt.
+    """
     if not values_by_prompt:
         raise ValueError(f"{what}: no prompts given")
     columns = []
     for prompt_id in sorted(values_by_prompt):
         values = np.asarray(values_by_prompt[prompt_id], dtype=np.float64)
         if values.ndim != 1 or not values.size:
-            raise ValueError(f"{what} of prompt '{prompt_id}': expected a list of numbers, found shape {values.shape}")
+            raise ValueError(
+                f"{what} of prompt '{prompt_id}': expected a list of numbers, found shape"
+                f" {values.shape}"
+            )
         columns.append(values)
     # One look at all values: a look at each prompt's takes longer than the statistics do.
     if not np.isfinite(np.concatenate(columns)).all():
         prompt_id, values = next(
-            (key, x) for key, x in zip(sorted(values_by_prompt), columns, strict=True) if not np.isfinite(x).all()
+            (key, x)
+            for key, x in zip(sorted(values_by_prompt), columns, strict=True)
+            if not np.isfinite(x).all()
         )
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(f"{what} of prompt '{prompt_id}': entry {bad} is {values[bad]}, not a finite number")
+        raise ValueError(
+            f"{what} of prompt '{prompt_id}': entry {bad} is {values[bad]}, not a finite number"
+        )
     return columns
 
 
@@ -171,7 +216,9 @@ def checked_verdicts(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> list[
     if flat.min() < 0 or flat.max() > 1:
         ids = zip(sorted(verdicts_by_prompt), columns, strict=True)
         prompt_id, values = next((key, x) for key, x in ids if x.min() < 0 or x.max() > 1)
-        raise ValueError(f"verdicts of prompt '{prompt_id}': expected 1, 0.5 or 0, found {values.tolist()}")
+        raise ValueError(
+            f"verdicts of prompt '{prompt_id}': expected 1, 0.5 or 0, found {values.tolist()}"
+        )
     return columns
 
 
@@ -185,10 +232,16 @@ def require_same_prompts(
     one: Mapping[str, object], other: Mapping[str, object], name_one: str, name_other: str
 ) -> None:
     """Raise ``ValueError`` naming the first prompt that only one of the two mappings has."""
-    for left, right, has, lacks in ((one, other, name_one, name_other), (other, one, name_other, name_one)):
+    for left, right, has, lacks in (
+        (one, other, name_one, name_other),
+        (other, one, name_other, name_one),
+    ):
         missing = sorted(left.keys() - right.keys())
         if missing:
-            raise ValueError(f"prompt '{missing[0]}' is in {has} but not in {lacks} ({len(missing)} such prompts)")
+            raise ValueError(
+                f"prompt '{missing[0]}' is in {has} but not in {lacks} ({len(missing)} such"
+                " prompts)"
+            )
 
 
 def exact_bounds(rate: float, n_prompts: int, level: float) -> tuple[float, float]:
@@ -198,7 +251,9 @@ def exact_bounds(rate: float, n_prompts: int, level: float) -> tuple[float, floa
 
 
 def percentile_tail(n_clusters: int, level: float) -> float:
-    """Lower percentile (as a share) at which a bootstrap over ``n_clusters`` prompts covers ``level``."""
+    """Lower percentile (as a share) at which a bootstrap over ``n_clusters`` prompts covers
+    ``level``.
+    """
     tail = (1 - level) / 2
     return tail if n_clusters == 1 else NormalDist().cdf(float(stdtrit(n_clusters - 1, tail)))
 
@@ -212,8 +267,12 @@ def _win_rate(pairs: list[Array], *, seed: int, resamples: int, level: float) ->
     return WinRate(rate, max(low, 0.0), min(high, 1.0), ties, n_prompts=len(pairs), n_pairs=n_pairs)
 
 
-def _interval(cells: list[Array], *, seed: int, resamples: int, level: float) -> tuple[float, float, float, bool]:
-    """Mean of the per-prompt means of ``cells`` (one [A, B] table a prompt), interval, and whether nothing varies."""
+def _interval(
+    cells: list[Array], *, seed: int, resamples: int, level: float
+) -> tuple[float, float, float, bool]:
+    """Mean of the per-prompt means of ``cells`` (one [A, B] table a prompt), interval, and whether
+    nothing varies.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, found {level}")
     if resamples < 1:
@@ -221,7 +280,9 @@ def _interval(cells: list[Array], *, seed: int, resamples: int, level: float) ->
     means_P = np.array([table.mean() for table in cells])
     mean = float(means_P.mean())
     within_P = np.array([_within_variance(table) for table in cells])
-    draws_R = _draws(cells, means_P, _shrinkage(means_P, within_P), np.random.default_rng(seed), resamples)
+    draws_R = _draws(
+        cells, means_P, _shrinkage(means_P, within_P), np.random.default_rng(seed), resamples
+    )
     tail = percentile_tail(len(cells), level)
     low, high = np.quantile(draws_R, [tail, 1 - tail])
     flat = bool(np.ptp(means_P) < _FLAT and within_P.max() < _FLAT)
@@ -229,14 +290,20 @@ def _interval(cells: list[Array], *, seed: int, resamples: int, level: float) ->
 
 
 def _within_variance(table_AB: Array) -> float:
-    """Exact variance of the table's mean when its rows and its columns are both resampled with replacement."""
+    """Exact variance of the table's mean when its rows and its columns are both resampled with
+    replacement.
+    """
     n_a, n_b = table_AB.shape
     if table_AB.size == 1:
         return 0.0
     mean = table_AB.mean()
     row_A, column_B = table_AB.mean(axis=1) - mean, table_AB.mean(axis=0) - mean
     rest_AB = table_AB - mean - row_A[:, None] - column_B[None, :]
-    return float((row_A**2).sum() / n_a**2 + (column_B**2).sum() / n_b**2 + (rest_AB**2).sum() / (n_a * n_b) ** 2)
+    return float(
+        (row_A**2).sum() / n_a**2
+        + (column_B**2).sum() / n_b**2
+        + (rest_AB**2).sum() / (n_a * n_b) ** 2
+    )
 
 
 def _shrinkage(means_P: Array, within_P: Array) -> float:
@@ -247,7 +314,9 @@ def _shrinkage(means_P: Array, within_P: Array) -> float:
     return math.sqrt(max(0.0, n / (n - 1) - within_P.mean() / between))
 
 
-def _draws(cells: list[Array], means_P: Array, shrink: float, rng: np.random.Generator, resamples: int) -> Array:
+def _draws(
+    cells: list[Array], means_P: Array, shrink: float, rng: np.random.Generator, resamples: int
+) -> Array:
     """Bootstrap distribution of the mean over prompts, [R]."""
     n = len(cells)
     counts_P2 = np.array([table.shape for table in cells])
@@ -268,7 +337,9 @@ def _draws(cells: list[Array], means_P: Array, shrink: float, rng: np.random.Gen
         counts_RP2 = counts_P2[prompt_RP]
         pick_RPA = (rng.random((size, n, width_a)) * counts_RP2[..., :1]).astype(np.intp)
         pick_RPB = (rng.random((size, n, width_b)) * counts_RP2[..., 1:]).astype(np.intp)
-        drawn_RPAB = cells_PAB[prompt_RP[..., None, None], pick_RPA[..., :, None], pick_RPB[..., None, :]]
+        drawn_RPAB = cells_PAB[
+            prompt_RP[..., None, None], pick_RPA[..., :, None], pick_RPB[..., None, :]
+        ]
         rows_RPA = np.einsum("rpab,rpb->rpa", drawn_RPAB, weights_PB[prompt_RP])
         means_RP = np.einsum("rpa,rpa->rp", rows_RPA, weights_PA[prompt_RP])
         draws.append((means_RP + offsets_P[prompt_RP]).mean(axis=1))

@@ -1,11 +1,14 @@
-"""How far a judge agrees with people, beside two yardsticks: people with each other, and whoever always takes the longer response.
+"""How far a judge agrees with people, beside two yardsticks: people with each other, and whoever
+always takes the longer response.
 
-All three are measured alike, as the chance that a verdict equals one person's vote on the same comparison (the agreement of MT-bench,
-Zheng et al., arXiv 2306.05685): "people" takes each vote out in turn and sets it against the others' on that comparison. A judge is
-therefore as good as a person when it reaches the people's figure, not 1. Prompts are the sampled unit and weigh the same; comparisons of one
-prompt are its cluster.
+All three are measured alike, as the chance that a verdict equals one person's vote on the same
+comparison (the agreement of MT-bench, Zheng et al., arXiv 2306.05685): "people" takes each vote out
+in turn and sets it against the others' on that comparison. A judge is therefore as good as a person
+when it reaches the people's figure, not 1. Prompts are the sampled unit and weigh the same;
+comparisons of one prompt are its cluster.
 
-Dropped on purpose: agreement with the majority, on which a judge beats every single person because the majority is less noisy than a vote.
+Dropped on purpose: agreement with the majority, on which a judge beats every single person because
+the majority is less noisy than a vote.
 
 Shapes: N comparisons, P prompts, T the table of 3 verdicts by 3 votes (a, b, tie), R resamples.
 """
@@ -48,7 +51,9 @@ class JudgeAgreement:
     without_ties: Interval | None
     """Where neither is a tie: chance gives a half. ``None`` where there is no such comparison."""
     kappa: Interval | None
-    """Cohen's kappa (1960) over the three verdicts; ``None`` when all are one and the same, which leaves no room for chance."""
+    """Cohen's kappa (1960) over the three verdicts; ``None`` when all are one and the same, which
+    leaves no room for chance.
+    """
     n_items: int
 
 
@@ -60,7 +65,9 @@ class HumanAgreement:
     longer: JudgeAgreement
     """Of a judge that always takes the longer response; equal lengths are ties."""
     people: JudgeAgreement | None
-    """Of people with each other, on the comparisons with two votes or more; ``None`` without one."""
+    """Of people with each other, on the comparisons with two votes or more; ``None`` without
+    one.
+    """
     judge_on_shared: JudgeAgreement | None
     """Of the judge on the comparisons that ``people`` rests on."""
     n_items: int
@@ -73,7 +80,8 @@ def human_agreement(
 ) -> dict[str, HumanAgreement]:
     """Agreement per source, sorted by name, and over ``"all"`` first. Intervals resample prompts.
 
-    Raises ``DataError`` for no items, ``ValueError`` naming the prompt of an item without votes or with a score that is not 1, 0.5 or 0.
+    Raises ``DataError`` for no items, ``ValueError`` naming the prompt of an item without votes or
+    with a score that is not 1, 0.5 or 0.
     """
     given = list(items)
     if not given:
@@ -83,9 +91,13 @@ def human_agreement(
             raise ValueError(f"prompt '{item.prompt_id}': a comparison without human votes")
         bad = [score for score in (item.verdict, *item.votes) if score not in _OF_SCORE]
         if bad:
-            raise ValueError(f"prompt '{item.prompt_id}': expected scores of 1, 0.5 or 0, found {bad[0]}")
+            raise ValueError(
+                f"prompt '{item.prompt_id}': expected scores of 1, 0.5 or 0, found {bad[0]}"
+            )
         if not np.isfinite(item.length_lead):
-            raise ValueError(f"prompt '{item.prompt_id}': length lead {item.length_lead} is not a finite number")
+            raise ValueError(
+                f"prompt '{item.prompt_id}': length lead {item.length_lead} is not a finite number"
+            )
     groups = {EVERYTHING: given}
     for source in sorted({item.source for item in given} - {"", EVERYTHING}):
         groups[source] = [item for item in given if item.source == source]
@@ -94,7 +106,9 @@ def human_agreement(
 
 def _measure(items: Sequence[HumanItem], seed: int, resamples: int, level: float) -> HumanAgreement:
     prompts = [item.prompt_id for item in items]
-    votes_N3 = np.array([np.mean([_OF_SCORE[vote] for vote in item.votes], axis=0) for item in items])
+    votes_N3 = np.array(
+        [np.mean([_OF_SCORE[vote] for vote in item.votes], axis=0) for item in items]
+    )
     verdict_N3 = np.array([_OF_SCORE[item.verdict] for item in items])
     longer_N3 = np.array([_OF_SCORE[(np.sign(item.length_lead) + 1) / 2] for item in items])
 
@@ -122,24 +136,33 @@ def _tables(one_N3: Array, other_N3: Array) -> Array:
 
 
 def _between(votes: list[Array]) -> Array:
-    """Joint shares of one vote and another on a comparison, [T]: each vote against the mean of the others."""
+    """Joint shares of one vote and another on a comparison, [T]: each vote against the mean of the
+    others.
+    """
     total_3 = np.sum(votes, axis=0)
     tables = [np.outer(vote, (total_3 - vote) / (len(votes) - 1)) for vote in votes]
     return np.mean(tables, axis=0).ravel()
 
 
-def _agreement(table_NT: Array, prompts: Sequence[str], seed: int, resamples: int, level: float) -> JudgeAgreement:
+def _agreement(
+    table_NT: Array, prompts: Sequence[str], seed: int, resamples: int, level: float
+) -> JudgeAgreement:
     alike_N = table_NT[:, _EYE_T].sum(1)
     decided_N = table_NT[:, [0, 1, 3, 4]].sum(1)
     decided_alike_N = table_NT[:, [0, 4]].sum(1)
-    with_ties = clustered_share(_group(prompts, alike_N), seed=seed, resamples=resamples, level=level)
+    with_ties = clustered_share(
+        _group(prompts, alike_N), seed=seed, resamples=resamples, level=level
+    )
     some = np.flatnonzero(decided_N > 0)
     without_ties = None
     if len(some):
         shares = _group([prompts[row] for row in some], decided_alike_N[some] / decided_N[some])
         without_ties = clustered_share(shares, seed=seed, resamples=resamples, level=level)
     return JudgeAgreement(
-        with_ties, without_ties, _kappa(table_NT, prompts, with_ties, seed, resamples, level), len(prompts)
+        with_ties,
+        without_ties,
+        _kappa(table_NT, prompts, with_ties, seed, resamples, level),
+        len(prompts),
     )
 
 
@@ -151,7 +174,12 @@ def _group(prompts: Sequence[str], value_N: Array) -> dict[str, list[float]]:
 
 
 def _kappa(
-    table_NT: Array, prompts: Sequence[str], alike: Interval, seed: int, resamples: int, level: float
+    table_NT: Array,
+    prompts: Sequence[str],
+    alike: Interval,
+    seed: int,
+    resamples: int,
+    level: float,
 ) -> Interval | None:
     _, prompt_N = np.unique(np.array(prompts), return_inverse=True)
     n = int(prompt_N.max()) + 1
@@ -166,7 +194,8 @@ def _kappa(
     tail = percentile_tail(n, level)
     low, high = np.nanquantile(kappa_R, [tail, 1 - tail])
     if alike.mean in (0.0, 1.0):
-        # Nothing varies that could be resampled: the exact bound on agreement, with chance as found.
+        # Nothing varies that could be resampled: the exact bound on agreement, with chance as
+        # found.
         low, high = ((bound - chance) / (1 - chance) for bound in (alike.low, alike.high))
     return Interval(value, float(low), float(high), n)
 

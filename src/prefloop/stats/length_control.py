@@ -1,23 +1,28 @@
 """Length-controlled win rates: what the judge would say if the two responses were equally long.
 
-The model is that of AlpacaEval 2 (Dubois et al., arXiv 2404.04475), for model m against one baseline on prompt x:
+The model is that of AlpacaEval 2 (Dubois et al., arXiv 2404.04475), for model m against one
+baseline on prompt x:
 
     logit P(m wins) = θ_m + φ_m tanh(lead / sd(lead)) + ψ_m γ_x
 
-with θ the difference in quality, lead the length of m's response minus the baseline's, and γ_x how much prompt x favours models in general
-(its "instruction difficulty"). The controlled rate is the mean over prompts of ``sigmoid(θ + ψ γ_x)``: the length term is left out.
+with θ the difference in quality, lead the length of m's response minus the baseline's, and γ_x how
+much prompt x favours models in general (its "instruction difficulty"). The controlled rate is the
+mean over prompts of ``sigmoid(θ + ψ γ_x)``: the length term is left out.
 
-γ_x is identified only by several models that answer the same prompts. With two models pass difficulties known from elsewhere or none:
-the rate is then ``sigmoid(θ)``. ``length_controlled_leaderboard`` estimates γ as the paper does, in one fit of several models with ψ = 1
-and an L2 penalty on γ, then fits each model by itself with γ given.
+γ_x is identified only by several models that answer the same prompts. With two models pass
+difficulties known from elsewhere or none: the rate is then ``sigmoid(θ)``.
+``length_controlled_leaderboard`` estimates γ as the paper does, in one fit of several models with ψ
+= 1 and an L2 penalty on γ, then fits each model by itself with γ given.
 
-One difference: the γ that a model is fitted with come from the other models alone. With the hundred models of AlpacaEval that is the same;
-with four, γ that have seen the model's own verdicts explain their noise, and simulated 95 % intervals cover the truth in 88 %. Dropped on
-purpose: choosing penalties by cross-validation, as AlpacaEval does. Here they are fixed, weak and stated, so that the same verdicts always
-give the same rate; the one on γ is that of a standard normal prior.
+One difference: the γ that a model is fitted with come from the other models alone. With the hundred
+models of AlpacaEval that is the same; with four, γ that have seen the model's own verdicts explain
+their noise, and simulated 95 % intervals cover the truth in 88 %. Dropped on purpose: choosing
+penalties by cross-validation, as AlpacaEval does. Here they are fixed, weak and stated, so that the
+same verdicts always give the same rate; the one on γ is that of a standard normal prior.
 
-Two things no fit can take apart are not reported as if one had: under ``FEWEST`` prompts, and where one side is longer and one side wins on nearly
-every pair, ``LengthControlled.unknown`` says why there is no rate.
+Two things no fit can take apart are not reported as if one had: under ``FEWEST`` prompts, and where
+one side is longer and one side wins on nearly every pair, ``LengthControlled.unknown`` says why
+there is no rate.
 
 Shapes: P prompts, M models, K comparisons, F terms of the model, R resamples.
 """
@@ -42,15 +47,21 @@ from prefloop.stats.intervals import (
 )
 
 RIDGE = 0.05
-"""L2 penalty on θ, φ and ψ: keeps the fit finite when one side wins everything; worth a twentieth of a comparison."""
+"""L2 penalty on θ, φ and ψ: keeps the fit finite when one side wins everything; worth a twentieth
+of a comparison.
+"""
 DIFFICULTY_RIDGE = 1.0
 """L2 penalty on each γ_x."""
 FEWEST = 10
 """Prompts below which there is no rate at equal length."""
 SEPARATED = 0.95
-"""Share of pairs, ties among them; where one side wins that many and one side is longer on as many, nothing tells why it wins."""
+"""Share of pairs, ties among them; where one side wins that many and one side is longer on as many,
+nothing tells why it wins.
+"""
 UNIT = "characters"
-"""What lengths are counted in wherever two responses are compared at equal length, as AlpacaEval 2 does."""
+"""What lengths are counted in wherever two responses are compared at equal length, as AlpacaEval 2
+does.
+"""
 _NEWTON_STEPS = 50
 _LONGEST = 2.0  # logits; a longer Newton step overshoots where the curve is flat
 _TOLERANCE = 1e-10
@@ -79,7 +90,9 @@ class LengthControlledLeaderboard:
 
     models: dict[str, LengthControlled]
     difficulties: dict[str, float]
-    """γ by prompt id, in logits, of one fit of all models: above 0 the prompt favours the models over the baseline."""
+    """γ by prompt id, in logits, of one fit of all models: above 0 the prompt favours the models
+    over the baseline.
+    """
 
 
 def length_controlled_win_rate(
@@ -93,15 +106,21 @@ def length_controlled_win_rate(
 ) -> LengthControlled:
     """Win rate of a over b at equal length; a lead is the length of a minus that of b, in any unit.
 
-    Without difficulties the term is left out, since verdicts on two models cannot tell a prompt that favours a from a prompt on which a is
-    better. Every prompt weighs the same, however many comparisons it has. The interval is a percentile bootstrap over prompts; where all
-    verdicts are alike it is the exact binomial one. Raises ``ValueError`` naming a prompt whose entries are missing, bad or of unequal number.
+    Without difficulties the term is left out, since verdicts on two models cannot tell a prompt
+    that favours a from a prompt on which a is better. Every prompt weighs the same, however many
+    comparisons it has. The interval is a percentile bootstrap over prompts; where all verdicts are
+    alike it is the exact binomial one. Raises ``ValueError`` naming a prompt whose entries are
+    missing, bad or of unequal number.
     """
     verdicts, leads = _checked(verdicts_by_prompt, length_leads_by_prompt)
     difficulty_P = None
     if difficulty_by_prompt is not None:
-        require_same_prompts(verdicts_by_prompt, difficulty_by_prompt, "the verdicts", "the difficulties")
-        given = checked_values({prompt_id: [x] for prompt_id, x in difficulty_by_prompt.items()}, "difficulty")
+        require_same_prompts(
+            verdicts_by_prompt, difficulty_by_prompt, "the verdicts", "the difficulties"
+        )
+        given = checked_values(
+            {prompt_id: [x] for prompt_id, x in difficulty_by_prompt.items()}, "difficulty"
+        )
         difficulty_P = np.array([x[0] for x in given])
     return _controlled(verdicts, leads, difficulty_P, seed=seed, resamples=resamples, level=level)
 
@@ -114,18 +133,21 @@ def length_controlled_leaderboard(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> LengthControlledLeaderboard:
-    """Length-controlled win rates of two or more models against one baseline, each with the difficulties that the other models give.
+    """Length-controlled win rates of two or more models against one baseline, each with the
+    difficulties that the other models give.
 
-    Intervals resample prompts, each with its difficulty. Raises ``DataError`` for fewer than two models, ``ValueError`` naming model and
-    prompt where prompts or numbers of entries differ.
+    Intervals resample prompts, each with its difficulty. Raises ``DataError`` for fewer than two
+    models, ``ValueError`` naming model and prompt where prompts or numbers of entries differ.
     """
     names = sorted(verdicts_by_model)
     if len(names) < 2:
         raise DataError(
-            f"difficulties are estimated from two or more models against one baseline, found {len(names)}; "
-            "use length_controlled_win_rate for one"
+            "difficulties are estimated from two or more models against one baseline, found"
+            f" {len(names)}; use length_controlled_win_rate for one"
         )
-    require_same_prompts(verdicts_by_model, length_leads_by_model, "the models' verdicts", "the models' lengths")
+    require_same_prompts(
+        verdicts_by_model, length_leads_by_model, "the models' verdicts", "the models' lengths"
+    )
     tables = []
     for name in names:
         require_same_prompts(verdicts_by_model[names[0]], verdicts_by_model[name], names[0], name)
@@ -133,19 +155,29 @@ def length_controlled_leaderboard(
     models = {}
     for m, (name, (verdicts, leads)) in enumerate(zip(names, tables, strict=True)):
         gamma_P = _difficulties(tables[:m] + tables[m + 1 :])
-        models[name] = _controlled(verdicts, leads, gamma_P, seed=seed, resamples=resamples, level=level)
+        models[name] = _controlled(
+            verdicts, leads, gamma_P, seed=seed, resamples=resamples, level=level
+        )
     ids = sorted(verdicts_by_model[names[0]])
-    return LengthControlledLeaderboard(models, dict(zip(ids, _difficulties(tables).tolist(), strict=True)))
+    return LengthControlledLeaderboard(
+        models, dict(zip(ids, _difficulties(tables).tolist(), strict=True))
+    )
 
 
 def _checked(
-    verdicts_by_prompt: Mapping[str, Sequence[float]], leads_by_prompt: Mapping[str, Sequence[float]]
+    verdicts_by_prompt: Mapping[str, Sequence[float]],
+    leads_by_prompt: Mapping[str, Sequence[float]],
 ) -> tuple[list[Array], list[Array]]:
     require_same_prompts(verdicts_by_prompt, leads_by_prompt, "the verdicts", "the lengths")
-    verdicts, leads = checked_verdicts(verdicts_by_prompt), checked_values(leads_by_prompt, "length leads")
+    verdicts, leads = (
+        checked_verdicts(verdicts_by_prompt),
+        checked_values(leads_by_prompt, "length leads"),
+    )
     for prompt_id, won, lead in zip(sorted(verdicts_by_prompt), verdicts, leads, strict=True):
         if len(won) != len(lead):
-            raise ValueError(f"prompt '{prompt_id}' has {len(won)} verdicts but {len(lead)} length leads")
+            raise ValueError(
+                f"prompt '{prompt_id}' has {len(won)} verdicts but {len(lead)} length leads"
+            )
     return verdicts, leads
 
 
@@ -182,7 +214,9 @@ def _controlled(
     rates = []
     step = max(1, _CHUNK_CELLS // len(won_K))
     for start in range(0, resamples, step):
-        copies_RP = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start)).astype(np.float64)
+        copies_RP = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start)).astype(
+            np.float64
+        )
         fits_RF = _fit(won_K, terms_KF, copies_RP[:, prompt_K] * share_K, fit_F)
         rates.append((_rates(fits_RF, offset_P) * copies_RP).sum(1) / n)
     tail = percentile_tail(n, level)
@@ -216,7 +250,10 @@ def _unknown(n_prompts: int, won_K: Array, lead_K: Array) -> str:
     if min(max(wins, losses), max(longer, shorter)) < SEPARATED:
         return ""
     side = "winner" if (wins > losses) == (longer > shorter) else "loser"
-    return f"one side wins on nearly every pair, and the {side} is nearly always longer: length and quality cannot be told apart"
+    return (
+        f"one side wins on nearly every pair, and the {side} is nearly always longer: length and"
+        " quality cannot be told apart"
+    )
 
 
 def _rates(fits_RF: Array, offset_P: Array) -> Array:
@@ -226,14 +263,18 @@ def _rates(fits_RF: Array, offset_P: Array) -> Array:
 
 
 def _fit(won_K: Array, terms_KF: Array, weights_RK: Array, start_F: Array) -> Array:
-    """R weighted logistic regressions with an L2 penalty, by Newton's method on all at once, [R, F]."""
+    """R weighted logistic regressions with an L2 penalty, by Newton's method on all at once, [R,
+    F].
+    """
     n_terms = terms_KF.shape[1]
     fits_RF = np.tile(start_F, (len(weights_RK), 1))
     squares_KG = (terms_KF[:, :, None] * terms_KF[:, None, :]).reshape(len(terms_KF), -1)
     for _ in range(_NEWTON_STEPS):
         win_RK = _sigmoid(fits_RF @ terms_KF.T)
         slope_RF = (weights_RK * (won_K - win_RK)) @ terms_KF - RIDGE * fits_RF
-        curve_RFF = ((weights_RK * win_RK * (1 - win_RK)) @ squares_KG).reshape(-1, n_terms, n_terms)
+        curve_RFF = ((weights_RK * win_RK * (1 - win_RK)) @ squares_KG).reshape(
+            -1, n_terms, n_terms
+        )
         step_RF = np.linalg.solve(curve_RFF + RIDGE * np.eye(n_terms), slope_RF[..., None])[..., 0]
         fits_RF = fits_RF + np.clip(step_RF, -_LONGEST, _LONGEST)
         if np.abs(step_RF).max() < _TOLERANCE:
@@ -242,13 +283,19 @@ def _fit(won_K: Array, terms_KF: Array, weights_RK: Array, start_F: Array) -> Ar
 
 
 def _difficulties(tables: list[tuple[list[Array], list[Array]]]) -> Array:
-    """γ [P] of one fit of all models with ψ = 1. The Hessian is an arrow (γ touch only θ and φ), so a step costs O(P M²)."""
+    """γ [P] of one fit of all models with ψ = 1. The Hessian is an arrow (γ touch only θ and φ), so
+    a step costs O(P M²).
+    """
     n, n_models = len(tables[0][0]), len(tables)
     gamma_P, global_G = np.zeros(n), np.zeros(2 * n_models)
     flat = [_flat(verdicts, leads) for verdicts, leads in tables]
     for _ in range(_NEWTON_STEPS):
         slope_P, curve_P = -DIFFICULTY_RIDGE * gamma_P, np.full(n, DIFFICULTY_RIDGE)
-        slope_G, curve_GG, cross_GP = -RIDGE * global_G, RIDGE * np.eye(2 * n_models), np.zeros((2 * n_models, n))
+        slope_G, curve_GG, cross_GP = (
+            -RIDGE * global_G,
+            RIDGE * np.eye(2 * n_models),
+            np.zeros((2 * n_models, n)),
+        )
         for m, (won_K, feature_K, prompt_K, share_K) in enumerate(flat):
             terms_K2 = np.stack([np.ones(len(won_K)), feature_K], axis=1)
             own = slice(2 * m, 2 * m + 2)

@@ -1,4 +1,6 @@
-"""Does the judge favour a place? From questions asked in both orders, where the two answers can be compared."""
+"""Does the judge favour a place? From questions asked in both orders, where the two answers can be
+compared.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ class PositionBias:
     disagreement: Interval
     """The rest: ties by the both-orders protocol."""
     first_share: Interval
-    """Share of answers for the response shown first, a tie as half: 0.5 without a bias, 1 for a judge that always takes the first."""
+    """Share of answers for the response shown first, a tie as half: 0.5 without a bias, 1 for a
+    judge that always takes the first.
+    """
     lean: Position
-    """Of the prompts that lean to one place (``decided``), those that lean to the first: exact interval and test of one half."""
+    """Of the prompts that lean to one place (``decided``), those that lean to the first: exact
+    interval and test of one half.
+    """
     n_comparisons: int
     n_prompts: int
 
@@ -32,21 +38,36 @@ def position_bias(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> PositionBias:
-    """Consistency and lean from pairs (score of a when a is shown first, score of a when b is): 1 a wins, 0 b wins, 0.5 tie.
+    """Consistency and lean from pairs (score of a when a is shown first, score of a when b is): 1 a
+    wins, 0 b wins, 0.5 tie.
 
-    In a consistent comparison one answer goes to each place, so that only the others lean. Prompts are the clusters; a share that is the
-    same on all of them (always the first, never a disagreement) has the exact binomial interval. Raises ``ValueError`` naming a bad prompt.
+    In a consistent comparison one answer goes to each place, so that only the others lean. Prompts
+    are the clusters; a share that is the same on all of them (always the first, never a
+    disagreement) has the exact binomial interval. Raises ``ValueError`` naming a bad prompt.
     """
-    checked_verdicts({prompt_id: [x for pair in pairs for x in pair] for prompt_id, pairs in orders_by_prompt.items()})
-    agree = {prompt_id: [float(x == y) for x, y in pairs] for prompt_id, pairs in orders_by_prompt.items()}
+    checked_verdicts(
+        {
+            prompt_id: [x for pair in pairs for x in pair]
+            for prompt_id, pairs in orders_by_prompt.items()
+        }
+    )
+    agree = {
+        prompt_id: [float(x == y) for x, y in pairs]
+        for prompt_id, pairs in orders_by_prompt.items()
+    }
     # The first place wins with a when a is first, and against a when b is.
-    first = {prompt_id: [(x + 1 - y) / 2 for x, y in pairs] for prompt_id, pairs in orders_by_prompt.items()}
+    first = {
+        prompt_id: [(x + 1 - y) / 2 for x, y in pairs]
+        for prompt_id, pairs in orders_by_prompt.items()
+    }
     sides = sign_test(first)
     lean = position(sides.wins, sides.wins + sides.losses)
     consistency = clustered_share(agree, seed=seed, resamples=resamples, level=level)
     return PositionBias(
         consistency=consistency,
-        disagreement=Interval(1 - consistency.mean, 1 - consistency.high, 1 - consistency.low, consistency.n_clusters),
+        disagreement=Interval(
+            1 - consistency.mean, 1 - consistency.high, 1 - consistency.low, consistency.n_clusters
+        ),
         first_share=clustered_share(first, seed=seed, resamples=resamples, level=level),
         lean=replace(lean, biased=lean.p is not None and lean.p <= SIGNIFICANT),
         n_comparisons=sum(len(pairs) for pairs in orders_by_prompt.values()),

@@ -6,15 +6,21 @@ import math
 from statistics import NormalDist
 
 POWER = 0.8
-"""Chance with which a comparison on as many prompts as are named shows a difference that is there."""
+"""Chance with which a comparison on as many prompts as are named shows a difference that is
+there.
+"""
 MOST = 20_000
 """Prompts beyond which no number is said: nobody asks so many."""
 
 
-def prompts_to_tell(rate: float, low: float, high: float, n_prompts: int, level: float = 0.95) -> int | None:
-    """Prompts on which a true win rate of ``rate`` is told from one half with chance ``POWER``; None where that takes more than ``MOST``.
+def prompts_to_tell(
+    rate: float, low: float, high: float, n_prompts: int, level: float = 0.95
+) -> int | None:
+    """Prompts on which a true win rate of ``rate`` is told from one half with chance ``POWER``;
+    None where that takes more than ``MOST``.
 
-    ``low`` and ``high`` are the interval at ``level`` that ``n_prompts`` gave: its width falls with the square root of their number.
+    ``low`` and ``high`` are the interval at ``level`` that ``n_prompts`` gave: its width falls with
+    the square root of their number.
     """
     lead = abs(rate - 0.5)
     if not lead:
@@ -26,11 +32,18 @@ def prompts_to_tell(rate: float, low: float, high: float, n_prompts: int, level:
 
 
 def undecided(name: str, rate: float, low: float, high: float, n_prompts: int) -> str:
-    """What would tell ``name`` from SFT, as a sentence; empty where the interval of its win rate does not hold one half."""
+    """What would tell ``name`` from SFT, as a sentence; empty where the interval of its win rate
+    does not hold one half.
+    """
     if low == high or not low <= 0.5 <= high:
         return ""
-    told = f"{n_prompts:,} prompts do not tell {name} from SFT: {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]."
+    told = (
+        f"{n_prompts:,} prompts do not tell {name} from SFT: {100 * rate:.1f} % [{100 * low:.1f},"
+        f" {100 * high:.1f}]."
+    )
     needed = prompts_to_tell(rate, low, high, n_prompts)
     if needed is None:
         return f"{told} So small a difference takes more than {MOST:,}."
-    return f"{told} If that rate is right, {max(needed, n_prompts + 1):,} would, four times in five."
+    return (
+        f"{told} If that rate is right, {max(needed, n_prompts + 1):,} would, four times in five."
+    )

@@ -1,8 +1,10 @@
 """Votes cast too fast to have been read, from the times between one annotator's consecutive votes.
 
-A vote is fast when it came less than ``FLOOR`` seconds after the one before, or when its time is an outlier on the fast side of that
-person's own: a modified z-score of log seconds under -3.5 (Iglewicz & Hoaglin, "How to Detect and Handle Outliers", 1993: median and
-median absolute deviation, so that the outliers do not hide themselves). Times longer than ``BREAK`` are pauses and count for neither.
+A vote is fast when it came less than ``FLOOR`` seconds after the one before, or when its time is an
+outlier on the fast side of that person's own: a modified z-score of log seconds under -3.5
+(Iglewicz & Hoaglin, "How to Detect and Handle Outliers", 1993: median and median absolute
+deviation, so that the outliers do not hide themselves). Times longer than ``BREAK`` are pauses and
+count for neither.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def speeds(votes: Votes, people: Sequence[str]) -> dict[str, Speed]:
     """Speed of each person that has at least two votes with times."""
     found = {}
     for name in people:
-        own = np.flatnonzero((votes.annotator_V == votes.annotators.index(name)) & ~np.isnan(votes.at_V))
+        own = np.flatnonzero(
+            (votes.annotator_V == votes.annotators.index(name)) & ~np.isnan(votes.at_V)
+        )
         if len(own) < 2:
             continue
         own = own[np.argsort(votes.at_V[own], kind="stable")]

@@ -1,6 +1,8 @@
-"""Votes as flat arrays: what agreement and the aggregations that look at all comparisons at once are computed from.
+"""Votes as flat arrays: what agreement and the aggregations that look at all comparisons at once
+are computed from.
 
-Shape letters: I items (comparisons or ratings), A annotators, C categories, V votes in order of items.
+Shape letters: I items (comparisons or ratings), A annotators, C categories, V votes in order of
+items.
 """
 
 from __future__ import annotations
@@ -20,12 +22,16 @@ Floats = NDArray[np.float64]
 PREFERENCES = ("first shown", "second shown", "tie")
 THUMBS = ("up", "down")
 FILE = "file:"
-"""How the annotator begins that stands for a file's own choice: not a person, and its pairs have no order of showing."""
+"""How the annotator begins that stands for a file's own choice: not a person, and its pairs have no
+order of showing.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Votes:
-    """All votes of a set of records; choices are by position as shown, so that a habit such as 'always the left one' is visible."""
+    """All votes of a set of records; choices are by position as shown, so that a habit such as
+    'always the left one' is visible.
+    """
 
     categories: tuple[str, ...]
     ids: list[str]
@@ -46,7 +52,9 @@ class Votes:
     @property
     def counts_IC(self) -> Ints:
         """Votes of each category on each item."""
-        flat = np.bincount(self.item_V * len(self.categories) + self.choice_V, minlength=len(self.ids) * self.width)
+        flat = np.bincount(
+            self.item_V * len(self.categories) + self.choice_V, minlength=len(self.ids) * self.width
+        )
         return flat.reshape(len(self.ids), self.width)
 
     @property
@@ -56,7 +64,9 @@ class Votes:
 
 
 def turned(comparison: Comparison) -> bool:
-    """Whether response 1 stood in the first place: ``meta["shown"]`` is [1, 0]; without it response 0 counts as shown first."""
+    """Whether response 1 stood in the first place: ``meta["shown"]`` is [1, 0]; without it response
+    0 counts as shown first.
+    """
     return comparison.meta.get("shown") == [1, 0]
 
 
@@ -70,7 +80,9 @@ def collect_thumbs(ratings: Iterable[Rating]) -> Votes:
     return _collect(((r.id, False, r.votes) for r in ratings), THUMBS)
 
 
-def _collect(rows: Iterable[tuple[str, bool, Sequence[Vote | Thumb]]], categories: tuple[str, ...]) -> Votes:
+def _collect(
+    rows: Iterable[tuple[str, bool, Sequence[Vote | Thumb]]], categories: tuple[str, ...]
+) -> Votes:
     ids: list[str] = []
     turns: list[bool] = []
     people: dict[str, int] = {}
@@ -112,7 +124,9 @@ def _category(vote: Vote | Thumb, turn: bool) -> int:
 
 
 def seconds(at: str | None) -> float:
-    """Seconds since the epoch of an ISO 8601 time (UTC unless it says otherwise); NaN for none or another format."""
+    """Seconds since the epoch of an ISO 8601 time (UTC unless it says otherwise); NaN for none or
+    another format.
+    """
     if at is None:
         return float("nan")
     try:

@@ -49,15 +49,24 @@ class Learner:
         return self.backbone.method
 
     def rates(self, learning_rate: float) -> dict[str, float]:
-        """Peak rates of parameters, by their names in the loop, that differ from ``learning_rate``."""
-        return {f"{self.prefix}{n}": rate for n, rate in self.method.rates(self.role, learning_rate).items()}
+        """Peak rates of parameters, by their names in the loop, that differ from
+        ``learning_rate``.
+        """
+        return {
+            f"{self.prefix}{n}": rate
+            for n, rate in self.method.rates(self.role, learning_rate).items()
+        }
 
     def has_gradient(self) -> bool:
-        """Whether the backward passes of this step reached the role: one that is held still gets no penalty and no hooks."""
+        """Whether the backward passes of this step reached the role: one that is held still gets no
+        penalty and no hooks.
+        """
         return any(parameter.grad is not None for parameter in self.backbone.parameters(self.role))
 
     def before_step(self, step: int, total_steps: int) -> None:
-        """Add the method's penalty to the gradients, then let it look at them; ahead of clipping."""
+        """Add the method's penalty to the gradients, then let it look at them; ahead of
+        clipping.
+        """
         with self._learning():
             penalty = self.method.penalty(self.role)
             if penalty is not None:
@@ -74,7 +83,9 @@ class Learner:
 
     def take_extra(self, tensors: dict[str, Tensor]) -> None:
         """Go on from a checkpoint."""
-        self.method.take_extra(self.role, {name: t.to(self.backbone.device) for name, t in tensors.items()})
+        self.method.take_extra(
+            self.role, {name: t.to(self.backbone.device) for name, t in tensors.items()}
+        )
 
     @contextlib.contextmanager
     def _learning(self) -> Iterator[None]:

@@ -1,13 +1,17 @@
-"""When a policy games its reward: rules on the figures of every rollout, without a model, a tensor or a file.
+"""When a policy games its reward: rules on the figures of every rollout, without a model, a tensor
+or a file.
 
-A reading holds the means of one rollout with standard errors clustered by prompt. A rule compares the last ``window`` readings with the
-first ones (length, repetition, spread), with the best ones (gold) or with a number (KL), and speaks when its limit is passed by
-``standard_errors`` standard errors. That number grows with the looks a run has taken (Bonferroni over disjoint windows, and over pairs of
-them for gold, whose best window is chosen by its luck too) and is Student's where prompts are few, so that neither a long run nor a small
-rollout raises an alarm by noise. Prompts that come again in a window make the errors too wide, not too narrow: the window that it is
-compared with holds them too.
+A reading holds the means of one rollout with standard errors clustered by prompt. A rule compares
+the last ``window`` readings with the first ones (length, repetition, spread), with the best ones
+(gold) or with a number (KL), and speaks when its limit is passed by ``standard_errors`` standard
+errors. That number grows with the looks a run has taken (Bonferroni over disjoint windows, and over
+pairs of them for gold, whose best window is chosen by its luck too) and is Student's where prompts
+are few, so that neither a long run nor a small rollout raises an alarm by noise. Prompts that come
+again in a window make the errors too wide, not too narrow: the window that it is compared with
+holds them too.
 
-Dropped: a trend line through all steps (one early rise hides a late fall) and cumulative sums (whose limits nobody can read as a figure).
+Dropped: a trend line through all steps (one early rise hides a late fall) and cumulative sums
+(whose limits nobody can read as a figure).
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ _FLAT = 1e-9
 
 
 class Mean(NamedTuple):
-    """A mean, its standard error and the degrees of freedom behind that; 0 of them when the error is unknown."""
+    """A mean, its standard error and the degrees of freedom behind that; 0 of them when the error
+    is unknown.
+    """
 
     value: float
     se: float
@@ -35,7 +41,8 @@ class Mean(NamedTuple):
 
 
 def clustered(values: Sequence[float], group: int) -> Mean:
-    """Mean of responses of which ``group`` in a row answer one prompt, with prompts as what was sampled.
+    """Mean of responses of which ``group`` in a row answer one prompt, with prompts as what was
+    sampled.
 
     The responses to a single prompt stand for themselves; a single response has no standard error.
     """
@@ -59,7 +66,9 @@ def _df(*means: Mean) -> int:
 
 
 def repetition(token_ids: Sequence[int], n: int = 4) -> float:
-    """Share of a response's n-grams that stood in it before; 0 for one shorter than ``n`` tokens."""
+    """Share of a response's n-grams that stood in it before; 0 for one shorter than ``n``
+    tokens.
+    """
     grams = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -93,16 +102,27 @@ class Reading:
 
 
 def needed(standard_errors: float, looks: int, df: int) -> float:
-    """Standard errors that a difference must have at this look, so that all looks together err no more often than a few single ones."""
+    """Standard errors that a difference must have at this look, so that all looks together err no
+    more often than a few single ones.
+    """
     return -float(stdtrit(df, NormalDist().cdf(-standard_errors) / looks))
 
 
 class Alarm:
-    """Takes a reading a step; knows the best step so far and why to worry. ``state`` is JSON, and an alarm made from it decides alike."""
+    """Takes a reading a step; knows the best step so far and why to worry. ``state`` is JSON, and
+    an alarm made from it decides alike.
+    """
 
     def __init__(self, config: AlarmConfig, state: dict[str, Any] | None = None) -> None:
         self.config = config
-        state = state or {"count": 0, "start": [], "recent": [], "peak": [], "best": None, "raised": []}
+        state = state or {
+            "count": 0,
+            "start": [],
+            "recent": [],
+            "peak": [],
+            "best": None,
+            "raised": [],
+        }
         self.count: int = state["count"]
         self.start = [Reading.of(r) for r in state["start"]]
         """The first ``window`` readings of the run."""
@@ -118,20 +138,27 @@ class Alarm:
     @property
     def state(self) -> dict[str, Any]:
         """All that later decisions depend on."""
-        windows = {name: [dataclasses.asdict(r) for r in getattr(self, name)] for name in ("start", "recent", "peak")}
+        windows = {
+            name: [dataclasses.asdict(r) for r in getattr(self, name)]
+            for name in ("start", "recent", "peak")
+        }
         return {"count": self.count, "best": self.best, "raised": self.raised, **windows}
 
     @property
     def best_step(self) -> int | None:
-        """Step whose policy is the best of those within half of every limit, by gold where it is graded, else by the objective.
+        """Step whose policy is the best of those within half of every limit, by gold where it is
+        graded, else by the objective.
 
-        Ranked by the mean over the window that ends there, less its standard error: one lucky rollout is not the best. Half, because
-        without gold the objective is highest where the reward is gamed most, just below a limit.
+        Ranked by the mean over the window that ends there, less its standard error: one lucky
+        rollout is not the best. Half, because without gold the objective is highest where the
+        reward is gamed most, just below a limit.
         """
         return None if self.best is None else int(self.best["step"])
 
     def rolled_back(self) -> None:
-        """Forget the readings of the policy that was given up; what the run started from and its best stay."""
+        """Forget the readings of the policy that was given up; what the run started from and its
+        best stay.
+        """
         self.recent, self.raised = [], []
 
     def observe(self, reading: Reading) -> list[str]:
@@ -150,10 +177,14 @@ class Alarm:
             return []
         found = {
             "gold": self._gold_fell(),
-            "length": self._ratio("length", self.config.length_ratio, "responses", "tokens", shrinks=True),
+            "length": self._ratio(
+                "length", self.config.length_ratio, "responses", "tokens", shrinks=True
+            ),
             "kl": self._kl(),
             "repetition": self._repetition(),
-            "spread": self._ratio("spread", self.config.spread_ratio, "the spread of the reward ensemble", "", False),
+            "spread": self._ratio(
+                "spread", self.config.spread_ratio, "the spread of the reward ensemble", "", False
+            ),
         }
         fresh = {rule: words for rule, words in found.items() if words and rule not in self.raised}
         self.raised = [*self.raised, *fresh]
@@ -170,7 +201,12 @@ class Alarm:
 
         def ratio(name: str, limit: float | None) -> bool:
             before, now = _mean(self.start, name).value, getattr(reading, name)
-            return not limit or now is None or before <= 0 or limit**-0.5 <= now.value / before <= limit**0.5
+            return (
+                not limit
+                or now is None
+                or before <= 0
+                or limit**-0.5 <= now.value / before <= limit**0.5
+            )
 
         more = reading.repetition.value - _mean(self.start, "repetition").value
         return (
@@ -182,12 +218,20 @@ class Alarm:
 
     def _after(self, earlier: Sequence[Reading]) -> list[Reading]:
         """The current window, without what belongs to an earlier one."""
-        return [r for r in self.recent[-self.config.window :] if not earlier or r.step > earlier[-1].step]
+        return [
+            r
+            for r in self.recent[-self.config.window :]
+            if not earlier or r.step > earlier[-1].step
+        ]
 
     def _passed(self, excess: float, se: float, df: int, chosen: bool = False) -> bool:
-        """Whether an excess is more than noise; ``chosen`` when what it is compared with is the best of all windows so far."""
+        """Whether an excess is more than noise; ``chosen`` when what it is compared with is the
+        best of all windows so far.
+        """
         looks = 1 + (self.count - 1) // max(self.config.window, self.config.every)
-        return df > 0 and excess > max(_FLAT, se * needed(self.config.standard_errors, looks ** (1 + chosen), df))
+        return df > 0 and excess > max(
+            _FLAT, se * needed(self.config.standard_errors, looks ** (1 + chosen), df)
+        )
 
     def _gold_fell(self) -> str:
         now = self._after(self.peak)
@@ -203,8 +247,9 @@ class Alarm:
             return ""
         errors = f", {fall / se:.1f} standard errors," if se else ""
         return (
-            f"gold fell from {was.value:.3f} ({_steps(self.peak)}) to {gold.value:.3f} ({_steps(now)}){errors} "
-            f"while the reward rose from {before.value:.2f} to {proxy.value:.2f}"
+            f"gold fell from {was.value:.3f} ({_steps(self.peak)}) to {gold.value:.3f}"
+            f" ({_steps(now)}){errors} while the reward rose from {before.value:.2f} to"
+            f" {proxy.value:.2f}"
         )
 
     def _ratio(self, name: str, limit: float | None, what: str, unit: str, shrinks: bool) -> str:
@@ -214,30 +259,40 @@ class Alarm:
         was, is_ = _mean(self.start, name), _mean(now, name)
         df = _df(was, is_)
         grew = self._passed(is_.value - limit * was.value, math.hypot(is_.se, limit * was.se), df)
-        shrank = shrinks and self._passed(was.value - limit * is_.value, math.hypot(was.se, limit * is_.se), df)
+        shrank = shrinks and self._passed(
+            was.value - limit * is_.value, math.hypot(was.se, limit * is_.se), df
+        )
         if not grew and not shrank:
             return ""
         figures = f"from {was.value:.3g} to {is_.value:.3g} {unit}".rstrip()
         bound = f"the limit is {limit:g} times" if grew else f"the limit is 1/{limit:g}"
-        return f"{what} {'grew' if grew else 'shrank'} {figures} ({_steps(self.start)}, {_steps(now)}); {bound}"
+        return (
+            f"{what} {'grew' if grew else 'shrank'} {figures} ({_steps(self.start)},"
+            f" {_steps(now)}); {bound}"
+        )
 
     def _kl(self) -> str:
         now = self.recent[-self.config.window :]
         mean, limit = _mean(now, "kl"), self.config.kl
         if limit is None or not self._passed(mean.value - limit, mean.se, mean.df):
             return ""
-        return f"the KL to the reference is {mean.value:.3g} nats a response ({_steps(now)}); the limit is {limit:g}"
+        return (
+            f"the KL to the reference is {mean.value:.3g} nats a response ({_steps(now)}); the"
+            f" limit is {limit:g}"
+        )
 
     def _repetition(self) -> str:
         now, limit = self._after(self.start), self.config.repetition
         if limit is None or not now:
             return ""
         was, is_ = _mean(self.start, "repetition"), _mean(now, "repetition")
-        if not self._passed(is_.value - was.value - limit, math.hypot(was.se, is_.se), _df(was, is_)):
+        if not self._passed(
+            is_.value - was.value - limit, math.hypot(was.se, is_.se), _df(was, is_)
+        ):
             return ""
         return (
-            f"repeated 4-grams rose from {was.value:.1%} to {is_.value:.1%} ({_steps(self.start)}, {_steps(now)}); "
-            f"the limit is {100 * limit:g} points more"
+            f"repeated 4-grams rose from {was.value:.1%} to {is_.value:.1%} ({_steps(self.start)},"
+            f" {_steps(now)}); the limit is {100 * limit:g} points more"
         )
 
 

@@ -1,7 +1,8 @@
 """Step-0 checks: in seconds, one line each, and the run stops when one fails.
 
-They catch the bugs that otherwise show up as a model that is quietly worse: a doubled BOS, an EOS outside the loss, a reference that
-is not the start of training, dropout in log-prob passes, weights that do not move or move where they must not.
+They catch the bugs that otherwise show up as a model that is quietly worse: a doubled BOS, an EOS
+outside the loss, a reference that is not the start of training, dropout in log-prob passes, weights
+that do not move or move where they must not.
 """
 
 from __future__ import annotations
@@ -22,16 +23,23 @@ from prefloop.errors import AuditError
 
 
 class Audit:
-    """Collects the lines of one stage's checks; they are printed, kept in its metrics and shown in the report."""
+    """Collects the lines of one stage's checks; they are printed, kept in its metrics and shown in
+    the report.
+    """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.lines: list[str] = []
 
     def check(self, name: str, ok: bool, found: str, fix: str) -> None:
-        """Record one check; raises ``AuditError`` with what was found and what to do when it failed."""
+        """Record one check; raises ``AuditError`` with what was found and what to do when it
+        failed.
+        """
         self.lines.append(f"{name}: {found}")
-        say(f"  audit {self.stage}: {name}: {found}{'' if ok else '  FAILED'}", "dim" if ok else "bold red")
+        say(
+            f"  audit {self.stage}: {name}: {found}{'' if ok else '  FAILED'}",
+            "dim" if ok else "bold red",
+        )
         if not ok:
             raise AuditError(f"audit of stage {self.stage} failed: {name}: {found}. {fix}")
 
@@ -46,7 +54,8 @@ class Audit:
             "one BOS",
             doubled + missing == 0,
             f"{count} prompts, {doubled} doubled, {missing} missing",
-            "The chat template and the tokenizer both write one, or neither does: correct backbone.chat_template.",
+            "The chat template and the tokenizer both write one, or neither does: correct"
+            " backbone.chat_template.",
         )
 
     def tokens(self, chat: ChatFormat, documents: Iterable[Document], cut: int) -> None:
@@ -74,7 +83,8 @@ class Audit:
         self.check("pad token", True, handled, "")
 
     def texts(self, chat: ChatFormat, encoder: Encoder, example: Tokens) -> None:
-        """Show one training example as the model reads it, and look for texts that were not made for a chat template.
+        """Show one training example as the model reads it, and look for texts that were not made
+        for a chat template.
 
         Each check fails when more than half of the answers have the fault.
         """
@@ -104,7 +114,10 @@ class Audit:
             ),
         ):
             self.check(
-                name, 2 * count <= encoder.answers, f"{count} of {encoder.answers} responses (at most half)", fix
+                name,
+                2 * count <= encoder.answers,
+                f"{count} of {encoder.answers} responses (at most half)",
+                fix,
             )
 
     def note(self, line: str) -> None:
@@ -118,7 +131,8 @@ class Audit:
         self.check(
             "trainable parameters",
             count > 0 and not strangers,
-            f"{count:,} in {len(named)} tensors of {role}" + (f", also {strangers[:3]}" if strangers else ""),
+            f"{count:,} in {len(named)} tensors of {role}"
+            + (f", also {strangers[:3]}" if strangers else ""),
             "Only the role's own adapter and head may train.",
         )
 
@@ -146,13 +160,15 @@ class Audit:
     ) -> None:
         """After step 1: trained weights changed, the backbone's bytes did not.
 
-        ``opened_by`` (``Method.waits``): what gets a gradient through other parameters alone waits for the second step while those are 0.
+        ``opened_by`` (``Method.waits``): what gets a gradient through other parameters alone waits
+        for the second step while those are 0.
         """
         waits = {
             n
             for n in before
             for part, keys in opened_by.items()
-            if part in n and not any(before.get(n.replace(part, key), torch.zeros(1)).any() for key in keys)
+            if part in n
+            and not any(before.get(n.replace(part, key), torch.zeros(1)).any() for key in keys)
         }
         still = [n for n in before if torch.equal(before[n], after[n]) and n not in waits]
         self.check(
@@ -169,8 +185,15 @@ class Audit:
         )
 
     def stepped(self, steps: int) -> None:
-        """Something was learnt at all: a policy without a step is the one that it began as, and must not be compared as if it were another."""
-        self.check("optimizer steps", steps > 0, f"{steps:,}", "Nothing was trained: raise epochs or steps.")
+        """Something was learnt at all: a policy without a step is the one that it began as, and
+        must not be compared as if it were another.
+        """
+        self.check(
+            "optimizer steps",
+            steps > 0,
+            f"{steps:,}",
+            "Nothing was trained: raise epochs or steps.",
+        )
 
     def finish(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """The stage's metrics with the audit's lines."""

@@ -1,4 +1,6 @@
-"""Which groups go into which optimizer step, fixed by the seed, so a resumed run continues in the same order; the next step's packs ahead of time."""
+"""Which groups go into which optimizer step, fixed by the seed, so a resumed run continues in the
+same order; the next step's packs ahead of time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ Made = TypeVar("Made")
 
 
 def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """``make(item)`` for each item in order, each made in a thread while the caller works on the one before.
+    """``make(item)`` for each item in order, each made in a thread while the caller works on the
+    one before.
 
     A device has nothing to do while its host reads rows and lays out packs.
     """
@@ -32,31 +35,42 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]
 
 
 def require_any(setting: str, epochs: float, count: int, what: str) -> None:
-    """Raise ``ConfigError`` where ``epochs`` passes over ``count`` of something are less than one of them."""
+    """Raise ``ConfigError`` where ``epochs`` passes over ``count`` of something are less than one
+    of them.
+    """
     if epochs * count < 1:
         raise ConfigError(
-            f"{setting} is {epochs:g}: of {counted(count, what)} that is less than one, and nothing would be trained; give "
-            f"{1 / max(1, count):.2g} or more"
+            f"{setting} is {epochs:g}: of {counted(count, what)} that is less than one, and nothing"
+            f" would be trained; give {1 / max(1, count):.2g} or more"
         )
 
 
 def warn_of_few(stage: str, steps: int, section: str) -> None:
-    """Say before the first step that ``steps`` are too few to learn much; ``section`` holds the stage's settings."""
+    """Say before the first step that ``steps`` are too few to learn much; ``section`` holds the
+    stage's settings.
+    """
     if steps < FEW_STEPS:
         say(
-            f"  {stage}: {counted(steps, 'step')} in all, and under {FEW_STEPS} little is learnt: lower {section}.batch_pairs, raise {section}.epochs or "
-            f"{section}.optim.learning_rate, or give more data",
+            f"  {stage}: {counted(steps, 'step')} in all, and under {FEW_STEPS} little is learnt:"
+            f" lower {section}.batch_pairs, raise {section}.epochs or"
+            f" {section}.optim.learning_rate, or give more data",
             "yellow",
         )
 
 
 def epochs_of_groups(
-    count: int, size: Callable[[int], int], batch: int, epochs: float, seed: int, setting: str = "epochs"
+    count: int,
+    size: Callable[[int], int],
+    batch: int,
+    epochs: float,
+    seed: int,
+    setting: str = "epochs",
 ) -> list[list[int]]:
-    """Optimizer steps of about ``batch`` items over shuffled groups 0 … count - 1, ``size(i)`` items each; a group stays in one step.
+    """Optimizer steps of about ``batch`` items over shuffled groups 0 … count - 1, ``size(i)``
+    items each; a group stays in one step.
 
-    A last step of less than half a batch joins the one before it, so that no step is noise. Raises ``ConfigError`` that names ``setting``
-    where ``epochs`` of them are less than one group.
+    A last step of less than half a batch joins the one before it, so that no step is noise. Raises
+    ``ConfigError`` that names ``setting`` where ``epochs`` of them are less than one group.
     """
     require_any(setting, epochs, count, "prompt")
     steps: list[list[int]] = []

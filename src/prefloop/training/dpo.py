@@ -18,12 +18,16 @@ from prefloop.training.pair_batch import Pairs
 
 @dataclasses.dataclass(frozen=True)
 class PairLoss:
-    """A named loss: [P] from pairs and config; ``at_start`` is its value when policy = reference, if known."""
+    """A named loss: [P] from pairs and config; ``at_start`` is its value when policy = reference,
+    if known.
+    """
 
     loss: Callable[[Pairs, PreferenceConfig], Tensor]
     needs_reference: bool = True
     reward_margin: Callable[[Pairs, PreferenceConfig], Tensor] = lambda p, c: c.beta * p.margin
-    """What the loss takes for the difference of the two responses' rewards: positive when it prefers the first."""
+    """What the loss takes for the difference of the two responses' rewards: positive when it
+    prefers the first.
+    """
     at_start: Callable[[PreferenceConfig], float] | None = None
 
 
@@ -41,18 +45,26 @@ def _ipo_margin(p: Pairs, c: PreferenceConfig) -> Tensor:
 
 PAIR_LOSSES: dict[str, PairLoss] = {
     "dpo": PairLoss(lambda p, c: losses.dpo(p.margin, c.beta, p.label), at_start=_log_2),
-    "cdpo": PairLoss(lambda p, c: losses.dpo(p.margin, c.beta, p.label, c.flipped_share), at_start=_log_2),
-    "robust": PairLoss(lambda p, c: losses.robust(p.margin, c.beta, c.flipped_share, p.label), at_start=_log_2),
+    "cdpo": PairLoss(
+        lambda p, c: losses.dpo(p.margin, c.beta, p.label, c.flipped_share), at_start=_log_2
+    ),
+    "robust": PairLoss(
+        lambda p, c: losses.robust(p.margin, c.beta, c.flipped_share, p.label), at_start=_log_2
+    ),
     "ipo": PairLoss(_ipo, True, _ipo_margin, at_start=lambda c: 1 / (4 * c.beta**2)),
     "hinge": PairLoss(lambda p, c: losses.hinge(p.margin, c.beta, p.label), at_start=lambda c: 1.0),
     "apo_zero": PairLoss(
-        lambda p, c: losses.apo_zero(p.first_ratio, p.second_ratio, c.beta, p.label), at_start=lambda c: 1.0
+        lambda p, c: losses.apo_zero(p.first_ratio, p.second_ratio, c.beta, p.label),
+        at_start=lambda c: 1.0,
     ),
     "apo_down": PairLoss(
-        lambda p, c: losses.apo_down(p.first_ratio, p.second_ratio, c.beta, p.label), at_start=lambda c: 1.0
+        lambda p, c: losses.apo_down(p.first_ratio, p.second_ratio, c.beta, p.label),
+        at_start=lambda c: 1.0,
     ),
     "orpo": PairLoss(
-        lambda p, c: losses.orpo(*p.means, c.sft_weight, p.label), False, lambda p, c: losses.log_odds(*p.means)
+        lambda p, c: losses.orpo(*p.means, c.sft_weight, p.label),
+        False,
+        lambda p, c: losses.log_odds(*p.means),
     ),
     "simpo": PairLoss(
         lambda p, c: losses.simpo(*p.means, c.simpo_beta, c.margin, p.label),

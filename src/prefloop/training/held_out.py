@@ -1,4 +1,6 @@
-"""Early stopping of SFT: the loss on demonstrations that are not trained on, the best weights, and how long to wait for better ones."""
+"""Early stopping of SFT: the loss on demonstrations that are not trained on, the best weights, and
+how long to wait for better ones.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from prefloop.training.sft_trainer import EXTRA, Looks, checkpoints, step_of
 
 @dataclasses.dataclass(frozen=True)
 class SFTRow:
-    """A sequence to train on; ``prompt`` is the ids ahead of the first answer of its conversation."""
+    """A sequence to train on; ``prompt`` is the ids ahead of the first answer of its
+    conversation.
+    """
 
     tokens: Tokens
     prompt: tuple[int, ...]
@@ -35,8 +39,11 @@ class SFTRow:
         return document_of_sequence(self.tokens, key)
 
 
-def split(rows: Sequence[SFTRow], config: SFTStageConfig, seed: int) -> tuple[list[SFTRow], list[SFTRow]]:
-    """Rows to train on and rows to look at: ``config.eval_share`` of the prompts with all of their answers.
+def split(
+    rows: Sequence[SFTRow], config: SFTStageConfig, seed: int
+) -> tuple[list[SFTRow], list[SFTRow]]:
+    """Rows to train on and rows to look at: ``config.eval_share`` of the prompts with all of their
+    answers.
 
     Raises ``DataError`` when one side would be empty.
     """
@@ -48,26 +55,32 @@ def split(rows: Sequence[SFTRow], config: SFTStageConfig, seed: int) -> tuple[li
     train = [row for row in rows if row.prompt not in held]
     if not train:
         raise DataError(
-            f"sft.eval_share {config.eval_share:g} leaves none of {len(prompts)} prompts to train on: lower it"
+            f"sft.eval_share {config.eval_share:g} leaves none of {len(prompts)} prompts to train"
+            " on: lower it"
         )
     return train, [row for row in rows if row.prompt in held]
 
 
 class HeldOut(TrainerCallback):
-    """Looks at the held-out loss every ``sft.eval_every`` steps and after the last, keeps the weights of the best look, stops the training
-    when ``sft.patience`` looks brought none better.
+    """Looks at the held-out loss every ``sft.eval_every`` steps and after the last, keeps the
+    weights of the best look, stops the training when ``sft.patience`` looks brought none better.
 
-    A look counts once the adapter's method no longer changes the role's form (``Method.settled``), so that the result is what was looked at.
-    What it saw survives a kill in the checkpoints (``so_far``); looks that training goes back behind are forgotten with their weights.
+    A look counts once the adapter's method no longer changes the role's form (``Method.settled``),
+    so that the result is what was looked at. What it saw survives a kill in the checkpoints
+    (``so_far``); looks that training goes back behind are forgotten with their weights.
     """
 
-    def __init__(self, work: Work, role: str, rows: Sequence[SFTRow], config: SFTStageConfig) -> None:
+    def __init__(
+        self, work: Work, role: str, rows: Sequence[SFTRow], config: SFTStageConfig
+    ) -> None:
         self.work, self.role, self.config = work, role, config
         self.documents = [row.document(i) for i, row in enumerate(rows)]
         self.weights = work.scratch / "looks"
         """A folder for each look that may be gone back to, named by its step."""
         self.losses: dict[int, float] = {}
-        """Step → loss of the looks that count; those up to the checkpoint that training goes on from."""
+        """Step → loss of the looks that count; those up to the checkpoint that training goes on
+        from.
+        """
 
     def best_step(self, until: int | None = None) -> int:
         """The first of the looks (up to step ``until``) with the lowest loss."""
@@ -77,19 +90,30 @@ class HeldOut(TrainerCallback):
     def so_far(self) -> Looks:
         """What a checkpoint of now holds."""
         best = self.weights / str(self.best_step()) if self.losses else None
-        return Looks(dict(self.losses), tuple(path for path in best.rglob("*") if path.is_file()) if best else ())
+        return Looks(
+            dict(self.losses),
+            tuple(path for path in best.rglob("*") if path.is_file()) if best else (),
+        )
 
     def stops_at(self, step: int) -> bool:
         """Whether patience is at its end after ``step``."""
         if self.config.patience is None or step not in self.losses:
             return False
-        return sum(self.best_step(step) < look <= step for look in self.losses) >= self.config.patience
+        return (
+            sum(self.best_step(step) < look <= step for look in self.losses) >= self.config.patience
+        )
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.losses = {step: loss for step, loss in self.losses.items() if step <= state.global_step}
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.losses = {
+            step: loss for step, loss in self.losses.items() if step <= state.global_step
+        }
         self._forget({step for step in self._kept() if step <= state.global_step})
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         step, last = state.global_step, state.global_step == state.max_steps
         if step % self.config.eval_every and not last:
             return
@@ -129,14 +153,22 @@ class HeldOut(TrainerCallback):
         backbone, best = self.work.runtime.backbone, self.weights / str(self.best_step())
         backbone.add_role(self.role, start=best)
         if (best / EXTRA).is_file():
-            backbone.method.take_extra(self.role, load_file(best / EXTRA, device=str(backbone.device)))
+            backbone.method.take_extra(
+                self.role, load_file(best / EXTRA, device=str(backbone.device))
+            )
         backbone.save_role(self.role, folder)
         step = self.best_step()
-        return {"held_out": len(self.documents), "held_out_loss": self.losses[step], "best_step": step}
+        return {
+            "held_out": len(self.documents),
+            "held_out_loss": self.losses[step],
+            "best_step": step,
+        }
 
 
 def mean_loss(backbone: Backbone, role: str, documents: Sequence[Document]) -> float:
-    """Mean negative log-likelihood of the response tokens under ``role``, in nats, without dropout."""
+    """Mean negative log-likelihood of the response tokens under ``role``, in nats, without
+    dropout.
+    """
     total = tokens = 0.0
     with backbone.role(role):
         for pack in packs(documents, backbone.scoring_tokens):

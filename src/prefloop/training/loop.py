@@ -1,7 +1,9 @@
-"""One training loop for reward, preference and PPO: packs in, an optimizer step whose loss is the mean over its items.
+"""One training loop for reward, preference and PPO: packs in, an optimizer step whose loss is the
+mean over its items.
 
-Built on accelerate for device placement, precision and clipping. Checkpoints are safetensors and JSON: parameters, the optimizer's moments, schedule
-position, torch's random state and whatever the stage adds; a resumed run ends in the same weights as one that was never interrupted.
+Built on accelerate for device placement, precision and clipping. Checkpoints are safetensors and
+JSON: parameters, the optimizer's moments, schedule position, torch's random state and whatever the
+stage adds; a resumed run ends in the same weights as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from torch import Tensor, nn
 from prefloop.base.atomic import settle
 from prefloop.base.console import complain, say
 from prefloop.base.interrupt import heed, waiting
-from prefloop.base.sealed import SEAL, check_files, hashes_of, read_folder, read_sealed, remove, seal_folder
+from prefloop.base.sealed import (
+    SEAL,
+    check_files,
+    hashes_of,
+    read_folder,
+    read_sealed,
+    remove,
+    seal_folder,
+)
 from prefloop.config import OptimConfig
 from prefloop.data.packing import Pack
 from prefloop.errors import PrefloopError, StoreError
@@ -51,8 +61,9 @@ class Loop:
         learners: Sequence[Learner] = (),
         updates: int = 1,
     ) -> None:
-        """``learning_rates`` maps a name prefix to its own peak rate; everything else learns at ``optim.learning_rate``. ``ids_of`` names
-        the rows behind the keys of a pack for messages. ``learners`` are the roles that the adapters' parameters among ``parameters`` are of.
+        """``learning_rates`` maps a name prefix to its own peak rate; everything else learns at
+        ``optim.learning_rate``. ``ids_of`` names the rows behind the keys of a pack for messages.
+        ``learners`` are the roles that the adapters' parameters among ``parameters`` are of.
         ``updates`` are the optimizer steps in a step of the stage.
         """
         self.ids_of = ids_of
@@ -70,10 +81,15 @@ class Loop:
         groups: dict[float, list[nn.Parameter]] = {}
         own: dict[str, float] = {}
         for learner in learners:
-            rate = next((r for prefix, r in rates.items() if learner.prefix.startswith(prefix)), optim.learning_rate)
+            rate = next(
+                (r for prefix, r in rates.items() if learner.prefix.startswith(prefix)),
+                optim.learning_rate,
+            )
             own |= learner.rates(rate)
         for name, parameter in parameters.items():
-            rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), optim.learning_rate)
+            rate = next(
+                (r for prefix, r in rates.items() if name.startswith(prefix)), optim.learning_rate
+            )
             rate = own.get(name, rate)
             groups.setdefault(rate, []).append(parameter)
         device = self.accelerator.device
@@ -93,11 +109,17 @@ class Loop:
         return factor(self.optim, step, self.total_steps)
 
     def update(
-        self, packs: Iterable[Pack], loss_of: Callable[[Pack], Tensor | Iterator[Tensor]], items: int
+        self,
+        packs: Iterable[Pack],
+        loss_of: Callable[[Pack], Tensor | Iterator[Tensor]],
+        items: int,
     ) -> dict[str, float]:
-        """One optimizer step. ``loss_of`` returns the *sum* of the losses of a pack's items; the step's loss is their mean.
+        """One optimizer step. ``loss_of`` returns the *sum* of the losses of a pack's items; the
+        step's loss is their mean.
 
-        Where adapters are switched within a pack it yields one loss for each, and each is backpropagated before the next is computed. Raises ``NonFiniteLoss`` naming the responses in the pack; weights stay as they were.
+        Where adapters are switched within a pack it yields one loss for each, and each is
+        backpropagated before the next is computed. Raises ``NonFiniteLoss`` naming the responses in
+        the pack; weights stay as they were.
         """
         losses: list[tuple[Pack, Tensor]] = []
         torch.manual_seed(self.step)  # dropout, where a stage uses it, depends on the step alone
@@ -114,10 +136,13 @@ class Loop:
         # Each part apart: a head's gradient must not decide how far the adapter's is cut.
         most = self.optim.max_grad_norm or float("inf")
         norms = [self.accelerator.clip_grad_norm_(part, most) for part in self.parts.values()]
-        results = torch.stack([*(loss.float() for _, loss in losses), *(norm.float() for norm in norms)])
+        results = torch.stack(
+            [*(loss.float() for _, loss in losses), *(norm.float() for norm in norms)]
+        )
         rate = self.schedule.get_last_lr()[0]
         if self.fused:
-            # The device itself leaves the weights as they are when a value is not finite, so the host need not look first.
+            # The device itself leaves the weights as they are when a value is not finite, so the
+            # host need not look first.
             self.optimizer.found_inf = (~results.isfinite().all()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         values = results.tolist()  # the one point where the host waits for the device
@@ -131,21 +156,26 @@ class Loop:
         return {"loss": sum(values[: len(losses)]), "grad_norm": norm, "lr": rate}
 
     def _check(self, packs: list[Pack], values: list[float]) -> float:
-        """The largest of the gradient norms, which stand behind the packs' losses; raises ``NonFiniteLoss``."""
+        """The largest of the gradient norms, which stand behind the packs' losses; raises
+        ``NonFiniteLoss``.
+        """
         for pack, value in zip(packs, values, strict=False):
             if not math.isfinite(value):
                 where = f"responses {list(pack.keys)[:16]}"
                 if self.ids_of:
                     ids = self.ids_of(pack.keys)
-                    where = f"rows {', '.join(ids[:16])}" + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
+                    where = f"rows {', '.join(ids[:16])}" + (
+                        f" and {len(ids) - 16} more" if len(ids) > 16 else ""
+                    )
                 raise NonFiniteLoss(
-                    f"step {self.step + 1}: loss is {value} on {where}; the step was not applied, lower the learning rate or look at "
-                    "these rows"
+                    f"step {self.step + 1}: loss is {value} on {where}; the step was not applied,"
+                    " lower the learning rate or look at these rows"
                 )
         norms = values[len(packs) :]
         if bad := [norm for norm in norms if not math.isfinite(norm)]:
             raise NonFiniteLoss(
-                f"step {self.step + 1}: gradient norm is {bad[0]}; the step was not applied, lower the learning rate"
+                f"step {self.step + 1}: gradient norm is {bad[0]}; the step was not applied, lower"
+                " the learning rate"
             )
         return max(norms)
 
@@ -155,15 +185,22 @@ class Loop:
         return self.step // self.updates
 
     def due(self) -> bool:
-        """Whether a checkpoint is to be written at the end of this step: every ``checkpoint_every``, and when the run is asked to end."""
+        """Whether a checkpoint is to be written at the end of this step: every
+        ``checkpoint_every``, and when the run is asked to end.
+        """
         return waiting() or self.stage_step % self.optim.checkpoint_every == 0
 
     def save(
-        self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None, needed: Sequence[Path] = ()
+        self,
+        state: dict[str, Any],
+        tensors: dict[str, Tensor] | None = None,
+        needed: Sequence[Path] = (),
     ) -> None:
-        """Write a checkpoint of this step, whole or not at all; all but the newest ``KEPT`` go. A run that is asked to end then ends.
+        """Write a checkpoint of this step, whole or not at all; all but the newest ``KEPT`` go. A
+        run that is asked to end then ends.
 
-        ``needed`` are files under ``folder`` that training goes on with beside it (``keep``): the checkpoint holds their hashes.
+        ``needed`` are files under ``folder`` that training goes on with beside it (``keep``): the
+        checkpoint holds their hashes.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / ".partial"
@@ -186,7 +223,11 @@ class Loop:
 
     def needed(self) -> set[Path]:
         """The files that checkpoints need beside them."""
-        return {self.folder / name for place in self.checkpoints() for name in read_sealed(place / SEAL)["needed"]}
+        return {
+            self.folder / name
+            for place in self.checkpoints()
+            for name in read_sealed(place / SEAL)["needed"]
+        }
 
     def _flat(self) -> dict[str, Tensor]:
         """Parameters and optimizer moments by name."""
@@ -211,21 +252,28 @@ class Loop:
             optimizers.put_moments(self.optimizer, parameter, slots)
         for learner in self.learners:
             start = f"method/{learner.prefix}"
-            learner.take_extra({n.removeprefix(start): t for n, t in flat.items() if n.startswith(start)})
+            learner.take_extra(
+                {n.removeprefix(start): t for n, t in flat.items() if n.startswith(start)}
+            )
 
     def keep(self, path: Path) -> None:
-        """Write parameters and optimizer moments to a file, whole or not at all, for ``go_back``."""
+        """Write parameters and optimizer moments to a file, whole or not at all, for
+        ``go_back``.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         save_file({n: t.cpu().contiguous() for n, t in self._flat().items()}, partial)
         settle(partial, path)
 
     def go_back(self, path: Path) -> None:
-        """Take parameters and optimizer moments from ``keep``; the schedule goes on from where it is."""
+        """Take parameters and optimizer moments from ``keep``; the schedule goes on from where it
+        is.
+        """
         self._take(load_file(path))
 
     def restore(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Go on from the newest checkpoint that is whole; returns the stage's state and tensors, or ``None`` when there is none.
+        """Go on from the newest checkpoint that is whole; returns the stage's state and tensors, or
+        ``None`` when there is none.
 
         One that is damaged is told and removed.
         """
@@ -241,7 +289,9 @@ class Loop:
         self.schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         torch.set_rng_state(flat["rng"])
         state: dict[str, Any] = saved["state"]
-        return state, {k.removeprefix("extra/"): v for k, v in flat.items() if k.startswith("extra/")}
+        return state, {
+            k.removeprefix("extra/"): v for k, v in flat.items() if k.startswith("extra/")
+        }
 
     def _whole(self, place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         saved = read_folder(place)
@@ -250,18 +300,24 @@ class Loop:
 
 
 def end_where_asked(step: int, total: int) -> None:
-    """End a run that was asked to, now that the checkpoint of this step of a stage is written: raises ``KeyboardInterrupt`` or ``Ended``."""
+    """End a run that was asked to, now that the checkpoint of this step of a stage is written:
+    raises ``KeyboardInterrupt`` or ``Ended``.
+    """
     if waiting():
         complain(f"checkpoint of step {step} of {total} written")
         heed()
 
 
 def newest_whole(
-    checkpoints: Sequence[Path], read: Callable[[Path], T], otherwise: str = "the start of the stage"
+    checkpoints: Sequence[Path],
+    read: Callable[[Path], T],
+    otherwise: str = "the start of the stage",
 ) -> T | None:
-    """What ``read`` makes of the newest checkpoint, from which training goes on; ``None`` where there is none.
+    """What ``read`` makes of the newest checkpoint, from which training goes on; ``None`` where
+    there is none.
 
-    One of which it raises ``StoreError`` is told and removed: training goes on from the one before, or from what ``otherwise`` says.
+    One of which it raises ``StoreError`` is told and removed: training goes on from the one before,
+    or from what ``otherwise`` says.
     """
     for number, place in reversed(list(enumerate(checkpoints))):
         try:
@@ -274,7 +330,9 @@ def newest_whole(
 
 
 def factor(optim: OptimConfig, step: int, total_steps: int) -> float:
-    """Learning rate at 0-based ``step`` as a share of the peak: linear warm-up from above 0, then linear decay or constant."""
+    """Learning rate at 0-based ``step`` as a share of the peak: linear warm-up from above 0, then
+    linear decay or constant.
+    """
     warmup = optim.warmup(total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

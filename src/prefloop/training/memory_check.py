@@ -1,8 +1,11 @@
-"""A dry pass before the first step: does the largest pack fit the memory? Better now than after an hour."""
+"""A dry pass before the first step: does the largest pack fit the memory? Better now than after an
+hour.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,13 +17,17 @@ from prefloop.models.forward import hidden_N_H, response_logps_R
 
 
 def largest_pack(prompt_tokens: int, response_tokens: int, responses: int, budget: int) -> Pack:
-    """A pack that fills ``budget``: prompts with responses of these lengths, the last cut to what is left; one prompt at least."""
+    """A pack that fills ``budget``: prompts with responses of these lengths, the last cut to what
+    is left; one prompt at least.
+    """
     documents: list[Document] = []
     size, left = prompt_tokens + response_tokens * responses, budget
     while not documents or left >= 2:
         length = size if not documents else min(size, left)
         prompt = min(prompt_tokens, length - 1)
-        each = [min(response_tokens, length - prompt - k * response_tokens) for k in range(responses)]
+        each = [
+            min(response_tokens, length - prompt - k * response_tokens) for k in range(responses)
+        ]
         ids = [[0] * n for n in each if n > 0]
         start = len(documents) * responses
         documents.append(Document([0] * prompt, ids, range(start, start + len(ids))))
@@ -28,17 +35,24 @@ def largest_pack(prompt_tokens: int, response_tokens: int, responses: int, budge
     return pack(documents)
 
 
-def dry_pass(backbone: Backbone, train: Iterable[str], score: Iterable[str], training: Pack, scoring: Pack) -> None:
-    """Forward and backward of ``training`` under each role of ``train``, forward of ``scoring`` under each of ``score``; nothing is learnt.
+def dry_pass(
+    backbone: Backbone, train: Iterable[str], score: Iterable[str], training: Pack, scoring: Pack
+) -> None:
+    """Forward and backward of ``training`` under each role of ``train``, forward of ``scoring``
+    under each of ``score``; nothing is learnt.
 
     Raises ``ModelError`` naming the settings to change when the memory does not suffice.
     """
     for role in score:
-        _fits(backbone, scoring, lambda role=role: _forward(backbone, role, scoring, train=False))  # type: ignore[misc]
+        _fits(backbone, scoring, partial(_forward, backbone, role, scoring, train=False))
     for role in train:
-        _fits(backbone, training, lambda role=role: _forward(backbone, role, training, train=True).backward())  # type: ignore[misc]
+        _fits(backbone, training, partial(_learn, backbone, role, training))
         for parameter in backbone.parameters(role):
             parameter.grad = None
+
+
+def _learn(backbone: Backbone, role: str, whole: Pack) -> None:
+    _forward(backbone, role, whole, train=True).backward()
 
 
 def _forward(backbone: Backbone, role: str, whole: Pack, train: bool) -> Tensor:
@@ -52,9 +66,14 @@ def _fits(backbone: Backbone, whole: Pack, run: Callable[[], object]) -> None:
         run()
     except torch.OutOfMemoryError as error:
         config = backbone.config
-        more = "" if config.gradient_checkpointing == "block" else ", set backbone.gradient_checkpointing block"
+        more = (
+            ""
+            if config.gradient_checkpointing == "block"
+            else ", set backbone.gradient_checkpointing block"
+        )
         raise ModelError(
-            f"out of memory in a dry pass over the largest pack, {len(whole.tokens_N)} tokens, before anything was learnt: "
-            f"lower backbone.pack_tokens (now {config.pack_tokens}){more}, shorten generation.max_new_tokens or let vLLM sleep and take less "
-            f"(generation.kv_cache_gb). {str(error).splitlines()[0]}"
+            f"out of memory in a dry pass over the largest pack, {len(whole.tokens_N)} tokens,"
+            " before anything was learnt: lower backbone.pack_tokens (now"
+            f" {config.pack_tokens}){more}, shorten generation.max_new_tokens or let vLLM sleep and"
+            f" take less (generation.kv_cache_gb). {str(error).splitlines()[0]}"
         ) from error

@@ -1,7 +1,7 @@
 """The pairs of a pack: every response is scored once, and pairs only index the scores.
 
-Shape letters: B responses of a pack, P its pairs. 'first' and 'second' are the responses of a pair as the
-record holds them; the label says how probably the first is better.
+Shape letters: B responses of a pack, P its pairs. 'first' and 'second' are the responses of a pair
+as the record holds them; the label says how probably the first is better.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Pairs:
     """Policy's summed log-prob of the first response."""
     second_sum: Tensor
     first_ratio: Tensor
-    """Summed log(π/π_ref) of the first response; the policy's own log-prob when the loss has no reference."""
+    """Summed log(π/π_ref) of the first response; the policy's own log-prob when the loss has no
+    reference.
+    """
     second_ratio: Tensor
     first_length: Tensor
     """Tokens."""
@@ -49,7 +51,9 @@ class Pairs:
         return self.first_sum / self.first_length, self.second_sum / self.second_length
 
 
-def pairs_of(pack: Pack, by_key: Mapping[int, PreferenceGroup], policy_B: Tensor, reference_B: Tensor | float) -> Pairs:
+def pairs_of(
+    pack: Pack, by_key: Mapping[int, PreferenceGroup], policy_B: Tensor, reference_B: Tensor | float
+) -> Pairs:
     """Index the responses' sums by the pack's pairs."""
     first, second, labels, weights = pair_indices(pack, by_key)
     device = policy_B.device
@@ -76,6 +80,8 @@ def decided(margin_P: Tensor, label_P: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def accuracy(counts: list[Tensor]) -> float:
-    """Share of right pairs among the decided ones, from what ``decided`` gave for each pack; NaN when all are ties."""
+    """Share of right pairs among the decided ones, from what ``decided`` gave for each pack; NaN
+    when all are ties.
+    """
     pairs, right = torch.stack(counts).sum(0).tolist()
     return right / pairs if pairs else math.nan

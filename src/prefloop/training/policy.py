@@ -1,4 +1,6 @@
-"""What every stage that aligns a policy shares: policy and reference adapters from one SFT artifact, and the check that they agree."""
+"""What every stage that aligns a policy shares: policy and reference adapters from one SFT
+artifact, and the check that they agree.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ from prefloop.training.audit import Audit
 POLICY, REFERENCE = "policy", "reference"
 
 
-def start_policy(work: Work, sft: Artifact, audit: Audit, documents: Sequence[Document], temperature: float) -> None:
-    """Put policy and frozen reference on the backbone, both copies of the SFT adapter, and audit ratio = 1, KL = 0, dropout off."""
+def start_policy(
+    work: Work, sft: Artifact, audit: Audit, documents: Sequence[Document], temperature: float
+) -> None:
+    """Put policy and frozen reference on the backbone, both copies of the SFT adapter, and audit
+    ratio = 1, KL = 0, dropout off.
+    """
     backbone = work.runtime.backbone
     backbone.add_role(POLICY, start=sft.path)
     backbone.add_role(REFERENCE, start=sft.path, frozen=True)
@@ -41,7 +47,12 @@ def start_policy(work: Work, sft: Artifact, audit: Audit, documents: Sequence[Do
         "The reference is not where the policy starts.",
     )
     count = backbone.method.count(POLICY)
-    audit.check("trainable parameters", count > 0, f"{count:,} in adapter {POLICY}", "The policy has no adapter.")
+    audit.check(
+        "trainable parameters",
+        count > 0,
+        f"{count:,} in adapter {POLICY}",
+        "The policy has no adapter.",
+    )
 
 
 def save_policy(backbone: Backbone, folder: Path) -> None:
@@ -61,8 +72,12 @@ def logps_R(backbone: Backbone, pack: Pack, role: str | None, temperature: float
         return response_logps_R(backbone, hidden_N_H(backbone, pack), pack, temperature)
 
 
-def reference_B(backbone: Backbone, pack: Pack, temperature: float, cached: Tensor | None = None) -> Tensor:
-    """Summed reference log-prob of each response: from the cache (indexed by key), or computed now under the reference adapter."""
+def reference_B(
+    backbone: Backbone, pack: Pack, temperature: float, cached: Tensor | None = None
+) -> Tensor:
+    """Summed reference log-prob of each response: from the cache (indexed by key), or computed now
+    under the reference adapter.
+    """
     if cached is not None:
         return on_device(cached[list(pack.keys)], pack.tokens_N.device)
     return sum_by_branch_B(logps_R(backbone, pack, REFERENCE, temperature), pack)
@@ -71,4 +86,6 @@ def reference_B(backbone: Backbone, pack: Pack, temperature: float, cached: Tens
 def policy_B(backbone: Backbone, pack: Pack, temperature: float) -> Tensor:
     """Summed policy log-prob of each response, with gradient."""
     with backbone.role(POLICY, train=True):
-        return sum_by_branch_B(response_logps_R(backbone, hidden_N_H(backbone, pack), pack, temperature), pack)
+        return sum_by_branch_B(
+            response_logps_R(backbone, hidden_N_H(backbone, pack), pack, temperature), pack
+        )

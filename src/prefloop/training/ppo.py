@@ -1,7 +1,8 @@
 """The three steps of PPO after generation: score, estimate, optimise.
 
-Reference log-probs, values and rewards come from the same packs, in which the responses of a group share their prompt. The critic of
-``ppo`` is in ``critic.py``; grpo, rloo and reinforce have none. Log-probs are at the sampling temperature throughout.
+Reference log-probs, values and rewards come from the same packs, in which the responses of a group
+share their prompt. The critic of ``ppo`` is in ``critic.py``; grpo, rloo and reinforce have none.
+Log-probs are at the sampling temperature throughout.
 
 Shape letters: B responses of a rollout, R their tokens in a row (response after response).
 """
@@ -46,14 +47,16 @@ def score(
 ) -> Scored:
     """Log-probs under policy and reference, values and rewards of a rollout, from the same packs.
 
-    Raises ``JudgeError`` naming source and response when one of ``rewards`` fails or gives no finite number; nothing was learnt from the
-    rollout then.
+    Raises ``JudgeError`` naming source and response when one of ``rewards`` fails or gives no
+    finite number; nothing was learnt from the rollout then.
     """
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
     n = config.samples_per_prompt
     documents = [
         Document(
-            prompts_ids[p.id], [r.token_ids for r in rollouts[i * n : (i + 1) * n]], list(range(i * n, (i + 1) * n))
+            prompts_ids[p.id],
+            [r.token_ids for r in rollouts[i * n : (i + 1) * n]],
+            list(range(i * n, (i + 1) * n)),
         )
         for i, p in enumerate(batch)
     ]
@@ -99,19 +102,24 @@ def score(
         texts = [backbone.chat.decode(r.token_ids) for r in rollouts]
         scored.source_B |= rewards.scores_B([p for p in batch for _ in range(n)], texts)
     _refuse_what_is_not_finite(scored, batch, n)
-    scored.reward_B = combined_B(scored.source_B, {REWARD_MODEL: config.reward_model_weight, **rewards.weights})
+    scored.reward_B = combined_B(
+        scored.source_B, {REWARD_MODEL: config.reward_model_weight, **rewards.weights}
+    )
     return scored
 
 
 def _refuse_what_is_not_finite(scored: Scored, batch: list[Prompt], n: int) -> None:
-    """Raise ``NonFiniteLoss`` naming the prompts whose scores or log-probs are NaN or infinite: whitening would spread them over all."""
+    """Raise ``NonFiniteLoss`` naming the prompts whose scores or log-probs are NaN or infinite:
+    whitening would spread them over all.
+    """
     for name in ("sampler_logp_R", "old_logp_R", "reference_logp_R", "value_R", "reward_B"):
         found = ~getattr(scored, name).isfinite()
         bad_B = found if name.endswith("_B") else scored.sequence_sum_B(found.float()) > 0
         if bad_B.any():
             ids = dict.fromkeys(batch[int(k) // n].id for k in bad_B.nonzero()[:, 0])
             raise NonFiniteLoss(
-                f"{name[:-2]} is not finite in {int(bad_B.sum())} responses, to prompts {', '.join(list(ids)[:8])}; nothing was learnt from this rollout"
+                f"{name[:-2]} is not finite in {int(bad_B.sum())} responses, to prompts"
+                f" {', '.join(list(ids)[:8])}; nothing was learnt from this rollout"
             )
 
 
@@ -121,20 +129,30 @@ def penalised_B(config: PPOConfig, scored: Scored) -> Tensor:
     if config.reward_clip is not None:
         score_B = score_B.clamp(-config.reward_clip, config.reward_clip)
     finished_B = torch.tensor([r.finished for r in scored.rollouts])
-    return score_B - config.missing_eos_penalty * (~finished_B) - config.length_penalty * scored.length_B
+    return (
+        score_B
+        - config.missing_eos_penalty * (~finished_B)
+        - config.length_penalty * scored.length_B
+    )
 
 
 def kl_settings(config: PPOConfig, estimator: str) -> tuple[str, str]:
     """Where the KL stands and how it is estimated: ('reward' | 'loss', 'k1' | 'k2' | 'k3')."""
     kl = config.kl
-    placement = kl.placement if kl.placement != "auto" else "loss" if estimator == "grpo" else "reward"
+    placement = (
+        kl.placement if kl.placement != "auto" else "loss" if estimator == "grpo" else "reward"
+    )
     kind = kl.estimator if kl.estimator != "auto" else "k3" if placement == "loss" else "k1"
     return placement, kind
 
 
 def gap_bound(config: PPOConfig, backbone: Backbone, engine: str) -> float:
     """The mean |log-prob gap| between sampler and trainer that is tolerated, nats a token."""
-    return agreement.gap_bound(backbone, engine) if config.max_logprob_gap is None else config.max_logprob_gap
+    return (
+        agreement.gap_bound(backbone, engine)
+        if config.max_logprob_gap is None
+        else config.max_logprob_gap
+    )
 
 
 def estimate(config: PPOConfig, estimator: str, scored: Scored, kl_coef: float) -> Advantages:
@@ -172,25 +190,33 @@ def optimise(
     loss_kl: tuple[float, str] | None = None,
     first: bool = False,
 ) -> dict[str, float]:
-    """All epochs and minibatches over one rollout; the policy's first update is audited (ratio 1, weights move, backbone does not).
+    """All epochs and minibatches over one rollout; the policy's first update is audited (ratio 1,
+    weights move, backbone does not).
 
-    ``loss_kl`` is coefficient and estimator of a KL term in the loss. ``first``: the ratio is audited too, as in the first rollout of a process.
+    ``loss_kl`` is coefficient and estimator of a KL term in the loss. ``first``: the ratio is
+    audited too, as in the first rollout of a process.
     """
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
     importance_R = torch.ones_like(scored.old_logp_R)
     if config.importance_cap is not None:
-        importance_R = math_.truncated_importance(scored.old_logp_R, scored.sampler_logp_R, config.importance_cap)
+        importance_R = math_.truncated_importance(
+            scored.old_logp_R, scored.sampler_logp_R, config.importance_cap
+        )
     warm_up = config.value_warmup if critic is not None else 0
     learns = step >= warm_up
     tokens = 0
-    sums = {name: torch.zeros((), device=backbone.device) for name in ("clipped", "policy", "value", "ratio")}
+    sums = {
+        name: torch.zeros((), device=backbone.device)
+        for name in ("clipped", "policy", "value", "ratio")
+    }
 
     def losses_of(pack: Pack) -> Iterator[Tensor]:
         nonlocal tokens
         rows = scored.rows(pack)
         tokens += len(rows)
         old_R, advantage_R, weight_R = (
-            x[rows].to(backbone.device) for x in (scored.old_logp_R, estimate.advantage_R, importance_R)
+            x[rows].to(backbone.device)
+            for x in (scored.old_logp_R, estimate.advantage_R, importance_R)
         )
         with backbone.role(POLICY, train=learns):
             hidden = hidden_N_H(backbone, pack)
@@ -198,7 +224,9 @@ def optimise(
             policy_R = math_.policy_loss_R(logp_R, old_R, advantage_R, config.clip_range, weight_R)
             if loss_kl is not None:
                 reference_R = scored.reference_logp_R[rows].to(backbone.device)
-                policy_R = policy_R + loss_kl[0] * math_.kl_per_token(logp_R, reference_R, loss_kl[1])
+                policy_R = policy_R + loss_kl[0] * math_.kl_per_token(
+                    logp_R, reference_R, loss_kl[1]
+                )
             total = policy_R.sum()
             if config.entropy_coef:
                 entropy = entropy_R(backbone, hidden, pack, temperature).sum()
@@ -210,11 +238,14 @@ def optimise(
         if critic is None or estimate.return_R is None:
             yield total
             return
-        # While the critic warms up the policy gets no gradient at all: one of zeros would count in Adam's moments and decay the weights.
+        # While the critic warms up the policy gets no gradient at all: one of zeros would count in
+        # Adam's moments and decay the weights.
         if critic.own and learns:
             yield total
         value_R = critic.values_R(pack, hidden, train=True)
-        before_R, return_R = (x[rows].to(backbone.device) for x in (scored.value_R, estimate.return_R))
+        before_R, return_R = (
+            x[rows].to(backbone.device) for x in (scored.value_R, estimate.return_R)
+        )
         value_loss = math_.value_loss_R(value_R, before_R, return_R, config.value_clip_range).sum()
         sums["value"] += value_loss.detach()
         yield config.value_coef * value_loss + (total if learns and not critic.own else 0.0)
@@ -222,13 +253,24 @@ def optimise(
     frozen = backbone.frozen_digest() if step == warm_up else ""
     before = {}
     if step == warm_up:
-        # A critic's adapter gets a gradient through its head alone, and the head starts at 0. Scores less those of their own group add up to 0,
-        # and where all responses are equally long so do the gradients of the head's bias.
+        # A critic's adapter gets a gradient through its head alone, and the head starts at 0.
+        # Scores less those of their own group add up to 0, and where all responses are equally long
+        # so do the gradients of the head's bias.
         waits = ["value_head/linear.bias"] if config.group_baseline else []
-        waits += ["value_adapter/"] if critic is not None and critic.own and not critic.head.linear.weight.any() else []
-        before = {n: p.detach().clone() for n, p in loop.parameters.items() if not n.startswith(tuple(waits))}
+        waits += (
+            ["value_adapter/"]
+            if critic is not None and critic.own and not critic.head.linear.weight.any()
+            else []
+        )
+        before = {
+            n: p.detach().clone()
+            for n, p in loop.parameters.items()
+            if not n.startswith(tuple(waits))
+        }
     last: dict[str, float] = {}
-    for number, documents in enumerate(minibatches(config, scored.documents, work.runtime.seed, step)):
+    for number, documents in enumerate(
+        minibatches(config, scored.documents, work.runtime.seed, step)
+    ):
         items = sum(len(ids) for d in documents for ids in d.responses_ids)
         last = loop.update(packs(documents, backbone.config.pack_tokens), losses_of, items)
         if number == 0 and (first or step == warm_up):
@@ -253,7 +295,9 @@ def optimise(
     }
 
 
-def minibatches(config: PPOConfig, documents: Sequence[Document], seed: int, step: int) -> Iterator[list[Document]]:
+def minibatches(
+    config: PPOConfig, documents: Sequence[Document], seed: int, step: int
+) -> Iterator[list[Document]]:
     """Every epoch shuffles the rollout's prompts and deals them into equal minibatches."""
     for epoch in range(config.epochs):
         order = list(documents)

@@ -1,7 +1,9 @@
-"""The alarm at work: a reading of every rollout, the best policy on disk, and what ``ppo.alarm.action`` asks for.
+"""The alarm at work: a reading of every rollout, the best policy on disk, and what
+``ppo.alarm.action`` asks for.
 
-A rollout shows the policy from before it learns from it, so the best policy is kept ahead of the update. Its file stays until a checkpoint
-that names a better one is whole: a run that is killed and goes on finds the file that its checkpoint means.
+A rollout shows the policy from before it learns from it, so the best policy is kept ahead of the
+update. Its file stays until a checkpoint that names a better one is whole: a run that is killed and
+goes on finds the file that its checkpoint means.
 """
 
 from __future__ import annotations
@@ -43,17 +45,27 @@ def read(config: PPOConfig, scored: Scored, step: int, gold: Sequence[float] | N
 class Watch:
     """Feeds the alarm and does what it asks for."""
 
-    def __init__(self, work: Work, config: PPOConfig, loop: Loop, state: dict[str, Any] | None) -> None:
+    def __init__(
+        self, work: Work, config: PPOConfig, loop: Loop, state: dict[str, Any] | None
+    ) -> None:
         self.work, self.loop, self.config = work, loop, config.alarm
         self.on = config.alarm.action != "none"
         self.folder = work.checkpoints / "best"
-        state = state or {"alarm": None, "raised": [], "rollbacks": 0, "best_metrics": {}, "result_step": None}
+        state = state or {
+            "alarm": None,
+            "raised": [],
+            "rollbacks": 0,
+            "best_metrics": {},
+            "result_step": None,
+        }
         self.alarm = Alarm(self.config, state["alarm"])
         self.raised: list[dict[str, Any]] = state["raised"]
         self.rollbacks: int = state["rollbacks"]
         self.best_metrics: dict[str, Any] = state["best_metrics"]
         self.result_step: int | None = state["result_step"]
-        """Step whose policy the parameters are, after going back to it; ``None`` when they have learnt since."""
+        """Step whose policy the parameters are, after going back to it; ``None`` when they have
+        learnt since.
+        """
         self.watched: list[str] = []
         self.step = 0
         self.reasons: list[str] = []
@@ -67,13 +79,21 @@ class Watch:
     def announce(self, gold: bool, members: int) -> None:
         """Say once what cannot be watched."""
         config = self.config
-        limits = {"gold": config.gold_drop if gold else None, "length": config.length_ratio, "KL": config.kl}
-        limits |= {"repetition": config.repetition, "spread": config.spread_ratio if members > 1 else None}
+        limits = {
+            "gold": config.gold_drop if gold else None,
+            "length": config.length_ratio,
+            "KL": config.kl,
+        }
+        limits |= {
+            "repetition": config.repetition,
+            "spread": config.spread_ratio if members > 1 else None,
+        }
         self.watched = [name for name, limit in limits.items() if limit is not None and self.on]
         if self.on and not gold and config.gold_drop is not None:
             say(
-                f"  {self.work.stage}: no gold scorer (--gold file.py:function), so the alarm cannot see gold fall while the reward "
-                f"rises; it watches {', '.join(self.watched) or 'nothing'}"
+                f"  {self.work.stage}: no gold scorer (--gold file.py:function), so the alarm"
+                " cannot see gold fall while the reward rises; it watches"
+                f" {', '.join(self.watched) or 'nothing'}"
             )
 
     def look(self, reading: Reading) -> None:
@@ -101,22 +121,37 @@ class Watch:
             self.rollbacks += 1
             self.alarm.rolled_back()
             kl.coef = 2 * kl.coef or KLConfig().coef
-        found = {"step": self.step, "reasons": self.reasons, "action": action, "best_step": best, "kl_coef": kl.coef}
+        found = {
+            "step": self.step,
+            "reasons": self.reasons,
+            "action": action,
+            "best_step": best,
+            "kl_coef": kl.coef,
+        }
         self.raised = [*self.raised, found]
         self.work.emit("alarm", **found)
         consequence = {
             "warn": f"training goes on; the policy of step {best}, the best so far, is kept",
             "stop": f"stopping; the result is the policy of step {best}, the best so far",
-            "rollback": f"back to the policy of step {best}, the best so far, with the KL coefficient doubled to {kl.coef:g}",
+            "rollback": (
+                f"back to the policy of step {best}, the best so far, with the KL coefficient"
+                f" doubled to {kl.coef:g}"
+            ),
         }[action]
         say(
-            f"  {self.work.stage}: reward hacking? step {self.step}: {'; '.join(self.reasons)}: {consequence}", "yellow"
+            f"  {self.work.stage}: reward hacking? step {self.step}: {'; '.join(self.reasons)}:"
+            f" {consequence}",
+            "yellow",
         )
         return action == "stop"
 
     def needed(self) -> list[Path]:
         """The files that a checkpoint of now goes on with."""
-        return [self._file(self.alarm.best_step)] if self.on and self.alarm.best_step is not None else []
+        return (
+            [self._file(self.alarm.best_step)]
+            if self.on and self.alarm.best_step is not None
+            else []
+        )
 
     def forget_older(self) -> None:
         """Drop kept policies that no checkpoint needs."""
@@ -124,7 +159,9 @@ class Watch:
             path.unlink()
 
     def finish(self, metrics: dict[str, Any], critic: Critic | None) -> dict[str, Any]:
-        """The metrics of the result with the alarm's summary; after an alarm that let training go on, the best policy goes into ``best/``."""
+        """The metrics of the result with the alarm's summary; after an alarm that let training go
+        on, the best policy goes into ``best/``.
+        """
         best, apart = self.alarm.best_step, self.work.folder / "best"
         shutil.rmtree(apart, ignore_errors=True)
         if not self.on or best is None:

@@ -1,7 +1,9 @@
-"""Rewards from elsewhere than the reward model: a user's Python function, a user's HTTP server, each with a weight.
+"""Rewards from elsewhere than the reward model: a user's Python function, a user's HTTP server,
+each with a weight.
 
-A source scores a whole rollout at once. What it gives is checked before anything is learnt from it: one finite number for each response, or
-the stage stops and names the source and the response. Left out on purpose: a default for a response that could not be scored.
+A source scores a whole rollout at once. What it gives is checked before anything is learnt from it:
+one finite number for each response, or the stage stops and names the source and the response. Left
+out on purpose: a default for a response that could not be scored.
 
 Shape letter: B responses of a rollout.
 """
@@ -26,7 +28,9 @@ from prefloop.evaluation.judges.judge import FunctionGrader
 from prefloop.records import Prompt, to_dict
 
 KEY_ENV = "PREFLOOP_REWARD_KEY"
-"""Environment variable with the key that reward servers are asked with, as a Bearer token; without it none is sent."""
+"""Environment variable with the key that reward servers are asked with, as a Bearer token; without
+it none is sent.
+"""
 REWARD_MODEL = "reward_model"
 """Name of the reward model's own score among the sources."""
 _SETTING = "the URL in ppo.rewards"
@@ -56,13 +60,18 @@ class RewardSource(Protocol):
         """What determines its scores, as far as it can be known."""
         ...
 
-    def scores(self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]) -> list[float]:
-        """The score of each response ``replies[i]``, called ``ids[i]``, to ``prompts[i]``. Raises ``JudgeError`` naming what could not be scored."""
+    def scores(
+        self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
+    ) -> list[float]:
+        """The score of each response ``replies[i]``, called ``ids[i]``, to ``prompts[i]``. Raises
+        ``JudgeError`` naming what could not be scored.
+        """
         ...
 
 
 class FunctionSource:
-    """A Python function ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``, called for each response.
+    """A Python function ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``,
+    called for each response.
 
     It is given the response's messages as well where it has a parameter ``turns``.
     """
@@ -75,21 +84,30 @@ class FunctionSource:
         """Of the file's content and the function's name."""
         return self.grader.fingerprint()
 
-    def scores(self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]) -> list[float]:
-        """The function's values. Raises ``JudgeError`` naming prompt and response when a call raises or gives no finite number."""
+    def scores(
+        self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
+    ) -> list[float]:
+        """The function's values. Raises ``JudgeError`` naming prompt and response when a call
+        raises or gives no finite number.
+        """
         values = []
         for prompt, reply, response_id in zip(prompts, replies, ids, strict=True):
             try:
                 values.append(self.grader.grade(prompt, reply))
             except JudgeError as error:
-                raise JudgeError(f"reward '{self.name}', response {response_id}: {error}") from error
+                raise JudgeError(
+                    f"reward '{self.name}', response {response_id}: {error}"
+                ) from error
         return values
 
 
 class HTTPSource:
-    """A server that gets ``{"items": [{"id", "prompt": [messages], "response"}, ...]}`` by POST and answers ``{"scores": [numbers]}``.
+    """A server that gets ``{"items": [{"id", "prompt": [messages], "response"}, ...]}`` by POST and
+    answers ``{"scores": [numbers]}``.
 
-    An item also has ``meta`` and ``tools`` where its prompt has, and ``turns``, its messages, where a response is more than its text. Scores stand in the order of the items. The key comes from ``PREFLOOP_REWARD_KEY`` alone.
+    An item also has ``meta`` and ``tools`` where its prompt has, and ``turns``, its messages, where
+    a response is more than its text. Scores stand in the order of the items. The key comes from
+    ``PREFLOOP_REWARD_KEY`` alone.
     """
 
     def __init__(self, url: str, name: str = "") -> None:
@@ -107,11 +125,17 @@ class HTTPSource:
         )
 
     def fingerprint(self) -> str:
-        """Of the URL: what the server runs cannot be known. A query such as ``?v=2`` tells versions apart."""
+        """Of the URL: what the server runs cannot be known. A query such as ``?v=2`` tells versions
+        apart.
+        """
         return hashlib.sha256(self.url.encode()).hexdigest()
 
-    def scores(self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]) -> list[float]:
-        """The server's scores. Raises ``JudgeError`` naming the responses asked about when it cannot be used."""
+    def scores(
+        self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
+    ) -> list[float]:
+        """The server's scores. Raises ``JudgeError`` naming the responses asked about when it
+        cannot be used.
+        """
         items = [_item(*each) for each in zip(prompts, replies, ids, strict=True)]
         values: list[float] = []
         for start in range(0, len(items), _ITEMS_A_REQUEST):
@@ -130,17 +154,25 @@ class HTTPSource:
                 raise TypeError
         except (ValueError, LookupError, TypeError):
             raise JudgeError(
-                f"{self._endpoint.who}: expected {_SHAPE}, found {reply.excerpt()} ({asked}); check {_SETTING}"
+                f"{self._endpoint.who}: expected {_SHAPE}, found {reply.excerpt()} ({asked}); check"
+                f" {_SETTING}"
             ) from None
         if len(values) != len(items):
-            raise JudgeError(f"{self._endpoint.who}: {len(values)} scores for {len(items)} items ({asked})")
+            raise JudgeError(
+                f"{self._endpoint.who}: {len(values)} scores for {len(items)} items ({asked})"
+            )
         # What is no number ends up in an error message: without the key, should the server echo it.
-        return [value if isinstance(value, int | float) else reply.without_key(str(value)) for value in values]
+        return [
+            value if isinstance(value, int | float) else reply.without_key(str(value))
+            for value in values
+        ]
 
 
 def _item(prompt: Prompt, reply: Reply, response_id: str) -> dict[str, Any]:
     asked = {
-        key: value for key, value in to_dict(prompt).items() if key in ("prompt", "tools") or (value and key == "meta")
+        key: value
+        for key, value in to_dict(prompt).items()
+        if key in ("prompt", "tools") or (value and key == "meta")
     }
     said = {} if isinstance(reply, str) else {"turns": [turn.to_dict() for turn in turns_of(reply)]}
     return {"id": response_id, **asked, "response": text_of(reply), **said}
@@ -150,13 +182,18 @@ class Rewards:
     """The sources of ``ppo.rewards``, each with its weight and a name of its own."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        """Keys are ``path/to/file.py:function`` or URLs. Raises ``ConfigError`` for what is neither, or a weight that is no finite number."""
+        """Keys are ``path/to/file.py:function`` or URLs. Raises ``ConfigError`` for what is
+        neither, or a weight that is no finite number.
+        """
         for key, weight in weights.items():
             if not _is_url(key) and not key.rpartition(":")[2].isidentifier():
-                raise ConfigError(f"ppo.rewards: '{key}' is neither path/to/file.py:function nor http://host/path")
+                raise ConfigError(
+                    f"ppo.rewards: '{key}' is neither path/to/file.py:function nor http://host/path"
+                )
             if not math.isfinite(weight):
                 raise ConfigError(
-                    f"ppo.rewards: the weight of {_short_name(key)} is {weight}, expected a finite number"
+                    f"ppo.rewards: the weight of {_short_name(key)} is {weight}, expected a finite"
+                    " number"
                 )
         names = _names(list(weights))
         self.sources: list[RewardSource] = [
@@ -170,7 +207,9 @@ class Rewards:
         return [(source.fingerprint(), self.weights[source.name]) for source in self.sources]
 
     def scores_B(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Tensor]:
-        """Each source's scores of a rollout, before its weight, [B] float32. Raises ``JudgeError`` when one fails or gives no finite number."""
+        """Each source's scores of a rollout, before its weight, [B] float32. Raises ``JudgeError``
+        when one fails or gives no finite number.
+        """
         ids = response_ids(prompts)
         try:
             return {
@@ -179,8 +218,9 @@ class Rewards:
             }
         except JudgeError as error:
             raise JudgeError(
-                f"{error}\n       Nothing was learnt from this rollout; with the source mended, the same command goes on from the last "
-                "checkpoint (a changed function starts the stage anew)"
+                f"{error}\n       Nothing was learnt from this rollout; with the source mended, the"
+                " same command goes on from the last checkpoint (a changed function starts the"
+                " stage anew)"
             ) from error
 
 
@@ -190,7 +230,9 @@ def combined_B(scores_B: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
 
 
 def response_ids(prompts: Sequence[Prompt]) -> list[str]:
-    """``<prompt id>/<k>`` for the k-th response to a prompt in this rollout, from 0; a prompt drawn twice counts on."""
+    """``<prompt id>/<k>`` for the k-th response to a prompt in this rollout, from 0; a prompt drawn
+    twice counts on.
+    """
     seen: Counter[str] = Counter()
     ids = []
     for prompt in prompts:
@@ -200,15 +242,17 @@ def response_ids(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _checked_B(name: str, values: Sequence[Any], ids: Sequence[str]) -> Tensor:
-    """The scores as a tensor. Python's JSON reads NaN and Infinity, and a truth value is no score."""
+    """The scores as a tensor. Python's JSON reads NaN and Infinity, and a truth value is no
+    score.
+    """
     if len(values) != len(ids):
         raise JudgeError(f"reward '{name}': {len(values)} scores for {len(ids)} responses")
     bad = [(i, value) for i, value in zip(ids, values, strict=True) if not _is_score(value)]
     if bad:
         more = f" (and {len(bad) - 1} more of {len(ids)})" if len(bad) > 1 else ""
         raise JudgeError(
-            f"reward '{name}' on prompt '{bad[0][0].rpartition('/')[0]}', response {bad[0][0]}: found {bad[0][1]!r:.80}, expected a finite "
-            f"number{more}"
+            f"reward '{name}' on prompt '{bad[0][0].rpartition('/')[0]}', response {bad[0][0]}:"
+            f" found {bad[0][1]!r:.80}, expected a finite number{more}"
         )
     return torch.tensor([float(value) for value in values])
 
@@ -216,7 +260,9 @@ def _checked_B(name: str, values: Sequence[Any], ids: Sequence[str]) -> Tensor:
 def _is_score(value: Any) -> bool:
     """Whether float32 holds it as a finite number."""
     return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= torch.finfo(torch.float32).max
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= torch.finfo(torch.float32).max
     )
 
 
@@ -225,11 +271,15 @@ def _is_url(key: str) -> bool:
 
 
 def _parsed(url: str) -> httpx.URL:
-    return parsed_url(url, _SETTING, key=f"put the key into the environment variable {KEY_ENV}", query=True)
+    return parsed_url(
+        url, _SETTING, key=f"put the key into the environment variable {KEY_ENV}", query=True
+    )
 
 
 def _short_name(key: str) -> str:
-    """The function's name, or host and path of the address: no query, which may hold what is not for logs."""
+    """The function's name, or host and path of the address: no query, which may hold what is not
+    for logs.
+    """
     if not _is_url(key):
         return key.rpartition(":")[2]
     url = _parsed(key)
@@ -237,11 +287,20 @@ def _short_name(key: str) -> str:
 
 
 def _names(keys: Sequence[str]) -> list[str]:
-    """Short names; where they repeat, the file's name stands before the function, then they are counted."""
+    """Short names; where they repeat, the file's name stands before the function, then they are
+    counted.
+    """
     short = [_short_name(key) for key in keys]
     often = Counter([REWARD_MODEL, *short])
     names = [
-        f"{Path(key.rpartition(':')[0]).stem}:{name}" if often[name] > 1 and not _is_url(key) else name
+        (
+            f"{Path(key.rpartition(':')[0]).stem}:{name}"
+            if often[name] > 1 and not _is_url(key)
+            else name
+        )
         for key, name in zip(keys, short, strict=True)
     ]
-    return [name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}"
+        for i, name in enumerate(names)
+    ]

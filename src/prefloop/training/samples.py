@@ -1,4 +1,6 @@
-"""Responses that a person can read while the policy learns: a few rows of every n-th rollout in ``samples.jsonl``."""
+"""Responses that a person can read while the policy learns: a few rows of every n-th rollout in
+``samples.jsonl``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PROMPTS = 4
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the rows after ``step``, which training is about to do again, and what a kill left of a row."""
+    """Drop the rows after ``step``, which training is about to do again, and what a kill left of a
+    row.
+    """
     kept = []
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as lines:
@@ -33,19 +37,27 @@ def keep_until(path: Path, step: int) -> None:
     write_rows(path, kept)
 
 
-def rows(chat: ChatFormat, batch: Sequence[Prompt], scored: Scored, step: int) -> list[dict[str, Any]]:
-    """One response to each of a few prompts, with its reward, KL to the reference in nats and length in tokens.
+def rows(
+    chat: ChatFormat, batch: Sequence[Prompt], scored: Scored, step: int
+) -> list[dict[str, Any]]:
+    """One response to each of a few prompts, with its reward, KL to the reference in nats and
+    length in tokens.
 
-    Prompts stand in one order for all steps (by a hash of their id), so that the same ones are taken whenever a rollout has them.
+    Prompts stand in one order for all steps (by a hash of their id), so that the same ones are
+    taken whenever a rollout has them.
     """
     each = len(scored.rollouts) // len(batch)
     kl_B = scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R)
-    chosen = sorted(range(len(batch)), key=lambda i: hashlib.sha256(batch[i].id.encode()).digest())[:PROMPTS]
+    chosen = sorted(range(len(batch)), key=lambda i: hashlib.sha256(batch[i].id.encode()).digest())[
+        :PROMPTS
+    ]
     return [
         {
             "step": step,
             "id": batch[i].id,
-            **{key: value for key, value in to_dict(batch[i]).items() if key in ("prompt", "tools")},
+            **{
+                key: value for key, value in to_dict(batch[i]).items() if key in ("prompt", "tools")
+            },
             "response": chat.decode(scored.rollouts[i * each].token_ids),
             "reward": round(float(scored.reward_B[i * each]), 4),
             "kl": round(float(kl_B[i * each]), 4),

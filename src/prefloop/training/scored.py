@@ -20,7 +20,9 @@ from prefloop.rollouts.engine import Rollout
 
 @dataclasses.dataclass
 class Scored:
-    """A rollout with everything the estimate needs; R tokens, response after response in rollout order."""
+    """A rollout with everything the estimate needs; R tokens, response after response in rollout
+    order.
+    """
 
     rollouts: list[Rollout]
     documents: list[Document]
@@ -38,7 +40,9 @@ class Scored:
     def rows(self, pack: Pack) -> Tensor:
         """Where the pack's response tokens stand in the flat tensors, [tokens of the pack]."""
         ends = self.length_B.cumsum(0)
-        return torch.cat([torch.arange(int(ends[k] - self.length_B[k]), int(ends[k])) for k in pack.keys])
+        return torch.cat(
+            [torch.arange(int(ends[k] - self.length_B[k]), int(ends[k])) for k in pack.keys]
+        )
 
     def sequence_sum_B(self, values_R: Tensor) -> Tensor:
         return torch.stack([part.sum() for part in values_R.split(self.length_B.tolist())])

@@ -1,4 +1,6 @@
-"""TRL's SFTTrainer with prefloop's schedule, what adapter methods do around a step, and checkpoints that are whole or not there."""
+"""TRL's SFTTrainer with prefloop's schedule, what adapter methods do around a step, and checkpoints
+that are whole or not there.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,16 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints(folder: Path) -> list[Path]:
     """What goes by the name of a checkpoint in a folder, oldest first."""
-    return sorted((place for place in folder.glob("checkpoint-*") if _NAME.fullmatch(place.name)), key=step_of)
+    return sorted(
+        (place for place in folder.glob("checkpoint-*") if _NAME.fullmatch(place.name)), key=step_of
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Looks:
-    """What was seen of the held-out loss up to a checkpoint: losses by step, and the files of the best weights."""
+    """What was seen of the held-out loss up to a checkpoint: losses by step, and the files of the
+    best weights.
+    """
 
     losses: dict[int, float] = dataclasses.field(default_factory=dict)
     best: tuple[Path, ...] = ()
@@ -65,7 +71,9 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
-        """Raises ``StoreError`` where a file of it, or of the best weights up to it, is not what was written."""
+        """Raises ``StoreError`` where a file of it, or of the best weights up to it, is not what
+        was written.
+        """
         content = read_folder(path)
         check_files(path.parent, content["needed"])
         state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
@@ -74,17 +82,25 @@ class Checkpoint:
 
 
 class Trainer(SFTTrainer):
-    """TRL's trainer with the learning-rate schedule of the other stages, whose first step already learns."""
+    """TRL's trainer with the learning-rate schedule of the other stages, whose first step already
+    learns.
+    """
 
-    def __init__(self, optim: OptimConfig, learner: Learner, looks: Callable[[], Looks], **arguments: Any) -> None:
+    def __init__(
+        self, optim: OptimConfig, learner: Learner, looks: Callable[[], Looks], **arguments: Any
+    ) -> None:
         self.optim_config, self.learner, self.looks = optim, learner, looks
         super().__init__(**arguments)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """TRL's, with the parameters for which the adapter's method has another learning rate in groups of their own."""
+        """TRL's, with the parameters for which the adapter's method has another learning rate in
+        groups of their own.
+        """
         optimizer = super().create_optimizer(model)
         named = self.learner.backbone.named_parameters(self.learner.role)
-        rates = {id(named[n]): r for n, r in self.learner.rates(self.optim_config.learning_rate).items()}
+        rates = {
+            id(named[n]): r for n, r in self.learner.rates(self.optim_config.learning_rate).items()
+        }
         for group in list(optimizer.param_groups) if rates else ():
             for rate in sorted({rates[id(p)] for p in group["params"] if id(p) in rates}):
                 moved = [p for p in group["params"] if rates.get(id(p)) == rate]
@@ -102,13 +118,17 @@ class Trainer(SFTTrainer):
         return str(Path(str(self.args.output_dir)) / "partial")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint of this step, whole or not at all; older ones go. A run that is asked to end then ends. Raises ``OSError`` when the disk is full."""
+        """A checkpoint of this step, whole or not at all; older ones go. A run that is asked to end
+        then ends. Raises ``OSError`` when the disk is full.
+        """
         folder, partial = Path(str(self.args.output_dir)), Path(self._get_output_dir(trial))
         shutil.rmtree(partial, ignore_errors=True)
         try:
             super()._save_checkpoint(model, trial)
         except RuntimeError:
-            _probe(folder / "probe")  # torch.save says of a full disk only that something about its file went wrong
+            _probe(
+                folder / "probe"
+            )  # torch.save says of a full disk only that something about its file went wrong
             raise
         made = partial / f"checkpoint-{self.state.global_step}"
         looks = self.looks()
@@ -118,8 +138,12 @@ class Trainer(SFTTrainer):
             remove(old)
         end_where_asked(self.state.global_step, self.state.max_steps)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Keep what learns and nothing else, whatever the method: of a model that is no PEFT model transformers would keep every weight."""
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Keep what learns and nothing else, whatever the method: of a model that is no PEFT model
+        transformers would keep every weight.
+        """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         learnt = self.learner.backbone.named_parameters(self.learner.role)
@@ -130,7 +154,9 @@ class Trainer(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / LEARNT)
         with torch.no_grad():
-            for name, parameter in self.learner.backbone.named_parameters(self.learner.role).items():
+            for name, parameter in self.learner.backbone.named_parameters(
+                self.learner.role
+            ).items():
                 parameter.copy_(saved[name])
         kept = Path(resume_from_checkpoint) / EXTRA
         if kept.is_file():
@@ -139,7 +165,8 @@ class Trainer(SFTTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Warm-up and decay of ``training.loop.factor``."""
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, lambda step: factor(self.optim_config, step, num_training_steps)
+            optimizer or self.optimizer,
+            lambda step: factor(self.optim_config, step, num_training_steps),
         )
         return self.lr_scheduler
 
@@ -170,15 +197,21 @@ class _AfterFirstStep(TrainerCallback):
     def __init__(self, check: Callable[[], None]) -> None:
         self.check = check
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if state.global_step == 1:
             self.check()
 
 
 class Ending(TrainerCallback):
-    """A checkpoint after the step in which the run is asked to end. It belongs behind callbacks that take their time after a step."""
+    """A checkpoint after the step in which the run is asked to end. It belongs behind callbacks
+    that take their time after a step.
+    """
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         # None of the step that patience ended at: training does not go on from that one.
         if not control.should_training_stop:
             control.should_save |= waiting()
@@ -192,7 +225,9 @@ class Log(TrainerCallback):
         self.advance: Callable[..., None] | None = None
         self._bar: Any = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self._bar = progress("sft", state.max_steps, "step", done=state.global_step)
         self.advance = self._bar.__enter__()
 
@@ -205,11 +240,18 @@ class Log(TrainerCallback):
         **_: Any,
     ) -> None:
         if logs and "loss" in logs:
-            self.work.emit("step", step=state.global_step, loss=float(logs["loss"]), lr=logs.get("learning_rate"))
+            self.work.emit(
+                "step",
+                step=state.global_step,
+                loss=float(logs["loss"]),
+                lr=logs.get("learning_rate"),
+            )
             if self.advance:
                 self.advance(note=f"loss {float(logs['loss']):.3f}")
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self._bar.__exit__(None, None, None)
 
 

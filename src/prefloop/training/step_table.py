@@ -1,6 +1,8 @@
-"""The steps of PPO and its relatives as they happen: a table that grows by a row a step on a terminal, a line a step in a log.
+"""The steps of PPO and its relatives as they happen: a table that grows by a row a step on a
+terminal, a line a step in a log.
 
-``columns``, ``row``, ``phases`` and ``plain`` are pure functions from a step's metrics to what is printed; ``StepTable`` prints it.
+``columns``, ``row``, ``phases`` and ``plain`` are pure functions from a step's metrics to what is
+printed; ``StepTable`` prints it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class StepColumn:
-    """A column of the table: where its value comes from, how it is written, which columns give way to it."""
+    """A column of the table: where its value comes from, how it is written, which columns give way
+    to it.
+    """
 
     head: str
     value: Callable[[Metrics], Any]
@@ -70,7 +74,9 @@ def _tokens_a_second(metrics: Metrics) -> float | None:
 
 
 def _gap_style(gap: float, bounds: Bounds) -> str:
-    return "bold red" if gap > bounds.logprob_gap else "yellow" if gap > bounds.logprob_gap / 2 else ""
+    return (
+        "bold red" if gap > bounds.logprob_gap else "yellow" if gap > bounds.logprob_gap / 2 else ""
+    )
 
 
 def _kl_style(kl: float, bounds: Bounds) -> str:
@@ -95,13 +101,21 @@ COLUMNS = (
     StepColumn("p.loss", _key("policy_loss"), "+.3f", 7, 16),
     StepColumn("v.loss", _key("value_loss"), ".3f", 6, 13),
     StepColumn("grad", _key("grad_norm"), ".2g", 7, 18),
-    StepColumn("time", lambda metrics: duration(_seconds(metrics)) if metrics.get("seconds") else None, "", 6, 7),
+    StepColumn(
+        "time",
+        lambda metrics: duration(_seconds(metrics)) if metrics.get("seconds") else None,
+        "",
+        6,
+        7,
+    ),
     StepColumn("tok/s", _tokens_a_second, ",.0f", 6, 9),
 )
 
 
 def columns(metrics: Metrics, width: int, step_width: int) -> list[StepColumn]:
-    """The columns that this step has values for and ``width`` has room for, beside a first one of ``step_width``."""
+    """The columns that this step has values for and ``width`` has room for, beside a first one of
+    ``step_width``.
+    """
     room = width - MARGIN - step_width
     kept = set()
     for column in sorted(COLUMNS, key=lambda c: c.rank):
@@ -119,7 +133,9 @@ def header(shown: Sequence[StepColumn], step_width: int) -> Text:
     return Text("".join(names), style="bold")
 
 
-def row(metrics: Metrics, shown: Sequence[StepColumn], step: str, step_width: int, bounds: Bounds) -> Text:
+def row(
+    metrics: Metrics, shown: Sequence[StepColumn], step: str, step_width: int, bounds: Bounds
+) -> Text:
     """One step under ``header``; a value past its bound is coloured."""
     line = Text(" " * MARGIN + step.rjust(step_width))
     for column in shown:
@@ -131,14 +147,16 @@ def row(metrics: Metrics, shown: Sequence[StepColumn], step: str, step_width: in
 
 
 def phases(metrics: Metrics, width: int | None = None) -> str:
-    """'generate 5.1s 210 tok/s · score 2.0s 530 tok/s'; where ``width`` has no room for that, with a shorter unit, then without the
-    shortest phases."""
+    """'generate 5.1s 210 tok/s · score 2.0s 530 tok/s'; where ``width`` has no room for that, with
+    a shorter unit, then without the shortest phases.
+    """
     seconds, rates = metrics.get("seconds", {}), metrics.get("tokens_per_second", {})
     shown = [phase for phase, s in seconds.items() if s >= SHORT * _seconds(metrics)]
 
     def line(unit: str) -> str:
         parts = [
-            f"{phase} {duration(seconds[phase])}" + (f" {rates[phase]:,.0f}{unit}" if phase in rates else "")
+            f"{phase} {duration(seconds[phase])}"
+            + (f" {rates[phase]:,.0f}{unit}" if phase in rates else "")
             for phase in shown
         ]
         return " · ".join(parts)
@@ -154,23 +172,41 @@ PLAIN = ("reward", "gold", "KL", "length", "entropy", "clipped", "expl.var", "ga
 
 
 def sources(metrics: Metrics) -> str:
-    """'reward of: reward_model +0.298, polite +0.021', each before its weight; nothing where there is one source."""
+    """'reward of: reward_model +0.298, polite +0.021', each before its weight; nothing where there
+    is one source.
+    """
     given = metrics.get("rewards", {})
-    return "reward of: " + ", ".join(f"{name} {value:+.3f}" for name, value in given.items()) if len(given) > 1 else ""
+    return (
+        "reward of: " + ", ".join(f"{name} {value:+.3f}" for name, value in given.items())
+        if len(given) > 1
+        else ""
+    )
 
 
 def plain(metrics: Metrics, name: str, step: str) -> str:
-    """A step as one line of a log: what the table shows first, then the seconds and tokens a second of each phase."""
-    told = [f"{c.head} {c.text(metrics)}" for c in COLUMNS if c.head in PLAIN and c.value(metrics) is not None]
+    """A step as one line of a log: what the table shows first, then the seconds and tokens a second
+    of each phase.
+    """
+    told = [
+        f"{c.head} {c.text(metrics)}"
+        for c in COLUMNS
+        if c.head in PLAIN and c.value(metrics) is not None
+    ]
     told += [given] if (given := sources(metrics)) else []
     spent = phases(metrics).replace(" · ", ", ")
-    return f"  {name} {step}  {'  '.join(told)}  {duration(_seconds(metrics))}" + (f" ({spent})" if spent else "")
+    return f"  {name} {step}  {'  '.join(told)}  {duration(_seconds(metrics))}" + (
+        f" ({spent})" if spent else ""
+    )
 
 
 class StepTable:
-    """Prints the steps of one stage from its events: ``with runtime.watched(StepTable("ppo", 200)): …``."""
+    """Prints the steps of one stage from its events:
+    ``with runtime.watched(StepTable("ppo", 200)): …``.
+    """
 
-    def __init__(self, stage: str, total: int, bounds: Bounds | None = None, to: Console = console) -> None:
+    def __init__(
+        self, stage: str, total: int, bounds: Bounds | None = None, to: Console = console
+    ) -> None:
         self.stage = stage
         self.total = total
         self.bounds = bounds or Bounds()

@@ -1,15 +1,25 @@
-"""The layouts preference data comes in: how each is recognised, and which reader makes records of its rows.
+"""The layouts preference data comes in: how each is recognised, and which reader makes records of
+its rows.
 
-A reader takes a :class:`Row` and gives the record it holds, or several. What a loader was asked for is derived from that
-in ``convert``, so a layout says nothing about who reads it. Published layouts come first and the first that fits is
-taken: their columns are their own. Of the general ones every one that fits is counted, so that a file which could be read
-in two ways is asked about.
+A reader takes a :class:`Row` and gives the record it holds, or several. What a loader was asked for
+is derived from that in ``convert``, so a layout says nothing about who reads it. Published layouts
+come first and the first that fits is taken: their columns are their own. Of the general ones every
+one that fits is counted, so that a file which could be read in two ways is asked about.
 """
 
 from __future__ import annotations
 
 from prefloop.data import argilla_rows, judged
-from prefloop.data.layouts import choices, compared, general, own, published, rated, recognise, written
+from prefloop.data.layouts import (
+    choices,
+    compared,
+    general,
+    own,
+    published,
+    rated,
+    recognise,
+    written,
+)
 from prefloop.data.layouts.general import PAIRS
 from prefloop.data.layouts.layout import Layout
 from prefloop.data.layouts.recognise import Columns
@@ -27,7 +37,8 @@ _PUBLISHED = (
     # First of all: the columns beside their `chosen` are the votes.
     Layout(
         "argilla",
-        "fields, responses | QUESTION.responses, QUESTION.responses.users, QUESTION.responses.status",
+        "fields, responses | QUESTION.responses, QUESTION.responses.users,"
+        " QUESTION.responses.status",
         (Comparison, Rating, Prompt),
         argilla_rows.matches,
         published.read_argilla,
@@ -80,7 +91,8 @@ _PUBLISHED = (
     ),
     Layout(
         "scored",
-        "prompt, responses | answers | completions | candidates of {text, score | rating | reward | rank}",
+        "prompt, responses | answers | completions | candidates of {text, score | rating | reward |"
+        " rank}",
         _PAIRS,
         rated.is_scored,
         rated.read_scored,
@@ -96,11 +108,22 @@ _PUBLISHED = (
     ),
     Layout(
         "rated_lists",
-        "prompt, generations | responses | completions | answers as texts, rating | ratings | scores as numbers",
+        "prompt, generations | responses | completions | answers as texts, rating | ratings |"
+        " scores as numbers",
         _PAIRS,
         compared.is_listed,
         compared.read_listed,
-        tells=(*TEXTS, "input", "generations", "responses", "completions", "answers", "rating", "ratings", "scores"),
+        tells=(
+            *TEXTS,
+            "input",
+            "generations",
+            "responses",
+            "completions",
+            "answers",
+            "rating",
+            "ratings",
+            "scores",
+        ),
     ),
     Layout(
         "webgpt",
@@ -126,7 +149,8 @@ _PUBLISHED = (
     ),
     Layout(
         "arena",
-        "conversation_a, conversation_b | prompt, response_a, response_b; winner | winner_model_a, winner_model_b, winner_tie",
+        "conversation_a, conversation_b | prompt, response_a, response_b; winner | winner_model_a,"
+        " winner_model_b, winner_tie",
         _PAIRS,
         published.is_arena,
         published.read_arena,
@@ -184,8 +208,11 @@ _PUBLISHED = (
         (),
         recognise.has("question_id", "choices"),
         None,
-        way_out="answers stand in it without their questions. `prefloop judge` compares two such files with --prompts QUESTIONS; to train on "
-        "them, add a column 'prompt' with the question and 'response' with choices[0].turns[0]",
+        way_out=(
+            "answers stand in it without their questions. `prefloop judge` compares two such files"
+            " with --prompts QUESTIONS; to train on them, add a column 'prompt' with the question"
+            " and 'response' with choices[0].turns[0]"
+        ),
     ),
     Layout(
         "oasst_messages",
@@ -193,7 +220,10 @@ _PUBLISHED = (
         (),
         recognise.has("message_id", "text", "role"),
         None,
-        way_out="it holds single messages of trees, one a row. Use the data set's trees, one a row (message_tree_id, prompt with replies)",
+        way_out=(
+            "it holds single messages of trees, one a row. Use the data set's trees, one a row"
+            " (message_tree_id, prompt with replies)"
+        ),
     ),
     Layout(
         "process_rewards",
@@ -201,8 +231,11 @@ _PUBLISHED = (
         (),
         recognise.has("completions", "labels"),
         None,
-        way_out="it labels the steps of an answer, which train a process reward model; prefloop's reward model rates whole answers. "
-        "Give each whole answer a column 'label' of true or false beside 'prompt' and 'completion'",
+        way_out=(
+            "it labels the steps of an answer, which train a process reward model; prefloop's"
+            " reward model rates whole answers. Give each whole answer a column 'label' of true or"
+            " false beside 'prompt' and 'completion'"
+        ),
     ),
     Layout(
         "graded",
@@ -248,7 +281,8 @@ _GENERAL = (
     ),
     Layout(
         "judgments",
-        "prompt, response_a, response_b (or answer_1, answer_2 …), human (list of a | b | tie) | label | winner | preferred …",
+        "prompt, response_a, response_b (or answer_1, answer_2 …), human (list of a | b | tie) |"
+        " label | winner | preferred …",
         _PAIRS,
         choices.is_judgment,
         choices.read_judgments,
@@ -256,7 +290,8 @@ _GENERAL = (
     ),
     Layout(
         "best_of",
-        "prompt, chosen, rejected as lists of texts | prompt, responses as texts, best | gold | preferred | scores | rewards",
+        "prompt, chosen, rejected as lists of texts | prompt, responses as texts, best | gold |"
+        " preferred | scores | rewards",
         (BestOf,),
         own.is_best_of,
         own.read_best_of,
@@ -272,7 +307,8 @@ _GENERAL = (
     ),
     Layout(
         "alpaca_pairs",
-        "instruction, chosen, rejected [+ input, system, history] | instruction, output as [chosen, rejected]",
+        "instruction, chosen, rejected [+ input, system, history] | instruction, output as [chosen,"
+        " rejected]",
         _PAIRS,
         recognise.is_alpaca_pair,
         general.read_pair,
@@ -304,7 +340,8 @@ _GENERAL = (
     ),
     Layout(
         "swift_pairs",
-        "messages | query, response | completion | output; rejected_response | rejected_messages | rejected",
+        "messages | query, response | completion | output; rejected_response | rejected_messages |"
+        " rejected",
         _PAIRS,
         recognise.is_swift_pair,
         general.read_swift_pair,
@@ -312,7 +349,8 @@ _GENERAL = (
     ),
     Layout(
         "kto",
-        "prompt, completion | response | output | messages | conversations; label | kto_tag | thumb | feedback … as true or false",
+        "prompt, completion | response | output | messages | conversations; label | kto_tag | thumb"
+        " | feedback … as true or false",
         (Rating,),
         recognise.is_thumb,
         general.read_thumb,
@@ -342,7 +380,13 @@ _GENERAL = (
         general.read_messages,
         tells=("messages", "contents"),
     ),
-    Layout("prompt_completion", "prompt, completion", (Demonstration,), recognise.is_completion, general.read_prompted),
+    Layout(
+        "prompt_completion",
+        "prompt, completion",
+        (Demonstration,),
+        recognise.is_completion,
+        general.read_prompted,
+    ),
     Layout(
         "swift",
         "query, response [+ history, system]",
@@ -360,7 +404,11 @@ _GENERAL = (
         tells=(*TEXTS, "input", *ANSWERS),
     ),
     Layout(
-        "references", "prompt, reference | references", (Demonstration,), recognise.is_references, own.read_references
+        "references",
+        "prompt, reference | references",
+        (Demonstration,),
+        recognise.is_references,
+        own.read_references,
     ),
     Layout(
         "text",
@@ -383,8 +431,14 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*_PUBLISHED, *_
 
 
 def fitting(row: Columns) -> list[str]:
-    """The layouts that a row fits: a published one alone, or every general one. Empty columns of turns do not count."""
-    columns = {key: value for key, value in row.items() if key not in CONVERSATIONS or value not in ([], "")}
+    """The layouts that a row fits: a published one alone, or every general one. Empty columns of
+    turns do not count.
+    """
+    columns = {
+        key: value
+        for key, value in row.items()
+        if key not in CONVERSATIONS or value not in ([], "")
+    }
     for layout in _PUBLISHED:
         if layout.matches(columns):
             return [layout.name]

@@ -1,4 +1,6 @@
-"""Which of two answers is the better one, in the words that files have for it; and files that hold the two side by side."""
+"""Which of two answers is the better one, in the words that files have for it; and files that hold
+the two side by side.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from prefloop.records import Comparison, Record, Vote
 Choice = Literal[0, 1, "tie"]
 
 SIDES = tuple(
-    (f"{name}_{a}", f"{name}_{b}") for name in ("response", "answer", "completion", "output") for a, b in ("ab", "12")
+    (f"{name}_{a}", f"{name}_{b}")
+    for name in ("response", "answer", "completion", "output")
+    for a, b in ("ab", "12")
 )
 """Names of two answers of which neither is called the better one."""
 VERDICTS = ("human", "winner", "preferred", "preference", "choice", "better", "label", "vote")
@@ -35,11 +39,16 @@ def sides_of(row: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def is_judgment(row: Mapping[str, Any]) -> bool:
     """A prompt, two answers side by side and a column that says which is better."""
-    return any(key in row for key in TEXTS) and sides_of(row) is not None and any(key in row for key in VERDICTS)
+    return (
+        any(key in row for key in TEXTS)
+        and sides_of(row) is not None
+        and any(key in row for key in VERDICTS)
+    )
 
 
 def choice_in(value: Any, name: str, row: Row, sides: tuple[str, str]) -> tuple[Choice, str | None]:
-    """The vote that a word is, and why it is a tie: a side's letter or name, its model's name, or a word for neither.
+    """The vote that a word is, and why it is a tie: a side's letter or name, its model's name, or a
+    word for neither.
 
     Raises ``BadRow`` for other words and for numbers, which some count from 0 and others from 1.
     """
@@ -48,11 +57,15 @@ def choice_in(value: Any, name: str, row: Row, sides: tuple[str, str]) -> tuple[
         return "tie", _TIES[word]
     letters = [side.rpartition("_")[2] for side in sides]
     for choice, letter in zip((0, 1), letters, strict=True):
-        names = {f"{speaker}_{letter}" for speaker in _SPEAKERS} | ({letter} if letter.isalpha() else set())
+        names = {f"{speaker}_{letter}" for speaker in _SPEAKERS} | (
+            {letter} if letter.isalpha() else set()
+        )
         model = row.get(f"model_{letter}")
         others = row.get(f"model_{letters[1 - choice]}")
         is_model = (
-            isinstance(value, str) and isinstance(model, str) and value.strip() == model.strip() != str(others).strip()
+            isinstance(value, str)
+            and isinstance(model, str)
+            and value.strip() == model.strip() != str(others).strip()
         )
         if word in names or word == ("first", "second")[choice] or is_model:
             return (0 if choice == 0 else 1), None
@@ -76,7 +89,10 @@ def read_judgments(row: Row) -> Record:
     given = row.take(key)
     if isinstance(given, list):
         said = [choice_in(vote, f"{key}.{index}", row, sides) for index, vote in enumerate(given)]
-        votes = [Vote(f"{row.source}#{index}", choice, why=why) for index, (choice, why) in enumerate(said)]
+        votes = [
+            Vote(f"{row.source}#{index}", choice, why=why)
+            for index, (choice, why) in enumerate(said)
+        ]
     else:
         choice, why = choice_in(given, key, row, sides)
         votes = [Vote(f"{row.source}#0", choice, why=why)]

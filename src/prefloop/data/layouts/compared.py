@@ -1,4 +1,6 @@
-"""Published layouts with answers in lists or numbered columns and a number for each: WebGPT, TL;DR, Stack Exchange, distilabel's."""
+"""Published layouts with answers in lists or numbered columns and a number for each: WebGPT, TL;DR,
+Stack Exchange, distilabel's.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,17 @@ def read_webgpt(row: Row) -> Record:
 
 def is_summaries(row: Mapping[str, Any]) -> bool:
     """OpenAI's summaries with people's choices between two."""
-    return isinstance(row.get("info"), dict) and isinstance(row.get("summaries"), list) and "choice" in row
+    return (
+        isinstance(row.get("info"), dict)
+        and isinstance(row.get("summaries"), list)
+        and "choice" in row
+    )
 
 
 def read_summaries(row: Row) -> Record:
-    """Two summaries of a post or an article; the prompt is written as the data's authors wrote it."""
+    """Two summaries of a post or an article; the prompt is written as the data's authors wrote
+    it.
+    """
     info = row.take("info")
     prompt = around(row, [Message("user", _to_summarize(info))])
     check_prompt(prompt, "info")
@@ -81,9 +89,13 @@ def read_summaries(row: Row) -> Record:
         row.use("worker")
     else:
         worker = row.source
-    row.say("prompts written as the data's authors did: SUBREDDIT, TITLE, POST or Article, then TL;DR:")
+    row.say(
+        "prompts written as the data's authors did: SUBREDDIT, TITLE, POST or Article, then TL;DR:"
+    )
     row.evidence("info")
-    return Comparison(row.id, prompt, responses, [Vote(worker, 0 if chosen == 0 else 1)], row.meta())
+    return Comparison(
+        row.id, prompt, responses, [Vote(worker, 0 if chosen == 0 else 1)], row.meta()
+    )
 
 
 def _summary(row: Row, item: Mapping[str, Any], name: str) -> str:
@@ -101,7 +113,8 @@ def _to_summarize(info: Any) -> str:
             if info.get(key) not in (None, "")
         ]
         return "\n".join([*parts, "TL;DR:"])
-    return f"Article:\n\n{check_text(field_of(info, 'article', 'info.article'), 'info.article').strip()}\n\nTL;DR:"
+    article = check_text(field_of(info, "article", "info.article"), "info.article")
+    return f"Article:\n\n{article.strip()}\n\nTL;DR:"
 
 
 def is_stack_exchange(row: Mapping[str, Any]) -> bool:
@@ -116,16 +129,23 @@ def is_stack_exchange(row: Mapping[str, Any]) -> bool:
 
 
 def read_stack_exchange(row: Row) -> list[Record]:
-    """Every two answers, the higher score the better; scores grow with the votes' logarithm and are no strength."""
+    """Every two answers, the higher score the better; scores grow with the votes' logarithm and are
+    no strength.
+    """
     prompt = prompt_of(row)
     answers = []
     for index, item in enumerate(objects(row.take("answers"), "answers")):
         name = f"answers.{index}"
         text = check_text(field_of(item, "text", f"{name}.text"), f"{name}.text")
         answers.append(
-            (Response(text, row.source), _number(field_of(item, "pm_score", f"{name}.pm_score"), f"{name}.pm_score"))
+            (
+                Response(text, row.source),
+                _number(field_of(item, "pm_score", f"{name}.pm_score"), f"{name}.pm_score"),
+            )
         )
-        row.message_keys |= dict.fromkeys(f"answers.{key}" for key in item if key not in ("text", "pm_score"))
+        row.message_keys |= dict.fromkeys(
+            f"answers.{key}" for key in item if key not in ("text", "pm_score")
+        )
     row.say("votes are the higher pm_score of two answers")
     return comparisons(row, prompt, answers, strong=False)
 
@@ -134,7 +154,11 @@ def _lists(row: Mapping[str, Any]) -> tuple[str, str] | None:
     """The columns of several answers as texts and of a number for each."""
     for key in _LISTS:
         texts = row.get(key)
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        if (
+            not isinstance(texts, list)
+            or not texts
+            or not all(isinstance(text, str) for text in texts)
+        ):
             continue
         for ratings in _RATINGS:
             # Of `responses` the `scores` name the best ones, which is another layout.
@@ -149,7 +173,9 @@ def is_listed(row: Mapping[str, Any]) -> bool:
 
 
 def read_listed(row: Row) -> list[Record]:
-    """Every two answers, the higher number the better, the difference the strength; an answer without a number is left out."""
+    """Every two answers, the higher number the better, the difference the strength; an answer
+    without a number is left out.
+    """
     prompt = prompt_of(row)
     key, rated = _lists(row) or (_LISTS[0], _RATINGS[0])
     texts, ratings = row.take(key), row.take(rated)
@@ -192,7 +218,9 @@ def is_xlam(row: Mapping[str, Any]) -> bool:
 
 def _calls(value: Any) -> bool:
     found = parsed(value) if isinstance(value, str) else value
-    return isinstance(found, list) and all(isinstance(item, dict) and "name" in item for item in found)
+    return isinstance(found, list) and all(
+        isinstance(item, dict) and "name" in item for item in found
+    )
 
 
 def read_xlam(row: Row) -> Record:
@@ -200,5 +228,9 @@ def read_xlam(row: Row) -> Record:
     prompt = prompt_of(row, "query")
     calls: Sequence[Any] = calls_of(row.take("answers"), "answers", row.message_keys)
     if not calls:
-        raise BadRow("answers", "holds no call: write what the assistant says instead into 'response'")
-    return Demonstration.of(row.id, prompt, [Message("assistant", "", None, list(calls))], row.meta())
+        raise BadRow(
+            "answers", "holds no call: write what the assistant says instead into 'response'"
+        )
+    return Demonstration.of(
+        row.id, prompt, [Message("assistant", "", None, list(calls))], row.meta()
+    )

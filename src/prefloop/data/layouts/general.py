@@ -1,4 +1,6 @@
-"""Layouts that many projects share: pairs, thumbs, demonstrations and prompts, told by their columns."""
+"""Layouts that many projects share: pairs, thumbs, demonstrations and prompts, told by their
+columns.
+"""
 
 from __future__ import annotations
 
@@ -81,11 +83,17 @@ def read_pair(row: Row) -> Record:
 def _two_outputs(row: Row) -> Record:
     outputs = row.take("output")
     if not isinstance(outputs, list) or len(outputs) != 2:
-        raise BadRow("output", f"is {json_type(outputs)}, expected the chosen and the rejected answer")
+        raise BadRow(
+            "output", f"is {json_type(outputs)}, expected the chosen and the rejected answer"
+        )
     prompt = prompt_of(row, "instruction" if "instruction" in row else None)
     keys = ("output.0", "output.1")
-    answers = [answer_in(row, output, key, prompt) for output, key in zip(outputs, keys, strict=True)]
-    return comparison(row, whole_prompt(prompt, answers, keys), answers[0].turns, answers[1].turns, *keys)
+    answers = [
+        answer_in(row, output, key, prompt) for output, key in zip(outputs, keys, strict=True)
+    ]
+    return comparison(
+        row, whole_prompt(prompt, answers, keys), answers[0].turns, answers[1].turns, *keys
+    )
 
 
 def read_implicit(row: Row) -> Record:
@@ -107,7 +115,9 @@ def _whole(row: Row, key: str) -> list[Message]:
 
 
 def read_swift_pair(row: Row) -> Record:
-    """ms-swift and others: a conversation's last answer, or the one answer, is the preferred one beside a rejected answer or conversation."""
+    """ms-swift and others: a conversation's last answer, or the one answer, is the preferred one
+    beside a rejected answer or conversation.
+    """
     other_key = row.first(*REJECTED) or REJECTED[0]
     if "messages" not in row:
         return paired(row, row.first(*PREFERRED) or PREFERRED[0], other_key)
@@ -127,11 +137,14 @@ def read_thumb(row: Row) -> Record:
     refuse_other_answers(row)
     up = verdict(row, must=True)
     if up is None:
-        raise BadRow("label", f"is missing (found: {listed(row)}): nothing says whether the answer is good")
+        raise BadRow(
+            "label", f"is missing (found: {listed(row)}): nothing says whether the answer is good"
+        )
     if "reasoning" in row and not is_setting(row, "reasoning"):
         raise BadRow(
             "reasoning",
-            "may be what the answer thought or why it was judged so: name it 'reasoning_content' or 'reason'",
+            "may be what the answer thought or why it was judged so: name it 'reasoning_content' or"
+            " 'reason'",
         )
     key, turns_key = row.first(*ANSWERS), row.first(*CONVERSATIONS)
     if key is not None and (turns_key is not None or has_prompt(row)):
@@ -161,12 +174,18 @@ def read_prompted(row: Row) -> Record:
 
 
 def read_turns(row: Row, key: str) -> Record:
-    """A conversation whose last turn is the answer, if it is the assistant's; masked turns are its context."""
+    """A conversation whose last turn is the answer, if it is the assistant's; masked turns are its
+    context.
+    """
     turns = conversation_of(row, key)
     _leave_prompt(row, key, turns)
     _check_mask(row)
     if (other := row.first("response", "completion", "output")) is not None:
-        raise BadRow(other, f"holds an answer beside '{key}', and most rows of the file have none: put it into '{key}'")
+        raise BadRow(
+            other,
+            f"holds an answer beside '{key}', and most rows of the file have none: put it into"
+            f" '{key}'",
+        )
     if turns[-1].role != "assistant":
         check_prompt(turns, key)
         return Prompt(row.id, turns, row.meta())
@@ -185,7 +204,9 @@ def read_messages(row: Row) -> Record:
 
 
 def _leave_prompt(row: Row, key: str, turns: Conversation) -> None:
-    """Leave out a prompt column that repeats one of the conversation's questions; refuse one that asks something else."""
+    """Leave out a prompt column that repeats one of the conversation's questions; refuse one that
+    asks something else.
+    """
     for column in (name for name in TEXTS if name in row):
         asked = row[column]
         if asked not in ("", []) and not says(turns, asked):
@@ -198,7 +219,8 @@ def _leave_prompt(row: Row, key: str, turns: Conversation) -> None:
 def talks(value: Any) -> bool:
     """Whether a value is a conversation in which the assistant speaks."""
     return is_messages(value) and any(
-        exchange_keys(item) or ROLES.get(str(item.get(speaker_key(item) or "role")).strip().casefold()) == "assistant"
+        exchange_keys(item)
+        or ROLES.get(str(item.get(speaker_key(item) or "role")).strip().casefold()) == "assistant"
         for item in value
     )
 
@@ -209,7 +231,10 @@ def _check_mask(row: Row) -> None:
     if isinstance(mask, str) and mask.casefold() in ("user", "human"):
         row.use("mask")
     elif mask is not None:
-        raise BadRow("mask", f"is {str(mask)[:40]!r}; turns are masked one by one, with `weight: 0` in a message")
+        raise BadRow(
+            "mask",
+            f"is {str(mask)[:40]!r}; turns are masked one by one, with `weight: 0` in a message",
+        )
 
 
 def read_text(row: Row) -> Record:
@@ -219,7 +244,8 @@ def read_text(row: Row) -> Record:
     if found is None:
         raise BadRow(
             "text",
-            "is text without a known template's markers: nothing says what is the prompt and what the answer; write messages",
+            "is text without a known template's markers: nothing says what is the prompt and what"
+            " the answer; write messages",
         )
     if found.open:
         prompt = around(row, found.turns)
@@ -243,4 +269,6 @@ def has_prompt(row: Columns) -> bool:
 
 def has_turns(row: Columns, *keys: str) -> bool:
     """Whether one of ``keys`` holds turns."""
-    return any(key in row and (is_messages(row[key]) or isinstance(row[key], str | list)) for key in keys)
+    return any(
+        key in row and (is_messages(row[key]) or isinstance(row[key], str | list)) for key in keys
+    )

@@ -13,7 +13,9 @@ from prefloop.records import Record
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout: the keys to look for, the kinds of record a row can hold, how to recognise and how to read one."""
+    """A layout: the keys to look for, the kinds of record a row can hold, how to recognise and how
+    to read one.
+    """
 
     name: str
     keys: str

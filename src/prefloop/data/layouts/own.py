@@ -39,7 +39,9 @@ def read_answer(row: Row) -> Record:
         row["finished"] = finished
     check.check_finished(row, "finished")
     row.evidence("finished", "tokens")
-    return Demonstration.of(row.id, context(whole_prompt(prompt, [answer], ["response"])), answer.turns, row.meta())
+    return Demonstration.of(
+        row.id, context(whole_prompt(prompt, [answer], ["response"])), answer.turns, row.meta()
+    )
 
 
 def read_best_of(row: Row) -> Record:
@@ -55,14 +57,20 @@ def read_best_of(row: Row) -> Record:
     try:
         return BestOf(row.id, prompt, responses, best, row.meta())
     except ValueError as error:
-        raise BadRow("best", str(error).rpartition("Value error, ")[2].partition(" [type")[0]) from None
+        raise BadRow(
+            "best", str(error).rpartition("Value error, ")[2].partition(" [type")[0]
+        ) from None
 
 
 def _gold(row: Row, count: int) -> list[int]:
-    """Which responses are good: an index, a list of them, or those with the highest of one score a response."""
+    """Which responses are good: an index, a list of them, or those with the highest of one score a
+    response.
+    """
     key = row.first(*GOLD)
     if key is None:
-        raise BadRow("best", f"is missing: nothing says which response is good (one of {', '.join(GOLD)})")
+        raise BadRow(
+            "best", f"is missing: nothing says which response is good (one of {', '.join(GOLD)})"
+        )
     value = row.take(key)
     if key in _NUMBERS:
         row.evidence(key)
@@ -74,7 +82,11 @@ def _gold(row: Row, count: int) -> list[int]:
     indices = value if isinstance(value, list) else [value]
     whole = [number for i in indices if isinstance(number := number_of(i), int)]
     if len(whole) != len(indices):
-        raise BadRow(key, f"is {check.json_type(value)}, expected the index of the best response or a list of them")
+        raise BadRow(
+            key,
+            f"is {check.json_type(value)}, expected the index of the best response or a list of"
+            " them",
+        )
     return whole
 
 
@@ -82,7 +94,10 @@ def _texts(row: Row, key: str) -> list[str]:
     value = row.take(key)
     listed = value if isinstance(value, list) else [value]
     names = [f"{key}.{i}" for i in range(len(listed))]
-    return [check_text(row.without_end(check_text(text, n)), n) for text, n in zip(listed, names, strict=True)]
+    return [
+        check_text(row.without_end(check_text(text, n)), n)
+        for text, n in zip(listed, names, strict=True)
+    ]
 
 
 def read_references(row: Row) -> Record:
@@ -93,7 +108,14 @@ def read_references(row: Row) -> Record:
     if not texts:
         raise BadRow(key, "is an empty list")
     references = [check_text(text, f"{key}.{index}") for index, text in enumerate(texts)]
-    if "references" in row and "reference" in row and row["reference"] not in texts and row["reference"] != value:
+    if (
+        "references" in row
+        and "reference" in row
+        and row["reference"] not in texts
+        and row["reference"] != value
+    ):
         raise BadRow("reference", "is none of 'references' beside it: keep one of the two columns")
     row.use("references", "reference")
-    return Demonstration(row.id, context(prompt_of(row)), references[0], row.meta() | {"references": references})
+    return Demonstration(
+        row.id, context(prompt_of(row)), references[0], row.meta() | {"references": references}
+    )

@@ -1,4 +1,6 @@
-"""Layouts of published preference data that name two answers and say in a column of their own which is better."""
+"""Layouts of published preference data that name two answers and say in a column of their own which
+is better.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,26 @@ from typing import Any
 
 from prefloop.data import argilla_rows
 from prefloop.data.answers import answer_of
-from prefloop.data.check import BadRow, check_distinct, check_prompt, check_text, json_type, number_of, truth_of
+from prefloop.data.check import (
+    BadRow,
+    check_distinct,
+    check_prompt,
+    check_text,
+    json_type,
+    number_of,
+    truth_of,
+)
 from prefloop.data.layouts.choices import Choice, choice_in
 from prefloop.data.layouts.rated import extra_id_turns
 from prefloop.data.messages import messages_of
 from prefloop.data.prompts import prompt_of
-from prefloop.data.responses import common_start, comparison, leave_copies, two_responses, whole_prompt
+from prefloop.data.responses import (
+    common_start,
+    comparison,
+    leave_copies,
+    two_responses,
+    whole_prompt,
+)
 from prefloop.data.row import Row
 from prefloop.data.surroundings import around
 from prefloop.data.tools import spelt
@@ -28,22 +44,32 @@ def read_openai(row: Row) -> Record:
     keys = ("preferred_output", "non_preferred_output")
     prompt = prompt_of(row, "input")
     answers = [answer_of(row, key, prompt) for key in keys]
-    return comparison(row, whole_prompt(prompt, answers, keys), answers[0].turns, answers[1].turns, *keys)
+    return comparison(
+        row, whole_prompt(prompt, answers, keys), answers[0].turns, answers[1].turns, *keys
+    )
 
 
 def signed(value: Any, name: str) -> tuple[Choice, int | float | None]:
-    """The vote of a preference from -3 (the first is much better) to 3 (the second is); its size is the strength, as in prefloop."""
+    """The vote of a preference from -3 (the first is much better) to 3 (the second is); its size is
+    the strength, as in prefloop.
+    """
     number = number_of(value)
     if number is None or abs(number) > 3:
         shown = json_type(value) if number is None else f"{number:g}"
-        raise BadRow(name, f"is {shown}, expected a number from -3 (the first is much better) to 3 (the second is)")
+        raise BadRow(
+            name,
+            f"is {shown}, expected a number from -3 (the first is much better) to 3 (the"
+            " second is)",
+        )
     if number == 0:
         return "tie", None
     return (0 if number < 0 else 1), abs(number)
 
 
 def _signed_votes(row: Row, whole: str, single: str, size: str, why: str) -> list[Vote]:
-    """The votes of single annotators where the file has them, else the one that they were summed up to."""
+    """The votes of single annotators where the file has them, else the one that they were summed up
+    to.
+    """
     given = row.get(single)
     if isinstance(given, list) and given:
         votes = []
@@ -87,7 +113,9 @@ def read_helpsteer2_preference(row: Row) -> Record:
         prompt = around(row, turns)
         check_prompt(prompt, "prompt")
     prompt, responses = two_responses(row, prompt, "response_1", "response_2")
-    votes = _signed_votes(row, "preference_strength", "three_most_similar_preferences", "strength", "statement")
+    votes = _signed_votes(
+        row, "preference_strength", "three_most_similar_preferences", "strength", "statement"
+    )
     return Comparison(row.id, prompt, responses, votes, row.meta())
 
 
@@ -103,8 +131,11 @@ def is_arena(row: Mapping[str, Any]) -> bool:
 def read_arena(row: Row) -> Record:
     """A battle of two models: conversations with the same questions, and who won."""
     if "conversation_a" in row or "conversation_b" in row:
-        conversations = [messages_of(_list(row, key), key, row) for key in ("conversation_a", "conversation_b")]
-        # MT-bench's judges saw the first turn alone where `turn` is 1; elsewhere it counts the turns that there are.
+        conversations = [
+            messages_of(_list(row, key), key, row) for key in ("conversation_a", "conversation_b")
+        ]
+        # MT-bench's judges saw the first turn alone where `turn` is 1; elsewhere it counts the
+        # turns that there are.
         turn = number_of(row.get("turn"))
         if turn is not None and turn > 0 and turn == int(turn):
             judged = [_until(each, int(turn)) for each in conversations]
@@ -119,7 +150,8 @@ def read_arena(row: Row) -> Record:
         conversations = [_alternating(asked, first, keys[0]), _alternating(asked, second, keys[1])]
     prompt, answers = common_start(row, conversations, keys)
     responses = [
-        Response.of(turns, _model(row, key)) for turns, key in zip(answers, ("model_a", "model_b"), strict=True)
+        Response.of(turns, _model(row, key))
+        for turns, key in zip(answers, ("model_a", "model_b"), strict=True)
     ]
     check_distinct(responses[0].text, responses[1].text, *keys)
     leave_copies(row, prompt, answers)
@@ -132,7 +164,11 @@ def read_arena(row: Row) -> Record:
         annotator = judge
         row.use("judge")
     return Comparison(
-        row.id, prompt, responses, [Vote(annotator, choice, why=why)], row.meta("model_a", "model_b", "turn")
+        row.id,
+        prompt,
+        responses,
+        [Vote(annotator, choice, why=why)],
+        row.meta("model_a", "model_b", "turn"),
     )
 
 
@@ -157,10 +193,17 @@ def _texts(row: Row, key: str) -> list[str]:
     if isinstance(value, str):
         found = spelt(value) if value.lstrip().startswith("[") else None
         if found is None and _LIST_OF_TEXTS.match(value):
-            raise BadRow(key, "looks like a list of texts written as a string and cannot be parsed: write it as JSON")
+            raise BadRow(
+                key,
+                "looks like a list of texts written as a string and cannot be parsed: write it as"
+                " JSON",
+            )
         value = found if isinstance(found, list) and found else [value]
     if not isinstance(value, list) or not value:
-        raise BadRow(key, f"is {json_type(value) if value != [] else 'an empty list'}, expected a list of texts")
+        raise BadRow(
+            key,
+            f"is {json_type(value) if value != [] else 'an empty list'}, expected a list of texts",
+        )
     return [check_text(text, f"{key}.{index}") for index, text in enumerate(value)]
 
 
@@ -190,33 +233,48 @@ def _winner(row: Row) -> tuple[Choice, str | None]:
 
 
 def read_safe_rlhf(row: Row) -> Record:
-    """PKU-SafeRLHF: the better response is the vote; which one is safer is another question, kept in meta."""
+    """PKU-SafeRLHF: the better response is the vote; which one is safer is another question, kept
+    in meta.
+    """
     prompt = prompt_of(row, "prompt")
     prompt, responses = two_responses(row, prompt, "response_0", "response_1")
     better = number_of(row.take("better_response_id"))
     if better not in (0, 1):
-        raise BadRow("better_response_id", f"is {str(row['better_response_id'])[:40]!r}, expected 0 or 1")
-    return Comparison(row.id, prompt, responses, [Vote(row.source, 0 if better == 0 else 1)], row.meta())
+        raise BadRow(
+            "better_response_id", f"is {str(row['better_response_id'])[:40]!r}, expected 0 or 1"
+        )
+    return Comparison(
+        row.id, prompt, responses, [Vote(row.source, 0 if better == 0 else 1)], row.meta()
+    )
 
 
 def read_alpaca_eval(row: Row) -> Record:
-    """alpaca_eval's annotations: 1 and 2 name the better output, 1.5 is a tie, numbers between are how sure the judge is."""
+    """alpaca_eval's annotations: 1 and 2 name the better output, 1.5 is a tie, numbers between are
+    how sure the judge is.
+    """
     prompt = prompt_of(row, "instruction")
     texts = [row.text(key) for key in ("output_1", "output_2")]
     check_distinct(texts[0], texts[1], "output_1", "output_2")
-    responses = [Response(text, _model(row, f"generator_{n}")) for n, text in enumerate(texts, start=1)]
+    responses = [
+        Response(text, _model(row, f"generator_{n}")) for n, text in enumerate(texts, start=1)
+    ]
     votes = []
     if "preference" in row:
         value = number_of(row.take("preference"))
         if value is None or not 1 <= value <= 2:
-            raise BadRow("preference", f"is {str(row['preference'])[:40]!r}, expected 1, 2 or a number between them")
+            raise BadRow(
+                "preference",
+                f"is {str(row['preference'])[:40]!r}, expected 1, 2 or a number between them",
+            )
         name = row.source
         if isinstance(row.get("annotator"), str) and row["annotator"].strip():
             name = row.take("annotator")
         choice: Choice = "tie" if value == 1.5 else 0 if value < 1.5 else 1
         votes = [Vote(name, choice)]
         if value not in (1, 1.5, 2):
-            row.say("preferences between 1 and 2 are a vote for the nearer output; they stay in meta")
+            row.say(
+                "preferences between 1 and 2 are a vote for the nearer output; they stay in meta"
+            )
         row.evidence("preference")
     return Comparison(row.id, prompt, responses, votes, row.meta("generator_1", "generator_2"))
 
@@ -226,12 +284,15 @@ def read_mt_bench_question(row: Row) -> Record:
     turns = row.take("turns")
     if not isinstance(turns, list) or not turns:
         raise BadRow(
-            "turns", f"is {json_type(turns) if turns != [] else 'an empty list'}, expected the user's turns as texts"
+            "turns",
+            f"is {json_type(turns) if turns != [] else 'an empty list'}, expected the user's turns"
+            " as texts",
         )
     texts = [check_text(text, f"turns.{index}") for index, text in enumerate(turns)]
     if len(texts) > 1:
         row.say(
-            "second turns of MT-bench questions are not used: each asks about the answer to the first; they stay in meta"
+            "second turns of MT-bench questions are not used: each asks about the answer to the"
+            " first; they stay in meta"
         )
     row.evidence("turns", "question_id")
     prompt = around(row, [Message("user", texts[0])])
@@ -244,12 +305,18 @@ def read_shp(row: Row) -> Record:
     prompt, responses = two_responses(row, prompt, "human_ref_A", "human_ref_B")
     label = number_of(row.take("labels"))
     if label not in (0, 1):
-        raise BadRow("labels", f"is {str(row['labels'])[:40]!r}, expected 1 (A is preferred) or 0 (B is)")
-    return Comparison(row.id, prompt, responses, [Vote(row.source, 0 if label == 1 else 1)], row.meta())
+        raise BadRow(
+            "labels", f"is {str(row['labels'])[:40]!r}, expected 1 (A is preferred) or 0 (B is)"
+        )
+    return Comparison(
+        row.id, prompt, responses, [Vote(row.source, 0 if label == 1 else 1)], row.meta()
+    )
 
 
 def read_argilla(row: Row) -> list[Record]:
-    """What Argilla exports: submitted answers are the votes, suggestions and other answers are not."""
+    """What Argilla exports: submitted answers are the votes, suggestions and other answers are
+    not.
+    """
     found = argilla_rows.read(row, row.id, row.source)
     row.use(*row)
     for reason in argilla_rows.left_out(row, row.source):

@@ -1,7 +1,9 @@
-"""Layouts in which people or models gave each answer a number or a rank: every two answers of a prompt are a comparison.
+"""Layouts in which people or models gave each answer a number or a rank: every two answers of a
+prompt are a comparison.
 
-The better number is the vote; equal numbers are a tie, which is a vote too. A rating's strength is the difference on the
-file's own scale. Ranks have no strength: the distance between two ranks says nothing about how much better one is.
+The better number is the vote; equal numbers are a tie, which is a vote too. A rating's strength is
+the difference on the file's own scale. Ranks have no strength: the distance between two ranks says
+nothing about how much better one is.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from prefloop.records import Comparison, Conversation, Message, Record, Response
 _HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _ULTRAFEEDBACK = ("fine-grained_score", "overall_score")
 MOST_ANSWERS = 500
-"""Answers to one prompt that are compared with each other; more would make millions of pairs of one row."""
+"""Answers to one prompt that are compared with each other; more would make millions of pairs of one
+row.
+"""
 LISTS = ("responses", "answers", "completions", "candidates")
 """Columns of several answers to one prompt."""
 _GRADES = ("score", "rating", "reward")
@@ -60,13 +64,18 @@ def read_helpsteer(row: Row) -> ScoredAnswer:
     score = number_of(row.take("helpfulness"))
     if score is None:
         raise BadRow("helpfulness", f"is {json_type(row['helpfulness'])}, expected a number")
-    row.say("votes are the higher helpfulness of two answers to one prompt, their strength the difference")
+    row.say(
+        "votes are the higher helpfulness of two answers to one prompt, their strength the"
+        " difference"
+    )
     response = Response(row.text("response"), row.source, {"helpfulness": row["helpfulness"]})
     return ScoredAnswer(row.id, prompt, response, score, row.source, row.meta())
 
 
 def joined(items: Iterable[ScoredAnswer]) -> Iterator[Comparison | str]:
-    """Comparisons of every two neighbouring answers to one prompt; a word for each answer that stands alone."""
+    """Comparisons of every two neighbouring answers to one prompt; a word for each answer that
+    stands alone.
+    """
     group: list[ScoredAnswer] = []
     for item in items:
         if group and prompt_key(item.prompt) != prompt_key(group[0].prompt):
@@ -81,7 +90,8 @@ def _every_two(group: Sequence[ScoredAnswer]) -> Iterator[Comparison | str]:
         yield "no other answer to the same prompt beside it"
     if len(group) > MOST_ANSWERS:
         yield from [
-            f"one of {len(group):,} answers to one prompt, and every two would be compared: keep {MOST_ANSWERS} of them at most"
+            f"one of {len(group):,} answers to one prompt, and every two would be compared: keep"
+            f" {MOST_ANSWERS} of them at most"
         ] * len(group)
         return
     for first, second in combinations(group, 2):
@@ -91,11 +101,15 @@ def _every_two(group: Sequence[ScoredAnswer]) -> Iterator[Comparison | str]:
         strength = abs(first.score - second.score) or None
         vote = Vote(first.annotator, choice(first.score, second.score), strength)
         id = f"{first.id}+{second.id}"
-        yield Comparison(id, first.prompt, [first.response, second.response], [vote], second.meta | first.meta)
+        yield Comparison(
+            id, first.prompt, [first.response, second.response], [vote], second.meta | first.meta
+        )
 
 
 def extra_id_turns(text: str, name: str, row: Row) -> list[Message] | None:
-    r"""The turns of a HelpSteer2 prompt, whose later ones begin ``<extra_id_1>Assistant\n``; ``None`` where it has one."""
+    r"""The turns of a HelpSteer2 prompt, whose later ones begin ``<extra_id_1>Assistant\n``;
+    ``None`` where it has one.
+    """
     first, *rest = text.split("<extra_id_1>")
     if not rest:
         return None
@@ -104,7 +118,9 @@ def extra_id_turns(text: str, name: str, row: Row) -> list[Message] | None:
     for index, piece in enumerate(rest, start=len(turns)):
         who, _, words = piece.partition("\n")
         if who.strip() not in ("User", "Assistant"):
-            raise BadRow(name, f"holds <extra_id_1> before {who[:40]!r}, expected User or Assistant")
+            raise BadRow(
+                name, f"holds <extra_id_1> before {who[:40]!r}, expected User or Assistant"
+            )
         if index == len(rest) + len(turns) - 1 and who.strip() == "Assistant" and not words.strip():
             break
         words = check_text(words.strip(), f"{name}.{index}")
@@ -115,27 +131,47 @@ def extra_id_turns(text: str, name: str, row: Row) -> list[Message] | None:
 def is_ultrafeedback(row: Mapping[str, Any]) -> bool:
     """UltraFeedback as first published: one instruction, several completions with their scores."""
     listed = row.get("completions")
-    return "instruction" in row and isinstance(listed, list) and bool(listed) and isinstance(listed[0], dict)
+    return (
+        "instruction" in row
+        and isinstance(listed, list)
+        and bool(listed)
+        and isinstance(listed[0], dict)
+    )
 
 
 def read_ultrafeedback(row: Row) -> list[Record]:
-    """Every two completions, by the mean of the fine-grained ratings, which the data's authors prefer, else by the overall score."""
+    """Every two completions, by the mean of the fine-grained ratings, which the data's authors
+    prefer, else by the overall score.
+    """
     prompt = prompt_of(row, "instruction")
     listed = row.take("completions")
     items = objects(listed, "completions")
-    key = next((k for k in _ULTRAFEEDBACK if all(number_of(item.get(k)) is not None for item in items)), None)
+    key = next(
+        (k for k in _ULTRAFEEDBACK if all(number_of(item.get(k)) is not None for item in items)),
+        None,
+    )
     if key is None:
-        raise BadRow("completions", f"have no number under {' or '.join(_ULTRAFEEDBACK)}: nothing says which is better")
+        raise BadRow(
+            "completions",
+            f"have no number under {' or '.join(_ULTRAFEEDBACK)}: nothing says which is better",
+        )
     row.say(f"votes are the higher {key} of two completions, their strength the difference")
     row.message_keys |= dict.fromkeys(
         f"completions.{k}" for item in items for k in item if k not in ("model", "response", key)
     )
     answers = []
     for index, item in enumerate(items):
-        text = check_text(field_of(item, "response", f"completions.{index}.response"), f"completions.{index}.response")
+        text = check_text(
+            field_of(item, "response", f"completions.{index}.response"),
+            f"completions.{index}.response",
+        )
         answers.append(
             (
-                Response(text, source_of(item.get("model"), f"completions.{index}.model", row), {key: item[key]}),
+                Response(
+                    text,
+                    source_of(item.get("model"), f"completions.{index}.model", row),
+                    {key: item[key]},
+                ),
                 float(number_of(item[key]) or 0),
             )
         )
@@ -164,9 +200,16 @@ def read_nectar(row: Row) -> list[Record]:
         rank = number_of(field_of(item, "rank", f"{name}.rank"))
         if rank is None:
             raise BadRow(f"{name}.rank", f"is {json_type(item['rank'])}, expected a number")
-        row.message_keys |= dict.fromkeys(f"answers.{key}" for key in item if key not in ("answer", "rank", "model"))
+        row.message_keys |= dict.fromkeys(
+            f"answers.{key}" for key in item if key not in ("answer", "rank", "model")
+        )
         answers.append(
-            (Response(text, source_of(item.get("model"), f"{name}.model", row), {"rank": item["rank"]}), -rank)
+            (
+                Response(
+                    text, source_of(item.get("model"), f"{name}.model", row), {"rank": item["rank"]}
+                ),
+                -rank,
+            )
         )
     row.say("votes are the better rank of two answers")
     return comparisons(row, prompt, answers, strong=False)
@@ -180,7 +223,10 @@ def is_scored(row: Mapping[str, Any]) -> bool:
         and not any(key in row for key in ("votes", "best"))
         and isinstance(listed, list)
         and len(listed) > 1
-        and all(isinstance(item, dict) and any(key in item for key in (*_GRADES, "rank")) for item in listed)
+        and all(
+            isinstance(item, dict) and any(key in item for key in (*_GRADES, "rank"))
+            for item in listed
+        )
     )
 
 
@@ -195,7 +241,9 @@ def read_scored(row: Row) -> list[Record]:
     items = objects(row.take(name), name)
     grades = [key for key in (*_GRADES, "rank") if any(key in item for item in items)]
     if len(grades) != 1:
-        raise BadRow(name, f"are graded by {' and '.join(grades)}: keep the one that says which is better")
+        raise BadRow(
+            name, f"are graded by {' and '.join(grades)}: keep the one that says which is better"
+        )
     grade = grades[0]
     answers = []
     for index, item in enumerate(items):
@@ -205,18 +253,29 @@ def read_scored(row: Row) -> list[Record]:
             raise BadRow(f"{where}.{grade}", f"is {json_type(item[grade])}, expected a number")
         key = next((key for key in _ANSWERS if key in item), _ANSWERS[0])
         answer = answer_in(row, field_of(item, key, f"{where}.{key}"), f"{where}.{key}", prompt)
-        row.message_keys |= dict.fromkeys(f"{name}.{other}" for other in item if other not in ("model", key, grade))
-        response = Response.of(answer.turns, source_of(item.get("model"), f"{where}.model", row), {grade: number})
+        row.message_keys |= dict.fromkeys(
+            f"{name}.{other}" for other in item if other not in ("model", key, grade)
+        )
+        response = Response.of(
+            answer.turns, source_of(item.get("model"), f"{where}.model", row), {grade: number}
+        )
         answers.append((response, -number if grade == "rank" else number))
     better = "better rank" if grade == "rank" else f"higher {grade}"
-    row.say(f"votes are the {better} of two answers" + ("" if grade == "rank" else ", their strength the difference"))
+    row.say(
+        f"votes are the {better} of two answers"
+        + ("" if grade == "rank" else ", their strength the difference")
+    )
     return comparisons(row, prompt, answers, strong=grade != "rank")
 
 
 def objects(value: Any, name: str) -> list[dict[str, Any]]:
     """A list of two objects or more. Raises ``BadRow`` for anything else."""
     if not isinstance(value, list) or not value:
-        raise BadRow(name, f"is {json_type(value) if value != [] else 'an empty list'}, expected a list of answers")
+        raise BadRow(
+            name,
+            f"is {json_type(value) if value != [] else 'an empty list'}, expected a list of"
+            " answers",
+        )
     for index, item in enumerate(value):
         if not isinstance(item, dict):
             raise BadRow(f"{name}.{index}", f"is {json_type(item)}, expected an object")
@@ -226,16 +285,24 @@ def objects(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def source_of(model: Any, name: str, row: Row) -> str:
-    """Which model an answer is of, as its own key says; the file where it says nothing. Raises ``BadRow`` for what is no text."""
+    """Which model an answer is of, as its own key says; the file where it says nothing. Raises
+    ``BadRow`` for what is no text.
+    """
     if model is not None and not isinstance(model, str):
         raise BadRow(name, f"is {json_type(model)}, expected text")
     return model if model and model.strip() else row.source
 
 
 def comparisons(
-    row: Row, prompt: Conversation, answers: Sequence[tuple[Response, float]], strong: bool, at: str = ""
+    row: Row,
+    prompt: Conversation,
+    answers: Sequence[tuple[Response, float]],
+    strong: bool,
+    at: str = "",
 ) -> list[Record]:
-    """A comparison of every two answers by their numbers, whose difference is the vote's strength where they are ``strong``."""
+    """A comparison of every two answers by their numbers, whose difference is the vote's strength
+    where they are ``strong``.
+    """
     found: list[Record] = []
     meta = row.meta()
     _check_number(len(answers), "")
@@ -252,7 +319,8 @@ def _check_number(answers: int, name: str) -> None:
     if answers > MOST_ANSWERS:
         raise BadRow(
             name,
-            f"has {answers:,} answers to one prompt, and every two would be compared: {MOST_ANSWERS} at most are taken",
+            f"has {answers:,} answers to one prompt, and every two would be compared:"
+            f" {MOST_ANSWERS} at most are taken",
         )
 
 
@@ -262,9 +330,14 @@ def is_oasst_tree(row: Mapping[str, Any]) -> bool:
 
 
 def read_oasst_tree(row: Row) -> list[Record]:
-    """Every two ranked answers to one message of a tree, the smaller rank the better; deleted messages are passed over."""
+    """Every two ranked answers to one message of a tree, the smaller rank the better; deleted
+    messages are passed over.
+    """
     root = row.take("prompt")
-    row.say("votes are the better rank of two replies to one message; what has no such replies is context or left out")
+    row.say(
+        "votes are the better rank of two replies to one message; what has no such replies is"
+        " context or left out"
+    )
     row.evidence("message_tree_id")
     found: list[Record] = []
     meta = row.meta()
@@ -276,7 +349,8 @@ def read_oasst_tree(row: Row) -> list[Record]:
         _check_number(len(answers), path)
         for (i, first, a), (j, second, b) in combinations(answers, 2):
             texts = [
-                check_text(each.get("text", ""), f"{path}.replies.{n}.text") for n, each in ((i, first), (j, second))
+                check_text(each.get("text", ""), f"{path}.replies.{n}.text")
+                for n, each in ((i, first), (j, second))
             ]
             if texts[0].strip() == texts[1].strip():
                 row.say("two answers of the same text make no comparison")
@@ -284,7 +358,11 @@ def read_oasst_tree(row: Row) -> list[Record]:
             at = ".".join(part for part in path.split(".") if part.isdigit())
             responses = [Response(text, row.source) for text in texts]
             id = f"{row.id}/{at + '/' if at else ''}{i}-{j}"
-            found.append(Comparison(id, around(row, prompt), responses, [Vote(row.source, choice(-a, -b))], meta))
+            found.append(
+                Comparison(
+                    id, around(row, prompt), responses, [Vote(row.source, choice(-a, -b))], meta
+                )
+            )
     if not found:
         row.say("trees without two ranked replies to one message give nothing")
     return found
@@ -298,7 +376,9 @@ def _asked(
     found: list[tuple[str, list[Message], list[dict[str, Any]]]],
     depth: int,
 ) -> list[tuple[str, list[Message], list[dict[str, Any]]]]:
-    """Every message of a prompter that has replies: where it stands, the conversation up to it, its replies."""
+    """Every message of a prompter that has replies: where it stands, the conversation up to it, its
+    replies.
+    """
     if not isinstance(node, dict):
         raise BadRow(name, f"is {json_type(node)}, expected a message with text, role and replies")
     if depth > _DEEPEST_TREE:

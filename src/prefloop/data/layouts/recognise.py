@@ -26,7 +26,11 @@ def paired(row: Columns) -> bool:
 
 def alone(row: Columns) -> bool:
     """No column holds a prompt, so the answers must."""
-    return not has_prompt(row) and not isinstance(row.get("input"), str) and not any(k in row for k in CONVERSATIONS)
+    return (
+        not has_prompt(row)
+        and not isinstance(row.get("input"), str)
+        and not any(k in row for k in CONVERSATIONS)
+    )
 
 
 def is_hh(row: Columns) -> bool:
@@ -60,7 +64,11 @@ def is_swift_pair(row: Columns) -> bool:
     if "messages" in row:
         return any(key in row for key in ("rejected_messages", *general.REJECTED))
     answer = next((row[key] for key in general.PREFERRED if key in row), None)
-    return has_prompt(row) and isinstance(answer, str | dict | list) and any(key in row for key in general.REJECTED)
+    return (
+        has_prompt(row)
+        and isinstance(answer, str | dict | list)
+        and any(key in row for key in general.REJECTED)
+    )
 
 
 def is_thumb(row: Columns) -> bool:
@@ -77,14 +85,24 @@ UNRATED = ("chosen", "rejected", "responses", "response_a", "completions", "reje
 
 
 def demonstrates(prompt: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Columns], bool]:
-    """One of ``prompt`` is the first column of a prompt and one of ``answer`` is there; nothing else is asked of the row."""
+    """One of ``prompt`` is the first column of a prompt and one of ``answer`` is there; nothing
+    else is asked of the row.
+    """
     every = (*TEXTS, "input")
 
     def fits(row: Columns) -> bool:
-        if thumb_column(row) is not None or any(key in row for key in UNRATED) or written.is_prefloop(row):
+        if (
+            thumb_column(row) is not None
+            or any(key in row for key in UNRATED)
+            or written.is_prefloop(row)
+        ):
             return False
         first = next((key for key in every if key in row and not written_out(row, key)), None)
-        return first in prompt and isinstance(row[first], str | list) and any(key in row for key in answer)
+        return (
+            first in prompt
+            and isinstance(row[first], str | list)
+            and any(key in row for key in answer)
+        )
 
     return fits
 
@@ -102,7 +120,8 @@ def is_response(row: Columns) -> bool:
     if isinstance(row.get("output"), list):
         return False
     plain = demonstrates(("prompt",), ("response", "output"))(row)
-    # An 'answer' beside 'prompt' is what a scorer compares with, beside 'question' it is the answer.
+    # An 'answer' beside 'prompt' is what a scorer compares with, beside 'question' it is the
+    # answer.
     asked = demonstrates(("question", "query", "instruction", "input"), ANSWERS)(row)
     return plain or asked
 
@@ -111,11 +130,16 @@ def has_answer(row: Columns) -> bool:
     """Whether a column holds an answer, or two do."""
     if pair_columns(row) is not None or choices.sides_of(row) is not None:
         return True
-    return any(key in row for key in (*UNRATED, "response", "completion", "output", "chosen_response", "response_j"))
+    return any(
+        key in row
+        for key in (*UNRATED, "response", "completion", "output", "chosen_response", "response_j")
+    )
 
 
 def turns_alone(*keys: str) -> Callable[[Columns], bool]:
-    """Turns in one of ``keys``, and no answer elsewhere. A prompt beside them may repeat a question of theirs."""
+    """Turns in one of ``keys``, and no answer elsewhere. A prompt beside them may repeat a question
+    of theirs.
+    """
 
     def fits(row: Columns) -> bool:
         if has_answer(row) or "rejected_messages" in row or thumb_column(row) is not None:
@@ -132,13 +156,19 @@ def is_graded(row: Columns) -> bool:
     if column is None or thumb_column(row) is not None:
         return False
     rest = {key: "" if key == column else value for key, value in row.items()}
-    turns = turns_alone(*CONVERSATIONS)(rest) and any(general.talks(row.get(key)) for key in CONVERSATIONS)
+    turns = turns_alone(*CONVERSATIONS)(rest) and any(
+        general.talks(row.get(key)) for key in CONVERSATIONS
+    )
     return turns or any(fits(rest) for fits in (is_alpaca, is_completion, is_query, is_response))
 
 
 def is_references(row: Columns) -> bool:
     """A prompt with the answers that count as right."""
-    return "prompt" in row and not has_answer(row) and bool(row.get("references") or row.get("reference"))
+    return (
+        "prompt" in row
+        and not has_answer(row)
+        and bool(row.get("references") or row.get("reference"))
+    )
 
 
 def is_prompt_only(row: Columns) -> bool:

@@ -1,4 +1,6 @@
-"""prefloop's own records: as ``records.to_dict`` writes them, taken as they stand, and as people write them by hand or other files happen to."""
+"""prefloop's own records: as ``records.to_dict`` writes them, taken as they stand, and as people
+write them by hand or other files happen to.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,30 @@ from prefloop.data.prompts import context, prompt_of
 from prefloop.data.responses import demonstration, imitated, whole_prompt
 from prefloop.data.row import Row
 from prefloop.data.tools import parsed
-from prefloop.records import BestOf, Comparison, Conversation, Demonstration, Prompt, Rating, Record, Response, Role
+from prefloop.records import (
+    BestOf,
+    Comparison,
+    Conversation,
+    Demonstration,
+    Prompt,
+    Rating,
+    Record,
+    Response,
+    Role,
+)
 
-OWN_KEYS = frozenset({"id", "prompt", "tools", "response", "responses", "votes", "best", "turns", "meta"})
+OWN_KEYS = frozenset(
+    {"id", "prompt", "tools", "response", "responses", "votes", "best", "turns", "meta"}
+)
 _RESPONSE_KEYS = frozenset({"text", "source", "meta", "turns"})
-_MESSAGE_KEYS = frozenset({"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "learn"})
+_MESSAGE_KEYS = frozenset(
+    {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "learn"}
+)
 _ROLES = get_args(Role)
 _VERDICTS = ("winner", "preferred", "preference", "choice", "label", "better", "chosen", "rejected")
 _THUMBS = (
-    'votes on one response are written [{"annotator": "ann", "value": "up"}] (or "down"); a row with one thumb needs no votes: '
-    '{"prompt": "…", "response": "…", "label": true}'
+    'votes on one response are written [{"annotator": "ann", "value": "up"}] (or "down"); a row'
+    ' with one thumb needs no votes: {"prompt": "…", "response": "…", "label": true}'
 )
 _FIELD = re.compile(r"field '([^']*)': (.*)", re.DOTALL)
 
@@ -42,22 +58,32 @@ def is_prefloop(row: Mapping[str, Any]) -> bool:
 
 
 def holds_response(row: Mapping[str, Any]) -> bool:
-    """Whether the answer of a row is written as a response of ours, with its text or turns, and not as text or a message."""
+    """Whether the answer of a row is written as a response of ours, with its text or turns, and not
+    as text or a message.
+    """
     return _is_response(row.get("response"))
 
 
 def _is_response(value: Any) -> bool:
     """Whether a value is an object that holds a response and no message."""
-    return isinstance(value, dict) and ("text" in value or "turns" in value) and not is_messages([value])
+    return (
+        isinstance(value, dict)
+        and ("text" in value or "turns" in value)
+        and not is_messages([value])
+    )
 
 
 def is_written(row: Mapping[str, Any]) -> bool:
-    """Whether a row is in every key what ``records.to_dict`` writes, so that nothing of it is anybody else's way of writing."""
+    """Whether a row is in every key what ``records.to_dict`` writes, so that nothing of it is
+    anybody else's way of writing.
+    """
     if not {"id", "prompt"} <= row.keys() <= OWN_KEYS or not _are_turns(row["prompt"]):
         return False
     if not isinstance(row.get("meta"), dict) and not any("learn" in turn for turn in row["prompt"]):
         return False
-    answers = row["responses"] if "responses" in row else [row["response"]] if "response" in row else []
+    answers = (
+        row["responses"] if "responses" in row else [row["response"]] if "response" in row else []
+    )
     if not isinstance(answers, list) or not _are_tools(row.get("tools", [])):
         return False
     if all(isinstance(answer, str) for answer in answers):
@@ -78,14 +104,21 @@ def _are_turns(value: Any) -> bool:
         and turn["role"] in _ROLES
         and isinstance(turn["content"], str)
         and isinstance(turn.get("learn", True), bool)
-        and all(isinstance(turn.get(key, ""), str) for key in ("reasoning_content", "tool_call_id", "name"))
+        and all(
+            isinstance(turn.get(key, ""), str)
+            for key in ("reasoning_content", "tool_call_id", "name")
+        )
         and _are_calls(turn.get("tool_calls", []))
         for turn in value
     )
 
 
 def _are_calls(value: Any) -> bool:
-    functions = [call.get("function") if isinstance(call, dict) else None for call in value] if isinstance(value, list) else [None]  # fmt: skip
+    functions = (
+        [call.get("function") if isinstance(call, dict) else None for call in value]
+        if isinstance(value, list)
+        else [None]
+    )
     return all(
         isinstance(function, dict)
         and isinstance(function.get("name"), str)
@@ -96,7 +129,9 @@ def _are_calls(value: Any) -> bool:
 
 def _are_arguments(value: Any) -> bool:
     """An object, or text that is none: JSON in a text is the way of others."""
-    return isinstance(value, dict) or (isinstance(value, str) and not isinstance(parsed(value), dict))
+    return isinstance(value, dict) or (
+        isinstance(value, str) and not isinstance(parsed(value), dict)
+    )
 
 
 def _are_tools(value: Any) -> bool:
@@ -126,13 +161,16 @@ def read_prefloop(row: Row) -> Record:
     prompt = prompt_of(row, "prompt")
     if kind is Demonstration:
         said = {"text": row.take("response"), "turns": row.take("turns")}
-        return imitated(row, context(prompt), records.answer_turns(_response(said, "response", prompt, row)[0]))
+        return imitated(
+            row, context(prompt), records.answer_turns(_response(said, "response", prompt, row)[0])
+        )
     if kind is Prompt:
         return Prompt(row.id, prompt, row.meta())
     if kind is Comparison and not row.get("votes") and (column := row.first(*_VERDICTS)):
         raise BadRow(
             column,
-            'seems to say which response is better; say it as votes: [{"annotator": "name", "choice": 0, 1 or "tie"}]',
+            'seems to say which response is better; say it as votes: [{"annotator": "name",'
+            ' "choice": 0, 1 or "tie"}]',
         )
     if kind is Rating:
         items, names = [row.take("response")], ["response"]
@@ -145,22 +183,32 @@ def read_prefloop(row: Row) -> Record:
     prompt = whole_prompt(prompt, [answer for _, answer in found], names)
     responses = [records.to_dict(response) for response, _ in found]
     row.use("votes", *(["best"] if kind is BestOf else []))
-    own = {key: row[key] for key in ("votes", "best") if key in row and (key == "votes" or kind is BestOf)}
+    own = {
+        key: row[key]
+        for key in ("votes", "best")
+        if key in row and (key == "votes" or kind is BestOf)
+    }
     own |= {"response": responses[0]} if kind is Rating else {"responses": responses}
     if kind is Rating and "votes" not in row and thumb_column(row) is not None:
         own["votes"] = [{"annotator": row.source, "value": "up" if verdict(row) else "down"}]
-    return _record(kind, {**own, "prompt": [turn.to_dict() for turn in prompt], "tools": prompt.tools}, row)
+    return _record(
+        kind, {**own, "prompt": [turn.to_dict() for turn in prompt], "tools": prompt.tools}, row
+    )
 
 
 def _record(kind: type[Any], own: dict[str, Any], row: Row) -> Record:
     votes = own.get("votes")
     for index, vote in enumerate(votes if isinstance(votes, list) else []):
-        # True equals 1 in Python, so the typed check below would read it as a vote for the second response.
+        # True equals 1 in Python, so the typed check below would read it as a vote for the second
+        # response.
         if isinstance(vote, dict) and isinstance(vote.get("choice"), bool):
             raise BadRow(f"votes.{index}.choice", "is a true/false, expected 0, 1 or 'tie'")
         strength = vote.get("strength") if isinstance(vote, dict) else None
         if isinstance(strength, int | float) and strength < 0:
-            raise BadRow(f"votes.{index}.strength", "is less than 0: by it the other response may be the better one")
+            raise BadRow(
+                f"votes.{index}.strength",
+                "is less than 0: by it the other response may be the better one",
+            )
     try:
         record: Record = records.from_dict(kind, {**own, "id": row.id, "meta": row.meta()})
     except ValueError as error:
@@ -175,7 +223,9 @@ def _record(kind: type[Any], own: dict[str, Any], row: Row) -> Record:
 
 
 def _response(item: Any, name: str, prompt: Conversation, row: Row) -> tuple[Response, Answer]:
-    """A response: a text, a message, or an object with its text or turns, whose other keys go to its meta."""
+    """A response: a text, a message, or an object with its text or turns, whose other keys go to
+    its meta.
+    """
     if isinstance(item, str):
         answer = answer_in(row, item, name, prompt)
         return Response.of(answer.turns), answer
@@ -195,12 +245,19 @@ def _response(item: Any, name: str, prompt: Conversation, row: Row) -> tuple[Res
         turns = messages_of(item["turns"], f"{name}.turns", row)
         text = item.get("text", "")
         if text and text != records.transcript(turns):
-            raise BadRow(f"{name}.text", "is not what its turns say: leave the text empty, or the turns out")
+            raise BadRow(
+                f"{name}.text", "is not what its turns say: leave the text empty, or the turns out"
+            )
         return Response.of(turns, source, meta), Answer(turns, [])
     answer = answer_in(row, field_of(item, "text", f"{name}.text"), f"{name}.text", prompt)
     return Response.of(answer.turns, source, meta), answer
 
 
 def _context(prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A demonstration's prompt, whose assistant turns are learnt where ``records.to_dict`` has said so."""
-    return [{**turn, "learn": turn.get("learn", False)} if turn["role"] == "assistant" else turn for turn in prompt]
+    """A demonstration's prompt, whose assistant turns are learnt where ``records.to_dict`` has said
+    so.
+    """
+    return [
+        {**turn, "learn": turn.get("learn", False)} if turn["role"] == "assistant" else turn
+        for turn in prompt
+    ]

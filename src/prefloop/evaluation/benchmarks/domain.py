@@ -1,8 +1,10 @@
-"""Answers to a domain's own questions against references: ROUGE, BLEU, F1, exact match, with bootstrap errors over prompts.
+"""Answers to a domain's own questions against references: ROUGE, BLEU, F1, exact match, with
+bootstrap errors over prompts.
 
-Every adapter answers greedily, through the chat template. ROUGE is rouge_score's F-measure with stemming, BLEU is sacrebleu's corpus
-BLEU, F1 and exact match are those of SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250): lower case, without punctuation and articles. With
-several references a prompt counts its best one, as far as the metric allows.
+Every adapter answers greedily, through the chat template. ROUGE is rouge_score's F-measure with
+stemming, BLEU is sacrebleu's corpus BLEU, F1 and exact match are those of SQuAD (Rajpurkar et al.
+2016, arXiv 1606.05250): lower case, without punctuation and articles. With several references a
+prompt counts its best one, as far as the metric allows.
 
 Shape letters: P prompts, R resamples.
 """
@@ -31,19 +33,28 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def read(path: Source | Path, limit: int | None = None, quarantine: Path | None = None) -> list[Demonstration]:
-    """The prompts of a domain set with their references: rows of prompt and reference(s), or any file of demonstrations.
+def read(
+    path: Source | Path, limit: int | None = None, quarantine: Path | None = None
+) -> list[Demonstration]:
+    """The prompts of a domain set with their references: rows of prompt and reference(s), or any
+    file of demonstrations.
 
     Rows that cannot be read are an error, or go into the folder ``quarantine``.
     """
     bad_rows = "quarantine" if quarantine else "error"
-    return load_demonstrations(path, limit=limit, bad_rows=bad_rows, quarantine_dir=quarantine).records
+    return load_demonstrations(
+        path, limit=limit, bad_rows=bad_rows, quarantine_dir=quarantine
+    ).records
 
 
 def references(row: Demonstration) -> list[str]:
     """All accepted answers. Raises ``DataError`` when they are no texts."""
     given = row.meta.get("references", [row.response])
-    if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given) or not given:
+    if (
+        not isinstance(given, list)
+        or not all(isinstance(text, str) and text.strip() for text in given)
+        or not given
+    ):
         raise DataError(f"row '{row.id}': references is no list of texts")
     return given
 
@@ -54,27 +65,38 @@ def name_of(source: Source) -> str:
 
 
 def score(rows: Sequence[Demonstration], answers: Sequence[str], seed: int = 0) -> list[Metric]:
-    """Every metric of one adapter's answers, times 1 (BLEU too, which sacrebleu gives times 100)."""
+    """Every metric of one adapter's answers, times 1 (BLEU too, which sacrebleu gives times
+    100).
+    """
     accepted = [references(row) for row in rows]
     by_metric = per_prompt(accepted, answers)
     bleu_P = _BleuParts(accepted, answers)
     draws_RP = draw(len(rows), seed)
     found = []
     for name in METRICS:
-        if name == "bleu":  # no mean over prompts: differences are those of its resamples (Koehn 2004)
-            value, resampled_R = bleu_P.score(np.arange(len(rows))), np.array([bleu_P.score(d) for d in draws_RP])
+        if (
+            name == "bleu"
+        ):  # no mean over prompts: differences are those of its resamples (Koehn 2004)
+            value, resampled_R = (
+                bleu_P.score(np.arange(len(rows))),
+                np.array([bleu_P.score(d) for d in draws_RP]),
+            )
             parts: dict[str, Any] = {"resampled": resampled_R.tolist()}
         else:
             value_P = np.array(by_metric[name])
             value, resampled_R = float(value_P.mean()), value_P[draws_RP].mean(1)
-            parts = {"by_question": {row.id: float(v) for row, v in zip(rows, value_P, strict=True)}}
+            parts = {
+                "by_question": {row.id: float(v) for row, v in zip(rows, value_P, strict=True)}
+            }
         error = float(resampled_R.std(ddof=1)) if len(rows) > 1 else None
         found.append(Metric(name, True, value, error, len(rows), **parts))
     return found
 
 
 def draw(prompts: int, seed: int) -> NDArray[np.intp]:
-    """Prompts drawn with replacement, [R, P]; the same ones for every adapter, so that differences are paired."""
+    """Prompts drawn with replacement, [R, P]; the same ones for every adapter, so that differences
+    are paired.
+    """
     return np.random.default_rng(seed).integers(prompts, size=(RESAMPLES, prompts))
 
 
@@ -90,7 +112,9 @@ def per_prompt(accepted: Sequence[Sequence[str]], answers: Sequence[str]) -> dic
         for kind in kinds:
             out[kind].append(float(rouge[kind].fmeasure))
         out["f1"].append(max(f1(text, answer) for text in texts))
-        out["exact_match"].append(float(any(normalised(text) == normalised(answer) for text in texts)))
+        out["exact_match"].append(
+            float(any(normalised(text) == normalised(answer) for text in texts))
+        )
     return out
 
 
@@ -109,14 +133,19 @@ def f1(reference: str, answer: str) -> float:
 
 
 class _BleuParts:
-    """What each prompt adds to corpus BLEU: n-gram counts and lengths, so that a resample costs a sum."""
+    """What each prompt adds to corpus BLEU: n-gram counts and lengths, so that a resample costs a
+    sum.
+    """
 
     def __init__(self, accepted: Sequence[Sequence[str]], answers: Sequence[str]) -> None:
         from sacrebleu.metrics import BLEU
 
         self.bleu = BLEU()
         sentence = BLEU(effective_order=True)
-        found: list[Any] = [sentence.sentence_score(a, list(texts)) for a, texts in zip(answers, accepted, strict=True)]
+        found: list[Any] = [
+            sentence.sentence_score(a, list(texts))
+            for a, texts in zip(answers, accepted, strict=True)
+        ]
         self.correct_P4 = np.array([s.counts for s in found])
         self.total_P4 = np.array([s.totals for s in found])
         self.lengths_P2 = np.array([[s.sys_len, s.ref_len] for s in found])

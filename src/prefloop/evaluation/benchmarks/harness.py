@@ -1,4 +1,6 @@
-"""One adapter on one task through lm-eval: the numbers that ``lm_eval`` run by itself gives, and each question's part in them."""
+"""One adapter on one task through lm-eval: the numbers that ``lm_eval`` run by itself gives, and
+each question's part in them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class HarnessSettings:
     limit: int | None = None
     """First so many questions of each task."""
     batch_size: int = 8
-    """Sequences of one forward pass. Padding differs with it, and so may the last bits of a log-likelihood."""
+    """Sequences of one forward pass. Padding differs with it, and so may the last bits of a
+    log-likelihood.
+    """
     num_fewshot: int | None = None
     """Examples before each question; ``None``: as the task says."""
     apply_chat_template: bool = False
@@ -55,7 +59,9 @@ class Metric:
     """One number of one task."""
 
     name: str
-    """As lm-eval prints it: ``acc``, or ``exact_match,strict-match`` for answers that went through a filter."""
+    """As lm-eval prints it: ``acc``, or ``exact_match,strict-match`` for answers that went through
+    a filter.
+    """
     higher_is_better: bool | None
     value: float
     stderr: float | None
@@ -63,7 +69,9 @@ class Metric:
     by_question: Scores = dataclasses.field(default_factory=dict)
     """Empty where it is no mean over questions."""
     resampled: list[float] = dataclasses.field(default_factory=list)
-    """Its value in bootstrap resamples of the questions, the same ones for every adapter, where that is how its error is found."""
+    """Its value in bootstrap resamples of the questions, the same ones for every adapter, where
+    that is how its error is found.
+    """
 
 
 Measured = dict[str, list[Metric]]
@@ -71,13 +79,18 @@ Measured = dict[str, list[Metric]]
 
 
 def language_model(backbone: Backbone, batch_size: int) -> Any:
-    """lm-eval's view of the backbone, which must be ``plain`` while it is used. It asks whatever role is active."""
+    """lm-eval's view of the backbone, which must be ``plain`` while it is used. It asks whatever
+    role is active.
+    """
     from lm_eval.models.huggingface import HFLM
 
     # lm-eval warns that a model was handed over, which is the point here.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = HFLM(
-        pretrained=backbone.model, tokenizer=str(backbone.folder), batch_size=batch_size, trust_remote_code=False
+        pretrained=backbone.model,
+        tokenizer=str(backbone.folder),
+        batch_size=batch_size,
+        trust_remote_code=False,
     )
     if backbone.config.chat_template != "model":
         model.tokenizer.chat_template = backbone.chat.tokenizer.chat_template
@@ -87,18 +100,25 @@ def language_model(backbone: Backbone, batch_size: int) -> Any:
 def measure(model: Any, loaded: Mapping[str, Any], settings: HarnessSettings) -> Measured:
     """Ask the active role everything that one name stands for: a task, or the tasks of a group.
 
-    Not several names at a time: lm-eval fills its batches across the tasks of a call, and padding reaches the last bits.
+    Not several names at a time: lm-eval fills its batches across the tasks of a call, and padding
+    reaches the last bits.
     """
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
     tasks = [*loaded["tasks"].values()]
     groups = loaded.get("groups") or {}
-    top = [g for g in groups.values() if not any(g.name in other.child_names for other in groups.values())]
+    top = [
+        g
+        for g in groups.values()
+        if not any(g.name in other.child_names for other in groups.values())
+    ]
     grouped = {task.task_name for group in top for task in group.get_all_tasks()}
     with (
         sandboxed(),
-        mock.patch.object(evaluator, "add_env_info"),  # it starts pip, which costs seconds; environment() knows
+        mock.patch.object(
+            evaluator, "add_env_info"
+        ),  # it starts pip, which costs seconds; environment() knows
         mock.patch.object(
             evaluator, "get_git_commit_hash"
         ),  # of the current folder, with git's complaint where it is no checkout
@@ -111,11 +131,15 @@ def measure(model: Any, loaded: Mapping[str, Any], settings: HarnessSettings) ->
             num_fewshot=settings.num_fewshot,
             apply_chat_template=settings.apply_chat_template,
             fewshot_as_multiturn=settings.apply_chat_template,
-            task_manager=TaskManager(include_defaults=False),  # all is loaded: no need to index some ten thousand files
+            task_manager=TaskManager(
+                include_defaults=False
+            ),  # all is loaded: no need to index some ten thousand files
             **settings.seeds(),
         )
     assert found is not None  # only other ranks get nothing
-    return _metrics(found, {g.name: [t.task_name for t in g.get_all_tasks()] for g in groups.values()})
+    return _metrics(
+        found, {g.name: [t.task_name for t in g.get_all_tasks()] for g in groups.values()}
+    )
 
 
 def _metrics(found: Mapping[str, Any], members: Mapping[str, list[str]]) -> Measured:
@@ -155,8 +179,14 @@ def _metrics(found: Mapping[str, Any], members: Mapping[str, list[str]]) -> Meas
 
 
 def _by_question(found: Mapping[str, Any], task: str, metric: str, filtered: str) -> Scores:
-    """What each question adds to the mean; nothing where a metric is no number a question (perplexities, corpus BLEU)."""
-    rows = [row for row in (found.get("samples") or {}).get(task, []) if row["filter"] == filtered and metric in row]
+    """What each question adds to the mean; nothing where a metric is no number a question
+    (perplexities, corpus BLEU).
+    """
+    rows = [
+        row
+        for row in (found.get("samples") or {}).get(task, [])
+        if row["filter"] == filtered and metric in row
+    ]
     if not all(isinstance(row[metric], int | float) for row in rows):
         return {}
     return {f"{task}/{row['doc_id']}": float(row[metric]) for row in rows}

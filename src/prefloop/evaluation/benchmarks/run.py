@@ -1,8 +1,10 @@
-"""All tasks on all adapters of a run, with the backbone loaded once; what is measured is kept beside the run.
+"""All tasks on all adapters of a run, with the backbone loaded once; what is measured is kept
+beside the run.
 
-``bench.json`` holds ``tasks`` (``compare.compare`` says how), ``settings``, ``adapters`` (adapter → the key of its artifact) and
-``environment``. ``bench/<key>.json`` holds one adapter's numbers on one name, question by question, under a key of everything that they
-depend on: a bench that was killed goes on after its last finished task, one that is repeated loads no model.
+``bench.json`` holds ``tasks`` (``compare.compare`` says how), ``settings``, ``adapters`` (adapter →
+the key of its artifact) and ``environment``. ``bench/<key>.json`` holds one adapter's numbers on
+one name, question by question, under a key of everything that they depend on: a bench that was
+killed goes on after its last finished task, one that is repeated loads no model.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.source import Source
 from prefloop.errors import ConfigError, StoreError
 from prefloop.evaluation.benchmarks import compare, domain, harness, tasks
-from prefloop.evaluation.benchmarks.harness import HarnessSettings, Measured, Metric, require_positive
+from prefloop.evaluation.benchmarks.harness import (
+    HarnessSettings,
+    Measured,
+    Metric,
+    require_positive,
+)
 from prefloop.evaluation.benchmarks.tasks import TaskSpec
 from prefloop.models.backbone import Backbone
 from prefloop.models.unfused import plain
@@ -53,7 +60,9 @@ class Domain:
         require_positive(max_new_tokens=self.max_new_tokens)
 
     def identity(self) -> dict[str, Any]:
-        """What its numbers depend on besides the adapter: the rows, how they are answered, who scores them."""
+        """What its numbers depend on besides the adapter: the rows, how they are answered, who
+        scores them.
+        """
         return {
             "file": self.source.digest(),
             "max_new_tokens": self.max_new_tokens,
@@ -85,47 +94,72 @@ def bench(
     model: str | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure ``adapters`` (slots of the run and ``base``; all of them unless named), write ``output`` (``bench.json`` of the run) and return it.
+    """Measure ``adapters`` (slots of the run and ``base``; all of them unless named), write
+    ``output`` (``bench.json`` of the run) and return it.
 
-    Differences are taken to ``base`` where it is among them, else to the first. Raises ``ModelError`` for adapters that are not there or
-    belong to different backbones, ``ConfigError`` when there is nothing to run.
+    Differences are taken to ``base`` where it is among them, else to the first. Raises
+    ``ModelError`` for adapters that are not there or belong to different backbones, ``ConfigError``
+    when there is nothing to run.
     """
     settings = settings or HarnessSettings()
     jobs = jobs_of(specs, domains)
     if inside := run_of(str(run)):
         slot = str(run).rpartition(":")[2]
         raise ConfigError(
-            f"'{run}' is one result of a run: give the run's folder and name it, {inside} --adapters {slot}"
+            f"'{run}' is one result of a run: give the run's folder and name it, {inside}"
+            f" --adapters {slot}"
         )
     locate(f"{run}:{BASE}")  # says so where there is no run
-    slots = list(dict.fromkeys(adapters)) or [BASE, *(slot for slot in policy_slots(run) if slot != BASE)]
+    slots = list(dict.fromkeys(adapters)) or [
+        BASE,
+        *(slot for slot in policy_slots(run) if slot != BASE),
+    ]
     policies = {slot: policy_of(f"{run}:{slot}") for slot in slots}
     runtime = runtime_of(list(policies.values()), model)
     asked = [Adapter(slot, policy.folder, policy.key) for slot, policy in policies.items()]
-    content = table_of(measured(runtime, asked, jobs, settings, run / "bench"), asked, runtime, settings, jobs)
+    content = table_of(
+        measured(runtime, asked, jobs, settings, run / "bench"), asked, runtime, settings, jobs
+    )
     if output is None and (run / FILE).is_symlink():
-        (run / FILE).unlink()  # to the pipeline's own table, which is an artifact and stays as it is
+        (
+            run / FILE
+        ).unlink()  # to the pipeline's own table, which is an artifact and stays as it is
     write_sealed(output or run / FILE, content)
     return content
 
 
 def jobs_of(specs: Sequence[TaskSpec], domains: Sequence[Domain]) -> list[Job]:
-    """Everything to run. Raises ``ConfigError`` when that is nothing or when two sets share a name."""
+    """Everything to run. Raises ``ConfigError`` when that is nothing or when two sets share a
+    name.
+    """
     jobs: list[Job] = [*specs, *domains]
     if not jobs:
-        raise ConfigError("nothing to run: name tasks with --tasks, or a set of prompts and references with --domain")
+        raise ConfigError(
+            "nothing to run: name tasks with --tasks, or a set of prompts and references with"
+            " --domain"
+        )
     names = [job.name for job in jobs]
     if len(set(names)) < len(names):
-        raise ConfigError(f"two sets are called '{next(n for n in names if names.count(n) > 1)}': rename a file")
+        raise ConfigError(
+            f"two sets are called '{next(n for n in names if names.count(n) > 1)}': rename a file"
+        )
     return jobs
 
 
 def measured(
-    runtime: Runtime, adapters: Sequence[Adapter], jobs: Sequence[Job], settings: HarnessSettings, folder: Path
+    runtime: Runtime,
+    adapters: Sequence[Adapter],
+    jobs: Sequence[Job],
+    settings: HarnessSettings,
+    folder: Path,
 ) -> dict[str, Measured]:
-    """The numbers of each adapter on every job: those kept in ``folder``, the others measured now and kept there."""
+    """The numbers of each adapter on every job: those kept in ``folder``, the others measured now
+    and kept there.
+    """
     cache = Cache(folder, runtime, settings)
-    todo = [(adapter, job) for adapter in adapters for job in jobs if cache.get(adapter, job) is None]
+    todo = [
+        (adapter, job) for adapter in adapters for job in jobs if cache.get(adapter, job) is None
+    ]
     if kept := len(adapters) * len(jobs) - len(todo):
         say(f"{kept} of {len(adapters) * len(jobs)} results are there from before", "green")
     if todo:
@@ -133,7 +167,9 @@ def measured(
     found: dict[str, Measured] = {}
     for adapter in adapters:
         parts = [cache.get(adapter, job) for job in jobs]
-        found[adapter.name] = {task: metrics for part in parts if part for task, metrics in part.items()}
+        found[adapter.name] = {
+            task: metrics for part in parts if part for task, metrics in part.items()
+        }
     return found
 
 
@@ -164,7 +200,9 @@ def table_of(
 
 def plainly(rows: Measured) -> dict[str, Any]:
     """As JSON."""
-    return {task: [dataclasses.asdict(metric) for metric in metrics] for task, metrics in rows.items()}
+    return {
+        task: [dataclasses.asdict(metric) for metric in metrics] for task, metrics in rows.items()
+    }
 
 
 def from_plain(rows: Mapping[str, Any]) -> Measured:
@@ -183,14 +221,21 @@ class Cache:
             "precision": runtime.backbone_config.precision,
             "compute": runtime.compute,
             "lm_eval": tasks.version(),
-            "versions": {name: versions.get(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
+            "versions": {
+                name: versions.get(name)
+                for name in ("torch", "transformers", "peft", "bitsandbytes")
+            },
         }
         self.chat_template = runtime.backbone_config.chat_template
 
     def path(self, adapter: Adapter, job: Job) -> Path:
         """Where the numbers are: a file named by all that they depend on."""
         if isinstance(job, Domain):
-            what = {**job.identity(), "limit": self.settings.limit, "chat_template": self.chat_template}
+            what = {
+                **job.identity(),
+                "limit": self.settings.limit,
+                "chat_template": self.chat_template,
+            }
         else:
             what = {"task": job.digest, "settings": dataclasses.asdict(self.settings)}
             if self.settings.apply_chat_template:
@@ -207,11 +252,18 @@ class Cache:
     def put(self, adapter: Adapter, job: Job, rows: Measured) -> None:
         """Keep them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_sealed(self.path(adapter, job), {"adapter": adapter.name, "name": job.name, "measured": plainly(rows)})
+        write_sealed(
+            self.path(adapter, job),
+            {"adapter": adapter.name, "name": job.name, "measured": plainly(rows)},
+        )
 
 
-def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache, settings: HarnessSettings) -> None:
-    """Measure what is missing, an adapter at a time. Tasks and their data are found before the model is loaded."""
+def _measure(
+    runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache, settings: HarnessSettings
+) -> None:
+    """Measure what is missing, an adapter at a time. Tasks and their data are found before the
+    model is loaded.
+    """
     jobs = {job.name: job for _, job in todo}
     loaded = {name: tasks.load(job) for name, job in jobs.items() if isinstance(job, TaskSpec)}
     read = {
@@ -233,13 +285,19 @@ def _measure(runtime: Runtime, todo: Sequence[tuple[Adapter, Job]], cache: Cache
                         model = harness.language_model(backbone, settings.batch_size)
                         backbone.activate(role)
                         for task in asked:
-                            cache.put(adapter, task, harness.measure(model, loaded[task.name], settings))
+                            cache.put(
+                                adapter, task, harness.measure(model, loaded[task.name], settings)
+                            )
                             advance(note=f"{adapter.name}: {task.name}")
                 for job in mine:
                     if isinstance(job, Domain):
                         asked_of = rows[job.name]
                         answers = _answers(runtime, role, job, [ids for _, ids in asked_of])
-                        cache.put(adapter, job, {job.name: domain.score([row for row, _ in asked_of], answers)})
+                        cache.put(
+                            adapter,
+                            job,
+                            {job.name: domain.score([row for row, _ in asked_of], answers)},
+                        )
                         advance(note=f"{adapter.name}: {job.name}")
             finally:
                 backbone.drop_role(ROLE)
@@ -253,13 +311,19 @@ def _fitting(backbone: Backbone, job: Domain, rows: Sequence[Demonstration]) -> 
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     aside = job.quarantine / f"{job.name}.{TOO_LONG}.quarantine.jsonl" if job.quarantine else None
     unusable = Unusable(aside, way="bench --quarantine FOLDER, data.bad_rows: quarantine")
-    return encoded(rows, lambda row: encoder.prompt(row.id, row.prompt, job.max_new_tokens), unusable)
+    return encoded(
+        rows, lambda row: encoder.prompt(row.id, row.prompt, job.max_new_tokens), unusable
+    )
 
 
-def _answers(runtime: Runtime, role: str | None, job: Domain, prompts_ids: Sequence[Sequence[int]]) -> list[str]:
+def _answers(
+    runtime: Runtime, role: str | None, job: Domain, prompts_ids: Sequence[Sequence[int]]
+) -> list[str]:
     """What a role answers to every prompt of a set, greedily."""
     backbone = runtime.backbone
-    generation = dataclasses.replace(runtime.generation, temperature=0.0, max_new_tokens=job.max_new_tokens)
+    generation = dataclasses.replace(
+        runtime.generation, temperature=0.0, max_new_tokens=job.max_new_tokens
+    )
     engine = start(job.rollout, backbone, generation)
     try:
         engine.load_policy(role)

@@ -1,7 +1,8 @@
 """Which tasks to run: lm-eval's own by name, local ones by file or folder.
 
-A local file may come from anywhere, so it must not run code: it holds only the keys below, no ``!function``, no metric that is downloaded,
-and its templates are rendered in Jinja's sandbox (``sandboxed``). lm-eval's own tasks are part of an installed package and may do more.
+A local file may come from anywhere, so it must not run code: it holds only the keys below, no
+``!function``, no metric that is downloaded, and its templates are rendered in Jinja's sandbox
+(``sandboxed``). lm-eval's own tasks are part of an installed package and may do more.
 """
 
 from __future__ import annotations
@@ -21,13 +22,35 @@ from prefloop.errors import ConfigError, DataError, nearest
 
 KEYS = frozenset(
     {
-        "task", "task_alias", "tag", "include", "dataset_path", "dataset_name", "dataset_kwargs", "training_split",
-        "validation_split", "test_split", "fewshot_split", "output_type", "doc_to_text", "doc_to_target",
-        "doc_to_choice", "gen_prefix", "target_delimiter", "fewshot_delimiter", "description", "num_fewshot",
-        "generation_kwargs", "repeats", "filter_list", "metric_list", "should_decontaminate",
-        "doc_to_decontamination_query", "metadata"
+        "task",
+        "task_alias",
+        "tag",
+        "include",
+        "dataset_path",
+        "dataset_name",
+        "dataset_kwargs",
+        "training_split",
+        "validation_split",
+        "test_split",
+        "fewshot_split",
+        "output_type",
+        "doc_to_text",
+        "doc_to_target",
+        "doc_to_choice",
+        "gen_prefix",
+        "target_delimiter",
+        "fewshot_delimiter",
+        "description",
+        "num_fewshot",
+        "generation_kwargs",
+        "repeats",
+        "filter_list",
+        "metric_list",
+        "should_decontaminate",
+        "doc_to_decontamination_query",
+        "metadata",
     }
-)  # fmt: skip
+)
 """What a local task may say; none of it makes lm-eval import or download code."""
 DATASET_KEYS = frozenset({"data_files", "data_dir", "field", "encoding", "delimiter"})
 SUFFIXES = (".yaml", ".yml")
@@ -39,9 +62,13 @@ class TaskSpec:
 
     name: str
     spec: str | dict[str, Any]
-    """What lm-eval's ``TaskManager.load`` takes: a name, a path, or the settings of a local file."""
+    """What lm-eval's ``TaskManager.load`` takes: a name, a path, or the settings of a local
+    file.
+    """
     digest: str
-    """Changes when the local file or its data do; of lm-eval's own tasks it is the name, and the version is in the settings."""
+    """Changes when the local file or its data do; of lm-eval's own tasks it is the name, and the
+    version is in the settings.
+    """
 
 
 def files_of(pairs: Sequence[str]) -> dict[str, Path]:
@@ -55,11 +82,14 @@ def files_of(pairs: Sequence[str]) -> dict[str, Path]:
     return out
 
 
-def find(names: Sequence[str], data: Mapping[str, Path] | None = None, trust_code: bool = False) -> list[TaskSpec]:
-    """The tasks that ``names`` stand for: lm-eval's names, YAML files, folders of them; ``data`` puts other data files under local tasks.
+def find(
+    names: Sequence[str], data: Mapping[str, Path] | None = None, trust_code: bool = False
+) -> list[TaskSpec]:
+    """The tasks that ``names`` stand for: lm-eval's names, YAML files, folders of them; ``data``
+    puts other data files under local tasks.
 
-    Raises ``ConfigError`` for an unknown name, a file that would run code (unless ``trust_code``) or two tasks of one name, ``DataError``
-    for a missing data file.
+    Raises ``ConfigError`` for an unknown name, a file that would run code (unless ``trust_code``)
+    or two tasks of one name, ``DataError`` for a missing data file.
     """
     data = dict(data or {})
     found: list[TaskSpec] = []
@@ -75,10 +105,15 @@ def find(names: Sequence[str], data: Mapping[str, Path] | None = None, trust_cod
         else:
             found.append(TaskSpec(name, name, digest({"task": name})))
     if data:
-        raise ConfigError(f"--data names '{next(iter(data))}', which is none of the local tasks of this command")
+        raise ConfigError(
+            f"--data names '{next(iter(data))}', which is none of the local tasks of this command"
+        )
     doubles = [t.name for i, t in enumerate(found) if t.name in {other.name for other in found[:i]}]
     if doubles:
-        raise ConfigError(f"two tasks are called '{doubles[0]}': give one of them another name ('task:' in its file)")
+        raise ConfigError(
+            f"two tasks are called '{doubles[0]}': give one of them another name ('task:' in its"
+            " file)"
+        )
     return found
 
 
@@ -87,11 +122,14 @@ def _local(path: Path, data: dict[str, Path], trust_code: bool) -> TaskSpec:
     name = config.get("task")
     if not isinstance(name, str):
         raise ConfigError(
-            f"{path} names no single task ('task: NAME'): give the files of a group one by one, or lm-eval's own groups by name"
+            f"{path} names no single task ('task: NAME'): give the files of a group one by one, or"
+            " lm-eval's own groups by name"
         )
     if runs_code:
         if name in data:
-            raise ConfigError(f"{path} runs code, so --data cannot change it: write the data file into it")
+            raise ConfigError(
+                f"{path} runs code, so --data cannot change it: write the data file into it"
+            )
         # lm-eval reads such a file itself, with the Python beside it.
         beside = {p.name: file_digest(p) for p in sorted(path.parent.glob("*.py"))}
         return TaskSpec(name, str(path), digest({"task": file_digest(path), "code": beside}))
@@ -100,14 +138,22 @@ def _local(path: Path, data: dict[str, Path], trust_code: bool) -> TaskSpec:
         split = config.get("test_split") or config.get("validation_split")
         if not isinstance(split, str):
             raise ConfigError(
-                f"{path} names neither test_split nor validation_split: --data cannot tell which rows to replace"
+                f"{path} names neither test_split nor validation_split: --data cannot tell which"
+                " rows to replace"
             )
         given = kwargs.get("data_files")
-        kwargs["data_files"] = {**(given if isinstance(given, dict) else {}), split: str(data.pop(name))}
+        kwargs["data_files"] = {
+            **(given if isinstance(given, dict) else {}),
+            split: str(data.pop(name)),
+        }
         config["dataset_kwargs"] = kwargs
     hashes = {str(k): file_digest(file) for k, file in enumerate(_data_files(kwargs, name))}
-    rest = {k: v for k, v in kwargs.items() if k != "data_files"}  # files count by their bytes, not by their names
-    return TaskSpec(name, config, digest({"task": {**config, "dataset_kwargs": rest}, "data": hashes}))
+    rest = {
+        k: v for k, v in kwargs.items() if k != "data_files"
+    }  # files count by their bytes, not by their names
+    return TaskSpec(
+        name, config, digest({"task": {**config, "dataset_kwargs": rest}, "data": hashes})
+    )
 
 
 def _data_files(kwargs: Mapping[str, Any], name: str) -> Iterator[Path]:
@@ -120,8 +166,8 @@ def _data_files(kwargs: Mapping[str, Any], name: str) -> Iterator[Path]:
                 continue
             if not path.is_file():
                 raise DataError(
-                    f"task {name}: data file '{path}' does not exist (relative paths start at the current folder): name yours with "
-                    f"--data {name}=FILE"
+                    f"task {name}: data file '{path}' does not exist (relative paths start at the"
+                    f" current folder): name yours with --data {name}=FILE"
                 )
             yield path
 
@@ -151,8 +197,8 @@ def _read(path: Path, trust_code: bool, seen: tuple[Path, ...] = ()) -> tuple[di
     code += _reaches_for_code(config)
     if code and not trust_code:
         raise ConfigError(
-            f"task file '{path}' would run code ({code[0]}): prefloop runs none from data. Say it with Jinja expressions, or trust the file "
-            "with --trust-task-code"
+            f"task file '{path}' would run code ({code[0]}): prefloop runs none from data. Say it"
+            " with Jinja expressions, or trust the file with --trust-task-code"
         )
     included: dict[str, Any] = {}
     runs_code = bool(code)
@@ -165,13 +211,24 @@ def _read(path: Path, trust_code: bool, seen: tuple[Path, ...] = ()) -> tuple[di
 
 
 def _reaches_for_code(config: Mapping[Any, Any]) -> list[str]:
-    """Settings by which lm-eval would import or download code, or of which nobody here knows whether it would."""
+    """Settings by which lm-eval would import or download code, or of which nobody here knows
+    whether it would.
+    """
     found = [f"key '{key}'" for key in config if key not in KEYS]
-    found += [f"dataset_kwargs.{key}" for key in config.get("dataset_kwargs") or {} if key not in DATASET_KEYS]
+    found += [
+        f"dataset_kwargs.{key}"
+        for key in config.get("dataset_kwargs") or {}
+        if key not in DATASET_KEYS
+    ]
     for metric in config.get("metric_list") or []:
-        if not isinstance(metric, dict) or metric.get("hf_evaluate") or metric.get("metric") not in _known_metrics():
+        if (
+            not isinstance(metric, dict)
+            or metric.get("hf_evaluate")
+            or metric.get("metric") not in _known_metrics()
+        ):
             found.append(
-                f"metric {metric.get('metric') if isinstance(metric, dict) else metric}, which lm-eval would download"
+                f"metric {metric.get('metric') if isinstance(metric, dict) else metric}, which"
+                " lm-eval would download"
             )
     return found
 
@@ -185,7 +242,9 @@ def _known_metrics() -> frozenset[str]:
 
 
 def load(task: TaskSpec) -> dict[str, Any]:
-    """lm-eval's task objects with their data. Raises ``ConfigError`` for an unknown name or data that cannot be had."""
+    """lm-eval's task objects with their data. Raises ``ConfigError`` for an unknown name or data
+    that cannot be had.
+    """
     from jinja2.exceptions import SecurityError
     from lm_eval.tasks import TaskManager
 
@@ -193,19 +252,24 @@ def load(task: TaskSpec) -> dict[str, Any]:
     manager = _own_tasks() if own else TaskManager(include_defaults=False)
     if own and task.name not in manager.all_tasks:
         raise ConfigError(
-            f"lm-eval knows no task '{task.name}' ({nearest(task.name, manager.all_tasks)}); a local one is named by its file"
+            f"lm-eval knows no task '{task.name}' ({nearest(task.name, manager.all_tasks)}); a"
+            " local one is named by its file"
         )
     try:
         with sandboxed():  # building a task renders its templates on the first rows
             return dict(manager.load([task.spec]))
     except SecurityError as error:
         raise ConfigError(
-            f"task '{task.name}': its template reaches for code, and prefloop runs none from data ({error})"
+            f"task '{task.name}': its template reaches for code, and prefloop runs none from data"
+            f" ({error})"
         ) from error
-    except Exception as error:  # downloads, builders and readers of many libraries; each raises what it likes
+    except (
+        Exception
+    ) as error:  # downloads, builders and readers of many libraries; each raises what it likes
         said = (str(error).splitlines() or [""])[0][:300]
         raise ConfigError(
-            f"task '{task.name}' cannot be loaded: {type(error).__name__}: {said}. Its data must be in the cache of the hub or within reach"
+            f"task '{task.name}' cannot be loaded: {type(error).__name__}: {said}. Its data must be"
+            " in the cache of the hub or within reach"
         ) from error
 
 
@@ -218,13 +282,17 @@ def _own_tasks() -> Any:
 
 @contextlib.contextmanager
 def sandboxed() -> Iterator[None]:
-    """Within this block lm-eval renders templates in Jinja's sandbox, where they reach no attribute that leads to code."""
+    """Within this block lm-eval renders templates in Jinja's sandbox, where they reach no attribute
+    that leads to code.
+    """
     import lm_eval.utils
     from jinja2 import BaseLoader, StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
     before = lm_eval.utils.env
-    inside = SandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+    inside = SandboxedEnvironment(
+        loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
+    )
     inside.filters.update(before.filters)
     lm_eval.utils.env = inside
     try:

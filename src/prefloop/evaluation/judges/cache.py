@@ -1,4 +1,6 @@
-"""Verdicts on disk: a JSON line each, flushed as it is given, so that a killed evaluation goes on where it stopped."""
+"""Verdicts on disk: a JSON line each, flushed as it is given, so that a killed evaluation goes on
+where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,21 @@ A = TypeVar("A", Verdict, Grade)
 OnAnswer = Callable[[int, A], None]
 
 
-def verdict_key(judge: str, prompt: Sequence[Message], a: Reply, b: Reply, reference: str = "") -> str:
-    """sha256 of everything that determines a verdict: the judge's fingerprint, the conversation, both responses in this order, a reference."""
-    return _sha256([judge, identity(prompt), same_as(a), same_as(b), *([reference] if reference else [])])
+def verdict_key(
+    judge: str, prompt: Sequence[Message], a: Reply, b: Reply, reference: str = ""
+) -> str:
+    """sha256 of everything that determines a verdict: the judge's fingerprint, the conversation,
+    both responses in this order, a reference.
+    """
+    return _sha256(
+        [judge, identity(prompt), same_as(a), same_as(b), *([reference] if reference else [])]
+    )
 
 
 def grade_key(grader: str, prompt: Prompt, response: Reply) -> str:
-    """sha256 of everything that determines a grade: the grader's fingerprint, the prompt with its id and ``meta``, the response."""
+    """sha256 of everything that determines a grade: the grader's fingerprint, the prompt with its
+    id and ``meta``, the response.
+    """
     return _sha256([grader, prompt.id, identity(prompt.prompt), prompt.meta, same_as(response)])
 
 
@@ -37,10 +47,12 @@ def _sha256(what: list[Any]) -> str:
 
 
 class VerdictCache:
-    """A JSONL file of verdicts and grades by key, used by one process at a time; without a path they are kept in memory.
+    """A JSONL file of verdicts and grades by key, used by one process at a time; without a path
+    they are kept in memory.
 
-    Every ``put`` appends one line and flushes it. A last line torn by a kill is dropped when the file is opened. A
-    file that holds anything else is left untouched and raises ``DataError`` naming the line.
+    Every ``put`` appends one line and flushes it. A last line torn by a kill is dropped when the
+    file is opened. A file that holds anything else is left untouched and raises ``DataError``
+    naming the line.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -53,7 +65,9 @@ class VerdictCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._load(self.path)
         except OSError as error:
-            raise DataError(f"verdict cache {self.path}: {error.strerror}; give a file that can be written") from None
+            raise DataError(
+                f"verdict cache {self.path}: {error.strerror}; give a file that can be written"
+            ) from None
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -100,7 +114,8 @@ class VerdictCache:
             key, verdict = self._parse(line, number)
             self._answers[key] = verdict
         if torn:
-            # Only what can be the start of a line of ours is cut off: a file passed by mistake keeps its last line.
+            # Only what can be the start of a line of ours is cut off: a file passed by mistake
+            # keeps its last line.
             if not written.startswith(_LINE_START[: len(written)]):
                 raise self._foreign(len(lines) + 1)
             with path.open("r+b") as file:
@@ -109,7 +124,10 @@ class VerdictCache:
     def _parse(self, line: bytes, number: int) -> tuple[str, Verdict | Grade]:
         try:
             row = json.loads(line)
-            if row.pop(DIGEST, None) not in (None, digest(row)):  # those of earlier versions have none
+            if row.pop(DIGEST, None) not in (
+                None,
+                digest(row),
+            ):  # those of earlier versions have none
                 raise self._foreign(number)
             score = float("nan") if row["score"] is None else float(row["score"])
             known: dict[str, Any] = {
@@ -120,8 +138,12 @@ class VerdictCache:
             }
             if "orders_agree" in row:
                 by_order = tuple(map(float, row.get("by_order", ())))
-                return str(row["key"]), Verdict(score, row["orders_agree"], by_order=by_order, **known)
-            return str(row["key"]), Grade(score, {name: float(part) for name, part in row["parts"].items()}, **known)
+                return str(row["key"]), Verdict(
+                    score, row["orders_agree"], by_order=by_order, **known
+                )
+            return str(row["key"]), Grade(
+                score, {name: float(part) for name, part in row["parts"].items()}, **known
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._foreign(number) from None
 
@@ -139,9 +161,11 @@ def through_cache(
     ask: Callable[[list[int], OnAnswer[A]], object],
     on_answer: OnAnswer[A] | None = None,
 ) -> list[A]:
-    """Answers to the questions called ``keys``, from the cache or from ``ask(indices, on_answer)``; repeated questions are asked once.
+    """Answers to the questions called ``keys``, from the cache or from ``ask(indices, on_answer)``;
+    repeated questions are asked once.
 
-    Each new answer is stored as it arrives, before it is counted. One that failed is passed on and not stored.
+    Each new answer is stored as it arrives, before it is counted. One that failed is passed on and
+    not stored.
     """
     places: dict[str, list[int]] = {}
     for index, key in enumerate(keys):

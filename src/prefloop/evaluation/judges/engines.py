@@ -44,16 +44,21 @@ class Engine(Protocol):
     context: int | None
     """Tokens of prompt and reply that it can hold, where there is a limit."""
 
-    def continuations(self, prompts_ids: Sequence[list[int]], schemas: Sequence[Schema]) -> list[list[int]]:
-        """The reply to each prompt, held to its schema where it has one, with its stop token where it ended by itself."""
+    def continuations(
+        self, prompts_ids: Sequence[list[int]], schemas: Sequence[Schema]
+    ) -> list[list[int]]:
+        """The reply to each prompt, held to its schema where it has one, with its stop token where
+        it ended by itself.
+        """
         ...
 
 
 def misread(tokenizer: PreTrainedTokenizerBase) -> str:
     """Why xgrammar cannot hold replies of this tokenizer to a schema; empty where it can.
 
-    Before 0.2.8 it goes by the decoder alone and takes the byte-level vocabulary of some tokenizers that transformers 5 has converted for
-    another kind: no token is a blank to it, and a reply ends where its schema wants one.
+    Before 0.2.8 it goes by the decoder alone and takes the byte-level vocabulary of some tokenizers
+    that transformers 5 has converted for another kind: no token is a blank to it, and a reply ends
+    where its schema wants one.
     """
     if not importlib.util.find_spec("xgrammar"):
         return ""  # nor is there vLLM, which its engine says
@@ -66,25 +71,38 @@ def misread(tokenizer: PreTrainedTokenizerBase) -> str:
     read = xgrammar.TokenizerInfo.from_huggingface(tokenizer).decoded_vocab
     if b"".join(read[i] for i in ids) == text.encode():
         return ""
-    return f"xgrammar {importlib.metadata.version('xgrammar')} misreads this model's tokenizer (a newer one may not)"
+    return (
+        f"xgrammar {importlib.metadata.version('xgrammar')} misreads this model's tokenizer (a"
+        " newer one may not)"
+    )
 
 
 class JudgeTransformers:
     """``model.generate``, padded on the left."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self.chat, self.temperature, self.max_tokens = settings.chat, settings.temperature, settings.max_tokens
+        self.chat, self.temperature, self.max_tokens = (
+            settings.chat,
+            settings.temperature,
+            settings.max_tokens,
+        )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = compute_dtype(BackboneConfig(model=settings.model, precision="bf16"), self.device)
         blank = folder.blank(folder.configuration(settings.folder), settings.model)
         folder.require_weights(settings.folder, blank)
         self.chat.require_within(blank.get_input_embeddings().weight.shape[0])
         self.model = folder.weights(settings.folder, settings.model, dtype, self.device).eval()
-        self.context: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self.model.generation_config = GenerationConfig()  # a model's own repetition penalty would change what it says
+        self.context: int | None = getattr(
+            self.model.config.get_text_config(), "max_position_embeddings", None
+        )
+        self.model.generation_config = (
+            GenerationConfig()
+        )  # a model's own repetition penalty would change what it says
 
     @torch.no_grad()
-    def continuations(self, prompts_ids: Sequence[list[int]], schemas: Sequence[Schema]) -> list[list[int]]:
+    def continuations(
+        self, prompts_ids: Sequence[list[int]], schemas: Sequence[Schema]
+    ) -> list[list[int]]:
         longest = max(len(ids) for ids in prompts_ids)
         ids_B_T = torch.full((len(prompts_ids), longest), self.chat.pad_id, device=self.device)
         mask_B_T = torch.zeros_like(ids_B_T)
@@ -106,16 +124,25 @@ class JudgeTransformers:
 
 
 class JudgeVLLM:
-    """vLLM: in this process on a CPU, in one of its own on a GPU. Replies are held to their JSON schema."""
+    """vLLM: in this process on a CPU, in one of its own on a GPU. Replies are held to their JSON
+    schema.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         from prefloop.rollouts.check import missing
         from prefloop.rollouts.vllm import GRAPHS, forget_settings, quiet
 
         if problem := missing():
-            raise EngineError(f"{problem}: take the transformers engine for the judge, or an openai: judge")
-        self.chat, self.temperature, self.max_tokens = settings.chat, settings.temperature, settings.max_tokens
-        # The engine that sampled the answers may have lived here: what it leaves of its memory pool breaks a second one beside it.
+            raise EngineError(
+                f"{problem}: take the transformers engine for the judge, or an openai: judge"
+            )
+        self.chat, self.temperature, self.max_tokens = (
+            settings.chat,
+            settings.temperature,
+            settings.max_tokens,
+        )
+        # The engine that sampled the answers may have lived here: what it leaves of its memory pool
+        # breaks a second one beside it.
         apart = torch.cuda.is_available()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(apart))
         if apart:
@@ -138,9 +165,12 @@ class JudgeVLLM:
             with quiet(log):
                 self.llm = self._start(settings, options)
         except (ImportError, RuntimeError, ValueError, OSError) as error:
-            last = "\n  ".join([*log.getvalue().strip().splitlines()[-4:], *str(error).strip().splitlines()[-3:]])
+            last = "\n  ".join(
+                [*log.getvalue().strip().splitlines()[-4:], *str(error).strip().splitlines()[-3:]]
+            )
             raise EngineError(
-                f"vLLM did not start for judge '{settings.model}'; its last lines:\n  {last}\nTry the transformers engine"
+                f"vLLM did not start for judge '{settings.model}'; its last lines:\n  {last}\nTry"
+                " the transformers engine"
             ) from error
         torch.set_num_threads(threads)
         self.context: int | None = int(self.llm.llm_engine.model_config.max_model_len)
@@ -164,7 +194,9 @@ class JudgeVLLM:
             **options,
         )
 
-    def continuations(self, prompts_ids: Sequence[list[int]], schemas: Sequence[Schema]) -> list[list[int]]:
+    def continuations(
+        self, prompts_ids: Sequence[list[int]], schemas: Sequence[Schema]
+    ) -> list[list[int]]:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -173,16 +205,22 @@ class JudgeVLLM:
                 temperature=self.temperature,
                 max_tokens=self.max_tokens,
                 stop_token_ids=[self.chat.stop_id],
-                structured_outputs=StructuredOutputsParams(json=schema, disable_any_whitespace=True)
-                if schema
-                else None,
+                structured_outputs=(
+                    StructuredOutputsParams(json=schema, disable_any_whitespace=True)
+                    if schema
+                    else None
+                ),
             )
             for schema in schemas
         ]
         try:
-            outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts_ids], params, use_tqdm=False)
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": ids} for ids in prompts_ids], params, use_tqdm=False
+            )
         except Exception as error:  # of vLLM, CUDA or a worker: the engine cannot go on
-            raise EngineError(f"vLLM stopped while judging: {type(error).__name__}: {error}") from error
+            raise EngineError(
+                f"vLLM stopped while judging: {type(error).__name__}: {error}"
+            ) from error
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def close(self) -> None:

@@ -29,11 +29,13 @@ from prefloop.runs.open import require_fingerprint
 
 
 class RewardGrader:
-    """Scores by the reward model in ``source``: a run's folder, a reward artifact's or an exported one's.
+    """Scores by the reward model in ``source``: a run's folder, a reward artifact's or an exported
+    one's.
 
-    The backbone is loaded at the first score as ``labeling.scoring.open_reward`` does it, or is the one given. Responses count as finished, and
-    lose their end where they are over ``max_length``, as in training; a prompt that leaves no room fails alone. Raises ``ModelError`` when
-    the folder holds no reward model, or when it was trained on another backbone than the one given or found.
+    The backbone is loaded at the first score as ``labeling.scoring.open_reward`` does it, or is the
+    one given. Responses count as finished, and lose their end where they are over ``max_length``,
+    as in training; a prompt that leaves no room fails alone. Raises ``ModelError`` when the folder
+    holds no reward model, or when it was trained on another backbone than the one given or found.
     """
 
     def __init__(self, source: Path, backbone: Backbone | None = None) -> None:
@@ -46,17 +48,23 @@ class RewardGrader:
         """Why its verdicts name no winner; empty where they may."""
         self.name = f"reward:{source.name or self.folder.name}"
         if backbone is not None:
-            require_fingerprint(fingerprint(backbone.folder), backbone.config.model, {str(source): self._origin})
+            require_fingerprint(
+                fingerprint(backbone.folder), backbone.config.model, {str(source): self._origin}
+            )
 
     def grade(self, prompt: Prompt, response: Reply) -> float:
-        """Mean score of ``response``. Raises ``DataError`` naming a prompt that leaves no room for it."""
+        """Mean score of ``response``. Raises ``DataError`` naming a prompt that leaves no room for
+        it.
+        """
         grade = self.grade_many([(prompt, response)])[0]
         if grade.failed:
             raise DataError(grade.failed)
         return grade.score
 
     def grade_many(
-        self, items: Sequence[tuple[Prompt, Reply]], on_grade: Callable[[int, Grade], None] | None = None
+        self,
+        items: Sequence[tuple[Prompt, Reply]],
+        on_grade: Callable[[int, Grade], None] | None = None,
     ) -> list[Grade]:
         """Mean scores in the order of ``items``; responses to one prompt are scored together."""
         reward = self._loaded() if items else None
@@ -67,9 +75,15 @@ class RewardGrader:
             documents += [document] if document else []
             out.update((key, Grade.failure(problem)) for key, problem in failed.items())
         if reward is not None and documents:
-            scores = reward.score(documents, "judge: reward", sum(len(each.keys) for each in documents))
+            scores = reward.score(
+                documents, "judge: reward", sum(len(each.keys) for each in documents)
+            )
             for key, members in scores.items():
-                parts = {f"member {k}": score for k, score in enumerate(members)} if len(members) > 1 else {}
+                parts = (
+                    {f"member {k}": score for k, score in enumerate(members)}
+                    if len(members) > 1
+                    else {}
+                )
                 out[key] = Grade(sum(members) / len(members), parts)
         for index in range(len(items)) if on_grade else ():
             on_grade(index, out[index])  # type: ignore[misc]
@@ -81,16 +95,21 @@ class RewardGrader:
         files = [self.folder / "reward.json"]
         for k in range(self.members):
             files += [
-                member_folder(self.folder, k) / name for name in ("adapter_model.safetensors", "head.safetensors")
+                member_folder(self.folder, k) / name
+                for name in ("adapter_model.safetensors", "head.safetensors")
             ]
         try:
             what = [json.dumps(origin, sort_keys=True), *map(file_digest, files)]
         except OSError as error:
-            raise ModelError(f"'{self.folder.name}' is not a whole reward model: {error.filename} is missing") from None
+            raise ModelError(
+                f"'{self.folder.name}' is not a whole reward model: {error.filename} is missing"
+            ) from None
         return f"reward:{hashlib.sha256(' '.join(what).encode()).hexdigest()}"
 
     def close(self) -> None:
-        """Take the members off the backbone, and give the memory of one that was loaded here back; it loads again when it is asked."""
+        """Take the members off the backbone, and give the memory of one that was loaded here back;
+        it loads again when it is asked.
+        """
         if self._reward is not None:
             self._reward.drop()
             self._reward = None
@@ -99,8 +118,12 @@ class RewardGrader:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
-    def _document(self, prompt: Prompt, replies: Mapping[int, Reply]) -> tuple[Document | None, dict[int, str]]:
-        """The prompt with those of the replies that the model can read, and by key what is wrong with the others."""
+    def _document(
+        self, prompt: Prompt, replies: Mapping[int, Reply]
+    ) -> tuple[Document | None, dict[int, str]]:
+        """The prompt with those of the replies that the model can read, and by key what is wrong
+        with the others.
+        """
         backbone = self._loaded().backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         found: dict[int, Tokens] = {}
@@ -119,7 +142,9 @@ class RewardGrader:
     def _loaded(self) -> Reward:
         if self._reward is None:
             given = self._backbone
-            self._reward = Reward.load(given, self.folder) if given is not None else open_reward(self.folder)
+            self._reward = (
+                Reward.load(given, self.folder) if given is not None else open_reward(self.folder)
+            )
         return self._reward
 
 

@@ -1,4 +1,6 @@
-"""What gives a single response a score: a user's Python function, or anything else with ``grade``; and a cache around it."""
+"""What gives a single response a score: a user's Python function, or anything else with ``grade``;
+and a cache around it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ OnGrade = Callable[[int, Grade], None]
 
 
 class Grader(Protocol):
-    """Gives one response a score; higher is better. It may have ``grade_many(items, on_grade)``, ``fingerprint()``."""
+    """Gives one response a score; higher is better. It may have ``grade_many(items, on_grade)``,
+    ``fingerprint()``.
+    """
 
     name: str
 
@@ -37,12 +41,16 @@ class Grader(Protocol):
         ...
 
 
-def grade_many(grader: Grader, items: Sequence[Graded], on_grade: OnGrade | None = None) -> list[Grade]:
+def grade_many(
+    grader: Grader, items: Sequence[Graded], on_grade: OnGrade | None = None
+) -> list[Grade]:
     """Grades in the order of ``items``, through the grader's own ``grade_many`` where it has one.
 
     ``on_grade(index, grade)`` is called once for each, in the calling thread, as grades arrive.
     """
-    batched: Callable[[Sequence[Graded], OnGrade | None], list[Grade]] | None = getattr(grader, "grade_many", None)
+    batched: Callable[[Sequence[Graded], OnGrade | None], list[Grade]] | None = getattr(
+        grader, "grade_many", None
+    )
     if batched is not None:
         return batched(items, on_grade)
     grades = []
@@ -54,21 +62,32 @@ def grade_many(grader: Grader, items: Sequence[Graded], on_grade: OnGrade | None
 
 
 class CachedGrader:
-    """A grader that looks in a ``VerdictCache`` first; ``tally`` counts where grades came from and stops a judge that cannot be used."""
+    """A grader that looks in a ``VerdictCache`` first; ``tally`` counts where grades came from and
+    stops a judge that cannot be used.
+    """
 
     def __init__(self, grader: Grader, cache: VerdictCache) -> None:
         self.grader, self.cache, self.name = grader, cache, grader.name
-        self.tally = Tally(grader.name, getattr(grader, "prices", None), cache.path, valid_of(grader))
+        self.tally = Tally(
+            grader.name, getattr(grader, "prices", None), cache.path, valid_of(grader)
+        )
 
     def grade(self, prompt: Prompt, response: Reply) -> float:
-        """The stored score, or the grader's, which is stored. Raises ``JudgeError`` when there is none."""
+        """The stored score, or the grader's, which is stored. Raises ``JudgeError`` when there is
+        none.
+        """
         grade = self.grade_many([(prompt, response)])[0]
         if not math.isfinite(grade.score):
-            raise JudgeError(grade.failed or f"judge {self.name}: its reply on prompt '{prompt.id}' held no grade")
+            raise JudgeError(
+                grade.failed
+                or f"judge {self.name}: its reply on prompt '{prompt.id}' held no grade"
+            )
         return grade.score
 
     def grade_many(self, items: Sequence[Graded], on_grade: OnGrade | None = None) -> list[Grade]:
-        """Grades in the order of ``items``. Each new one is stored as it arrives; repeats are asked once."""
+        """Grades in the order of ``items``. Each new one is stored as it arrives; repeats are asked
+        once.
+        """
         identity = fingerprint_of(self.grader)
         keys = [grade_key(identity, *item) for item in items]
 
@@ -88,18 +107,22 @@ class CachedGrader:
 
 
 def fingerprint_of(judge: Any) -> str:
-    """What determines a judge's or a grader's answers: its ``fingerprint()`` where it has one, else its name."""
+    """What determines a judge's or a grader's answers: its ``fingerprint()`` where it has one, else
+    its name.
+    """
     own = getattr(judge, "fingerprint", None)
     return str(own() if own is not None else judge.name)
 
 
 class FunctionGrader:
-    """A user's Python function, named ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``.
+    """A user's Python function, named ``path/to/file.py:function``:
+    ``(prompt: Prompt, response: str) -> float``.
 
-    One with a parameter called ``turns`` is given the response's messages too: its thoughts, tool calls and their results.
-    The file is imported from its path and runs with the rights of this process. It should stand alone: the
-    fingerprint covers this one file. Raises ``ConfigError`` when file or function cannot be loaded, ``JudgeError``
-    naming the prompt when a call raises or does not return a finite number.
+    One with a parameter called ``turns`` is given the response's messages too: its thoughts, tool
+    calls and their results. The file is imported from its path and runs with the rights of this
+    process. It should stand alone: the fingerprint covers this one file. Raises ``ConfigError``
+    when file or function cannot be loaded, ``JudgeError`` naming the prompt when a call raises or
+    does not return a finite number.
     """
 
     def __init__(self, spec: str) -> None:
@@ -111,7 +134,8 @@ class FunctionGrader:
             self._source = self.path.read_bytes()
         except OSError as error:
             raise ConfigError(
-                f"function '{spec}': cannot read {path} ({error.strerror}); the path is relative to the current folder"
+                f"function '{spec}': cannot read {path} ({error.strerror}); the path is relative to"
+                " the current folder"
             ) from None
         self._call = self._load(spec)
         self._takes_turns = _takes(self._call, "turns")
@@ -122,10 +146,13 @@ class FunctionGrader:
         try:
             more = {"turns": turns_of(response)} if self._takes_turns else {}
             value = self._call(prompt, text_of(response), **more)
-        except Exception as error:  # the user's code may raise anything; the prompt is what they need to find it
+        except (
+            Exception
+        ) as error:  # the user's code may raise anything; the prompt is what they need to find it
             line = traceback.extract_tb(error.__traceback__)[-1]
             raise JudgeError(
-                f"{where} raised {type(error).__name__}: {error} ({Path(line.filename).name}, line {line.lineno})"
+                f"{where} raised {type(error).__name__}: {error} ({Path(line.filename).name}, line"
+                f" {line.lineno})"
             ) from error
         try:
             score = math.nan if isinstance(value, str | bytes) else float(value)
@@ -158,10 +185,14 @@ class FunctionGrader:
             functions = [
                 name
                 for name, value in vars(module).items()  # its own, not what it imports
-                if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == module_name
+                if callable(value)
+                and not name.startswith("_")
+                and getattr(value, "__module__", "") == module_name
             ]
             hint = nearest(self.name, functions) if functions else "the file defines no function"
-            raise ConfigError(f"function '{spec}': no function '{self.name}' in {self.path}; {hint}")
+            raise ConfigError(
+                f"function '{spec}': no function '{self.name}' in {self.path}; {hint}"
+            )
         return call
 
 
@@ -174,7 +205,9 @@ def _takes(call: Callable[..., Any], name: str) -> bool:
 
 
 class _HashedBytesLoader(importlib.machinery.SourceFileLoader):
-    """Loads the bytes that were fingerprinted: the bytecode cache can be stale after two edits within one second."""
+    """Loads the bytes that were fingerprinted: the bytecode cache can be stale after two edits
+    within one second.
+    """
 
     def __init__(self, module_name: str, path: str, source: bytes) -> None:
         super().__init__(module_name, path)

@@ -1,7 +1,8 @@
 """A language model as a judge or a grader, wherever it runs.
 
-A dialogue is the question and, when the reply holds no answer, one request for the answer alone. It is a generator that yields what to say
-next: an endpoint runs many side by side, a model in this process steps a batch of them together.
+A dialogue is the question and, when the reply holds no answer, one request for the answer alone. It
+is a generator that yields what to say next: an endpoint runs many side by side, a model in this
+process steps a batch of them together.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class LanguageModel(Protocol):
         ...
 
     def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
-        """Run every dialogue; ``on_done(index, answer)`` is called in this thread as they end, with an error for one that failed.
+        """Run every dialogue; ``on_done(index, answer)`` is called in this thread as they end, with
+        an error for one that failed.
 
         Raises ``JudgeError`` for what no other dialogue would survive.
         """
@@ -135,7 +137,9 @@ class _Asking:
         failure: Callable[[str], A],
         on_answer: Callable[[int, A], None] | None,
     ) -> list[A]:
-        """What ``read`` makes of each answer, ``failure`` of each error, in the order of ``questions``."""
+        """What ``read`` makes of each answer, ``failure`` of each error, in the order of
+        ``questions``.
+        """
         out: dict[int, A] = {}
 
         def done(index: int, answer: Outcome[V] | JudgeError) -> None:
@@ -154,12 +158,16 @@ class _Asking:
 class ModelJudge(_Asking):
     """One order of a pairwise comparison; ``BothOrders`` makes it both.
 
-    Only the judge's own reply is parsed, and the responses stand between markers that they cannot forge: a response that says ``[[A]]``
-    decides nothing. Where two replies hold no verdict it is a tie with ``unparsable=1``. ``prompts`` give the reference answers, as
-    ``meta["reference"]``. ``compare`` raises ``JudgeError`` when the request fails; ``compare_many`` gives that pair a failed verdict.
+    Only the judge's own reply is parsed, and the responses stand between markers that they cannot
+    forge: a response that says ``[[A]]`` decides nothing. Where two replies hold no verdict it is a
+    tie with ``unparsable=1``. ``prompts`` give the reference answers, as ``meta["reference"]``.
+    ``compare`` raises ``JudgeError`` when the request fails; ``compare_many`` gives that pair a
+    failed verdict.
     """
 
-    def __init__(self, model: LanguageModel, form: Pairwise | None = None, prompts: Iterable[Prompt] = ()) -> None:
+    def __init__(
+        self, model: LanguageModel, form: Pairwise | None = None, prompts: Iterable[Prompt] = ()
+    ) -> None:
         super().__init__(model)
         self.form = form or Pairwise()
         self._references = {prompt_key(prompt.prompt): reference_of(prompt) for prompt in prompts}
@@ -171,13 +179,19 @@ class ModelJudge(_Asking):
             raise JudgeError(verdict.failed)
         return verdict
 
-    def compare_many(self, items: Sequence[Item], on_verdict: OnVerdict | None = None) -> list[Verdict]:
-        """Verdicts in the order of ``items``; ``on_verdict(index, verdict)`` is called as they arrive."""
+    def compare_many(
+        self, items: Sequence[Item], on_verdict: OnVerdict | None = None
+    ) -> list[Verdict]:
+        """Verdicts in the order of ``items``; ``on_verdict(index, verdict)`` is called as they
+        arrive.
+        """
 
         def verdict(answer: Outcome[float]) -> Verdict:
             return Verdict(0.5 if answer.value is None else answer.value, **answer.kept)
 
-        questions = [self.form.question(prompt, a, b, self.reference(prompt)) for prompt, a, b in items]
+        questions = [
+            self.form.question(prompt, a, b, self.reference(prompt)) for prompt, a, b in items
+        ]
         return self._ask(questions, verdict, Verdict.failure, on_verdict)
 
     def reference(self, prompt: Sequence[Message]) -> str:
@@ -185,14 +199,18 @@ class ModelJudge(_Asking):
         return self._references.get(prompt_key(prompt), "")
 
     def fingerprint(self) -> str:
-        """The model and its address, how it samples and every word of the question beside the texts to judge."""
+        """The model and its address, how it samples and every word of the question beside the texts
+        to judge.
+        """
         return self._fingerprint(self.form.question(PROBE, "a", "b", "r"))
 
 
 class ModelGrader(_Asking):
-    """Grades single responses from 1 to 10, or by a rubric. A reference answer is the prompt's ``meta["reference"]``.
+    """Grades single responses from 1 to 10, or by a rubric. A reference answer is the prompt's
+    ``meta["reference"]``.
 
-    ``grade`` raises ``JudgeError`` when there is no grade; ``grade_many`` gives that response a failed or an unparsable one.
+    ``grade`` raises ``JudgeError`` when there is no grade; ``grade_many`` gives that response a
+    failed or an unparsable one.
     """
 
     def __init__(self, model: LanguageModel, form: Grading | Rubric | None = None) -> None:
@@ -206,7 +224,8 @@ class ModelGrader(_Asking):
             raise JudgeError(grade.failed)
         if grade.unparsable:
             raise JudgeError(
-                f"judge {self.name}: no grade for prompt '{prompt.id}' in its reply {grade.raw[-1]!r:.200}"
+                f"judge {self.name}: no grade for prompt '{prompt.id}' in its reply"
+                f" {grade.raw[-1]!r:.200}"
             )
         return grade.score
 
@@ -219,17 +238,25 @@ class ModelGrader(_Asking):
             parts = answer.value if isinstance(self.form, Rubric) else {}
             return Grade(self.form.total(answer.value), parts, **answer.kept)
 
-        questions = [self.form.question(prompt.prompt, response, reference_of(prompt)) for prompt, response in items]
+        questions = [
+            self.form.question(prompt.prompt, response, reference_of(prompt))
+            for prompt, response in items
+        ]
         return self._ask(questions, grade, Grade.failure, on_grade)
 
     def fingerprint(self) -> str:
-        """The model, how it samples and every word of the question beside the texts to judge, and the rubric's weights."""
-        weights = repr([c.weight for c in self.form.rubric]) if isinstance(self.form, Rubric) else ""
+        """The model, how it samples and every word of the question beside the texts to judge, and
+        the rubric's weights.
+        """
+        weights = (
+            repr([c.weight for c in self.form.rubric]) if isinstance(self.form, Rubric) else ""
+        )
         return self._fingerprint(self.form.question(PROBE, "a", "r"), weights)
 
 
 def reference_of(prompt: Prompt) -> str:
-    """The reference answer in ``meta["reference"]``: a text, or a list with one for each user turn, of which that of the last turn counts.
+    """The reference answer in ``meta["reference"]``: a text, or a list with one for each user turn,
+    of which that of the last turn counts.
 
     Raises ``DataError`` naming the prompt for anything else.
     """
@@ -239,6 +266,7 @@ def reference_of(prompt: Prompt) -> str:
         return found[turn - 1] if 1 <= turn <= len(found) else ""
     if not isinstance(found, str):
         raise DataError(
-            f"prompt '{prompt.id}': meta.reference must be a text or a list of texts, one a turn; found {found!r:.80}"
+            f"prompt '{prompt.id}': meta.reference must be a text or a list of texts, one a turn;"
+            f" found {found!r:.80}"
         )
     return found

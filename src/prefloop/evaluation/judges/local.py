@@ -1,7 +1,9 @@
-"""A language model in this process as a judge, through transformers or vLLM. It is loaded at its first question: a cached evaluation loads nothing.
+"""A language model in this process as a judge, through transformers or vLLM. It is loaded at its
+first question: a cached evaluation loads nothing.
 
-Dialogues are stepped together, a batch at a time. The policy's rollout engines are not used: they sample at a temperature above 0 from the
-training backbone and keep every logit, where a judge decodes greedily, long, from weights of its own.
+Dialogues are stepped together, a batch at a time. The policy's rollout engines are not used: they
+sample at a temperature above 0 from the training backbone and keep every logit, where a judge
+decodes greedily, long, from weights of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ import torch
 from prefloop.base.console import say, waiting
 from prefloop.data.chat import ChatFormat
 from prefloop.errors import DataError, EngineError, JudgeError
-from prefloop.evaluation.judges.engines import Engine, EngineSettings, JudgeTransformers, JudgeVLLM, misread
+from prefloop.evaluation.judges.engines import (
+    Engine,
+    EngineSettings,
+    JudgeTransformers,
+    JudgeVLLM,
+    misread,
+)
 from prefloop.evaluation.judges.language_model import Completion, Dialogue, OnDone, Turn
 from prefloop.evaluation.judges.prompts import Chat
 from prefloop.evaluation.judges.usage import Prices, Usage
@@ -32,10 +40,12 @@ _VLLM_ROUNDS = 4
 
 @dataclass
 class LocalModel:
-    """Dialogues with the model called ``model`` (a folder, a hub name, or a name that an installed wheel carries).
+    """Dialogues with the model called ``model`` (a folder, a hub name, or a name that an installed
+    wheel carries).
 
-    Raises ``ModelError`` when it cannot be found or loaded. It is looked for at once, but unpacked from a wheel only when its content is needed. A question that leaves no room for ``max_tokens`` in the model's context fails
-    alone.
+    Raises ``ModelError`` when it cannot be found or loaded. It is looked for at once, but unpacked
+    from a wheel only when its content is needed. A question that leaves no room for ``max_tokens``
+    in the model's context fails alone.
     """
 
     model: str
@@ -59,7 +69,9 @@ class LocalModel:
             raise EngineError(f"unknown judge engine '{self.engine}': transformers or vllm")
         if self.model not in WHEELS:
             _ = self.folder  # a misspelt name is told before anything runs
-        self.name = f"local:{self.folder.name if Path(self.model).expanduser().is_dir() else self.model}"
+        self.name = (
+            f"local:{self.folder.name if Path(self.model).expanduser().is_dir() else self.model}"
+        )
         self.address = ""
         self._requests = self._prompt_tokens = self._completion_tokens = 0
 
@@ -76,7 +88,9 @@ class LocalModel:
 
     def identity(self) -> str:
         """The model's content, the engine and how it samples."""
-        return json.dumps([self._content, self.engine, self.temperature, self.max_tokens, self._by_schema])
+        return json.dumps(
+            [self._content, self.engine, self.temperature, self.max_tokens, self._by_schema]
+        )
 
     def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
         """Run every dialogue, a batch after another."""
@@ -97,7 +111,9 @@ class LocalModel:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _step(self, active: list[tuple[int, Dialogue, Turn]], on_done: OnDone) -> list[tuple[int, Dialogue, Turn]]:
+    def _step(
+        self, active: list[tuple[int, Dialogue, Turn]], on_done: OnDone
+    ) -> list[tuple[int, Dialogue, Turn]]:
         """Ask the next turn of every dialogue; those that go on."""
         asked, ids = [], []
         for index, each, turn in active:
@@ -106,7 +122,10 @@ class LocalModel:
             except DataError as error:
                 on_done(index, JudgeError(f"judge {self.name}: {error}"))
                 continue
-            if self._engine.context is not None and len(prompt_ids) + self.max_tokens > self._engine.context:
+            if (
+                self._engine.context is not None
+                and len(prompt_ids) + self.max_tokens > self._engine.context
+            ):
                 on_done(index, self._too_long(len(prompt_ids)))
             else:
                 asked.append((index, each, turn))
@@ -120,7 +139,13 @@ class LocalModel:
             self._completion_tokens += len(reply)
             try:
                 going_on.append(
-                    (index, each, each.send(Completion(self._chat.decode(reply), len(prompt_ids), len(reply))))
+                    (
+                        index,
+                        each,
+                        each.send(
+                            Completion(self._chat.decode(reply), len(prompt_ids), len(reply))
+                        ),
+                    )
                 )
             except StopIteration as end:
                 on_done(index, end.value)
@@ -128,8 +153,9 @@ class LocalModel:
 
     def _too_long(self, tokens: int) -> JudgeError:
         return JudgeError(
-            f"judge {self.name}: the question has {tokens} tokens; with --max-tokens {self.max_tokens} that is over the model's context of "
-            f"{self._engine.context}: lower it or take a judge with a longer context"
+            f"judge {self.name}: the question has {tokens} tokens; with --max-tokens"
+            f" {self.max_tokens} that is over the model's context of {self._engine.context}: lower"
+            " it or take a judge with a longer context"
         )
 
     def _prompt_ids(self, messages: Chat) -> list[int]:
@@ -160,13 +186,20 @@ class LocalModel:
         if not self.structured or self.engine != "vllm":
             return False
         if wrong := misread(self._chat.tokenizer):
-            say(f"  judge {self.name}: replies are not held to their JSON schema: {wrong}", "yellow")
+            say(
+                f"  judge {self.name}: replies are not held to their JSON schema: {wrong}", "yellow"
+            )
         return not wrong
 
     @cached_property
     def _engine(self) -> Engine:
         with waiting(f"load judge {self.model} ({self.engine})"):
             settings = EngineSettings(
-                self.model, self.folder, self._chat, self.temperature, self.max_tokens, self.batch_size
+                self.model,
+                self.folder,
+                self._chat,
+                self.temperature,
+                self.max_tokens,
+                self.batch_size,
             )
             return JudgeVLLM(settings) if self.engine == "vllm" else JudgeTransformers(settings)

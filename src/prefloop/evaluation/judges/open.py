@@ -1,4 +1,5 @@
-"""A judge from what a person writes: ``openai:<model>@<base_url>``, ``local:<model>``, ``reward:<run>``, ``file.py:function``.
+"""A judge from what a person writes: ``openai:<model>@<base_url>``, ``local:<model>``,
+``reward:<run>``, ``file.py:function``.
 
 What is heavy (httpx, torch) is imported by the form that needs it.
 """
@@ -36,10 +37,12 @@ def open_judge(
     backbone: Backbone | None = None,
     models: Path = Path("runs/.store/models"),
 ) -> ModelJudge | ScoreJudge:
-    """The judge that ``spec`` names; ``prefloop.evaluation.judges.judge.prepare`` makes it ready for an evaluation, its ``close`` ends it.
+    """The judge that ``spec`` names; ``prefloop.evaluation.judges.judge.prepare`` makes it ready
+    for an evaluation, its ``close`` ends it.
 
-    ``prompts`` give ids, ``meta`` and reference answers (``meta["reference"]``), ``backbone`` a loaded one for ``reward:``, and ``models``
-    is where a model from a wheel is unpacked to. Raises ``ConfigError`` naming the known forms for any other one.
+    ``prompts`` give ids, ``meta`` and reference answers (``meta["reference"]``), ``backbone`` a
+    loaded one for ``reward:``, and ``models`` is where a model from a wheel is unpacked to. Raises
+    ``ConfigError`` naming the known forms for any other one.
     """
     options, prompts = options or JudgeConfig(), list(prompts)
     if options.mode == "pairwise" and _is_model(spec):
@@ -47,7 +50,9 @@ def open_judge(
         from prefloop.evaluation.judges.modes import Pairwise
 
         criteria = _criteria(options)
-        return ModelJudge(_model(spec, options, models), Pairwise(criteria) if criteria else Pairwise(), prompts)
+        return ModelJudge(
+            _model(spec, options, models), Pairwise(criteria) if criteria else Pairwise(), prompts
+        )
     grader = open_grader(spec, options, backbone=backbone, models=models)
     return ScoreJudge(grader, tie_margin=options.tie_margin, prompts=prompts)
 
@@ -59,7 +64,9 @@ def open_grader(
     backbone: Backbone | None = None,
     models: Path = Path("runs/.store/models"),
 ) -> Grader:
-    """The grader that ``spec`` names, for scores of single responses. Raises ``ConfigError`` for a language model in mode pairwise."""
+    """The grader that ``spec`` names, for scores of single responses. Raises ``ConfigError`` for a
+    language model in mode pairwise.
+    """
     options = options or JudgeConfig()
     if _is_model(spec):
         from prefloop.evaluation.judges.language_model import ModelGrader
@@ -68,13 +75,16 @@ def open_grader(
 
         given = {"criteria": criteria} if (criteria := _criteria(options)) else {}
         if options.rubric is not None:
-            return ModelGrader(_model(spec, options, models), Rubric(read_rubric(options.rubric), **given))
+            return ModelGrader(
+                _model(spec, options, models), Rubric(read_rubric(options.rubric), **given)
+            )
         if options.mode == "pairwise":
             raise ConfigError("a judge in mode pairwise gives no grades: take mode grade or rubric")
         return ModelGrader(_model(spec, options, models), Grading(**given))
     if options.mode != "pairwise":
         raise ConfigError(
-            f"judge mode {options.mode} is for language models (openai: or local:), not for {_shown(spec)}"
+            f"judge mode {options.mode} is for language models (openai: or local:), not for"
+            f" {_shown(spec)}"
         )
     if spec.startswith("reward:"):
         from prefloop.evaluation.judges.ensemble import RewardGrader
@@ -82,7 +92,9 @@ def open_grader(
         return RewardGrader(Path(_rest(spec)), backbone)
     if spec.rpartition(":")[0].endswith(".py"):
         return FunctionGrader(spec)
-    raise ConfigError(f"judge {_shown(spec)}: unknown form. A judge is one of\n       " + "\n       ".join(FORMS))
+    raise ConfigError(
+        f"judge {_shown(spec)}: unknown form. A judge is one of\n       " + "\n       ".join(FORMS)
+    )
 
 
 def _is_model(spec: str) -> bool:
@@ -134,13 +146,17 @@ def _criteria(options: JudgeConfig) -> str:
     try:
         return Path(given).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"judge criteria: '{given}' cannot be read as UTF-8 text; check the path") from None
+        raise ConfigError(
+            f"judge criteria: '{given}' cannot be read as UTF-8 text; check the path"
+        ) from None
 
 
 def _rest(spec: str) -> str:
     rest = spec.partition(":")[2]
     if not rest:
-        raise ConfigError(f"judge '{spec}' names nothing. A judge is one of\n       " + "\n       ".join(FORMS))
+        raise ConfigError(
+            f"judge '{spec}' names nothing. A judge is one of\n       " + "\n       ".join(FORMS)
+        )
     return rest
 
 

@@ -19,11 +19,17 @@ from prefloop.evaluation.judges.language_model import Completion, Dialogue, OnDo
 from prefloop.evaluation.judges.usage import Prices, Usage
 
 _ADVICE = {
-    400: "the endpoint refused the request: is it too long, or a parameter unknown? --temperature and --max-tokens can be None",
+    400: (
+        "the endpoint refused the request: is it too long, or a parameter unknown? --temperature"
+        " and --max-tokens can be None"
+    ),
     401: "set the environment variable that --api-key-env names to a valid key",
     403: "the key has no access to this model; check the key and the model name",
     404: "check base_url (it usually ends in /v1) and the model name",
-    429: "the endpoint limits requests; set --requests-per-minute, lower --max-concurrency or raise --max-retries",
+    429: (
+        "the endpoint limits requests; set --requests-per-minute, lower --max-concurrency or raise"
+        " --max-retries"
+    ),
 }
 _HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
 """Statuses that every other question would meet too."""
@@ -31,7 +37,9 @@ _NO_SCHEMA = re.compile(r"response_format|json_schema|structured.?outputs?|guide
 _MOST_TOKENS = 10**9
 """Of one request: a report of more is none."""
 _LONGEST = 1_000_000
-"""Characters of a reply; every reply is kept, so a server could fill the memory with longer ones."""
+"""Characters of a reply; every reply is kept, so a server could fill the memory with longer
+ones.
+"""
 _READINGS = 2
 """A reply that is no chat completion is asked for again once."""
 
@@ -40,11 +48,13 @@ _READINGS = 2
 class ChatEndpoint:
     """Dialogues over ``{base_url}/chat/completions``, ``max_concurrency`` at a time.
 
-    A structured answer is asked for with ``response_format`` (a JSON schema), which OpenAI and vLLM enforce. An endpoint that refuses the
-    field, with a 4xx that names it, is asked in words from then on. A question that fails for good, all retries included, fails alone;
-    what every question would meet (no key, no access, no such address) raises ``JudgeError``.
+    A structured answer is asked for with ``response_format`` (a JSON schema), which OpenAI and vLLM
+    enforce. An endpoint that refuses the field, with a 4xx that names it, is asked in words from
+    then on. A question that fails for good, all retries included, fails alone; what every question
+    would meet (no key, no access, no such address) raises ``JudgeError``.
 
-    The key is read from the environment for each request and is held nowhere else. Raises ``ConfigError`` for impossible settings.
+    The key is read from the environment for each request and is held nowhere else. Raises
+    ``ConfigError`` for impossible settings.
     """
 
     base_url: str
@@ -64,7 +74,9 @@ class ChatEndpoint:
     max_retries: int = 5
     """Further attempts after 408, 429, 5xx and connection errors."""
     backoff: float = 1.0
-    """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes precedence."""
+    """Seconds before the first retry, doubled for each next one; a ``Retry-After`` header takes
+    precedence.
+    """
     max_concurrency: int = 8
     """Requests in flight."""
     pace: Pace | None = None
@@ -75,14 +87,18 @@ class ChatEndpoint:
     """Further fields of the request."""
 
     def __post_init__(self) -> None:
-        # A key pasted in place of a name must not come back in an error message, so the value is not quoted.
+        # A key pasted in place of a name must not come back in an error message, so the value is
+        # not quoted.
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
             raise ConfigError(
-                "--api-key-env must be the NAME of an environment variable (upper case), not the key itself"
+                "--api-key-env must be the NAME of an environment variable (upper case), not the"
+                " key itself"
             )
         for name, low in (("max_concurrency", 1), ("max_retries", 0), ("backoff", 0)):
             if getattr(self, name) < low:
-                raise ConfigError(f"--{name.replace('_', '-')} must be {low} or more, found {getattr(self, name)}")
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} must be {low} or more, found {getattr(self, name)}"
+                )
         url = parsed_url(
             f"{self.base_url.rstrip('/')}/chat/completions",
             "base_url",
@@ -113,23 +129,39 @@ class ChatEndpoint:
         with self._lock:
             tokens = self._prompt_tokens, self._completion_tokens
             sent = self._endpoint.n_sent, self._endpoint.n_retried
-            return Usage(*sent, *tokens, unreported=self._unreported, cost=self.prices.cost(*tokens, self._unreported))
+            return Usage(
+                *sent,
+                *tokens,
+                unreported=self._unreported,
+                cost=self.prices.cost(*tokens, self._unreported),
+            )
 
     def identity(self) -> str:
-        """Address, model and sampling, for a name may stand for another model elsewhere; not what the endpoint turned out to take."""
-        what = [self.address, self.model, self.temperature, self.max_tokens, self.structured, dict(self.extra_body)]
+        """Address, model and sampling, for a name may stand for another model elsewhere; not what
+        the endpoint turned out to take.
+        """
+        what = [
+            self.address,
+            self.model,
+            self.temperature,
+            self.max_tokens,
+            self.structured,
+            dict(self.extra_body),
+        ]
         return json.dumps(what, sort_keys=True)
 
     def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
-        """Run every dialogue. After an error of the endpoint or of ``on_done`` nothing further is asked; answers already on their way are
-        still reported, and the error is raised."""
+        """Run every dialogue. After an error of the endpoint or of ``on_done`` nothing further is
+        asked; answers already on their way are still reported, and the error is raised.
+        """
         stop = threading.Event()
         fatal: BaseException | None = None
         pool = ThreadPoolExecutor(self.max_concurrency)
         running: dict[Future[Outcome[Any] | JudgeError], int] = {}
         waiting = iter(enumerate(dialogues))
         try:
-            # The next question starts only when an answer was reported: a kill loses no more than max_concurrency of them.
+            # The next question starts only when an answer was reported: a kill loses no more than
+            # max_concurrency of them.
             while True:
                 for index, each in itertools.islice(waiting, self.max_concurrency - len(running)):
                     running[pool.submit(self._run, each, stop)] = index
@@ -145,7 +177,9 @@ class ChatEndpoint:
         if fatal:
             for future, index in running.items():
                 if isinstance(answer := _result(future), Outcome):
-                    with contextlib.suppress(BaseException):  # the first error is told; every answer is to be kept
+                    with contextlib.suppress(
+                        BaseException
+                    ):  # the first error is told; every answer is to be kept
                         on_done(index, answer)
             raise fatal
 
@@ -172,16 +206,23 @@ class ChatEndpoint:
             try:
                 return self._ask(turn, True, stop)
             except RequestFailed as error:
-                if error.status not in (400, 404, 415, 422, 501) or not _NO_SCHEMA.search(error.body):
+                if error.status not in (400, 404, 415, 422, 501) or not _NO_SCHEMA.search(
+                    error.body
+                ):
                     raise
-            # An endpoint may repeat the whole request in any error: only a success without the field shows that it was the field.
+            # An endpoint may repeat the whole request in any error: only a success without the
+            # field shows that it was the field.
             said = self._ask(turn, False, stop)
             self._takes_schema = False
             return said
         return self._ask(turn, False, stop)
 
     def _ask(self, turn: Turn, structured: bool, stop: threading.Event) -> Completion:
-        body: dict[str, Any] = {"model": self.model, "messages": turn.messages(structured), **self.extra_body}
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": turn.messages(structured),
+            **self.extra_body,
+        }
         for name in ("temperature", "max_tokens"):
             if getattr(self, name) is not None:
                 body.setdefault(name, getattr(self, name))
@@ -193,8 +234,8 @@ class ChatEndpoint:
             if (said := self._said(reply)) is not None:
                 return said
         raise RequestFailed(
-            f"{self._endpoint.who}: HTTP {reply.status}, but not a chat completion, twice: {reply.excerpt()}; "
-            "check that base_url is an OpenAI-compatible API",
+            f"{self._endpoint.who}: HTTP {reply.status}, but not a chat completion, twice:"
+            f" {reply.excerpt()}; check that base_url is an OpenAI-compatible API",
             reply.status,
         )
 

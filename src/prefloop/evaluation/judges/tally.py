@@ -1,4 +1,6 @@
-"""Counts of an evaluation's questions, and when to stop it: a judge that cannot be used must not cost thousands of requests."""
+"""Counts of an evaluation's questions, and when to stop it: a judge that cannot be used must not
+cost thousands of requests.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ MAX_UNPARSABLE = 0.05
 ENOUGH = 20
 """Questions before which an evaluation under way is not stopped."""
 SURE = 4.0
-"""Standard deviations above that share at which it stops before its end: it looks after every answer, and so has many chances to err."""
+"""Standard deviations above that share at which it stops before its end: it looks after every
+answer, and so has many chances to err.
+"""
 MAX_FAILURES_IN_A_ROW = 10
 _EXAMPLES = 3
 _EXCERPT = 200
@@ -27,7 +31,9 @@ def valid_of(judge: object) -> str:
 
 
 def told(advance: Callable[..., None]) -> Callable[[int, Verdict], None]:
-    """Shows verdicts as they come: a pair that failed is not done, and is counted beside the bar."""
+    """Shows verdicts as they come: a pair that failed is not done, and is counted beside the
+    bar.
+    """
     failed = 0
 
     def on_verdict(index: int, verdict: Verdict) -> None:
@@ -41,11 +47,14 @@ def told(advance: Callable[..., None]) -> Callable[[int, Verdict], None]:
 class Tally:
     """Counts every distinct question of an evaluation once, from the cache or asked.
 
-    Raises ``JudgeError``, with three of the replies, from ``asked`` and ``remembered`` when so many of at least 20 answers are unparsable
-    that the share is surely over 5 %, from ``finished`` when it is over 5 %; and from ``asked`` when 10 requests in a row failed.
+    Raises ``JudgeError``, with three of the replies, from ``asked`` and ``remembered`` when so many
+    of at least 20 answers are unparsable that the share is surely over 5 %, from ``finished`` when
+    it is over 5 %; and from ``asked`` when 10 requests in a row failed.
     """
 
-    def __init__(self, name: str, prices: Prices | None = None, cache: Path | None = None, valid: str = "") -> None:
+    def __init__(
+        self, name: str, prices: Prices | None = None, cache: Path | None = None, valid: str = ""
+    ) -> None:
         self.name, self.prices, self.cache, self.valid = name, prices or Prices(), cache, valid
         self.n_asked = 0
         """Questions put to the judge now; without those that failed."""
@@ -55,7 +64,9 @@ class Tally:
         """Questions whose request failed for good."""
         self.n_unparsable = 0
         """Answers without a verdict, from the cache too."""
-        self._kept_unparsable = self._answers = self._prompt_tokens = self._completion_tokens = self._unreported = 0
+        self._kept_unparsable = self._answers = self._prompt_tokens = self._completion_tokens = (
+            self._unreported
+        ) = 0
         self._seen: set[str] = set()
         self._failures_in_a_row = 0
         self._last_failure = ""
@@ -63,12 +74,22 @@ class Tally:
 
     @property
     def total(self) -> Usage:
-        """Tokens and cost of all answers, those that an earlier run paid for too; failed questions have none."""
+        """Tokens and cost of all answers, those that an earlier run paid for too; failed questions
+        have none.
+        """
         tokens = self._prompt_tokens, self._completion_tokens
-        return Usage(0, 0, *tokens, unreported=self._unreported, cost=self.prices.cost(*tokens, self._unreported))
+        return Usage(
+            0,
+            0,
+            *tokens,
+            unreported=self._unreported,
+            cost=self.prices.cost(*tokens, self._unreported),
+        )
 
     def remembered(self, answers: Iterable[tuple[str, Verdict | Grade]], repeats: int = 0) -> None:
-        """Count answers from the cache, by key; the order in which they were stored plays no part."""
+        """Count answers from the cache, by key; the order in which they were stored plays no
+        part.
+        """
         for key, answer in answers:
             self.n_cached += 1
             self._count(key, answer)
@@ -84,8 +105,9 @@ class Tally:
             self._failures_in_a_row += 1
             if self._failures_in_a_row == MAX_FAILURES_IN_A_ROW:
                 raise JudgeError(
-                    f"judge {self.name}: {MAX_FAILURES_IN_A_ROW} questions in a row failed; the last one: {answer.failed}\n"
-                    "       What was answered is kept: with the judge mended, the same command asks only what is missing"
+                    f"judge {self.name}: {MAX_FAILURES_IN_A_ROW} questions in a row failed; the"
+                    f" last one: {answer.failed}\n       What was answered is kept: with the judge"
+                    " mended, the same command asks only what is missing"
                 )
             return
         self._failures_in_a_row = 0
@@ -94,10 +116,13 @@ class Tally:
         self._stop_if_surely_unparsable()
 
     def finished(self) -> None:
-        """Raise when there were questions and every one failed, or when over 5 % of the answers, and 2 or more, are unparsable."""
+        """Raise when there were questions and every one failed, or when over 5 % of the answers,
+        and 2 or more, are unparsable.
+        """
         if self.n_failed and not self._answers:
             raise JudgeError(
-                f"judge {self.name}: every question failed ({self.n_failed}); the last one: {self._last_failure}"
+                f"judge {self.name}: every question failed ({self.n_failed}); the last one:"
+                f" {self._last_failure}"
             )
         if self.n_unparsable >= 2 and self.n_unparsable > MAX_UNPARSABLE * self._answers:
             raise self._unusable()
@@ -109,23 +134,28 @@ class Tally:
         self._answers += 1
         self._prompt_tokens += answer.prompt_tokens
         self._completion_tokens += answer.completion_tokens
-        self._unreported += bool(answer.raw) and not answer.prompt_tokens  # who replied had read something
+        self._unreported += (
+            bool(answer.raw) and not answer.prompt_tokens
+        )  # who replied had read something
         self.n_unparsable += answer.unparsable
         if answer.unparsable and len(self._examples) < _EXAMPLES:
             self._examples.append(answer.raw[0][:_EXCERPT] if answer.raw else "")
 
     def _stop_if_surely_unparsable(self) -> None:
         expected = MAX_UNPARSABLE * self._answers
-        if self._answers >= ENOUGH and self.n_unparsable > expected + SURE * math.sqrt(expected * (1 - MAX_UNPARSABLE)):
+        if self._answers >= ENOUGH and self.n_unparsable > expected + SURE * math.sqrt(
+            expected * (1 - MAX_UNPARSABLE)
+        ):
             raise self._unusable()
 
     def _unusable(self) -> JudgeError:
         shown = "\n".join(f"       - {example!r}" for example in self._examples)
         valid = f"       One that can be read: {self.valid}\n" if self.valid else ""
         return JudgeError(
-            f"judge {self.name}: {self.n_unparsable} of {self._answers} answers held no verdict, even when asked again; "
-            f"over {MAX_UNPARSABLE:.0%} there is no result. Some replies:\n{shown}\n"
-            f"{valid}       Take a stronger judge, raise --max-tokens if they are cut off, or another mode{self._kept()}"
+            f"judge {self.name}: {self.n_unparsable} of {self._answers} answers held no verdict,"
+            f" even when asked again; over {MAX_UNPARSABLE:.0%} there is no result. Some"
+            f" replies:\n{shown}\n{valid}       Take a stronger judge, raise --max-tokens if they"
+            f" are cut off, or another mode{self._kept()}"
         )
 
     def _kept(self) -> str:
@@ -133,6 +163,7 @@ class Tally:
         if not self._kept_unparsable or self.cache is None:
             return ""
         return (
-            f"\n       {self._kept_unparsable} of the {self.n_unparsable} were not asked now, they are kept from before in {self.cache}: "
-            "with another --cache, or that file deleted, they are asked again"
+            f"\n       {self._kept_unparsable} of the {self.n_unparsable} were not asked now, they"
+            f" are kept from before in {self.cache}: with another --cache, or that file deleted,"
+            " they are asked again"
         )

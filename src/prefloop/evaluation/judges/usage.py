@@ -13,8 +13,14 @@ class Prices:
     completion: float | None = None
 
     def cost(self, prompt_tokens: int, completion_tokens: int, unreported: int = 0) -> float | None:
-        """What the tokens cost; ``None`` unless both prices are known, and where ``unreported`` replies leave no token to count."""
-        if self.prompt is None or self.completion is None or (unreported and not prompt_tokens + completion_tokens):
+        """What the tokens cost; ``None`` unless both prices are known, and where ``unreported``
+        replies leave no token to count.
+        """
+        if (
+            self.prompt is None
+            or self.completion is None
+            or (unreported and not prompt_tokens + completion_tokens)
+        ):
             return None
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 

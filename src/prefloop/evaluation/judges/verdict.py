@@ -39,7 +39,9 @@ class Verdict:
     score: float
     """1 when a wins, 0 when b wins, 0.5 for a tie; NaN where ``failed`` says why there is none."""
     orders_agree: bool | None = None
-    """Whether asking in the other order gave the same answer; ``None`` when only one order was asked, or one held no verdict."""
+    """Whether asking in the other order gave the same answer; ``None`` when only one order was
+    asked, or one held no verdict.
+    """
     raw: tuple[str, ...] = ()
     """The judge's replies, as text, in the order they were given."""
     unparsable: int = 0
@@ -51,7 +53,9 @@ class Verdict:
     completion_tokens: int = 0
     """Tokens that were written for this verdict, when it was given."""
     by_order: tuple[float, ...] = ()
-    """Where both orders were asked: the score of a when it stood first, and when it stood second."""
+    """Where both orders were asked: the score of a when it stood first, and when it stood
+    second.
+    """
     grades: tuple[Grade, ...] = ()
     """Of a and of b, where each was graded alone."""
 

@@ -1,7 +1,9 @@
-"""Argilla's own client (``rg.Argilla``) over prefloop's connection; imported when it is needed, since it takes a second.
+"""Argilla's own client (``rg.Argilla``) over prefloop's connection; imported when it is needed,
+since it takes a second.
 
-As it comes, ``rg.Argilla`` passes over the proxies of the environment, sends a request when it is made, tells a refusal with the server's raw
-text, and becomes the default client of the whole process, to which a program's next ``rg.Dataset`` would go.
+As it comes, ``rg.Argilla`` passes over the proxies of the environment, sends a request when it is
+made, tells a refusal with the server's raw text, and becomes the default client of the whole
+process, to which a program's next ``rg.Dataset`` would go.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Which Argilla, with which key; Argilla's own client for it, and its REST API for what that client cannot do.
+"""Which Argilla, with which key; Argilla's own client for it, and its REST API for what that client
+cannot do.
 
-Both go through one ``Http``, so that every failure is told in the same words. The key is held by the connection and the client alone: it is
-in no message, no ``repr`` and no artifact. It goes to the address that the user named, or to the server of a home once that has shown that it
-is (``labeling.argilla.proof``), and nowhere else: redirects are not followed.
+Both go through one ``Http``, so that every failure is told in the same words. The key is held by
+the connection and the client alone: it is in no message, no ``repr`` and no artifact. It goes to
+the address that the user named, or to the server of a home once that has shown that it is
+(``labeling.argilla.proof``), and nowhere else: redirects are not followed.
 """
 
 from __future__ import annotations
@@ -56,27 +58,34 @@ class Connection:
         api_key: str | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> Connection:
-        """The named ``url``, else the named ``home``, else ``ARGILLA_API_URL``, else the user's own home.
+        """The named ``url``, else the named ``home``, else ``ARGILLA_API_URL``, else the user's own
+        home.
 
-        A key that is not given comes from ``ARGILLA_API_KEY``, for a home from its ``credentials.json``. Raises ``LabelError`` saying
-        what is missing and where to get it.
+        A key that is not given comes from ``ARGILLA_API_KEY``, for a home from its
+        ``credentials.json``. Raises ``LabelError`` saying what is missing and where to get it.
         """
         if home is not None and url:
             raise LabelError(
-                "--home and --url are both given: a home has an address of its own, so name one of the two"
+                "--home and --url are both given: a home has an address of its own, so name one of"
+                " the two"
             )
         if url or (home is None and environment.get(URL_VARIABLE)):
             key = _key(api_key or environment.get(KEY_VARIABLE, ""))
             if not key:
                 raise LabelError(
-                    f"no API key: set {KEY_VARIABLE} to the key that Argilla shows under 'My settings', or use --home with a home of `prefloop label up`"
+                    f"no API key: set {KEY_VARIABLE} to the key that Argilla shows under 'My"
+                    " settings', or use --home with a home of `prefloop label up`"
                 )
             return cls(_address(url or environment[URL_VARIABLE]), key)
-        return cls.of_home(default_home() if home is None else Path(home), api_key and _key(api_key))
+        return cls.of_home(
+            default_home() if home is None else Path(home), api_key and _key(api_key)
+        )
 
     @classmethod
     def of_home(cls, home: Path, api_key: str | None = None) -> Connection:
-        """The server of a home, as its owner unless a key is given. Raises ``LabelError`` where none was ever started, as in a copy of a home."""
+        """The server of a home, as its owner unless a key is given. Raises ``LabelError`` where
+        none was ever started, as in a copy of a home.
+        """
         home = home.expanduser()
         up = f"start it with `prefloop label up --home {home}`"
         try:
@@ -85,55 +94,73 @@ class Connection:
             address = _address(last["url"])
             if last.get("home") is None:  # its server could not answer the question of labels.proof
                 raise LabelError(
-                    f"an earlier version of prefloop started the labelling server of {home}: say `prefloop label down --home {home}`, "
-                    f"then `prefloop label up --home {home}`"
+                    f"an earlier version of prefloop started the labelling server of {home}: say"
+                    f" `prefloop label down --home {home}`, then `prefloop label up --home {home}`"
                 )
             if not _is_of(last["home"], home):
                 raise LabelError(
-                    f"no labelling server has run in {home}, a copy of {last['home']['path']} or a backup of it: {up}, which leaves that one alone"
+                    f"no labelling server has run in {home}, a copy of {last['home']['path']} or a"
+                    f" backup of it: {up}, which leaves that one alone"
                 )
             advice = f"is the server up? {up}"
             return cls(address, _key(api_key or owner["api_key"]), advice, home.absolute())
         except FileNotFoundError as missing:
             if Path(missing.filename).name == "credentials.json" and (home / "argilla.db").exists():
                 raise LabelError(
-                    f"{home} is the home of a labelling server, and its credentials.json is missing: restore a backup with "
-                    "`prefloop label restore`, or put the file back"
+                    f"{home} is the home of a labelling server, and its credentials.json is"
+                    " missing: restore a backup with `prefloop label restore`, or put the file"
+                    " back"
                 ) from None
-            raise LabelError(f"no labelling server has run in {home} (there is no {missing.filename}): {up}") from None
+            raise LabelError(
+                f"no labelling server has run in {home} (there is no {missing.filename}): {up}"
+            ) from None
         except OSError as error:
             raise LabelError(f"{error.filename} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise LabelError(f"{home} holds a damaged credentials.json or server.json: restore it, or {up}") from None
+            raise LabelError(
+                f"{home} holds a damaged credentials.json or server.json: restore it, or {up}"
+            ) from None
 
 
 def _is_of(written: Mapping[str, Any], home: Path) -> bool:
-    """Whether the directory that a server wrote into its ``server.json`` is this one: see ``prefloop_labeling.identity``."""
+    """Whether the directory that a server wrote into its ``server.json`` is this one: see
+    ``prefloop_labeling.identity``.
+    """
     there = os.stat(home)
     same_disk = written["device"] == there.st_dev or written["path"] == os.path.realpath(home)
     return bool(written["inode"] == there.st_ino and same_disk)
 
 
 def _key(given: str) -> str:
-    """The key without what copying adds around it. Raises ``LabelError`` for one that no header can carry; the key is not in the message."""
+    """The key without what copying adds around it. Raises ``LabelError`` for one that no header can
+    carry; the key is not in the message.
+    """
     key = given.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise LabelError("the API key holds blanks or characters that no key has: copy it again from 'My settings'")
+        raise LabelError(
+            "the API key holds blanks or characters that no key has: copy it again from 'My"
+            " settings'"
+        )
     return key
 
 
 def _address(url: str) -> str:
-    """The address to call: no trailing slash, no user or password in it. Raises ``LabelError`` for what is none."""
+    """The address to call: no trailing slash, no user or password in it. Raises ``LabelError`` for
+    what is none.
+    """
     try:
         parts = urlsplit(url.strip())
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
-        raise LabelError(f"'{without_secrets(url)}' is no address: it should look like http://127.0.0.1:6900")
+        raise LabelError(
+            f"'{without_secrets(url)}' is no address: it should look like http://127.0.0.1:6900"
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise LabelError(
-            f"the address {without_secrets(url)} carries a user, a query or a fragment: leave them out, and put the key into {KEY_VARIABLE}"
+            f"the address {without_secrets(url)} carries a user, a query or a fragment: leave them"
+            f" out, and put the key into {KEY_VARIABLE}"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/api/v1')}"
 
@@ -146,7 +173,9 @@ def place(home: Path | None, url: str | None, environment: Mapping[str, str] = o
 
 
 class Refused(LabelError):
-    """The server answered with an error status. ``status`` is the number, ``detail`` what the server gave as its reason."""
+    """The server answered with an error status. ``status`` is the number, ``detail`` what the
+    server gave as its reason.
+    """
 
     def __init__(self, message: str, status: int, detail: Any) -> None:
         super().__init__(message)
@@ -163,17 +192,23 @@ def is_away(error: LabelError) -> bool:
 
 
 class TooMuch(LabelError):
-    """An answer that is larger than ``MOST_BYTES``: who asked for a page should ask for a smaller one."""
+    """An answer that is larger than ``MOST_BYTES``: who asked for a page should ask for a smaller
+    one.
+    """
 
 
 class Http(Client):
-    """Requests with one key. Every one raises ``LabelError`` when there is no usable answer, ``Refused`` for an error status."""
+    """Requests with one key. Every one raises ``LabelError`` when there is no usable answer,
+    ``Refused`` for an error status.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         headers = {"X-Argilla-Api-Key": connection.api_key}
         home = connection.home
-        opening = functools.partial(Proving, home=home) if home is not None else lambda network: network
+        opening = (
+            functools.partial(Proving, home=home) if home is not None else lambda network: network
+        )
         super().__init__(connection.url, DEADLINE_S, headers, most=MOST_BYTES, opening=opening)
 
     def request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Response:
@@ -188,29 +223,37 @@ class Http(Client):
             answer = super().request(method, url, **options)
         except httpx.TimeoutException:
             raise Unreachable(
-                f"Argilla at {at} did not answer {method} {path} within {DEADLINE_S:.0f} s: look into its log"
+                f"Argilla at {at} did not answer {method} {path} within {DEADLINE_S:.0f} s: look"
+                " into its log"
             ) from None
         except TooLarge as error:
             raise TooMuch(f"Argilla at {at}, {method} {path}: {error}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             if isinstance(error.__cause__, NotOurs):
                 raise Unreachable(
-                    f"another program listens at {at}, and no key was sent to it: {error.__cause__}; {self.connection.advice}"
+                    f"another program listens at {at}, and no key was sent to it:"
+                    f" {error.__cause__}; {self.connection.advice}"
                 ) from None
             said = str(error).replace(self.connection.api_key, "***")
             raise Unreachable(
-                f"nothing answers at {at} ({type(error).__name__}: {said:.400}): {self.connection.advice}"
+                f"nothing answers at {at} ({type(error).__name__}: {said:.400}):"
+                f" {self.connection.advice}"
             ) from None
         if not answer.is_success:
             raise self._refusal(method, path, answer)
         kind = answer.headers.get("content-type", "no type")
         if answer.content and not kind.startswith("application/json"):
-            raise LabelError(f"this is not Argilla: {at} answered {method} {path} with {kind}; check the address")
+            raise LabelError(
+                f"this is not Argilla: {at} answered {method} {path} with {kind}; check the address"
+            )
         try:
-            value = parsed(answer.content or b"null")  # Argilla's client reads it without a look at how deep it is
+            value = parsed(
+                answer.content or b"null"
+            )  # Argilla's client reads it without a look at how deep it is
         except ValueError:
             raise LabelError(
-                f"this is not Argilla: {at} answered {method} {path} with what is no JSON; check the address"
+                f"this is not Argilla: {at} answered {method} {path} with what is no JSON; check"
+                " the address"
             ) from None
         if answer.content:
             answer.json = lambda **_: value  # type: ignore[method-assign]  # a page is large: it is read once
@@ -222,30 +265,45 @@ class Http(Client):
         except (ValueError, KeyError, TypeError):
             detail = None
         at, status = self.connection.url, answer.status_code
-        said = (_reason(detail) or _line(answer) or "(no reason given)").replace(self.connection.api_key, "***")
+        said = (_reason(detail) or _line(answer) or "(no reason given)").replace(
+            self.connection.api_key, "***"
+        )
         # Accounts belong to the whole server, everything else to a workspace.
         admin = "" if path.startswith("/users") else ", or of an admin of the workspace"
         known = {
-            401: f"Argilla at {at} does not know this API key: copy it again from 'My settings' there into {KEY_VARIABLE}, or name the --home that the server runs in",
-            403: f"Argilla at {at} does not let this key {method} {path}: use the key of an owner{admin}",
+            401: (
+                f"Argilla at {at} does not know this API key: copy it again from 'My settings'"
+                f" there into {KEY_VARIABLE}, or name the --home that the server runs in"
+            ),
+            403: (
+                f"Argilla at {at} does not let this key {method} {path}: use the key of an"
+                f" owner{admin}"
+            ),
         }
-        message = known.get(status, f"Argilla at {at} refused {method} {path} ({status}): {said:.600}")
+        message = known.get(
+            status, f"Argilla at {at} refused {method} {path} ({status}): {said:.600}"
+        )
         if (detail is None and not _line(answer)) or detail == "Not Found":
             kind = answer.headers.get("content-type", "no type").partition(";")[0]
             message = (
-                f"this is not Argilla: {at} answered {method} {path} with status {status} and {kind}; check the address"
+                f"this is not Argilla: {at} answered {method} {path} with status {status} and"
+                f" {kind}; check the address"
             )
             message += ", and what stands before Argilla there" if status >= 500 else ""
         if answer.has_redirect_location:
             to = without_secrets(answer.headers["location"])
-            message = f"{at} points to {to:.200}, and redirects are not followed: name the final address"
+            message = (
+                f"{at} points to {to:.200}, and redirects are not followed: name the final address"
+            )
         return Refused(message, answer.status_code, detail)
 
 
 class Rest:
-    """Calls of one server with one key: ``get``, ``post`` and ``call`` for paths of ``/api/v1``, ``client`` for Argilla's own client.
+    """Calls of one server with one key: ``get``, ``post`` and ``call`` for paths of ``/api/v1``,
+    ``client`` for Argilla's own client.
 
-    Every call, of the client too, raises ``LabelError`` when there is no usable answer, ``Refused`` for an error status.
+    Every call, of the client too, raises ``LabelError`` when there is no usable answer, ``Refused``
+    for an error status.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -254,7 +312,9 @@ class Rest:
 
     @functools.cached_property
     def client(self) -> rg.Argilla:
-        """Argilla's own client, which takes a second to import; it asks the server nothing before it is used."""
+        """Argilla's own client, which takes a second to import; it asks the server nothing before
+        it is used.
+        """
         from prefloop.labeling.argilla.client import client
 
         return client(self._http, self.connection.url, self.connection.api_key)
@@ -267,7 +327,9 @@ class Rest:
         """The JSON that answers ``body``."""
         return self.call("POST", path, body, query)
 
-    def call(self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None
+    ) -> Any:
         """One request; an empty answer is ``None``."""
         answer = self._http.request(method, f"/api/v1{path}", json=body, params=query or None)
         return answer.json() if answer.content else None
@@ -284,12 +346,16 @@ class Rest:
 
 
 def _reason(detail: Any) -> str:
-    """What a refusal says in words: of a failed check each field with what is wrong there, without the value that was sent."""
+    """What a refusal says in words: of a failed check each field with what is wrong there, without
+    the value that was sent.
+    """
     if isinstance(detail, str):
         return detail
     try:
         errors = detail["params"]["errors"]
-        return "; ".join(f"{'.'.join(map(str, error['loc'][1:]))}: {error['msg']}" for error in errors)
+        return "; ".join(
+            f"{'.'.join(map(str, error['loc'][1:]))}: {error['msg']}" for error in errors
+        )
     except (TypeError, KeyError):
         return "" if detail is None else json.dumps(detail, ensure_ascii=False)
 

@@ -1,7 +1,8 @@
 """Records to Argilla's own objects and back, for programs that use its SDK beside prefloop.
 
-``to_argilla`` gives the settings and records that ``prefloop label push`` would make, so that datasets of either are one and the same.
-``from_argilla`` takes a dataset on a server, records of the SDK, or rows that Argilla has exported.
+``to_argilla`` gives the settings and records that ``prefloop label push`` would make, so that
+datasets of either are one and the same. ``from_argilla`` takes a dataset on a server, records of
+the SDK, or rows that Argilla has exported.
 """
 
 from __future__ import annotations
@@ -45,25 +46,31 @@ def to_argilla(
     client: rg.Argilla | None = None,
     users: Mapping[str, UUID | str] | None = None,
 ) -> Converted:
-    """Pairs or ratings for a dataset of the name ``dataset``, which draws what stands left and right.
+    """Pairs or ratings for a dataset of the name ``dataset``, which draws what stands left and
+    right.
 
-    Votes travel in the records' hidden metadata and come back as they were. Those of annotators in ``users`` (name → id of a user that the
-    server has) become submitted answers instead, which show on Argilla's pages; these come back without ``at``, which the server sets.
-    ``client``: the SDK's default client unless given. Raises ``DataError`` for records that Argilla does not take, for two kinds at once and
-    for a strength that is not 1, 2 or 3 in an answer; ``LabelError`` without a client.
+    Votes travel in the records' hidden metadata and come back as they were. Those of annotators in
+    ``users`` (name → id of a user that the server has) become submitted answers instead, which show
+    on Argilla's pages; these come back without ``at``, which the server sets. ``client``: the SDK's
+    default client unless given. Raises ``DataError`` for records that Argilla does not take, for
+    two kinds at once and for a strength that is not 1, 2 or 3 in an answer; ``LabelError`` without
+    a client.
     """
     import argilla as rg
 
     client = client or getattr(rg.Argilla, "_default_client", None)
     if client is None:
         raise LabelError(
-            "Argilla's SDK makes fields and questions for a client: make one first, rg.Argilla(api_url=…, api_key=…)"
+            "Argilla's SDK makes fields and questions for a client: make one first,"
+            " rg.Argilla(api_url=…, api_key=…)"
         )
     by_id = by_id_of(records)
     kind = one_kind(by_id.values(), dataset)
     require_takeable(by_id.values())
     ids = {name: UUID(str(id)) for name, id in (users or {}).items()}
-    return Converted(settings(kind, client), [_with_votes(record, dataset, ids) for record in by_id.values()])
+    return Converted(
+        settings(kind, client), [_with_votes(record, dataset, ids) for record in by_id.values()]
+    )
 
 
 def _with_votes(record: Comparison | Rating, dataset: str, users: Mapping[str, UUID]) -> rg.Record:
@@ -79,7 +86,9 @@ def _with_votes(record: Comparison | Rating, dataset: str, users: Mapping[str, U
             continue
         answered.add(vote.annotator)
         for name, value in to_values(vote, hidden.get("swapped", False)).items():
-            made.responses.add(rg.Response(name, value["value"], users[vote.annotator], status="submitted"))
+            made.responses.add(
+                rg.Response(name, value["value"], users[vote.annotator], status="submitted")
+            )
     if carried:
         hidden["votes"] = [dataclasses.asdict(vote) for vote in carried]
     return made
@@ -94,9 +103,10 @@ def from_argilla(
 ) -> list[Record]:
     """The records of a dataset with a vote of every submitted answer; those without votes too.
 
-    An ``rg.Dataset`` is read from its server, with all that the SDK's own records leave out (ranks, times, names). ``rg.Record`` objects and
-    rows of an export name annotators by id: ``users`` maps ids to names. ``questions`` as ``--questions`` of ``prefloop label pull``.
-    Raises ``DataError`` naming records that cannot be used, and where it is not clear what a question means.
+    An ``rg.Dataset`` is read from its server, with all that the SDK's own records leave out (ranks,
+    times, names). ``rg.Record`` objects and rows of an export name annotators by id: ``users`` maps
+    ids to names. ``questions`` as ``--questions`` of ``prefloop label pull``. Raises ``DataError``
+    naming records that cannot be used, and where it is not clear what a question means.
     """
     if hasattr(source, "settings") and hasattr(source, "records"):
         return _of_server(source, questions, simulated)
@@ -107,10 +117,15 @@ def from_argilla(
     reading = None
     if of_others:
         fields = {
-            name: "text" for item, _ in of_others.values() for name, value in item.fields.items() if _is_text(value)
+            name: "text"
+            for item, _ in of_others.values()
+            for name, value in item.fields.items()
+            if _is_text(value)
         }
         asked = _joined(question for _, each in of_others.values() for question in each)
-        reading = reading_of(Dataset("", "of these records", "", None, None, fields, asked), questions, votes=False)
+        reading = reading_of(
+            Dataset("", "of these records", "", None, None, fields, asked), questions, votes=False
+        )
     found: list[Record] = []
     notes = Notes()
     mended = 0
@@ -138,17 +153,31 @@ def _of_server(dataset: Any, questions: Sequence[str], simulated: bool) -> list[
     connection = Connection.find(url=client.api_url, api_key=client.api_key)
     with Argilla(connection) as argilla:
         name, workspace = str(dataset.name), str(dataset.workspace.name)
-        found = argilla.pull(name, workspace, simulated=simulated, questions=questions, unvoted=True)
+        found = argilla.pull(
+            name, workspace, simulated=simulated, questions=questions, unvoted=True
+        )
     if found.refused:
         id, why = found.refused[0]
-        raise DataError(f"dataset '{name}': {len(found.refused)} records cannot be used, the first '{id}': {why}")
+        raise DataError(
+            f"dataset '{name}': {len(found.refused)} records cannot be used, the first '{id}':"
+            f" {why}"
+        )
     return list(found.records)
 
 
 def _item(one: Any, users: Mapping[str, str]) -> tuple[str, Item, Sequence[ArgillaQuestion]]:
-    """Id, fields and answers of an ``rg.Record`` or of an exported row, and its questions as far as they are known."""
+    """Id, fields and answers of an ``rg.Record`` or of an exported row, and its questions as far as
+    they are known.
+    """
     if isinstance(one, Mapping):
-        id = next((str(one[key]) for key in ("id", "external_id", "_server_id") if one.get(key) is not None), "")
+        id = next(
+            (
+                str(one[key])
+                for key in ("id", "external_id", "_server_id")
+                if one.get(key) is not None
+            ),
+            "",
+        )
         row = {key: value for key, value in one.items() if value is not None}
     else:
         id, row = str(one.id), _row(one)
@@ -157,20 +186,27 @@ def _item(one: Any, users: Mapping[str, str]) -> tuple[str, Item, Sequence[Argil
     except BadRow as bad:
         raise DataError(f"record '{id}': {bad.field} {bad.problem}") from None
     answers = [
-        dataclasses.replace(answer, annotator=users.get(answer.annotator, answer.annotator)) for answer in item.answers
+        dataclasses.replace(answer, annotator=users.get(answer.annotator, answer.annotator))
+        for answer in item.answers
     ]
     return id, dataclasses.replace(item, answers=answers), _questions(one) or asked
 
 
 def _row(record: rg.Record) -> dict[str, Any]:
-    """An ``rg.Record`` as the SDK exports it, with the status of every answer; an answer without one is a draft, as the SDK has it."""
+    """An ``rg.Record`` as the SDK exports it, with the status of every answer; an answer without
+    one is a draft, as the SDK has it.
+    """
     by_question: dict[str, list[dict[str, Any]]] = {}
     for response in record.responses:
         status = str(getattr(response.status, "value", response.status) or "draft")
         by_question.setdefault(response.question_name, []).append(
             {"value": response.value, "user_id": str(response.user_id), "status": status}
         )
-    return {"fields": record.fields.to_dict(), "metadata": dict(record.metadata), "responses": by_question}
+    return {
+        "fields": record.fields.to_dict(),
+        "metadata": dict(record.metadata),
+        "responses": by_question,
+    }
 
 
 def _questions(one: Any) -> list[ArgillaQuestion]:
@@ -180,7 +216,9 @@ def _questions(one: Any) -> list[ArgillaQuestion]:
         return []
     models = [question.api_model() for question in dataset.settings.questions]
     return [
-        ArgillaQuestion(m.name, m.settings.type, tuple(o["value"] for o in getattr(m.settings, "options", ())))
+        ArgillaQuestion(
+            m.name, m.settings.type, tuple(o["value"] for o in getattr(m.settings, "options", ()))
+        )
         for m in models
     ]
 

@@ -1,6 +1,7 @@
 """Argilla's datasets: found, made with prefloop's forms, and searched.
 
-Workspaces, users, fields, questions and progress go through Argilla's own client; docs/design.md says what cannot, and why.
+Workspaces, users, fields, questions and progress go through Argilla's own client; docs/design.md
+says what cannot, and why.
 """
 
 from __future__ import annotations
@@ -64,18 +65,28 @@ class Datasets:
                 return self._dataset(dataset, place)
         names = [dataset["name"] for dataset in there if dataset["status"] == "ready"]
         hint = nearest(name, names) if names else "it holds none; `prefloop label push` makes one"
-        raise LabelError(f"workspace '{workspace}' at {self.rest.connection.url} holds no dataset '{name}'; {hint}")
+        raise LabelError(
+            f"workspace '{workspace}' at {self.rest.connection.url} holds no dataset '{name}';"
+            f" {hint}"
+        )
 
     def ensure(
-        self, name: str, workspace: str, kind: Kind, guidelines: str | None, min_submitted: int | None
+        self,
+        name: str,
+        workspace: str,
+        kind: Kind,
+        guidelines: str | None,
+        min_submitted: int | None,
     ) -> tuple[Dataset, bool]:
-        """The published dataset, made or completed when need be, and whether it holds no record yet.
+        """The published dataset, made or completed when need be, and whether it holds no record
+        yet.
 
         ``guidelines`` are those of one that is made; ``guide`` changes those of another.
         """
         if not name.strip() or len(name) > LONGEST_NAME:
             raise ConfigError(
-                f"the dataset's name is {name[:80]!r}; it takes 1 to {LONGEST_NAME} characters, not all blank"
+                f"the dataset's name is {name[:80]!r}; it takes 1 to {LONGEST_NAME} characters, not"
+                " all blank"
             )
         if min_submitted is not None and min_submitted < 1:
             raise ConfigError(f"min_submitted is {min_submitted}; a record needs at least 1 answer")
@@ -84,21 +95,29 @@ class Datasets:
         found = next((dataset for dataset in there if dataset["name"] == name), None)
         if found is None:
             distribution = {"strategy": "overlap", "min_submitted": min_submitted or 1}
-            body = {"name": name, "workspace_id": place, "guidelines": guidelines, "distribution": distribution}
+            body = {
+                "name": name,
+                "workspace_id": place,
+                "guidelines": guidelines,
+                "distribution": distribution,
+            }
             found = self.rest.post("/datasets", body)
         id, api = str(found["id"]), self.rest.client.api
         form = settings(kind, self.rest.client)
         has, wants = self._described(id), _wants(form)
         # A draft with a part of the form is what a push that was killed has left.
-        if not wants.items() <= has.items() and not (found["status"] == "draft" and has.items() <= wants.items()):
+        if not wants.items() <= has.items() and not (
+            found["status"] == "draft" and has.items() <= wants.items()
+        ):
             raise LabelError(
-                f"dataset '{name}' is there with {_listed(has) or 'no fields'}, but {kind} need {_listed(wants)}: name another dataset"
+                f"dataset '{name}' is there with {_listed(has) or 'no fields'}, but {kind} need"
+                f" {_listed(wants)}: name another dataset"
             )
         asked = found["distribution"]["min_submitted"]
         if min_submitted not in (None, asked):
             raise LabelError(
-                f"dataset '{name}' asks for {counted(asked, 'answer')} to a record, not {min_submitted}: "
-                "leave --min-submitted out, or name another dataset"
+                f"dataset '{name}' asks for {counted(asked, 'answer')} to a record, not"
+                f" {min_submitted}: leave --min-submitted out, or name another dataset"
             )
         if found["status"] == "draft":
             for what, parts, create in (
@@ -121,14 +140,17 @@ class Datasets:
         return bool(dataset.guidelines)
 
     def counts(self, dataset: Dataset) -> dict[str, int]:
-        """Records in ``total``, ``completed`` by the minimum of submitted answers, and ``pending``."""
+        """Records in ``total``, ``completed`` by the minimum of submitted answers, and
+        ``pending``.
+        """
         return dict(self.rest.client.api.datasets.get_progress(dataset.id).model_dump())
 
     def each(self, dataset: Dataset) -> dict[str, dict[str, int]]:
         """Name → everyone's answers by status."""
         return {
             user.username: {
-                status: getattr(user.completed, status) + getattr(user.pending, status) for status in ANSWERED
+                status: getattr(user.completed, status) + getattr(user.pending, status)
+                for status in ANSWERED
             }
             for user in self.rest.client.api.datasets.list_users_progress(dataset.id)
         }
@@ -146,8 +168,13 @@ class Datasets:
         seen: set[str] = set()
         limit = PAGE
         while True:
-            # Pages by id rather than by offset: an answer that arrives or goes meanwhile moves no other record to a page that was read.
-            since = [] if last is None else [{"type": "range", "scope": _scope("record", "id"), "ge": last}]
+            # Pages by id rather than by offset: an answer that arrives or goes meanwhile moves no
+            # other record to a page that was read.
+            since = (
+                []
+                if last is None
+                else [{"type": "range", "scope": _scope("record", "id"), "ge": last}]
+            )
             try:
                 page = self._search(dataset, [*only, *since], limit, include="responses")
             except TooMuch:
@@ -193,8 +220,10 @@ class Datasets:
         if name not in ids:
             hint = nearest(name, ids) if ids else "this key sees none"
             raise LabelError(
-                f"there is no workspace '{name}' at {self.rest.connection.url}; {hint}{'' if hint.endswith('?') else '.'} "
-                f"`prefloop label users add NAME --workspace {name or 'WORKSPACE'} --new-workspace` makes it on a server of your own"
+                f"there is no workspace '{name}' at {self.rest.connection.url};"
+                f" {hint}{'' if hint.endswith('?') else '.'} `prefloop label users add NAME"
+                f" --workspace {name or 'WORKSPACE'} --new-workspace` makes it on a server of"
+                " your own"
             )
         return str(ids[name])
 
@@ -203,13 +232,21 @@ class Datasets:
         fields, asked = api.fields.list(id), api.questions.list(id)
         has = describe(fields, asked)
         # An owner may have added a question.
-        kind = next((k for k in KINDS if _wants(settings(k, self.rest.client)).items() <= has.items()), None)
+        kind = next(
+            (k for k in KINDS if _wants(settings(k, self.rest.client)).items() <= has.items()), None
+        )
         questions = tuple(
-            ArgillaQuestion(q.name, q.settings.type, tuple(o["value"] for o in getattr(q.settings, "options", ())))
+            ArgillaQuestion(
+                q.name,
+                q.settings.type,
+                tuple(o["value"] for o in getattr(q.settings, "options", ())),
+            )
             for q in asked
         )
         types = {field.name: str(field.settings.type) for field in fields}
-        return Dataset(id, str(found["name"]), place, kind, found.get("guidelines"), types, questions)
+        return Dataset(
+            id, str(found["name"]), place, kind, found.get("guidelines"), types, questions
+        )
 
     def _described(self, id: str) -> dict[str, str]:
         api = self.rest.client.api

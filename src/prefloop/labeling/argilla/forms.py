@@ -1,13 +1,17 @@
-"""What annotators see and are asked: the two forms, and the way of a record to the screen and of an answer back.
+"""What annotators see and are asked: the two forms, and the way of a record to the screen and of an
+answer back.
 
-Left and right are drawn for each record from its id and the dataset's name, so that a second push draws the same. What the screen does not
-show (which one is which, sources, metadata) travels in the record's hidden metadata, which Argilla's pages and annotators' queues leave
-out. Fields are plain text: rendered Markdown would let a response decide how it looks beside the other. Argilla 2.8 puts the text of such
-a field into its page as HTML, so that a response could run a script in the annotator's session; texts are therefore escaped on the way
-there. No question has a suggestion: Argilla would tick it beforehand and send it along with a discard.
+Left and right are drawn for each record from its id and the dataset's name, so that a second push
+draws the same. What the screen does not show (which one is which, sources, metadata) travels in the
+record's hidden metadata, which Argilla's pages and annotators' queues leave out. Fields are plain
+text: rendered Markdown would let a response decide how it looks beside the other. Argilla 2.8 puts
+the text of such a field into its page as HTML, so that a response could run a script in the
+annotator's session; texts are therefore escaped on the way there. No question has a suggestion:
+Argilla would tick it beforehand and send it along with a discard.
 
-Tools, thoughts, tool calls and their results are messages of the page like any other (``prefloop.data.readable``). What is more than plain text
-travels exactly in the hidden metadata too, and is read back from there.
+Tools, thoughts, tool calls and their results are messages of the page like any other
+(``prefloop.data.readable``). What is more than plain text travels exactly in the hidden metadata
+too, and is read back from there.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ LONGEST = 20_000  # characters of a message; responses stand in text fields, whi
 MOST_MESSAGES = 500
 LONGEST_ROLE = 20
 MOST_HIDDEN = 1_000_000
-"""Characters of JSON that hold a record's exact turns. Argilla sets no limit; every page that lists records carries them."""
+"""Characters of JSON that hold a record's exact turns. Argilla sets no limit; every page that lists
+records carries them.
+"""
 Kind = Literal["comparisons", "ratings"]
 KINDS: tuple[Kind, ...] = ("comparisons", "ratings")
 R = TypeVar("R", bound=Comparison | Rating)
@@ -48,13 +54,25 @@ def settings(kind: Kind, client: rg.Argilla) -> rg.Settings:
     if kind == "ratings":
         fields = [prompt, rg.TextField("response", title="Response", client=client)]
         thumbs = {"up": "thumb up", "down": "thumb down"}
-        questions = [rg.LabelQuestion("thumb", thumbs, title="Is this a good response?", client=client), why]
-    else:
-        fields = [prompt, *(rg.TextField(f"response_{x.lower()}", title=x, client=client) for x in "AB")]
         questions = [
-            rg.LabelQuestion("preferred", ["A", "B", "tie"], title="Which response is better?", client=client),
+            rg.LabelQuestion("thumb", thumbs, title="Is this a good response?", client=client),
+            why,
+        ]
+    else:
+        fields = [
+            prompt,
+            *(rg.TextField(f"response_{x.lower()}", title=x, client=client) for x in "AB"),
+        ]
+        questions = [
             rg.LabelQuestion(
-                "strength", list(STRENGTHS), title="How much better? (optional)", required=False, client=client
+                "preferred", ["A", "B", "tie"], title="Which response is better?", client=client
+            ),
+            rg.LabelQuestion(
+                "strength",
+                list(STRENGTHS),
+                title="How much better? (optional)",
+                required=False,
+                client=client,
             ),
             why,
         ]
@@ -63,11 +81,17 @@ def settings(kind: Kind, client: rg.Argilla) -> rg.Settings:
 
 
 def describe(fields: Iterable[Any], questions: Iterable[Any]) -> dict[str, str]:
-    """Name → type of fields and questions (the SDK's models), with the values that a question lets choose, to compare two datasets."""
+    """Name → type of fields and questions (the SDK's models), with the values that a question lets
+    choose, to compare two datasets.
+    """
     found = {f"field {field.name}": str(field.settings.type) for field in fields}
     for question in questions:
-        options = "/".join(sorted(str(option["value"]) for option in getattr(question.settings, "options", ())))
-        found[f"question {question.name}"] = " ".join(filter(None, [question.settings.type, options]))
+        options = "/".join(
+            sorted(str(option["value"]) for option in getattr(question.settings, "options", ()))
+        )
+        found[f"question {question.name}"] = " ".join(
+            filter(None, [question.settings.type, options])
+        )
     return found
 
 
@@ -82,7 +106,9 @@ def is_swapped(dataset: str, id: str) -> bool:
 
 
 def digest(record: Comparison | Rating) -> str:
-    """16 hex digits of what annotators are asked about: prompt and responses in their order. Sources, metadata and votes may differ."""
+    """16 hex digits of what annotators are asked about: prompt and responses in their order.
+    Sources, metadata and votes may differ.
+    """
     responses = record.responses if isinstance(record, Comparison) else [record.response]
     asked = [identity(record.prompt), [same_as(response) for response in responses]]
     return hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()[:16]
@@ -103,11 +129,17 @@ def _problem(record: Comparison | Rating) -> str | None:
         if not 1 <= sent <= LONGEST:
             escaped = "" if sent == len(text) else " (&, < and > are sent as 4 or 5)"
             named = "" if who in ("system", "user", "assistant") else f" ({who})"
-            return f"message {number}{named} of the prompt has {sent:,} characters{escaped}, Argilla takes 1 to {LONGEST:,}"
+            return (
+                f"message {number}{named} of the prompt has {sent:,} characters{escaped}, Argilla"
+                f" takes 1 to {LONGEST:,}"
+            )
     responses = record.responses if isinstance(record, Comparison) else [record.response]
     exact = len(json.dumps([_exact(record.prompt), [_turns(response) for response in responses]]))
     if exact > MOST_HIDDEN:
-        return f"its tools, tool calls and thoughts take {exact:,} characters of metadata, {MOST_HIDDEN:,} at most are sent"
+        return (
+            f"its tools, tool calls and thoughts take {exact:,} characters of metadata,"
+            f" {MOST_HIDDEN:,} at most are sent"
+        )
     return None
 
 
@@ -115,13 +147,20 @@ def to_rg(record: Comparison | Rating, dataset: str) -> rg.Record:
     """The record as Argilla's SDK takes it. Votes that it has already stay behind."""
     import argilla as rg
 
-    hidden: dict[str, Any] = {"digest": digest(record), "meta": record.meta, **_exact(record.prompt)}
+    hidden: dict[str, Any] = {
+        "digest": digest(record),
+        "meta": record.meta,
+        **_exact(record.prompt),
+    }
     messages = [{"role": who, "content": shown(text)} for who, text in _on_screen(record.prompt)]
     fields: dict[str, Any] = {"prompt": messages}
     if isinstance(record, Comparison):
         hidden["swapped"] = is_swapped(dataset, record.id)
         on_page = record.swap() if hidden["swapped"] else record
-        fields |= {name: shown(r.text) for name, r in zip(("response_a", "response_b"), on_page.responses, strict=True)}
+        fields |= {
+            name: shown(r.text)
+            for name, r in zip(("response_a", "response_b"), on_page.responses, strict=True)
+        }
         hidden["responses"] = [_unseen(response) for response in record.responses]
     else:
         fields["response"] = shown(record.response.text)
@@ -137,7 +176,11 @@ def _on_screen(prompt: list[Message]) -> list[Part]:
 def _fitting(part: Part) -> Part:
     role = part.who.partition(" ")[0]
     text = part.text or ("" if role in ("system", "user") else "(empty)")
-    return Part(part.who, text) if len(part.who) <= LONGEST_ROLE else Part(role, f"[{part.who}]\n{text}")
+    return (
+        Part(part.who, text)
+        if len(part.who) <= LONGEST_ROLE
+        else Part(role, f"[{part.who}]\n{text}")
+    )
 
 
 def _exact(prompt: list[Message]) -> dict[str, Any]:
@@ -156,7 +199,9 @@ def _unseen(response: Response) -> dict[str, Any]:
 
 
 def read_guidelines(path: Path) -> str:
-    """Guidelines for annotators, Markdown. Raises ``DataError`` for a file that is missing, is no text or is longer than Argilla takes."""
+    """Guidelines for annotators, Markdown. Raises ``DataError`` for a file that is missing, is no
+    text or is longer than Argilla takes.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -164,7 +209,9 @@ def read_guidelines(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from None
     if not text.strip() or len(text) > 10_000:
-        raise DataError(f"{path} has {len(text):,} characters; Argilla takes guidelines of 1 to 10,000")
+        raise DataError(
+            f"{path} has {len(text):,} characters; Argilla takes guidelines of 1 to 10,000"
+        )
     return text
 
 
@@ -183,7 +230,9 @@ def to_answers(item: Mapping[str, Any], names: Mapping[str, str]) -> Item:
 
     ``at`` is when the annotator last changed the answer, UTC.
     """
-    given = sorted(item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"]))
+    given = sorted(
+        item.get("responses") or [], key=lambda answer: (answer["inserted_at"], answer["id"])
+    )
     answers = [
         ArgillaAnswer(
             names.get(answer["user_id"], answer["user_id"]),
@@ -203,7 +252,9 @@ def _moment(written: str) -> str:
 
 
 def to_values(vote: Vote | Thumb, swapped: bool) -> dict[str, Any]:
-    """The answer on screen that gives ``vote`` at pull. A strength must be 1, 2 or 3: ``DataError`` for another."""
+    """The answer on screen that gives ``vote`` at pull. A strength must be 1, 2 or 3: ``DataError``
+    for another.
+    """
     if isinstance(vote, Thumb):
         chosen: dict[str, str | None] = {"thumb": vote.value}
     else:
@@ -211,8 +262,12 @@ def to_values(vote: Vote | Thumb, swapped: bool) -> dict[str, Any]:
         words = {number: word for word, number in STRENGTHS.items()}
         if vote.strength is not None and vote.strength not in words:
             raise DataError(
-                f"strength {vote.strength:g} is none of {', '.join(f'{n:g} ({w})' for n, w in words.items())}"
+                f"strength {vote.strength:g} is none of"
+                f" {', '.join(f'{n:g} ({w})' for n, w in words.items())}"
             )
         strength = None if vote.strength is None else words[vote.strength]
-        chosen = {"preferred": "tie" if on_page.choice == "tie" else "AB"[on_page.choice], "strength": strength}
+        chosen = {
+            "preferred": "tie" if on_page.choice == "tie" else "AB"[on_page.choice],
+            "strength": strength,
+        }
     return {name: {"value": value} for name, value in {**chosen, "why": vote.why}.items() if value}

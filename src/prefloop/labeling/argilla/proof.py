@@ -1,7 +1,9 @@
-"""The server of a home shows that it is, before a key goes out: whoever listens on its port may be anybody.
+"""The server of a home shows that it is, before a key goes out: whoever listens on its port may be
+anybody.
 
-Every connection begins with a question that only a process with the home's secret can answer; see ``prefloop_labeling.proof``, the other
-side. Nothing else is sent over a connection whose answer is wrong, and a connection that is opened again is asked again.
+Every connection begins with a question that only a process with the home's secret can answer; see
+``prefloop_labeling.proof``, the other side. Nothing else is sent over a connection whose answer is
+wrong, and a connection that is opened again is asked again.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class NotOurs(httpcore.ConnectError):
 
 
 class Proving(httpcore.NetworkBackend):
-    """Opens connections as ``backend`` does, and asks each for the proof. Raises ``NotOurs`` where it is not given."""
+    """Opens connections as ``backend`` does, and asks each for the proof. Raises ``NotOurs`` where
+    it is not given.
+    """
 
     def __init__(self, backend: httpcore.NetworkBackend, home: Path) -> None:
         self._backend, self._home = backend, home
@@ -37,11 +41,17 @@ class Proving(httpcore.NetworkBackend):
         socket_options: object = None,
     ) -> httpcore.NetworkStream:
         """A connection to the home's own server."""
-        options = {"timeout": timeout, "local_address": local_address, "socket_options": socket_options}
+        options = {
+            "timeout": timeout,
+            "local_address": local_address,
+            "socket_options": socket_options,
+        }
         stream = self._backend.connect_tcp(host, port, **options)  # type: ignore[arg-type]
         try:
             nonce = secrets.token_hex(32)
-            if not hmac.compare_digest(_answer(stream, host, port, nonce, timeout), self._expected(nonce, port)):
+            if not hmac.compare_digest(
+                _answer(stream, host, port, nonce, timeout), self._expected(nonce, port)
+            ):
                 raise NotOurs(f"it is not the server of home {self._home}")
         except BaseException:
             stream.close()
@@ -54,15 +64,20 @@ class Proving(httpcore.NetworkBackend):
             home = os.stat(self._home)
         except (OSError, UnicodeDecodeError) as error:
             raise NotOurs(f"{self._home}/auth-secret cannot be read ({error})") from None
-        # The home and the port: a copy of the home has the same secret, and a stranger could pass the question on.
+        # The home and the port: a copy of the home has the same secret, and a stranger could pass
+        # the question on.
         asked = f"prefloop proof\n{nonce}\n{home.st_dev}:{home.st_ino}\n{port}"
         return hmac.new(secret.encode(), asked.encode(), hashlib.sha256).hexdigest().encode()
 
 
-def _answer(stream: httpcore.NetworkStream, host: str, port: int, nonce: str, timeout: float | None) -> bytes:
+def _answer(
+    stream: httpcore.NetworkStream, host: str, port: int, nonce: str, timeout: float | None
+) -> bytes:
     """The proof in the answer's header; empty when there is none."""
     named = f"[{host}]" if ":" in host else host
-    stream.write(f"GET {PATH}?{nonce} HTTP/1.1\r\nHost: {named}:{port}\r\n\r\n".encode("ascii"), timeout)
+    stream.write(
+        f"GET {PATH}?{nonce} HTTP/1.1\r\nHost: {named}:{port}\r\n\r\n".encode("ascii"), timeout
+    )
     received = b""
     while b"\r\n\r\n" not in received and len(received) < _LONGEST_ANSWER:
         part = stream.read(_LONGEST_ANSWER, timeout)

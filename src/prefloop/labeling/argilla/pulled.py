@@ -1,10 +1,12 @@
 """What comes back from a dataset: records with votes, and what was left out.
 
-Records that prefloop has pushed come back as they were (``data.argilla_own``); those of a dataset that was made elsewhere are read as its
-fields and questions are understood (``data.argilla_votes.Reading``).
+Records that prefloop has pushed come back as they were (``data.argilla_own``); those of a dataset
+that was made elsewhere are read as its fields and questions are understood
+(``data.argilla_votes.Reading``).
 
-Votes of simulated annotators stand in for those of people and are never mixed with them unasked: where people have voted, theirs alone are
-taken. Only a dataset that programs alone have voted in gives the programs' votes.
+Votes of simulated annotators stand in for those of people and are never mixed with them unasked:
+where people have voted, theirs alone are taken. Only a dataset that programs alone have voted in
+gives the programs' votes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from prefloop.records import Demonstration, Prompt, Record, to_dict
 
 @dataclasses.dataclass(frozen=True)
 class Pulled:
-    """Records with at least one vote, in the order in which they were pushed, and what was left out."""
+    """Records with at least one vote, in the order in which they were pushed, and what was left
+    out.
+    """
 
     records: list[Any]
     """Comparisons or ratings; prompts too where records without votes were asked for."""
@@ -53,18 +57,27 @@ class Pulled:
         left = [f"{counted(self.drafts, 'draft')} and {counted(self.discards, 'discard')} left out"]
         if self.set_aside:
             left.append(
-                f"{counted(self.set_aside, 'vote')} of simulated annotators left out, as people have voted: --simulated takes them"
+                f"{counted(self.set_aside, 'vote')} of simulated annotators left out, as people"
+                " have voted: --simulated takes them"
             )
         if self.simulated:
             of = "all" if self.simulated == self.votes else f"{self.simulated:,}"
             left.append(f"{of} of simulated annotators")
         if self.foreign:
-            left.append(f"{counted(self.foreign, 'answered record')} that prefloop did not push left out")
+            left.append(
+                f"{counted(self.foreign, 'answered record')} that prefloop did not push left out"
+            )
         if self.refused:
             id, why = self.refused[0]
-            left.append(f"{counted(len(self.refused), 'record')} that cannot be used left out, the first '{id}': {why}")
+            left.append(
+                f"{counted(len(self.refused), 'record')} that cannot be used left out, the first"
+                f" '{id}': {why}"
+            )
         left += self.notes
-        return f"{counted(len(self.records), 'record')} with {counted(self.votes, 'vote')} ({'; '.join(left)})"
+        return (
+            f"{counted(len(self.records), 'record')} with {counted(self.votes, 'vote')}"
+            f" ({'; '.join(left)})"
+        )
 
 
 def pulled(
@@ -76,10 +89,12 @@ def pulled(
     unvoted: bool = False,
     loadable: bool = True,
 ) -> Pulled:
-    """Records with votes out of the server's records, in their order; ``people`` maps user ids. See ``Argilla.pull`` for ``simulated``.
+    """Records with votes out of the server's records, in their order; ``people`` maps user ids. See
+    ``Argilla.pull`` for ``simulated``.
 
-    ``reading`` is of a dataset that prefloop has not made, whose responses come from ``source``. ``unvoted``: records without votes too.
-    ``loadable``: leave out what the loader would refuse once it stands in a file.
+    ``reading`` is of a dataset that prefloop has not made, whose responses come from ``source``.
+    ``unvoted``: records without votes too. ``loadable``: leave out what the loader would refuse
+    once it stands in a file.
     """
     names = {id: person.name for id, person in people.items()}
     machines = {person.name for person in people.values() if person.simulated}
@@ -95,7 +110,11 @@ def pulled(
             continue
         (item, changed), id = to_answers(raw, names).mended(), id_of(raw)
         try:
-            found = [own_record(item, id)] if reading is None else _of_others(item, id, reading, source, notes)
+            found = (
+                [own_record(item, id)]
+                if reading is None
+                else _of_others(item, id, reading, source, notes)
+            )
             if loadable:
                 check_loadable(found, ids)
         except BadRow as bad:
@@ -110,7 +129,9 @@ def pulled(
     set_aside = of_machines if of_machines < len(votes) and not simulated else 0
     if set_aside:
         records = [
-            dataclasses.replace(record, votes=[vote for vote in record.votes if vote.annotator not in machines])
+            dataclasses.replace(
+                record, votes=[vote for vote in record.votes if vote.annotator not in machines]
+            )
             for record in records
         ]
     if not unvoted:
@@ -131,7 +152,9 @@ def pulled(
 
 
 def check_loadable(records: Iterable[Record], ids: Collection[str] = ()) -> None:
-    """Raises ``BadRow`` for a record that the loader would refuse once it stands in a file, where ``ids`` stand before it."""
+    """Raises ``BadRow`` for a record that the loader would refuse once it stands in a file, where
+    ``ids`` stand before it.
+    """
     for record in records:
         if record.id in ids:
             raise BadRow("id", f"is {record.id[:80]!r}, which another record has")
@@ -147,7 +170,9 @@ def said_mended(answers: int) -> list[str]:
     return [f"{counted(answers, 'answer')} {what}"] if answers else []
 
 
-def _of_others(item: Item, id: str, reading: ArgillaReading, source: str, notes: Notes) -> list[Record]:
+def _of_others(
+    item: Item, id: str, reading: ArgillaReading, source: str, notes: Notes
+) -> list[Record]:
     row = row_of(item, reading, id, source)
     found = records_of(item, reading, row)
     notes.add(row)

@@ -1,10 +1,12 @@
 """Records to Argilla and votes back.
 
-Datasets, users and records go there through Argilla's own client; answers come and go over its REST API: that client loses when an answer
-was given and the ranks of a ranking, and fails at a discard without values (docs/design.md). A push sends what is not there yet, batch by batch; Argilla takes a batch whole or not at all and keeps record ids unique within a dataset,
-so a push that was killed is repeated, not repaired. A pull reads every record that has an answer. Dropped on purpose: asking only for what
-changed since the last pull. Argilla cannot say: a changed vote leaves its record's ``updated_at`` alone, and answers logged in bulk leave
-the dataset's ``last_activity_at`` alone.
+Datasets, users and records go there through Argilla's own client; answers come and go over its REST
+API: that client loses when an answer was given and the ranks of a ranking, and fails at a discard
+without values (docs/design.md). A push sends what is not there yet, batch by batch; Argilla takes a
+batch whole or not at all and keeps record ids unique within a dataset, so a push that was killed is
+repeated, not repaired. A pull reads every record that has an answer. Dropped on purpose: asking
+only for what changed since the last pull. Argilla cannot say: a changed vote leaves its record's
+``updated_at`` alone, and answers logged in bulk leave the dataset's ``last_activity_at`` alone.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Progress:
 
 
 class Argilla:
-    """One server, as the user whose key the connection holds. Every method raises ``LabelError`` saying what is in the way.
+    """One server, as the user whose key the connection holds. Every method raises ``LabelError``
+    saying what is in the way.
 
     As a context manager it lets go of its connections at the end.
     """
@@ -87,10 +90,12 @@ class Argilla:
         guidelines: str | None = None,
         min_submitted: int | None = None,
     ) -> Pushed:
-        """Send what the dataset does not hold yet; it is made when missing, for comparisons or for ratings as the records are.
+        """Send what the dataset does not hold yet; it is made when missing, for comparisons or for
+        ratings as the records are.
 
-        ``guidelines`` (Markdown) replace those of a dataset that is there; ``min_submitted`` (1 unless given) completes a record. Raises
-        ``DataError`` naming records that Argilla does not take, or that are there with other content; then nothing was sent or changed.
+        ``guidelines`` (Markdown) replace those of a dataset that is there; ``min_submitted`` (1
+        unless given) completes a record. Raises ``DataError`` naming records that Argilla does not
+        take, or that are there with other content; then nothing was sent or changed.
         """
         by_id = by_id_of(records)
         kind = one_kind(by_id.values(), dataset)
@@ -99,7 +104,9 @@ class Argilla:
         present = set() if fresh else self._present(found, by_id)
         missing = [record for id, record in by_id.items() if id not in present]
         if missing:
-            with progress(f"pushing to {dataset}", len(by_id), "records", done=len(present)) as advance:
+            with progress(
+                f"pushing to {dataset}", len(by_id), "records", done=len(present)
+            ) as advance:
                 for batch in batches(missing, BATCH):
                     self._send(found, batch)
                     advance(len(batch))
@@ -115,10 +122,12 @@ class Argilla:
         questions: Sequence[str] = (),
         unvoted: bool = False,
     ) -> Pulled:
-        """Every record with a submitted answer, as it was pushed and with a vote for each. ``ids``: of these alone.
+        """Every record with a submitted answer, as it was pushed and with a vote for each. ``ids``:
+        of these alone.
 
-        Where people have voted, votes of simulated annotators are left out and counted, unless ``simulated`` asks for them. A dataset that
-        prefloop has not made is read as its fields and questions are understood, or as ``questions`` say; see ``questions.reading_of``.
+        Where people have voted, votes of simulated annotators are left out and counted, unless
+        ``simulated`` asks for them. A dataset that prefloop has not made is read as its fields and
+        questions are understood, or as ``questions`` say; see ``questions.reading_of``.
         ``unvoted``: records without an answer too.
         """
         found = self.datasets.find(dataset, workspace)
@@ -129,11 +138,22 @@ class Argilla:
             wanted = set(ids)
             ordered = [item for item in ordered if item.get("external_id") in wanted]
         source = f"argilla:{workspace}/{dataset}"
-        # Who names records has them: what was sampled into them, such as a NUL, is no reason to lose their votes.
-        return pulled(ordered, self.datasets.people(found), simulated, reading, source, unvoted, loadable=ids is None)
+        # Who names records has them: what was sampled into them, such as a NUL, is no reason to
+        # lose their votes.
+        return pulled(
+            ordered,
+            self.datasets.people(found),
+            simulated,
+            reading,
+            source,
+            unvoted,
+            loadable=ids is None,
+        )
 
     def simulated(self, dataset: str, workspace: str = "default") -> set[str]:
-        """Names of the accounts that ``vote`` has made, of those that may have answered in the dataset."""
+        """Names of the accounts that ``vote`` has made, of those that may have answered in the
+        dataset.
+        """
         people = self.datasets.people(self.datasets.find(dataset, workspace))
         return {person.name for person in people.values() if person.simulated}
 
@@ -141,12 +161,21 @@ class Argilla:
         """Records in all, completed and pending, and every annotator's answers."""
         found = self.datasets.find(dataset, workspace)
         counts = self.datasets.counts(found)
-        return Progress(counts["total"], counts["completed"], counts["pending"], self.datasets.each(found))
+        return Progress(
+            counts["total"], counts["completed"], counts["pending"], self.datasets.each(found)
+        )
 
-    def states(self, dataset: str, ids: Sequence[str], workspace: str = "default") -> dict[str, bool]:
-        """Which of these records are there, and whether each has the minimum of submitted answers."""
+    def states(
+        self, dataset: str, ids: Sequence[str], workspace: str = "default"
+    ) -> dict[str, bool]:
+        """Which of these records are there, and whether each has the minimum of submitted
+        answers.
+        """
         found = self.datasets.find(dataset, workspace)
-        return {item["external_id"]: item["status"] == "completed" for item in self.datasets.lookup(found, ids)}
+        return {
+            item["external_id"]: item["status"] == "completed"
+            for item in self.datasets.lookup(found, ids)
+        }
 
     def vote(
         self,
@@ -156,11 +185,14 @@ class Argilla:
         workspace: str = "default",
         status: Literal["submitted", "draft", "discarded"] = "submitted",
     ) -> int:
-        """Answer as ``annotator`` would on screen, record id → vote on the record as it was pushed; the number of answers.
+        """Answer as ``annotator`` would on screen, record id → vote on the record as it was pushed;
+        the number of answers.
 
-        For simulated annotators, with an owner's key: the account is made when missing, carries a mark, and answers with a key of its own;
-        an account without the mark is a person's and a ``LabelError``. An answer given before is replaced. ``at`` and the vote's own annotator are not sent. Raises ``DataError`` for an unknown record and for a strength
-        that the form does not have; then nothing was sent.
+        For simulated annotators, with an owner's key: the account is made when missing, carries a
+        mark, and answers with a key of its own; an account without the mark is a person's and a
+        ``LabelError``. An answer given before is replaced. ``at`` and the vote's own annotator are
+        not sent. Raises ``DataError`` for an unknown record and for a strength that the form does
+        not have; then nothing was sent.
         """
         found = self.datasets.find(dataset, workspace)
         key = self._account(annotator, found.workspace_id)
@@ -169,7 +201,10 @@ class Argilla:
             items = {item["external_id"]: item for item in there if of_prefloop(item)}
             unknown = [id for id in votes if id not in items]
             if unknown:
-                raise DataError(f"dataset '{dataset}' holds no record {_some(unknown)}: push it before it is voted on")
+                raise DataError(
+                    f"dataset '{dataset}' holds no record {_some(unknown)}: push it before it is"
+                    " voted on"
+                )
             answers = [
                 {
                     "record_id": items[id]["id"],
@@ -181,7 +216,10 @@ class Argilla:
             for batch in batches(answers, ANSWERS):
                 for answer in rest.post("/me/responses/bulk", {"items": batch})["items"]:
                     if answer.get("error"):
-                        raise LabelError(f"Argilla did not take an answer of {annotator}: {answer['error']['detail']}")
+                        raise LabelError(
+                            f"Argilla did not take an answer of {annotator}:"
+                            f" {answer['error']['detail']}"
+                        )
         return len(answers)
 
     def _present(self, dataset: Dataset, records: Mapping[str, Comparison | Rating]) -> set[str]:
@@ -195,25 +233,34 @@ class Argilla:
                 other.append(id)
         if other:
             raise DataError(
-                f"dataset '{dataset.name}' holds {_some(other)} with other content, and answers may refer to it: "
-                "give the changed records ids of their own, or push to another dataset. Nothing was sent or changed"
+                f"dataset '{dataset.name}' holds {_some(other)} with other content, and answers may"
+                " refer to it: give the changed records ids of their own, or push to another"
+                " dataset. Nothing was sent or changed"
             )
         return present
 
     def _send(self, dataset: Dataset, batch: Sequence[Comparison | Rating]) -> None:
         client = self.rest.client
         try:
-            # Made, never replaced: ``Dataset.records.log`` would put new texts under answers that are there.
-            client.api.records.bulk_create(dataset.id, [to_rg(record, dataset.name).api_model() for record in batch])
+            # Made, never replaced: ``Dataset.records.log`` would put new texts under answers that
+            # are there.
+            client.api.records.bulk_create(
+                dataset.id, [to_rg(record, dataset.name).api_model() for record in batch]
+            )
         except Refused as refused:
             if refused.status != 422:
                 raise
             if "same external ids" in str(refused.detail):
                 raise LabelError(
-                    f"another push is at work on dataset '{dataset.name}': wait for its end, then push again"
+                    f"another push is at work on dataset '{dataset.name}': wait for its end, then"
+                    " push again"
                 ) from None
             at, why = _refused_item(refused.detail)
-            where = f"one of the records from {batch[0].id!r} on" if at is None else f"record {batch[at].id!r}"
+            where = (
+                f"one of the records from {batch[0].id!r} on"
+                if at is None
+                else f"record {batch[at].id!r}"
+            )
             raise DataError(f"Argilla does not take {where}: {why:.600}") from None
 
     def _account(self, name: str, workspace_id: str) -> str:
@@ -222,14 +269,22 @@ class Argilla:
         password = secrets.token_urlsafe(18)
         user = users.get(name) or self.rest.post(
             "/users",
-            {"username": name, "first_name": name, "last_name": MARK, "role": "annotator", "password": password},
+            {
+                "username": name,
+                "first_name": name,
+                "last_name": MARK,
+                "role": "annotator",
+                "password": password,
+            },
         )
         if user["last_name"] != MARK:
             raise LabelError(
-                f"'{name}' is an account of a person at {self.rest.connection.url}, and a simulated annotator is to vote under that name: "
-                "rename the annotator"
+                f"'{name}' is an account of a person at {self.rest.connection.url}, and a simulated"
+                " annotator is to vote under that name: rename the annotator"
             )
-        members = {member["id"] for member in self.rest.get(f"/workspaces/{workspace_id}/users")["items"]}
+        members = {
+            member["id"] for member in self.rest.get(f"/workspaces/{workspace_id}/users")["items"]
+        }
         if user["id"] not in members:
             self.rest.post(f"/workspaces/{workspace_id}/users", {"user_id": user["id"]})
         return str(user["api_key"])
@@ -240,7 +295,9 @@ def by_id_of(records: Iterable[Comparison] | Iterable[Rating]) -> dict[str, Comp
     found: dict[str, Comparison | Rating] = {}
     for record in records:
         if record.id in found and digest(found[record.id]) != digest(record):
-            raise DataError(f"two records with other content have the id {record.id!r}: ids must be unique")
+            raise DataError(
+                f"two records with other content have the id {record.id!r}: ids must be unique"
+            )
         found[record.id] = record
     return found
 
@@ -250,7 +307,8 @@ def one_kind(records: Collection[Comparison | Rating], dataset: str) -> Kind:
     kinds = {kind_of(record) for record in records}
     if len(kinds) != 1:
         raise DataError(
-            f"{'comparisons and ratings' if kinds else 'no records'} for dataset '{dataset}': push records of one kind"
+            f"{'comparisons and ratings' if kinds else 'no records'} for dataset '{dataset}': push"
+            " records of one kind"
         )
     return kinds.pop()
 
@@ -262,8 +320,9 @@ def require_takeable(records: Collection[Comparison | Rating]) -> None:
         lines = [f"  {record.id!r}: {why}" for record, why in refused[:LISTED]]
         lines += [f"  and {len(refused) - LISTED:,} more"] if len(refused) > LISTED else []
         raise DataError(
-            f"Argilla does not take {len(refused):,} of {counted(len(records), 'record')}, and nothing was sent. "
-            "Shorten them, or leave them out with --bad-rows quarantine:\n" + "\n".join(lines)
+            f"Argilla does not take {len(refused):,} of {counted(len(records), 'record')}, and"
+            " nothing was sent. Shorten them, or leave them out with --bad-rows quarantine:\n"
+            + "\n".join(lines)
         )
 
 
@@ -280,4 +339,6 @@ def _refused_item(detail: Any) -> tuple[int | None, str]:
 
 
 def _some(ids: Sequence[str]) -> str:
-    return ", ".join(repr(id) for id in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    return ", ".join(repr(id) for id in ids[:5]) + (
+        f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    )

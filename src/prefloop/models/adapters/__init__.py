@@ -14,7 +14,9 @@ __all__ = ["CARDS", "Card", "card_of", "method_of"]
 
 
 def method_of(config: AdapterConfig) -> Method:
-    """The method of ``config.method``. Raises ``ConfigError`` for an unknown one or an unknown option."""
+    """The method of ``config.method``. Raises ``ConfigError`` for an unknown one or an unknown
+    option.
+    """
     from prefloop.models.adapters import adalora, bitfit, bottleneck, delta, eva, full, mole
     from prefloop.models.adapters import lora as tuner
     from prefloop.models.adapters import lora_drop as drop

@@ -1,6 +1,7 @@
 """AdaLoRA: SVD-shaped adapters whose singular values compete for one budget of ranks.
 
-PEFT's layers, our own budget: PEFT's allocator knows one adapter that trains, and roles train side by side.
+PEFT's layers, our own budget: PEFT's allocator knows one adapter that trains, and roles train side
+by side.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from prefloop.models.adapters.method import BLANK
 
 
 class AdaLoRA(Tuner):
-    """AdaLoRA (Zhang et al. 2023, arXiv 2303.10512): W x + s P Λ Q x / rank, Λ diagonal and 0 at the start, P and Q kept near orthogonal.
+    """AdaLoRA (Zhang et al. 2023, arXiv 2303.10512): W x + s P Λ Q x / rank, Λ diagonal and 0 at
+    the start, P and Q kept near orthogonal.
 
-    ``adapter.r`` is the rank that layers have on average in the end; they start at ``start`` times it. Over the steps between ``warmup`` and
-    ``final`` (shares of all steps) the budget falls as a cubic (eq. 12); the values of least importance are set to 0 (eq. 6-10), and in the
-    final steps those that were chosen stay.
+    ``adapter.r`` is the rank that layers have on average in the end; they start at ``start`` times
+    it. Over the steps between ``warmup`` and ``final`` (shares of all steps) the budget falls as a
+    cubic (eq. 12); the values of least importance are set to 0 (eq. 6-10), and in the final steps
+    those that were chosen stay.
     """
 
     waits: ClassVar = {"lora_A": ("lora_E",), "lora_B": ("lora_E",)}
@@ -72,7 +75,8 @@ class AdaLoRA(Tuner):
         return ".ranknum." not in name
 
     def penalty(self, role: str) -> Tensor | None:
-        """γ times the mean of |Pᵀ P - I| and |Q Qᵀ - I| over all layers, Frobenius norms as they are.
+        """γ times the mean of |Pᵀ P - I| and |Q Qᵀ - I| over all layers, Frobenius norms as they
+        are.
 
         So in the authors' code; eq. 4 of the paper squares the norms and sums them.
         """
@@ -104,7 +108,9 @@ class AdaLoRA(Tuner):
                 self._chosen[role] = self._best(role, self.config.r * len(values))
         elif done <= start or (done - start) % self.options["every"]:
             return
-        chosen = self._chosen.get(role) or self._best(role, self.budget(done, total_steps, len(values)))
+        chosen = self._chosen.get(role) or self._best(
+            role, self.budget(done, total_steps, len(values))
+        )
         for name, value in values.items():
             value.mul_(chosen[name].to(value.dtype))
 
@@ -114,7 +120,9 @@ class AdaLoRA(Tuner):
 
     @torch.no_grad()
     def finish(self, role: str) -> None:
-        """A run that stopped before its schedule's end is cut to the final budget here, by the importance so far."""
+        """A run that stopped before its schedule's end is cut to the final budget here, by the
+        importance so far.
+        """
         if role in self._chosen or role not in self._mean:
             return
         values = self._values(role)
@@ -123,9 +131,11 @@ class AdaLoRA(Tuner):
             value.mul_(self._chosen[role][name].to(value.dtype))
 
     def phases(self, total_steps: int) -> tuple[int, int]:
-        """The steps after which the budget starts to fall and has its last value; the second is at most the last step, if there are two.
+        """The steps after which the budget starts to fall and has its last value; the second is at
+        most the last step, if there are two.
 
-        It never falls after the first step, whose gradients say nothing yet: Λ = 0 hides P and Q from them.
+        It never falls after the first step, whose gradients say nothing yet: Λ = 0 hides P and Q
+        from them.
         """
         start = max(1, round(self.options["warmup"] * total_steps))
         return start, max(start + 1, total_steps - round(self.options["final"] * total_steps))
@@ -140,18 +150,28 @@ class AdaLoRA(Tuner):
     def _values(self, role: str) -> dict[str, nn.Parameter]:
         """The singular values that have had a gradient."""
         seen = self._mean.get(role, {})
-        return {name: p for name, p in self.parameters(role).items() if name in seen and name.endswith("lora_E")}
+        return {
+            name: p
+            for name, p in self.parameters(role).items()
+            if name in seen and name.endswith("lora_E")
+        }
 
     def _best(self, role: str, budget: int) -> dict[str, Tensor]:
-        """Which singular values are among the ``budget`` most important: their own score and the mean score of their two vectors (eq. 7)."""
+        """Which singular values are among the ``budget`` most important: their own score and the
+        mean score of their two vectors (eq. 7).
+        """
         scores, values = {}, self._values(role)
         for name in values:
             value, right, left = (
-                self._mean[role][n] * self._doubt[role][n] for n in (name, name[:-1] + "A", name[:-1] + "B")
+                self._mean[role][n] * self._doubt[role][n]
+                for n in (name, name[:-1] + "A", name[:-1] + "B")
             )
             scores[name] = value[:, 0] + right.mean(1) + left.mean(0)
-        # Of values that matter alike, as before the first gradient of a critic, those that do nothing go first.
-        order = torch.cat([values[n][:, 0].abs() for n in scores]).argsort(descending=True, stable=True)
+        # Of values that matter alike, as before the first gradient of a critic, those that do
+        # nothing go first.
+        order = torch.cat([values[n][:, 0].abs() for n in scores]).argsort(
+            descending=True, stable=True
+        )
         order = order[torch.cat(list(scores.values()))[order].argsort(descending=True, stable=True)]
         kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
         kept[order[:budget]] = True
@@ -160,11 +180,17 @@ class AdaLoRA(Tuner):
 
     def extra(self, role: str) -> dict[str, Tensor]:
         kept = {"mean": self._mean, "doubt": self._doubt, "chosen": self._chosen}
-        return {f"{what}/{name}": t for what, of in kept.items() for name, t in of.get(role, {}).items()}
+        return {
+            f"{what}/{name}": t for what, of in kept.items() for name, t in of.get(role, {}).items()
+        }
 
     def take_extra(self, role: str, tensors: dict[str, Tensor]) -> None:
         for what, of in (("mean", self._mean), ("doubt", self._doubt), ("chosen", self._chosen)):
-            taken = {n.removeprefix(f"{what}/"): t for n, t in tensors.items() if n.startswith(f"{what}/")}
+            taken = {
+                n.removeprefix(f"{what}/"): t
+                for n, t in tensors.items()
+                if n.startswith(f"{what}/")
+            }
             of.pop(role, None)
             if taken:
                 of[role] = taken

@@ -12,11 +12,13 @@ from prefloop.models.adapters.targets import targeted
 
 
 class BitFit(Native):
-    """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): every bias of the model learns, and nothing else.
+    """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): every bias of the model learns, and nothing
+    else.
 
-    A role owns a full bias of each module that has one (norms too, as in the paper) and of each targeted linear layer; where a layer has
-    none, one of zeros is added, since most of today's decoders have no biases at all. Such an added bias has no place in the model's
-    checkpoint: a role with one is not merged.
+    A role owns a full bias of each module that has one (norms too, as in the paper) and of each
+    targeted linear layer; where a layer has none, one of zeros is added, since most of today's
+    decoders have no biases at all. Such an added bias has no place in the model's checkpoint: a
+    role with one is not merged.
     """
 
     def find(self, model: Any) -> dict[str, Any]:
@@ -24,7 +26,11 @@ class BitFit(Native):
 
     def fresh(self, name: str, layer: Any) -> dict[str, Tensor]:
         bias = layer.bias
-        return {"bias": torch.zeros(layer.out_features) if bias is None else bias.detach().float().clone()}
+        return {
+            "bias": (
+                torch.zeros(layer.out_features) if bias is None else bias.detach().float().clone()
+            )
+        }
 
     def attach(self, name: str, layer: Any) -> None:
         def add(layer: Any, _: Any, out: Tensor) -> Tensor:
@@ -43,8 +49,8 @@ class BitFit(Native):
         if not missing:
             return None
         return (
-            f"{len(missing)} layers of this model have no bias in its checkpoint (first {missing[0]}), so the learnt ones have no place in "
-            "plain weights"
+            f"{len(missing)} layers of this model have no bias in its checkpoint (first"
+            f" {missing[0]}), so the learnt ones have no place in plain weights"
         )
 
     def describe(self, role: str) -> dict[str, Any]:
@@ -62,4 +68,6 @@ def biased(model: Any, pattern: str) -> dict[str, nn.Module]:
     """Every module with a bias, and the linear layers that ``pattern`` matches."""
     linear = targeted(model, pattern)
     named = model.named_modules()
-    return {n: m for n, m in named if n in linear or isinstance(getattr(m, "bias", None), nn.Parameter)}
+    return {
+        n: m for n, m in named if n in linear or isinstance(getattr(m, "bias", None), nn.Parameter)
+    }

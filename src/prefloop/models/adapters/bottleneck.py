@@ -20,21 +20,25 @@ NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.re
 
 
 class Bottleneck(Native):
-    """Serial adapters (Houlsby et al. 2019, arXiv 1902.00751): h → h + U f(D LayerNorm(h) + d) + u on what attention and the MLP of each block
-    give, before the block adds it to its stream.
+    """Serial adapters (Houlsby et al. 2019, arXiv 1902.00751): h → h + U f(D LayerNorm(h) + d) + u
+    on what attention and the MLP of each block give, before the block adds it to its stream.
 
-    U and u start at zero, so a fresh role is the bare model to the bit. One holds 2 H r + r + 3 H numbers (the paper's 2md + d + m and
-    the 2d of the norm). ``options.activation``: gelu (default), relu or silu. There is a nonlinearity on the way: nothing can be merged.
+    U and u start at zero, so a fresh role is the bare model to the bit. One holds 2 H r + r + 3 H
+    numbers (the paper's 2md + d + m and the 2d of the norm). ``options.activation``: gelu
+    (default), relu or silu. There is a nonlinearity on the way: nothing can be merged.
     """
 
-    waits: ClassVar = dict.fromkeys(("norm.weight", "norm.bias", "down.weight", "down.bias"), ("up.weight",))
+    waits: ClassVar = dict.fromkeys(
+        ("norm.weight", "norm.bias", "down.weight", "down.bias"), ("up.weight",)
+    )
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)
         activation = self.options["activation"]
         if activation not in NONLINEAR:
             raise ConfigError(
-                f"backbone.adapter.options.activation: unknown '{activation}', give one of {', '.join(NONLINEAR)}"
+                f"backbone.adapter.options.activation: unknown '{activation}', give one of"
+                f" {', '.join(NONLINEAR)}"
             )
         self.nonlinear = NONLINEAR[activation]
 
@@ -42,7 +46,8 @@ class Bottleneck(Native):
         width = model.config.get_text_config().hidden_size
         if self.config.r > width:
             raise ModelError(
-                f"adapter bottleneck does not fit {name}: a rank of {self.config.r} is over its hidden size, {width}: lower backbone.adapter.r"
+                f"adapter bottleneck does not fit {name}: a rank of {self.config.r} is over its"
+                f" hidden size, {width}: lower backbone.adapter.r"
             )
         super().check(model, name, folder)
 
@@ -83,7 +88,9 @@ class Bottleneck(Native):
     def run(self, name: str, h: Tensor) -> Tensor:
         """One adapter of the active role on hidden states [..., H]."""
         own = self.roles[str(self.active)][name]
-        x = F.layer_norm(h.to(own["norm.weight"].dtype), h.shape[-1:], own["norm.weight"], own["norm.bias"])
+        x = F.layer_norm(
+            h.to(own["norm.weight"].dtype), h.shape[-1:], own["norm.weight"], own["norm.bias"]
+        )
         low = self.nonlinear(product(self.dropout(x), own["down.weight"]) + own["down.bias"])
         return h + (product(low, own["up.weight"]) + own["up.bias"]).to(h.dtype)
 
@@ -93,10 +100,16 @@ def sublayers_of(model: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, block in model.named_modules():
         if isinstance(block, GradientCheckpointingLayer):
-            found |= {f"{name}.{part}": module for part, module in block.named_children() if _is_sublayer(part)}
+            found |= {
+                f"{name}.{part}": module
+                for part, module in block.named_children()
+                if _is_sublayer(part)
+            }
     return found
 
 
 def _is_sublayer(name: str) -> bool:
-    attention = any(part in name for part in ("attn", "attention")) and not any(p in name for p in ("norm", "ln"))
+    attention = any(part in name for part in ("attn", "attention")) and not any(
+        p in name for p in ("norm", "ln")
+    )
     return attention or name in ("mlp", "feed_forward", "block_sparse_moe", "ffn")

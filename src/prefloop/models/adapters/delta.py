@@ -15,14 +15,19 @@ from prefloop.models.adapters.lora import over
 
 
 class DeltaLoRA(Native):
-    """Delta-LoRA (Zi et al. 2023, arXiv 2309.02411): from step K on W ← W + λ s (B_{t+1} A_{t+1} - B_t A_t), s = alpha / r, after every step.
+    """Delta-LoRA (Zi et al. 2023, arXiv 2309.02411): from step K on W ← W + λ s (B_{t+1} A_{t+1} -
+    B_t A_t), s = alpha / r, after every step.
 
-    The sum of these moves is λ s (B_t A_t - B_K A_K), so a role keeps B_K and A_K in place of a moved copy of each weight: the same
-    numbers without the rounding of the many small moves, in a fraction of the memory, and 4-bit weights can take part.
-    As in the paper the gradient sees s B A alone (the moved weight is a constant), and there is no dropout: the weights would follow a wrong gradient.
+    The sum of these moves is λ s (B_t A_t - B_K A_K), so a role keeps B_K and A_K in place of a
+    moved copy of each weight: the same numbers without the rounding of the many small moves, in a
+    fraction of the memory, and 4-bit weights can take part. As in the paper the gradient sees s B A
+    alone (the moved weight is a constant), and there is no dropout: the weights would follow a
+    wrong gradient.
 
-    ``options.ratio``: λ (default 2). ``options.start``: K, the optimizer steps before the weights begin to move, or where it is below 1
-    the share of the stage's steps (0.1; the paper waits hundreds of its long runs' steps). A loaded role whose weights had begun to move goes on at once.
+    ``options.ratio``: λ (default 2). ``options.start``: K, the optimizer steps before the weights
+    begin to move, or where it is below 1 the share of the stage's steps (0.1; the paper waits
+    hundreds of its long runs' steps). A loaded role whose weights had begun to move goes on at
+    once.
     """
 
     waits: ClassVar = {"lora_A": ("lora_B",)}
@@ -33,7 +38,9 @@ class DeltaLoRA(Native):
         self.ratio, self.start = float(options["ratio"]), float(options["start"])
         self.scale = config.alpha / config.r
         self.anchors: dict[str, dict[str, Tensor]] = {}
-        """Role → A_K and B_K of each layer, by ``<layer>.start_A`` and ``<layer>.start_B``, once its weights move."""
+        """Role → A_K and B_K of each layer, by ``<layer>.start_A`` and ``<layer>.start_B``, once
+        its weights move.
+        """
 
     def misfit(self, inputs: int, outputs: int) -> str | None:
         return over(self.config.r, min(inputs, outputs))
@@ -104,6 +111,8 @@ class DeltaLoRA(Native):
         own = self.roles[role][layer]
         change = own["lora_B"] @ own["lora_A"]
         if anchor := self.anchors.get(role):
-            change = change + self.ratio * (change - anchor[f"{layer}.start_B"] @ anchor[f"{layer}.start_A"])
+            change = change + self.ratio * (
+                change - anchor[f"{layer}.start_B"] @ anchor[f"{layer}.start_A"]
+            )
         weight.add_(self.scale * change)
         return True

@@ -19,8 +19,10 @@ TOKENS = 1024
 
 
 class EVA(LoRA):
-    """EVA (Paischer et al. 2024, arXiv 2410.07170) with the same rank everywhere (its ρ = 1): A are the first right singular vectors of the
-    layer's inputs over a sample, found step by step (Ross et al. 2008, incremental SVD without the mean); B = 0."""
+    """EVA (Paischer et al. 2024, arXiv 2410.07170) with the same rank everywhere (its ρ = 1): A are
+    the first right singular vectors of the layer's inputs over a sample, found step by step (Ross
+    et al. 2008, incremental SVD without the mean); B = 0.
+    """
 
     def fit(self, role: str, run: Inputs) -> None:
         directions: dict[int, Tensor] = {}
@@ -53,14 +55,16 @@ class EVA(LoRA):
                 found_K_I = directions[leaders[number]]
                 if len(found_K_I) < self.config.r:
                     raise ModelError(
-                        f"eva: the sample has {len(found_K_I)} tokens, fewer than the rank of {self.config.r}: give it more data or lower "
-                        "backbone.adapter.r"
+                        f"eva: the sample has {len(found_K_I)} tokens, fewer than the rank of"
+                        f" {self.config.r}: give it more data or lower backbone.adapter.r"
                     )
                 layer.lora_A[role].weight.copy_(nn.functional.normalize(found_K_I, dim=1))  # type: ignore[index]
 
 
 def grown(known_K_I: Tensor | None, x: Tensor, rank: int) -> Tensor:
-    """The first ``rank`` right singular vectors, times their singular values, of what was seen before and of ``x`` below it."""
+    """The first ``rank`` right singular vectors, times their singular values, of what was seen
+    before and of ``x`` below it.
+    """
     x_N_I = x.detach().reshape(-1, x.shape[-1]).float()
     x_N_I = x_N_I[:: -(-len(x_N_I) // TOKENS)]
     both = x_N_I if known_K_I is None else torch.cat([known_K_I, x_N_I])

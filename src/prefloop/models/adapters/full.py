@@ -15,10 +15,12 @@ SHARED = "weights of the model"
 
 
 class Full(Native):
-    """Every weight learns: a role owns a float32 copy of all of them, which takes their places while it is active.
+    """Every weight learns: a role owns a float32 copy of all of them, which takes their places
+    while it is active.
 
-    Memory is what it is: 4 bytes for each weight and role, 4 more for the gradient and 8 for AdamW's moments of the role that learns, so a
-    policy and its reference alone cost 8 bytes a weight beside the shared ones. The weights must be float.
+    Memory is what it is: 4 bytes for each weight and role, 4 more for the gradient and 8 for
+    AdamW's moments of the role that learns, so a policy and its reference alone cost 8 bytes a
+    weight beside the shared ones. The weights must be float.
     """
 
     adds: ClassVar = False
@@ -40,7 +42,8 @@ class Full(Native):
             if found is parameter
         ]
         super().wrap(model)
-        # First among the children, so that a role's weights are known by the role's names while they stand in the model's places.
+        # First among the children, so that a role's weights are known by the role's names while
+        # they stand in the model's places.
         model._modules = {TREE: model._modules.pop(TREE), **model._modules}
         return model
 

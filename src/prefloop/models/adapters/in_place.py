@@ -1,4 +1,6 @@
-"""Methods that PEFT lacks: on the plain transformers model, a role's tensors in a tree beside the weights, hooks that run the active role."""
+"""Methods that PEFT lacks: on the plain transformers model, a role's tensors in a tree beside the
+weights, hooks that run the active role.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +48,16 @@ class Root(Tree):
 
 
 class Native(Method):
-    """A role is, for each of ``layers``, a few tensors by name; the method's hooks read those of the active role.
+    """A role is, for each of ``layers``, a few tensors by name; the method's hooks read those of
+    the active role.
 
     Nothing of the model is replaced, so a dropped role leaves it as it was to the bit.
     """
 
     adds: ClassVar = True
-    """Whether a role runs beside the model's own weights; else in their places, and rounds as they do."""
+    """Whether a role runs beside the model's own weights; else in their places, and rounds as they
+    do.
+    """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)
@@ -78,7 +83,9 @@ class Native(Method):
         raise NotImplementedError
 
     def change(self, role: str, name: str, weight: Tensor) -> bool:
-        """Add to a float copy of the plain model's weight what the role does to it, if anything. Only where ``unmergeable`` says nothing."""
+        """Add to a float copy of the plain model's weight what the role does to it, if anything.
+        Only where ``unmergeable`` says nothing.
+        """
         raise NotImplementedError
 
     def weights(self) -> dict[str, nn.Parameter]:
@@ -88,7 +95,8 @@ class Native(Method):
     def check(self, model: Any, name: str, folder: Path | None) -> None:
         if not self.find(model):
             raise ModelError(
-                f"adapter {self.card.name} finds no layer in {name} that it can work on: take another method, such as lora"
+                f"adapter {self.card.name} finds no layer in {name} that it can work on: take"
+                " another method, such as lora"
             )
 
     def wrap(self, model: Any) -> Any:
@@ -106,7 +114,10 @@ class Native(Method):
     def add(self, role: str) -> None:
         device = self.model.device
         self.roles[role] = {
-            name: {key: nn.Parameter(t.to(device)) for key, t in sorted(self.fresh(name, layer).items())}
+            name: {
+                key: nn.Parameter(t.to(device))
+                for key, t in sorted(self.fresh(name, layer).items())
+            }
             for name, layer in self.layers.items()
         }
         self.model.adapters.add_module(role, Tree(self.parameters(role)))
@@ -126,7 +137,11 @@ class Native(Method):
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
         owned = self.roles[role].items()
-        return dict(sorted((f"{name}.{key}".lstrip("."), p) for name, own in owned for key, p in own.items()))
+        return dict(
+            sorted(
+                (f"{name}.{key}".lstrip("."), p) for name, own in owned for key, p in own.items()
+            )
+        )
 
     def describe(self, role: str) -> dict[str, Any]:
         config = self.config
@@ -152,7 +167,9 @@ class Native(Method):
 
 
 def product(x: Tensor, *weights: Tensor) -> Tensor:
-    """x through matrices [out, in] one after the other, in float32 unless autocast says otherwise."""
+    """x through matrices [out, in] one after the other, in float32 unless autocast says
+    otherwise.
+    """
     if not torch.is_autocast_enabled(x.device.type):  # which would undo it
         x = x.to(weights[0].dtype)
     for weight in weights:

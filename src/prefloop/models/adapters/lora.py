@@ -23,7 +23,9 @@ class Tuner(Method):
     """Any method whose adapters are PEFT layers; ``peft_config`` says which."""
 
     turns_off: ClassVar[bool] = True
-    """Whether the bare model is had by turning layers off; else the blank adapter adds exactly nothing (and fused layers need it so)."""
+    """Whether the bare model is had by turning layers off; else the blank adapter adds exactly
+    nothing (and fused layers need it so).
+    """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)
@@ -32,7 +34,9 @@ class Tuner(Method):
         """The layers that hold adapters."""
 
     def peft_config(self, blank: bool = False) -> PeftConfig:
-        """PEFT's words for an adapter of these settings; the smallest there is when it is ``blank``."""
+        """PEFT's words for an adapter of these settings; the smallest there is when it is
+        ``blank``.
+        """
         raise NotImplementedError
 
     def wrap(self, model: Any) -> PeftModel:
@@ -40,7 +44,9 @@ class Tuner(Method):
             self.model = get_peft_model(model, self.peft_config(blank=True), adapter_name=BLANK)
         except ValueError as error:
             raise ModelError(f"adapter {self.card.name}: {str(error).splitlines()[0]}") from error
-        self.layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        self.layers = [
+            module for module in self.model.modules() if isinstance(module, BaseTunerLayer)
+        ]
         return self.model
 
     def base(self) -> Any:
@@ -75,7 +81,9 @@ class Tuner(Method):
                 dropouts = getattr(layer, name, {})
                 if role in dropouts:
                     dropouts[role].train(on)
-            if self.card.name == "dora":  # PEFT's forward of it asks the layer, which is in eval mode with its base
+            if (
+                self.card.name == "dora"
+            ):  # PEFT's forward of it asks the layer, which is in eval mode with its base
                 layer.training = on
 
     def learns(self, name: str) -> bool:
@@ -109,7 +117,9 @@ class Tuner(Method):
 
 
 class LoRA(Tuner):
-    """LoRA (Hu et al. 2021, arXiv 2106.09685): W x + alpha / r · B A x with B = 0 at the start; rsLoRA (2312.03732): alpha / sqrt(r)."""
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): W x + alpha / r · B A x with B = 0 at the start;
+    rsLoRA (2312.03732): alpha / sqrt(r).
+    """
 
     turns_off = False
     waits: ClassVar = {"lora_A": ("lora_B",)}
@@ -132,7 +142,9 @@ class LoRA(Tuner):
 
 
 class DoRA(LoRA):
-    """DoRA (Liu et al. 2024, arXiv 2402.09353): m (W + s B A) / |W + s B A| with a norm and a learnt magnitude m for each output."""
+    """DoRA (Liu et al. 2024, arXiv 2402.09353): m (W + s B A) / |W + s B A| with a norm and a
+    learnt magnitude m for each output.
+    """
 
     turns_off = True
 
@@ -163,13 +175,17 @@ class LoRAFA(LoRA):
 def over(rank: int, smallest: int) -> str | None:
     """The message about a rank that is larger than a layer."""
     return (
-        f"a rank of {rank} is over its smaller side, {smallest}: lower backbone.adapter.r" if rank > smallest else None
+        f"a rank of {rank} is over its smaller side, {smallest}: lower backbone.adapter.r"
+        if rank > smallest
+        else None
     )
 
 
 @contextlib.contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
-    """Let decoder layers call their projections, so that hooks on these run, which layers that run as one step do not."""
+    """Let decoder layers call their projections, so that hooks on these run, which layers that run
+    as one step do not.
+    """
     from prefloop.models.fused.layer import FusedLayer
 
     with contextlib.ExitStack() as stack:

@@ -19,16 +19,18 @@ from prefloop.models.language_head import head_logits
 
 
 class LoRADrop(LoRA):
-    """LoRA-drop (Zhou et al. 2024, arXiv 2402.07721): layers of much output keep their LoRA, the rest share one for each kind of layer.
+    """LoRA-drop (Zhou et al. 2024, arXiv 2402.07721): layers of much output keep their LoRA, the
+    rest share one for each kind of layer.
 
-    As in the paper a LoRA is first trained for a few steps on a sample (``options.steps``, 8), then a layer counts by the mean squared norm
-    of its output s B A x over the sample's tokens, and the layers that make up ``options.share`` (0.9) of the sum are kept. Those left share
-    their A and B where they are the same kind of layer (same name in its block, same shape). Here the short training has the next-token
-    loss on the sample's tokens, since the stage's own loss is not known to an adapter, and B goes back to zero after it: the
-    role starts at the bare model's outputs.
+    As in the paper a LoRA is first trained for a few steps on a sample (``options.steps``, 8), then
+    a layer counts by the mean squared norm of its output s B A x over the sample's tokens, and the
+    layers that make up ``options.share`` (0.9) of the sum are kept. Those left share their A and B
+    where they are the same kind of layer (same name in its block, same shape). Here the short
+    training has the next-token loss on the sample's tokens, since the stage's own loss is not known
+    to an adapter, and B goes back to zero after it: the role starts at the bare model's outputs.
 
-    Files are plain LoRA, with shared tensors repeated, so PEFT and vLLM load them; layers of a kind that are equal to the bit in a file share
-    again when it is loaded.
+    Files are plain LoRA, with shared tensors repeated, so PEFT and vLLM load them; layers of a kind
+    that are equal to the bit in a file share again when it is loaded.
     """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
@@ -70,7 +72,9 @@ class LoRADrop(LoRA):
                 before = taken
                 for _ in run():
                     optimizer.zero_grad()
-                    loss = losses.pop()  # the last: the first packed pass of all tries kernels before it
+                    loss = (
+                        losses.pop()
+                    )  # the last: the first packed pass of all tries kernels before it
                     losses.clear()
                     loss.backward()
                     optimizer.step()
@@ -82,7 +86,9 @@ class LoRADrop(LoRA):
 
     @contextlib.contextmanager
     def _language_loss(self, parameters: list[nn.Parameter]) -> Iterator[list[Tensor]]:
-        """The next-token loss of each pass, with its graph, whoever runs the pass and whether or not they want gradients."""
+        """The next-token loss of each pass, with its graph, whoever runs the pass and whether or
+        not they want gradients.
+        """
         losses: list[Tensor] = []
         modes: list[bool] = []
         model = self.base()
@@ -96,10 +102,14 @@ class LoRADrop(LoRA):
         def after(_: Any, __: Any, given: dict[str, Any], out: Any) -> None:
             try:
                 ids, places = given["input_ids"], given["position_ids"]
-                follows = places[:, 1:] == places[:, :-1] + 1  # neither over documents nor from branch to branch
+                follows = (
+                    places[:, 1:] == places[:, :-1] + 1
+                )  # neither over documents nor from branch to branch
                 mask = given.get(
                     "attention_mask"
-                )  # of padded rows [B, W]; of a pack by pairs, in a dict where kinds of layers differ
+                    # of padded rows [B, W]; of a pack by pairs, in a dict where kinds of layers
+                    # differ
+                )
                 if isinstance(mask, Tensor) and mask.dim() == 2:
                     follows &= mask[:, 1:].bool()
                 logits = head_logits(model, out.last_hidden_state[:, :-1][follows])
@@ -131,7 +141,9 @@ class LoRADrop(LoRA):
                 low = x @ layer.lora_A[role].weight.float().T
                 b = layer.lora_B[role].weight.float()
                 gram = b.T @ b  # |B l|² without the wide output
-                total[name] = total.get(name, 0.0) + float(layer.scaling[role] ** 2 * ((low @ gram) * low).sum())
+                total[name] = total.get(name, 0.0) + float(
+                    layer.scaling[role] ** 2 * ((low @ gram) * low).sum()
+                )
                 tokens[name] = tokens.get(name, 0) + len(x)
 
             hooks.append(layer.register_forward_hook(add))
@@ -145,7 +157,9 @@ class LoRADrop(LoRA):
         return {name: total[name] / tokens[name] for name in total}
 
     def groups(self, importance: dict[str, float]) -> list[list[str]]:
-        """The layers that share, by kind: all but the fewest of the most important whose sum reaches ``share`` of the total."""
+        """The layers that share, by kind: all but the fewest of the most important whose sum
+        reaches ``share`` of the total.
+        """
         left, kept, whole = dict(importance), 0.0, sum(importance.values())
         for name in sorted(importance, key=lambda n: -importance[n]):
             if kept >= self.share * whole:
@@ -155,7 +169,9 @@ class LoRADrop(LoRA):
         kinds: dict[tuple[str, int, int], list[str]] = {}
         for name in sorted(left):
             base = layers[name].get_base_layer()
-            kinds.setdefault((name.rpartition(".")[2], base.out_features, base.in_features), []).append(name)
+            kinds.setdefault(
+                (name.rpartition(".")[2], base.out_features, base.in_features), []
+            ).append(name)
         return [names for names in kinds.values() if len(names) > 1]
 
     def _tie(self, role: str, groups: list[list[str]]) -> None:
@@ -163,7 +179,9 @@ class LoRADrop(LoRA):
         for first, *rest in groups:
             for name in rest:
                 for part in ("lora_A", "lora_B"):
-                    getattr(layers[name], part)[role].weight = getattr(layers[first], part)[role].weight
+                    getattr(layers[name], part)[role].weight = getattr(layers[first], part)[
+                        role
+                    ].weight
         self.shared[role] = groups
 
     def drop(self, role: str) -> None:
@@ -185,5 +203,7 @@ class LoRADrop(LoRA):
         for name, layer in sorted(self.named_layers().items()):
             pair = [getattr(layer, part)[role].weight.detach() for part in ("lora_A", "lora_B")]
             kind = name.rpartition(".")[2].encode()
-            alike.setdefault((kind, *(t.float().cpu().numpy().tobytes() for t in pair)), []).append(name)
+            alike.setdefault((kind, *(t.float().cpu().numpy().tobytes() for t in pair)), []).append(
+                name
+            )
         self._tie(role, [names for names in alike.values() if len(names) > 1])

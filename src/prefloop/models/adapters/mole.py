@@ -22,21 +22,33 @@ from prefloop.models.lookup import fingerprint
 
 SAMPLE = 16
 """Tokens of a layer's input in a pass that the balance term looks at."""
-_COMPARED = {"experts_sha256": "experts", "scales": "experts", "temperature": "temperature", "top_k": "top_k"}
-"""What of a saved gate's description must be the same where it is loaded, and what a message calls it."""
+_COMPARED = {
+    "experts_sha256": "experts",
+    "scales": "experts",
+    "temperature": "temperature",
+    "top_k": "top_k",
+}
+"""What of a saved gate's description must be the same where it is loaded, and what a message calls
+it.
+"""
 
 
 class MoLE(Native):
-    """Mixture of LoRA experts (Wu et al. 2024, arXiv 2404.13628): y = W x + Σ_e g_e(x) s_e B_e A_e x with frozen experts; the gates alone learn.
+    """Mixture of LoRA experts (Wu et al. 2024, arXiv 2404.13628): y = W x + Σ_e g_e(x) s_e B_e A_e
+    x with frozen experts; the gates alone learn.
 
-    g = softmax((G x + b) / temperature) over the experts, one gate for each adapted linear layer, from that layer's input (the paper's
-    reads the outputs of all experts of a block, which would make each pass run all of them twice). A fresh gate is even: the mean of the
-    experts (of ``top_k`` of them; with 1, one expert's share of that mean), not the bare model.
+    g = softmax((G x + b) / temperature) over the experts, one gate for each adapted linear layer,
+    from that layer's input (the paper's reads the outputs of all experts of a block, which would
+    make each pass run all of them twice). A fresh gate is even: the mean of the experts (of
+    ``top_k`` of them; with 1, one expert's share of that mean), not the bare model.
 
-    ``options.experts``: two or more LoRA adapters of this backbone, folders or results of runs. ``options.temperature`` (1). ``options.top_k``: mix exactly that many
-    experts of the largest weights at each token (0: all): their weights are divided by their sum, but a single one keeps its own, as in Switch
-    (Fedus et al. 2022, arXiv 2101.03961, eq. 2), for divided by itself it would teach the gate nothing. ``options.balance`` (0): times -Σ_e log mean g_e, averaged over layers (the paper's
-    balance loss, on the last pass's tokens). A gate depends on its input: nothing can be merged, and vLLM cannot run it.
+    ``options.experts``: two or more LoRA adapters of this backbone, folders or results of runs.
+    ``options.temperature`` (1). ``options.top_k``: mix exactly that many experts of the largest
+    weights at each token (0: all): their weights are divided by their sum, but a single one keeps
+    its own, as in Switch (Fedus et al. 2022, arXiv 2101.03961, eq. 2), for divided by itself it
+    would teach the gate nothing. ``options.balance`` (0): times -Σ_e log mean g_e, averaged over
+    layers (the paper's balance loss, on the last pass's tokens). A gate depends on its input:
+    nothing can be merged, and vLLM cannot run it.
     """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
@@ -67,8 +79,8 @@ class MoLE(Native):
                 same = not origin.model or Path(origin.model).name == Path(name).name
             if not same:
                 raise ModelError(
-                    f"backbone.adapter.options.experts: '{typed}' was trained on {origin.model}, backbone.model is {name}: give experts of "
-                    "this backbone"
+                    f"backbone.adapter.options.experts: '{typed}' was trained on {origin.model},"
+                    f" backbone.model is {name}: give experts of this backbone"
                 )
         super().check(model, name, folder)
 
@@ -76,12 +88,14 @@ class MoLE(Native):
         modules = dict(model.named_modules())
         for name, shape in self.shapes.items():
             layer: Any = modules.get(name)
-            found = (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else None
+            found = (
+                (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else None
+            )
             if found != shape:
                 has = "no such linear layer" if found is None else f"one of {found[0]} × {found[1]}"
                 raise ModelError(
-                    f"adapter mole: expert '{self.named[0]}' has {name} of {shape[0]} × {shape[1]}, this backbone has {has}: "
-                    "give experts that were trained on it"
+                    f"adapter mole: expert '{self.named[0]}' has {name} of {shape[0]} × {shape[1]},"
+                    f" this backbone has {has}: give experts that were trained on it"
                 )
         return {name: modules[name] for name in self.shapes}
 
@@ -89,9 +103,14 @@ class MoLE(Native):
         device = model.device
         saved = [_load(folder) for folder in self.folders]
         for name in self.shapes:
-            pairs = [(s[f"{name}.lora_A.weight"].float(), s[f"{name}.lora_B.weight"].float()) for s in saved]
+            pairs = [
+                (s[f"{name}.lora_A.weight"].float(), s[f"{name}.lora_B.weight"].float())
+                for s in saved
+            ]
             self.low[name] = torch.cat([a for a, _ in pairs]).to(device)
-            self.high[name] = torch.cat([s * b for s, (_, b) in zip(self.scales, pairs, strict=True)], dim=1).to(device)
+            self.high[name] = torch.cat(
+                [s * b for s, (_, b) in zip(self.scales, pairs, strict=True)], dim=1
+            ).to(device)
             ranks = torch.tensor([len(a) for a, _ in pairs])
             self.expert[name] = torch.arange(len(pairs)).repeat_interleave(ranks).to(device)
         return super().wrap(model)
@@ -103,10 +122,13 @@ class MoLE(Native):
         }
 
     def gates(self, role: str, name: str, x: Tensor) -> Tensor:
-        """Weights of the experts at each token, [..., experts], float32; they sum to 1, but with ``top_k`` 1."""
+        """Weights of the experts at each token, [..., experts], float32; they sum to 1, but with
+        ``top_k`` 1.
+        """
         own = self.roles[role][name]
         score = (
-            F.linear(x.to(own["gate.weight"].dtype), own["gate.weight"], own["gate.bias"]).float() / self.temperature
+            F.linear(x.to(own["gate.weight"].dtype), own["gate.weight"], own["gate.bias"]).float()
+            / self.temperature
         )
         weight = score.softmax(-1)
         if self.top_k == len(self.folders):
@@ -123,7 +145,9 @@ class MoLE(Native):
             gates = self.gates(self.active, name, x)
             if self.balance and torch.is_grad_enabled():
                 rows = x.detach().reshape(-1, x.shape[-1])
-                self.seen.setdefault(self.active, {})[name] = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE].float()
+                self.seen.setdefault(self.active, {})[name] = rows[:: max(1, len(rows) // SAMPLE)][
+                    :SAMPLE
+                ].float()
             low = product(x, self.low[name])
             mixed = product(low * gates.index_select(-1, self.expert[name]), self.high[name])
             return out + mixed.to(out.dtype)
@@ -136,7 +160,12 @@ class MoLE(Native):
         terms = []
         for name, x in self.seen[role].items():
             own = self.roles[role][name]
-            even = F.linear(x, own["gate.weight"], own["gate.bias"]).div(self.temperature).softmax(-1).mean(0)
+            even = (
+                F.linear(x, own["gate.weight"], own["gate.bias"])
+                .div(self.temperature)
+                .softmax(-1)
+                .mean(0)
+            )
             terms.append(-even.log().sum())
         return self.balance * torch.stack(terms).mean()
 
@@ -159,46 +188,72 @@ class MoLE(Native):
         for key, what in _COMPARED.items():
             if described.get(key) != own[key]:
                 raise ModelError(
-                    f"its gate was trained with other {what}: experts {described.get('experts')} of scales {described.get('scales')}, "
-                    f"temperature {described.get('temperature')}, top_k {described.get('top_k')}"
+                    f"its gate was trained with other {what}: experts {described.get('experts')} of"
+                    f" scales {described.get('scales')}, temperature"
+                    f" {described.get('temperature')}, top_k {described.get('top_k')}"
                 )
         super().restore(role, saved, described)
 
 
-def _agreeing(named: list[str], folders: list[Path]) -> tuple[list[float], dict[str, tuple[int, int]]]:
-    """Scale of each expert, and the shape [outputs, inputs] of each layer; read without loading. Raises ``ModelError`` where they differ."""
+def _agreeing(
+    named: list[str], folders: list[Path]
+) -> tuple[list[float], dict[str, tuple[int, int]]]:
+    """Scale of each expert, and the shape [outputs, inputs] of each layer; read without loading.
+    Raises ``ModelError`` where they differ.
+    """
     first, scales, bases, shapes = named[0], [], [], []
     for typed, folder in zip(named, folders, strict=True):
         where = f"backbone.adapter.options.experts: '{typed}'"
         try:
             config = read_adapter(folder)
-            with reading(f"'{folder.name}'"), safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            with (
+                reading(f"'{folder.name}'"),
+                safe_open(folder / "adapter_model.safetensors", "pt") as file,
+            ):
                 sizes = {_plain(n): tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
         except ModelError as error:
-            raise ModelError(f"{where} holds no adapter that can be read ({error}): make or copy it again") from error
-        odd = [n for n in sizes if not n.endswith((".lora_A.weight", ".lora_B.weight"))]
-        if config.get("peft_type") != "LORA" or odd or config.get("rank_pattern") or config.get("alpha_pattern"):
             raise ModelError(
-                f"backbone.adapter.options.experts: '{typed}' is no plain LoRA adapter; mole mixes those of lora and rslora"
+                f"{where} holds no adapter that can be read ({error}): make or copy it again"
+            ) from error
+        odd = [n for n in sizes if not n.endswith((".lora_A.weight", ".lora_B.weight"))]
+        if (
+            config.get("peft_type") != "LORA"
+            or odd
+            or config.get("rank_pattern")
+            or config.get("alpha_pattern")
+        ):
+            raise ModelError(
+                f"backbone.adapter.options.experts: '{typed}' is no plain LoRA adapter; mole mixes"
+                " those of lora and rslora"
             )
         try:
             rank = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
             scales.append(config["lora_alpha"] / rank)
-            names = [n.removesuffix(".lora_A.weight") for n in sizes if n.endswith(".lora_A.weight")]
-            shapes.append({n: (sizes[f"{n}.lora_B.weight"][0], sizes[f"{n}.lora_A.weight"][1]) for n in names})
+            names = [
+                n.removesuffix(".lora_A.weight") for n in sizes if n.endswith(".lora_A.weight")
+            ]
+            shapes.append(
+                {n: (sizes[f"{n}.lora_B.weight"][0], sizes[f"{n}.lora_A.weight"][1]) for n in names}
+            )
         except (KeyError, TypeError, ZeroDivisionError, IndexError) as error:
-            raise ModelError(f"{where} is no whole LoRA adapter (no usable {error}): make or copy it again") from None
+            raise ModelError(
+                f"{where} is no whole LoRA adapter (no usable {error}): make or copy it again"
+            ) from None
         bases.append(config.get("base_model_name_or_path"))
     for typed, base, shape in zip(named[1:], bases[1:], shapes[1:], strict=True):
         if base and bases[0] and base != bases[0]:
             raise ModelError(
-                f"backbone.adapter.options.experts: '{first}' is of {bases[0]} and '{typed}' of {base}: give experts of one backbone"
+                f"backbone.adapter.options.experts: '{first}' is of {bases[0]} and '{typed}' of"
+                f" {base}: give experts of one backbone"
             )
-        differing = sorted(n for n in shapes[0].keys() | shape.keys() if shapes[0].get(n) != shape.get(n))
+        differing = sorted(
+            n for n in shapes[0].keys() | shape.keys() if shapes[0].get(n) != shape.get(n)
+        )
         if differing:
             raise ModelError(
-                f"backbone.adapter.options.experts: '{first}' and '{typed}' differ in {len(differing)} layers (first {differing[0]}): "
-                "give experts of the same backbone and target modules"
+                f"backbone.adapter.options.experts: '{first}' and '{typed}' differ in"
+                f" {len(differing)} layers (first {differing[0]}): give experts of the same"
+                " backbone and target modules"
             )
     return scales, shapes[0]
 

@@ -1,6 +1,8 @@
-"""Methods of PEFT that are no low-rank sums: each changes a linear layer's input, output or weight in its own way.
+"""Methods of PEFT that are no low-rank sums: each changes a linear layer's input, output or weight
+in its own way.
 
-All are affine maps of the layer's input, so they merge (``models.merge``); none is fused, so they run under autocast.
+All are affine maps of the layer's input, so they merge (``models.merge``); none is fused, so they
+run under autocast.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ CAUSAL = "CAUSAL_LM"
 
 
 class Drawn(Tuner):
-    """A method with random matrices that all layers share: a key draws them again, so no file holds them."""
+    """A method with random matrices that all layers share: a key draws them again, so no file holds
+    them.
+    """
 
     places: ClassVar[tuple[str, str]]
     """Where layers keep the matrices."""
@@ -46,7 +50,8 @@ class Drawn(Tuner):
             return super().wrap(model)
 
     def add(self, role: str) -> None:
-        # By hand: PEFT draws the matrices again for each adapter, and puts RandLoRA's 4-bit layers around each other.
+        # By hand: PEFT draws the matrices again for each adapter, and puts RandLoRA's 4-bit layers
+        # around each other.
         config = copy.deepcopy(self.model.peft_config[BLANK])
         self.model.peft_config[role] = config
         for part in self.layers:
@@ -60,7 +65,9 @@ class Drawn(Tuner):
 
 
 class VeRA(Drawn):
-    """VeRA (Kopiczko et al. 2023, arXiv 2310.11454): W x + b ∘ B (d ∘ A x), vectors b = 0 and d learn, A and B are drawn from a key."""
+    """VeRA (Kopiczko et al. 2023, arXiv 2310.11454): W x + b ∘ B (d ∘ A x), vectors b = 0 and d
+    learn, A and B are drawn from a key.
+    """
 
     waits: ClassVar = {"vera_lambda_d": ("vera_lambda_b",)}
     told = ("projection_prng_key", "r")
@@ -79,7 +86,9 @@ class VeRA(Drawn):
 
 
 class RandLoRA(Drawn):
-    """RandLoRA (Albert et al. 2025, arXiv 2502.00987): W x + s Σ_k B_k Λ_k A Γ_k x over enough random bases for full rank; Λ = 0 and Γ learn."""
+    """RandLoRA (Albert et al. 2025, arXiv 2502.00987): W x + s Σ_k B_k Λ_k A Γ_k x over enough
+    random bases for full rank; Λ = 0 and Γ learn.
+    """
 
     waits: ClassVar = {"randlora_gamma": ("randlora_lambda",)}
     told = ("projection_prng_key", "r", "randlora_alpha")
@@ -104,7 +113,8 @@ IA3_KINDS = ("k_proj", "v_proj", "down_proj")
 
 
 class IA3(Tuner):
-    """IA³ (Liu et al. 2022, arXiv 2205.05638): keys, values and what goes into the MLP's last layer are scaled by learnt vectors, 1 at the start.
+    """IA³ (Liu et al. 2022, arXiv 2205.05638): keys, values and what goes into the MLP's last layer
+    are scaled by learnt vectors, 1 at the start.
 
     ``target_modules`` "all-linear", the default of others, means these three layers.
     """
@@ -119,13 +129,16 @@ class IA3(Tuner):
         try:
             re.compile(self.options["feedforward"])
         except re.error as error:
-            raise ModelError(f"backbone.adapter.options.feedforward is no regular expression: {error}") from None
+            raise ModelError(
+                f"backbone.adapter.options.feedforward is no regular expression: {error}"
+            ) from None
         missing = [kind for kind in IA3_KINDS if kind not in ends]
         if missing and self.config.target_modules == "all-linear":
             raise ModelError(
-                f"adapter ia3: {name} has no {' or '.join(missing)}, its layers end in {', '.join(ends)}: name those whose output is scaled and "
-                "the MLP's last in backbone.adapter.target_modules, the latter in backbone.adapter.options.feedforward too, or take another "
-                "method, such as vera"
+                f"adapter ia3: {name} has no {' or '.join(missing)}, its layers end in"
+                f" {', '.join(ends)}: name those whose output is scaled and the MLP's last in"
+                " backbone.adapter.target_modules, the latter in"
+                " backbone.adapter.options.feedforward too, or take another method, such as vera"
             )
 
     def peft_config(self, blank: bool = False) -> IA3Config:
@@ -137,7 +150,9 @@ class IA3(Tuner):
 
 
 class OFT(Tuner):
-    """OFT (Qiu et al. 2023, arXiv 2306.07280): W R x, R block-diagonal and orthogonal by Cayley's transform (I + Q)(I - Q)⁻¹, Q = 0 at the start."""
+    """OFT (Qiu et al. 2023, arXiv 2306.07280): W R x, R block-diagonal and orthogonal by Cayley's
+    transform (I + Q)(I - Q)⁻¹, Q = 0 at the start.
+    """
 
     told = ("oft_block_size", "use_cayley_neumann")
 
@@ -155,7 +170,9 @@ class OFT(Tuner):
 
 
 class BlockDiagonal:
-    """PEFT's kernel for products of blocks, in torch: PEFT would compile one with CUDA's tools, or fall back to a single factor without a word."""
+    """PEFT's kernel for products of blocks, in torch: PEFT would compile one with CUDA's tools, or
+    fall back to a single factor without a word.
+    """
 
     def forward(self, blocks_Z_D_H_H: Tensor) -> list[Tensor]:
         """Blocks on the diagonal of one matrix each, [Z, D H, D H]."""
@@ -169,7 +186,9 @@ class BlockDiagonal:
 
 
 class BOFT(Tuner):
-    """BOFT (Liu et al. 2023, arXiv 2311.06243): OFT whose rotation is a product of block-diagonal factors in butterfly order, outputs scaled."""
+    """BOFT (Liu et al. 2023, arXiv 2311.06243): OFT whose rotation is a product of block-diagonal
+    factors in butterfly order, outputs scaled.
+    """
 
     told = ("boft_block_size", "boft_n_butterfly_factor")
 
@@ -191,10 +210,12 @@ class BOFT(Tuner):
 
 
 class ReflectingLinear(HRALinear):
-    """PEFT's layer with the reflections on its input, not on its weight: 4-bit weights take part, and no product of I x I matrices is kept.
+    """PEFT's layer with the reflections on its input, not on its weight: 4-bit weights take part,
+    and no product of I x I matrices is kept.
 
-    With unit vectors U [I, R] the chain is Π_i (I - 2 u_i u_iᵀ) = I - U T Uᵀ, T upper triangular with T⁻¹ = I / 2 + the part of UᵀU above its
-    diagonal (Joffrain et al. 2006, "Accumulating Householder transformations, revisited", ACM TOMS 32(2)): the cost of one LoRA.
+    With unit vectors U [I, R] the chain is Π_i (I - 2 u_i u_iᵀ) = I - U T Uᵀ, T upper triangular
+    with T⁻¹ = I / 2 + the part of UᵀU above its diagonal (Joffrain et al. 2006, "Accumulating
+    Householder transformations, revisited", ACM TOMS 32(2)): the cost of one LoRA.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -211,14 +232,18 @@ class ReflectingLinear(HRALinear):
         with torch.autocast(self.hra_u[name].device.type, enabled=False):
             u_I_R = self.hra_u[name] / self.hra_u[name].norm(dim=0)
             eye_R_R = torch.eye(u_I_R.shape[1], device=u_I_R.device)
-            t_R_R = torch.linalg.solve_triangular((u_I_R.T @ u_I_R).triu(1) + eye_R_R / 2, eye_R_R, upper=True)
+            t_R_R = torch.linalg.solve_triangular(
+                (u_I_R.T @ u_I_R).triu(1) + eye_R_R / 2, eye_R_R, upper=True
+            )
             return u_I_R.T, u_I_R @ t_R_R
 
 
 class HRA(Tuner):
-    """HRA (Yuan et al. 2024, arXiv 2405.17484): W Π_i (I - 2 u_i u_iᵀ) x; the reflections start in equal pairs, which undo each other.
+    """HRA (Yuan et al. 2024, arXiv 2405.17484): W Π_i (I - 2 u_i u_iᵀ) x; the reflections start in
+    equal pairs, which undo each other.
 
-    PEFT's switch to reflections at right angles (``apply_GS``) is not here: equal pairs cannot be at right angles, so it starts at another model.
+    PEFT's switch to reflections at right angles (``apply_GS``) is not here: equal pairs cannot be
+    at right angles, so it starts at another model.
     """
 
     told = ("r", "apply_GS")
@@ -238,12 +263,17 @@ class HRA(Tuner):
 
     def misfit(self, inputs: int, outputs: int) -> str | None:
         if self.config.r % 2:
-            return f"hra starts at the model's outputs with an even number of reflections only, backbone.adapter.r is {self.config.r}"
+            return (
+                "hra starts at the model's outputs with an even number of reflections only,"
+                f" backbone.adapter.r is {self.config.r}"
+            )
         return over(self.config.r, inputs)
 
 
 class MiSS(Tuner):
-    """MiSS (Kang & Yin 2024, arXiv 2409.15371): W x + Dᵀ Σ_k x_k, x cut into pieces of length r; D = 0 at the start."""
+    """MiSS (Kang & Yin 2024, arXiv 2409.15371): W x + Dᵀ Σ_k x_k, x cut into pieces of length r; D
+    = 0 at the start.
+    """
 
     told = ("r", "init_weights")
 
@@ -261,5 +291,7 @@ class MiSS(Tuner):
 
 def _uneven(inputs: int, block: int) -> str | None:
     if inputs % block or block > inputs:
-        return f"its {inputs} inputs are no multiple of {block}: change backbone.adapter.options.block"
+        return (
+            f"its {inputs} inputs are no multiple of {block}: change backbone.adapter.options.block"
+        )
     return None

@@ -1,7 +1,9 @@
-"""PiSSA and OLoRA beside other roles: both start from a part of the weight itself, and neither may change the weight, which all roles share.
+"""PiSSA and OLoRA beside other roles: both start from a part of the weight itself, and neither may
+change the weight, which all roles share.
 
-The papers train W - s B0 A0 + s B A from B = B0, A = A0. Here the difference s (B A - B0 A0) is one LoRA adapter of rank 2 r whose second half,
--B0 and A0, never moves: the same function and gradients, the model's outputs at the start, files that load wherever LoRA's do, any precision.
+The papers train W - s B0 A0 + s B A from B = B0, A = A0. Here the difference s (B A - B0 A0) is one
+LoRA adapter of rank 2 r whose second half, -B0 and A0, never moves: the same function and
+gradients, the model's outputs at the start, files that load wherever LoRA's do, any precision.
 
 Shape letters: O outputs, I inputs, r rank.
 """
@@ -38,7 +40,9 @@ class Halves(LoRA):
         super().add(role)
         for name, parameter in self.parameters(role).items():
             learns = parameter.requires_grad
-            parameter.requires_grad_(True)  # torch wants it for a hook, which stays when it is turned off
+            parameter.requires_grad_(
+                True
+            )  # torch wants it for a hook, which stays when it is turned off
             parameter.register_hook(_first_half(_axis(name)))
             parameter.requires_grad_(learns)
 
@@ -80,7 +84,9 @@ class Halves(LoRA):
 
 
 class PiSSA(Halves):
-    """PiSSA (Meng et al. 2024, arXiv 2404.02948, eq. 2-3): s B0 A0 is the truncated SVD of W, its singular values shared equally by A0 and B0."""
+    """PiSSA (Meng et al. 2024, arXiv 2404.02948, eq. 2-3): s B0 A0 is the truncated SVD of W, its
+    singular values shared equally by A0 and B0.
+    """
 
     def factors(self, weight_O_I: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         r = self.config.r
@@ -90,7 +96,9 @@ class PiSSA(Halves):
 
 
 class OLoRA(Halves):
-    """OLoRA (Büyükakyüz 2024, arXiv 2406.01775): B0 the first r orthonormal columns of Q and A0 the first rows of R in W = Q R."""
+    """OLoRA (Büyükakyüz 2024, arXiv 2406.01775): B0 the first r orthonormal columns of Q and A0 the
+    first rows of R in W = Q R.
+    """
 
     def factors(self, weight_O_I: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         q_O_K, r_K_I = torch.linalg.qr(weight_O_I)

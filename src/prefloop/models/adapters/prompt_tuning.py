@@ -1,10 +1,14 @@
-"""Virtual tokens that every document begins with: prompt tuning, P-tuning, prefix tuning, P-tuning v2.
+"""Virtual tokens that every document begins with: prompt tuning, P-tuning, prefix tuning, P-tuning
+v2.
 
-What comes later sees virtual tokens through their keys and values alone, and those depend on nothing that comes later. So the keys and values
-are made once a pass and put ahead of everybody's in each layer's attention: packs, branches, cached generation and padded rows stay as they
-are, and a pack of a hundred documents costs one row of virtual tokens instead of a hundred. Files are PEFT's.
+What comes later sees virtual tokens through their keys and values alone, and those depend on
+nothing that comes later. So the keys and values are made once a pass and put ahead of everybody's
+in each layer's attention: packs, branches, cached generation and padded rows stay as they are, and
+a pack of a hundred documents costs one row of virtual tokens instead of a hundred. Files are
+PEFT's.
 
-Shape letters: B rows, V virtual tokens, L layers, K key heads, D head size, H hidden size, Q queries, T keys.
+Shape letters: B rows, V virtual tokens, L layers, K key heads, D head size, H hidden size, Q
+queries, T keys.
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ EMBEDDINGS = "prompt_embeddings"
 
 @dataclasses.dataclass
 class Ahead:
-    """Keys and values [1, K, V, D] ahead of everybody's in one layer, or a list that takes those of the virtual tokens."""
+    """Keys and values [1, K, V, D] ahead of everybody's in one layer, or a list that takes those of
+    the virtual tokens.
+    """
 
     keys: Tensor | None = None
     values: Tensor | None = None
@@ -48,20 +54,36 @@ class Ahead:
 
 
 def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Any]:
-    """transformers' attention interface with ``module.ahead`` before the keys; a mask lets every query see all of it."""
+    """transformers' attention interface with ``module.ahead`` before the keys; a mask lets every
+    query see all of it.
+    """
     ahead: Ahead | None = getattr(module, "ahead", None)
     if ahead is not None and ahead.heard is not None:
         ahead.heard.append((key, value))
     if ahead is not None and ahead.keys is not None and ahead.values is not None:
-        rows, queries, own, virtual = key.shape[0], query.shape[2], key.shape[2], ahead.keys.shape[2]
+        rows, queries, own, virtual = (
+            key.shape[0],
+            query.shape[2],
+            key.shape[2],
+            ahead.keys.shape[2],
+        )
         if attention_mask is None and queries > 1:
-            causal_Q_T = torch.ones(queries, own, dtype=torch.bool, device=key.device).tril(own - queries)
+            causal_Q_T = torch.ones(queries, own, dtype=torch.bool, device=key.device).tril(
+                own - queries
+            )
             attention_mask = causal_Q_T[None, None]
         window = kwargs.get("sliding_window")
         if attention_mask is not None or window is not None:
-            attention_mask = _with_virtual(attention_mask, ahead.position_B_Q, window, virtual, query, own)
+            attention_mask = _with_virtual(
+                attention_mask, ahead.position_B_Q, window, virtual, query, own
+            )
         key = torch.cat([ahead.keys.to(key.dtype).expand(rows, -1, -1, -1), key], dim=2)
         value = torch.cat([ahead.values.to(value.dtype).expand(rows, -1, -1, -1), value], dim=2)
     if module.config._attn_implementation == EAGER:
@@ -72,9 +94,16 @@ def attend(
 
 
 def _with_virtual(
-    mask: Tensor | None, position_B_Q: Tensor | None, window: int | None, virtual: int, query: Tensor, own: int
+    mask: Tensor | None,
+    position_B_Q: Tensor | None,
+    window: int | None,
+    virtual: int,
+    query: Tensor,
+    own: int,
 ) -> Tensor:
-    """The mask [B, 1, Q, T] with V columns before it: seen, unless a sliding window has left them behind."""
+    """The mask [B, 1, Q, T] with V columns before it: seen, unless a sliding window has left them
+    behind.
+    """
     if mask is None:
         mask = torch.ones(1, 1, query.shape[2], own, dtype=torch.bool, device=query.device)
     if window is None or position_B_Q is None:
@@ -83,9 +112,13 @@ def _with_virtual(
     near_B_1_Q_V = near[:, None]
     if mask.dtype != torch.bool:
         lowest = torch.finfo(mask.dtype).min
-        near_B_1_Q_V = torch.zeros_like(near_B_1_Q_V, dtype=mask.dtype).masked_fill(~near_B_1_Q_V, lowest)
+        near_B_1_Q_V = torch.zeros_like(near_B_1_Q_V, dtype=mask.dtype).masked_fill(
+            ~near_B_1_Q_V, lowest
+        )
     rows = max(len(mask), len(near_B_1_Q_V))
-    return torch.cat([near_B_1_Q_V.expand(rows, -1, -1, -1), mask.expand(rows, mask.shape[1], -1, -1)], dim=-1)
+    return torch.cat(
+        [near_B_1_Q_V.expand(rows, -1, -1, -1), mask.expand(rows, mask.shape[1], -1, -1)], dim=-1
+    )
 
 
 for _name, _mask in ((SDPA, sdpa_mask), (EAGER, eager_mask)):
@@ -97,7 +130,9 @@ class Virtual(Method):
     """Shared by the methods below: subclasses say what makes the virtual tokens of a role."""
 
     per_layer = False
-    """Whether a role holds keys and values of every layer, and not embeddings that the model makes them from."""
+    """Whether a role holds keys and values of every layer, and not embeddings that the model makes
+    them from.
+    """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)
@@ -110,8 +145,8 @@ class Virtual(Method):
         layers, found = model.config.get_text_config().num_hidden_layers, len(attentions(model))
         if found != layers:
             raise ModelError(
-                f"adapter {self.card.name}: {name} has {layers} layers, and keys to put virtual tokens before in {found}: take a method that "
-                "changes weights, such as lora"
+                f"adapter {self.card.name}: {name} has {layers} layers, and keys to put virtual"
+                f" tokens before in {found}: take a method that changes weights, such as lora"
             )
 
     def wrap(self, model: Any) -> Any:
@@ -119,7 +154,9 @@ class Virtual(Method):
         self.attentions = attentions(model)
         text = model.config.get_text_config()
         self.key_heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-        self.head_size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+        self.head_size = int(
+            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        )
         model.set_attn_implementation(EAGER if text._attn_implementation == "eager" else SDPA)
         self.roles.method = self
         model.add_module(TREE, self.roles)
@@ -161,7 +198,9 @@ class Virtual(Method):
             raise ModelError("method or number of virtual tokens differ")
         if saved.keys() == {EMBEDDINGS} != own.keys():
             # PEFT keeps the finished tokens alone: they go on by themselves.
-            self.roles[role] = nn.Embedding.from_pretrained(saved[EMBEDDINGS].float()).to(self.model.device)
+            self.roles[role] = nn.Embedding.from_pretrained(saved[EMBEDDINGS].float()).to(
+                self.model.device
+            )
             return
         parameters = self.parameters(role)
         if any(n not in saved or saved[n].shape != p.shape for n, p in parameters.items()):
@@ -176,7 +215,9 @@ class Virtual(Method):
         return dict(config.to_dict())
 
     def encoder(self) -> nn.Module:
-        """A fresh role's module; called with the numbers 0 to V - 1 it gives what ``embeddings`` is."""
+        """A fresh role's module; called with the numbers 0 to V - 1 it gives what ``embeddings``
+        is.
+        """
         raise NotImplementedError
 
     def peft_config(self) -> Any:
@@ -191,8 +232,14 @@ class Virtual(Method):
 
     def _shape(self) -> dict[str, Any]:
         text = self.model.config.get_text_config()
-        of_layers = {"num_attention_heads": self.key_heads, "token_dim": self.key_heads * self.head_size}
-        of_embeddings = {"num_attention_heads": text.num_attention_heads, "token_dim": text.hidden_size}
+        of_layers = {
+            "num_attention_heads": self.key_heads,
+            "token_dim": self.key_heads * self.head_size,
+        }
+        of_embeddings = {
+            "num_attention_heads": text.num_attention_heads,
+            "token_dim": text.hidden_size,
+        }
         return {
             "task_type": "CAUSAL_LM",
             "num_virtual_tokens": self.tokens,
@@ -202,13 +249,19 @@ class Virtual(Method):
         }
 
     def _before_pass(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Keys and values of the active role for this pass; everybody else's positions begin behind them."""
+        """Keys and values of the active role for this pass; everybody else's positions begin behind
+        them.
+        """
         if self._making or self.role is None:
             return None
         layers = self._keys_and_values(decoder, self.embeddings(self.role))
         positions = kwargs.get("position_ids")
         if positions is None:
-            given = kwargs.get("inputs_embeds") if kwargs.get("input_ids") is None else kwargs["input_ids"]
+            given = (
+                kwargs.get("inputs_embeds")
+                if kwargs.get("input_ids") is None
+                else kwargs["input_ids"]
+            )
             given = args[0] if given is None else given
             past = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
             start = past.get_seq_length() if past is not None else 0
@@ -217,21 +270,29 @@ class Virtual(Method):
         self._put(layers, positions)
         return (args, {**kwargs, "position_ids": positions}) if self._takes_positions else None
 
-    def _put(self, layers: list[tuple[Tensor, Tensor]] | None, position_B_Q: Tensor | None = None) -> None:
+    def _put(
+        self, layers: list[tuple[Tensor, Tensor]] | None, position_B_Q: Tensor | None = None
+    ) -> None:
         for place, module in enumerate(self.attentions):
             module.ahead = None if layers is None else Ahead(*layers[place], position_B_Q)
 
     def _keys_and_values(self, decoder: Any, virtual: Tensor) -> list[tuple[Tensor, Tensor]]:
         if self.per_layer:
-            whole = virtual.view(self.tokens, -1, self.key_heads, self.head_size).permute(1, 2, 0, 3)
-            return [(whole[2 * k][None], whole[2 * k + 1][None]) for k in range(len(self.attentions))]
+            whole = virtual.view(self.tokens, -1, self.key_heads, self.head_size).permute(
+                1, 2, 0, 3
+            )
+            return [
+                (whole[2 * k][None], whole[2 * k + 1][None]) for k in range(len(self.attentions))
+            ]
         return self._heard(decoder, virtual)
 
     def _heard(self, decoder: Any, virtual: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [1, K, V, D] that each layer makes of embeddings [V, H]."""
         heard: list[tuple[Tensor, Tensor]] = []
         # A block that recomputes would lose the gradient of what is heard inside it.
-        blocks = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer) and m.training]
+        blocks = [
+            m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer) and m.training
+        ]
         for module in self.attentions:
             module.ahead = Ahead(heard=heard)
         for block in blocks:
@@ -248,7 +309,9 @@ class Virtual(Method):
 
 
 def _some_words(model: Any, count: int) -> Tensor:
-    """Embeddings [V, H] of ``count`` tokens of the vocabulary, as layers get them (Gemma scales them), in float32."""
+    """Embeddings [V, H] of ``count`` tokens of the vocabulary, as layers get them (Gemma scales
+    them), in float32.
+    """
     embed = model.get_input_embeddings()
     chosen_V = torch.randperm(len(embed.weight))[:count].to(embed.weight.device)
     with torch.no_grad():
@@ -261,7 +324,9 @@ def attentions(model: Any) -> list[Any]:
 
 
 class PromptTuning(Virtual):
-    """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): embeddings of V tokens, begun as those of tokens from the vocabulary."""
+    """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): embeddings of V tokens, begun as those
+    of tokens from the vocabulary.
+    """
 
     def encoder(self) -> nn.Module:
         return nn.Embedding.from_pretrained(_some_words(self.model, self.tokens), freeze=False)
@@ -271,7 +336,9 @@ class PromptTuning(Virtual):
 
 
 class PTuning(Virtual):
-    """P-tuning (Liu et al. 2021, arXiv 2103.10385): embeddings of V tokens out of an MLP, which makes them depend on each other."""
+    """P-tuning (Liu et al. 2021, arXiv 2103.10385): embeddings of V tokens out of an MLP, which
+    makes them depend on each other.
+    """
 
     def encoder(self) -> nn.Module:
         return PromptEncoder(self.peft_config())
@@ -283,7 +350,9 @@ class PTuning(Virtual):
 
 
 class PrefixTuning(Virtual):
-    """Prefix tuning (Li and Liang 2021, arXiv 2101.00190): keys and values of V tokens in every layer, out of an MLP while it learns."""
+    """Prefix tuning (Li and Liang 2021, arXiv 2101.00190): keys and values of V tokens in every
+    layer, out of an MLP while it learns.
+    """
 
     per_layer = True
     projected = True
@@ -295,14 +364,17 @@ class PrefixTuning(Virtual):
     def peft_config(self) -> PrefixTuningConfig:
         shape = self._shape()
         width = int(self.options.get("hidden") or self.model.config.get_text_config().hidden_size)
-        return PrefixTuningConfig(**shape, encoder_hidden_size=width, prefix_projection=self.projected)
+        return PrefixTuningConfig(
+            **shape, encoder_hidden_size=width, prefix_projection=self.projected
+        )
 
 
 class PTuningV2(PrefixTuning):
-    """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): keys and values of V tokens in every layer, learnt directly.
+    """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): keys and values of V tokens in every layer,
+    learnt directly.
 
-    They begin as what the model makes of tokens of its vocabulary (arXiv 2101.00190, section 7.4): attention to normal draws, PEFT's start, tears a
-    language model's text apart.
+    They begin as what the model makes of tokens of its vocabulary (arXiv 2101.00190, section 7.4):
+    attention to normal draws, PEFT's start, tears a language model's text apart.
     """
 
     projected = False

@@ -1,13 +1,18 @@
 """Attention over packs whose branches share a prompt; several kernels behind one function.
 
-- ``mask``: transformers' own SDPA or eager attention with the pack's boolean mask. Works everywhere, computes every pair of tokens.
-- ``varlen``: torch's variable-length FlashAttention. A branch is a query segment whose keys are its prompt's followed by its own, aligned
-  at the end, so nothing masked is ever computed. CUDA, half precision.
-- ``flex``: torch's FlexAttention with the same rule as a block mask, compiled; without sliding windows. CUDA.
+- ``mask``: transformers' own SDPA or eager attention with the pack's boolean mask. Works
+  everywhere, computes every pair of tokens.
+- ``varlen``: torch's variable-length FlashAttention. A branch is a query segment whose keys are its
+  prompt's followed by its own, aligned at the end, so nothing masked is ever computed. CUDA, half
+  precision.
+- ``flex``: torch's FlexAttention with the same rule as a block mask, compiled; without sliding
+  windows. CUDA.
 
-``models.forward.choose`` checks a kernel against plain rows on the model at hand; 'auto' times ``mask`` and ``varlen``, ``flex`` runs by name.
+``models.forward.choose`` checks a kernel against plain rows on the model at hand; 'auto' times
+``mask`` and ``varlen``, ``flex`` runs by name.
 
-Shape letters: N packed tokens, M keys after the prompts are repeated for their branches, H query heads, K key heads, D head size.
+Shape letters: N packed tokens, M keys after the prompts are repeated for their branches, H query
+heads, K key heads, D head size.
 """
 
 from __future__ import annotations
@@ -50,7 +55,9 @@ def branches(pack: Pack, kernel: str) -> Branches:
         return (document_N[q] == document_N[k]) & seen & (q >= k)
 
     count = len(pack.tokens_N)
-    mask = create_block_mask(rule, None, None, count, count, device=str(pack.tokens_N.device), _compile=True)
+    mask = create_block_mask(
+        rule, None, None, count, count, device=str(pack.tokens_N.device), _compile=True
+    )
     return Branches(kernel, pack, mask)
 
 
@@ -63,33 +70,48 @@ def attend(
     branches: Branches | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, H, N, D], key and value [1, K, N, D] → [1, N, H, D]."""
+    """transformers' attention interface: query [1, H, N, D], key and value [1, K, N, D] → [1, N, H,
+    D].
+    """
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention sinks: load the model with attention eager")
     if branches is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scale, window = kwargs.get("scaling"), kwargs.get("sliding_window")
     if branches.kernel == "flex":
-        out = _flex()(query, key, value, block_mask=branches.block_mask, scale=scale, enable_gqa=True)
+        out = _flex()(
+            query, key, value, block_mask=branches.block_mask, scale=scale, enable_gqa=True
+        )
         return out.transpose(1, 2), None
     return _varlen(query, key, value, branches.pack, scale, window)[None], None
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None, window: int | None) -> Tensor:
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None, window: int | None
+) -> Tensor:
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     k, v = k.index_select(0, pack.keys_M), v.index_select(0, pack.keys_M)
     lengths = (pack.starts_q, pack.starts_k, pack.longest_q, pack.longest_k)
-    options = dict(scale=scale, window_size_left=-1 if window is None else window - 1, window_size_right=0)
+    options = dict(
+        scale=scale, window_size_left=-1 if window is None else window - 1, window_size_right=0
+    )
     return _Flash.apply(q.contiguous(), k, v, lengths, window is None, options)  # type: ignore[no-any-return]
 
 
 class _Flash(torch.autograd.Function):
-    """What ``torch.nn.attention.varlen.varlen_attn`` calls, without its layers of operator registration (a quarter of a millisecond
-    of host time a layer and pass)."""
+    """What ``torch.nn.attention.varlen.varlen_attn`` calls, without its layers of operator
+    registration (a quarter of a millisecond of host time a layer and pass).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[Any, ...], causal: bool, options: Any
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lengths: tuple[Any, ...],
+        causal: bool,
+        options: Any,
     ) -> Tensor:
         run = torch.ops.aten._flash_attention_forward
         out, logsumexp, state, _, _ = run(q, k, v, *lengths, 0.0, causal, False, **options)
@@ -104,7 +126,18 @@ class _Flash(torch.autograd.Function):
         lengths, causal, options = ctx.rest
         run = torch.ops.aten._flash_attention_backward
         grads = run(
-            grad.contiguous(), q, k, v, out, logsumexp, *lengths, 0.0, causal, state, state.new_empty(0), **options
+            grad.contiguous(),
+            q,
+            k,
+            v,
+            out,
+            logsumexp,
+            *lengths,
+            0.0,
+            causal,
+            state,
+            state.new_empty(0),
+            **options,
         )
         return *grads, None, None, None
 

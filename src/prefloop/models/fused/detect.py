@@ -1,4 +1,6 @@
-"""Which decoder layers run as one step: those that hold what ``FusedLayer`` computes, found by running both."""
+"""Which decoder layers run as one step: those that hold what ``FusedLayer`` computes, found by
+running both.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from prefloop.models.fused.projections import RoleCopies
 
 
 def fuse_layers(model: nn.Module, active: Active, recompute: bool) -> list[FusedLayer]:
-    """Give every decoder layer that holds what ``FusedLayer`` computes its forward; none, when one of them computes something else."""
+    """Give every decoder layer that holds what ``FusedLayer`` computes its forward; none, when one
+    of them computes something else.
+    """
     copies: dict[str, RoleCopies] = {}
     found: list[FusedLayer] = []
     for module in list(model.modules()):
@@ -26,7 +30,8 @@ def fuse_layers(model: nn.Module, active: Active, recompute: bool) -> list[Fused
         found.append(layer)
     for layer in found:
         layer.module.forward = layer
-        # The layer keeps and recomputes what it wants; transformers' checkpoint around it would do all of it again.
+        # The layer keeps and recomputes what it wants; transformers' checkpoint around it would do
+        # all of it again.
         kind = type(layer.module)
         layer.module.__class__ = type(kind.__name__, (kind,), {"__call__": nn.Module.__call__})
     return found
@@ -39,8 +44,13 @@ def _looks_like_one(module: Any) -> bool:
     norms = [getattr(module, n, None) for n in ("input_layernorm", "post_attention_layernorm")]
     return (
         all(isinstance(getattr(p, "forward", None), FusedLoRA) for p in projections)
-        and _nothing_else(module, [*projections, *norms, *(getattr(attention, f"{n}_norm", None) for n in "qk")])
-        and all("RMSNorm" in type(n).__name__ and isinstance(getattr(n, "weight", None), Tensor) for n in norms)
+        and _nothing_else(
+            module, [*projections, *norms, *(getattr(attention, f"{n}_norm", None) for n in "qk")]
+        )
+        and all(
+            "RMSNorm" in type(n).__name__ and isinstance(getattr(n, "weight", None), Tensor)
+            for n in norms
+        )
         and isinstance(getattr(attention, "head_dim", None), int)
         and not getattr(attention, "attention_dropout", 0.0)
     )
@@ -63,19 +73,26 @@ def _same(layer: FusedLayer) -> bool:
     angles = (angle.cos().to(dtype), angle.sin().to(dtype))
     mask = torch.ones(6, 6, dtype=torch.bool, device=device).tril()[None, None]
     if layer.attention.config._attn_implementation == "eager":
-        mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
+        mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(
+            ~mask, torch.finfo(dtype).min
+        )
     far = 100_000 * torch.arange(6, device=device)[None]  # layers that scale with the position show
     arguments = dict(attention_mask=mask, position_embeddings=angles, position_ids=far)
-    tolerance = 6e-2 if dtype != torch.float32 else 1e-4  # bfloat16 rounds to 2 % on wide random weights
+    tolerance = (
+        6e-2 if dtype != torch.float32 else 1e-4
+    )  # bfloat16 rounds to 2 % on wide random weights
     role, layer.active.role = layer.active.role, None
     try:
-        # The second time what the layer adds outweighs what goes around it, which would hide it and round it.
+        # The second time what the layer adds outweighs what goes around it, which would hide it and
+        # round it.
         for scale in (1.0, 0.02):
             expected, ours = layer.original(scale * x, **arguments), layer(scale * x, **arguments)
             around = scale * x if scale < 1 else 0.0
             if not (ours - expected).norm() <= tolerance * (expected - around).norm():
                 return False
-    except Exception:  # other arguments, a kernel that does not compile: the layer's own code is always right
+    except (
+        Exception
+    ):  # other arguments, a kernel that does not compile: the layer's own code is always right
         return False
     finally:
         layer.active.role = role

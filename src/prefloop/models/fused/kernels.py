@@ -1,8 +1,11 @@
-"""Small steps of a decoder layer, each one pass over its data: a Triton kernel on CUDA, the same in torch elsewhere.
+"""Small steps of a decoder layer, each one pass over its data: a Triton kernel on CUDA, the same in
+torch elsewhere.
 
-What they fuse is what costs on a GPU: float32 temporaries, strided copies, launches. Matrix products stay cuBLAS's.
+What they fuse is what costs on a GPU: float32 temporaries, strided copies, launches. Matrix
+products stay cuBLAS's.
 
-Shape letters: N tokens, H hidden size, M the MLP's inner size, D head size, O rows and I columns of a weight, R an adapter's rank.
+Shape letters: N tokens, H hidden size, M the MLP's inner size, D head size, O rows and I columns of
+a weight, R an adapter's rank.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ def on_gpu(tensor: Tensor) -> Any:
 
 
 def norm(x_N_H: Tensor, weight_H: Tensor, eps: float, out_N_H: Tensor) -> Tensor:
-    """Write x / rms(x) · weight to ``out_N_H`` (rows may be strided); returns 1 / rms(x), float32 [N]."""
+    """Write x / rms(x) · weight to ``out_N_H`` (rows may be strided); returns 1 / rms(x), float32
+    [N].
+    """
     if kernels := on_gpu(x_N_H):
         return kernels.norm(x_N_H, weight_H, eps, out_N_H)
     x = x_N_H.float()
@@ -40,14 +45,18 @@ def norm(x_N_H: Tensor, weight_H: Tensor, eps: float, out_N_H: Tensor) -> Tensor
     return rstd_N
 
 
-def norm_gradient(grad_N_H: Tensor, x_N_H: Tensor, weight_H: Tensor, rstd_N: Tensor, residual_N_H: Tensor) -> Tensor:
+def norm_gradient(
+    grad_N_H: Tensor, x_N_H: Tensor, weight_H: Tensor, rstd_N: Tensor, residual_N_H: Tensor
+) -> Tensor:
     """Gradient of the norm's input plus ``residual_N_H``, the gradient that goes around it."""
     if kernels := on_gpu(x_N_H):
         return kernels.norm_gradient(grad_N_H, x_N_H, weight_H, rstd_N, residual_N_H)
     rstd_N_1 = rstd_N[:, None]
     scaled = grad_N_H.float() * weight_H
     unit = x_N_H.float() * rstd_N_1
-    return (residual_N_H + (scaled - unit * (scaled * unit).mean(-1, keepdim=True)) * rstd_N_1).to(x_N_H.dtype)
+    return (residual_N_H + (scaled - unit * (scaled * unit).mean(-1, keepdim=True)) * rstd_N_1).to(
+        x_N_H.dtype
+    )
 
 
 def swiglu(gate_up_N_2M: Tensor, out_N_M: Tensor) -> None:
@@ -59,7 +68,9 @@ def swiglu(gate_up_N_2M: Tensor, out_N_M: Tensor) -> None:
 
 
 def swiglu_gradient(gate_up_N_2M: Tensor, grad_N_M: Tensor) -> None:
-    """In place: gate and up become their gradients, the gradient of their product becomes the product."""
+    """In place: gate and up become their gradients, the gradient of their product becomes the
+    product.
+    """
     if kernels := on_gpu(gate_up_N_2M):
         return kernels.swiglu_gradient(gate_up_N_2M, grad_N_M)
     gate, up = gate_up_N_2M.chunk(2, 1)
@@ -72,10 +83,14 @@ def swiglu_gradient(gate_up_N_2M: Tensor, grad_N_M: Tensor) -> None:
 
 
 class _Rotate(torch.autograd.Function):
-    """Joined query, key, value → the three apart, the first two rotated by their positions (Su et al. 2021)."""
+    """Joined query, key, value → the three apart, the first two rotated by their positions (Su et
+    al. 2021).
+    """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, qkv: Tensor, cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos_N_D, sin_N_D)
         ctx.heads = heads
         return on_gpu(qkv).rotate(qkv, cos_N_D, sin_N_D, heads)
@@ -87,13 +102,21 @@ class _Rotate(torch.autograd.Function):
 
 
 def heads_of(
-    qkv: Tensor, cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int], norms: tuple[Any, Any] | None = None
+    qkv: Tensor,
+    cos_N_D: Tensor,
+    sin_N_D: Tensor,
+    heads: tuple[int, int],
+    norms: tuple[Any, Any] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joined [N, (Q + 2 K) D] → query [N, Q, D], key and value [N, K, D], normalised by ``norms`` (Qwen 3) and rotated; ``heads`` is (Q, K)."""
+    """Joined [N, (Q + 2 K) D] → query [N, Q, D], key and value [N, K, D], normalised by ``norms``
+    (Qwen 3) and rotated; ``heads`` is (Q, K).
+    """
     if norms is None and on_gpu(qkv):
         return _Rotate.apply(qkv, cos_N_D, sin_N_D, heads)
     q_heads, k_heads = heads
-    query, key, value = qkv.unflatten(1, (q_heads + 2 * k_heads, -1)).split((q_heads, k_heads, k_heads), 1)
+    query, key, value = qkv.unflatten(1, (q_heads + 2 * k_heads, -1)).split(
+        (q_heads, k_heads, k_heads), 1
+    )
     if norms is not None:
         query, key = norms[0](query), norms[1](key)
     cos, sin = cos_N_D[:, None], sin_N_D[:, None]
@@ -110,7 +133,9 @@ CHUNK = 1 << 20
 
 
 def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> None:
-    """In place: out + scale · b a, the sum exact in float32 and rounded by ``settle``; ``out``'s rows may be strided."""
+    """In place: out + scale · b a, the sum exact in float32 and rounded by ``settle``; ``out``'s
+    rows may be strided.
+    """
     if out_O_I.dtype != torch.bfloat16:
         out_O_I.addmm_(b_O_R, a_R_I, alpha=scale)
         return
@@ -120,17 +145,24 @@ def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> 
     rows = max(1, CHUNK // columns)
     for start in range(0, len(out_O_I), rows):
         part = out_O_I[start : start + rows]
-        _round(part.float().addmm_(b_O_R[start : start + rows].float(), a, alpha=scale), part, (start, 0, columns))
+        _round(
+            part.float().addmm_(b_O_R[start : start + rows].float(), a, alpha=scale),
+            part,
+            (start, 0, columns),
+        )
 
 
 def settle(exact: Tensor, out: Tensor, start: int = 0, columns: int | None = None) -> None:
-    """Round float32 values to ``out``: to bfloat16 up or down with the chances that keep the mean, other types as they come.
+    """Round float32 values to ``out``: to bfloat16 up or down with the chances that keep the mean,
+    other types as they come.
 
-    A weight that is a bfloat16 number already, plus a change of less than half the distance to the next one, rounds to the nearest as if
-    nothing had been added: of an adapter after a few steps a fifth to a half is lost so, always towards the base. Stochastic rounding (Gupta et al. 2015, arXiv
-    1502.02551, section 3) loses nothing on average, and a sum over a row's inputs averages over many. The chances are drawn once and for all, by a hash
-    of each element's place: the same values round the same way, and a weight without a change is not touched. ``out`` may be the columns from
-    ``start`` on of rows of ``columns``.
+    A weight that is a bfloat16 number already, plus a change of less than half the distance to the
+    next one, rounds to the nearest as if nothing had been added: of an adapter after a few steps a
+    fifth to a half is lost so, always towards the base. Stochastic rounding (Gupta et al. 2015,
+    arXiv 1502.02551, section 3) loses nothing on average, and a sum over a row's inputs averages
+    over many. The chances are drawn once and for all, by a hash of each element's place: the same
+    values round the same way, and a weight without a change is not touched. ``out`` may be the
+    columns from ``start`` on of rows of ``columns``.
     """
     if out.dtype != torch.bfloat16:
         out.copy_(exact)
@@ -144,14 +176,19 @@ def settle(exact: Tensor, out: Tensor, start: int = 0, columns: int | None = Non
 
 
 def _round(exact: Tensor, out: Tensor, place: tuple[int, int, int]) -> None:
-    """A part of ``settle`` whose first element stands in a row and a column of rows of so many columns."""
+    """A part of ``settle`` whose first element stands in a row and a column of rows of so many
+    columns.
+    """
     row, column, columns = place
     of_row = torch.arange(row, row + len(out), device=out.device)[:, None] * columns
-    number = (of_row + torch.arange(column, column + out.shape[1], device=out.device)).to(torch.int32)
+    number = (of_row + torch.arange(column, column + out.shape[1], device=out.device)).to(
+        torch.int32
+    )
     for _ in range(2):
         number ^= (number >> 16) & 0xFFFF
         number *= 0x45D9F3B  # past 32 bits it wraps
     number ^= (number >> 16) & 0xFFFF
-    # bfloat16 is the upper half of float32: what is added to the lower half carries over with the wanted chance.
+    # bfloat16 is the upper half of float32: what is added to the lower half carries over with the
+    # wanted chance.
     bits = exact.contiguous().view(torch.int32) + (number & 0xFFFF)
     out.copy_(torch.where(exact.isnan(), exact, (bits & -0x10000).view(torch.float32)))

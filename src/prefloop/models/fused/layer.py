@@ -1,12 +1,16 @@
-"""A decoder layer as one step: norm, query-key-value, rotation, attention, output, norm, gated MLP, and all their gradients.
+"""A decoder layer as one step: norm, query-key-value, rotation, attention, output, norm, gated MLP,
+and all their gradients.
 
-Run one by one under autograd they cost a GPU nearly as much again as their matrix products: copies for adapters, float32 temporaries,
-launches. Here residuals are added by the products, joined projections have one gradient product, and the layer decides itself what it
-keeps for the backward pass: ``none`` everything, ``block`` its input alone (all products but the last are done again).
+Run one by one under autograd they cost a GPU nearly as much again as their matrix products: copies
+for adapters, float32 temporaries, launches. Here residuals are added by the products, joined
+projections have one gradient product, and the layer decides itself what it keeps for the backward
+pass: ``none`` everything, ``block`` its input alone (all products but the last are done again).
 
-Layers of the Llama family fit (Llama, Mistral, Qwen 2 and 3, SmolLM); ``fuse_layers`` finds out by running each. Others stay as they are.
+Layers of the Llama family fit (Llama, Mistral, Qwen 2 and 3, SmolLM); ``fuse_layers`` finds out by
+running each. Others stay as they are.
 
-Shape letters: N tokens, H hidden size, O outputs of joined projections, M the MLP's inner size, D head size, R ranks.
+Shape letters: N tokens, H hidden size, O outputs of joined projections, M the MLP's inner size, D
+head size, R ranks.
 """
 
 from __future__ import annotations
@@ -43,7 +47,9 @@ class Pass:
 
 @dataclasses.dataclass
 class Kept:
-    """What a layer computed on its way; the wide ones are inputs of joined projections followed by their s A x."""
+    """What a layer computed on its way; the wide ones are inputs of joined projections followed by
+    their s A x.
+    """
 
     x_N_H: Tensor
     rstd_N: Tensor
@@ -63,20 +69,28 @@ CACHES = ("past_key_values", "cache")
 
 
 class FusedLayer:
-    """The forward of one decoder layer; falls back to the layer's own code for what it does not do (a KV cache, adapter dropout)."""
+    """The forward of one decoder layer; falls back to the layer's own code for what it does not do
+    (a KV cache, adapter dropout).
+    """
 
     def __init__(self, module: Any, active: Active, recompute: bool) -> None:
         self.module, self.active, self.recompute = module, active, recompute
         self.original = module.forward
         attention, mlp = module.self_attn, module.mlp
         self.attention = attention
-        self.norms = [(n, eps_of(n) or 0.0) for n in (module.input_layernorm, module.post_attention_layernorm)]
-        self.qkv = Joined([p.forward for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
+        self.norms = [
+            (n, eps_of(n) or 0.0) for n in (module.input_layernorm, module.post_attention_layernorm)
+        ]
+        self.qkv = Joined(
+            [p.forward for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        )
         self.out = Joined([attention.o_proj.forward])
         self.gate_up = Joined([mlp.gate_proj.forward, mlp.up_proj.forward])
         self.down = Joined([mlp.down_proj.forward])
         self.groups = (self.qkv, self.out, self.gate_up, self.down)
-        self.heads = tuple((part.stop - part.start) // attention.head_dim for part in self.qkv.parts[:2])
+        self.heads = tuple(
+            (part.stop - part.start) // attention.head_dim for part in self.qkv.parts[:2]
+        )
         head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self.head_norms = None if head_norms == (None, None) else head_norms
         self.copies: dict[str, RoleCopies] = {}
@@ -93,9 +107,16 @@ class FusedLayer:
     ) -> Tensor:
         role = None if self.qkv.layers[0].layer.disable_adapters else self.active.role
         dropped = role is not None and self.active.dropout and self._drops(role)
-        asked = kwargs.get("output_attentions") or getattr(self.attention.config, "output_attentions", False)
+        asked = kwargs.get("output_attentions") or getattr(
+            self.attention.config, "output_attentions", False
+        )
         cache = {name: kwargs.pop(name) for name in CACHES if name in kwargs}
-        if any(part is not None for part in cache.values()) or position_embeddings is None or dropped or asked:
+        if (
+            any(part is not None for part in cache.values())
+            or position_embeddings is None
+            or dropped
+            or asked
+        ):
             arguments = dict(
                 attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
                 position_embeddings=position_embeddings, **cache, **kwargs,
@@ -103,16 +124,28 @@ class FusedLayer:
             if not self.recompute or not torch.is_grad_enabled():
                 return self.original(hidden_states, **arguments)
             return checkpoint(
-                self.original, hidden_states, use_reentrant=False, preserve_rng_state=dropped, **arguments
+                self.original,
+                hidden_states,
+                use_reentrant=False,
+                preserve_rng_state=dropped,
+                **arguments,
             )
         device = hidden_states.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._run(hidden_states, role, attention_mask, position_embeddings, position_ids, kwargs)
-        return self._run(hidden_states, role, attention_mask, position_embeddings, position_ids, kwargs)
+                return self._run(
+                    hidden_states, role, attention_mask, position_embeddings, position_ids, kwargs
+                )
+        return self._run(
+            hidden_states, role, attention_mask, position_embeddings, position_ids, kwargs
+        )
 
     def _drops(self, role: str) -> bool:
-        return any(isinstance(layer.layer.lora_dropout[role], nn.Dropout) for g in self.groups for layer in g.layers)
+        return any(
+            isinstance(layer.layer.lora_dropout[role], nn.Dropout)
+            for g in self.groups
+            for layer in g.layers
+        )
 
     def _run(
         self,
@@ -126,7 +159,9 @@ class FusedLayer:
         rows, length, width = x.shape
         dtype = self.qkv.weights[0].dtype
         # Kernels read rows as they follow each other.
-        cos, sin = (a.expand(rows, -1, -1).reshape(rows * length, -1).to(dtype).contiguous() for a in angles)
+        cos, sin = (
+            a.expand(rows, -1, -1).reshape(rows * length, -1).to(dtype).contiguous() for a in angles
+        )
         x_N_H = x.reshape(-1, width).to(dtype).contiguous()
         adapters: tuple[Adapters | None, ...] = (None, None, None, None)
         parameters: list[Tensor] = []
@@ -135,7 +170,9 @@ class FusedLayer:
             adapters = tuple(copies.of[group] for group in self.groups)
             parameters = [p for group in self.groups for p in copies.parameters[group]]
         run = Pass(adapters, cos, sin, mask, rows, {**kwargs, "position_ids": positions})
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
+        if torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in parameters)
+        ):
             out_N_H = _Layer.apply(x_N_H, self, run, *parameters)
         else:
             out_N_H = self.compute(x_N_H, run)[0]
@@ -162,11 +199,22 @@ class FusedLayer:
         attention = self.attention
         parts = kernels.heads_of(qkv, run.cos_N_D, run.sin_N_D, self.heads, self.head_norms)
         query, key, value = (part.unflatten(0, (run.rows, -1)).transpose(1, 2) for part in parts)
-        function = AttentionInterface().get_interface(attention.config._attn_implementation, _eager(attention))
+        function = AttentionInterface().get_interface(
+            attention.config._attn_implementation, _eager(attention)
+        )
         mixed, _ = function(
-            attention, query, key, value, run.mask, dropout=0.0, scaling=attention.scaling,
-            sliding_window=getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None)), **run.options,
-        )  # fmt: skip
+            attention,
+            query,
+            key,
+            value,
+            run.mask,
+            dropout=0.0,
+            scaling=attention.scaling,
+            sliding_window=getattr(
+                attention, "sliding_window", getattr(attention.config, "sliding_window", None)
+            ),
+            **run.options,
+        )
         return mixed.reshape(len(qkv), -1)
 
     def compute(self, x_N_H: Tensor, run: Pass, graph: bool = False) -> tuple[Tensor, Kept]:
@@ -177,7 +225,9 @@ class FusedLayer:
         kernels.swiglu(kept.gate_up, inner_N_M)
         return self.down.forward(wide_4, run.adapters[3], kept.middle_N_H, inplace=not graph), kept
 
-    def gradients(self, grad_N_H: Tensor, kept: Kept, run: Pass, needs_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def gradients(
+        self, grad_N_H: Tensor, kept: Kept, run: Pass, needs_x: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
         """Gradient of the input and of A, B of each projection in turn (none for the bare base)."""
         of_qkv, of_out, of_gate_up, of_down = run.adapters
         (norm_1, _), (norm_2, _) = self.norms
@@ -188,23 +238,37 @@ class FusedLayer:
         kernels.swiglu_gradient(gate_up, inner_N_M)  # in place: now inner_N_M is what it is called
         grad_gate_up = gate_up
         if of_down is not None:
-            out.append(self.down.gradients(inner_N_M, inner_N_M @ of_down.a_R_I.T, grad_N_H, back_N_R, of_down))
+            out.append(
+                self.down.gradients(
+                    inner_N_M, inner_N_M @ of_down.a_R_I.T, grad_N_H, back_N_R, of_down
+                )
+            )
         del inner_N_M, back_N_R
         grad_third, back_N_R = self.gate_up.backward(grad_gate_up, of_gate_up)
         if of_gate_up is not None:
-            out.append(self.gate_up.gradients(*self.gate_up.split(kept.wide_3), grad_gate_up, back_N_R, of_gate_up))
+            out.append(
+                self.gate_up.gradients(
+                    *self.gate_up.split(kept.wide_3), grad_gate_up, back_N_R, of_gate_up
+                )
+            )
         del grad_gate_up, gate_up
-        grad_middle = kernels.norm_gradient(grad_third, kept.middle_N_H, norm_2.weight, kept.middle_rstd_N, grad_N_H)
+        grad_middle = kernels.norm_gradient(
+            grad_third, kept.middle_N_H, norm_2.weight, kept.middle_rstd_N, grad_N_H
+        )
         grad_mixed, back_N_R = self.out.backward(grad_middle, of_out)
         if of_out is not None:
-            out.append(self.out.gradients(*self.out.split(kept.wide_2), grad_middle, back_N_R, of_out))
+            out.append(
+                self.out.gradients(*self.out.split(kept.wide_2), grad_middle, back_N_R, of_out)
+            )
         (grad_qkv,) = torch.autograd.grad(kept.mixed, kept.qkv, grad_mixed.contiguous())
         grad_first, back_N_R = self.qkv.backward(grad_qkv, of_qkv, needs_x)
         if of_qkv is not None:
             out.append(self.qkv.gradients(*self.qkv.split(kept.wide_1), grad_qkv, back_N_R, of_qkv))
         grad_x = None
         if needs_x:
-            grad_x = kernels.norm_gradient(grad_first, kept.x_N_H, norm_1.weight, kept.rstd_N, grad_middle)
+            grad_x = kernels.norm_gradient(
+                grad_first, kept.x_N_H, norm_1.weight, kept.rstd_N, grad_middle
+            )
         return grad_x, [gradient for group in reversed(out) for gradient in group]
 
 
@@ -226,12 +290,15 @@ class _Layer(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None
         if ctx.copies is not None and ctx.copies.generation != ctx.generation:
             raise RuntimeError(
-                "the adapter changed between a forward pass and its backward: call backward before the optimizer's step"
+                "the adapter changed between a forward pass and its backward: call backward before"
+                " the optimizer's step"
             )
         if kept is None:
             kept = layer.attend(*ctx.saved_tensors, run, graph=True)
             kept.gate_up = layer.gate_up.forward(kept.wide_3, run.adapters[2])
-        grad_x, gradients = layer.gradients(grad_N_H.contiguous(), kept, run, ctx.needs_input_grad[0])
+        grad_x, gradients = layer.gradients(
+            grad_N_H.contiguous(), kept, run, ctx.needs_input_grad[0]
+        )
         return grad_x, None, None, *gradients
 
 

@@ -1,9 +1,10 @@
 """LoRA layers without copies: y = W x + s B A x and its gradients in the weights' own precision.
 
-PEFT's layer clones the frozen product, casts the input to the adapter's float32, multiplies by the scale and adds: passes over
-activations that cost as much as the matrix products. Here the frozen product is accumulated onto
-the low-rank one, 4-bit weights are dequantised anew for each product instead of being kept, adapters stay float32 outside it, and
-changing the role costs nothing. PEFT keeps the parameters, files and names; anything but plain LoRA on linear layers goes PEFT's own way.
+PEFT's layer clones the frozen product, casts the input to the adapter's float32, multiplies by the
+scale and adds: passes over activations that cost as much as the matrix products. Here the frozen
+product is accumulated onto the low-rank one, 4-bit weights are dequantised anew for each product
+instead of being kept, adapters stay float32 outside it, and changing the role costs nothing. PEFT
+keeps the parameters, files and names; anything but plain LoRA on linear layers goes PEFT's own way.
 
 Shape letters: N tokens, I inputs, O outputs, r rank.
 """
@@ -46,11 +47,16 @@ class Weight:
         if self.state is None:
             return weight.detach()
         if self._absmax is None:
-            # Double quantisation is undone once: 0.5 bits a weight for two kernels less in every product.
+            # Double quantisation is undone once: 0.5 bits a weight for two kernels less in every
+            # product.
             from bitsandbytes.functional import dequantize_blockwise
 
             s = self.state
-            self._absmax = (dequantize_blockwise(s.absmax, s.state2) + s.offset).float() if s.nested else s.absmax
+            self._absmax = (
+                (dequantize_blockwise(s.absmax, s.state2) + s.offset).float()
+                if s.nested
+                else s.absmax
+            )
         s = self.state
         return torch.ops.bitsandbytes.dequantize_4bit(
             weight.data, self._absmax, s.blocksize, s.quant_type, s.shape, s.dtype
@@ -61,10 +67,13 @@ class _Product(torch.autograd.Function):
     """x, A, B → W x + bias + s B A x; saves x and A x."""
 
     @staticmethod
-    def forward(ctx: Any, x_N_I: Tensor, a_r_I: Tensor, b_O_r: Tensor, copies: Copies, weight: Weight) -> Tensor:
+    def forward(
+        ctx: Any, x_N_I: Tensor, a_r_I: Tensor, b_O_r: Tensor, copies: Copies, weight: Weight
+    ) -> Tensor:
         low_N_r = x_N_I @ copies.a_r_I.T
         out_N_O = low_N_r @ copies.b_O_r.T
-        # The large product onto the small one: a change added to what is rounded already would be lost where it is small.
+        # The large product onto the small one: a change added to what is rounded already would be
+        # lost where it is small.
         out_N_O.addmm_(x_N_I, weight.O_I().T, beta=copies.scale)
         if weight.layer.bias is not None:
             out_N_O.add_(weight.layer.bias)  # type: ignore[arg-type]
@@ -97,11 +106,17 @@ class _Low(torch.autograd.Function):
     def backward(ctx: Any, grad_N_O: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x_N_I, low_N_r = ctx.saved_tensors
         back_N_r, grad_a, grad_b = _low_gradients(ctx, grad_N_O, x_N_I, low_N_r)
-        grad_x = (back_N_r @ ctx.copies.a_r_I).mul_(ctx.copies.scale) if ctx.needs_input_grad[0] else None
+        grad_x = (
+            (back_N_r @ ctx.copies.a_r_I).mul_(ctx.copies.scale)
+            if ctx.needs_input_grad[0]
+            else None
+        )
         return grad_x, grad_a, grad_b, None
 
 
-def _low_gradients(ctx: Any, grad_N_O: Tensor, x_N_I: Tensor, low_N_r: Tensor) -> tuple[Tensor, ...]:
+def _low_gradients(
+    ctx: Any, grad_N_O: Tensor, x_N_I: Tensor, low_N_r: Tensor
+) -> tuple[Tensor, ...]:
     copies: Copies = ctx.copies
     back_N_r = grad_N_O @ copies.b_O_r
     grad_a = (back_N_r.T @ x_N_I).float() * copies.scale if ctx.needs_input_grad[1] else None
@@ -126,7 +141,9 @@ class _FrozenAdd(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True)
 class Copies:
-    """A and B of one adapter in the arithmetic's precision, and the versions of the parameters they were made from."""
+    """A and B of one adapter in the arithmetic's precision, and the versions of the parameters they
+    were made from.
+    """
 
     a_r_I: Tensor
     b_O_r: Tensor
@@ -159,7 +176,9 @@ class FusedLoRA:
         dropout = self.layer.lora_dropout[role]
         dropped = self.active.dropout and isinstance(dropout, nn.Dropout)
         if dropped or (self.last and torch.is_grad_enabled()):
-            low_N_O = _Low.apply(F.dropout(x_N_I, dropout.p) if dropped else x_N_I, a_r_I, b_O_r, copies)
+            low_N_O = _Low.apply(
+                F.dropout(x_N_I, dropout.p) if dropped else x_N_I, a_r_I, b_O_r, copies
+            )
             out_N_O = _FrozenAdd.apply(low_N_O, x_N_I, self.weight)
         else:
             out_N_O = _Product.apply(x_N_I, a_r_I, b_O_r, copies, self.weight)
@@ -172,8 +191,8 @@ class FusedLoRA:
     def copies_of(self, role: str) -> Copies:
         """A and B in the arithmetic's precision.
 
-        Kept only while the adapter is frozen: torch's fused optimizers change parameters without counting up ``_version``, so nothing
-        tells whether a copy of a learning one is stale.
+        Kept only while the adapter is frozen: torch's fused optimizers change parameters without
+        counting up ``_version``, so nothing tells whether a copy of a learning one is stale.
         """
         a_r_I, b_O_r = self.parameters(role)
         learns = a_r_I.requires_grad or b_O_r.requires_grad
@@ -181,7 +200,12 @@ class FusedLoRA:
         found = None if learns else self.copies.get(role)
         if found is None or found.versions != versions:
             dtype = self.weight.dtype
-            found = Copies(a_r_I.detach().to(dtype), b_O_r.detach().to(dtype), self.layer.scaling[role], versions)
+            found = Copies(
+                a_r_I.detach().to(dtype),
+                b_O_r.detach().to(dtype),
+                self.layer.scaling[role],
+                versions,
+            )
             if not learns:
                 self.copies[role] = found
         return found
@@ -192,16 +216,22 @@ class FusedLoRA:
 
 
 def fuse(model: nn.Module, active: Active, checkpointed: bool) -> list[FusedLoRA]:
-    """Give every LoRA layer the forward above; empty when one of them is not plain LoRA on a float or 4-bit linear layer.
+    """Give every LoRA layer the forward above; empty when one of them is not plain LoRA on a float
+    or 4-bit linear layer.
 
-    With ``checkpointed`` the last LoRA layer of each decoder block takes the order that spares its product in recomputation.
+    With ``checkpointed`` the last LoRA layer of each decoder block takes the order that spares its
+    product in recomputation.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
     if any(isinstance(layer, AdaLoraLayer) for layer in layers.values()):
         return []
     bases: list[Any] = [layer.get_base_layer() for layer in layers.values()]
     plain = all(type(base) is nn.Linear or type(base).__name__ == "Linear4bit" for base in bases)
-    if not plain or any(layer.lora_variant or any(layer.lora_bias.values()) for layer in layers.values()):
+    if not plain or any(
+        layer.lora_variant or any(layer.lora_bias.values()) for layer in layers.values()
+    ):
         return []
     last: dict[str, str] = {}
     for name in layers:

@@ -11,14 +11,20 @@ from torch.nn import functional as F
 
 
 def fuse_norms(model: nn.Module) -> int:
-    """Replace the forward of every norm that computes x / rms(x) times its weight (or 1 + weight: Gemma); returns how many.
+    """Replace the forward of every norm that computes x / rms(x) times its weight (or 1 + weight:
+    Gemma); returns how many.
 
-    What a module computes is found by running it on random numbers, not by its class; one that computes something else stays as it is.
+    What a module computes is found by running it on random numbers, not by its class; one that
+    computes something else stays as it is.
     """
     count = 0
     for module in model.modules():
         weight = getattr(module, "weight", None)
-        if "RMSNorm" not in type(module).__name__ or not isinstance(weight, Tensor) or weight.ndim != 1:
+        if (
+            "RMSNorm" not in type(module).__name__
+            or not isinstance(weight, Tensor)
+            or weight.ndim != 1
+        ):
             continue
         eps = eps_of(module)
         if eps is None:
@@ -27,10 +33,13 @@ def fuse_norms(model: nn.Module) -> int:
         x = torch.randn(4, len(weight), generator=generator).to(weight.device, weight.dtype)
         with torch.no_grad():
             expected = module(x)
-            # 1 + weight would be rounded to half precision here and is not in the module: Gemma's norms are joined in float32 alone.
+            # 1 + weight would be rounded to half precision here and is not in the module: Gemma's
+            # norms are joined in float32 alone.
             for offset in (0.0, 1.0) if weight.dtype == torch.float32 else (0.0,):
                 tolerance = 1e-2 * float(expected.abs().max())
-                if torch.allclose(_norm(x, weight, eps, offset), expected, atol=tolerance, rtol=1e-2):
+                if torch.allclose(
+                    _norm(x, weight, eps, offset), expected, atol=tolerance, rtol=1e-2
+                ):
                     module.forward = functools.partial(_forward, module, eps, offset)
                     count += 1
                     break

@@ -1,9 +1,11 @@
 """Projections that read the same input, with their adapters, as one product.
 
-An adapter rides along in the frozen product: [x | s A x] times [W | B] transposed is one column block more, where adding it afterwards
-reads and writes every output again; and the gradient's product with [W | B] gives both what goes on and what A needs.
+An adapter rides along in the frozen product: [x | s A x] times [W | B] transposed is one column
+block more, where adding it afterwards reads and writes every output again; and the gradient's
+product with [W | B] gives both what goes on and what A needs.
 
-Shape letters: N tokens, I inputs, O outputs of all projections side by side, R their ranks, padded to eight.
+Shape letters: N tokens, I inputs, O outputs of all projections side by side, R their ranks, padded
+to eight.
 """
 
 from __future__ import annotations
@@ -46,18 +48,29 @@ class Joined:
         self.inputs = bases[0].in_features
         self.outputs = sum(base.out_features for base in bases)
         self.parts = tuple(_slices(base.out_features for base in bases))
-        self.packed: list[Tensor] = [base.weight.data for base in bases]  # Params4bit answers slowly
+        self.packed: list[Tensor] = [
+            base.weight.data for base in bases
+        ]  # Params4bit answers slowly
         states = [weight.state for weight in self.weights]
         self.gpu = kernels.on_gpu(self.packed[0])
-        self.writes_out = self.gpu is not None and all(s is not None and self.inputs % s.blocksize == 0 for s in states)
-        """Whether weights are written out for each product anyway, in rows of whole quantisation blocks."""
+        self.writes_out = self.gpu is not None and all(
+            s is not None and self.inputs % s.blocksize == 0 for s in states
+        )
+        """Whether weights are written out for each product anyway, in rows of whole quantisation
+        blocks.
+        """
         self.steps = 1 if self.inputs * self.outputs <= LARGE else len(bases)
-        """Products: one for all, or one each where all weights written out at once would take a good part of the memory."""
+        """Products: one for all, or one each where all weights written out at once would take a
+        good part of the memory.
+        """
         self.bias_O: Tensor | None = None
         if any(base.bias is not None for base in bases):
             like = next(base.bias for base in bases if base.bias is not None)
             zeros = [like.new_zeros(base.out_features) for base in bases]
-            biases = [zero if base.bias is None else base.bias for base, zero in zip(bases, zeros, strict=True)]
+            biases = [
+                zero if base.bias is None else base.bias
+                for base, zero in zip(bases, zeros, strict=True)
+            ]
             self.bias_O = torch.cat(biases).to(self.weights[0].dtype)
 
     def buffer(self, rows: int, like: Tensor, adapters: Adapters | None) -> tuple[Tensor, Tensor]:
@@ -69,8 +82,16 @@ class Joined:
         """x and s A x."""
         return wide[:, : self.inputs], wide[:, self.inputs :]
 
-    def forward(self, wide: Tensor, adapters: Adapters | None, residual_N_O: Tensor | None = None, inplace: bool = False) -> Tensor:  # fmt: skip
-        """W x + bias + s B A x of all side by side [N, O], plus a residual (``inplace``: written over it); completes ``wide`` behind x."""
+    def forward(
+        self,
+        wide: Tensor,
+        adapters: Adapters | None,
+        residual_N_O: Tensor | None = None,
+        inplace: bool = False,
+    ) -> Tensor:
+        """W x + bias + s B A x of all side by side [N, O], plus a residual (``inplace``: written
+        over it); completes ``wide`` behind x.
+        """
         x_N_I, low_N_R = self.split(wide)
         if adapters is not None:
             torch.mm(x_N_I, adapters.a_R_I.T, out=low_N_R)
@@ -82,7 +103,11 @@ class Joined:
                 weight_O_IR = self._written_out(adapters, self.parts)
                 if inplace and residual_N_O is not None:
                     return residual_N_O.addmm_(wide, weight_O_IR.T)
-                return wide @ weight_O_IR.T if added is None else torch.addmm(added, wide, weight_O_IR.T)
+                return (
+                    wide @ weight_O_IR.T
+                    if added is None
+                    else torch.addmm(added, wide, weight_O_IR.T)
+                )
             out_N_O = wide.new_empty(len(wide), self.outputs)
             for part in self.parts:
                 torch.mm(wide, self._written_out(adapters, (part,)).T, out=out_N_O[:, part])
@@ -91,27 +116,38 @@ class Joined:
         for k, (weight, part) in enumerate(zip(self.weights, self.parts, strict=True)):
             if adapters is None:
                 torch.mm(x_N_I, weight.O_I().T, out=out_N_O[:, part])
-            else:  # first what is small: added to what is rounded already it would be lost where it is small
+            # first what is small: added to what is rounded already it would be lost where it is
+            # small
+            else:
                 rank = adapters.ranks[k]
                 torch.mm(low_N_R[:, rank], adapters.b_O_R[part, rank].T, out=out_N_O[:, part])
                 out_N_O[:, part].addmm_(x_N_I, weight.O_I().T)
         return out_N_O if added is None else out_N_O.add_(added)
 
-    def backward(self, grad_N_O: Tensor, adapters: Adapters | None, needs_x: bool = True) -> tuple[Tensor, Tensor]:
+    def backward(
+        self, grad_N_O: Tensor, adapters: Adapters | None, needs_x: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Gradient of x [N, I], rows of a wider buffer, and of A x [N, R] but for the scale."""
         if needs_x and self.writes_out:
             steps = (self.parts,) if self.steps == 1 else tuple((part,) for part in self.parts)
             wide: Any = None
             for k, parts in enumerate(steps):
-                grads, weight_O_IR = grad_N_O[:, parts[0].start : parts[-1].stop], self._written_out(adapters, parts)
+                grads, weight_O_IR = (
+                    grad_N_O[:, parts[0].start : parts[-1].stop],
+                    self._written_out(adapters, parts),
+                )
                 wide = grads @ weight_O_IR if k == 0 else wide.addmm_(grads, weight_O_IR)
             grad_x, back_N_R = self.split(wide)
         else:
             back_N_R = grad_N_O[:, :0] if adapters is None else grad_N_O @ adapters.b_O_R
             grad_x = grad_N_O[:, :0]
-            for k, (weight, part) in enumerate(zip(self.weights, self.parts, strict=True) if needs_x else ()):
+            for k, (weight, part) in enumerate(
+                zip(self.weights, self.parts, strict=True) if needs_x else ()
+            ):
                 w_O_I = weight.O_I()
-                grad_x = grad_N_O[:, part] @ w_O_I if k == 0 else grad_x.addmm_(grad_N_O[:, part], w_O_I)
+                grad_x = (
+                    grad_N_O[:, part] @ w_O_I if k == 0 else grad_x.addmm_(grad_N_O[:, part], w_O_I)
+                )
         if adapters is not None and needs_x:
             grad_x.addmm_(back_N_R, adapters.a_R_I)
         return grad_x, back_N_R
@@ -130,12 +166,16 @@ class Joined:
         """[W | B] of some of the projections."""
         start, stop = parts[0].start, parts[-1].stop
         wide = self.inputs + (adapters.b_O_R.shape[1] if adapters else 0)
-        weight_O_IR = torch.empty(stop - start, wide, dtype=self.weights[0].dtype, device=self.packed[0].device)
+        weight_O_IR = torch.empty(
+            stop - start, wide, dtype=self.weights[0].dtype, device=self.packed[0].device
+        )
         for packed, weight, part in zip(self.packed, self.weights, self.parts, strict=True):
             if part in parts:
                 whole = len(parts) == 1
                 to = weight_O_IR if whole else weight_O_IR[part.start - start : part.stop - start]
-                self.gpu.dequantise(packed, weight.state, adapters.b_O_R[part] if adapters else None, to)
+                self.gpu.dequantise(
+                    packed, weight.state, adapters.b_O_R[part] if adapters else None, to
+                )
         return weight_O_IR
 
 
@@ -147,14 +187,18 @@ def _count_step(*_: Any) -> None:
     _steps += 1
 
 
-register_optimizer_step_post_hook(_count_step)  # torch's fused optimizers leave the parameters' versions as they were
+register_optimizer_step_post_hook(
+    _count_step
+)  # torch's fused optimizers leave the parameters' versions as they were
 
 
 class RoleCopies:
-    """A role's adapters in the arithmetic's precision, for every group of joined projections of a model.
+    """A role's adapters in the arithmetic's precision, for every group of joined projections of a
+    model.
 
-    Refreshed ahead of a pass: always while the role learns (torch's fused optimizers change parameters without counting up their
-    version), else when a parameter's version or place shows that it changed.
+    Refreshed ahead of a pass: always while the role learns (torch's fused optimizers change
+    parameters without counting up their version), else when a parameter's version or place shows
+    that it changed.
     """
 
     def __init__(self, groups: Iterable[Joined], role: str) -> None:
@@ -196,7 +240,8 @@ class RoleCopies:
         """Copy what may have changed."""
         learns = any(source.requires_grad for source in self._sources)
         versions = tuple(v for s in self._sources for v in (s._version, s.data_ptr()))
-        # One that has stopped learning is not where it was seen last: a fused step may have come between.
+        # One that has stopped learning is not where it was seen last: a fused step may have come
+        # between.
         state = (*versions, _steps if learns else -1)
         self.generation += state != self._state
         if learns or state != self._state:
@@ -215,7 +260,9 @@ def _slices(sizes: Iterable[int]) -> Iterator[slice]:
 
 
 def _float_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32, without rounding to half precision on the way where the device can."""
+    """left @ right in float32, without rounding to half precision on the way where the device
+    can.
+    """
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()

@@ -1,6 +1,7 @@
 """Triton kernels of ``kernels.py`` and the dequantisation of NF4 weights into a wider buffer.
 
-All arithmetic is float32 in registers; every value is read once and written once. Rows may be strided, columns are dense.
+All arithmetic is float32 in registers; every value is read once and written once. Rows may be
+strided, columns are dense.
 """
 
 from __future__ import annotations
@@ -17,18 +18,26 @@ _ready: dict[tuple[Any, ...], Any] = {}
 
 
 def _launch(
-    kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], warps: int, constants: tuple[Any, ...]
+    kernel: Any,
+    grid: tuple[int, int, int],
+    arguments: tuple[Any, ...],
+    warps: int,
+    constants: tuple[Any, ...],
 ) -> None:
-    """Run a kernel; from the second time on without Triton's own look at every argument, which takes longer than a small kernel.
+    """Run a kernel; from the second time on without Triton's own look at every argument, which
+    takes longer than a small kernel.
 
-    What Triton compiles for (types, alignment, integers that are 1 or divide by 16, the device) is in the key.
+    What Triton compiles for (types, alignment, integers that are 1 or divide by 16, the device) is
+    in the key.
     """
     key = (kernel, *constants, *[_kind(a) for a in arguments])
     ready, device = _ready.get(key), arguments[0].device
     here = device.type != "cuda" or device.index == torch.cuda.current_device()
     with contextlib.nullcontext() if here else torch.cuda.device(device):
         if ready is None:
-            _ready[key] = kernel[grid](*arguments, *constants, num_warps=warps)  # nothing under Triton's interpreter
+            _ready[key] = kernel[grid](
+                *arguments, *constants, num_warps=warps
+            )  # nothing under Triton's interpreter
         else:
             ready[grid](*arguments, *constants)
 
@@ -58,7 +67,13 @@ def norm(x_N_H: Tensor, weight_H: Tensor, eps: float, out_N_H: Tensor) -> Tensor
     rows, columns = x_N_H.shape
     rstd_N = torch.empty(rows, dtype=torch.float32, device=x_N_H.device)
     block = triton.next_power_of_2(columns)
-    _launch(_norm, (rows, 1, 1), (x_N_H, weight_H, out_N_H, rstd_N, columns, out_N_H.stride(0), eps), 8, (block,))
+    _launch(
+        _norm,
+        (rows, 1, 1),
+        (x_N_H, weight_H, out_N_H, rstd_N, columns, out_N_H.stride(0), eps),
+        8,
+        (block,),
+    )
     return rstd_N
 
 
@@ -76,7 +91,9 @@ def _norm_gradient(grad, x, weight, rstd, residual, out, columns, grad_stride, B
     tl.store(out + row * columns + i, found.to(out.dtype.element_ty), mask=inside)
 
 
-def norm_gradient(grad_N_H: Tensor, x_N_H: Tensor, weight_H: Tensor, rstd_N: Tensor, residual_N_H: Tensor) -> Tensor:
+def norm_gradient(
+    grad_N_H: Tensor, x_N_H: Tensor, weight_H: Tensor, rstd_N: Tensor, residual_N_H: Tensor
+) -> Tensor:
     """See ``kernels.norm_gradient``."""
     rows, columns = x_N_H.shape
     out = torch.empty_like(x_N_H)
@@ -94,7 +111,11 @@ def _swiglu(gate_up, out, columns, out_stride, BLOCK: tl.constexpr):
     start = gate_up + row * 2 * columns + i
     gate = tl.load(start, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * out_stride + i, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+    tl.store(
+        out + row * out_stride + i,
+        (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty),
+        mask=inside,
+    )
 
 
 def swiglu(gate_up_N_2M: Tensor, out_N_M: Tensor) -> None:
@@ -126,11 +147,26 @@ def swiglu_gradient(gate_up_N_2M: Tensor, grad_N_M: Tensor) -> None:
     """See ``kernels.swiglu_gradient``."""
     rows, columns = grad_N_M.shape
     grid = (rows, triton.cdiv(columns, 2048), 1)
-    _launch(_swiglu_gradient, grid, (gate_up_N_2M, grad_N_M, columns, grad_N_M.stride(0)), 8, (2048,))
+    _launch(
+        _swiglu_gradient, grid, (gate_up_N_2M, grad_N_M, columns, grad_N_M.stride(0)), 8, (2048,)
+    )
 
 
 @triton.jit
-def _rotate(joined, query, key, value, cos, sin, Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, BACK: tl.constexpr):  # fmt: skip
+def _rotate(
+    joined,
+    query,
+    key,
+    value,
+    cos,
+    sin,
+    Q: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BACK: tl.constexpr,
+):
     """One token: its heads apart and rotated; with BACK the gradients rotated back and joined."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)[:, None]
@@ -143,8 +179,15 @@ def _rotate(joined, query, key, value, cos, sin, Q: tl.constexpr, K: tl.constexp
         s = -s
     for part in tl.static_range(3):
         count = Q if part == 0 else K
-        apart = (query if part == 0 else key if part == 1 else value) + row * count * D + head * D + i
-        together = joined + row * (Q + 2 * K) * D + ((0 if part == 0 else Q if part == 1 else Q + K) + head) * D + i
+        apart = (
+            (query if part == 0 else key if part == 1 else value) + row * count * D + head * D + i
+        )
+        together = (
+            joined
+            + row * (Q + 2 * K) * D
+            + ((0 if part == 0 else Q if part == 1 else Q + K) + head) * D
+            + i
+        )
         source = apart if BACK else together
         target = together if BACK else apart
         inside = wide & (head < count)
@@ -159,20 +202,39 @@ def _rotate(joined, query, key, value, cos, sin, Q: tl.constexpr, K: tl.constexp
         tl.store(target + half, b, mask=inside)
 
 
-def _rotation(joined: Tensor, apart: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int], back: bool) -> None:  # fmt: skip
+def _rotation(
+    joined: Tensor,
+    apart: tuple[Tensor, ...],
+    cos_N_D: Tensor,
+    sin_N_D: Tensor,
+    heads: tuple[int, int],
+    back: bool,
+) -> None:
     size = cos_N_D.shape[1]
-    constants = (*heads, size, triton.next_power_of_2(heads[0]), triton.next_power_of_2(size // 2), back)
+    constants = (
+        *heads,
+        size,
+        triton.next_power_of_2(heads[0]),
+        triton.next_power_of_2(size // 2),
+        back,
+    )
     _launch(_rotate, (len(cos_N_D), 1, 1), (joined, *apart, cos_N_D, sin_N_D), 4, constants)
 
 
-def rotate(qkv: Tensor, cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]) -> tuple[Tensor, ...]:
+def rotate(
+    qkv: Tensor, cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]
+) -> tuple[Tensor, ...]:
     """Joined → query, key (rotated) and value."""
-    apart = tuple(qkv.new_empty(len(qkv), count, cos_N_D.shape[1]) for count in (heads[0], heads[1], heads[1]))
+    apart = tuple(
+        qkv.new_empty(len(qkv), count, cos_N_D.shape[1]) for count in (heads[0], heads[1], heads[1])
+    )
     _rotation(qkv, apart, cos_N_D, sin_N_D, heads, back=False)
     return apart
 
 
-def rotate_back(grads: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]) -> Tensor:
+def rotate_back(
+    grads: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]
+) -> Tensor:
     """Gradients of the three → gradient of the joined tensor."""
     joined = grads[0].new_empty(len(cos_N_D), (heads[0] + 2 * heads[1]) * cos_N_D.shape[1])
     _rotation(joined, tuple(g.contiguous() for g in grads), cos_N_D, sin_N_D, heads, back=True)
@@ -180,7 +242,25 @@ def rotate_back(grads: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, hea
 
 
 @triton.jit
-def _dequantise(packed, absmax, code, absmax2, code2, offset, tail, out, blocks, columns, ranks, stride, SIZE: tl.constexpr, SIZE2: tl.constexpr, NESTED: tl.constexpr, TAIL: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
+def _dequantise(
+    packed,
+    absmax,
+    code,
+    absmax2,
+    code2,
+    offset,
+    tail,
+    out,
+    blocks,
+    columns,
+    ranks,
+    stride,
+    SIZE: tl.constexpr,
+    SIZE2: tl.constexpr,
+    NESTED: tl.constexpr,
+    TAIL: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     inside = i < blocks
@@ -188,9 +268,13 @@ def _dequantise(packed, absmax, code, absmax2, code2, offset, tail, out, blocks,
     scale = tl.load(absmax + block, mask=inside, other=0)
     if NESTED:
         outer = tl.load(absmax2 + block // SIZE2, mask=inside, other=0.0)
-        scale = tl.load(code2 + scale.to(tl.int32), mask=inside, other=0.0) * outer + tl.load(offset)
+        scale = tl.load(code2 + scale.to(tl.int32), mask=inside, other=0.0) * outer + tl.load(
+            offset
+        )
     half = tl.arange(0, SIZE // 2)[None, :]
-    byte = tl.load(packed + block[:, None] * (SIZE // 2) + half, mask=inside[:, None], other=0).to(tl.int32)
+    byte = tl.load(packed + block[:, None] * (SIZE // 2) + half, mask=inside[:, None], other=0).to(
+        tl.int32
+    )
     first = tl.load(code + (byte >> 4)) * scale[:, None]
     second = tl.load(code + (byte & 15)) * scale[:, None]
     both = tl.interleave(first, second).to(out.dtype.element_ty)
@@ -204,31 +288,63 @@ def _dequantise(packed, absmax, code, absmax2, code2, offset, tail, out, blocks,
 
 
 def dequantise(weight: Tensor, state: Any, tail_O_R: Tensor | None, out_O_IR: Tensor) -> None:
-    """bitsandbytes' 4-bit ``weight`` with its quant state, followed in each row by ``tail_O_R``; whole quantisation blocks in a row."""
+    """bitsandbytes' 4-bit ``weight`` with its quant state, followed in each row by ``tail_O_R``;
+    whole quantisation blocks in a row.
+    """
     rows, columns = state.shape
     ranks = 0 if tail_O_R is None else tail_O_R.shape[1]
     inner = state.state2 if state.nested else state
     blocks = columns // state.blocksize
     arguments = (
-        weight, state.absmax, state.code, inner.absmax, inner.code, state.offset if state.nested else state.absmax,
-        state.absmax if tail_O_R is None else tail_O_R, out_O_IR, blocks, columns, ranks, out_O_IR.stride(0),
-    )  # fmt: skip
+        weight,
+        state.absmax,
+        state.code,
+        inner.absmax,
+        inner.code,
+        state.offset if state.nested else state.absmax,
+        state.absmax if tail_O_R is None else tail_O_R,
+        out_O_IR,
+        blocks,
+        columns,
+        ranks,
+        out_O_IR.stride(0),
+    )
     tail = triton.next_power_of_2(ranks) if ranks else 0
     constants = (state.blocksize, inner.blocksize, state.nested, tail, 64)
     _launch(_dequantise, (rows, triton.cdiv(blocks, 64), 1), arguments, 8, constants)
 
 
 @triton.jit
-def _add_product(out, b, a, rows, columns, ranks, stride, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr):  # fmt: skip
+def _add_product(
+    out,
+    b,
+    a,
+    rows,
+    columns,
+    ranks,
+    stride,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANKS: tl.constexpr,
+):
     i = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     j = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
     inside = (i < rows) & (j < columns)
     r = tl.arange(0, RANKS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for at in range(0, ranks, RANKS):
-        left = tl.load(b + i * ranks + at + r[None, :], mask=(i < rows) & (at + r[None, :] < ranks), other=0.0)
-        right = tl.load(a + (at + r[:, None]) * columns + j, mask=(at + r[:, None] < ranks) & (j < columns), other=0.0)
-        total += tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="tf32")  # exact: bfloat16 fits in it
+        left = tl.load(
+            b + i * ranks + at + r[None, :], mask=(i < rows) & (at + r[None, :] < ranks), other=0.0
+        )
+        right = tl.load(
+            a + (at + r[:, None]) * columns + j,
+            mask=(at + r[:, None] < ranks) & (j < columns),
+            other=0.0,
+        )
+        total += tl.dot(
+            left.to(tl.float32), right.to(tl.float32), input_precision="tf32"
+        )  # exact: bfloat16 fits in it
     exact = tl.load(out + i * stride + j, mask=inside, other=0.0).to(tl.float32) + total * scale
     number = (i * columns + j).to(tl.uint32)
     for _ in tl.static_range(2):
@@ -244,7 +360,9 @@ def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> 
     grid = (triton.cdiv(rows, 64), triton.cdiv(columns, 128), 1)
     b_O_R, a_R_I = b_O_R.contiguous(), a_R_I.contiguous()
     arguments = (out_O_I, b_O_R, a_R_I, rows, columns, ranks, out_O_I.stride(0), float(scale))
-    _launch(_add_product, grid, arguments, 4, (64, 128, min(64, max(16, triton.next_power_of_2(ranks)))))
+    _launch(
+        _add_product, grid, arguments, 4, (64, 128, min(64, max(16, triton.next_power_of_2(ranks))))
+    )
 
 
 @triton.jit
@@ -273,8 +391,16 @@ def _log_prob(logits, target, logp, columns, scale, GRADIENT: tl.constexpr, BLOC
 
 
 def log_prob(logits_C_V: Tensor, target_C: Tensor, scale: float, gradient: bool) -> Tensor:
-    """Log-softmax of ``scale`` · logits at the targets, float32 [C]; with ``gradient`` the logits become its derivative by them."""
+    """Log-softmax of ``scale`` · logits at the targets, float32 [C]; with ``gradient`` the logits
+    become its derivative by them.
+    """
     rows, columns = logits_C_V.shape
     logp_C = torch.empty(rows, dtype=torch.float32, device=logits_C_V.device)
-    _launch(_log_prob, (rows, 1, 1), (logits_C_V, target_C, logp_C, columns, float(scale)), 16, (gradient, 8192))
+    _launch(
+        _log_prob,
+        (rows, 1, 1),
+        (logits_C_V, target_C, logp_C, columns, float(scale)),
+        16,
+        (gradient, 8192),
+    )
     return logp_C

@@ -1,4 +1,6 @@
-"""Answers of any result to a file of prompts, sampled once and kept: what ``prefloop judge`` compares."""
+"""Answers of any result to a file of prompts, sampled once and kept: what ``prefloop judge``
+compares.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ FILE = "answers.jsonl"
 
 
 class AnswerPrompts(Stage):
-    """Prompts and a policy (none: the bare model) → ``answers.jsonl``, a row a response. Produces ``answers``."""
+    """Prompts and a policy (none: the bare model) → ``answers.jsonl``, a row a response. Produces
+    ``answers``.
+    """
 
     name = "answer"
     produces = "answers"
@@ -52,12 +56,16 @@ class AnswerPrompts(Stage):
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         if self.samples > 1 and work.runtime.generation.temperature == 0:
             raise ConfigError(
-                f"samples is {self.samples} at temperature 0: greedy answers to a prompt are all the same, so ask for 1"
+                f"samples is {self.samples} at temperature 0: greedy answers to a prompt are all"
+                " the same, so ask for 1"
             )
         prompts = read_prompts(work, self.data, evaluation=True)
-        # A stream of its own for every policy: shared noise would couple the two sides of a comparison.
+        # A stream of its own for every policy: shared noise would couple the two sides of a
+        # comparison.
         who = inputs["policy"].key if "policy" in inputs else "base"
-        seed = int.from_bytes(hashlib.sha256(f"{work.runtime.seed}:answer:{who}".encode()).digest()[:6])
+        seed = int.from_bytes(
+            hashlib.sha256(f"{work.runtime.seed}:answer:{who}".encode()).digest()[:6]
+        )
         found = sample(work, prompts, inputs.get("policy"), self.samples, seed)
         rows = [
             {
@@ -72,7 +80,11 @@ class AnswerPrompts(Stage):
         ]
         write_rows(work.folder / FILE, rows)
         finished = sum(bool(row["finished"]) for row in rows)
-        return {"prompts": len(prompts), "responses": len(rows), "finished_share": finished / len(rows)}
+        return {
+            "prompts": len(prompts),
+            "responses": len(rows),
+            "finished_share": finished / len(rows),
+        }
 
 
 def respond(
@@ -89,26 +101,36 @@ def respond(
     output: Path | None = None,
     quarantine: Path | None = None,
 ) -> dict[str, Source]:
-    """Each result's answers to the same prompts, by its name: rows of id, prompt and response, ``samples`` rows a prompt.
+    """Each result's answers to the same prompts, by its name: rows of id, prompt and response,
+    ``samples`` rows a prompt.
 
-    The backbone is loaded once for all adapters of one method and shape. Answers are kept in the store under policy, prompts, sampling and seed: asked for again they cost
-    nothing. A file of answers stands for itself. Sampling is that of the first policy's run but for the fields in ``generation``; so is
-    the engine unless ``rollout`` names one. Rows that cannot be used are an error, or go into the folder ``quarantine``. Raises ``ModelError`` for policies of different backbones, ``DataError`` for unusable prompts.
+    The backbone is loaded once for all adapters of one method and shape. Answers are kept in the
+    store under policy, prompts, sampling and seed: asked for again they cost nothing. A file of
+    answers stands for itself. Sampling is that of the first policy's run but for the fields in
+    ``generation``; so is the engine unless ``rollout`` names one. Rows that cannot be used are an
+    error, or go into the folder ``quarantine``. Raises ``ModelError`` for policies of different
+    backbones, ``DataError`` for unusable prompts.
     """
     found = [r if isinstance(r, Policy | Answers) else resolve(r) for r in references]
     policies = [p for p in found if isinstance(p, Policy)]
     out = {answers.name: answers.source for answers in found if isinstance(answers, Answers)}
     if policies:
         if prompts is None:
-            raise ConfigError(f"'{policies[0].name}' has to be asked: name a file of prompts with --prompts")
+            raise ConfigError(
+                f"'{policies[0].name}' has to be asked: name a file of prompts with --prompts"
+            )
         told = {p.name: p.generation for p in policies if p.generation}
         first = next(iter(told), "")
         for name, own in told.items():
             if not generation and _sampling(own) != _sampling(told[first]):
                 say(f"  {name} is sampled as {first} is, not as in its own run", "yellow")
         bad_rows: Literal["error", "quarantine"] = "quarantine" if quarantine else "error"
-        data = DataConfig(eval_prompts=Source.of(prompts), layout=layout, eval_limit=limit, bad_rows=bad_rows)
-        with closing(runtimes_of(policies, model, generation, rollout, seed=seed, output=output)) as kinds:
+        data = DataConfig(
+            eval_prompts=Source.of(prompts), layout=layout, eval_limit=limit, bad_rows=bad_rows
+        )
+        with closing(
+            runtimes_of(policies, model, generation, rollout, seed=seed, output=output)
+        ) as kinds:
             for kind, runtime in kinds:
                 for policy in kind:
                     bare = policy.folder is None
@@ -128,6 +150,8 @@ def _sampling(config: GenerationConfig) -> tuple[float, int]:
 
 
 def _artifact(policy: Policy) -> Artifact:
-    """The policy as a stage takes it; an adapter that no store holds stands under the digest of its files."""
+    """The policy as a stage takes it; an adapter that no store holds stands under the digest of its
+    files.
+    """
     assert policy.folder is not None
     return Artifact(policy.folder, Manifest(policy.name, policy.key))

@@ -1,4 +1,6 @@
-"""Benchmarks as stages: ``bench-<adapter>`` measures one, ``bench`` puts them side by side. Adding a policy to a run measures that policy alone."""
+"""Benchmarks as stages: ``bench-<adapter>`` measures one, ``bench`` puts them side by side. Adding
+a policy to a run measures that policy alone.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,15 @@ def _jobs(config: BenchConfig, quarantine: Path | None = None) -> list[Job]:
 
 
 def _settings(config: BenchConfig) -> HarnessSettings:
-    return HarnessSettings(config.limit, config.batch_size, config.num_fewshot, config.apply_chat_template)
+    return HarnessSettings(
+        config.limit, config.batch_size, config.num_fewshot, config.apply_chat_template
+    )
 
 
 class Bench(Stage):
-    """lm-eval and domain sets on the base, the SFT model and every policy of the run. Expands into ``bench-*`` and ``bench``."""
+    """lm-eval and domain sets on the base, the SFT model and every policy of the run. Expands into
+    ``bench-*`` and ``bench``.
+    """
 
     name = "bench"
 
@@ -57,14 +63,25 @@ class Bench(Stage):
 
         slots = [BASE, *(["sft"] if "sft" in run.artifacts else []), *run.policies()]
         if _keeps(run, slots):
-            say(f"{FILE} is of prefloop bench and stays; this command's table is artifacts/bench/{FILE}", "yellow")
+            say(
+                f"{FILE} is of prefloop bench and stays; this command's table is"
+                f" artifacts/bench/{FILE}",
+                "yellow",
+            )
         elif run.writable:
-            link(run.folder / FILE, run.folder / "artifacts" / "bench" / FILE)  # where `prefloop bench` puts it too
-        return [*(BenchOne(slot, self.config, self.bad_rows) for slot in slots), BenchTable(slots, self.config)]
+            link(
+                run.folder / FILE, run.folder / "artifacts" / "bench" / FILE
+            )  # where `prefloop bench` puts it too
+        return [
+            *(BenchOne(slot, self.config, self.bad_rows) for slot in slots),
+            BenchTable(slots, self.config),
+        ]
 
 
 def _keeps(run: Any, slots: Sequence[str]) -> bool:
-    """Whether ``prefloop bench`` wrote the run's table, about every adapter as it is now; one that is out of date may go."""
+    """Whether ``prefloop bench`` wrote the run's table, about every adapter as it is now; one that
+    is out of date may go.
+    """
     path = run.folder / FILE
     if path.is_symlink() or not path.is_file():
         return False
@@ -76,7 +93,10 @@ def _keeps(run: Any, slots: Sequence[str]) -> bool:
     except (StoreError, KeyError, TypeError):
         current = False
     if not current:
-        say(f"{FILE} of prefloop bench is not of this run's adapters any more and is replaced", "yellow")
+        say(
+            f"{FILE} of prefloop bench is not of this run's adapters any more and is replaced",
+            "yellow",
+        )
     return current
 
 
@@ -91,9 +111,18 @@ class BenchOne(Stage):
         self.inputs = () if slot == BASE else (slot,)
 
     def parts(self) -> dict[str, Any]:
-        aside = Path() if self.bad_rows == "quarantine" else None  # that there is a folder counts, not which
-        jobs = [job.identity() if isinstance(job, Domain) else job.digest for job in _jobs(self.config, aside)]
-        return {"lm_eval": version(), "jobs": jobs, "settings": dataclasses.asdict(_settings(self.config))}
+        aside = (
+            Path() if self.bad_rows == "quarantine" else None
+        )  # that there is a folder counts, not which
+        jobs = [
+            job.identity() if isinstance(job, Domain) else job.digest
+            for job in _jobs(self.config, aside)
+        ]
+        return {
+            "lm_eval": version(),
+            "jobs": jobs,
+            "settings": dataclasses.asdict(_settings(self.config)),
+        }
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         artifact = inputs.get(self.slot)
@@ -121,10 +150,15 @@ class BenchTable(Stage):
         return {"slots": self.slots}
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
-        kept = {s: json.loads((inputs[f"bench-{s}"] / "measured.json").read_text(encoding="utf-8")) for s in self.slots}
+        kept = {
+            s: json.loads((inputs[f"bench-{s}"] / "measured.json").read_text(encoding="utf-8"))
+            for s in self.slots
+        }
         found = {slot: from_plain(row["tasks"]) for slot, row in kept.items()}
         adapters = [Adapter(slot, None, row["key"]) for slot, row in kept.items()]
-        content = table_of(found, adapters, work.runtime, _settings(self.config), _jobs(self.config))
+        content = table_of(
+            found, adapters, work.runtime, _settings(self.config), _jobs(self.config)
+        )
         write_json(work.folder / FILE, content)
         console.print(compare.table(content["tasks"], content["settings"]["reference"]))
         return {"tasks": len(content["tasks"])}

@@ -1,4 +1,6 @@
-"""The answers of all policies against each other, by every judge that there is. ``Evaluate`` puts it behind the stages that sample them."""
+"""The answers of all policies against each other, by every judge that there is. ``Evaluate`` puts
+it behind the stages that sample them.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,15 @@ BASELINE = "sft"
 AGAIN = "sft-again"
 SHORT_WORDS = 5
 MOST_FAILED = 0.05
-"""Share of comparisons without an answer above which there is no result: what fails may be of one kind."""
+"""Share of comparisons without an answer above which there is no result: what fails may be of one
+kind.
+"""
 
 
 class Compare(Stage):
-    """All policies' answers → gold means, win rates, A/A control, the matrix of all against all, with 95 % intervals. Produces ``judge``."""
+    """All policies' answers → gold means, win rates, A/A control, the matrix of all against all,
+    with 95 % intervals. Produces ``judge``.
+    """
 
     name = "judge"
     produces = "judge"
@@ -66,7 +72,9 @@ class Compare(Stage):
         control: bool = True,
         reward: bool = True,
     ) -> None:
-        """``control``: the SFT model answered twice; ``reward``: a reward model scored the answers."""
+        """``control``: the SFT model answered twice; ``reward``: a reward model scored the
+        answers.
+        """
         self.policies, self.config, self.data = list(policies), config, data or DataConfig()
         self.others = [policy for policy in self.policies if policy != BASELINE]
         self.grader = FunctionGrader(gold) if gold else None
@@ -94,7 +102,11 @@ class Compare(Stage):
 
     def _training(self) -> list[Source]:
         data = self.data
-        return [p for p in dict.fromkeys((data.demonstrations, data.comparisons, data.prompts)) if p is not None]
+        return [
+            p
+            for p in dict.fromkeys((data.demonstrations, data.comparisons, data.prompts))
+            if p is not None
+        ]
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         answers = {p: self._read(inputs[f"respond-{p}"]) for p in self.answered}
@@ -105,11 +117,19 @@ class Compare(Stage):
             results[policy] = self._measure(mine)
             for judge, prefix in (("gold", ""), ("reward", "reward_")):
                 if judge in mine:
-                    results[policy] |= self._against(mine[judge], sft[judge], prefix, policy == BASELINE)
+                    results[policy] |= self._against(
+                        mine[judge], sft[judge], prefix, policy == BASELINE
+                    )
         control = {
-            judge: self._control(answers[AGAIN][judge], sft[judge]) for judge in self.scorers if AGAIN in answers
+            judge: self._control(answers[AGAIN][judge], sft[judge])
+            for judge in self.scorers
+            if AGAIN in answers
         }
-        metrics: dict[str, Any] = {"results": results, "control": control, "samples": self._samples(answers)}
+        metrics: dict[str, Any] = {
+            "results": results,
+            "control": control,
+            "samples": self._samples(answers),
+        }
         if "gold" in sft:
             self._keep_gold(work, answers)
             if "reward" in sft:
@@ -128,23 +148,43 @@ class Compare(Stage):
     def _trained_on(self, work: Work, inputs: Mapping[str, Artifact]) -> Iterator[Prompted]:
         """The prompts of every file that a compared policy has learnt from, one at a time."""
         answers = [inputs[f"respond-{policy}"].manifest for policy in self.answered]
-        read = {role for made in answers for one in lineage(work.runtime.store.root, made) for role in one.reads}
-        files = {role: source for role in roles_read(read) if (source := getattr(self.data, role)) is not None}
+        read = {
+            role
+            for made in answers
+            for one in lineage(work.runtime.store.root, made)
+            for role in one.reads
+        }
+        files = {
+            role: source
+            for role in roles_read(read)
+            if (source := getattr(self.data, role)) is not None
+        }
         yield from trained_prompts(files, self.data.layout, self.data.limit, work.scratch)
 
     def _keep_gold(self, work: Work, answers: Mapping[str, Any]) -> None:
-        """Write the gold score of every response, by prompt and policy: the report sorts conversations by them."""
-        rows = ({"id": i, "gold": {p: answers[p]["gold"][i] for p in self.policies}} for i in answers[BASELINE]["gold"])
+        """Write the gold score of every response, by prompt and policy: the report sorts
+        conversations by them.
+        """
+        rows = (
+            {"id": i, "gold": {p: answers[p]["gold"][i] for p in self.policies}}
+            for i in answers[BASELINE]["gold"]
+        )
         write_rows(work.folder / "scores.jsonl", rows)
 
-    def _judged(self, work: Work, answers: Mapping[str, Any], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """The win-rate matrix by the most independent judge, and what it says of each policy against SFT beyond the rate."""
+    def _judged(
+        self, work: Work, answers: Mapping[str, Any], results: dict[str, dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The win-rate matrix by the most independent judge, and what it says of each policy
+        against SFT beyond the rate.
+        """
         if not self.config.judge:
             if not self.scorers:
                 return {}
             judge = self.scorers[0]
             for policy in self.others:
-                results[policy] |= of_scores(answers[policy], answers[BASELINE], judge, self.config.resamples)
+                results[policy] |= of_scores(
+                    answers[policy], answers[BASELINE], judge, self.config.resamples
+                )
             for policy, rate in self._at_equal_length(answers, judge).items():
                 results[policy] |= length_controlled(SCORERS[judge], rate)
             return {"matrix": self._matrix_of_scores(answers, judge)}
@@ -153,7 +193,9 @@ class Compare(Stage):
             if duel.b == BASELINE:
                 results[duel.a] |= of_duel(found.judge, duel)
         rates = {(duel.a, duel.b): duel.win_rate for duel in found.duels}
-        positions = [duel.position for duel in found.duels if duel.position and BASE not in (duel.a, duel.b)]
+        positions = [
+            duel.position for duel in found.duels if duel.position and BASE not in (duel.a, duel.b)
+        ]
         judging = {
             "judge": found.judge,
             "mode": self.config.asking.mode,
@@ -162,14 +204,22 @@ class Compare(Stage):
             "cached": found.n_cached,
             "failed": sum(duel.n_failed for duel in found.duels),
             "unparsable": found.n_unparsable,
-            "position_bias": float(np.mean([p.first_share.mean for p in positions])) if positions else None,
+            "position_bias": (
+                float(np.mean([p.first_share.mean for p in positions])) if positions else None
+            ),
             "total": dataclasses.asdict(found.total),
             "unproven": found.unproven,
         }
-        return {"matrix": matrix(found.judge, self.policies, rates, found.ranking), "judging": judging}
+        return {
+            "matrix": matrix(found.judge, self.policies, rates, found.ranking),
+            "judging": judging,
+        }
 
-    def _at_equal_length(self, answers: Mapping[str, Any], judge: str) -> Mapping[str, LengthControlled]:
-        """With two or more policies, win rates that know how much each prompt favours policies in general.
+    def _at_equal_length(
+        self, answers: Mapping[str, Any], judge: str
+    ) -> Mapping[str, LengthControlled]:
+        """With two or more policies, win rates that know how much each prompt favours policies in
+        general.
 
         The bare model is none: what it finds hard would move the policies' rates.
         """
@@ -181,10 +231,15 @@ class Compare(Stage):
         return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples).models
 
     def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
-        """All policies against each other, the k-th answer against the k-th; SFT is always side b."""
+        """All policies against each other, the k-th answer against the k-th; SFT is always side
+        b.
+        """
         order = [*reversed(self.others), BASELINE]
         prompts = list(answers[BASELINE]["prompt"].values())
-        sides = {p: {i: (answers[p]["prompt"][i], of) for i, of in answers[p]["reply"].items()} for p in order}
+        sides = {
+            p: {i: (answers[p]["prompt"][i], of) for i, of in answers[p]["reply"].items()}
+            for p in order
+        }
         judge = open_beside(work.runtime, self.config.judge or "", self.config.asking, prompts)
         with closing(judge):
             found = judge_answers(
@@ -196,18 +251,21 @@ class Compare(Stage):
                 apart=[BASE],
                 resamples=self.config.resamples,
             )
-        # The bare model may answer as no policy does: what fails of its comparisons is said, and stops nothing.
+        # The bare model may answer as no policy does: what fails of its comparisons is said, and
+        # stops nothing.
         failed, met = _failures(duel for duel in found.duels if BASE not in (duel.a, duel.b))
         if failed > MOST_FAILED * met:
             raise JudgeError(
-                f"judge {judge.name}: {failed} of {met} comparisons failed, over {MOST_FAILED:.0%}; the first: {found.failures[0]}\n"
-                "       What was answered is kept: with the judge mended, the same command asks only what is missing"
+                f"judge {judge.name}: {failed} of {met} comparisons failed, over {MOST_FAILED:.0%};"
+                f" the first: {found.failures[0]}\n       What was answered is kept: with the judge"
+                " mended, the same command asks only what is missing"
             )
         failed, met = _failures(found.duels)
         if failed:
             say(
-                f"  {failed} of {met} comparisons failed and are left out; the first: {found.failures[0]}\n"
-                "  The result is kept without them; with another --evaluate.resamples they are asked again, and nothing else",
+                f"  {failed} of {met} comparisons failed and are left out; the first:"
+                f" {found.failures[0]}\n  The result is kept without them; with another"
+                " --evaluate.resamples they are asked again, and nothing else",
                 "yellow",
             )
         return found
@@ -217,7 +275,11 @@ class Compare(Stage):
         rates, games = {}, []
         for a, b in itertools.combinations([*reversed(self.others), BASELINE], 2):
             rates[a, b] = win_rate(scores[a], scores[b], resamples=self.config.resamples)
-            games += [Game(a, b, score, i) for i, wins in wins_of(scores[a], scores[b]).items() for score in wins]
+            games += [
+                Game(a, b, score, i)
+                for i, wins in wins_of(scores[a], scores[b]).items()
+                for score in wins
+            ]
         rated = len(self.policies) > 2
         ranking = rank(games, anchor=BASELINE, resamples=self.config.resamples) if rated else None
         return matrix(SCORERS[judge], self.policies, rates, ranking)
@@ -229,12 +291,17 @@ class Compare(Stage):
             *(("kl",) if self.config.temperature != 0 else ()),
             *(("reward",) if "reward" in self.scorers else ()),
         )
-        out: dict[str, Any] = {name: {} for name in ("prompt", "reply", "text", "words", *measured, *self.scorers)}
+        out: dict[str, Any] = {
+            name: {} for name in ("prompt", "reply", "text", "words", *measured, *self.scorers)
+        }
         for row in read_rows(artifact / "responses.jsonl"):
             responses = row.pop("responses")
             prompt = from_dict(Prompt, row)
             out["prompt"][prompt.id] = prompt
-            replies = [reply_of(from_dict(Response, {k: r[k] for k in ("text", "turns") if k in r})) for r in responses]
+            replies = [
+                reply_of(from_dict(Response, {k: r[k] for k in ("text", "turns") if k in r}))
+                for r in responses
+            ]
             out["reply"][prompt.id] = replies
             out["text"][prompt.id] = [r["text"] for r in responses]
             out["words"][prompt.id] = [len(r["text"].split()) for r in responses]
@@ -277,12 +344,16 @@ class Compare(Stage):
         found = win_rate(mine, sft, resamples=self.config.resamples)
         return dict(zip(names, (found.rate, found.low, found.high), strict=True))
 
-    def _control(self, again: Mapping[str, Sequence[float]], sft: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    def _control(
+        self, again: Mapping[str, Sequence[float]], sft: Mapping[str, Sequence[float]]
+    ) -> dict[str, float]:
         found = win_rate(again, sft, resamples=self.config.resamples)
         return {"win_rate": found.rate, "ci_low": found.low, "ci_high": found.high}
 
     def _samples(self, answers: Mapping[str, Any], count: int = 6) -> list[dict[str, Any]]:
-        """The first answer of every policy to a few prompts, evenly spaced over the file, as the records are written."""
+        """The first answer of every policy to a few prompts, evenly spaced over the file, as the
+        records are written.
+        """
         ids = list(answers[BASELINE]["prompt"])
         chosen = [ids[int(k * len(ids) / count)] for k in range(min(count, len(ids)))]
         return [

@@ -10,21 +10,28 @@ from prefloop.errors import DataError
 
 
 def unusable_of(comparisons: Artifact, folder: Path) -> Unusable:
-    """What a stage does with rows that it cannot use: into ``folder`` when the labels were read with ``bad_rows: quarantine``."""
+    """What a stage does with rows that it cannot use: into ``folder`` when the labels were read
+    with ``bad_rows: quarantine``.
+    """
     aside = comparisons.metrics.get("bad_rows") == "quarantine"
     return Unusable(folder / f"{TOO_LONG}.quarantine.jsonl" if aside else None)
 
 
 def has_pairs(comparisons: Artifact) -> bool:
-    """Whether the votes are, or form, pairs: thumbs do where a prompt has a response with a thumb up and one with a thumb down."""
+    """Whether the votes are, or form, pairs: thumbs do where a prompt has a response with a thumb
+    up and one with a thumb down.
+    """
     return not comparisons.metrics.get("thumbs") or bool(comparisons.metrics.get("comparisons"))
 
 
 def require_pairs(comparisons: Artifact, who: str) -> None:
-    """Raise ``DataError`` where ``who`` would learn from pairs and there are thumbs that form none."""
+    """Raise ``DataError`` where ``who`` would learn from pairs and there are thumbs that form
+    none.
+    """
     if not has_pairs(comparisons):
         file = comparisons.manifest.reads.get("comparisons", "the file")
         raise DataError(
-            f"'{file}' holds thumbs that form no pairs (no prompt has a response with a thumb up and one with a thumb down), and {who} learns "
-            "from pairs: learn from the thumbs with --algo kto, or add such responses"
+            f"'{file}' holds thumbs that form no pairs (no prompt has a response with a thumb up"
+            f" and one with a thumb down), and {who} learns from pairs: learn from the thumbs with"
+            " --algo kto, or add such responses"
         )

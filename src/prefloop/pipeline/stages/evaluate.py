@@ -1,7 +1,9 @@
-"""The final comparison: responses of every policy to unseen prompts, scored by the same judges, with intervals clustered by prompt.
+"""The final comparison: responses of every policy to unseen prompts, scored by the same judges,
+with intervals clustered by prompt.
 
-``Evaluate`` stands for several stages: ``respond-<policy>`` samples and measures one policy (and the SFT model a second time, for the A/A
-control), ``judge`` compares them. Adding a policy to a run samples that policy alone.
+``Evaluate`` stands for several stages: ``respond-<policy>`` samples and measures one policy (and
+the SFT model a second time, for the A/A control), ``judge`` compares them. Adding a policy to a run
+samples that policy alone.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from prefloop.training.policy import REFERENCE, logps_R
 
 
 class Evaluate(Stage):
-    """Compare the bare model and every policy of the run with the SFT model. Expands into ``respond-*`` and ``judge``."""
+    """Compare the bare model and every policy of the run with the SFT model. Expands into
+    ``respond-*`` and ``judge``.
+    """
 
     name = "evaluate"
 
@@ -56,23 +60,39 @@ class Evaluate(Stage):
     def parts(self) -> dict[str, Any]:
         judge = FunctionGrader(self.gold).fingerprint() if self.gold else None
         data = self.data
-        return {"config": self.config, "prompts": data.eval_prompts, "layout": data.layout, "gold": judge}
+        return {
+            "config": self.config,
+            "prompts": data.eval_prompts,
+            "layout": data.layout,
+            "gold": judge,
+        }
 
     def preflight(self) -> None:
         super().preflight()
         if self.data.eval_prompts is None:
-            raise ConfigError("data.eval_prompts is not set: name a file of prompts on which the policies are compared")
+            raise ConfigError(
+                "data.eval_prompts is not set: name a file of prompts on which the policies are"
+                " compared"
+            )
         if self.config.judge:
             open_judge(self.config.judge, self.config.asking).close()
         if self.without_reward:
             judges = [
                 name
-                for name, there in (("the gold scorer", self.gold), (self.config.judge, self.config.judge))
+                for name, there in (
+                    ("the gold scorer", self.gold),
+                    (self.config.judge, self.config.judge),
+                )
                 if there
             ]
-            judged = f"policies are judged by {' and '.join(map(str, judges))}" if judges else f"{NO_JUDGE}"
+            judged = (
+                f"policies are judged by {' and '.join(map(str, judges))}"
+                if judges
+                else f"{NO_JUDGE}"
+            )
             say(
-                f"{self.without_reward} learns without a reward model, and none is trained: {judged} (evaluate.reward_model)"
+                f"{self.without_reward} learns without a reward model, and none is trained:"
+                f" {judged} (evaluate.reward_model)"
             )
 
     def expand(self, run: Any) -> list[Stage]:
@@ -80,31 +100,48 @@ class Evaluate(Stage):
             self.config = dataclasses.replace(self.config, temperature=0.0)
         if self.config.temperature == 0 and self.config.samples > 1:
             say(
-                f"greedy answers to a prompt are all the same: 1 is taken instead of evaluate.samples {self.config.samples}"
+                "greedy answers to a prompt are all the same: 1 is taken instead of"
+                f" evaluate.samples {self.config.samples}"
             )
             self.config = dataclasses.replace(self.config, samples=1)
-        policies, reward = [*([BASE] if self.config.base else []), BASELINE, *run.policies()], run.has("reward")
+        policies, reward = (
+            [*([BASE] if self.config.base else []), BASELINE, *run.policies()],
+            run.has("reward"),
+        )
         responds = [Respond(policy, self.config, self.data, reward=reward) for policy in policies]
         # Greedy, SFT answers the same twice: there is nothing to control.
         if control := (reward or self.gold is not None) and self.config.temperature != 0:
             after = policies.index(BASELINE) + 1
-            responds.insert(after, Respond(BASELINE, self.config, self.data, again=True, reward=reward))
+            responds.insert(
+                after, Respond(BASELINE, self.config, self.data, again=True, reward=reward)
+            )
         if not (reward or self.gold or self.config.judge):
             say(f"{NO_JUDGE}: name one with evaluate.judge or gold", "yellow")
         return [*responds, Compare(policies, self.config, self.gold, self.data, control, reward)]
 
 
 class Respond(Stage):
-    """The answers of one policy, or of the bare model, to the evaluation prompts with reward scores and KL. Produces ``respond-<policy>``."""
+    """The answers of one policy, or of the bare model, to the evaluation prompts with reward scores
+    and KL. Produces ``respond-<policy>``.
+    """
 
     uses = frozenset({"backbone", "generation"})
 
     def __init__(
-        self, policy: str, config: EvaluateConfig, data: DataConfig, again: bool = False, reward: bool = True
+        self,
+        policy: str,
+        config: EvaluateConfig,
+        data: DataConfig,
+        again: bool = False,
+        reward: bool = True,
     ) -> None:
         self.policy, self.config, self.data, self.again = policy, config, data, again
         self.name = self.produces = f"respond-{AGAIN if again else policy}"
-        adapters = (*(() if policy == BASE else (policy,)), BASELINE, *(("reward",) if reward else ()))
+        adapters = (
+            *(() if policy == BASE else (policy,)),
+            BASELINE,
+            *(("reward",) if reward else ()),
+        )
         self.inputs = tuple(dict.fromkeys(adapters))
 
     def parts(self) -> dict[str, Any]:
@@ -121,16 +158,32 @@ class Respond(Stage):
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         backbone = work.runtime.backbone
         prompts = read_prompts(work, self.data, evaluation=True)
-        # A stream of its own for every policy: shared noise would couple the two sides of a comparison.
-        seed = int.from_bytes(hashlib.sha256(f"{work.runtime.seed}:{self.name}".encode()).digest()[:6])
-        responses = sample(work, prompts, inputs.get(self.policy), self.config.samples, seed, self.config.temperature)
+        # A stream of its own for every policy: shared noise would couple the two sides of a
+        # comparison.
+        seed = int.from_bytes(
+            hashlib.sha256(f"{work.runtime.seed}:{self.name}".encode()).digest()[:6]
+        )
+        responses = sample(
+            work,
+            prompts,
+            inputs.get(self.policy),
+            self.config.samples,
+            seed,
+            self.config.temperature,
+        )
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         n = self.config.samples
         documents = [
-            Document(encoder.prompt(p.id, p.prompt), [r.meta["token_ids"] for r in rs], list(range(i * n, (i + 1) * n)))
+            Document(
+                encoder.prompt(p.id, p.prompt),
+                [r.meta["token_ids"] for r in rs],
+                list(range(i * n, (i + 1) * n)),
+            )
             for i, (p, rs) in enumerate(zip(prompts, responses, strict=True))
         ]
-        rewards = self._rewards(backbone, inputs["reward"], documents) if "reward" in inputs else None
+        rewards = (
+            self._rewards(backbone, inputs["reward"], documents) if "reward" in inputs else None
+        )
         logps = [float(r.meta["logp"]) for rs in responses for r in rs]
         kl: list[float] | None = [0.0] * len(logps)
         if self.config.temperature == 0:
@@ -161,17 +214,27 @@ class Respond(Stage):
             **({"kl": float(np.mean(kl))} if kl else {}),
         }
 
-    def _rewards(self, backbone: Backbone, artifact: Artifact, documents: Sequence[Document]) -> list[float]:
+    def _rewards(
+        self, backbone: Backbone, artifact: Artifact, documents: Sequence[Document]
+    ) -> list[float]:
         """The reward model's mean score of each response."""
         reward = Reward.load(backbone, artifact.path)
-        scores = reward.score(documents, f"{self.name}: reward", sum(len(d.keys) for d in documents))
+        scores = reward.score(
+            documents, f"{self.name}: reward", sum(len(d.keys) for d in documents)
+        )
         reward.drop()
         return [sum(scores[k]) / len(scores[k]) for k in range(len(scores))]
 
     def _kl(
-        self, work: Work, inputs: dict[str, Artifact], documents: Sequence[Document], logps: Sequence[float]
+        self,
+        work: Work,
+        inputs: dict[str, Artifact],
+        documents: Sequence[Document],
+        logps: Sequence[float],
     ) -> list[float]:
-        """log π/π_SFT of each sampled response, nats: the k1 estimate of sequence KL. log π is the sampler's own."""
+        """log π/π_SFT of each sampled response, nats: the k1 estimate of sequence KL. log π is the
+        sampler's own.
+        """
         backbone, own = work.runtime.backbone, self.config.temperature
         temperature = work.runtime.generation.temperature if own is None else own
         backbone.add_role(REFERENCE, start=inputs[BASELINE].path, frozen=True)
@@ -180,8 +243,12 @@ class Respond(Stage):
         with progress(f"{self.name}: KL", len(todo), "pack") as advance:
             for pack in todo:
                 there = pack.to(backbone.device)
-                reference_B = sum_by_branch_B(logps_R(backbone, there, REFERENCE, temperature), there)
-                out.update((k, logps[k] - r) for k, r in zip(pack.keys, reference_B.tolist(), strict=True))
+                reference_B = sum_by_branch_B(
+                    logps_R(backbone, there, REFERENCE, temperature), there
+                )
+                out.update(
+                    (k, logps[k] - r) for k, r in zip(pack.keys, reference_B.tolist(), strict=True)
+                )
                 advance()
         backbone.drop_role(REFERENCE)
         return [out[k] for k in range(len(out))]

@@ -1,7 +1,7 @@
 """KTO: learning from thumbs on single responses (Ethayarajh et al. 2024, arXiv 2402.01306).
 
-Pairs serve too: every vote is a thumb up for its choice and one down for the other (``data/convert.py``); a
-response counts as what most of its thumbs say.
+Pairs serve too: every vote is a thumb up for its choice and one down for the other
+(``data/convert.py``); a response counts as what most of its thumbs say.
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ class KTO(Stage):
         weights = balanced(ups, downs) if self.config.balance_thumbs else (1.0, 1.0)
         if warning := one_sided(ups, downs):
             say(f"  {warning}", "yellow")
-        audit.check("thumbs", True, f"{ups} up weighing {weights[0]:.3f}, {downs} down weighing {weights[1]:.3f}", "")
+        audit.check(
+            "thumbs",
+            True,
+            f"{ups} up weighing {weights[0]:.3f}, {downs} down weighing {weights[1]:.3f}",
+            "",
+        )
         try:
             start_policy(work, inputs["sft"], audit, [g.document for g in groups[:2]], temperature)
             metrics = self._train(work, audit, groups, weights, temperature)
@@ -95,9 +100,15 @@ class KTO(Stage):
         temperature: float,
     ) -> dict[str, Any]:
         backbone, config = work.runtime.backbone, self.config
-        # A pair gives two thumbs: preference.batch_pairs means as many responses a step as for the losses on pairs.
+        # A pair gives two thumbs: preference.batch_pairs means as many responses a step as for the
+        # losses on pairs.
         steps = epochs_of_groups(
-            len(groups), groups.rated, 2 * config.batch_pairs, config.epochs, work.runtime.seed, "preference.epochs"
+            len(groups),
+            groups.rated,
+            2 * config.batch_pairs,
+            config.epochs,
+            work.runtime.seed,
+            "preference.epochs",
         )
         steps = no_singles(steps)
         warn_of_few(self.name, len(steps), "preference")
@@ -119,11 +130,19 @@ class KTO(Stage):
         def prepare(indices: list[int]) -> tuple[list[ThumbGroup], Reads, list[Pack]]:
             batch = [groups.thumbs(i) for i in indices]
             documents = [g.document for g in batch]
-            return batch, reads(batch, backbone.scoring_tokens), packs(documents, backbone.config.pack_tokens)
+            return (
+                batch,
+                reads(batch, backbone.scoring_tokens),
+                packs(documents, backbone.config.pack_tokens),
+            )
 
         with deferred(), progress(self.name, len(steps), "step", done=loop.step) as advance:
             for batch, before_step, ready in ahead(prepare, steps[loop.step :]):
-                up = {key: good for g in batch for key, good in zip(g.document.keys, g.up, strict=True)}
+                up = {
+                    key: good
+                    for g in batch
+                    for key, good in zip(g.document.keys, g.up, strict=True)
+                }
                 known = estimate(backbone, before_step, temperature)
                 seen: list[tuple[Tensor, Tensor]] = []
 
@@ -133,7 +152,9 @@ class KTO(Stage):
                     known: Estimates = known,
                     seen: list[tuple[Tensor, Tensor]] = seen,
                 ) -> Tensor:
-                    loss_B, ratio_B, up_B = kto_loss(backbone, pack, up, known, config.beta, weights, temperature)
+                    loss_B, ratio_B, up_B = kto_loss(
+                        backbone, pack, up, known, config.beta, weights, temperature
+                    )
                     seen.append((ratio_B[up_B].sum(), ratio_B[~up_B].sum()))
                     return loss_B.sum()
 
@@ -143,16 +164,21 @@ class KTO(Stage):
                 metrics["logratio_up"] = sum(float(a) for a, _ in seen) / max(1, ups)
                 metrics["logratio_down"] = sum(float(b) for _, b in seen) / max(1, len(up) - ups)
                 if loop.step == 1 and fresh:
-                    expected = sum(weights[0] if good else weights[1] for good in up.values()) / (2 * len(up))
+                    expected = sum(weights[0] if good else weights[1] for good in up.values()) / (
+                        2 * len(up)
+                    )
                     audit.equal(
                         "kto loss at the reference",
                         metrics["loss"],
                         expected,
                         1e-3 if backbone.compute_dtype == torch.float32 else 2e-2,
-                        "Policy and reference differ before training: the reference is not the SFT adapter.",
+                        "Policy and reference differ before training: the reference is not the SFT"
+                        " adapter.",
                     )
                     after = {n: p.detach() for n, p in parameters.items()}
-                    audit.moved(before, after, frozen, backbone.frozen_digest(), backbone.method.waits)
+                    audit.moved(
+                        before, after, frozen, backbone.frozen_digest(), backbone.method.waits
+                    )
                 work.emit("step", step=loop.step, **metrics)
                 advance(note=f"loss {metrics['loss']:.3f}")
                 if loop.due():
@@ -176,7 +202,9 @@ def _ratings(comparisons: Artifact, work: Work) -> Path:
 
 
 def no_singles(steps: list[list[int]]) -> list[list[int]]:
-    """Steps of at least two prompts, which z0 needs: one of a single prompt joins its neighbour. Raises ``DataError`` when there is one prompt in all."""
+    """Steps of at least two prompts, which z0 needs: one of a single prompt joins its neighbour.
+    Raises ``DataError`` when there is one prompt in all.
+    """
     out: list[list[int]] = []
     for step in steps:
         if out and (len(step) < 2 or len(out[-1]) < 2) and not set(step) & set(out[-1]):
@@ -185,6 +213,7 @@ def no_singles(steps: list[list[int]]) -> list[list[int]]:
             out.append(step)
     if any(len(step) < 2 for step in out):
         raise DataError(
-            "KTO estimates its KL from mismatched prompts and responses: a step needs at least 2 prompts, raise preference.batch_pairs"
+            "KTO estimates its KL from mismatched prompts and responses: a step needs at least 2"
+            " prompts, raise preference.batch_pairs"
         )
     return out

@@ -1,7 +1,9 @@
 """PPO, GRPO, RLOO and REINFORCE++: generate → score → estimate → optimise, on one backbone.
 
-Policy, reference, reward members and, where asked for, the critic are adapters (``training/critic.py``). The three steps after generation are
-in ``training/ppo.py``, the estimators in ``objectives/estimators.py``. Left out on purpose: gradient from the value loss into the policy.
+Policy, reference, reward members and, where asked for, the critic are adapters
+(``training/critic.py``). The three steps after generation are in ``training/ppo.py``, the
+estimators in ``objectives/estimators.py``. Left out on purpose: gradient from the value loss into
+the policy.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ from prefloop.training.step_table import Bounds, StepTable
 
 
 class PPO(Stage):
-    """SFT adapter, reward model and prompts → an aligned adapter. Produces the slot called ``algo``: ppo, grpo, rloo or reinforce."""
+    """SFT adapter, reward model and prompts → an aligned adapter. Produces the slot called
+    ``algo``: ppo, grpo, rloo or reinforce.
+    """
 
     inputs = ("sft", "reward")
     uses = frozenset({"backbone", "generation"})
@@ -80,31 +84,39 @@ class PPO(Stage):
     def _refuse_what_cannot_work(self) -> None:
         config = self.config
         grouped = self.name if self.estimator in ("grpo", "rloo") else "ppo.group_baseline"
-        if (config.group_baseline or self.estimator in ("grpo", "rloo")) and config.samples_per_prompt < 2:
+        if (
+            config.group_baseline or self.estimator in ("grpo", "rloo")
+        ) and config.samples_per_prompt < 2:
             raise ConfigError(
-                f"{grouped} needs ppo.samples_per_prompt of at least 2: there is no other response to compare with"
+                f"{grouped} needs ppo.samples_per_prompt of at least 2: there is no other response"
+                " to compare with"
             )
         if not config.reward_model_weight and not any(config.rewards.values()):
             raise ConfigError(
-                "ppo.reward_model_weight is 0 and ppo.rewards gives no source a weight: there is no reward to learn from"
+                "ppo.reward_model_weight is 0 and ppo.rewards gives no source a weight: there is no"
+                " reward to learn from"
             )
         if config.uncertainty_penalty and not config.reward_model_weight:
             raise ConfigError(
-                "ppo.uncertainty_penalty is of the reward model's members, and ppo.reward_model_weight is 0"
+                "ppo.uncertainty_penalty is of the reward model's members, and"
+                " ppo.reward_model_weight is 0"
             )
         if config.minibatches > config.prompts_per_step:
             raise ConfigError(
-                f"ppo.minibatches is {config.minibatches}, and a rollout of ppo.prompts_per_step {config.prompts_per_step} has no more prompts "
-                "to deal out: lower the one or raise the other"
+                f"ppo.minibatches is {config.minibatches}, and a rollout of ppo.prompts_per_step"
+                f" {config.prompts_per_step} has no more prompts to deal out: lower the one or"
+                " raise the other"
             )
         if self.estimator == "gae" and config.value_warmup >= config.steps:
             raise ConfigError(
-                f"ppo.value_warmup is {config.value_warmup} of ppo.steps {config.steps}: the critic would learn in all of them and the policy in "
-                "none; lower the one or raise the other"
+                f"ppo.value_warmup is {config.value_warmup} of ppo.steps {config.steps}: the critic"
+                " would learn in all of them and the policy in none; lower the one or raise the"
+                " other"
             )
         if (self.kl_placement, self.kl_kind) == ("loss", "k1"):
             raise ConfigError(
-                "ppo.kl: k1 as a term of the loss has a gradient of 0 on average: take k2 or k3, or ppo.kl.placement reward"
+                "ppo.kl: k1 as a term of the loss has a gradient of 0 on average: take k2 or k3, or"
+                " ppo.kl.placement reward"
             )
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
@@ -118,17 +130,26 @@ class PPO(Stage):
         try:
             probe = Document(
                 prompts_ids[prompts[0].id],
-                [backbone.chat.answer(prompts[0].prompt, Response("A short probe.", meta={"finished": True})).ids],
+                [
+                    backbone.chat.answer(
+                        prompts[0].prompt, Response("A short probe.", meta={"finished": True})
+                    ).ids
+                ],
                 [0],
             )
             start_policy(work, inputs["sft"], audit, [probe], runtime.generation.temperature)
             reward = Reward.load(backbone, inputs["reward"].path)
-            critic = Critic(backbone, self.config.critic, inputs["reward"].path) if self.estimator == "gae" else None
+            critic = (
+                Critic(backbone, self.config.critic, inputs["reward"].path)
+                if self.estimator == "gae"
+                else None
+            )
             if backbone.device.type == "cuda":
                 shape = max(map(len, prompts_ids.values())), room, self.config.samples_per_prompt
                 own = [VALUE] if critic is not None and critic.own else []
                 whole, scored = (
-                    largest_pack(*shape, b) for b in (backbone.config.pack_tokens, backbone.scoring_tokens)
+                    largest_pack(*shape, b)
+                    for b in (backbone.config.pack_tokens, backbone.scoring_tokens)
                 )
                 dry_pass(backbone, [POLICY, *own], [POLICY], whole, scored)
             metrics = self._train(work, audit, prompts, prompts_ids, reward, critic)
@@ -161,7 +182,15 @@ class PPO(Stage):
             learners.append(Learner(backbone, VALUE, "value_adapter/"))
         rates = {"value": config.value_learning_rate}
         total = config.steps * updates
-        loop = Loop(parameters, config.optim, total, work.checkpoints, rates, learners=learners, updates=updates)
+        loop = Loop(
+            parameters,
+            config.optim,
+            total,
+            work.checkpoints,
+            rates,
+            learners=learners,
+            updates=updates,
+        )
         kl = math_.AdaptiveKL(config.kl.coef, config.kl.target, config.kl.horizon)
         restored = loop.restore()
         first = 0
@@ -171,9 +200,13 @@ class PPO(Stage):
         if restored is not None:
             audit.lines = list(dict.fromkeys([*restored[0]["audit"], *audit.lines]))
         watch = Watch(work, config, loop, restored[0]["watch"] if restored is not None else None)
-        watch.announce(self.monitor is not None, len(reward.heads) if config.reward_model_weight else 1)
+        watch.announce(
+            self.monitor is not None, len(reward.heads) if config.reward_model_weight else 1
+        )
         table = StepTable(
-            self.name, config.steps, Bounds(steps.gap_bound(config, backbone, runtime.engine_name), config.kl.stop)
+            self.name,
+            config.steps,
+            Bounds(steps.gap_bound(config, backbone, runtime.engine_name), config.kl.stop),
         )
         written = work.folder / samples.FILE
         if config.samples_every:
@@ -182,7 +215,12 @@ class PPO(Stage):
         bar = progress(self.name, config.steps, "step", lines=False, done=first)
 
         def save(stopped: bool = False) -> None:
-            state = {"round": loop.stage_step, "kl_coef": kl.coef, "stopped": stopped, "metrics": metrics}
+            state = {
+                "round": loop.stage_step,
+                "kl_coef": kl.coef,
+                "stopped": stopped,
+                "metrics": metrics,
+            }
             state["audit"] = audit.lines
             loop.save(state | {"watch": watch.state}, needed=watch.needed())
             watch.forget_older()
@@ -197,12 +235,15 @@ class PPO(Stage):
                     with at_once():
                         rollouts = self._generate(work, batch, prompts_ids, step)
                         clock.lap("generate")
-                        scored = steps.score(work, config, batch, prompts_ids, rollouts, reward, critic, self.rewards)
+                        scored = steps.score(
+                            work, config, batch, prompts_ids, rollouts, reward, critic, self.rewards
+                        )
                         ids = [prompts_ids[p.id] for p in batch]
                         gap = self._check_gap(work, step, scored, audit, ids, step == first)
                         reading = read(config, scored, step + 1, self._gold(work, batch, scored))
                 except (KeyboardInterrupt, Ended):
-                    # A rollout may take minutes, and until something is learnt from it all is as the step before left it.
+                    # A rollout may take minutes, and until something is learnt from it all is as
+                    # the step before left it.
                     if loop.saved < loop.step:
                         save()
                     raise
@@ -212,10 +253,21 @@ class PPO(Stage):
                 clock.lap("estimate")
                 loss_kl = (kl.coef, self.kl_kind) if self.kl_placement == "loss" else None
                 trained = steps.optimise(
-                    work, self.config, loop, scored, found, critic, step, audit, loss_kl, step == first
+                    work,
+                    self.config,
+                    loop,
+                    scored,
+                    found,
+                    critic,
+                    step,
+                    audit,
+                    loss_kl,
+                    step == first,
                 )
                 clock.lap("optimise")
-                metrics = self._log(work, step, scored, found, reading, kl.coef, trained, clock, gap)
+                metrics = self._log(
+                    work, step, scored, found, reading, kl.coef, trained, clock, gap
+                )
                 if config.samples_every and step % config.samples_every == 0:
                     samples.append(written, samples.rows(backbone.chat, batch, scored, step + 1))
                 sequence_kl = metrics["kl"]
@@ -228,20 +280,27 @@ class PPO(Stage):
                 advance()
                 if stopped and not ended:
                     say(
-                        f"  {self.name}: sequence KL {sequence_kl:.1f} passed kl.stop = {config.kl.stop:g} nats after step {step + 1}; stopping",
+                        f"  {self.name}: sequence KL {sequence_kl:.1f} passed kl.stop ="
+                        f" {config.kl.stop:g} nats after step {step + 1}; stopping",
                         "yellow",
                     )
                 if stopped:
                     break
         audit.stepped(loop.step)
         metrics = watch.finish(metrics, critic)
-        return {k: v for k, v in metrics.items() if isinstance(v, float | int | dict)} | {"updates": loop.step}
+        return {k: v for k, v in metrics.items() if isinstance(v, float | int | dict)} | {
+            "updates": loop.step
+        }
 
-    def _generate(self, work: Work, batch: list[Prompt], prompts_ids: dict[str, list[int]], step: int) -> list[Rollout]:
+    def _generate(
+        self, work: Work, batch: list[Prompt], prompts_ids: dict[str, list[int]], step: int
+    ) -> list[Rollout]:
         engine = work.runtime.engine
         engine.load_policy(POLICY)
         seed = work.runtime.seed * 100_003 + step + 1
-        rollouts = engine.generate([prompts_ids[p.id] for p in batch], self.config.samples_per_prompt, seed)
+        rollouts = engine.generate(
+            [prompts_ids[p.id] for p in batch], self.config.samples_per_prompt, seed
+        )
         engine.pause()
         return rollouts
 
@@ -249,28 +308,46 @@ class PPO(Stage):
         if self.monitor is None:
             return None
         texts = [work.runtime.backbone.chat.decode(r.token_ids) for r in scored.rollouts]
-        return [self.monitor.grade(batch[i // self.config.samples_per_prompt], text) for i, text in enumerate(texts)]
+        return [
+            self.monitor.grade(batch[i // self.config.samples_per_prompt], text)
+            for i, text in enumerate(texts)
+        ]
 
     def _check_gap(
-        self, work: Work, step: int, scored: Scored, audit: Audit, prompts_ids: list[list[int]], whole: bool
+        self,
+        work: Work,
+        step: int,
+        scored: Scored,
+        audit: Audit,
+        prompts_ids: list[list[int]],
+        whole: bool,
     ) -> float:
-        """Mean |log-prob gap| of a rollout; nothing is learnt from one that another policy sampled, and checkpoints from before it stay.
+        """Mean |log-prob gap| of a rollout; nothing is learnt from one that another policy sampled,
+        and checkpoints from before it stay.
 
         With ``whole`` the sampler must also show what the policy changed of the bare model.
         """
         backbone, engine = work.runtime.backbone, work.runtime.engine.name
         gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
-        seen = SamplerAgreement(gap, steps.gap_bound(self.config, backbone, engine), len(scored.rollouts))
+        seen = SamplerAgreement(
+            gap, steps.gap_bound(self.config, backbone, engine), len(scored.rollouts)
+        )
         if whole:
             temperature = work.runtime.generation.temperature
             some = agreement(backbone, engine, prompts_ids, scored.rollouts, temperature, POLICY)
             seen = dataclasses.replace(seen, share=some.share, error=some.error)
         found = f"step {step + 1}: {seen} ({engine})"
-        fix = "The sampler does not run the policy that is trained (stale weights, temperature, precision)."
+        fix = (
+            "The sampler does not run the policy that is trained (stale weights, temperature,"
+            " precision)."
+        )
         if step == 0:
             audit.check("sampler against trainer", seen.holds, found, fix)
         elif not seen.holds:
-            raise EngineError(f"sampler against trainer, {found}. {fix} Nothing was learnt from this rollout. {SAVED}")
+            raise EngineError(
+                f"sampler against trainer, {found}. {fix} Nothing was learnt from this rollout."
+                f" {SAVED}"
+            )
         return gap
 
     def _log(
@@ -285,7 +362,9 @@ class PPO(Stage):
         clock: PhaseClock,
         gap: float,
     ) -> dict[str, Any]:
-        sequence_kl = float(scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R).mean())
+        sequence_kl = float(
+            scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R).mean()
+        )
         tokens = int(scored.length_B.sum())
         metrics: dict[str, Any] = {
             "reward_mean": float(scored.reward_B.mean()),
@@ -307,7 +386,9 @@ class PPO(Stage):
             **({"reward_spread": float(scored.spread_B.mean())} if scored.spread_B.any() else {}),
             **trained,
             "seconds": clock.laps,
-            "tokens_per_second": {phase: round(tokens / s, 1) for phase, s in clock.laps.items() if s > 0.01},
+            "tokens_per_second": {
+                phase: round(tokens / s, 1) for phase, s in clock.laps.items() if s > 0.01
+            },
         }
         work.emit("step", step=step + 1, gold_mean=reading.gold and reading.gold.value, **metrics)
         return metrics

@@ -1,7 +1,8 @@
 """Learning straight from votes: DPO and its relatives, one stage, the loss looked up by name.
 
-Each response is run once per policy and once per reference, in packs that share the prompt; pairs only index the results. The
-reference is the frozen SFT adapter the policy started from, on the same backbone: no second model.
+Each response is run once per policy and once per reference, in packs that share the prompt; pairs
+only index the results. The reference is the frozen SFT adapter the policy started from, on the same
+backbone: no second model.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Preference(Stage):
         self.config = config or PreferenceConfig()
         if not 0 <= self.config.flipped_share < 0.5:
             raise ConfigError(
-                f"preference.flipped_share is {self.config.flipped_share}: a share of flipped votes lies in [0, 0.5)"
+                f"preference.flipped_share is {self.config.flipped_share}: a share of flipped votes"
+                " lies in [0, 0.5)"
             )
         self.cached = self.loss.needs_reference and self.config.reference == "cached"
         self.inputs = ("sft", "comparisons", *(("reference",) if self.cached else ()))
@@ -78,7 +80,11 @@ class Preference(Stage):
         )
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         audit.texts(backbone.chat, encoder, groups[0].document.tokens(0))
-        cached = load_file(inputs["reference"] / "logps.safetensors")["logp_sum"] if self.cached else None
+        cached = (
+            load_file(inputs["reference"] / "logps.safetensors")["logp_sum"]
+            if self.cached
+            else None
+        )
         try:
             start_policy(work, inputs["sft"], audit, [g.document for g in groups[:2]], temperature)
             metrics = self._train(work, audit, groups, temperature, cached)
@@ -87,7 +93,12 @@ class Preference(Stage):
             backbone.drop_role(POLICY)
             backbone.drop_role(REFERENCE)
         return audit.finish(
-            {**metrics, "pairs": groups.total_pairs, "truncated": encoder.cut, **groups.left_out.metrics()}
+            {
+                **metrics,
+                "pairs": groups.total_pairs,
+                "truncated": encoder.cut,
+                **groups.left_out.metrics(),
+            }
         )
 
     def _train(
@@ -95,7 +106,12 @@ class Preference(Stage):
     ) -> dict[str, Any]:
         backbone, config = work.runtime.backbone, self.config
         steps = epochs_of_groups(
-            len(groups), groups.pairs, config.batch_pairs, config.epochs, work.runtime.seed, "preference.epochs"
+            len(groups),
+            groups.pairs,
+            config.batch_pairs,
+            config.epochs,
+            work.runtime.seed,
+            "preference.epochs",
         )
         warn_of_few(self.name, len(steps), "preference")
         parameters = policy_parameters(backbone)
@@ -125,9 +141,16 @@ class Preference(Stage):
                 margins: list[Tensor] = []
 
                 def loss_of(
-                    pack: Pack, by_key: Any = by_key, counts: list[Tensor] = counts, margins: list[Tensor] = margins
+                    pack: Pack,
+                    by_key: Any = by_key,
+                    counts: list[Tensor] = counts,
+                    margins: list[Tensor] = margins,
                 ) -> Tensor:
-                    reference = reference_B(backbone, pack, temperature, cached) if self.loss.needs_reference else 0.0
+                    reference = (
+                        reference_B(backbone, pack, temperature, cached)
+                        if self.loss.needs_reference
+                        else 0.0
+                    )
                     pairs = pairs_of(pack, by_key, policy_B(backbone, pack, temperature), reference)
                     margin_P = self.loss.reward_margin(pairs, config).detach()
                     counts.append(torch.stack(decided(margin_P, pairs.label)))
@@ -143,11 +166,18 @@ class Preference(Stage):
                             f"{self.name} loss at the reference",
                             metrics["loss"],
                             expected := self.loss.at_start(config),
-                            1e-3 if backbone.compute_dtype == torch.float32 else 2e-2 * max(1.0, expected),
-                            "Policy and reference differ before training: the reference is not the SFT adapter.",
+                            (
+                                1e-3
+                                if backbone.compute_dtype == torch.float32
+                                else 2e-2 * max(1.0, expected)
+                            ),
+                            "Policy and reference differ before training: the reference is not the"
+                            " SFT adapter.",
                         )
                     after = {n: p.detach() for n, p in parameters.items()}
-                    audit.moved(before, after, frozen, backbone.frozen_digest(), backbone.method.waits)
+                    audit.moved(
+                        before, after, frozen, backbone.frozen_digest(), backbone.method.waits
+                    )
                 work.emit("step", step=loop.step, **metrics)
                 advance(note=f"loss {metrics['loss']:.3f}")
                 if loop.due():

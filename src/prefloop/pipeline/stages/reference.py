@@ -1,4 +1,6 @@
-"""Reference log-probs of every response, computed once and kept: each loss that needs a reference reuses them."""
+"""Reference log-probs of every response, computed once and kept: each loss that needs a reference
+reuses them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _AT_ONCE = 256
 
 
 class Reference(Stage):
-    """SFT adapter and comparisons → ``logps.safetensors``, the summed log-prob of each response by key. Produces ``reference``."""
+    """SFT adapter and comparisons → ``logps.safetensors``, the summed log-prob of each response by
+    key. Produces ``reference``.
+    """
 
     name = "reference"
     produces = "reference"
@@ -53,7 +57,9 @@ class Reference(Stage):
                 for start in range(0, len(groups), _AT_ONCE):
                     part = [g.document for g in groups[start : start + _AT_ONCE]]
                     for pack in packs(part, backbone.scoring_tokens):
-                        logp_sum[list(pack.keys)] = reference_B(backbone, pack.to(backbone.device), temperature).cpu()
+                        logp_sum[list(pack.keys)] = reference_B(
+                            backbone, pack.to(backbone.device), temperature
+                        ).cpu()
                         advance(len(pack.keys))
         finally:
             backbone.drop_role(REFERENCE)

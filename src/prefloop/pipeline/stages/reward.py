@@ -1,4 +1,6 @@
-"""The reward model: adapters and scalar heads that learn from votes, one or an ensemble on bootstraps of the same comparisons."""
+"""The reward model: adapters and scalar heads that learn from votes, one or an ensemble on
+bootstraps of the same comparisons.
+"""
 
 from __future__ import annotations
 
@@ -36,17 +38,23 @@ from prefloop.training.loop import Loop, newest_whole
 from prefloop.training.pair_batch import accuracy, decided, pairs_of
 
 REFERENCE_PROMPTS = 40
-"""Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard deviation 1."""
+"""Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard
+deviation 1.
+"""
 
 
 class RewardModel(Stage):
-    """Comparisons → reward adapters and heads, started from the SFT adapter where there is one. Produces ``reward``."""
+    """Comparisons → reward adapters and heads, started from the SFT adapter where there is one.
+    Produces ``reward``.
+    """
 
     name = "reward"
     produces = "reward"
     uses = frozenset({"backbone"})
 
-    def __init__(self, config: RewardConfig | None = None, from_sft: bool = True, optional: bool = False) -> None:
+    def __init__(
+        self, config: RewardConfig | None = None, from_sft: bool = True, optional: bool = False
+    ) -> None:
         self.config = config or RewardConfig()
         self.optional = optional
         """Whether the run can do without: only the comparison would use it."""
@@ -77,9 +85,15 @@ class RewardModel(Stage):
         metrics: dict[str, Any] = {}
         try:
             for k in range(config.members):
-                place = work.checkpoints / f"finished-{k}"  # a member that was finished before a kill
-                done = newest_whole([place] if os.path.lexists(place) else [], read_folder, "what is before it")
-                backbone.add_role(role_of(k), start=start if done is None else place, seed=work.runtime.seed + k)
+                place = (
+                    work.checkpoints / f"finished-{k}"
+                )  # a member that was finished before a kill
+                done = newest_whole(
+                    [place] if os.path.lexists(place) else [], read_folder, "what is before it"
+                )
+                backbone.add_role(
+                    role_of(k), start=start if done is None else place, seed=work.runtime.seed + k
+                )
                 head = ScalarHead(backbone.hidden_size, init="normal", seed=work.runtime.seed + k)
                 heads.append((head if done is None else ScalarHead.load(place)).to(backbone.device))
                 if done is not None:
@@ -120,7 +134,9 @@ class RewardModel(Stage):
             work.runtime.seed + 1000 * member,
             "reward.epochs",
         )
-        if unread:  # after a kill, too: what it makes of the role decides which parameters there are
+        if (
+            unread
+        ):  # after a kill, too: what it makes of the role decides which parameters there are
             fit(backbone, role, (train[i].document for step in steps for i in step))
         learning = backbone.below_head(role)
         named = {f"adapter/{name}": p for name, p in learning.items()}
@@ -132,11 +148,19 @@ class RewardModel(Stage):
         restored = loop.restore()
         fresh = loop.step == 0
         if fresh:
-            in_head = sum(p.numel() for n, p in backbone.named_parameters(role).items() if n not in learning)
-            count = backbone.method.count(role) - in_head + sum(p.numel() for p in head.parameters())
+            in_head = sum(
+                p.numel() for n, p in backbone.named_parameters(role).items() if n not in learning
+            )
+            count = (
+                backbone.method.count(role) - in_head + sum(p.numel() for p in head.parameters())
+            )
             audit.check("trainable parameters", True, f"{count:,} in adapter and head", "")
-            sample = packs([g.document for g in train[:2]], backbone.config.pack_tokens)[0].to(backbone.device)
-            audit.no_dropout(raw_B(backbone, head, sample, role), raw_B(backbone, head, sample, role))
+            sample = packs([g.document for g in train[:2]], backbone.config.pack_tokens)[0].to(
+                backbone.device
+            )
+            audit.no_dropout(
+                raw_B(backbone, head, sample, role), raw_B(backbone, head, sample, role)
+            )
         before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}
         frozen = backbone.frozen_digest() if fresh else ""
         last: dict[str, float] = restored[0]["last"] if restored else {}
@@ -151,12 +175,16 @@ class RewardModel(Stage):
                 by_key = {key: g for g in batch for key in g.document.keys}
                 right: list[Tensor] = []
 
-                def loss_of(pack: Pack, by_key: Any = by_key, right: list[Tensor] = right) -> Tensor:
+                def loss_of(
+                    pack: Pack, by_key: Any = by_key, right: list[Tensor] = right
+                ) -> Tensor:
                     with backbone.role(role, train=True, dropout=True):
                         score_B = head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
                     p = pairs_of(pack, by_key, score_B, 0.0)
                     right.append(torch.stack(decided(p.margin.detach(), p.label)))
-                    loss_P = bradley_terry(p.margin, p.label, config.margin * (2 * p.label - 1).abs())
+                    loss_P = bradley_terry(
+                        p.margin, p.label, config.margin * (2 * p.label - 1).abs()
+                    )
                     if config.center:
                         loss_P = loss_P + config.center * centring(p.first_ratio, p.second_ratio)
                     return loss_P.sum()
@@ -168,7 +196,9 @@ class RewardModel(Stage):
                 advance(note=f"loss {last['loss']:.3f}")
                 if loop.step == 1 and fresh:
                     after = {n: p.detach() for n, p in parameters.items()}
-                    audit.moved(before, after, frozen, backbone.frozen_digest(), backbone.method.waits)
+                    audit.moved(
+                        before, after, frozen, backbone.frozen_digest(), backbone.method.waits
+                    )
                 if loop.due():
                     loop.save({"last": last})
         audit.stepped(loop.step)
@@ -188,7 +218,9 @@ class RewardModel(Stage):
         scale_K = torch.stack([head.std for head in reward.heads]).cpu()
         mean_K = torch.stack([head.mean for head in reward.heads]).cpu()
         scores = {key: ((torch.tensor(s) - mean_K) / scale_K).tolist() for key, s in scores.items()}
-        before = 1 / float(scale_K.mean())  # what σ of the raw difference amounts to on normalised scores
+        before = 1 / float(
+            scale_K.mean()
+        )  # what σ of the raw difference amounts to on normalised scores
         measured = {f"train_{k}": v for k, v in pairwise(known, scores).metrics(before).items()}
         reward.temperature = before
         if held:
@@ -198,8 +230,8 @@ class RewardModel(Stage):
                 reward.temperature = fit_temperature(found.margin_P, found.label_P) or before
         if why := unproven(measured | {"held_out_pairs": held.total_pairs}):
             say(
-                f"  reward: the reward model {why}. Its verdicts will name no winner: it needs more votes, more steps "
-                "(reward.batch_pairs, reward.epochs) or another learning rate",
+                f"  reward: the reward model {why}. Its verdicts will name no winner: it needs more"
+                " votes, more steps (reward.batch_pairs, reward.epochs) or another learning rate",
                 "yellow",
             )
         return {**measured, "temperature": reward.temperature}
@@ -222,7 +254,9 @@ MINIMUM = 10
 
 
 def crossed(found: PairMetrics) -> dict[str, float]:
-    """Calibration error after fitting, each half of the pairs with the temperature of the other half, so that none is judged by its own fit."""
+    """Calibration error after fitting, each half of the pairs with the temperature of the other
+    half, so that none is judged by its own fit.
+    """
     half = torch.arange(len(found.margin_P)) % 2 == 0
     if int(half.sum()) < MINIMUM or int((~half).sum()) < MINIMUM:
         return {}
@@ -246,5 +280,7 @@ def split(groups: Groups, holdout: float, seed: int) -> tuple[Groups, Groups]:
     held = set(order[: round(holdout * len(groups))])
     train = [i for i in range(len(groups)) if i not in held]
     if not train:
-        raise DataError("no comparisons are left to train on: label more pairs or lower reward.holdout")
+        raise DataError(
+            "no comparisons are left to train on: label more pairs or lower reward.holdout"
+        )
     return groups.subset(train), groups.subset(sorted(held))

@@ -16,7 +16,9 @@ from prefloop.runs.work import Work
 
 
 class RewardTest(Stage):
-    """The reward model on each of ``data.reward_tests`` (``evaluation.reward_files`` says what is measured). Produces ``reward-test``."""
+    """The reward model on each of ``data.reward_tests`` (``evaluation.reward_files`` says what is
+    measured). Produces ``reward-test``.
+    """
 
     name = "reward-test"
     produces = "reward-test"
@@ -45,7 +47,9 @@ class RewardTest(Stage):
         try:
             for number, path in enumerate(self.data.reward_tests):
                 place = work.scratch / str(number)
-                reading = FileReading(place, work.folder, self.data.layout, self.data.bad_rows, self.data.eval_limit)
+                reading = FileReading(
+                    place, work.folder, self.data.layout, self.data.bad_rows, self.data.eval_limit
+                )
                 found[self.names[number]] = evaluate_file(reward, path, reading)
         finally:
             reward.drop()

@@ -1,4 +1,6 @@
-"""Candidate responses to every prompt, sampled from the SFT model or from the policy of the round before."""
+"""Candidate responses to every prompt, sampled from the SFT model or from the policy of the round
+before.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,28 @@ from prefloop.runs.work import Work
 
 
 class Sample(Stage):
-    """Prompts and a policy's adapter → ``candidates.jsonl``, a row a prompt with its responses. Produces ``candidates``."""
+    """Prompts and a policy's adapter → ``candidates.jsonl``, a row a prompt with its responses.
+    Produces ``candidates``.
+    """
 
     name = "sample"
     produces = "candidates"
     uses = frozenset({"backbone", "generation"})
 
-    def __init__(self, config: SampleConfig | None = None, data: DataConfig | None = None, policy: str = "sft") -> None:
+    def __init__(
+        self,
+        config: SampleConfig | None = None,
+        data: DataConfig | None = None,
+        policy: str = "sft",
+    ) -> None:
         self.config = config or SampleConfig()
         self.data = data or DataConfig()
         self.policy = policy
         self.inputs = (policy,)
         if self.config.candidates > 1:
             self.needs_temperature = (
-                f"draws {self.config.candidates} candidates a prompt, which would all be the same (sample.candidates)"
+                f"draws {self.config.candidates} candidates a prompt, which would all be the same"
+                " (sample.candidates)"
             )
 
     def parts(self) -> dict[str, Any]:
@@ -42,10 +52,19 @@ class Sample(Stage):
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         prompts = read_prompts(work, self.data)
-        rows = sample(work, prompts, inputs[self.policy], self.config.candidates, work.runtime.seed + self.round - 1)
+        rows = sample(
+            work,
+            prompts,
+            inputs[self.policy],
+            self.config.candidates,
+            work.runtime.seed + self.round - 1,
+        )
         for response in (r for rs in rows for r in rs):
             del response.meta["token_ids"], response.meta["logp"]
-        lines = ({**to_dict(p), "responses": [to_dict(r) for r in rs]} for p, rs in zip(prompts, rows, strict=True))
+        lines = (
+            {**to_dict(p), "responses": [to_dict(r) for r in rs]}
+            for p, rs in zip(prompts, rows, strict=True)
+        )
         write_rows(work.folder / "candidates.jsonl", lines)
         flat = [r for rs in rows for r in rs]
         return {

@@ -1,4 +1,6 @@
-"""Which pairs of the candidates to put to the vote next, by what the reward model is least sure of (``labeling/selection.py``)."""
+"""Which pairs of the candidates to put to the vote next, by what the reward model is least sure of
+(``labeling/selection.py``).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from prefloop.runs.work import Work
 
 
 class Choose(Stage):
-    """Candidates, what is labelled already and a reward model → ``pairs.jsonl``, pairs without votes, best first. Produces ``pairs``."""
+    """Candidates, what is labelled already and a reward model → ``pairs.jsonl``, pairs without
+    votes, best first. Produces ``pairs``.
+    """
 
     name = "choose"
     produces = "pairs"
@@ -32,17 +36,28 @@ class Choose(Stage):
 
     def parts(self) -> dict[str, Any]:
         config = self.config
-        return {"choose": config.choose, "pairs": config.pairs, "pairs_per_prompt": config.pairs_per_prompt}
+        return {
+            "choose": config.choose,
+            "pairs": config.pairs,
+            "pairs_per_prompt": config.pairs_per_prompt,
+        }
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         backbone, config, seed = work.runtime.backbone, self.config, work.runtime.seed + self.round
         candidates = inputs["candidates"] / "candidates.jsonl"
-        done = (from_dict(Comparison, row) for row in read_rows(inputs["comparisons"] / "comparisons.jsonl"))
+        done = (
+            from_dict(Comparison, row)
+            for row in read_rows(inputs["comparisons"] / "comparisons.jsonl")
+        )
         found = unlabelled(list(candidates_of(candidates)), done)
-        pool, first_round = found.pairs, config.pairs_per_prompt * sum(1 for _ in read_rows(candidates))
+        pool, first_round = (
+            found.pairs,
+            config.pairs_per_prompt * sum(1 for _ in read_rows(candidates)),
+        )
         if not pool:
             raise DataError(
-                f"none of the candidates' pairs is left to put to the vote ({found.labelled} are labelled or equal): raise sample.candidates"
+                f"none of the candidates' pairs is left to put to the vote ({found.labelled} are"
+                " labelled or equal): raise sample.candidates"
             )
         reward = Reward.load(backbone, inputs["reward"].path)
         try:
@@ -50,17 +65,40 @@ class Choose(Stage):
         finally:
             reward.drop()
         if scores.too_long:
-            say(f"  {scores.too_long} pairs are left out: their prompt does not fit into the model", "yellow")
+            say(
+                f"  {scores.too_long} pairs are left out: their prompt does not fit into the model",
+                "yellow",
+            )
         pool = [pool[i] for i in scores.positions]
         method = config.choose
         if method == "auto":
             method = "disagreement" if scores.margin_PK.shape[1] > 1 else "margin"
-        count = config.pairs or min(first_round, -(-len(pool) // 2))  # of two candidates one: less is no choice
+        count = config.pairs or min(
+            first_round, -(-len(pool) // 2)
+        )  # of two candidates one: less is no choice
         picked, value_P = choose(
-            pool, count, method, margin_PK=scores.margin_PK, feature_PH=scores.feature_PH if method in SCORED else None,
-            temperature=scores.temperature, per_prompt=max(2, config.pairs_per_prompt), seed=seed,
-        )  # fmt: skip
-        write_jsonl(work.folder / "pairs.jsonl", [marked(pool[i], method, float(value_P[i])) for i in picked])
+            pool,
+            count,
+            method,
+            margin_PK=scores.margin_PK,
+            feature_PH=scores.feature_PH if method in SCORED else None,
+            temperature=scores.temperature,
+            per_prompt=max(2, config.pairs_per_prompt),
+            seed=seed,
+        )
+        write_jsonl(
+            work.folder / "pairs.jsonl",
+            [marked(pool[i], method, float(value_P[i])) for i in picked],
+        )
         mean, of_pool = float(value_P[picked].mean()), float(value_P.mean())
-        say(f"  {len(picked)} of {len(pool)} pairs by {method}: mean value {mean:.3g}, of the pool {of_pool:.3g}")
-        return {"pairs": len(picked), "pool": len(pool), "method": method, "value": mean, "value_of_pool": of_pool}
+        say(
+            f"  {len(picked)} of {len(pool)} pairs by {method}: mean value {mean:.3g}, of the pool"
+            f" {of_pool:.3g}"
+        )
+        return {
+            "pairs": len(picked),
+            "pool": len(pool),
+            "method": method,
+            "value": mean,
+            "value_of_pool": of_pool,
+        }

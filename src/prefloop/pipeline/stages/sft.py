@@ -1,7 +1,8 @@
 """Supervised fine-tuning: TRL's SFTTrainer on token ids that prefloop made.
 
-Left to TRL: loop, packing (best-fit decreasing), completion-only loss, checkpoints. Kept here: tokenisation (one BOS, EOS inside the loss
-even when the pad token is the EOS) and the adapter's float32 precision, which TRL casts to bfloat16 on quantised models.
+Left to TRL: loop, packing (best-fit decreasing), completion-only loss, checkpoints. Kept here:
+tokenisation (one BOS, EOS inside the loss even when the pad token is the EOS) and the adapter's
+float32 precision, which TRL casts to bfloat16 on quantised models.
 """
 
 from __future__ import annotations
@@ -38,7 +39,16 @@ from prefloop.training.batches import require_any
 from prefloop.training.held_out import HeldOut, SFTRow, split
 from prefloop.training.loop import newest_whole
 from prefloop.training.optimizers import TRANSFORMERS
-from prefloop.training.sft_trainer import Checkpoint, Ending, Hooks, Log, Looks, Trainer, checkpoints, step_of
+from prefloop.training.sft_trainer import (
+    Checkpoint,
+    Ending,
+    Hooks,
+    Log,
+    Looks,
+    Trainer,
+    checkpoints,
+    step_of,
+)
 
 ROLE = "sft"
 
@@ -50,7 +60,9 @@ class SFT(Stage):
     produces = "sft"
     uses = frozenset({"backbone"})
 
-    def __init__(self, config: SFTStageConfig | None = None, data: DataConfig | None = None) -> None:
+    def __init__(
+        self, config: SFTStageConfig | None = None, data: DataConfig | None = None
+    ) -> None:
         self.config = config or SFTStageConfig()
         self.config.require()
         self.data = data or DataConfig()
@@ -69,12 +81,17 @@ class SFT(Stage):
         super().preflight()
         if self.data.demonstrations is None:
             raise ConfigError(
-                "data.demonstrations is not set: name a file of prompts with good answers for SFT; a file of pairs serves too, its preferred "
-                "answers are taken"
+                "data.demonstrations is not set: name a file of prompts with good answers for SFT;"
+                " a file of pairs serves too, its preferred answers are taken"
             )
         # A whole pass needs no count, which reads the file.
         if self.config.epochs < 1 and (rows := count_rows(self.data.demonstrations)) is not None:
-            require_any("sft.epochs", self.config.epochs, min(rows, self.data.limit or rows), "demonstration")
+            require_any(
+                "sft.epochs",
+                self.config.epochs,
+                min(rows, self.data.limit or rows),
+                "demonstration",
+            )
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         assert self.data.demonstrations is not None  # seen to in ``preflight``
@@ -89,7 +106,11 @@ class SFT(Stage):
         backbone = work.runtime.backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         every = self.config.turns == "all"
-        aside = work.folder / f"{TOO_LONG}.quarantine.jsonl" if self.data.bad_rows == "quarantine" else None
+        aside = (
+            work.folder / f"{TOO_LONG}.quarantine.jsonl"
+            if self.data.bad_rows == "quarantine"
+            else None
+        )
         kept = encoded(loaded.records, lambda d: _rows(d, encoder, every), Unusable(aside))
         rows = [row for _, found in kept for row in found]
         audit = Audit(self.name)
@@ -98,14 +119,16 @@ class SFT(Stage):
         audit.check("truncated responses", True, f"{encoder.cut} of {len(rows)}", "")
         turns = sum(row.tokens.turns for row in rows)
         audit.note(
-            f"{counted(turns, 'assistant turn')} learnt of {counted(len(kept), 'conversation')} in {counted(len(rows), 'sequence')}"
+            f"{counted(turns, 'assistant turn')} learnt of {counted(len(kept), 'conversation')} in"
+            f" {counted(len(rows), 'sequence')}"
         )
         if len(rows) > len(kept):
             longest = sum(max(len(row.tokens.ids) for row in found) for _, found in kept)
             audit.note(
-                f"the chat template rewrites earlier turns once others follow: {counted(len(kept), 'conversation')} became "
-                f"{counted(len(rows), 'sequence')}, {sum(len(row.tokens.ids) for row in rows) / longest:.1f} times the tokens "
-                "(backbone.chat_template may name a template that keeps them)"
+                "the chat template rewrites earlier turns once others follow:"
+                f" {counted(len(kept), 'conversation')} became {counted(len(rows), 'sequence')},"
+                f" {sum(len(row.tokens.ids) for row in rows) / longest:.1f} times the tokens"
+                " (backbone.chat_template may name a template that keeps them)"
             )
         train, held = split(rows, self.config, work.runtime.seed)
         require_any("sft.epochs", self.config.epochs, len(train), "sequence")
@@ -115,7 +138,8 @@ class SFT(Stage):
         done = _goes_on_from(checkpoints(work.checkpoints), looks, self.config.epochs)
         if done:
             say(f"  {self.name}: goes on from step {step_of(done.path)}", "dim")
-        # Done again where training goes on: what it makes of the role decides which parameters there are.
+        # Done again where training goes on: what it makes of the role decides which parameters
+        # there are.
         fit(backbone, ROLE, (row.document(i) for i, row in enumerate(train)))
         trainer = self._trainer(work, train, looks.so_far if looks else Looks)
         if looks:
@@ -149,7 +173,9 @@ class SFT(Stage):
         audit.stepped(trainer.state.global_step)
         losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
         if not losses or not math.isfinite(result.training_loss):
-            raise ConfigError(f"sft: training loss is {result.training_loss}: lower sft.optim.learning_rate")
+            raise ConfigError(
+                f"sft: training loss is {result.training_loss}: lower sft.optim.learning_rate"
+            )
         return audit.finish(
             {
                 "loss_first": losses[0],
@@ -174,7 +200,9 @@ class SFT(Stage):
             gradient_accumulation_steps=rows_a_step if config.packing else 1,
             num_train_epochs=config.epochs,
             optim=TRANSFORMERS[config.optim.name],
-            adam_beta2=0.99 if "lion" in config.optim.name else 0.999,  # Lion's own, which transformers does not know
+            adam_beta2=(
+                0.99 if "lion" in config.optim.name else 0.999
+            ),  # Lion's own, which transformers does not know
             learning_rate=config.optim.learning_rate,
             weight_decay=config.optim.weight_decay,
             max_grad_norm=config.optim.max_grad_norm,
@@ -194,7 +222,10 @@ class SFT(Stage):
             dataset_num_proc=None,
         )
         data = Dataset.from_list(
-            [{"input_ids": r.tokens.ids, "completion_mask": list(map(int, r.tokens.learn))} for r in rows]
+            [
+                {"input_ids": r.tokens.ids, "completion_mask": list(map(int, r.tokens.learn))}
+                for r in rows
+            ]
         )
         for chatty in ("trl", "transformers", "datasets"):
             logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -221,11 +252,14 @@ class SFT(Stage):
         return trainer
 
 
-def _goes_on_from(places: Sequence[Path], looks: HeldOut | None, epochs: float) -> Checkpoint | None:
+def _goes_on_from(
+    places: Sequence[Path], looks: HeldOut | None, epochs: float
+) -> Checkpoint | None:
     """The checkpoint to go on from, with what had been looked at by then.
 
-    None of the step that training ended at, from which transformers would train on: that of patience, and the last of all in the middle of an
-    epoch. It is removed: training on from the one before forgets looks that it needs.
+    None of the step that training ended at, from which transformers would train on: that of
+    patience, and the last of all in the middle of an epoch. It is removed: training on from the one
+    before forgets looks that it needs.
     """
     found = newest_whole(places, Checkpoint.read)
     if looks:

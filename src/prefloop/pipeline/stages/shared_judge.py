@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 _SAME_BACKBONE = ("model", "adapter", "precision", "max_length", "chat_template")
 
 
-def open_beside(runtime: Runtime, spec: str, asking: JudgeConfig, prompts: Sequence[Prompt]) -> ModelJudge | ScoreJudge:
-    """The judge that ``spec`` names: on the run's backbone where its reward models belong to it, else ``reward:`` and ``local:`` get the memory
-    of the run's model and engine."""
-    opened = partial(open_judge, spec, asking, prompts=prompts, models=runtime.store.root / "models")
+def open_beside(
+    runtime: Runtime, spec: str, asking: JudgeConfig, prompts: Sequence[Prompt]
+) -> ModelJudge | ScoreJudge:
+    """The judge that ``spec`` names: on the run's backbone where its reward models belong to it,
+    else ``reward:`` and ``local:`` get the memory of the run's model and engine.
+    """
+    opened = partial(
+        open_judge, spec, asking, prompts=prompts, models=runtime.store.root / "models"
+    )
     if spec.startswith("reward:") and _is_loaded_for(opened(), runtime):
         runtime.close()
         return opened(backbone=runtime.backbone)
@@ -33,7 +38,9 @@ def open_beside(runtime: Runtime, spec: str, asking: JudgeConfig, prompts: Seque
 
 
 def _is_loaded_for(judge: Any, runtime: Runtime) -> bool:
-    """Whether the backbone that the reward models of ``judge`` were trained on is the run's, and in memory."""
+    """Whether the backbone that the reward models of ``judge`` were trained on is the run's, and in
+    memory.
+    """
     if "backbone" not in vars(runtime):
         return False  # judged from the cache alone, nothing need be loaded
     trained_on = identity_of(judge.grader.folder).get("backbone", {})
