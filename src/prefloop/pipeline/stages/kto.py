@@ -6,16 +6,16 @@ Pairs serve too: every vote is a thumb up for its choice and one down for the ot
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prefloop.artifacts.store import Artifact
-from prefloop.base.console import progress, say
-from prefloop.base.interrupt import deferred
+from prefloop.base.console import say
 from prefloop.base.jsonl import read_rows
 from prefloop.config import PreferenceConfig
 from prefloop.data.convert import comparison_to_ratings
@@ -24,16 +24,63 @@ from prefloop.data.groups import Groups, documents, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
+from prefloop.models.backbone import Backbone
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.comparisons import unusable_of
 from prefloop.records import Comparison, from_dict
 from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.audit import Audit
-from prefloop.training.batches import ahead, epochs_of_groups, warn_of_few
-from prefloop.training.kto import Estimates, Reads, balanced, estimate, kto_loss, one_sided, reads
+from prefloop.training.batches import epochs_of_groups, warn_of_few
+from prefloop.training.kto import Estimates, balanced, estimate, kto_loss, one_sided, reads
 from prefloop.training.loop import Loop
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters, save_policy, start_policy
+from prefloop.training.steps import train_steps
+
+
+@dataclasses.dataclass(eq=False)
+class ThumbStep:
+    """An optimizer step on the rated responses of some prompts."""
+
+    backbone: Backbone
+    beta: float
+    weights: tuple[float, float]
+    """Of thumbs up and down."""
+    temperature: float
+    groups: list[ThumbGroup]
+
+    def __post_init__(self) -> None:
+        self.packs = packs([g.document for g in self.groups], self.backbone.config.pack_tokens)
+        self.reads = reads(self.groups, self.backbone.scoring_tokens)
+        self.up = {
+            key: good for g in self.groups for key, good in zip(g.document.keys, g.up, strict=True)
+        }
+        self.items = len(self.up)
+        self.ratios: list[tuple[Tensor, Tensor]] = []
+
+    @functools.cached_property
+    def known(self) -> Estimates:
+        """Computed ahead of the first pack's gradient."""
+        return estimate(self.backbone, self.reads, self.temperature)
+
+    def loss(self, pack: Pack) -> Tensor:
+        loss_B, ratio_B, up_B = kto_loss(
+            self.backbone, pack, self.up, self.known, self.beta, self.weights, self.temperature
+        )
+        self.ratios.append((ratio_B[up_B].sum(), ratio_B[~up_B].sum()))
+        return loss_B.sum()
+
+    def metrics(self) -> dict[str, float]:
+        ups = sum(self.up.values())
+        return {
+            "z0": float(self.known.z0),
+            "logratio_up": sum(float(a) for a, _ in self.ratios) / max(1, ups),
+            "logratio_down": sum(float(b) for _, b in self.ratios) / max(1, self.items - ups),
+        }
+
+    def at_start(self) -> float:
+        up, down = self.weights
+        return sum(up if good else down for good in self.up.values()) / (2 * self.items)
 
 
 class KTO(Stage):
@@ -112,79 +159,21 @@ class KTO(Stage):
         )
         steps = no_singles(steps)
         warn_of_few(self.name, len(steps), "preference")
-        parameters = policy_parameters(backbone)
         loop = Loop(
-            parameters,
+            policy_parameters(backbone),
             config.optim,
             len(steps),
             work.checkpoints,
             ids_of=groups.ids_of,
             learners=[Learner(backbone, POLICY)],
         )
-        restored = loop.restore()
-        fresh = loop.step == 0
-        before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}
-        frozen = backbone.frozen_digest() if fresh else ""
-        metrics: dict[str, float] = restored[0]["last"] if restored else {}
 
-        def prepare(indices: list[int]) -> tuple[list[ThumbGroup], Reads, list[Pack]]:
+        def prepare(indices: list[int]) -> ThumbStep:
             batch = [groups.thumbs(i) for i in indices]
-            documents = [g.document for g in batch]
-            return (
-                batch,
-                reads(batch, backbone.scoring_tokens),
-                packs(documents, backbone.config.pack_tokens),
-            )
+            return ThumbStep(backbone, config.beta, weights, temperature, batch)
 
-        with deferred(), progress(self.name, len(steps), "step", done=loop.step) as advance:
-            for batch, before_step, ready in ahead(prepare, steps[loop.step :]):
-                up = {
-                    key: good
-                    for g in batch
-                    for key, good in zip(g.document.keys, g.up, strict=True)
-                }
-                known = estimate(backbone, before_step, temperature)
-                seen: list[tuple[Tensor, Tensor]] = []
-
-                def loss_of(
-                    pack: Pack,
-                    up: dict[int, bool] = up,
-                    known: Estimates = known,
-                    seen: list[tuple[Tensor, Tensor]] = seen,
-                ) -> Tensor:
-                    loss_B, ratio_B, up_B = kto_loss(
-                        backbone, pack, up, known, config.beta, weights, temperature
-                    )
-                    seen.append((ratio_B[up_B].sum(), ratio_B[~up_B].sum()))
-                    return loss_B.sum()
-
-                metrics = loop.update(ready, loss_of, len(up))
-                ups = sum(up.values())
-                metrics["z0"] = float(known.z0)
-                metrics["logratio_up"] = sum(float(a) for a, _ in seen) / max(1, ups)
-                metrics["logratio_down"] = sum(float(b) for _, b in seen) / max(1, len(up) - ups)
-                if loop.step == 1 and fresh:
-                    expected = sum(weights[0] if good else weights[1] for good in up.values()) / (
-                        2 * len(up)
-                    )
-                    audit.equal(
-                        "kto loss at the reference",
-                        metrics["loss"],
-                        expected,
-                        1e-3 if backbone.compute_dtype == torch.float32 else 2e-2,
-                        "Policy and reference differ before training: the reference is not the SFT"
-                        " adapter.",
-                    )
-                    after = {n: p.detach() for n, p in parameters.items()}
-                    audit.moved(
-                        before, after, frozen, backbone.frozen_digest(), backbone.method.waits
-                    )
-                work.emit("step", step=loop.step, **metrics)
-                advance(note=f"loss {metrics['loss']:.3f}")
-                if loop.due():
-                    loop.save({"last": metrics})
-        audit.stepped(loop.step)
-        return {"steps": loop.step, "loss_last": metrics.get("loss"), "z0_last": metrics.get("z0")}
+        last = train_steps(loop, work, audit, steps, prepare).last
+        return {"steps": loop.step, "loss_last": last.get("loss"), "z0_last": last.get("z0")}
 
 
 def _ratings(comparisons: Artifact, work: Work) -> Path:

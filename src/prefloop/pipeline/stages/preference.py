@@ -7,6 +7,7 @@ backbone: no second model.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -14,21 +15,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prefloop.artifacts.store import Artifact
-from prefloop.base.console import progress
-from prefloop.base.interrupt import deferred
 from prefloop.config import PreferenceConfig
 from prefloop.data.encode import Encoder, PreferenceGroup
 from prefloop.data.groups import Groups, documents, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError
 from prefloop.labeling.aggregation import WEIGHTS, aggregation_of_file, hardened
+from prefloop.models.backbone import Backbone
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.comparisons import require_pairs, unusable_of
 from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.audit import Audit
-from prefloop.training.batches import ahead, epochs_of_groups, warn_of_few
-from prefloop.training.dpo import PAIR_LOSSES
+from prefloop.training.batches import epochs_of_groups, warn_of_few
+from prefloop.training.dpo import PAIR_LOSSES, PairLoss
 from prefloop.training.loop import Loop
 from prefloop.training.pair_batch import accuracy, decided, pairs_of
 from prefloop.training.policy import (
@@ -40,6 +40,45 @@ from prefloop.training.policy import (
     save_policy,
     start_policy,
 )
+from prefloop.training.steps import train_steps
+
+
+@dataclasses.dataclass(eq=False)
+class PairStep:
+    """An optimizer step on the pairs of some prompts."""
+
+    backbone: Backbone
+    algorithm: PairLoss
+    config: PreferenceConfig
+    temperature: float
+    groups: list[PreferenceGroup]
+    cached: Tensor | None = None
+    """The reference's summed log-prob of each response, by key."""
+
+    def __post_init__(self) -> None:
+        self.packs = packs([g.document for g in self.groups], self.backbone.config.pack_tokens)
+        self.items = sum(len(g.pairs) for g in self.groups)
+        self.by_key = {key: g for g in self.groups for key in g.document.keys}
+        self.counts: list[Tensor] = []
+        self.margins: list[Tensor] = []
+
+    def loss(self, pack: Pack) -> Tensor:
+        backbone, temperature = self.backbone, self.temperature
+        needs = self.algorithm.needs_reference
+        reference = reference_B(backbone, pack, temperature, self.cached) if needs else 0.0
+        pairs = pairs_of(pack, self.by_key, policy_B(backbone, pack, temperature), reference)
+        margin_P = self.algorithm.reward_margin(pairs, self.config).detach()
+        self.counts.append(torch.stack(decided(margin_P, pairs.label)))
+        self.margins.append((margin_P * (2 * pairs.label - 1).sign()).sum())
+        return (pairs.weight * self.algorithm.loss(pairs, self.config)).sum()
+
+    def metrics(self) -> dict[str, float]:
+        margin = sum(float(margin) for margin in self.margins) / self.items
+        return {"accuracy": accuracy(self.counts), "margin": margin}
+
+    def at_start(self) -> float | None:
+        known = self.algorithm.at_start if self.config.weights == "equal" else None
+        return known(self.config) if known else None
 
 
 class Preference(Stage):
@@ -114,78 +153,23 @@ class Preference(Stage):
             "preference.epochs",
         )
         warn_of_few(self.name, len(steps), "preference")
-        parameters = policy_parameters(backbone)
         loop = Loop(
-            parameters,
+            policy_parameters(backbone),
             config.optim,
             len(steps),
             work.checkpoints,
             ids_of=groups.ids_of,
             learners=[Learner(backbone, POLICY)],
         )
-        restored = loop.restore()
-        fresh = loop.step == 0
-        before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}
-        frozen = backbone.frozen_digest() if fresh else ""
-        metrics: dict[str, float] = restored[0]["last"] if restored else {}
 
-        def prepare(indices: list[int]) -> tuple[list[PreferenceGroup], list[Pack]]:
+        def prepare(indices: list[int]) -> PairStep:
             batch = [groups[i] for i in indices]
-            return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
+            return PairStep(backbone, self.loss, config, temperature, batch, cached)
 
-        with deferred(), progress(self.name, len(steps), "step", done=loop.step) as advance:
-            for batch, ready in ahead(prepare, steps[loop.step :]):
-                by_key = {key: g for g in batch for key in g.document.keys}
-                count = sum(len(g.pairs) for g in batch)
-                counts: list[Tensor] = []
-                margins: list[Tensor] = []
-
-                def loss_of(
-                    pack: Pack,
-                    by_key: Any = by_key,
-                    counts: list[Tensor] = counts,
-                    margins: list[Tensor] = margins,
-                ) -> Tensor:
-                    reference = (
-                        reference_B(backbone, pack, temperature, cached)
-                        if self.loss.needs_reference
-                        else 0.0
-                    )
-                    pairs = pairs_of(pack, by_key, policy_B(backbone, pack, temperature), reference)
-                    margin_P = self.loss.reward_margin(pairs, config).detach()
-                    counts.append(torch.stack(decided(margin_P, pairs.label)))
-                    margins.append((margin_P * (2 * pairs.label - 1).sign()).sum())
-                    return (pairs.weight * self.loss.loss(pairs, config)).sum()
-
-                metrics = loop.update(ready, loss_of, count)
-                metrics["accuracy"] = accuracy(counts)
-                metrics["margin"] = sum(float(margin) for margin in margins) / count
-                if loop.step == 1 and fresh:
-                    if self.loss.at_start and config.weights == "equal":
-                        audit.equal(
-                            f"{self.name} loss at the reference",
-                            metrics["loss"],
-                            expected := self.loss.at_start(config),
-                            (
-                                1e-3
-                                if backbone.compute_dtype == torch.float32
-                                else 2e-2 * max(1.0, expected)
-                            ),
-                            "Policy and reference differ before training: the reference is not the"
-                            " SFT adapter.",
-                        )
-                    after = {n: p.detach() for n, p in parameters.items()}
-                    audit.moved(
-                        before, after, frozen, backbone.frozen_digest(), backbone.method.waits
-                    )
-                work.emit("step", step=loop.step, **metrics)
-                advance(note=f"loss {metrics['loss']:.3f}")
-                if loop.due():
-                    loop.save({"last": metrics})
-        audit.stepped(loop.step)
+        last = train_steps(loop, work, audit, steps, prepare).last
         return {
             "steps": loop.step,
-            "loss_last": metrics.get("loss"),
-            "accuracy_last": metrics.get("accuracy"),
-            "margin_last": metrics.get("margin"),
+            "loss_last": last.get("loss"),
+            "accuracy_last": last.get("accuracy"),
+            "margin_last": last.get("margin"),
         }

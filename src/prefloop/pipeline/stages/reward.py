@@ -4,6 +4,7 @@ bootstraps of the same comparisons.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from typing import Any
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 
 from prefloop.artifacts.store import Artifact
-from prefloop.base.console import progress, say
-from prefloop.base.interrupt import deferred
+from prefloop.base.console import say
 from prefloop.base.sealed import read_folder, remove, seal_folder
 from prefloop.config import RewardConfig
 from prefloop.data.encode import Encoder, PreferenceGroup
@@ -23,6 +23,7 @@ from prefloop.errors import DataError
 from prefloop.evaluation.reward_metrics import PairMetrics, pairwise
 from prefloop.evaluation.standing import unproven
 from prefloop.labeling.aggregation import aggregation_of_file
+from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward_model import Reward, raw_B, role_of
@@ -33,14 +34,48 @@ from prefloop.pipeline.stages.comparisons import has_pairs, require_pairs, unusa
 from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner, fit
 from prefloop.training.audit import Audit
-from prefloop.training.batches import ahead, epochs_of_groups
+from prefloop.training.batches import epochs_of_groups
 from prefloop.training.loop import Loop, newest_whole
 from prefloop.training.pair_batch import accuracy, decided, pairs_of
+from prefloop.training.steps import train_steps
 
 REFERENCE_PROMPTS = 40
 """Training prompts whose responses, with the held-out ones, set the score's mean 0 and standard
 deviation 1.
 """
+
+
+@dataclasses.dataclass(eq=False)
+class VoteStep:
+    """An optimizer step of one member on the pairs of some prompts."""
+
+    backbone: Backbone
+    role: str
+    head: ScalarHead
+    config: RewardConfig
+    groups: list[PreferenceGroup]
+
+    def __post_init__(self) -> None:
+        self.packs = packs([g.document for g in self.groups], self.backbone.config.pack_tokens)
+        self.items = sum(len(g.pairs) for g in self.groups)
+        self.by_key = {key: g for g in self.groups for key in g.document.keys}
+        self.counts: list[Tensor] = []
+
+    def loss(self, pack: Pack) -> Tensor:
+        with self.backbone.role(self.role, train=True, dropout=True):
+            score_B = self.head(hidden_N_H(self.backbone, pack).index_select(0, pack.last_B))
+        p = pairs_of(pack, self.by_key, score_B, 0.0)
+        self.counts.append(torch.stack(decided(p.margin.detach(), p.label)))
+        loss_P = bradley_terry(p.margin, p.label, self.config.margin * (2 * p.label - 1).abs())
+        if self.config.center:
+            loss_P = loss_P + self.config.center * centring(p.first_ratio, p.second_ratio)
+        return loss_P.sum()
+
+    def metrics(self) -> dict[str, float]:
+        return {"accuracy": accuracy(self.counts)}
+
+    def at_start(self) -> None:
+        """No reference, and a head that begins at random."""
 
 
 class RewardModel(Stage):
@@ -122,86 +157,43 @@ class RewardModel(Stage):
         return audit.finish({**metrics, **measured, **counts})
 
     def _train(
-        self, work: Work, audit: Audit, head: ScalarHead, train: Groups, member: int, unread: bool
+        self, work: Work, audit: Audit, head: ScalarHead, groups: Groups, member: int, unread: bool
     ) -> dict[str, Any]:
         """``unread``: the adapter is fresh and may want to see data first."""
         backbone, config, role = work.runtime.backbone, self.config, role_of(member)
         steps = epochs_of_groups(
-            len(train),
-            train.pairs,
+            len(groups),
+            groups.pairs,
             config.batch_pairs,
             config.epochs,
             work.runtime.seed + 1000 * member,
             "reward.epochs",
         )
-        if (
-            unread
-        ):  # after a kill, too: what it makes of the role decides which parameters there are
-            fit(backbone, role, (train[i].document for step in steps for i in step))
+        if unread:
+            # After a kill, too: this decides which parameters the role has.
+            fit(backbone, role, (groups[i].document for step in steps for i in step))
         learning = backbone.below_head(role)
         named = {f"adapter/{name}": p for name, p in learning.items()}
         parameters = {**named, **{f"head/{n}": p for n, p in head.named_parameters()}}
         rates = {"head/": config.head_learning_rate}
         learners = [Learner(backbone, role)]
         folder = work.checkpoints / f"member-{member}"
-        loop = Loop(parameters, config.optim, len(steps), folder, rates, train.ids_of, learners)
-        restored = loop.restore()
-        fresh = loop.step == 0
-        if fresh:
-            in_head = sum(
-                p.numel() for n, p in backbone.named_parameters(role).items() if n not in learning
-            )
-            count = (
-                backbone.method.count(role) - in_head + sum(p.numel() for p in head.parameters())
-            )
-            audit.check("trainable parameters", True, f"{count:,} in adapter and head", "")
-            sample = packs([g.document for g in train[:2]], backbone.config.pack_tokens)[0].to(
-                backbone.device
-            )
-            audit.no_dropout(
-                raw_B(backbone, head, sample, role), raw_B(backbone, head, sample, role)
-            )
-        before = {n: p.detach().clone() for n, p in parameters.items()} if fresh else {}
-        frozen = backbone.frozen_digest() if fresh else ""
-        last: dict[str, float] = restored[0]["last"] if restored else {}
-        what = self.name if config.members == 1 else f"{self.name} {member + 1}/{config.members}"
+        loop = Loop(parameters, config.optim, len(steps), folder, rates, groups.ids_of, learners)
+        in_head = sum(
+            p.numel() for n, p in backbone.named_parameters(role).items() if n not in learning
+        )
+        count = backbone.method.count(role) - in_head + sum(p.numel() for p in head.parameters())
+        audit.check("trainable parameters", True, f"{count:,} in adapter and head", "")
+        sample = packs([g.document for g in groups[:2]], backbone.config.pack_tokens)[0].to(
+            backbone.device
+        )
+        audit.no_dropout(raw_B(backbone, head, sample, role), raw_B(backbone, head, sample, role))
+        title = self.name if config.members == 1 else f"{self.name} {member + 1}/{config.members}"
 
-        def prepare(indices: list[int]) -> tuple[list[PreferenceGroup], list[Pack]]:
-            batch = [train[i] for i in indices]
-            return batch, packs([g.document for g in batch], backbone.config.pack_tokens)
+        def prepare(indices: list[int]) -> VoteStep:
+            return VoteStep(backbone, role, head, config, [groups[i] for i in indices])
 
-        with deferred(), progress(what, len(steps), "step", done=loop.step) as advance:
-            for batch, ready in ahead(prepare, steps[loop.step :]):
-                by_key = {key: g for g in batch for key in g.document.keys}
-                right: list[Tensor] = []
-
-                def loss_of(
-                    pack: Pack, by_key: Any = by_key, right: list[Tensor] = right
-                ) -> Tensor:
-                    with backbone.role(role, train=True, dropout=True):
-                        score_B = head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
-                    p = pairs_of(pack, by_key, score_B, 0.0)
-                    right.append(torch.stack(decided(p.margin.detach(), p.label)))
-                    loss_P = bradley_terry(
-                        p.margin, p.label, config.margin * (2 * p.label - 1).abs()
-                    )
-                    if config.center:
-                        loss_P = loss_P + config.center * centring(p.first_ratio, p.second_ratio)
-                    return loss_P.sum()
-
-                count = sum(len(g.pairs) for g in batch)
-                last = loop.update(ready, loss_of, count)
-                last["accuracy"] = accuracy(right)
-                work.emit("step", step=loop.step, member=member, **last)
-                advance(note=f"loss {last['loss']:.3f}")
-                if loop.step == 1 and fresh:
-                    after = {n: p.detach() for n, p in parameters.items()}
-                    audit.moved(
-                        before, after, frozen, backbone.frozen_digest(), backbone.method.waits
-                    )
-                if loop.due():
-                    loop.save({"last": last})
-        audit.stepped(loop.step)
+        last = train_steps(loop, work, audit, steps, prepare, title=title, member=member).last
         backbone.method.finish(role)
         return {"steps": loop.step, "loss_last": last.get("loss")}
 
