@@ -52,7 +52,7 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
             "demonstrations": str(folder / "demonstrations.jsonl"),
             "eval_prompts": str(folder / "eval.jsonl"),
         },
-        "sft": {"batch_size": 2, "packing": False, "optim": dict(optim)},
+        "sft": {"batch_size": 2, "optim": dict(optim)},
         "label": {"annotators": [{"name": "a", "noise": 0.05}, {"name": "b", "noise": 0.3}]},
         "reward": {"batch_pairs": 8, "optim": dict(optim)},
         "preference": {"batch_pairs": 8, "optim": dict(optim)},

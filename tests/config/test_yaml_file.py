@@ -178,3 +178,16 @@ def test_paths_that_no_system_takes_are_refused_by_name(field: str) -> None:
             tree = {part: tree}
         with pytest.raises(ConfigError, match=f"'{field}': expected a path or name"):
             validated(tree, "x")
+
+
+def test_a_setting_that_is_gone_is_answered_with_what_holds_now(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("sft: {packing: false}")
+    for arguments in (
+        ["--config", str(path)],
+        ["--sft.packing", "False"],
+        ["--sft.no-packing"],
+        ["--sft.packing=True"],
+    ):
+        with pytest.raises(ConfigError, match=r"'sft.packing' is gone: demonstrations always"):
+            parse(arguments, "rlhf.py", "")

@@ -160,7 +160,7 @@ def test_full_fine_tuning_of_an_untied_model_goes_through_reward_and_a_critic_ap
         config_of(untied, "full"), GenerationConfig(max_new_tokens=3), "transformers", 0, tmp_path
     )
     optim = OptimConfig(learning_rate=1e-3, warmup_steps=0)
-    sft = SFT(SFTStageConfig(packing=False, optim=optim), data).run(runtime)
+    sft = SFT(SFTStageConfig(optim=optim), data).run(runtime)
     votes = Label(LabelConfig(source="file"), data).run(runtime)
     reward = RewardModel(RewardConfig(holdout=0.0, optim=optim)).run(
         runtime, sft=sft, comparisons=votes

@@ -22,8 +22,9 @@ from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.pipeline.stages.sft import ROLE, SFT
 from prefloop.runs.work import Work
+from prefloop.training.audit import Audit
 from prefloop.training.held_out import SFTRow
-from prefloop.training.sft_trainer import LEARNT, Looks
+from prefloop.training.loop import STATE
 
 METHODS = ["bitfit", "bottleneck", "delta-lora", "lora-drop", "mole", "full"]
 RUNS = [(method, precision) for method in METHODS for precision in card_of(method).precisions]
@@ -151,43 +152,39 @@ def test_dropout_is_on_only_where_it_is_asked_for(
     assert torch.equal(logps(backbone, "policy"), scores)
 
 
-# Supervised fine-tuning by transformers' trainer
+# Supervised fine-tuning
 
 
 @pytest.mark.parametrize(
     ("method", "precision"), [("bitfit", "nf4"), ("bottleneck", "bf16"), ("full", "fp32")]
 )
-def test_trls_trainer_trains_the_role_alone_and_goes_on_from_a_checkpoint_in_the_same_weights(
+def test_sft_trains_the_role_alone_and_goes_on_from_a_checkpoint_in_the_same_weights(
     method: str, precision: str, tiny_folder: Path, experts: list[str], tmp_path: Path
 ) -> None:
     ids = torch.randint(7, 400, (6, 20), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = [SFTRow(Tokens(row, [False] * 8 + [True] * 12), tuple(row[:8])) for row in ids]
+    rows = [
+        SFTRow(Tokens(row, [False] * 8 + [True] * 12), tuple(row[:8]), f"r{i}")
+        for i, row in enumerate(ids)
+    ]
+    optim = OptimConfig(learning_rate=1e-2, checkpoint_every=1)
     found = []
-    for start in (None, tmp_path / "checkpoints" / "checkpoint-2"):
+    for resumed in (False, True):
         backbone = made(tiny_folder, method, experts, precision)
         digest = backbone.frozen_digest()
         backbone.add_role(ROLE, seed=1)
         before = [p.detach().clone() for p in backbone.parameters(ROLE)]
-        config = SFTStageConfig(
-            epochs=1,
-            batch_size=2,
-            packing=False,
-            optim=OptimConfig(learning_rate=1e-2, checkpoint_every=1),
-        )
         work = Work(
             "sft", tmp_path, SimpleNamespace(backbone=backbone, seed=0, emit=lambda **_: None)
         )  # type: ignore[arg-type]
-        trainer = SFT(config)._trainer(work, rows, Looks)
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
-        backbone.model.eval()
-        assert trainer.state.global_step == 3
-        assert backbone.frozen_digest() == digest
+        audit = Audit("sft")
+        metrics = SFT(SFTStageConfig(batch_size=2, optim=optim))._train(work, audit, rows, [])
+        assert metrics["steps"] == 3 and backbone.frozen_digest() == digest
+        assert any(line.startswith("weights move") for line in audit.lines) != resumed
         assert any(
             not torch.equal(p, old)
             for p, old in zip(backbone.parameters(ROLE), before, strict=True)
         )
         found.append([p.detach().clone() for p in backbone.parameters(ROLE)])
-    for whole, resumed in zip(*found, strict=True):
-        assert torch.equal(whole, resumed)
-    assert (tmp_path / "checkpoints" / "checkpoint-2" / LEARNT).is_file()
-    assert not list(tmp_path.rglob("model*.safetensors"))
+        (work.checkpoints / "step-000003" / STATE).write_bytes(b"")
+    for whole, again in zip(*found, strict=True):
+        assert torch.equal(whole, again)

@@ -151,7 +151,7 @@ def test_a_killed_stage_ends_in_the_bytes_of_one_that_was_not(
         runtime_of(tiny_folder, method, experts, tmp_path / name) for name in ("whole", "cut")
     )
     made = {
-        "sft": SFT(SFTStageConfig(batch_size=4, packing=False, optim=OPTIM), data).run(whole),
+        "sft": SFT(SFTStageConfig(batch_size=4, optim=OPTIM), data).run(whole),
         "comparisons": Label(LabelConfig(source="file"), data).run(whole),
     }
     for stage in stages(data):
@@ -184,7 +184,7 @@ def test_the_best_policy_and_its_critic_beside_a_later_result_are_at_adaloras_bu
     monkeypatch.setattr(Alarm, "observe", observe)
     runtime = runtime_of(tiny_folder, "adalora", [], tmp_path)
     inputs = {
-        "sft": SFT(SFTStageConfig(batch_size=4, packing=False, optim=OPTIM), data).run(runtime),
+        "sft": SFT(SFTStageConfig(batch_size=4, optim=OPTIM), data).run(runtime),
         "comparisons": Label(LabelConfig(source="file"), data).run(runtime),
     }
     reward = RewardModel(RewardConfig(batch_pairs=8, holdout=0.0, optim=OPTIM)).run(

@@ -150,7 +150,7 @@ def test_a_method_goes_through_all_stages(
     artifacts: dict[str, Artifact] = {"comparisons": comparisons}
     learnt: dict[str, Tensor] = {}
     for stage in (
-        SFT(SFTStageConfig(batch_size=2, packing=False, optim=OPTIM), data),
+        SFT(SFTStageConfig(batch_size=2, optim=OPTIM), data),
         RewardModel(RewardConfig(batch_pairs=3, holdout=0.2, optim=OPTIM)),
         Preference("dpo", PreferenceConfig(batch_pairs=3, optim=OPTIM)),
         PPO(

@@ -29,6 +29,7 @@ from prefloop.pipeline.stages.reward import RewardModel
 from prefloop.pipeline.stages.sft import SFT
 from prefloop.runs.runtime import Runtime
 from prefloop.training.held_out import HeldOut
+from prefloop.training.loop import STATE
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant", che
 
 
 def sft(folder: Path, model: Path, rows: Path, **config: Any) -> Artifact:
-    settings = SFTStageConfig(batch_size=2, packing=False, optim=OPTIM, **config)
+    settings = SFTStageConfig(batch_size=2, optim=OPTIM, **config)
     return SFT(settings, DataConfig(demonstrations=rows)).run(runtime(folder, model))
 
 
@@ -94,20 +95,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, rows: Pat
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "optimizer cut": (
-        lambda place: (place / "optimizer.pt").write_bytes(
-            (place / "optimizer.pt").read_bytes()[:99]
-        )
-    ),
-    "random state empty": lambda place: (place / "rng_state.pth").write_bytes(b""),
-    "a bit of the weights": lambda place: flip(place / "learnt.safetensors"),
-    "state of the trainer": lambda place: (place / "trainer_state.json").write_text("{}"),
+    "cut": lambda place: (place / STATE).write_bytes((place / STATE).read_bytes()[:99]),
+    "empty": lambda place: (place / STATE).write_bytes(b""),
+    "a bit": lambda place: flip(place / STATE),
+    "missing": lambda place: (place / STATE).unlink(),
     "no seal": lambda place: (place / SEAL).unlink(),
 }
 
 
 @pytest.mark.parametrize(
-    ("damage", "both"), [*((name, False) for name in DAMAGES), ("a bit of the weights", True)]
+    ("damage", "both"), [*((name, False) for name in DAMAGES), ("a bit", True)]
 )
 def test_sft_passes_over_a_damaged_checkpoint(
     damage: str,
@@ -122,13 +119,13 @@ def test_sft_passes_over_a_damaged_checkpoint(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(4, patch, "sft")
         sft(tmp_path, tiny_folder, rows)
-    places = sorted(tmp_path.rglob("checkpoint-*"))
-    assert [place.name for place in places] == ["checkpoint-2", "checkpoint-3"]
+    places = sorted(tmp_path.rglob("step-*"))
+    assert [place.name for place in places] == ["step-000002", "step-000003"]
     for place in places if both else places[-1:]:
         DAMAGES[damage](place)
     again = sft(tmp_path, tiny_folder, rows)
     said = " ".join(capsys.readouterr().out.split())
-    assert "checkpoint checkpoint-3 is damaged" in said
+    assert "checkpoint step-000003 is damaged" in said
     assert (
         "going on from the start of the stage" in said
         if both
@@ -145,7 +142,7 @@ def test_sft_passes_over_a_checkpoint_whose_best_weights_are_damaged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The last look is made to be the best, so that the checkpoint before needs another."""
-    losses = iter([3.0, 2.5, 2.0, 1.9, 3.0, 2.5, 2.0, 1.9, 1.8, 1.7])
+    losses = iter([3.0, 2.5, 2.0, 3.0, 2.5, 2.0, 1.9, 1.8, 1.7])
     monkeypatch.setattr("prefloop.training.held_out.mean_loss", lambda *_: next(losses))
     settings: dict[str, Any] = {"eval_share": 0.3, "eval_every": 1, "epochs": 2.0}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -199,37 +196,3 @@ def test_a_finished_member_that_is_damaged_is_finished_again_and_the_metrics_are
         assert one == two
         said = " ".join(capsys.readouterr().out.split())
         assert ("checkpoint finished-0 is damaged" in said) == damaged
-
-
-def test_a_checkpoint_that_was_passed_over_is_not_called_damaged_later(
-    tiny_folder: Path,
-    rows: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Patience ended at step 3, and the run was killed before the artifact; step 2's checkpoint is
-    lost, so training starts again.
-    """
-    losses = {1: 3.0, 2: 2.0, 3: 2.5}
-    now: list[int] = []
-    look = HeldOut.on_step_end
-
-    def seen(self: HeldOut, args: Any, state: Any, control: Any, **more: Any) -> None:
-        now[:] = [state.global_step]
-        look(self, args, state, control, **more)
-
-    monkeypatch.setattr(HeldOut, "on_step_end", seen)
-    monkeypatch.setattr("prefloop.training.held_out.mean_loss", lambda *_: losses[now[0]])
-    settings: dict[str, Any] = {"eval_share": 0.3, "eval_every": 1, "patience": 1, "epochs": 2.0}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(HeldOut, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        sft(tmp_path, tiny_folder, rows, **settings)
-    flip(next(tmp_path.rglob("checkpoint-2")) / "learnt.safetensors")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(1, patch, "sft")
-        sft(tmp_path, tiny_folder, rows, **settings)
-    assert "checkpoint-2 is damaged" in capsys.readouterr().out
-    made = sft(tmp_path, tiny_folder, rows, **settings)
-    assert "damaged" not in capsys.readouterr().out
-    assert (made.metrics["best_step"], made.metrics["steps"]) == (2, 3)

@@ -24,7 +24,11 @@ from prefloop.pipeline.stages.sft import SFT
 from prefloop.runs.runtime import Runtime
 from prefloop.training.held_out import HeldOut, SFTRow, mean_loss, split
 
-ROWS = [SFTRow(Tokens([p, p, k], [False, True, True]), (p,)) for p in range(10) for k in range(3)]
+ROWS = [
+    SFTRow(Tokens([p, p, k], [False, True, True]), (p,), f"{p}")
+    for p in range(10)
+    for k in range(3)
+]
 
 
 def test_a_prompt_is_held_out_with_all_of_its_answers() -> None:
@@ -120,7 +124,6 @@ def sft(folder: Path, model: Path, demonstrations: Path, **config: Any) -> Artif
     settings = {
         "epochs": 12.0,
         "batch_size": 4,
-        "packing": False,
         "eval_share": 0.35,
         "eval_every": 2,
         **config,
@@ -190,14 +193,14 @@ def test_a_killed_run_ends_in_the_same_weights(
         if stop == "end":  # after the last step, before the artifact is sealed
             patch.setattr(HeldOut, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         else:
-            look = HeldOut.on_step_end
+            look = HeldOut.stepped
 
-            def dies(self: HeldOut, args: Any, state: Any, control: Any, **more: Any) -> None:
-                if state.global_step == stop:
+            def dies(self: HeldOut, step: int, last: bool) -> None:
+                if step == stop:
                     raise KeyboardInterrupt
-                look(self, args, state, control, **more)
+                look(self, step, last)
 
-            patch.setattr(HeldOut, "on_step_end", dies)
+            patch.setattr(HeldOut, "stepped", dies)
         with pytest.raises(KeyboardInterrupt):
             sft(tmp_path / "cut", tiny_folder, demonstrations, patience=3, name=name)
     again = sft(tmp_path / "cut", tiny_folder, demonstrations, patience=3, name=name)
@@ -352,14 +355,14 @@ def test_the_best_weights_of_every_method_are_kept_whole_and_survive_a_kill(
         return
     taken.clear()
     with monkeypatch.context() as patch:
-        look = HeldOut.on_step_end
+        look = HeldOut.stepped
 
-        def dies(self: HeldOut, args: Any, state: Any, control: Any, **more: Any) -> None:
-            if state.global_step == 3:
+        def dies(self: HeldOut, step: int, last: bool) -> None:
+            if step == 3:
                 raise KeyboardInterrupt
-            look(self, args, state, control, **more)
+            look(self, step, last)
 
-        patch.setattr(HeldOut, "on_step_end", dies)
+        patch.setattr(HeldOut, "stepped", dies)
         with pytest.raises(KeyboardInterrupt):
             sft(tmp_path / "cut", tiny_folder, demonstrations, **settings)
     again = sft(tmp_path / "cut", tiny_folder, demonstrations, **settings)

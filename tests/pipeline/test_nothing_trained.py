@@ -52,7 +52,7 @@ def test_no_stage_gives_out_what_took_no_step(
         model=str(tiny_folder), precision="fp32", max_length=128, adapter=AdapterConfig(r=4)
     )
     runtime = Runtime(backbone, rollout="transformers", output=tmp_path / "runs")
-    sft = SFT(SFTStageConfig(packing=False), data).run(runtime)
+    sft = SFT(SFTStageConfig(), data).run(runtime)
     votes = Label(LabelConfig(source="file"), data).run(runtime)
     for name, stage in (
         ("reward", RewardModel()),

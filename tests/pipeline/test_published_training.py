@@ -49,7 +49,7 @@ def steps(path: Path, kind: str, runtime: Runtime) -> Any:
         labels = Label(LabelConfig(source="file"), DataConfig(comparisons=path)).run(runtime)
         config = RewardConfig(members=1, batch_pairs=100, holdout=0.0, epochs=2, optim=OPTIM)
         return RewardModel(config, from_sft=False).run(runtime, comparisons=labels).metrics
-    config = SFTStageConfig(packing=False, batch_size=100, epochs=2, optim=OPTIM)
+    config = SFTStageConfig(batch_size=100, epochs=2, optim=OPTIM)
     return SFT(config, DataConfig(demonstrations=path)).run(runtime).metrics
 
 

@@ -1,5 +1,5 @@
-"""What a method does around a step it does in the SFT stage too, where TRL's trainer has the loop;
-a run that was killed ends in the same bytes.
+"""What a method does around a step it does in the SFT stage too; a run that was killed ends in the
+same bytes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,20 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import TrainerState
 
 from prefloop.artifacts.store import Artifact
+from prefloop.base import sealed
 from prefloop.config import AdapterConfig, BackboneConfig, DataConfig, OptimConfig, SFTStageConfig
 from prefloop.data.encode import Encoder
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import ModelError
 from prefloop.models.adapters.pissa import Halves
 from prefloop.models.backbone import Backbone
-from prefloop.pipeline.pipeline import full_disk
 from prefloop.pipeline.stages.sft import ROLE, SFT, _rows
 from prefloop.runs.runtime import Runtime
-from prefloop.training import sft_trainer
+from prefloop.training import loop
 from prefloop.training.adapter_hooks import fit
 from prefloop.training.held_out import mean_loss, split
-from prefloop.training.sft_trainer import EXTRA, Trainer
 
 R, LAYERS, STEPS = 4, 14, 4
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -89,7 +87,7 @@ def sft(
         weight_decay=0.1,
         checkpoint_every=1,
     )
-    config = SFTStageConfig(**{"batch_size": 2, "packing": False, "optim": optim, **settings})
+    config = SFTStageConfig(**{"batch_size": 2, "optim": optim, **settings})
     return SFT(config, DataConfig(demonstrations=rows)).run(
         Runtime(config_of(model, method), None, "transformers", 0, folder)
     )
@@ -158,9 +156,7 @@ def test_a_killed_run_ends_in_the_same_bytes(
     assert one == two
 
 
-@pytest.mark.parametrize(
-    "moment", ["the method's state", "the random state", "the trainer's state", "the name"]
-)
+@pytest.mark.parametrize("moment", ["the tensors", "the seal", "the name"])
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     moment: str,
     whole: Callable[[str], Artifact],
@@ -174,18 +170,15 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     """
     count = 0
     owner, name = {
-        "the method's state": (sft_trainer, "save_file"),
-        "the random state": (Trainer, "_save_rng_state"),
-        "the trainer's state": (TrainerState, "save_to_json"),
+        "the tensors": (loop, "save_file"),
+        "the seal": (sealed, "write_sealed"),
         "the name": (Path, "rename"),
     }[moment]
     write = getattr(owner, name)
 
     def dies(*arguments: Any, **named: Any) -> Any:
         nonlocal count
-        if moment == "the method's state" and Path(arguments[-1]).name != EXTRA:
-            return write(*arguments, **named)
-        if moment == "the name" and not arguments[0].name.startswith("checkpoint-"):
+        if moment == "the name" and not Path(arguments[1]).name.startswith("step-"):
             return write(*arguments, **named)
         count += 1
         if count == 2:
@@ -197,28 +190,14 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(owner, name, dies)
         sft(tmp_path, tiny_folder, demonstrations, "adalora")
-    (kept,) = tmp_path.rglob("checkpoint-1")
-    assert {"learnt.safetensors", EXTRA, "optimizer.pt", "trainer_state.json"} <= {
-        p.name for p in kept.iterdir()
-    }
+    (kept,) = tmp_path.rglob("step-*")
+    assert kept.name == "step-000001" and (kept / loop.STATE).is_file()
     again = sft(tmp_path, tiny_folder, demonstrations, "adalora")
     assert again.status == "resumed"
     one, two = (
         (a.path / "adapter_model.safetensors").read_bytes() for a in (whole("adalora"), again)
     )
     assert one == two
-
-
-def test_an_error_of_torch_while_a_checkpoint_is_written_is_no_full_disk(
-    tiny_folder: Path, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(RuntimeError, match="unexpected pos") as caught:
-        sft(tmp_path, tiny_folder, demonstrations, "lora")
-    assert not full_disk(caught.value) and not list(tmp_path.rglob("probe"))
 
 
 def test_the_penalty_is_clipped_along_with_the_loss(

@@ -16,6 +16,7 @@ from torch import nn
 
 from prefloop.config import AdapterConfig, BackboneConfig, RLHFConfig
 from prefloop.config.adapters import CARDS
+from prefloop.config.common import OPTIMIZERS
 from prefloop.data.packing import pack
 from prefloop.errors import ConfigError
 from prefloop.models.adapters import method_of
@@ -206,7 +207,7 @@ def kept(folder: Path, config: AdapterConfig) -> tuple[int, int]:
     return sum(t.untyped_storage().nbytes() for t in seen.values()), layers + casts
 
 
-@pytest.mark.parametrize("name", optimizers.TRANSFORMERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_moments_are_those_that_the_optimizer_holds(tiny_folder: Path, name: str) -> None:
     backbone = load_lora(tiny_folder, r=32)
     backbone.add_role("policy")

@@ -27,7 +27,6 @@ from prefloop.planning.time import (
     measure,
     measure_votes,
 )
-from prefloop.training import optimizers
 
 HH = Data(6000, 29.2, 62.2)
 """hh_helpful_train: 6,000 pairs; 66 characters of a prompt and 12 tokens of template, 227 and 266
@@ -48,7 +47,6 @@ def clock(example: str, shape: Shape, card: str, **changes: Any) -> Clock:
 @pytest.mark.parametrize(
     ("example", "card", "changes", "stage", "measured"),
     [
-        ("hh_ppo", "H200", {}, "sft", 127),
         ("hh_ppo", "H200", {}, "reward", 115),
         ("hh_ppo", "H200", {}, "ppo", 223),
         ("hh_reward", "H100", {"reward.members": 4}, "reward", 178),
@@ -176,7 +174,4 @@ def test_disk_is_that_of_the_files(tiny_folder: Path, tmp_path: Path, name: str)
     config = RLHFConfig(algo="sft", backbone=BackboneConfig(adapter=AdapterConfig(r=32, alpha=8)))
     config = changed(config, {"sft.optim": OptimConfig(name=name)})
     found = disk(config, Device.of(shape_of(str(tiny_folder), Path("x")), config.backbone))
-    assert (
-        found == pytest.approx(2 * sizes[0] + sizes[1], rel=0.05)
-        and name in optimizers.TRANSFORMERS
-    )
+    assert found == pytest.approx(2 * sizes[0] + sizes[1], rel=0.05)

@@ -111,7 +111,7 @@ def sft(tmp_path: Path, model: Path, records: list[Record], **config: str) -> di
         adapter=AdapterConfig(r=2),
     )
     stage = SFT(
-        SFTStageConfig(packing=False, optim=OptimConfig(learning_rate=1e-2), **config),  # type: ignore[arg-type]
+        SFTStageConfig(optim=OptimConfig(learning_rate=1e-2), **config),  # type: ignore[arg-type]
         DataConfig(demonstrations=tmp_path / "rows.jsonl"),
     )
     return stage.run(Runtime(backbone, output=tmp_path / "runs")).metrics

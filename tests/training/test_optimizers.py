@@ -15,7 +15,6 @@ from prefloop.config.load import parse
 from prefloop.data.packing import packs
 from prefloop.errors import ConfigError
 from prefloop.training.loop import Loop
-from prefloop.training.optimizers import TRANSFORMERS
 
 PACK = packs(random_documents([(2, [1])]), 8)
 NAMES = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -120,14 +119,6 @@ def test_lion_steps_by_the_sign_of_the_interpolated_gradient(tmp_path: Path) -> 
         expected = expected - rate * ((0.9 * m + 0.1 * g).sign() + 0.5 * expected)
         m = 0.99 * m + 0.01 * g
     torch.testing.assert_close(weight.detach(), expected)
-
-
-def test_every_optimizer_has_transformers_name_for_sft() -> None:
-    from transformers.training_args import OptimizerNames
-
-    assert set(TRANSFORMERS) == set(OPTIMIZERS) and {
-        OptimizerNames(n) for n in TRANSFORMERS.values()
-    }
 
 
 def test_an_unknown_optimizer_gets_the_nearest_and_the_list() -> None:

@@ -9,6 +9,7 @@ definition.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,32 @@ from peft import PeftModel, get_peft_model
 from tiny import add_random_role, load, plain, random_documents
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from prefloop.config import PreferenceConfig
+from prefloop.config import OptimConfig, PreferenceConfig
 from prefloop.data.encode import PreferenceGroup, ThumbGroup, pair_indices
-from prefloop.data.packing import Document, Pack, packs
+from prefloop.data.packing import Document, Pack, document_of_sequence, packs
+from prefloop.data.tokens import Tokens
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
 from prefloop.objectives.reward import bradley_terry, centring
+from prefloop.pipeline.stages.sft import ROLE, AnswerStep
+from prefloop.training.adapter_hooks import Learner
 from prefloop.training.dpo import PAIR_LOSSES
 from prefloop.training.kto import estimate, kto_loss, mismatched, reads
+from prefloop.training.loop import Loop
 from prefloop.training.pair_batch import pairs_of
 from prefloop.training.policy import POLICY, REFERENCE, policy_B, reference_B
 
@@ -48,6 +62,8 @@ PAIRS = [[(0, 1, 1.0, 1.0), (2, 1, 0.0, 1.0)], [(0, 1, 0.0, 1.0)], [(0, 1, 1.0, 
 """Four pairs, two of them with a prompt and a response in common; label 0 prefers the second
 response.
 """
+STEPS, ROWS = 4, 6
+"""Of supervised fine-tuning, and the sequences of a step."""
 THUMBS = (1.3, 0.8)
 """Weights up and down."""
 TEXTS = [
@@ -375,3 +391,68 @@ def test_reward_model(
         (ours, gradients | {"head": head.linear.weight.grad}),
         (theirs, expected | {"head": score.weight.grad}),
     )
+
+
+def test_sft(backbone: Backbone, tmp_path: Path) -> None:
+    """Four steps of AdamW with decay, clipping and a falling rate; TRL takes the rows of a step in
+    two padded batches.
+    """
+    add_random_role(backbone, ROLE, seed=2)
+    draw = random.Random(0)
+    rows = [
+        [draw.randrange(7, 400) for _ in range(draw.randrange(6, 30))] for _ in range(STEPS * ROWS)
+    ]
+    # A turn in the middle of a row is context, so that marks of both kinds follow each other.
+    marks = [[4 <= i != len(row) // 2 for i in range(len(row))] for row in rows]
+    optim = OptimConfig(
+        learning_rate=1e-2, warmup_steps=0, schedule="linear", weight_decay=0.1, max_grad_norm=0.5
+    )
+    trainer = trainer_of(
+        SFTTrainer,
+        SFTConfig,
+        backbone,
+        tmp_path,
+        texts=[
+            {"input_ids": row, "completion_mask": list(map(int, mark))}
+            for row, mark in zip(rows, marks, strict=True)
+        ],
+        completion_only_loss=True,
+        per_device_train_batch_size=ROWS // 2,
+        gradient_accumulation_steps=2,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        learning_rate=optim.learning_rate,
+        lr_scheduler_type="linear",
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+    start = {n: p.detach().clone() for n, p in adapter(trainer.model, "default").items()}
+    trainer.train()
+    loop = Loop(
+        {f"adapter/{n}": p for n, p in backbone.named_parameters(ROLE).items()},
+        optim,
+        STEPS,
+        tmp_path / "ours",
+        learners=[Learner(backbone, ROLE)],
+    )
+    documents = [
+        document_of_sequence(Tokens(row, mark), key)
+        for key, (row, mark) in enumerate(zip(rows, marks, strict=True))
+    ]
+    found = []
+    for first in range(0, len(rows), ROWS):
+        step = AnswerStep(backbone, documents[first : first + ROWS])
+        assert (len(step.packs) == 1) == (backbone.config.pack_tokens == max(BUDGETS))
+        found.append(loop.update(step.packs, step.loss, step.items))
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for name in ("loss", "grad_norm"):
+        assert [f[name] for f in found] == pytest.approx([e[name] for e in logged], rel=1e-3), name
+    assert [f["lr"] for f in found] == pytest.approx([e["learning_rate"] for e in logged])
+    for name, parameter in adapter(backbone.model, ROLE).items():
+        ours, theirs = parameter.detach(), adapter(trainer.model, "default")[name].detach()
+        moved = float((theirs - start[name]).abs().max())
+        assert moved > 5e-3, name
+        assert float((ours - theirs).abs().max()) < 1e-2 * moved, name

@@ -25,6 +25,13 @@ from prefloop.config.yaml_file import parse_yaml
 from prefloop.errors import ConfigError, nearest
 
 SOURCES = ("simulated", "file", "argilla")
+GONE = {
+    "sft.packing": (
+        "demonstrations always share packs, in which each attends to itself alone, and"
+        " sft.batch_size counts demonstrations; leave it out"
+    )
+}
+"""Settings that there were, and why there is none now."""
 
 
 @FLAGS.primitive_rule
@@ -203,6 +210,7 @@ def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> No
     known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
     for key, value in tree.items():
         if key not in known:
+            _refuse_gone(f"{prefix}{key}", where)
             raise ConfigError(
                 f"{where}: unknown key '{prefix}{shortened(str(key))}'"
                 f" ({nearest(prefix + str(key), [prefix + k for k in known])})"
@@ -220,6 +228,12 @@ def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> No
                     _check_keys(item, typing.get_args(inner)[0], where, f"{prefix}{key}[{i}].")
 
 
+def _refuse_gone(name: str, where: str) -> None:
+    """Raise ``ConfigError`` for a setting that is gone."""
+    if name in GONE:
+        raise ConfigError(f"{where}: '{name}' is gone: {GONE[name]}")
+
+
 def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
     """``--config file.yaml`` gives the defaults, every other flag overrides one field."""
     rest = list(arguments)
@@ -233,6 +247,10 @@ def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
             tree, where = _read(Path(path)), path
             del rest[i : i + (1 if "=" in argument else 2)]
             break
+
+    for argument in rest:
+        name = argument.partition("=")[0].removeprefix("--").replace(".no-", ".")
+        _refuse_gone(name if argument.startswith("--") else "", "flags")
 
     def flags(default: RLHFConfig) -> RLHFConfig:
         try:

@@ -29,18 +29,16 @@ from prefloop.errors import ConfigError
 
 @dataclass(config=STRICT)
 class SFTStageConfig:
-    """Supervised fine-tuning on demonstrations with TRL's SFTTrainer."""
+    """Supervised fine-tuning on demonstrations."""
 
     epochs: Epochs = 1.0
     """Passes over the demonstrations; a part of one takes that share of them, at least one."""
     batch_size: Count = 8
-    """Demonstrations (or packed rows) an optimizer step."""
+    """Demonstrations an optimizer step."""
     turns: Literal["all", "last"] = "all"
     """Assistant turns of a conversation that are learnt: all of them, or the last. Turns that the
     file masks out (`weight: 0`) and what it calls the prompt are context in either case.
     """
-    packing: bool = True
-    """Pack several demonstrations into a row, each attending to itself alone."""
     eval_share: PartShare = 0.0
     """Share of the prompts held out to look at the loss on, at least one of them; 0 holds out none.
     The weights of the best look are kept, not the last.

@@ -36,8 +36,6 @@ SVD, SVD_TOKENS = 5, 1024
 """Float32 copies of a layer's inputs that EVA's decomposition takes, and the tokens of them
 (``models.adapters.eva.TOKENS``).
 """
-TRL_TOKENS, TRL_VOCABULARY = 4096, 32768
-"""The tile of logits in TRL's SFT head (trl 1.16, ``kernels/chunked_logprob.py``)."""
 DIGEST = 1 << 20
 """Words of a frozen weight that ``models.backbone.checksum`` looks at together."""
 VIRTUAL = ("prompt", "p-tuning", "prefix", "p-tuning-v2")
@@ -196,8 +194,8 @@ class Device:
 
     def training(self, tokens: PackSize, head: str = "logps") -> dict[str, int]:
         """Activations and head of one forward and backward pass, at their highest; ``head``: logps,
-        entropy (with log-probs), whole (a loss over all tokens), score (a scalar) or sft (TRL's),
-        the last two with the adapter's dropout.
+        entropy (with log-probs), whole (a loss over all tokens), score (a scalar) or sft
+        (log-probs), the last two with the adapter's dropout.
         """
         tokens, drops = self.seen(tokens), self.drops and head in ("score", "sft")
         s, row = self.shape, self.item * self.shape.hidden
@@ -210,7 +208,7 @@ class Device:
             )
         # The last layer's output, the final norm's, their gradients.
         ends = 4 * tokens.all * row + (
-            tokens.responses * row if head in ("logps", "entropy") else 0
+            tokens.responses * row if head in ("logps", "entropy", "sft") else 0
         )
         logits = self.logits(tokens, head)
         backward = once + self.backward(tokens)
@@ -270,13 +268,6 @@ class Device:
             return 0
         if head == "whole":
             return WHOLE * tokens.all * self.shape.vocabulary
-        if head == "sft":
-            tile = (
-                min(tokens.responses, TRL_TOKENS)
-                * min(self.shape.vocabulary, TRL_VOCABULARY)
-                * self.item
-            )
-            return tile + 4 * tokens.responses * self.shape.hidden
         plain = min(tokens.responses, LOGITS) * self.shape.vocabulary * self.item
         own = FLOAT_LOGITS if self.shape.capped or self.role.method == "full" else 0
         return max(plain, self.shape.vocabulary * max(own, ENTROPY if head == "entropy" else 0))

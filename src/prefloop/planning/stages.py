@@ -193,30 +193,20 @@ class Planner:
         )
 
     def _sft(self) -> StagePlan:
-        config, device, s = self.config, self.device, self.device.shape
-        rows, length = (
-            (1 if config.sft.packing else config.sft.batch_size),
-            config.backbone.max_length,
-        )
-        # SDPA with a mask repeats keys and values for every query head.
-        pairs = device.each_pair * rows * length**2
-        row = PackSize(rows * length, rows * length, rows * length * s.heads // s.kv_heads, pairs)
+        config, device = self.config, self.device
+        document = Group(1, config.backbone.max_length)
         static = {
             "adapters": self._roles(1, 0),
             "optimizer": device.optimizer(config.sft.optim.name),
         }
         moments = {
             "load": {"weights": device.loading() - device.weights()},
-            "train": static | device.training(row, "sft"),
+            "train": static | device.training(self._pack(document), "sft"),
             "audit": static | {"audit": device.digest()},
         }
-        document = Group(1, length)
-        moments |= self._fit(static, document)
+        moments |= self._choose(static) | self._fit(static, document)
         if config.sft.eval_share:
-            moments |= {
-                "score": static | device.scoring(self._scored(document)),
-                **self._choose(static),
-            }
+            moments["score"] = static | device.scoring(self._scored(document))
         return self._plan("sft", device.role.trained, moments, dropout=True)
 
     def _reward(self, awake: dict[str, int]) -> StagePlan:

@@ -224,9 +224,7 @@ class Clock:
         config = self.config
         if stage == SFT_ONLY and self.demonstrations is not None:
             rows = self.demonstrations.rows * (1 - config.sft.eval_share) * config.sft.epochs
-            return math.ceil(
-                rows / config.sft.batch_size
-            )  # packed or not, a step is of that many demonstrations
+            return math.ceil(rows / config.sft.batch_size)
         if stage in ROLLOUTS:
             return config.ppo.steps * config.ppo.epochs * config.ppo.minibatches
         if stage in (SFT_ONLY, "sample", "evaluate") or (pairs := self._labelled()) is None:
@@ -256,10 +254,7 @@ class Clock:
             return None
         rows = data.rows * (1 - config.eval_share) * config.epochs
         tokens = rows * (data.prompt + data.response)
-        passes = (
-            tokens / self.config.backbone.max_length if config.packing else rows / config.batch_size
-        )
-        return self._train(tokens, passes)
+        return self._train(tokens, self._packs(tokens, rows / config.batch_size))
 
     def _evaluate(self) -> float | None:
         """Responses of SFT, of SFT again, of the policy and of the bare model, their scores, and

@@ -65,14 +65,16 @@ def epochs_of_groups(
     epochs: float,
     seed: int,
     setting: str = "epochs",
+    what: str = "prompt",
 ) -> list[list[int]]:
     """Optimizer steps of about ``batch`` items over shuffled groups 0 … count - 1, ``size(i)``
     items each; a group stays in one step.
 
     A last step of less than half a batch joins the one before it, so that no step is noise. Raises
-    ``ConfigError`` that names ``setting`` where ``epochs`` of them are less than one group.
+    ``ConfigError`` that names ``setting`` where ``epochs`` of them are less than one group, which
+    is called ``what``.
     """
-    require_any(setting, epochs, count, "prompt")
+    require_any(setting, epochs, count, what)
     steps: list[list[int]] = []
     left = epochs
     epoch = 0

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefloop.base.atomic import settle
 from prefloop.base.sealed import remove
@@ -22,17 +21,21 @@ from prefloop.errors import DataError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.runs.work import Work
-from prefloop.training.sft_trainer import EXTRA, Looks, checkpoints, step_of
+from prefloop.training.loop import Loop, step_of
+
+EXTRA = "method.safetensors"
+"""Beside weights that may be gone back to: what the adapter's method needs with them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTRow:
-    """A sequence to train on; ``prompt`` is the ids ahead of the first answer of its
-    conversation.
-    """
+    """A sequence to train on."""
 
     tokens: Tokens
     prompt: tuple[int, ...]
+    """The ids ahead of the first answer of its conversation."""
+    id: str
+    """The demonstration's."""
 
     def document(self, key: int) -> Document:
         """The sequence as packs take it."""
@@ -61,39 +64,34 @@ def split(
     return train, [row for row in rows if row.prompt in held]
 
 
-class HeldOut(TrainerCallback):
+class HeldOut:
     """Looks at the held-out loss every ``sft.eval_every`` steps and after the last, keeps the
     weights of the best look, stops the training when ``sft.patience`` looks brought none better.
 
     A look counts once the adapter's method no longer changes the role's form (``Method.settled``),
-    so that the result is what was looked at. What it saw survives a kill in the checkpoints
-    (``so_far``); looks that training goes back behind are forgotten with their weights.
+    so that the result is what was looked at. What it saw survives a kill in the checkpoints; looks
+    that training goes back behind are forgotten with their weights.
     """
 
     def __init__(
-        self, work: Work, role: str, rows: Sequence[SFTRow], config: SFTStageConfig
+        self, work: Work, loop: Loop, role: str, rows: Sequence[SFTRow], config: SFTStageConfig
     ) -> None:
-        self.work, self.role, self.config = work, role, config
+        self.work, self.loop, self.role, self.config = work, loop, role, config
         self.documents = [row.document(i) for i, row in enumerate(rows)]
         self.weights = work.scratch / "looks"
         """A folder for each look that may be gone back to, named by its step."""
         self.losses: dict[int, float] = {}
-        """Step → loss of the looks that count; those up to the checkpoint that training goes on
-        from.
-        """
+        """Step → loss of the looks that count."""
 
     def best_step(self, until: int | None = None) -> int:
         """The first of the looks (up to step ``until``) with the lowest loss."""
         seen = {step: loss for step, loss in self.losses.items() if until is None or step <= until}
         return min(seen, key=lambda step: (seen[step], step))
 
-    def so_far(self) -> Looks:
-        """What a checkpoint of now holds."""
+    def needed(self) -> list[Path]:
+        """The files of the best weights, which a checkpoint of now needs."""
         best = self.weights / str(self.best_step()) if self.losses else None
-        return Looks(
-            dict(self.losses),
-            tuple(path for path in best.rglob("*") if path.is_file()) if best else (),
-        )
+        return [path for path in best.rglob("*") if path.is_file()] if best else []
 
     def stops_at(self, step: int) -> bool:
         """Whether patience is at its end after ``step``."""
@@ -103,18 +101,13 @@ class HeldOut(TrainerCallback):
             sum(self.best_step(step) < look <= step for look in self.losses) >= self.config.patience
         )
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.losses = {
-            step: loss for step, loss in self.losses.items() if step <= state.global_step
-        }
-        self._forget({step for step in self._kept() if step <= state.global_step})
+    def resume(self, losses: dict[int, float], step: int) -> None:
+        """Go on from a checkpoint of ``step`` with the losses up to it."""
+        self.losses = dict(losses)
+        self._forget({kept for kept in self._kept() if kept <= step})
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        step, last = state.global_step, state.global_step == state.max_steps
+    def stepped(self, step: int, last: bool) -> None:
+        """Look at the weights after ``step``, where a look is due."""
         if step % self.config.eval_every and not last:
             return
         backbone = self.work.runtime.backbone
@@ -126,8 +119,6 @@ class HeldOut(TrainerCallback):
             self.losses[step] = loss
             if self.best_step() == step:
                 self._keep(backbone, step)
-            control.should_training_stop |= self.stops_at(step)
-        resume(backbone, self.role)
 
     def _keep(self, backbone: Backbone, step: int) -> None:
         """The role as it is now, whole or not there; what no checkpoint's best look was goes."""
@@ -138,7 +129,7 @@ class HeldOut(TrainerCallback):
             save_file({n: t.detach().cpu().contiguous() for n, t in extra.items()}, partial / EXTRA)
         remove(self.weights / str(step))
         settle(partial, self.weights / str(step))
-        behind = [step_of(checkpoint) for checkpoint in checkpoints(self.work.checkpoints)]
+        behind = [step_of(checkpoint) for checkpoint in self.loop.checkpoints()]
         self._forget({step, *(self.best_step(s) for s in behind if min(self.losses) <= s)})
 
     def _kept(self) -> list[int]:
@@ -172,16 +163,7 @@ def mean_loss(backbone: Backbone, role: str, documents: Sequence[Document]) -> f
     total = tokens = 0.0
     with backbone.role(role):
         for pack in packs(documents, backbone.scoring_tokens):
-            logps_R = response_logps_R(
-                backbone, hidden_N_H(backbone, pack.to(backbone.device)), pack.to(backbone.device)
-            )
+            pack = pack.to(backbone.device)
+            logps_R = response_logps_R(backbone, hidden_N_H(backbone, pack), pack)
             total, tokens = total - float(logps_R.double().sum()), tokens + len(logps_R)
     return total / tokens
-
-
-def resume(backbone: Backbone, role: str) -> None:
-    """Let ``role`` learn in the forward passes of a library that runs the model itself."""
-    backbone.activate(role, dropout=backbone.config.adapter.dropout > 0)
-    backbone.model.train()
-    for parameter in backbone.parameters(role):
-        parameter.requires_grad_(True)

@@ -1,5 +1,5 @@
-"""One training loop for reward, preference and PPO: packs in, an optimizer step whose loss is the
-mean over its items.
+"""One training loop for every stage that trains: packs in, an optimizer step whose loss is the mean
+over its items.
 
 Built on accelerate for device placement, precision and clipping. Checkpoints are safetensors and
 JSON: parameters, the optimizer's moments, schedule position, torch's random state and whatever the
@@ -297,6 +297,11 @@ class Loop:
         saved = read_folder(place)
         check_files(self.folder, saved["needed"])
         return saved, load_file(place / STATE)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps behind a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def end_where_asked(step: int, total: int) -> None:

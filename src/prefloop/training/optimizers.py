@@ -13,18 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TRANSFORMERS = {
-    "adamw": "adamw_torch_fused",
-    "adamw8bit": "adamw_8bit",
-    "paged_adamw": "paged_adamw_32bit",
-    "paged_adamw8bit": "paged_adamw_8bit",
-    "lion": "lion_32bit",
-    "lion8bit": "lion_8bit",
-    "paged_lion": "paged_lion_32bit",
-    "paged_lion8bit": "paged_lion_8bit",
-}
-"""What transformers' ``TrainingArguments.optim`` calls them."""
-
 
 def make(
     name: str, groups: list[dict[str, Any]], weight_decay: float, device: torch.device
