@@ -82,8 +82,6 @@ def settings(method: str, options: argparse.Namespace, experts: Sequence[str] = 
 
 def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train one method by SFT and DPO and measure it; everything it wrote is gone afterwards."""
-    import trl.trainer.sft_trainer  # noqa: F401, before the clock runs
-
     from prefloop.runs.runtime import Runtime
 
     store = options.output / "work" / method

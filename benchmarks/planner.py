@@ -98,7 +98,7 @@ def settings(case: Case, model: str) -> Any:
         precision=case.precision,
         gradient_checkpointing=case.checkpointing,
         pack_tokens=case.pack_tokens,
-        max_length=case.pack_tokens if case.stage == "sft" else 1024,
+        max_length=1024,
         chat_template="chatml",
         adapter=c.AdapterConfig(r=16, alpha=32),
     )
@@ -109,7 +109,6 @@ def settings(case: Case, model: str) -> Any:
         label=c.LabelConfig(source="file"),
         data=c.DataConfig(demonstrations=Path("demonstrations")),
         generation=c.GenerationConfig(temperature=1.0, max_new_tokens=RESPONSE),
-        sft=c.SFTStageConfig(batch_size=1),
         ppo=c.PPOConfig(samples_per_prompt=1, minibatches=1),
     )
 
@@ -138,19 +137,19 @@ def documents(case: Case, count: int, responses: int) -> list[Any]:
 
 
 def sft(case: Case, backbone: Any, work: Any) -> None:
-    """TRL's trainer as the stage sets it up; rows as long as the planner's."""
+    """Two steps of the stage on one full pack each."""
     from prefloop.pipeline.stages.sft import ROLE, SFT
+    from prefloop.training.audit import Audit
+    from prefloop.training.held_out import SFTRow
 
     backbone.add_role(ROLE)
-    length = case.pack_tokens // 2
-    ids = [d.prompt_ids * (length // PROMPT + 1) for d in documents(case, 4, 1)]
-    rows = [{"input_ids": i[:length], "completion_mask": [0] + [1] * (length - 1)} for i in ids]
-    stage = SFT(dataclasses.replace(settings(case, "").sft, epochs=1.0))
-    trainer = stage._trainer(work, rows)
-    trainer.after_first_step(
-        audited(backbone, {n: p for n, p in backbone.model.named_parameters() if p.requires_grad})
-    )
-    trainer.train()
+    count = case.pack_tokens // (PROMPT + RESPONSE)
+    rows = [
+        SFTRow(d.tokens(0), tuple(d.prompt_ids), str(i))
+        for i, d in enumerate(documents(case, 2 * count, 1))
+    ]
+    config = dataclasses.replace(settings(case, "").sft, batch_size=count)
+    SFT(config)._train(work, Audit("sft"), rows, [])
 
 
 def pairs(case: Case, backbone: Any, work: Any) -> None:
@@ -279,7 +278,10 @@ def measure(case: Case, folder: Path, capped: bool = False) -> dict[str, Any]:
     runtime = SimpleNamespace(backbone=backbone, generation=config.generation, seed=0)
     with tempfile.TemporaryDirectory() as scratch:
         work = SimpleNamespace(
-            runtime=runtime, checkpoints=Path(scratch), emit=lambda *_, **__: None
+            runtime=runtime,
+            folder=Path(scratch),
+            checkpoints=Path(scratch),
+            emit=lambda *_, **__: None,
         )
         {"sft": sft, "dpo": pairs, "reward": pairs, "ppo": ppo}[case.stage](case, backbone, work)
     return {

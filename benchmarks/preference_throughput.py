@@ -1,15 +1,17 @@
-"""Preference training on a GPU, prefloop and TRL side by side: real tokens a second and peak
-memory.
+"""Training on a GPU, prefloop and TRL side by side: real tokens a second and peak memory.
 
     # all kinds, both sides, one table
     python benchmarks/preference_throughput.py
     python benchmarks/preference_throughput.py --kinds dpo --sides ours --attention sdpa
+    python benchmarks/preference_throughput.py --kinds sft --sft-rows 64
 
 A 7B-shaped Qwen2 with random weights in NF4, LoRA r = 16 on every linear layer, 8 pairs an
-optimizer step, gradient checkpointing, lengths shaped like hh-rlhf. Real tokens count the prompt
-once for each response, as TRL's own counter does, and no padding. Each side runs in a process of
-its own, on the same rows; the first steps are not counted. TRL gets its own defaults but for the
-settings above.
+optimizer step (SFT: ``--sft-rows`` demonstrations), gradient checkpointing, lengths shaped like
+hh-rlhf. Real tokens count the prompt once for each response, as TRL's own counter does, and no
+padding. Each side runs in a process of its own, on the same rows; the first steps are not counted.
+TRL gets its own defaults but for the settings above; SFT runs twice there: ``trl`` packs rows (bfd,
+which is free of padding, with flash attention where it is installed), as many tokens a pass as
+ours, and ``trl-padded`` pads batches of 8.
 """
 
 from __future__ import annotations
@@ -27,31 +29,51 @@ from typing import Any
 
 from shapes import SHAPES, make_model, rows
 
-KINDS = ("dpo", "dpo-cached", "reward", "kto")
+KINDS = ("sft", "dpo", "dpo-cached", "reward", "kto")
+SIDES = ("ours", "trl", "trl-padded")
 WARM_UP = 4
+PADDED = 8
+"""Rows of a padded batch of TRL's SFT."""
+Row = tuple[list[int], ...]
+"""A prompt and its responses, as token ids."""
 
 
-def real_tokens(batch: list[tuple[list[int], list[int], list[int]]]) -> int:
-    return sum(2 * len(p) + len(c) + len(r) for p, c, r in batch)
+def real_tokens(batch: list[Row]) -> int:
+    """Each response with its prompt."""
+    return sum(len(row[0]) + len(response) for row in batch for response in row[1:])
+
+
+def data_of(kind: str, options: argparse.Namespace) -> tuple[list[Row], int]:
+    """All rows, and how many an optimizer step has: prompt and answer, or prompt and a pair."""
+    batch = options.sft_rows if kind == "sft" else options.batch
+    found = rows(options.steps * batch, SHAPES[options.shape]["vocab_size"])
+    return ([row[:2] for row in found] if kind == "sft" else list(found)), batch
 
 
 def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """prefloop's stages' own step functions on the rows."""
     import torch
 
-    from prefloop.config import AdapterConfig, BackboneConfig, OptimConfig, PreferenceConfig
+    from prefloop.config import (
+        AdapterConfig,
+        BackboneConfig,
+        OptimConfig,
+        PreferenceConfig,
+        RewardConfig,
+    )
     from prefloop.data.encode import PreferenceGroup, ThumbGroup
-    from prefloop.data.packing import Document, Pack, packs
+    from prefloop.data.packing import Document, packs
     from prefloop.models.backbone import Backbone
-    from prefloop.models.forward import hidden_N_H
     from prefloop.models.heads import ScalarHead
-    from prefloop.objectives.reward import bradley_terry
+    from prefloop.pipeline.stages.kto import ThumbStep
+    from prefloop.pipeline.stages.preference import PairStep
+    from prefloop.pipeline.stages.reward import VoteStep
+    from prefloop.pipeline.stages.sft import ROLE, AnswerStep
     from prefloop.training.batches import ahead
     from prefloop.training.dpo import PAIR_LOSSES
-    from prefloop.training.kto import Reads, estimate, kto_loss, reads
     from prefloop.training.loop import Loop
-    from prefloop.training.pair_batch import pairs_of
-    from prefloop.training.policy import POLICY, REFERENCE, policy_B, reference_B
+    from prefloop.training.policy import POLICY, REFERENCE, reference_B
+    from prefloop.training.steps import Step
 
     config = BackboneConfig(
         model=str(folder),
@@ -65,58 +87,39 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     )
     backbone = Backbone.load(config, folder)
 
-    data = rows(options.steps * options.batch, SHAPES[options.shape]["vocab_size"])
-    groups = [
-        PreferenceGroup(Document(p, [c, r], [2 * i, 2 * i + 1]), [(0, 1, 1.0, 1.0)])
-        for i, (p, c, r) in enumerate(data)
+    data, size = data_of(kind, options)
+    documents = [
+        Document(row[0], row[1:], range(i * (len(row) - 1), (i + 1) * (len(row) - 1)))
+        for i, row in enumerate(data)
     ]
-    by_key = {key: g for g in groups for key in g.document.keys}
-    up = {key: key % 2 == 0 for key in by_key}
-    known: Any = None
-    backbone.add_role(POLICY)
-    backbone.add_role(REFERENCE, frozen=True)
-    settings = PreferenceConfig()
+    role = ROLE if kind == "sft" else POLICY
+    backbone.add_role(role)
+    if kind not in ("sft", "reward"):
+        backbone.add_role(REFERENCE, frozen=True)
     head = ScalarHead(backbone.hidden_size, "normal").to(backbone.device)
-    parameters = {f"adapter/{i}": p for i, p in enumerate(backbone.parameters(POLICY))}
+    parameters = {f"adapter/{n}": p for n, p in backbone.named_parameters(role).items()}
     if kind == "reward":
         parameters |= {f"head/{n}": p for n, p in head.named_parameters()}
     loop = Loop(parameters, OptimConfig(learning_rate=1e-5), options.steps, folder)
     cached = None
     if kind == "dpo-cached":
-        found = {}
-        for pack in packs([g.document for g in groups], options.pack_tokens):
-            found.update(
-                zip(
-                    pack.keys,
-                    reference_B(backbone, pack.to(backbone.device), 1.0).tolist(),
-                    strict=True,
-                )
-            )
-        cached = torch.tensor([found[k] for k in range(len(found))])
+        cached = torch.zeros(2 * len(data))
+        for pack in packs(documents, options.pack_tokens):
+            cached[list(pack.keys)] = reference_B(backbone, pack.to(backbone.device), 1.0).cpu()
 
-    def loss_of(pack: Pack) -> Any:
+    def prepare(number: int) -> Step:
+        batch = documents[number * size : (number + 1) * size]
+        if kind == "sft":
+            return AnswerStep(backbone, batch)
         if kind == "kto":
-            return kto_loss(backbone, pack, up, known, 0.1, (1.0, 1.0), 1.0)[0].sum()
+            thumbs = [ThumbGroup(d, [True, False]) for d in batch]
+            return ThumbStep(backbone, 0.1, (1.0, 1.0), 1.0, thumbs)
+        groups = [PreferenceGroup(d, [(0, 1, 1.0, 1.0)]) for d in batch]
         if kind == "reward":
-            with backbone.role(POLICY, train=True, dropout=True):
-                score_B = head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
-            p = pairs_of(pack, by_key, score_B, 0.0)
-            return bradley_terry(p.margin).sum()
-        reference = reference_B(backbone, pack, 1.0, cached)
-        p = pairs_of(pack, by_key, policy_B(backbone, pack, 1.0), reference)
-        return PAIR_LOSSES["dpo"].loss(p, settings).sum()
+            return VoteStep(backbone, role, head, RewardConfig(), groups)
+        return PairStep(backbone, PAIR_LOSSES["dpo"], PreferenceConfig(), 1.0, groups, cached)
 
     device_sync = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-
-    def prepare(step: int) -> tuple[list[PreferenceGroup], Reads | None, list[Pack]]:
-        batch = groups[step * options.batch : (step + 1) * options.batch]
-        first = (
-            reads([ThumbGroup(g.document, [True, False]) for g in batch], backbone.scoring_tokens)
-            if kind == "kto"
-            else None
-        )
-        return batch, first, packs([g.document for g in batch], options.pack_tokens)
-
     coming = ahead(prepare, range(options.steps))
     started, tokens, losses = 0.0, 0, []
     for step in range(options.steps):
@@ -126,13 +129,9 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
                 profiler = torch.profiler.profile()
                 profiler.__enter__()
             started, tokens = time.monotonic(), 0
-        batch, first, ready = next(coming)
-        if first is not None:
-            known = estimate(backbone, first, 1.0)
-        items = len(batch) * (2 if kind == "kto" else 1)
-        found = loop.update(ready, loss_of, items)
-        losses.append(found["loss"])
-        tokens += real_tokens(data[step * options.batch : (step + 1) * options.batch])
+        made = next(coming)
+        losses.append(loop.update(made.packs, made.loss, made.items)["loss"])
+        tokens += real_tokens(data[step * size : (step + 1) * size])
     device_sync()
     seconds = time.monotonic() - started
     if options.profile:
@@ -152,7 +151,9 @@ def ours(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, floa
     }  # type: ignore[dict-item]
 
 
-def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def trl(
+    kind: str, folder: Path, options: argparse.Namespace, padded: bool = False
+) -> dict[str, float]:
     """TRL's trainer on the same rows."""
     import torch
     from datasets import Dataset
@@ -164,6 +165,7 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
         PreTrainedTokenizerFast,
         TrainerCallback,
     )
+    from transformers.utils import is_flash_attn_2_available
 
     if (gpu := torch.cuda.is_available()) and options.trl_cudnn == "off":
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -172,7 +174,7 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
         started, step = 0.0, 0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == min(WARM_UP, options.steps - 1):
+            if state.global_step == min(WARM_UP, state.max_steps - 1):
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 self.started, self.step = time.monotonic(), state.global_step
@@ -190,7 +192,7 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
         folder
     )  # by its class: "qwen2" would split words its own way
-    data = rows(options.steps * options.batch, SHAPES[options.shape]["vocab_size"])
+    data, size = data_of(kind, options)
 
     def text(ids: list[int]) -> str:
         return " ".join(f"w{i}" for i in ids)
@@ -226,9 +228,36 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
             peft_config=LoraConfig(task_type="SEQ_CLS", **lora),
         )
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder, **load)
+        flash = kind == "sft" and not padded and is_flash_attn_2_available()
+        attention = "flash_attention_2" if flash else "sdpa"
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **load)
         peft = LoraConfig(task_type="CAUSAL_LM", **lora)
-        if kind == "kto":
+        if kind == "sft":
+            from trl import SFTConfig, SFTTrainer
+
+            at_once = PADDED if padded else max(1, options.pack_tokens // options.trl_pack)
+            passes = size / PADDED if padded else real_tokens(data[:size]) / options.pack_tokens
+            common |= dict(
+                per_device_train_batch_size=at_once,
+                gradient_accumulation_steps=max(1, round(passes)),
+                max_steps=-1,
+                num_train_epochs=1,
+                completion_only_loss=True,
+                packing=not padded,
+                max_length=1024 if padded else options.trl_pack,
+            )
+            table = [
+                {"input_ids": p + c, "completion_mask": [0] * len(p) + [1] * len(c)}
+                for p, c in data
+            ]
+            trainer = SFTTrainer(
+                model,
+                args=SFTConfig(**common),
+                processing_class=tokenizer,
+                train_dataset=Dataset.from_list(table),
+                peft_config=peft,
+            )
+        elif kind == "kto":
             from trl import KTOConfig, KTOTrainer
 
             common["per_device_train_batch_size"] = 2 * options.batch
@@ -260,15 +289,16 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
                 peft_config=peft,
             )
     # The same rows, token for token: a tokenizer that drops words would make this side look fast.
+    made = trainer.train_dataset
     columns = [
         c
-        for c in ("chosen_ids", "rejected_ids", "completion_ids")
-        if c in trainer.train_dataset.column_names
+        for c in ("input_ids", "chosen_ids", "rejected_ids", "completion_ids")
+        if c in made.column_names
     ]
     prompts = (
-        0 if kind == "reward" else sum(map(len, trainer.train_dataset["prompt_ids"])) * len(columns)
+        sum(map(len, made["prompt_ids"])) * len(columns) if kind not in ("sft", "reward") else 0
     )
-    held = prompts + sum(len(ids) for c in columns for ids in trainer.train_dataset[c])
+    held = prompts + sum(len(ids) for c in columns for ids in made[c])
     assert held == real_tokens(data), f"TRL holds {held} tokens of {real_tokens(data)}"
     timer = Timer()
     trainer.add_callback(timer)
@@ -276,12 +306,17 @@ def trl(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, float
     if gpu:
         torch.cuda.synchronize()
     seconds = time.monotonic() - timer.started
-    tokens = real_tokens(data[timer.step * options.batch :])
+    tokens = real_tokens(data[timer.step * size :])
+    if kind == "sft":  # packed rows are others than ours
+        args = trainer.args
+        first = timer.step * args.per_device_train_batch_size * args.gradient_accumulation_steps
+        tokens = sum(len(ids) for ids in made["input_ids"][first:])
     return {
         "tokens_per_second": tokens / seconds,
         "seconds": seconds,
         "loss_last": trainer.state.log_history[-2].get("loss", float("nan")),
-    }
+        "kernel": trainer.model.config._attn_implementation,
+    }  # type: ignore[dict-item]
 
 
 def main() -> None:
@@ -290,14 +325,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--sides", nargs="+", default=["ours", "trl"], choices=["ours", "trl"])
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--shape", default="7b", choices=list(SHAPES))
     parser.add_argument(
         "--model", type=Path, help="folder of the random model; made when it is not there"
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8, help="pairs an optimizer step")
+    parser.add_argument(
+        "--sft-rows", type=int, default=64, help="demonstrations an optimizer step of SFT"
+    )
     parser.add_argument("--pack-tokens", type=int, default=4096)
+    parser.add_argument(
+        "--trl-pack",
+        type=int,
+        default=1024,
+        help="tokens of TRL's packed rows; so many rows a pass that they make --pack-tokens",
+    )
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--precision", default="nf4")
     parser.add_argument(
@@ -322,7 +366,11 @@ def main() -> None:
         import torch
 
         side, kind = options.one
-        found = (ours if side == "ours" else trl)(kind, folder, options)
+        found = (
+            ours(kind, folder, options)
+            if side == "ours"
+            else trl(kind, folder, options, padded=side == "trl-padded")
+        )
         peak = (
             torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
         )
@@ -342,6 +390,8 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     for kind in options.kinds:
         for side in options.sides:
+            if side == "trl-padded" and kind != "sft":
+                continue
             call = [
                 sys.executable,
                 __file__,
@@ -359,22 +409,25 @@ def main() -> None:
                 print("\n".join(lines[-70:]), flush=True)
             if result is None:
                 print(
-                    f"{kind:11} {side:5} failed with exit code"
+                    f"{kind:11} {side:10} failed with exit code"
                     f" {done.returncode}\n{done.stderr[-2000:]}",
                     flush=True,
                 )
                 continue
             r = results.setdefault(kind, {})[side] = json.loads(result.removeprefix("RESULT "))
             print(
-                f"{kind:11} {side:5} {r['tokens_per_second']:9.0f} real tok/s  {r['peak_gib']:6.2f}"
-                f" GiB peak  last loss {r['loss_last']:.4f}  {r.get('kernel', '')}",
+                f"{kind:11} {side:10} {r['tokens_per_second']:9.0f} real tok/s"
+                f"  {r['peak_gib']:6.2f} GiB peak  last loss {r['loss_last']:.4f}"
+                f"  {r.get('kernel', '')}",
                 flush=True,
             )
-        if len(results.get(kind, {})) == 2:
-            a, b = results[kind]["ours"], results[kind]["trl"]
+        found = dict(results.get(kind, {}))
+        a = found.pop("ours", None)
+        for side, b in found.items() if a else ():
             print(
-                f"{kind:11} ratio {a['tokens_per_second'] / b['tokens_per_second']:8.2f} x speed   "
-                f"    {a['peak_gib'] / b['peak_gib']:6.2f} x memory",
+                f"{kind:11} ours to {side:10}"
+                f" {a['tokens_per_second'] / b['tokens_per_second']:8.2f} x speed"
+                f"  {a['peak_gib'] / b['peak_gib']:6.2f} x memory",
                 flush=True,
             )
 

@@ -26,7 +26,6 @@ from pathlib import Path
 LIBRARIES = [
     "torch",
     "transformers.models.llama.modeling_llama",
-    "trl.trainer.sft_trainer",
     "bitsandbytes",
     "peft",
     "scipy.stats",

@@ -5,6 +5,6 @@ chatter, not their errors.
 import logging
 import warnings
 
-for _library in ("bitsandbytes", "transformers", "peft", "trl", "datasets"):
+for _library in ("bitsandbytes", "transformers", "peft", "datasets"):
     logging.getLogger(_library).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

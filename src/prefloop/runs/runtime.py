@@ -31,7 +31,6 @@ PACKAGES = (
     "torch",
     "transformers",
     "peft",
-    "trl",
     "bitsandbytes",
     "accelerate",
     "datasets",

@@ -15,7 +15,7 @@ from prefloop.artifacts.adapter_config import KEY
 from prefloop.config import AdapterConfig
 from prefloop.config.adapters import Card
 from prefloop.errors import ModelError
-from prefloop.models.adapters.method import TREE, Method, may_train
+from prefloop.models.adapters.method import TREE, Method
 from prefloop.models.adapters.targets import targeted
 
 
@@ -103,7 +103,6 @@ class Native(Method):
         self.model = model
         self.layers = self.find(model)
         model.add_module(TREE, Root(self))
-        may_train(model)
         for name, layer in self.layers.items():
             self.attach(name, layer)
         return model

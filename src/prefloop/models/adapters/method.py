@@ -183,11 +183,3 @@ class Method:
 
     def take_extra(self, role: str, tensors: dict[str, Tensor]) -> None:
         """Put ``extra`` back."""
-
-
-def may_train(model: Any) -> None:
-    """Tell transformers' Trainer that what learns of a 4-bit model without PEFT's layers is not the
-    4-bit weights.
-    """
-    if getattr(model, "is_quantized", False):
-        model._hf_peft_config_loaded = True

@@ -31,7 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from prefloop.config import AdapterConfig
 from prefloop.config.adapters import Card
 from prefloop.errors import ModelError
-from prefloop.models.adapters.method import TREE, Method, may_train
+from prefloop.models.adapters.method import TREE, Method
 from prefloop.models.fused.layer import CACHES
 
 SDPA, EAGER = "prefloop-prefix-sdpa", "prefloop-prefix-eager"
@@ -160,7 +160,6 @@ class Virtual(Method):
         model.set_attn_implementation(EAGER if text._attn_implementation == "eager" else SDPA)
         self.roles.method = self
         model.add_module(TREE, self.roles)
-        may_train(model)
         decoder = model.get_decoder()
         self._takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
         decoder.register_forward_pre_hook(self._before_pass, with_kwargs=True)
