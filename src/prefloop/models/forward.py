@@ -275,7 +275,7 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:
         (derivative_C_H,) = ctx.saved_tensors
         return (derivative_C_H.float() * grad_C[:, None]).to(derivative_C_H.dtype), None, None, None
 
