@@ -176,8 +176,8 @@ def expert_folder(name: str) -> Path:
         return path
     if ":" not in name and not path.exists():
         relative = (
-            " (relative paths start at the current folder; for an exported adapter, the experts are"
-            " expected next to it)"
+            " (relative paths start at the current folder, and those of an exported adapter next to"
+            " its folder)"
         )
         raise ModelError(
             f"{where}'{name}' does not exist: give LoRA adapters, {EXPERTS}, or their"
