@@ -4,8 +4,8 @@ The names below are its public API::
 
     from prefloop import SFT, Label, Pipeline, RewardModel, PPO, Evaluate
 
-They load on first use: ``import prefloop`` brings no torch. What stands in a module and not here
-may move between versions.
+They load on first use: ``import prefloop`` does not import torch. Names that a module defines and
+this list lacks may move between versions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from prefloop.moved import Moved
 __version__ = "0.1.0"
 
 _WHERE = {
-    name.asname or name.name: (found.module or "", name.name)
-    for found in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
-    if isinstance(found, ast.ImportFrom)
-    for name in found.names
+    name.asname or name.name: (statement.module or "", name.name)
+    for statement in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(statement, ast.ImportFrom)
+    for name in statement.names
 }
-"""Public name → its module and its name there."""
+"""Public name → (its module, its name in that module)."""
 __all__ = sorted(_WHERE)
 
 
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
 
 
 def where(name: str) -> str | None:
-    """The module of a public name; ``None`` where it is none."""
+    """The module of a public name; ``None`` for any other name."""
     return _WHERE[name][0] if name in _WHERE else None
 
 

@@ -1,8 +1,7 @@
-"""Check data, label it with Argilla, judge two sets of answers, benchmark adapters, measure a
-reward model, talk to a result, export it, list adapter methods, merge adapters, advise on a
-configuration, say what a run will need, write a report again, say what is installed.
+"""Align a language model with human preferences: everything around a run.
 
-The pipeline itself is pipelines/rlhf.py.
+To train, run pipelines/rlhf.py. The commands below prepare its data and configuration, and use its
+results.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ from prefloop.errors import ConfigError, PrefloopError
 
 @dataclasses.dataclass
 class Report:
-    """Write report.html of a finished run again; with several runs, a page that compares them."""
+    """Rewrite the report.html of a finished run, or compare several runs on one page."""
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run, such as runs/demo."""
     others: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")
     ] = ()
-    """Folders of the runs to compare it with."""
+    """Folders of other runs, to compare with the first one."""
     output: Path | None = None
-    """File to write; report.html in the run's folder, or compare.html beside the first run's
-    folder, when left out.
+    """File to write. Default: report.html in the run's folder; with several runs, compare.html next
+    to the first run's folder.
     """
 
     def run(self) -> None:
@@ -66,7 +65,7 @@ class Report:
 
 @dataclasses.dataclass
 class Env:
-    """Print versions, device and commit."""
+    """Print the versions of all packages, the device and the commit."""
 
     def run(self) -> None:
         from prefloop.base.console import say
@@ -93,7 +92,9 @@ Command = (
     | Annotated[Env, tyro.conf.subcommand("env")]
 )
 TWO_WORDS = (["judge", "calibrate"], ["reward", "eval"], ["adapters", "merge"])
-"""Commands whose name is two words: usage lines and errors show them as they are typed."""
+"""Commands whose name is two words. tyro gets the two as one, so that usage lines and errors show
+the command as it is typed.
+"""
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -115,12 +116,12 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 TRAINED = "finished stages and the last checkpoint are kept; the same command goes on from there"
-"""What an interrupted pipeline says."""
+"""The message of an interrupted pipeline."""
 REPEAT = "no file is left half written; the same command may be run again"
-"""What any other interrupted command says."""
+"""The message of any other interrupted command."""
 
 
-_OF_THE_PLACE = {
+_PATH_ERRORS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "you may not read or write there",
@@ -131,13 +132,13 @@ _OF_THE_PLACE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your quota of disk space is used up",
 }
-"""What is wrong with a path that a user named; any other ``OSError`` is a fault of ours, with its
-traceback.
+"""The message for each error of a path that the user chose. Any other ``OSError`` is our own bug
+and prints its traceback.
 """
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Those that are of the place even where the system names none, as in a write to an open file."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of the user's disk even where the system names no path, as in a write to an open file."""
 _NUL = re.compile(r"(?:\w+: )?embedded null (?:byte|character)(?: in \w+)?")
-"""What Python says of a path with a NUL character."""
+"""Python's message about a path with a NUL character."""
 
 
 def guarded(
@@ -145,8 +146,8 @@ def guarded(
 ) -> int:
     """Run a command and return its exit status.
 
-    User errors print their message alone and give 2, Ctrl-C 130, SIGTERM 143, SIGHUP 129; a closed
-    pipe is quiet.
+    A user's mistake prints its message without a traceback and returns 2. Ctrl-C returns 130,
+    SIGTERM 143, SIGHUP 129, and a closed pipe 141 without a message.
     """
     from prefloop.base.console import complain
     from prefloop.base.interrupt import Ended, heeding
@@ -168,17 +169,17 @@ def guarded(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        wrong = _OF_THE_PLACE.get(error.errno or 0)
-        if wrong is None or (error.filename is None and error.errno not in _OF_THE_DISK):
+        problem = _PATH_ERRORS.get(error.errno or 0)
+        if problem is None or (error.filename is None and error.errno not in _DISK_ERRORS):
             raise
-        named = f"'{error.filename}': " if error.filename is not None else ""
-        complain(f"error: {named}{wrong}; name another place, or put that right")
+        path = f"'{error.filename}': " if error.filename is not None else ""
+        complain(f"error: {path}{problem}; choose another path, or correct this one")
         return 2
     except ValueError as error:
         if not _NUL.fullmatch(str(error)):
             raise
         complain(
-            "error: the name of a file or folder holds a NUL character; take it out of the"
+            "error: the name of a file or folder contains a NUL character; remove it from the"
             " configuration"
         )
         return 2
@@ -188,7 +189,7 @@ def guarded(
 def _traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """What Python prints of a fault of ours, without secrets and power over the terminal."""
+    """Print an uncaught error's traceback without secrets and without terminal control codes."""
     from prefloop.base.console import complain
 
     for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
@@ -203,7 +204,7 @@ def _warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """What Python prints of a warning, likewise."""
+    """Print a warning in the same safe way."""
     from prefloop.base.console import complain
 
     complain(warnings.formatwarning(message, category, filename, lineno).rstrip())

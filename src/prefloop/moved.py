@@ -1,4 +1,6 @@
-"""Old import paths that documentation or examples have named, answered with the new ones."""
+"""Old import paths from documentation and examples. Importing one raises an error with the new
+path.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ NEW = {
 
 
 class Moved(MetaPathFinder):
-    """Raises for an old path and knows no module of its own."""
+    """An import hook that raises for the old paths and finds no modules itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

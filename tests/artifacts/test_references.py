@@ -88,10 +88,10 @@ def test_what_is_no_result_is_named_with_what_there_is(
             r"no finished result 'pppo' \(did you mean 'ppo'\?; one of sft, ppo, reward, base\)",
         ),
         (f"{run.parent}/dem:ppo", rf"did you mean '{run}'"),
-        (f"{run.parent}/dem", rf"is no result \(did you mean '{run}'"),
-        (run, rf"several results: say which one of {run}:sft, {run}:ppo, {run}:base"),
+        (f"{run.parent}/dem", rf"is not a result \(did you mean '{run}'"),
+        (run, rf"several results: choose one of {run}:sft, {run}:ppo, {run}:base"),
         (f"{run}:reward", "is a reward model"),
-        (tmp_path / "nothing", "is no result"),
+        (tmp_path / "nothing", "is not a result"),
     ):
         with pytest.raises(ModelError, match=said):
             resolve(reference)
@@ -101,7 +101,7 @@ def test_what_is_no_result_is_named_with_what_there_is(
         resolve(f"{gone}:ppo")
     adapter = (gone / "artifacts" / "sft" / "adapter_model.safetensors").resolve()
     adapter.write_bytes(adapter.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(ModelError, match=r"is not what manifest.json says \(its hash differs\)"):
+    with pytest.raises(ModelError, match=r"does not match manifest.json \(its hash differs\)"):
         resolve(f"{gone}:sft")
 
 
@@ -259,7 +259,7 @@ def test_kinds_of_adapters_differ_in_nothing_else(
         and config.max_length == 256
     )
     assert engine == "vllm" and others == ["transformers", output, generation]
-    assert "sampled by transformers, as vLLM starts once" in capsys.readouterr().out
+    assert "sampled with transformers, because vLLM starts only once" in capsys.readouterr().out
 
 
 def test_a_run_without_a_sampling_stage_samples_as_its_configuration_says(
@@ -342,7 +342,7 @@ def test_a_damaged_result_beside_one_does_not_keep_it_from_being_opened(
         write_sealed(path, content)
     damaged.write_text("{")
     assert policy_of(f"{run}:sft").generation == expected
-    assert "passed over dpo of the run" in capsys.readouterr().out
+    assert "skipped dpo of the run" in capsys.readouterr().out
     (run / "artifacts" / "ppo" / "manifest.json").resolve().write_text("{")
     with pytest.raises(ModelError, match=r"manifest\.json: damaged"):
         policy_of(f"{run}:sft")

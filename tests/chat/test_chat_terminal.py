@@ -137,7 +137,7 @@ def test_the_command_in_a_terminal_switches_adapters_mid_talk_and_says_what_each
 ) -> None:
     at = Typist([str(run), "--seed", "4"])
     at.until("> ")
-    assert "talking to ppo; also here: sft, ppo, base. /help" in flat(at.seen)
+    assert "talking to ppo; available: sft, ppo, base. /help" in flat(at.seen)
     said = [
         at.type("try it"),
         at.type("/adapter sft"),
@@ -151,7 +151,7 @@ def test_the_command_in_a_terminal_switches_adapters_mid_talk_and_says_what_each
     assert "did you mean 'adapter'" in flat(
         at.type("/adaptr sft")
     ) and "no finished result 'ppp'" in flat(at.type("/adapter ppp"))
-    assert "reward" in flat(at.type("/score")) and "taken back: once more" in flat(at.type("/undo"))
+    assert "reward" in flat(at.type("/score")) and "removed: once more" in flat(at.type("/undo"))
     assert at.close() == 0
 
 
@@ -209,7 +209,7 @@ def test_a_talk_longer_than_the_context_loses_its_oldest_turns_and_says_so(
         f"longer than the model's 512 tokens: the oldest {talk.dropped} turns are no longer sent"
         in said
     )
-    with pytest.raises(DataError, match="over the model's context of 512: shorten it"):
+    with pytest.raises(DataError, match="over the model's context of 512: shorten the message"):
         talk.say("word " * 600, silent)
     assert len(talk.turns) == 4
 
@@ -221,7 +221,7 @@ def test_ctrl_c_in_a_wide_terminal_stops_an_answer_and_not_the_talk(
     at = Typist(
         [str(run), "--beside", "sft", "--votes", str(votes), "--max-new-tokens", "480"], columns=120
     )
-    assert "talking to a (ppo) and b (sft); also here" in flat(at.until("> "))
+    assert "talking to a (ppo) and b (sft); available" in flat(at.until("> "))
     os.write(at.master, b"try it\n")
     for _ in range(3):  # the empty columns, and two tokens
         at.until("b (sft)")
@@ -232,7 +232,7 @@ def test_ctrl_c_in_a_wide_terminal_stops_an_answer_and_not_the_talk(
     )  # progress, which heeds lost interrupts, has forgotten this one
     assert "no two answers to choose from" in flat(at.type("/prefer b"))
     at.interrupt()
-    at.type("/reset", "a new talk\x1b[0m\r\n> ")
+    at.type("/reset", "a new chat\x1b[0m\r\n> ")
     assert at.close() == 0 and not votes.exists()
 
 
@@ -266,7 +266,7 @@ def test_two_answers_below_each_other_carry_the_letters_that_prefer_takes(
     shown._heed("/score")
     assert re.search(r"a \(ppo\): reward .* b \(ppo\): reward ", flat(capsys.readouterr().out))
     shown._heed("/prefer b")
-    assert "b noted" in (said := flat(capsys.readouterr().out)) and said.endswith("(1 comparison)")
+    assert "b saved" in (said := flat(capsys.readouterr().out)) and said.endswith("(1 comparison)")
 
 
 def test_the_bar_of_the_first_score_knows_how_many_answers_there_are(

@@ -363,12 +363,12 @@ def test_what_would_change_the_values_is_said_where_it_is_not_known(
         cli(["presets", "chat", *words])
         said.append(" ".join(capsys.readouterr().out.split()))
     assert (
-        "'foo/bar' says no size" in said[0]
-        and "Without --rows there is no sft.eval_every" in said[0]
+        "'foo/bar' contains no size" in said[0]
+        and "sft.eval_every depends on the number of demonstrations: set --rows" in said[0]
     )
     assert (
-        "says no size" not in said[1]
-        and "Without --rows" not in said[1]
+        "contains no size" not in said[1]
+        and "set --rows" not in said[1]
         and "sft.eval_every" in said[1]
     )
 
@@ -379,8 +379,8 @@ def test_what_would_change_the_values_is_said_where_it_is_not_known(
         (["chta"], "did you mean 'chat'"),
         (["--method", "lorra"], "did you mean 'lora'"),
         (["nope"], r"unknown 'nope' \(one of chat, classification, reasoning, domain\)$"),
-        (["--rows", "0"], "say 1 or more"),
-        (["--rows", "abc"], "'abc' is no number of demonstrations"),
+        (["--rows", "0"], "give 1 or more"),
+        (["--rows", "abc"], "'abc' is not a number of demonstrations"),
         (["--model", "./nowhere"], "does not exist"),
     ],
 )

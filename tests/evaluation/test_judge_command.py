@@ -446,4 +446,4 @@ def test_why_overlap_with_training_is_unknown_is_told(
         told(str(tmp_path / "train.jsonl")) == f"its training file '{tmp_path}/train.jsonl' is gone"
     )
     (tmp_path / "other.jsonl").write_text("no rows\n")
-    assert told("other.jsonl") == "its training files cannot be read any more as they were"
+    assert told("other.jsonl") == "its training files have changed and cannot be read any more"

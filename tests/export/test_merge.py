@@ -338,5 +338,5 @@ def test_the_command_wants_two_adapters_and_a_folder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert guarded(_main, ["adapters", "merge", "a", str(tmp_path / "b")]) == 2
-    assert "found 2 names, expected two or more adapters and the folder" in capsys.readouterr().err
+    assert "got 2 names, but needs two or more adapters and the folder" in capsys.readouterr().err
     assert get_args(How) == HOWS

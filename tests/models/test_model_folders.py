@@ -308,7 +308,7 @@ def test_numbers_that_are_none_in_an_adapter_are_told(
         (
             "head.json",
             {"hidden_size": 32, "bias": False},
-            "head.safetensors is not what head.json says",
+            "head.safetensors does not match head.json",
         ),
         ("head.json", {"hidden_size": 64, "bias": "no"}, "head.json: bias"),
     ],

@@ -148,7 +148,7 @@ def test_a_result_from_before_rope_existed_had_none() -> None:
 
 def test_a_method_that_prefloop_does_not_have_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     saved(LNTuningConfig(task_type="CAUSAL_LM"), tiny_folder, tmp_path)
-    with pytest.raises(ModelError, match="method ln_tuning is none of lora, rslora, "):
+    with pytest.raises(ModelError, match="method ln_tuning is not one of lora, rslora, "):
         origin_of(tmp_path)
 
 
@@ -156,11 +156,11 @@ def test_a_method_that_prefloop_does_not_have_is_named(tiny_folder: Path, tmp_pa
     ("field", "value", "said"),
     [
         *(
-            ("init_lora_weights", start, "PEFT has changed the base's")
+            ("init_lora_weights", start, "PEFT changes the base weights")
             for start in ("pissa", "pissa_niter_4", "olora", "loftq")
         ),
-        ("alpha_pattern", {"q_proj": 4}, "layers of different ranks or scales"),
-        ("rank_pattern", {"q_proj": 4}, "layers of different ranks or scales"),
+        ("alpha_pattern", {"q_proj": 4}, "different ranks or scales per layer"),
+        ("rank_pattern", {"q_proj": 4}, "different ranks or scales per layer"),
     ],
 )
 def test_what_would_compute_something_else_as_lora_is_not_taken_for_it(
@@ -197,7 +197,7 @@ def test_a_folder_that_does_not_name_its_model_asks_for_it(
     nameless: Path, tiny_folder: Path
 ) -> None:
     with pytest.raises(
-        ModelError, match=r"nameless' does not say which model .* name that one with --model"
+        ModelError, match=r"nameless' does not state the model .* give the model with --model"
     ):
         runtime_of([policy_of(nameless)])
     assert runtime_of([policy_of(nameless)], str(tiny_folder)).model_folder == tiny_folder

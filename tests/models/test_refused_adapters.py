@@ -241,8 +241,8 @@ def test_experts_that_are_not_there_are_named_as_they_were_typed(
             "zzz/yyy",
             r"'zzz/yyy' does not exist: .*\(relative paths start at the current folder, .*\)",
         ),
-        (f"{tmp_path}/yyy:sft", "'/.*/yyy' is no folder of a run"),
-        (f"{tmp_path}/runs/a:sft", "'/.*/runs/a:sft': the run holds no finished result 'sft'"),
+        (f"{tmp_path}/yyy:sft", "'/.*/yyy' is not the folder of a run"),
+        (f"{tmp_path}/runs/a:sft", "'/.*/runs/a:sft': the run has no finished result 'sft'"),
         (f"{tmp_path}/runs/a:base", "'/.*/runs/a:base' is a bare model"),
     ):
         flags = (

@@ -1,8 +1,6 @@
-"""What an adapter's own ``adapter_config.json`` says of it, prefloop's or PEFT's; nothing heavy is
-imported here.
+"""Reading ``adapter_config.json``, written by prefloop or by PEFT. Imports nothing heavy.
 
-Everyone reads it by ``read_adapter``, so that whatever else stands there is told with the folder
-and the field.
+Everyone reads the file with ``read_adapter``, whose errors name the folder and the field.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ from prefloop.base.json_object import read_as
 from prefloop.config.adapters import CARDS
 
 KEY = "prefloop_method"
-"""In ``adapter_config.json``: the method, where PEFT's fields do not tell it. PEFT and vLLM pass it
-over.
+"""The field with the method's name, where PEFT's fields do not identify it. PEFT and vLLM ignore
+it.
 """
 _VIRTUAL = {"prompt_tuning": "prompt", "p_tuning": "p-tuning", "prefix_tuning": "prefix"}
-"""PEFT's names of the methods that have virtual tokens."""
+"""PEFT's name → ours, for methods with virtual tokens."""
 _OPTIONS = {
     "vera": {"d_initial": "d_initial", "key": "projection_prng_key"},
     "ia3": {"feedforward": "feedforward_modules"},
@@ -35,9 +33,9 @@ _OPTIONS = {
     "prefix": {"tokens": "num_virtual_tokens", "hidden": "encoder_hidden_size"},
     "p-tuning-v2": {"tokens": "num_virtual_tokens"},
 }
-"""By method: PEFT's fields of its options."""
-_MOVED = ("pissa", "olora", "corda", "loftq")
-"""PEFT's starts that change the base's weights, which the folder does not hold."""
+"""Method → option → PEFT's field with that option."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""PEFT's initializations that also change the base weights, which the adapter's folder lacks."""
 
 FILE = "adapter_config.json"
 Size = Annotated[int, Field(ge=0, le=1 << 20)] | None
@@ -45,9 +43,21 @@ Number = Annotated[int | float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)] | N
 Modules = str | list[str] | None
 
 
-class Described(TypedDict):
-    """The fields that prefloop looks at; an adapter says those of its method, and whatever else
-    PEFT writes.
+class AdapterShape(TypedDict, total=False):
+    """Method and shape of an adapter by the fields of ``AdapterConfig``; unknown fields are
+    absent.
+    """
+
+    method: str
+    r: int
+    alpha: float
+    target_modules: str | list[str]
+    options: dict[str, Any]
+
+
+class AdapterFile(TypedDict):
+    """The fields of ``adapter_config.json`` that prefloop reads. Each method writes some of them,
+    and PEFT writes more.
     """
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
@@ -80,18 +90,18 @@ class Described(TypedDict):
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """The content of an adapter's ``adapter_config.json``. Raises ``ModelError`` naming folder and
-    field where it describes none.
+    """The content of an adapter's ``adapter_config.json``.
+
+    Raises ``ModelError``, which names folder and field, for a file that describes no adapter.
     """
-    return dict(read_as(Described, folder / FILE))
+    return dict(read_as(AdapterFile, folder / FILE))
 
 
-def described_shape(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Method and shape of an adapter by the fields of ``AdapterConfig``, as far as its
-    ``adapter_config.json`` says them.
+def described_shape(described: Mapping[str, Any]) -> AdapterShape:
+    """Method and shape of an adapter, from the content of its ``adapter_config.json``.
 
-    Raises ``ValueError`` for a method that is not in the catalogue, and for what PEFT can and
-    prefloop cannot.
+    Raises ``ValueError`` for a method that is not in the catalogue, and for features of PEFT that
+    prefloop lacks.
     """
     kind = str(described.get("peft_type", "lora")).lower()
     method = described.get(KEY) or _VIRTUAL.get(kind, kind)
@@ -100,53 +110,49 @@ def described_shape(described: Mapping[str, Any]) -> dict[str, Any]:
     if method == "prefix" and not described.get("prefix_projection"):
         method = "p-tuning-v2"
     if method not in CARDS:
-        raise ValueError(f"method {method} is none of {', '.join(CARDS)}")
+        raise ValueError(f"method {method} is not one of {', '.join(CARDS)}")
     start = str(described.get("init_lora_weights", "")).lower()
-    if KEY not in described and start.startswith(_MOVED):
+    if KEY not in described and start.startswith(_CHANGES_BASE):
         raise ValueError(
-            f"init_lora_weights {start}: PEFT has changed the base's weights for it; save it with"
-            " PEFT's path_initial_model_for_weight_conversion, which makes it a LoRA of the base"
-            " as it is"
+            f"with init_lora_weights {start} PEFT changes the base weights; save the adapter with"
+            " PEFT's path_initial_model_for_weight_conversion, which turns it into a LoRA adapter"
+            " of the original base"
         )
-    if pattern := next(
-        (name for name in ("rank_pattern", "alpha_pattern") if described.get(name)), None
-    ):
-        raise ValueError(
-            f"{pattern} {described[pattern]}: layers of different ranks or scales, which no method"
-            " here has"
-        )
-    rank = described.get("target_r") if method == "adalora" else described.get("r")
-    found = {
-        "method": method,
-        "r": rank // CARDS[method].file_rank if rank else None,
-        "alpha": described.get("lora_alpha"),
-        "target_modules": _modules(described.get("target_modules")),
-        "options": _options(method, described),
-    }
-    return {name: value for name, value in found.items() if value}
-
-
-def _modules(modules: Any) -> Any:
-    return sorted(modules) if isinstance(modules, list) else modules
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        if described.get(pattern):
+            raise ValueError(
+                f"{pattern} {described[pattern]}: prefloop has no method with different ranks or"
+                " scales per layer"
+            )
+    shape: AdapterShape = {"method": method}
+    if rank := described.get("target_r" if method == "adalora" else "r"):
+        shape["r"] = rank // CARDS[method].file_rank
+    if alpha := described.get("lora_alpha"):
+        shape["alpha"] = alpha
+    if modules := described.get("target_modules"):
+        shape["target_modules"] = sorted(modules) if isinstance(modules, list) else modules
+    if options := _options(method, described):
+        shape["options"] = options
+    return shape
 
 
 def _options(method: str, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that PEFT's fields tell."""
-    named = _OPTIONS.get(method, {})
-    found = {
+    """The method's options, as far as PEFT's fields hold them."""
+    fields = _OPTIONS.get(method, {})
+    options = {
         option: described[field]
-        for option, field in named.items()
+        for option, field in fields.items()
         if described.get(field) is not None
     }
-    if isinstance(found.get("feedforward"), list):
-        found["feedforward"] = matching(found["feedforward"])
+    if isinstance(options.get("feedforward"), list):
+        options["feedforward"] = matching(options["feedforward"])
     if method == "randlora" and described.get("r") and described.get("randlora_alpha"):
-        found["scale"] = described["randlora_alpha"] / described["r"]
+        options["scale"] = described["randlora_alpha"] / described["r"]
     if method == "adalora" and described.get("target_r") and described.get("init_r"):
-        found["start"] = described["init_r"] / described["target_r"]
-    return found
+        options["start"] = described["init_r"] / described["target_r"]
+    return options
 
 
 def matching(modules: list[str]) -> str:
-    """The regular expression for full names that PEFT's list of their ends stands for."""
+    """The regular expression for full module names that equals PEFT's list of their endings."""
     return rf"(.*\.)?({'|'.join(map(re.escape, sorted(modules)))})"

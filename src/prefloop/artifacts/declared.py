@@ -1,5 +1,5 @@
-"""What a manifest, or the ``prefloop.json`` of an exported folder, is believed in: the fields that
-are read of other people's.
+"""The fields of a manifest, or of an exported folder's ``prefloop.json``, that are read from
+folders of other people. Their types are checked.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Identity(TypedDict, total=False):
 
 
 class DeclaredFields(TypedDict):
-    """A manifest, or ``prefloop.json``: the fields that others' files are believed in."""
+    """The checked fields of a manifest or of ``prefloop.json``."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -69,9 +69,10 @@ class DeclaredFields(TypedDict):
     sampling: NotRequired[dict[str, Any]]
 
 
-def read_said(path: Path) -> DeclaredFields:
-    """The file, whose digest is compared where it has one. Raises ``ModelError`` where it is not
-    what was written.
+def read_declared(path: Path) -> DeclaredFields:
+    """Read the file and compare its digest, if it has one.
+
+    Raises ``ModelError`` for a changed file or a field of the wrong type.
     """
     try:
         return as_kind(DeclaredFields, read_sealed(path, required=False), path)

@@ -1,6 +1,4 @@
-"""What an artifact says of itself: how it came to be, what came out, and the hashes of its
-files.
-"""
+"""An artifact's ``manifest.json``: how the artifact was made, its metrics, its files' hashes."""
 
 from __future__ import annotations
 
@@ -16,45 +14,43 @@ from prefloop.errors import StoreError
 
 MANIFEST = "manifest.json"
 _KEY = re.compile(r"\w[\w.-]*", re.ASCII)
-"""Keys become patterns and names of files."""
+"""Keys become glob patterns and file names."""
 
 
 def is_name(text: str) -> bool:
-    """Whether a stage or a slot can be called so: it becomes the name of a file, and none leaves
-    its folder.
-    """
+    """Whether a stage or slot may have this name, which becomes a file name in its folder."""
     return text not in ("", ".", "..") and not {"/", "\0"} & set(text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The content of ``manifest.json``; fields that an earlier version did not write are empty."""
+    """The content of ``manifest.json``. Fields that an older version did not write are empty."""
 
     stage: str
     key: str
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the key was made from, but for the inputs."""
+    """The key's ingredients except the inputs."""
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The key of the artifact in each slot that the stage needed."""
+    """Slot → key of each artifact that the stage used."""
     reads: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Names of the user's files by the field that named them."""
+    """Config field → the user's file that the stage read."""
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     status: str = "ran"
     """ran or resumed."""
     prefloop: str = ""
-    """The version that made it."""
+    """The version of prefloop that made the artifact."""
     experts: list[str] = dataclasses.field(default_factory=list)
-    """Folders of the adapters that an adapter mixes."""
+    """Folders of the adapters that a mixture of adapters (mole) uses."""
     code: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The hashes of the package's modules that the stage ran, by name."""
+    """Module name → hash, for the package's modules that the stage ran."""
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """How the run samples, of a policy whose key does not hold it."""
+    """The run's sampling settings, for a policy whose key does not include them."""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The hash of every file by its name in the artifact."""
+    """File name in the artifact → hash."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The content as JSON."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
@@ -62,25 +58,25 @@ _CHECKED = TypeAdapter(Manifest)
 
 
 def read_manifest(folder: Path, required: bool = True) -> Manifest:
-    """The manifest of the artifact in ``folder``. Raises ``StoreError`` for one that is missing or
-    not what was written.
+    """The manifest of the artifact in ``folder``.
 
-    ``required``: one of an earlier version, without its own digest, is refused too.
+    Raises ``StoreError`` for a missing or changed manifest; with ``required`` also for one of an
+    older version, which has no digest of its own.
     """
     path = folder / MANIFEST
     content = read_sealed(path, required)
     try:
-        found = _CHECKED.validate_python(content)
+        manifest = _CHECKED.validate_python(content)
     except (ValidationError, RecursionError) as error:
-        what = "nested too deep"
+        problem = "nested too deep"
         if isinstance(error, ValidationError):
             first = error.errors(include_url=False)[0]
-            what = f"field '{'.'.join(map(str, first['loc']))}': {first['msg']}"
-        raise StoreError(f"{path}: damaged, {what[:200]}") from None
-    wrong = [name for name in (found.stage, *found.inputs) if not is_name(name)]
-    wrong += [key for key in (found.key, *found.inputs.values()) if not _KEY.fullmatch(key)]
+            problem = f"field '{'.'.join(map(str, first['loc']))}': {first['msg']}"
+        raise StoreError(f"{path}: damaged, {problem[:200]}") from None
+    wrong = [name for name in (manifest.stage, *manifest.inputs) if not is_name(name)]
+    wrong += [key for key in (manifest.key, *manifest.inputs.values()) if not _KEY.fullmatch(key)]
     if wrong:
         raise StoreError(
-            f"{path}: damaged, {wrong[0][:80]!r} is no name of a stage, a slot or an artifact"
+            f"{path}: damaged, {wrong[0][:80]!r} is not a name of a stage, a slot or an artifact"
         )
-    return found
+    return manifest

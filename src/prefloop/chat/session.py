@@ -1,8 +1,7 @@
-"""A talk with one result, or with two beside each other: turns, what of them is sent, answers,
-scores, votes.
+"""A chat with one model, or with two that answer the same messages.
 
-Two results answer the same talk, so that a vote between them is a comparison like any other; it
-goes on with the answer that won.
+Both models get the same messages, so a vote between their answers is an ordinary comparison. The
+chat continues with the answer that won.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from prefloop.rollouts.engine import TransformersEngine
 from prefloop.runs.open import Opened, context_of, require_one_backbone
 
 Hear = Callable[[int, str], None]
-"""Told (side, its text so far) after every token."""
+"""Called after every token with the side (0 or 1) and that side's text so far."""
 
 
 @dataclasses.dataclass
 class ChatAnswer:
-    """What one result said."""
+    """One model's answer."""
 
     who: str
     token_ids: list[int]
@@ -44,8 +43,9 @@ class ChatAnswer:
 
 @dataclasses.dataclass
 class ChatTurn:
-    """A message, what was sent for it, and the answers; the talk goes on with the ``chosen``
-    one.
+    """A user's message, the conversation sent for it, and the answers.
+
+    The chat continues with the ``chosen`` answer.
     """
 
     user: str
@@ -57,8 +57,13 @@ class ChatTurn:
 
 
 class Talk:
-    """``home``: the run whose results can be named by their slot alone. The n-th answer is drawn
-    with ``seed + n``.
+    """A chat with the models called ``names``.
+
+    Args:
+        opened: the models on their backbone; more can join during the chat.
+        names: one or two of them.
+        home: a run whose models can be named by their slot alone.
+        seed: the n-th answer is sampled with ``seed + n``.
     """
 
     def __init__(
@@ -66,13 +71,13 @@ class Talk:
     ) -> None:
         self.opened, self.home, self.seed = opened, home, seed
         self.speakers = list(names)
-        """One name, or two whose answers stand beside each other."""
+        """The one or two models that answer."""
         self.turns: list[ChatTurn] = []
         self.system = ""
         self.tools: list[dict[str, Any]] = []
-        """JSON schemas of what the model may call; nothing here runs a call."""
+        """JSON schemas of the tools that the model may call. Calls are never run."""
         self.dropped = 0
-        """Turns at the start of the talk that the last message was sent without."""
+        """How many turns at the start were left out of the last message's context."""
         self.drawn = 0
         backbone = opened.runtime.backbone
         self.context = context_of(opened.runtime)
@@ -83,27 +88,27 @@ class Talk:
 
     @property
     def known(self) -> list[str]:
-        """Names that ``role`` takes, beside references."""
+        """Names that ``role`` accepts in addition to references."""
         return policy_slots(self.home) if self.home else [*self.opened.roles]
 
     def policy(self, name: str) -> Policy:
-        """What a slot of the run, or a reference, stands for. Raises ``ModelError``."""
+        """The policy of a slot or a reference. Raises ``ModelError`` where there is none."""
         if name in self.opened.policies:
             return self.opened.policies[name]
         return named(self.home, name)
 
     def role(self, name: str) -> str | None:
-        """The role of a result on the backbone, put there when it is first asked for. Raises
-        ``ModelError`` when it does not fit.
+        """A model's role on the backbone, loaded on first use.
+
+        Raises ``ModelError`` for a model of another backbone.
         """
         return self.opened.add(self.policy(name))
 
     def say(self, user: str, hear: Hear) -> ChatTurn:
-        """Send a message and let every speaker answer. Ctrl-C ends the answer, and the turn, with
-        what is there.
+        """Send a message and let every model answer.
 
-        Raises ``DataError`` for a message that does not fit into the model, ``KeyboardInterrupt``
-        when nothing had been said yet.
+        Ctrl-C ends the turn and keeps the text so far. Raises ``DataError`` for a message that does
+        not fit into the model, and ``KeyboardInterrupt`` when Ctrl-C came before the first token.
         """
         sent, ids, dropped = self._fitting(user)
         turn = ChatTurn(user, sent, ids, [])
@@ -120,7 +125,7 @@ class Talk:
         return turn
 
     def again(self, hear: Hear) -> ChatTurn:
-        """Answer the last message anew. Raises ``ConfigError`` when there is none."""
+        """Answer the last message again. Raises ``ConfigError`` when there is none."""
         old = self.undo()
         try:
             return self.say(old.user, hear)
@@ -129,29 +134,31 @@ class Talk:
             raise
 
     def set_temperature(self, value: float | str) -> None:
-        """Sample at another temperature from here on. Raises ``ConfigError`` for what is none."""
+        """Change the temperature of later answers. Raises ``ConfigError`` for an invalid value."""
         try:
             temperature = float(value)
         except ValueError:
             temperature = -1.0
         if not 0 <= temperature < float("inf"):
-            raise ConfigError(f"temperature '{value}' is no number from 0 up")
+            raise ConfigError(f"temperature '{value}' is not a number of 0 or more")
         self.engine.generation = dataclasses.replace(
             self.engine.generation, temperature=temperature
         )
 
     def undo(self) -> ChatTurn:
-        """Take the last turn back. Raises ``ConfigError`` when there is none."""
+        """Remove and return the last turn. Raises ``ConfigError`` when there is none."""
         if not self.turns:
-            raise ConfigError("nothing has been said yet")
+            raise ConfigError("there is no message yet")
         return self.turns.pop()
 
     def scores(self) -> list[tuple[str, list[float]]]:
-        """The reward model's scores of the last turn's answers, one a member. Raises ``ModelError``
-        where the run has none.
+        """The reward model's scores of the last turn's answers: (model, one score per member).
+
+        Raises ``ConfigError`` before the first turn, ``ModelError`` where the run has no reward
+        model.
         """
         if not self.turns:
-            raise ConfigError("nothing has been said yet")
+            raise ConfigError("there is no message yet")
         turn = self.turns[-1]
         if self._reward is None:
             folder = self.home / "artifacts" / "reward" if self.home else Path("reward")
@@ -160,37 +167,36 @@ class Talk:
             origin = Policy("reward", folder.resolve(), "", origin_of(folder.resolve()))
             require_one_backbone([next(iter(self.opened.policies.values())), origin], self._model)
             self._reward = Reward.load(self.opened.runtime.backbone, folder.resolve())
-        document = Document(
-            turn.sent_ids, [a.token_ids for a in turn.answers], list(range(len(turn.answers)))
-        )
-        found = self._reward.score([document], total=len(turn.answers))
-        return [(a.who, found[k]) for k, a in enumerate(turn.answers)]
+        keys = list(range(len(turn.answers)))
+        document = Document(turn.sent_ids, [a.token_ids for a in turn.answers], keys)
+        scores = self._reward.score([document], total=len(turn.answers))
+        return [(answer.who, scores[key]) for key, answer in enumerate(turn.answers)]
 
     def prefer(
         self, choice: Literal["a", "b", "tie"], annotator: str, why: str | None = None
     ) -> Comparison:
-        """Vote on the last turn's two answers; the talk goes on with the better one. Raises
-        ``ConfigError`` when there are none to choose from.
+        """Vote on the last turn's two answers; the chat continues with the better one.
+
+        Raises ``ConfigError`` without two different answers.
         """
         if not self.turns or len(self.turns[-1].answers) != 2:
             raise ConfigError(
-                "there are no two answers to choose from: /beside NAME, then say something"
+                "there are no two answers to choose from: use /beside NAME, then send a message"
             )
         turn = self.turns[-1]
-        if comparison_of(turn, self) is None:
+        comparison = comparison_of(turn, self)
+        if comparison is None:
             raise ConfigError(
-                "the two answers say the same, or one says nothing: there is nothing to choose"
+                "the two answers are the same, or one is empty: there is nothing to choose"
             )
-        index: Literal[0, 1, "tie"] = {"a": 0, "b": 1}.get(choice, "tie")  # type: ignore[assignment]
+        index: dict[str, Literal[0, 1, "tie"]] = {"a": 0, "b": 1, "tie": "tie"}
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        turn.vote = Vote(annotator, index, why=why, at=at)
+        turn.vote = Vote(annotator, index[choice], why=why, at=at)
         turn.chosen = 1 if choice == "b" else 0
-        found = comparison_of(turn, self)
-        assert found is not None
-        return found
+        return dataclasses.replace(comparison, votes=[turn.vote])
 
     def comparisons(self) -> list[Comparison]:
-        """Every turn with two different answers, with its vote where one was cast."""
+        """Every turn with two different answers, and its vote if there is one."""
         return [c for turn in self.turns if (c := comparison_of(turn, self)) is not None]
 
     @property
@@ -198,27 +204,25 @@ class Talk:
         return self.opened.runtime.backbone_config.model
 
     def _fitting(self, user: str) -> tuple[Conversation, list[int], int]:
-        """What is sent: the tools, the system text and as many of the last turns as leave room for
-        an answer; its ids; how many turns were left out.
+        """The conversation to send, its token ids, and the number of turns left out.
+
+        The conversation has the tools, the system message and as many of the latest turns as leave
+        room for an answer.
         """
-        room, start = (
-            self.engine.generation.max_new_tokens,
-            [Message("system", self.system)] if self.system else [],
-        )
+        room = self.engine.generation.max_new_tokens
+        system = [Message("system", self.system)] if self.system else []
         for dropped in range(len(self.turns) + 1):
-            kept = self.turns[dropped:]
-            past = [
-                m
-                for t in kept
-                for m in (Message("user", t.user), Message("assistant", t.answers[t.chosen].text))
-            ]
-            sent = Conversation([*start, *past, Message("user", user)], self.tools)
+            past: list[Message] = []
+            for turn in self.turns[dropped:]:
+                answer = turn.answers[turn.chosen].text
+                past += [Message("user", turn.user), Message("assistant", answer)]
+            sent = Conversation([*system, *past, Message("user", user)], self.tools)
             ids = self.opened.runtime.backbone.chat.prompt_ids(sent)
             if len(ids) + room <= self.context:
                 return sent, ids, dropped
         raise DataError(
-            f"the message has {len(ids)} tokens; with {room} for the answer that is over the"
-            f" model's context of {self.context}: shorten it"
+            f"the message has {len(ids)} tokens; with {room} for the answer, that is over the"
+            f" model's context of {self.context}: shorten the message"
         )
 
     def _answer(self, name: str, ids: list[int], hear: Callable[[str], None]) -> ChatAnswer:
@@ -233,9 +237,8 @@ class Talk:
             check_interrupted()
             tokens.append(token)
             now = backbone.chat.decode(tokens)
-            if not now.endswith(
-                "\ufffd"
-            ):  # half of a character; the rest comes with the next token
+            # A text that ends in half a character waits for the next token.
+            if not now.endswith("\ufffd"):
                 text = now
                 hear(text)
 
@@ -248,43 +251,40 @@ class Talk:
             ended = "interrupt"
         whole = backbone.chat.decode(tokens) if tokens else ""
         if whole != text:
-            hear(whole)  # it ends in half of a character
+            hear(whole)  # the answer ends in half a character
         return ChatAnswer(name, tokens, whole, seed, temperature, ended)
 
 
 def read_tools(path: Path) -> list[dict[str, Any]]:
-    """JSON schemas from a file with a JSON list. Raises ``ConfigError`` for a file that is none."""
+    """Read tool schemas from a JSON list. Raises ``ConfigError`` for any other file."""
     shape = (
         'a JSON list such as [{"type": "function", "function": {"name": "get_weather",'
         ' "parameters": {…}}}]'
     )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        tools = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"--tools {path}: cannot be read ({error.strerror}); give {shape}"
         ) from None
     except ValueError as error:
         raise ConfigError(f"--tools {path}: not JSON ({error}); give {shape}") from None
-    if (
-        not isinstance(found, list)
-        or not found
-        or not all(isinstance(tool, dict) for tool in found)
-    ):
-        raise ConfigError(f"--tools {path}: found {str(found)[:60]!r}; give {shape}")
-    return found
+    if not isinstance(tools, list) or not tools or not all(isinstance(t, dict) for t in tools):
+        raise ConfigError(f"--tools {path}: the file holds {str(tools)[:60]!r}; give {shape}")
+    return tools
 
 
 def named(home: Path | None, name: str) -> Policy:
-    """A slot of the run ``home``, under that name alone, or any reference."""
+    """The policy of a slot of the run ``home``, called by that slot alone, or of a reference."""
     if home is None or ":" in name or "/" in name:
         return policy_of(name)
     return dataclasses.replace(policy_of(f"{home}:{name}"), name=name)
 
 
 def comparison_of(turn: ChatTurn, talk: Talk) -> Comparison | None:
-    """The turn as a comparison, under an id that tells its texts; ``None`` without two different
-    answers.
+    """The turn as a comparison with an id made from its texts.
+
+    Returns ``None`` without two different answers.
     """
     if len(turn.answers) != 2 or len({a.text for a in turn.answers} - {""}) != 2:
         return None
@@ -302,15 +302,15 @@ def comparison_of(turn: ChatTurn, talk: Talk) -> Comparison | None:
         for a in turn.answers
     ]
     votes = [turn.vote] if turn.vote else []
-    found = Comparison("", turn.sent, responses, votes, {"from": "prefloop chat"})
-    return dataclasses.replace(found, id=f"chat/{content_of(found).hex()[:12]}")
+    comparison = Comparison("", turn.sent, responses, votes, {"from": "prefloop chat"})
+    return dataclasses.replace(comparison, id=f"chat/{content_of(comparison).hex()[:12]}")
 
 
 def keep(path: Path, comparisons: Sequence[Comparison]) -> int:
-    """Add comparisons to a file, complete or not at all; a second vote of an annotator on the same
-    texts replaces the first.
+    """Add comparisons to a file, and return how many it then holds.
 
-    Returns how many the file holds then. Raises ``DataError`` when the file holds something else.
+    The file is written completely or not at all. An annotator's second vote on the same texts
+    replaces the first. Raises ``DataError`` when the file holds something else.
     """
     known: dict[str, Comparison] = {}
     if path.exists() and path.stat().st_size:
@@ -330,11 +330,11 @@ def keep(path: Path, comparisons: Sequence[Comparison]) -> int:
 
 
 def default_name(run: Path, algo: str | None) -> str:
-    """The result of a run to talk to when none is named: its aligned policy, else the SFT model,
-    else the bare one.
+    """The model to talk to when none is named: the aligned policy, else SFT, else the bare
+    model.
     """
-    names: list[Any] = [name for name in policy_slots(run) if name != BASE]
-    if algo in names:
-        return str(algo)
+    names = [name for name in policy_slots(run) if name != BASE]
+    if algo is not None and algo in names:
+        return algo
     aligned = [name for name in names if name != "sft"]
-    return str((aligned or names or [BASE])[-1])
+    return (aligned or names or [BASE])[-1]

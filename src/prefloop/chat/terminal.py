@@ -1,5 +1,6 @@
-"""A talk in a terminal or a pipe: reads lines, shows answers while they are made, heeds what begins
-with a slash.
+"""The chat's terminal: it reads lines, shows answers as they are sampled, and runs /commands.
+
+Input may also come through a pipe.
 """
 
 from __future__ import annotations
@@ -20,49 +21,41 @@ from prefloop.chat.session import ChatAnswer, ChatTurn, Hear, Talk, keep
 from prefloop.errors import ConfigError, PrefloopError, nearest
 
 WIDE = 100
-"""Columns from which on two answers stand side by side."""
+"""Two answers stand side by side in a terminal of at least so many columns."""
 COMMANDS = {
-    "adapter": ("NAME", "talk to another result from here on; the talk so far is kept"),
-    "beside": ("NAME | off", "let a second result answer the same talk, shown beside the first"),
-    "prefer": (
-        "a | b | tie [WHY]",
-        "vote on the two answers; the talk goes on with the better one",
-    ),
-    "score": ("", "the reward model's score of the last answers"),
+    "adapter": ("NAME", "switch to another model; the chat so far is kept"),
+    "beside": ("NAME | off", "let a second model answer the same messages"),
+    "prefer": ("a | b | tie [WHY]", "vote on the two answers; the chat continues with the winner"),
+    "score": ("", "show the reward model's scores of the last answers"),
     "retry": ("", "answer the last message again"),
-    "undo": ("", "take the last message and its answers back"),
-    "reset": ("", "begin anew; system text and tools stay"),
-    "system": ("[TEXT]", "set the system text; without one, take it away"),
-    "temperature": ("X", "sample at X; 0 takes the likeliest token each time"),
+    "undo": ("", "remove the last message and its answers"),
+    "reset": ("", "start over; the system message and the tools stay"),
+    "system": ("[TEXT]", "set the system message, or remove it"),
+    "temperature": ("X", "sample at temperature X; 0 always takes the most likely token"),
     "save": ("FILE", "add every turn with two answers, and its vote, to a file of comparisons"),
-    "help": ("", "this list; a message that begins with / is written with //"),
-    "quit": ("", "end the talk; so does Ctrl-D. Ctrl-C ends an answer"),
+    "help": ("", "show this list; start a message with // to send one that begins with /"),
+    "quit": ("", "end the chat, as does Ctrl-D; Ctrl-C ends an answer"),
 }
 
 
 class Terminal:
-    """``votes``: the file that every /prefer goes to at once."""
+    """The terminal of one chat. Every vote is written to the file ``votes`` at once."""
 
     def __init__(self, talk: Talk, votes: Path, annotator: str, interactive: bool) -> None:
-        self.talk, self.votes, self.annotator, self.interactive = (
-            talk,
-            votes,
-            annotator,
-            interactive,
-        )
-        self._told_dropped = 0
+        self.talk, self.votes, self.annotator = talk, votes, annotator
+        self.interactive = interactive
+        self._dropped_shown = 0
 
     def run(self) -> None:
-        """Until /quit or the end of the input. Mistakes are said, and end a talk that comes through
-        a pipe with the ``PrefloopError``.
+        """Read and answer lines until /quit or the end of the input.
+
+        A mistake prints a message; in a piped chat its ``PrefloopError`` ends the chat.
         """
         if self.interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  gives input() its editing and its history
-            say(
-                f"{self._talking()}; also here: {', '.join(self.talk.known)}. /help lists what you"
-                " can say"
-            )
+            known = ", ".join(self.talk.known)
+            say(f"{self._talking()}; available: {known}. /help lists the commands")
         lines = self._lines()
         while True:
             try:
@@ -71,11 +64,9 @@ class Terminal:
                     return
             except KeyboardInterrupt:
                 forget_interrupt()
-                lines = self._lines()  # what was interrupted has ended
-                say(
-                    "\nstopped; /quit or Ctrl-D ends the talk" if self.interactive else "\nstopped",
-                    "dim",
-                )
+                lines = self._lines()  # the interrupted generator has ended
+                ending = "; /quit or Ctrl-D ends the chat" if self.interactive else ""
+                say(f"\nstopped{ending}", "dim")
             except PrefloopError as error:
                 if not self.interactive:
                     raise
@@ -96,7 +87,7 @@ class Terminal:
                 return
 
     def _heed(self, line: str) -> bool:
-        """Do what a line says; False when the talk is over."""
+        """Run a command or send a message; returns False when the chat is over."""
         if not line:
             return True
         if not line.startswith("/") or line.startswith("//"):
@@ -114,14 +105,12 @@ class Terminal:
         return True
 
     def _named(self, side: int) -> str:
-        """Who answers on a side, with the letter that /prefer takes where there are two."""
+        """The model on a side; where there are two, with the letter for /prefer."""
         return _label(side, self.talk.speakers[side], len(self.talk.speakers))
 
     def _talking(self) -> str:
-        return (
-            "talking to"
-            f" {' and '.join(self._named(side) for side in range(len(self.talk.speakers)))}"
-        )
+        names = [self._named(side) for side in range(len(self.talk.speakers))]
+        return f"talking to {' and '.join(names)}"
 
     def _adapter(self, name: str) -> None:
         self.talk.role(_given(name, "adapter"))
@@ -140,34 +129,32 @@ class Terminal:
     def _prefer(self, words: str) -> None:
         choice, _, why = words.partition(" ")
         if choice not in ("a", "b", "tie"):
-            raise ConfigError(f"/prefer takes a, b or tie, found '{choice}'")
-        found = self.talk.prefer(choice, self.annotator, why.strip() or None)  # type: ignore[arg-type]
-        count = keep(self.votes, [found])
-        say(f"{choice} noted in {self.votes} ({counted(count, 'comparison')})", "dim")
+            raise ConfigError(f"/prefer takes a, b or tie, not '{choice}'")
+        comparison = self.talk.prefer(choice, self.annotator, why.strip() or None)  # type: ignore[arg-type]
+        count = keep(self.votes, [comparison])
+        say(f"{choice} saved to {self.votes} ({counted(count, 'comparison')})", "dim")
 
     def _score(self, _: str) -> None:
-        found = self.talk.scores()
-        for side, (who, scores) in enumerate(found):
-            mean = sum(scores) / len(scores)
-            members = (
-                f" (members {', '.join(f'{s:.2f}' for s in scores)})" if len(scores) > 1 else ""
-            )
-            say(f"{_label(side, who, len(found))}: reward {mean:.2f}{members}", "dim")
+        scored = self.talk.scores()
+        for side, (who, scores) in enumerate(scored):
+            mean, each = sum(scores) / len(scores), ", ".join(f"{s:.2f}" for s in scores)
+            members = f" (members {each})" if len(scores) > 1 else ""
+            say(f"{_label(side, who, len(scored))}: reward {mean:.2f}{members}", "dim")
 
     def _retry(self, _: str) -> None:
         self._show(self.talk.again)
 
     def _undo(self, _: str) -> None:
-        quote(f"taken back: {self.talk.undo().user}", "dim")
+        quote(f"removed: {self.talk.undo().user}", "dim")
 
     def _reset(self, _: str) -> None:
         self.talk.turns.clear()
-        self._told_dropped = 0
-        say("a new talk", "dim")
+        self._dropped_shown = 0
+        say("a new chat", "dim")
 
     def _system(self, text: str) -> None:
         self.talk.system = text
-        say("system text set" if text else "no system text", "dim")
+        say("system message set" if text else "no system message", "dim")
 
     def _temperature(self, text: str) -> None:
         self.talk.set_temperature(text)
@@ -178,22 +165,22 @@ class Terminal:
             parts = shlex.split(_given(text, "save"))
         except ValueError as error:
             raise ConfigError(f"/save: {error}") from None
-        found = self.talk.comparisons()
-        if not found:
+        comparisons = self.talk.comparisons()
+        if not comparisons:
             raise ConfigError(
-                "nothing to save: no turn has two different answers; /beside NAME, then say"
-                " something"
+                "nothing to save: no turn has two different answers; use /beside NAME, then send a"
+                " message"
             )
-        count = keep(Path(parts[0]), found)
-        say(f"{counted(len(found), 'comparison')} saved; {parts[0]} holds {count}", "dim")
+        count = keep(Path(parts[0]), comparisons)
+        say(f"{counted(len(comparisons), 'comparison')} saved; {parts[0]} holds {count}", "dim")
 
     def _help(self, _: str) -> None:
         for name, (takes, does) in COMMANDS.items():
             say(f"  {f'/{name} {takes}':<28} {does}")
 
     def _show(self, ask: Callable[[Hear], ChatTurn]) -> None:
-        """Let the talk answer and show it: side by side where there is room, else one after the
-        other as the tokens come.
+        """Show the answers while they are sampled: side by side where there is room, else in
+        turn.
         """
         columns = len(self.talk.speakers) == 2 and console.is_terminal and console.width >= WIDE
         turn = self._side_by_side(ask) if columns else self._in_turn(ask)
@@ -202,13 +189,13 @@ class Terminal:
                 say(f"[{self._named(side)}: {note}]", "dim")
         if turn.answers[-1].ended == "interrupt":
             forget_interrupt()
-        if self.talk.dropped > self._told_dropped:
+        if self.talk.dropped > self._dropped_shown:
             say(
-                f"[the talk is longer than the model's {self.talk.context} tokens: the oldest"
+                f"[the chat is longer than the model's {self.talk.context} tokens: the oldest"
                 f" {self.talk.dropped} turns are no longer sent]",
                 "yellow",
             )
-        self._told_dropped = self.talk.dropped
+        self._dropped_shown = self.talk.dropped
 
     def _in_turn(self, ask: Callable[[Hear], ChatTurn]) -> ChatTurn:
         shown: dict[int, str] = {}
@@ -231,11 +218,11 @@ class Terminal:
         texts = ["", ""]
 
         def table() -> Table:
-            found = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0))
+            columns = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0))
             for side in range(2):
-                found.add_column(Text(self._named(side), "bold"), ratio=1, overflow="fold")
-            found.add_row(*(Text(neutral(text)) for text in texts))
-            return found
+                columns.add_column(Text(self._named(side), "bold"), ratio=1, overflow="fold")
+            columns.add_row(*(Text(neutral(text)) for text in texts))
+            return columns
 
         try:
             with Live(table(), console=console, transient=True, auto_refresh=False) as live:
@@ -265,4 +252,4 @@ def _ending(answer: ChatAnswer) -> str | None:
         return "stopped by you"
     if answer.ended == "length":
         return f"cut at {len(answer.token_ids)} tokens"
-    return None if answer.text else "said nothing"
+    return None if answer.text else "empty answer"

@@ -1,5 +1,5 @@
-"""``prefloop adapters``: what every method can do; ``prefloop adapters merge``: several adapters as
-one.
+"""``prefloop adapters`` lists the adapter methods; ``prefloop adapters merge`` combines
+adapters.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import dataclasses
 import json
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -26,12 +26,13 @@ _HANDOVER = {"adapter": "adapter", "merged": "merged", "none": "no"}
 
 @dataclasses.dataclass
 class AdaptersCommand:
-    """List the adapter methods (backbone.adapter.method): the weights they train on, how vLLM gets
-    them, what merges, options and defaults.
+    """List the adapter methods (backbone.adapter.method) with their options and defaults.
+
+    For each method: the precisions it trains on, how vLLM runs it, and whether it can be merged.
     """
 
     markdown: bool = False
-    """As a Markdown table, with links to the papers."""
+    """Print a Markdown table with links to the papers."""
 
     def run(self) -> None:
         from prefloop.base.console import say
@@ -50,30 +51,25 @@ class AdaptersCommand:
 
 
 LEGEND = (
-    "vLLM: adapter: as a LoRA adapter or merged into its weights; merged: merged alone; no: rollout"
-    " transformers samples. merges: whether plain weights do what the adapter does (prefloop export"
-    " --merge). Options go to backbone.adapter.options, with these defaults."
+    "vLLM: 'adapter' runs as a LoRA adapter or merged into the weights; 'merged' runs merged only;"
+    " 'no' needs rollout transformers. merges: whether prefloop export --merge can write plain"
+    " weights. Options are set under backbone.adapter.options; the values shown are the defaults."
 )
 
 
 def lines(card: Card) -> list[str]:
-    """A method in at most 80 columns: what it can do, below it what it is and its options."""
-    merges = "yes" if card.merges else "no"
-    more = [card.title, *([f"options: {', '.join(_options(card))}"] if card.options else [])]
+    """A method in at most 80 columns: one line of the table, then its title and its options."""
+    merges, precisions = "yes" if card.merges else "no", " ".join(card.precisions)
+    texts = [card.title, *([f"options: {', '.join(_options(card))}"] if card.options else [])]
+    wrapped = [textwrap.wrap(text, WIDTH - 2, break_long_words=False) for text in texts]
     return [
-        _LINE.format(
-            card.name, " ".join(card.precisions), _HANDOVER[card.handover], merges, card.paper
-        ),
-        *(
-            f"  {line}"
-            for text in more
-            for line in textwrap.wrap(text, WIDTH - 2, break_long_words=False)
-        ),
+        _LINE.format(card.name, precisions, _HANDOVER[card.handover], merges, card.paper),
+        *(f"  {line}" for text_lines in wrapped for line in text_lines),
     ]
 
 
 def markdown() -> str:
-    """The table of all methods."""
+    """The table of all methods in Markdown."""
     from prefloop.config.adapters import CARDS
 
     rows = [
@@ -84,52 +80,48 @@ def markdown() -> str:
         linked = card.paper[:4].isdigit()
         paper = f"[{card.paper}](https://arxiv.org/abs/{card.paper})" if linked else card.paper
         options = ", ".join(f"`{option}`" for option in _options(card)) or "-"
-        cells = (
-            f"`{card.name}`",
-            card.title,
-            paper,
-            ", ".join(card.precisions),
-            _HANDOVER[card.handover],
-        )
-        rows.append(f"| {' | '.join((*cells, 'yes' if card.merges else 'no', options))} |")
+        precisions, merges = ", ".join(card.precisions), "yes" if card.merges else "no"
+        row = (f"`{card.name}`", card.title, paper, precisions, _HANDOVER[card.handover], merges)
+        rows.append(f"| {' | '.join((*row, options))} |")
     return "\n".join(rows)
 
 
 def _options(card: Card) -> list[str]:
-    return [f"{name}: {_value(value)}" for name, value in card.options.items()]
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return [
+        f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in card.options.items()
+    ]
 
 
 @dataclasses.dataclass
 class Merge:
-    """Combine LoRA adapters of one backbone into one, by arithmetic on what each adds to the
-    weights; write it to a new folder.
+    """Combine LoRA adapters of one base model into a single adapter, written to a new folder.
+
+    The combination is computed on the weight changes that the adapters make.
     """
 
     words: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="ADAPTER ADAPTER [...] FOLDER")
     ]
-    """Adapters such as runs/a:sft or exported folders, and last the new folder to write."""
+    """Two or more adapters, such as runs/a:sft or exported folders, then the folder to write."""
     weights: tuple[Weight, ...] = ()
-    """One for each adapter, negative ones forget. Default: equal shares of 1; with ties and
-    dare_ties, which average by themselves, 1 each.
+    """One weight per adapter; a negative weight subtracts it. Default: equal weights that sum to 1,
+    or 1 each for ties and dare_ties, which average themselves.
     """
     how: How = "linear"
-    """linear: the weighted sum of the changes, exact (task arithmetic, 2212.04089); svd: that, cut
-    to --rank; ties (2306.01708): small parts dropped, signs elected; dare_linear, dare_ties
-    (2311.03099): parts dropped at random, the rest scaled up; magnitude_prune: small parts dropped.
+    """linear: the exact weighted sum of the changes (task arithmetic, 2212.04089). svd: that sum
+    reduced to --rank. ties (2306.01708): drop small entries and elect a sign. dare_linear and
+    dare_ties (2311.03099): drop random entries and scale up the rest. magnitude_prune: drop small
+    entries.
     """
     density: SomeShare = 0.5
-    """Share of each change that is kept, for ties, dare and magnitude_prune."""
+    """Share of each change's entries to keep, for ties, dare and magnitude_prune."""
     rank: Count | None = None
-    """Of the result. Default: the sum of the adapters' ranks; with svd the largest of them."""
+    """Rank of the result. Default: the sum of the adapters' ranks, or the largest for svd."""
     seed: Seed = 0
-    """What dare draws from."""
+    """Seed of dare's random choice."""
     model: str | None = None
-    """The backbone, where its name of then no longer leads to it."""
+    """Path or name of the base model, if it has moved since training."""
 
     def run(self) -> None:
         from prefloop.base.console import say
@@ -137,11 +129,11 @@ class Merge:
 
         if len(self.words) < 3:
             raise ConfigError(
-                f"prefloop adapters merge: found {len(self.words)} names, expected two or more"
+                f"prefloop adapters merge got {len(self.words)} names, but needs two or more"
                 " adapters and the folder to write"
             )
         *references, folder = self.words
-        made = merge_adapters(
+        merged = merge_adapters(
             references,
             Path(folder),
             self.weights,
@@ -152,6 +144,6 @@ class Merge:
             self.model,
         )
         say(
-            f"{folder}: {len(references)} adapters by {self.how}, rank {made.rank}; it holds"
-            f" {made.kept:.1%} of the combination"
+            f"{folder}: {len(references)} adapters combined by {self.how}, rank {merged.rank};"
+            f" {merged.kept:.1%} of the combination is kept"
         )

@@ -1,4 +1,4 @@
-"""``prefloop chat``: talk to a result in the terminal."""
+"""``prefloop chat``: talk to a trained model in the terminal."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from prefloop.config.ranges import Count, NotNegative, Seed
 
 @dataclasses.dataclass
 class Chat:
-    """Talk to a result of a run; switch between its adapters, or put two beside each other and
-    vote. /help lists what can be said.
+    """Talk to a model that a run trained, or to two at once and vote between their answers.
+
+    Inside the chat, /help lists the commands.
     """
 
     run_folder: tyro.conf.Positional[str]
-    """Folder of the run, such as runs/demo, or one result: runs/demo:ppo, an adapter's folder."""
+    """Folder of a run, such as runs/demo, or one model: runs/demo:ppo, or an adapter's folder."""
     adapter: str | None = None
-    """Which result to talk to: a slot of the run (sft, ppo, dpo …), 'base' for the bare model; its
-    aligned policy unless given.
+    """The model to talk to: sft, ppo, dpo or another slot of the run, or base for the bare model.
+    Default: the run's aligned policy.
     """
     beside: str | None = None
-    """A second result that answers the same talk."""
+    """A second model that answers the same messages."""
     system: str = ""
-    """System text at the start of the talk."""
+    """System message at the start of the chat."""
     tools: Path | None = None
-    """JSON file with a list of the tools' schemas, which the model may call; a call is shown and
+    """JSON file with a list of tool schemas. The model may call these tools; calls are shown but
     not run.
     """
     temperature: NotNegative | None = None
-    """Sampling temperature; the run's unless given, 0 takes the likeliest token each time."""
+    """Sampling temperature; 0 always takes the most likely token. Default: the run's."""
     max_new_tokens: Count | None = None
-    """Longest answer in tokens; the run's unless given."""
+    """Longest answer in tokens. Default: the run's."""
     seed: Seed = 0
-    """The n-th answer is drawn with seed + n: the same lines through a pipe give the same talk."""
+    """The n-th answer is sampled with seed + n, so the same piped input gives the same answers."""
     votes: Path | None = None
-    """File that /prefer writes to; chat.jsonl in the run's folder unless given."""
+    """File that /prefer writes to. Default: chat.jsonl in the run's folder."""
     annotator: str = "me"
-    """Name that your votes carry."""
+    """Your name in the votes."""
     model: str | None = None
-    """The backbone, where its name of then no longer leads to it."""
+    """Path or name of the base model, if it has moved since training."""
 
     def run(self) -> None:
         from prefloop.chat.session import Talk, named, read_tools
@@ -57,8 +58,8 @@ class Chat:
         sampling: dict[str, Any] = {}
         if self.max_new_tokens is not None:
             sampling["max_new_tokens"] = self.max_new_tokens
-        # What is said while the model loads has times in it: a piped talk gives the same bytes each
-        # time.
+        # Messages while the model loads contain times. They go to stderr in a piped chat, so that
+        # its output is the same each time.
         with contextlib.nullcontext() if interactive else contextlib.redirect_stdout(sys.stderr):
             first = named(home, names[0])
             opened = open_policies(
@@ -72,7 +73,7 @@ class Chat:
         Terminal(talk, votes, self.annotator, interactive).run()
 
     def _names(self) -> tuple[Path | None, list[str]]:
-        """The run, where there is one, and who speaks."""
+        """The run (``None`` for a lone adapter), and the names of the one or two models."""
         from prefloop.artifacts.references import locate
         from prefloop.base.sealed import read_sealed
         from prefloop.chat.session import default_name
@@ -89,7 +90,7 @@ class Chat:
             return place.run, [self.adapter or place.slot, *beside]
         if self.adapter:
             raise ConfigError(
-                f"--adapter names a result of a run, and '{self.run_folder}' is one itself: leave"
-                " it out"
+                f"--adapter chooses a model of a run, but '{self.run_folder}' is already one model:"
+                " leave --adapter out"
             )
         return None, [self.run_folder, *beside]

@@ -1,4 +1,4 @@
-"""``prefloop export``: a result as a folder for others."""
+"""``prefloop export``: write a trained model to a folder that others can load."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import tyro
 
 @dataclasses.dataclass
 class Export:
-    """Write a result of a run to a folder that PEFT, transformers and vLLM load, with its model
-    card, tokenizer and chat template.
+    """Write a trained model to a folder that PEFT, transformers and vLLM can load.
+
+    The folder includes a model card, the tokenizer and the chat template.
     """
 
     result: tyro.conf.Positional[str]
-    """Such as runs/demo:ppo; a reward model too."""
+    """The model, such as runs/demo:ppo. Reward models can be exported too."""
     folder: tyro.conf.Positional[Path]
-    """New folder to write."""
+    """Folder to write; it must not exist yet."""
     merge: bool = False
-    """Write whole weights, with the adapter merged in, instead of the adapter."""
+    """Merge the adapter into the base model and write full weights instead of the adapter."""
     model: str | None = None
-    """The backbone, where its name of then no longer leads to it."""
+    """Path or name of the base model, if it has moved since training."""
 
     def run(self) -> None:
         from prefloop.base.console import say
         from prefloop.export.adapter import export
 
-        made = export(self.result, self.folder, self.merge, self.model)
-        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
-        say(f"{made}: {self.result}, {size / 2**20:.1f} MiB, its card is README.md")
+        folder = export(self.result, self.folder, self.merge, self.model)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        say(f"{folder}: {self.result}, {size / 2**20:.1f} MiB; README.md is its model card")

@@ -1,6 +1,4 @@
-"""``prefloop reward eval``: how good a run's reward model is on files that it was not trained
-on.
-"""
+"""``prefloop reward eval``: measure a reward model on files that it was not trained on."""
 
 from __future__ import annotations
 
@@ -22,8 +20,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class RewardCommand:
-    """Measure a reward model's accuracy, calibration, length bias and agreement with people on
-    files of labelled pairs, human judgments or best-of-n rows.
+    """Measure a reward model's accuracy, calibration, length bias and agreement with people.
+
+    The files hold labeled pairs, human judgments or best-of-n rows.
     """
 
     place: tyro.conf.Positional[Path] = dataclasses.field(kw_only=True)
@@ -31,28 +30,28 @@ class RewardCommand:
     file: Annotated[tyro.conf.Positional[DataSource], tyro.conf.arg(metavar="FILE")] = (
         dataclasses.field(kw_only=True)
     )
-    """File in any layout that `prefloop check` reads as comparisons or best_of."""
+    """File of comparisons or best_of rows, in any layout that `prefloop check` reads."""
     more: Annotated[
         tyro.conf.Positional[tuple[DataSource, ...]], tyro.conf.arg(metavar="[FILE ...]")
     ] = ()
-    """Further files."""
+    """More files."""
     by: str | None = None
-    """Field that names the subsets; subset, category or source unless given."""
+    """Field that names the subsets. Default: subset, category or source."""
     layout: str = "auto"
-    """Layout of the files; detected when 'auto'."""
+    """Layout of the files; auto detects it."""
     limit: Count | None = None
-    """First so many rows of each file."""
+    """Use only this many rows from the start of each file."""
     quarantine: Path | None = None
-    """Put bad rows and prompts that do not fit into this folder and go on, instead of stopping."""
+    """Folder for bad rows and for prompts that do not fit. Without it they are errors."""
     drop_overlap: bool = False
-    """Leave out prompts that are in the training set, instead of counting them only."""
+    """Leave out prompts that are in the training set. By default they are only counted."""
     model: str | None = None
-    """The reward model's backbone, where its name of then no longer leads to it."""
+    """Path or name of the base model, if it has moved since training."""
     pack_tokens: Count = 4096
     """Token budget of one forward pass."""
     output: Path | None = None
-    """Where the result goes; reward-eval.json of the run folder (here, for an artifact) unless
-    given.
+    """File for the result. Default: reward-eval.json in the run folder, or in the current folder
+    for a reward artifact.
     """
 
     def run(self) -> None:
@@ -67,16 +66,15 @@ class RewardCommand:
         names = names_of([self.file, *self.more])
         if self.quarantine:
             self.quarantine.mkdir(parents=True, exist_ok=True)
-        overlaps = {
-            name: self._overlap(path) for name, path in names.items()
-        }  # before the model is loaded
+        # A problem with a file shows before the model is loaded.
+        overlaps = {name: self._overlap(path) for name, path in names.items()}
         key = key_of(reward_folder(self.place))
         reward = open_reward(self.place, self.model, self.pack_tokens)
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(prefix="prefloop-") as scratch:
             for number, (name, path) in enumerate(names.items()):
-                same = overlaps[name]
-                left_out: set[str] = same.ids if same and self.drop_overlap else set()
+                shared = overlaps[name]
+                left_out: set[str] = shared.ids if shared and self.drop_overlap else set()
                 reading = FileReading(
                     Path(scratch) / str(number),
                     self.quarantine or Path(scratch),
@@ -86,29 +84,27 @@ class RewardCommand:
                     self.by,
                     frozenset(left_out),
                 )
-                found[name] = {"reward": key, **evaluate_file(reward, path, reading)}
-                found[name]["overlap"] = (
-                    {**same.to_dict(), "left_out": bool(left_out)} if same else None
-                )
-        console.print(table(found))
-        for name, same in overlaps.items():
-            if same is None:
+                overlap = {**shared.to_dict(), "left_out": bool(left_out)} if shared else None
+                scores = evaluate_file(reward, path, reading)
+                results[name] = {"reward": key, **scores, "overlap": overlap}
+        console.print(table(results))
+        for name, shared in overlaps.items():
+            if shared is None:
                 say(
-                    f"{name}: the training comparisons are gone, so overlap with them is unknown",
+                    f"{name}: the training comparisons no longer exist, so the overlap with them is"
+                    " unknown",
                     "yellow",
                 )
             else:
-                dropped = "; left out" if same.ids and self.drop_overlap else ""
-                say(f"{name}: {same.describe()}{dropped}", "yellow" if same.ids else "dim")
-        # Nothing is written into an artifact: its manifest says what it holds.
-        place = (
-            self.output
-            or (self.place if (self.place / "artifacts").is_dir() else Path()) / "reward-eval.json"
-        )
-        write_sealed(place, found)
+                dropped = "; left out" if shared.ids and self.drop_overlap else ""
+                say(f"{name}: {shared.describe()}{dropped}", "yellow" if shared.ids else "dim")
+        # An artifact's folder stays as it is: its manifest lists its files.
+        folder = self.place if (self.place / "artifacts").is_dir() else Path()
+        output = self.output or folder / "reward-eval.json"
+        write_sealed(output, results)
         say(
-            "95 % intervals by prompt; ECE before and after the fitted temperature. Written to"
-            f" {place}",
+            "95 % intervals by prompt; ECE before and after temperature scaling. Written to"
+            f" {output}",
             "dim",
         )
 
@@ -134,9 +130,10 @@ class RewardCommand:
 
 
 def names_of(files: Sequence[Source]) -> dict[str, Source]:
-    """What the files are called in the result: their names, or their paths where two share one or
-    the name is the digest's key.
+    """Each file under its name in the result.
+
+    Files that share a name go by their paths, and so does one named like the digest's key.
     """
     short = [DIGEST, *(path.name for path in files)]
-    found = {path.name if short.count(path.name) == 1 else str(path): path for path in files}
-    return {f"./{name}" if name == DIGEST else name: path for name, path in found.items()}
+    named = {path.name if short.count(path.name) == 1 else str(path): path for path in files}
+    return {f"./{name}" if name == DIGEST else name: path for name, path in named.items()}

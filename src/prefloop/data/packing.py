@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,13 +124,12 @@ class Pack:
 
     def to(self, device: torch.device) -> Pack:
         """The same pack with its tensors on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Pack(
-            **{
-                name: on_device(v, device) if isinstance(v, Tensor) else v
-                for name, v in moved.items()
-            }
-        )
+        tensors: dict[str, Any] = {
+            name: on_device(value, device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -214,7 +214,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         self.start(None)
         return super().compile(source, *args, **kwargs)
 
-    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, parts: Iterable[str]) -> str:
         """All texts that a macro, a block or the whole template writes, as one."""
         known = list(parts)
         self.at_work.budget.pay(sum(map(len, known)) + PART * len(known))

@@ -1,5 +1,6 @@
-"""Backbone, adapters, heads and the packed forward. Importing it silences the libraries' load-time
-chatter, not their errors.
+"""Backbone, adapters, heads and the packed forward pass.
+
+Importing this package silences the libraries' load-time messages, but not their errors.
 """
 
 import logging

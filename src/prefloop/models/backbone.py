@@ -1,8 +1,8 @@
-"""One frozen backbone, named roles as adapters on it.
+"""One frozen backbone with adapters on it, one per role.
 
-``policy``, ``reference`` and ``reward/0`` are adapters on one set of (4-bit) weights. The reference
-is the *frozen SFT adapter* when the policy started from one; adapters-off is the reference only for
-a policy that started from the bare base.
+``policy``, ``reference`` and ``reward/0`` are adapters on one set of (4-bit) weights. A policy that
+started from an SFT adapter has that frozen adapter as its reference. The bare base is the reference
+only of a policy that started from the bare base.
 """
 
 from __future__ import annotations
@@ -28,52 +28,51 @@ from prefloop.models.folder import read_tensors
 from prefloop.models.fused.detect import fuse_layers
 from prefloop.models.fused.lora import Active, fuse
 from prefloop.models.fused.projections import RoleCopies
-from prefloop.models.load import compute_dtype, load
+from prefloop.models.load import LoadedModel, compute_dtype, load
 from prefloop.models.merge import plain_weights, require_mergeable
 
 
 class Backbone:
-    """Weights loaded once per process; roles come and go as adapters."""
+    """The weights of one process, loaded once. Roles are added and dropped as adapters."""
 
-    def __init__(
-        self, model: Any, method: Method, chat: ChatFormat, config: BackboneConfig, folder: Path
-    ) -> None:
-        self.model = model
-        self.method = method
-        self.chat = chat
+    def __init__(self, loaded: LoadedModel, config: BackboneConfig, folder: Path) -> None:
+        self.model: Any = loaded.model
+        self.method: Method = loaded.method
+        self.chat: ChatFormat = loaded.chat
         self.config = config
         self.folder = folder
-        self.compute_dtype = compute_dtype(config, next(model.parameters()).device)
+        self.compute_dtype = compute_dtype(config, self.device)
         self.roles: set[str] = set()
         self.kernel: str | None = None
-        """How packs are attended to; found at the first packed forward
+        """The attention kernel for packs, chosen at the first packed forward pass
         (``models.forward.choose``).
         """
         self._named_cache: dict[str, dict[str, nn.Parameter]] = {}
         self.active = Active()
-        self.fused = fuse(model, self.active, config.gradient_checkpointing == "block")
-        """The layers that run the active role in their own precision; empty where PEFT's own
-        forward (and autocast) is in charge.
+        recomputes = config.gradient_checkpointing == "block"
+        self.fused = fuse(self.model, self.active, recomputes)
+        """LoRA layers with prefloop's forward, in the weights' precision. Empty where PEFT's
+        forward runs, under autocast.
         """
-        self.layers = (
-            fuse_layers(model, self.active, config.gradient_checkpointing == "block")
-            if self.fused
-            else []
-        )
-        """Decoder layers that run as one step; empty where the model's are built in another way."""
+        self.layers = fuse_layers(self.model, self.active, recomputes) if self.fused else []
+        """Decoder layers that run as one step; empty for models whose layers are built differently.
+        """
         self.decoder.register_forward_pre_hook(self._before_pass)
-        self._blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        self._blocks = [
+            m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)
+        ]
         self._learning: str | None = None
 
     @classmethod
     def load(
         cls, config: BackboneConfig, folder: Path, device: torch.device | None = None
     ) -> Backbone:
-        """Load the model in ``folder`` in the configured precision onto ``device`` (default: GPU if
-        there is one).
+        """Load the model in ``folder`` onto ``device``; by default onto a GPU if there is one.
+
+        Raises ``ModelError`` as ``models.load.load`` does.
         """
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(*load(config, folder, device), config, folder)
+        return cls(load(config, folder, device), config, folder)
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +80,7 @@ class Backbone:
 
     @property
     def decoder(self) -> nn.Module:
-        """The transformer without its language-model head: token ids → hidden states."""
+        """The transformer without its output head: token ids → hidden states."""
         return self.causal_lm.get_decoder()
 
     @property
@@ -94,14 +93,16 @@ class Backbone:
 
     @property
     def scoring_tokens(self) -> int:
-        """Pack budget of passes without gradient: twice ``pack_tokens``, since they keep nothing,
-        unless attention grows with the square.
+        """Pack budget in tokens of passes without gradient.
+
+        Such passes keep no activations, so the budget is twice ``pack_tokens``. It stays at
+        ``pack_tokens`` for kernels whose memory grows with the square of the pack.
         """
         return self.config.pack_tokens * (2 if self.kernel in ("varlen", "flex") else 1)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 autocast (adapters stay float32), or nothing when the layers see to their
-        precision or it is float32.
+        """bfloat16 autocast, with float32 adapters. A null context for float32 arithmetic and for
+        fused layers, which cast for themselves.
         """
         if self.compute_dtype == torch.float32 or self.fused:
             return contextlib.nullcontext()
@@ -110,10 +111,15 @@ class Backbone:
     def add_role(
         self, role: str, start: Path | None = None, seed: int = 0, frozen: bool = False
     ) -> None:
-        """Create an adapter called ``role``, a copy of the one saved in ``start`` or freshly
-        initialised (B = 0) from ``seed``.
+        """Create an adapter called ``role``; an existing one of that name is replaced.
 
-        A ``frozen`` one, which never learns, is kept in the precision that it computes in.
+        Args:
+            role: the adapter's name.
+            start: folder of a saved adapter to copy; by default a fresh adapter (LoRA: B = 0).
+            seed: seed of a fresh adapter's values.
+            frozen: whether the adapter never learns. It is then kept in the compute dtype.
+
+        Raises ``ModelError`` for a folder without an adapter, or with one of another shape.
         """
         if role in self.roles:
             self.drop_role(role)
@@ -130,7 +136,7 @@ class Backbone:
             except ModelError as error:
                 self.drop_role(role)
                 raise ModelError(
-                    f"'{start.name}' holds no adapter ({error}): give a folder written by save_role"
+                    f"'{start.name}' holds no adapter ({error}): give a folder written by prefloop"
                     " or PEFT"
                 ) from error
             try:
@@ -146,7 +152,7 @@ class Backbone:
         self.activate(None)
 
     def drop_role(self, role: str) -> None:
-        """Forget an adapter and free its memory."""
+        """Remove an adapter and free its memory."""
         if role in self.roles:
             self.activate(None)
             self.method.drop(role)
@@ -156,22 +162,23 @@ class Backbone:
 
     @contextlib.contextmanager
     def role(self, role: str | None, train: bool = False, dropout: bool = False) -> Iterator[None]:
-        """Run with one adapter active (``None``: the bare base); with ``train`` its parameters get
-        gradients.
+        """Run forward passes with one adapter active (``None``: the bare base).
 
-        With ``dropout`` too the adapter's dropout is on: never in passes whose log-probs are
-        compared with others.
+        Args:
+            role: the adapter.
+            train: whether its parameters get gradients.
+            dropout: whether its dropout is on. Keep it off in passes whose log-probs are compared.
 
-        The role and its mode stay until the next ``role()``, so a backward pass that recomputes
-        activations does so under the role that made them: call ``backward`` before switching. A
-        frozen role's parameters are not to be written through ``.data``, which nothing notices.
+        The role and its mode stay set until the next ``role()``. A backward pass that recomputes
+        activations therefore uses the role that made them: call ``backward`` before switching. Do
+        not write a frozen role's parameters through ``.data``; fused layers would keep old copies.
         """
         if self.fused:
             self.active.role, self.active.dropout = role, dropout
         else:
             self.activate(role, dropout)
-        # The frozen base is always in eval mode: its own dropout is nobody's wish here. Blocks
-        # recompute where gradients flow.
+        # The frozen base stays in eval mode, without its own dropout. Only the checkpointed blocks
+        # are in training mode where gradients flow, since otherwise they would not recompute.
         for block in self._blocks:
             block.training = train
         self._learn(role if train else self._learning)
@@ -179,11 +186,10 @@ class Backbone:
             yield
 
     def activate(self, role: str | None, dropout: bool = False) -> None:
-        """Make ``role`` the adapter of every forward pass until the next ``role()``, for libraries
-        that run the model themselves.
+        """Make ``role`` the active adapter until the next ``role()``.
 
-        PEFT's ``disable_adapter()`` works within it; its ``set_adapter`` alone does not reach fused
-        layers: use this.
+        This is for libraries that run the model themselves. PEFT's ``disable_adapter()`` works, but
+        PEFT's ``set_adapter`` does not reach fused layers.
         """
         self.active.role, self.active.dropout = role, dropout
         self.method.activate(role)
@@ -197,16 +203,15 @@ class Backbone:
         """Bring the copies of the active adapter up to date."""
         if any(layer.layer.merged for layer in self.fused):
             raise RuntimeError(
-                "an adapter was merged into this backbone: prefloop keeps them apart, call"
+                "an adapter was merged into this backbone, whose weights must stay frozen: call"
                 " unmerge_adapter()"
             )
         role = self.active.role
         if self.layers and role is not None:
             copies = self.layers[0].copies
             if role not in copies:
-                copies[role] = RoleCopies(
-                    [group for layer in self.layers for group in layer.groups], role
-                )
+                groups = [group for layer in self.layers for group in layer.groups]
+                copies[role] = RoleCopies(groups, role)
             copies[role].refresh()
 
     def _forget(self, role: str | None) -> None:
@@ -216,7 +221,7 @@ class Backbone:
             layer.forget(str(role))
 
     def made_anew(self, role: str) -> None:
-        """Forget what is known of a role whose method has changed what it consists of."""
+        """Drop the caches of a role whose set of parameters has changed."""
         self._named_cache.pop(role, None)
         self._forget(role)
 
@@ -226,7 +231,7 @@ class Backbone:
         for known, wanted in ((self._learning, False), (role, True)):
             for parameter in self.parameters(known) if known in self.roles else ():
                 parameter.requires_grad_(wanted)
-        self._forget(role)  # what learns from now on is copied anew in every pass
+        self._forget(role)  # a learning role is copied again in every pass
         self._learning = role
 
     def parameters(self, role: str) -> list[nn.Parameter]:
@@ -234,22 +239,24 @@ class Backbone:
         return list(self.named_parameters(role).values())
 
     def named_parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """What learns of the adapter by the names that its file gives it, sorted."""
+        """The adapter's learning parameters by their names in its file, sorted."""
         if role not in self._named_cache:
             self._named_cache[role] = self.method.parameters(role)
         return self._named_cache[role]
 
     def below_head(self, role: str) -> dict[str, nn.Parameter]:
-        """``named_parameters`` without those of the output head: what learns where hidden states
-        alone are read, as in a reward model.
+        """``named_parameters`` without those of the output head.
+
+        These learn in stages that read hidden states only, such as reward modeling.
         """
         head = self.causal_lm.get_output_embeddings()
-        place = next(name for name, module in self.causal_lm.named_modules() if module is head)
-        return {n: p for n, p in self.named_parameters(role).items() if f".{place}." not in f".{n}"}
+        path = next(name for name, module in self.causal_lm.named_modules() if module is head)
+        return {n: p for n, p in self.named_parameters(role).items() if f".{path}." not in f".{n}"}
 
     def save_role(self, role: str, folder: Path) -> None:
-        """Write ``adapter_model.safetensors`` and ``adapter_config.json``: files that PEFT and vLLM
-        load, where the method is one of theirs.
+        """Write ``adapter_model.safetensors`` and ``adapter_config.json`` to ``folder``.
+
+        PEFT and vLLM load them, if they know the method.
         """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -264,7 +271,7 @@ class Backbone:
         )
 
     def frozen_digest(self) -> str:
-        """A digest of every weight that no adapter owns; must not change while a stage trains."""
+        """A digest of all weights outside the adapters. Training must not change it."""
         digest = hashlib.sha256()
         adapters = {*self.roles, BLANK}
         for name, parameter in self.model.named_parameters():
@@ -274,8 +281,9 @@ class Backbone:
         return digest.hexdigest()
 
     def merged_weights(self, role: str | None) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight of the plain model, in the compute precision, with the adapter merged
-        in (``PlainWeight.write``), where it can be (``require_mergeable``).
+        """Yield (name, weight) of the plain model with the adapter merged in, in the compute dtype.
+
+        Raises ``ModelError`` for an adapter that cannot be merged (``require_mergeable``).
         """
         if role is not None:
             require_mergeable(self.causal_lm)
@@ -286,10 +294,11 @@ class Backbone:
 
 
 def checksum(content: Tensor) -> bytes:
-    """Eight bytes that any one changed byte of ``content`` (uint8, flat) changes, computed where it
-    lies: a GPU would take seconds to give up its weights.
+    """An 8-byte checksum of ``content`` (uint8, flat) that any single changed byte changes.
 
-    The sum of its 32-bit words, each times an odd number of its place, modulo 2^64.
+    It is the sum modulo 2^64 of the 32-bit words, each times an odd number that depends on its
+    position. It is computed on the tensor's device, since copying the weights from a GPU takes
+    seconds.
     """
     if content.storage_offset() % 4:  # words begin at multiples of four bytes
         content = content.clone()
@@ -300,7 +309,7 @@ def checksum(content: Tensor) -> bytes:
         *content[:whole].view(torch.int32).split(1 << 20),
         torch.nn.functional.pad(content[whole:], (0, -len(content) % 4)).view(torch.int32),
     ):
-        place = torch.arange(start, start + len(words), device=words.device) * -7046029254386353131
-        total += (words * (place | 1)).sum()
+        factor = torch.arange(start, start + len(words), device=words.device) * -7046029254386353131
+        total += (words * (factor | 1)).sum()
         start += len(words)
     return int(total).to_bytes(8, "little", signed=True)

@@ -1,4 +1,6 @@
-"""Packed forward: hidden states once, log-probs in chunks; [tokens, vocabulary] never exists whole.
+"""Forward passes over packs: hidden states in one pass, then log-probs in chunks of tokens.
+
+The logits of all tokens [N, V] never exist at once.
 
 Shape letters: N packed tokens, R response tokens, B branches, H hidden size, W row width, M tokens
 of all rows, C a chunk of response tokens, V vocabulary.
@@ -7,7 +9,7 @@ of all rows, C a chunk of response tokens, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,32 +23,30 @@ from prefloop.data.packing import pack as pack_
 from prefloop.errors import ModelError
 from prefloop.models.backbone import Backbone
 from prefloop.models.fused import attention, kernels
-from prefloop.models.language_head import head_logits, head_scale
+from prefloop.models.heads import head_logits, head_scale
 
 CHUNK = 256
 
 
 def hidden_N_H(backbone: Backbone, pack: Pack) -> Tensor:
-    """Last hidden states (after the final norm) of every packed token under the active adapter."""
+    """Hidden states [N, H] after the final norm, of every packed token under the active adapter."""
     return run_N_H(backbone, pack, backbone.kernel or choose(backbone))
 
 
 def run_N_H(backbone: Backbone, pack: Pack, kernel: str) -> Tensor:
-    """``hidden_N_H`` with a named kernel: 'mask', 'varlen', 'flex', or 'rows' for models that
-    cannot branch.
+    """``hidden_N_H`` with a given kernel: 'mask', 'varlen', 'flex', or 'rows' for models that
+    cannot share prompts between branches.
     """
     if kernel == "rows":
         return _rows_N_H(backbone, pack)
     if kernel == "mask":
-        mask, extra = _attention_mask(backbone, pack), {}
+        mask = _attention_mask(backbone, pack)
+        extra: dict[str, attention.Branches] = {}
     else:
-        # A mask of the right rank stops transformers from making one of its own; the kernel does
-        # not look at it.
+        # A mask of the right rank stops transformers from making its own. The kernel ignores it.
         blank = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=pack.tokens_N.device)
-        mask, extra = (
-            _by_layer(backbone, {"full_attention": blank, "sliding_attention": blank}),
-            {"branches": attention.branches(pack, kernel)},
-        )
+        mask = _by_layer(backbone, {"full_attention": blank, "sliding_attention": blank})
+        extra = {"branches": attention.branches(pack, kernel)}
     output = backbone.decoder(
         input_ids=pack.tokens_N[None],
         position_ids=pack.positions_N[None],
@@ -58,9 +58,7 @@ def run_N_H(backbone: Backbone, pack: Pack, kernel: str) -> Tensor:
 
 
 def _rows_N_H(backbone: Backbone, pack: Pack) -> Tensor:
-    """Each branch in a row of its own behind its prompt, padded on the right: for models that take
-    no mask of branches.
-    """
+    """``hidden_N_H`` with one row per branch: its prompt, the branch, and padding on the right."""
     rows = rows_of(pack)
     width = max(len(row) for row in rows)
     index_B_W = torch.stack([F.pad(row, (0, width - len(row)), value=-1) for row in rows])
@@ -72,24 +70,28 @@ def _rows_N_H(backbone: Backbone, pack: Pack) -> Tensor:
         use_cache=False,
     )
     hidden_M_H = output.last_hidden_state[real_B_W]
+    # A prompt stands in several rows: take each packed token from the first row that has it.
     first_N = torch.full((len(pack.tokens_N),), len(hidden_M_H), device=index_B_W.device)
-    place_M = torch.arange(len(hidden_M_H), device=index_B_W.device)
-    first_N = first_N.scatter_reduce(0, index_B_W[real_B_W], place_M, "amin")
+    position_M = torch.arange(len(hidden_M_H), device=index_B_W.device)
+    first_N = first_N.scatter_reduce(0, index_B_W[real_B_W], position_M, "amin")
     return hidden_M_H.index_select(0, first_N)
 
 
 def rows_of(pack: Pack) -> list[Tensor]:
-    """Indices into N of each branch with its prompt before it."""
+    """For each branch, the indices into N of its prompt followed by the branch."""
     rows = []
     for branch, last in enumerate(pack.last_B.tolist(), start=1):
-        same = pack.document_N == pack.document_N[last]
-        rows.append((same & ((pack.branch_N == 0) | (pack.branch_N == branch))).nonzero().flatten())
+        same_document_N = pack.document_N == pack.document_N[last]
+        visible_N = same_document_N & ((pack.branch_N == 0) | (pack.branch_N == branch))
+        rows.append(visible_N.nonzero().flatten())
     return rows
 
 
 def _attention_mask(backbone: Backbone, pack: Pack) -> Tensor | dict[str, Tensor]:
-    """The pack's mask as the model takes it: one for each kind of layer where it has several, added
-    to scores in eager attention.
+    """The pack's mask in the form that the model expects.
+
+    Models with several kinds of layers get one mask per kind. Eager attention gets numbers to add
+    to its scores, other attentions get booleans.
     """
     config = backbone.causal_lm.config.get_text_config()
     mask_NN = pack.mask_NN()
@@ -108,22 +110,22 @@ def _attention_mask(backbone: Backbone, pack: Pack) -> Tensor | dict[str, Tensor
 
 
 def _by_layer(backbone: Backbone, masks: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    """All masks where the model has layers of several kinds, else the one it needs."""
+    """All masks for a model with several kinds of layers, else the one mask that it needs."""
     config = backbone.causal_lm.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if len(kinds) > 1:
         return masks
-    # Models without layer types (Mistral, Phi-3) slide in every layer when they name a window.
+    # Models without layer types (Mistral, Phi-3) use their sliding window in every layer.
     sliding = getattr(config, "sliding_window", None) is not None and "sliding_attention" in masks
     return masks[kinds.pop() if kinds else ("sliding_attention" if sliding else "full_attention")]
 
 
 def choose(backbone: Backbone) -> str:
-    """Find the kernel for this model on this device, once: the fastest of those that agree with
-    plain rows.
+    """Choose the attention kernel for this model on this device: the fastest that agrees with rows.
 
-    A model whose branches do not come out as they would alone (its layers ignore the mask or the
-    positions) runs in plain rows, and one line says so.
+    Some models' layers ignore the mask or the positions, so branches in a pack differ from branches
+    alone. Such a model runs in plain rows, and a message says so. Raises ``ModelError`` for a
+    kernel named in ``backbone.attention`` that does not agree.
     """
     training = {module: module.training for module in backbone.model.modules()}
     dropout, backbone.active.dropout = backbone.active.dropout, False
@@ -140,11 +142,10 @@ def choose(backbone: Backbone) -> str:
 
 def _choose(backbone: Backbone) -> str:
     window = getattr(backbone.causal_lm.config.get_text_config(), "sliding_window", None)
-    # A prompt and a branch are three quarters of it. Where there is a window they are half as long
-    # again: a kernel that forgets it must show.
-    probe = _probe(
-        backbone, 24 if window is None else 2 * min(window, backbone.config.max_length) + 32, window
-    )
+    # A prompt with a branch takes three quarters of the probe. With a sliding window these are half
+    # as long again as the window, so that a kernel without the window gives other results.
+    tokens = 24 if window is None else 2 * min(window, backbone.config.max_length) + 32
+    probe = _probe(backbone, tokens, window)
     expected = _rows_N_H(backbone, probe)
     if not _agree(backbone, probe, "mask", expected):
         say(
@@ -154,15 +155,13 @@ def _choose(backbone: Backbone) -> str:
         )
         return "rows"
     wanted = backbone.config.attention
-    if (
-        wanted in ("sdpa", "eager")
-        or backbone.causal_lm.config.get_text_config()._attn_implementation != attention.NAME
-    ):
+    implementation = backbone.causal_lm.config.get_text_config()._attn_implementation
+    if wanted in ("sdpa", "eager") or implementation != attention.NAME:
         return "mask"
     if wanted == "flex" and window is not None and window < backbone.config.max_length:
         raise ModelError(
-            f"backbone.attention flex has no sliding windows, and {backbone.config.model} has one"
-            f" of {window}: use auto"
+            f"backbone.attention flex does not support sliding windows, and {backbone.config.model}"
+            f" has one of {window} tokens: use auto"
         )
     if wanted == "flex" or wanted == "varlen":
         if not _agree(backbone, probe, wanted, expected):
@@ -180,15 +179,16 @@ def _choose(backbone: Backbone) -> str:
 
 def _agree(backbone: Backbone, probe: Pack, kernel: str, expected_N_H: Tensor) -> bool:
     try:
-        found_N_H = run_N_H(backbone, probe, kernel)
+        actual_N_H = run_N_H(backbone, probe, kernel)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return False
     tolerance = 1e-3 if backbone.compute_dtype == torch.float32 else 0.1
-    worst = (found_N_H - expected_N_H).float().norm(dim=-1) / expected_N_H.float().norm(dim=-1)
-    return bool(worst.max() < tolerance)
+    error_N = (actual_N_H - expected_N_H).float().norm(dim=-1) / expected_N_H.float().norm(dim=-1)
+    return bool(error_N.max() < tolerance)
 
 
 def _time(backbone: Backbone, pack: Pack, kernel: str) -> float:
+    """Seconds of a forward pass: the best of three, since the first one may compile kernels."""
     best = float("inf")
     for _ in range(3):
         started = time.monotonic()
@@ -198,7 +198,7 @@ def _time(backbone: Backbone, pack: Pack, kernel: str) -> float:
 
 
 def _probe(backbone: Backbone, tokens: int, window: int | None = None) -> Pack:
-    """A pack of about ``tokens`` random tokens: documents of a prompt and two or three branches."""
+    """A pack of about ``tokens`` random tokens: documents with one prompt and two branches each."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = backbone.causal_lm.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (tokens + 1,), generator=generator).tolist()
@@ -212,7 +212,7 @@ def _probe(backbone: Backbone, tokens: int, window: int | None = None) -> Pack:
 
 
 def logits_C_V(backbone: Backbone, hidden_C_H: Tensor, temperature: float) -> Tensor:
-    """``head_logits`` divided by the sampling temperature."""
+    """Float32 logits [C, V] (``head_logits``) divided by the sampling temperature."""
     logits = head_logits(backbone.causal_lm, hidden_C_H)
     return logits if temperature == 1 else logits / temperature
 
@@ -220,48 +220,55 @@ def logits_C_V(backbone: Backbone, hidden_C_H: Tensor, temperature: float) -> Te
 def response_logps_R(
     backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probability of each response token, float32 [R]; differentiable, without keeping
-    logits.
+    """Log-probability of each response token, float32 [R].
+
+    Args:
+        backbone: the model.
+        hidden_N_H: the hidden states of ``hidden_N_H``.
+        pack: the pack that they come from.
+        temperature: the temperature that the responses were sampled at.
+
+    The result is differentiable, and no logits are kept for the backward pass.
     """
-    scale = (
-        None if (gpu := kernels.on_gpu(hidden_N_H)) is None else _plain_scale(backbone, temperature)
-    )
+    gpu = kernels.on_gpu(hidden_N_H)
+    scale = None if gpu is None else _plain_scale(backbone, temperature)
 
     def chunk(hidden_C_H: Tensor, target_C: Tensor) -> Tensor:
-        return -F.cross_entropy(
-            logits_C_V(backbone, hidden_C_H, temperature), target_C, reduction="none"
-        )
+        logits = logits_C_V(backbone, hidden_C_H, temperature)
+        return -F.cross_entropy(logits, target_C, reduction="none")
 
     parts = []
     for source_C, target_C in _chunks(pack, CHUNK if scale is None else 4 * CHUNK):
         # Branches share the prompt's last token. index_select adds their gradients in a fixed
-        # order; indexing with [] adds them in parallel with atomics, and a resumed run would end in
-        # other bytes.
+        # order. Indexing with [] adds them in parallel with atomics, and a resumed run would not
+        # give the same bytes.
         hidden_C_H = hidden_N_H.index_select(0, source_C)
         learns = torch.is_grad_enabled() and hidden_C_H.requires_grad
         if scale is not None:
             weight_V_H = backbone.causal_lm.get_output_embeddings().weight
             hidden_C_H = hidden_C_H.to(weight_V_H.dtype)
             if learns:
-                parts.append(_LogProbs.apply(hidden_C_H, target_C, weight_V_H, scale))
+                logp_C = _LogProbs.apply(hidden_C_H, target_C, weight_V_H, scale)
             else:
-                parts.append(
-                    gpu.log_prob(hidden_C_H @ weight_V_H.T, target_C, scale, gradient=False)
-                )
-        elif learns:
-            parts.append(
-                checkpoint(
-                    chunk, hidden_C_H, target_C, use_reentrant=False, preserve_rng_state=False
-                )
-            )
+                logits = hidden_C_H @ weight_V_H.T
+                logp_C = gpu.log_prob(logits, target_C, scale, gradient=False)
         else:
-            parts.append(chunk(hidden_C_H, target_C))
+            logp_C = _recomputed(chunk, learns, hidden_C_H, target_C)
+        parts.append(logp_C)
     return torch.cat(parts)
 
 
+def _recomputed(chunk: Callable[..., Tensor], learns: bool, *inputs: Tensor) -> Tensor:
+    """Run a chunk; where gradients flow, its logits are computed again in the backward pass."""
+    if not learns:
+        return chunk(*inputs)
+    out: Tensor = checkpoint(chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return out
+
+
 class _LogProbs(torch.autograd.Function):
-    """Log-probs at the targets; the logits' derivative is taken at once, in their place, and only
-    its product with the head is kept.
+    """Log-probs at the targets. The forward pass overwrites the logits with their derivative, and
+    keeps only its product with the head for the backward pass.
     """
 
     @staticmethod
@@ -275,14 +282,14 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:
         (derivative_C_H,) = ctx.saved_tensors
         return (derivative_C_H.float() * grad_C[:, None]).to(derivative_C_H.dtype), None, None, None
 
 
 def _plain_scale(backbone: Backbone, temperature: float) -> float | None:
-    """What multiplies the logits of a frozen head without bias; None when more is done to them
-    (soft caps).
+    """The factor on the logits of a frozen head without bias; ``None`` for any other head, and for
+    a soft cap.
     """
     head = backbone.causal_lm.get_output_embeddings()
     config = backbone.causal_lm.config.get_text_config()
@@ -296,7 +303,10 @@ def _plain_scale(backbone: Backbone, temperature: float) -> float | None:
 def entropy_R(
     backbone: Backbone, hidden_N_H: Tensor, pack: Pack, temperature: float = 1.0
 ) -> Tensor:
-    """Entropy in nats of the next-token distribution before each response token, float32 [R]."""
+    """Entropy in nats of the distribution over each response token, float32 [R]; differentiable.
+
+    The arguments are those of ``response_logps_R``.
+    """
 
     def chunk(hidden_C_H: Tensor) -> Tensor:
         logps = logits_C_V(backbone, hidden_C_H, temperature).log_softmax(-1)
@@ -305,12 +315,8 @@ def entropy_R(
     parts = []
     for source_C, _ in _chunks(pack, CHUNK):
         hidden_C_H = hidden_N_H.index_select(0, source_C)
-        recompute = torch.is_grad_enabled() and hidden_C_H.requires_grad
-        parts.append(
-            checkpoint(chunk, hidden_C_H, use_reentrant=False, preserve_rng_state=False)
-            if recompute
-            else chunk(hidden_C_H)
-        )
+        learns = torch.is_grad_enabled() and hidden_C_H.requires_grad
+        parts.append(_recomputed(chunk, learns, hidden_C_H))
     return torch.cat(parts)
 
 
@@ -319,7 +325,5 @@ def _chunks(pack: Pack, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def sum_by_branch_B(values_R: Tensor, pack: Pack) -> Tensor:
-    """Sum of per-token values over each response."""
-    return torch.zeros(len(pack.keys), dtype=values_R.dtype, device=values_R.device).index_add(
-        0, pack.segment_R, values_R
-    )
+    """Sum of per-token values [R] over each response, [B]."""
+    return values_R.new_zeros(len(pack.keys)).index_add(0, pack.segment_R, values_R)

@@ -1,11 +1,14 @@
-"""From a folder to a frozen model with room for adapters: precision, attention, what transformers
-and bitsandbytes must not do to it.
+"""Load a model's folder as a frozen model that takes adapters.
+
+This module sets the precision and the attention, and turns off what transformers and bitsandbytes
+would do wrongly.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,11 @@ from prefloop.models.fused.norms import fuse_norms
 
 
 def compute_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it fast (GPUs, CPUs with AMX tiles), else float32;
-    ``backbone.compute`` overrides.
+    """The dtype of the arithmetic: bfloat16 where the device multiplies it fast, else float32.
 
-    Without AMX a bfloat16 matrix product on a CPU is slower than a float32 one (160 against 265
-    GFLOP/s on the machine of docs/benchmarks.md), so 4-bit storage goes with float32 arithmetic
-    there.
+    GPUs and CPUs with AMX tiles multiply bfloat16 fast. Without AMX a bfloat16 product on a CPU is
+    slower than a float32 one (160 against 265 GFLOP/s on the machine of docs/benchmarks.md).
+    ``backbone.compute`` overrides the choice.
     """
     if config.precision == "fp32" or config.compute == "fp32":
         return torch.float32
@@ -38,21 +40,28 @@ def compute_dtype(config: BackboneConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast or config.compute == "bf16" else torch.float32
 
 
-def load(
-    config: BackboneConfig, place: Path, device: torch.device
-) -> tuple[Any, Method, ChatFormat]:
-    """The model in ``place`` in the configured precision, frozen, wrapped for adapters, without a
-    role yet; the method; how it chats.
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A frozen model that takes adapters and has none yet."""
 
-    Raises ``ModelError`` for whatever is wrong with the folder, before weights are read where
-    configuration, tokenizer or headers tell it.
+    model: Any
+    """The transformers model with the adapter method's layers or hooks on it."""
+    method: Method
+    chat: ChatFormat
+
+
+def load(config: BackboneConfig, place: Path, device: torch.device) -> LoadedModel:
+    """Load the model in the folder ``place`` onto ``device`` in the configured precision.
+
+    Raises ``ModelError`` for any problem with the folder. Problems that the configuration, the
+    tokenizer or the weights' headers show are raised before the weights are read.
     """
     method, blank = fitting(config, place)
     stored = stored_quantization(place)
     if stored is not None and (config.precision != "nf4" or not stored.get("load_in_4bit")):
         raise ModelError(
-            f"{config.model} is stored quantised ({stored.get('quant_method', 'unknown')}): only"
-            " bitsandbytes' 4 bits can be trained on, with backbone.precision nf4"
+            f"{config.model} is stored quantized ({stored.get('quant_method', 'unknown')}): only"
+            " bitsandbytes' 4-bit weights can be trained on, with backbone.precision nf4"
         )
     folder.require_weights(place, blank)
     chat = ChatFormat.load(folder.tokenizer(place), config.chat_template)
@@ -60,7 +69,8 @@ def load(
     dtype = compute_dtype(config, device)
     if device.type == "cpu":
         keep_freed_memory()
-    quantization: dict[str, Any] = {}  # given as None it would hide what is stored
+    # A quantization_config of None would override the stored one, so it is left out entirely.
+    quantization: dict[str, BitsAndBytesConfig] = {}
     if config.precision == "nf4" and stored is None:
         quantization["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -71,14 +81,14 @@ def load(
         )
     logging.disable_progress_bar()
     attention.register()
-    described = folder.configuration(place)
-    rope.stretch(described, config)
+    model_config = folder.configuration(place)
+    rope.stretch(model_config, config)
     model = folder.weights(
         place,
         config.model,
         dtype,
         device,
-        config=described,
+        config=model_config,
         **quantization,
         attn_implementation=_implementation(config, place, device),
     )
@@ -87,8 +97,8 @@ def load(
         _compute_in(model, dtype)
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes would repack the 4-bit weights in place at the
-        # first scoring pass, for a kernel without a backward: later gradients would be silently
-        # wrong, the frozen bytes would change, merging would read garbage.
+        # first scoring pass, for a kernel without a backward pass. Later gradients would be wrong
+        # without an error, the frozen bytes would change, and merging would read garbage.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if config.gradient_checkpointing == "block":
@@ -98,39 +108,36 @@ def load(
                 "preserve_rng_state": config.adapter.dropout > 0,
             }
         )
-    if not getattr(
-        model, "_supports_sdpa", True
-    ):  # attention sinks and the like: only the model's own code has them
+    # Only the model's own eager code has features such as attention sinks.
+    if not getattr(model, "_supports_sdpa", True):
         model.set_attn_implementation("eager")
     model.config.use_cache = False
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(
-            f"{config.model} has layers of kind {sorted(kinds)}: packed branches need plain"
-            " attention, choose another model"
+            f"{config.model} has layers of kind {sorted(kinds)}, and packed branches need plain"
+            " attention: choose another model"
         )
     if device.type == "cuda":
         fuse_norms(model)
-        torch.backends.cuda.enable_cudnn_sdp(
-            False
-        )  # it plans anew, for most of a second, for every length of a pack
+        # cuDNN's attention makes a plan for every new pack length, which takes most of a second.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     wrapped = method.wrap(model)
     wrapped.eval()
-    return wrapped, method, chat
+    return LoadedModel(wrapped, method, chat)
 
 
 def stored_quantization(place: Path) -> dict[str, Any] | None:
-    """How the weights in a folder are quantised already, if they are. Raises ``ModelError`` where
-    its config.json is damaged.
+    """The quantization_config of a folder's config.json; ``None`` for float weights.
+
+    Raises ``ModelError`` for a damaged config.json.
     """
-    found: dict[str, Any] | None = folder.described(place).get("quantization_config")
-    return found
+    stored: dict[str, Any] | None = folder.described(place).get("quantization_config")
+    return stored
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights stored in 4 bits bring the precision that they were made for: theirs becomes this
-    run's.
-    """
+    """Set this run's compute dtype on stored 4-bit weights, which bring their own."""
     for parameter in model.parameters():
         if state := getattr(parameter, "quant_state", None):
             state.dtype = dtype
@@ -139,9 +146,10 @@ def _compute_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse freed memory instead of returning it to the system: activations are tens
-    of megabytes, allocated anew in every pass, and each fresh page costs a fault (20 % of training
-    time on the machine of docs/benchmarks.md).
+    """Tell glibc to reuse freed memory instead of returning it to the system.
+
+    Every pass allocates tens of megabytes of activations, and each fresh page costs a page fault:
+    20 % of training time on the machine of docs/benchmarks.md.
     """
     with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to tune
         libc = ctypes.CDLL("libc.so.6")
@@ -152,9 +160,9 @@ def keep_freed_memory() -> None:
 
 
 def _implementation(config: BackboneConfig, place: Path, device: torch.device) -> str:
-    """transformers' name of the attention that the model is loaded with."""
+    """transformers' name for the attention to load the model with."""
     if config.attention in ("sdpa", "eager"):
         return config.attention
     if folder.text_part(folder.described(place)).get("attn_logit_softcapping"):
-        return "eager"  # the one implementation with a soft cap
+        return "eager"  # only eager attention has a soft cap
     return attention.NAME if device.type == "cuda" else "sdpa"

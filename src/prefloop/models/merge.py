@@ -192,7 +192,7 @@ def plain_weights(model: nn.Module) -> list[PlainWeight]:
                 PlainWeight(
                     f"{name}.weight", (module.out_features, module.in_features), None, module
                 )
-            )  # type: ignore[arg-type]
+            )
             alone.add(f"{name}.weight")
     for name, parameter in model.named_parameters():
         if name not in alone and not _inside(name, adapted):

@@ -1,4 +1,4 @@
-"""Records as the model will read them, decoded, with what is learnt between ⟦ and ⟧."""
+"""Records as the model reads them, decoded to text, with the learned tokens between ⟦ and ⟧."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
 from prefloop.models.folder import tokenizer
 from prefloop.models.lookup import resolve
-from prefloop.records import BestOf, Comparison, Demonstration, Rating, Record, answer_turns
+from prefloop.records import (
+    BestOf,
+    Comparison,
+    Demonstration,
+    Rating,
+    Record,
+    Response,
+    answer_turns,
+)
 
 
 def chat_of(model: str, template: str, cache: Path) -> ChatFormat:
-    """The chat format of a model, by its tokenizer alone. Raises ``ModelError``."""
+    """A model's chat format; only the tokenizer is read. Raises ``ModelError`` without one."""
     return ChatFormat.load(tokenizer(resolve(model, cache)), template)
 
 
 def shown(record: Record, chat: ChatFormat, every: bool = True) -> Iterator[str]:
-    """What becomes of a record: a demonstration's sequences, each answer of a pair or a thumb, a
-    prompt up to where it is answered.
+    """Yield a record's texts: a demonstration's sequences, each rated answer, or a bare prompt.
 
-    ``every``: all assistant turns of a demonstration are learnt, or the last alone. Where the chat
-    template refuses the record, the reason.
+    Yields the reason instead if the chat template rejects the record. ``every`` chooses between
+    learning all assistant turns of a demonstration and learning the last one.
     """
     try:
         if isinstance(record, Demonstration):
@@ -34,21 +41,21 @@ def shown(record: Record, chat: ChatFormat, every: bool = True) -> Iterator[str]
                 yield f"{record.id}:\n{chat.marked(tokens)}"
             return
         ids = chat.prompt_ids(record.prompt)
-        before = chat.marked(Tokens(ids, [False] * len(ids)))
-        answers = record.responses if isinstance(record, Comparison | BestOf) else []
-        answers = [record.response] if isinstance(record, Rating) else answers
+        prompt = chat.marked(Tokens(ids, [False] * len(ids)))
+        answers = _answers(record)
         if not answers:
-            yield f"{record.id}:\n{before}"
-        for place, answer in enumerate(answers):
-            shown = chat.marked(chat.answer(record.prompt, answer))
-            yield f"{record.id}, {_standing(record, place)}:\n{before}{shown}"
+            yield f"{record.id}:\n{prompt}"
+        for index, answer in enumerate(answers):
+            text = chat.marked(chat.answer(record.prompt, answer))
+            yield f"{record.id}, {_votes(record, index)}:\n{prompt}{text}"
     except DataError as error:
         yield f"{record.id}: {error}"
 
 
 class Fitting:
-    """Whether a model takes records: its chat template, its tokens, and the length where one is
-    given.
+    """Checks whether records fit a model: its chat template, its tokens and ``max_length``.
+
+    ``refused`` counts the records that do not fit; ``problems`` has the reasons of the first few.
     """
 
     def __init__(self, chat: ChatFormat, max_length: int | None, every: bool) -> None:
@@ -57,9 +64,7 @@ class Fitting:
         self.refused = 0
 
     def look(self, record: Record) -> None:
-        """Take a record in. What is wrong with the first few that are refused stands in
-        ``problems``.
-        """
+        """Check one record."""
         try:
             self._encode(record)
         except DataError as error:
@@ -72,19 +77,24 @@ class Fitting:
             self.encoder.conversation(record, self.every)
             return
         length = len(self.encoder.prompt(record.id, record.prompt))
-        answers = record.responses if isinstance(record, Comparison | BestOf) else []
-        for answer in [record.response] if isinstance(record, Rating) else answers:
+        for answer in _answers(record):
             self.encoder.response(record.id, record.prompt, answer, length)
 
 
-def _standing(record: Record, place: int) -> str:
-    """What people said of an answer."""
+def _answers(record: Record) -> list[Response]:
+    if isinstance(record, Comparison | BestOf):
+        return record.responses
+    return [record.response] if isinstance(record, Rating) else []
+
+
+def _votes(record: Record, index: int) -> str:
+    """People's judgment of an answer, as a label."""
     if isinstance(record, BestOf):
-        return f"response {place} ({'good' if place in record.best else 'not good'})"
+        return f"response {index} ({'good' if index in record.best else 'not good'})"
     if isinstance(record, Rating):
         return ", ".join(
             f"{sum(v.value == way for v in record.votes)} thumbs {way}" for way in ("up", "down")
         )
     assert isinstance(record, Comparison)
-    mine = sum(vote.choice == place for vote in record.votes)
-    return f"response {place} ({mine} of {len(record.votes)} votes)"
+    votes = sum(vote.choice == index for vote in record.votes)
+    return f"response {index} ({votes} of {len(record.votes)} votes)"

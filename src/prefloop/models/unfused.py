@@ -1,8 +1,7 @@
-"""The backbone as transformers, PEFT and bitsandbytes run it by themselves: for numbers that others
-must be able to repeat.
+"""Run the backbone with the code of transformers, PEFT and bitsandbytes only.
 
-prefloop's own forwards (``models.fused.layer``, ``models.fused.lora``, ``models.fused.norms``,
-``models.fused.attention``) round differently in the last bits.
+Benchmarks use this, so that others can reproduce the numbers. prefloop's own forward passes (the
+modules of ``models.fused``) round differently in the last bits.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ from prefloop.models.fused.lora import FusedLoRA
 
 @contextlib.contextmanager
 def plain(backbone: Backbone) -> Iterator[Backbone]:
-    """Within this block every forward is the libraries' own; ``Backbone.activate`` changes the
-    role.
+    """Within this block every forward pass is the libraries' own.
 
-    Roles are to be added unfrozen, so that they stay in float32 as PEFT loads them. prefloop's
-    passes (``Backbone.role``, scores, log-probs) are not to be run inside: they would find 4-bit
-    weights in the order that bitsandbytes gives them on some CPUs. All is put back at the end, bit
-    by bit.
+    ``Backbone.activate`` changes the role. Add roles unfrozen, so that they stay in float32 as PEFT
+    loads them. Do not run prefloop's passes (``Backbone.role``, scores, log-probs) inside the
+    block: on some CPUs bitsandbytes reorders the 4-bit weights. Everything is restored at the end,
+    bit by bit.
     """
     with contextlib.ExitStack() as stack:
         for module in backbone.model.modules():
@@ -49,9 +47,8 @@ def plain(backbone: Backbone) -> Iterator[Backbone]:
         stack.callback(setattr, model.config, "use_cache", model.config.use_cache)
         model.config.use_cache = True
         stack.callback(setattr, model, "generation_config", model.generation_config)
-        model.generation_config = _own_generation(
-            backbone
-        )  # the rollout engine has put neutral defaults in its place
+        # The rollout engine has replaced the model's generation config with neutral defaults.
+        model.generation_config = _own_generation(backbone)
         if backbone.device.type == "cuda":
             stack.callback(
                 torch.backends.cuda.enable_cudnn_sdp, torch.backends.cuda.cudnn_sdp_enabled()
@@ -69,13 +66,13 @@ def _is_ours(forward: Any) -> bool:
 def _own_generation(backbone: Backbone) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(backbone.folder)
-    except OSError:  # a model without generation_config.json
+    except OSError:  # the model has no generation_config.json
         return GenerationConfig.from_model_config(backbone.causal_lm.config)
 
 
 def _packs() -> bool:
-    """Whether bitsandbytes reorders 4-bit weights on this CPU, for a bfloat16 kernel, at the first
-    pass.
+    """Whether bitsandbytes reorders 4-bit weights on this CPU at the first pass, for its bfloat16
+    kernel.
     """
     from bitsandbytes.functional import has_avx512bf16
 
@@ -83,7 +80,7 @@ def _packs() -> bool:
 
 
 def _restore(module: nn.Module, content: torch.Tensor, state: dict[str, Any]) -> None:
-    """Give a 4-bit layer back the very bytes that it had: bitsandbytes' own way back rounds."""
+    """Restore a 4-bit layer's original bytes. bitsandbytes' own way back would round them."""
     weight: Any = module.weight
     module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     weight.data = content

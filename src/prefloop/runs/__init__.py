@@ -1,3 +1,3 @@
-"""What the stages of one process share: the model, the sampler, the event log; and results opened
-again.
+"""What the stages of one process share: model, sampler and event log. Also loads finished
+results.
 """

@@ -1,7 +1,7 @@
-"""Policies on the backbone that they were made on, loaded once for all of them.
+"""Load finished policies onto their common backbone.
 
-An adapter that prefloop did not make says less about its backbone: what it leaves open is taken
-from the others beside it.
+An adapter that prefloop did not make states less about its backbone. The missing settings come from
+the other policies in the same call.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from prefloop.runs.runtime import Runtime
 def require_one_backbone(
     policies: Sequence[Policy], model: str | None = None, adapters: bool = True
 ) -> None:
-    """Raise ``ModelError`` with both names and what differs, when two cannot share a backbone;
-    ``model`` names the one to take for all.
+    """Raise ``ModelError``, with both names and the differences, if two policies cannot share a
+    backbone.
 
-    Without ``adapters`` method and rank may differ: they share no memory then, but the same model
-    answers.
+    Args:
+        policies: the policies.
+        model: the base model to use for all of them, whatever their files name.
+        adapters: whether they must also fit into memory together. Without it, method and rank may
+            differ.
     """
     for i, one in enumerate(policies):
         for other in policies[i + 1 :]:
@@ -42,35 +45,31 @@ def require_one_backbone(
                 raise ModelError(
                     f"'{one.name}' and '{other.name}' belong to different backbones:"
                     f" {'; '.join(a.differs(b, adapters))}. Only adapters of one model, precision"
-                    " and chat template can be put beside each other"
+                    " and chat template can be used together"
                 )
-            if adapters and (found := a.differs(b)):
+            if adapters and (differences := a.differs(b)):
                 raise ModelError(
                     f"'{one.name}' and '{other.name}' are adapters of different kinds:"
-                    f" {'; '.join(found)}. Only those of one method and shape can be in memory"
-                    " together (`prefloop judge` takes others too; of merged ones --how svd or"
-                    " --rank keeps a source's rank)"
+                    f" {'; '.join(differences)}. Only adapters of one method and shape can be"
+                    " loaded together (`prefloop judge` takes others too; `prefloop adapters merge`"
+                    " keeps a source's rank with --how svd or --rank)"
                 )
 
 
 def of_one_kind(policies: Sequence[Policy]) -> list[list[Policy]]:
-    """Policies of one backbone that can be in memory together, in the order in which the first of
-    each kind stands.
+    """Group policies of one backbone by adapter method and shape.
+
+    Policies of one group fit into memory together. Groups follow the order of their first members.
     """
     kinds: list[list[Policy]] = []
-    alike = {
-        p.name: dataclasses.replace(p.origin, model="", fingerprint="", settings={})
-        for p in policies
-    }
+    shapes = {p.name: Origin("", shape=p.origin.shape) for p in policies}
     for policy in policies:
-        beside = next(
-            (k for k in kinds if not any(alike[policy.name].differs(alike[p.name]) for p in k)),
-            None,
-        )
-        if beside is None:
-            kinds.append([policy])
+        for kind in kinds:
+            if not any(shapes[policy.name].differs(shapes[other.name]) for other in kind):
+                kind.append(policy)
+                break
         else:
-            beside.append(policy)
+            kinds.append([policy])
     return kinds
 
 
@@ -81,11 +80,11 @@ def runtimes_of(
     rollout: str | None = None,
     **options: Any,
 ) -> Generator[tuple[list[Policy], Runtime], None, None]:
-    """For each kind of adapters a runtime, released when the next is asked for: one model, sampling
-    and store for all, as ``runtime_of`` says.
+    """Yield one runtime per group of ``of_one_kind``; each is released before the next is made.
 
-    A process starts vLLM once (what an engine leaves of its memory pool breaks a second one), so
-    kinds after the one that had it are sampled by transformers, which is said.
+    Model, sampling and store are the same for all, as in ``runtime_of``. vLLM starts only once per
+    process, since the remains of its memory pool break a second engine. Later groups are sampled
+    with transformers, and a message says so.
     """
     require_one_backbone(policies, model, adapters=False)
     whole = runtime_of(policies, model, generation, rollout, adapters=False, **options)
@@ -95,8 +94,8 @@ def runtimes_of(
         if engine == "vllm" and started:
             engine = "transformers"
             say(
-                f"  {', '.join(p.name for p in kind)}: sampled by transformers, as vLLM starts once"
-                " in a process",
+                f"  {', '.join(p.name for p in kind)}: sampled with transformers, because vLLM"
+                " starts only once per process",
                 "yellow",
             )
         started = started or engine == "vllm"
@@ -121,22 +120,27 @@ def runtime_of(
     pack_tokens: int = 4096,
     adapters: bool = True,
 ) -> Runtime:
-    """The runtime with the backbone that all of ``policies`` belong to; nothing is loaded yet.
+    """The runtime for the common backbone of ``policies``; nothing is loaded yet.
 
-    Sampling is that of the first policy which says how, but for the fields in ``generation``;
-    ``model`` names the backbone where its name of then no longer leads to it. Without ``adapters``
-    it is that of their model alone. Raises ``ModelError`` when they need different ones or what is
-    found is another model.
+    Args:
+        policies: the policies.
+        model: path or name of the base model, if it has moved since training.
+        generation: sampling settings that replace those of the first policy that has any.
+        rollout: the engine; by default the first policy's.
+        seed: the runtime's seed.
+        output: the folder for runs and store; by default the first policy's.
+        pack_tokens: token budget of one forward pass.
+        adapters: whether all adapters must fit into memory together.
+
+    Raises ``ModelError`` for policies of different backbones, and if ``model`` is another model.
     """
     require_one_backbone(policies, model, adapters)
-    said = next((p for p in policies if p.generation), None)
-    sampling = dataclasses.replace(
-        said.generation if said and said.generation else GenerationConfig(), **(generation or {})
-    )
+    sampler = next((p for p in policies if p.generation), None)
+    sampling = sampler.generation if sampler and sampler.generation else GenerationConfig()
     runtime = Runtime(
         _backbone_config(policies, model, pack_tokens),
-        sampling,
-        rollout or (said.engine if said and said.engine else "transformers"),
+        dataclasses.replace(sampling, **(generation or {})),
+        rollout or (sampler.engine if sampler and sampler.engine else "transformers"),
         seed,
         output or next((p.output for p in policies if p.output), Path("runs")),
     )
@@ -150,38 +154,39 @@ def runtime_of(
 
 
 def context_of(runtime: Runtime) -> int:
-    """Tokens that the model was made for; ``backbone.max_length`` where it does not say."""
+    """The model's context in tokens; ``backbone.max_length`` if its configuration states none."""
     return context(text_part(described(runtime.model_folder))) or runtime.backbone_config.max_length
 
 
 def require_model(runtime: Runtime, origins: Mapping[str, Origin]) -> None:
-    """Raise ``ModelError`` when the model that was found is not the one that an adapter was made
-    on.
-    """
+    """Raise ``ModelError`` if the runtime's model is not the one that an adapter was trained on."""
     if any(origin.fingerprint for origin in origins.values()):
         require_fingerprint(runtime.model_fingerprint, runtime.backbone_config.model, origins)
 
 
-def require_fingerprint(found: str, model: str, origins: Mapping[str, Origin]) -> None:
-    """Raise ``ModelError`` when ``model``, the fingerprint of which is ``found``, is not the one
-    that an adapter was made on.
-    """
+def require_fingerprint(fingerprint: str, model: str, origins: Mapping[str, Origin]) -> None:
+    """Raise ``ModelError`` if ``model``, with this fingerprint, is not an adapter's base model."""
     for name, origin in origins.items():
-        if origin.fingerprint and found != origin.fingerprint:
+        if origin.fingerprint and fingerprint != origin.fingerprint:
             raise ModelError(
                 f"'{model}' is not the model that '{name}' was trained on (its files differ from"
-                f" those of {origin.model}): name that one with --model"
+                f" those of {origin.model}): give that model with --model"
             )
 
 
 def config_of(
     origin: Origin, name: str, model: str | None = None, **changes: Any
 ) -> BackboneConfig:
-    """The settings of a result's backbone; ``model`` names it where its name of then does not lead
-    to it any more.
+    """The backbone settings of a result.
 
-    Raises ``ModelError`` where nothing names it, and for a chat template from a file, which no
-    artifact holds.
+    Args:
+        origin: the result's backbone as its files describe it.
+        name: the result's name for error messages.
+        model: path or name of the base model, if it has moved since training.
+        changes: fields to replace.
+
+    Raises ``ModelError`` if the model is unknown, for settings that this version does not read, and
+    for a chat template from a file, which artifacts do not include.
     """
     if origin.settings.get("chat_template", "model") not in ("model", "chatml"):
         raise ModelError(
@@ -191,33 +196,33 @@ def config_of(
     settings = {"model": model or origin.model, **origin.settings}
     if not settings["model"]:
         raise ModelError(
-            f"'{name}' does not say which model it was trained on (base_model_name_or_path in its"
-            " adapter_config.json is null or empty): name that one with --model"
+            f"'{name}' does not state the model it was trained on (base_model_name_or_path in its"
+            " adapter_config.json is null or empty): give the model with --model"
         )
-    if not origin.settings and origin.shape:  # PEFT's own folder
-        shape = dict(origin.shape)
+    if not origin.settings and origin.shape:  # a folder that PEFT wrote
+        shape = origin.shape.copy()
         if isinstance(modules := shape.get("target_modules"), list):
             shape["target_modules"] = matching(modules)
         settings |= {"precision": "bf16", "adapter": shape}
     if origin.experts:
-        adapter = dict(settings.get("adapter", {}))
-        settings["adapter"] = adapter | {
-            "options": adapter.get("options", {}) | {"experts": origin.experts}
-        }
+        adapter = settings.get("adapter", {})
+        options = {**adapter.get("options", {}), "experts": origin.experts}
+        settings["adapter"] = {**adapter, "options": options}
     try:
         return BackboneConfig(**{**settings, **changes})
     except (ValidationError, ConfigError) as error:
-        found = problems(error) if isinstance(error, ValidationError) else str(error)
+        reason = problems(error) if isinstance(error, ValidationError) else str(error)
         raise ModelError(
             f"'{name}' was made by a version of prefloop whose settings this one does not read"
-            f" ({found}): run its command again"
+            f" ({reason}): run its command again"
         ) from None
 
 
 @dataclasses.dataclass
 class Opened:
-    """Policies on one backbone; more can join. ``roles`` says under which role each one is
-    (``None``: the bare model).
+    """Policies on one backbone; more can join.
+
+    ``roles`` maps each policy's name to its role on the backbone (``None``: the bare model).
     """
 
     runtime: Runtime
@@ -225,8 +230,9 @@ class Opened:
     roles: dict[str, str | None]
 
     def add(self, policy: Policy) -> str | None:
-        """Put one more on the backbone, frozen, and return its role. Raises ``ModelError`` when it
-        belongs to another.
+        """Add a policy as a frozen role, and return the role.
+
+        Raises ``ModelError`` for a policy of another backbone.
         """
         if policy.name not in self.roles:
             if self.policies:
@@ -243,8 +249,9 @@ class Opened:
 
 
 def open_policies(references: Sequence[str | Path | Policy], **settings: Any) -> Opened:
-    """Load the backbone once and put every policy on it as a frozen role; ``settings`` are those of
-    ``runtime_of``.
+    """Load the backbone once, with every policy on it as a frozen role.
+
+    ``settings`` are those of ``runtime_of``.
     """
     policies = [r if isinstance(r, Policy) else policy_of(r) for r in references]
     opened = Opened(runtime_of(policies, **settings), {}, {})
@@ -256,8 +263,9 @@ def open_policies(references: Sequence[str | Path | Policy], **settings: Any) ->
 def _backbone_config(
     policies: Sequence[Policy], model: str | None, pack_tokens: int
 ) -> BackboneConfig:
-    """Of the policy that says most: one of a run before a folder of PEFT's own that names its
-    model, an adapter before the bare model.
+    """The backbone settings from the policy that states the most of them.
+
+    A run's policy comes before a PEFT folder that names its model, an adapter before a bare model.
     """
     first = max(
         policies,

@@ -1,5 +1,6 @@
-"""What the stages of one process share: model, rollout engine, store, event log. Everything heavy
-loads on first use.
+"""What the stages of one process share: model, rollout engine, store and event log.
+
+Everything heavy loads on first use.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PACKAGES = (
 
 
 class Runtime:
-    """Shared by the stages of a pipeline; a stage run alone makes its own."""
+    """The shared state of a pipeline's stages. A stage that runs alone creates its own."""
 
     def __init__(
         self,
@@ -66,43 +67,43 @@ class Runtime:
 
     @cached_property
     def model_folder(self) -> Path:
-        """Local folder of the model, found or fetched once."""
+        """Local folder of the model, which is downloaded if necessary."""
         with waiting(f"find {self.backbone_config.model}"):
             return resolve(self.backbone_config.model, self.store.root / "models")
 
     @cached_property
     def model_fingerprint(self) -> str:
-        """Identifies the model's content for artifact keys."""
+        """The model's fingerprint, for artifact keys."""
         return fingerprint(self.model_folder)
 
     @cached_property
     def compute(self) -> str:
-        """Arithmetic on this device, for artifact keys."""
+        """The compute dtype on this device, for artifact keys."""
         import torch
 
         from prefloop.models.load import compute_dtype
 
-        return str(
-            compute_dtype(
-                self.backbone_config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            )
-        )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return str(compute_dtype(self.backbone_config, device))
 
     @cached_property
     def engine_name(self) -> str:
-        """The engine that samples, for artifact keys; found wanting before anything runs."""
+        """The engine's name, for artifact keys. Raises, before any stage runs, if it is
+        unusable.
+        """
         self.check_engine()
         return self.rollout
 
     def check_engine(self) -> None:
-        """Raise when the engine cannot be used."""
+        """Raise ``EngineError`` when the engine cannot be used."""
         from prefloop.rollouts.check import check
 
         check(self.rollout, self.generation, self.backbone_config)
 
     def check_adapter(self, samples: bool) -> None:
-        """Raise when the adapter cannot work on the model or, where something ``samples``, not get
-        to the engine; no weight is read.
+        """Raise when the adapter does not work on the model, without reading weights.
+
+        With ``samples``, also raise when the engine cannot run the adapter.
         """
         from prefloop.models.adapters.fit import fitting
         from prefloop.rollouts.check import reach
@@ -131,9 +132,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def events_to(self, path: Path) -> Iterator[None]:
-        """Also write events to ``path`` within this block; what is left of a line at its end
-        goes.
-        """
+        """Also write events to ``path`` within this block. A torn last line is removed first."""
         cut_torn_line(path)
         self._events.append(path)
         try:
@@ -151,7 +150,7 @@ class Runtime:
             self._watchers.remove(watcher)
 
     def emit(self, **event: Any) -> None:
-        """Append one event, with the time, to every open event log and show it to every watcher."""
+        """Append an event with the time to every open log, and pass it to every watcher."""
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"at": at, **event}, ensure_ascii=False)
         for path in self._events:
@@ -161,7 +160,7 @@ class Runtime:
             watcher(event)
 
     def release(self) -> None:
-        """Give the memory of engine and model back; both load again when they are asked for."""
+        """Free the memory of engine and model. Both load again on their next use."""
         self.close()
         if self.__dict__.pop("backbone", None) is not None:
             import gc
@@ -202,23 +201,19 @@ def _device() -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the prefloop checkout, with '+' when it has local changes; None outside a
-    checkout.
-    """
+    """Commit of the prefloop checkout, with '+' for local changes; ``None`` outside a checkout."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 ["git", *args], cwd=here, capture_output=True, text=True, timeout=10
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return result.stdout.strip() if result.returncode == 0 else None
 
     commit = git("rev-parse", "--short=12", "HEAD")
-    return (
-        None
-        if not commit
-        else commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    )
+    if not commit:
+        return None
+    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

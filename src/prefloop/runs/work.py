@@ -1,4 +1,4 @@
-"""What a stage has at hand while it builds its artifact."""
+"""What a stage works with while it builds its artifact."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Work:
 
     @property
     def checkpoints(self) -> Path:
-        """Training checkpoints live here until the artifact is complete."""
+        """Folder of the training checkpoints, until the artifact is complete."""
         return self.folder / "checkpoints"
 
     @property
     def scratch(self) -> Path:
-        """Files that the stage needs while it works and the artifact does not keep."""
+        """Folder of temporary files that the artifact does not keep."""
         folder = self.checkpoints / "scratch"
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -73,7 +73,7 @@ def chances(parameters_AF: Floats) -> Floats:
 
 def _posterior(
     votes: Votes, cells: list[tuple[int, int, np.ndarray]], parameters_AF: Floats
-) -> Floats:  # type: ignore[type-arg]
+) -> Floats:
     log_ACG = np.log(chances(parameters_AF))
     logp_IG = np.tile(-(GRID_G**2) / 2, (len(votes.ids), 1))
     for annotator, category, items in cells:

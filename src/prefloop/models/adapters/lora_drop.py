@@ -15,7 +15,7 @@ from prefloop.config.adapters import Card
 from prefloop.errors import ModelError
 from prefloop.models.adapters.lora import LoRA, unfused
 from prefloop.models.adapters.method import Inputs
-from prefloop.models.language_head import head_logits
+from prefloop.models.heads import head_logits
 
 
 class LoRADrop(LoRA):

@@ -56,7 +56,7 @@ class Drawn(Tuner):
         self.model.peft_config[role] = config
         for part in self.layers:
             drawn = [getattr(part, name) for name in self.places]
-            part.update_layer(role, *drawn, config.r, config=config)  # type: ignore[operator]
+            part.update_layer(role, *drawn, config.r, config=config)
         for parameter in self.parameters(role).values():
             parameter.data = parameter.data.float()  # as PEFT does to what it adds itself
 
@@ -220,7 +220,7 @@ class ReflectingLinear(HRALinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged:
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return super().forward(x, *args, **kwargs)
         for name in reversed(self.active_adapters):
             if name in self.hra_u:
                 x = x - product(x, *self._reflections(name)).to(x.dtype)

@@ -87,7 +87,7 @@ def attend(
         key = torch.cat([ahead.keys.to(key.dtype).expand(rows, -1, -1, -1), key], dim=2)
         value = torch.cat([ahead.values.to(value.dtype).expand(rows, -1, -1, -1), value], dim=2)
     if module.config._attn_implementation == EAGER:
-        return sys.modules[type(module).__module__].eager_attention_forward(  # type: ignore[no-any-return]
+        return sys.modules[type(module).__module__].eager_attention_forward(
             module, query, key, value, attention_mask, **kwargs
         )
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -122,7 +122,7 @@ def _with_virtual(
 
 
 for _name, _mask in ((SDPA, sdpa_mask), (EAGER, eager_mask)):
-    AttentionInterface.register(_name, attend)  # type: ignore[arg-type]
+    AttentionInterface.register(_name, attend)
     AttentionMaskInterface.register(_name, _mask)
 
 
@@ -158,7 +158,6 @@ class Virtual(Method):
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
         model.set_attn_implementation(EAGER if text._attn_implementation == "eager" else SDPA)
-        self.roles.method = self
         model.add_module(TREE, self.roles)
         decoder = model.get_decoder()
         self._takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
@@ -184,7 +183,7 @@ class Virtual(Method):
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
         encoder = self.roles[role]
         if isinstance(encoder, nn.Embedding):
-            return {EMBEDDINGS: encoder.weight}
+            return {EMBEDDINGS: encoder.get_parameter("weight")}
         return {f"prompt_encoder.{name}": p for name, p in sorted(encoder.named_parameters())}
 
     def state(self, role: str) -> dict[str, Tensor]:
@@ -314,7 +313,7 @@ def _some_words(model: Any, count: int) -> Tensor:
     embed = model.get_input_embeddings()
     chosen_V = torch.randperm(len(embed.weight))[:count].to(embed.weight.device)
     with torch.no_grad():
-        return embed(chosen_V).float()  # type: ignore[no-any-return]
+        return embed(chosen_V).float()
 
 
 def attentions(model: Any) -> list[Any]:
@@ -385,4 +384,4 @@ class PTuningV2(PrefixTuning):
             finally:
                 self._put(None)
             whole = torch.cat([part for of_layer in heard for part in of_layer])  # [2 L, K, V, D]
-            self.roles[role].weight.copy_(whole.permute(2, 0, 1, 3).reshape(self.tokens, -1))  # type: ignore[union-attr, operator]
+            self.roles[role].weight.copy_(whole.permute(2, 0, 1, 3).reshape(self.tokens, -1))  # type: ignore[operator]

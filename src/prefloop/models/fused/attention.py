@@ -95,7 +95,7 @@ def _varlen(
     options = dict(
         scale=scale, window_size_left=-1 if window is None else window - 1, window_size_right=0
     )
-    return _Flash.apply(q.contiguous(), k, v, lengths, window is None, options)  # type: ignore[no-any-return]
+    return _Flash.apply(q.contiguous(), k, v, lengths, window is None, options)
 
 
 class _Flash(torch.autograd.Function):
@@ -117,11 +117,11 @@ class _Flash(torch.autograd.Function):
         out, logsumexp, state, _, _ = run(q, k, v, *lengths, 0.0, causal, False, **options)
         ctx.save_for_backward(q, k, v, out, logsumexp, state)
         ctx.rest = lengths, causal, options
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, logsumexp, state = ctx.saved_tensors
         lengths, causal, options = ctx.rest
         run = torch.ops.aten._flash_attention_backward
@@ -151,5 +151,5 @@ def _flex() -> Any:
 
 def register() -> None:
     """Make ``attend`` known to transformers under ``NAME``."""
-    AttentionInterface.register(NAME, attend)  # type: ignore[arg-type]
+    AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)

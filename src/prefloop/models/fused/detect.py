@@ -77,7 +77,9 @@ def _same(layer: FusedLayer) -> bool:
             ~mask, torch.finfo(dtype).min
         )
     far = 100_000 * torch.arange(6, device=device)[None]  # layers that scale with the position show
-    arguments = dict(attention_mask=mask, position_embeddings=angles, position_ids=far)
+    arguments: dict[str, Any] = dict(
+        attention_mask=mask, position_embeddings=angles, position_ids=far
+    )
     tolerance = (
         6e-2 if dtype != torch.float32 else 1e-4
     )  # bfloat16 rounds to 2 % on wide random weights

@@ -96,7 +96,7 @@ class _Rotate(torch.autograd.Function):
         return on_gpu(qkv).rotate(qkv, cos_N_D, sin_N_D, heads)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos_N_D, sin_N_D = ctx.saved_tensors
         return on_gpu(cos_N_D).rotate_back(grads, cos_N_D, sin_N_D, ctx.heads), None, None, None
 

@@ -285,7 +285,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_N_H: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_N_H: Tensor) -> tuple[Tensor | None, ...]:
         layer, run = ctx.layer, ctx.run
         kept, ctx.kept = ctx.kept, None
         if ctx.copies is not None and ctx.copies.generation != ctx.generation:

@@ -82,7 +82,7 @@ class _Product(torch.autograd.Function):
         return out_N_O
 
     @staticmethod
-    def backward(ctx: Any, grad_N_O: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_N_O: Tensor) -> tuple[Tensor | None, ...]:
         x_N_I, low_N_r = ctx.saved_tensors
         back_N_r, grad_a, grad_b = _low_gradients(ctx, grad_N_O, x_N_I, low_N_r)
         grad_x = None
@@ -103,7 +103,7 @@ class _Low(torch.autograd.Function):
         return (low_N_r @ copies.b_O_r.T).mul_(copies.scale)
 
     @staticmethod
-    def backward(ctx: Any, grad_N_O: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_N_O: Tensor) -> tuple[Tensor | None, ...]:
         x_N_I, low_N_r = ctx.saved_tensors
         back_N_r, grad_a, grad_b = _low_gradients(ctx, grad_N_O, x_N_I, low_N_r)
         grad_x = (
@@ -135,7 +135,7 @@ class _FrozenAdd(torch.autograd.Function):
         return out_N_O if bias is None else out_N_O.add_(bias)  # type: ignore[arg-type]
 
     @staticmethod
-    def backward(ctx: Any, grad_N_O: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_N_O: Tensor) -> tuple[Tensor | None, ...]:
         return grad_N_O, grad_N_O @ ctx.weight.O_I() if ctx.needs_input_grad[1] else None, None
 
 
@@ -243,6 +243,6 @@ def fuse(model: nn.Module, active: Active, checkpointed: bool) -> list[FusedLoRA
     fused = []
     for name, layer in layers.items():
         forward = FusedLoRA(layer, active, name in ends)
-        layer.forward = forward  # type: ignore[method-assign]
+        layer.forward = forward
         fused.append(forward)
     return fused
