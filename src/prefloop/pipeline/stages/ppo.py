@@ -247,7 +247,7 @@ class PPO(Stage):
                 kl, ended = guard.act(kl, metrics)
                 passed = config.kl.stop is not None and metrics.kl > config.kl.stop
                 stopped = ended or passed
-                state = PPOState(step + 1, kl.coef, stopped, metrics, audit.lines, guard.state)
+                state = PPOState(step + 1, kl.coef, stopped, metrics, [*audit.lines], guard.state)
                 if stopped or loop.due():
                     state.save(loop, guard)
                 advance()
