@@ -203,12 +203,12 @@ def ppo(case: Case, backbone: Any, work: Any) -> None:
     from prefloop.models.reward_model import Reward, role_of
     from prefloop.records import Message, Prompt
     from prefloop.rollouts.engine import Rollout
-    from prefloop.training import ppo as steps
     from prefloop.training.audit import Audit
-    from prefloop.training.critic import Critic
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE, policy_parameters
+    from prefloop.training.ppo import PPOTrainer, kl_penalty
     from prefloop.training.rewards import Rewards
+    from prefloop.training.scoring import Critic, Scorer
 
     backbone.add_role(POLICY)
     backbone.add_role(REFERENCE, frozen=True)
@@ -217,7 +217,6 @@ def ppo(case: Case, backbone: Any, work: Any) -> None:
     critic = Critic(backbone, "shared")
     whole = documents(case, 2 * case.pack_tokens // (PROMPT + RESPONSE), 1)
     batch = [Prompt(id=str(i), prompt=[Message("user", "w9")]) for i in range(len(whole))]
-    prompts_ids = {str(i): d.prompt_ids for i, d in enumerate(whole)}
     config = dataclasses.replace(settings(case, "").ppo, prompts_per_step=len(whole))
     loop = Loop(
         policy_parameters(backbone) | critic.parameters,
@@ -225,17 +224,19 @@ def ppo(case: Case, backbone: Any, work: Any) -> None:
         2,
         work.checkpoints,
     )
+    scorer = Scorer(backbone, config, 1.0, reward, critic, Rewards({}))
+    trainer, kl = (
+        PPOTrainer(scorer, "gae", loop, Audit("ppo"), seed=0),
+        kl_penalty(config.kl, "gae"),
+    )
     for step in range(2):
         with backbone.role(None):  # the kernel is found before packs are twice as large
             backbone.kernel = backbone.kernel or choose(backbone)
         rollouts = [
             Rollout(i, d.responses_ids[0], [-1.0] * RESPONSE, True) for i, d in enumerate(whole)
         ]
-        scored = steps.score(
-            work, config, batch, prompts_ids, rollouts, reward, critic, Rewards({})
-        )
-        found = steps.estimate(config, "gae", scored, 0.05)
-        steps.optimise(work, config, loop, scored, found, critic, step, Audit("ppo"))
+        scored = scorer.score(batch, [d.prompt_ids for d in whole], rollouts)
+        trainer.update(scored, trainer.estimate(scored, kl), kl, step)
 
 
 def audited(backbone: Any, named: dict[str, Any]) -> Callable[[], None]:

@@ -183,12 +183,12 @@ def main() -> None:
     from prefloop.records import Message, Prompt
     from prefloop.rollouts.start import start
     from prefloop.runs.runtime import environment
-    from prefloop.training import ppo
     from prefloop.training.audit import Audit
-    from prefloop.training.critic import Critic
     from prefloop.training.loop import Loop
     from prefloop.training.policy import POLICY, REFERENCE, policy_parameters
+    from prefloop.training.ppo import PPOTrainer, kl_penalty
     from prefloop.training.rewards import Rewards
+    from prefloop.training.scoring import Critic, Scorer
 
     versions = environment()["versions"]
     gpu = torch.cuda.is_available()
@@ -290,15 +290,15 @@ def main() -> None:
         critic=options.critic,
         missing_eos_penalty=0.0,
     )
-    work: Any = SimpleNamespace(
-        runtime=SimpleNamespace(backbone=backbone, generation=generation, seed=0)
-    )
     loop = Loop(
         policy_parameters(backbone) | critic.parameters,
         OptimConfig(learning_rate=1e-5),
         100,
         Path(tempfile.mkdtemp()),
     )
+    scorer = Scorer(backbone, settings, generation.temperature, reward, critic, Rewards({}))
+    trainer = PPOTrainer(scorer, "gae", loop, Audit("ppo"), seed=0)
+    kl = kl_penalty(settings.kl, "gae")
     for step in range(1, options.steps + 1):
         phases: dict[str, tuple[float, float, int]] = {}
         clock = time.perf_counter()
@@ -317,14 +317,12 @@ def main() -> None:
         lap("generate", new)
         engine.pause()
         lap("sleep")
-        scored = ppo.score(
-            work, settings, batch, prompts_ids, rollouts, reward, critic, Rewards({})
-        )
+        scored = scorer.score(batch, list(prompts_ids.values()), rollouts)
         whole = sum(len(d.prompt_ids) + sum(map(len, d.responses_ids)) for d in scored.documents)
         lap("score", whole)
-        found = ppo.estimate(settings, "gae", scored, 0.05)
+        advantages = trainer.estimate(scored, kl)
         lap("estimate")
-        trained = ppo.optimise(work, settings, loop, scored, found, critic, step, Audit("ppo"))
+        update = trainer.update(scored, advantages, kl, step)
         lap("optimise", whole)
         gap = float((scored.old_logp_R - scored.sampler_logp_R).abs().mean())
         limits = {"generate": new / alone_rate}
@@ -335,7 +333,7 @@ def main() -> None:
             ).items()
         }
         print(
-            f"\nstep {step}: log-prob gap {gap:.5f}, ratio {trained['ratio']:.4f}, kernel"
+            f"\nstep {step}: log-prob gap {gap:.5f}, ratio {update.ratio:.4f}, kernel"
             f" {backbone.kernel}, {seconds()}"
         )
         print(f"{'phase':16} {'s':>8} {'limit s':>8} {'tok/s':>9} {'GiB':>7}")

@@ -79,13 +79,14 @@ def test_ranks_that_vllm_does_not_take_are_named_before_anything_runs() -> None:
     with pytest.raises(
         EngineError,
         match=(
-            r"those of pissa with backbone.adapter.r 300 have rank 600: vLLM takes adapters of"
-            r" ranks up to 512: lower"
+            r"of method pissa with backbone.adapter.r 300 have rank 600: vLLM supports LoRA ranks"
+            r" up to 512: lower"
         ),
     ):
         check("server", server, with_rank("pissa", 300))
     with pytest.raises(
-        EngineError, match=r"of lora with backbone.adapter.r 513 have rank 513: .*handover merged"
+        EngineError,
+        match=r"of method lora with backbone.adapter.r 513 have rank 513: .*handover merged",
     ):
         check("vllm", adapter, with_rank("lora", 513))
     check("vllm", adapter, with_rank("lora", 512))

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from prefloop.objectives import ppo
 from prefloop.objectives.estimators import ESTIMATORS, estimate
+from prefloop.objectives.ppo import KLPenalty
 
 
 def test_gae_golden_vector() -> None:
@@ -88,20 +89,24 @@ def test_k3_varies_less_than_k1_near_the_reference() -> None:
 
 def test_score_arrives_at_the_last_token_of_its_response() -> None:
     kl = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
-    rewards = ppo.token_rewards(torch.tensor([1.0, -2.0]), kl, torch.tensor([2, 3]), kl_coef=0.5)
+    rewards = ppo.token_rewards(torch.tensor([1.0, -2.0]), 0.5 * kl, torch.tensor([2, 3]))
     assert_close(rewards, torch.tensor([-0.05, 0.9, -0.15, -0.2, -2.25]))
 
 
 def test_adaptive_kl_steers_towards_the_target_with_a_clipped_error() -> None:
-    controller = ppo.AdaptiveKL(coef=0.15, target=6.0, horizon=10_000)
-    controller.update(sequence_kl=6.6, responses=64)
-    assert controller.coef == pytest.approx(0.15 * (1 + 0.1 * 64 / 10_000))
-    controller.coef = 0.15
-    controller.update(sequence_kl=600.0, responses=64)
-    assert controller.coef == pytest.approx(0.15 * (1 + 0.2 * 64 / 10_000))
-    controller.coef = 0.15
-    controller.update(sequence_kl=0.0, responses=64)
-    assert controller.coef == pytest.approx(0.15 * (1 - 0.2 * 64 / 10_000))
+    for kl, error in ((6.6, 0.1), (600.0, 0.2), (0.0, -0.2)):
+        adapted = KLPenalty(0.15, "loss", "k3").adapted(kl, 64, target=6.0, horizon=10_000)
+        assert adapted == KLPenalty(adapted.coef, "loss", "k3")
+        assert adapted.coef == pytest.approx(0.15 * (1 + error * 64 / 10_000))
+
+
+def test_a_kl_penalty_counts_in_its_own_place_alone() -> None:
+    logp, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0])
+    kl = ppo.kl_per_token(logp, reference, "k2")
+    in_reward, in_loss = KLPenalty(0.3, "reward", "k2"), KLPenalty(0.3, "loss", "k2")
+    assert_close(in_reward.in_reward(kl), 0.3 * kl)
+    assert_close(in_loss.in_loss(logp, reference), 0.3 * kl)
+    assert not in_reward.in_loss(logp, reference).any() and not in_loss.in_reward(kl).any()
 
 
 def test_whitening_gives_unit_variance_and_can_keep_the_mean() -> None:
@@ -198,7 +203,8 @@ KL = torch.linspace(-0.2, 0.4, 10)
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce"])
 def test_estimates_without_a_critic_against_direct_formulas(estimator: str) -> None:
     beta, ends = 0.3, LENGTH.cumsum(0).tolist()
-    found = estimate(estimator, SCORE, KL, LENGTH, beta, group=2, whiten_advantages=False)
+    penalty = KLPenalty(beta, "reward", "k1")
+    found = estimate(estimator, SCORE, KL, LENGTH, penalty, group=2, whiten_advantages=False)
     assert found.return_R is None
     spans = list(zip([0, *ends], ends, strict=False))
     totals = [float(SCORE[i] - beta * KL[a:b].sum()) for i, (a, b) in enumerate(spans)]
@@ -225,7 +231,7 @@ def test_the_estimate_of_a_group_does_not_depend_on_the_order_of_groups(estimato
             SCORE[order],
             torch.cat([parts[i] for i in order]),
             LENGTH[order],
-            0.3,
+            KLPenalty(0.3, "reward", "k1"),
             group=2,
             value_R=torch.cat([values[i] for i in order]),
         )
@@ -238,10 +244,9 @@ def test_the_estimate_of_a_group_does_not_depend_on_the_order_of_groups(estimato
 
 def test_an_unknown_estimator_is_refused() -> None:
     with pytest.raises(ValueError, match="one of gae, grpo, rloo, reinforce"):
-        estimate("gea", SCORE, KL, LENGTH, 0.1, group=2)
+        estimate("gea", SCORE, KL, LENGTH, KLPenalty(0.1, "reward", "k1"), group=2)
 
 
 def test_a_rollout_larger_than_the_horizon_does_not_turn_the_kl_penalty_around() -> None:
-    controller = ppo.AdaptiveKL(coef=0.2, target=6.0, horizon=200)
-    controller.update(0.0, 1024)
-    assert controller.coef == pytest.approx(0.1)
+    adapted = KLPenalty(0.2, "reward", "k1").adapted(0.0, 1024, target=6.0, horizon=200)
+    assert adapted.coef == pytest.approx(0.1)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from prefloop.objectives import ppo, preference
 from prefloop.objectives.estimators import ESTIMATORS, estimate
+from prefloop.objectives.ppo import KLPenalty
 
 REWARD = torch.tensor([0.1, -0.4, 0.9, 0.3, -1.0, 0.0], dtype=torch.float64)
 REFERENCE = torch.tensor([0.3, 0.2, 0.05, 0.15, 0.2, 0.1], dtype=torch.float64)
@@ -66,21 +67,22 @@ def trained_on_rollouts(estimator: str, beta: float, in_loss: bool = False) -> T
     logits = REFERENCE.log().clone().requires_grad_()
     optimizer = torch.optim.SGD([logits], lr=1.0)
     ones = torch.ones(len(PAIRS), dtype=torch.long)
+    # Group-relative advantages of two are half the leave-one-out ones, hence β / 2 in the loss.
+    penalty = KLPenalty(beta / 2, "loss", "k3") if in_loss else KLPenalty(beta, "reward", "k1")
     for _ in range(600):
         old = logits.detach().log_softmax(0)
         weight_B = old.exp()[PAIRS].view(-1, 2).prod(1).repeat_interleave(2)
         kl_B = ppo.kl_per_token(old, REFERENCE.log(), "k1")[PAIRS]
         critic = (old.exp() * (REWARD - beta * (old - REFERENCE.log()))).sum().expand(len(PAIRS))
         found = estimate(
-            estimator, REWARD[PAIRS], kl_B, ones, 0.0 if in_loss else beta, group=2, value_R=critic,
+            estimator, REWARD[PAIRS], kl_B, ones, penalty, group=2, value_R=critic,
             group_std=False, whiten_advantages=False,
         )  # fmt: skip
         for _ in range(2):
             optimizer.zero_grad()
             logp = logits.log_softmax(0)
             loss_B = ppo.policy_loss_R(logp[PAIRS], old[PAIRS], found.advantage_R, clip=0.2)
-            if in_loss:
-                loss_B = loss_B + beta / 2 * ppo.kl_per_token(logp, REFERENCE.log(), "k3")[PAIRS]
+            loss_B = loss_B + penalty.in_loss(logp, REFERENCE.log())[PAIRS]
             (weight_B * loss_B).sum().backward()
             optimizer.step()
     return logits.detach().softmax(0)
@@ -97,8 +99,6 @@ def test_every_estimator_lands_on_the_closed_form_optimum(estimator: str) -> Non
 def test_kl_in_the_loss_has_another_optimum() -> None:
     """The gradient of k3 under the policy's own samples is that of KL(reference ‖ policy): π (β +
     r̄ - r) = β π_ref, far from the one above.
-
-    Group-relative advantages of two are half the leave-one-out ones, hence β / 2 in the loss.
     """
     beta = 0.5
     policy = trained_on_rollouts("grpo", beta, in_loss=True)

@@ -36,7 +36,7 @@ from prefloop.pipeline.stages.preference import Preference
 from prefloop.pipeline.stages.reward import RewardModel
 from prefloop.pipeline.stages.sft import SFT
 from prefloop.runs.runtime import Runtime
-from prefloop.training.alarm import Alarm, Reading
+from prefloop.training.alarm import Alarm, Best, Reading
 
 pytestmark = pytest.mark.slow
 R, LAYERS, STEPS = 4, 14, 3
@@ -178,7 +178,7 @@ def test_the_best_policy_and_its_critic_beside_a_later_result_are_at_adaloras_bu
     """
 
     def observe(self: Alarm, reading: Reading) -> list[str]:
-        self.best = {"step": min(reading.step, 2), "score": 0.0}
+        self.state = dataclasses.replace(self.state, best=Best(min(reading.step, 2), 0.0))
         return ["so it is said"] if reading.step == STEPS else []
 
     monkeypatch.setattr(Alarm, "observe", observe)

@@ -126,11 +126,9 @@ def test_samples_of_training_keep_tools() -> None:
     rollout = SimpleNamespace(token_ids=[1], finished=True)
     scored: Any = SimpleNamespace(
         rollouts=[rollout],
-        old_logp_R=torch.zeros(1),
-        reference_logp_R=torch.zeros(1),
+        kl_B=torch.zeros(1),
         reward_B=torch.zeros(1),
         length_B=torch.ones(1),
-        sequence_sum_B=lambda values: values,
     )
     chat: Any = SimpleNamespace(decode=lambda ids: "said")
     (row,) = rows(chat, [Prompt("p", asked())], scored, 3)

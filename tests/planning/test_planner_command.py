@@ -287,7 +287,7 @@ def test_every_example_is_planned_within_80_columns_and_twice_alike(
         (["--backbone.max-length", "40000"], "has a context of 32768 tokens"),
         (
             ["--backbone.adapter.r", "513", "--generation.handover", "adapter"],
-            "takes adapters of ranks up to 512",
+            "supports LoRA ranks up to 512",
         ),
         (["--backbone.rope.type", "yarn"], "yarn makes the context longer"),
     ],

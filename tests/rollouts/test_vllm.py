@@ -224,9 +224,7 @@ def test_a_missing_or_old_vllm_is_an_error_that_says_what_to_do(
     monkeypatch.setattr("importlib.metadata.version", lambda package: "0.9.1")
     with pytest.raises(
         EngineError,
-        match=(
-            r"0\.9\.1 is not one of those that it runs with, 0\.22 to 0\.31.*--rollout transformers"
-        ),
+        match=(r"0\.9\.1 is not supported; versions 0\.22 to 0\.31 are.*--rollout transformers"),
     ):
         check("vllm", GenerationConfig(), BackboneConfig())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

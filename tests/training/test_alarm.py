@@ -5,7 +5,6 @@ only noisy.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable
@@ -14,9 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from prefloop.config import AlarmConfig
-from prefloop.training.alarm import Alarm, Mean, Reading, clustered, needed, pooled, repetition
+from prefloop.training.alarm import (
+    Alarm,
+    AlarmState,
+    Mean,
+    Reading,
+    clustered,
+    needed,
+    pooled,
+    repetition,
+)
 
 GROUP = 4
 FLAT: dict[str, float] = {
@@ -219,7 +228,7 @@ def test_without_gold_the_best_step_lies_well_within_every_limit() -> None:
             path = {"proxy": 0.3 * step, name: FLAT[name] + slope * step}
             if alarm.observe(rollout(rng, step, judged=False, **path)):
                 break
-        assert alarm.raised and 2 <= (alarm.best_step or 0) < step - 1, (
+        assert alarm.state.raised and 2 <= (alarm.best_step or 0) < step - 1, (
             name,
             step,
             alarm.best_step,
@@ -236,12 +245,14 @@ def test_state_survives_json_and_decides_alike() -> None:
     for reading in readings:
         decisions.append((whole.observe(reading), whole.best_step))
     assert sum(len(reasons) for reasons, _ in decisions) >= 2
-    state: dict[str, Any] | None = None
+    state, codec = None, TypeAdapter(AlarmState)
     for reading, expected in zip(readings, decisions, strict=True):
         alarm = Alarm(AlarmConfig(), state)
         assert (alarm.observe(reading), alarm.best_step) == expected
-        state = json.loads(json.dumps(alarm.state))
-    assert len(json.dumps(state)) < 6000, "the state grows with the run"
+        written = codec.dump_json(alarm.state)
+        state = codec.validate_json(written)
+        assert state == alarm.state
+    assert len(written) < 6000, "the state grows with the run"
 
 
 def test_standard_errors_are_those_of_prompts() -> None:

@@ -21,18 +21,20 @@ from prefloop.models.forward import hidden_N_H, response_logps_R
 from prefloop.models.heads import ScalarHead
 from prefloop.models.reward_model import Reward, role_of
 from prefloop.objectives import ppo as math_
-from prefloop.pipeline.stages.ppo import PPO
+from prefloop.objectives.ppo import KLPenalty
 from prefloop.records import Message, Prompt
 from prefloop.rollouts.engine import Rollout
-from prefloop.training import ppo
 from prefloop.training.audit import Audit
-from prefloop.training.critic import VALUE, Critic
 from prefloop.training.loop import Loop, NonFiniteLoss
 from prefloop.training.policy import POLICY, REFERENCE, policy_parameters
+from prefloop.training.ppo import PPOTrainer
 from prefloop.training.rewards import Rewards
+from prefloop.training.scoring import VALUE, Critic, SamplerAudit, Scorer, penalized_B
+from prefloop.training.step_metrics import UpdateMetrics
 
 PROMPTS = 4
 SAMPLES = 3
+KL = KLPenalty(0.1, "reward", "k1")
 
 
 def world(
@@ -42,7 +44,7 @@ def world(
     config: PPOConfig | None = None,
     **settings: Any,
 ) -> Any:
-    """A policy, its reference, two reward members, a critic that already says something, and a
+    """A policy, its reference, two reward members, a critic with values other than 0, and a
     rollout.
     """
     backbone = load(folder, pack_tokens=pack_tokens, **settings)
@@ -71,12 +73,8 @@ def world(
     settings_ = config or PPOConfig(
         prompts_per_step=PROMPTS, samples_per_prompt=SAMPLES, minibatches=1, importance_cap=None
     )
-    runtime = SimpleNamespace(
-        backbone=backbone, generation=SimpleNamespace(temperature=0.7), seed=0
-    )
     return SimpleNamespace(
         backbone=backbone,
-        work=SimpleNamespace(runtime=runtime),
         config=settings_,
         prompts_ids=prompts_ids,
         rollouts=rollouts,
@@ -86,24 +84,30 @@ def world(
     )
 
 
+def scorer(w: Any) -> Scorer:
+    return Scorer(w.backbone, w.config, 0.7, w.reward, w.critic, Rewards({}))
+
+
 def scored(w: Any) -> Any:
-    return ppo.score(
-        w.work, w.config, w.batch, w.prompts_ids, w.rollouts, w.reward, w.critic, Rewards({})
-    )
+    return scorer(w).score(w.batch, [w.prompts_ids[p.id] for p in w.batch], w.rollouts)
+
+
+def trainer(w: Any, loop: Loop | None = None, estimator: str = "gae") -> PPOTrainer:
+    return PPOTrainer(scorer(w), estimator, loop, Audit("ppo"), seed=0)  # type: ignore[arg-type]
 
 
 def trained(
     w: Any, tmp_path: Path, estimator: str = "gae", step: int = 1, steps: int = 1
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+) -> tuple[dict[str, torch.Tensor], UpdateMetrics]:
     parameters = policy_parameters(w.backbone) | (w.critic.parameters if w.critic else {})
     loop = Loop(
         parameters, OptimConfig(learning_rate=1e-3, warmup_steps=0), 10, tmp_path, {"value": 1e-2}
     )
     rollout = scored(w)
-    found = ppo.estimate(w.config, estimator, rollout, 0.1)
-    metrics: dict[str, float] = {}
+    learns = trainer(w, loop, estimator)
+    advantages = learns.estimate(rollout, KL)
     for _ in range(steps):
-        metrics = ppo.optimise(w.work, w.config, loop, rollout, found, w.critic, step, Audit("ppo"))
+        metrics = learns.update(rollout, advantages, KL, step)
     return {n: p.detach().clone() for n, p in parameters.items()}, metrics
 
 
@@ -119,7 +123,7 @@ def test_scores_and_updates_do_not_depend_on_packs(
     (a, left), (b, right) = trained(wide, tmp_path / "a"), trained(narrow, tmp_path / "b")
     for name, tensor in a.items():
         assert_close(tensor, b[name], atol=2e-5, rtol=1e-4)
-    assert left["value_loss"] == pytest.approx(right["value_loss"], rel=1e-4)
+    assert left.value_loss == pytest.approx(right.value_loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("estimator", ["gae", "grpo", "rloo", "reinforce"])
@@ -133,7 +137,7 @@ def test_the_estimate_follows_the_prompts_whatever_their_order(
     w.rollouts = [w.rollouts[i * SAMPLES + k] for i in order for k in range(SAMPLES)]
     turned = scored(w)
     a, b = (
-        ppo.estimate(w.config, estimator, s, 0.1).advantage_R.split(s.length_B.tolist())
+        trainer(w, None, estimator).estimate(s, KL).advantage_R.split(s.length_B.tolist())
         for s in (straight, turned)
     )
     for place, i in enumerate(order):
@@ -147,14 +151,14 @@ def test_the_first_update_sees_the_policy_that_was_scored(
 ) -> None:
     w = world(tiny_folder, critic=critic)
     rollout = scored(w)
-    found = ppo.estimate(w.config, "gae", rollout, 0.1)
+    found = trainer(w).estimate(rollout, KL)
     _, metrics = trained(w, tmp_path)
-    assert metrics["ratio"] == pytest.approx(1, abs=1e-5) and metrics["clip_fraction"] == 0
+    assert metrics.ratio == pytest.approx(1, abs=1e-5) and metrics.clip_fraction == 0
     value_loss = math_.value_loss_R(
         rollout.value_R, rollout.value_R, found.return_R, w.config.value_clip_range
     ).mean()
-    assert metrics["value_loss"] == pytest.approx(float(value_loss), rel=1e-4)
-    assert metrics["policy_loss"] == pytest.approx(-float(found.advantage_R.mean()), abs=1e-5)
+    assert metrics.value_loss == pytest.approx(float(value_loss), rel=1e-4)
+    assert metrics.policy_loss == pytest.approx(-float(found.advantage_R.mean()), abs=1e-5)
 
 
 def test_the_shared_critic_does_not_bend_the_policy_and_an_adapter_learns_apart(
@@ -174,14 +178,15 @@ def test_the_shared_critic_does_not_bend_the_policy_and_an_adapter_learns_apart(
         assert moved == set(before), "something did not learn"
         alone = world(tiny_folder, critic=critic)
         rollout = scored(alone)
-        found = ppo.estimate(alone.config, "gae", rollout, 0.1)
+        found = trainer(alone).estimate(rollout, KL)
+        alone.critic = None
         loop = Loop(
             policy_parameters(alone.backbone),
             OptimConfig(learning_rate=1e-3, warmup_steps=0),
             10,
             tmp_path / "x",
         )
-        ppo.optimise(alone.work, alone.config, loop, rollout, found, None, 1, Audit("ppo"))
+        trainer(alone, loop).update(rollout, found, KL, 1)
         for name, parameter in policy_parameters(alone.backbone).items():
             assert_close(after[name], parameter.detach(), atol=1e-6, rtol=1e-5)
 
@@ -205,14 +210,14 @@ def test_critic_warm_up_leaves_the_policy_and_fits_the_returns(
         torch.equal(p, b)
         for p, b in zip(policy_parameters(w.backbone).values(), before, strict=True)
     )
-    assert last["value_loss"] < 0.7 * first["value_loss"]
+    assert last.value_loss < 0.7 * first.value_loss
 
 
 def test_every_penalty_is_its_formula(tiny_folder: Path) -> None:
     w = world(tiny_folder)
     s = scored(w)
     options = {"reward_clip": None, "missing_eos_penalty": 0.0}
-    plain = ppo.penalised_B(PPOConfig(**options), s)
+    plain = penalized_B(PPOConfig(**options), s)
     assert torch.equal(plain, s.reward_B)
     cut = torch.tensor([not r.finished for r in s.rollouts])
     cases: list[tuple[dict[str, Any], torch.Tensor]] = [
@@ -226,7 +231,7 @@ def test_every_penalty_is_its_formula(tiny_folder: Path) -> None:
         ),
     ]
     for setting, expected in cases:
-        assert_close(ppo.penalised_B(PPOConfig(**{**options, **setting}), s), expected)
+        assert_close(penalized_B(PPOConfig(**{**options, **setting}), s), expected)
 
 
 def test_ensemble_reward_is_the_mean_and_spread_of_normalised_members(tiny_folder: Path) -> None:
@@ -250,11 +255,11 @@ def test_importance_weights_scale_the_policy_loss(tiny_folder: Path, tmp_path: P
     )
     w = world(tiny_folder, config=config)
     s = scored(w)
-    found = ppo.estimate(config, "gae", s, 0.1)
+    found = trainer(w).estimate(s, KL)
     weights = (s.old_logp_R - s.sampler_logp_R).exp().clamp(max=2.0)
     assert 0 < float((weights == 2).float().mean()) < 1
     _, metrics = trained(w, tmp_path)
-    assert metrics["policy_loss"] == pytest.approx(
+    assert metrics.policy_loss == pytest.approx(
         -float((weights * found.advantage_R).mean()), abs=1e-5
     )
 
@@ -276,15 +281,14 @@ def test_critic_warm_up_is_inert_for_the_policy(
         tmp_path,
     )
     before = {n: p.detach().clone() for n, p in policy.items()}
-    rollout = scored(w)
-    found = ppo.estimate(config, "gae", rollout, 0.1)
+    rollout, learns = scored(w), trainer(w, loop)
+    found = learns.estimate(rollout, KL)
     for step in range(2):
-        ppo.optimise(w.work, config, loop, rollout, found, w.critic, step, Audit("ppo"))
+        learns.update(rollout, found, KL, step)
     assert all(torch.equal(p, before[n]) for n, p in policy.items())
     assert not any(p in loop.optimizer.state for p in policy.values())
-    audit = Audit("ppo")
-    ppo.optimise(w.work, config, loop, rollout, found, w.critic, 2, audit)
-    assert any("weights move" in line for line in audit.lines), (
+    learns.update(rollout, found, KL, 2)
+    assert any("weights move" in line for line in learns.audit.lines), (
         "the policy's first update was not audited"
     )
     assert all(int(loop.optimizer.state[p]["step"]) == 1 for p in policy.values())
@@ -321,7 +325,7 @@ def test_a_group_baseline_may_leave_the_critics_bias_where_it_was(
     w = world(tiny_folder, config=config)
     torch.nn.init.zeros_(w.critic.head.linear.weight)
     rollout = scored(w)
-    found = ppo.estimate(config, "gae", rollout, 0.1)
+    found = trainer(w).estimate(rollout, KL)
     sides_R = torch.ones(len(found.return_R))
     sides_R[1::2] = -1
     sides_R[len(sides_R) // 2 * 2 :] = 0
@@ -331,15 +335,14 @@ def test_a_group_baseline_may_leave_the_critics_bias_where_it_was(
         10,
         tmp_path,
     )
-    audit = Audit("ppo")
-    arguments = (loop, rollout, dataclasses.replace(found, return_R=sides_R), w.critic, 0, audit)
-    config = dataclasses.replace(config, group_baseline=grouped)
+    w.config = dataclasses.replace(config, group_baseline=grouped)
+    learns, found = trainer(w, loop), dataclasses.replace(found, return_R=sides_R)
     if grouped:
-        ppo.optimise(w.work, config, *arguments)
-        assert any("weights move: 29 of 29" in line for line in audit.lines)
+        learns.update(rollout, found, KL, 0)
+        assert any("weights move: 29 of 29" in line for line in learns.audit.lines)
     else:
         with pytest.raises(AuditError, match=r"value_head/linear\.bias"):
-            ppo.optimise(w.work, config, *arguments)
+            learns.update(rollout, found, KL, 0)
 
 
 @pytest.mark.parametrize("where", ["sampler", "reward"])
@@ -367,20 +370,24 @@ def test_a_rollout_of_another_policy_is_not_learnt_from_and_only_the_first_ends_
     that has.
     """
     w = world(tiny_folder)
-    w.work.runtime.engine = SimpleNamespace(name="vllm")
-    stage = PPO(w.config)
     rollout = scored(w)
+
+    def require(seen: Any, step: int, first: bool = False) -> float:
+        check = SamplerAudit(scorer(w), "vllm", Audit("ppo"))
+        check._first = first
+        return check.require_policy(seen, step)
+
     with pytest.raises(AuditError, match="sampler against trainer"):
-        stage._check_gap(w.work, 0, rollout, Audit("ppo"), [], False)
+        require(rollout, 0)
     for sampler_R in (rollout.sampler_logp_R, rollout.sampler_logp_R * float("nan")):
-        rollout.sampler_logp_R = sampler_R
         with pytest.raises(
             EngineError,
             match=r"step 4: mean \|log-prob gap\|.*Nothing was learnt.*same command goes on",
         ):
-            stage._check_gap(w.work, 3, rollout, Audit("ppo"), [], False)
+            require(dataclasses.replace(rollout, sampler_logp_R=sampler_R), 3)
+    assert require(dataclasses.replace(rollout, sampler_logp_R=rollout.old_logp_R), 3) == 0
     # A sampler that runs the bare model, where the gap alone would be tolerated.
-    loose = PPO(dataclasses.replace(w.config, max_logprob_gap=100.0))
+    w.config = dataclasses.replace(w.config, max_logprob_gap=100.0)
     prompts = list(w.prompts_ids.values())
     for r in w.rollouts:
         there = pack([Document(prompts[r.prompt], [r.token_ids], [0])])
@@ -389,8 +396,6 @@ def test_a_rollout_of_another_policy_is_not_learnt_from_and_only_the_first_ends_
                 w.backbone, hidden_N_H(w.backbone, there), there, 0.7
             ).tolist()
     bare = scored(w)
-    loose._check_gap(w.work, 0, bare, Audit("ppo"), prompts, False)
+    require(bare, 0)
     with pytest.raises(AuditError, match=r"it shows -?0 ± 0 % of what the policy changed"):
-        loose._check_gap(w.work, 0, bare, Audit("ppo"), prompts, True)
-    rollout.sampler_logp_R = rollout.old_logp_R.clone()
-    assert stage._check_gap(w.work, 3, rollout, Audit("ppo"), [], False) == 0
+        require(bare, 0, first=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
+from step_figures import figures
 from test_alarm import rollout
 from torch import nn
 
 from prefloop.config import AlarmConfig, KLConfig, OptimConfig, PPOConfig
 from prefloop.data.packing import Document, packs
-from prefloop.objectives.ppo import AdaptiveKL
+from prefloop.objectives.ppo import KLPenalty
 from prefloop.rollouts.engine import Rollout
 from prefloop.runs.runtime import Runtime
 from prefloop.runs.work import Work
 from prefloop.training.loop import Loop
-from prefloop.training.reward_guard import Watch, read
-from prefloop.training.scored import Scored
+from prefloop.training.reward_guard import GuardState, RewardGuard, reading_of
+from prefloop.training.scoring import Scored
 
 STEPS, PEAK = 14, 9
 
@@ -50,9 +53,11 @@ class Training:
             self.work.checkpoints,
         )
         restored = self.loop.restore()
-        self.first = restored[0]["round"] if restored else 0
-        self.watch = Watch(self.work, config, self.loop, restored[0]["watch"] if restored else None)
-        self.kl = AdaptiveKL(restored[0]["kl"] if restored else 0.05, 6, 10_000)
+        saved: dict[str, Any] = restored[0] if restored else {"step": 0, "kl": 0.05, "guard": {}}
+        self.first = saved["step"]
+        state = TypeAdapter(GuardState).validate_python(saved["guard"])
+        self.guard = RewardGuard(self.work, config, self.loop, state)
+        self.kl = KLPenalty(saved["kl"], "reward", "k1")
         self.before: dict[int, torch.Tensor] = {}
         """Weight and optimizer moments at the start of each step."""
 
@@ -67,31 +72,28 @@ class Training:
                 else []
             )
             self.before[step] = torch.stack([weight.detach(), *moments]).clone()
-            self.watch.look(
+            self.guard.observe(
                 rollout(np.random.default_rng(step), step, prompts=64, gold=gold, kl=kl)
             )
             learn(self.loop, step)
-            ended = self.watch.act(self.kl, {"reward_mean": float(step)})
+            self.kl, ended = self.guard.act(self.kl, figures(reward_mean=float(step)))
             if step % every == 0 or ended:
-                state = {
-                    "round": step,
-                    "kl": self.kl.coef,
-                    "watch": json.loads(json.dumps(self.watch.state)),
-                }
-                self.loop.save(state, needed=self.watch.needed())
-                self.watch.forget_older()
+                guard = json.loads(json.dumps(dataclasses.asdict(self.guard.state)))
+                state = {"step": step, "kl": self.kl.coef, "guard": guard}
+                self.loop.save(state, needed=self.guard.needed())
+                self.guard.forget_older()
         return self
 
     @property
     def kept(self) -> list[str]:
-        return sorted(path.name for path in self.watch.folder.iterdir())
+        return sorted(path.name for path in self.guard.folder.iterdir())
 
 
 def test_a_rollback_brings_parameters_and_optimizer_back_and_a_killed_run_ends_alike(
     tmp_path: Path,
 ) -> None:
     whole = Training(tmp_path / "whole").go()
-    assert [(e["step"], e["best_step"], e["action"]) for e in whole.watch.raised] == [
+    assert [(e.step, e.best_step, e.action) for e in whole.guard.state.raised] == [
         (5, 4, "rollback"), (12, PEAK, "rollback"),
     ]  # fmt: skip
     assert torch.equal(whole.before[6], whole.before[4]) and torch.equal(
@@ -106,7 +108,7 @@ def test_a_rollback_brings_parameters_and_optimizer_back_and_a_killed_run_ends_a
         Training(folder).go(stop)
         again = Training(folder).go()
         assert torch.equal(again.loop.parameters["w"], whole.loop.parameters["w"]), stop
-        assert again.watch.state == whole.watch.state and again.kl.coef == whole.kl.coef
+        assert again.guard.state == whole.guard.state and again.kl == whole.kl
 
 
 def test_only_the_policies_that_a_checkpoint_may_need_stay_on_disk(tmp_path: Path) -> None:
@@ -121,16 +123,16 @@ def test_warn_and_none_leave_the_parameters_alone(tmp_path: Path) -> None:
     warned = Training(tmp_path / "warn", "warn").go()
     plain = Training(tmp_path / "none", "none").go()
     assert torch.equal(warned.loop.parameters["w"], plain.loop.parameters["w"])
-    assert [event["step"] for event in warned.watch.raised] == [5], (
+    assert [event.step for event in warned.guard.state.raised] == [5], (
         "a rule that was heard is not said again"
     )
-    assert not plain.watch.raised and not plain.watch.folder.exists()
-    assert "alarm" not in plain.watch.finish({}, None)
+    assert not plain.guard.state.raised and not plain.guard.folder.exists()
+    assert "alarm" not in plain.guard.finish(None, None)
 
 
 def test_a_penalty_of_nought_becomes_the_default_at_a_rollback(tmp_path: Path) -> None:
     training = Training(tmp_path)
-    training.kl.coef = 0.0
+    training.kl = KLPenalty(0.0, "reward", "k1")
     assert training.go(5).kl.coef == KLConfig().coef
 
 
@@ -144,16 +146,16 @@ def test_a_reading_holds_the_figures_of_the_rollout() -> None:
     scored = Scored(
         rollouts,
         [],
-        old_R,
-        old_R,
-        old_R - 0.5,
-        old_R * 0,
-        torch.tensor([1.0, 3.0, 5.0, 7.0]),
-        torch.zeros(4),
         length_B,
+        sampler_logp_R=old_R,
+        old_logp_R=old_R,
+        reference_logp_R=old_R - 0.5,
+        value_R=old_R * 0,
+        reward_B=torch.tensor([1.0, 3.0, 5.0, 7.0]),
+        spread_B=torch.zeros(4),
     )
     config = PPOConfig(samples_per_prompt=2, kl=KLConfig(coef=0.1), length_penalty=0.0)
-    found = read(config, scored, 7, [0.0, 0.2, 0.4, 0.6])
+    found = reading_of(config, scored, 7, [0.0, 0.2, 0.4, 0.6])
     assert found.step == 7 and found.spread is None
     assert (found.proxy.value, found.proxy.se) == (4.0, 2.0)
     assert found.kl.value == pytest.approx(14 * 0.5 / 4) and found.length.value == 3.5

@@ -4,6 +4,7 @@ a log, the rows of samples.jsonl.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -15,13 +16,14 @@ import pytest
 import torch
 from loop_run import kill_at_step, run, write_config
 from rich.console import Console
+from step_figures import STEP, UPDATE, figures
 
 import prefloop.base.console
 from prefloop.base.console import progress
 from prefloop.records import Message, Prompt
 from prefloop.rollouts.engine import Rollout
 from prefloop.training import samples
-from prefloop.training.scored import Scored
+from prefloop.training.scoring import Scored
 from prefloop.training.step_table import (
     HEADER_EVERY,
     Bounds,
@@ -33,32 +35,7 @@ from prefloop.training.step_table import (
     row,
 )
 
-STEP: dict[str, Any] = {
-    "reward_mean": 0.5123,
-    "reward_std": 1.02,
-    "score_mean": 0.4,
-    "kl": 5.4389,
-    "kl_coef": 0.05,
-    "length_mean": 38.5,
-    "finished_share": 0.875,
-    "entropy": 1.2345,
-    "logprob_gap": 0.0000123,
-    "explained_variance": -0.25,
-    "grad_norm": 0.31,
-    "lr": 3e-4,
-    "policy_loss": -0.01,
-    "value_loss": 0.6,
-    "clip_fraction": 0.0512,
-    "ratio": 1.01,
-    "gold_mean": 0.653,
-    "seconds": {"generate": 10.0, "score": 4.0, "estimate": 0.002, "optimise": 6.0},
-    "tokens_per_second": {"generate": 240.0, "score": 600.0, "optimise": 400.0},
-}
 ASKED = ("reward", "KL", "length", "entropy", "clipped", "expl.var", "gap", "time")
-
-
-def event(step: int, **changes: Any) -> dict[str, Any]:
-    return {"stage": "ppo", "event": "step", "step": step, **STEP, **changes}
 
 
 def terminal(width: int) -> tuple[Console, io.StringIO]:
@@ -119,9 +96,8 @@ def test_wider_terminals_show_more_and_nothing_that_a_narrower_one_shows_is_lost
 
 
 def test_values_that_an_algorithm_does_not_have_take_no_column() -> None:
-    without = {k: v for k, v in STEP.items() if k not in ("explained_variance", "value_loss")} | {
-        "gold_mean": None
-    }
+    update = dataclasses.replace(UPDATE, value_loss=None)
+    without = figures(explained_variance=None, update=update, gold_mean=None)
     assert not {"expl.var", "v.loss", "gold"} & {c.head for c in columns(without, 300, 4)}
     assert "expl.var" not in plain(without, "grpo", "1/6") and "gold" not in plain(
         without, "grpo", "1/6"
@@ -130,17 +106,13 @@ def test_values_that_an_algorithm_does_not_have_take_no_column() -> None:
 
 @pytest.mark.parametrize(("gap", "style"), [(0.01, ""), (0.03, "yellow"), (0.06, "bold red")])
 def test_the_gap_is_coloured_from_half_of_its_bound_on(gap: float, style: str) -> None:
-    metrics = STEP | {"logprob_gap": gap}
+    metrics = figures(logprob_gap=gap)
     line = row(metrics, columns(metrics, 100, 4), "1/6", 4, Bounds(logprob_gap=0.05))
     assert [str(span.style) for span in line.spans] == ([style] if style else [])
 
 
 def test_a_value_too_long_for_its_column_keeps_the_row_aligned() -> None:
-    metrics = STEP | {
-        "explained_variance": -123456.789,
-        "reward_mean": 98765.4321,
-        "kl": float("nan"),
-    }
+    metrics = figures(explained_variance=-123456.789, reward_mean=98765.4321, kl=float("nan"))
     shown = columns(metrics, 80, 4)
     line = row(metrics, shown, "1/6", 4, Bounds()).plain
     assert (
@@ -155,16 +127,14 @@ def test_phases_give_way_from_the_shortest() -> None:
     assert phases(STEP, 64) == "generate 10.0s 240/s · score 4.0s 600/s · optimise 6.0s 400/s"
     assert phases(STEP, 50) == "generate 10.0s 240/s · optimise 6.0s 400/s"
     assert phases(STEP, 10) == "generate 10.0s 240/s"
-    assert phases({}) == ""
+    assert phases(figures(seconds={}, tokens_per_second={})) == ""
 
 
 def test_a_terminal_gets_rows_with_the_phases_below_and_the_header_now_and_then() -> None:
     to, out = terminal(100)
     table = StepTable("ppo", 30, to=to)
     for step in range(1, HEADER_EVERY + 2):
-        table(event(step))
-    table({"stage": "sft", "event": "step", "step": 1, "loss": 2.0})
-    table({"stage": "ppo", "event": "stage", "status": "started"})
+        table.show(step, STEP)
     lines = out.getvalue().splitlines()
     heads = [i for i, line in enumerate(lines) if line.split()[:2] == ["step", "reward"]]
     assert heads == [0, 1 + 2 * HEADER_EVERY] and len(lines) == 2 * (HEADER_EVERY + 1) + 2
@@ -175,8 +145,8 @@ def test_a_terminal_gets_rows_with_the_phases_below_and_the_header_now_and_then(
 def test_a_log_gets_one_line_a_step_with_everything_asked_for() -> None:
     out = io.StringIO()
     table = StepTable("ppo", 6, to=Console(file=out, width=80, soft_wrap=True, highlight=False))
-    table(event(1))
-    table(event(2))
+    table.show(1, STEP)
+    table.show(2, STEP)
     first, second = out.getvalue().splitlines()
     assert (
         first
@@ -193,7 +163,7 @@ def test_the_progress_bar_stays_below_the_table(monkeypatch: pytest.MonkeyPatch)
     table = StepTable("ppo", 6, to=to)
     with progress("ppo", 6, "step", lines=False) as advance:
         for step in (1, 2):
-            table(event(step))
+            table.show(step, STEP)
             advance()
     shown = out.getvalue()
     assert "1/6" in shown and "2/6" in shown and shown.index("reward") < shown.index("1/6")
@@ -207,7 +177,15 @@ def scored(count: int, each: int) -> Scored:
     zero_R = torch.zeros_like(old_R)
     reward_B = torch.arange(count * each).float()
     return Scored(
-        rollouts, [], zero_R, old_R, zero_R, zero_R, reward_B, zero_R[: count * each], length_B
+        rollouts,
+        [],
+        length_B,
+        sampler_logp_R=zero_R,
+        old_logp_R=old_R,
+        reference_logp_R=zero_R,
+        value_R=zero_R,
+        reward_B=reward_B,
+        spread_B=zero_R[: count * each],
     )
 
 

@@ -1,4 +1,4 @@
-"""How well stated probabilities match outcomes, as pure functions. Shape letter: P pairs."""
+"""How well predicted probabilities match outcomes, as pure functions. Shape letter: P pairs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch.nn import functional as F
 
 
 def log_loss(margin_P: Tensor, label_P: Tensor, temperature: float = 1.0) -> float:
-    """Mean cross-entropy of σ(margin / temperature) with the labels."""
+    """Mean cross-entropy of σ(margin / temperature) with the labels, in nats."""
     return float(F.binary_cross_entropy_with_logits(margin_P / temperature, label_P))
 
 
 def fit_temperature(margin_P: Tensor, label_P: Tensor) -> float | None:
-    """The temperature with the smallest log loss (Guo et al. 2017, arXiv 1706.04599, on a
-    difference of scores), in [0.05, 100]; None at either end, where the pairs (all right, or none
-    better than chance) do not determine it.
+    """The temperature in [0.05, 100] with the smallest log loss (Guo et al. 2017, arXiv 1706.04599,
+    applied to a difference of scores).
 
-    The loss is convex in 1 / temperature, so a golden-section search over its logarithm ends within
-    0.1 %.
+    ``None`` at either end of the range: the pairs, all right or no better than chance, do not
+    determine it. The loss is convex in 1 / temperature, so a golden-section search over the
+    logarithm of the temperature comes within 0.1 % of the minimum.
     """
     golden = (5**0.5 - 1) / 2
     low, high = torch.tensor(0.05).log().item(), torch.tensor(100.0).log().item()
@@ -34,18 +34,18 @@ def fit_temperature(margin_P: Tensor, label_P: Tensor) -> float | None:
             high = b
         else:
             low = a
-    found = float(torch.tensor((low + high) / 2).exp())
-    return found if 0.051 < found < 99 else None
+    temperature = float(torch.tensor((low + high) / 2).exp())
+    return temperature if 0.051 < temperature < 99 else None
 
 
 def calibration_bins(
     probability_P: Tensor, label_P: Tensor, bins: int = 10
 ) -> list[tuple[float, float, int]]:
-    """(mean probability, mean label, pairs) of equally full bins: the points of a calibration
-    curve.
+    """The points of a calibration curve: (mean probability, mean label, pairs) of bins with equally
+    many pairs.
 
-    Each pair is looked at from its likelier side: probabilities lie in [0.5, 1], so that the order
-    of a pair does not matter.
+    Each pair counts from its likelier side, with a probability in [0.5, 1], so that the order of a
+    pair does not matter.
     """
     turned_P = probability_P < 0.5
     confidence_P = torch.where(turned_P, 1 - probability_P, probability_P)
@@ -58,12 +58,10 @@ def calibration_bins(
 
 
 def expected_calibration_error(probability_P: Tensor, label_P: Tensor, bins: int = 10) -> float:
-    """Mean over the points of ``calibration_bins`` of |mean probability - mean label| (Naeini et
-    al. 2015), weighted by their size.
+    """Mean of |mean probability - mean label| over the points of ``calibration_bins`` (Naeini et
+    al. 2015), weighted by the pairs of a point; NaN without pairs.
     """
-    found = calibration_bins(probability_P, label_P, bins)
-    return (
-        sum(n * abs(p - share) for p, share, n in found) / len(probability_P)
-        if found
-        else float("nan")
-    )
+    points = calibration_bins(probability_P, label_P, bins)
+    if not points:
+        return float("nan")
+    return sum(n * abs(p - share) for p, share, n in points) / len(probability_P)

@@ -1,9 +1,9 @@
 """Preference losses as pure functions of log-probs.
 
-Shape letters: P pairs. ``chosen``/``rejected`` are the log-probs of whole responses: summed over
-tokens unless a loss says *mean*. Every function returns the loss of each pair, float32 [P]; the
-caller weights and averages. ``label`` is the probability that 'chosen' is better (1 when nothing
-else is known): losses that are linear in the label take a soft one.
+Shape letters: P pairs, B single responses. ``chosen`` and ``rejected`` are log-probs of whole
+responses: sums over tokens, or means where the name says *mean*. Every function returns the loss of
+each pair, float32 [P]; the caller weights and averages. ``label`` is the probability that 'chosen'
+is better, 1 when nothing else is known: all losses of pairs are linear in it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ def _soft(loss_forward_P: Tensor, loss_backward_P: Tensor, label_P: Tensor | flo
 def dpo(
     margin_P: Tensor, beta: float, label_P: Tensor | float = 1.0, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Rafailov et al. 2023, eq. 7, on margins h = (log π/π_ref)(chosen) - (log π/π_ref)(rejected).
+    """DPO (Rafailov et al. 2023, eq. 7) on margins h = (log π/π_ref)(chosen) - (log
+    π/π_ref)(rejected).
 
-    ``label_smoothing`` ε is conservative DPO (Mitchell 2023); a soft label is the same with its own
-    ε for each pair.
+    ``label_smoothing`` ε gives conservative DPO (Mitchell 2023). A soft label does the same with an
+    ε of its own for each pair.
     """
     label = label_P * (1 - label_smoothing) + (1 - label_P) * label_smoothing
     return _soft(-F.logsigmoid(beta * margin_P), -F.logsigmoid(-beta * margin_P), label)
 
 
 def robust(margin_P: Tensor, beta: float, flipped: float, label_P: Tensor | float = 1.0) -> Tensor:
-    """Robust DPO (Chowdhury et al. 2024, eq. 12): the unbiased estimate of the clean loss when a
-    share of votes is flipped.
+    """Robust DPO (Chowdhury et al. 2024, eq. 12): an unbiased estimate of the loss on clean votes
+    when a share ``flipped`` of the votes is wrong.
 
     Raises ``ValueError`` unless 0 <= flipped < 1/2.
     """
@@ -48,10 +49,9 @@ def hinge(margin_P: Tensor, beta: float, label_P: Tensor | float = 1.0) -> Tenso
 
 
 def ipo(margin_P: Tensor, tau: float, label_P: Tensor | float = 1.0) -> Tensor:
-    """Azar et al. 2023, eq. 17: (h - 1/(2τ))².
+    """IPO (Azar et al. 2023, eq. 17): (h - 1/(2τ))².
 
-    The paper's code sums log-probs over tokens; TRL takes per-token means. Both are offered: pass
-    margins of sums or of means.
+    Takes margins of sums over tokens, as in the paper's code, or of means, as in TRL.
     """
     target = 1 / (2 * tau)
     return _soft((margin_P - target) ** 2, (margin_P + target) ** 2, label_P)
@@ -60,8 +60,8 @@ def ipo(margin_P: Tensor, tau: float, label_P: Tensor | float = 1.0) -> Tensor:
 def orpo(
     chosen_mean_P: Tensor, rejected_mean_P: Tensor, weight: float, label_P: Tensor | float = 1.0
 ) -> Tensor:
-    """Hong et al. 2024, eq. 6: negative mean log-prob of the preferred response plus λ times the
-    odds-ratio loss; no reference.
+    """ORPO (Hong et al. 2024, eq. 6): negative mean log-prob of the preferred response plus
+    ``weight`` (λ) times the odds-ratio loss; no reference.
     """
     odds_P = log_odds(chosen_mean_P, rejected_mean_P)
     return _soft(
@@ -72,10 +72,11 @@ def orpo(
 
 
 def log_odds(chosen_mean_P: Tensor, rejected_mean_P: Tensor) -> Tensor:
-    """log odds(chosen) - log odds(rejected) with odds p/(1-p) of the per-token mean log-probs.
+    """log odds(chosen) - log odds(rejected), where log p is the mean log-prob of a token and the
+    odds are p/(1-p).
 
-    A mean log-prob of 0 (certainty) has infinite odds; it counts as -1e-6, the nearest that float32
-    keeps apart from 1 - p = 0.
+    A mean log-prob of 0 (certainty) has infinite odds. It counts as -1e-6, the nearest value for
+    which float32 keeps 1 - p apart from 0.
     """
     chosen_mean_P, rejected_mean_P = (
         chosen_mean_P.clamp(max=-1e-6),
@@ -93,8 +94,8 @@ def simpo(
     gamma: float,
     label_P: Tensor | float = 1.0,
 ) -> Tensor:
-    """Meng et al. 2024, eq. 6: Bradley-Terry on β times the mean log-prob margin, minus the target
-    margin γ; no reference.
+    """SimPO (Meng et al. 2024, eq. 6): Bradley-Terry on β times the margin of mean log-probs, minus
+    the target margin γ; no reference.
     """
     margin_P = beta * (chosen_mean_P - rejected_mean_P)
     return _soft(-F.logsigmoid(margin_P - gamma), -F.logsigmoid(-margin_P - gamma), label_P)
@@ -109,8 +110,8 @@ def cpo(
     weight: float,
     label_P: Tensor | float = 1.0,
 ) -> Tensor:
-    """Xu et al. 2024, eq. 3 and 5: DPO with a uniform reference plus ``weight`` times the negative
-    mean log-prob of the preferred one.
+    """CPO (Xu et al. 2024, eq. 3 and 5): DPO with a uniform reference plus ``weight`` times the
+    negative mean log-prob of the preferred response.
     """
     margin_P = beta * (chosen_sum_P - rejected_sum_P)
     return _soft(
@@ -123,8 +124,8 @@ def cpo(
 def apo_zero(
     chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, beta: float, label_P: Tensor | float = 1.0
 ) -> Tensor:
-    """D'Oosterlinck et al. 2024, eq. 7, on log(π/π_ref) of each response: the preferred one goes
-    up, the other one down.
+    """APO-zero (D'Oosterlinck et al. 2024, eq. 7) on log(π/π_ref) of each response: the preferred
+    response becomes more likely, the other one less.
     """
 
     def one(up_P: Tensor, down_P: Tensor) -> Tensor:
@@ -138,8 +139,8 @@ def apo_zero(
 def apo_down(
     chosen_ratio_P: Tensor, rejected_ratio_P: Tensor, beta: float, label_P: Tensor | float = 1.0
 ) -> Tensor:
-    """D'Oosterlinck et al. 2024, eq. 8: both go down, the other one further; for preferred
-    responses that are still bad.
+    """APO-down (D'Oosterlinck et al. 2024, eq. 8) on log(π/π_ref) of each response: both become
+    less likely, the preferred one by less; for preferred responses that are still bad.
     """
 
     def one(better_P: Tensor, worse_P: Tensor) -> Tensor:
@@ -158,10 +159,10 @@ def kto(
     weight_up: float = 1.0,
     weight_down: float = 1.0,
 ) -> Tensor:
-    """Ethayarajh et al. 2024, eq. 8, for B single responses: 1 - σ(β(log π/π_ref - z0)) if
-    desirable, mirrored if not.
+    """KTO (Ethayarajh et al. 2024, eq. 8) for single responses: 1 - σ(β(log π/π_ref - z0)) if
+    desirable, mirrored if not, [B].
 
-    ``z0`` is the policy's KL estimate from mismatched prompts and responses; it is detached and
+    ``z0`` estimates the policy's KL from mismatched prompts and responses; it is detached and
     clamped at 0 here.
     """
     z0 = z0.detach().clamp_min(0) if isinstance(z0, Tensor) else max(z0, 0.0)

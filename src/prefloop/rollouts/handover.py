@@ -1,9 +1,9 @@
-"""A policy from the trainer's memory into vLLM's, without a file between them.
+"""Hands a policy from the trainer's memory to vLLM's without a file.
 
-``Writer`` writes merged weights straight into vLLM's parameters: dequantised from the trainer's
-4-bit bytes plus the adapter, so nothing needs to be kept while vLLM sleeps. ``register`` gives vLLM
-the adapter alone, which costs generation some speed; the base is then written only when vLLM wakes
-up.
+``Writer`` writes merged weights straight into vLLM's parameters: the trainer's 4-bit weights,
+dequantized, plus the adapter. So nothing is kept on the host while vLLM sleeps. ``register`` gives
+vLLM the adapter alone, which makes generation somewhat slower; the base weights are then written
+only when vLLM wakes up.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from torch import Tensor, nn
 from prefloop.models.merge import PlainWeight, plain_weights
 
 CLOSE = 0.25
-"""Relative distance between a checkpoint's weight and its 4-bit twin (about 0.1) that still shows
-that one was found for the other.
+"""Largest relative distance at which two tensors count as the same weight. A weight and its 4-bit
+version are about 0.1 apart.
 """
 
 
 class Writer:
-    """Where each weight of the plain model is among vLLM's parameters."""
+    """Maps each weight of the plain model to its place in vLLM's parameters."""
 
     def __init__(self, places: list[tuple[PlainWeight, Tensor]]) -> None:
         self.places = places
 
     @classmethod
     def find(cls, model: nn.Module, sampler: nn.Module) -> Writer | None:
-        """Match ``model``'s weights with the parameters of vLLM's ``sampler``, which has loaded the
-        same checkpoint.
+        """Match the weights of ``model`` with the parameters of vLLM's ``sampler``, which has
+        loaded the same checkpoint.
 
         vLLM joins projections that read the same input (``packed_modules_mapping``) and pads
-        vocabularies. ``None`` where a weight has no place, a parameter would not be written whole,
-        or what stands in a place is not that weight: vLLM keeps it in a form of its own (its CPU
-        build repacks), and its own loader has to be asked.
+        vocabularies. Returns ``None`` where the match fails: a weight has no place, a parameter
+        would be written only in part, or a place holds another tensor. Then vLLM keeps weights in a
+        form of its own (its CPU build repacks them), and its own loader has to write them.
         """
         there: dict[str, Tensor] = {
             n.replace(".base_layer.", "."): p.data for n, p in sampler.named_parameters()
@@ -76,29 +76,31 @@ class Writer:
 
 
 def _near(weight: PlainWeight, place: Tensor) -> bool:
-    found = weight.parameter
-    if found is None:
-        found = torch.empty_like(place)
-        weight.write(None, found)
-    square = [torch.zeros((), device=place.device) for _ in range(2)]
-    for a, b in zip(
-        found.split(8192), place.split(8192), strict=True
-    ):  # float copies of whole embeddings would take gigabytes
-        square[0] += (a.float() - b.float()).square().sum()
-        square[1] += b.float().square().sum()
-    return bool(square[0] <= CLOSE**2 * square[1] + 1e-12)
+    """Whether the place holds that weight, up to quantization."""
+    values = weight.parameter
+    if values is None:
+        values = torch.empty_like(place)
+        weight.write(None, values)
+    distance, size = (torch.zeros((), device=place.device) for _ in range(2))
+    # In parts: float copies of whole embeddings would take gigabytes.
+    for a, b in zip(values.split(8192), place.split(8192), strict=True):
+        distance += (a.float() - b.float()).square().sum()
+        size += b.float().square().sum()
+    return bool(distance <= CLOSE**2 * size + 1e-12)
 
 
 def register(worker: Any, number: int, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Run in vLLM's worker: make the adapter known under ``number`` and forget the ones before
-    it.
+    """Register an adapter under ``number`` in vLLM's worker, and remove the earlier ones.
+
+    ``tensors`` and ``config`` are what PEFT would have in its files. Raises ``ValueError`` for an
+    adapter on modules that vLLM cannot adapt.
     """
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.peft_helper import PEFTHelper
 
     manager = worker.model_runner.lora_manager._adapter_manager
     mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
-    for rename in ("get_unstacked_mapper", "get_rename_mapper"):  # 0.25 and 0.30
+    for rename in ("get_unstacked_mapper", "get_rename_mapper"):  # of vLLM 0.25 and of 0.30
         mapper = getattr(mapper, rename)() if hasattr(mapper, rename) else mapper
     for known in list(manager.list_adapters()):
         manager.remove_adapter(known)

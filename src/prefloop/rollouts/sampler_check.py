@@ -1,9 +1,9 @@
-"""Does the sampler run the policy that it was given? Log-probs of sampled tokens by both, in nats a
-token.
+"""Checks that the sampler runs the policy that it was given, by the log-probs of sampled tokens
+under both, in nats a token.
 
-A mean gap alone does not tell in bfloat16: half of a young adapter's effect can be missing within
-what rounding does to any log-prob. So the sampler is also asked how much it shows of what the
-policy changed of the bare model.
+In bfloat16 the mean gap alone is not enough: half of a young adapter's effect can be missing, and
+the gap is no larger than rounding makes it for any log-prob. So a second figure is the share of the
+policy's change to the bare model's log-probs that the sampler shows.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from prefloop.rollouts.engine import Rollout
 COMPARED = 16
 """Responses whose log-probs are compared."""
 FEWEST = 8
-"""Responses below which nobody asks for the share: it would have no error bars."""
+"""With fewer responses the share is not computed: it would have no useful error bars."""
 FLOOR, FLOOR_FP32 = 0.2, 1e-3
-"""Changes (root mean square, nats a token) below which rounding would be a good part of the share,
-in bfloat16 and in float32.
+"""Smaller changes (root mean square, nats a token) are not used: rounding would be a good part of
+the share, in bfloat16 and in float32.
 """
 MISSING = 0.3
-"""A share below this, by four standard errors, is an adapter that did not arrive."""
+"""A share below this by four standard errors means that the adapter did not arrive."""
 ODD = 0.1
-"""A share this far from 1, by two standard errors, is said."""
+"""A share further from 1 than this by two standard errors is reported."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerAgreement:
-    """Of the sampler's log-probs with the trainer's."""
+    """How well the sampler's log-probs agree with the trainer's."""
 
     gap: float
     """Mean absolute difference."""
@@ -44,21 +44,20 @@ class SamplerAgreement:
     """The largest ``gap`` that is tolerated."""
     responses: int
     share: float = math.nan
-    """Of what the policy changed of the bare model's log-probs, what the sampler shows: 1 is all of
-    it, nan not known.
+    """Share of the policy's change to the bare model's log-probs that the sampler shows; NaN where
+    it is not known.
     """
     error: float = math.nan
     """Standard error of ``share``."""
 
     @property
     def holds(self) -> bool:
+        """Whether the sampler runs the policy, as far as the figures tell."""
         return self.gap <= self.bound and not self.share + 4 * self.error < MISSING
 
     @property
     def odd(self) -> bool:
-        """Whether the sampler shows less or more of the policy than it should, if not so little
-        that nothing may be learnt from it.
-        """
+        """Whether the sampler shows notably less or more of the policy than it should."""
         return abs(self.share - 1) > ODD + 2 * self.error
 
     def __str__(self) -> str:
@@ -78,11 +77,12 @@ class SamplerAgreement:
 
 
 def gap_bound(backbone: Backbone, engine: str) -> float:
-    """The mean |log-prob gap| that is tolerated; a server's precision is not known."""
+    """The mean |log-prob gap| that is tolerated, nats a token."""
     return 0.005 if _exact(backbone, engine) else 0.1
 
 
 def _exact(backbone: Backbone, engine: str) -> bool:
+    """Whether both compute in float32; a server's precision is not known."""
     return backbone.compute_dtype == torch.float32 and engine != "server"
 
 
@@ -94,8 +94,10 @@ def agreement(
     temperature: float,
     role: str | None,
 ) -> SamplerAgreement:
-    """Compare the sampler's log-probs of some of ``rollouts`` with those of the role that it was
-    given (``None``: the bare base).
+    """Compare the sampler's log-probs of at most ``COMPARED`` responses with those under the role
+    that it was given (``None``: the bare base).
+
+    ``temperature`` is what the sampler divided logits by.
     """
     some = rollouts[:: max(1, len(rollouts) // COMPARED)][:COMPARED]
     documents = [
@@ -103,23 +105,20 @@ def agreement(
         for k, r in enumerate(some)
         if r.token_ids
     ]
-    found: dict[str | None, list[Tensor]] = {role: [], None: []}
+    logps_of: dict[str | None, list[Tensor]] = {role: [], None: []}
     order: list[int] = []
     for pack in packs(documents, backbone.scoring_tokens):
-        there = pack.to(backbone.device)
-        for who, logps in found.items():
-            with backbone.role(who):
-                logps.append(
-                    response_logps_R(
-                        backbone, hidden_N_H(backbone, there), there, temperature
-                    ).cpu()
-                )
+        pack = pack.to(backbone.device)
+        for name, logps in logps_of.items():
+            with backbone.role(name):
+                hidden = hidden_N_H(backbone, pack)
+                logps.append(response_logps_R(backbone, hidden, pack, temperature).cpu())
         order += pack.keys
     bound = gap_bound(backbone, engine)
     if not documents:
         return SamplerAgreement(0.0, bound, 0)
     sampler_R = torch.tensor([logp for k in order for logp in some[k].logps])
-    trainer_R, base_R = torch.cat(found[role]), torch.cat(found[None])
+    trainer_R, base_R = torch.cat(logps_of[role]), torch.cat(logps_of[None])
     share = error = math.nan
     if role is not None:
         of_R = torch.tensor([k for k in order for _ in some[k].logps])
@@ -133,11 +132,15 @@ def agreement(
 def share_shown(
     shown_R: Tensor, wanted_R: Tensor, of_R: Tensor, floor: float
 ) -> tuple[float, float]:
-    """Slope of the change that a sampler shows on the one that it should, and its jackknife
-    standard error over responses ``of_R``.
+    """The slope of the change that a sampler shows on the change that it should show, and the
+    slope's jackknife standard error over responses.
 
-    nan where the change (root mean square, nats) is below ``floor``, so that rounding would be a
-    good part of it, or responses are few.
+    Args:
+        shown_R: sampler's log-prob minus the bare model's, at each token.
+        wanted_R: trainer's log-prob minus the bare model's.
+        of_R: the response of each token.
+        floor: both results are NaN where the root mean square of ``wanted_R`` is smaller, or where
+            there are fewer than ``FEWEST`` responses.
     """
     keys, place_R = of_R.unique(return_inverse=True)
     both_B, size_B = (

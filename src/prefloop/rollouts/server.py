@@ -1,18 +1,19 @@
 """A vLLM server, on this machine or another, that samples from the policy's adapter.
 
-Start it on the model that is trained, with adapters that can be loaded while it runs and log-probs
-of what is really sampled:
+Start it on the model that is trained. Adapters must be loadable while it runs, and log-probs must
+be those of the distribution that is sampled from:
 
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16
-    --logprobs-mode processed_logprobs \\
-        --quantization bitsandbytes
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16 \\
+        --logprobs-mode processed_logprobs --quantization bitsandbytes
 
-(without the last where ``backbone.precision`` is not nf4; with ``--dtype float32`` where the
-trainer computes in float32, and with the ``--hf-overrides`` that the model card says where the run
-has a ``backbone.rope``). Every version of the policy is a new adapter under a new name, so neither
-the server's prefix cache nor a lost answer can bring an old one back. Adapters are files: the
-server must see ``generation.server_adapters`` under the same path. Every stage that samples
-compares the server's log-probs with the trainer's.
+Leave ``--quantization`` out where ``backbone.precision`` is not nf4. Add ``--dtype float32`` where
+the trainer computes in float32, and the ``--hf-overrides`` of the model card where the run has a
+``backbone.rope``.
+
+Every version of the policy is a new adapter under a new name, so neither the server's prefix cache
+nor a lost answer can bring an old policy back. Adapters are files: the server must see
+``generation.server_adapters`` under the same path. Every stage that samples compares the server's
+log-probs with the trainer's.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from prefloop.rollouts.engine import SAVED, Rollout
 HOW = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
 TIMEOUT_S = 600.0
 MOST_BYTES = 256 << 20
-"""Of an answer: a token with its log-prob takes about 100 bytes, and one request may ask for a
-million.
+"""Largest answer. A token with its log-prob takes about 100 bytes, and one request may ask for a
+million tokens.
 """
 
 
@@ -108,8 +109,8 @@ class ServerEngine:
                 "n": n,
                 "max_tokens": self.generation.max_new_tokens,
                 "temperature": heat,
-                "seed": (seed * 1_000_003 + i * n) % 2**31,  # vLLM gives response k the seed + k
-                # Sent, for what is not sent the server fills in from the model's generation_config.
+                "seed": (seed * 1_000_003 + i * n) % 2**31,  # response k gets seed + k from vLLM
+                # The server would take what is not sent from the model's generation_config.
                 "top_p": 1.0,
                 "top_k": 0,
                 "min_p": 0.0,
@@ -134,16 +135,16 @@ class ServerEngine:
                 if advance:
                     advance(n)
         finally:
-            # What has failed or was interrupted does not wait for the others: the process ends only
-            # with its threads.
+            # After a failure or an interrupt the other requests are dropped: the process could not
+            # end before its threads.
             stop.set()
             completions.close()
             pool.shutdown(wait=False, cancel_futures=True)
         return [r for i in range(len(prompts_ids)) for r in rollouts[i]]
 
     def _served(self, answer: Any) -> tuple[str, int | None]:
-        """Name of the first model that is no adapter, and the longest context it takes where the
-        server says so.
+        """The name of the first model that is not an adapter, and its longest context where the
+        server gives it.
         """
         models = answer.get("data") if isinstance(answer, dict) else None
         for model in models if isinstance(models, list) else ():
@@ -157,10 +158,10 @@ class ServerEngine:
         raise EngineError(f"{self.url} serves no model: {str(answer)[:200]}")
 
     def pause(self) -> None:
-        """Its memory is its own."""
+        """Nothing to free: the server has memory of its own."""
 
     def close(self) -> None:
-        """Take the adapter off the server and its files away."""
+        """Unload the adapter from the server and delete its files."""
         self._unload()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -206,33 +207,37 @@ class ServerEngine:
 def rollouts_of(
     answer: Any, prompt: int, n: int, stop_id: int, vocabulary: int, who: str
 ) -> list[Rollout]:
-    """The ``n`` responses to a prompt that a server's answer holds. Raises ``EngineError`` where it
-    holds anything else.
+    """The ``n`` responses to a prompt in a server's answer. Raises ``EngineError`` for an answer of
+    any other form.
     """
     try:
         choices = sorted(answer["choices"], key=lambda c: c["index"])
-        found = [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]
+        responses = [(list(c["token_ids"]), list(c["logprobs"]["token_logprobs"])) for c in choices]
     except (LookupError, TypeError) as error:
-        said = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
         raise EngineError(
-            f"{who}: an answer without token ids and log-probs ({said:.200}): it needs vLLM 0.22 or"
-            " later"
+            f"{who}: the answer has no token ids and log-probs ({cause:.200}): the server needs"
+            " vLLM 0.22 or later"
         ) from error
-    if len(found) != n or any(len(ids) != len(logps) or None in logps for ids, logps in found):
+    if len(responses) != n or any(
+        len(ids) != len(logps) or None in logps for ids, logps in responses
+    ):
         raise EngineError(
-            f"{who}: {len(found)} responses where {n} were asked for, or tokens without log-probs"
+            f"{who}: {len(responses)} responses where {n} were asked for, or tokens without"
+            " log-probs"
         )
     if not all(
         _is_token(i, vocabulary) and _is_logp(logp)
-        for each in found
+        for each in responses
         for i, logp in zip(*each, strict=True)
     ):
         raise EngineError(
-            f"{who}: an answer holds a token that is none of the model's {vocabulary:,}, or a"
-            " log-prob that is no finite number: serve the model that is trained, with vLLM 0.22"
-            " or later"
+            f"{who}: the answer holds a token that is not among the model's {vocabulary:,}, or a"
+            " log-prob that is not finite: serve the model that is trained, with vLLM 0.22 or later"
         )
-    return [Rollout(prompt, ids, logps, bool(ids) and ids[-1] == stop_id) for ids, logps in found]
+    return [
+        Rollout(prompt, ids, logps, bool(ids) and ids[-1] == stop_id) for ids, logps in responses
+    ]
 
 
 def _is_token(value: Any, known: int) -> bool:

@@ -8,10 +8,7 @@ from prefloop.rollouts.engine import Restarting, RolloutEngine, TransformersEngi
 
 
 def start(name: str, backbone: Backbone, generation: GenerationConfig) -> RolloutEngine:
-    """Start the engine called ``name``.
-
-    vLLM in this process is started once more, with the policy it had, should it die.
-    """
+    """Start the engine called ``name``. vLLM in this process is restarted once if it dies."""
     if name == "transformers":
         return TransformersEngine(backbone, generation)
     if name == "server":

@@ -1,11 +1,11 @@
-"""vLLM in the training process. With ``handover.py`` and the judge
-(``evaluation/judges/engines.py``) the only module that imports vllm.
+"""vLLM in the training process. Only this module, ``handover.py`` and the judge
+(``evaluation/judges/engines.py``) import vllm.
 
-The policy is handed over from memory, as merged weights or as an adapter (``generation.handover``):
-vLLM samples from the very policy that is trained, its weights dequantised or the same 4 bits
-(``generation.weights``), and no adapter id can go stale. The prefix cache is reset with every
-hand-over. On a GPU vLLM's memory goes back to the trainer between phases; nothing is kept on the
-host, because the trainer's own 4-bit weights are what vLLM's are written from.
+The policy is handed over from memory, as merged weights or as an adapter (``generation.handover``).
+So vLLM samples from exactly the policy that is trained, with weights that are dequantized or the
+same 4 bits (``generation.weights``), and no adapter id can go stale. Every hand-over resets the
+prefix cache. On a GPU vLLM's memory goes back to the trainer between phases. No copy is kept on the
+host: vLLM's weights are written from the trainer's own 4-bit weights.
 """
 
 from __future__ import annotations
@@ -36,14 +36,12 @@ from prefloop.rollouts.handover import Writer, register
 
 GIB = 2**30
 BATCHED_TOKENS = 8192
-"""Prompt tokens that vLLM reads at a time, at most: more would take more workspace and read no
-faster.
-"""
+"""Most prompt tokens that vLLM reads at a time: more would need more workspace and be no faster."""
 WORKSPACE = 2 * GIB
-"""What vLLM's activations, graphs and sampler take beside weights and cache, about."""
+"""About what vLLM's activations, graphs and sampler need besides weights and cache."""
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-"""Graphs of decoding steps without compilation generate as fast as with it (docs/benchmarks.md) and
-start a minute and a half sooner.
+"""CUDA graphs of decoding steps without compilation: they generate as fast as compiled ones
+(docs/benchmarks.md) and start a minute and a half sooner.
 """
 
 
@@ -59,23 +57,23 @@ class VLLMEngine:
         stored = stored_quantization(backbone.folder) is not None
         if stored and self.cpu:
             raise EngineError(f"{backbone.config.model} is {NOT_ON_CPU}")
-        self.quantised = not self.cpu and (stored or generation.weights == "nf4")
+        self.quantized = not self.cpu and (stored or generation.weights == "nf4")
         card = backbone.method.card
         self.by_adapter = generation.handover == "adapter" or (
-            generation.handover == "auto" and self.quantised
+            generation.handover == "auto" and self.quantized
         )
-        if self.quantised and not self.by_adapter:
+        if self.quantized and not self.by_adapter:
             raise EngineError(f"{backbone.config.model} is stored in 4 bits: {NOT_INTO_4_BITS}")
         if self.by_adapter and card.handover != "adapter":
             raise EngineError(
                 f"{backbone.config.model} is stored in 4 bits, where vLLM takes adapters alone, and"
-                f" not those of method {card.name}: say --rollout transformers, or take one of"
+                f" not those of method {card.name}: set --rollout transformers, or take one of"
                 f" {others('adapter')}"
             )
         if not self.by_adapter:
             require_mergeable(backbone.causal_lm)
         self.seconds: dict[str, float] = {}
-        """Of the last hand-over, wake-up and sleep."""
+        """Seconds of the last hand-over, wake-up and sleep."""
         self._adapter: Any = None
         self._version = 0
         self._asleep = self._twin = False
@@ -88,7 +86,7 @@ class VLLMEngine:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         else:
             gc.collect()
-            torch.cuda.empty_cache()  # what torch keeps for later would count as taken
+            torch.cuda.empty_cache()  # vLLM would count torch's unused memory as taken
         threads = torch.get_num_threads()
         log = io.StringIO()
         try:
@@ -104,7 +102,7 @@ class VLLMEngine:
             ) from error
         torch.set_num_threads(threads)
         self.writer: Writer | None = None
-        if not self.quantised:
+        if not self.quantized:
             self.writer = self._in_worker(
                 lambda w: Writer.find(backbone.causal_lm, w.model_runner.get_model())
             )
@@ -113,7 +111,7 @@ class VLLMEngine:
 
     @property
     def _sleeps(self) -> bool:
-        return not self.cpu and self.generation.sleep and not self.quantised
+        return not self.cpu and self.generation.sleep and not self.quantized
 
     def _start(self) -> Any:
         from vllm import LLM
@@ -121,8 +119,7 @@ class VLLMEngine:
         config, generation = self.backbone.config, self.generation
         options: dict[str, Any] = {"gpu_memory_utilization": 0.1, "enforce_eager": True}
         if not self.cpu:
-            # vLLM checks that this share of the card is free, and takes what it is told to for the
-            # cache.
+            # vLLM checks that this share of the card is free; the cache has a size of its own.
             options = {
                 "gpu_memory_utilization": 0.01,
                 "kv_cache_memory_bytes": self._kv_cache_bytes(),
@@ -130,10 +127,9 @@ class VLLMEngine:
                 "max_num_batched_tokens": max(BATCHED_TOKENS, config.max_length),
                 "compilation_config": GRAPHS,
             }
-        if self.quantised:
-            options["quantization"] = (
-                "bitsandbytes"  # as it loads, as the trainer does: the same bytes
-            )
+        if self.quantized:
+            # vLLM quantizes as it loads, as the trainer does: the bytes are the same.
+            options["quantization"] = "bitsandbytes"
         if self.by_adapter:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self._rank()}
         return LLM(
@@ -153,8 +149,8 @@ class VLLMEngine:
         )
 
     def _rank(self) -> int:
-        """The rank that vLLM makes room for. Raises ``ValueError`` where it takes none as high as
-        the policy's.
+        """The rank that vLLM makes room for. Raises ``ValueError`` for a policy of a higher rank
+        than vLLM supports.
         """
         rank = self.backbone.config.adapter.r * self.backbone.method.card.file_rank
         if rank > RANKS[-1]:
@@ -169,12 +165,13 @@ class VLLMEngine:
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         itemsize = self.backbone.compute_dtype.itemsize
-        # Blocks of 16 tokens, one more for each response and one that vLLM keeps.
+        # The cache comes in blocks of 16 tokens: room for a partly filled block of each response
+        # and for the one that vLLM keeps.
         tokens = (self.generation.max_num_seqs + 1) * (self.backbone.config.max_length + 32)
         wanted = 2 * text.num_hidden_layers * heads * size * itemsize * tokens
         free, total = torch.cuda.mem_get_info(self.backbone.device)
         full = sum(
-            math.prod(w.shape) * (0.6 if self.quantised and w.layer is not None else itemsize)
+            math.prod(w.shape) * (0.6 if self.quantized and w.layer is not None else itemsize)
             for w in weights
         )
         rank = self._rank() if self.by_adapter else 0
@@ -183,13 +180,13 @@ class VLLMEngine:
         )  # room for the adapter
         left = int(free - full - WORKSPACE)
         if not self._sleeps:
-            left = int(left * 0.4)  # what stays must leave room for the trainer's activations
+            left = int(left * 0.4)  # a cache that stays must leave room for the trainer
         if left < wanted / 64:
             raise ValueError(
                 f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free; vLLM's weights take"
                 f" {full / GIB:.1f}, its workspace about {WORKSPACE / GIB:.0f}: nothing is left for"
                 " the KV cache. "
-                + ("Take a smaller model" if self.quantised else "Say generation.weights nf4")
+                + ("Take a smaller model" if self.quantized else "Set generation.weights nf4")
             )
         return min(wanted, left)
 
@@ -199,7 +196,7 @@ class VLLMEngine:
     def load_policy(self, role: str | None) -> None:
         try:
             self._load_policy(role)
-        except Exception as error:  # whatever it is, what vLLM holds is not known now
+        except Exception as error:  # whatever failed, vLLM's weights are unknown now
             raise EngineError(
                 f"vLLM did not take the policy over: {type(error).__name__}: {error}"
             ) from error
@@ -208,12 +205,12 @@ class VLLMEngine:
         started = time.perf_counter()
         if self._asleep:
             if torch.cuda.mem_get_info(self.backbone.device)[0] < self._given_back + WORKSPACE:
-                # what the trainer's passes left behind; vLLM maps memory past torch
+                # vLLM maps memory outside of torch, which still holds that of the trainer's passes.
                 torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
         merged = not self.by_adapter or role is None
         woke = time.perf_counter()
-        if not self.quantised and (merged or self._asleep or not self._twin):
+        if not self.quantized and (merged or self._asleep or not self._twin):
             self._write(None if self.by_adapter else role)
         self._adapter = None if merged else self._register(str(role))
         self._twin = self.by_adapter
@@ -271,13 +268,13 @@ class VLLMEngine:
             temperature=heat,
             max_tokens=self.generation.max_new_tokens,
             stop_token_ids=[self.backbone.chat.stop_id],
-            # the model's own EOS list may hold other tokens than the one that ends a turn
+            # The model's own EOS list may hold other tokens than the one that ends a turn.
             ignore_eos=True,
             logprobs=0,
             detokenize=False,
         )
-        # The same cache state and the same random stream for every call: a resumed run samples what
-        # the first one would have.
+        # Every call starts from the same cache state and the same random stream, so that a resumed
+        # run samples the same responses as one that was not interrupted.
         self.llm.reset_prefix_cache()
         rollouts: list[Rollout] = []
         with torch.random.fork_rng():
@@ -291,7 +288,7 @@ class VLLMEngine:
                     outputs = self.llm.generate(
                         batch, params, use_tqdm=False, lora_request=self._adapter
                     )
-                except Exception as error:  # of vLLM, CUDA or a worker: the engine cannot go on
+                except Exception as error:  # from vLLM, CUDA or a worker: the engine is lost
                     raise EngineError(
                         f"vLLM stopped while sampling: {type(error).__name__}: {error}"
                     ) from error
@@ -316,19 +313,16 @@ class VLLMEngine:
         engine, self.llm = self.llm, None
         self.writer = None
         if engine is not None:
-            with quiet(
-                io.StringIO()
-                # vLLM's allocator complains of the pages that a sleeping engine has given back
-                # already
-            ):
+            # vLLM's allocator complains about pages that a sleeping engine has freed already.
+            with quiet(io.StringIO()):
                 engine.llm_engine.engine_core.shutdown()
                 del engine
                 gc.collect()
 
 
 def forget_settings() -> None:
-    """Make vLLM read its environment variables again: an engine that ran in this process keeps
-    those of its time.
+    """Make vLLM read its environment variables again; it keeps those of the first engine in this
+    process.
     """
     from vllm import envs
 
@@ -337,7 +331,7 @@ def forget_settings() -> None:
 
 @contextlib.contextmanager
 def quiet(log: io.StringIO) -> Iterator[None]:
-    """Keep what libraries (C++ too) write to the terminal within this block in ``log`` instead."""
+    """Redirect into ``log`` what libraries, C++ ones too, write to the terminal in this block."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:

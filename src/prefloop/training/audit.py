@@ -1,8 +1,9 @@
-"""Step-0 checks: in seconds, one line each, and the run stops when one fails.
+"""Checks at the start of a stage: each takes seconds and prints one line, and the run stops when
+one fails.
 
-They catch the bugs that otherwise show up as a model that is quietly worse: a doubled BOS, an EOS
-outside the loss, a reference that is not the start of training, dropout in log-prob passes, weights
-that do not move or move where they must not.
+They catch bugs that otherwise only make a model worse, without an error: a doubled BOS, an EOS
+outside the loss, a reference that is not the policy's start, dropout in log-prob passes, weights
+that do not move, frozen weights that do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prefloop.errors import AuditError
 
 
 class Audit:
-    """Collects the lines of one stage's checks; they are printed, kept in its metrics and shown in
+    """The checks of one stage. Their lines are printed, kept in the stage's metrics and shown in
     the report.
     """
 
@@ -31,20 +32,20 @@ class Audit:
         self.stage = stage
         self.lines: list[str] = []
 
-    def check(self, name: str, ok: bool, found: str, fix: str) -> None:
-        """Record one check; raises ``AuditError`` with what was found and what to do when it
-        failed.
-        """
-        self.lines.append(f"{name}: {found}")
+    def check(self, name: str, ok: bool, result: str, fix: str) -> None:
+        """Record one check; raises ``AuditError`` with the result and the fix when it failed."""
+        self.lines.append(f"{name}: {result}")
         say(
-            f"  audit {self.stage}: {name}: {found}{'' if ok else '  FAILED'}",
+            f"  audit {self.stage}: {name}: {result}{'' if ok else '  FAILED'}",
             "dim" if ok else "bold red",
         )
         if not ok:
-            raise AuditError(f"audit of stage {self.stage} failed: {name}: {found}. {fix}")
+            raise AuditError(f"audit of stage {self.stage} failed: {name}: {result}. {fix}")
 
     def prompts(self, chat: ChatFormat, prompts_ids: Iterable[Sequence[int]]) -> None:
-        """Every prompt starts with exactly one BOS where the tokenizer has one for plain text."""
+        """Check that every prompt starts with exactly one BOS where the tokenizer adds one to plain
+        text.
+        """
         count = doubled = missing = 0
         for ids in prompts_ids:
             count += 1
@@ -59,7 +60,9 @@ class Audit:
         )
 
     def tokens(self, chat: ChatFormat, documents: Iterable[Document], cut: int) -> None:
-        """BOS, EOS and padding of tokenised rows, read once; ``cut`` responses were truncated."""
+        """Check BOS, EOS and padding of tokenized rows, which are read once; ``cut`` of their
+        responses were truncated.
+        """
         count = ended = 0
 
         def prompts() -> Iterator[Sequence[int]]:
@@ -83,19 +86,19 @@ class Audit:
         self.check("pad token", True, handled, "")
 
     def texts(self, chat: ChatFormat, encoder: Encoder, example: Tokens) -> None:
-        """Show one training example as the model reads it, and look for texts that were not made
-        for a chat template.
+        """Print one training example as the model reads it, and check that texts fit a chat
+        template.
 
-        Each check fails when more than half of the answers have the fault.
+        Each check fails when more than half of the answers have the fault: then the file was read
+        wrongly.
         """
         for line in encoder.notes():
             self.note(line)
         lines = neutral(chat.marked(example)).splitlines()
-        # Printed and not kept: metrics travel with an artifact, and an example may be private.
+        # Printed but not kept: metrics travel with an artifact, and an example may be private.
         say(f"  audit {self.stage}: an example, what is learnt between ⟦ and ⟧:", "dim")
         for line in lines:
             quote(f"    {line}", "dim")
-        # More than half of the answers: then the file was read wrongly.
         for name, count, fix in (
             (
                 "control tokens inside texts",
@@ -121,12 +124,14 @@ class Audit:
             )
 
     def note(self, line: str) -> None:
-        """Record a line that is no check."""
+        """Record a line that checks nothing."""
         self.lines.append(line)
         say(f"  audit {self.stage}: {line}", "dim")
 
     def trainable(self, named: dict[str, Tensor], role: str, count: int) -> None:
-        """Every parameter that takes gradients is the role's; ``count`` numbers of them learn."""
+        """Check that all parameters with gradients belong to ``role``; ``count`` numbers of them
+        learn.
+        """
         strangers = [n for n in named if role not in n.split(".")]
         self.check(
             "trainable parameters",
@@ -136,13 +141,13 @@ class Audit:
             "Only the role's own adapter and head may train.",
         )
 
-    def equal(self, name: str, found: float, expected: float, tolerance: float, fix: str) -> None:
-        """A number that is known in closed form."""
-        ok = math.isfinite(found) and abs(found - expected) <= tolerance
-        self.check(name, ok, f"{found:.6f} (expected {expected:.6f} ± {tolerance:g})", fix)
+    def equal(self, name: str, value: float, expected: float, tolerance: float, fix: str) -> None:
+        """Check a number that is known in closed form."""
+        ok = math.isfinite(value) and abs(value - expected) <= tolerance
+        self.check(name, ok, f"{value:.6f} (expected {expected:.6f} ± {tolerance:g})", fix)
 
     def no_dropout(self, first: Tensor, second: Tensor) -> None:
-        """Two scoring passes over the same rows agree to the bit."""
+        """Check that two scoring passes over the same rows agree to the bit."""
         self.check(
             "dropout off in scoring",
             bool(torch.equal(first, second)),
@@ -158,10 +163,11 @@ class Audit:
         frozen_after: str,
         opened_by: Mapping[str, tuple[str, ...]],
     ) -> None:
-        """After step 1: trained weights changed, the backbone's bytes did not.
+        """Check after step 1 that trained weights changed and the backbone's bytes did not.
 
-        ``opened_by`` (``Method.waits``): what gets a gradient through other parameters alone waits
-        for the second step while those are 0.
+        ``before`` and ``after`` hold the parameters that should learn, by name. ``opened_by`` is
+        ``Method.waits``: a parameter whose gradient comes through other parameters waits for the
+        second step while all of those are 0. The hashes are of the frozen weights.
         """
         waits = {
             n
@@ -185,8 +191,8 @@ class Audit:
         )
 
     def stepped(self, steps: int) -> None:
-        """Something was learnt at all: a policy without a step is the one that it began as, and
-        must not be compared as if it were another.
+        """Check that there was an optimizer step: without one the policy is still the model that it
+        started from, and must not be compared as another one.
         """
         self.check(
             "optimizer steps",

@@ -1,6 +1,4 @@
-"""A dry pass before the first step: does the largest pack fit the memory? Better now than after an
-hour.
-"""
+"""Before the first step, a dry pass tells whether the largest pack fits into memory."""
 
 from __future__ import annotations
 
@@ -10,15 +8,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prefloop.data.packing import Document, Pack, pack
+from prefloop.data import packing
+from prefloop.data.packing import Document, Pack
 from prefloop.errors import ModelError
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H, response_logps_R
 
 
 def largest_pack(prompt_tokens: int, response_tokens: int, responses: int, budget: int) -> Pack:
-    """A pack that fills ``budget``: prompts with responses of these lengths, the last cut to what
-    is left; one prompt at least.
+    """A pack that fills ``budget`` tokens with prompts and responses of these lengths.
+
+    The last prompt and its responses are cut to the room that is left. There is at least one prompt
+    with all its responses, even above the budget.
     """
     documents: list[Document] = []
     size, left = prompt_tokens + response_tokens * responses, budget
@@ -32,16 +33,16 @@ def largest_pack(prompt_tokens: int, response_tokens: int, responses: int, budge
         start = len(documents) * responses
         documents.append(Document([0] * prompt, ids, range(start, start + len(ids))))
         left -= length
-    return pack(documents)
+    return packing.pack(documents)
 
 
 def dry_pass(
     backbone: Backbone, train: Iterable[str], score: Iterable[str], training: Pack, scoring: Pack
 ) -> None:
-    """Forward and backward of ``training`` under each role of ``train``, forward of ``scoring``
-    under each of ``score``; nothing is learnt.
+    """Forward and backward of ``training`` under each role of ``train``, and forward of ``scoring``
+    under each role of ``score``; nothing is learnt.
 
-    Raises ``ModelError`` naming the settings to change when the memory does not suffice.
+    Raises ``ModelError`` naming the settings to change when there is not enough memory.
     """
     for role in score:
         _fits(backbone, scoring, partial(_forward, backbone, role, scoring, train=False))
@@ -51,28 +52,26 @@ def dry_pass(
             parameter.grad = None
 
 
-def _learn(backbone: Backbone, role: str, whole: Pack) -> None:
-    _forward(backbone, role, whole, train=True).backward()
+def _learn(backbone: Backbone, role: str, pack: Pack) -> None:
+    _forward(backbone, role, pack, train=True).backward()
 
 
-def _forward(backbone: Backbone, role: str, whole: Pack, train: bool) -> Tensor:
-    there = whole.to(backbone.device)
+def _forward(backbone: Backbone, role: str, pack: Pack, train: bool) -> Tensor:
+    pack = pack.to(backbone.device)
     with backbone.role(role, train=train):
-        return response_logps_R(backbone, hidden_N_H(backbone, there), there).sum() * 0.0
+        return response_logps_R(backbone, hidden_N_H(backbone, pack), pack).sum() * 0.0
 
 
-def _fits(backbone: Backbone, whole: Pack, run: Callable[[], object]) -> None:
+def _fits(backbone: Backbone, pack: Pack, run: Callable[[], object]) -> None:
+    """Run a pass over ``pack``; a lack of memory becomes a ``ModelError`` with a fix."""
     try:
         run()
     except torch.OutOfMemoryError as error:
         config = backbone.config
-        more = (
-            ""
-            if config.gradient_checkpointing == "block"
-            else ", set backbone.gradient_checkpointing block"
-        )
+        recomputed = config.gradient_checkpointing == "block"
+        more = "" if recomputed else ", set backbone.gradient_checkpointing block"
         raise ModelError(
-            f"out of memory in a dry pass over the largest pack, {len(whole.tokens_N)} tokens,"
+            f"out of memory in a dry pass over the largest pack, {len(pack.tokens_N)} tokens,"
             " before anything was learnt: lower backbone.pack_tokens (now"
             f" {config.pack_tokens}){more}, shorten generation.max_new_tokens or let vLLM sleep and"
             f" take less (generation.kv_cache_gb). {str(error).splitlines()[0]}"

@@ -1,298 +1,242 @@
-"""The three steps of PPO after generation: score, estimate, optimise.
+"""What PPO, GRPO, RLOO and REINFORCE++ do with a scored rollout: estimate advantages, update.
 
-Reference log-probs, values and rewards come from the same packs, in which the responses of a group
-share their prompt. The critic of ``ppo`` is in ``critic.py``; grpo, rloo and reinforce have none.
-Log-probs are at the sampling temperature throughout.
+The four differ in the estimator of advantages (``objectives/estimators.py``) and in whether there
+is a critic. ``scoring.py`` makes the scored rollout, ``pipeline/stages/ppo.py`` has the loop. Left
+out on purpose: a gradient from the value loss into the policy.
 
 Shape letters: B responses of a rollout, R their tokens in a row (response after response).
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from prefloop.config import PPOConfig
+from prefloop.config import KLConfig, PPOConfig
 from prefloop.data.packing import Document, Pack, packs
-from prefloop.models.backbone import Backbone
 from prefloop.models.forward import entropy_R, hidden_N_H, response_logps_R
-from prefloop.models.reward_model import Reward
 from prefloop.objectives import estimators
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Advantages
+from prefloop.objectives.ppo import KLPenalty
 from prefloop.records import Prompt
-from prefloop.rollouts import sampler_check as agreement
-from prefloop.rollouts.engine import Rollout
-from prefloop.runs.work import Work
 from prefloop.training.audit import Audit
-from prefloop.training.critic import Critic
-from prefloop.training.loop import Loop, NonFiniteLoss
-from prefloop.training.policy import POLICY, REFERENCE, logps_R
-from prefloop.training.rewards import REWARD_MODEL, Rewards, combined_B
-from prefloop.training.scored import Scored
+from prefloop.training.loop import Loop
+from prefloop.training.policy import POLICY
+from prefloop.training.scoring import Scored, Scorer, penalized_B
+from prefloop.training.step_metrics import UpdateMetrics
 
 
-def score(
-    work: Work,
-    config: PPOConfig,
-    batch: list[Prompt],
-    prompts_ids: dict[str, list[int]],
-    rollouts: list[Rollout],
-    reward: Reward,
-    critic: Critic | None,
-    rewards: Rewards,
-) -> Scored:
-    """Log-probs under policy and reference, values and rewards of a rollout, from the same packs.
-
-    Raises ``JudgeError`` naming source and response when one of ``rewards`` fails or gives no
-    finite number; nothing was learnt from the rollout then.
+def kl_penalty(config: KLConfig, estimator: str) -> KLPenalty:
+    """The KL penalty of a run whose advantages come from ``estimator``: settles what ``auto`` means
+    for placement and estimator.
     """
-    backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
-    n = config.samples_per_prompt
-    documents = [
-        Document(
-            prompts_ids[p.id],
-            [r.token_ids for r in rollouts[i * n : (i + 1) * n]],
-            list(range(i * n, (i + 1) * n)),
+    placement, kind = config.placement, config.estimator
+    if placement == "auto":
+        placement = "loss" if estimator == "grpo" else "reward"
+    if kind == "auto":
+        kind = "k3" if placement == "loss" else "k1"
+    return KLPenalty(config.coef, placement, kind)
+
+
+def draw(prompts: Sequence[Prompt], count: int, step: int, seed: int) -> list[Prompt]:
+    """The prompts of a step: consecutive slices of an endless series of seeded shuffles."""
+    count = min(count, len(prompts))
+    batch: list[Prompt] = []
+    position = step * count
+    while len(batch) < count:
+        epoch, offset = divmod(position + len(batch), len(prompts))
+        order = list(prompts)
+        random.Random(f"{seed}:ppo:{epoch}").shuffle(order)
+        batch += order[offset : offset + count - len(batch)]
+    return batch
+
+
+class PPOTrainer:
+    """Learns from scored rollouts, one after another."""
+
+    def __init__(self, scorer: Scorer, estimator: str, loop: Loop, audit: Audit, seed: int) -> None:
+        """``scorer`` holds the models and settings that rollouts are scored with, ``loop`` the
+        trained parameters.
+        """
+        self.scorer = scorer
+        self.backbone, self.config = scorer.backbone, scorer.config
+        self.estimator, self.loop, self.audit, self.seed = estimator, loop, audit, seed
+        self.warmup = self.config.value_warmup if scorer.critic is not None else 0
+        """Steps in which the critic learns alone."""
+        self._ratio_audited = False
+
+    def estimate(self, scored: Scored, kl: KLPenalty) -> Advantages:
+        """Advantages of a rollout, and with a critic its returns."""
+        config, score_B = self.config, penalized_B(self.config, scored)
+        if self.estimator == "gae" and config.group_baseline:
+            score_B = math_.leave_one_out(score_B, config.samples_per_prompt)
+        return estimators.estimate(
+            self.estimator,
+            score_B,
+            math_.kl_per_token(scored.old_logp_R, scored.reference_logp_R, kl.estimator),
+            scored.length_B,
+            kl,
+            group=config.samples_per_prompt,
+            value_R=scored.value_R,
+            gamma=config.gamma,
+            lam=config.gae_lambda,
+            group_std=config.group_std,
+            whiten_rewards=config.whiten_rewards,
+            whiten_advantages=config.whiten_advantages,
         )
-        for i, p in enumerate(batch)
-    ]
-    length_B = torch.tensor([len(r.token_ids) for r in rollouts])
-    tokens, responses = int(length_B.sum()), len(rollouts)
-    scored = Scored(
-        rollouts,
-        documents,
-        sampler_logp_R=torch.tensor([logp for r in rollouts for logp in r.logps]),
-        old_logp_R=torch.zeros(tokens),
-        reference_logp_R=torch.zeros(tokens),
-        value_R=torch.zeros(tokens),
-        reward_B=torch.zeros(responses),
-        spread_B=torch.zeros(responses),
-        length_B=length_B,
-    )
-    rows, keys = [], []
-    of_R: dict[str, list[Tensor]] = {"old_logp_R": [], "reference_logp_R": [], "value_R": []}
-    of_B: dict[str, list[Tensor]] = {"reward_B": [], "spread_B": []}
-    for pack in (p.to(backbone.device) for p in packs(documents, backbone.scoring_tokens)):
-        rows.append(scored.rows(pack))
-        keys += list(pack.keys)
-        with backbone.role(POLICY):
-            hidden = hidden_N_H(backbone, pack)
-            of_R["old_logp_R"].append(response_logps_R(backbone, hidden, pack, temperature))
-            if critic is not None:
-                of_R["value_R"].append(critic.values_R(pack, hidden))
-        del hidden
-        of_R["reference_logp_R"].append(logps_R(backbone, pack, REFERENCE, temperature))
-        if config.reward_model_weight:
-            score_K_B = reward.scores_K_B(pack) if config.normalize_reward else reward.raw_K_B(pack)
-            of_B["reward_B"].append(score_K_B.mean(0))
-            if len(reward.heads) > 1:
-                of_B["spread_B"].append(abs(config.reward_model_weight) * score_K_B.std(0))
-    # To the host at the end: copying pack by pack would let the device wait each time.
-    for where, found in ((torch.cat(rows), of_R), (torch.tensor(keys), of_B)):
-        for name, parts in found.items():
-            if parts:
-                getattr(scored, name)[where] = torch.cat(parts).float().cpu()
-    if config.reward_model_weight:
-        scored.source_B[REWARD_MODEL] = scored.reward_B
-    if rewards.sources:
-        texts = [backbone.chat.decode(r.token_ids) for r in rollouts]
-        scored.source_B |= rewards.scores_B([p for p in batch for _ in range(n)], texts)
-    _refuse_what_is_not_finite(scored, batch, n)
-    scored.reward_B = combined_B(
-        scored.source_B, {REWARD_MODEL: config.reward_model_weight, **rewards.weights}
-    )
-    return scored
 
+    def update(
+        self, scored: Scored, advantages: Advantages, kl: KLPenalty, step: int
+    ) -> UpdateMetrics:
+        """All epochs and minibatches over one rollout, that of the 0-based ``step``.
 
-def _refuse_what_is_not_finite(scored: Scored, batch: list[Prompt], n: int) -> None:
-    """Raise ``NonFiniteLoss`` naming the prompts whose scores or log-probs are NaN or infinite:
-    whitening would spread them over all.
-    """
-    for name in ("sampler_logp_R", "old_logp_R", "reference_logp_R", "value_R", "reward_B"):
-        found = ~getattr(scored, name).isfinite()
-        bad_B = found if name.endswith("_B") else scored.sequence_sum_B(found.float()) > 0
-        if bad_B.any():
-            ids = dict.fromkeys(batch[int(k) // n].id for k in bad_B.nonzero()[:, 0])
-            raise NonFiniteLoss(
-                f"{name[:-2]} is not finite in {int(bad_B.sum())} responses, to prompts"
-                f" {', '.join(list(ids)[:8])}; nothing was learnt from this rollout"
+        Raises ``NonFiniteLoss`` from the loop, and ``AuditError`` where the first minibatch shows
+        that training does not work.
+        """
+        losses = PackLosses(self.scorer, scored, advantages, kl, step >= self.warmup)
+        first, *rest = minibatches(self.config, scored.documents, self.seed, step)
+        with self._audited(losses, step):
+            last = self._minibatch(first, losses)
+        for documents in rest:
+            last = self._minibatch(documents, losses)
+        return losses.metrics(last["grad_norm"], last["lr"])
+
+    def _minibatch(self, documents: list[Document], losses: PackLosses) -> dict[str, float]:
+        tokens = sum(len(ids) for d in documents for ids in d.responses_ids)
+        return self.loop.update(packs(documents, self.backbone.config.pack_tokens), losses, tokens)
+
+    @contextlib.contextmanager
+    def _audited(self, losses: PackLosses, step: int) -> Iterator[None]:
+        """Audit a minibatch. In the first rollout of a process the ratio must be 1; in the policy's
+        first update of all, the trained weights must also move and the backbone's must not.
+        """
+        policy_starts = step == self.warmup
+        frozen = self.backbone.frozen_digest() if policy_starts else ""
+        before = self._free_to_move() if policy_starts else {}
+        yield
+        if policy_starts or not self._ratio_audited:
+            self.audit.equal(
+                "ratio before the first update",
+                float(losses.ratio_sum) / losses.tokens,
+                1.0,
+                1e-3 if self.backbone.compute_dtype == torch.float32 else 2e-2,
+                "The first pass over a rollout must see the policy that made it.",
             )
+            self._ratio_audited = True
+        if policy_starts:
+            after = {n: p.detach() for n, p in self.loop.parameters.items()}
+            waits = self.backbone.method.waits
+            self.audit.moved(before, after, frozen, self.backbone.frozen_digest(), waits)
+
+    def _free_to_move(self) -> dict[str, Tensor]:
+        """Copies of the parameters that get a gradient in the policy's first update."""
+        critic, waiting = self.scorer.critic, []
+        if self.config.group_baseline:
+            # Scores less those of their own group add up to 0, and where all responses are equally
+            # long so do the gradients of the head's bias.
+            waiting.append("value_head/linear.bias")
+        if critic is not None and critic.own and not critic.head.linear.weight.any():
+            # A critic's adapter gets a gradient through its head alone, and the head starts at 0.
+            waiting.append("value_adapter/")
+        return {
+            name: parameter.detach().clone()
+            for name, parameter in self.loop.parameters.items()
+            if not name.startswith(tuple(waiting))
+        }
 
 
-def penalised_B(config: PPOConfig, scored: Scored) -> Tensor:
-    """What is maximised: the clipped reward (less the members' spread) minus the penalties, [B]."""
-    score_B = scored.reward_B - config.uncertainty_penalty * scored.spread_B
-    if config.reward_clip is not None:
-        score_B = score_B.clamp(-config.reward_clip, config.reward_clip)
-    finished_B = torch.tensor([r.finished for r in scored.rollouts])
-    return (
-        score_B
-        - config.missing_eos_penalty * (~finished_B)
-        - config.length_penalty * scored.length_B
-    )
+class PackLosses:
+    """The losses of each pack of an update; adds up figures for its metrics on the device."""
 
-
-def kl_settings(config: PPOConfig, estimator: str) -> tuple[str, str]:
-    """Where the KL stands and how it is estimated: ('reward' | 'loss', 'k1' | 'k2' | 'k3')."""
-    kl = config.kl
-    placement = (
-        kl.placement if kl.placement != "auto" else "loss" if estimator == "grpo" else "reward"
-    )
-    kind = kl.estimator if kl.estimator != "auto" else "k3" if placement == "loss" else "k1"
-    return placement, kind
-
-
-def gap_bound(config: PPOConfig, backbone: Backbone, engine: str) -> float:
-    """The mean |log-prob gap| between sampler and trainer that is tolerated, nats a token."""
-    return (
-        agreement.gap_bound(backbone, engine)
-        if config.max_logprob_gap is None
-        else config.max_logprob_gap
-    )
-
-
-def estimate(config: PPOConfig, estimator: str, scored: Scored, kl_coef: float) -> Advantages:
-    """Advantages and returns."""
-    score_B = penalised_B(config, scored)
-    placement, kind = kl_settings(config, estimator)
-    kl_R = math_.kl_per_token(scored.old_logp_R, scored.reference_logp_R, kind)
-    if estimator == "gae" and config.group_baseline:
-        score_B = math_.leave_one_out(score_B, config.samples_per_prompt)
-    return estimators.estimate(
-        estimator,
-        score_B,
-        kl_R,
-        scored.length_B,
-        kl_coef if placement == "reward" else 0.0,
-        group=config.samples_per_prompt,
-        value_R=scored.value_R,
-        gamma=config.gamma,
-        lam=config.gae_lambda,
-        group_std=config.group_std,
-        whiten_rewards=config.whiten_rewards,
-        whiten_advantages=config.whiten_advantages,
-    )
-
-
-def optimise(
-    work: Work,
-    config: PPOConfig,
-    loop: Loop,
-    scored: Scored,
-    estimate: Advantages,
-    critic: Critic | None,
-    step: int,
-    audit: Audit,
-    loss_kl: tuple[float, str] | None = None,
-    first: bool = False,
-) -> dict[str, float]:
-    """All epochs and minibatches over one rollout; the policy's first update is audited (ratio 1,
-    weights move, backbone does not).
-
-    ``loss_kl`` is coefficient and estimator of a KL term in the loss. ``first``: the ratio is
-    audited too, as in the first rollout of a process.
-    """
-    backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature
-    importance_R = torch.ones_like(scored.old_logp_R)
-    if config.importance_cap is not None:
-        importance_R = math_.truncated_importance(
-            scored.old_logp_R, scored.sampler_logp_R, config.importance_cap
+    def __init__(
+        self,
+        scorer: Scorer,
+        scored: Scored,
+        advantages: Advantages,
+        kl: KLPenalty,
+        policy_learns: bool,
+    ) -> None:
+        self.scorer, self.scored, self.advantages, self.kl = scorer, scored, advantages, kl
+        self.config, self.critic, self.device = scorer.config, scorer.critic, scorer.backbone.device
+        self.policy_learns = policy_learns
+        cap, old_R = self.config.importance_cap, scored.old_logp_R
+        self.importance_R = (
+            torch.ones_like(old_R)
+            if cap is None
+            else math_.truncated_importance(old_R, scored.sampler_logp_R, cap)
         )
-    warm_up = config.value_warmup if critic is not None else 0
-    learns = step >= warm_up
-    tokens = 0
-    sums = {
-        name: torch.zeros((), device=backbone.device)
-        for name in ("clipped", "policy", "value", "ratio")
-    }
-
-    def losses_of(pack: Pack) -> Iterator[Tensor]:
-        nonlocal tokens
-        rows = scored.rows(pack)
-        tokens += len(rows)
-        old_R, advantage_R, weight_R = (
-            x[rows].to(backbone.device)
-            for x in (scored.old_logp_R, estimate.advantage_R, importance_R)
+        self.tokens = 0
+        self.ratio_sum, self.clipped_sum, self.policy_sum, self.value_sum = (
+            torch.zeros((), device=self.device) for _ in range(4)
         )
-        with backbone.role(POLICY, train=learns):
-            hidden = hidden_N_H(backbone, pack)
-            logp_R = response_logps_R(backbone, hidden, pack, temperature)
-            policy_R = math_.policy_loss_R(logp_R, old_R, advantage_R, config.clip_range, weight_R)
-            if loss_kl is not None:
-                reference_R = scored.reference_logp_R[rows].to(backbone.device)
-                policy_R = policy_R + loss_kl[0] * math_.kl_per_token(
-                    logp_R, reference_R, loss_kl[1]
-                )
-            total = policy_R.sum()
-            if config.entropy_coef:
-                entropy = entropy_R(backbone, hidden, pack, temperature).sum()
-                total = total - config.entropy_coef * entropy
-        ratio_R = (logp_R.detach() - old_R).exp()
-        sums["ratio"] += ratio_R.sum()
-        sums["policy"] += policy_R.detach().sum()
-        sums["clipped"] += ((ratio_R - 1).abs() > config.clip_range).sum()
-        if critic is None or estimate.return_R is None:
-            yield total
+
+    def __call__(self, pack: Pack) -> Iterator[Tensor]:
+        """The summed losses of the pack's tokens, policy and critic together or one after the
+        other; each must be backpropagated before the next is asked for.
+        """
+        rows = self.scored.rows(pack)
+        self.tokens += len(rows)
+        policy_N_H, policy_loss = self._policy(pack, rows)
+        if self.critic is None or self.advantages.return_R is None:
+            yield policy_loss
             return
         # While the critic warms up the policy gets no gradient at all: one of zeros would count in
         # Adam's moments and decay the weights.
-        if critic.own and learns:
-            yield total
-        value_R = critic.values_R(pack, hidden, train=True)
-        before_R, return_R = (
-            x[rows].to(backbone.device) for x in (scored.value_R, estimate.return_R)
-        )
-        value_loss = math_.value_loss_R(value_R, before_R, return_R, config.value_clip_range).sum()
-        sums["value"] += value_loss.detach()
-        yield config.value_coef * value_loss + (total if learns and not critic.own else 0.0)
+        if self.critic.own and self.policy_learns:
+            yield policy_loss
+        value_R = self.critic.values_R(pack, policy_N_H, train=True)
+        old_value_R = self._on_device(self.scored.value_R, rows)
+        return_R = self._on_device(self.advantages.return_R, rows)
+        clip = self.config.value_clip_range
+        value_loss = math_.value_loss_R(value_R, old_value_R, return_R, clip).sum()
+        self.value_sum += value_loss.detach()
+        shared = self.policy_learns and not self.critic.own
+        yield self.config.value_coef * value_loss + (policy_loss if shared else 0.0)
 
-    frozen = backbone.frozen_digest() if step == warm_up else ""
-    before = {}
-    if step == warm_up:
-        # A critic's adapter gets a gradient through its head alone, and the head starts at 0.
-        # Scores less those of their own group add up to 0, and where all responses are equally long
-        # so do the gradients of the head's bias.
-        waits = ["value_head/linear.bias"] if config.group_baseline else []
-        waits += (
-            ["value_adapter/"]
-            if critic is not None and critic.own and not critic.head.linear.weight.any()
-            else []
-        )
-        before = {
-            n: p.detach().clone()
-            for n, p in loop.parameters.items()
-            if not n.startswith(tuple(waits))
-        }
-    last: dict[str, float] = {}
-    for number, documents in enumerate(
-        minibatches(config, scored.documents, work.runtime.seed, step)
-    ):
-        items = sum(len(ids) for d in documents for ids in d.responses_ids)
-        last = loop.update(packs(documents, backbone.config.pack_tokens), losses_of, items)
-        if number == 0 and (first or step == warm_up):
-            audit.equal(
-                "ratio before the first update",
-                float(sums["ratio"]) / tokens,
-                1.0,
-                1e-3 if backbone.compute_dtype == torch.float32 else 2e-2,
-                "The first pass over a rollout must see the policy that made it.",
+    def _policy(self, pack: Pack, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The policy's hidden states [N, H], and its summed loss."""
+        backbone, temperature, config = self.scorer.backbone, self.scorer.temperature, self.config
+        old_R = self._on_device(self.scored.old_logp_R, rows)
+        advantage_R = self._on_device(self.advantages.advantage_R, rows)
+        importance_R = self._on_device(self.importance_R, rows)
+        with backbone.role(POLICY, train=self.policy_learns):
+            policy_N_H = hidden_N_H(backbone, pack)
+            logp_R = response_logps_R(backbone, policy_N_H, pack, temperature)
+            loss_R = math_.policy_loss_R(
+                logp_R, old_R, advantage_R, config.clip_range, importance_R
             )
-            if step == warm_up:
-                after = {n: p.detach() for n, p in loop.parameters.items()}
-                audit.moved(before, after, frozen, backbone.frozen_digest(), backbone.method.waits)
-    means = {name: float(total) / max(1, tokens) for name, total in sums.items()}
-    return {
-        "grad_norm": last["grad_norm"],
-        "lr": last["lr"],
-        "policy_loss": means["policy"],
-        **({"value_loss": means["value"]} if critic is not None else {}),
-        "clip_fraction": means["clipped"],
-        "ratio": means["ratio"],
-    }
+            if self.kl.placement == "loss":
+                reference_R = self._on_device(self.scored.reference_logp_R, rows)
+                loss_R = loss_R + self.kl.in_loss(logp_R, reference_R)
+            loss = loss_R.sum()
+            if config.entropy_coef:
+                entropy = entropy_R(backbone, policy_N_H, pack, temperature).sum()
+                loss = loss - config.entropy_coef * entropy
+        ratio_R = (logp_R.detach() - old_R).exp()
+        self.ratio_sum += ratio_R.sum()
+        self.policy_sum += loss_R.detach().sum()
+        self.clipped_sum += ((ratio_R - 1).abs() > config.clip_range).sum()
+        return policy_N_H, loss
+
+    def _on_device(self, values_R: Tensor, rows: Tensor) -> Tensor:
+        return values_R[rows].to(self.device)
+
+    def metrics(self, grad_norm: float, lr: float) -> UpdateMetrics:
+        """Means over the tokens of all packs so far; the host waits for the device here."""
+        tokens = max(1, self.tokens)
+        return UpdateMetrics(
+            grad_norm,
+            lr,
+            policy_loss=float(self.policy_sum) / tokens,
+            value_loss=None if self.critic is None else float(self.value_sum) / tokens,
+            clip_fraction=float(self.clipped_sum) / tokens,
+            ratio=float(self.ratio_sum) / tokens,
+        )
 
 
 def minibatches(

@@ -1,9 +1,9 @@
-"""Rewards from elsewhere than the reward model: a user's Python function, a user's HTTP server,
-each with a weight.
+"""Rewards besides the reward model: Python functions and HTTP servers of the user, each with a
+weight.
 
-A source scores a whole rollout at once. What it gives is checked before anything is learnt from it:
-one finite number for each response, or the stage stops and names the source and the response. Left
-out on purpose: a default for a response that could not be scored.
+A source scores a whole rollout at once. Its scores are checked before anything is learnt from them:
+where a response has no finite number, the stage stops and names source and response. Left out on
+purpose: a default for a response that could not be scored.
 
 Shape letter: B responses of a rollout.
 """
@@ -28,11 +28,9 @@ from prefloop.evaluation.judges.judge import FunctionGrader
 from prefloop.records import Prompt, to_dict
 
 KEY_ENV = "PREFLOOP_REWARD_KEY"
-"""Environment variable with the key that reward servers are asked with, as a Bearer token; without
-it none is sent.
-"""
+"""Environment variable with the Bearer token for reward servers; without it no token is sent."""
 REWARD_MODEL = "reward_model"
-"""Name of the reward model's own score among the sources."""
+"""Name of the reward model among the sources."""
 _SETTING = "the URL in ppo.rewards"
 _ITEMS_A_REQUEST = 64
 _TIMEOUT_S = 120.0
@@ -54,17 +52,17 @@ class RewardSource(Protocol):
     """Scores the responses of a rollout; higher is better."""
 
     name: str
-    """Short; the curve of its mean is called so."""
+    """Short; also the name of the source's curve."""
 
     def fingerprint(self) -> str:
-        """What determines its scores, as far as it can be known."""
+        """A hash of what determines the scores, as far as that can be known."""
         ...
 
     def scores(
         self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
     ) -> list[float]:
-        """The score of each response ``replies[i]``, called ``ids[i]``, to ``prompts[i]``. Raises
-        ``JudgeError`` naming what could not be scored.
+        """The score of each response ``replies[i]`` to ``prompts[i]``; ``ids[i]`` names it in
+        messages. Raises ``JudgeError`` naming a response that could not be scored.
         """
         ...
 
@@ -73,7 +71,7 @@ class FunctionSource:
     """A Python function ``path/to/file.py:function``: ``(prompt: Prompt, response: str) -> float``,
     called for each response.
 
-    It is given the response's messages as well where it has a parameter ``turns``.
+    A function with a parameter ``turns`` also gets the response's messages.
     """
 
     def __init__(self, spec: str, name: str = "") -> None:
@@ -81,7 +79,7 @@ class FunctionSource:
         self.name = name or self.grader.name
 
     def fingerprint(self) -> str:
-        """Of the file's content and the function's name."""
+        """A hash of the file's content and the function's name."""
         return self.grader.fingerprint()
 
     def scores(
@@ -103,11 +101,11 @@ class FunctionSource:
 
 class HTTPSource:
     """A server that gets ``{"items": [{"id", "prompt": [messages], "response"}, ...]}`` by POST and
-    answers ``{"scores": [numbers]}``.
+    answers ``{"scores": [numbers]}`` in the order of the items.
 
-    An item also has ``meta`` and ``tools`` where its prompt has, and ``turns``, its messages, where
-    a response is more than its text. Scores stand in the order of the items. The key comes from
-    ``PREFLOOP_REWARD_KEY`` alone.
+    An item also has the ``meta`` and ``tools`` of its prompt, if any, and the response's messages
+    as ``turns`` where they are more than one text. The key comes from ``PREFLOOP_REWARD_KEY``
+    alone.
     """
 
     def __init__(self, url: str, name: str = "") -> None:
@@ -125,16 +123,16 @@ class HTTPSource:
         )
 
     def fingerprint(self) -> str:
-        """Of the URL: what the server runs cannot be known. A query such as ``?v=2`` tells versions
-        apart.
+        """A hash of the URL, because what the server runs cannot be known. A query such as ``?v=2``
+        tells versions apart.
         """
         return hashlib.sha256(self.url.encode()).hexdigest()
 
     def scores(
         self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
     ) -> list[float]:
-        """The server's scores. Raises ``JudgeError`` naming the responses asked about when it
-        cannot be used.
+        """The server's scores. Raises ``JudgeError`` naming the responses of the request that
+        failed.
         """
         items = [_item(*each) for each in zip(prompts, replies, ids, strict=True)]
         values: list[float] = []
@@ -161,7 +159,8 @@ class HTTPSource:
             raise JudgeError(
                 f"{self._endpoint.who}: {len(values)} scores for {len(items)} items ({asked})"
             )
-        # What is no number ends up in an error message: without the key, should the server echo it.
+        # A value that is not a number ends up in an error message, which must not hold the key if
+        # the server echoes it.
         return [
             value if isinstance(value, int | float) else reply.without_key(str(value))
             for value in values
@@ -169,21 +168,21 @@ class HTTPSource:
 
 
 def _item(prompt: Prompt, reply: Reply, response_id: str) -> dict[str, Any]:
-    asked = {
+    of_prompt = {
         key: value
         for key, value in to_dict(prompt).items()
         if key in ("prompt", "tools") or (value and key == "meta")
     }
-    said = {} if isinstance(reply, str) else {"turns": [turn.to_dict() for turn in turns_of(reply)]}
-    return {"id": response_id, **asked, "response": text_of(reply), **said}
+    turns = {} if isinstance(reply, str) else {"turns": [t.to_dict() for t in turns_of(reply)]}
+    return {"id": response_id, **of_prompt, "response": text_of(reply), **turns}
 
 
 class Rewards:
     """The sources of ``ppo.rewards``, each with its weight and a name of its own."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        """Keys are ``path/to/file.py:function`` or URLs. Raises ``ConfigError`` for what is
-        neither, or a weight that is no finite number.
+        """The keys are ``path/to/file.py:function`` or URLs. Raises ``ConfigError`` for any other
+        key, and for a weight that is not finite.
         """
         for key, weight in weights.items():
             if not _is_url(key) and not key.rpartition(":")[2].isidentifier():
@@ -203,12 +202,12 @@ class Rewards:
         self.weights = dict(zip(names, weights.values(), strict=True))
 
     def parts(self) -> list[tuple[str, float]]:
-        """What of them determines an artifact: fingerprints and weights."""
+        """What enters an artifact's key: fingerprints and weights."""
         return [(source.fingerprint(), self.weights[source.name]) for source in self.sources]
 
     def scores_B(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Tensor]:
-        """Each source's scores of a rollout, before its weight, [B] float32. Raises ``JudgeError``
-        when one fails or gives no finite number.
+        """Each source's scores of a rollout before the source's weight, [B] float32. Raises
+        ``JudgeError`` when a source fails or gives no finite number.
         """
         ids = response_ids(prompts)
         try:
@@ -218,9 +217,9 @@ class Rewards:
             }
         except JudgeError as error:
             raise JudgeError(
-                f"{error}\n       Nothing was learnt from this rollout; with the source mended, the"
-                " same command goes on from the last checkpoint (a changed function starts the"
-                " stage anew)"
+                f"{error}\n       Nothing was learnt from this rollout. Once the source works"
+                " again, the same command goes on from the last checkpoint (a changed function"
+                " starts the stage anew)"
             ) from error
 
 
@@ -230,8 +229,8 @@ def combined_B(scores_B: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
 
 
 def response_ids(prompts: Sequence[Prompt]) -> list[str]:
-    """``<prompt id>/<k>`` for the k-th response to a prompt in this rollout, from 0; a prompt drawn
-    twice counts on.
+    """``<prompt id>/<k>`` for the k-th response to a prompt in this rollout, from 0. The count goes
+    on where a prompt was drawn twice.
     """
     seen: Counter[str] = Counter()
     ids = []
@@ -242,9 +241,7 @@ def response_ids(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _checked_B(name: str, values: Sequence[Any], ids: Sequence[str]) -> Tensor:
-    """The scores as a tensor. Python's JSON reads NaN and Infinity, and a truth value is no
-    score.
-    """
+    """The scores as a tensor. Raises ``JudgeError`` for a value that is no score."""
     if len(values) != len(ids):
         raise JudgeError(f"reward '{name}': {len(values)} scores for {len(ids)} responses")
     bad = [(i, value) for i, value in zip(ids, values, strict=True) if not _is_score(value)]
@@ -258,7 +255,9 @@ def _checked_B(name: str, values: Sequence[Any], ids: Sequence[str]) -> Tensor:
 
 
 def _is_score(value: Any) -> bool:
-    """Whether float32 holds it as a finite number."""
+    """Whether float32 holds the value as a finite number. Python's JSON reads NaN and Infinity, and
+    a bool is an int.
+    """
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -277,8 +276,8 @@ def _parsed(url: str) -> httpx.URL:
 
 
 def _short_name(key: str) -> str:
-    """The function's name, or host and path of the address: no query, which may hold what is not
-    for logs.
+    """The function's name, or host and path of the URL without its query, which may hold
+    secrets.
     """
     if not _is_url(key):
         return key.rpartition(":")[2]
@@ -287,8 +286,8 @@ def _short_name(key: str) -> str:
 
 
 def _names(keys: Sequence[str]) -> list[str]:
-    """Short names; where they repeat, the file's name stands before the function, then they are
-    counted.
+    """Short names. Where functions share a name, the file's name stands before it; names that are
+    still equal get numbers.
     """
     short = [_short_name(key) for key in keys]
     often = Counter([REWARD_MODEL, *short])

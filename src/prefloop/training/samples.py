@@ -1,4 +1,4 @@
-"""Responses that a person can read while the policy learns: a few rows of every n-th rollout in
+"""Responses that a person can read while the policy learns: a few of every n-th rollout, as rows of
 ``samples.jsonl``.
 """
 
@@ -10,20 +10,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefloop.base.console import say
 from prefloop.base.jsonl import write_rows
 from prefloop.data.chat import ChatFormat
 from prefloop.records import Prompt, to_dict
-from prefloop.training.scored import Scored
+from prefloop.training.scoring import Scored
 
 FILE = "samples.jsonl"
 PROMPTS = 4
 """Prompts of a rollout that are written, with one response each."""
 
 
+class SampleLog:
+    """Writes sample responses of every ``every``-th step; 0 writes none."""
+
+    def __init__(self, stage: str, folder: Path, every: int, done: int) -> None:
+        """``done`` steps are done already: rows of later ones are dropped, because training is
+        about to repeat them.
+        """
+        self.path, self.every = folder / FILE, every
+        if every:
+            keep_until(self.path, done)
+            say(f"  {stage}: sample responses go to {self.path}", "dim")
+
+    def write(self, step: int, chat: ChatFormat, batch: Sequence[Prompt], scored: Scored) -> None:
+        """Add the rows of the 0-based ``step`` if they are due."""
+        if self.every and step % self.every == 0:
+            append(self.path, rows(chat, batch, scored, step + 1))
+
+
 def keep_until(path: Path, step: int) -> None:
-    """Drop the rows after ``step``, which training is about to do again, and what a kill left of a
-    row.
-    """
+    """Drop the rows after ``step`` and everything from a torn row on."""
     kept = []
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as lines:
@@ -43,14 +60,12 @@ def rows(
     """One response to each of a few prompts, with its reward, KL to the reference in nats and
     length in tokens.
 
-    Prompts stand in one order for all steps (by a hash of their id), so that the same ones are
-    taken whenever a rollout has them.
+    Prompts are ordered by a hash of their id, so that the same ones are taken whenever a rollout
+    has them.
     """
     each = len(scored.rollouts) // len(batch)
-    kl_B = scored.sequence_sum_B(scored.old_logp_R - scored.reference_logp_R)
-    chosen = sorted(range(len(batch)), key=lambda i: hashlib.sha256(batch[i].id.encode()).digest())[
-        :PROMPTS
-    ]
+    order = sorted(range(len(batch)), key=lambda i: hashlib.sha256(batch[i].id.encode()).digest())
+    kl_B = scored.kl_B
     return [
         {
             "step": step,
@@ -64,11 +79,11 @@ def rows(
             "length": int(scored.length_B[i * each]),
             "finished": scored.rollouts[i * each].finished,
         }
-        for i in chosen
+        for i in order[:PROMPTS]
     ]
 
 
-def append(path: Path, found: Sequence[dict[str, Any]]) -> None:
+def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to the file."""
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

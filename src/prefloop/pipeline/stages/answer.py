@@ -1,6 +1,4 @@
-"""Answers of any result to a file of prompts, sampled once and kept: what ``prefloop judge``
-compares.
-"""
+"""Answers of any result to a file of prompts, sampled once and kept for ``prefloop judge``."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ FILE = "answers.jsonl"
 
 
 class AnswerPrompts(Stage):
-    """Prompts and a policy (none: the bare model) → ``answers.jsonl``, a row a response. Produces
+    """Prompts and a policy, or the bare model → ``answers.jsonl``, a row a response. Produces
     ``answers``.
     """
 
@@ -60,22 +58,20 @@ class AnswerPrompts(Stage):
                 " the same, so ask for 1"
             )
         prompts = read_prompts(work, self.data, evaluation=True)
-        # A stream of its own for every policy: shared noise would couple the two sides of a
-        # comparison.
+        # Every policy has its own stream: shared noise would couple the two sides of a comparison.
         who = inputs["policy"].key if "policy" in inputs else "base"
         seed = int.from_bytes(
             hashlib.sha256(f"{work.runtime.seed}:answer:{who}".encode()).digest()[:6]
         )
-        found = sample(work, prompts, inputs.get("policy"), self.samples, seed)
+        sampled = sample(work, prompts, inputs.get("policy"), self.samples, seed)
         rows = [
             {
                 **to_dict(prompt),
                 "response": response.text,
-                **({"turns": to_dict(response)["turns"]} if response.turns else {}),
-                "finished": response.meta["finished"],
-                "tokens": response.meta["tokens"],
+                "finished": response.finished,
+                "tokens": len(response.token_ids),
             }
-            for prompt, responses in zip(prompts, found, strict=True)
+            for prompt, responses in zip(prompts, sampled, strict=True)
             for response in responses
         ]
         write_rows(work.folder / FILE, rows)
@@ -101,28 +97,34 @@ def respond(
     output: Path | None = None,
     quarantine: Path | None = None,
 ) -> dict[str, Source]:
-    """Each result's answers to the same prompts, by its name: rows of id, prompt and response,
-    ``samples`` rows a prompt.
+    """Each result's answers to the same prompts, by the result's name: rows of id, prompt and
+    response, ``samples`` rows a prompt.
 
     The backbone is loaded once for all adapters of one method and shape. Answers are kept in the
-    store under policy, prompts, sampling and seed: asked for again they cost nothing. A file of
-    answers stands for itself. Sampling is that of the first policy's run but for the fields in
-    ``generation``; so is the engine unless ``rollout`` names one. Rows that cannot be used are an
-    error, or go into the folder ``quarantine``. Raises ``ModelError`` for policies of different
-    backbones, ``DataError`` for unusable prompts.
+    store under policy, prompts, sampling and seed, so the same call again costs nothing.
+
+    Args:
+        references: results such as ``runs/demo:ppo``, or files of answers, which are taken as they
+            are.
+        prompts: needed unless all references are files.
+        generation: fields that differ from the sampling settings of the first policy's run.
+        rollout: the engine; that of the first policy's run by default.
+        quarantine: folder for the rows that cannot be used; without it they are an error.
+
+    Raises ``ModelError`` for policies of different backbones, ``DataError`` for unusable prompts.
     """
-    found = [r if isinstance(r, Policy | Answers) else resolve(r) for r in references]
-    policies = [p for p in found if isinstance(p, Policy)]
-    out = {answers.name: answers.source for answers in found if isinstance(answers, Answers)}
+    resolved = [r if isinstance(r, Policy | Answers) else resolve(r) for r in references]
+    policies = [p for p in resolved if isinstance(p, Policy)]
+    out = {answers.name: answers.source for answers in resolved if isinstance(answers, Answers)}
     if policies:
         if prompts is None:
             raise ConfigError(
                 f"'{policies[0].name}' has to be asked: name a file of prompts with --prompts"
             )
-        told = {p.name: p.generation for p in policies if p.generation}
-        first = next(iter(told), "")
-        for name, own in told.items():
-            if not generation and _sampling(own) != _sampling(told[first]):
+        known = {p.name: p.generation for p in policies if p.generation}
+        first = next(iter(known), "")
+        for name, own in known.items():
+            if not generation and _sampling(own) != _sampling(known[first]):
                 say(f"  {name} is sampled as {first} is, not as in its own run", "yellow")
         bad_rows: Literal["error", "quarantine"] = "quarantine" if quarantine else "error"
         data = DataConfig(
@@ -140,9 +142,9 @@ def respond(
                     out[policy.name] = Source.of(made / FILE)
                     if quarantine:
                         quarantine.mkdir(parents=True, exist_ok=True)
-                        for aside in made.path.glob("*quarantine.jsonl"):
-                            shutil.copy(aside, quarantine)
-    return {one.name: out[one.name] for one in found}
+                        for rows in made.path.glob("*quarantine.jsonl"):
+                            shutil.copy(rows, quarantine)
+    return {one.name: out[one.name] for one in resolved}
 
 
 def _sampling(config: GenerationConfig) -> tuple[float, int]:
@@ -150,7 +152,7 @@ def _sampling(config: GenerationConfig) -> tuple[float, int]:
 
 
 def _artifact(policy: Policy) -> Artifact:
-    """The policy as a stage takes it; an adapter that no store holds stands under the digest of its
+    """The policy as an input of a stage; the key of an adapter outside a store is the digest of its
     files.
     """
     assert policy.folder is not None

@@ -176,7 +176,7 @@ class Respond(Stage):
         documents = [
             Document(
                 encoder.prompt(p.id, p.prompt),
-                [r.meta["token_ids"] for r in rs],
+                [r.token_ids for r in rs],
                 list(range(i * n, (i + 1) * n)),
             )
             for i, (p, rs) in enumerate(zip(prompts, responses, strict=True))
@@ -184,7 +184,7 @@ class Respond(Stage):
         rewards = (
             self._rewards(backbone, inputs["reward"], documents) if "reward" in inputs else None
         )
-        logps = [float(r.meta["logp"]) for rs in responses for r in rs]
+        logps = [r.logp for rs in responses for r in rs]
         kl: list[float] | None = [0.0] * len(logps)
         if self.config.temperature == 0:
             kl = None  # the log-ratio of the one likeliest answer estimates no KL
@@ -195,9 +195,9 @@ class Respond(Stage):
                 **to_dict(p),
                 "responses": [
                     {
-                        **{k: v for k, v in to_dict(r).items() if k in ("text", "turns")},
-                        "finished": r.meta["finished"],
-                        "tokens": r.meta["tokens"],
+                        "text": r.text,
+                        "finished": r.finished,
+                        "tokens": len(r.token_ids),
                         **({"reward": rewards[i * n + k]} if rewards else {}),
                         **({"kl": kl[i * n + k]} if kl else {}),
                     }

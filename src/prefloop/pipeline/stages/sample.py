@@ -52,24 +52,22 @@ class Sample(Stage):
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
         prompts = read_prompts(work, self.data)
-        rows = sample(
+        responses = sample(
             work,
             prompts,
             inputs[self.policy],
             self.config.candidates,
             work.runtime.seed + self.round - 1,
         )
-        for response in (r for rs in rows for r in rs):
-            del response.meta["token_ids"], response.meta["logp"]
-        lines = (
-            {**to_dict(p), "responses": [to_dict(r) for r in rs]}
-            for p, rs in zip(prompts, rows, strict=True)
+        rows = (
+            {**to_dict(p), "responses": [to_dict(r.record) for r in rs]}
+            for p, rs in zip(prompts, responses, strict=True)
         )
-        write_rows(work.folder / "candidates.jsonl", lines)
-        flat = [r for rs in rows for r in rs]
+        write_rows(work.folder / "candidates.jsonl", rows)
+        flat = [r for rs in responses for r in rs]
         return {
             "prompts": len(prompts),
             "responses": len(flat),
             "length_mean": sum(len(r.text.split()) for r in flat) / len(flat),
-            "finished_share": sum(bool(r.meta["finished"]) for r in flat) / len(flat),
+            "finished_share": sum(r.finished for r in flat) / len(flat),
         }

@@ -1,6 +1,8 @@
-"""Responses of a saved policy to the prompts of a file."""
+"""Reads the prompts of a run, and samples responses to them from a saved policy."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from prefloop.artifacts.store import Artifact
 from prefloop.base.console import progress, say
@@ -18,11 +20,32 @@ from prefloop.runs.work import Work
 POLICY = "policy"
 
 
-def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list[Prompt]:
-    """The training or evaluation prompts of the run, checked; says what was read.
+@dataclasses.dataclass(frozen=True)
+class SampledResponse:
+    """A response of a policy (or the bare base) with the tokens that were sampled."""
 
-    A prompt that the model cannot take, as one that leaves no room for a response, is an error that
-    names it, or set aside where ``data.bad_rows`` says so.
+    text: str
+    source: str
+    """The stage that made the policy, or "base"."""
+    token_ids: list[int]
+    logp: float
+    """Log-prob of the whole response under the sampler, in nats."""
+    finished: bool
+    """Whether it ended by itself."""
+
+    @property
+    def record(self) -> Response:
+        """The response as files hold it."""
+        meta = {"finished": self.finished, "tokens": len(self.token_ids)}
+        return Response(self.text, self.source, meta)
+
+
+def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list[Prompt]:
+    """The training or evaluation prompts of the run; prints how many were read.
+
+    A prompt that the model cannot take, such as one that leaves no room for a response, is an error
+    that names the prompt, or goes into a quarantine file where ``data.bad_rows`` is quarantine.
+    Raises ``ConfigError`` where no file of prompts is set.
     """
     path = data.eval_prompts if evaluation else data.prompts
     name, limit = ("eval_prompts", data.eval_limit) if evaluation else ("prompts", data.limit)
@@ -34,15 +57,17 @@ def read_prompts(work: Work, data: DataConfig, evaluation: bool = False) -> list
     say(f"  {loaded.describe()}")
     backbone, room = work.runtime.backbone, work.runtime.generation.max_new_tokens
     encoder = Encoder(backbone.chat, backbone.config.max_length)
-    aside = (
+    quarantine = (
         work.folder / f"{name}.{TOO_LONG}.quarantine.jsonl"
         if data.bad_rows == "quarantine"
         else None
     )
-    found = encoded(
-        loaded.records, lambda p: encoder.prompt(p.id, p.prompt, room), Unusable(aside, "prompt")
+    usable = encoded(
+        loaded.records,
+        lambda p: encoder.prompt(p.id, p.prompt, room),
+        Unusable(quarantine, "prompt"),
     )
-    return [prompt for prompt, _ in found]
+    return [prompt for prompt, _ in usable]
 
 
 def _check(
@@ -53,8 +78,8 @@ def _check(
     temperature: float,
     role: str | None = POLICY,
 ) -> None:
-    """Stop where the sampler runs another policy than it was given; a line says how well the two
-    agree.
+    """Raise ``EngineError`` where the sampler runs another policy than it was given; else print how
+    well sampler and trainer agree.
     """
     seen = agreement(backbone, engine, prompts_ids, rollouts, temperature, role)
     if not seen.holds:
@@ -73,15 +98,14 @@ def sample(
     n: int,
     seed: int,
     temperature: float | None = None,
-) -> list[list[Response]]:
-    """``n`` responses to each prompt from a saved policy (``None``: the bare base); ``meta`` says
-    whether each ended by itself, and its tokens.
+) -> list[list[SampledResponse]]:
+    """``n`` responses to each prompt from a saved policy (``None``: the bare base).
 
-    ``temperature`` is the run's unless given.
+    ``temperature`` is the run's unless given. Raises ``EngineError`` where the sampler runs another
+    policy than it was given.
     """
-    runtime = work.runtime
+    runtime, backbone = work.runtime, work.runtime.backbone
     heat = runtime.generation.temperature if temperature is None else temperature
-    backbone = runtime.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
     prompts_ids = [
         encoder.prompt(p.id, p.prompt, room=runtime.generation.max_new_tokens) for p in prompts
@@ -98,14 +122,10 @@ def sample(
         _check(backbone, engine.name, prompts_ids, rollouts, divisor(heat), role)
     finally:
         backbone.drop_role(POLICY)
-    out: list[list[Response]] = [[] for _ in prompts]
+    source = policy.stage if policy else "base"
+    responses: list[list[SampledResponse]] = [[] for _ in prompts]
     for r in rollouts:
-        meta = {
-            "finished": r.finished,
-            "tokens": len(r.token_ids),
-            "token_ids": r.token_ids,
-            "logp": sum(r.logps),
-        }
-        source = policy.stage if policy else "base"
-        out[r.prompt].append(Response(backbone.chat.decode(r.token_ids), source=source, meta=meta))
-    return out
+        text = backbone.chat.decode(r.token_ids)
+        sampled = SampledResponse(text, source, r.token_ids, sum(r.logps), r.finished)
+        responses[r.prompt].append(sampled)
+    return responses
