@@ -6,8 +6,6 @@ Pairs serve too: every vote is a thumb up for its choice and one down for the ot
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +14,13 @@ from torch import Tensor
 from prefloop.artifacts.store import Artifact
 from prefloop.base.console import progress, say
 from prefloop.base.interrupt import deferred
-from prefloop.base.jsonl import read_rows
 from prefloop.config import PreferenceConfig
-from prefloop.data.convert import comparison_to_ratings
 from prefloop.data.encode import Encoder, ThumbGroup
 from prefloop.data.groups import Groups, documents, write_thumbs
 from prefloop.data.packing import Pack, packs
-from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
 from prefloop.pipeline.stage import Stage
-from prefloop.pipeline.stages.comparisons import unusable_of
-from prefloop.records import Comparison, from_dict
+from prefloop.pipeline.stages.comparisons import ratings_of, unusable_of
 from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.audit import Audit
@@ -55,7 +49,7 @@ class KTO(Stage):
         backbone, temperature = runtime.backbone, runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         groups = write_thumbs(
-            _ratings(inputs["comparisons"], work),
+            ratings_of(inputs["comparisons"], work),
             work.scratch / "thumbs.arrow",
             encoder,
             unusable_of(inputs["comparisons"], work.folder),
@@ -185,20 +179,6 @@ class KTO(Stage):
                     loop.save({"last": metrics})
         audit.stepped(loop.step)
         return {"steps": loop.step, "loss_last": metrics.get("loss"), "z0_last": metrics.get("z0")}
-
-
-def _ratings(comparisons: Artifact, work: Work) -> Path:
-    """Thumbs as people gave them, or what the votes on pairs amount to."""
-    given = comparisons / "ratings.jsonl"
-    if given.is_file():
-        return given
-    derived = work.scratch / "ratings.jsonl"
-    skipped: Counter[str] = Counter()
-    rows = (from_dict(Comparison, row) for row in read_rows(comparisons / "comparisons.jsonl"))
-    write_jsonl(derived, (rating for row in rows for rating in comparison_to_ratings(row, skipped)))
-    for reason, count in skipped.items():
-        say(f"  {count} pairs give no thumbs: {reason}")
-    return derived
 
 
 def no_singles(steps: list[list[int]]) -> list[list[int]]:
