@@ -59,6 +59,8 @@ from prefloop.runs.open import open_policies
 from prefloop.runs.runtime import Runtime
 from prefloop.training import trl_trainer
 from prefloop.training.policy import logps_R
+from prefloop.training.trl_arguments import trainer_class
+from prefloop.training.trl_callbacks import Moving
 
 pytestmark = pytest.mark.slow
 
@@ -202,7 +204,7 @@ def test_trls_reference_gives_the_log_probs_of_the_sft_adapter(
 ) -> None:
     """The log-probs that enter TRL's loss, beside those that prefloop's own stages compute."""
     backbone, seen = made.runtime.backbone, {}
-    original = trl_trainer.trainer_class("DPOTrainer")._compute_loss
+    original = trainer_class("DPOTrainer")._compute_loss
 
     def compute(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
         out = original(self, model, inputs, *rest)
@@ -211,7 +213,7 @@ def test_trls_reference_gives_the_log_probs_of_the_sft_adapter(
             seen.update(inputs=inputs, chosen=chosen)
         return out
 
-    monkeypatch.setattr(trl_trainer.trainer_class("DPOTrainer"), "_compute_loss", compute)
+    monkeypatch.setattr(trainer_class("DPOTrainer"), "_compute_loss", compute)
     made.trained("DPOTrainer", PAIRS | {"beta": 0.2})
     inputs = seen["inputs"]
     rows = len(inputs["input_ids"]) // 2
@@ -296,7 +298,7 @@ def test_every_public_trainer_of_trl_is_a_stage_or_refused_with_a_reason() -> No
     stable = {name for name in trl._import_structure["trainer"] if name.endswith("Trainer")}
     assert {*stable, *_TELEMETRY_TRAINERS} == {*TRAINERS, *REFUSED}
     for name in TRAINERS:
-        assert trl_trainer.trainer_class(name).__name__ == name
+        assert trainer_class(name).__name__ == name
 
 
 @pytest.mark.parametrize("tokenizer", ["bos", "turn-end"])
@@ -361,9 +363,9 @@ def test_ktos_kl_is_estimated_from_responses_to_other_prompts(
 
 
 def test_mismatched_responses_are_turned_as_far_as_prompts_repeat() -> None:
-    assert trl_trainer.mismatched("aabb", [1, 2, 3, 4]) == [3, 4, 1, 2]
-    assert trl_trainer.mismatched("abcd", [1, 2, 3, 4]) == [4, 1, 2, 3]
-    assert trl_trainer.mismatched("a", [1]) == [1]
+    assert trl_trainer.mismatch("abcd") == (1, 0)
+    assert trl_trainer.mismatch("aabb") == (2, 0), "neighbors share a prompt"
+    assert trl_trainer.mismatch("aab") == (1, 1) and trl_trainer.mismatch("a") == (1, 1)
     rows = [[{"of": prompt, "n": n} for n in range(2)] for prompt in range(3)]
     order = [row["of"] for row in dealt(rows, seed=1)]
     assert sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2]
@@ -454,14 +456,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, Callable
 
         def arrange(updates: int, act: Callable[[], None]) -> None:
             left = [act]
-            before = trl_trainer.Moving.on_pre_optimizer_step
+            before = Moving.on_pre_optimizer_step
 
             def own(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> Any:
                 if state.global_step == updates and left:
                     left.pop()()
                 return before(self, args, state, *rest, **more)
 
-            patch.setattr(trl_trainer.Moving, "on_pre_optimizer_step", own)
+            patch.setattr(Moving, "on_pre_optimizer_step", own)
 
         yield arrange
 

@@ -134,7 +134,7 @@ def _summary(kind: str, base: str, method: Card, merged: bool) -> str:
         )
     if merged:
         what = f"the weights of `{base}` with an adapter merged in"
-    done = "trained" if kind == "sft" else "aligned"
+    done = "trained" if kind in IMITATING else "aligned"
     return f"{what[0].upper()}{what[1:]}, {done} with prefloop by {WORDS.get(kind, cell(kind))}."
 
 

@@ -4,6 +4,7 @@ the sources of ``ppo.rewards``, as functions that TRL calls.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -73,10 +74,26 @@ class RewardFunctions:
             elif name in self.sources:
                 found.append(_of_source(self.sources[name], prompts, decode))
             else:
-                import trl.rewards
-
-                found.append(getattr(trl.rewards, name))
+                found.append(_of_trl(name))
         return found
+
+
+def _of_trl(name: str) -> RewardFunction:
+    import trl.rewards
+
+    function = getattr(trl.rewards, name)
+
+    @functools.wraps(function)
+    def scored(**columns: Any) -> list[float | None]:
+        try:
+            return list(function(**columns))
+        except (TypeError, ImportError) as error:
+            raise ConfigError(
+                f"trl.rewards {name}: {error}. Its arguments come from what 'meta' holds of every"
+                " prompt"
+            ) from error
+
+    return scored
 
 
 def _of_model(

@@ -20,7 +20,8 @@ from prefloop.data.groups import Groups, documents, write_thumbs
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
 from prefloop.pipeline.stage import Stage
-from prefloop.pipeline.stages.comparisons import ratings_of, unusable_of
+from prefloop.pipeline.stages.comparisons import unusable_of
+from prefloop.pipeline.stages.ratings import ratings_of
 from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.audit import Audit

@@ -87,19 +87,22 @@ class Trl(Stage):
             )
         if self.rewards:
             self.rewards.preflight()
-        from prefloop.training.trl_trainer import arguments
+        from prefloop.training.trl_arguments import arguments
 
         arguments(self.trainer, self.config.args, Path("unused"), self.config.checkpoint_every)
 
     def build(self, work: Work, inputs: dict[str, Artifact]) -> dict[str, Any]:
-        from prefloop.training import trl_trainer as trl
+        from prefloop.training import trl_trainer
+        from prefloop.training.trl_arguments import arguments
+        from prefloop.training.trl_callbacks import Ending, Log, Moving
+        from prefloop.training.trl_seat import POLICY, seated
 
         runtime, config, audit = work.runtime, self.config, Audit(self.name)
         require_method(runtime.backbone_config.adapter.method)
         backbone = runtime.backbone
         source = Source(self.name, config, self.data, inputs)
         found = ROWS[self.kind.learns_from](source, work, audit)
-        made = trl.arguments(
+        made = arguments(
             self.trainer, config.args, work.checkpoints, config.checkpoint_every, runtime
         )
         if "learning_rate" not in config.args:
@@ -109,7 +112,7 @@ class Trl(Stage):
                 "yellow",
             )
         dropout = self.reads == "demonstrations" and backbone.config.adapter.dropout > 0
-        with trl.seated(work, inputs["sft"].path, dropout) as seat:
+        with seated(work, inputs["sft"].path, dropout) as seat:
             more: dict[str, Any] = {}
             if self.rewards:
                 reward = (
@@ -119,20 +122,20 @@ class Trl(Stage):
                 more["reward_funcs"] = self.rewards.functions(
                     found.prompts, found.ids, reward, seat.lent, backbone.chat.decode
                 )
-            log = trl.Log(work, audit, self.kind.reference)
-            trainer = trl.make(self.trainer, seat, made, found, log, **more)
+            log = Log(work, audit, self.kind.reference)
+            trainer = trl_trainer.make(self.trainer, seat, made, found, log, **more)
             self._look_at_start(seat, audit, found.probe)
-            moving = trl.Moving(seat, audit)
+            moving = Moving(seat, audit)
             trainer.add_callback(moving)
-            trainer.add_callback(trl.Ending())
-            if done := trl.resumed_from(work.checkpoints):
+            trainer.add_callback(Ending())
+            if done := trl_trainer.resumed_from(work.checkpoints):
                 say(f"  {self.name}: goes on from step {done.name.rpartition('-')[2]}", "dim")
                 moving.checked = True  # ahead of that checkpoint
             with deferred():
                 trainer.train(resume_from_checkpoint=str(done) if done else None)
             audit.stepped(trainer.state.global_step)
             moving.require()
-            backbone.save_role(trl.POLICY, work.folder)
+            backbone.save_role(POLICY, work.folder)
         last = {f"{key}_last": log.last.get(key) for key in ("loss", "accuracy", "margin")}
         sampled = {key: log.last.get(key) for key in ("reward_mean", "kl")} if self.rewards else {}
         known = {key: value for key, value in (last | sampled).items() if value is not None}
@@ -140,7 +143,7 @@ class Trl(Stage):
 
     def _look_at_start(self, seat: Any, audit: Audit, probe: Document) -> None:
         """The policy alone learns, and TRL's reference has the policy's log-probs."""
-        from prefloop.training.trl_trainer import POLICY, REFERENCE
+        from prefloop.training.trl_seat import POLICY, REFERENCE
 
         backbone = seat.backbone
         named = {n: p for n, p in backbone.model.named_parameters() if p.requires_grad}

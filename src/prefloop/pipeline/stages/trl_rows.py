@@ -19,7 +19,8 @@ from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import DataError
 from prefloop.labeling.aggregation import aggregation_of_file, hardened
-from prefloop.pipeline.stages.comparisons import ratings_of, require_pairs, unusable_of
+from prefloop.pipeline.stages.comparisons import require_pairs, unusable_of
+from prefloop.pipeline.stages.ratings import ratings_of
 from prefloop.pipeline.stages.sampling import read_prompts
 from prefloop.records import Prompt, Response
 from prefloop.runs.work import Work
