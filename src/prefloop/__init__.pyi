@@ -21,6 +21,7 @@ from prefloop.config import RewardConfig as RewardConfig
 from prefloop.config import RLHFConfig as RLHFConfig
 from prefloop.config import SampleConfig as SampleConfig
 from prefloop.config import SFTStageConfig as SFTStageConfig
+from prefloop.config import TrlConfig as TrlConfig
 from prefloop.config.load import load_config as load_config
 from prefloop.data.sources import load_comparisons as load_comparisons
 from prefloop.evaluation.answers import read_answers as read_answers
@@ -46,6 +47,7 @@ from prefloop.pipeline.stages.reference import Reference as Reference
 from prefloop.pipeline.stages.reward import RewardModel as RewardModel
 from prefloop.pipeline.stages.sample import Sample as Sample
 from prefloop.pipeline.stages.sft import SFT as SFT
+from prefloop.pipeline.stages.trl import Trl as Trl
 from prefloop.runs.open import open_policies as open_policies
 from prefloop.runs.runtime import Runtime as Runtime
 

@@ -35,6 +35,7 @@ from prefloop.config.stages import (
     SampleConfig,
     SFTStageConfig,
 )
+from prefloop.config.trl import TrlConfig
 
 
 @dataclass(config=STRICT)
@@ -54,8 +55,9 @@ class RLHFConfig:
     """
     algo: str = "ppo"
     """How the policy learns: on rollouts ppo, grpo, rloo, reinforce; on pairs dpo, cdpo, robust,
-    ipo, hinge, apo_zero, apo_down, orpo, simpo, cpo; on thumbs kto; reward stops after the reward
-    model, sft after SFT, measured by sft.eval_share and bench alone.
+    ipo, hinge, apo_zero, apo_down, orpo, simpo, cpo; on thumbs kto; trl: and the name of a class,
+    such as trl:DPOTrainer, one of TRL's trainers; reward stops after the reward model, sft after
+    SFT, measured by sft.eval_share and bench alone.
     """
     seed: Seed = 0
     """Seed of everything random, 0 or more."""
@@ -98,6 +100,7 @@ class RLHFConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    trl: TrlConfig = field(default_factory=TrlConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
 
@@ -136,5 +139,6 @@ __all__ = [
     "RopeConfig",
     "SFTStageConfig",
     "SampleConfig",
+    "TrlConfig",
     "is_config",
 ]

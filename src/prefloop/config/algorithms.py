@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from prefloop.config import RLHFConfig
+from prefloop.config.trl import PREFIX, REWARD_MODEL, TRAINERS, slot_of
 
 PAIR = ("dpo", "cdpo", "robust", "ipo", "hinge", "apo_zero", "apo_down", "orpo", "simpo", "cpo")
 """Losses on pairs; ``training.dpo.PAIR_LOSSES`` holds them (not imported here: the command line
@@ -19,8 +20,17 @@ ROLLOUTS = ("ppo", "grpo", "rloo", "reinforce")
 (``objectives.estimators``).
 """
 
-POLICIES = [*ROLLOUTS, "kto", *PAIR]
-"""Algorithms that turn an SFT adapter into an aligned one; each fills the slot of its name.
+TRL = {slot_of(PREFIX + name): trainer.learns_from for name, trainer in TRAINERS.items()}
+"""What TRL's trainers learn from, by the slot that each fills."""
+
+SAMPLING = (*ROLLOUTS, *(slot for slot, rows in TRL.items() if rows == "prompts"))
+"""Slots of policies that were rewarded for answers which they sampled."""
+
+IMITATING = ("sft", *(slot for slot, rows in TRL.items() if rows == "demonstrations"))
+"""Slots of policies that learned from demonstrations alone."""
+
+POLICIES = [*ROLLOUTS, "kto", *PAIR, *TRL]
+"""Slots of the algorithms that turn an SFT adapter into an aligned one (``slot_of``).
 ``algorithms.register`` adds to them.
 """
 
@@ -32,6 +42,11 @@ SFT_ONLY = "sft"
 """What --algo says to stop after supervised fine-tuning."""
 
 
+def learns_from_votes(algo: str) -> bool:
+    """Whether an algorithm is given votes or a reward model made of them in every run."""
+    return TRL.get(slot_of(algo), "pairs") in ("pairs", "thumbs")
+
+
 def reward_model(config: RLHFConfig) -> Literal["needed", "judge", "none"]:
     """What a run trains a reward model for: to learn from or to be measured, to judge alone (left
     out where votes form no pairs), or not at all.
@@ -41,15 +56,17 @@ def reward_model(config: RLHFConfig) -> Literal["needed", "judge", "none"]:
     vote there is one all the same: another round, or ``pipelines/label_round.py``, chooses by it.
     """
     asked = config.evaluate.reward_model
+    by_votes = learns_from_votes(config.algo)
     if (
         config.algo in (*ROLLOUTS, REWARD_ONLY)
+        or (TRL.get(slot_of(config.algo)) == "prompts" and REWARD_MODEL in config.trl.weights)
         or config.rounds > 1
         or config.data.reward_tests
         or asked == "always"
     ):
         return "needed"
     judged = config.evaluate.judge is not None or config.gold is not None
-    if asked == "never" or (judged and config.label.source == "file"):
+    if asked == "never" or (judged and config.label.source == "file") or not by_votes:
         return "none"
     return "judge"
 

@@ -18,7 +18,7 @@ from prefloop.artifacts.adapter_config import read_adapter
 from prefloop.artifacts.manifest import Manifest
 from prefloop.base.console import counted
 from prefloop.config import GenerationConfig
-from prefloop.config.algorithms import ROLLOUTS, kind_of
+from prefloop.config.algorithms import IMITATING, ROLLOUTS, kind_of
 from prefloop.evaluation.learnt import unmoved
 from prefloop.export.card_base import Base
 from prefloop.export.card_tables import (
@@ -134,7 +134,7 @@ def _summary(kind: str, base: str, method: Card, merged: bool) -> str:
         )
     if merged:
         what = f"the weights of `{base}` with an adapter merged in"
-    done = "trained" if kind == "sft" else "aligned"
+    done = "trained" if kind in IMITATING else "aligned"
     return f"{what[0].upper()}{what[1:]}, {done} with prefloop by {WORDS.get(kind, cell(kind))}."
 
 
@@ -188,7 +188,7 @@ def _limits(kind: str, simulated: Sequence[Any], exported: Exported) -> list[str
             "A policy that is trained hard against it finds what it gets wrong; scores compare"
             " responses to one prompt only."
         )
-    elif kind != "sft":
+    elif kind not in IMITATING:
         lines.append(
             "It was rewarded for what its votes preferred, their errors and their taste in length"
             " included."

@@ -15,6 +15,7 @@ from prefloop.artifacts.manifest import Manifest
 from prefloop.artifacts.references import BASE
 from prefloop.config.adapters import CARDS, Card, card_of
 from prefloop.config.algorithms import PAIR, ROLLOUTS, WITHOUT_REFERENCE, kind_of
+from prefloop.config.trl import PREFIX, TRAINERS, slot_of
 from prefloop.report.page import label
 
 WORDS = {
@@ -27,6 +28,7 @@ WORDS = {
     "kto": "learning from thumbs on single responses (KTO)",
     **{name: f"reinforcement learning on sampled responses ({name.upper()})" for name in ROLLOUTS},
     **{name: f"learning from pairs without a reward model ({name})" for name in PAIR},
+    **{slot_of(PREFIX + n): f"TRL's {n} on {t.learns_from}" for n, t in TRAINERS.items()},
 }
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     "beta": (*(loss for loss in PAIR if loss not in ("orpo", "simpo")), "kto"),

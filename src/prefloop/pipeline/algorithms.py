@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prefloop.base.redact import short
 from prefloop.config import RLHFConfig
 from prefloop.config.algorithms import PAIR, POLICIES, REWARD_ONLY, ROLLOUTS, SFT_ONLY
+from prefloop.config.trl import PREFIX, TRAINERS, require_method
 from prefloop.errors import ConfigError, among
 from prefloop.pipeline.stage import Stage
 
@@ -40,13 +41,22 @@ def _kto(config: RLHFConfig) -> Stage:
     return KTO(config.preference)
 
 
+def _trl(config: RLHFConfig) -> Stage:
+    from prefloop.pipeline.stages.trl import Trl
+
+    stage = Trl(config.algo.removeprefix(PREFIX), config.trl, config.data)
+    require_method(config.backbone.adapter.method)
+    return stage
+
+
 ALGORITHMS: dict[str, Callable[[RLHFConfig], Stage]] = {
     **{name: _rollouts(name) for name in ROLLOUTS},
     "kto": _kto,
     **{loss: _preference(loss) for loss in PAIR},
+    **{f"{PREFIX}{trainer}": _trl for trainer in TRAINERS},
 }
 """Name → the stage that turns an SFT adapter into an aligned one; its artifact fills the slot of
-the same name.
+the same name (``config.trl.slot_of``).
 """
 
 
@@ -61,6 +71,8 @@ def register(name: str, make: Callable[[RLHFConfig], Stage]) -> None:
 
 def algorithm(config: RLHFConfig) -> Stage:
     """The stage that ``config.algo`` names; raises ``ConfigError`` with the among known name."""
+    if config.algo.startswith(PREFIX):
+        return _trl(config)  # which says more of an unknown trainer
     names = [*ALGORITHMS, REWARD_ONLY, SFT_ONLY]
     if config.algo not in ALGORITHMS:
         raise ConfigError(

@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from prefloop.config import RLHFConfig
-from prefloop.config.algorithms import REWARD_ONLY, SFT_ONLY, reward_model
+from prefloop.config.algorithms import REWARD_ONLY, SFT_ONLY, learns_from_votes, reward_model
+from prefloop.config.trl import slot_of
 from prefloop.errors import ConfigError
 from prefloop.pipeline.algorithms import algorithm
 from prefloop.pipeline.pipeline import Pipeline
@@ -48,8 +49,9 @@ def compose(config: RLHFConfig) -> list[Stage]:
         or config.algo != REWARD_ONLY
     )
     stages: list[Stage] = [SFT(config.sft, data)] if with_sft else []
+    votes = learns_from_votes(config.algo) or reward_model(config) != "none"
     for number in range(1, config.rounds + 1) if config.algo != SFT_ONLY else ():
-        of_round = votes_and_reward(config, number, with_sft, reward_model(config))
+        of_round = votes_and_reward(config, number, with_sft, reward_model(config)) if votes else []
         if data.reward_tests:
             of_round.append(RewardTest(data))
         if aligned:
@@ -57,7 +59,7 @@ def compose(config: RLHFConfig) -> list[Stage]:
             of_round += [Reference(), policy] if "reference" in policy.inputs else [policy]
         stages += [stage.in_round(number) for stage in of_round]
     if aligned:
-        learner = config.algo if reward_model(config) == "none" else ""
+        learner = slot_of(config.algo) if reward_model(config) == "none" else ""
         stages.append(Evaluate(config.evaluate, data, config.gold, without_reward=learner))
     if config.bench.tasks or config.bench.domain:
         from prefloop.pipeline.stages.bench import Bench
@@ -85,7 +87,7 @@ def votes_and_reward(
             "sample.candidates is 1, and a vote is between two candidates of a prompt: give 2 or"
             " more"
         )
-    policy = "sft" if number == 1 or config.algo == REWARD_ONLY else config.algo
+    policy = "sft" if number == 1 or config.algo == REWARD_ONLY else slot_of(config.algo)
     return [
         *([Sample(config.sample, config.data, policy)] if config.label.source != "file" else []),
         *([Choose(config.label)] if number > 1 else []),

@@ -7,6 +7,7 @@ from __future__ import annotations
 from prefloop.config import RLHFConfig
 from prefloop.config.adapters import others, require
 from prefloop.config.algorithms import REWARD_ONLY, SFT_ONLY
+from prefloop.config.trl import PREFIX
 from prefloop.errors import EngineError, ModelError
 from prefloop.models.rope import stretched
 from prefloop.planning.groups import unseen
@@ -49,6 +50,11 @@ def samples(config: RLHFConfig) -> bool:
 def uncounted(config: RLHFConfig) -> list[str]:
     """What a run of ``config`` also puts on the device and no plan counts."""
     out = [said] if (said := unseen(config)) else []
+    if config.algo.startswith(PREFIX):
+        out.append(
+            f"the stage of TRL's {config.algo.removeprefix(PREFIX)}: the planner has no model of"
+            " its memory and time"
+        )
     if config.bench.tasks or config.bench.domain:
         out.append(
             "benchmarks: logits of bench.batch_size whole questions, in float32 (lower"

@@ -21,6 +21,7 @@ from prefloop.config.algorithms import (
     WITHOUT_REFERENCE,
     reward_model,
 )
+from prefloop.config.trl import PREFIX
 from prefloop.pipeline.algorithms import algorithm
 from prefloop.planning.groups import Group, candidates, of_file, sampled
 from prefloop.planning.memory import CONTEXT, CUBLAS, GIB, Device, PackSize
@@ -138,7 +139,7 @@ class Planner:
             out.append(self._reward(awake))
         if config.algo in ROLLOUTS:
             out.append(self._ppo())
-        elif aligned:
+        elif aligned and not config.algo.startswith(PREFIX):
             out.append(self._preference(awake))
         if aligned:
             roles = {"adapters": self._roles(0, 2 + scored * config.reward.members)}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prefloop.artifacts.references import BASE
-from prefloop.config.algorithms import ROLLOUTS, kind_of
+from prefloop.config.algorithms import IMITATING, SAMPLING, kind_of
 from prefloop.evaluation.learnt import unmoved
 from prefloop.evaluation.standing import programs
 from prefloop.report.page import interval, label, percent, spoken, stage_label
@@ -149,8 +149,8 @@ def _of_reward_model(policies: Sequence[str]) -> list[str]:
     """What win rates by the run's own reward model can show, by what each policy had to do with
     it.
     """
-    against = [label(name) for name in policies if kind_of(name) in ROLLOUTS]
-    beside = [label(name) for name in policies if kind_of(name) not in ROLLOUTS]
+    against = [label(name) for name in policies if kind_of(name) in SAMPLING]
+    beside = [label(name) for name in policies if kind_of(name) not in (*SAMPLING, *IMITATING)]
     notes = []
     if against:
         notes.append(

@@ -180,18 +180,18 @@ def _item(prompt: Prompt, reply: Reply, response_id: str) -> dict[str, Any]:
 class Rewards:
     """The sources of ``ppo.rewards``, each with its weight and a name of its own."""
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        """The keys are ``path/to/file.py:function`` or URLs. Raises ``ConfigError`` for any other
-        key, and for a weight that is not finite.
+    def __init__(self, weights: Mapping[str, float], setting: str = "ppo.rewards") -> None:
+        """The keys are ``path/to/file.py:function`` or URLs, set under ``setting``. Raises
+        ``ConfigError`` for any other key, and for a weight that is not finite.
         """
         for key, weight in weights.items():
             if not _is_url(key) and not key.rpartition(":")[2].isidentifier():
                 raise ConfigError(
-                    f"ppo.rewards: '{key}' is neither path/to/file.py:function nor http://host/path"
+                    f"{setting}: '{key}' is neither path/to/file.py:function nor http://host/path"
                 )
             if not math.isfinite(weight):
                 raise ConfigError(
-                    f"ppo.rewards: the weight of {_short_name(key)} is {weight}, expected a finite"
+                    f"{setting}: the weight of {_short_name(key)} is {weight}, expected a finite"
                     " number"
                 )
         names = _names(list(weights))

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from prefloop.artifacts.store import Artifact
 from prefloop.base.console import say
-from prefloop.base.jsonl import read_rows
 from prefloop.config import PreferenceConfig
-from prefloop.data.convert import comparison_to_ratings
 from prefloop.data.encode import Encoder, ThumbGroup
 from prefloop.data.groups import Groups, documents, write_thumbs
 from prefloop.data.packing import Pack, packs
-from prefloop.data.sources import write_jsonl
 from prefloop.errors import DataError
 from prefloop.models.backbone import Backbone
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.comparisons import unusable_of
-from prefloop.records import Comparison, from_dict
+from prefloop.pipeline.stages.ratings import ratings_of
 from prefloop.runs.work import Work
 from prefloop.training.adapter_hooks import Learner
 from prefloop.training.audit import Audit
@@ -102,7 +97,7 @@ class KTO(Stage):
         backbone, temperature = runtime.backbone, runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         groups = write_thumbs(
-            _ratings(inputs["comparisons"], work),
+            ratings_of(inputs["comparisons"], work),
             work.scratch / "thumbs.arrow",
             encoder,
             unusable_of(inputs["comparisons"], work.folder),
@@ -174,20 +169,6 @@ class KTO(Stage):
 
         last = train_steps(loop, work, audit, steps, prepare).last
         return {"steps": loop.step, "loss_last": last.get("loss"), "z0_last": last.get("z0")}
-
-
-def _ratings(comparisons: Artifact, work: Work) -> Path:
-    """Thumbs as people gave them, or what the votes on pairs amount to."""
-    given = comparisons / "ratings.jsonl"
-    if given.is_file():
-        return given
-    derived = work.scratch / "ratings.jsonl"
-    skipped: Counter[str] = Counter()
-    rows = (from_dict(Comparison, row) for row in read_rows(comparisons / "comparisons.jsonl"))
-    write_jsonl(derived, (rating for row in rows for rating in comparison_to_ratings(row, skipped)))
-    for reason, count in skipped.items():
-        say(f"  {count} pairs give no thumbs: {reason}")
-    return derived
 
 
 def no_singles(steps: list[list[int]]) -> list[list[int]]:
