@@ -24,7 +24,7 @@ import httpx
 from prefloop.base.console import say
 from prefloop.base.http import MOST_BYTES, Client, TooLarge
 from prefloop.base.json_object import parsed
-from prefloop.errors import ConfigError, JudgeError
+from prefloop.errors import ConfigError, RequestError
 
 _MAX_WAIT_S = 120.0
 _QUIET_S = 30.0
@@ -34,7 +34,7 @@ _KEPT_OF_A_REFUSAL = 100_000
 """Characters of an error's body that callers may look into; thousands of failures may be kept."""
 
 
-class RequestFailed(JudgeError):
+class RequestFailed(RequestError):
     """A request that did not succeed, all retries included."""
 
     def __init__(self, message: str, status: int | None = None, body: str = "") -> None:
@@ -94,7 +94,7 @@ class Endpoint:
 
     The key is read from the environment for each request and is held nowhere else. ``post`` raises
     ``RequestFailed``, with the status and the start of the body, when the server cannot be used,
-    and ``JudgeError`` when there is no key to ask with.
+    and ``RequestError`` when there is no key to ask with.
     """
 
     url: httpx.URL
@@ -236,11 +236,11 @@ class Endpoint:
             return None
         key = os.environ.get(self.key_env, "").strip()
         if not key and self.key_required:
-            raise JudgeError(
+            raise RequestError(
                 f"{self.who}: environment variable {self.key_env} is not set; set it to the key"
             )
         if not (key.isascii() and key.isprintable()):
-            raise JudgeError(
+            raise RequestError(
                 f"{self.who}: the key in {self.key_env} holds characters that cannot be sent; copy"
                 " it again"
             )

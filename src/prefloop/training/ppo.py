@@ -47,7 +47,7 @@ def score(
 ) -> Scored:
     """Log-probs under policy and reference, values and rewards of a rollout, from the same packs.
 
-    Raises ``JudgeError`` naming source and response when one of ``rewards`` fails or gives no
+    Raises ``RewardError`` naming source and response when one of ``rewards`` fails or gives no
     finite number; nothing was learnt from the rollout then.
     """
     backbone, temperature = work.runtime.backbone, work.runtime.generation.temperature

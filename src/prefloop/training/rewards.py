@@ -23,8 +23,8 @@ from torch import Tensor
 
 from prefloop.base.endpoint import Endpoint, parsed_url
 from prefloop.data.replies import Reply, text_of, turns_of
-from prefloop.errors import ConfigError, JudgeError
-from prefloop.evaluation.judges.judge import FunctionGrader
+from prefloop.errors import ConfigError, JudgeError, RequestError, RewardError
+from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.records import Prompt, to_dict
 
 KEY_ENV = "PREFLOOP_REWARD_KEY"
@@ -64,7 +64,7 @@ class RewardSource(Protocol):
         self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
     ) -> list[float]:
         """The score of each response ``replies[i]``, called ``ids[i]``, to ``prompts[i]``. Raises
-        ``JudgeError`` naming what could not be scored.
+        ``RewardError`` naming what could not be scored.
         """
         ...
 
@@ -87,7 +87,7 @@ class FunctionSource:
     def scores(
         self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
     ) -> list[float]:
-        """The function's values. Raises ``JudgeError`` naming prompt and response when a call
+        """The function's values. Raises ``RewardError`` naming prompt and response when a call
         raises or gives no finite number.
         """
         values = []
@@ -95,7 +95,7 @@ class FunctionSource:
             try:
                 values.append(self.grader.grade(prompt, reply))
             except JudgeError as error:
-                raise JudgeError(
+                raise RewardError(
                     f"reward '{self.name}', response {response_id}: {error}"
                 ) from error
         return values
@@ -133,7 +133,7 @@ class HTTPSource:
     def scores(
         self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
     ) -> list[float]:
-        """The server's scores. Raises ``JudgeError`` naming the responses asked about when it
+        """The server's scores. Raises ``RewardError`` naming the responses asked about when it
         cannot be used.
         """
         items = [_item(*each) for each in zip(prompts, replies, ids, strict=True)]
@@ -146,19 +146,19 @@ class HTTPSource:
         asked = f"asked about responses {items[0]['id']} to {items[-1]['id']}"
         try:
             reply = self._endpoint.post({"items": items})
-        except JudgeError as error:
-            raise JudgeError(f"{error} ({asked})") from error
+        except RequestError as error:
+            raise RewardError(f"{error} ({asked})") from error
         try:
             values = reply.json()["scores"]
             if not isinstance(values, list):
                 raise TypeError
         except (ValueError, LookupError, TypeError):
-            raise JudgeError(
+            raise RewardError(
                 f"{self._endpoint.who}: expected {_SHAPE}, found {reply.excerpt()} ({asked}); check"
                 f" {_SETTING}"
             ) from None
         if len(values) != len(items):
-            raise JudgeError(
+            raise RewardError(
                 f"{self._endpoint.who}: {len(values)} scores for {len(items)} items ({asked})"
             )
         # What is no number ends up in an error message: without the key, should the server echo it.
@@ -207,7 +207,7 @@ class Rewards:
         return [(source.fingerprint(), self.weights[source.name]) for source in self.sources]
 
     def scores_B(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Tensor]:
-        """Each source's scores of a rollout, before its weight, [B] float32. Raises ``JudgeError``
+        """Each source's scores of a rollout, before its weight, [B] float32. Raises ``RewardError``
         when one fails or gives no finite number.
         """
         ids = response_ids(prompts)
@@ -216,8 +216,8 @@ class Rewards:
                 source.name: _checked_B(source.name, source.scores(prompts, replies, ids), ids)
                 for source in self.sources
             }
-        except JudgeError as error:
-            raise JudgeError(
+        except RewardError as error:
+            raise RewardError(
                 f"{error}\n       Nothing was learnt from this rollout; with the source mended, the"
                 " same command goes on from the last checkpoint (a changed function starts the"
                 " stage anew)"
@@ -246,11 +246,11 @@ def _checked_B(name: str, values: Sequence[Any], ids: Sequence[str]) -> Tensor:
     score.
     """
     if len(values) != len(ids):
-        raise JudgeError(f"reward '{name}': {len(values)} scores for {len(ids)} responses")
+        raise RewardError(f"reward '{name}': {len(values)} scores for {len(ids)} responses")
     bad = [(i, value) for i, value in zip(ids, values, strict=True) if not _is_score(value)]
     if bad:
         more = f" (and {len(bad) - 1} more of {len(ids)})" if len(bad) > 1 else ""
-        raise JudgeError(
+        raise RewardError(
             f"reward '{name}' on prompt '{bad[0][0].rpartition('/')[0]}', response {bad[0][0]}:"
             f" found {bad[0][1]!r:.80}, expected a finite number{more}"
         )

@@ -24,7 +24,7 @@ from prefloop.data.trained import roles_read, trained_prompts
 from prefloop.errors import JudgeError
 from prefloop.evaluation.compare import Duel, Judged, judge_answers
 from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.graders import FunctionGrader, fingerprint_of
+from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.evaluation.judges.open import open_judge
 from prefloop.evaluation.win_rates import (
     READINGS,
@@ -98,7 +98,7 @@ class Compare(Stage):
             return who | {"judge": None}
         models = runtime.store.root / "models"
         with closing(open_judge(self.config.judge, self.config.asking, models=models)) as judge:
-            return who | {"judge": fingerprint_of(judge)}
+            return who | {"judge": judge.fingerprint()}
 
     def _training(self) -> list[Source]:
         data = self.data

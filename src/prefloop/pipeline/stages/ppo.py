@@ -18,7 +18,7 @@ from prefloop.config import DataConfig, PPOConfig
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.errors import ConfigError, EngineError
-from prefloop.evaluation.judges.judge import FunctionGrader
+from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.models.reward_model import Reward
 from prefloop.objectives import ppo as math_
 from prefloop.objectives.estimators import Advantages
