@@ -17,6 +17,7 @@ Shape letters: I items, A annotators, T truths (0: first shown is better, 1: sec
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import softmax
 
 from prefloop.stats.votes import PREFERENCES, Floats, Votes
 
@@ -45,7 +46,7 @@ def dawid_skene(votes: Votes) -> tuple[Floats, Floats]:
         logp_IT = np.tile(np.log(prior_T / prior_T.sum()), (len(votes.ids), 1))
         for annotator, category, items in cells:
             logp_IT[items] += np.log(tables_ATC[annotator, :, category])
-        before, p_IT = p_IT, softmax(logp_IT)
+        before, p_IT = p_IT, softmax(logp_IT, axis=-1)
         if not len(p_IT) or np.abs(p_IT - before).max() < _TOLERANCE:
             break
     right_A = (tables_ATC[:, 0, 0] + tables_ATC[:, 1, 1]) / tables_ATC[:, :, :2].sum((1, 2))
@@ -73,12 +74,6 @@ def by_cell(votes: Votes) -> list[tuple[int, int, np.ndarray[tuple[int, ...], np
         (int(cell) // votes.width, int(cell) % votes.width, votes.item_V[order[start:end]])
         for cell, start, end in zip(found, starts, ends, strict=False)
     ]
-
-
-def softmax(logp: Floats) -> Floats:
-    """Probabilities over the last axis."""
-    grown = np.exp(logp - logp.max(-1, keepdims=True))
-    return grown / grown.sum(-1, keepdims=True)
 
 
 def _shares(votes: Votes) -> Floats:

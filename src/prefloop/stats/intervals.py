@@ -32,6 +32,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # quantiles of Student's t, true far out in the tails too
+from scipy.stats import binomtest
 
 Array = NDArray[np.float64]
 _CHUNK_CELLS = 4_000_000  # bounds the memory of one vectorised batch of resamples to some 100 MB
@@ -175,9 +176,8 @@ def sign_test(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> SignTest:
     lead_P = prompt_means(checked_verdicts(verdicts_by_prompt)) - 0.5
     wins, losses = int((lead_P > _FLAT).sum()), int((lead_P < -_FLAT).sum())
     decided = wins + losses
-    # In whole numbers, so that it stays exact for thousands of prompts.
-    tail = sum(math.comb(decided, k) for k in range(min(wins, losses) + 1))
-    return SignTest(wins, losses, len(lead_P) - decided, min(1.0, 2 * tail / 2**decided))
+    p_value = float(binomtest(wins, decided).pvalue) if decided else 1.0
+    return SignTest(wins, losses, len(lead_P) - decided, p_value)
 
 
 def checked_values(values_by_prompt: Mapping[str, Sequence[float]], what: str) -> list[Array]:

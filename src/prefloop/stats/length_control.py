@@ -34,6 +34,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import expit
 
 from prefloop.errors import DataError
 from prefloop.stats.intervals import (
@@ -45,6 +47,7 @@ from prefloop.stats.intervals import (
     percentile_tail,
     require_same_prompts,
 )
+from prefloop.stats.newton import maxima
 
 RIDGE = 0.05
 """L2 penalty on θ, φ and ψ: keeps the fit finite when one side wins everything; worth a twentieth
@@ -62,9 +65,6 @@ UNIT = "characters"
 """What lengths are counted in wherever two responses are compared at equal length, as AlpacaEval 2
 does.
 """
-_NEWTON_STEPS = 50
-_LONGEST = 2.0  # logits; a longer Newton step overshoots where the curve is flat
-_TOLERANCE = 1e-10
 _CHUNK_CELLS = 2_000_000
 
 Ints = NDArray[np.int64]
@@ -259,62 +259,43 @@ def _unknown(n_prompts: int, won_K: Array, lead_K: Array) -> str:
 def _rates(fits_RF: Array, offset_P: Array) -> Array:
     """P(win) on each prompt at equal length, [R, P]."""
     psi_R = fits_RF[:, 2] if fits_RF.shape[1] == 3 else np.zeros(len(fits_RF))
-    return _sigmoid(fits_RF[:, :1] + psi_R[:, None] * offset_P)
+    return expit(fits_RF[:, :1] + psi_R[:, None] * offset_P)
 
 
 def _fit(won_K: Array, terms_KF: Array, weights_RK: Array, start_F: Array) -> Array:
-    """R weighted logistic regressions with an L2 penalty, by Newton's method on all at once, [R,
-    F].
-    """
+    """R weighted logistic regressions with an L2 penalty, [R, F]."""
     n_terms = terms_KF.shape[1]
-    fits_RF = np.tile(start_F, (len(weights_RK), 1))
     squares_KG = (terms_KF[:, :, None] * terms_KF[:, None, :]).reshape(len(terms_KF), -1)
-    for _ in range(_NEWTON_STEPS):
-        win_RK = _sigmoid(fits_RF @ terms_KF.T)
+
+    def derivatives(fits_RF: Array) -> tuple[Array, Array]:
+        win_RK = expit(fits_RF @ terms_KF.T)
         slope_RF = (weights_RK * (won_K - win_RK)) @ terms_KF - RIDGE * fits_RF
-        curve_RFF = ((weights_RK * win_RK * (1 - win_RK)) @ squares_KG).reshape(
-            -1, n_terms, n_terms
-        )
-        step_RF = np.linalg.solve(curve_RFF + RIDGE * np.eye(n_terms), slope_RF[..., None])[..., 0]
-        fits_RF = fits_RF + np.clip(step_RF, -_LONGEST, _LONGEST)
-        if np.abs(step_RF).max() < _TOLERANCE:
-            break
-    return fits_RF
+        curve_RG = (weights_RK * win_RK * (1 - win_RK)) @ squares_KG
+        return slope_RF, curve_RG.reshape(-1, n_terms, n_terms) + RIDGE * np.eye(n_terms)
+
+    return maxima(derivatives, np.tile(start_F, (len(weights_RK), 1)))
 
 
 def _difficulties(tables: list[tuple[list[Array], list[Array]]]) -> Array:
-    """γ [P] of one fit of all models with ψ = 1. The Hessian is an arrow (γ touch only θ and φ), so
-    a step costs O(P M²).
-    """
-    n, n_models = len(tables[0][0]), len(tables)
-    gamma_P, global_G = np.zeros(n), np.zeros(2 * n_models)
-    flat = [_flat(verdicts, leads) for verdicts, leads in tables]
-    for _ in range(_NEWTON_STEPS):
-        slope_P, curve_P = -DIFFICULTY_RIDGE * gamma_P, np.full(n, DIFFICULTY_RIDGE)
-        slope_G, curve_GG, cross_GP = (
-            -RIDGE * global_G,
-            RIDGE * np.eye(2 * n_models),
-            np.zeros((2 * n_models, n)),
-        )
-        for m, (won_K, feature_K, prompt_K, share_K) in enumerate(flat):
-            terms_K2 = np.stack([np.ones(len(won_K)), feature_K], axis=1)
-            own = slice(2 * m, 2 * m + 2)
-            win_K = _sigmoid(terms_K2 @ global_G[own] + gamma_P[prompt_K])
-            error_K, bend_K = share_K * (won_K - win_K), share_K * win_K * (1 - win_K)
-            slope_P += np.bincount(prompt_K, error_K, n)
-            curve_P += np.bincount(prompt_K, bend_K, n)
-            slope_G[own] += error_K @ terms_K2
-            curve_GG[own, own] += (terms_K2 * bend_K[:, None]).T @ terms_K2
-            cross_GP[own] = [np.bincount(prompt_K, bend_K * term_K, n) for term_K in terms_K2.T]
-        lean_GP = cross_GP / curve_P
-        step_G = np.linalg.solve(curve_GG - lean_GP @ cross_GP.T, slope_G - lean_GP @ slope_P)
-        step_P = (slope_P - cross_GP.T @ step_G) / curve_P
-        global_G += np.clip(step_G, -_LONGEST, _LONGEST)
-        gamma_P += np.clip(step_P, -_LONGEST, _LONGEST)
-        if max(np.abs(step_G).max(), np.abs(step_P).max()) < _TOLERANCE:
-            break
-    return gamma_P
+    """γ [P] of one fit of all models with ψ = 1."""
+    from sklearn.linear_model import LogisticRegression  # takes a second to import
 
-
-def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+    flat = [_flat(*table) for table in tables]
+    won_K, feature_K, prompt_K, share_K = (np.concatenate(part) for part in zip(*flat, strict=True))
+    model_K = np.repeat(np.arange(len(tables)), [len(won) for won, *_ in flat])
+    one_K = np.ones(len(won_K))
+    # Three terms each: θ and φ of the model, γ of the prompt. sklearn penalizes all coefficients
+    # alike, so columns are scaled in place of the penalty.
+    scale_3 = 1 / np.sqrt([RIDGE, RIDGE, DIFFICULTY_RIDGE])
+    values_K3 = np.stack([one_K, feature_K, one_K], axis=1) * scale_3
+    columns_K3 = np.stack([2 * model_K, 2 * model_K + 1, 2 * len(tables) + prompt_K], axis=1)
+    starts = np.arange(0, values_K3.size + 1, 3)
+    terms_KF = sparse.csr_matrix((values_K3.ravel(), columns_K3.ravel(), starts))
+    fit = LogisticRegression(fit_intercept=False, solver="newton-cg", tol=1e-10, max_iter=1000)
+    # Every verdict enters twice, with the share that was won and with the share that was lost.
+    fit.fit(
+        sparse.vstack([terms_KF, terms_KF]),
+        np.repeat([1, 0], len(won_K)),
+        np.concatenate([share_K * won_K, share_K * (1 - won_K)]),
+    )
+    return np.asarray(fit.coef_[0, 2 * len(tables) :] * scale_3[2])
