@@ -160,9 +160,7 @@ def test_two_policies_at_equal_length_are_measured_with_the_difficulty_of_the_pr
     monkeypatch.setattr(length, "FEWEST", 6)
     for options in ({}, {"judge": judge}):
         found = compared(runtime, TEXTS, gold, **options).metrics["results"]
-        for policy, rate in length_controlled_leaderboard(
-            *against_sft(), resamples=100
-        ).models.items():
+        for policy, rate in length_controlled_leaderboard(*against_sft(), resamples=100).items():
             assert (
                 found[policy]["lc_win_rate"] == pytest.approx(rate.rate)
                 and rate.difficulty is not None

@@ -247,12 +247,12 @@ def _length_controlled(
     common = set.intersection(*map(set, scores.values())) if len(scores) > 1 else set()
     if not common:
         return {}
-    leaderboard = length_controlled_leaderboard(
+    rates = length_controlled_leaderboard(
         {name: {i: of[i] for i in common} for name, of in scores.items()},
         {name: {i: of[i] for i in common} for name, of in leads.items()},
         **options,  # type: ignore[arg-type]
     )
-    return {(name, baseline): rate for name, rate in leaderboard.models.items()}
+    return {(name, baseline): rate for name, rate in rates.items()}
 
 
 def _scores_and_leads(met: Met) -> tuple[dict[str, list[float]], dict[str, list[float]]]:

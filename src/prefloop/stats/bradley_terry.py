@@ -9,10 +9,10 @@ one, with their mean score, so that two models get the win rate of ``prefloop.st
 intervals resample prompts with all their games.
 
 The fit is finite if and only if no group of models wins every game against the rest (Ford, Am.
-Math. Monthly 64, 1957). Two cases are told apart. Groups that never met cannot be compared at all:
-an error names them. Where they met and one won everything, every model gets ``PRIOR`` wins and
-losses against a player of strength 0, and the result says so; so does a resample of the bootstrap
-in which it happens.
+Math. Monthly 64, 1957). Groups that never met cannot be compared at all: an error names them. Where
+they met and one won everything, every model gets ``PRIOR`` wins and losses against a player of
+strength 0, and the result says so. A resample of the bootstrap in which it happens gets them
+too.
 
 Dropped on purpose: online Elo updates, whose result depends on the order of the games, and
 Davidson's model of ties, which changes strengths only by their scale.
@@ -62,7 +62,7 @@ class Rated:
     low: float
     high: float
     games: int
-    """Comparisons it took part in."""
+    """Comparisons that it took part in."""
     win_rate: float
     """Mean score over its opponents and prompts, each pair on each prompt counting once."""
 
@@ -75,7 +75,7 @@ class Ranking:
     observed: tuple[tuple[float | None, ...], ...]
     """Mean score of row against column; ``None`` where they never met."""
     fitted: tuple[tuple[float, ...], ...]
-    """What the strengths say: ``sigmoid(θ_row - θ_column)``."""
+    """Expected score by the strengths: ``sigmoid(θ_row - θ_column)``."""
     anchor: str | None
     """The model whose Elo is fixed at 1000; without one the mean is."""
     prior: float

@@ -2,9 +2,9 @@
 JRSS C 28(1), 1979.
 
 Every comparison has a truth: the first or the second response is better. Every annotator has a
-table of how often they vote first, second or tie under either truth. EM estimates both. A person
-who always takes the first one tells nothing, and one who votes against the truth tells as much as
-one who votes for it; both fall out of the tables.
+table of how often they vote first, second or tie under either truth. EM estimates both. By these
+tables the votes of a person who always takes the first response count for nothing, and those of a
+person who votes against the truth count as much as those of one who votes for it.
 
 Tables carry a weak Dirichlet prior that leans to being right (its mode with no votes is 60 % right,
 20 % wrong, 20 % tie, with the weight of two votes), so that few votes are not taken for certainty
@@ -63,16 +63,14 @@ def require_preferences(votes: Votes) -> None:
 
 
 def by_cell(votes: Votes) -> list[tuple[int, int, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]]:
-    """(annotator, category, items): no item stands twice in one of them, since a person has one
-    vote on it.
-    """
+    """(annotator, category, items). A person has one vote on an item, so no item stands twice."""
     cell_V = votes.annotator_V * votes.width + votes.choice_V
     order = np.argsort(cell_V, kind="stable")
-    found, starts = np.unique(cell_V[order], return_index=True)
+    cells, starts = np.unique(cell_V[order], return_index=True)
     ends = [*starts[1:], len(order)]
     return [
         (int(cell) // votes.width, int(cell) % votes.width, votes.item_V[order[start:end]])
-        for cell, start, end in zip(found, starts, ends, strict=False)
+        for cell, start, end in zip(cells, starts, ends, strict=False)
     ]
 
 

@@ -15,8 +15,8 @@ Plain two-stage resampling is wrong in two known ways, and both are corrected:
   - 1 degrees of freedom: Hesterberg, "What Teachers Should Know About the Bootstrap", 2015, the
   expanded percentile interval.
 
-A win rate whose prompts all say the same (a sweep, or nothing but ties) has no spread to resample.
-Its interval is the exact binomial one: at most ``1 - (alpha/2)**(1/n)`` of prompts may be otherwise
+A win rate whose prompts all agree (a sweep, or nothing but ties) has no spread to resample. Its
+interval is the exact binomial one: at most ``1 - (alpha/2)**(1/n)`` of prompts may be otherwise
 (Clopper-Pearson with n of n).
 
 Shapes: R resamples, P prompts, A and B responses of the two sides (padded to the longest).
@@ -51,8 +51,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often side a beats side b, a tie counting half. ``rate`` and ``ties`` average per-prompt
-    shares.
+    """How often side a beats side b, a tie counting half. ``rate`` and ``ties`` are means of the
+    prompts' shares.
     """
 
     rate: float
@@ -65,7 +65,7 @@ class WinRate:
 
 @dataclass(frozen=True)
 class SignTest:
-    """Prompts that a won, lost and tied, and how surprising that split is if both sides are equally
+    """Prompts that a won, lost and tied, with the p-value of that split if both sides are equally
     good.
     """
 
@@ -163,8 +163,8 @@ def clustered_share(
     """As ``clustered_mean``, for numbers between 0 and 1: the interval stays there and is exact
     where nothing varies.
     """
-    found = verdict_win_rate(shares_by_prompt, seed=seed, resamples=resamples, level=level)
-    return Interval(found.rate, found.low, found.high, found.n_prompts)
+    rate = verdict_win_rate(shares_by_prompt, seed=seed, resamples=resamples, level=level)
+    return Interval(rate.rate, rate.low, rate.high, rate.n_prompts)
 
 
 def sign_test(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> SignTest:
@@ -195,7 +195,7 @@ def checked_values(values_by_prompt: Mapping[str, Sequence[float]], what: str) -
                 f" {values.shape}"
             )
         columns.append(values)
-    # One look at all values: a look at each prompt's takes longer than the statistics do.
+    # One check of all values: a check of each prompt's takes longer than the statistics do.
     if not np.isfinite(np.concatenate(columns)).all():
         prompt_id, values = next(
             (key, x)

@@ -1,4 +1,4 @@
-"""Length-controlled win rates: what the judge would say if the two responses were equally long.
+"""Length-controlled win rates: an estimate of the win rate if all responses were equally long.
 
 The model is that of AlpacaEval 2 (Dubois et al., arXiv 2404.04475), for model m against one
 baseline on prompt x:
@@ -6,23 +6,22 @@ baseline on prompt x:
     logit P(m wins) = θ_m + φ_m tanh(lead / sd(lead)) + ψ_m γ_x
 
 with θ the difference in quality, lead the length of m's response minus the baseline's, and γ_x how
-much prompt x favours models in general (its "instruction difficulty"). The controlled rate is the
+much prompt x favors models in general (its "instruction difficulty"). The controlled rate is the
 mean over prompts of ``sigmoid(θ + ψ γ_x)``: the length term is left out.
 
-γ_x is identified only by several models that answer the same prompts. With two models pass
-difficulties known from elsewhere or none: the rate is then ``sigmoid(θ)``.
-``length_controlled_leaderboard`` estimates γ as the paper does, in one fit of several models with ψ
-= 1 and an L2 penalty on γ, then fits each model by itself with γ given.
+γ_x is identified only by several models that answer the same prompts. With one model against the
+baseline the term is left out, and the rate is ``sigmoid(θ)``. ``length_controlled_leaderboard``
+estimates γ as the paper does, in one fit of several models with ψ = 1 and an L2 penalty on γ, then
+fits each model by itself with γ given.
 
 One difference: the γ that a model is fitted with come from the other models alone. With the hundred
-models of AlpacaEval that is the same; with four, γ that have seen the model's own verdicts explain
+models of AlpacaEval that is the same. With four, γ fitted to the model's own verdicts too explain
 their noise, and simulated 95 % intervals cover the truth in 88 %. Dropped on purpose: choosing
 penalties by cross-validation, as AlpacaEval does. Here they are fixed, weak and stated, so that the
 same verdicts always give the same rate; the one on γ is that of a standard normal prior.
 
-Two things no fit can take apart are not reported as if one had: under ``FEWEST`` prompts, and where
-one side is longer and one side wins on nearly every pair, ``LengthControlled.unknown`` says why
-there is no rate.
+Under ``FEWEST`` prompts, and where one side is longer and one side wins on nearly every pair, no
+fit can tell length from quality: ``LengthControlled.unknown`` then says why there is no rate.
 
 Shapes: P prompts, M models, K comparisons, F terms of the model, R resamples.
 """
@@ -50,21 +49,19 @@ from prefloop.stats.intervals import (
 from prefloop.stats.newton import maxima
 
 RIDGE = 0.05
-"""L2 penalty on θ, φ and ψ: keeps the fit finite when one side wins everything; worth a twentieth
-of a comparison.
+"""L2 penalty on θ, φ and ψ, worth a twentieth of a comparison: it keeps the fit finite when one
+side wins everything.
 """
 DIFFICULTY_RIDGE = 1.0
 """L2 penalty on each γ_x."""
 FEWEST = 10
 """Prompts below which there is no rate at equal length."""
 SEPARATED = 0.95
-"""Share of pairs, ties among them; where one side wins that many and one side is longer on as many,
-nothing tells why it wins.
+"""Share of all pairs: where one side wins that many, and one side is longer on as many, the reason
+for winning is unknown.
 """
 UNIT = "characters"
-"""What lengths are counted in wherever two responses are compared at equal length, as AlpacaEval 2
-does.
-"""
+"""Unit of lengths wherever two responses are compared at equal length, as in AlpacaEval 2."""
 _CHUNK_CELLS = 2_000_000
 
 Ints = NDArray[np.int64]
@@ -77,28 +74,16 @@ class LengthControlled(WinRate):
     quality: float
     """θ: for a prompt of mean difficulty."""
     length: float
-    """φ: what a response longer by far gains; above 0 the judge prefers longer ones."""
+    """φ: the gain of a much longer response; above 0 the judge prefers longer ones."""
     difficulty: float | None
-    """ψ of the standardised difficulty; ``None`` where no difficulties are known."""
+    """ψ of the standardized difficulty; ``None`` where no difficulties are known."""
     unknown: str = ""
     """Why the rate is not to be quoted; empty where it is."""
-
-
-@dataclass(frozen=True)
-class LengthControlledLeaderboard:
-    """Several models against one baseline."""
-
-    models: dict[str, LengthControlled]
-    difficulties: dict[str, float]
-    """γ by prompt id, in logits, of one fit of all models: above 0 the prompt favours the models
-    over the baseline.
-    """
 
 
 def length_controlled_win_rate(
     verdicts_by_prompt: Mapping[str, Sequence[float]],
     length_leads_by_prompt: Mapping[str, Sequence[float]],
-    difficulty_by_prompt: Mapping[str, float] | None = None,
     *,
     seed: int = 0,
     resamples: int = 1000,
@@ -106,23 +91,14 @@ def length_controlled_win_rate(
 ) -> LengthControlled:
     """Win rate of a over b at equal length; a lead is the length of a minus that of b, in any unit.
 
-    Without difficulties the term is left out, since verdicts on two models cannot tell a prompt
-    that favours a from a prompt on which a is better. Every prompt weighs the same, however many
+    The difficulty term is left out, since verdicts on two models cannot tell a prompt that favors a
+    from a prompt on which a is better. Every prompt weighs the same, however many
     comparisons it has. The interval is a percentile bootstrap over prompts; where all verdicts are
     alike it is the exact binomial one. Raises ``ValueError`` naming a prompt whose entries are
     missing, bad or of unequal number.
     """
     verdicts, leads = _checked(verdicts_by_prompt, length_leads_by_prompt)
-    difficulty_P = None
-    if difficulty_by_prompt is not None:
-        require_same_prompts(
-            verdicts_by_prompt, difficulty_by_prompt, "the verdicts", "the difficulties"
-        )
-        given = checked_values(
-            {prompt_id: [x] for prompt_id, x in difficulty_by_prompt.items()}, "difficulty"
-        )
-        difficulty_P = np.array([x[0] for x in given])
-    return _controlled(verdicts, leads, difficulty_P, seed=seed, resamples=resamples, level=level)
+    return _controlled(verdicts, leads, None, seed=seed, resamples=resamples, level=level)
 
 
 def length_controlled_leaderboard(
@@ -132,7 +108,7 @@ def length_controlled_leaderboard(
     seed: int = 0,
     resamples: int = 1000,
     level: float = 0.95,
-) -> LengthControlledLeaderboard:
+) -> dict[str, LengthControlled]:
     """Length-controlled win rates of two or more models against one baseline, each with the
     difficulties that the other models give.
 
@@ -158,10 +134,7 @@ def length_controlled_leaderboard(
         models[name] = _controlled(
             verdicts, leads, gamma_P, seed=seed, resamples=resamples, level=level
         )
-    ids = sorted(verdicts_by_model[names[0]])
-    return LengthControlledLeaderboard(
-        models, dict(zip(ids, _difficulties(tables).tolist(), strict=True))
-    )
+    return models
 
 
 def _checked(

@@ -228,7 +228,7 @@ class Compare(Stage):
             return {}
         wins = {p: wins_of(answers[p][judge], sft[judge]) for p in policies}
         leads = {p: leads_of(answers[p], sft) for p in policies}
-        return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples).models
+        return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples)
 
     def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
         """All policies against each other, the k-th answer against the k-th; SFT is always side
