@@ -1,6 +1,4 @@
-"""``prefloop reward eval``: how good a run's reward model is on files that it was not trained
-on.
-"""
+"""``prefloop reward eval``: how good a run's reward model is on files that it has not seen."""
 
 from __future__ import annotations
 
@@ -37,22 +35,22 @@ class RewardCommand:
     ] = ()
     """Further files."""
     by: str | None = None
-    """Field that names the subsets; subset, category or source unless given."""
+    """Field that names the subsets; subset, category or source by default."""
     layout: str = "auto"
     """Layout of the files; detected when 'auto'."""
     limit: Count | None = None
-    """First so many rows of each file."""
+    """Use only the first LIMIT rows of each file."""
     quarantine: Path | None = None
-    """Put bad rows and prompts that do not fit into this folder and go on, instead of stopping."""
+    """Folder for bad rows and prompts that do not fit; without one they are an error."""
     drop_overlap: bool = False
-    """Leave out prompts that are in the training set, instead of counting them only."""
+    """Leave out prompts that are in the training set. By default they are only counted."""
     model: str | None = None
-    """The reward model's backbone, where its name of then no longer leads to it."""
+    """Path or name of the reward model's base model, if it has moved since training."""
     pack_tokens: Count = 4096
     """Token budget of one forward pass."""
     output: Path | None = None
-    """Where the result goes; reward-eval.json of the run folder (here, for an artifact) unless
-    given.
+    """File for the result; by default reward-eval.json of the run folder, or of the current folder
+    for an artifact.
     """
 
     def run(self) -> None:
@@ -72,7 +70,7 @@ class RewardCommand:
         }  # before the model is loaded
         key = key_of(reward_folder(self.place))
         reward = open_reward(self.place, self.model, self.pack_tokens)
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(prefix="prefloop-") as scratch:
             for number, (name, path) in enumerate(names.items()):
                 same = overlaps[name]
@@ -86,11 +84,11 @@ class RewardCommand:
                     self.by,
                     frozenset(left_out),
                 )
-                found[name] = {"reward": key, **evaluate_file(reward, path, reading)}
-                found[name]["overlap"] = (
+                results[name] = {"reward": key, **evaluate_file(reward, path, reading)}
+                results[name]["overlap"] = (
                     {**same.to_dict(), "left_out": bool(left_out)} if same else None
                 )
-        console.print(table(found))
+        console.print(table(results))
         for name, same in overlaps.items():
             if same is None:
                 say(
@@ -100,12 +98,12 @@ class RewardCommand:
             else:
                 dropped = "; left out" if same.ids and self.drop_overlap else ""
                 say(f"{name}: {same.describe()}{dropped}", "yellow" if same.ids else "dim")
-        # Nothing is written into an artifact: its manifest says what it holds.
+        # Nothing is written into an artifact, whose manifest lists its files.
         place = (
             self.output
             or (self.place if (self.place / "artifacts").is_dir() else Path()) / "reward-eval.json"
         )
-        write_sealed(place, found)
+        write_sealed(place, results)
         say(
             "95 % intervals by prompt; ECE before and after the fitted temperature. Written to"
             f" {place}",
@@ -134,9 +132,9 @@ class RewardCommand:
 
 
 def names_of(files: Sequence[Source]) -> dict[str, Source]:
-    """What the files are called in the result: their names, or their paths where two share one or
-    the name is the digest's key.
+    """The files by their names in the result: the file's name, or its path where two files share a
+    name or the name is the digest's key.
     """
     short = [DIGEST, *(path.name for path in files)]
-    found = {path.name if short.count(path.name) == 1 else str(path): path for path in files}
-    return {f"./{name}" if name == DIGEST else name: path for name, path in found.items()}
+    named = {path.name if short.count(path.name) == 1 else str(path): path for path in files}
+    return {f"./{name}" if name == DIGEST else name: path for name, path in named.items()}
