@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# A password may hold anything, so it ends at the last @ of a word: an address may lose too much, but
-# no secret stays.
+# A password may hold anything, so it ends at the last @ of a word: an address may lose too much,
+# but no secret stays.
 _QUOTED = re.compile(r"""(?P<kept>(?P<quote>['"])[\w+.-]+://)[^\s/@:]*:(?:(?!(?P=quote)).)*@""")
 _WHOLE = re.compile(r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://)[^\s/@:]*:.*@", re.DOTALL)
 _WHOLE_QUERY = re.compile(

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -102,17 +102,13 @@ def win_rate(
     seed: int = 0,
     resamples: int = 2000,
     level: float = 0.95,
-    tie_margin: float = 0.0,
 ) -> WinRate:
-    """Win rate of a over b from scores: per prompt the mean of ``1[a > b] + tie / 2`` over all
+    """Win rate of a over b from scores: per prompt the mean of ``1[a > b] + 1[a = b] / 2`` over all
     pairs of responses.
 
-    Scores no further apart than ``tie_margin`` tie. Exchanging the sides gives exactly the mirrored
-    result, interval included. Raises ``ValueError`` when the prompts differ or a prompt's scores
-    are empty or not finite, naming the prompt.
+    Exchanging the sides gives exactly the mirrored result, interval included. Raises ``ValueError``
+    naming the prompt when the prompts differ or a prompt's scores are empty or not finite.
     """
-    if not tie_margin >= 0:
-        raise ValueError(f"tie_margin must be 0 or more, found {tie_margin}")
     require_same_prompts(scores_a, scores_b, "a", "b")
     side_a, side_b = (
         checked_values(scores_a, "scores of a"),
@@ -122,21 +118,13 @@ def win_rate(
     mirrored = [x.tolist() for x in side_a] > [x.tolist() for x in side_b]
     if mirrored:
         side_a, side_b = side_b, side_a
-    pairs = []
-    for a, b in zip(side_a, side_b, strict=True):
-        lead = a[:, None] - b[None, :]
-        pairs.append(np.where(np.abs(lead) <= tie_margin, 0.5, (lead > 0).astype(np.float64)))
+    pairs = [
+        (np.sign(a[:, None] - b[None, :]) + 1) / 2 for a, b in zip(side_a, side_b, strict=True)
+    ]
     result = _win_rate(pairs, seed=seed, resamples=resamples, level=level)
     if not mirrored:
         return result
-    return WinRate(
-        1 - result.rate,
-        1 - result.high,
-        1 - result.low,
-        result.ties,
-        result.n_prompts,
-        result.n_pairs,
-    )
+    return replace(result, rate=1 - result.rate, low=1 - result.high, high=1 - result.low)
 
 
 def verdict_win_rate(
