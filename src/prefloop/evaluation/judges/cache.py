@@ -7,9 +7,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 from prefloop.base.sealed import DIGEST, digest
 from prefloop.errors import DataError
@@ -68,7 +68,7 @@ class VerdictCache:
         row.pop("grades", None)  # grades have lines of their own
         if answer.score != answer.score:  # JSON has no NaN
             row["score"] = None
-        row = json.loads(json.dumps(row))  # as it will be read
+        row = json.loads(json.dumps(row))  # as it is read: tuples are lists
         row[DIGEST] = digest(row)
         try:
             with path.open("ab") as file:
@@ -98,19 +98,18 @@ class VerdictCache:
             if row.pop(DIGEST, None) not in (None, digest(row)):  # earlier versions wrote none
                 raise self._foreign(number)
             score = float("nan") if row["score"] is None else float(row["score"])
-            known: dict[str, Any] = {
-                "raw": tuple(row["raw"]),
-                "unparsable": int(row["unparsable"]),
-                "prompt_tokens": int(row.get("prompt_tokens", 0)),
-                "completion_tokens": int(row.get("completion_tokens", 0)),
-            }
+            answer: Verdict | Grade
             if "orders_agree" in row:
                 by_order = tuple(map(float, row.get("by_order", ())))
-                return str(row["key"]), Verdict(
-                    score, row["orders_agree"], by_order=by_order, **known
-                )
-            return str(row["key"]), Grade(
-                score, {name: float(part) for name, part in row["parts"].items()}, **known
+                answer = Verdict(score, row["orders_agree"], by_order=by_order)
+            else:
+                answer = Grade(score, {name: float(part) for name, part in row["parts"].items()})
+            return str(row["key"]), replace(
+                answer,
+                raw=tuple(row["raw"]),
+                unparsable=int(row["unparsable"]),
+                prompt_tokens=int(row.get("prompt_tokens", 0)),
+                completion_tokens=int(row.get("completion_tokens", 0)),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._foreign(number) from None
