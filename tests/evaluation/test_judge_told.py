@@ -82,7 +82,7 @@ def test_unreadable_answers_from_the_cache_are_said_to_be_and_asked_again_with_a
         rc == 2
         and f"12 of the 12 are from an earlier run, stored in {tmp_path}/cache.jsonl" in said
     )
-    assert "with another --cache, or that file deleted, they are asked again" in said
+    assert "to ask them again, delete that file or name another --cache" in said
     server.script = prefers_longer
     rc, _, found = judged(f"openai:toy@{server.url}", "--cache", str(tmp_path / "fresh.jsonl"))
     assert rc == 0 and found["n_asked"] == 12
