@@ -13,10 +13,11 @@ import pytest
 
 from prefloop.evaluation.answers import read_answers
 from prefloop.evaluation.compare import judge_answers
+from prefloop.evaluation.judges.assessor import Grader, one_by_one
 from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.judge import Verdict
 from prefloop.evaluation.judges.language_model import ModelJudge
 from prefloop.evaluation.judges.openai import ChatEndpoint
+from prefloop.evaluation.judges.verdict import Grade, Verdict
 from prefloop.records import Message
 
 PROMPT = [Message("user", "Name a prime.")]
@@ -122,7 +123,7 @@ def prefers_longer(number, body):
 
 
 class Scripted:
-    """A judge of one order that follows a rule and counts its questions."""
+    """A user's own judge of one order that follows a rule and counts its questions."""
 
     def __init__(self, rule, name="scripted"):
         self.rule, self.name, self.n = rule, name, 0
@@ -130,6 +131,22 @@ class Scripted:
     def compare(self, prompt, a, b):
         self.n += 1
         return Verdict(self.rule(a, b), raw=("said",))
+
+
+class Scored(Grader):
+    """A grader by a rule on prompt and response that keeps the responses it was asked about."""
+
+    name = "scored"
+
+    def __init__(self, rule=lambda prompt, response: len(response)):
+        self.rule, self.seen = rule, []
+
+    def ask(self, questions, on_answer=None):
+        return one_by_one(self.grade, questions, on_answer)
+
+    def grade(self, prompt, response):
+        self.seen.append(response)
+        return Grade(float(self.rule(prompt, response)))
 
 
 def judge_files(a, b, judge, cache, **options):

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from raw_server import Server, http
 
-from prefloop.errors import EngineError, JudgeError
+from prefloop.errors import EngineError, JudgeError, RequestError, RewardError
 from prefloop.evaluation.judges.language_model import ModelJudge
 from prefloop.evaluation.judges.openai import ChatEndpoint
 from prefloop.records import Message, Prompt
@@ -227,7 +227,7 @@ def campaign(seed: int, size: int, measured: bool = True) -> list[str]:
             started = time.monotonic()
             try:
                 outcome = ask(server.url)
-            except (JudgeError, EngineError):
+            except (JudgeError, RewardError, RequestError, EngineError):
                 outcome = "error"
             except Exception as error:
                 outcome = "TRACEBACK"

@@ -40,8 +40,16 @@ class EngineError(PrefloopError):
     """A rollout engine is missing or failed to start."""
 
 
+class RequestError(PrefloopError):
+    """A server cannot be asked, cannot be reached or answers in an unusable way."""
+
+
 class JudgeError(PrefloopError):
     """A judge cannot be reached or does not answer in a usable way."""
+
+
+class RewardError(PrefloopError):
+    """A reward source cannot be reached or gives no usable scores."""
 
 
 class LabelError(PrefloopError):

@@ -24,7 +24,7 @@ from reliability.endpoints import COMPLETION, SCORES, campaign
 from prefloop.base.endpoint import Endpoint
 from prefloop.base.http import MOST_BYTES, Client, is_loopback
 from prefloop.base.json_object import DEEPEST, parsed
-from prefloop.errors import EngineError, JudgeError
+from prefloop.errors import EngineError, JudgeError, RequestError, RewardError
 from prefloop.records import Prompt
 from prefloop.rollouts.server import rollouts_of
 from prefloop.training import rewards
@@ -54,7 +54,7 @@ def reward(url: str, deadline_s: float = 10.0) -> str:
             (found_B,) = (
                 rewards.Rewards({url: 1.0}).scores_B([Prompt("p", PROMPT)] * 2, ["a", "b"]).values()
             )
-        except JudgeError as error:
+        except RewardError as error:
             return str(error)
     return str(found_B.tolist())
 
@@ -255,7 +255,7 @@ def test_an_echoed_key_is_blotted_out_in_every_form(monkeypatch: pytest.MonkeyPa
         endpoint = Endpoint(
             httpx.URL(server.url), "who", "setting", "ODD_KEY", True, 5.0, 0, 0.0, {}
         )
-        with pytest.raises(JudgeError, match=r"you sent.*\*\*\*") as caught:
+        with pytest.raises(RequestError, match=r"you sent.*\*\*\*") as caught:
             endpoint.get()
         assert "quo" not in str(caught.value)
 

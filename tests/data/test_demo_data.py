@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from prefloop.data.sources import load_demonstrations, load_prompts
 from prefloop.errors import JudgeError
-from prefloop.evaluation.judges.judge import FunctionGrader, ScoreJudge
+from prefloop.evaluation.judges.graders import FunctionGrader
+from prefloop.evaluation.judges.judge import ScoreJudge
 from prefloop.records import Message, Prompt
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"

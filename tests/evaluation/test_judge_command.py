@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from judge_endpoint import endpoint_fixture, prefers_longer, shown  # noqa: F401
+from judge_endpoint import Scored, endpoint_fixture, prefers_longer, shown  # noqa: F401
 from made_run import make_run
 
 from prefloop.cli import _main, guarded
@@ -343,17 +343,11 @@ def test_a_judge_that_takes_the_first_gains_nothing_from_files_whose_first_respo
 
 
 def test_comparisons_without_votes_are_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:
-    class Length:
-        name = "length"
-
-        def grade(self, prompt, response):
-            return float(len(response))
-
     pair = Comparison("x", [Message("user", "q")], [Response("aaa"), Response("b")])
     voted = Comparison(
         "y", [Message("user", "r")], [Response("aaa"), Response("b")], [Vote("ann", 0)]
     )
-    found = calibrate([pair, voted], ScoreJudge(Length()), VerdictCache(), resamples=50)
+    found = calibrate([pair, voted], ScoreJudge(Scored()), VerdictCache(), resamples=50)
     assert (
         found.n_unvoted == 1
         and found.agreement["all"].judge.with_ties.mean == 1.0
@@ -362,7 +356,7 @@ def test_comparisons_without_votes_are_left_out_and_none_at_all_is_an_error(tmp_
     from prefloop.errors import DataError
 
     with pytest.raises(DataError, match="none of 1 comparisons has a vote"):
-        calibrate([pair], ScoreJudge(Length()), VerdictCache())
+        calibrate([pair], ScoreJudge(Scored()), VerdictCache())
 
 
 def test_a_reference_answer_reaches_the_judge_and_a_limit_cuts_files_too(

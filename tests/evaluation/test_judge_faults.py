@@ -25,7 +25,6 @@ from prefloop.base.endpoint import Pace
 from prefloop.config import JudgeConfig
 from prefloop.config.ranges import PerMinute, range_of
 from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.judge import compare_many
 
 TRUNCATED = (200, {"Content-Length": "999"}, '{"choices": [{"mess')
 NOT_JSON = (200, {}, "<html>come back later</html>")
@@ -135,7 +134,7 @@ def test_requests_keep_to_so_many_a_minute_retries_too(endpoint, monkeypatch):
     server = endpoint(script)
     pace = Pace(20, clock=lambda: now[0])
     judge = judge_at(server.url, max_concurrency=1, pace=pace)
-    judge.compare_many([(PROMPT, f"a{i}", "b") for i in range(7)])
+    judge.ask([(PROMPT, f"a{i}", "b") for i in range(7)])
     assert sent == pytest.approx([100 + 3 * k for k in range(8)])
     now[0] += 1000
     judge.compare(PROMPT, "late", "b")
@@ -183,9 +182,10 @@ def test_an_endpoint_that_refuses_response_format_is_asked_in_words_from_then_on
 
     server = endpoint(script)
     judge = judge_at(server.url, max_concurrency=1)
-    assert [
-        v.score for v in compare_many(judge, [(PROMPT, "long", "b"), (PROMPT, "a", "long")])
-    ] == [1.0, 0.0]
+    assert [v.score for v in judge.ask([(PROMPT, "long", "b"), (PROMPT, "a", "long")])] == [
+        1.0,
+        0.0,
+    ]
     assert ["response_format" in body for body in server.bodies] == [True, False, False]
 
 
@@ -196,8 +196,8 @@ def test_an_error_that_only_repeats_the_request_does_not_end_structured_answers(
         return '{"reasons": "r", "verdict": "B"}'
 
     server = endpoint(script)
-    first, second = compare_many(
-        judge_at(server.url, max_concurrency=1), [(PROMPT, "far too long", "b"), (PROMPT, "a", "b")]
+    first, second = judge_at(server.url, max_concurrency=1).ask(
+        [(PROMPT, "far too long", "b"), (PROMPT, "a", "b")]
     )
     assert first.failed and "HTTP 400" in first.failed
     assert second.score == 0.0

@@ -3,7 +3,15 @@
 import json
 
 import pytest
-from judge_endpoint import Scripted, endpoint_fixture, judge_at, judge_files, prefers_longer, shown  # noqa: F401
+from judge_endpoint import (  # noqa: F401
+    Scored,
+    Scripted,
+    endpoint_fixture,
+    judge_at,
+    judge_files,
+    prefers_longer,
+    shown,
+)
 
 from prefloop.data.sources import load_prompts
 from prefloop.errors import DataError, JudgeError
@@ -81,22 +89,16 @@ def test_a_short_evaluation_whose_answers_hold_no_verdict_has_no_result(endpoint
 
 
 def test_a_score_is_not_asked_in_both_orders(tmp_path):
-    class Length:
-        name = "length"
-
-        def grade(self, prompt, response):
-            return float(len(response))
-
     a, b = (
         _write(tmp_path / "a.jsonl", [_row("x", "aaa")]),
         _write(tmp_path / "b.jsonl", [_row("x", "b")]),
     )
-    result = judge_files(a, b, ScoreJudge(Length()), tmp_path / "cache.jsonl")
+    result = judge_files(a, b, ScoreJudge(Scored()), tmp_path / "cache.jsonl")
     assert (result.win_rate.rate, result.n_asked, result.n_disagreed) == (1.0, 2, 0)
 
 
 def test_pairs_per_prompt_uses_every_response_before_it_repeats_one(tmp_path):
-    judge = ScoreJudge(Recording())
+    judge = ScoreJudge(Scored(lambda prompt, response: 0))
     a = _write(tmp_path / "a.jsonl", [_row("x", f"a{i}") for i in range(4)])
     b = _write(tmp_path / "b.jsonl", [_row("x", f"b{i}") for i in range(2)])
     judge_files(a, b, judge, tmp_path / "some.jsonl", pairs_per_prompt=4)
@@ -106,17 +108,6 @@ def test_pairs_per_prompt_uses_every_response_before_it_repeats_one(tmp_path):
     assert (every.n_comparisons, every.n_asked, len(judge.grader.seen)) == (8, 6, 6), (
         "each response is graded once"
     )
-
-
-class Recording:
-    name = "stub"
-
-    def __init__(self):
-        self.seen = []
-
-    def grade(self, prompt, response):
-        self.seen.append(response)
-        return 0.0
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from prefloop.config import BackboneConfig, JudgeConfig
 from prefloop.errors import ConfigError, ModelError
-from prefloop.evaluation.judges.cache import VerdictCache
+from prefloop.evaluation.judges.cache import Cached, VerdictCache
 from prefloop.evaluation.judges.engines import misread
-from prefloop.evaluation.judges.judge import CachedJudge
 from prefloop.evaluation.judges.language_model import ModelJudge
 from prefloop.evaluation.judges.local import LocalModel
 from prefloop.evaluation.judges.modes import Grading, Pairwise
@@ -55,7 +54,7 @@ def test_a_local_model_is_asked_the_same_words_and_says_what_it_says_alone(roomy
         f"local:{roomy}",
         JudgeConfig(max_tokens=6, max_concurrency=2, price_prompt=1, price_completion=1),
     )
-    verdicts = judge.compare_many(items)
+    verdicts = judge.ask(items)
     model, tokenizer = plain(roomy), tiny_tokenizer()
     for item, verdict in zip(items, verdicts, strict=True):
         messages = Pairwise().question(*item).messages(structured=False)
@@ -97,7 +96,7 @@ def test_a_local_models_dialogues_go_on_in_step_and_arrive_as_they_end(roomy):
     model = LocalModel(str(roomy), roomy.parent, batch_size=3)
     model._engine = Canned(["[[A]]", "Hm.", "[[B]]", "Well. [[C]]", "[[A]]"])
     arrived = []
-    verdicts = ModelJudge(model).compare_many(
+    verdicts = ModelJudge(model).ask(
         [(PROMPT, f"a{i}", "b") for i in range(4)], lambda index, verdict: arrived.append(index)
     )
     assert [v.score for v in verdicts] == [1.0, 0.5, 0.0, 1.0]
@@ -107,17 +106,17 @@ def test_a_local_models_dialogues_go_on_in_step_and_arrive_as_they_end(roomy):
 
 def test_a_question_over_a_local_models_context_fails_alone(roomy):
     judge = open_judge(f"local:{roomy}", JudgeConfig(max_tokens=6))
-    failed, fine = judge.compare_many([(PROMPT, "word " * 4000, "b"), (PROMPT, "a", "b")])
+    failed, fine = judge.ask([(PROMPT, "word " * 4000, "b"), (PROMPT, "a", "b")])
     assert "tokens; with --max-tokens 6 that is over the model's context of 4096" in failed.failed
     assert not fine.failed
 
 
 def test_a_cached_evaluation_does_not_load_the_local_model(roomy, tmp_path, monkeypatch):
     for _ in range(2):
-        judge = CachedJudge(
+        judge = Cached(
             open_judge(f"local:{roomy}", JudgeConfig(max_tokens=4)), VerdictCache(tmp_path / "c")
         )
-        judge.compare(PROMPT, "a", "b")
+        judge.ask([(PROMPT, "a", "b")])
         monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
 
 
@@ -151,9 +150,7 @@ def test_vllm_in_this_process_holds_a_local_judges_replies_to_the_schema(roomy):
 
     grader = open_grader(f"local:{roomy}", JudgeConfig(mode="grade", engine="vllm", max_tokens=16))
     grader.form = Bare()
-    grades = grader.grade_many(
-        [(Prompt("p", PROMPT), text) for text in ("seven", "4", "a longer one")]
-    )
+    grades = grader.ask([(Prompt("p", PROMPT), text) for text in ("seven", "4", "a longer one")])
     try:
         assert all(grade.score in (1, 2, 3) and grade.unparsable == 0 for grade in grades)
         assert [json.loads(grade.raw[0]) for grade in grades] == [
@@ -162,7 +159,7 @@ def test_vllm_in_this_process_holds_a_local_judges_replies_to_the_schema(roomy):
         assert grader.usage.requests == 3
         assert (
             "model's context of 4096"
-            in grader.grade_many([(Prompt("p", PROMPT), "word " * 4000)])[0].failed
+            in grader.ask([(Prompt("p", PROMPT), "word " * 4000)])[0].failed
         )
     finally:
         grader.model.close()

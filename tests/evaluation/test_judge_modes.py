@@ -7,11 +7,10 @@ import math
 import re
 
 import pytest
-from judge_endpoint import PROMPT, chat_at, endpoint_fixture  # noqa: F401
+from judge_endpoint import PROMPT, Scored, chat_at, endpoint_fixture  # noqa: F401
 
-from prefloop.errors import ConfigError, DataError, JudgeError
-from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.graders import CachedGrader, fingerprint_of, grade_many
+from prefloop.errors import ConfigError, DataError
+from prefloop.evaluation.judges.cache import Cached, VerdictCache
 from prefloop.evaluation.judges.judge import ScoreJudge, prepare
 from prefloop.evaluation.judges.language_model import ModelGrader, ModelJudge, reference_of
 from prefloop.evaluation.judges.modes import Grading, Pairwise, Rubric
@@ -89,7 +88,7 @@ def test_a_rubrics_total_is_the_mean_by_weight(endpoint):
         lambda n, body: '{"reasons": "r", "scores": {"correct": 8, "Short enough": 2}}'
     )
     grader = ModelGrader(chat_at(server.url), Rubric(RUBRIC))
-    grade = grader.grade_many([(Prompt("p", PROMPT), "7")])[0]
+    grade = grader.ask([(Prompt("p", PROMPT), "7")])[0]
     assert grade.score == (3 * 8 + 1 * 2) / 4
     assert grade.parts == {"correct": 8.0, "Short enough": 2.0}
     system, schema = (
@@ -128,7 +127,8 @@ def test_a_reference_answer_is_shown_and_belongs_to_the_key(endpoint, tmp_path):
     with_reference = Prompt("p", PROMPT, {"reference": "Two is the smallest."})
     cache = VerdictCache(tmp_path / "cache.jsonl")
     for prompts in ([], [with_reference], [with_reference]):
-        prepare(ModelJudge(chat_at(server.url), prompts=prompts), cache).compare(PROMPT, "2", "4")
+        judge, _ = prepare(ModelJudge(chat_at(server.url), prompts=prompts), cache)
+        judge.ask([(PROMPT, "2", "4")])
     shown = [
         "=== BEGIN REFERENCE ANSWER" in body["messages"][1]["content"] for body in server.bodies
     ]
@@ -167,18 +167,19 @@ def test_grades_are_asked_once_a_response_and_compared_in_any_number_of_pairs(en
         return json.dumps({"reasons": "r", "grade": len(words)})
 
     server = endpoint(script)
-    judge = prepare(
+    judge, tally = prepare(
         ScoreJudge(ModelGrader(chat_at(server.url)), tie_margin=1),
         VerdictCache(tmp_path / "c.jsonl"),
     )
-    verdicts = judge.compare_many(
+    verdicts = judge.ask(
         [(PROMPT, "xxxx", "x"), (PROMPT, "x", "xxxx"), (PROMPT, "xx", "x"), (PROMPT, "xx", "xxxx")]
     )
     assert [v.score for v in verdicts] == [1.0, 0.0, 0.5, 0.0]
-    assert len(server.bodies) == 3 == judge.tally.n_asked
-    prepare(
+    assert len(server.bodies) == 3 == tally.n_asked
+    again, _ = prepare(
         ScoreJudge(ModelGrader(chat_at(server.url))), VerdictCache(tmp_path / "c.jsonl")
-    ).compare(PROMPT, "x", "xx")
+    )
+    again.ask([(PROMPT, "x", "xx")])
     assert len(server.bodies) == 3
 
 
@@ -191,16 +192,14 @@ def test_a_response_without_a_grade_makes_a_counted_tie_and_one_without_an_answe
 
     server = endpoint(script)
     grader = ModelGrader(chat_at(server.url))
-    judge = prepare(ScoreJudge(grader), VerdictCache(tmp_path / "cache.jsonl"))
-    tie, failed = judge.compare_many([(PROMPT, "riddle", "good"), (PROMPT, "good", "poison")])
+    judge, _ = prepare(ScoreJudge(grader), VerdictCache(tmp_path / "cache.jsonl"))
+    tie, failed = judge.ask([(PROMPT, "riddle", "good"), (PROMPT, "good", "poison")])
     assert (tie.score, tie.unparsable, tie.failed) == (0.5, 1, "")
     assert math.isnan(failed.score) and "HTTP 400" in failed.failed
-    with pytest.raises(JudgeError, match=r"no grade for prompt 'p' in its reply 'hm'"):
-        grader.grade(Prompt("p", PROMPT), "riddle")
-    with pytest.raises(JudgeError, match="HTTP 400"):
-        grader.grade(Prompt("p", PROMPT), "poison")
     stored = VerdictCache(tmp_path / "cache.jsonl")
-    again = CachedGrader(grader, stored).grade_many([(judge._record(PROMPT), "riddle")])[0]
+    again, _ = Cached(grader, stored).ask(
+        [(judge._prompt(PROMPT), "riddle"), (judge._prompt(PROMPT), "good")]
+    )
     assert again.unparsable == 1 and math.isnan(again.score) and len(stored) == 2
 
 
@@ -210,25 +209,20 @@ def test_a_grade_survives_the_cache_whole(endpoint, tmp_path):
     )
     grader = ModelGrader(chat_at(server.url), Rubric(RUBRIC))
     first, again = (
-        CachedGrader(grader, VerdictCache(tmp_path / "c.jsonl")).grade_many(
-            [(Prompt("p", PROMPT), "7")]
-        )
+        Cached(grader, VerdictCache(tmp_path / "c.jsonl")).ask([(Prompt("p", PROMPT), "7")])
         for _ in range(2)
     )
-    assert first == again == grade_many(grader, [(Prompt("p", PROMPT), "7")])
+    assert first == again == grader.ask([(Prompt("p", PROMPT), "7")])
     assert len(server.bodies) == 2, "once through the cache, once past it"
 
 
 def test_the_same_text_under_another_id_or_meta_is_another_question_to_a_grader(tmp_path):
-    class ById:
-        name = "by-id"
+    def by_id(prompt, response):
+        return (prompt.meta.get("answer") == response) + len(prompt.id)
 
-        def grade(self, prompt, response):
-            return float(prompt.meta.get("answer") == response) + len(prompt.id)
-
-    grader = CachedGrader(ById(), VerdictCache())
+    grader = Cached(Scored(by_id), VerdictCache())
     prompts = [Prompt("p", PROMPT), Prompt("pp", PROMPT), Prompt("p", PROMPT, {"answer": "7"})]
-    assert [grade.score for grade in grader.grade_many([(prompt, "7") for prompt in prompts])] == [
+    assert [grade.score for grade in grader.ask([(prompt, "7") for prompt in prompts])] == [
         1.0,
         2.0,
         2.0,
@@ -283,4 +277,4 @@ def test_the_fingerprint_tells_modes_criteria_and_weights_apart():
         ModelGrader(model, Rubric(other)),
         ModelGrader(model, Rubric(RUBRIC[:1])),
     ]
-    assert len({fingerprint_of(judge) for judge in judges}) == len(judges)
+    assert len({judge.fingerprint() for judge in judges}) == len(judges)

@@ -86,10 +86,10 @@ def test_modes_that_give_scores_make_a_judge_that_is_asked_once_a_response(endpo
     )
     cache = VerdictCache()
     for options in (JudgeConfig(mode="grade"), JudgeConfig(mode="rubric", rubric="right: 1")):
-        judge = prepare(open_judge(f"openai:m@{server.url}", options), cache)
+        judge, _ = prepare(open_judge(f"openai:m@{server.url}", options), cache)
         assert isinstance(judge, ScoreJudge) and judge.compare(PROMPT, "a", "b").score == 0.5
     assert len(server.bodies) == 4
-    pairwise = prepare(open_judge(f"openai:m@{server.url}"), cache)
+    pairwise, _ = prepare(open_judge(f"openai:m@{server.url}"), cache)
     assert isinstance(pairwise, BothOrders)
     with pytest.raises(ConfigError, match="mode pairwise gives no grades"):
         open_grader(f"openai:m@{server.url}")
@@ -106,7 +106,7 @@ def test_a_function_judges_with_the_ids_and_meta_of_known_prompts(tmp_path):
     ] == [1.0, 0.0, 0.5]
     with pytest.raises(ConfigError, match="mode grade is for language models"):
         open_judge(f"{source}:hit", JudgeConfig(mode="grade"))
-    assert prepare(judge, VerdictCache()).usage == Usage()
+    assert judge.usage == Usage()
 
 
 def test_tokens_and_cost_count_what_was_asked_now_and_the_total_what_was_ever_paid_for(
@@ -123,11 +123,10 @@ def test_tokens_and_cost_count_what_was_asked_now_and_the_total_what_was_ever_pa
     options = JudgeConfig(price_prompt=2.0, price_completion=8.0, max_concurrency=1, backoff=0.0)
 
     def evaluate(*texts):
-        judge = prepare(
-            open_judge(f"openai:m@{server.url}", options), VerdictCache(tmp_path / "cache.jsonl")
-        )
-        judge.compare_many([(PROMPT, text, "b") for text in texts])
-        return judge.usage, judge.tally.total
+        judge = open_judge(f"openai:m@{server.url}", options)
+        asked, tally = prepare(judge, VerdictCache(tmp_path / "cache.jsonl"))
+        asked.ask([(PROMPT, text, "b") for text in texts])
+        return judge.usage, tally.total
 
     cost = (100 * 2.0 + 10 * 8.0) / 1e6
     usage, total = evaluate("x", "y")
@@ -157,7 +156,7 @@ def test_replies_that_do_not_tell_their_tokens_are_counted_and_without_prices_th
         lambda n, body: completion("[[C]]", 5, 1) if n % 2 else completion("[[C]]", -5, 1)
     )
     judge = open_judge(f"openai:m@{server.url}", JudgeConfig(max_concurrency=1))
-    judge.compare_many([(PROMPT, f"a{i}", "b") for i in range(4)])
+    judge.ask([(PROMPT, f"a{i}", "b") for i in range(4)])
     assert judge.usage == Usage(
         requests=4, prompt_tokens=10, completion_tokens=2, unreported=2, cost=None
     )

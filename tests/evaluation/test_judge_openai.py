@@ -13,11 +13,12 @@ from ports import deaf_port
 from prefloop.base import endpoint as endpoint_module
 from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError, JudgeError
-from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.judge import BothOrders, CachedJudge, Verdict
+from prefloop.evaluation.judges.cache import Cached, VerdictCache
+from prefloop.evaluation.judges.judge import BothOrders
 from prefloop.evaluation.judges.modes import Pairwise
 from prefloop.evaluation.judges.open import open_judge
 from prefloop.evaluation.judges.openai import ChatEndpoint
+from prefloop.evaluation.judges.verdict import Verdict
 
 KEY = "topsecret-0123456789"
 
@@ -147,18 +148,16 @@ def test_compare_many_keeps_the_order_and_the_bound_on_requests_in_flight(endpoi
 
     server = endpoint(script)
     items = [(PROMPT, "x" * (1 + i % 3), "xx") for i in range(9)]
-    verdicts = judge_at(server.url, max_concurrency=2).compare_many(items)
+    verdicts = judge_at(server.url, max_concurrency=2).ask(items)
     assert [verdict.score for verdict in verdicts] == [0.0, 0.5, 1.0] * 3
     assert max(peaks) == 2
 
 
 def test_an_error_amid_many_stops_the_asking_and_keeps_the_answers_that_came(endpoint, tmp_path):
     server = endpoint(lambda n, body: (401, {}, "no") if n == 3 else "[[A]]")
-    cached = CachedJudge(
-        judge_at(server.url, max_concurrency=1), VerdictCache(tmp_path / "cache.jsonl")
-    )
+    cached = Cached(judge_at(server.url, max_concurrency=1), VerdictCache(tmp_path / "cache.jsonl"))
     with pytest.raises(JudgeError, match="401"):
-        cached.compare_many([(PROMPT, f"a{i}", "b") for i in range(50)])
+        cached.ask([(PROMPT, f"a{i}", "b") for i in range(50)])
     assert len(VerdictCache(tmp_path / "cache.jsonl")) >= 3
     assert len(server.bodies) < 50
 
@@ -168,8 +167,8 @@ def test_the_key_is_sent_and_appears_nowhere_else(endpoint, monkeypatch, tmp_pat
     monkeypatch.setenv("JUDGE_KEY", KEY)
     echo = endpoint(lambda n, body: f"You sent {KEY}. [[A]]")
     judge = judge_at(echo.url, api_key_env="JUDGE_KEY")
-    cached = CachedJudge(judge, VerdictCache(tmp_path / "cache.jsonl"))
-    verdict = BothOrders(cached).compare(PROMPT, "a", "b")
+    cached = Cached(judge, VerdictCache(tmp_path / "cache.jsonl"))
+    [verdict] = BothOrders(cached).ask([(PROMPT, "a", "b")])
     assert echo.auth == [f"Bearer {KEY}"] * 2
     refusing = endpoint(lambda n, body: (401, {}, f"bad key {KEY}"))
     with pytest.raises(JudgeError) as caught:

@@ -22,7 +22,7 @@ from prefloop.config import (
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.data.sources import write_jsonl
-from prefloop.errors import DataError, JudgeError, ModelError
+from prefloop.errors import JudgeError, ModelError
 from prefloop.evaluation.judges.ensemble import RewardGrader
 from prefloop.evaluation.judges.open import open_judge
 from prefloop.export.adapter import export
@@ -96,7 +96,7 @@ def test_the_reward_ensemble_judges_by_its_mean_from_run_or_artifact(rewarded):
         expected.append([sum(scores[k]) / 2 for k in (0, 1)])
     reward.drop()
     for spec in (f"reward:{run}", f"reward:{run}:reward", f"reward:{artifact.path}"):
-        verdicts = open_judge(spec).compare_many(items)
+        verdicts = open_judge(spec).ask(items)
         found = [[float(score) for score in verdict.raw] for verdict in verdicts]
         assert torch.tensor(found).flatten().tolist() == pytest.approx(
             [score for pair in expected for score in pair], abs=1e-5
@@ -110,7 +110,7 @@ def test_an_exported_reward_model_judges_as_the_runs_own(rewarded, tmp_path):
     export(f"{run}:reward", tmp_path / "exported")
     items = [([Message("user", "question 3")], "good 3", "bad 3")]
     [ours], [theirs] = (
-        open_judge(f"reward:{place}").compare_many(items) for place in (run, tmp_path / "exported")
+        open_judge(f"reward:{place}").ask(items) for place in (run, tmp_path / "exported")
     )
     assert ours == theirs and not ours.failed
 
@@ -119,7 +119,7 @@ def test_a_reward_judge_uses_a_loaded_backbone_and_leaves_it_as_it_was(rewarded)
     run, _, runtime = rewarded
     roles = set(runtime.backbone.roles)
     grader = RewardGrader(run, backbone=runtime.backbone)
-    grade = grader.grade_many([(Prompt("p", PROMPT), "seven")])[0]
+    grade = grader.ask([(Prompt("p", PROMPT), "seven")])[0]
     assert grade.score == pytest.approx(sum(grade.parts.values()) / 2) and list(grade.parts) == [
         "member 0",
         "member 1",
@@ -132,10 +132,10 @@ def test_a_prompt_that_leaves_the_reward_model_no_room_fails_alone(rewarded):
     run, _, runtime = rewarded
     judge = open_judge(f"reward:{run}", backbone=runtime.backbone)
     long = [Message("user", "word " * 200)]
-    failed, fine = judge.compare_many([(long, "a", "b"), (PROMPT, "a", "b")])
+    failed, fine = judge.ask([(long, "a", "b"), (PROMPT, "a", "b")])
     assert "over backbone.max_length = 96" in failed.failed and not fine.failed
-    with pytest.raises(DataError, match="prompt 'long'"):
-        judge.grader.grade(Prompt("long", long), "a")
+    [grade] = judge.grader.ask([(Prompt("long", long), "a")])
+    assert "prompt 'long'" in grade.failed
     with pytest.raises(JudgeError, match="max_length"):
         judge.compare(long, "a", "b")
 

@@ -13,8 +13,8 @@ from judge_stage import compared
 
 from prefloop.config import DataConfig, EvaluateConfig, JudgeConfig
 from prefloop.evaluation.compare import judge_answers
+from prefloop.evaluation.judges.assessor import Pair
 from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.judge import Item
 from prefloop.evaluation.judges.usage import Usage
 from prefloop.evaluation.judges.verdict import Verdict
 from prefloop.evaluation.show import _cost
@@ -160,9 +160,7 @@ def test_two_policies_at_equal_length_are_measured_with_the_difficulty_of_the_pr
     monkeypatch.setattr(length, "FEWEST", 6)
     for options in ({}, {"judge": judge}):
         found = compared(runtime, TEXTS, gold, **options).metrics["results"]
-        for policy, rate in length_controlled_leaderboard(
-            *against_sft(), resamples=100
-        ).models.items():
+        for policy, rate in length_controlled_leaderboard(*against_sft(), resamples=100).items():
             assert (
                 found[policy]["lc_win_rate"] == pytest.approx(rate.rate)
                 and rate.difficulty is not None
@@ -181,7 +179,7 @@ def test_difficulties_come_from_the_duels_with_the_baseline_on_the_prompts_that_
     class Longer:
         name, symmetric = "longer", True
 
-        def compare_many(self, items: Sequence[Item], on_verdict: Any = None) -> list[Verdict]:
+        def compare_many(self, items: Sequence[Pair], on_verdict: Any = None) -> list[Verdict]:
             found = [
                 (
                     Verdict.failure("no")

@@ -32,7 +32,7 @@ from prefloop.evaluation.judges.verdict import Verdict
 
 def test_ten_failures_in_a_row_stop_the_evaluation_and_say_what_to_do(endpoint, tmp_path):
     server = endpoint(lambda n, body: "[[A]]" if n < 4 else (500, {}, "out of memory"))
-    judge = prepare(
+    judge, tally = prepare(
         judge_at(server.url, max_retries=0, max_concurrency=1),
         VerdictCache(tmp_path / "cache.jsonl"),
     )
@@ -40,17 +40,17 @@ def test_ten_failures_in_a_row_stop_the_evaluation_and_say_what_to_do(endpoint, 
         JudgeError,
         match=r"(?s)10 questions in a row failed.*out of memory.*asks only what is missing",
     ):
-        judge.compare_many([(PROMPT, f"a{i}", "b") for i in range(50)])
-    assert judge.tally.n_failed == 10
+        judge.ask([(PROMPT, f"a{i}", "b") for i in range(50)])
+    assert tally.n_failed == 10
     assert len(server.bodies) <= 16, "at most the one on its way is asked beyond the tenth"
     assert len(VerdictCache(tmp_path / "cache.jsonl")) == 4
 
 
 def test_failures_that_are_not_in_a_row_do_not_stop_it(endpoint):
     server = endpoint(lambda n, body: (500, {}, "") if n % 3 else "[[C]]")
-    judge = prepare(judge_at(server.url, max_retries=0, max_concurrency=1), VerdictCache())
-    verdicts = judge.compare_many([(PROMPT, f"a{i}", "b") for i in range(30)])
-    assert judge.tally.n_failed == 40 and judge.tally.n_asked == 20
+    judge, tally = prepare(judge_at(server.url, max_retries=0, max_concurrency=1), VerdictCache())
+    verdicts = judge.ask([(PROMPT, f"a{i}", "b") for i in range(30)])
+    assert tally.n_failed == 40 and tally.n_asked == 20
     assert all(verdict.failed for verdict in verdicts), "each pair had an order that failed"
 
 
@@ -70,27 +70,27 @@ def test_a_judge_that_babbles_is_stopped_with_three_of_its_replies_and_a_second_
     items = [(PROMPT, f"a{i}", "b") for i in range(100)]
     path = tmp_path / "cache.jsonl"
     with pytest.raises(JudgeError, match="20 of 20 answers held no verdict") as caught:
-        prepare(judge_at(server.url, max_concurrency=1), VerdictCache(path)).compare_many(items)
+        prepare(judge_at(server.url, max_concurrency=1), VerdictCache(path))[0].ask(items)
     assert str(caught.value).count("Lovely weather, number") == 3
     assert len(server.bodies) <= 42, "two requests a question, and at most one question on its way"
     before = len(server.bodies)
     with pytest.raises(JudgeError, match="answers held no verdict"):
-        prepare(judge_at(server.url), VerdictCache(path)).compare_many(items)
+        prepare(judge_at(server.url), VerdictCache(path))[0].ask(items)
     assert len(server.bodies) == before
 
 
 def test_up_to_five_in_a_hundred_may_be_unparsable_and_not_more(endpoint):
     server = endpoint(lambda n, body: "hm" if "!" in asked(body) else "[[C]]")
     good = [(PROMPT, f"good {i}", "b") for i in range(20)]
-    judge = prepare(judge_at(server.url, max_concurrency=1), VerdictCache())
-    verdicts = judge.compare_many([*good, (PROMPT, "one!", "b")])
-    assert (judge.tally.n_unparsable, verdicts[-1].score, verdicts[-1].unparsable) == (
+    judge, tally = prepare(judge_at(server.url, max_concurrency=1), VerdictCache())
+    verdicts = judge.ask([*good, (PROMPT, "one!", "b")])
+    assert (tally.n_unparsable, verdicts[-1].score, verdicts[-1].unparsable) == (
         2,
         0.5,
         2,
     ), "2 of 42"
     with pytest.raises(JudgeError, match="4 of 44 answers held no verdict"):
-        judge.compare_many([(PROMPT, "two!", "b")])
+        judge.ask([(PROMPT, "two!", "b")])
 
 
 def stopped_after(rate: float, seed: int, questions: int = 1000) -> int:
@@ -180,7 +180,9 @@ def test_an_interrupted_evaluation_keeps_the_answers_on_their_way(endpoint, tmp_
         raise KeyboardInterrupt
 
     server = endpoint(script)
-    judge = prepare(judge_at(server.url, max_concurrency=2), VerdictCache(tmp_path / "cache.jsonl"))
+    judge, _ = prepare(
+        judge_at(server.url, max_concurrency=2), VerdictCache(tmp_path / "cache.jsonl")
+    )
     with pytest.raises(KeyboardInterrupt):
-        judge.compare_many([(PROMPT, f"a{i}", "b") for i in range(30)], interrupt)
+        judge.ask([(PROMPT, f"a{i}", "b") for i in range(30)], interrupt)
     assert len(VerdictCache(tmp_path / "cache.jsonl")) == len(server.bodies) < 60

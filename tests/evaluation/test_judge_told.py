@@ -74,14 +74,15 @@ def test_unreadable_answers_from_the_cache_are_said_to_be_and_asked_again_with_a
 ) -> None:
     server = endpoint(lambda n, body: "no idea")
     rc, said, _ = judged(f"openai:toy@{server.url}")
-    assert rc == 2 and "12 of 12 answers held no verdict" in said and "kept from before" not in said
+    assert (
+        rc == 2 and "12 of 12 answers held no verdict" in said and "from an earlier run" not in said
+    )
     rc, said, _ = judged(f"openai:toy@{server.url}")
     assert (
         rc == 2
-        and f"12 of the 12 were not asked now, they are kept from before in {tmp_path}/cache.jsonl"
-        in said
+        and f"12 of the 12 are from an earlier run, stored in {tmp_path}/cache.jsonl" in said
     )
-    assert "with another --cache, or that file deleted, they are asked again" in said
+    assert "to ask them again, delete that file or name another --cache" in said
     server.script = prefers_longer
     rc, _, found = judged(f"openai:toy@{server.url}", "--cache", str(tmp_path / "fresh.jsonl"))
     assert rc == 0 and found["n_asked"] == 12

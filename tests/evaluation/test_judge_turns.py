@@ -16,11 +16,13 @@ from prefloop.errors import DataError
 from prefloop.evaluation.answers import empty_answers, read_answers
 from prefloop.evaluation.calibrate import calibrate
 from prefloop.evaluation.compare import judge_answers
-from prefloop.evaluation.judges.cache import VerdictCache, grade_key, verdict_key
+from prefloop.evaluation.judges.assessor import grade_key, judge_of, verdict_key
+from prefloop.evaluation.judges.cache import VerdictCache
 from prefloop.evaluation.judges.graders import FunctionGrader
-from prefloop.evaluation.judges.judge import ScoreJudge, Verdict, prepare
+from prefloop.evaluation.judges.judge import ScoreJudge, prepare
 from prefloop.evaluation.judges.language_model import ModelJudge
 from prefloop.evaluation.judges.modes import Grading, Pairwise
+from prefloop.evaluation.judges.verdict import Verdict
 from prefloop.labeling.pool import content_of, pairs_of
 from prefloop.records import (
     Comparison,
@@ -164,7 +166,7 @@ def test_a_judge_of_texts_is_given_texts():
         def compare(self, prompt, a, b):
             return Verdict(float(len(a) > len(b)))
 
-    verdict = prepare(Longer(), VerdictCache()).compare(asked(), looked(), "No.")
+    verdict = prepare(judge_of(Longer()), VerdictCache())[0].ask([(asked(), looked(), "No.")])[0]
     assert verdict.score == 1
 
 

@@ -8,38 +8,34 @@ import sys
 import textwrap
 
 import pytest
-from judge_endpoint import PROMPT, Scripted
+from judge_endpoint import PROMPT, Scored, Scripted
 
 from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError, DataError, JudgeError
-from prefloop.evaluation.judges.cache import VerdictCache, verdict_key
-from prefloop.evaluation.judges.graders import fingerprint_of
-from prefloop.evaluation.judges.judge import (
-    BothOrders,
-    CachedJudge,
-    FunctionGrader,
-    ScoreJudge,
-    Verdict,
-    compare_many,
-)
+from prefloop.evaluation.judges.assessor import judge_of, verdict_key
+from prefloop.evaluation.judges.cache import Cached, VerdictCache
+from prefloop.evaluation.judges.graders import FunctionGrader
+from prefloop.evaluation.judges.judge import BothOrders, ScoreJudge
 from prefloop.evaluation.judges.open import open_judge
-from prefloop.evaluation.judges.verdict import Grade
+from prefloop.evaluation.judges.verdict import Grade, Verdict
 from prefloop.records import Message, Prompt
 
 
 def test_both_orders_keep_a_verdict_that_survives_the_swap_and_tie_one_that_does_not():
-    fair, biased = (
-        BothOrders(Scripted(lambda a, b: float(a > b))),
-        BothOrders(Scripted(lambda a, b: 1.0)),
+    fair, biased, half = (
+        BothOrders(judge_of(Scripted(rule)))
+        for rule in (
+            lambda a, b: float(a > b),
+            lambda a, b: 1.0,
+            lambda a, b: 0.5 if a == "z" else 0.0,
+        )
     )
-    assert [fair.compare(PROMPT, *pair).score for pair in (("z", "a"), ("a", "z"))] == [1.0, 0.0]
-    assert biased.compare(PROMPT, "z", "a") == Verdict(
-        0.5, False, ("said", "said"), by_order=(1.0, 0.0)
-    )
-    half = BothOrders(Scripted(lambda a, b: 0.5 if a == "z" else 0.0))
-    assert half.compare(PROMPT, "z", "a").orders_agree is False
-    assert (fair.n_asked, fair.n_disagreed, biased.n_asked, biased.n_disagreed) == (2, 0, 1, 1)
-    assert compare_many(fair, [(PROMPT, "z", "a")])[0].orders_agree is True
+    kept = fair.ask([(PROMPT, "z", "a"), (PROMPT, "a", "z")])
+    assert [(verdict.score, verdict.orders_agree) for verdict in kept] == [(1.0, True), (0.0, True)]
+    assert biased.ask([(PROMPT, "z", "a")]) == [
+        Verdict(0.5, False, ("said", "said"), by_order=(1.0, 0.0))
+    ]
+    assert half.ask([(PROMPT, "z", "a")])[0].orders_agree is False
 
 
 def test_an_order_without_a_verdict_makes_a_tie_that_is_no_disagreement():
@@ -49,20 +45,54 @@ def test_an_order_without_a_verdict_makes_a_tie_that_is_no_disagreement():
         def compare(self, prompt, a, b):
             return Verdict(1.0) if a == "z" else Verdict(0.5, unparsable=1)
 
-    judge = BothOrders(Speechless())
-    assert judge.compare(PROMPT, "z", "a") == Verdict(0.5, None, unparsable=1, by_order=(1.0, 0.5))
-    assert (judge.n_asked, judge.n_disagreed) == (1, 0)
+    judge = BothOrders(judge_of(Speechless()))
+    assert judge.ask([(PROMPT, "z", "a")]) == [
+        Verdict(0.5, None, unparsable=1, by_order=(1.0, 0.5))
+    ]
 
 
 def test_a_repeated_question_is_answered_from_disk(tmp_path):
     path = tmp_path / "deep" / "cache.jsonl"
     items = [(PROMPT, "z", "a"), (PROMPT, "a", "z"), (PROMPT, "z", "a")]
-    first = CachedJudge(Scripted(lambda a, b: float(a > b)), VerdictCache(path))
-    verdicts = first.compare_many(items)
-    again = CachedJudge(Scripted(lambda a, b: math.nan), VerdictCache(path))
-    assert again.compare_many(items) == verdicts
-    assert (first.judge.n, first.tally.n_asked, first.tally.n_cached) == (2, 2, 1)
-    assert (again.judge.n, again.tally.n_asked, again.tally.n_cached) == (0, 0, 3)
+    asked, silent = Scripted(lambda a, b: float(a > b)), Scripted(lambda a, b: math.nan)
+    first = Cached(judge_of(asked), VerdictCache(path))
+    verdicts = first.ask(items)
+    again = Cached(judge_of(silent), VerdictCache(path))
+    assert again.ask(items) == verdicts
+    assert (asked.n, first.tally.n_asked, first.tally.n_cached) == (2, 2, 1)
+    assert (silent.n, again.tally.n_asked, again.tally.n_cached) == (0, 0, 3)
+
+
+def test_a_users_own_judge_is_asked_through_what_it_has():
+    class Whole:
+        name, symmetric = "whole", True
+
+        def fingerprint(self):
+            return "whole, version 2"
+
+        def compare_many(self, items, on_verdict=None):
+            for index, _ in enumerate(items):
+                on_verdict(index, Verdict(1.0))
+            return [Verdict(1.0) for _ in items]
+
+    whole, scripted = judge_of(Whole()), judge_of(Scripted(lambda a, b: 1.0))
+    assert (whole.symmetric, whole.fingerprint()) == (True, "whole, version 2")
+    assert (scripted.symmetric, scripted.fingerprint()) == (False, "scripted")
+    assert judge_of(whole) is whole
+    arrived = []
+    whole.ask([(PROMPT, "a", "b")] * 2, lambda index, verdict: arrived.append(index))
+    scripted.ask([(PROMPT, "a", "b")] * 2, lambda index, verdict: arrived.append(index))
+    assert arrived == [0, 1, 0, 1]
+
+
+def test_keys_of_answers_that_earlier_versions_stored_are_still_the_same():
+    question = ([Message("user", "Name a prime.")], "seven", "4")
+    assert judge_of(Scripted(lambda a, b: 1.0)).keys([question]) == [
+        "9de1754f104357afbfd13a57c62719c60921a838e3a78d4e8bc792046e8458d5"
+    ]
+    assert Scored().keys([(Prompt("p", question[0], {"answer": "7"}), "seven")]) == [
+        "8aa0788c6da25ddb95863e4b966e6d57a6f8f172394d6b4be253ad54c1136ca0"
+    ]
 
 
 def test_the_key_tells_apart_everything_that_determines_a_verdict():
@@ -80,7 +110,7 @@ def test_the_key_tells_apart_everything_that_determines_a_verdict():
 
 def test_the_fingerprint_of_a_judge_follows_everything_but_its_patience():
     def fingerprint(spec="openai:m@http://127.0.0.1/v1", **options):
-        return fingerprint_of(open_judge(spec, JudgeConfig(**options)))
+        return open_judge(spec, JudgeConfig(**options)).fingerprint()
 
     changes = [
         {"spec": "openai:n@http://127.0.0.1/v1"},
@@ -177,7 +207,9 @@ def test_a_file_that_is_no_cache_is_refused_and_left_as_it_was(tmp_path, content
 def test_verdicts_survive_kill_nine(tmp_path):
     program = """
         import os, signal, sys
-        from prefloop.evaluation.judges.judge import CachedJudge, Verdict, VerdictCache
+        from prefloop import Verdict, VerdictCache
+        from prefloop.evaluation.judges.assessor import judge_of
+        from prefloop.evaluation.judges.cache import Cached
         class Dies:
             name, n = "dies", 0
             def compare(self, prompt, a, b):
@@ -185,8 +217,9 @@ def test_verdicts_survive_kill_nine(tmp_path):
                 if self.n == 4:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return Verdict(1.0)
-        CachedJudge(Dies(), VerdictCache(sys.argv[1])).compare_many([([], str(i), "b") for i in range(9)])
-    """  # noqa: E501
+        judge = Cached(judge_of(Dies()), VerdictCache(sys.argv[1]))
+        judge.ask([([], str(i), "b") for i in range(9)])
+    """
     path = tmp_path / "cache.jsonl"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(

@@ -105,12 +105,6 @@ def test_win_rate_counts_all_pairs_and_half_of_the_ties():
     assert (result.n_prompts, result.n_pairs) == (2, 7)
 
 
-def test_tie_margin_turns_close_scores_into_ties():
-    scores_a, scores_b = {"x": [1.0], "y": [1.0]}, {"x": [0.95], "y": [0.0]}
-    assert win_rate(scores_a, scores_b).ties == 0
-    assert win_rate(scores_a, scores_b, tie_margin=0.1).rate == 0.75
-
-
 def test_identical_sides_win_half_and_the_interval_says_so():
     scores = _by_prompt(np.random.default_rng(5).normal(size=(30, 4)))
     result = win_rate(scores, scores)
@@ -197,8 +191,6 @@ def test_impossible_requests_are_refused():
         verdict_win_rate({"x": [2.0]})
     with pytest.raises(ValueError, match="level"):
         clustered_mean({"x": [1.0]}, level=95)
-    with pytest.raises(ValueError, match="tie_margin"):
-        win_rate({"x": [1.0]}, {"x": [1.0]}, tie_margin=-1)
 
 
 def test_resamples_are_drawn_together_and_pairs_counted_together():

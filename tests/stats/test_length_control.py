@@ -2,8 +2,6 @@
 independent fit.
 """
 
-import math
-
 import numpy as np
 import pytest
 from scipy import optimize
@@ -14,6 +12,9 @@ from prefloop.stats.intervals import verdict_win_rate
 from prefloop.stats.length_control import (
     DIFFICULTY_RIDGE,
     RIDGE,
+    _checked,
+    _controlled,
+    _difficulties,
     length_controlled_leaderboard,
     length_controlled_win_rate,
 )
@@ -37,8 +38,13 @@ def _judged(n, quality, taste, seed, difficulty=0.0, lead=200.0):
     return _by_prompt(rng.random(n) < chance), _by_prompt(leads), gamma
 
 
+def _with_difficulties(verdicts, leads, gamma_P, resamples):
+    tables = _checked(verdicts, leads)
+    return _controlled(*tables, gamma_P, seed=0, resamples=resamples, level=0.95)
+
+
 def _sklearn_fit(terms_KF, won_K, share_K):
-    """The same penalised likelihood by another library: soft verdicts as two weighted copies of
+    """The same penalized likelihood by another library: soft verdicts as two weighted copies of
     each row.
     """
     model = LogisticRegression(C=1 / RIDGE, fit_intercept=False, tol=1e-10, max_iter=2000)
@@ -130,10 +136,9 @@ def test_the_fit_equals_an_independent_one_with_ties_and_several_responses():
         key: rng.choice([0.0, 0.5, 1.0], p=[0.3, 0.2, 0.5], size=len(x)).tolist()
         for key, x in leads.items()
     }
-    gamma = {key: float(rng.normal(3, 2)) for key in leads}
     lead_K, won_K = np.concatenate(list(leads.values())), np.concatenate(list(verdicts.values()))
     share_K = np.repeat(1 / sizes, sizes)
-    gamma_P = np.array(list(gamma.values()))
+    gamma_P = rng.normal(3, 2, size=len(leads))
     standard_P = (gamma_P - gamma_P.mean()) / gamma_P.std()
     two_KF = np.stack([np.ones(len(lead_K)), np.tanh(lead_K / lead_K.std())], axis=1)
     three_KF = np.c_[two_KF, np.repeat(standard_P, sizes)]
@@ -148,7 +153,7 @@ def test_the_fit_equals_an_independent_one_with_ties_and_several_responses():
     assert plain.rate == pytest.approx(_sigmoid(theta), abs=1e-5)
 
     theta, phi, psi = _sklearn_fit(three_KF, won_K, share_K)
-    given = length_controlled_win_rate(verdicts, leads, gamma, resamples=50)
+    given = _with_difficulties(verdicts, leads, gamma_P, resamples=50)
     assert [given.quality, given.length, given.difficulty] == pytest.approx(
         [theta, phi, psi], abs=1e-5
     )
@@ -158,8 +163,7 @@ def test_the_fit_equals_an_independent_one_with_ties_and_several_responses():
 def test_known_difficulties_explain_verdicts_and_narrow_the_interval():
     verdicts, leads, gamma = _judged(400, quality=0.3, taste=1.0, seed=3, difficulty=2.0)
     without = length_controlled_win_rate(verdicts, leads, resamples=300)
-    known = {key: float(value) for key, value in zip(verdicts, gamma, strict=True)}
-    with_gamma = length_controlled_win_rate(verdicts, leads, known, resamples=300)
+    with_gamma = _with_difficulties(verdicts, leads, gamma, resamples=300)
     truth = _sigmoid(0.3 + 2.0 * np.random.default_rng(1).normal(size=200_000)).mean()
     assert with_gamma.low < truth < with_gamma.high
     assert with_gamma.high - with_gamma.low < without.high - without.low
@@ -181,7 +185,7 @@ def _models(seed, prompts=200, quality=(0.0, 1.0, -0.5), lead=(200.0, -150.0, 50
 
 
 def _joint_loss(parameters, won_MP, feature_MP):
-    """Negative penalised log-likelihood of the joint fit with ψ = 1, and its gradient."""
+    """Negative penalized log-likelihood of the joint fit with ψ = 1, and its gradient."""
     models = len(won_MP)
     theta_M, phi_M, gamma_P = (
         parameters[:models],
@@ -200,7 +204,6 @@ def _joint_loss(parameters, won_MP, feature_MP):
 
 def test_difficulties_equal_a_direct_minimisation_of_the_joint_likelihood():
     verdicts, leads, gamma = _models(4)
-    found = length_controlled_leaderboard(verdicts, leads, resamples=20)
     won_MP = np.array([[x[0] for x in verdicts[name].values()] for name in sorted(verdicts)])
     lead_MP = np.array([[x[0] for x in leads[name].values()] for name in sorted(leads)])
     feature_MP = np.tanh(lead_MP / lead_MP.std(axis=1, keepdims=True))
@@ -213,7 +216,7 @@ def test_difficulties_equal_a_direct_minimisation_of_the_joint_likelihood():
         method="L-BFGS-B",
         options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 5000},
     )
-    difficulties = np.array(list(found.difficulties.values()))
+    difficulties = _difficulties([_checked(verdicts[name], leads[name]) for name in verdicts])
     assert difficulties == pytest.approx(best.x[6:], abs=1e-4)
     assert np.corrcoef(difficulties, gamma)[0, 1] > 0.5
 
@@ -221,14 +224,9 @@ def test_difficulties_equal_a_direct_minimisation_of_the_joint_likelihood():
 def test_a_model_is_fitted_with_the_difficulties_of_the_others():
     verdicts, leads, _ = _models(5)
     everyone = length_controlled_leaderboard(verdicts, leads, resamples=50)
-    others = {name: verdicts[name] for name in ("m1", "m2")}
-    from_others = length_controlled_leaderboard(
-        others, {name: leads[name] for name in others}, resamples=20
-    )
-    alone = length_controlled_win_rate(
-        verdicts["m0"], leads["m0"], from_others.difficulties, resamples=50
-    )
-    assert everyone.models["m0"] == alone
+    gamma_P = _difficulties([_checked(verdicts[name], leads[name]) for name in ("m1", "m2")])
+    alone = _with_difficulties(verdicts["m0"], leads["m0"], gamma_P, resamples=50)
+    assert everyone["m0"] == alone
 
 
 def test_length_is_removed_from_a_leaderboard_and_its_intervals_cover_the_truth():
@@ -239,7 +237,7 @@ def test_length_is_removed_from_a_leaderboard_and_its_intervals_cover_the_truth(
         verdicts, leads, _ = _models(seed)
         for name, found in length_controlled_leaderboard(
             verdicts, leads, seed=seed, resamples=200
-        ).models.items():
+        ).items():
             hits += found.low <= truths[name] <= found.high
             raw = verdict_win_rate(verdicts[name], resamples=200)
             raw_hits += raw.low <= truths[name] <= raw.high
@@ -250,10 +248,6 @@ def test_length_is_removed_from_a_leaderboard_and_its_intervals_cover_the_truth(
 def test_what_cannot_be_fitted_is_refused_by_name():
     with pytest.raises(ValueError, match="'x' has 2 verdicts but 1"):
         length_controlled_win_rate({"x": [1.0, 0.0]}, {"x": [5.0]})
-    with pytest.raises(ValueError, match="'y' is in the verdicts but not in the difficulties"):
-        length_controlled_win_rate({"x": [1.0], "y": [1.0]}, {"x": [5.0], "y": [1.0]}, {"x": 0.0})
-    with pytest.raises(ValueError, match=r"difficulty of prompt 'x'.*nan"):
-        length_controlled_win_rate({"x": [1.0]}, {"x": [5.0]}, {"x": math.nan})
     with pytest.raises(DataError, match=r"two or more models.*found 1"):
         length_controlled_leaderboard({"m": {"x": [1.0]}}, {"m": {"x": [1.0]}})
     with pytest.raises(ValueError, match="'y' is in m but not in n"):

@@ -20,7 +20,7 @@ from turns import asked as with_tools
 from prefloop.base import endpoint as endpoint_module
 from prefloop.config import PPOConfig
 from prefloop.config.load import parse
-from prefloop.errors import ConfigError, JudgeError
+from prefloop.errors import ConfigError, RewardError
 from prefloop.records import Message, Prompt
 from prefloop.training.rewards import (
     KEY_ENV,
@@ -136,7 +136,7 @@ def test_an_answer_that_is_no_list_of_scores_names_source_and_response(
     endpoint: Started, body: str, words: str
 ) -> None:
     server = endpoint(lambda n, _: (200, {}, body))
-    with pytest.raises(JudgeError, match=f"reward '127.0.0.1:[0-9]+/v1/score'.*{words}") as caught:
+    with pytest.raises(RewardError, match=f"reward '127.0.0.1:[0-9]+/v1/score'.*{words}") as caught:
         Rewards({f"{server.url}/score": 1.0}).scores_B(PROMPTS, TEXTS)
     assert "Nothing was learnt from this rollout" in str(caught.value)
     assert len(server.bodies) == 1
@@ -148,7 +148,7 @@ def test_a_function_that_gives_no_finite_number_names_itself_and_the_response(
 ) -> None:
     spec = function(tmp_path, f"{body} if response == 'nought' else 1")
     with pytest.raises(
-        JudgeError, match=r"reward 'score'.*response p0/1: .*(returned|raised|found)"
+        RewardError, match=r"reward 'score'.*response p0/1: .*(returned|raised|found)"
     ) as caught:
         Rewards({spec: 1.0}).scores_B(PROMPTS, TEXTS)
     assert "'p0'" in str(caught.value) and "Nothing was learnt" in str(caught.value)
@@ -166,7 +166,7 @@ def test_a_server_that_stays_broken_ends_in_an_error_with_its_answer(
 ) -> None:
     server = endpoint(lambda n, body: (500, {}, "boom"))
     with pytest.raises(
-        JudgeError,
+        RewardError,
         match=r"reward '.*': HTTP 500: boom \(6 attempts\); the server failed.*p0/0 to p1/0",
     ):
         asked(HTTPSource(server.url))
@@ -175,7 +175,7 @@ def test_a_server_that_stays_broken_ends_in_an_error_with_its_answer(
     )
     server.server.server_close()
     with pytest.raises(
-        JudgeError, match=r"\(6 attempts\); is the server up, and is the URL in ppo.rewards right"
+        RewardError, match=r"\(6 attempts\); is the server up, and is the URL in ppo.rewards right"
     ):
         asked(HTTPSource(server.url))
 
@@ -185,7 +185,7 @@ def test_a_server_that_stays_broken_ends_in_an_error_with_its_answer(
 )
 def test_a_refusal_is_not_tried_again(endpoint: Started, status: int, advice: str) -> None:
     server = endpoint(lambda n, body: (status, {}, "no"))
-    with pytest.raises(JudgeError, match=f"HTTP {status}: no; .*{advice}"):
+    with pytest.raises(RewardError, match=f"HTTP {status}: no; .*{advice}"):
         asked(HTTPSource(server.url))
     assert len(server.bodies) == 1
 
@@ -204,20 +204,20 @@ def test_the_key_is_sent_to_the_server_alone(
     asked(source)
     assert server.auth == [None, f"Bearer {KEY}"]
     echo = endpoint(lambda n, body: (200, {}, f'{{"error": "bad key {KEY}"}}'))
-    with pytest.raises(JudgeError, match=r"bad key \*\*\*") as caught:
+    with pytest.raises(RewardError, match=r"bad key \*\*\*") as caught:
         asked(HTTPSource(echo.url))
     odd = endpoint(lambda n, body: scores([f"Bearer {KEY}"] * 3))
-    with pytest.raises(JudgeError, match=r"found 'Bearer \*\*\*'") as no_number:
+    with pytest.raises(RewardError, match=r"found 'Bearer \*\*\*'") as no_number:
         Rewards({odd.url: 1.0}).scores_B(PROMPTS, TEXTS)
     away = endpoint(lambda n, body: (307, {"Location": f"{server.url}/else?key=hidden"}, ""))
     with pytest.raises(
-        JudgeError, match=r"HTTP 307.*it points to .*/v1/else, and redirects are not followed"
+        RewardError, match=r"HTTP 307.*it points to .*/v1/else, and redirects are not followed"
     ) as moved:
         asked(HTTPSource(away.url))
     assert len(server.bodies) == 2, "a redirect was followed with the key"
     assert "hidden" not in str(moved.value)
     monkeypatch.setenv(KEY_ENV, f"{KEY}\n{KEY}")
-    with pytest.raises(JudgeError, match="cannot be sent") as torn:
+    with pytest.raises(RewardError, match="cannot be sent") as torn:
         asked(source)
     output = capfd.readouterr()
     said = [

@@ -1,5 +1,5 @@
-"""Files and folders that are whole or not there: written beside their place, put on disk and
-renamed into it.
+"""Files and folders that are whole or missing: written next to their place, put on disk and
+renamed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _BLOCK = 1 << 16
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` once the block has ended and all is on disk;
-    after an error the old one is as it was.
+    """A new file that replaces ``path`` once the block has ended and all is on disk. After an error
+    the old file is unchanged.
 
-    A link stays, and what it points to is replaced. Raises ``DataError`` where nothing can be
-    written, and for devices and pipes: renaming a file over ``/dev/stdout`` would put an end to it
-    for every program.
+    A link stays, and the file that it points to is replaced. Raises ``DataError`` where nothing can
+    be written, and for devices and pipes: renaming a file over ``/dev/stdout`` would remove it for
+    every program.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
@@ -47,15 +47,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync(place: Path) -> None:
-    """Have a file's bytes, or the names in a folder, on disk."""
+    """Put a file's bytes, or the names in a folder, on disk."""
     try:
         descriptor = os.open(place, os.O_RDONLY)
-    except PermissionError:  # a folder that may be written and not read
+    except PermissionError:  # a folder may be writable and not readable
         return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # what some network file systems say of a folder
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
             raise
     finally:
         os.close(descriptor)
@@ -63,9 +63,9 @@ def sync(place: Path) -> None:
 
 def settle(draft: Path, target: Path, besides: Path | None = None) -> None:
     """Rename a file or folder to its place once all of it is on disk: after a power cut it is whole
-    or not there.
+    or missing.
 
-    ``besides``: a folder in it that may be lost, because it goes right after.
+    ``besides`` is a folder in it that may be lost, because the caller removes it next.
     """
     for place in (*draft.rglob("*"), draft):
         if (
@@ -80,8 +80,8 @@ def settle(draft: Path, target: Path, besides: Path | None = None) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Take off what follows the last line break, which a kill or a power cut left of a line;
-    nothing where there is no file.
+    """Cut off the text after the last line break, which a kill or a power cut left unfinished. A
+    missing file is left missing.
     """
     if not path.is_file():
         return
@@ -90,9 +90,9 @@ def cut_torn_line(path: Path) -> None:
         while end:
             start = max(0, end - _BLOCK)
             file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                start += found + 1
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                start += newline + 1
                 break
             end = start
         else:

@@ -1,7 +1,7 @@
-"""What a person sees while a run works: lines, progress with rate and remaining time, tables.
+"""The output of a run on the terminal: lines, progress with rate and remaining time, tables.
 
-Everything that is printed goes through ``console`` or ``complain``. Rows, servers and models bring
-texts along, so both take a text's power over the terminal away; only rich's own styling passes.
+Everything that is printed goes through ``console`` or ``complain``. Texts of rows, servers and
+models may hold control characters, so both replace those; only rich's own styling passes.
 """
 
 from __future__ import annotations
@@ -39,14 +39,12 @@ _TURNS = (
     *range(0x202A, 0x202F),
     *range(0x2066, 0x206A),
 )
-_HALVES = range(0xD800, 0xE000)  # of an emoji that was cut: nothing can write them
+_HALVES = range(0xD800, 0xE000)  # of an emoji that was cut: no encoding can write them
 _NEUTRAL = _PICTURES | dict.fromkeys((*_TURNS, *_HALVES), 0xFFFD)
 
 
 class _Door(Console):
-    """A console on which texts have no power: what is styled and drawn is neutral first, cells of
-    tables too.
-    """
+    """A console that makes every text neutral before it is drawn, cells of tables included."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -59,28 +57,26 @@ console = _Door(highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print a line, or lines; each without secrets and not endless."""
+    """Print one or more lines, each without secrets and at most ``MOST_SAID`` bytes long."""
     console.print("\n".join(map(shown, text.split("\n"))), style=style, markup=False)
 
 
 def quote(text: str, style: str | None = None) -> None:
-    """Print a text of other people, such as a row, as it is: neutral, but neither redacted nor
-    cut.
-    """
+    """Print a text of other people, such as a row: neutral, but neither redacted nor cut."""
     console.print(neutral(text), style=style, markup=False)
 
 
 def complain(text: str) -> None:
-    """Print an error to stderr, without secrets, neutral and not endless."""
+    """Print an error to stderr: neutral, without secrets and at most ``MOST_SAID`` bytes long."""
     with contextlib.suppress(OSError):  # of a terminal that has gone
         print(shown(text), file=sys.stderr)
 
 
 def shown(text: str) -> str:
     """The text as a person may see it: neutral, without secrets, at most ``MOST_SAID`` bytes and
-    what was cut.
+    the number of characters that were cut.
     """
-    # Looking for addresses takes the square of a text's length, so most of a long one goes first.
+    # The search for addresses takes time quadratic in the length, so a long text is cut first.
     safe = without_secrets(neutral(text[: 4 * MOST_SAID]))
     kept = safe.encode()[:MOST_SAID].decode(errors="ignore")
     cut = len(text[4 * MOST_SAID :]) + len(safe) - len(kept)
@@ -88,14 +84,14 @@ def shown(text: str) -> str:
 
 
 def neutral(text: str) -> str:
-    """The text without power over a terminal: control characters (but tab and newline) as their
-    pictures, direction marks as �.
+    """The text with control characters (except tab and newline) replaced by their pictures and
+    direction marks by �, so that it cannot control the terminal.
     """
     return text.translate(_NEUTRAL)
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """'1 vote', '1,200 votes'; ``many`` where an s does not make it."""
+    """'1 vote', '1,200 votes'; ``many`` is a plural that takes more than an s."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
@@ -107,8 +103,8 @@ def shortened(text: str, most: int = 160) -> str:
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
-    """The names with commas between, as many as a line bears, none without its length or power over
-    a terminal.
+    """The first ``most`` names, shortened and neutral, with commas between them and the number of
+    the others.
     """
     names = list(names)
     shown = ", ".join(shortened(neutral(name), 60) for name in names[:most])
@@ -125,8 +121,8 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """A spinner with elapsed time on a terminal; afterwards a line with the seconds, when there was
-    more than one.
+    """A spinner with elapsed time on a terminal. Afterwards a line with the time, if it was more
+    than a second.
     """
     started = time.monotonic()
     if console.is_terminal:
@@ -151,16 +147,16 @@ def progress(
 ) -> Iterator[Callable[..., None]]:
     """Show ``what`` advancing to ``total``; yields ``advance(n=1, note="")``.
 
-    A terminal gets a live bar; a log file gets a line every ten seconds (unless ``lines`` is off,
-    for work that prints its own), with rate and remaining time in both; the rate is that since the
-    first advance, which may have waited for a model. ``total`` counts what was ``done`` before, in
-    a resumed stage, too; 0 is a total that nobody knows.
+    A terminal gets a live bar. A log file gets a line every ten seconds, unless ``lines`` is off
+    for work that prints its own. Both show the rate and the remaining time. The rate counts from
+    the first advance, which may have waited for a model. ``total`` includes the ``done`` part of a
+    resumed stage; 0 is an unknown total.
     """
     spoken = time.monotonic()
     first: tuple[float, int] | None = None
 
     def rate() -> float:
-        """Per second; 0 while nobody can know."""
+        """Units per second; 0 at the first advance."""
         nonlocal first
         now = time.monotonic()
         if first is None:

@@ -1,9 +1,8 @@
-"""JSON to a user's server and back: retries, waits, and a key that goes nowhere else. Requests are
-made here alone.
+"""JSON to a user's server and back: retries, waits, and a key that is sent to no other address.
 
-The OpenAI-compatible judge, the rewards over HTTP and a vLLM server's rollouts ask through it.
-Redirects are not followed: the key is for the address that was named, and the error says where that
-address points.
+The OpenAI-compatible judge, the rewards over HTTP and a vLLM server's rollouts make all their
+requests here. Redirects are not followed: the key is for the address that was named, and the error
+says where that address points.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ import httpx
 from prefloop.base.console import say
 from prefloop.base.http import MOST_BYTES, Client, TooLarge
 from prefloop.base.json_object import parsed
-from prefloop.errors import ConfigError, JudgeError
+from prefloop.errors import ConfigError, RequestError
 
 _MAX_WAIT_S = 120.0
 _QUIET_S = 30.0
-"""Between two lines about a server that does not answer."""
+"""Between two lines about a failing server."""
 _JITTER = random.Random()  # not the global one, whose state belongs to seeded runs
 _KEPT_OF_A_REFUSAL = 100_000
-"""Characters of an error's body that callers may look into; thousands of failures may be kept."""
+"""Characters of an error's body that callers may search. Thousands of failures may be kept."""
 
 
-class RequestFailed(JudgeError):
-    """A request that did not succeed, all retries included."""
+class RequestFailed(RequestError):
+    """A request that failed after all retries."""
 
     def __init__(self, message: str, status: int | None = None, body: str = "") -> None:
         super().__init__(message)
@@ -46,9 +45,7 @@ class RequestFailed(JudgeError):
 
 
 class Pace:
-    """At most so many requests a minute, evenly spread: one waits until its turn. Shared by the
-    threads of an endpoint.
-    """
+    """A limit of requests a minute, evenly spread. Shared by the threads of an endpoint."""
 
     def __init__(
         self, requests_per_minute: float, clock: Callable[[], float] = time.monotonic
@@ -58,7 +55,7 @@ class Pace:
         self._lock = threading.Lock()
 
     def turn(self) -> float:
-        """Take the next free moment; the seconds until it."""
+        """Reserve the next free moment. Returns the seconds until it."""
         with self._lock:
             now = self._clock()
             mine = max(now, self._next)
@@ -67,9 +64,7 @@ class Pace:
 
 
 class Reply:
-    """A server's answer of status 2xx. The key it was asked with is blotted out of every
-    excerpt.
-    """
+    """A server's answer of status 2xx. The key of the request is blotted out of every excerpt."""
 
     def __init__(self, response: httpx.Response, key: str | None) -> None:
         self._response, self._key = response, key
@@ -94,7 +89,7 @@ class Endpoint:
 
     The key is read from the environment for each request and is held nowhere else. ``post`` raises
     ``RequestFailed``, with the status and the start of the body, when the server cannot be used,
-    and ``JudgeError`` when there is no key to ask with.
+    and ``RequestError`` when there is no key to ask with.
     """
 
     url: httpx.URL
@@ -104,11 +99,11 @@ class Endpoint:
     ``judge http://localhost:8000/v1/chat/completions``.
     """
     setting: str
-    """What the user set the address with, for messages."""
+    """Name of the setting that holds the address, for messages."""
     key_env: str | None
     """Environment variable that holds the key; ``None`` sends no key."""
     key_required: bool
-    """Whether a variable that is not set is an error; else no key is sent."""
+    """Whether it is an error when the variable is not set; otherwise no key is sent."""
     timeout: float
     """Seconds that a request may take, from connecting to the last byte of its answer."""
     max_retries: int
@@ -118,35 +113,34 @@ class Endpoint:
     precedence.
     """
     advice: Mapping[int, str]
-    """What to do about a status."""
+    """Advice on each status."""
     max_connections: int = 1
     """Requests in flight at a time."""
     pace: Pace | None = None
     """Limit of requests a minute, retries included."""
     most_bytes: int = MOST_BYTES
-    """Bytes of an answer, decompressed, above which it is refused."""
+    """Largest answer, in bytes after decompression."""
 
     def __post_init__(self) -> None:
         self.n_sent = self.n_retried = 0
         """Requests sent, and how many of them were further attempts."""
         self._counting = threading.Lock()
-        self._told = -math.inf
+        self._reported = -math.inf
         self._client = Client(
             self.url, self.timeout, connections=self.max_connections, most=self.most_bytes
         )
 
     def post(self, body: Mapping[str, Any], stop: threading.Event | None = None) -> Reply:
-        """Send ``body``; retries what may pass by itself, until ``stop`` is set."""
-        return self._ask(
-            "POST", json.dumps(body), stop
-        )  # ASCII, so that half an emoji in a cut-off response can be sent
+        """Send ``body``; retries errors that may pass by themselves, until ``stop`` is set."""
+        # As ASCII, so that half an emoji in a cut-off response can be sent.
+        return self._ask("POST", json.dumps(body), stop)
 
     def get(self) -> Reply:
-        """Ask for what is there; retries what may pass by itself."""
+        """Ask for the address's content; retries errors that may pass by themselves."""
         return self._ask("GET", None)
 
     def close(self) -> None:
-        """Close the connections; what is on its way fails, and nothing can be asked after it."""
+        """Close the connections. Requests on their way fail, and no request can follow."""
         self._client.close()
 
     def _ask(self, method: str, content: str | None, stop: threading.Event | None = None) -> Reply:
@@ -167,7 +161,7 @@ class Endpoint:
             status, body = None, ""
             try:
                 response = self._client.request(method, self.url, content=content, headers=headers)
-            except TooLarge as error:  # as large the next time
+            except TooLarge as error:  # a retry would be as large
                 raise RequestFailed(f"{self.who}: {error}; check {self.setting}") from None
             except httpx.RequestError as error:
                 failure, advice = self._transport_failure(error, key)
@@ -185,7 +179,7 @@ class Endpoint:
                     raise RequestFailed(f"{self.who}: {failure}; {advice}", status, body)
                 retry_after = _retry_after(response.headers.get("retry-after"))
             if attempt < self.max_retries:
-                self._tell(
+                self._report(
                     f"{failure}; asking again, {self.max_retries - attempt} more"
                     f" time{'' if attempt + 1 == self.max_retries else 's'}"
                 )
@@ -201,14 +195,12 @@ class Endpoint:
             f"{self.who}: {failure} ({attempt + 1} attempts); {advice}", status, body
         )
 
-    def _tell(self, failure: str) -> None:
-        """Say at the first failure, and then once in ``_QUIET_S``, that the server is not answering
-        as it should.
-        """
+    def _report(self, failure: str) -> None:
+        """Report the first failure, and then one in ``_QUIET_S`` seconds."""
         with self._counting:
-            if time.monotonic() - self._told < _QUIET_S:
+            if time.monotonic() - self._reported < _QUIET_S:
                 return
-            self._told = time.monotonic()
+            self._reported = time.monotonic()
         say(f"  {self.who}: {failure}", "yellow")
 
     def _advice(self, response: httpx.Response, key: str | None, passing: bool) -> str:
@@ -228,19 +220,22 @@ class Endpoint:
             advice = "look whether the server is stuck or has too much to do"
             return f"no answer within {self.timeout:g} s", advice
         # The network layer quotes what the server sent, which may be a line of 100 KB.
-        said = _blotted(str(error), key)[:200]
-        return f"{type(error).__name__}: {said}", f"is the server up, and is {self.setting} right?"
+        quoted = _blotted(str(error), key)[:200]
+        return (
+            f"{type(error).__name__}: {quoted}",
+            f"is the server up, and is {self.setting} right?",
+        )
 
     def _key(self) -> str | None:
         if self.key_env is None:
             return None
         key = os.environ.get(self.key_env, "").strip()
         if not key and self.key_required:
-            raise JudgeError(
+            raise RequestError(
                 f"{self.who}: environment variable {self.key_env} is not set; set it to the key"
             )
         if not (key.isascii() and key.isprintable()):
-            raise JudgeError(
+            raise RequestError(
                 f"{self.who}: the key in {self.key_env} holds characters that cannot be sent; copy"
                 " it again"
             )
@@ -248,8 +243,8 @@ class Endpoint:
 
 
 def parsed_url(text: str, setting: str, key: str, query: bool = False) -> httpx.URL:
-    """The address that ``setting`` gives. Raises ``ConfigError``, which never repeats what may be a
-    password; ``key`` says where the key goes.
+    """The address in ``setting``. Raises ``ConfigError``, which repeats no part that may be a
+    password; ``key`` is its advice on where the key goes.
     """
     try:
         url = httpx.URL(text)

@@ -1,9 +1,9 @@
-"""The one HTTP client for other people's servers: a deadline in all, a cap on bytes, one address,
-bounded JSON.
+"""The one HTTP client for other people's servers: a deadline for the whole answer, a cap on its
+bytes, and one address.
 
-A server may send a byte now and then, never stop, pack gigabytes into kilobytes, or point
-elsewhere. None of that may cost more than the deadline and the cap. Redirects are not followed and
-no request leaves the address that was named, because requests carry keys.
+A server may send a byte now and then, never stop, pack gigabytes into kilobytes, or redirect. None
+of that may cost more than the deadline and the cap. Redirects are not followed and no request goes
+to another address than the named one, because requests carry keys.
 
 Left out on purpose: a deadline for the look-up of a host name, which the system's resolver bounds.
 """
@@ -29,25 +29,25 @@ import httpcore
 import httpx
 
 MOST_BYTES = 16 << 20
-"""Bytes of an answer, decompressed."""
+"""Bytes of an answer after decompression."""
 _PIECE = 1 << 16
 _ENDS: ContextVar[float] = ContextVar("_ENDS")
-"""When the request that this thread waits for has to be over, by ``time.monotonic``."""
+"""Deadline of this thread's request, by ``time.monotonic``."""
 
 
 class TooLarge(httpx.TransportError):
-    """An answer with more bytes than the cap, or packed in a way that was not asked for."""
+    """An answer with more bytes than the cap, or packed in another way than gzip."""
 
 
 class Client(httpx.Client):
     """Requests to one server, each over within ``deadline_s`` and answered with at most ``most``
     bytes.
 
-    Answers are read whole before they are returned; ``text`` is UTF-8 whatever the server calls it.
-    Who asks for much in one request, such as a page of long records, names a higher ``most``.
+    Answers are read whole before they are returned. ``text`` is UTF-8, whatever encoding the server
+    names. A caller that expects a larger answer, such as a page of long records, sets ``most``.
     Raises ``httpx.TimeoutException`` at the deadline, ``TooLarge`` past the cap,
     ``httpx.UnsupportedProtocol`` for an address that is not the server's, and other
-    ``httpx.RequestError`` where nothing usable came back.
+    ``httpx.RequestError`` where no usable answer came.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class Client(httpx.Client):
             network
         ),
     ) -> None:
-        """``opening`` may wrap what opens connections, to look at each before anything is sent over
-        it.
+        """``opening`` may wrap the backend that opens connections, to check each connection before
+        anything is sent over it.
         """
         self.server, self.deadline_s, self.most = httpx.URL(server), deadline_s, most
         super().__init__(
@@ -78,11 +78,11 @@ class Client(httpx.Client):
         backend = opening(self._network)
         for transport in (self._transport, *self._mounts.values()):
             if isinstance(transport, httpx.HTTPTransport):
-                # httpx hands no network backend on; its own time-outs are between bytes.
+                # httpx has no argument for a network backend; its own time-outs are between bytes.
                 transport._pool._network_backend = backend
 
     def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
-        """Every road of httpx ends here: ``get``, ``post``, ``request`` and ``stream``."""
+        """``get``, ``post``, ``request`` and ``stream`` of httpx all end here."""
         if _origin(request.url) != _origin(self.server):
             raise httpx.UnsupportedProtocol("the address is not the server's own", request=request)
         ends = _ENDS.set(time.monotonic() + self.deadline_s)
@@ -101,7 +101,7 @@ class Client(httpx.Client):
         whole = httpx.Response(
             answer.status_code, headers=headers, content=content, request=request
         )
-        whole.encoding = "utf-8"  # a charset may name any codec of Python, zlib too
+        whole.encoding = "utf-8"  # a server may name any codec of Python, such as zlib
         return whole
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Client(httpx.Client):
         super().close()
 
     def _content(self, answer: httpx.Response) -> bytes:
-        """The body, unpacked, as far as the cap."""
+        """The body, unpacked. Raises ``TooLarge`` past the cap."""
         packing = answer.headers.get("content-encoding", "identity").strip().lower()
         if packing in ("identity", ""):
             return self._joined(answer.iter_raw(_PIECE), answer.request)
@@ -126,12 +126,12 @@ class Client(httpx.Client):
         return self._joined(_unpacked(answer), answer.request)
 
     def _joined(self, pieces: Iterable[bytes], request: httpx.Request) -> bytes:
-        found = bytearray()
+        content = bytearray()
         for piece in pieces:
-            found += piece
-            if len(found) > self.most:
+            content += piece
+            if len(content) > self.most:
                 raise TooLarge(f"the answer has more than {self.most:,} bytes", request=request)
-        return bytes(found)
+        return bytes(content)
 
 
 def is_loopback(host: str) -> bool:
@@ -147,9 +147,7 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _unpacked(answer: httpx.Response) -> Iterable[bytes]:
-    """The gzipped body in pieces that are never larger than ``_PIECE``: a kilobyte may hold a
-    megabyte.
-    """
+    """The unpacked body in pieces of at most ``_PIECE`` bytes: a kilobyte may hold a megabyte."""
     gzip, some = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), False
     for piece in answer.iter_raw(_PIECE):
         some = True
@@ -166,14 +164,14 @@ def _unpacked(answer: httpx.Response) -> Iterable[bytes]:
 
 
 class _Forgetful(CookieJar):
-    """Takes no cookie: nothing here needs one, and a server's would be parsed and sent back."""
+    """Keeps no cookie: none is needed, and a server's would be parsed and sent back."""
 
     def extract_cookies(self, response: HTTPResponse, request: urllib.request.Request) -> None:
-        """Leave it."""
+        """Keep nothing."""
 
 
 class _Network(httpcore.SyncBackend):
-    """Sockets on which every wait is as long as what is left until the deadline."""
+    """Sockets on which no wait goes past the deadline."""
 
     def __init__(self) -> None:
         self._lines: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -182,7 +180,7 @@ class _Network(httpcore.SyncBackend):
     def connect_tcp(self, *args: Any, **options: Any) -> httpcore.NetworkStream:
         options["timeout"] = _left(httpcore.ConnectTimeout)
         stream = super().connect_tcp(*args, **options)
-        # A second handle on the connection: TLS takes the first away, and none of its state may be
+        # A second handle on the connection: TLS takes the first one over, and its state may not be
         # touched from another thread.
         line = stream.get_extra_info("socket").dup()
         with self._lock:
@@ -194,9 +192,7 @@ class _Network(httpcore.SyncBackend):
         raise httpcore.ConnectError("the client was closed")
 
     def hang_up(self) -> None:
-        """End what is being waited for; closing a socket alone wakes no thread that reads from
-        it.
-        """
+        """Wake every waiting thread; closing a socket alone would not."""
         with self._lock:
             self._ended, lines = True, list(self._lines)
         for each in lines:

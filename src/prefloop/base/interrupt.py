@@ -1,9 +1,9 @@
-"""Ctrl-C and requests to end that are never lost; while a stage trains, they wait for the end of
+"""Ctrl-C and signals to end, none of which is lost. While a stage trains, they wait for the end of
 the step and its checkpoint.
 
-Waiting was chosen over breaking off and saving the step before: an exception at any point of a
-library's step may be swallowed or leave half an update behind. What may be broken off at no loss,
-such as the sampling of a rollout, is (``at_once``).
+Waiting was chosen over stopping at once and saving the step before: an exception inside a library's
+step may be swallowed or leave half an update behind. Work that can stop without loss, such as the
+sampling of a rollout, stops at once (``at_once``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _held = False
 
 
 class Ended(BaseException):
-    """SIGTERM or SIGHUP: the process is to end, where Ctrl-C may end less. No library catches
+    """SIGTERM or SIGHUP: the whole process must end, where Ctrl-C may end less. No library catches
     it.
     """
 
@@ -43,7 +43,7 @@ def heeding() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP end the block as exceptions, so that it can tidy up.
 
     An exception that is swallowed (in a destructor, in a library's callback) is raised again by
-    ``check_interrupted``. Signals that are ignored, as ``nohup`` does, stay so.
+    ``check_interrupted``. Signals that are ignored, as under ``nohup``, stay ignored.
     """
     global _received
 
@@ -54,7 +54,7 @@ def heeding() -> Iterator[None]:
         now = time.monotonic()
         if _held and not _received:
             _received, _received_at = number, now
-            _say_that_it_waits(number)
+            _report_waiting(number)
             return
         if _held and number != signal.SIGINT and now - _received_at < BURST_S:
             return
@@ -78,10 +78,9 @@ def heeding() -> Iterator[None]:
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Let a first signal wait until the block asks (``waiting``) and ends itself (``heed``), or is
-    over; a second one ends it at once.
+    over. A second signal ends it at once.
 
-    Only ``heeding`` has signals that can wait, and only the main thread gets them: elsewhere
-    nothing changes.
+    Signals wait only inside ``heeding`` and in the main thread; elsewhere nothing changes.
     """
     global _held
     if threading.current_thread() is not threading.main_thread():
@@ -98,8 +97,8 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """In a ``deferred`` block: let a first signal, also one that waits, end this part at once. What
-    catches it may still ask and ``heed``.
+    """In a ``deferred`` block: let a first signal, even one that waits, end this part at once. Code
+    that catches it may still ask and ``heed``.
     """
     global _held
     held, _held = _held, False
@@ -116,7 +115,7 @@ def waiting() -> bool:
 
 
 def heed() -> None:
-    """Raise the ``KeyboardInterrupt`` or ``Ended`` that waits, if one does."""
+    """Raise the ``KeyboardInterrupt`` or ``Ended`` of a waiting signal, if there is one."""
     global _held
     if waiting():
         _held = False
@@ -124,29 +123,29 @@ def heed() -> None:
 
 
 def check_interrupted() -> None:
-    """Raise the ``KeyboardInterrupt`` or ``Ended`` that got lost, if one did; one that waits is not
-    lost.
+    """Raise a ``KeyboardInterrupt`` or ``Ended`` that was swallowed, if there is one. A waiting
+    signal is not raised.
     """
     if _received and not _held:
         raise KeyboardInterrupt if _received == signal.SIGINT else Ended(_received)
 
 
 def pause(seconds: float) -> None:
-    """Wait so long; a signal ends the wait at once. Raises what ``check_interrupted`` raises."""
+    """Wait; a signal ends the wait at once. Raises as ``check_interrupted`` does."""
     threading.Event().wait(seconds)
     check_interrupted()
 
 
 def forget_interrupt() -> None:
-    """Ctrl-C was heeded where it ends less than the process."""
+    """Forget a Ctrl-C that has ended something less than the process."""
     global _received
     if _received == signal.SIGINT:
         _received = 0
 
 
-def _say_that_it_waits(number: int) -> None:
-    """Straight to stderr: the code that the signal came into may hold the locks of ``console`` and
-    of Python's own streams.
+def _report_waiting(number: int) -> None:
+    """Written straight to stderr: the interrupted code may hold the locks of ``console`` and of
+    Python's own streams.
     """
     what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     line = (
@@ -158,8 +157,8 @@ def _say_that_it_waits(number: int) -> None:
 
 
 def _leave_terminal() -> None:
-    """Send output that went to a terminal which has hung up nowhere: writing to it fails, and the
-    step would end in that error.
+    """Send output to /dev/null if the terminal has hung up: writing to it fails, and the step would
+    end in that error.
     """
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):

@@ -1,6 +1,4 @@
-"""JSON that other people wrote: bounded in depth, and files of it as objects whose fields have been
-looked at.
-"""
+"""JSON that other people wrote: bounded in depth, and in files as objects with checked fields."""
 
 from __future__ import annotations
 
@@ -16,15 +14,15 @@ from prefloop.errors import ModelError
 
 T = TypeVar("T")
 MOST_BYTES = 64 << 20
-"""Of one file; the largest honest ones list the tensors of a model with thousands of experts."""
+"""Largest file. The largest honest ones list the tensors of a model with thousands of experts."""
 DEEPEST = 200
-"""Levels of JSON in an answer; deeper ones would overflow the stack of whoever walks them."""
+"""Most levels of JSON in an answer; a walk of deeper ones would overflow the stack."""
 _DEEPEST = 64  # of a file
 
 
 def parsed(content: bytes | str, deepest: int = DEEPEST) -> Any:
-    """The JSON value of a text. Raises ``ValueError`` for what is none, or nested more than
-    ``deepest`` levels deep.
+    """The JSON value of a text. Raises ``ValueError`` where the text is not JSON, or is nested more
+    than ``deepest`` levels deep.
     """
     try:
         value = json.loads(content)
@@ -39,7 +37,7 @@ def parsed(content: bytes | str, deepest: int = DEEPEST) -> Any:
 
 
 def _inside(value: Any) -> Iterable[Any]:
-    """What may itself hold something of a list or an object."""
+    """The lists and objects in a list or an object."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [item for item in items if isinstance(item, dict | list)]
 
@@ -52,9 +50,8 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         require_end(path)
         with path.open("rb") as file:
-            content = file.read(
-                MOST_BYTES + 1
-            )  # some files of the system say that they have no bytes
+            # The size is no guide: some files of the system report no bytes.
+            content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ModelError(f"{where} has over {MOST_BYTES:,} bytes: it is no such file")
         value = parsed(content.decode("utf-8"), _DEEPEST)
@@ -76,8 +73,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def require_end(path: Path) -> None:
-    """Raise ``ModelError`` for a pipe, a socket or a device, or a link to one: reading it may wait
-    or go on for ever.
+    """Raise ``ModelError`` for a pipe, a socket or a device, or a link to one: reading it may never
+    end.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ModelError(
@@ -88,14 +85,14 @@ def require_end(path: Path) -> None:
 
 def read_as(kind: type[T], path: Path) -> T:
     """The object in a JSON file as a dataclass or typed dictionary. Raises ``ModelError`` as
-    ``read_object``, and naming the fields that do not fit.
+    ``read_object`` does, and for fields that do not fit.
     """
     return as_kind(kind, read_object(path), path)
 
 
 def as_kind(kind: type[T], content: Any, path: Path) -> T:
-    """What was read from ``path``, once its fields fit. Raises ``ModelError`` naming those that do
-    not.
+    """``content``, which was read from ``path``, as a ``kind``. Raises ``ModelError`` naming the
+    fields that do not fit.
     """
     try:
         return TypeAdapter(kind).validate_python(content)
@@ -106,19 +103,19 @@ def as_kind(kind: type[T], content: Any, path: Path) -> T:
 
 
 def problems(error: ValidationError, most: int = 3) -> str:
-    """The fields that pydantic refuses, what it says, and what was found; the first few."""
+    """The first few fields that pydantic refuses, with its messages and the values."""
     lines = []
-    for found in error.errors(include_url=False)[:most]:
-        field = shortened(".".join(str(part) for part in found["loc"]), 60)
+    for problem in error.errors(include_url=False)[:most]:
+        field = shortened(".".join(str(part) for part in problem["loc"]), 60)
         lines.append(
-            neutral(f"{field}: {shortened(found['msg'], 80)} (found {_named(found['input'])})")
+            neutral(f"{field}: {shortened(problem['msg'], 80)} (found {_named(problem['input'])})")
         )
     more = error.error_count() - most
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
 
 
 def _named(value: Any) -> str:
-    """A value for a message: short ones as they are, others by their kind."""
+    """A value for a message: a short one as it is, a long one by its kind."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 10**20:

@@ -1,5 +1,5 @@
-"""What goes into logs, reports, trackers and messages holds no secret that an address may carry,
-and no key.
+"""Takes keys, and the secrets that addresses carry, out of everything that goes into logs, reports,
+trackers and messages.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# A password may hold anything, so a user with one ends at the last @ of a word: rather an address
-# too short than a secret.
+# A password may hold anything, so it ends at the last @ of a word: an address may lose too much,
+# but no secret stays.
 _QUOTED = re.compile(r"""(?P<kept>(?P<quote>['"])[\w+.-]+://)[^\s/@:]*:(?:(?!(?P=quote)).)*@""")
 _WHOLE = re.compile(r"\A(?P<kept>\s*(?:--[\w.-]+=)?[\w+.-]+://)[^\s/@:]*:.*@", re.DOTALL)
 _WHOLE_QUERY = re.compile(
@@ -20,7 +20,7 @@ _WHOLE_QUERY = re.compile(
 )
 _ADDRESS = re.compile(
     r"(?P<scheme>\w[\w+.-]{0,20}://)(?:[^\s/@:]*:\S*@|[^\s/@'\"]*@)?(?P<rest>[^\s?#;'\",\]}]*)"
-    # what closes a sentence is the sentence's
+    # punctuation at the end belongs to the sentence
     r"(?:(?:[?#]|;\w+=)[^\s'\"]*?(?=[)\]}.,;:!?]{0,3}(?:[\s'\"]|\Z)))?"
 )
 # An address that is whole before the first blank, where a sentence may go on; after a colon only a
@@ -41,18 +41,18 @@ _KEYS = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """The text with user, password, query and fragment taken out of every address in it, and
-    without what is surely a key.
+    """The text without user, password, query and fragment of every address in it, and without
+    everything that is surely a key.
     """
     text = _ADDRESS.sub(r"\g<scheme>\g<rest>", _QUOTED.sub(r"\g<kept>", text))
-    return _KEYS.sub(lambda found: (found["kept"] or "") + "***", _NAMED.sub(r"\1=***", text))
+    return _KEYS.sub(lambda match: (match["kept"] or "") + "***", _NAMED.sub(r"\1=***", text))
 
 
 def value_without_secrets(text: str) -> str:
-    """The same for the value of a setting, which may be one address whole: blanks and quotes in its
-    password are of it.
+    """The same for the value of a setting, which may be a single address whose password holds
+    blanks and quotes.
 
-    A text that goes on after its first address with three words is a sentence, such as a note.
+    A text with three words after its first address is a sentence, such as a note.
     """
     opening = _OPENING.match(text)
     if opening and len(_WORD.findall(text, opening.end())) >= _SENTENCE:
@@ -97,7 +97,7 @@ def flat_without_secrets(
 
 
 class _Short(reprlib.Repr):
-    """Texts in it are without secrets."""
+    """Shortens values and takes secrets out of their texts."""
 
     def repr_str(self, x: str, level: int) -> str:
         return super().repr_str(value_without_secrets(x), level)
@@ -109,7 +109,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 160, 160
 
 def short(value: Any) -> str:
     """The start of a value as Python writes it, for messages: a file of a few bytes can hold a
-    large one, and a name may have no end.
+    large value, and a name may be endless.
     """
     try:
         return _SHORT.repr(value)

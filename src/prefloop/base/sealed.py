@@ -1,8 +1,8 @@
-"""JSON files and folders that we write and read back, each with the hashes that tell whether it is
-still what was written.
+"""JSON files and folders that prefloop writes and reads back, each with hashes that show whether it
+is unchanged.
 
-A disk, a power cut or another hand may have left anything in their place, so they are read through
-here alone: whatever is wrong with one is a ``StoreError`` that names the file and what was found.
+A disk, a power cut or another program may have damaged them, so they are read here alone: every
+damage is a ``StoreError`` that names the file and the problem.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from prefloop.base.atomic import replacing, settle
 from prefloop.errors import StoreError
 
 DIGEST = "digest"
-"""In a sealed file: the hash of everything else in it."""
+"""Key in a sealed file: the hash of everything else in it."""
 SEAL = "sealed.json"
-"""In a sealed folder: the hashes of its files, and what else is to be known of it."""
+"""File in a sealed folder: the hashes of its other files, and its content."""
 _CHUNK = 1 << 20
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-serialisable value, independent of dictionary order."""
+    """SHA-256 of a JSON-serializable value, independent of dictionary order."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     ).hexdigest()
@@ -41,34 +41,34 @@ def file_digest(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     with replacing(path) as file:
-        # Names of files may hold bytes that are no UTF-8, as lone surrogates: written like that
-        # they are JSON's own escapes.
+        # Names of files may hold bytes that are not UTF-8, as lone surrogates: backslashreplace
+        # writes them as JSON's own escapes.
         file.write(
             json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
         )
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON with its own digest in it. Raises ``ValueError`` where its content
-    has the digest's key.
+    """Write an object as JSON with its own digest in it. Raises ``ValueError`` where the content
+    uses the digest's key.
     """
     if DIGEST in content:
         raise ValueError(f"{path}: '{DIGEST}' is the key of the digest itself")
-    plain = json.loads(json.dumps(content))  # as it will be read: keys are text, tuples are lists
+    plain = json.loads(json.dumps(content))  # as it is read: keys are text, tuples are lists
     write_json(path, plain | {DIGEST: digest(plain)})
 
 
 def read_sealed(path: Path, required: bool = True) -> dict[str, Any]:
     """The object in a file of ``write_sealed``, without its digest.
 
-    Raises ``StoreError`` where the file is not what was written; one without a digest, of an
-    earlier version, is refused if ``required``.
+    Raises ``StoreError`` where the file has changed. A file without a digest, from an earlier
+    version, is refused if ``required``.
     """
     if path.exists() and not path.is_file():
         raise StoreError(f"{path}: is no regular file")
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
-        found = content.pop(DIGEST, None) if isinstance(content, dict) else None
+        stored = content.pop(DIGEST, None) if isinstance(content, dict) else None
         expected = digest(content)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -76,21 +76,21 @@ def read_sealed(path: Path, required: bool = True) -> dict[str, Any]:
         raise StoreError(f"{path}: damaged, not valid JSON ({str(error)[:200]})") from None
     if not isinstance(content, dict):
         raise StoreError(f"{path}: damaged, an object was written and something else is there")
-    if found is None and required:
+    if stored is None and required:
         raise StoreError(
             f"{path}: holds no digest of its content; it is damaged or of an earlier version"
         )
-    if found is not None and found != expected:
+    if stored is not None and stored != expected:
         raise StoreError(f"{path}: damaged, its content is not what its digest says")
     return content
 
 
 def inside(folder: Path, name: str) -> Path:
     """The regular file ``name`` in ``folder``. Raises ``StoreError`` for a name that leaves the
-    folder, a link, or where no file is.
+    folder, for a link and for a missing file.
     """
     parts = PurePosixPath(name).parts
-    if name != PurePosixPath(name).as_posix():  # two names of one file would be two files
+    if name != PurePosixPath(name).as_posix():  # one file could have two names
         raise StoreError(f"file '{name}' is not named as we name files")
     if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
         raise StoreError(f"file '{name}' would lie outside of {folder}")
@@ -116,10 +116,10 @@ def check_files(folder: Path, hashes: Any) -> None:
     for name, expected in hashes.items():
         place = inside(folder, name)
         try:
-            found = file_digest(place)
+            now = file_digest(place)
         except OSError as error:
             raise StoreError(f"file '{name}' cannot be read ({error.strerror})") from None
-        if found != expected:
+        if now != expected:
             raise StoreError(f"file '{name}' is damaged (its hash differs)")
 
 
@@ -129,24 +129,24 @@ def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def files_in(folder: Path, besides: Path) -> list[Path]:
-    """The files under a folder, but for what is ``besides`` or in it. Raises ``StoreError`` for a
+    """The files under a folder, except ``besides`` and the files in it. Raises ``StoreError`` for a
     link, which would not be read back.
     """
-    found = [path for path in folder.rglob("*") if path != besides and besides not in path.parents]
-    for path in found:
+    paths = [path for path in folder.rglob("*") if path != besides and besides not in path.parents]
+    for path in paths:
         if path.is_symlink():
             raise StoreError(
                 f"{path}: is a link, and what it leads to would not be kept: write a file in its"
                 " place"
             )
-    return [path for path in found if path.is_file()]
+    return [path for path in paths if path.is_file()]
 
 
 def seal_folder(draft: Path, target: Path, content: Mapping[str, Any] | None = None) -> None:
     """Give a finished folder its seal and its name, so that a power cut leaves the whole of it or
     nothing.
 
-    ``content`` is told back by ``read_folder``. What stands at ``target`` goes.
+    ``read_folder`` returns ``content``. Anything at ``target`` is replaced.
     """
     files = hashes_of(draft, files_in(draft, draft / SEAL))
     write_sealed(draft / SEAL, {**(content or {}), "files": files})
@@ -155,31 +155,31 @@ def seal_folder(draft: Path, target: Path, content: Mapping[str, Any] | None = N
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """What was sealed with a folder, once all its files are found whole. Raises ``StoreError``."""
+    """The content of a folder's seal. Raises ``StoreError`` unless all its files are unchanged."""
     content = read_sealed(folder / SEAL)
     check_files(folder, content.get("files"))
     return content
 
 
 def copy_file(folder: Path, name: str, expected: str, target: Path) -> None:
-    """Copy a regular file of ``folder`` whose hash is known. Raises ``StoreError`` where another
-    file is there.
+    """Copy the regular file ``name`` of ``folder``. Raises ``StoreError`` where its hash is not
+    ``expected``.
     """
-    place, found = inside(folder, name), hashlib.sha256()
+    place, hashed = inside(folder, name), hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW), "rb") as source,
         target.open("xb") as copy,
     ):
         while chunk := source.read(_CHUNK):
-            found.update(chunk)
+            hashed.update(chunk)
             copy.write(chunk)
-    if found.hexdigest() != expected:
+    if hashed.hexdigest() != expected:
         raise StoreError(f"file '{name}' is damaged (its hash differs)")
 
 
 def remove(place: Path) -> None:
-    """Remove whatever is there: a folder, a file, a link (not what it points to), or nothing."""
+    """Remove a folder, a file or a link (not its target); a missing one is no error."""
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
     else:

@@ -23,15 +23,15 @@ class BenchCommand:
     tasks: list[str] = dataclasses.field(default_factory=list)
     """Names of lm-eval's tasks and groups, YAML files, folders of YAML files."""
     domain: list[DataSource] = dataclasses.field(default_factory=list)
-    """Files (or hub data sets) of prompts with references: ROUGE, BLEU, F1 and exact match of
-    greedy answers.
+    """Files (or hub data sets) of prompts with references. Greedy answers get ROUGE, BLEU, F1 and
+    exact match.
     """
     adapters: list[str] = dataclasses.field(default_factory=list)
-    """Slots of the run, such as base sft ppo; base and every policy unless named."""
+    """Slots of the run, such as base sft ppo; base and every policy by default."""
     data: list[str] = dataclasses.field(default_factory=list)
     """TASK=FILE: other rows for a local task."""
     limit: Count | None = None
-    """First so many questions of each task."""
+    """Use only the first LIMIT questions of each task."""
     batch_size: Count = 8
     """Sequences of one forward pass."""
     num_fewshot: Whole | None = None
@@ -39,7 +39,7 @@ class BenchCommand:
     apply_chat_template: bool = False
     """Ask through the run's chat template instead of as plain text."""
     seed: Seed | None = None
-    """Seed of lm-eval's draws; its own unless given."""
+    """Seed of lm-eval's draws; its own seeds by default."""
     max_new_tokens: Count = 128
     """Longest answer to a prompt of a domain set."""
     rollout: Literal["vllm", "server", "transformers"] = "transformers"
@@ -49,11 +49,13 @@ class BenchCommand:
     error.
     """
     model: str | None = None
-    """The run's backbone, where its name of then no longer leads to it."""
+    """Path or name of the run's base model, if it has moved since training."""
     trust_task_code: bool = False
-    """Let local task files run the Python beside them. Only for files that you wrote or read."""
+    """Let local task files run the Python files in their folder. Use it only for files that you
+    wrote or read.
+    """
     output: Path | None = None
-    """Where the result goes; bench.json of the run folder unless given."""
+    """File for the result; bench.json of the run folder by default."""
 
     def run(self) -> None:
         from prefloop.base.console import console, say
@@ -72,10 +74,10 @@ class BenchCommand:
         domains = [
             Domain(path, self.max_new_tokens, self.rollout, self.quarantine) for path in self.domain
         ]
-        found = bench(
+        results = bench(
             self.run_folder, specs, self.adapters, settings, domains, self.model, self.output
         )
-        console.print(compare.table(found["tasks"], found["settings"]["reference"]))
+        console.print(compare.table(results["tasks"], results["settings"]["reference"]))
         say(
             "± is one standard error; differences are paired by question. Written to"
             f" {self.output or self.run_folder / FILE}",

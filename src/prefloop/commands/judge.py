@@ -34,7 +34,7 @@ class _Judge:
         default_factory=JudgeConfig, kw_only=True
     )
     cache: Path = dataclasses.field(default=Path("verdicts.jsonl"), kw_only=True)
-    """Answers of the judge are kept here: a killed evaluation goes on, a repeated one is free."""
+    """File for the judge's answers. A killed evaluation resumes; a repeated one asks nothing."""
     output: Path | None = dataclasses.field(default=None, kw_only=True)
     """Also write everything as JSON."""
     seed: Seed = dataclasses.field(default=0, kw_only=True)
@@ -42,7 +42,7 @@ class _Judge:
     resamples: Draws = dataclasses.field(default=2000, kw_only=True)
     """Bootstrap resamples behind each 95 % interval."""
     quarantine: Path | None = dataclasses.field(default=None, kw_only=True)
-    """Put rows that cannot be used into this folder and go on, instead of stopping."""
+    """Folder for rows that cannot be used; without one they are an error."""
 
     def _checked(
         self, load: Callable[..., Checked[R]], path: Source, limit: int | None = None
@@ -65,28 +65,28 @@ class JudgeCommand(_Judge):
 
     a: str = dataclasses.field(kw_only=True)
     """runs/demo:ppo, runs/demo:base, an adapter's folder, or answers: a file, folder or hub data
-    set with a response a row, in any layout that `prefloop check` reads.
+    set with one response per row, in any layout that `prefloop check` reads.
     """
     b: str = dataclasses.field(kw_only=True)
-    """What a is compared with."""
+    """The result that a is compared with."""
     also: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     """Further results: all are compared with all and ranked."""
     prompts: DataSource | None = dataclasses.field(default=None, kw_only=True)
-    """Prompts to answer, in any layout that `prefloop check` reads; files of answers need none, and
-    with it are cut to its prompts.
+    """Prompts to answer, in any layout that `prefloop check` reads. Files of answers need none; if
+    prompts are given, only answers to them are judged.
     """
     human: DataSource | None = dataclasses.field(default=None, kw_only=True)
-    """People's votes on some of these very answers: win rates are corrected by them."""
+    """People's votes on some of these answers, by which the win rates are corrected."""
     samples: Count = dataclasses.field(default=1, kw_only=True)
-    """Answers a prompt and result."""
+    """Answers per prompt and result."""
     limit: Count | None = dataclasses.field(default=None, kw_only=True)
-    """Take the first so many prompts."""
+    """Use only the first LIMIT prompts."""
     pairs_per_prompt: Count | None = dataclasses.field(default=None, kw_only=True)
-    """Comparisons a prompt; all pairs of answers unless given."""
+    """Comparisons per prompt; all pairs of answers by default."""
     model: str | None = dataclasses.field(default=None, kw_only=True)
-    """The backbone, where its name of then no longer leads to it."""
+    """Path or name of the base model, if it has moved since training."""
     rollout: str | None = dataclasses.field(default=None, kw_only=True)
-    """Engine that samples the answers: vllm or transformers; the run's unless given."""
+    """Engine that samples the answers: vllm or transformers; the run's own by default."""
 
     def run(self) -> None:
         from prefloop.base.sealed import write_json
@@ -96,15 +96,13 @@ class JudgeCommand(_Judge):
         from prefloop.evaluation.judges.open import open_judge
         from prefloop.evaluation.show import show_judged
 
-        open_judge(
-            self.judge, self.asking
-        ).close()  # a mistake in it is told before anything is sampled
+        open_judge(self.judge, self.asking).close()  # its errors come before any sampling
         sides = self._answers()
         require_same_prompts(sides)
         prompts = prompts_of(sides)
         self._say_overlap(prompts)
         with closing(open_judge(self.judge, self.asking, prompts=prompts)) as judge:
-            found = judge_answers(
+            judged = judge_answers(
                 sides,
                 judge,
                 VerdictCache(self.cache),
@@ -113,9 +111,9 @@ class JudgeCommand(_Judge):
                 seed=self.seed,
                 resamples=self.resamples,
             )
-        show_judged(found)
+        show_judged(judged)
         if self.output:
-            write_json(self.output, dataclasses.asdict(found))
+            write_json(self.output, dataclasses.asdict(judged))
 
     def _answers(self) -> dict[str, Answers]:
         from prefloop.artifacts.references import answers_of
@@ -130,7 +128,7 @@ class JudgeCommand(_Judge):
             raise ConfigError(
                 f"'{twice[0]}' is named twice: a result cannot be compared with itself"
             )
-        found = respond(
+        sources = respond(
             names,
             self.prompts,
             self.samples,
@@ -147,7 +145,7 @@ class JudgeCommand(_Judge):
         questions = (lambda: self._checked(load_prompts, asked_in)) if asked_in else None
         sides = {
             name: read_answers(source, questions=questions, **options)
-            for name, source in found.items()
+            for name, source in sources.items()
         }
         if self.prompts and all(answers_of(name) for name in names):
             asked = self._checked(load_prompts, self.prompts)
@@ -161,15 +159,15 @@ class JudgeCommand(_Judge):
                 )
         sides = {name: dict(islice(side.items(), self.limit)) for name, side in sides.items()}
         if empty := empty_answers(sides):
-            told = ", ".join(f"{count} of {name}" for name, count in empty.items())
-            say(f"empty responses, judged as they are: {told}", "yellow")
-        for name, path in found.items():
+            counts = ", ".join(f"{count} of {name}" for name, count in empty.items())
+            say(f"empty responses, judged as they are: {counts}", "yellow")
+        for name, path in sources.items():
             if str(path) != name:
                 say(f"answers of {name}: {path}", "dim")
         return sides
 
     def _people(self) -> Votes | None:
-        """All votes on a pair of responses, in however many rows and whichever order they stand."""
+        """By pair of responses all votes on it, from all rows and from both orders."""
         from prefloop.data.replies import differ
         from prefloop.data.sources import load_comparisons
         from prefloop.labeling.pool import content_of
@@ -206,16 +204,16 @@ class JudgeCommand(_Judge):
 
 @dataclasses.dataclass
 class Calibrate(_Judge):
-    """How often a judge agrees with people, beside how often people agree with each other and
-    whoever takes the longer response.
+    """Measure how often a judge agrees with people, next to how often people agree with each other
+    and how often the longer response is preferred.
     """
 
     human: DataSource = dataclasses.field(kw_only=True)
-    """Comparisons with people's votes, in any layout that `prefloop check` reads; agreement is told
-    for each meta["source"].
+    """Comparisons with people's votes, in any layout that `prefloop check` reads. Each
+    meta["source"] has its own agreement.
     """
     limit: Count | None = dataclasses.field(default=None, kw_only=True)
-    """Take the first so many comparisons."""
+    """Use only the first LIMIT comparisons."""
 
     def run(self) -> None:
         from prefloop.base.sealed import write_json
@@ -227,13 +225,13 @@ class Calibrate(_Judge):
 
         comparisons = self._checked(load_comparisons, self.human, self.limit)
         with closing(open_judge(self.judge, self.asking)) as judge:
-            found = calibrate(
+            calibration = calibrate(
                 comparisons,
                 judge,
                 VerdictCache(self.cache),
                 seed=self.seed,
                 resamples=self.resamples,
             )
-        show_agreement(found)
+        show_agreement(calibration)
         if self.output:
-            write_json(self.output, dataclasses.asdict(found))
+            write_json(self.output, dataclasses.asdict(calibration))

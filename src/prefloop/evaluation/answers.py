@@ -44,11 +44,11 @@ def read_answers(
     """Prompt and responses by id, in the order of a source whose rows hold one response each, in
     any layout that ``load_demonstrations`` reads.
 
-    Read as every other source is, but that a response may be blank and that an id names a prompt:
-    it may have several rows. A missing id is made from the prompt, so that it is the same in every
-    file. ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``); what else a
-    row says of its answer is left out. MT-bench's answers, which name their questions by number,
-    find them among ``questions``. Raises ``DataError`` naming file, row and field.
+    Read like every other source, except that a response may be blank and an id names a prompt, so
+    that it may have several rows. A missing id is made from the prompt, so that it is the same in
+    every file. ``meta`` is the prompt's (a reference answer stands in ``meta["reference"]``); other
+    fields on the answer are left out. MT-bench's answers name their questions by number, which are
+    looked up in ``questions``. Raises ``DataError`` naming file, row and field.
     """
     if questions and layout == "auto" and detect_layout(source) == "mt_bench_answers":
         return _of_mt_bench(Source.of(source), questions())
@@ -74,7 +74,7 @@ def _of_mt_bench(source: Source, questions: Sequence[Prompt]) -> Answers:
         for prompt in questions
         if "question_id" in prompt.meta
     }
-    found: Answers = {}
+    answers: Answers = {}
     later = 0
     for raw in read_rows(source):
         where = f"{source}, row {raw.number}"
@@ -92,14 +92,14 @@ def _of_mt_bench(source: Source, questions: Sequence[Prompt]) -> Answers:
         )
         if not turns or not all(isinstance(t, list) and t and isinstance(t[0], str) for t in turns):
             raise DataError(f"{where}, field 'choices': is no list of {{'turns': [texts]}}")
-        found.setdefault(prompt.id, (prompt, []))[1].extend(t[0] for t in turns if t)
+        answers.setdefault(prompt.id, (prompt, []))[1].extend(t[0] for t in turns if t)
         later += any(len(t or []) > 1 for t in turns)
     if later:
         say(
             f"  {source.name}: second turns of {counted(later, 'answer')} are not used: they answer"
             " another conversation in every file"
         )
-    return found
+    return answers
 
 
 class _AnswerRows(Records):
@@ -113,22 +113,21 @@ class _AnswerRows(Records):
         if raw.problem is not None:
             raise BadRow("", raw.problem)
         given = raw.value.get("id")
-        found, row = self._answer(raw.value, "" if given is None else id_of(given))
+        answer, row = self._answer(raw.value, "" if given is None else id_of(given))
         if given is None:
-            found = replace(found, id=f"prompt-{prompt_key(found.prompt)[:8]}")
+            answer = replace(answer, id=f"prompt-{prompt_key(answer.prompt)[:8]}")
         meta = raw.value.get("meta")
-        check_strings([turn.to_dict() for turn in found.prompt], "prompt")
-        check_strings(
-            found.response.replace("\x00", ""), "response"
-        )  # a model may write NUL, and is judged by it
-        known, first = self._prompt_of.setdefault(found.id, (found.prompt, raw.number))
-        if prompt_key(known) != prompt_key(found.prompt):
+        check_strings([turn.to_dict() for turn in answer.prompt], "prompt")
+        # A model may write NUL, and is judged by it.
+        check_strings(answer.response.replace("\x00", ""), "response")
+        known, first = self._prompt_of.setdefault(answer.id, (answer.prompt, raw.number))
+        if prompt_key(known) != prompt_key(answer.prompt):
             raise BadRow(
                 "id",
-                f"'{found.id[:80]}' stands for another prompt in row {first}; ids must be unique to"
-                " a prompt",
+                f"'{answer.id[:80]}' stands for another prompt in row {first}; ids must be unique"
+                " to a prompt",
             )
-        return [replace(found, meta=meta if isinstance(meta, dict) else {})], row
+        return [replace(answer, meta=meta if isinstance(meta, dict) else {})], row
 
     def _answer(self, value: dict[str, Any], id: str) -> tuple[Demonstration, Row]:
         try:
@@ -137,10 +136,10 @@ class _AnswerRows(Records):
             blank, filled = _filled(value, bad.field.split("."))
             if blank is None:
                 raise
-            found, row = self._read(filled, id)
-            if found.response != _STAND_IN:
-                raise bad from None  # it was not the response that is blank
-            return replace(found, response=blank), row
+            answer, row = self._read(filled, id)
+            if answer.response != _STAND_IN:
+                raise bad from None  # another field is blank
+            return replace(answer, response=blank), row
 
     def _read(self, value: dict[str, Any], id: str) -> tuple[Demonstration, Row]:
         row = Row(value, id or _STAND_IN, self._words_of, self.habits)
@@ -155,12 +154,12 @@ class _AnswerRows(Records):
 
 
 _STAND_IN = "-"
-"""In the place of a blank response while a layout reads its row."""
+"""Replaces a blank response while a layout reads its row."""
 
 
 def _filled(value: Any, path: list[str]) -> tuple[str | None, Any]:
-    """The blank text that stands under a path of keys, and the value with the stand-in there;
-    ``None`` where there is no blank text.
+    """The blank text at a path of keys, and the value with the stand-in in its place. Without a
+    blank text there, ``None`` and the value as it is.
     """
     if not path:
         return (value, _STAND_IN) if isinstance(value, str) and not value.strip() else (None, value)
@@ -176,35 +175,35 @@ def _filled(value: Any, path: list[str]) -> tuple[str | None, Any]:
 
 
 def restricted(sides: Mapping[str, Answers], prompts: Iterable[Prompt]) -> dict[str, Answers]:
-    """Of every side the answers to ``prompts``, told by what they say and not by id. Raises
+    """Each side's answers to ``prompts``, which are matched by content and not by id. Raises
     ``DataError`` when a side answers none.
     """
     wanted = {prompt_key(prompt.prompt) for prompt in prompts}
-    found = {
+    kept = {
         name: {i: of for i, of in side.items() if prompt_key(of[0].prompt) in wanted}
         for name, side in sides.items()
     }
-    for name, side in found.items():
+    for name, side in kept.items():
         if not side:
             raise DataError(
                 f"{name} answers none of the {len(wanted)} prompts of --prompts: name the file of"
                 " prompts that it answers, or leave --prompts out"
             )
-    return found
+    return kept
 
 
 def empty_answers(sides: Mapping[str, Answers]) -> dict[str, int]:
     """How many responses of each side are empty or blank; sides without one are left out."""
-    found = {
+    counts = {
         name: sum(not text_of(r).strip() for _, replies in side.values() for r in replies)
         for name, side in sides.items()
     }
-    return {name: count for name, count in found.items() if count}
+    return {name: count for name, count in counts.items() if count}
 
 
 def prompts_of(sides: Mapping[str, Answers]) -> list[Prompt]:
-    """Every prompt once, from the side that says most of it: a file of answers need not repeat what
-    a reference answer is.
+    """Every prompt once, from the side with most ``meta``: not every file of answers has to repeat
+    the reference answer.
     """
     first = next(iter(sides.values()))
     return [

@@ -10,9 +10,10 @@ from prefloop.base.console import progress
 from prefloop.base.redact import without_secrets
 from prefloop.data.replies import reply_of
 from prefloop.errors import DataError, JudgeError
+from prefloop.evaluation.judges.assessor import Judge, OwnJudge, judge_of
 from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.judge import Judge, prepare
-from prefloop.evaluation.judges.tally import told
+from prefloop.evaluation.judges.judge import prepare
+from prefloop.evaluation.judges.tally import progress_of
 from prefloop.evaluation.judges.usage import Usage
 from prefloop.records import Comparison, Vote, prompt_key
 from prefloop.stats.judge_agreement import HumanAgreement, HumanItem, human_agreement
@@ -28,30 +29,33 @@ class Calibration:
     """Of the endpoint; empty for a judge on this machine."""
     agreement: dict[str, HumanAgreement]
     position: PositionBias | None
-    """What exchanging the responses did to its verdicts; ``None`` for a judge that sees one
+    """How exchanging the responses changed its verdicts; ``None`` for a judge that sees one
     response at a time.
     """
     n_unvoted: int
     """Comparisons left out because nobody voted on them."""
     n_failed: int
-    """Comparisons without a verdict because a request failed for good; the same command asks them
-    again.
+    """Comparisons without a verdict because a request failed after all retries; the same command
+    asks them again.
     """
     n_unparsable: int
+    """Questions whose answer held no verdict, hence ties."""
     usage: Usage
+    """Requests, tokens and cost of this run."""
     total: Usage
+    """Tokens and cost of all answers, those from the cache included."""
 
 
 def calibrate(
     comparisons: Sequence[Comparison],
-    judge: Judge,
+    judge: Judge | OwnJudge,
     cache: VerdictCache,
     *,
     seed: int = 0,
     resamples: int = 2000,
 ) -> Calibration:
-    """Ask the judge about every comparison with votes. Which response it sees as a is drawn from
-    the comparison's id.
+    """Ask the judge about every comparison with votes. The comparison's id decides which response
+    it sees as a.
 
     Raises ``DataError`` when no comparison has a vote, ``JudgeError`` when the judge cannot be
     used.
@@ -62,14 +66,15 @@ def calibrate(
             f"none of {len(comparisons)} comparisons has a vote: give a file that people have"
             " labelled"
         )
-    # In the files of this field the better response is often the first: a judge with a taste for a
-    # place must not gain by that.
+    # In published files the better response is often the first: a judge that prefers a place must
+    # not gain by that.
     shown = [c.swap() if _odd(c.id) else c for c in voted]
-    asked = prepare(judge, cache)
+    judge = judge_of(judge)
+    asked, tally = prepare(judge, cache)
     with progress(f"judge: {judge.name}", len(shown), "comparison") as advance:
-        verdicts = asked.compare_many(
+        verdicts = asked.ask(
             [(c.prompt, reply_of(c.responses[0]), reply_of(c.responses[1])) for c in shown],
-            told(advance),
+            progress_of(advance),
         )
     given = [(c, v) for c, v in zip(shown, verdicts, strict=True) if not v.failed]
     if not given:
@@ -93,14 +98,14 @@ def calibrate(
             orders.setdefault(prompt_key(c.prompt), []).append((v.by_order[0], v.by_order[1]))
     return Calibration(
         judge.name,
-        without_secrets(getattr(judge, "address", "")),
+        without_secrets(judge.address),
         human_agreement(items, seed=seed, resamples=resamples),
         position_bias(orders, seed=seed, resamples=resamples) if orders else None,
         len(comparisons) - len(voted),
         len(verdicts) - len(given),
-        asked.tally.n_unparsable,
-        asked.usage,
-        asked.tally.total,
+        tally.n_unparsable,
+        judge.usage,
+        tally.total,
     )
 
 

@@ -1,5 +1,4 @@
-"""Every model against every other on the same prompts: win rates, what they rest on, and how far
-they can be trusted.
+"""Every model against every other on the same prompts: win rates and how far they can be trusted.
 
 A *duel* is two models; its comparisons are pairs of their responses to one prompt. The prompt is
 the unit that was sampled.
@@ -19,9 +18,10 @@ from prefloop.data.replies import Reply, differ, reply_of, response_of, text_of
 from prefloop.errors import ConfigError, DataError, JudgeError
 from prefloop.evaluation.answers import Answers, require_same_prompts
 from prefloop.evaluation.grades import MeanGrade, mean_grades
+from prefloop.evaluation.judges.assessor import Judge, OwnJudge, Pair, judge_of
 from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.judge import Item, Judge, prepare
-from prefloop.evaluation.judges.tally import told
+from prefloop.evaluation.judges.judge import prepare
+from prefloop.evaluation.judges.tally import progress_of
 from prefloop.evaluation.judges.usage import Usage
 from prefloop.evaluation.judges.verdict import Grade, Verdict
 from prefloop.labeling.pool import content_of
@@ -59,12 +59,12 @@ class Duel:
     models share the baseline b.
     """
     position: PositionBias | None
-    """What exchanging the responses did to the verdicts; ``None`` for a judge that sees one
+    """How exchanging the responses changed the verdicts; ``None`` for a judge that sees one
     response at a time.
     """
     rogan_gladen: RoganGladen | None
-    """Corrected for the judge's errors against people's votes; ``None`` where ``uncorrected`` says
-    why not.
+    """Corrected for the judge's errors against people's votes; ``None`` where ``uncorrected`` gives
+    the reason.
     """
     prediction_powered: PredictionPowered | None
     uncorrected: tuple[str, ...]
@@ -72,8 +72,8 @@ class Duel:
     n_comparisons: int
     """Pairs of responses compared, those that failed left out."""
     n_failed: int
-    """Pairs without a verdict because a request failed for good; the same command asks them
-    again.
+    """Pairs without a verdict because a request failed after all retries; the same command asks
+    them again.
     """
     n_disagreed: int
     """Comparisons whose two orders disagreed, hence ties."""
@@ -83,13 +83,13 @@ class Duel:
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """What the judge said of one pair of responses."""
+    """The judge's verdict on one pair of responses."""
 
     id: str
     """Of the prompt."""
     a: str
     b: str
-    """The results that the responses are of."""
+    """The results that the responses belong to."""
     score: float | None
     """1 when a wins, 0 when b wins, 0.5 for a tie; ``None`` for a pair that failed."""
 
@@ -112,8 +112,8 @@ class Judged:
     failures: tuple[str, ...]
     """Why comparisons failed, each reason once."""
     n_asked: int
-    """Questions put to the judge now: two for a comparison in both orders, one for a response that
-    is graded.
+    """Questions put to the judge in this run: two for a comparison in both orders, one for a
+    response that is graded.
     """
     n_cached: int
     """Questions answered from the cache."""
@@ -122,7 +122,7 @@ class Judged:
     usage: Usage
     """Requests, tokens and cost of this run."""
     total: Usage
-    """Tokens and cost of all answers, those from the cache too."""
+    """Tokens and cost of all answers, those from the cache included."""
     unproven: str
     """Why the judge's verdicts name no winner (a reward model that may be guessing); empty where
     they may.
@@ -135,7 +135,7 @@ Votes = Mapping[bytes, Comparison]
 
 def judge_answers(
     sides: Mapping[str, Answers],
-    judge: Judge,
+    judge: Judge | OwnJudge,
     cache: VerdictCache,
     *,
     pairs_per_prompt: int | None = None,
@@ -146,16 +146,16 @@ def judge_answers(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Judged:
-    """Duels of all models, with progress shown. A killed evaluation resumes; a repeated one asks
-    nothing.
+    """Duels of all models by ``judge``, with progress shown. A killed evaluation resumes; a
+    repeated one asks nothing.
 
     All pairs of a prompt's responses are compared, or the first ``pairs_per_prompt`` of an order
     that uses every response before it repeats one. A judge that sees two responses is asked in both
-    orders. A comparison whose request fails for good is counted and left out of the rates. Elo of
-    ``anchor`` is 1000, else their mean. Models that stand ``apart`` have no part in how hard a
-    prompt is at equal length. ``people`` are votes on some of these comparisons. Raises
-    ``DataError`` for prompts that not all models answer, ``JudgeError`` when the judge cannot be
-    used.
+    orders. A comparison whose request fails after all retries is counted and left out of the rates.
+    The Elo of ``anchor`` is 1000; without one the mean is. Models that stand ``apart`` do not count
+    towards a prompt's difficulty at equal length. ``people`` are votes on some of these
+    comparisons. Raises ``DataError`` for prompts that not all models answer, ``JudgeError`` when
+    the judge cannot be used.
     """
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
         raise ConfigError(f"pairs_per_prompt must be 1 or more, found {pairs_per_prompt}")
@@ -164,12 +164,13 @@ def judge_answers(
     require_same_prompts(sides)
     games = list(itertools.combinations(sides, 2))
     items = {game: _items(sides[game[0]], sides[game[1]], pairs_per_prompt) for game in games}
-    asked = prepare(judge, cache)
-    pairs = [item for group in items.values() for _, item in group]
+    judge = judge_of(judge)
+    asked, tally = prepare(judge, cache)
+    pairs = [pair for group in items.values() for _, pair in group]
     with progress(f"judge: {judge.name}", len(pairs), "pair") as advance:
-        flat = asked.compare_many(pairs, told(advance))
+        flat = asked.ask(pairs, progress_of(advance))
     verdicts = iter(flat)
-    met = {game: [(i, item, next(verdicts)) for i, item in group] for game, group in items.items()}
+    met = {game: [(i, pair, next(verdicts)) for i, pair in group] for game, group in items.items()}
     if all(verdict.failed for verdict in flat):
         raise JudgeError(
             f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}"
@@ -178,7 +179,7 @@ def judge_answers(
     controlled = _length_controlled(met, list(sides)[-1], apart, options)
     return Judged(
         judge=judge.name,
-        address=without_secrets(getattr(judge, "address", "")),
+        address=without_secrets(judge.address),
         duels=tuple(
             _duel(a, b, met[a, b], people or {}, controlled.get((a, b)), options) for a, b in games
         ),
@@ -190,19 +191,20 @@ def judge_answers(
             for prompt_id, _, verdict in of
         ),
         failures=tuple(dict.fromkeys(verdict.failed for verdict in flat if verdict.failed)),
-        unproven=getattr(judge, "unproven", ""),
-        n_asked=asked.tally.n_asked,
-        n_cached=asked.tally.n_cached,
-        n_unparsable=asked.tally.n_unparsable,
-        usage=asked.usage,
-        total=asked.tally.total,
+        unproven=judge.unproven,
+        n_asked=tally.n_asked,
+        n_cached=tally.n_cached,
+        n_unparsable=tally.n_unparsable,
+        usage=judge.usage,
+        total=tally.total,
     )
 
 
-Met = list[tuple[str, Item, Verdict]]
+Met = list[tuple[str, Pair, Verdict]]
+"""Prompt id, question and verdict of each comparison of a duel."""
 
 
-def _items(side_a: Answers, side_b: Answers, limit: int | None) -> list[tuple[str, Item]]:
+def _items(side_a: Answers, side_b: Answers, limit: int | None) -> list[tuple[str, Pair]]:
     return [
         (prompt_id, (prompt.prompt, of_a[i], side_b[prompt_id][1][j]))
         for prompt_id, (prompt, of_a) in side_a.items()
@@ -236,7 +238,7 @@ def _length_controlled(
     """By duel, win rates at equal length of two or more models against one baseline, on the prompts
     on which all of them have a verdict.
 
-    Models that stand ``apart`` say nothing of how hard a prompt is, and have no rate here.
+    Models that stand ``apart`` do not count towards a prompt's difficulty, and have no rate here.
     """
     scores, leads = {}, {}
     for (a, b), of in met.items():
@@ -245,16 +247,16 @@ def _length_controlled(
     common = set.intersection(*map(set, scores.values())) if len(scores) > 1 else set()
     if not common:
         return {}
-    found = length_controlled_leaderboard(
+    rates = length_controlled_leaderboard(
         {name: {i: of[i] for i in common} for name, of in scores.items()},
         {name: {i: of[i] for i in common} for name, of in leads.items()},
         **options,  # type: ignore[arg-type]
     )
-    return {(name, baseline): rate for name, rate in found.models.items()}
+    return {(name, baseline): rate for name, rate in rates.items()}
 
 
 def _scores_and_leads(met: Met) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """By prompt, verdicts and how many characters a's response is longer."""
+    """By prompt, the verdicts and the lead of a's response in characters."""
     scores: dict[str, list[float]] = {}
     leads: dict[str, list[float]] = {}
     for prompt_id, (_, of_a, of_b), verdict in met:
@@ -306,7 +308,7 @@ def _duel(
 
 
 def _uncorrected(people: Votes, voted: Pairs, no_rates: str, no_power: str) -> tuple[str, ...]:
-    """Which correction is missing and why; nothing without votes."""
+    """Each missing correction and its reason; empty without votes."""
     if not people:
         return ()
     if not voted:

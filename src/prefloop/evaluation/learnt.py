@@ -1,5 +1,5 @@
-"""Whether a policy has moved from the model that it began as; what has not says nothing of the
-method that trained it.
+"""Whether a policy has moved away from the model that it began as. The figures of one that has not
+say nothing of the method that trained it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from prefloop.artifacts.references import BASE
 from prefloop.config.algorithms import FEW_STEPS, kind_of
 
 STILL, NEAR = 0.1, 1.0
-"""Nats of KL to SFT a response: below the first a policy is its start still; below the second,
-after few steps, it is near it.
+"""Nats of KL to SFT per response. Below the first a policy still is the SFT model. Below the
+second, after few steps, it is near the SFT model.
 """
 
 
 def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> list[str]:
-    """A sentence for each policy that is where it began, or near it after a few steps; of SFT,
-    where it is still the bare model.
+    """A sentence for each policy that is still the SFT model, or near it after a few steps, and one
+    for SFT where it is still the bare model.
 
     ``stages`` and ``results`` are those of a summary: ``updates`` or ``steps`` among a stage's
     metrics, ``kl`` with ``kl_low`` and ``kl_high`` in the policy's row.
@@ -26,12 +26,12 @@ def unmoved(stages: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> 
     metrics = {kind_of(str(stage.get("name"))): stage.get("metrics") or {} for stage in stages}
     out = []
     for policy, row in results.items():
-        found, kl = metrics.get(policy, {}), (row or {}).get("kl")
-        steps = found.get("updates", found.get("steps"))
+        trained, kl = metrics.get(policy, {}), (row or {}).get("kl")
+        steps = trained.get("updates", trained.get("steps"))
         if policy == BASE and isinstance(kl, int | float) and abs(kl) < STILL:
             out.append(
                 f"SFT is still the bare model that it began as: {abs(kl):.2f} nats of KL between"
-                " them. It has learnt nothing from its demonstrations: give it more data, epochs"
+                " them. It has learned nothing from its demonstrations: give it more data, epochs"
                 " or a higher learning rate."
             )
         if policy in ("sft", BASE) or not isinstance(kl, int | float) or abs(kl) >= NEAR:

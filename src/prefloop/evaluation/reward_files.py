@@ -1,7 +1,7 @@
-"""A reward model on a file that people or others labelled: pairs, human judgments, several
-responses of which some are good.
+"""A reward model on a file of labeled pairs, human judgments, or several responses of which some
+are good.
 
-What comes out, as JSON (``reward-eval.json`` holds one of these for each file). Pairs::
+The result is JSON (``reward-eval.json`` holds one result for each file). Pairs::
 
     {kind: "pairs", layout, pairs, truncated, too_long, equal, accuracy, accuracy_ci, loss, loss_ci,
     ece, ece_raw, bins: [{p, share, n}],
@@ -9,20 +9,19 @@ What comes out, as JSON (``reward-eval.json`` holds one of these for each file).
      longer_ci, people, people_ci, member_spread, subsets: {name: the same}, sections: {name:
      accuracy}}
 
-``agreement`` is how often the model's choice is that of one person drawn from those who voted,
-``longer`` the same for always taking the longer response, ``people`` the same for one of them
-against another (``None`` without two votes on a pair). Who calls it a tie throws a coin. Best of
-n::
+``agreement`` is how often the model's choice is that of one person drawn from those who voted.
+``longer`` is the same for always taking the longer response, ``people`` for a second person who
+voted (``None`` without two votes on a pair). A tie counts as a coin flip. Best of n::
 
     {kind: "best_of", layout, prompts, truncated, too_long, accuracy, accuracy_ci, separated,
     separated_ci, longest, random,
      subsets: {name: the same}}
 
-``accuracy``: the response with the highest score is a good one; ``separated``: every good one is
-above every other one, which is how RewardBench 2 (Malik et al. 2025) counts prompts with several
+``accuracy``: the response with the highest score is a good one. ``separated``: every good response
+is above every other one, which is how RewardBench 2 (Malik et al. 2025) counts prompts with several
 good answers. Equal scores share the point.
 
-``subsets`` are the values of ``subset``, ``category`` or ``source`` in the rows; ``sections`` those
+``subsets`` are the values of ``subset``, ``category`` or ``source`` in the rows, ``sections`` those
 of RewardBench.
 """
 
@@ -61,22 +60,22 @@ MOST_SUBSETS = 200
 
 @dataclasses.dataclass(frozen=True)
 class FileReading:
-    """How a file is read, and where what it holds goes meanwhile."""
+    """How a file is read, and the folders for its rows meanwhile."""
 
     scratch: Path
-    """Folder for tokenised rows; the caller's to remove."""
+    """Folder for tokenized rows, which the caller removes."""
     quarantine: Path
     """Folder for rows that cannot be used."""
     layout: str = "auto"
     bad_rows: str = "error"
     limit: int | None = None
     by: str | None = None
-    """Field that names the subsets; found unless named."""
+    """Field that names the subsets; detected by default."""
     left_out: frozenset[str] = frozenset()
-    """Ids of records not to look at."""
+    """Ids of records to leave out."""
 
     def unusable(self, path: Source, part: int = 0) -> Unusable:
-        """What becomes of rows that the model cannot take."""
+        """Where rows that the model cannot take go."""
         name = f"{part}-{path.file_name}.{TOO_LONG}.jsonl"
         return Unusable(self.quarantine / name if self.bad_rows == "quarantine" else None, way=_WAY)
 
@@ -95,8 +94,8 @@ def evaluate_file(reward: Reward, path: Source | Path, reading: FileReading) -> 
 
 
 def _split(kind: Any, path: Source, reading: FileReading) -> tuple[dict[str, Path], str]:
-    """Checked records in a file for each subset; one called '' when there are none, or too many to
-    tell apart.
+    """A file of checked records for each subset. Without subsets, or with too many of them, one
+    file called ''.
     """
     reading.scratch.mkdir(parents=True, exist_ok=True)
     whole = reading.scratch / "records.jsonl"
@@ -145,7 +144,7 @@ def _pairs(
 ) -> dict[str, Any]:
     backbone, raw = reward.backbone, 1 / float(torch.stack([h.std for h in reward.heads]).mean())
     encoder = Encoder(backbone.chat, backbone.config.max_length)
-    found: dict[str, PairMetrics] = {}
+    metrics: dict[str, PairMetrics] = {}
     votes: dict[str, dict[str, list[float]]] = {}
     spreads: list[float] = []
     too_long = equal = 0
@@ -159,15 +158,15 @@ def _pairs(
         except DataError as error:
             if reading.bad_rows != "quarantine":
                 raise DataError(f"{path.name}: {error}") from None
-            problem = error  # one subset of long prompts leaves the others
+            problem = error  # the other subsets may have shorter prompts
         else:
             scores = _score(reward, groups, f"{path.name} {name}".strip())
-            found[name] = pairwise(groups, scores)
+            metrics[name] = pairwise(groups, scores)
             spreads += [float(np.std(s)) for s in scores.values()]
             votes[name] = _between_people(part)
             equal += groups.left_out.equal
         too_long += unusable.count
-    if not found:
+    if not metrics:
         assert problem is not None
         raise problem
     everyone = {
@@ -175,12 +174,12 @@ def _pairs(
         for name, by_prompt in votes.items()
         for prompt, values in by_prompt.items()
     }
-    out = _measured(PairMetrics.join(list(found.values())), everyone, reward.temperature, raw)
+    out = _measured(PairMetrics.join(list(metrics.values())), everyone, reward.temperature, raw)
     out |= {"truncated": encoder.cut, "too_long": too_long, "equal": equal}
     out["member_spread"] = float(np.mean(spreads)) if len(reward.heads) > 1 else None
-    if "" not in found:
+    if "" not in metrics:
         out["subsets"] = {
-            name: _measured(p, votes[name], reward.temperature, raw) for name, p in found.items()
+            name: _measured(p, votes[name], reward.temperature, raw) for name, p in metrics.items()
         }
         if averages := sections(
             {name: (s["accuracy"], s["pairs"]) for name, s in out["subsets"].items()}
@@ -207,8 +206,8 @@ def _measured(
 
 
 def _between_people(records: Path) -> dict[str, list[float]]:
-    """By prompt: for each pair with two votes or more, how often two different voters agree, a tie
-    being a coin.
+    """By prompt: for each pair with two votes or more, how often two different voters agree, with a
+    tie as a coin flip.
     """
     out: dict[str, list[float]] = {}
     for row in read_rows(records):
@@ -222,8 +221,8 @@ def _between_people(records: Path) -> dict[str, list[float]]:
 
 @dataclasses.dataclass
 class _Choices:
-    """Of each prompt: whether the highest score is a good one, all good ones are on top, the
-    longest is good; share that is good.
+    """For each prompt: whether the response with the highest score is good, whether all good ones
+    are above the others, whether the longest is good, and the share of good ones.
     """
 
     right: list[float] = dataclasses.field(default_factory=list)
@@ -256,7 +255,7 @@ class _Choices:
 
 
 def _share_good(values: Sequence[float], best: Sequence[int]) -> float:
-    """Of the responses that share the highest value, the share that is good."""
+    """Share of good responses among those with the highest value."""
     top = [i for i, value in enumerate(values) if value == max(values)]
     return sum(i in best for i in top) / len(top)
 
@@ -266,7 +265,7 @@ def _best_of(
 ) -> dict[str, Any]:
     backbone = reward.backbone
     encoder = Encoder(backbone.chat, backbone.config.max_length)
-    found: dict[str, _Choices] = {}
+    by_subset: dict[str, _Choices] = {}
     unusable, read = reading.unusable(path), 0
     for name, part in parts.items():
         kept: list[tuple[str, list[int], list[int], int]] = []
@@ -304,34 +303,34 @@ def _best_of(
                 prompt, [float(np.mean(scores[key + i])) for i in range(len(sizes))], sizes, best
             )
         if kept:
-            found[name] = choices
+            by_subset[name] = choices
     try:
         unusable.settle(read)
     except DataError as error:
         raise DataError(f"{path.name}: {error}") from None
-    if not found:
+    if not by_subset:
         raise DataError(
             f"{path.name}: none of {counted(read, 'row')} can be used, the first: {unusable.first}"
         )
     whole = _Choices(
         *(
-            [v for c in found.values() for v in getattr(c, f.name)]
+            [v for c in by_subset.values() for v in getattr(c, f.name)]
             for f in dataclasses.fields(_Choices)
         )
     )
     out = whole.measured() | {"truncated": encoder.cut, "too_long": unusable.count}
-    if "" not in found:
-        out["subsets"] = {name: choices.measured() for name, choices in found.items()}
+    if "" not in by_subset:
+        out["subsets"] = {name: choices.measured() for name, choices in by_subset.items()}
     return out
 
 
 def training_prompts(place: Path) -> Iterator[Comparison] | None:
-    """What the reward model of a run (or the artifact) was trained on, for ``data.overlap``;
-    ``None`` when the store no longer holds it.
+    """The comparisons that the reward model of a run (or the artifact) was trained on, for
+    ``data.overlap``; ``None`` when the store no longer holds them.
     """
     folder = reward_folder(place)
     if not (folder / MANIFEST).is_file():
-        return None  # an exported one
+        return None  # an exported model
     key = read_manifest(folder, required=False).inputs.get("comparisons", "none")
-    found = sorted(folder.parent.glob(f"*-{key[:16]}/comparisons.jsonl"))
-    return (from_dict(Comparison, row) for row in read_rows(found[0])) if found else None
+    files = sorted(folder.parent.glob(f"*-{key[:16]}/comparisons.jsonl"))
+    return (from_dict(Comparison, row) for row in read_rows(files[0])) if files else None

@@ -1,5 +1,5 @@
 """How good a reward model is on pairs that it has not seen: accuracy, log loss, calibration, and
-how much of it is length.
+accuracy by length.
 
 Intervals are 95 %, of the mean over prompts of their pairs' mean, resampling prompts. Shape letter:
 P pairs.
@@ -24,14 +24,14 @@ from prefloop.stats.intervals import clustered_mean, clustered_share
 @dataclasses.dataclass(frozen=True)
 class PairMetrics:
     """Differences of scores, labels and differences of length (first minus second, tokens), float32
-    [P] each; and whose pairs they are.
+    [P] each.
     """
 
     margin_P: Tensor
     label_P: Tensor
     length_P: Tensor
     prompts: list[str] = dataclasses.field(default_factory=list)
-    """Of each pair, what identifies its prompt."""
+    """A key of each pair's prompt."""
 
     @classmethod
     def join(cls, parts: Sequence[PairMetrics]) -> PairMetrics:
@@ -139,10 +139,10 @@ def interval(
     grouped: dict[str, list[float]] = {}
     for value, prompt in zip(values, prompts, strict=True):
         grouped.setdefault(prompt, []).append(value)
-    found = (clustered_share if highest == 1.0 else clustered_mean)(grouped)
+    mean = (clustered_share if highest == 1.0 else clustered_mean)(grouped)
     return {
-        name: found.mean,
-        f"{name}_ci": [min(highest, max(0.0, bound)) for bound in (found.low, found.high)],
+        name: mean.mean,
+        f"{name}_ci": [min(highest, max(0.0, bound)) for bound in (mean.low, mean.high)],
     }
 
 

@@ -1,4 +1,4 @@
-"""What a reward model did on files of labels, on a terminal."""
+"""A table of a reward model's results on files of labels, for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each file and, indented, each subset; percentages with 95 % intervals, ECE before →
     after the temperature.
     """
@@ -17,7 +17,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
         out.add_column(
             column, justify="left" if column == "reward model on" else "right", no_wrap=True
         )
-    for name, measured in found.items():
+    for name, measured in results.items():
         out.add_row(*_row(name.split(".jsonl")[0], measured))
         for subset, part in measured.get("subsets", {}).items():
             out.add_row(*_row(f"  {subset}", part))

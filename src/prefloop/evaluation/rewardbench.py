@@ -47,9 +47,9 @@ def sections(subsets: Mapping[str, tuple[float | None, int]]) -> dict[str, float
         return out
     for section, names in SECTIONS.items():
         parts = {
-            name: found for name in names if (found := subsets.get(name)) and found[0] is not None
+            name: part for name in names if (part := subsets.get(name)) and part[0] is not None
         }
-        code = {name: found for name, found in parts.items() if name != _MATHS}
+        code = {name: part for name, part in parts.items() if name != _MATHS}
         means = (
             [_pooled(part) for part in ({_MATHS: parts[_MATHS]}, code) if part]
             if _MATHS in parts

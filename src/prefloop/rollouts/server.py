@@ -30,7 +30,7 @@ from typing import Any
 
 from prefloop.base.endpoint import Endpoint, parsed_url
 from prefloop.config import GenerationConfig
-from prefloop.errors import EngineError, JudgeError
+from prefloop.errors import EngineError, RequestError
 from prefloop.models.backbone import Backbone
 from prefloop.rollouts.check import SERVER, SERVER_KEY, check
 from prefloop.rollouts.engine import SAVED, Rollout
@@ -196,7 +196,7 @@ class ServerEngine:
     def _ask(self, request: Callable[[], Any]) -> Any:
         try:
             return request()
-        except JudgeError as error:
+        except RequestError as error:
             raise EngineError(f"{error}\n{SAVED}") from error
         except ValueError as error:
             raise EngineError(

@@ -1,9 +1,9 @@
-"""How far annotators agree, and what looks wrong with their votes.
+"""How far annotators agree, and which votes look wrong.
 
 Krippendorff's alpha, Cohen's kappa for every two annotators, position bias, votes cast too fast,
 the most disputed items. Ties are a category of their own: two people who both see no difference
-agree. Nothing here judges a person by few votes: every flag is a test that allows for how many were
-made (Holm 1979).
+agree. No person is judged by few votes: every flag is a test that allows for the number of tests
+(Holm 1979).
 
 Dropped on purpose: Fleiss' kappa (it needs the same number of votes on every item) and one score of
 a person's quality, which is what the aggregations estimate (``labeling.aggregation``).
@@ -33,13 +33,11 @@ class Alpha:
     """Krippendorff's alpha with its 95 % interval; 1 is full agreement, 0 what chance gives."""
 
     value: float | None
-    """``None`` when no item has two votes, or all votes are alike: nothing varies that people could
-    agree on.
-    """
+    """``None`` when no item has two votes or all votes are the same: chance alone would agree."""
     low: float | None
     high: float | None
     items: int
-    """Items with two votes or more: the others say nothing about agreement."""
+    """Items with two votes or more; the others have no part in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Disputed:
 
 @dataclasses.dataclass(frozen=True)
 class AnnotatorAgreement:
-    """Everything ``measure`` found."""
+    """The results of ``measure``."""
 
     items: int
     votes: int
@@ -117,10 +115,10 @@ class AnnotatorAgreement:
 
 
 def measure(votes: Votes, *, resamples: int = _RESAMPLES, seed: int = 0) -> AnnotatorAgreement:
-    """All of the above. Position and speed leave out annotators ``file:…``, which stand for a
-    file's own choices.
+    """Agreement, kappas, position bias, speed and disputed items of ``votes``. Position and speed
+    leave out annotators ``file:…``, which stand for a file's own choices.
 
-    Position bias can only be told from content where the order of showing was drawn at random.
+    Position bias can be told from content only where the order of showing was drawn at random.
     """
     counts_IC = votes.counts_IC
     pairs = kappas(votes)

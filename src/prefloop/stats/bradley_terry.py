@@ -9,10 +9,10 @@ one, with their mean score, so that two models get the win rate of ``prefloop.st
 intervals resample prompts with all their games.
 
 The fit is finite if and only if no group of models wins every game against the rest (Ford, Am.
-Math. Monthly 64, 1957). Two cases are told apart. Groups that never met cannot be compared at all:
-an error names them. Where they met and one won everything, every model gets ``PRIOR`` wins and
-losses against a player of strength 0, and the result says so; so does a resample of the bootstrap
-in which it happens.
+Math. Monthly 64, 1957). Groups that never met cannot be compared at all: an error names them. Where
+they met and one won everything, every model gets ``PRIOR`` wins and losses against a player of
+strength 0, and the result says so. A resample of the bootstrap in which it happens gets them
+too.
 
 Dropped on purpose: online Elo updates, whose result depends on the order of the games, and
 Davidson's model of ties, which changes strengths only by their scale.
@@ -30,16 +30,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
+from scipy.special import expit
 
 from prefloop.errors import DataError, nearest
 from prefloop.stats.intervals import Array, percentile_tail
+from prefloop.stats.newton import maxima
 
 ELO = 400 / math.log(10)
 MEAN_ELO = 1000.0
 PRIOR = 0.5
-_NEWTON_STEPS = 100
-_LONGEST = 2.0
-_TOLERANCE = 1e-10
 
 Bools = NDArray[np.bool_]
 
@@ -63,7 +62,7 @@ class Rated:
     low: float
     high: float
     games: int
-    """Comparisons it took part in."""
+    """Comparisons that it took part in."""
     win_rate: float
     """Mean score over its opponents and prompts, each pair on each prompt counting once."""
 
@@ -76,7 +75,7 @@ class Ranking:
     observed: tuple[tuple[float | None, ...], ...]
     """Mean score of row against column; ``None`` where they never met."""
     fitted: tuple[tuple[float, ...], ...]
-    """What the strengths say: ``sigmoid(θ_row - θ_column)``."""
+    """Expected score by the strengths: ``sigmoid(θ_row - θ_column)``."""
     anchor: str | None
     """The model whose Elo is fixed at 1000; without one the mean is."""
     prior: float
@@ -140,7 +139,7 @@ def rank(
             tuple(float(wins_MM[0, a, b] / met_MM[a, b]) if met_MM[a, b] else None for b in order)
             for a in order
         ),
-        fitted=tuple(tuple(float(_sigmoid(theta_M[a] - theta_M[b])) for b in order) for a in order),
+        fitted=tuple(tuple(float(expit(theta_M[a] - theta_M[b])) for b in order) for a in order),
         anchor=anchor,
         prior=0.0 if finite else PRIOR,
         n_games=len(played),
@@ -214,42 +213,32 @@ def _require_connected(wins_MM: Array, names: Sequence[str]) -> None:
 
 def _finite(wins_RMM: Array) -> Bools:
     """Whether a chain of wins or ties leads from every model to every other, [R]."""
-    n_models = wins_RMM.shape[1]
-    reach_RMM = (wins_RMM > 1e-12) | np.eye(n_models, dtype=bool)
-    for _ in range(max(1, math.ceil(math.log2(n_models)))):
-        reach_RMM = reach_RMM.astype(np.float32) @ reach_RMM.astype(np.float32) > 0
-    return np.all(reach_RMM, axis=(1, 2))
+    won_RMM = wins_RMM > 1e-12
+    return np.array(
+        [connected_components(won_MM, connection="strong")[0] == 1 for won_MM in won_RMM]
+    )
 
 
 def _fit(wins_RMM: Array, prior_R: Array) -> Array:
-    """θ of mean 0 that maximise R likelihoods, by Newton's method, [R, M]."""
+    """θ of mean 0 that maximize R likelihoods, [R, M]."""
     n_models = wins_RMM.shape[1]
     met_RMM = wins_RMM + wins_RMM.transpose(0, 2, 1)
-    theta_RM = np.zeros(wins_RMM.shape[:2])
-    diagonal = np.arange(n_models)
-    for _ in range(_NEWTON_STEPS):
-        chance_RMM = _sigmoid(theta_RM[:, :, None] - theta_RM[:, None, :])
-        alone_RM = _sigmoid(theta_RM)
-        slope_RM = (wins_RMM - met_RMM * chance_RMM).sum(2) + prior_R[:, None] * (1 - 2 * alone_RM)
+    prior_R1 = prior_R[:, None]
+
+    def derivatives(theta_RM: Array) -> tuple[Array, Array]:
+        chance_RMM = expit(theta_RM[:, :, None] - theta_RM[:, None, :])
+        alone_RM = expit(theta_RM)  # against the imagined player of strength 0
+        slope_RM = (wins_RMM - met_RMM * chance_RMM).sum(2) + prior_R1 * (1 - 2 * alone_RM)
         bend_RMM = met_RMM * chance_RMM * (1 - chance_RMM)
-        curve_RMM = -bend_RMM
-        # A constant added to all θ changes no game: 1 / M everywhere fixes it without touching
-        # differences.
-        curve_RMM = curve_RMM + 1 / n_models
-        curve_RMM[:, diagonal, diagonal] += bend_RMM.sum(2) + 2 * prior_R[:, None] * alone_RM * (
-            1 - alone_RM
-        )
-        step_RM = np.linalg.solve(curve_RMM, slope_RM[..., None])[..., 0]
-        theta_RM = theta_RM + np.clip(step_RM, -_LONGEST, _LONGEST)
-        if np.abs(step_RM).max() < _TOLERANCE:
-            break
+        bend_RM = bend_RMM.sum(2) + 2 * prior_R1 * alone_RM * (1 - alone_RM)
+        # A constant added to all θ changes no game: 1 / M everywhere makes the Hessian invertible
+        # without touching differences.
+        return slope_RM, bend_RM[:, :, None] * np.eye(n_models) - bend_RMM + 1 / n_models
+
+    theta_RM = maxima(derivatives, np.zeros(wins_RMM.shape[:2]))
     return theta_RM - theta_RM.mean(1, keepdims=True)
 
 
 def _elo(theta_RM: Array, names: Sequence[str], anchor: str | None) -> Array:
     fixed_R = theta_RM.mean(1) if anchor is None else theta_RM[:, names.index(anchor)]
     return MEAN_ELO + ELO * (theta_RM - fixed_R[:, None])
-
-
-def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))

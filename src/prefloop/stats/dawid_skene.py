@@ -2,9 +2,9 @@
 JRSS C 28(1), 1979.
 
 Every comparison has a truth: the first or the second response is better. Every annotator has a
-table of how often they vote first, second or tie under either truth. EM estimates both. A person
-who always takes the first one tells nothing, and one who votes against the truth tells as much as
-one who votes for it; both fall out of the tables.
+table of how often they vote first, second or tie under either truth. EM estimates both. By these
+tables the votes of a person who always takes the first response count for nothing, and those of a
+person who votes against the truth count as much as those of one who votes for it.
 
 Tables carry a weak Dirichlet prior that leans to being right (its mode with no votes is 60 % right,
 20 % wrong, 20 % tie, with the weight of two votes), so that few votes are not taken for certainty
@@ -17,6 +17,7 @@ Shape letters: I items, A annotators, T truths (0: first shown is better, 1: sec
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import softmax
 
 from prefloop.stats.votes import PREFERENCES, Floats, Votes
 
@@ -45,7 +46,7 @@ def dawid_skene(votes: Votes) -> tuple[Floats, Floats]:
         logp_IT = np.tile(np.log(prior_T / prior_T.sum()), (len(votes.ids), 1))
         for annotator, category, items in cells:
             logp_IT[items] += np.log(tables_ATC[annotator, :, category])
-        before, p_IT = p_IT, softmax(logp_IT)
+        before, p_IT = p_IT, softmax(logp_IT, axis=-1)
         if not len(p_IT) or np.abs(p_IT - before).max() < _TOLERANCE:
             break
     right_A = (tables_ATC[:, 0, 0] + tables_ATC[:, 1, 1]) / tables_ATC[:, :, :2].sum((1, 2))
@@ -62,23 +63,15 @@ def require_preferences(votes: Votes) -> None:
 
 
 def by_cell(votes: Votes) -> list[tuple[int, int, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]]:
-    """(annotator, category, items): no item stands twice in one of them, since a person has one
-    vote on it.
-    """
+    """(annotator, category, items). A person has one vote on an item, so no item stands twice."""
     cell_V = votes.annotator_V * votes.width + votes.choice_V
     order = np.argsort(cell_V, kind="stable")
-    found, starts = np.unique(cell_V[order], return_index=True)
+    cells, starts = np.unique(cell_V[order], return_index=True)
     ends = [*starts[1:], len(order)]
     return [
         (int(cell) // votes.width, int(cell) % votes.width, votes.item_V[order[start:end]])
-        for cell, start, end in zip(found, starts, ends, strict=False)
+        for cell, start, end in zip(cells, starts, ends, strict=False)
     ]
-
-
-def softmax(logp: Floats) -> Floats:
-    """Probabilities over the last axis."""
-    grown = np.exp(logp - logp.max(-1, keepdims=True))
-    return grown / grown.sum(-1, keepdims=True)
 
 
 def _shares(votes: Votes) -> Floats:

@@ -1,7 +1,7 @@
 """Graded preferences: how much better the first response is, seen through annotators who differ in
 ability, habit and taste for ties.
 
-Dawid-Skene asks which response is better; many pairs are close, and then the share of people who
+Dawid-Skene asks which response is better. Many pairs are close, and then the share of people who
 prefer one is the truth. Here a comparison has a difference d ~ N(0, 1) of the two responses'
 quality and annotator a votes by Bradley-Terry with ties,
 
@@ -9,11 +9,11 @@ quality and annotator a votes by Bradley-Terry with ties,
 
 (Davidson, JASA 65, 1970, for ties; Davidson & Beaver, Biometrics 33, 1977, for the order effect β;
 an ability α for each annotator as in GLAD, Whitehill et al., NIPS 2009: below 0 it is an
-adversary's, 0 with a large β one who always takes the first). α, β and τ maximise the marginal
-likelihood, d being summed out over a grid (Bock & Aitkin, Psychometrika 46, 1981); maximising over
-d as well would explain single votes perfectly by ever larger α. The label is the mean under what is
-known of d of P(first) + P(tie) / 2 for the median annotator without a habit: what ``share`` would
-tend to with many such people, and drawn to 0.5 where votes are few.
+adversary's, and 0 with a large β is that of one who always takes the first). α, β and τ maximize
+the marginal likelihood, with d summed out over a grid (Bock & Aitkin, Psychometrika 46, 1981) and a
+normal prior on each. Maximizing over d as well would explain single votes perfectly by ever larger
+α. The label is the posterior mean of P(first) + P(tie) / 2 for the median annotator without a
+habit: the limit of ``share`` with many such people, drawn to 0.5 where votes are few.
 
 Dropped on purpose: CrowdBT (Chen et al., WSDM 2013), whose scores of single responses need
 responses that recur in several pairs.
@@ -24,18 +24,17 @@ Shape letters: I items, A annotators, C categories, G grid points, F parameters 
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax, logsumexp
 
-from prefloop.stats.dawid_skene import by_cell, require_preferences, softmax
+from prefloop.stats.dawid_skene import by_cell, require_preferences
 from prefloop.stats.votes import Floats, Votes
 
 GRID_G = np.linspace(-4.0, 4.0, 41)
 PRIOR_MEAN_F = np.array([2.0, 0.0, -1.0])
 """α = 2: two people agree on two pairs of three, as they do on published preference data."""
 PRIOR_SD_F = np.array([1.0, 1.0, 2.0])
-_ITERATIONS = 200
-_NEWTON = 4
-_TOLERANCE = 1e-5
-_LONGEST = 1.0  # of a Newton step, in each parameter
+_CONVERGED = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 2000, "maxfun": 5000}
 
 _FEATURES_CGF = np.zeros((3, len(GRID_G), 3))
 _FEATURES_CGF[0, :, 0], _FEATURES_CGF[0, :, 1] = GRID_G / 2, 0.5
@@ -51,54 +50,45 @@ def bradley_terry(votes: Votes) -> tuple[Floats, Floats]:
     """
     require_preferences(votes)
     cells = by_cell(votes)
-    parameters_AF = np.tile(PRIOR_MEAN_F, (len(votes.annotators), 1))
-    posterior_IG = _posterior(votes, cells, parameters_AF)
-    for _ in range(_ITERATIONS):
-        counts_ACG = np.zeros((len(votes.annotators), votes.width, len(GRID_G)))
+    shape = (len(votes.annotators), len(PRIOR_MEAN_F))
+
+    def posterior(logp_ACG: Floats) -> tuple[Floats, float]:
+        """P(d | votes) [I, G] and the log marginal likelihood."""
+        logp_IG = np.tile(-(GRID_G**2) / 2, (len(votes.ids), 1))
+        for annotator, category, items in cells:
+            logp_IG[items] += logp_ACG[annotator, category]
+        evidence_I = logsumexp(logp_IG, axis=1)
+        return np.exp(logp_IG - evidence_I[:, None]), float(evidence_I.sum())
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        """Minus the penalized log-likelihood, and its gradient."""
+        parameters_AF = flat.reshape(shape)
+        logp_ACG = _log_chances(parameters_AF)
+        posterior_IG, evidence = posterior(logp_ACG)
+        counts_ACG = np.zeros((shape[0], votes.width, len(GRID_G)))
         for annotator, category, items in cells:
             counts_ACG[annotator, category] = posterior_IG[items].sum(0)
-        before, parameters_AF = parameters_AF, _fit(counts_ACG, parameters_AF)
-        posterior_IG = _posterior(votes, cells, parameters_AF)
-        if not len(parameters_AF) or np.abs(parameters_AF - before).max() < _TOLERANCE:
-            break
-    typical_F = _typical(votes, parameters_AF)
-    chance_CG = chances(typical_F[None])[0]
+        away_AF = (parameters_AF - PRIOR_MEAN_F) / PRIOR_SD_F
+        # Fisher's identity: the gradient is the posterior mean of that of the complete data.
+        rest_ACG = counts_ACG - counts_ACG.sum(1, keepdims=True) * np.exp(logp_ACG)
+        slope_AF = np.einsum("acg,cgf->af", rest_ACG, _FEATURES_CGF) - away_AF / PRIOR_SD_F
+        return float((away_AF**2).sum()) / 2 - evidence, -slope_AF.ravel()
+
+    parameters_AF = np.tile(PRIOR_MEAN_F, (shape[0], 1))
+    if parameters_AF.size:
+        best = minimize(
+            loss, parameters_AF.ravel(), jac=True, method="L-BFGS-B", options=_CONVERGED
+        )
+        parameters_AF = best.x.reshape(shape)
+    chance_CG = np.exp(_log_chances(_typical(votes, parameters_AF)[None])[0])
+    posterior_IG, _ = posterior(_log_chances(parameters_AF))
     return posterior_IG @ (chance_CG[0] + chance_CG[2] / 2), parameters_AF[:, 0]
 
 
-def chances(parameters_AF: Floats) -> Floats:
-    """P(category | d) of every annotator at every grid point, [A, C, G]."""
-    return np.moveaxis(softmax(np.einsum("cgf,af->agc", _FEATURES_CGF, parameters_AF)), 2, 1)
-
-
-def _posterior(
-    votes: Votes, cells: list[tuple[int, int, np.ndarray]], parameters_AF: Floats
-) -> Floats:
-    log_ACG = np.log(chances(parameters_AF))
-    logp_IG = np.tile(-(GRID_G**2) / 2, (len(votes.ids), 1))
-    for annotator, category, items in cells:
-        logp_IG[items] += log_ACG[annotator, category]
-    return softmax(logp_IG)
-
-
-def _fit(counts_ACG: Floats, parameters_AF: Floats) -> Floats:
-    """A few Newton steps on the penalised log-likelihood of a multinomial logit, which is
-    concave.
-    """
-    total_AG = counts_ACG.sum(1)
-    for _ in range(_NEWTON):
-        chance_ACG = chances(parameters_AF)
-        mean_AGF = np.einsum("acg,cgf->agf", chance_ACG, _FEATURES_CGF)
-        square_AGFF = np.einsum("acg,cgf,cgh->agfh", chance_ACG, _FEATURES_CGF, _FEATURES_CGF)
-        spread_AGFF = square_AGFF - mean_AGF[..., :, None] * mean_AGF[..., None, :]
-        slope_AF = np.einsum("acg,cgf->af", counts_ACG, _FEATURES_CGF) - np.einsum(
-            "ag,agf->af", total_AG, mean_AGF
-        )
-        slope_AF -= (parameters_AF - PRIOR_MEAN_F) / PRIOR_SD_F**2
-        curve_AFF = np.einsum("ag,agfh->afh", total_AG, spread_AGFF) + np.diag(1 / PRIOR_SD_F**2)
-        step_AF = np.linalg.solve(curve_AFF, slope_AF[..., None])[..., 0]
-        parameters_AF = parameters_AF + np.clip(step_AF, -_LONGEST, _LONGEST)
-    return parameters_AF
+def _log_chances(parameters_AF: Floats) -> Floats:
+    """log P(category | d) of every annotator at every grid point, [A, C, G]."""
+    logits_ACG = np.einsum("cgf,af->acg", _FEATURES_CGF, parameters_AF)
+    return np.asarray(log_softmax(logits_ACG, axis=1))
 
 
 def _typical(votes: Votes, parameters_AF: Floats) -> Floats:

@@ -15,8 +15,8 @@ Plain two-stage resampling is wrong in two known ways, and both are corrected:
   - 1 degrees of freedom: Hesterberg, "What Teachers Should Know About the Bootstrap", 2015, the
   expanded percentile interval.
 
-A win rate whose prompts all say the same (a sweep, or nothing but ties) has no spread to resample.
-Its interval is the exact binomial one: at most ``1 - (alpha/2)**(1/n)`` of prompts may be otherwise
+A win rate whose prompts all agree (a sweep, or nothing but ties) has no spread to resample. Its
+interval is the exact binomial one: at most ``1 - (alpha/2)**(1/n)`` of prompts may be otherwise
 (Clopper-Pearson with n of n).
 
 Shapes: R resamples, P prompts, A and B responses of the two sides (padded to the longest).
@@ -26,12 +26,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # quantiles of Student's t, true far out in the tails too
+from scipy.stats import binomtest
 
 Array = NDArray[np.float64]
 _CHUNK_CELLS = 4_000_000  # bounds the memory of one vectorised batch of resamples to some 100 MB
@@ -50,8 +51,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often side a beats side b, a tie counting half. ``rate`` and ``ties`` average per-prompt
-    shares.
+    """How often side a beats side b, a tie counting half. ``rate`` and ``ties`` are means of the
+    prompts' shares.
     """
 
     rate: float
@@ -64,7 +65,7 @@ class WinRate:
 
 @dataclass(frozen=True)
 class SignTest:
-    """Prompts that a won, lost and tied, and how surprising that split is if both sides are equally
+    """Prompts that a won, lost and tied, with the p-value of that split if both sides are equally
     good.
     """
 
@@ -101,17 +102,13 @@ def win_rate(
     seed: int = 0,
     resamples: int = 2000,
     level: float = 0.95,
-    tie_margin: float = 0.0,
 ) -> WinRate:
-    """Win rate of a over b from scores: per prompt the mean of ``1[a > b] + tie / 2`` over all
+    """Win rate of a over b from scores: per prompt the mean of ``1[a > b] + 1[a = b] / 2`` over all
     pairs of responses.
 
-    Scores no further apart than ``tie_margin`` tie. Exchanging the sides gives exactly the mirrored
-    result, interval included. Raises ``ValueError`` when the prompts differ or a prompt's scores
-    are empty or not finite, naming the prompt.
+    Exchanging the sides gives exactly the mirrored result, interval included. Raises ``ValueError``
+    naming the prompt when the prompts differ or a prompt's scores are empty or not finite.
     """
-    if not tie_margin >= 0:
-        raise ValueError(f"tie_margin must be 0 or more, found {tie_margin}")
     require_same_prompts(scores_a, scores_b, "a", "b")
     side_a, side_b = (
         checked_values(scores_a, "scores of a"),
@@ -121,21 +118,13 @@ def win_rate(
     mirrored = [x.tolist() for x in side_a] > [x.tolist() for x in side_b]
     if mirrored:
         side_a, side_b = side_b, side_a
-    pairs = []
-    for a, b in zip(side_a, side_b, strict=True):
-        lead = a[:, None] - b[None, :]
-        pairs.append(np.where(np.abs(lead) <= tie_margin, 0.5, (lead > 0).astype(np.float64)))
+    pairs = [
+        (np.sign(a[:, None] - b[None, :]) + 1) / 2 for a, b in zip(side_a, side_b, strict=True)
+    ]
     result = _win_rate(pairs, seed=seed, resamples=resamples, level=level)
     if not mirrored:
         return result
-    return WinRate(
-        1 - result.rate,
-        1 - result.high,
-        1 - result.low,
-        result.ties,
-        result.n_prompts,
-        result.n_pairs,
-    )
+    return replace(result, rate=1 - result.rate, low=1 - result.high, high=1 - result.low)
 
 
 def verdict_win_rate(
@@ -162,8 +151,8 @@ def clustered_share(
     """As ``clustered_mean``, for numbers between 0 and 1: the interval stays there and is exact
     where nothing varies.
     """
-    found = verdict_win_rate(shares_by_prompt, seed=seed, resamples=resamples, level=level)
-    return Interval(found.rate, found.low, found.high, found.n_prompts)
+    rate = verdict_win_rate(shares_by_prompt, seed=seed, resamples=resamples, level=level)
+    return Interval(rate.rate, rate.low, rate.high, rate.n_prompts)
 
 
 def sign_test(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> SignTest:
@@ -175,9 +164,8 @@ def sign_test(verdicts_by_prompt: Mapping[str, Sequence[float]]) -> SignTest:
     lead_P = prompt_means(checked_verdicts(verdicts_by_prompt)) - 0.5
     wins, losses = int((lead_P > _FLAT).sum()), int((lead_P < -_FLAT).sum())
     decided = wins + losses
-    # In whole numbers, so that it stays exact for thousands of prompts.
-    tail = sum(math.comb(decided, k) for k in range(min(wins, losses) + 1))
-    return SignTest(wins, losses, len(lead_P) - decided, min(1.0, 2 * tail / 2**decided))
+    p_value = float(binomtest(wins, decided).pvalue) if decided else 1.0
+    return SignTest(wins, losses, len(lead_P) - decided, p_value)
 
 
 def checked_values(values_by_prompt: Mapping[str, Sequence[float]], what: str) -> list[Array]:
@@ -195,7 +183,7 @@ def checked_values(values_by_prompt: Mapping[str, Sequence[float]], what: str) -
                 f" {values.shape}"
             )
         columns.append(values)
-    # One look at all values: a look at each prompt's takes longer than the statistics do.
+    # One check of all values: a check of each prompt's takes longer than the statistics do.
     if not np.isfinite(np.concatenate(columns)).all():
         prompt_id, values = next(
             (key, x)

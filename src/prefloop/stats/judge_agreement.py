@@ -1,10 +1,10 @@
-"""How far a judge agrees with people, beside two yardsticks: people with each other, and whoever
+"""How far a judge agrees with people, and two yardsticks: people with each other, and a judge that
 always takes the longer response.
 
 All three are measured alike, as the chance that a verdict equals one person's vote on the same
-comparison (the agreement of MT-bench, Zheng et al., arXiv 2306.05685): "people" takes each vote out
-in turn and sets it against the others' on that comparison. A judge is therefore as good as a person
-when it reaches the people's figure, not 1. Prompts are the sampled unit and weigh the same;
+comparison (the agreement of MT-bench, Zheng et al., arXiv 2306.05685): "people" compares
+each vote with the other votes on that comparison. A judge is therefore as good as a person when it
+reaches the people's figure, not 1. Prompts are the sampled unit and weigh the same;
 comparisons of one prompt are its cluster.
 
 Dropped on purpose: agreement with the majority, on which a judge beats every single person because
@@ -69,7 +69,7 @@ class HumanAgreement:
     one.
     """
     judge_on_shared: JudgeAgreement | None
-    """Of the judge on the comparisons that ``people`` rests on."""
+    """Of the judge on the comparisons behind ``people``."""
     n_items: int
     n_prompts: int
     n_votes: int

@@ -1,4 +1,4 @@
-"""Length-controlled win rates: what the judge would say if the two responses were equally long.
+"""Length-controlled win rates: an estimate of the win rate if all responses were equally long.
 
 The model is that of AlpacaEval 2 (Dubois et al., arXiv 2404.04475), for model m against one
 baseline on prompt x:
@@ -6,23 +6,22 @@ baseline on prompt x:
     logit P(m wins) = θ_m + φ_m tanh(lead / sd(lead)) + ψ_m γ_x
 
 with θ the difference in quality, lead the length of m's response minus the baseline's, and γ_x how
-much prompt x favours models in general (its "instruction difficulty"). The controlled rate is the
+much prompt x favors models in general (its "instruction difficulty"). The controlled rate is the
 mean over prompts of ``sigmoid(θ + ψ γ_x)``: the length term is left out.
 
-γ_x is identified only by several models that answer the same prompts. With two models pass
-difficulties known from elsewhere or none: the rate is then ``sigmoid(θ)``.
-``length_controlled_leaderboard`` estimates γ as the paper does, in one fit of several models with ψ
-= 1 and an L2 penalty on γ, then fits each model by itself with γ given.
+γ_x is identified only by several models that answer the same prompts. With one model against the
+baseline the term is left out, and the rate is ``sigmoid(θ)``. ``length_controlled_leaderboard``
+estimates γ as the paper does, in one fit of several models with ψ = 1 and an L2 penalty on γ, then
+fits each model by itself with γ given.
 
 One difference: the γ that a model is fitted with come from the other models alone. With the hundred
-models of AlpacaEval that is the same; with four, γ that have seen the model's own verdicts explain
+models of AlpacaEval that is the same. With four, γ fitted to the model's own verdicts too explain
 their noise, and simulated 95 % intervals cover the truth in 88 %. Dropped on purpose: choosing
 penalties by cross-validation, as AlpacaEval does. Here they are fixed, weak and stated, so that the
 same verdicts always give the same rate; the one on γ is that of a standard normal prior.
 
-Two things no fit can take apart are not reported as if one had: under ``FEWEST`` prompts, and where
-one side is longer and one side wins on nearly every pair, ``LengthControlled.unknown`` says why
-there is no rate.
+Under ``FEWEST`` prompts, and where one side is longer and one side wins on nearly every pair, no
+fit can tell length from quality: ``LengthControlled.unknown`` then says why there is no rate.
 
 Shapes: P prompts, M models, K comparisons, F terms of the model, R resamples.
 """
@@ -34,6 +33,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import expit
 
 from prefloop.errors import DataError
 from prefloop.stats.intervals import (
@@ -45,26 +46,22 @@ from prefloop.stats.intervals import (
     percentile_tail,
     require_same_prompts,
 )
+from prefloop.stats.newton import maxima
 
 RIDGE = 0.05
-"""L2 penalty on θ, φ and ψ: keeps the fit finite when one side wins everything; worth a twentieth
-of a comparison.
+"""L2 penalty on θ, φ and ψ, worth a twentieth of a comparison: it keeps the fit finite when one
+side wins everything.
 """
 DIFFICULTY_RIDGE = 1.0
 """L2 penalty on each γ_x."""
 FEWEST = 10
 """Prompts below which there is no rate at equal length."""
 SEPARATED = 0.95
-"""Share of pairs, ties among them; where one side wins that many and one side is longer on as many,
-nothing tells why it wins.
+"""Share of all pairs: where one side wins that many, and one side is longer on as many, the reason
+for winning is unknown.
 """
 UNIT = "characters"
-"""What lengths are counted in wherever two responses are compared at equal length, as AlpacaEval 2
-does.
-"""
-_NEWTON_STEPS = 50
-_LONGEST = 2.0  # logits; a longer Newton step overshoots where the curve is flat
-_TOLERANCE = 1e-10
+"""Unit of lengths wherever two responses are compared at equal length, as in AlpacaEval 2."""
 _CHUNK_CELLS = 2_000_000
 
 Ints = NDArray[np.int64]
@@ -77,28 +74,16 @@ class LengthControlled(WinRate):
     quality: float
     """θ: for a prompt of mean difficulty."""
     length: float
-    """φ: what a response longer by far gains; above 0 the judge prefers longer ones."""
+    """φ: the gain of a much longer response; above 0 the judge prefers longer ones."""
     difficulty: float | None
-    """ψ of the standardised difficulty; ``None`` where no difficulties are known."""
+    """ψ of the standardized difficulty; ``None`` where no difficulties are known."""
     unknown: str = ""
     """Why the rate is not to be quoted; empty where it is."""
-
-
-@dataclass(frozen=True)
-class LengthControlledLeaderboard:
-    """Several models against one baseline."""
-
-    models: dict[str, LengthControlled]
-    difficulties: dict[str, float]
-    """γ by prompt id, in logits, of one fit of all models: above 0 the prompt favours the models
-    over the baseline.
-    """
 
 
 def length_controlled_win_rate(
     verdicts_by_prompt: Mapping[str, Sequence[float]],
     length_leads_by_prompt: Mapping[str, Sequence[float]],
-    difficulty_by_prompt: Mapping[str, float] | None = None,
     *,
     seed: int = 0,
     resamples: int = 1000,
@@ -106,23 +91,14 @@ def length_controlled_win_rate(
 ) -> LengthControlled:
     """Win rate of a over b at equal length; a lead is the length of a minus that of b, in any unit.
 
-    Without difficulties the term is left out, since verdicts on two models cannot tell a prompt
-    that favours a from a prompt on which a is better. Every prompt weighs the same, however many
+    The difficulty term is left out, since verdicts on two models cannot tell a prompt that favors a
+    from a prompt on which a is better. Every prompt weighs the same, however many
     comparisons it has. The interval is a percentile bootstrap over prompts; where all verdicts are
     alike it is the exact binomial one. Raises ``ValueError`` naming a prompt whose entries are
     missing, bad or of unequal number.
     """
     verdicts, leads = _checked(verdicts_by_prompt, length_leads_by_prompt)
-    difficulty_P = None
-    if difficulty_by_prompt is not None:
-        require_same_prompts(
-            verdicts_by_prompt, difficulty_by_prompt, "the verdicts", "the difficulties"
-        )
-        given = checked_values(
-            {prompt_id: [x] for prompt_id, x in difficulty_by_prompt.items()}, "difficulty"
-        )
-        difficulty_P = np.array([x[0] for x in given])
-    return _controlled(verdicts, leads, difficulty_P, seed=seed, resamples=resamples, level=level)
+    return _controlled(verdicts, leads, None, seed=seed, resamples=resamples, level=level)
 
 
 def length_controlled_leaderboard(
@@ -132,7 +108,7 @@ def length_controlled_leaderboard(
     seed: int = 0,
     resamples: int = 1000,
     level: float = 0.95,
-) -> LengthControlledLeaderboard:
+) -> dict[str, LengthControlled]:
     """Length-controlled win rates of two or more models against one baseline, each with the
     difficulties that the other models give.
 
@@ -158,10 +134,7 @@ def length_controlled_leaderboard(
         models[name] = _controlled(
             verdicts, leads, gamma_P, seed=seed, resamples=resamples, level=level
         )
-    ids = sorted(verdicts_by_model[names[0]])
-    return LengthControlledLeaderboard(
-        models, dict(zip(ids, _difficulties(tables).tolist(), strict=True))
-    )
+    return models
 
 
 def _checked(
@@ -259,62 +232,43 @@ def _unknown(n_prompts: int, won_K: Array, lead_K: Array) -> str:
 def _rates(fits_RF: Array, offset_P: Array) -> Array:
     """P(win) on each prompt at equal length, [R, P]."""
     psi_R = fits_RF[:, 2] if fits_RF.shape[1] == 3 else np.zeros(len(fits_RF))
-    return _sigmoid(fits_RF[:, :1] + psi_R[:, None] * offset_P)
+    return expit(fits_RF[:, :1] + psi_R[:, None] * offset_P)
 
 
 def _fit(won_K: Array, terms_KF: Array, weights_RK: Array, start_F: Array) -> Array:
-    """R weighted logistic regressions with an L2 penalty, by Newton's method on all at once, [R,
-    F].
-    """
+    """R weighted logistic regressions with an L2 penalty, [R, F]."""
     n_terms = terms_KF.shape[1]
-    fits_RF = np.tile(start_F, (len(weights_RK), 1))
     squares_KG = (terms_KF[:, :, None] * terms_KF[:, None, :]).reshape(len(terms_KF), -1)
-    for _ in range(_NEWTON_STEPS):
-        win_RK = _sigmoid(fits_RF @ terms_KF.T)
+
+    def derivatives(fits_RF: Array) -> tuple[Array, Array]:
+        win_RK = expit(fits_RF @ terms_KF.T)
         slope_RF = (weights_RK * (won_K - win_RK)) @ terms_KF - RIDGE * fits_RF
-        curve_RFF = ((weights_RK * win_RK * (1 - win_RK)) @ squares_KG).reshape(
-            -1, n_terms, n_terms
-        )
-        step_RF = np.linalg.solve(curve_RFF + RIDGE * np.eye(n_terms), slope_RF[..., None])[..., 0]
-        fits_RF = fits_RF + np.clip(step_RF, -_LONGEST, _LONGEST)
-        if np.abs(step_RF).max() < _TOLERANCE:
-            break
-    return fits_RF
+        curve_RG = (weights_RK * win_RK * (1 - win_RK)) @ squares_KG
+        return slope_RF, curve_RG.reshape(-1, n_terms, n_terms) + RIDGE * np.eye(n_terms)
+
+    return maxima(derivatives, np.tile(start_F, (len(weights_RK), 1)))
 
 
 def _difficulties(tables: list[tuple[list[Array], list[Array]]]) -> Array:
-    """γ [P] of one fit of all models with ψ = 1. The Hessian is an arrow (γ touch only θ and φ), so
-    a step costs O(P M²).
-    """
-    n, n_models = len(tables[0][0]), len(tables)
-    gamma_P, global_G = np.zeros(n), np.zeros(2 * n_models)
-    flat = [_flat(verdicts, leads) for verdicts, leads in tables]
-    for _ in range(_NEWTON_STEPS):
-        slope_P, curve_P = -DIFFICULTY_RIDGE * gamma_P, np.full(n, DIFFICULTY_RIDGE)
-        slope_G, curve_GG, cross_GP = (
-            -RIDGE * global_G,
-            RIDGE * np.eye(2 * n_models),
-            np.zeros((2 * n_models, n)),
-        )
-        for m, (won_K, feature_K, prompt_K, share_K) in enumerate(flat):
-            terms_K2 = np.stack([np.ones(len(won_K)), feature_K], axis=1)
-            own = slice(2 * m, 2 * m + 2)
-            win_K = _sigmoid(terms_K2 @ global_G[own] + gamma_P[prompt_K])
-            error_K, bend_K = share_K * (won_K - win_K), share_K * win_K * (1 - win_K)
-            slope_P += np.bincount(prompt_K, error_K, n)
-            curve_P += np.bincount(prompt_K, bend_K, n)
-            slope_G[own] += error_K @ terms_K2
-            curve_GG[own, own] += (terms_K2 * bend_K[:, None]).T @ terms_K2
-            cross_GP[own] = [np.bincount(prompt_K, bend_K * term_K, n) for term_K in terms_K2.T]
-        lean_GP = cross_GP / curve_P
-        step_G = np.linalg.solve(curve_GG - lean_GP @ cross_GP.T, slope_G - lean_GP @ slope_P)
-        step_P = (slope_P - cross_GP.T @ step_G) / curve_P
-        global_G += np.clip(step_G, -_LONGEST, _LONGEST)
-        gamma_P += np.clip(step_P, -_LONGEST, _LONGEST)
-        if max(np.abs(step_G).max(), np.abs(step_P).max()) < _TOLERANCE:
-            break
-    return gamma_P
+    """γ [P] of one fit of all models with ψ = 1."""
+    from sklearn.linear_model import LogisticRegression  # takes a second to import
 
-
-def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+    flat = [_flat(*table) for table in tables]
+    won_K, feature_K, prompt_K, share_K = (np.concatenate(part) for part in zip(*flat, strict=True))
+    model_K = np.repeat(np.arange(len(tables)), [len(won) for won, *_ in flat])
+    one_K = np.ones(len(won_K))
+    # Three terms each: θ and φ of the model, γ of the prompt. sklearn penalizes all coefficients
+    # alike, so columns are scaled in place of the penalty.
+    scale_3 = 1 / np.sqrt([RIDGE, RIDGE, DIFFICULTY_RIDGE])
+    values_K3 = np.stack([one_K, feature_K, one_K], axis=1) * scale_3
+    columns_K3 = np.stack([2 * model_K, 2 * model_K + 1, 2 * len(tables) + prompt_K], axis=1)
+    starts = np.arange(0, values_K3.size + 1, 3)
+    terms_KF = sparse.csr_matrix((values_K3.ravel(), columns_K3.ravel(), starts))
+    fit = LogisticRegression(fit_intercept=False, solver="newton-cg", tol=1e-10, max_iter=1000)
+    # Every verdict enters twice, with the share that was won and with the share that was lost.
+    fit.fit(
+        sparse.vstack([terms_KF, terms_KF]),
+        np.repeat([1, 0], len(won_K)),
+        np.concatenate([share_K * won_K, share_K * (1 - won_K)]),
+    )
+    return np.asarray(fit.coef_[0, 2 * len(tables) :] * scale_3[2])

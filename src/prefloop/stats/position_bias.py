@@ -1,6 +1,4 @@
-"""Does the judge favour a place? From questions asked in both orders, where the two answers can be
-compared.
-"""
+"""Whether a judge favors a place, from questions asked in both orders."""
 
 from __future__ import annotations
 
@@ -13,12 +11,12 @@ from prefloop.stats.intervals import Interval, checked_verdicts, clustered_share
 
 @dataclass(frozen=True)
 class PositionBias:
-    """What exchanging the two responses does to a judge's answers. Shares average over prompts."""
+    """How exchanging the two responses changes a judge's answers. Shares are means over prompts."""
 
     consistency: Interval
     """Share of comparisons whose two orders agree (same winner, or both ties)."""
     disagreement: Interval
-    """The rest: ties by the both-orders protocol."""
+    """The other comparisons, which count as ties."""
     first_share: Interval
     """Share of answers for the response shown first, a tie as half: 0.5 without a bias, 1 for a
     judge that always takes the first.

@@ -8,12 +8,12 @@ and a prompt that stands on both sides of an estimate counts as one.
 
 ``rogan_gladen`` inverts the judge's error rates. Its calibration votes may come from other prompts
 with another share of wins, but the judge must err there as it does here. ``prediction_powered``
-needs votes on a random sample of the judged prompts and nothing of the judge: prefer it wherever
-such votes exist.
+needs votes on a random sample of the judged prompts and assumes nothing of the judge: prefer it
+where such votes exist.
 
 Simulated, 95 % intervals around the plain estimates hold the truth in as little as 45 % of
-evaluations when votes are few, the judge good or the rate near 0 or 1: a sample without one error
-of the judge, or with one lost prompt, says nothing of how rare they are. Hence
+evaluations when votes are few, the judge is good or the rate is near 0 or 1: a sample without one
+error of the judge, or with one lost prompt, does not show how rare they are. Hence
 
 - to the spread of the votes, though not to the estimate, one imagined prompt of each kind is added
   (person and judge for a, person alone, judge alone, neither): the Agresti-Coull idea, used for
@@ -49,7 +49,7 @@ Pairs = Mapping[str, Sequence[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Corrected:
-    """A win rate by people's standard and what it rests on."""
+    """A win rate by people's standard."""
 
     rate: float
     low: float
@@ -75,7 +75,7 @@ class PredictionPowered(Corrected):
     """As ``Corrected``, with the weight that the judge's verdicts were given."""
 
     weight: float
-    """0 when the judge says nothing about people's votes, near 1 when it follows them."""
+    """0 when the judge's verdicts are unrelated to people's votes, near 1 when it follows them."""
 
 
 def rogan_gladen(

@@ -22,7 +22,7 @@ BREAK = 1800.0
 """Seconds after which a person is taken to have done something else."""
 OUTLIER = 3.5
 SHARE = 0.1
-"""Of a person's timed votes: from here on the person is flagged, not only the votes."""
+"""Share of a person's timed votes from which the person is flagged, and not only the votes."""
 FEWEST = 5
 _TO_SIGMA = 0.6745  # median absolute deviation of a standard normal
 _LISTED = 20
@@ -33,19 +33,19 @@ class Speed:
     """How fast one person voted."""
 
     timed: int
-    """Votes whose time since the same person's vote before is known and no break."""
+    """Votes that came a known time after the same person's previous vote, breaks left out."""
     median: float | None
     """Seconds."""
     fast: int
     fast_ids: list[str]
     """The first 20 items voted on too fast."""
     flagged: bool
-    """A tenth or more of the timed votes are too fast, and at least five votes are timed."""
+    """Whether at least five votes are timed and a tenth or more of them are too fast."""
 
 
 def speeds(votes: Votes, people: Sequence[str]) -> dict[str, Speed]:
     """Speed of each person that has at least two votes with times."""
-    found = {}
+    speed_of = {}
     for name in people:
         own = np.flatnonzero(
             (votes.annotator_V == votes.annotators.index(name)) & ~np.isnan(votes.at_V)
@@ -59,14 +59,14 @@ def speeds(votes: Votes, people: Sequence[str]) -> dict[str, Speed]:
         fast[timed] = too_fast(gaps[timed])
         ids = [votes.ids[item] for item in votes.item_V[own[1:][fast]]]
         count = int(timed.sum())
-        found[name] = Speed(
+        speed_of[name] = Speed(
             timed=count,
             median=float(np.median(gaps[timed])) if count else None,
             fast=len(ids),
             fast_ids=ids[:_LISTED],
             flagged=count >= FEWEST and len(ids) >= SHARE * count,
         )
-    return found
+    return speed_of
 
 
 def too_fast(seconds: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -1,5 +1,5 @@
-"""Votes as flat arrays: what agreement and the aggregations that look at all comparisons at once
-are computed from.
+"""Votes as flat arrays, from which agreement and the aggregations over all comparisons are
+computed.
 
 Shape letters: I items (comparisons or ratings), A annotators, C categories, V votes in order of
 items.
@@ -22,8 +22,8 @@ Floats = NDArray[np.float64]
 PREFERENCES = ("first shown", "second shown", "tie")
 THUMBS = ("up", "down")
 FILE = "file:"
-"""How the annotator begins that stands for a file's own choice: not a person, and its pairs have no
-order of showing.
+"""Start of the annotator's name that stands for a file's own choice: it is no person, and its pairs
+have no order of showing.
 """
 
 

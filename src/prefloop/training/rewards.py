@@ -23,8 +23,8 @@ from torch import Tensor
 
 from prefloop.base.endpoint import Endpoint, parsed_url
 from prefloop.data.replies import Reply, text_of, turns_of
-from prefloop.errors import ConfigError, JudgeError
-from prefloop.evaluation.judges.judge import FunctionGrader
+from prefloop.errors import ConfigError, RequestError, RewardError
+from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.records import Prompt, to_dict
 
 KEY_ENV = "PREFLOOP_REWARD_KEY"
@@ -62,7 +62,7 @@ class RewardSource(Protocol):
         self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
     ) -> list[float]:
         """The score of each response ``replies[i]`` to ``prompts[i]``; ``ids[i]`` names it in
-        messages. Raises ``JudgeError`` naming a response that could not be scored.
+        messages. Raises ``RewardError`` naming a response that could not be scored.
         """
         ...
 
@@ -85,15 +85,15 @@ class FunctionSource:
     def scores(
         self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
     ) -> list[float]:
-        """The function's values. Raises ``JudgeError`` naming prompt and response when a call
+        """The function's values. Raises ``RewardError`` naming prompt and response when a call
         raises or gives no finite number.
         """
         values = []
         for prompt, reply, response_id in zip(prompts, replies, ids, strict=True):
             try:
                 values.append(self.grader.grade(prompt, reply))
-            except JudgeError as error:
-                raise JudgeError(
+            except RewardError as error:
+                raise RewardError(
                     f"reward '{self.name}', response {response_id}: {error}"
                 ) from error
         return values
@@ -131,7 +131,7 @@ class HTTPSource:
     def scores(
         self, prompts: Sequence[Prompt], replies: Sequence[Reply], ids: Sequence[str]
     ) -> list[float]:
-        """The server's scores. Raises ``JudgeError`` naming the responses of the request that
+        """The server's scores. Raises ``RewardError`` naming the responses of the request that
         failed.
         """
         items = [_item(*each) for each in zip(prompts, replies, ids, strict=True)]
@@ -144,19 +144,19 @@ class HTTPSource:
         asked = f"asked about responses {items[0]['id']} to {items[-1]['id']}"
         try:
             reply = self._endpoint.post({"items": items})
-        except JudgeError as error:
-            raise JudgeError(f"{error} ({asked})") from error
+        except RequestError as error:
+            raise RewardError(f"{error} ({asked})") from error
         try:
             values = reply.json()["scores"]
             if not isinstance(values, list):
                 raise TypeError
         except (ValueError, LookupError, TypeError):
-            raise JudgeError(
+            raise RewardError(
                 f"{self._endpoint.who}: expected {_SHAPE}, found {reply.excerpt()} ({asked}); check"
                 f" {_SETTING}"
             ) from None
         if len(values) != len(items):
-            raise JudgeError(
+            raise RewardError(
                 f"{self._endpoint.who}: {len(values)} scores for {len(items)} items ({asked})"
             )
         # A value that is not a number ends up in an error message, which must not hold the key if
@@ -207,7 +207,7 @@ class Rewards:
 
     def scores_B(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Tensor]:
         """Each source's scores of a rollout before the source's weight, [B] float32. Raises
-        ``JudgeError`` when a source fails or gives no finite number.
+        ``RewardError`` when a source fails or gives no finite number.
         """
         ids = response_ids(prompts)
         try:
@@ -215,8 +215,8 @@ class Rewards:
                 source.name: _checked_B(source.name, source.scores(prompts, replies, ids), ids)
                 for source in self.sources
             }
-        except JudgeError as error:
-            raise JudgeError(
+        except RewardError as error:
+            raise RewardError(
                 f"{error}\n       Nothing was learnt from this rollout. Once the source works"
                 " again, the same command goes on from the last checkpoint (a changed function"
                 " starts the stage anew)"
@@ -241,13 +241,13 @@ def response_ids(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _checked_B(name: str, values: Sequence[Any], ids: Sequence[str]) -> Tensor:
-    """The scores as a tensor. Raises ``JudgeError`` for a value that is no score."""
+    """The scores as a tensor. Raises ``RewardError`` for a value that is no score."""
     if len(values) != len(ids):
-        raise JudgeError(f"reward '{name}': {len(values)} scores for {len(ids)} responses")
+        raise RewardError(f"reward '{name}': {len(values)} scores for {len(ids)} responses")
     bad = [(i, value) for i, value in zip(ids, values, strict=True) if not _is_score(value)]
     if bad:
         more = f" (and {len(bad) - 1} more of {len(ids)})" if len(bad) > 1 else ""
-        raise JudgeError(
+        raise RewardError(
             f"reward '{name}' on prompt '{bad[0][0].rpartition('/')[0]}', response {bad[0][0]}:"
             f" found {bad[0][1]!r:.80}, expected a finite number{more}"
         )

@@ -143,7 +143,7 @@ class Scorer:
             prompts_ids: their token ids.
             rollouts: ``samples_per_prompt`` responses to each prompt, prompt after prompt.
 
-        Raises ``JudgeError`` naming source and response when a source of ``ppo.rewards`` fails or
+        Raises ``RewardError`` naming source and response when a source of ``ppo.rewards`` fails or
         gives no finite number, and ``NonFiniteLoss`` naming the prompts when a score or a log-prob
         is not finite. Nothing was learnt from the rollout then.
         """

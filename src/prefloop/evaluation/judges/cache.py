@@ -1,49 +1,23 @@
-"""Verdicts on disk: a JSON line each, flushed as it is given, so that a killed evaluation goes on
-where it stopped.
+"""Verdicts and grades on disk: a JSON line each, flushed as it arrives, so that a killed evaluation
+goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Generic
 
 from prefloop.base.sealed import DIGEST, digest
-from prefloop.data.replies import Reply, same_as
 from prefloop.errors import DataError
+from prefloop.evaluation.judges.assessor import A, Assessor, OnAnswer, Q
 from prefloop.evaluation.judges.tally import Tally
 from prefloop.evaluation.judges.verdict import Grade, Verdict
-from prefloop.records import Message, Prompt, identity
 
 _LINE_START = b'{"key": "'
-A = TypeVar("A", Verdict, Grade)
-OnAnswer = Callable[[int, A], None]
-
-
-def verdict_key(
-    judge: str, prompt: Sequence[Message], a: Reply, b: Reply, reference: str = ""
-) -> str:
-    """sha256 of everything that determines a verdict: the judge's fingerprint, the conversation,
-    both responses in this order, a reference.
-    """
-    return _sha256(
-        [judge, identity(prompt), same_as(a), same_as(b), *([reference] if reference else [])]
-    )
-
-
-def grade_key(grader: str, prompt: Prompt, response: Reply) -> str:
-    """sha256 of everything that determines a grade: the grader's fingerprint, the prompt with its
-    id and ``meta``, the response.
-    """
-    return _sha256([grader, prompt.id, identity(prompt.prompt), prompt.meta, same_as(response)])
-
-
-def _sha256(what: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 class VerdictCache:
@@ -72,9 +46,6 @@ class VerdictCache:
     def __contains__(self, key: str) -> bool:
         return key in self._answers
 
-    def __getitem__(self, key: str) -> Verdict | Grade:
-        return self._answers[key]
-
     def __len__(self) -> int:
         return len(self._answers)
 
@@ -97,7 +68,7 @@ class VerdictCache:
         row.pop("grades", None)  # grades have lines of their own
         if answer.score != answer.score:  # JSON has no NaN
             row["score"] = None
-        row = json.loads(json.dumps(row))  # as it will be read
+        row = json.loads(json.dumps(row))  # as it is read: tuples are lists
         row[DIGEST] = digest(row)
         try:
             with path.open("ab") as file:
@@ -109,13 +80,13 @@ class VerdictCache:
         content = path.read_bytes() if path.exists() else b""
         lines = content.split(b"\n")
         torn = lines.pop()
-        written = torn.rstrip(b"\0")  # a power cut may leave a file longer than what had reached it
+        written = torn.rstrip(b"\0")  # a power cut may leave zeros after the last written byte
         for number, line in enumerate(lines, start=1):
             key, verdict = self._parse(line, number)
             self._answers[key] = verdict
         if torn:
-            # Only what can be the start of a line of ours is cut off: a file passed by mistake
-            # keeps its last line.
+            # Only what can be the start of a stored line is cut off: another file that was named by
+            # mistake keeps its last line.
             if not written.startswith(_LINE_START[: len(written)]):
                 raise self._foreign(len(lines) + 1)
             with path.open("r+b") as file:
@@ -124,25 +95,21 @@ class VerdictCache:
     def _parse(self, line: bytes, number: int) -> tuple[str, Verdict | Grade]:
         try:
             row = json.loads(line)
-            if row.pop(DIGEST, None) not in (
-                None,
-                digest(row),
-            ):  # those of earlier versions have none
+            if row.pop(DIGEST, None) not in (None, digest(row)):  # earlier versions wrote none
                 raise self._foreign(number)
             score = float("nan") if row["score"] is None else float(row["score"])
-            known: dict[str, Any] = {
-                "raw": tuple(row["raw"]),
-                "unparsable": int(row["unparsable"]),
-                "prompt_tokens": int(row.get("prompt_tokens", 0)),
-                "completion_tokens": int(row.get("completion_tokens", 0)),
-            }
+            answer: Verdict | Grade
             if "orders_agree" in row:
                 by_order = tuple(map(float, row.get("by_order", ())))
-                return str(row["key"]), Verdict(
-                    score, row["orders_agree"], by_order=by_order, **known
-                )
-            return str(row["key"]), Grade(
-                score, {name: float(part) for name, part in row["parts"].items()}, **known
+                answer = Verdict(score, row["orders_agree"], by_order=by_order)
+            else:
+                answer = Grade(score, {name: float(part) for name, part in row["parts"].items()})
+            return str(row["key"]), replace(
+                answer,
+                raw=tuple(row["raw"]),
+                unparsable=int(row["unparsable"]),
+                prompt_tokens=int(row.get("prompt_tokens", 0)),
+                completion_tokens=int(row.get("completion_tokens", 0)),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self._foreign(number) from None
@@ -154,41 +121,49 @@ class VerdictCache:
         )
 
 
-def through_cache(
-    cache: VerdictCache,
-    tally: Tally,
-    keys: Sequence[str],
-    ask: Callable[[list[int], OnAnswer[A]], object],
-    on_answer: OnAnswer[A] | None = None,
-) -> list[A]:
-    """Answers to the questions called ``keys``, from the cache or from ``ask(indices, on_answer)``;
-    repeated questions are asked once.
-
-    Each new answer is stored as it arrives, before it is counted. One that failed is passed on and
-    not stored.
+class Cached(Generic[Q, A]):
+    """A judge or a grader that is asked only what the cache does not hold; ``tally`` counts where
+    the answers came from and stops one that cannot be used.
     """
-    places: dict[str, list[int]] = {}
-    for index, key in enumerate(keys):
-        places.setdefault(key, []).append(index)
-    out: dict[str, A] = {}
 
-    def arrived(key: str, answer: A) -> None:
-        out[key] = answer
-        for index in places[key] if on_answer else ():
-            on_answer(index, answer)  # type: ignore[misc]
+    def __init__(self, assessor: Assessor[Q, A], cache: VerdictCache) -> None:
+        self.assessor: Assessor[Q, A] = assessor
+        self.cache = cache
+        self.tally = Tally(assessor.name, assessor.prices, cache.path, assessor.valid)
 
-    known: list[tuple[str, A]] = [(key, cache[key]) for key in places if key in cache]  # type: ignore[misc]
-    new = [key for key in places if key not in cache]
-    tally.remembered(known, repeats=len(keys) - len(places))
-    for key, answer in known:
-        arrived(key, answer)
+    def ask(self, questions: Sequence[Q], on_answer: OnAnswer[A] | None = None) -> list[A]:
+        """Answers in the order of ``questions``; repeated questions are asked once.
 
-    def answered(index: int, answer: A) -> None:
-        if not answer.failed:
-            cache.put(new[index], answer)
-        arrived(new[index], answer)
-        tally.asked(new[index], answer)
+        Each new answer is stored as it arrives, before it is counted. One that failed is passed on
+        and not stored.
+        """
+        keys = self.assessor.keys(questions)
+        indices: dict[str, list[int]] = {}
+        for index, key in enumerate(keys):
+            indices.setdefault(key, []).append(index)
+        answers: dict[str, A] = {
+            key: answer  # type: ignore[misc]  # a key tells verdicts from grades
+            for key in indices
+            if (answer := self.cache.get(key)) is not None
+        }
+        self.tally.remembered(answers.items(), repeats=len(keys) - len(indices))
 
-    ask([places[key][0] for key in new], answered)
-    tally.finished()
-    return [out[key] for key in keys]
+        def report(key: str) -> None:
+            for index in indices[key] if on_answer else ():
+                on_answer(index, answers[key])  # type: ignore[misc]
+
+        for key in answers:
+            report(key)
+        new = [key for key in indices if key not in answers]
+
+        def arrived(index: int, answer: A) -> None:
+            key = new[index]
+            answers[key] = answer
+            if not answer.failed:
+                self.cache.put(key, answer)
+            report(key)
+            self.tally.asked(key, answer)
+
+        self.assessor.ask([questions[indices[key][0]] for key in new], arrived)
+        self.tally.finished()
+        return [answers[key] for key in keys]

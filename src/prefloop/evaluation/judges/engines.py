@@ -1,4 +1,4 @@
-"""What continues a local judge's token ids: transformers or vLLM."""
+"""Engines of a local judge, which continue token ids: transformers or vLLM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Schema = dict[str, Any] | None
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is started with."""
+    """What an engine needs to start."""
 
     model: str
     """The name that the judge was given."""
@@ -42,13 +42,13 @@ class Engine(Protocol):
     """Continues token ids."""
 
     context: int | None
-    """Tokens of prompt and reply that it can hold, where there is a limit."""
+    """Most tokens of prompt and reply together; ``None`` without a limit."""
 
     def continuations(
         self, prompts_ids: Sequence[list[int]], schemas: Sequence[Schema]
     ) -> list[list[int]]:
-        """The reply to each prompt, held to its schema where it has one, with its stop token where
-        it ended by itself.
+        """The reply to each prompt, held to its schema where it has one. A reply that ended by
+        itself ends in its stop token.
         """
         ...
 
@@ -56,18 +56,18 @@ class Engine(Protocol):
 def misread(tokenizer: PreTrainedTokenizerBase) -> str:
     """Why xgrammar cannot hold replies of this tokenizer to a schema; empty where it can.
 
-    Before 0.2.8 it goes by the decoder alone and takes the byte-level vocabulary of some tokenizers
-    that transformers 5 has converted for another kind: no token is a blank to it, and a reply ends
-    where its schema wants one.
+    Before 0.2.8 xgrammar goes by the decoder alone. It takes the byte-level vocabulary of some
+    tokenizers that transformers 5 has converted for another kind: no token is a blank to it, and a
+    reply ends where its schema wants one.
     """
     if not importlib.util.find_spec("xgrammar"):
-        return ""  # nor is there vLLM, which its engine says
+        return ""  # then vLLM is missing too, and its engine says so
     import xgrammar
 
     text = '{"grade": "a b"}'
     ids = tokenizer.encode(text, add_special_tokens=False)
     if tokenizer.decode(ids) != text:
-        return ""  # a vocabulary without these characters tells nothing
+        return ""  # a vocabulary without these characters shows nothing
     read = xgrammar.TokenizerInfo.from_huggingface(tokenizer).decoded_vocab
     if b"".join(read[i] for i in ids) == text.encode():
         return ""
@@ -95,9 +95,8 @@ class JudgeTransformers:
         self.context: int | None = getattr(
             self.model.config.get_text_config(), "max_position_embeddings", None
         )
-        self.model.generation_config = (
-            GenerationConfig()
-        )  # a model's own repetition penalty would change what it says
+        # A model's own repetition penalty would change its verdicts.
+        self.model.generation_config = GenerationConfig()
 
     @torch.no_grad()
     def continuations(
@@ -141,8 +140,8 @@ class JudgeVLLM:
             settings.temperature,
             settings.max_tokens,
         )
-        # The engine that sampled the answers may have lived here: what it leaves of its memory pool
-        # breaks a second one beside it.
+        # The engine that sampled the answers may have run in this process, and the rest of its
+        # memory pool breaks a second engine.
         apart = torch.cuda.is_available()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(apart))
         if apart:
@@ -151,7 +150,7 @@ class JudgeVLLM:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if apart:
-            free, total = torch.cuda.mem_get_info()  # a trainer may sit beside it
+            free, total = torch.cuda.mem_get_info()  # a trainer may hold some
             options: dict[str, Any] = {
                 "gpu_memory_utilization": round(0.9 * free / total, 3),
                 "compilation_config": GRAPHS,
@@ -186,10 +185,8 @@ class JudgeVLLM:
             enable_prefix_caching=True,
             disable_log_stats=True,
             generation_config="vllm",  # no sampling defaults of the model
-            structured_outputs_config={
-                "backend": "xgrammar",
-                "disable_any_whitespace": True,
-            },  # blanks could go on for ever
+            # Without blanks, which could go on for ever.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             seed=0,
             **options,
         )
@@ -217,7 +214,7 @@ class JudgeVLLM:
             outputs = self.llm.generate(
                 [{"prompt_token_ids": ids} for ids in prompts_ids], params, use_tqdm=False
             )
-        except Exception as error:  # of vLLM, CUDA or a worker: the engine cannot go on
+        except Exception as error:  # from vLLM, CUDA or a worker: the engine cannot go on
             raise EngineError(
                 f"vLLM stopped while judging: {type(error).__name__}: {error}"
             ) from error

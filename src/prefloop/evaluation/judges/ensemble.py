@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from prefloop.data.packing import Document, document_of
 from prefloop.data.replies import Reply, response_of
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError, ModelError
+from prefloop.evaluation.judges.assessor import Grader, OnAnswer, Single
 from prefloop.evaluation.judges.verdict import Grade
 from prefloop.evaluation.standing import unproven
 from prefloop.labeling.scoring import open_reward, reward_folder
@@ -28,14 +29,14 @@ from prefloop.records import Prompt, prompt_key
 from prefloop.runs.open import require_fingerprint
 
 
-class RewardGrader:
+class RewardGrader(Grader):
     """Scores by the reward model in ``source``: a run's folder, a reward artifact's or an exported
     one's.
 
-    The backbone is loaded at the first score as ``labeling.scoring.open_reward`` does it, or is the
-    one given. Responses count as finished, and lose their end where they are over ``max_length``,
-    as in training; a prompt that leaves no room fails alone. Raises ``ModelError`` when the folder
-    holds no reward model, or when it was trained on another backbone than the one given or found.
+    The backbone is the one given, or is loaded at the first score by
+    ``labeling.scoring.open_reward``. Responses count as finished, and lose their end where they are
+    over ``max_length``, as in training. Raises ``ModelError`` when the folder holds no reward
+    model, or when it was trained on another backbone than the one given or loaded.
     """
 
     def __init__(self, source: Path, backbone: Backbone | None = None) -> None:
@@ -45,33 +46,23 @@ class RewardGrader:
         self._reward: Reward | None = None
         self.members = Saved.read(self.folder).members
         self.unproven = unproven(metrics_of(self.folder))
-        """Why its verdicts name no winner; empty where they may."""
         self.name = f"reward:{source.name or self.folder.name}"
         if backbone is not None:
             require_fingerprint(
                 fingerprint(backbone.folder), backbone.config.model, {str(source): self._origin}
             )
 
-    def grade(self, prompt: Prompt, response: Reply) -> float:
-        """Mean score of ``response``. Raises ``DataError`` naming a prompt that leaves no room for
-        it.
-        """
-        grade = self.grade_many([(prompt, response)])[0]
-        if grade.failed:
-            raise DataError(grade.failed)
-        return grade.score
-
-    def grade_many(
-        self,
-        items: Sequence[tuple[Prompt, Reply]],
-        on_grade: Callable[[int, Grade], None] | None = None,
+    def ask(
+        self, questions: Sequence[Single], on_answer: OnAnswer[Grade] | None = None
     ) -> list[Grade]:
-        """Mean scores in the order of ``items``; responses to one prompt are scored together."""
-        reward = self._loaded() if items else None
+        """Mean scores in the order of ``questions``; responses to one prompt are scored together.
+        A prompt that leaves no room for its response has a failed grade.
+        """
+        reward = self._loaded() if questions else None
         out: dict[int, Grade] = {}
         documents = []
-        for prompt, keys in _by_prompt(items):
-            document, failed = self._document(prompt, {key: items[key][1] for key in keys})
+        for prompt, keys in _by_prompt(questions):
+            document, failed = self._document(prompt, {key: questions[key][1] for key in keys})
             documents += [document] if document else []
             out.update((key, Grade.failure(problem)) for key, problem in failed.items())
         if reward is not None and documents:
@@ -85,9 +76,11 @@ class RewardGrader:
                     else {}
                 )
                 out[key] = Grade(sum(members) / len(members), parts)
-        for index in range(len(items)) if on_grade else ():
-            on_grade(index, out[index])  # type: ignore[misc]
-        return [out[index] for index in range(len(items))]
+        grades = [out[index] for index in range(len(questions))]
+        if on_answer:
+            for index, grade in enumerate(grades):
+                on_answer(index, grade)
+        return grades
 
     def fingerprint(self) -> str:
         """Hash of every member's files and of the backbone that they belong to."""
@@ -99,16 +92,16 @@ class RewardGrader:
                 for name in ("adapter_model.safetensors", "head.safetensors")
             ]
         try:
-            what = [json.dumps(origin, sort_keys=True), *map(file_digest, files)]
+            parts = [json.dumps(origin, sort_keys=True), *map(file_digest, files)]
         except OSError as error:
             raise ModelError(
                 f"'{self.folder.name}' is not a whole reward model: {error.filename} is missing"
             ) from None
-        return f"reward:{hashlib.sha256(' '.join(what).encode()).hexdigest()}"
+        return f"reward:{hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
 
     def close(self) -> None:
-        """Take the members off the backbone, and give the memory of one that was loaded here back;
-        it loads again when it is asked.
+        """Take the members off the backbone, and free the backbone if it was loaded here. The next
+        question loads them again.
         """
         if self._reward is not None:
             self._reward.drop()
@@ -121,23 +114,25 @@ class RewardGrader:
     def _document(
         self, prompt: Prompt, replies: Mapping[int, Reply]
     ) -> tuple[Document | None, dict[int, str]]:
-        """The prompt with those of the replies that the model can read, and by key what is wrong
-        with the others.
+        """The prompt with the replies that the model can read, and by key the problem of each other
+        reply.
         """
         backbone = self._loaded().backbone
         encoder = Encoder(backbone.chat, backbone.config.max_length)
-        found: dict[int, Tokens] = {}
+        readable: dict[int, Tokens] = {}
         failed: dict[int, str] = {}
         for key, reply in replies.items():
             try:
                 prompt_ids = encoder.prompt(prompt.id, prompt.prompt)
-                answer = replace(response_of(reply), meta={})  # without what says that it was cut
-                found[key] = encoder.response(prompt.id, prompt.prompt, answer, len(prompt_ids))
+                answer = replace(response_of(reply), meta={})  # it counts as finished
+                readable[key] = encoder.response(prompt.id, prompt.prompt, answer, len(prompt_ids))
             except DataError as error:
                 failed[key] = str(error)
-        if not found:
+        if not readable:
             return None, failed
-        return replace(document_of(prompt_ids, list(found.values())), keys=list(found)), failed
+        return replace(
+            document_of(prompt_ids, list(readable.values())), keys=list(readable)
+        ), failed
 
     def _loaded(self) -> Reward:
         if self._reward is None:
@@ -148,9 +143,9 @@ class RewardGrader:
         return self._reward
 
 
-def _by_prompt(items: Sequence[tuple[Prompt, Reply]]) -> list[tuple[Prompt, list[int]]]:
-    """Indices of items that share a conversation, in order of appearance."""
+def _by_prompt(questions: Sequence[Single]) -> list[tuple[Prompt, list[int]]]:
+    """Indices of questions that share a conversation, in order of appearance."""
     groups: dict[str, tuple[Prompt, list[int]]] = {}
-    for index, (prompt, _) in enumerate(items):
+    for index, (prompt, _) in enumerate(questions):
         groups.setdefault(prompt_key(prompt.prompt), (prompt, []))[1].append(index)
     return list(groups.values())

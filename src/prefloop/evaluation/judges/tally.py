@@ -1,5 +1,5 @@
-"""Counts of an evaluation's questions, and when to stop it: a judge that cannot be used must not
-cost thousands of requests.
+"""Counts of an evaluation's questions, and when to stop it: an unusable judge must not cost
+thousands of requests.
 """
 
 from __future__ import annotations
@@ -17,22 +17,17 @@ MAX_UNPARSABLE = 0.05
 ENOUGH = 20
 """Questions before which an evaluation under way is not stopped."""
 SURE = 4.0
-"""Standard deviations above that share at which it stops before its end: it looks after every
-answer, and so has many chances to err.
+"""Standard deviations above that share at which an evaluation stops early. The share is looked at
+after every answer, so chance has many tries.
 """
 MAX_FAILURES_IN_A_ROW = 10
 _EXAMPLES = 3
 _EXCERPT = 200
 
 
-def valid_of(judge: object) -> str:
-    """What a reply that can be read looks like, for a judge that is asked in a form."""
-    return str(getattr(getattr(judge, "form", None), "valid", ""))
-
-
-def told(advance: Callable[..., None]) -> Callable[[int, Verdict], None]:
-    """Shows verdicts as they come: a pair that failed is not done, and is counted beside the
-    bar.
+def progress_of(advance: Callable[..., None]) -> Callable[[int, Verdict], None]:
+    """Moves a progress bar with each verdict. A pair that failed is not done; its count stands next
+    to the bar.
     """
     failed = 0
 
@@ -47,9 +42,9 @@ def told(advance: Callable[..., None]) -> Callable[[int, Verdict], None]:
 class Tally:
     """Counts every distinct question of an evaluation once, from the cache or asked.
 
-    Raises ``JudgeError``, with three of the replies, from ``asked`` and ``remembered`` when so many
+    Raises ``JudgeError`` with three of the replies: from ``asked`` and ``remembered`` when so many
     of at least 20 answers are unparsable that the share is surely over 5 %, from ``finished`` when
-    it is over 5 %; and from ``asked`` when 10 requests in a row failed.
+    the share is over 5 %. ``asked`` also raises it when 10 requests in a row failed.
     """
 
     def __init__(
@@ -57,13 +52,13 @@ class Tally:
     ) -> None:
         self.name, self.prices, self.cache, self.valid = name, prices or Prices(), cache, valid
         self.n_asked = 0
-        """Questions put to the judge now; without those that failed."""
+        """Questions put to the judge in this run, without those that failed."""
         self.n_cached = 0
-        """Questions answered from the cache, repeated ones each time."""
+        """Questions answered from the cache; a repeated question counts each time."""
         self.n_failed = 0
-        """Questions whose request failed for good."""
+        """Questions whose request failed after all retries."""
         self.n_unparsable = 0
-        """Answers without a verdict, from the cache too."""
+        """Answers without a verdict, those from the cache included."""
         self._kept_unparsable = self._answers = self._prompt_tokens = self._completion_tokens = (
             self._unreported
         ) = 0
@@ -74,8 +69,8 @@ class Tally:
 
     @property
     def total(self) -> Usage:
-        """Tokens and cost of all answers, those that an earlier run paid for too; failed questions
-        have none.
+        """Tokens and cost of all answers, including those that an earlier run paid for. Failed
+        questions have none.
         """
         tokens = self._prompt_tokens, self._completion_tokens
         return Usage(
@@ -87,9 +82,7 @@ class Tally:
         )
 
     def remembered(self, answers: Iterable[tuple[str, Verdict | Grade]], repeats: int = 0) -> None:
-        """Count answers from the cache, by key; the order in which they were stored plays no
-        part.
-        """
+        """Count answers from the cache by key, and ``repeats`` of questions."""
         for key, answer in answers:
             self.n_cached += 1
             self._count(key, answer)
@@ -134,9 +127,8 @@ class Tally:
         self._answers += 1
         self._prompt_tokens += answer.prompt_tokens
         self._completion_tokens += answer.completion_tokens
-        self._unreported += (
-            bool(answer.raw) and not answer.prompt_tokens
-        )  # who replied had read something
+        # A model that replied has read something, so 0 tokens mean that it did not report them.
+        self._unreported += bool(answer.raw) and not answer.prompt_tokens
         self.n_unparsable += answer.unparsable
         if answer.unparsable and len(self._examples) < _EXAMPLES:
             self._examples.append(answer.raw[0][:_EXCERPT] if answer.raw else "")
@@ -159,11 +151,10 @@ class Tally:
         )
 
     def _kept(self) -> str:
-        """Where unreadable answers of an earlier run lie, and how to be rid of them."""
+        """Where unreadable answers of an earlier run are stored, and how to ask again."""
         if not self._kept_unparsable or self.cache is None:
             return ""
         return (
-            f"\n       {self._kept_unparsable} of the {self.n_unparsable} were not asked now, they"
-            f" are kept from before in {self.cache}: with another --cache, or that file deleted,"
-            " they are asked again"
+            f"\n       {self._kept_unparsable} of the {self.n_unparsable} are from an earlier run,"
+            f" stored in {self.cache}: to ask them again, delete that file or name another --cache"
         )

@@ -1,4 +1,4 @@
-"""What judging costs: requests, tokens and, where prices are known, money."""
+"""The cost of judging: requests, tokens and, where prices are known, money."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Prices:
     completion: float | None = None
 
     def cost(self, prompt_tokens: int, completion_tokens: int, unreported: int = 0) -> float | None:
-        """What the tokens cost; ``None`` unless both prices are known, and where ``unreported``
-        replies leave no token to count.
+        """Cost of the tokens; ``None`` unless both prices are known, and where no reply reported a
+        token.
         """
         if (
             self.prompt is None
@@ -27,15 +27,15 @@ class Prices:
 
 @dataclass(frozen=True)
 class Usage:
-    """What was used; answers from a cache use nothing."""
+    """Requests, tokens and cost; answers from a cache use nothing."""
 
     requests: int = 0
-    """Requests sent, each attempt counted."""
+    """Requests sent; each attempt counts."""
     retries: int = 0
-    """Of these, attempts after one that failed."""
+    """How many of the requests were repeated after a failure."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     unreported: int = 0
-    """Replies that did not say their tokens: the counts above and the cost lack them."""
+    """Replies that did not report their tokens: the counts and the cost lack them."""
     cost: float | None = None
-    """In the currency of the prices; ``None`` without prices, or where no reply said its tokens."""
+    """In the currency of the prices; ``None`` without prices or where no reply reported tokens."""

@@ -1,4 +1,4 @@
-"""What a judge answers, and what a grader does."""
+"""The answers of judges and graders."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Grade:
     raw: tuple[str, ...] = ()
     """The grader's replies, as text, in the order they were given."""
     unparsable: int = 0
-    """1 where no reply held a grade, asked again too."""
+    """1 where no reply held a grade, even when asked again."""
     failed: str = ""
-    """Why there is no answer; such a grade is in no mean and in no cache."""
+    """Why there is no answer; such a grade enters no mean and no cache."""
     prompt_tokens: int = 0
-    """Tokens that were read for this grade, when it was given."""
+    """Tokens that the grader read for it."""
     completion_tokens: int = 0
-    """Tokens that were written for this grade, when it was given."""
+    """Tokens that the grader wrote for it."""
 
     @classmethod
     def failure(cls, why: str) -> Grade:
-        """No answer, and why."""
+        """An answer that is missing, with the reason."""
         return cls(math.nan, failed=why)
 
 
@@ -47,19 +47,19 @@ class Verdict:
     unparsable: int = 0
     """Questions whose answer held no verdict even when asked again; each counted as a tie."""
     failed: str = ""
-    """Why the judge gave no answer; such a verdict is in no rate and in no cache."""
+    """Why the judge gave no answer; such a verdict enters no rate and no cache."""
     prompt_tokens: int = 0
-    """Tokens that were read for this verdict, when it was given."""
+    """Tokens that the judge read for it."""
     completion_tokens: int = 0
-    """Tokens that were written for this verdict, when it was given."""
+    """Tokens that the judge wrote for it."""
     by_order: tuple[float, ...] = ()
-    """Where both orders were asked: the score of a when it stood first, and when it stood
-    second.
+    """Score of a when it was shown first, and when it was shown second; empty where one order was
+    asked.
     """
     grades: tuple[Grade, ...] = ()
-    """Of a and of b, where each was graded alone."""
+    """Grades of a and of b, where each was graded alone."""
 
     @classmethod
     def failure(cls, why: str) -> Verdict:
-        """No answer, and why."""
+        """An answer that is missing, with the reason."""
         return cls(math.nan, failed=why)

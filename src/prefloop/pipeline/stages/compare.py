@@ -24,7 +24,7 @@ from prefloop.data.trained import roles_read, trained_prompts
 from prefloop.errors import JudgeError
 from prefloop.evaluation.compare import Duel, Judged, judge_answers
 from prefloop.evaluation.judges.cache import VerdictCache
-from prefloop.evaluation.judges.graders import FunctionGrader, fingerprint_of
+from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.evaluation.judges.open import open_judge
 from prefloop.evaluation.win_rates import (
     READINGS,
@@ -98,7 +98,7 @@ class Compare(Stage):
             return who | {"judge": None}
         models = runtime.store.root / "models"
         with closing(open_judge(self.config.judge, self.config.asking, models=models)) as judge:
-            return who | {"judge": fingerprint_of(judge)}
+            return who | {"judge": judge.fingerprint()}
 
     def _training(self) -> list[Source]:
         data = self.data
@@ -228,7 +228,7 @@ class Compare(Stage):
             return {}
         wins = {p: wins_of(answers[p][judge], sft[judge]) for p in policies}
         leads = {p: leads_of(answers[p], sft) for p in policies}
-        return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples).models
+        return length_controlled_leaderboard(wins, leads, resamples=self.config.resamples)
 
     def _asked(self, work: Work, answers: Mapping[str, Any]) -> Judged:
         """All policies against each other, the k-th answer against the k-th; SFT is always side

@@ -15,7 +15,7 @@ from prefloop.config import DataConfig, LabelConfig
 from prefloop.data.replies import same_as
 from prefloop.data.sources import copy_records, holds, write_jsonl
 from prefloop.errors import ConfigError, DataError
-from prefloop.evaluation.judges.judge import FunctionGrader
+from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.labeling.argilla.connection import Unreachable, place
 from prefloop.labeling.argilla.forms import read_guidelines
 from prefloop.labeling.pool import content_of, named

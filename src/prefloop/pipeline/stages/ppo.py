@@ -21,7 +21,7 @@ from prefloop.config import DataConfig, PPOConfig
 from prefloop.data.encode import Encoder
 from prefloop.data.packing import Document
 from prefloop.errors import ConfigError, StoreError
-from prefloop.evaluation.judges.judge import FunctionGrader
+from prefloop.evaluation.judges.graders import FunctionGrader
 from prefloop.models.backbone import Backbone
 from prefloop.models.reward_model import Reward
 from prefloop.pipeline.stage import Stage
