@@ -308,8 +308,8 @@ def check_record(record: Record) -> None:
             _check_response(response, f"responses.{index}")
     if isinstance(record, Comparison):
         check_distinct(
-            record.responses[0].text,
-            record.responses[1].text,
+            record.first.text,
+            record.second.text,
             "responses.0.text",
             "responses.1.text",
         )
