@@ -129,7 +129,7 @@ def stream(folder: Path, count: int) -> dict[str, float]:
     from prefloop.data.groups import write_groups
     from prefloop.data.packing import packs
     from prefloop.data.sources import copy_records
-    from prefloop.labeling.aggregation import vote_share
+    from prefloop.labeling.aggregation import aggregation
     from prefloop.records import Comparison
     from prefloop.training.batches import ahead, epochs_of_groups
 
@@ -148,7 +148,7 @@ def stream(folder: Path, count: int) -> dict[str, float]:
     validated, private = time.monotonic(), [private_mib()]
     encoder = Encoder(ChatFormat.load(fast), 1024)
     groups = write_groups(
-        folder / "comparisons.jsonl", folder / "groups.arrow", encoder, vote_share
+        folder / "comparisons.jsonl", folder / "groups.arrow", encoder, aggregation("share")
     )
     written = time.monotonic()
     private.append(private_mib())

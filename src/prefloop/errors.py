@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class PrefloopError(Exception):
-    """Something the user can fix: the message says what was found, where, and what to do."""
+    """An error the user can fix. The message says what is wrong, where, and what to do."""
 
     exit_code = 2
 
@@ -33,7 +33,7 @@ class StoreError(PrefloopError):
 
 
 class AuditError(PrefloopError):
-    """A step-0 check failed: training on would be silently wrong."""
+    """A check before the first step failed. Training on would give wrong results without notice."""
 
 
 class EngineError(PrefloopError):
@@ -57,16 +57,14 @@ class LabelError(PrefloopError):
 
 
 def among(name: str, known: Iterable[str]) -> str:
-    """All known names in their order, after a ``did you mean`` clause where one of them is near."""
+    """All known names in order, after a ``did you mean`` clause where one of them is near."""
     known = list(known)
     near = nearest(name, known)
     return ("" if near.startswith("known:") else f"{near}; ") + f"one of {', '.join(known)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a ``did you mean`` clause for ``name``, or the list of known names when nothing is
-    near.
-    """
+    """A ``did you mean`` clause for ``name``, or the list of known names when none is near."""
     known = sorted(known)
     close = [one for one in known if one.casefold() == name.casefold()]
     close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -324,7 +324,11 @@ class Vote:
 
 @dataclass(frozen=True, config=_STRICT)
 class Comparison(_Prompted):
-    """Two responses to one prompt and the votes on them."""
+    """Two responses to one prompt and the votes on them.
+
+    Code calls the responses ``first`` and ``second``, in the order of the record. "Chosen" and
+    "rejected" are the words of loss formulas and of other people's files.
+    """
 
     id: str
     prompt: Conversation
@@ -335,6 +339,14 @@ class Comparison(_Prompted):
     def __post_init__(self) -> None:
         if len(self.responses) != 2:
             raise ValueError(f"a comparison has 2 responses, found {len(self.responses)}")
+
+    @property
+    def first(self) -> Response:
+        return self.responses[0]
+
+    @property
+    def second(self) -> Response:
+        return self.responses[1]
 
     def swap(self) -> Comparison:
         """The same comparison with the responses in the other order; votes follow, and so does

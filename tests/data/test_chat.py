@@ -7,7 +7,7 @@ from tiny import TOKENIZERS, load, tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from prefloop.data.chat import CHATML, ChatFormat
-from prefloop.data.encode import Encoder, preference_groups
+from prefloop.data.encode import Encoder, LabelledPair, preference_group
 from prefloop.errors import ConfigError, DataError, ModelError
 from prefloop.records import Comparison, Message, Response
 
@@ -191,27 +191,20 @@ def comparison(name: str, prompt: str, *texts: str) -> Comparison:
 
 def test_pairs_of_one_prompt_share_it_and_their_common_responses(encoder: Encoder) -> None:
     rows = [
-        comparison("1", "try", "one", "two"),
-        comparison("2", "how", "one", "two"),
-        comparison("3", "try", "two", "three"),
+        (comparison("1", "try", "one", "two"), 1.0, 1.0),
+        (comparison("3", "try", "two", "three"), 0.25, 2.0),
     ]
-    groups = preference_groups(rows, [1.0, 0.0, 0.25], encoder)
-    assert [len(g.document.responses_ids) for g in groups] == [3, 2]
-    assert groups[0].pairs == [(0, 1, 1.0, 1.0), (1, 2, 0.25, 1.0)]
-    assert groups[1].pairs == [(0, 1, 0.0, 1.0)]
-    keys = [k for g in groups for k in g.document.keys]
-    assert len(set(keys)) == 5
-    assert encoder.chat.decode(groups[0].document.responses_ids[2]) == "three"
+    group = preference_group(rows, encoder, first_key=7)
+    assert group is not None
+    assert group.pairs == [LabelledPair(0, 1, 1.0, 1.0), LabelledPair(1, 2, 0.25, 2.0)]
+    assert group.document.keys == [7, 8, 9]
+    assert encoder.chat.decode(group.document.responses_ids[2]) == "three"
 
 
 def test_a_pair_that_cutting_made_equal_is_left_out(encoder: Encoder) -> None:
     same_start = "word " * 60
-    assert (
-        preference_groups(
-            [comparison("1", "try", same_start + "a", same_start + "b")], [1.0], encoder
-        )
-        == []
-    )
+    pair = comparison("1", "try", same_start + "a", same_start + "b")
+    assert preference_group([(pair, 1.0, 1.0)], encoder) is None
     assert encoder.cut == 2
 
 
@@ -221,7 +214,8 @@ def test_an_unfinished_candidate_is_encoded_without_its_end(encoder: Encoder) ->
         [Message("user", "try")],
         [Response("good", meta={"finished": False}), Response("good")],
     )
-    (group,) = preference_groups([row], [1.0], encoder)
+    group = preference_group([(row, 1.0, 1.0)], encoder)
+    assert group is not None
     assert group.document.responses_ids[1] == [
         *group.document.responses_ids[0],
         encoder.chat.stop_id,

@@ -15,14 +15,16 @@ from counted import Alive, LineByLine
 from tiny import tiny_tokenizer
 
 from prefloop.data.chat import ChatFormat
-from prefloop.data.encode import Encoder, preference_groups
+from prefloop.data.encode import Encoder, LabelledPair
 from prefloop.data.groups import LeftOut, documents, write_groups, write_thumbs
 from prefloop.data.quarantine import Unusable, encoded
 from prefloop.data.sources import write_jsonl
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
-from prefloop.labeling.aggregation import WEIGHTS, vote_share
+from prefloop.labeling.aggregation import WEIGHTS, aggregation
 from prefloop.records import Comparison, Message, Prompt, Rating, Response, Thumb, Vote, from_dict
+
+SHARE = aggregation("share")
 
 
 @pytest.fixture
@@ -48,21 +50,27 @@ def written(rows: Sequence[Comparison | Rating], tmp_path: Path) -> Path:
     return path
 
 
-def test_groups_on_disk_are_the_groups_in_memory(encoder: Encoder, tmp_path: Path) -> None:
-    groups = write_groups(written(ROWS, tmp_path), tmp_path / "g.arrow", encoder, vote_share)
-    expected = preference_groups(ROWS, [2 / 3, 0.0, 0.25], encoder)
-    assert [g.pairs for g in groups] == [[tuple(p) for p in g.pairs] for g in expected]
-    for ours, theirs in zip(groups, expected, strict=True):
-        assert ours.document.prompt_ids == theirs.document.prompt_ids
-        assert list(ours.document.responses_ids) == list(theirs.document.responses_ids)
-        assert ours.document.keys == theirs.document.keys
+def test_comparisons_of_one_prompt_form_a_group_with_its_distinct_responses(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    groups = write_groups(written(ROWS, tmp_path), tmp_path / "g.arrow", encoder, SHARE)
+    chat = encoder.chat
+    prompts = [chat.prompt_ids(row.prompt) for row in ROWS[:2]]
+    assert [list(g.document.prompt_ids) for g in groups] == prompts
+    texts = [[chat.decode(ids) for ids in g.document.responses_ids] for g in groups]
+    assert texts == [["one", "two", "three"], ["one", "two"]]
+    assert [g.pairs for g in groups] == [
+        [LabelledPair(0, 1, 2 / 3, 1.0), LabelledPair(1, 2, 0.25, 1.0)],
+        [LabelledPair(0, 1, 0.0, 1.0)],
+    ]
+    assert [list(g.document.keys) for g in groups] == [[0, 1, 2], [3, 4]]
     assert [groups.pairs(i) for i in range(len(groups))] == [2, 1] and groups.total_pairs == 3
     assert len(list(documents(groups))) == 2
     assert groups.ids_of([0]) == ["1", "3"] and groups.ids_of(groups[1].document.keys) == ["2"]
 
 
 def test_subsets_keep_order_repeats_and_pair_counts(encoder: Encoder, tmp_path: Path) -> None:
-    groups = write_groups(written(ROWS, tmp_path), tmp_path / "g.arrow", encoder, vote_share)
+    groups = write_groups(written(ROWS, tmp_path), tmp_path / "g.arrow", encoder, SHARE)
     again = groups.subset([1, 0, 0])
     assert [again.pairs(i) for i in range(3)] == [1, 2, 2]
     assert again[2].document.keys == groups[0].document.keys
@@ -73,28 +81,26 @@ def test_weights_have_mean_one_and_follow_votes_or_agreement(
     encoder: Encoder, tmp_path: Path
 ) -> None:
     source = written(ROWS, tmp_path)
-    by_votes = write_groups(source, tmp_path / "v.arrow", encoder, vote_share, WEIGHTS["votes"])
-    assert [[p[3] for p in g.pairs] for g in by_votes] == [
+    by_votes = write_groups(source, tmp_path / "v.arrow", encoder, SHARE, WEIGHTS["votes"])
+    assert [[p.weight for p in g.pairs] for g in by_votes] == [
         [3 / (8 / 3), 4 / (8 / 3)],
         [1 / (8 / 3)],
     ]
-    by_agreement = write_groups(
-        source, tmp_path / "a.arrow", encoder, vote_share, WEIGHTS["agreement"]
-    )
+    by_agreement = write_groups(source, tmp_path / "a.arrow", encoder, SHARE, WEIGHTS["agreement"])
     agreement = [1 / 3, 1 / 2, 1.0]
     mean = sum(agreement) / 3
-    found = [p[3] for g in by_agreement for p in g.pairs]
+    found = [p.weight for g in by_agreement for p in g.pairs]
     assert found == pytest.approx([agreement[0] / mean, agreement[1] / mean, agreement[2] / mean])
     tied = written([comparison("1", "try", "one", "two", 0, 1)], tmp_path)
     with pytest.raises(DataError, match="weight 0"):
-        write_groups(tied, tmp_path / "t.arrow", encoder, vote_share, WEIGHTS["agreement"])
+        write_groups(tied, tmp_path / "t.arrow", encoder, SHARE, WEIGHTS["agreement"])
 
 
 def test_no_pair_left_is_an_error_and_leaves_no_file(encoder: Encoder, tmp_path: Path) -> None:
     long = "word " * 90
     source = written([comparison("1", "try", long + "a", long + "b", 0)], tmp_path)
     with pytest.raises(DataError, match="no pair of two different responses"):
-        write_groups(source, tmp_path / "g.arrow", encoder, vote_share)
+        write_groups(source, tmp_path / "g.arrow", encoder, SHARE)
     assert not list(tmp_path.glob("g.*"))
 
 
@@ -103,11 +109,11 @@ def test_a_prompt_without_room_is_an_error_or_set_aside_by_id(
 ) -> None:
     source = written([ROWS[0], comparison("long", "word " * 90, "a", "b", 0)], tmp_path)
     with pytest.raises(DataError, match="'long'"):
-        write_groups(source, tmp_path / "g.arrow", encoder, vote_share)
+        write_groups(source, tmp_path / "g.arrow", encoder, SHARE)
     aside = tmp_path / "aside.jsonl"
     assert (
         write_groups(
-            source, tmp_path / "g.arrow", encoder, vote_share, unusable=Unusable(aside)
+            source, tmp_path / "g.arrow", encoder, SHARE, unusable=Unusable(aside)
         ).total_pairs
         == 1
     )
@@ -146,7 +152,7 @@ def test_pairs_that_are_equal_once_cut_are_counted_and_said(
     cut = [comparison(str(i), f"q {i}", long + "a", long + "b", 0) for i in range(3)]
     twice = comparison("twice", "q", "same", "same", 0)
     groups = write_groups(
-        written([*ROWS, *cut, twice], tmp_path), tmp_path / "g.arrow", encoder, vote_share
+        written([*ROWS, *cut, twice], tmp_path), tmp_path / "g.arrow", encoder, SHARE
     )
     assert groups.total_pairs == 3
     assert groups.left_out == groups[:1].left_out == LeftOut(read=7, equal=3, repeated=1)
@@ -158,8 +164,8 @@ def test_pairs_that_are_equal_once_cut_are_counted_and_said(
         DataError,
         match=r"no pair .* is left of 3 pairs: 3 of 3 pairs are equal once cut to max_length",
     ):
-        write_groups(written(cut, tmp_path), tmp_path / "h.arrow", encoder, vote_share)
-    whole = write_groups(written(ROWS, tmp_path), tmp_path / "w.arrow", encoder, vote_share)
+        write_groups(written(cut, tmp_path), tmp_path / "h.arrow", encoder, SHARE)
+    whole = write_groups(written(ROWS, tmp_path), tmp_path / "w.arrow", encoder, SHARE)
     assert whole.left_out.metrics() == {} and len(capsys.readouterr().out.splitlines()) == 0
 
 
@@ -203,7 +209,7 @@ def test_without_a_file_to_set_them_aside_in_all_rows_that_do_not_fit_are_counte
         DataError,
         match=r"^2 of 5 rows cannot be used, the first: prompt 'long' .*has .*bad_rows: quarantine",
     ):
-        write_groups(source, tmp_path / "g.arrow", picky, vote_share)
+        write_groups(source, tmp_path / "g.arrow", picky, SHARE)
     assert not list(tmp_path.glob("g.*"))
 
 
@@ -274,7 +280,6 @@ def test_memory_does_not_grow_with_the_text_of_the_pairs(
 
     counting = SimpleNamespace(loads=parse, dumps=json.dumps)
     monkeypatch.setattr("prefloop.data.groups.json", counting)
-    monkeypatch.setattr("prefloop.base.jsonl.json", counting)
     monkeypatch.setattr("prefloop.data.groups.from_dict", build)
     rows = [
         comparison(f"{i}/{k}", f"q {i} " + "good " * 40, f"x {i} {k}", f"y {i} {k}", 0)
@@ -285,11 +290,11 @@ def test_memory_does_not_grow_with_the_text_of_the_pairs(
     encoder = Counting(ChatFormat.load(tiny_tokenizer()), 400)
     gc.collect()
     arrow = pa.total_allocated_bytes()
-    groups = write_groups(source, tmp_path / "g.arrow", encoder, vote_share, WEIGHTS["votes"])
+    groups = write_groups(source, tmp_path / "g.arrow", encoder, SHARE, WEIGHTS["votes"])
     assert groups.total_pairs == len(groups[3:5]) * count == 2 * count
     assert sum(len(groups[i].document.prompt_ids) for i in range(count)) > 40 * count
-    # Three passes: the prompts are found, the weights are added up, the rows are tokenised.
-    assert raw.ever == 3 * len(rows) and raw.most <= 5
+    # Two passes: one indexes, labels and weighs the rows, the other tokenizes them.
+    assert raw.ever == 2 * len(rows) and raw.most <= 5
     assert records.ever == 2 * len(rows) and records.most <= 5
     assert ids.ever == 5 * count and ids.most <= 5 * (batch + 1)
     size = (tmp_path / "g.arrow").stat().st_size
@@ -311,12 +316,12 @@ def test_a_refused_pair_is_counted_once_and_costs_its_prompt_nothing(tmp_path: P
     unusable = Unusable(tmp_path / "too-long.quarantine.jsonl")
     encoder = Encoder(ChatFormat.load(tokenizer), 80)
     groups = write_groups(
-        written(rows, tmp_path), tmp_path / "g.arrow", encoder, vote_share, unusable=unusable
+        written(rows, tmp_path), tmp_path / "g.arrow", encoder, SHARE, unusable=unusable
     )
     assert groups.total_pairs == 1 and unusable.count == 2 and "bad word" in unusable.first
     assert (groups.left_out.equal, groups.left_out.repeated, groups.left_out.unusable) == (0, 0, 2)
     with pytest.raises(DataError, match="2 of 3 rows cannot be used, the first: row 'same' "):
-        write_groups(written(rows, tmp_path), tmp_path / "g.arrow", encoder, vote_share)
+        write_groups(written(rows, tmp_path), tmp_path / "g.arrow", encoder, SHARE)
 
 
 def test_thumbs_of_one_prompt_meet_whatever_of_it_is_learnt(

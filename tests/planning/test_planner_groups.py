@@ -24,6 +24,7 @@ from prefloop.data.chat import ChatFormat
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import write_groups, write_thumbs
 from prefloop.data.sources import copy_records
+from prefloop.labeling.aggregation import aggregation
 from prefloop.planning import groups
 from prefloop.planning.groups import Group, candidates, of_file, unseen
 from prefloop.planning.shapes import Shape, shape_of
@@ -100,7 +101,7 @@ def test_no_group_that_a_stage_writes_is_larger_than_planned(tmp_path: Path) -> 
         else:
             documents = [
                 group.document
-                for group in write_groups(rows, tmp_path / "g.arrow", encoder, lambda _: 1.0)
+                for group in write_groups(rows, tmp_path / "g.arrow", encoder, aggregation("share"))
             ]
         config = RLHFConfig(backbone=backbone, data=DataConfig(comparisons=path))
         planned = of_file(config, thumbs=kind is Rating)

@@ -381,7 +381,7 @@ def test_reward_model(
     def loss_of(pack: Pack) -> Tensor:
         with backbone.role(POLICY, train=True):
             score_B = head(hidden_N_H(backbone, pack)[pack.last_B])
-        first, second, labels, _ = pair_indices(pack, by_key)
+        first, second, labels, _ = map(list, zip(*pair_indices(pack, by_key), strict=True))
         losses_P = bradley_terry(score_B[first] - score_B[second], torch.tensor(labels), target)
         return (losses_P + (centre or 0.0) * centring(score_B[first], score_B[second])).sum()
 

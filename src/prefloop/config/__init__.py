@@ -1,7 +1,8 @@
-"""Every setting of the pipeline: plain dataclasses, one docstring a field, validated strictly.
+"""Every setting of the pipeline, as plain dataclasses with a docstring for each field and strict
+validation.
 
-YAML files hold exactly these fields and the command line overrides each of them (``--ppo.kl.coef
-0.05``). Names follow TRL and transformers where the meaning is the same.
+YAML files hold exactly these fields, and a flag of the command line overrides each of them
+(``--ppo.kl.coef 0.05``). Names follow TRL and transformers where the meaning is the same.
 """
 
 from __future__ import annotations
@@ -40,55 +41,54 @@ from prefloop.config.trl import TrlConfig
 
 @dataclass(config=STRICT)
 class RLHFConfig:
-    """From demonstrations to a judged, aligned model; every stage is reused when nothing it depends
-    on has changed.
+    """From demonstrations to a judged, aligned model. A stage runs again only when something it
+    depends on has changed.
     """
 
     run: RunName = "run"
-    """Name of the run: results go to <output>/<run>."""
+    """Name of the run. Its results go to <output>/<run>."""
     output: Place = Path("runs")
-    """Folder for runs; the artifact store is <output>/.store."""
+    """Folder for runs. The artifact store is <output>/.store."""
     preset: str | None = None
-    """Guide values of the field for a task, in the place of the defaults: chat, classification,
-    reasoning or domain; what this file or a flag says wins. 'prefloop presets' prints them with
-    their sources.
+    """Recommended values for a task, used in place of the defaults: chat, classification, reasoning
+    or domain. This file and flags override them. 'prefloop presets' prints them with their sources.
     """
     algo: str = "ppo"
-    """How the policy learns: on rollouts ppo, grpo, rloo, reinforce; on pairs dpo, cdpo, robust,
-    ipo, hinge, apo_zero, apo_down, orpo, simpo, cpo; on thumbs kto; trl: and the name of a class,
-    such as trl:DPOTrainer, one of TRL's trainers; reward stops after the reward model, sft after
-    SFT, measured by sft.eval_share and bench alone.
+    """How the policy learns. From its own samples: ppo, grpo, rloo, reinforce. From pairs: dpo,
+    cdpo, robust, ipo, hinge, apo_zero, apo_down, orpo, simpo, cpo. From thumbs: kto. trl: and the
+    name of a class, such as trl:DPOTrainer, runs one of TRL's trainers. reward stops after the
+    reward model. sft stops after SFT, which sft.eval_share and bench then measure.
     """
     seed: Seed = 0
     """Seed of everything random, 0 or more."""
     rollout: Literal["vllm", "server", "transformers"] = "vllm"
     """Engine that samples responses: vLLM in this process, a vLLM server (generation.server), or
-    transformers, the slow one that works everywhere.
+    transformers, which is slow and works everywhere.
     """
     labels: str | None = None
-    """Where votes come from, in short: simulated, file, argilla or argilla://workspace/dataset;
-    sets label.source, label.workspace and label.dataset.
+    """Where votes come from: simulated, file, argilla or argilla://workspace/dataset. A short form
+    for label.source, label.workspace and label.dataset.
     """
     rounds: Few = 1
-    """Rounds of sampling, labelling and training; later rounds sample from the policy before and
-    put the pairs to the vote that the reward model is least sure of.
+    """Rounds of sampling, labelling and training. Later rounds sample from the policy of the round
+    before, and put those pairs to the vote of which the reward model is least sure.
     """
     simulate: bool = False
-    """With label.source argilla: the simulated annotators (label.annotators) vote through Argilla,
-    so that nobody needs to be waited for.
+    """With label.source argilla: let the simulated annotators (label.annotators) vote through
+    Argilla, so that the run waits for nobody.
     """
     gold: Named | None = None
-    """Disclosed scorer 'file.py:function' for simulated votes and for the final table; never seen
-    by the reward model.
+    """Scorer 'file.py:function' for simulated votes and for the final table. The report names it,
+    and the reward model never sees it.
     """
     notes: list[str] = field(default_factory=list)
     """Sentences that the report prints under 'What these numbers cannot see'."""
     notes_of: dict[str, list[str]] = field(default_factory=dict)
-    """Such sentences about a data file or a gold scorer, under its name as 'data' or 'gold' has it:
-    printed where the run reads that very file.
+    """Sentences for the same section, by the data file or gold scorer that they are about, named as
+    in 'data' or 'gold'. The report prints those about files that the run reads.
     """
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = aside(default_factory=list)
-    """Where the steps of every training stage are logged too; wandb stays offline unless WANDB_MODE
+    """Trackers that log the steps of every training stage. wandb stays offline unless WANDB_MODE
     says otherwise.
     """
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -105,17 +105,14 @@ class RLHFConfig:
     bench: BenchConfig = field(default_factory=BenchConfig)
 
     def disclosed(self) -> list[str]:
-        """``notes``, and those in ``notes_of`` about what this run reads."""
+        """``notes``, and the entries of ``notes_of`` about the files and the scorer of this run."""
         data = self.data
         files = (data.demonstrations, data.comparisons, data.prompts, data.eval_prompts)
-        read = {str(file) for file in files if file is not None} | (
-            {self.gold} if self.gold else set()
-        )
-        read |= {self.gold.rpartition(":")[0]} if self.gold else set()
-        return [
-            *self.notes,
-            *(note for name, notes in self.notes_of.items() if name in read for note in notes),
-        ]
+        read = {str(file) for file in files if file is not None}
+        if self.gold:
+            read |= {self.gold, self.gold.rpartition(":")[0]}
+        about = (notes for name, notes in self.notes_of.items() if name in read)
+        return [*self.notes, *(note for notes in about for note in notes)]
 
 
 __all__ = [

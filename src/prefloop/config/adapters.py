@@ -1,5 +1,5 @@
-"""Which adapter methods there are and what each can do; read before anything is loaded, so nothing
-heavy is imported here.
+"""The catalogue of adapter methods and what each of them can do. It is read before anything is
+loaded, so this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -19,50 +19,52 @@ Handover = Literal["adapter", "merged", "none"]
 FLOATS = ("bf16", "fp32")
 EVERY = ("nf4", *FLOATS)
 EXPERTS = "such as experts '[runs/a:sft, runs/b:sft]'"
-"""How a list among the options is written on the command line."""
+"""Example of an option that is a list, as it is written on the command line."""
 
 
 COUNT, WHOLE = Range(int, 1, MOST), Range(int, 0, MOST)
 POSITIVE, NOT_NEGATIVE = Range(float, TINY, LARGE), Range(float, TINY, LARGE, zero=True)
 PART = Range(float, 0.0, 0.999)
-"""A share that leaves something."""
+"""A share below 1."""
 TOKENS = Range(int, 1, 10_000)
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """One method: what it is, where it comes from, what it can do."""
+    """One method: its name, its source, and what it can do."""
 
     name: str
     title: str
     paper: str
-    """arXiv number or other source."""
+    """arXiv number, or another source."""
     precisions: tuple[str, ...] = EVERY
-    """Values of ``backbone.precision`` that it trains on."""
+    """The values of ``backbone.precision`` on which it trains."""
     handover: Handover = "merged"
-    """How vLLM gets a policy: as a LoRA adapter or merged weights ('adapter'), as merged weights
-    alone, or not at all.
+    """How vLLM gets a policy: as a LoRA adapter or as merged weights ('adapter'), as merged weights
+    only ('merged'), or not at all ('none').
     """
     merges: bool = True
-    """Whether plain weights exist that do what the adapter does."""
+    """Whether the adapter can be merged into plain weights that do the same."""
     ours: bool = False
-    """prefloop's own; PEFT does not load its files."""
+    """The method is prefloop's own, and PEFT cannot load its files."""
     reads_data: bool = False
-    """Whether a fresh adapter is made from a sample of the stage's own data."""
+    """Whether a new adapter is initialized from a sample of the stage's own data."""
     file_rank: int = 1
-    """The rank of its files as a multiple of ``adapter.r``, where they are LoRA files."""
+    """The rank of its LoRA files as a multiple of ``adapter.r``."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What ``adapter.options`` may hold for it, with the values that hold where it does not."""
+    """The keys that ``adapter.options`` may hold, with their defaults."""
     ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)
-    """Of each option that is a number."""
+    """The permitted numbers of each numeric option."""
     dropout: bool = True
-    """Whether ``adapter.dropout`` does anything."""
+    """Whether the method uses ``adapter.dropout``."""
     places: str = ""
-    """What it sits on, where that is not for ``adapter.target_modules`` to say."""
+    """The part of the model that it changes, where ``adapter.target_modules`` has no say."""
 
 
 def _virtual(name: str, title: str, paper: str, **options: int) -> Card:
-    """A method whose virtual tokens vLLM does not know and no weights can stand for."""
+    """A method of virtual tokens, which vLLM does not support and which cannot be merged into
+    weights.
+    """
     return Card(
         name,
         title,
@@ -244,8 +246,8 @@ CARDS: dict[str, Card] = {
 
 
 def card_of(method: str) -> Card:
-    """The card of ``adapter.method``. Raises ``ConfigError`` with the nearest name and all of
-    them.
+    """The card of a method. Raises ``ConfigError`` with the nearest name and a list of all
+    names.
     """
     if method not in CARDS:
         raise ConfigError(
@@ -255,8 +257,8 @@ def card_of(method: str) -> Card:
 
 
 def others(able: str) -> str:
-    """Names of the methods that ``able`` (a field of ``Card`` that is true, a precision, or a way
-    of hand-over) holds for, for messages.
+    """Names of the methods that have a property, for messages. ``able`` is a boolean field of
+    ``Card``, a precision, or a value of ``handover``.
     """
     return ", ".join(
         c.name
@@ -266,10 +268,10 @@ def others(able: str) -> str:
 
 
 def options_of(config: AdapterConfig) -> dict[str, Any]:
-    """``adapter.options`` over the method's own values.
+    """The method's options: its defaults, overridden by ``adapter.options``.
 
-    Raises ``ConfigError`` for an option that the method does not know, a value of another kind or
-    out of its range, and for dropout or target modules that it would pass over.
+    Raises ``ConfigError`` for an unknown option, for a value of the wrong type or out of range, and
+    for dropout or target modules that the method would ignore.
     """
     card = card_of(config.method)
     if config.dropout and not card.dropout:
@@ -300,7 +302,7 @@ def options_of(config: AdapterConfig) -> dict[str, Any]:
 
 
 def _valued(where: str, value: Any, default: Any, span: Range | None) -> Any:
-    """``value`` in the kind of ``default``."""
+    """``value`` in the type of ``default``."""
     kind = type(default)
     right = (
         isinstance(value, int | float) and not isinstance(value, bool)
@@ -320,8 +322,8 @@ def _valued(where: str, value: Any, default: Any, span: Range | None) -> Any:
 
 
 def experts_of(options: Mapping[str, Any]) -> list[str]:
-    """The experts that MoLE's options name, as they were typed. Raises ``ConfigError`` for fewer
-    than two.
+    """The experts in MoLE's options, as the user typed them. Raises ``ConfigError`` for fewer than
+    two.
     """
     experts = options["experts"]
     if len(experts) < 2 or not all(isinstance(expert, str) for expert in experts):
@@ -345,8 +347,8 @@ def experts_of(options: Mapping[str, Any]) -> list[str]:
 
 
 def require(config: BackboneConfig) -> Card:
-    """The card of ``config.adapter``, when it can train in ``config.precision``. Raises
-    ``ConfigError`` that names methods that can.
+    """The card of ``config.adapter``. Raises ``ConfigError`` when the method cannot train in
+    ``config.precision``; the message names methods that can.
     """
     card = card_of(config.adapter.method)
     options = options_of(config.adapter)

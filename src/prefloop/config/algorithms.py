@@ -1,4 +1,6 @@
-"""The algorithms by name, and what a run of each needs. ``algorithms.py`` makes their stages."""
+"""The names of the algorithms, and what a run of each needs. ``pipeline.algorithms`` builds their
+stages.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ from prefloop.config import RLHFConfig
 from prefloop.config.trl import PREFIX, REWARD_MODEL, TRAINERS, slot_of
 
 PAIR = ("dpo", "cdpo", "robust", "ipo", "hinge", "apo_zero", "apo_down", "orpo", "simpo", "cpo")
-"""Losses on pairs; ``training.dpo.PAIR_LOSSES`` holds them (not imported here: the command line
-must not load torch).
+"""Losses on pairs, implemented in ``training.dpo.PAIR_LOSSES``. That module is not imported here,
+because the command line must not load torch.
 """
 
 WITHOUT_REFERENCE = ("orpo", "simpo", "cpo")
-"""Losses on pairs that read no reference log-probs."""
+"""Losses on pairs that need no reference log-probs."""
 
 ROLLOUTS = ("ppo", "grpo", "rloo", "reinforce")
-"""Algorithms that sample while they train; they differ in their estimator
+"""Algorithms that sample while they train. They differ in their estimator
 (``objectives.estimators``).
 """
 
@@ -31,15 +33,15 @@ IMITATING = ("sft", *(slot for slot, rows in TRL.items() if rows == "demonstrati
 
 POLICIES = [*ROLLOUTS, "kto", *PAIR, *TRL]
 """Slots of the algorithms that turn an SFT adapter into an aligned one (``slot_of``).
-``algorithms.register`` adds to them.
+``pipeline.algorithms.register`` adds to the list.
 """
 
 FEW_STEPS = 20
-"""Updates of the weights below which little can be learnt, unless KL shows that it was."""
+"""With fewer optimizer steps little can be learnt, unless the KL shows otherwise."""
 REWARD_ONLY = "reward"
-"""What --algo says to train and measure the reward model alone."""
+"""The value of --algo that trains and measures the reward model only."""
 SFT_ONLY = "sft"
-"""What --algo says to stop after supervised fine-tuning."""
+"""The value of --algo that stops after supervised fine-tuning."""
 
 
 def learns_from_votes(algo: str) -> bool:
@@ -48,12 +50,13 @@ def learns_from_votes(algo: str) -> bool:
 
 
 def reward_model(config: RLHFConfig) -> Literal["needed", "judge", "none"]:
-    """What a run trains a reward model for: to learn from or to be measured, to judge alone (left
-    out where votes form no pairs), or not at all.
+    """Why a run trains a reward model: to learn from it or to measure it ("needed"), to judge with
+    it ("judge"; left out where the votes form no pairs), or not at all ("none").
 
-    Learning from a file of pairs or thumbs needs none, so there is one only where nothing else
-    would judge, or where ``evaluate.reward_model`` asks for it. Where candidates are put to the
-    vote there is one all the same: another round, or ``pipelines/label_round.py``, chooses by it.
+    An algorithm that learns from a file of pairs or thumbs needs no reward model. Such a run trains
+    one only where nothing else would judge, or where ``evaluate.reward_model`` asks for it. A run
+    that puts candidates to the vote always trains one: another round, or
+    ``pipelines/label_round.py``, chooses pairs by it.
     """
     asked = config.evaluate.reward_model
     by_votes = learns_from_votes(config.algo)
@@ -72,6 +75,6 @@ def reward_model(config: RLHFConfig) -> Literal["needed", "judge", "none"]:
 
 
 def kind_of(stage: str) -> str:
-    """The stage's name without its round: ``ppo-2`` is a ``ppo``."""
+    """The stage's name without its round: ``ppo`` for ``ppo-2``."""
     name, _, number = stage.rpartition("-")
     return name if number.isdigit() else stage

@@ -1,4 +1,6 @@
-"""What the settings of every stage share: strictness, and which fields enter an artifact's key."""
+"""What the settings of all stages share: strictness, and the mark of fields that do not enter an
+artifact's key.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ STRICT = ConfigDict(extra="forbid")
 
 
 def _findable(source: Source) -> Source:
-    """A source that the system may be asked about. Raises ``ValueError``."""
+    """Return a source whose name the file system accepts. Raises ``ValueError``."""
     usable(source.text)
     return source
 
@@ -32,16 +34,16 @@ DataSource = Annotated[
         str_from_instance=lambda source: [str(source)],
     ),
 ]
-"""A source of rows that a flag names: a path, or an address such as ``hf:org/name:split``."""
+"""A source of rows: a path, or an address such as ``hf:org/name:split``."""
 
 
 def file(**kwargs: Any) -> Any:
-    """A field whose file's or source's bytes, not its name, decide what a stage produces."""
+    """A field for a file or source. Its contents, not its name, enter the artifact's key."""
     return field(metadata={"file": True}, **kwargs)
 
 
 def aside(**kwargs: Any) -> Any:
-    """A field that does not change what a stage produces; it stays out of the artifact's key."""
+    """A field that does not change what a stage produces. It stays out of the artifact's key."""
     return field(metadata={"content": False}, **kwargs)
 
 

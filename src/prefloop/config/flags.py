@@ -1,5 +1,5 @@
-"""The command line as tyro reads it; what it refuses is shown without secrets and power over the
-terminal.
+"""The command line, read by tyro. Its error messages are shown without secrets and without control
+characters.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _MOST_OF_A_FLAG = 300
 
 
 def flags(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
-    """``tyro.cli``. A refusal quotes what was given, so it is made once more with arguments that
-    can be shown.
+    """Read flags with ``tyro.cli``. An error quotes the arguments, so where they hold anything that
+    must not be shown, the error is raised again on cleaned arguments.
     """
     clean = [neutral(value_without_secrets(argument)) for argument in arguments]
     short = [shortened(argument, _MOST_OF_A_FLAG) for argument in clean]
@@ -32,15 +32,16 @@ def flags(kind: Any, arguments: Sequence[str], **options: Any) -> Any:
     except SystemExit as refused:
         if refused.code:
             tyro.cli(kind, args=short, registry=FLAGS, **options)
-            # Nothing is wrong with them: the fault is their length, or what was taken out.
-            said = io.StringIO()
-            with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+            # The cleaned arguments are fine: what was wrong is their length, or a part that was
+            # taken out.
+            errors = io.StringIO()
+            with contextlib.redirect_stderr(errors), contextlib.suppress(SystemExit):
                 tyro.cli(kind, args=clean, registry=FLAGS, **options)
             changed = [
                 after for after, before in zip(clean, arguments, strict=True) if after != before
             ]
             complain(
-                said.getvalue()
+                errors.getvalue()
                 or f"error: {listed(map(repr, changed))}: refused for a part that is not shown;"
                 " take passwords, queries and control characters out"
             )

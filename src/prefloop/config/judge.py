@@ -21,70 +21,72 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def _secret(value: Any, name: str = "") -> str:
-    """The first field, at any depth, that holds text under the name of a key (``x-api-key``,
-    ``accessToken``; not ``max_tokens``).
+    """Name of the first field, at any depth, that holds text under a name for keys, such as
+    ``x-api-key`` or ``accessToken``, but not ``max_tokens``. Empty where there is none.
     """
     if isinstance(value, dict):
         return next(
-            (found for key, item in value.items() if (found := _secret(item, str(key)))), ""
+            (secret for key, item in value.items() if (secret := _secret(item, str(key)))), ""
         )
     if isinstance(value, list | tuple):
-        return next((found for item in value if (found := _secret(item, name))), "")
+        return next((secret for item in value if (secret := _secret(item, name))), "")
     words = [word.lower() for word in _WORD.findall(name)]
     return name if isinstance(value, str) and words and words[-1] in _SECRET else ""
 
 
 @dataclass(config=STRICT)
 class JudgeConfig:
-    """How a judge is asked. Settings of language models mean nothing to a reward model or a
-    function.
+    """How a judge is asked. A reward model and a Python function ignore the settings of language
+    models.
     """
 
     mode: Literal["pairwise", "grade", "rubric"] = "pairwise"
-    """A language model compares two responses, grades each from 1 to 10, or scores each by the
-    criteria of rubric.
+    """How a language model judges: it compares two responses, grades each from 1 to 10, or scores
+    each by the criteria of rubric.
     """
     criteria: str | None = None
-    """What makes a response better: text, or the path of a .txt or .md file. Default: prefloop's
+    """What makes a response better: a text, or the path of a .txt or .md file. Default: prefloop's
     own words.
     """
     rubric: str | None = None
-    """Criteria and weights for mode rubric: path of a .yaml or .json file, or YAML text."""
+    """Criteria and weights for mode rubric: the path of a .yaml or .json file, or YAML text."""
     tie_margin: NotNegative = 0.0
-    """Scores this close tie (0: equal ones): those of grades, of rubrics, of a reward model, of a
-    function.
+    """Two scores that differ by no more than this are a tie (0: only equal scores). It applies to
+    grades, rubrics, reward models and functions.
     """
     temperature: NotNegative | None = 0.0
-    """Of a language model, 0 for its likeliest answer; none leaves it to the endpoint."""
+    """Sampling temperature of a language model; 0 takes its likeliest answer, none leaves the
+    choice to the endpoint.
+    """
     max_tokens: Count | None = 1024
-    """Longest reply, reasons included; none leaves it to the endpoint."""
+    """Longest reply in tokens, reasons included; none leaves the choice to the endpoint."""
     structured: bool = True
-    """Ask for a JSON object by its schema where endpoint or engine can enforce it."""
+    """Ask for a JSON object that follows a schema, where the endpoint or engine can enforce it."""
     api_key_env: str | None = aside(default=None)
-    """Environment variable that holds the endpoint's key; none sends no key."""
+    """Name of the environment variable with the endpoint's key; none sends no key."""
     max_concurrency: Few = aside(default=8)
-    """Requests in flight; of a local model, questions side by side."""
+    """Requests at the same time; for a local model, questions in a batch."""
     requests_per_minute: PerMinute | None = aside(default=None)
     """Limit on requests to an endpoint, retries included."""
     timeout: Positive = aside(default=60.0)
-    """Seconds that a request may take, from connecting to the last byte of its answer."""
+    """Seconds that one request may take, from connecting to the last byte of the answer."""
     max_retries: Retries = aside(default=5)
-    """Further attempts after 408, 429, 5xx and connection errors; 0 for none."""
+    """Further attempts after status 408, 429 or 5xx and after connection errors; 0 for none."""
     backoff: NotNegative = aside(default=1.0)
-    """Seconds before the first retry (0: at once), doubled for each next one; a Retry-After header
+    """Seconds before the first retry (0: at once), doubled for each next one. A Retry-After header
     takes precedence.
     """
     price_prompt: NotNegative | None = aside(default=None)
-    """Price of a million tokens read; 0 where they are free. No part of what a result is kept
-    under: a run's finished judge stage shows no cost for a price set later.
+    """Price per million prompt tokens, in your currency, for the cost estimate; 0 where they are
+    free. Changing it does not rerun a finished judge stage, which then shows no cost.
     """
     price_completion: NotNegative | None = aside(default=None)
-    """Price of a million tokens written; 0 and what it is part of as with price_prompt."""
+    """Price per million tokens of replies, as price_prompt; 0 where they are free."""
     engine: Literal["transformers", "vllm"] = "transformers"
-    """What runs a local model."""
+    """Engine that runs a local model."""
     extra_body: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
-    """Further fields of a request to an endpoint. They are kept with the results, so no key may be
-    among them.
+    """Further fields of a request to an endpoint. They are stored with the results, so they must
+    hold no key.
     """
 
     def __post_init__(self) -> None:
@@ -97,9 +99,9 @@ class JudgeConfig:
                 f"judge extra_body is {short(self.extra_body)}: it is sent as JSON, which cannot"
                 f" hold that ({shortened(str(error))})"
             ) from None
-        if found := _secret(self.extra_body):
+        if name := _secret(self.extra_body):
             raise ConfigError(
-                f"judge extra_body: '{found}' looks like a key, and extra_body is written into"
+                f"judge extra_body: '{name}' looks like a key, and extra_body is written into"
                 " results and reports: put the key into an environment variable and name it in"
                 " --api-key-env"
             )

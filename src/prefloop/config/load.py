@@ -1,4 +1,6 @@
-"""YAML and command line → a validated ``RLHFConfig``. Imports nothing heavy."""
+"""Read YAML and the command line into a validated ``RLHFConfig``. This module imports nothing
+heavy.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ GONE = {
 def _options(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """An adapter method's options: one flag with pairs, each value as YAML reads it (``tokens 30``,
-    ``experts '[one, two]'``).
+    """Read an adapter method's options as one flag with pairs, each value as YAML reads it
+    (``tokens 30``, ``experts '[one, two]'``).
     """
     if info.type != dict[str, Any]:
         return None
@@ -60,8 +62,8 @@ def _options(
 def _weights(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """A dictionary is one flag with pairs, which replace those of the file; tyro's own rule makes a
-    flag of each key in the file.
+    """Read a dictionary of weights as one flag with pairs, which replace those of the file. tyro's
+    own rule would make a flag of each key in the file.
     """
     span = range_of(typing.get_args(info.type)[1]) if info.type_origin is dict else None
     if span is None:
@@ -78,8 +80,8 @@ def _weights(
 def _paired(
     parts: list[str], read: Callable[[str], Any], hint: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Names and values that come in turn. Raises ``ValueError`` for a name without a value, or a
-    value that ``read`` cannot read.
+    """Pairs from names and values that alternate. Raises ``ValueError`` for a name without a value,
+    and for a value that ``read`` refuses.
     """
     if len(parts) % 2:
         raise ValueError(f"expected a value after each name, found {' '.join(parts)}{hint}")
@@ -91,7 +93,7 @@ def _paired(
 
 
 def load_config(path: Path) -> RLHFConfig:
-    """Read a YAML file of configuration fields. Raises ``ConfigError`` naming the file, the key and
+    """Read a configuration from a YAML file. Raises ``ConfigError`` naming the file, the key and
     the nearest known key.
     """
     tree = _read(path)
@@ -99,7 +101,7 @@ def load_config(path: Path) -> RLHFConfig:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file, checked by name."""
+    """The contents of a YAML file, with its keys checked by name."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -122,32 +124,34 @@ def _read(path: Path) -> dict[str, Any]:
 def _guided(
     tree: dict[str, Any], where: str, flags: Callable[[RLHFConfig], RLHFConfig]
 ) -> RLHFConfig:
-    """Defaults, the preset's values over them, the file's ``tree`` over those, ``flags`` over all.
+    """A configuration from four layers: the defaults, the preset's values, the file's ``tree``, and
+    ``flags``; each overrides those before it.
 
-    A preset looks at what file and flags say (method, rank, model, data), so it is asked again once
-    they are known. Raises ``ConfigError`` for settings that cannot be together on any model.
+    The preset depends on settings of the file and the flags (method, rank, model, data), so its
+    values are computed again once these are known. Raises ``ConfigError`` for settings that
+    contradict each other on any model.
     """
     config = flags(validated(tree, where))
     if config.preset is None:
         return _agreeing(config)
     for ask in (lambda _: Facts(), facts_of):
-        found = guides(str(config.preset), ask(config))
-        config = flags(validated(_over(tree_of(found), tree), where))
-    for guide in found:
+        values = guides(str(config.preset), ask(config))
+        config = flags(validated(_over(tree_of(values), tree), where))
+    for guide in values:
         if guide.told and config.backbone.adapter.r == guide.value:
             say(f"preset {config.preset}: {guide.field} is {guide.value}, {guide.source}", "yellow")
     return _agreeing(config)
 
 
 def _agreeing(config: RLHFConfig) -> RLHFConfig:
-    """What can be known wrong without a model is said here, before anything heavy is imported."""
+    """Check what can be checked without a model, before anything heavy is imported."""
     require(config.backbone)
     config.sft.require()
     return config
 
 
 def facts_of(config: RLHFConfig) -> Facts:
-    """What a preset looks at."""
+    """The settings on which a preset's values depend."""
     from prefloop.data.files import count_rows
 
     source, adapter = config.data.demonstrations, config.backbone.adapter
@@ -175,7 +179,7 @@ def facts_of(config: RLHFConfig) -> Facts:
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Two trees of keys as one; the second wins."""
+    """Merge two trees of keys; ``above`` wins."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -184,7 +188,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def validated(tree: Any, where: str) -> RLHFConfig:
-    """Check types and values; raises ``ConfigError`` naming the field and what was found."""
+    """Check types and values. Raises ``ConfigError`` naming the field and its value."""
     try:
         return TypeAdapter(RLHFConfig).validate_python(tree)
     except ValidationError as error:
@@ -192,19 +196,19 @@ def validated(tree: Any, where: str) -> RLHFConfig:
 
 
 def _refusals(error: ValidationError) -> str:
-    """What pydantic found, each with its field and the value."""
-    found = error.errors(include_url=False, include_context=False)
+    """All of pydantic's errors, each with its field and value."""
+    errors = error.errors(include_url=False, include_context=False)
     lines = [
         f"'{shortened('.'.join(map(str, e['loc'])))}':"
         f" {shortened(e['msg'].removeprefix('Value error, '), 400)} (found {short(e['input'])})"
-        for e in found
+        for e in errors
     ]
     return "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
 
 
 def _check_keys(tree: dict[str, Any], kind: type, where: str, prefix: str) -> None:
-    """Unknown keys, with the nearest known one; pydantic alone would only say that they are not
-    permitted.
+    """Raise ``ConfigError`` for an unknown key with the nearest known one. pydantic alone would
+    only say that the key is not permitted.
     """
     hints = typing.get_type_hints(kind)
     known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
@@ -235,7 +239,9 @@ def _refuse_gone(name: str, where: str) -> None:
 
 
 def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
-    """``--config file.yaml`` gives the defaults, every other flag overrides one field."""
+    """Read a configuration from command-line arguments. ``--config file.yaml`` gives the defaults,
+    and every other flag overrides one field.
+    """
     rest = list(arguments)
     tree: dict[str, Any] = {}
     where = "flags"
@@ -262,7 +268,7 @@ def parse(arguments: Sequence[str], prog: str, description: str) -> RLHFConfig:
 
 
 def _addressed(config: RLHFConfig) -> RLHFConfig:
-    """``labels`` written out into ``label``; checks what rounds and simulated votes need."""
+    """Write ``labels`` out into ``label``, and check what rounds and simulated votes need."""
     label, labels = config.label, config.labels
     if labels is not None:
         source, _, place = labels.partition("://")

@@ -1,4 +1,4 @@
-"""What the texts of a configuration may be that become names of files and folders."""
+"""Checks for texts of a configuration that become names of files and folders."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pydantic import AfterValidator
 Text = TypeVar("Text", str, Path)
 
 LONGEST = 100
-"""Bytes of a run's name."""
+"""Longest name of a run, in bytes."""
 _RUN = re.compile(r"(?![.\-\s])[^/\\:]+(?<!\s)")
 _PART, _WHOLE = 255, 4000
-"""Bytes that Linux allows for one name, and a little less than for a whole path, as more is put
-behind it.
+"""Bytes that Linux allows for one name, and for a whole path less a margin for what is appended to
+it.
 """
 
 
 def _run_name(text: str) -> str:
-    """A name that is a folder of its own below the output. Raises ``ValueError``."""
+    """Return a name that can be a folder below the output. Raises ``ValueError``."""
     if not _RUN.fullmatch(text) or not text.isprintable() or len(os.fsencode(text)) > LONGEST:
         raise ValueError(
             f"expected a plain name without / \\ : and control characters, up to {LONGEST} bytes"
@@ -32,7 +32,7 @@ def _run_name(text: str) -> str:
 
 
 def usable(text: Text) -> Text:
-    """A text that the system may be asked about as a path. Raises ``ValueError``."""
+    """Return a text that the file system accepts as a path. Raises ``ValueError``."""
     name = os.fsencode(text)
     if b"\0" in name:
         raise ValueError("expected a path or name, found a NUL character in it")

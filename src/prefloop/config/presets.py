@@ -1,9 +1,9 @@
-"""Presets: the values that the field's papers settled on, by task, adapter method, model size and
+"""Presets: the values that published work settled on, by task, adapter method, model size and
 amount of data.
 
-They sit between the defaults and the config file: what a file or a flag says wins. Learning rates
-are those of LoRA, times what is known of the method; where a paper gives one for full fine-tuning,
-ten times it. Every value carries its source, or says that it is prefloop's own choice.
+Presets override the defaults; the config file and flags override presets. Learning rates are those
+of LoRA, times a factor for the method. Where a paper gives a rate for full fine-tuning, ten times
+that rate is taken. Every value has its source, or says that it is prefloop's own choice.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _TIMES: dict[str, tuple[float, str]] = {
     "mole": (10.0, f"{OWN}: a gate is a few numbers a layer, as IA3's vectors are"),
     "full": (0.1, f"{REGRET}, {LESS} and {COMPARISON}: a tenth of LoRA's"),
 }
-"""By method: what the learning rate is times LoRA's, and who says so."""
+"""By method: the factor on LoRA's learning rate, and its source."""
 _LION = (
     0.2,
     (
@@ -101,7 +101,7 @@ _LION = (
 WITHOUT_RANK = frozenset(
     {"full", "bitfit", "ia3", "oft", "boft", "prompt", "p-tuning", "prefix", "p-tuning-v2", "mole"}
 )
-"""Methods for which ``adapter.r`` says nothing."""
+"""Methods that ignore ``adapter.r``."""
 _SMALL, _LARGE = 2_000, 100_000
 _LARGE_MODEL = 30.0
 _SMALL_MODEL = 1.0
@@ -117,38 +117,41 @@ _FASTER = (
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a preset looks at: settings that are known already."""
+    """The settings on which a preset's values depend."""
 
     method: str = "lora"
     r: int | None = None
-    """Rank, where file or flag says one."""
+    """Rank, where the file or a flag sets one."""
     model: str = ""
     rows: int | None = None
-    """Demonstrations; None where they cannot be counted."""
+    """Number of demonstrations; None where they cannot be counted."""
     batch: int = 8
     lion: frozenset[str] = frozenset()
     """Stages whose optimizer is Lion, such as sft."""
     holds_out: bool = True
-    """Whether SFT holds demonstrations out, without which there is nothing to stop early by."""
+    """Whether SFT holds out demonstrations, which early stopping needs."""
     smallest: int | None = None
-    """Smaller side of the model's smallest linear layer in its decoder; None where it is not
-    known.
+    """Smaller side of the smallest linear layer in the model's decoder; None where it is not known.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Guide:
-    """One value and where it comes from."""
+    """One value and its source."""
 
     field: str
     value: Any
     source: str
     told: bool = False
-    """Whether a run says it: the rank, where the model's layers lowered it."""
+    """Whether a run mentions the value in its log: a rank that was lowered to fit the model's
+    layers.
+    """
 
 
 def guides(preset: str, facts: Facts | None = None) -> list[Guide]:
-    """What ``preset`` sets. Raises ``ConfigError`` for an unknown one, with the nearest and all."""
+    """The values that ``preset`` sets. Raises ``ConfigError`` for an unknown preset, with the
+    nearest name and all names.
+    """
     if preset not in NAMES:
         raise ConfigError(f"preset: unknown {short(preset)} ({among(preset, NAMES)})")
     facts = facts or Facts()
@@ -157,52 +160,38 @@ def guides(preset: str, facts: Facts | None = None) -> list[Guide]:
     most = _most(facts)
     lowered = most is not None and r > most
     if most is not None and lowered:
-        r, source = (
-            most,
-            (
-                f"lowered from {r}: {facts.model} has a layer with a side of {facts.smallest};"
-                f" {source}"
-            ),
-        )
-    alpha = (
-        Guide(
-            "backbone.adapter.alpha",
-            16,
-            f"{OWN}: a scale alpha / sqrt(r) of 2 at rank 64, as alpha = 2r is for LoRA",
-        )
-        if facts.method == "rslora"
-        else Guide("backbone.adapter.alpha", 2 * r, LESS)
-    )
-    sizes = (
-        []
-        if facts.method in WITHOUT_RANK
-        else [Guide("backbone.adapter.r", r, source, lowered), alpha]
-    )
-    found = [*sizes, *_rates(preset, facts), *_training(preset, facts)]
-    return [
-        dataclasses.replace(
-            g, value=float(f"{g.value:.3g}") if isinstance(g.value, float) else g.value
-        )
-        for g in found
+        side = f"{facts.model} has a layer with a side of {facts.smallest}"
+        r, source = most, f"lowered from {r}: {side}; {source}"
+    alpha, why = 2 * r, LESS
+    if facts.method == "rslora":
+        alpha = 16
+        why = f"{OWN}: a scale alpha / sqrt(r) of 2 at rank 64, as alpha = 2r is for LoRA"
+    sizes = [
+        Guide("backbone.adapter.r", r, source, lowered),
+        Guide("backbone.adapter.alpha", alpha, why),
     ]
+    if facts.method in WITHOUT_RANK:
+        sizes = []
+    return [*sizes, *_rates(preset, facts), *_training(preset, facts)]
 
 
-def tree(found: list[Guide]) -> dict[str, Any]:
+def tree(values: list[Guide]) -> dict[str, Any]:
     """Guides as the nested keys of a config file."""
     out: dict[str, Any] = {}
-    for guide in found:
+    for guide in values:
         *parents, name = guide.field.split(".")
-        place = out
+        section = out
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = guide.value
+            section = section.setdefault(parent, {})
+        section[name] = guide.value
     return out
 
 
 def billions(model: str) -> float | None:
-    """Parameters of a model in 10^9 as far as the last part of its name says them.
+    """Parameters of a model in billions, as the last part of its name gives them; None where it
+    does not.
 
-    A name may hold other numbers: the 1M of ``Qwen2.5-7B-Instruct-1M`` is its context.
+    A name may hold other numbers too: the 1M of ``Qwen2.5-7B-Instruct-1M`` is its context.
     """
     name = model.rstrip("/").rpartition("/")[2].upper().replace("_", "-")
     sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?![a-zA-Z0-9])", name)
@@ -212,8 +201,8 @@ def billions(model: str) -> float | None:
 
 
 def smallest_side(model: str) -> int | None:
-    """The smaller side of the smallest linear layer in the decoder of a model whose config.json
-    lies here: its folder, or the hub's cache.
+    """The smaller side of the smallest linear layer in a model's decoder, by its config.json in the
+    model's folder or in the hub's cache; None where there is no such file.
     """
     folder = Path(model).expanduser()
     path: Any = folder / "config.json"
@@ -236,24 +225,22 @@ def smallest_side(model: str) -> int | None:
 
 
 def _most(facts: Facts) -> int | None:
-    """The highest rank that every layer takes; even, which HRA needs."""
+    """The highest rank that every layer takes. It is even, which HRA needs."""
     if facts.smallest is None or facts.method in WITHOUT_RANK:
         return None
-    side = (
-        int(facts.smallest / 1.5) if facts.method == "adalora" else facts.smallest
-    )  # it starts at 1.5 times its rank
+    # AdaLoRA starts at 1.5 times its rank.
+    side = int(facts.smallest / 1.5) if facts.method == "adalora" else facts.smallest
     return max(1, side - side % 2)
 
 
 def _rates(preset: str, facts: Facts) -> list[Guide]:
-    """Learning rates by stage, times what the method's own paper says of it."""
+    """Learning rates by stage, with the factor of the adapter method."""
     large = (billions(facts.model) or 0) >= _LARGE_MODEL
     sft = (1e-4, f"{QLORA}: 33B and 65B") if large else (2e-4, f"{QLORA}: 7B and 13B")
     if preset == "classification":
         sft = (4e-4, GLUE)
-    reward = (
-        (5e-5, "5e-6 for 70B") if (billions(facts.model) or 0) >= 70 else (1e-4, "1e-5 below 70B")
-    )
+    size = billions(facts.model) or 0
+    reward = (5e-5, "5e-6 for 70B") if size >= 70 else (1e-4, "1e-5 below 70B")
     ten = f"ten times it, {REGRET}"
     rates = {
         "sft": sft,
@@ -267,31 +254,21 @@ def _rates(preset: str, facts: Facts) -> list[Guide]:
             ),
         ),
     }
-    if (
-        billions(facts.model) or _SMALL_MODEL
-    ) < _SMALL_MODEL:  # rates of the papers are those of 7B and more
+    # The papers' rates are those of models from 7B parameters on.
+    if (billions(facts.model) or _SMALL_MODEL) < _SMALL_MODEL:
         for stage in ("preference", "ppo"):
             rate, source = rates[stage]
             rates[stage] = (rate * _FASTER[0], f"{source}; {_FASTER[1]}")
     times, why = _TIMES.get(facts.method, (1.0, ""))
-    found = []
+    guides = []
     for stage, (rate, source) in rates.items():
-        said = (
-            source
-            if not why
-            else f"{source}; {why}"
-            if times == 1
-            else f"{source}; {times:g} times it, {why}"
-        )
-        slower, who = _LION if stage in facts.lion else (1.0, "")
-        found.append(
-            Guide(
-                f"{stage}.optim.learning_rate",
-                rate * times * slower,
-                f"{said}; {who}" if who else said,
-            )
-        )
-    return found
+        if why:
+            source += f"; {why}" if times == 1 else f"; {times:g} times it, {why}"
+        slower, lion = _LION if stage in facts.lion else (1.0, "")
+        source += f"; {lion}" if lion else ""
+        value = float(f"{rate * times * slower:.3g}")
+        guides.append(Guide(f"{stage}.optim.learning_rate", value, source))
+    return guides
 
 
 def _training(preset: str, facts: Facts) -> list[Guide]:
@@ -321,27 +298,21 @@ def _training(preset: str, facts: Facts) -> list[Guide]:
         "Automatic early stopping using cross validation (Prechelt 1998): waiting for three or more"
         " worse looks in a row is among the best trades"
     )
-    found = [
+    schedule = ("constant", QLORA) if preset == "chat" else ("linear", TULU)
+    values = [
         Guide("backbone.adapter.dropout", *dropout),
         Guide("sft.epochs", epochs, why),
         Guide("sft.eval_share", share, OWN),
         *([Guide("sft.patience", 3, patience)] if facts.holds_out else []),
-        Guide(
-            "sft.optim.schedule", *(("constant", QLORA) if preset == "chat" else ("linear", TULU))
-        ),
+        Guide("sft.optim.schedule", *schedule),
         Guide("sft.optim.warmup_steps", 0.03, f"{TULU}: 3 % of the steps"),
         Guide("sft.optim.max_grad_norm", 0.3, QLORA),
         Guide("reward.epochs", 1.0, "Llama 2 (2307.09288, section 3.2.2): more can overfit"),
         Guide("preference.beta", 0.1, "DPO (2305.18290, appendix B)"),
         Guide("preference.epochs", 1.0, TULU),
     ]
-    if rows is not None:
+    if rows is not None and facts.holds_out:
         an_epoch = max(1, round(rows * (1 - share) / facts.batch))
-        found += [
-            *(
-                [Guide("sft.eval_every", max(1, an_epoch // 4), f"{OWN}: four looks a pass")]
-                if facts.holds_out
-                else []
-            ),
-        ]
-    return found
+        every = max(1, an_epoch // 4)
+        values.append(Guide("sft.eval_every", every, f"{OWN}: four looks a pass"))
+    return values

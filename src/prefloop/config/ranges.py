@@ -1,9 +1,9 @@
-"""What each number of a configuration or of a flag may be: a few named types, which YAML, flags and
-Python are all checked by.
+"""The permitted numbers of configuration fields and flags, as a few named types that check YAML,
+flags and Python alike.
 
-pydantic refuses a value out of range with the field's name; ``FLAGS`` makes tyro do so with the
-flag's. Upper ends are where a larger number can only be a slip, or would overflow; floats below
-``TINY`` turn into 0 or infinity in float32.
+pydantic refuses a value out of range with the field's name; ``FLAGS`` makes tyro do the same with
+the flag's name. Upper ends are where a larger number can only be a slip, or would overflow; floats
+below ``TINY`` turn into 0 or infinity in float32.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ MOST, TINY, LARGE = 2**31 - 1, 1e-9, 1e9
 
 
 class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
-    """The numbers from ``least`` to ``most``, both included; ``zero``: 0 as well, which then
+    """The numbers from ``least`` to ``most``, both included. ``zero`` permits 0 as well, which then
     switches something off or means none.
     """
 
     def __init__(self, kind: type, least: float, most: float, zero: bool = False) -> None:
-        # The parent is a frozen dataclass: what is ours is kept beside its fields.
+        # # The parent is a frozen dataclass, so our own fields cannot be assigned as usual.
         for name, value in (("kind", kind), ("least", least), ("most", most), ("zero", zero)):
             object.__setattr__(self, name, value)
         super().__init__(
@@ -42,7 +42,7 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
     zero: bool
 
     def holds(self, value: float) -> bool:
-        """Whether a value is in the range; NaN is in none."""
+        """Whether a value is in the range. NaN never is."""
         return self.least <= value <= self.most or (self.zero and value == 0)
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Range(tyro.constructors.PrimitiveConstructorSpec[Any]):
         )
 
     def read(self, word: str) -> Any:
-        """A flag's value. Raises ``ValueError``, which tyro shows under the flag's name."""
+        """Read a flag's value. Raises ``ValueError``, which tyro shows under the flag's name."""
         try:
             value = self.kind(word)
         except ValueError:
@@ -79,11 +79,11 @@ def _shown(value: float) -> str:
 
 
 Count = Annotated[int, Range(int, 1, MOST)]
-"""How many, where none makes no sense."""
+"""A count of at least 1."""
 Few = Annotated[int, Range(int, 1, 1000)]
-"""A count whose every unit is work of its own: rounds, members, requests at once."""
+"""A count of things that are work of their own: rounds, members, requests at once."""
 Whole = Annotated[int, Range(int, 0, MOST)]
-"""How many, with a documented meaning of 0."""
+"""A count whose 0 has a documented meaning."""
 Retries = Annotated[int, Range(int, 0, 100)]
 Seed = Annotated[int, Range(int, 0, MOST)]
 Port = Annotated[int, Range(int, 1, 65_535)]
@@ -91,33 +91,33 @@ Draws = Annotated[int, Range(int, 1, 1_000_000)]
 """Resamples of a bootstrap."""
 Positive = Annotated[float, Range(float, TINY, LARGE)]
 NotNegative = Annotated[float, Range(float, TINY, LARGE, zero=True)]
-"""With a documented meaning of 0."""
+"""A number whose 0 has a documented meaning."""
 Weight = Annotated[float, Range(float, -LARGE, LARGE)]
 """A factor of either sign."""
 Rate = Annotated[float, Range(float, TINY, 100.0)]
 """A learning rate."""
 Pause = Annotated[float, Range(float, 1.0, LARGE)]
-"""Seconds between two pulls: a server is not asked without a break."""
+"""Seconds between two pulls. A server must not be asked without a break."""
 PerMinute = Annotated[float, Range(float, 0.001, 1e6)]
-"""How many a minute."""
+"""A rate per minute."""
 Epochs = Annotated[float, Range(float, TINY, 10_000.0)]
 Ratio = Annotated[float, Range(float, 1.000_001, LARGE)]
-"""A factor that makes larger."""
+"""A factor above 1."""
 Stretch = Annotated[float, Range(float, 1.0, 1000.0)]
-"""A factor that leaves things as they are at 1."""
+"""A factor of 1 or more."""
 Share = Annotated[float, Range(float, 0.0, 1.0)]
 SomeShare = Annotated[float, Range(float, TINY, 1.0)]
-"""A share that is not 0."""
+"""A share above 0."""
 PartShare = Annotated[float, Range(float, 0.0, 0.999)]
-"""A share that leaves something."""
+"""A share below 1."""
 MinorShare = Annotated[float, Range(float, 0.0, 0.499)]
-"""Less than half."""
+"""A share below one half."""
 Sigmas = Annotated[float, Range(float, 0.0, 8.0)]
-"""Standard errors of a limit; beyond 8 the probability is 0 in float64."""
+"""Standard errors beyond a limit. Beyond 8 the probability is 0 in float64."""
 
 
 def count_in(text: str) -> int | None:
-    """A count that stands in a text, such as 6_000 or 6,000; None where there is none."""
+    """A count written in a text, such as 6_000 or 6,000; None where the text is no count."""
     plain = text.replace("_", "").replace(",", "")
     span = range_of(Count)
     try:
@@ -134,15 +134,15 @@ def range_of(kind: Any) -> Range | None:
 
 
 FLAGS = tyro.constructors.ConstructorRegistry()
-"""How flags are read, of the pipeline and of every command."""
+"""The rules by which the pipeline and all commands read flags."""
 
 
 @FLAGS.primitive_rule
 def _optional(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """A number or none. tyro's own rule for unions would answer with the reasons of all their
-    types.
+    """Read a number or none. tyro's own rule for unions would answer an error with the reasons of
+    all their types.
     """
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
     if (
@@ -164,7 +164,7 @@ def _optional(
 def _several(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """Any number of numbers. tyro's own rule would say that there is no valid parse."""
+    """Read any number of numbers. tyro's own rule would only say that there is no valid parse."""
     span = range_of(next(iter(get_args(info.type)), None)) if info.type_origin is tuple else None
     if span is None:
         return None

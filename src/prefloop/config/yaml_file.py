@@ -1,5 +1,5 @@
-"""YAML as configurations and rubrics hold it: a key given twice is an error, and so is everything
-that YAML cannot make a value of.
+"""YAML of configurations and rubrics. A key given twice is an error, and so is everything that YAML
+cannot make a value of.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from prefloop.base.console import shortened
 from prefloop.errors import ConfigError
 
 MOST_VALUES = 100_000
-"""Values of a file with its aliases written out; a few hundred bytes of aliases can stand for more
-than a memory holds.
+"""Most values in a file with its aliases written out. A few hundred bytes of aliases can stand for
+more than memory holds.
 """
 SAID = 400
-"""Characters of what YAML's own errors say: they quote the file."""
+"""Longest quote of YAML's own errors, in characters. They quote the file."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Remembers the line of every key, so that a second one is refused with both, and counts what
-    aliases stand for.
+    """A loader that refuses a key given twice, with both lines, and counts what aliases stand
+    for.
     """
 
     def get_single_node(self) -> Any:
@@ -50,8 +50,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below a node and itself, an alias counting as all that it stands for. Raises
-    ``ConfigError`` for an alias inside what it names.
+    """Number of values in a node, itself included, where an alias counts as all that it stands for.
+    Raises ``ConfigError`` for an alias inside the value that it names.
     """
     if isinstance(node, yaml.ScalarNode):
         return 1

@@ -1,8 +1,8 @@
-"""What is wrong with a row, said with its number and field; and the checks every layout shares.
+"""What is wrong with a row, with its number and field; and the checks that all layouts share.
 
-A reader raises :class:`BadRow`; ``sources`` turns it into a :class:`Finding` with the row's number.
-Nothing is repaired and nothing is dropped without a finding, a count or a line: a row is used as it
-stands, reported, or counted as skipped.
+A reader raises :class:`BadRow`, and ``sources`` turns it into a :class:`Finding` with the row's
+number. Rows are not repaired, and none disappears silently: a row is used as it is, reported, or
+counted as skipped.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from prefloop.records import (
 R = TypeVar("R")
 
 SHOWN = 5
-"""Findings printed in an error; the count covers the rest."""
+"""Number of findings that an error prints. It counts the rest."""
 DEEPEST = 100
-"""How deep the rows of a file may be nested; a record written from one is deeper by ``meta``."""
+"""Deepest nesting of a row. A record written from one is deeper by ``meta``."""
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class BadRow(ValueError):
-    """A row that cannot be used: the field (empty when it is the row as a whole) and the problem,
-    neither longer than a person reads.
+    """A row that cannot be used. It holds the field (empty for the row as a whole) and the problem,
+    both shortened to what a person reads.
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -53,8 +53,8 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Finding:
-    """One bad row: its line number (element number in a JSON array) from 1, its id if it has one,
-    and the problem.
+    """One bad row: its line number (in a JSON array the element's number) from 1, its id if it has
+    one, and the problem.
     """
 
     row: int
@@ -64,7 +64,7 @@ class Finding:
 
     @property
     def fault(self) -> str:
-        """The fault without its row, safe to print."""
+        """The fault without the row number, safe to print."""
         where = f"field '{neutral(self.field[:80])}': " if self.field else ""
         return where + shortened(neutral(self.problem), 400)
 
@@ -74,11 +74,10 @@ class Finding:
 
 @dataclass
 class Checked(Generic[R]):
-    """The usable records of a file and what was found on the way.
+    """The usable records of a file, and how the file was read.
 
-    ``rows_read`` counts the rows looked at, good or bad, blank lines excluded. ``skipped`` counts,
-    by reason, good rows or responses that hold nothing for the loader that was asked: a tied
-    comparison has no preferred response.
+    ``rows_read`` counts good and bad rows, without blank lines. ``skipped`` counts, by reason, good
+    rows or responses that give the loader no record: a tied comparison has no preferred response.
     """
 
     records: list[R]
@@ -89,21 +88,21 @@ class Checked(Generic[R]):
     quarantine: Path | None
     skipped: dict[str, int] = field(default_factory=dict)
     count: int | None = None
-    """Usable records, when they went elsewhere and ``records`` is empty."""
+    """Number of usable records, when they went elsewhere and ``records`` is empty."""
     kind: str = ""
     reason: str = ""
-    """Why the layout was taken: the columns that tell it."""
+    """Why the layout was chosen: the columns by which it was recognized."""
     notes: list[str] = field(default_factory=list)
-    """What was done to the rows of the file and which columns were not used, a line each."""
+    """What was done to the rows, and which columns were not used, a line each."""
 
     def describe(self) -> str:
-        """``240 prompts from train.jsonl (prefloop: columns id, prompt), 2 rows quarantined in …
-        (the first one)``, then a line for each note.
+        """A summary for the log, such as ``240 prompts from train.jsonl (prefloop: columns id,
+        prompt), 2 rows quarantined in … (the first one)``, then a line for each note.
         """
         noun = (type(self.records[0]).__name__ if self.records else self.kind or "record").lower()
         number = len(self.records) if self.count is None else self.count
-        told = f"{self.layout}: {self.reason}" if self.reason else self.layout
-        line = f"{counted(number, noun)} from {self.path.name} ({told})"
+        layout = f"{self.layout}: {self.reason}" if self.reason else self.layout
+        line = f"{counted(number, noun)} from {self.path.name} ({layout})"
         if self.findings and self.quarantine:
             line += (
                 f", {counted(len(self.findings), 'row')} quarantined in {self.quarantine.name}"
@@ -116,8 +115,8 @@ class Checked(Generic[R]):
 
 
 def unusable(path: Source, layout: str, findings: list[Finding], rows_read: int) -> DataError:
-    """The error for a file with bad rows: how many, the first few or their kinds, and what to
-    do.
+    """The error for a file with bad rows: how many there are, the first few or their kinds, and
+    what to do.
     """
     bad, good = len(findings), rows_read - len(findings)
     lines = [f"{path}: {bad:,} of {counted(rows_read, 'row')} cannot be used (layout {layout})"]
@@ -141,39 +140,37 @@ def unusable(path: Source, layout: str, findings: list[Finding], rows_read: int)
 
 
 def faults(findings: Sequence[Finding]) -> list[str]:
-    """The faults of rows by kind, the commonest first:
-    ``4 rows: field 'prompt': is empty (the first is row 2)``.
+    """The faults of rows by kind, the most frequent first: ``4 rows: field 'prompt': is empty (the
+    first is row 2)``.
     """
     kinds = Counter(finding.fault for finding in findings)
     first: dict[str, int] = {}
     for finding in findings:
         first.setdefault(finding.fault, finding.row)
-    shown = [
-        (
-            f"  row {first[fault]}{',' if fault.startswith('field ') else ':'} {fault}"
-            if number == 1
-            else f"  {number:,} rows: {fault} (the first is row {first[fault]})"
-        )
-        for fault, number in kinds.most_common(SHOWN)
-    ]
-    left = len(findings) - sum(number for _, number in kinds.most_common(SHOWN))
-    return [*shown, f"  and {left:,} more"] if left else shown
+    lines, left = [], len(findings)
+    for fault, number in kinds.most_common(SHOWN):
+        row = first[fault]
+        comma = "," if fault.startswith("field ") else ":"
+        many = f"  {number:,} rows: {fault} (the first is row {row})"
+        lines.append(f"  row {row}{comma} {fault}" if number == 1 else many)
+        left -= number
+    return [*lines, f"  and {left:,} more"] if left else lines
 
 
 def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEEPEST) -> None:
-    """Refuse what tokenizers and UTF-8 files cannot carry anywhere in a row: NUL, unpaired
-    surrogates, infinite numbers, endless nesting.
+    """Refuse a row with a value that tokenizers or UTF-8 files cannot hold: NUL, unpaired
+    surrogates, infinite numbers, endless nesting. Raises ``BadRow``.
     """
     if depth > deepest:
         raise BadRow(name[:40], f"is nested more than {deepest} levels deep")
     if isinstance(value, str):
-        if found := _UNUSABLE.search(value):
+        if match := _UNUSABLE.search(value):
             kind = (
                 "a NUL character"
-                if found.group() == "\x00"
-                else f"the unpaired surrogate U+{ord(found.group()):04X}"
+                if match.group() == "\x00"
+                else f"the unpaired surrogate U+{ord(match.group()):04X}"
             )
-            raise BadRow(name, f"holds {kind} at character {found.start() + 1}")
+            raise BadRow(name, f"holds {kind} at character {match.start() + 1}")
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise BadRow(name, "is not a finite number")
@@ -190,9 +187,7 @@ def check_strings(value: Any, name: str = "", depth: int = 0, deepest: int = DEE
 
 
 def mended(value: Any) -> Any:
-    """The value with U+FFFD, which can be seen, for every character in its texts that
-    ``check_strings`` refuses.
-    """
+    """The value with U+FFFD in place of every character that ``check_strings`` refuses."""
     if isinstance(value, str):
         return _UNUSABLE.sub("\ufffd", value)
     if isinstance(value, dict):
@@ -201,8 +196,8 @@ def mended(value: Any) -> Any:
 
 
 def field_of(row: Any, key: str, name: str | None = None) -> Any:
-    """What stands under ``key`` of an object, where a null is nothing; refuses what is no object,
-    and one without it with the keys it has.
+    """The value under ``key`` of an object. Raises ``BadRow`` for a row that is no object, and for
+    a missing or null value, with the keys that the row has.
     """
     if not isinstance(row, Mapping):
         raise BadRow((name or key).rpartition(".")[0], f"is {json_type(row)}, expected an object")
@@ -216,12 +211,14 @@ def field_of(row: Any, key: str, name: str | None = None) -> Any:
 
 
 def text_of(row: Mapping[str, Any], key: str, name: str | None = None) -> str:
-    """The text under ``key``; refuses a missing, non-string, empty or whitespace-only one."""
+    """The text under ``key``. Raises ``BadRow`` for a missing, empty or blank one and for another
+    type.
+    """
     return check_text(field_of(row, key, name), name or key)
 
 
 def check_text(value: Any, name: str) -> str:
-    """``value`` if it is a string with something in it."""
+    """``value`` if it is a string that is not blank. Raises ``BadRow``."""
     if not isinstance(value, str):
         raise BadRow(name, f"is {json_type(value)}, expected text")
     if not value.strip():
@@ -230,20 +227,21 @@ def check_text(value: Any, name: str) -> str:
 
 
 def number_of(value: Any) -> int | float | None:
-    """The number that a value is or, as every cell of CSV, spells, if it can be reckoned with."""
+    """The number that a value is, or that its text spells, as every cell of CSV does; ``None`` for
+    anything else and for numbers too large to compute with.
+    """
     if isinstance(value, str):
         value = float(value) if _NUMBER.fullmatch(value.strip()) else None
-        value = (
-            int(value) if value is not None and value.is_integer() and abs(value) < 2**53 else value
-        )
+        if value is not None and value.is_integer() and abs(value) < 2**53:
+            value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
         return None
     return value
 
 
 def truth_of(value: Any) -> bool | None:
-    """Whether a value says yes or no: true or false, 1 or 0, or a text that spells one of them in
-    any case.
+    """The truth that a value expresses: true or false, 1 or 0, or a text that spells one of them in
+    any case; ``None`` for anything else.
     """
     if isinstance(value, bool):
         return value
@@ -254,7 +252,7 @@ def truth_of(value: Any) -> bool | None:
 
 
 def check_turn(message: Message, name: str) -> None:
-    """Refuse a turn that says nothing. Calls speak for themselves, and a tool may give back
+    """Refuse an empty turn. A turn with tool calls may have no text, and a tool may return
     nothing.
     """
     if not message.tool_calls and message.role != "tool":
@@ -262,8 +260,8 @@ def check_turn(message: Message, name: str) -> None:
 
 
 def check_prompt(messages: Sequence[Message], name: str) -> None:
-    """Refuse what an assistant cannot answer: no messages, empty ones, a last one that is neither
-    the user's nor a tool's.
+    """Refuse a prompt that an assistant cannot answer: without messages, with an empty one, or with
+    a last one that is neither the user's nor a tool's.
     """
     if not messages:
         raise BadRow(name, "has no message")
@@ -285,14 +283,16 @@ def check_answer(turns: Sequence[Message], name: str) -> None:
             raise BadRow(name, f"{verb} with the {message.role}'s turn, expected the assistant's")
 
 
-def check_distinct(chosen: str, rejected: str, first: str, second: str) -> None:
-    """Refuse two responses that are the same text: such a pair teaches nothing."""
-    if chosen.strip() == rejected.strip():
+def check_distinct(first_text: str, second_text: str, first: str, second: str) -> None:
+    """Refuse two responses with the same text: such a pair teaches nothing. ``first`` and
+    ``second`` are the names of their columns.
+    """
+    if first_text.strip() == second_text.strip():
         raise BadRow(second, f"is the same text as '{first}'")
 
 
 def check_record(record: Record) -> None:
-    """The content checks on a record read from prefloop JSONL, whose types ``records.from_dict``
+    """Check the contents of a record read from prefloop JSONL, whose types ``records.from_dict``
     has checked.
     """
     if not record.id.strip():
@@ -307,17 +307,13 @@ def check_record(record: Record) -> None:
         for index, response in enumerate(record.responses):
             _check_response(response, f"responses.{index}")
     if isinstance(record, Comparison):
-        check_distinct(
-            record.responses[0].text,
-            record.responses[1].text,
-            "responses.0.text",
-            "responses.1.text",
-        )
+        texts = record.first.text, record.second.text
+        check_distinct(*texts, "responses.0.text", "responses.1.text")
 
 
 def check_shown(meta: Mapping[str, Any]) -> None:
-    """Refuse an order of showing that is none, in a comparison and in what becomes one: whoever
-    swaps its responses swaps it too.
+    """Refuse a ``meta["shown"]`` that is no order of two responses. It is swapped with the
+    responses, in a comparison and in what becomes one.
     """
     if "shown" not in meta:
         return
@@ -340,9 +336,7 @@ def _check_response(response: Response, name: str) -> None:
 
 
 def check_finished(meta: Mapping[str, Any], name: str) -> None:
-    """Refuse a ``finished`` that is neither true nor false: it says whether an answer has an
-    end.
-    """
+    """Refuse a ``finished`` other than true and false. It says whether an answer has an end."""
     if not isinstance(meta.get("finished", True), bool):
         raise BadRow(name, f"is {json_type(meta['finished'])}, expected true or false")
 

@@ -1,27 +1,27 @@
-"""From the record a file holds to the record a stage asked for: the one conversion between pairs,
-thumbs and answers.
+"""Convert the records of a file into the kind that a stage asks for: pairs, thumbs, answers or
+prompts.
 
-- any → prompt: the prompt; each distinct conversation once, the first row wins.
-- pair → answer: the response most votes chose. Tie votes count for neither and strengths are not
-  weighed; a pair whose votes are even or absent is skipped. Assistant turns of its prompt are
-  context, since the file says that they are prompt.
-- answer → answer: one whose last turns are masked ends with the last turn that is learnt; without
-  one it is skipped.
+- any → prompt: the prompt. Each distinct conversation is taken once, from its first row.
+- pair → answer: the response that most votes chose. Tie votes count for neither, and strengths are
+  not weighed. A pair whose votes are even or absent is skipped. Assistant turns of its prompt are
+  context, since the file says that they are the prompt.
+- answer → answer: an answer whose last turns are masked ends with the last turn that is learnt.
+  Without such a turn it is skipped.
 - thumbs → answer: the response, if more thumbs are up than down; otherwise it is skipped.
 - pair → thumbs: two ratings, ``<id>/0`` and ``<id>/1``. Every vote is a thumb up for its choice and
-  one down for the other response, by the same annotator; a tie vote is no thumb. A pair without a
-  decided vote is skipped.
+  a thumb down for the other response, by the same annotator. A tie vote is no thumb. A pair without
+  a decided vote is skipped.
 - best of n → pair: every good response against every other one, ``<id>/<i>-<j>``, with one vote for
   the good one.
 - thumbs → pair: within one prompt, the k-th up-voted response (more up than down) meets the k-th
-  down-voted one, the shorter list starting over: every response is used and pairs grow linearly.
-  Response 0 is the up-voted one. Every annotator of either casts one vote, for the response that
-  the thumbs favour (a tie if equal). Undecided responses, prompts with thumbs of one kind only and
-  equal texts are skipped.
+  down-voted one, and the shorter list starts over, so that every response is used and the number of
+  pairs grows linearly. The first response is the up-voted one. Every annotator of either casts one
+  vote, for the response that the thumbs favor (a tie if equal). Undecided responses, prompts with
+  thumbs of one kind only, and equal texts are skipped.
 
-Pair → thumbs → pair gives the same choices back, with the preferred response first; ``strength``
-has no counterpart in a thumb and is lost. A prompt holds no answer and an answer no preference:
-asking for them is an error.
+Pair → thumbs → pair returns the same choices, with the preferred response first. A thumb has no
+``strength``, so it is lost. A prompt holds no answer and an answer no preference: asking for them
+is an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,17 +61,17 @@ SOURCES: dict[type, tuple[type, ...]] = {
     Rating: (Rating, Comparison),
     BestOf: (BestOf,),
 }
-"""For every kind of record, the kinds it can be derived from."""
+"""For every kind of record, the kinds from which it can be made."""
 
 Skipped = Counter[str]
 
 
 def convert(records: Iterable[Record], kind: type, skipped: Skipped) -> Iterator[Record]:
-    """Records of ``kind`` from records of the kinds in ``SOURCES[kind]``; lazy, but for thumbs that
-    need a partner and wait for it on disk.
+    """Records of ``kind`` from records of the kinds in ``SOURCES[kind]``. Lazy, except for thumbs,
+    which wait on disk for a partner.
 
-    ``skipped`` counts, by reason, what gave no record. Records already of ``kind`` pass unchanged,
-    except that prompts are made distinct.
+    ``skipped`` counts, by reason, what gave no record. Records that are already of ``kind`` pass
+    unchanged, except that prompts are made distinct.
     """
     seen = Seen()
     ratings = _Ratings()
@@ -111,8 +111,7 @@ def _demonstration(record: Comparison | Rating, skipped: Skipped) -> Iterator[De
     if votes[0] == votes[1]:
         skipped["tied or without votes"] += 1
         return
-    best = record.responses[0 if votes[0] > votes[1] else 1]
-    yield _imitated(record, best)
+    yield _imitated(record, record.first if votes[0] > votes[1] else record.second)
 
 
 def _imitated(record: Comparison | Rating, response: Response) -> Demonstration:
@@ -135,7 +134,7 @@ def _learnt(record: Demonstration, skipped: Skipped) -> Iterator[Demonstration]:
 
 
 def comparison_to_ratings(record: Comparison, skipped: Skipped) -> Iterator[Rating]:
-    """Both responses of a pair with the thumbs its votes amount to."""
+    """Both responses of a pair with the thumbs that its votes give."""
     decided = [vote for vote in record.votes if vote.choice != "tie"]
     if not decided:
         skipped["tied or without votes"] += 1
@@ -149,8 +148,8 @@ def comparison_to_ratings(record: Comparison, skipped: Skipped) -> Iterator[Rati
 
 
 def unrated(records: Iterable[Comparison]) -> Iterator[Rating]:
-    """Both responses of every pair, to be asked about: no thumbs, ids as ``comparison_to_ratings``
-    gives them.
+    """Both responses of every pair as ratings without thumbs, to put to the vote. Ids are those of
+    ``comparison_to_ratings``.
     """
     for record in records:
         for index, response in enumerate(record.responses):
@@ -162,19 +161,14 @@ def best_of_to_comparisons(record: BestOf) -> Iterator[Comparison]:
     for i in record.best:
         for j, other in enumerate(record.responses):
             if j not in record.best and record.responses[i].text.strip() != other.text.strip():
+                id, pair = f"{record.id}/{i}-{j}", [record.responses[i], other]
                 vote = Vote(record.responses[i].source, 0)
-                yield Comparison(
-                    f"{record.id}/{i}-{j}",
-                    record.prompt,
-                    [record.responses[i], other],
-                    [vote],
-                    record.meta,
-                )
+                yield Comparison(id, record.prompt, pair, [vote], record.meta)
 
 
 class _Ratings:
-    """Thumbs that wait for a partner, on disk; in memory 17 bytes each: a hash of the prompt, where
-    the record lies, whether it is up.
+    """Thumbs that wait on disk for a partner. In memory each takes 17 bytes: a hash of its prompt,
+    the position of its record, and whether it is up.
     """
 
     def __init__(self) -> None:
@@ -182,7 +176,7 @@ class _Ratings:
         self._prompts, self._places, self._up = array("Q"), array("Q"), array("b")
 
     def add(self, rating: Rating, skipped: Skipped) -> None:
-        """Keep a decided rating; one with as many thumbs up as down is counted and left out."""
+        """Keep a decided rating. One with as many thumbs up as down is counted and left out."""
         net = net_thumbs(rating.votes)
         if net == 0:
             skipped["as many thumbs up as down"] += 1
@@ -195,16 +189,15 @@ class _Ratings:
         self._file.write(json.dumps(to_dict(rating)).encode("ascii") + b"\n")
 
     def pairs(self, skipped: Skipped) -> Iterator[Comparison]:
-        """Pairs of an up-voted and a down-voted response to the same prompt, prompts in the order
-        of their first rating.
+        """Pairs of an up-voted and a down-voted response to the same prompt; prompts are in the
+        order of their first rating.
         """
         if self._file is None:
             return
         prompts = np.frombuffer(self._prompts, dtype=np.uint64)
         _, first, group = np.unique(prompts, return_index=True, return_inverse=True)
-        order = np.lexsort(
-            (np.arange(len(prompts)), first[group])
-        )  # by the prompt's first rating, then as they came
+        # By the prompt's first rating, then in the order of the file.
+        order = np.lexsort((np.arange(len(prompts)), first[group]))
         ends = [*(np.flatnonzero(np.diff(first[group][order])) + 1).tolist(), len(order)]
         start = 0
         for end in ends:
@@ -228,21 +221,16 @@ class _Ratings:
 
 
 def _pair(up: Rating, down: Rating) -> Comparison:
-    favours: Counter[str] = Counter()
+    favors: Counter[str] = Counter()
     thumbs: dict[str, Thumb] = {}
     for rating, sign in ((up, 1), (down, -1)):
         for thumb in rating.votes:
-            favours[thumb.annotator] += sign if thumb.value == "up" else -sign
+            favors[thumb.annotator] += sign if thumb.value == "up" else -sign
             thumbs.setdefault(thumb.annotator, thumb)
-    votes = [
-        Vote(
-            name,
-            "tie" if net == 0 else 0 if net > 0 else 1,
-            why=thumbs[name].why,
-            at=thumbs[name].at,
-        )
-        for name, net in favours.items()
-    ]
+    votes = []
+    for name, net in favors.items():
+        choice: Literal[0, 1, "tie"] = "tie" if net == 0 else 0 if net > 0 else 1
+        votes.append(Vote(name, choice, why=thumbs[name].why, at=thumbs[name].at))
     meta = {**down.meta, **up.meta}
     return Comparison(f"{up.id}+{down.id}", up.prompt, [up.response, down.response], votes, meta)
 

@@ -1,5 +1,5 @@
-"""Copies of rows that came from elsewhere: JSON lines, an object for each row, and for a row with a
-problem the pair of its value and that.
+"""Local copies of rows that were fetched: JSON lines with an object for each row, or, for a row
+with a problem, a pair of its value and the problem.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from prefloop.errors import DataError
 
 
 def cache_home() -> Path:
-    """Where copies of every kind of address lie, a folder each: beside what the hub's own tools
-    keep (``HF_HOME``).
+    """The folder for copies, next to the caches of the hub's own tools (``HF_HOME``). Each kind of
+    address has a subfolder.
     """
     from huggingface_hub.constants import HF_HOME
 
@@ -24,24 +24,20 @@ def cache_home() -> Path:
 
 
 def write_copy(place: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows to ``place``, whole or not at all, and return their number; their values are made
-    plain (``raw.plain``). Raises ``DataError``.
+    """Write rows to ``place``, as a whole or not at all, and return their number. Values become
+    plain JSON (``raw.plain``). Raises ``DataError``.
     """
     count = 0
     with replacing(place) as file:
         for count, row in enumerate(rows, start=1):
-            made = table_row(count, row)
-            file.write(
-                json.dumps(
-                    made.value if made.problem is None else [made.value, made.problem]
-                ).encode("ascii")
-                + b"\n"
-            )
+            raw = table_row(count, row)
+            entry = raw.value if raw.problem is None else [raw.value, raw.problem]
+            file.write(json.dumps(entry).encode("ascii") + b"\n")
     return count
 
 
 def read_copy(place: Path) -> Iterator[RawRow]:
-    """The rows of a copy. Raises ``DataError`` for one that was changed since."""
+    """The rows of a copy. Raises ``DataError`` for a damaged one."""
     try:
         with place.open("rb") as file:
             for number, line in enumerate(file, start=1):

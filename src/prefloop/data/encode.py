@@ -1,10 +1,16 @@
-"""Records → token ids, with the length rules of the run and a count of what was cut."""
+"""Turn records into token ids within ``backbone.max_length``, and count what was cut.
+
+A pair is called the same everywhere: its responses are ``first`` and ``second``, as the record
+holds them, and its label is P(first is better). "Chosen" and "rejected" occur in loss formulas and
+in file layouts alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prefloop.base.console import neutral, shortened
 from prefloop.data.chat import ChatFormat
@@ -17,42 +23,43 @@ from prefloop.records import (
     Message,
     Response,
     answer_turns,
-    prompt_key,
     transcript,
 )
 
 REPEATED_WORDS = 4
-"""Words of a prompt from which on an answer that begins with it repeats it."""
+"""An answer that begins with its prompt repeats it if the prompt has at least so many words."""
 
 
 @dataclasses.dataclass
 class Encoder:
-    """Tokenizes within ``max_length`` and counts what a reader of the log should know."""
+    """Tokenizes records within ``max_length`` tokens and counts what the log should mention."""
 
     chat: ChatFormat
     max_length: int
     cut: int = 0
     """Responses that lost their end."""
     unfinished: int = 0
-    """Responses that came without an ending: the sampler cut them."""
+    """Responses whose end the sampler had cut."""
     controls: int = 0
     """Control tokens in people's texts, encoded as plain text."""
     joined: int = 0
-    """Responses whose thoughts met a generation prompt that opens ``<think>``."""
+    """Responses that open ``<think>`` where the generation prompt has opened it already."""
     opened: int = 0
     """Conversations that begin with the assistant."""
     answers: int = 0
-    """Responses looked at; of them:"""
+    """Responses encoded so far. The next three fields count kinds of them."""
     with_controls: int = 0
-    """hold a control token in their text,"""
+    """Responses whose text holds a control token."""
     repeating: int = 0
-    """begin with their prompt,"""
+    """Responses that begin with their prompt."""
     ended_twice: int = 0
-    """end in a control token ahead of the one that ends the turn."""
+    """Responses whose text ends in a control token, ahead of the one that ends the turn."""
 
     def prompt(self, record_id: str, prompt: Sequence[Message], room: int = 1) -> list[int]:
-        """Prompt ids. Raises ``TooLongError`` naming the record when fewer than ``room`` tokens are
-        left for a response, ``DataError`` when the chat template refuses the prompt.
+        """Token ids of a prompt.
+
+        Raises ``TooLongError`` naming the record when fewer than ``room`` tokens are left for a
+        response, and ``DataError`` when the chat template refuses the prompt.
         """
         with _named(record_id, prompt):
             ids = self.chat.prompt_ids(prompt)
@@ -69,64 +76,63 @@ class Encoder:
             )
 
     def _look_at(self, turns: Sequence[Message], prompt: Sequence[Message], text: str) -> None:
-        """Count what in an answer's text speaks of a file that was read wrongly."""
+        """Count the signs in an answer's text that its file was read wrongly."""
         renderer = self.chat.renderer
         self.answers += 1
-        self.controls += (found := renderer.controls_in(turns))
-        self.with_controls += found > 0
+        controls = renderer.controls_in(turns)
+        self.controls += controls
+        self.with_controls += controls > 0
         asked = prompt[-1].content.strip() if prompt[-1].role == "user" else ""
-        # A short question may well be greeted back.
+        # An answer may well repeat a short greeting.
         self.repeating += len(asked.split()) >= REPEATED_WORDS and text.strip().startswith(asked)
         self.ended_twice += text.rstrip().endswith(tuple(renderer.controls))
 
     def response(
         self, record_id: str, prompt: Sequence[Message], answer: Response, prompt_length: int
     ) -> Tokens:
-        """An answer's tokens within what its prompt leaves; one that does not fit loses its end
-        (and EOS) and is counted.
+        """Tokens of an answer behind a prompt of ``prompt_length`` tokens. An answer that does not
+        fit loses its end (and EOS) and is counted.
 
         An empty response is its end-of-turn token alone, finished or not: a sample of nothing but
         blanks decodes to ''. Raises ``DataError`` naming the record when the chat template refuses
-        the answer.
+        the answer, ``TooLongError`` when no learnt token of it fits.
         """
         with _named(record_id, prompt):
-            found = self.chat.answer(prompt, answer)
+            tokens = self.chat.answer(prompt, answer)
         self.unfinished += not answer.finished
-        self.joined += found.joined
+        self.joined += tokens.joined
         self._look_at(answer_turns(answer), prompt, answer.text)
-        if not found.ids:
-            found = Tokens([self.chat.stop_id], [True])
-        return self.within(record_id, found, prompt_length)
+        if not tokens.ids:
+            tokens = Tokens([self.chat.stop_id], [True])
+        return self.within(record_id, tokens, prompt_length)
 
     def conversation(self, demonstration: Demonstration, every: bool = True) -> list[Tokens]:
-        """The sequences of a demonstration: every assistant turn that may be learnt, or the last
-        alone.
+        """Token sequences of a demonstration. They teach every assistant turn that may be learnt,
+        or, without ``every``, the last one.
 
         Raises ``DataError`` naming the record when a prompt leaves no room or the chat template
         refuses the conversation.
         """
-        turns = answer_turns(demonstration)
-        with _named(demonstration.id, demonstration.prompt):
-            found = self.chat.sequences(demonstration.prompt, turns, every)
-        self.controls += self.chat.renderer.controls_in(demonstration.prompt)
-        self._look_at(turns, demonstration.prompt, transcript(turns))
-        self.joined += any(tokens.joined for tokens in found)
-        self.opened += demonstration.prompt[0].role == "assistant"
-        for tokens in found:
-            self._require_room(
-                _name(demonstration.id, demonstration.prompt), tokens.learn.index(True), 1
-            )
-        return [self.within(demonstration.id, tokens) for tokens in found]
+        turns, prompt = answer_turns(demonstration), demonstration.prompt
+        with _named(demonstration.id, prompt):
+            sequences = self.chat.sequences(prompt, turns, every)
+        self.controls += self.chat.renderer.controls_in(prompt)
+        self._look_at(turns, prompt, transcript(turns))
+        self.joined += any(tokens.joined for tokens in sequences)
+        self.opened += prompt[0].role == "assistant"
+        for tokens in sequences:
+            self._require_room(_name(demonstration.id, prompt), tokens.learn.index(True), 1)
+        return [self.within(demonstration.id, tokens) for tokens in sequences]
 
-    def within(self, record_id: str, found: Tokens, prompt_length: int = 0) -> Tokens:
-        """``found`` within what ``prompt_length`` tokens leave of ``max_length``. Raises
-        ``TooLongError`` when nothing learnt is left.
+    def within(self, record_id: str, tokens: Tokens, prompt_length: int = 0) -> Tokens:
+        """``tokens`` cut to the room that a prompt of ``prompt_length`` tokens leaves. Raises
+        ``TooLongError`` when nothing that is learnt is left.
         """
         room = self.max_length - prompt_length
-        if len(found.ids) <= room:
-            return found
+        if len(tokens.ids) <= room:
+            return tokens
         self.cut += 1
-        kept = Tokens(found.ids[:room], found.learn[:room], found.joined)
+        kept = Tokens(tokens.ids[:room], tokens.learn[:room], tokens.joined)
         if not any(kept.learn):
             raise TooLongError(
                 f"row '{record_id}': nothing that is learnt is left within backbone.max_length ="
@@ -135,7 +141,7 @@ class Encoder:
         return kept
 
     def notes(self) -> list[str]:
-        """What else was done to texts, a line each."""
+        """What was done to texts, one line for each kind of change."""
         out = []
         if self.controls:
             out.append(
@@ -156,7 +162,7 @@ class Encoder:
 
 @contextlib.contextmanager
 def _named(record_id: str, prompt: Sequence[Message]) -> Iterator[None]:
-    """Errors of the chat template with the record that they are about."""
+    """Put the record's name into errors of the chat template."""
     try:
         yield
     except DataError as error:
@@ -164,23 +170,32 @@ def _named(record_id: str, prompt: Sequence[Message]) -> Iterator[None]:
 
 
 def _name(record_id: str, prompt: Sequence[Message]) -> str:
-    """A record by its id and its prompt's first words: an id that was made from a row stands in no
-    file.
+    """A record's id and its prompt's first words, for errors: an id that prefloop made is in no
+    file of the user's.
     """
     asked = next((turn.content for turn in prompt if turn.role == "user"), "")
     return f"'{record_id}' ({shortened(neutral(' '.join(asked.split())), 40)!r})"
 
 
+class LabelledPair(NamedTuple):
+    """Two responses of a group, or of a pack, by index, and what the votes say of them."""
+
+    first: int
+    second: int
+    label: float
+    """P(the first response is better)."""
+    weight: float
+    """What the pair counts for in a loss; the mean over a file is 1."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PreferenceGroup:
-    """All pairs of one prompt: every distinct response is encoded once, pairs point at them.
-
-    ``pairs`` holds (first, second, label, weight): indices into ``document.keys``, the probability
-    that the first is better, and what the pair counts for beside others.
+    """All pairs of one prompt. Every distinct response is encoded once, and pairs hold its index
+    in ``document.keys``.
     """
 
     document: Document
-    pairs: list[tuple[int, int, float, float]]
+    pairs: list[LabelledPair]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,73 +206,56 @@ class ThumbGroup:
     up: list[bool]
 
 
-def preference_groups(
-    comparisons: Sequence[Comparison],
-    labels: Sequence[float],
+def preference_group(
+    comparisons: Sequence[tuple[Comparison, float, float]],
     encoder: Encoder,
-    weights: Sequence[float] | None = None,
+    first_key: int = 0,
     refuse: Callable[[str, DataError], None] | None = None,
-) -> list[PreferenceGroup]:
-    """Group comparisons by prompt. ``labels[i]`` is the probability that response 0 of comparison i
-    is better.
+) -> PreferenceGroup | None:
+    """Tokenize the comparisons of one prompt.
 
-    A comparison of which the encoder refuses a response goes to ``refuse`` by its id, and is left
-    out; without it the error is raised, as it is for a prompt.
+    ``comparisons`` holds each with its label, P(first is better), and its weight. Responses get
+    the keys from ``first_key`` on. A comparison whose response the encoder refuses is left out and
+    handed to ``refuse`` by its id; without ``refuse`` the error is raised, as it always is for the
+    prompt. Returns ``None`` where no pair of two different responses is left.
     """
-    order: dict[str, list[int]] = {}
-    for i, comparison in enumerate(comparisons):
-        order.setdefault(prompt_key(comparison.prompt), []).append(i)
-    groups: list[PreferenceGroup] = []
-    key = 0
-    for members in order.values():
-        first = comparisons[members[0]]
-        prompt_ids = encoder.prompt(first.id, first.prompt)
-        known: dict[str, int] = {}
-        responses: list[Tokens] = []
-        pairs = []
-        for i in members:
-            try:
-                found = {
-                    response.key(): encoder.response(
-                        comparisons[i].id, first.prompt, response, len(prompt_ids)
-                    )
-                    for response in comparisons[i].responses
-                    if response.key() not in known
-                }
-            except DataError as error:
-                if refuse is None:
-                    raise
-                refuse(comparisons[i].id, error)
-                continue
-            for key_of, tokens in found.items():
-                known[key_of] = len(responses)
-                responses.append(tokens)
-            ends = [known[response.key()] for response in comparisons[i].responses]
-            if (
-                responses[ends[0]].ids != responses[ends[1]].ids
-            ):  # cutting can make two responses equal
-                pairs.append((ends[0], ends[1], labels[i], weights[i] if weights else 1.0))
-        if not pairs:
+    prompt = comparisons[0][0].prompt
+    prompt_ids = encoder.prompt(comparisons[0][0].id, prompt)
+    index_of: dict[str, int] = {}
+    responses: list[Tokens] = []
+    pairs: list[LabelledPair] = []
+    for comparison, label, weight in comparisons:
+        # Not into ``responses`` at once: where one of the two is refused, neither is kept.
+        new: dict[str, Tokens] = {}
+        keys = [response.key() for response in comparison.responses]
+        try:
+            for key, response in zip(keys, comparison.responses, strict=True):
+                if key not in index_of:
+                    new[key] = encoder.response(comparison.id, prompt, response, len(prompt_ids))
+        except DataError as error:
+            if refuse is None:
+                raise
+            refuse(comparison.id, error)
             continue
-        groups.append(PreferenceGroup(document_of(prompt_ids, responses, key), pairs))
-        key += len(responses)
-    return groups
+        for key, tokens in new.items():
+            index_of[key] = len(responses)
+            responses.append(tokens)
+        first, second = (index_of[key] for key in keys)
+        # Cutting to ``max_length`` can make two responses equal.
+        if responses[first].ids != responses[second].ids:
+            pairs.append(LabelledPair(first, second, label, weight))
+    return PreferenceGroup(document_of(prompt_ids, responses, first_key), pairs) if pairs else None
 
 
-def pair_indices(
-    pack: Pack, by_key: Mapping[int, PreferenceGroup]
-) -> tuple[list[int], list[int], list[float], list[float]]:
-    """Positions in the pack of the two responses of each of its pairs, the pairs' labels and
-    weights.
-    """
-    first, second, labels, weights = [], [], [], []
+def pair_indices(pack: Pack, by_key: Mapping[int, PreferenceGroup]) -> list[LabelledPair]:
+    """The pairs of a pack's groups, with positions in the pack in place of indices in the group."""
+    pairs: list[LabelledPair] = []
     start = 0
     while start < len(pack.keys):
         group = by_key[pack.keys[start]]
-        for a, b, label, weight in group.pairs:
-            first.append(start + a)
-            second.append(start + b)
-            labels.append(label)
-            weights.append(weight)
+        pairs += (
+            LabelledPair(start + first, start + second, label, weight)
+            for first, second, label, weight in group.pairs
+        )
         start += len(group.document.keys)
-    return first, second, labels, weights
+    return pairs

@@ -1,12 +1,12 @@
-"""The rows of any source that prefloop reads, as a stream; and lines written atomically.
+"""Read the rows of any source as a stream, and write lines atomically.
 
-One reader for every command and stage. What a file is, its first bytes tell, and its ending for CSV
-and TSV: JSON lines or one JSON array (``json_rows``), parquet, Arrow, CSV (``tables``); text may be
-compressed by gzip or zstd. What it is instead of these is said with the way out (``foreign``). Rows
-of several shards are numbered on from one to the next.
+All commands and stages read through this module. A file's first bytes tell its format; CSV and TSV
+are recognized by their ending. The formats are JSON lines or one JSON array (``json_rows``), and
+parquet, Arrow and CSV (``tables``); text may be compressed by gzip or zstd. For any other file an
+error says what it is, and what to do (``foreign``). Rows of several shards are numbered through.
 
-What spoils one row is reported on that row and reading goes on; what leaves the rest of a file
-unreadable is a ``DataError``.
+A problem within one row is reported with that row, and reading goes on. What makes the rest of a
+file unreadable is a ``DataError``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import io
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from prefloop.base.atomic import replacing
 from prefloop.data import copies, foreign, json_rows, tables
@@ -27,16 +28,18 @@ from prefloop.errors import DataError
 __all__ = ["RawRow", "count_rows", "read_rows", "write_lines"]
 
 _HEAD = 600
-"""Bytes that tell what a file is; the mark of a tar archive stands behind 257 of them."""
+"""Number of first bytes that tell what a file is. The mark of a tar archive comes after 257 of
+them.
+"""
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
 
 
 def read_rows(source: Source | PathLike) -> Iterator[RawRow]:
-    """The rows of a source: by line number in JSON lines (blank ones count, but give no row), else
-    by their number from 1.
+    """The rows of a source, numbered by line in JSON lines (blank lines count but give no row),
+    otherwise by row from 1.
 
-    Raises ``DataError`` for what cannot be fetched or read to its end, and for files that hold no
-    rows, saying what they are.
+    Raises ``DataError`` for a source that cannot be fetched or read to its end, and for a file that
+    holds no rows; the message says what the file is.
     """
     source = Source.of(source)
     before = last = 0
@@ -48,8 +51,8 @@ def read_rows(source: Source | PathLike) -> Iterator[RawRow]:
 
 
 def count_rows(source: Source | PathLike) -> int | None:
-    """How many rows a source on this machine has; ``None`` where it cannot be read, which the stage
-    that needs it will say better.
+    """Number of rows of a source on this machine; ``None`` where it cannot be read, which the stage
+    that needs it reports better.
     """
     source = Source.of(source)
     try:
@@ -75,8 +78,8 @@ def _rows(path: Path) -> Iterator[RawRow]:
             yield from tables.parquet(path)
         elif head.startswith(_ARROW):
             yield from tables.arrow(path)
-        elif (said := foreign.what(path, head)) is not None:
-            raise DataError(f"{path} {said}")
+        elif (what := foreign.what(path, head)) is not None:
+            raise DataError(f"{path} {what}")
         elif (ending := _text_ending(path)) in tables.TEXT:
             yield from tables.separated(path, stream, tables.TEXT[ending])
         elif head.lstrip()[:1] == b"[":
@@ -86,7 +89,7 @@ def _rows(path: Path) -> Iterator[RawRow]:
 
 
 def _text_ending(path: Path) -> str:
-    """``.csv`` of ``a.csv`` and ``a.csv.gz``."""
+    """The ending without compression: ``.csv`` of ``a.csv`` and ``a.csv.gz``."""
     name = path.name.lower()
     for ending in (".gz", ".zst"):
         name = name.removesuffix(ending)
@@ -95,8 +98,8 @@ def _text_ending(path: Path) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The bytes of a file, unpacked, without a byte order mark of UTF-8. Raises ``DataError``, for
-    what goes wrong in the block too.
+    """The bytes of a file, decompressed, without a UTF-8 byte order mark. Raises ``DataError``,
+    also for read errors within the ``with`` block.
     """
     try:
         with path.open("rb") as raw, _unpacked(path, raw) as stream:
@@ -123,7 +126,7 @@ def _unpacked(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedReader]
         import pyarrow as pa
 
         try:
-            # Python's zstandard takes a cut file for a whole one.
+            # Python's zstandard reads a truncated file without an error.
             with pa.input_stream(str(path), compression="zstd") as unpacked:
                 yield io.BufferedReader(unpacked)
         except (pa.ArrowException, OSError) as error:
@@ -141,16 +144,14 @@ def _unpacked(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedReader]
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write ``lines`` (gzipped if the name ends in .gz), replacing ``path`` only once all of them
+    """Write ``lines``, gzipped if the name ends in .gz. ``path`` is replaced only once all of them
     are on disk.
     """
     with replacing(path) as raw:
         # No name and no time in the header: the same records give the same bytes.
-        zipped = (
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
-            if path.suffix == ".gz"
-            else None
-        )
-        with zipped or contextlib.nullcontext(raw) as out:
+        out: Any = contextlib.nullcontext(raw)
+        if path.suffix == ".gz":
+            out = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
+        with out as stream:
             for line in lines:
-                out.write(line + b"\n")
+                stream.write(line + b"\n")

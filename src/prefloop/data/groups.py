@@ -1,34 +1,39 @@
-"""Comparisons → tokenised groups in an Arrow file that is mapped, not read: memory does not grow
-with the number of pairs.
+"""Comparisons and thumbs as token groups in an Arrow file. The file is mapped and not read, so
+memory does not grow with the texts of the pairs.
 
-What stays in memory is an index: for every prompt a hash and where its comparisons stand in their
-file, for every group how many pairs it has. Rows go through one at a time.
+A file of records is read twice. The first pass indexes it: where each row stands, which rows share
+a prompt, and, of comparisons, their labels and weights. What it keeps is some numbers a row and a
+hash a prompt. The second pass tokenizes prompt after prompt.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-import hashlib
 import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import BinaryIO, Generic, TypedDict, TypeVar, overload
 
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from prefloop.base.console import counted, progress, say
-from prefloop.base.jsonl import read_rows
 from prefloop.data.convert import net_thumbs
-from prefloop.data.encode import Encoder, PreferenceGroup, ThumbGroup, preference_groups
+from prefloop.data.encode import (
+    Encoder,
+    LabelledPair,
+    PreferenceGroup,
+    ThumbGroup,
+    preference_group,
+)
 from prefloop.data.packing import Document, document_of
 from prefloop.data.quarantine import Unusable
 from prefloop.data.tokens import Tokens
 from prefloop.errors import DataError
-from prefloop.records import Comparison, Rating, Response, from_dict
+from prefloop.records import Comparison, Rating, Response, from_dict, prompt_key
 
 _FEATURES = Features(
     {
@@ -44,18 +49,40 @@ _FEATURES = Features(
         "ids": List(Value("string")),
     }
 )
-Label = Callable[[Comparison], float | None]
+R = TypeVar("R", Comparison, Rating)
+Labels = Callable[[Iterable[Comparison]], Iterable[float | None]]
+"""From all comparisons of a file, read once, to P(first is better) of each, in order. ``None``
+stands for a comparison without votes.
+"""
+
+
+class GroupRow(TypedDict):
+    """A row of the Arrow file: a prompt, its distinct responses, and their pairs or thumbs."""
+
+    prompt_ids: Sequence[int]
+    responses_ids: Sequence[Sequence[int]]
+    learn: Sequence[Sequence[bool]]
+    """Empty where every token of the responses is learnt."""
+    first: list[int]
+    second: list[int]
+    label: list[float]
+    weight: list[float]
+    up: list[bool]
+    key: int
+    """Key of the first response; the others follow."""
+    ids: list[str]
+    """Ids of the records behind the row."""
 
 
 @dataclasses.dataclass
 class LeftOut:
-    """What a file holds and nothing can be learnt from."""
+    """Counts of the rows from which nothing can be learnt."""
 
     read: int = 0
     """Rows of the file."""
     equal: int = 0
-    """Pairs, or thumbs on responses with opposite ones, that are the same tokens once cut to
-    ``max_length``.
+    """Pairs whose responses are the same tokens once cut to ``max_length``; thumbs that contradict
+    each other on such responses.
     """
     repeated: int = 0
     """Pairs of one response with itself."""
@@ -65,16 +92,14 @@ class LeftOut:
     """Rows that the encoder refused; they are in a file of their own."""
 
     def lines(self, what: str, max_length: int) -> list[str]:
-        """A sentence for each kind of row that a model can take and that is left out."""
+        """A sentence for each kind of row that was left out though a model could take it."""
         of = f"of {counted(self.read, what)}"
+        equal = (
+            f"equal once cut to max_length ({max_length} tokens) and {{}} left out: raise"
+            " backbone.max_length"
+        )
         kinds = (
-            (
-                self.equal,
-                (
-                    f"equal once cut to max_length ({max_length} tokens) and {{}} left out: raise"
-                    " backbone.max_length"
-                ),
-            ),
+            (self.equal, equal),
             (self.repeated, "of one response with itself and {} left out"),
             (self.undecided, "of a response with as many thumbs up as down and {} not used"),
         )
@@ -84,14 +109,14 @@ class LeftOut:
         ]
 
     def metrics(self) -> dict[str, int]:
-        """By name, what there is of it."""
+        """The counts that are not 0, by name; none where every row was used."""
         named = {f"{name}_rows": count for name, count in dataclasses.asdict(self).items() if count}
         return named if len(named) > 1 else {}
 
 
 class Groups(Sequence[PreferenceGroup]):
-    """The groups of an Arrow file written by ``write_groups`` or ``write_thumbs``; rows are read
-    when they are asked for.
+    """The groups of an Arrow file that ``write_groups`` or ``write_thumbs`` wrote. A row is read
+    when it is asked for.
     """
 
     def __init__(
@@ -113,19 +138,17 @@ class Groups(Sequence[PreferenceGroup]):
     def __getitem__(self, index: int | slice) -> PreferenceGroup | Groups:
         if isinstance(index, slice):
             return self.subset(range(len(self))[index])
-        row = self._rows[self.indices[index]]
-        return PreferenceGroup(
-            _document(row),
-            list(zip(row["first"], row["second"], row["label"], row["weight"], strict=True)),
-        )
+        row: GroupRow = self._rows[self.indices[index]]
+        columns = zip(row["first"], row["second"], row["label"], row["weight"], strict=True)
+        return PreferenceGroup(_document(row), list(map(LabelledPair._make, columns)))
 
     def thumbs(self, index: int) -> ThumbGroup:
         """The rated responses of a group."""
-        row = self._rows[self.indices[index]]
+        row: GroupRow = self._rows[self.indices[index]]
         return ThumbGroup(_document(row), row["up"])
 
     def subset(self, positions: Sequence[int]) -> Groups:
-        """These groups only, in this order, still on disk."""
+        """The groups at ``positions``, in that order, still on disk."""
         return Groups(self.path, array("q", (self.indices[i] for i in positions)), self.left_out)
 
     def pairs(self, index: int) -> int:
@@ -146,7 +169,7 @@ class Groups(Sequence[PreferenceGroup]):
         return self._sizes[column][index]
 
     def ids_of(self, keys: Iterable[int]) -> list[str]:
-        """Ids of the rows behind responses, by the responses' keys."""
+        """Ids of the records behind the responses with these keys."""
         first_keys = self._rows.data.column("key").to_pylist()
         rows = dict.fromkeys(bisect.bisect_right(first_keys, key) - 1 for key in keys)
         return [id for row in rows for id in self._rows[row]["ids"]]
@@ -160,161 +183,185 @@ class Groups(Sequence[PreferenceGroup]):
         return sum(self._size("responses_ids", i) for i in range(len(self)))
 
 
-def _document(row: dict[str, Any]) -> Document:
+def _document(row: GroupRow) -> Document:
     keys = range(row["key"], row["key"] + len(row["responses_ids"]))
     return Document(row["prompt_ids"], row["responses_ids"], list(keys), row["learn"] or None)
 
 
-def _tokens(document: Document) -> dict[str, Any]:
-    """A document's columns in the file; ``learn`` is empty where every token of its responses is
-    learnt.
-    """
+def _row(
+    document: Document, pairs: Sequence[LabelledPair] = (), up: Sequence[bool] = ()
+) -> GroupRow:
     return {
         "prompt_ids": document.prompt_ids,
         "responses_ids": list(document.responses_ids),
         "learn": list(document.learn or []),
+        "first": [pair.first for pair in pairs],
+        "second": [pair.second for pair in pairs],
+        "label": [pair.label for pair in pairs],
+        "weight": [pair.weight for pair in pairs],
+        "up": list(up),
+        "key": 0,
+        "ids": [],
     }
+
+
+class _File(Generic[R]):
+    """A file of records, indexed by prompt once ``read`` has gone through it."""
+
+    def __init__(self, path: Path, kind: type[R]) -> None:
+        self.path = path
+        self.kind: type[R] = kind
+        self.offsets = array("q")
+        self.numbers_of: dict[bytes, array[int]] = {}
+        """A prompt's hash → numbers of its rows; prompts in order of first appearance."""
+
+    def read(self) -> Iterator[R]:
+        """Every record in order. The index is complete when all have been taken."""
+        offset = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                record = from_dict(self.kind, json.loads(line))
+                prompt = bytes.fromhex(prompt_key(record.prompt))[:16]
+                self.numbers_of.setdefault(prompt, array("L")).append(number)
+                self.offsets.append(offset)
+                offset += len(line)
+                yield record
+
+    def at(self, file: BinaryIO, number: int) -> R:
+        """The record in row ``number``, counted from 0; ``file`` is this file, open."""
+        file.seek(self.offsets[number])
+        return from_dict(self.kind, json.loads(file.readline()))
 
 
 def write_groups(
     comparisons: Path,
     target: Path,
     encoder: Encoder,
-    label: Label,
+    labels: Labels,
     weight: Callable[[Comparison], float] | None = None,
     unusable: Unusable | None = None,
 ) -> Groups:
-    """Tokenise a comparisons file into ``target``, comparisons of one prompt together, in order of
-    first appearance.
+    """Tokenize a file of comparisons into ``target``. Comparisons of one prompt form a group, and
+    groups are in order of first appearance.
 
-    ``label`` gives the probability that a comparison's first response is better (None counts as
-    0.5), ``weight`` what it counts for; weights are scaled to mean 1. Rows that the encoder refuses
-    go to ``unusable``: an error that counts them unless it sets them aside. Pairs that are equal
-    once cut are left out, counted and said. Raises ``DataError`` when no pair is left.
+    ``labels`` gives P(first is better) of every comparison; ``None`` counts as 0.5. ``weight``
+    gives what a comparison counts for; weights are scaled to mean 1. Rows that the encoder refuses
+    go to ``unusable``, which raises an error with their number unless it sets them aside. Pairs
+    whose responses are equal once cut are left out, counted, and mentioned in the log. Raises
+    ``DataError`` when no pair is left, or when every pair has weight 0.
     """
-    mean = _mean_weight(comparisons, weight) if weight else 1.0
+    file, weights = _File(comparisons, Comparison), array("d")
 
+    def indexed() -> Iterator[Comparison]:
+        for comparison in file.read():
+            weights.append(weight(comparison) if weight else 1.0)
+            yield comparison
+
+    label_of = array("d", (0.5 if p is None else p for p in labels(indexed())))
+    mean = _mean_weight(comparisons, weights)
     left_out, refused = LeftOut(), unusable or Unusable(None)
 
-    def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        records = [from_dict(Comparison, row) for row in found]
-        kept = 0
-        gone: set[str] = set()
+    def row_of(numbers: Sequence[int], records: list[Comparison]) -> GroupRow | None:
+        refused_ids: set[str] = set()
 
         def refuse(id: str, error: DataError) -> None:
-            gone.add(id)
+            refused_ids.add(id)
             refused.add([id], error)
 
-        labels = [0.5 if p is None else p for p in map(label, records)]
-        weights = [weight(record) / mean for record in records] if weight else None
-        for group in preference_groups(records, labels, encoder, weights, refuse):
-            kept += len(group.pairs)
-            first, second, soft, weighed = (
-                list(column) for column in zip(*group.pairs, strict=True)
-            )
-            pairs = {"first": first, "second": second, "label": soft, "weight": weighed, "up": []}
-            yield {**_tokens(group.document), **pairs}
-        taken = [pair for pair in records if pair.id not in gone]
-        same = sum(pair.responses[0].key() == pair.responses[1].key() for pair in taken)
-        left_out.repeated += same
-        left_out.equal += len(taken) - kept - same
+        labelled = [
+            (record, label_of[number], weights[number] / mean)
+            for number, record in zip(numbers, records, strict=True)
+        ]
+        group = preference_group(labelled, encoder, refuse=refuse)
+        taken = [record for record in records if record.id not in refused_ids]
+        repeated = sum(pair.first.key() == pair.second.key() for pair in taken)
+        left_out.repeated += repeated
+        left_out.equal += len(taken) - repeated - (len(group.pairs) if group else 0)
+        return _row(group.document, group.pairs) if group else None
 
-    return _write(
-        comparisons,
-        target,
-        rows,
-        ("pair", "pair of two different responses"),
-        encoder,
-        left_out,
-        refused,
-    )
+    what = ("pair", "pair of two different responses")
+    return _write(file, target, row_of, what, encoder, left_out, refused)
 
 
 def write_thumbs(
     ratings: Path, target: Path, encoder: Encoder, unusable: Unusable | None = None
 ) -> Groups:
-    """Tokenise a ratings file into ``target``: the responses to one prompt together, each with the
-    thumb that most of its votes amount to.
+    """Tokenize a file of ratings into ``target``: the responses to one prompt together, each with
+    the thumb that most of its votes give.
 
-    Responses with as many thumbs up as down are left out, and so are those with opposite thumbs
-    that are equal once cut; both are counted and said. ``unusable`` as in ``write_groups``. Raises
-    ``DataError`` when none is left.
+    Responses with as many thumbs up as down are left out, and so are responses with opposite
+    thumbs that are equal once cut. Both are counted and mentioned in the log. ``unusable`` is as
+    in ``write_groups``. Raises ``DataError`` when no response is left.
     """
-    left_out, refused = LeftOut(), unusable or Unusable(None)
+    file, left_out, refused = _File(ratings, Rating), LeftOut(), unusable or Unusable(None)
+    for _ in file.read():
+        pass
 
-    def rows(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        records = [from_dict(Rating, row) for row in found]
+    def row_of(numbers: Sequence[int], records: list[Rating]) -> GroupRow | None:
         prompt_ids = encoder.prompt(records[0].id, records[0].prompt)
         net: Counter[str] = Counter()
-        rows_of: dict[str, list[str]] = {}
+        ids_of: dict[str, list[str]] = {}
         answers: dict[str, Response] = {}
         for record in records:
             key = record.response.key()
             answers[key] = record.response
             net[key] += net_thumbs(record.votes)
-            rows_of.setdefault(key, []).append(record.id)
-        left_out.undecided += sum(len(rows_of[key]) for key in answers if not net[key])
+            ids_of.setdefault(key, []).append(record.id)
+        left_out.undecided += sum(len(ids_of[key]) for key in answers if not net[key])
         encoded: dict[str, Tokens] = {}
         for key in (key for key in answers if net[key]):
             try:
                 encoded[key] = encoder.response(
-                    rows_of[key][0], records[0].prompt, answers[key], len(prompt_ids)
+                    ids_of[key][0], records[0].prompt, answers[key], len(prompt_ids)
                 )
             except DataError as error:
-                refused.add(rows_of[key], error)
+                refused.add(ids_of[key], error)
         thumbs: dict[tuple[int, ...], set[bool]] = {}
-        for key, found_ids in encoded.items():
-            thumbs.setdefault(tuple(found_ids.ids), set()).add(net[key] > 0)
-        both = {key for key, found_ids in encoded.items() if len(thumbs[tuple(found_ids.ids)]) > 1}
-        left_out.equal += sum(len(rows_of[key]) for key in both)
-        kept = [key for key in encoded if key not in both]
-        if kept:
-            nothing: dict[str, list[Any]] = {"first": [], "second": [], "label": [], "weight": []}
-            document = document_of(prompt_ids, [encoded[key] for key in kept])
-            yield {**_tokens(document), **nothing, "up": [net[key] > 0 for key in kept]}
+        for key, tokens in encoded.items():
+            thumbs.setdefault(tuple(tokens.ids), set()).add(net[key] > 0)
+        opposite = {key for key, tokens in encoded.items() if len(thumbs[tuple(tokens.ids)]) > 1}
+        left_out.equal += sum(len(ids_of[key]) for key in opposite)
+        kept = [key for key in encoded if key not in opposite]
+        if not kept:
+            return None
+        document = document_of(prompt_ids, [encoded[key] for key in kept])
+        return _row(document, up=[net[key] > 0 for key in kept])
 
-    return _write(
-        ratings,
-        target,
-        rows,
-        ("thumb", "response with a decided thumb"),
-        encoder,
-        left_out,
-        refused,
-    )
+    what = ("thumb", "response with a decided thumb")
+    return _write(file, target, row_of, what, encoder, left_out, refused)
 
 
 def _write(
-    source: Path,
+    source: _File[R],
     target: Path,
-    rows: Callable[[list[dict[str, Any]]], Iterator[dict[str, Any]]],
+    row_of: Callable[[Sequence[int], list[R]], GroupRow | None],
     what: tuple[str, str],
     encoder: Encoder,
     left_out: LeftOut,
     unusable: Unusable,
 ) -> Groups:
-    """``what`` names a row, and what is wanted of it."""
-    prompts = _by_prompt(source)
-    left_out.read = sum(map(len, prompts.values()))
+    """Write the row of every prompt. ``what`` is what a record of the file is called in the log,
+    and what at least one of them must be.
+    """
+    left_out.read = len(source.offsets)
     partial = target.with_suffix(".partial")
     writer = ArrowWriter(path=str(partial), features=_FEATURES, writer_batch_size=200)
-    key = 0
-    with source.open("rb") as file, progress("tokenise", len(prompts), "prompt") as advance:
-        for offsets in prompts.values():
-            found = [_at(file, offset) for offset in offsets]
+    key, prompts = 0, source.numbers_of.values()
+    with source.path.open("rb") as file, progress("tokenize", len(prompts), "prompt") as advance:
+        for numbers in prompts:
+            records = [source.at(file, number) for number in numbers]
+            ids = [record.id for record in records]
             try:
-                for row in rows(found):
-                    writer.write(
-                        {**row, "key": key, "ids": [str(record["id"]) for record in found]}
-                    )
+                if (row := row_of(numbers, records)) is not None:
+                    writer.write({**row, "key": key, "ids": ids})
                     key += len(row["responses_ids"])
             except DataError as error:
-                unusable.add((str(row["id"]) for row in found), error)
+                unusable.add(ids, error)
             advance()
     writer.finalize()
     writer.close()
     left_out.unusable = unusable.count
-    lines = left_out.lines(what[0], encoder.max_length)
+    lines: list[str] = left_out.lines(what[0], encoder.max_length)
     try:
         unusable.settle(left_out.read)
         if key == 0:
@@ -332,41 +379,15 @@ def _write(
     return Groups(target, left_out=left_out)
 
 
-def _by_prompt(source: Path) -> dict[bytes, array[int]]:
-    """Where the rows of each prompt stand in the file."""
-    prompts: dict[bytes, array[int]] = {}
-    offset = 0
-    with source.open("rb") as file:
-        for line in file:
-            row = json.loads(line)
-            # As ``records.prompt_key`` has it: whether a turn is learnt makes no other prompt of
-            # it.
-            turns = [
-                {key: value for key, value in turn.items() if key != "learn"}
-                for turn in row["prompt"]
-            ]
-            prompt = json.dumps([turns, row.get("tools")], sort_keys=True).encode()
-            prompts.setdefault(hashlib.blake2b(prompt, digest_size=16).digest(), array("q")).append(
-                offset
-            )
-            offset += len(line)
-    return prompts
-
-
-def _mean_weight(comparisons: Path, weight: Callable[[Comparison], float]) -> float:
-    total, count = 0.0, 0
-    for row in read_rows(comparisons):
-        total, count = total + weight(from_dict(Comparison, row)), count + 1
-    if total <= 0:
+def _mean_weight(comparisons: Path, weights: Sequence[float]) -> float:
+    total = 0.0
+    for weight in weights:  # not ``sum``, which rounds otherwise from Python 3.12 on
+        total += weight
+    if weights and total <= 0:
         raise DataError(
             f"'{comparisons.name}': every pair has weight 0: choose other preference.weights"
         )
-    return total / count
-
-
-def _at(file: Any, offset: int) -> dict[str, Any]:
-    file.seek(offset)
-    return json.loads(file.readline())
+    return total / len(weights) if weights else 1.0
 
 
 def documents(groups: Sequence[PreferenceGroup]) -> Iterator[Document]:

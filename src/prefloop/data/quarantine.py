@@ -1,4 +1,4 @@
-"""Bad rows set aside, so that the rest of a file can be used: those that cannot be read, and those
+"""Set bad rows aside, so that the rest of a file can be used: rows that cannot be read, and rows
 that a model cannot take.
 """
 
@@ -22,17 +22,18 @@ from prefloop.records import Record
 R = TypeVar("R", bound=Record)
 V = TypeVar("V")
 TOO_LONG, UNUSABLE = "too-long", "unusable"
-"""In the name of the file: why its rows were set aside. The second where length is not, or not
-alone, the reason.
+"""Why rows were set aside, in the name of their file. ``UNUSABLE`` is for rows of which not all are
+too long.
 """
 
 
 def set_aside(
     source: Source, findings: list[Finding], folder: str | os.PathLike[str] | None
 ) -> Path:
-    """Write the bad rows of a source to ``<stem>.quarantine.jsonl`` in ``folder``, else beside it.
+    """Write the bad rows of a source to ``<stem>.quarantine.jsonl`` in ``folder``, or next to the
+    source.
 
-    They are copied in a second pass over it, so that no raw row is held while loading.
+    They are copied in a second pass over the source, so that loading holds no raw rows.
     """
     target = Path(folder or source.folder) / f"{source.stem}.quarantine.jsonl"
     bad = {finding.row: finding for finding in findings}
@@ -52,11 +53,10 @@ def _quarantined(finding: Finding, raw: Any) -> bytes:
 
 
 class Unusable:
-    """Rows that a model cannot take, as its encoder finds them: set aside in a file, or counted and
-    refused together.
+    """Rows that the encoder refuses. They are set aside in a file, or counted and refused together.
 
-    ``target`` is the file, with ``too-long`` in its name; ``None`` refuses. ``what`` names one row,
-    ``way`` says how they are set aside.
+    ``target`` is the file, with ``too-long`` in its name; ``None`` refuses the rows. ``what`` names
+    one row in messages, ``way`` says how a user sets them aside.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Unusable:
         """The first problem."""
 
     def add(self, ids: Iterable[str], error: DataError) -> None:
-        """Note rows that failed together, as those of one prompt do."""
+        """Note rows that failed together, as all rows of one prompt do."""
         self._only_long &= isinstance(error, TooLongError)
         self.first = self.first or str(error)
         for id in ids:
@@ -79,22 +79,17 @@ class Unusable:
                 self._rows.append({"id": id, "problem": str(error)})
 
     def settle(self, read: int) -> None:
-        """After all ``read`` rows: write what is set aside and say so once. Raises ``DataError``
-        with their number where nothing is set aside.
+        """Finish after ``read`` rows: write the rows that are set aside, and log their number once.
+        Raises ``DataError`` with the number of refused rows where none are set aside.
         """
         if not self.count:
             return
         if self._target is None:
-            many = (
-                f"{self.count} of {counted(read, self.what)} cannot be used, the first: "
-                if self.count > 1
-                else ""
-            )
-            aside = f", or set such rows aside ({self._way})" if self.count < read else ""
-            raise DataError(f"{many}{self.first}{aside}")
-        name = (
-            self._target.name if self._only_long else self._target.name.replace(TOO_LONG, UNUSABLE)
-        )
+            many = f"{self.count} of {counted(read, self.what)} cannot be used, the first: "
+            way_out = f", or set such rows aside ({self._way})" if self.count < read else ""
+            raise DataError(f"{many if self.count > 1 else ''}{self.first}{way_out}")
+        name = self._target.name
+        name = name if self._only_long else name.replace(TOO_LONG, UNUSABLE)
         write_rows(self._target.with_name(name), self._rows)
         say(f"  {counted(self.count, self.what)} set aside in {name}: {self.first}", "yellow")
 
@@ -102,7 +97,7 @@ class Unusable:
 def encoded(
     records: Iterable[R], encode: Callable[[R], V], unusable: Unusable
 ) -> list[tuple[R, V]]:
-    """Every record that ``encode`` takes, with what it gives; the others go to ``unusable``. Raises
+    """Every record that ``encode`` takes, with its result. The others go to ``unusable``. Raises
     ``DataError`` when none is left.
     """
     out: list[tuple[R, V]] = []

@@ -1,9 +1,8 @@
-"""One row as a file holds it, and values of tables made plain: what JSON could hold, and nothing
-else.
+"""A row as its file holds it, and values of tables turned into plain JSON values.
 
-A null is no key: Arrow fills up what a row does not have, and people export empty columns. It goes
-at every depth inside objects and stays as an element of a list, where leaving it out would move its
-neighbors.
+A null counts as an absent key, because Arrow fills in what a row does not have, and people export
+empty columns. Nulls are dropped from objects at every depth. In a list a null stays, because
+dropping it would move its neighbors.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST = 1 << 27
-"""Bytes of a line, characters of an element or a cell: what is longer is no row of texts, and must
-not fill the memory.
+"""Longest line in bytes, longest element or cell in characters. Anything longer is no row of texts,
+and must not fill the memory.
 """
 MOST_KEYS = 4_000
-"""Columns of a row: an object with more of them is no row, but a table by id or a whole file."""
+"""Most keys of a row. An object with more is a table by id, or a whole file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as it stands: its number from 1, its value (the row's text when that is not JSON) and
-    what is wrong.
+    """One row: its number from 1, its value (the row's text when that is not JSON), and what is
+    wrong with it.
     """
 
     number: int
@@ -36,8 +35,8 @@ class RawRow:
 
 
 class RefusedValue(ValueError):
-    """A value that no row may hold; the message says what it is, ``where`` the keys that lead to
-    it, the innermost first.
+    """A value that no row may hold. The message says what it is; ``where`` holds the keys that lead
+    to it, the innermost first.
     """
 
     def __init__(self, problem: str) -> None:
@@ -46,8 +45,8 @@ class RefusedValue(ValueError):
 
 
 def table_row(number: int, row: dict[str, Any]) -> RawRow:
-    """A row of a table with plain values; one that has no JSON counterpart, such as bytes, is the
-    row's problem.
+    """A row of a table with plain values. A value without a JSON counterpart, such as bytes,
+    becomes the row's problem.
     """
     try:
         return RawRow(number, plain(row))
@@ -57,8 +56,8 @@ def table_row(number: int, row: dict[str, Any]) -> RawRow:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON has it, without nulls in objects. Raises ``Refused`` for bytes, infinite
-    numbers and objects of programs.
+    """The value as JSON holds it, without nulls in objects. Raises ``RefusedValue`` for bytes,
+    infinite numbers and Python objects.
     """
     kind = type(value)
     if kind is str or kind is int or kind is bool or value is None:
@@ -91,7 +90,7 @@ def _key(key: Any) -> str:
 
 
 def _converted(value: Any) -> Any:
-    """A value of another type as the one that stands for it in JSON."""
+    """The JSON value that stands for a value of another type."""
     for kinds, convert in _CONVERSIONS:
         if isinstance(value, kinds):
             return convert(value)
@@ -125,13 +124,11 @@ _CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (decimal.Decimal, _decimal),
     (uuid.UUID, str),
 )
-"""In this order: a date and time is a date, True an int."""
+"""The order matters: a date and time is a date, and True is an int."""
 
 
 def _shown(value: Any) -> Any:
-    """The row of a refused value, for a quarantine file: what JSON lacks stands as a text about
-    it.
-    """
+    """A row with a refused value, for a quarantine file: a text describes what JSON cannot hold."""
     if isinstance(value, dict):
         return {str(key): _shown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -143,17 +140,17 @@ def _shown(value: Any) -> Any:
 
 
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without its nulls. Raises ``Refused`` for a key that is given twice: which of
-    the two is meant, nobody knows.
+    """A JSON object without its nulls. Raises ``RefusedValue`` for a key that is given twice, since
+    nobody can tell which of the two is meant.
     """
-    found = {key: value for key, value in pairs if value is not None}
-    if len(found) != len(pairs) and (twice := repeated(key for key, _ in pairs)) is not None:
+    values = {key: value for key, value in pairs if value is not None}
+    if len(values) != len(pairs) and (twice := repeated(key for key, _ in pairs)) is not None:
         raise RefusedValue(f"has the key '{twice}' twice in one object; keep one of them")
-    return found
+    return values
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """The first name that comes a second time."""
+    """The first name that occurs a second time."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -163,8 +160,8 @@ def repeated(names: Iterable[str]) -> str | None:
 
 
 def finite(text: str) -> float:
-    """A JSON number with a fraction or an exponent. Raises ``Refused`` for one beyond what a float
-    holds.
+    """Read a JSON number with a fraction or an exponent. Raises ``RefusedValue`` for one beyond the
+    range of a float.
     """
     value = float(text)
     if math.isinf(value):
@@ -173,5 +170,5 @@ def finite(text: str) -> float:
 
 
 def no_constant(name: str) -> float:
-    """Raises ``Refused``: NaN and Infinity are no JSON."""
+    """Raises ``RefusedValue``: NaN and Infinity are not JSON."""
     raise RefusedValue(f"holds {name}, which is no JSON: write null, or leave the key out")

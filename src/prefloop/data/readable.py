@@ -1,8 +1,8 @@
-"""Conversations for people and judges to read: who says what, part by part.
+"""Conversations as people and judges read them, part by part with headings.
 
-One rule for every room (judges, chat, Argilla's page, reports): what the model sees or writes is
-shown, its thoughts too. Votes and verdicts are about what is trained on. Hiding thoughts was left
-out on purpose: two answers that differ in their thoughts alone would look the same.
+One rule for judges, chat, Argilla's pages and reports: everything that the model sees or writes is
+shown, its thoughts too, because votes and verdicts are about what is trained on. If thoughts were
+hidden, two answers that differ in their thoughts only would look the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prefloop.records import Message, tools_of
 
 
 class Part(NamedTuple):
-    """One thing that is said; ``who`` is a heading such as ``user``, ``assistant thinks`` or
+    """One part of a conversation. ``who`` is its heading, such as ``user``, ``assistant thinks`` or
     ``tool get_weather``.
     """
 
@@ -24,21 +24,21 @@ class Part(NamedTuple):
 
 
 def prompt_parts(prompt: Sequence[Message]) -> list[Part]:
-    """A prompt: the tools that it offers, where there are any, and its turns."""
+    """The parts of a prompt: the tools that it offers, if any, and its turns."""
     tools = tools_of(prompt)
     return [*([Part("tools", tools_text(tools))] if tools else []), *parts(prompt)]
 
 
 def parts(turns: Sequence[Message]) -> list[Part]:
-    """The turns in order, each as its thoughts, its text and its calls. A plain turn is one part
+    """The parts of turns, in order: each turn's thoughts, text and calls. A plain turn is one part
     under its role.
     """
     called: dict[str | None, str] = {}
-    found: list[Part] = []
+    shown: list[Part] = []
     for turn in turns:
         called |= {call.id: call.name for call in turn.tool_calls if call.id is not None}
-        found += _of_turn(turn, turn.name or called.get(turn.tool_call_id))
-    return found
+        shown += _of_turn(turn, turn.name or called.get(turn.tool_call_id))
+    return shown
 
 
 def tools_text(tools: Sequence[dict[str, Any]]) -> str:
@@ -47,11 +47,11 @@ def tools_text(tools: Sequence[dict[str, Any]]) -> str:
 
 
 def prompt_text(prompt: Sequence[Message]) -> str:
-    """A prompt in one text: that of its only turn alone, else every part under its heading."""
-    found = prompt_parts(prompt)
-    if len(found) == 1 and found[0].who == "user":
-        return found[0].text
-    return "\n\n".join(f"[{part.who}]\n{part.text}" for part in found)
+    """A prompt as one text: the text of its only turn, or every part under its heading."""
+    shown = prompt_parts(prompt)
+    if len(shown) == 1 and shown[0].who == "user":
+        return shown[0].text
+    return "\n\n".join(f"[{part.who}]\n{part.text}" for part in shown)
 
 
 def _of_turn(turn: Message, name: str | None) -> Iterator[Part]:

@@ -1,5 +1,5 @@
-"""The rows of a file → records: its layout and habits from the first rows, then one pass that names
-what is wrong.
+"""Turn the rows of a file into records. The first rows give the file's layout and habits; one pass
+then reads all rows and collects what is wrong with them.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from prefloop.errors import DataError
 from prefloop.records import Demonstration, Prompt, Record
 
 SAMPLE = 20
-"""Rows that tell what a file is."""
+"""Number of first rows by which a file's layout is recognized."""
 _sorted_json = json.JSONEncoder(sort_keys=True).encode
 _SURE = 3
-"""Answers of which every one must begin with its prompt where the prompts are short, for this to be
-a habit of the file.
+"""With short prompts, a file repeats its prompts only if at least so many answers all begin with
+theirs.
 """
 
 
 class FileSample:
-    """The first rows of a file: what they tell about all of them."""
+    """The first rows of a file, and what they show about all of its rows."""
 
     def __init__(self, path: Source) -> None:
         self.path = path
@@ -63,8 +63,8 @@ class FileSample:
         if not self._first:
             raise DataError(f"{self.path} is empty: it holds no rows")
         if not self._rows:
-            found = [Finding(row.number, None, "", row.problem or "") for row in self._first]
-            shown = "\n".join(faults(found))
+            findings = [Finding(row.number, None, "", row.problem or "") for row in self._first]
+            shown = "\n".join(faults(findings))
             raise DataError(
                 f"{self.path}: not one of the first {len(self._first)} rows can be read\n{shown}"
             )
@@ -79,26 +79,22 @@ class FileSample:
         lowered = [
             Row({key.strip().lower(): value for key, value in row.items()}) for row in self._rows
         ]
+        keys = dict.fromkeys(key for row in self._rows for key in row)
         if not best and (other := {name for row in lowered for name in fitting(row)}):
-            named = listed(
-                dict.fromkeys(
-                    key for row in self._rows for key in row if key != key.strip().lower()
-                )
-            )
+            capitals = listed(key for key in keys if key != key.strip().lower())
             raise DataError(
                 f"{self.path}: no column has a name that is known. In lower case it would be layout"
-                f" {listed(sorted(other))}: rename {named}"
+                f" {listed(sorted(other))}: rename {capitals}"
             )
-        keys = listed(dict.fromkeys(key for row in self._rows for key in row), SAMPLE)
-        said = f"rows fit {' and '.join(best)} equally well" if best else "rows fit no known layout"
+        fit = f"fit {' and '.join(best)} equally well" if best else "fit no known layout"
         known = "\n".join(f"  {layout.name}: {layout.keys}" for layout in LAYOUTS.values())
         raise DataError(
-            f"{self.path}: the first {said} (keys found: {keys or 'none'})\nKnown"
-            f" layouts:\n{known}\nName the layout with `layout:`, or rename the keys."
+            f"{self.path}: the first rows {fit} (keys found: {listed(keys, SAMPLE) or 'none'})\n"
+            f"Known layouts:\n{known}\nName the layout with `layout:`, or rename the keys."
         )
 
     def reason(self, layout: Layout) -> str:
-        """Why this layout was taken."""
+        """Why this layout was chosen, for the log."""
         fits = sum(layout.name in fitting(row) for row in self._rows)
         row = next(row for row in self._rows if layout.name in fitting(row))
         others = (
@@ -107,8 +103,8 @@ class FileSample:
         return layout.reason(row) + others
 
     def habits(self, layout: Layout, named: bool = False) -> Habits:
-        """Whether the first responses repeat their prompt (most a long one, or every one more than
-        a word), and whether most end with a marker.
+        """The habits of the file. Responses repeat their prompt if most begin with a long one, or
+        all with one of several words. They mark their ends if most end with a marker.
         """
         begins: list[int] = []
         ended: list[bool] = []
@@ -133,7 +129,7 @@ class FileSample:
 
 
 class Records:
-    """The good records of a file, one pass; what is wrong with the other rows gathers in
+    """The good records of a file, in one pass. What is wrong with the other rows is collected in
     ``findings``.
     """
 
@@ -149,16 +145,16 @@ class Records:
 
     def __iter__(self) -> Iterator[Record]:
         if self.layout.joins:
-            for found in joined(cast(Iterator[ScoredAnswer], self._rows())):
-                if isinstance(found, str):
-                    self.skipped[found] += 1
+            for record in joined(cast(Iterator[ScoredAnswer], self._rows())):
+                if isinstance(record, str):
+                    self.skipped[record] += 1
                 else:
-                    yield found
+                    yield record
         else:
             yield from cast(Iterator[Record], self._rows())
 
     def why_none(self) -> str:
-        """What became of the rows where no record came of them."""
+        """What happened to the rows, for the case that none gave a record."""
         skipped = "; ".join(f"{number} {why}" for why, number in self.skipped.items())
         return "; ".join([*([f"skipped: {skipped}"] if skipped else []), *self.notes.lines()])
 
@@ -177,18 +173,20 @@ class Records:
                 yield from records
 
     def read_row(self, raw: RawRow) -> tuple[list[Record | ScoredAnswer], Row]:
-        """The records of a row and what was done to it. Raises ``BadRow``."""
+        """The records of a row, and the row with notes of what was done to it. Raises
+        ``BadRow``.
+        """
         if raw.problem is not None:
             raise BadRow("", raw.problem)
-        # What was written from a row stands one level deeper, in meta.
+        # prefloop's own files hold what other files have one level deeper, in ``meta``.
         check_strings(raw.value, deepest=DEEPEST + 2 if self.layout.name == "prefloop" else DEEPEST)
         given = raw.value.get("id")
         id = self._derived_id(raw.value) if given is None else self._given_id(given)
         row = Row(raw.value, id, self._words_of, self.habits)
         if self.layout.read is None:
             raise BadRow("", self.layout.way_out)
-        found = self.layout.read(row)
-        records = found if isinstance(found, list) else [found]
+        read = self.layout.read(row)
+        records: list[Record | ScoredAnswer] = [*read] if isinstance(read, list) else [read]
         for record in records:
             if not isinstance(record, Prompt | Demonstration):
                 check_shown(record.meta)
@@ -197,7 +195,7 @@ class Records:
             if not isinstance(record, SOURCES[self.kind]):
                 held, asked = type(record).__name__.lower(), self.kind.__name__.lower()
                 raise BadRow("", f"holds a {held}, of which no {asked} can be made")
-        return list(records), row
+        return records, row
 
     def _given_id(self, given: Any) -> str:
         id = id_of(given)
@@ -212,7 +210,7 @@ class Records:
         return self._unused(f"{self._stem}-{digest}")
 
     def _unused(self, base: str) -> str:
-        """``base``, or with the first number from 2 on that no id has yet."""
+        """``base``, or ``base-2``, ``base-3`` … with the first number that no id has yet."""
         id, number = base, self._repeats.get(base, 1)
         while self._row_of_id.get(id) is not None:
             number += 1
@@ -223,7 +221,9 @@ class Records:
 
 
 def id_of(given: Any) -> str:
-    """An id as text; tables with gaps make 1.0 of 1. Raises ``BadRow`` for what is none."""
+    """An id as text. Tables with gaps turn 1 into 1.0, which becomes 1 again. Raises ``BadRow`` for
+    a value that cannot be an id.
+    """
     if isinstance(given, float) and given.is_integer():
         given = int(given)
     if isinstance(given, bool) or not isinstance(given, str | int):

@@ -1,5 +1,5 @@
-"""What a row's answers and their prompt make: pairs, thumbs, demonstrations; and the prompt of
-answers that hold it themselves.
+"""What a row's answers and their prompt give: pairs, thumbs or demonstrations; and the prompt of
+answers that contain it.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ OTHER_ANSWERS = (
     "response_j",
     "response_k",
 )
-"""Columns of answers that stand in the row of no demonstration."""
+"""Columns of answers that no row of a demonstration has."""
 _VERDICTS = ("winner", "preferred", "preference", "choice", "better", "label")
 
 
 def whole_prompt(
     prompt: Conversation, answers: Sequence[Answer], keys: Sequence[str]
 ) -> Conversation:
-    """The prompt, or the fuller one that stands before every answer that has one."""
+    """The prompt, or the longer one that precedes every answer that has one."""
     fuller = [
         (key, a.before) for key, a in zip(keys, answers, strict=True) if len(a.before) > len(prompt)
     ]
@@ -76,26 +76,20 @@ def whole_prompt(
 
 
 def paired(row: Row, first: str, second: str, key: str | None = None) -> Comparison:
-    """Two answers of which the first is the preferred one, beside their prompt."""
+    """A pair of answers of which ``first`` names the preferred one, with their prompt."""
     prompt = prompt_of(row, key)
     answers = [answer_of(row, name, prompt) for name in (first, second)]
-    return comparison(
-        row,
-        whole_prompt(prompt, answers, (first, second)),
-        answers[0].turns,
-        answers[1].turns,
-        first,
-        second,
-    )
+    prompt = whole_prompt(prompt, answers, (first, second))
+    return comparison(row, prompt, answers[0].turns, answers[1].turns, first, second)
 
 
 def common_start(
     row: Row, wholes: Sequence[list[Message]], keys: Sequence[str]
 ) -> tuple[Conversation, list[list[Message]]]:
-    """Conversations (one, two or several) → the prompt that they share and what follows it in each.
+    """Split conversations into the prompt that they share and what follows it in each.
 
-    The prompt ends with a user's or a tool's turn; where the conversations differ from an assistant
-    turn on, everything after is the answer.
+    The prompt ends with a turn of the user or a tool. Where the conversations differ from an
+    assistant's turn on, everything from there is the answer.
     """
     for key, whole in zip(keys, wholes, strict=True):
         if whole[-1].role != "assistant":
@@ -121,11 +115,10 @@ def common_start(
 
 
 def _alike(first: Sequence[Message], second: Sequence[Message]) -> int:
-    """How many turns two conversations have in common before they differ."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next(
-        (index for index, (a, b) in pairs if not same([a], [b])), min(len(first), len(second))
-    )
+    """How many turns two conversations have in common at their start."""
+    turns = enumerate(zip(first, second, strict=False))
+    differing = (index for index, (one, other) in turns if not same([one], [other]))
+    return next(differing, min(len(first), len(second)))
 
 
 def comparison(
@@ -136,8 +129,8 @@ def comparison(
     first: str,
     second: str,
 ) -> Comparison:
-    """The pair of two answers, the first preferred, with the strength that the file's scores
-    say.
+    """The comparison of a preferred answer with another one, with the strength that the file's
+    scores give. ``first`` and ``second`` name their columns.
     """
     responses = [Response.of(turns, row.source) for turns in (chosen, rejected)]
     check_distinct(responses[0].text, responses[1].text, first, second)
@@ -156,8 +149,8 @@ def comparison(
 
 
 def _check_verdicts(row: Row, rejected: str) -> None:
-    """Refuse a column beside a pair by which its rejected answer is the better one, or neither is,
-    or which may mean that.
+    """Refuse a pair with a column by which the rejected answer is better, or neither is, or which
+    may mean that.
     """
     if truth_of(row.get("tie")) is True:
         raise BadRow("tie", "says that neither answer is better: leave the row out")
@@ -186,7 +179,7 @@ def _check_verdicts(row: Row, rejected: str) -> None:
 def two_responses(
     row: Row, prompt: Conversation, first: str, second: str
 ) -> tuple[Conversation, list[Response]]:
-    """Two answers of which another column says which is better, and the prompt that they answer."""
+    """Two answers of which another column says which is better, and their prompt."""
     answers = [answer_of(row, key, prompt) for key in (first, second)]
     responses = [Response.of(answer.turns, row.source) for answer in answers]
     check_distinct(responses[0].text, responses[1].text, first, second)
@@ -196,8 +189,8 @@ def two_responses(
 
 
 def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]]) -> None:
-    """Leave out the columns that repeat the prompt with one of its answers; refuse those that say
-    another conversation.
+    """Leave out columns that repeat the prompt with one of its answers. Raises ``BadRow`` for a
+    column with another conversation.
     """
     own = [turn for turn in prompt if turn.role != "system"]
     for key in filter(row.left, CONVERSATIONS):
@@ -214,10 +207,10 @@ def leave_copies(row: Row, prompt: Conversation, answers: Sequence[list[Message]
 
 
 def strength_of(row: Row) -> int | float | None:
-    """How much better the first answer is by the file's own scores: a difference on the file's
+    """How much better the first answer is by the file's own scores: their difference, on the file's
     scale.
 
-    Raises ``BadRow`` where the scores prefer the other one. Columns stay in meta, where they are
+    Raises ``BadRow`` where the scores prefer the other answer. The columns stay in meta as
     evidence.
     """
     for good, bad in _SCORES:
@@ -240,18 +233,18 @@ def strength_of(row: Row) -> int | float | None:
     return _strength(row, margin, "margin", "margin")
 
 
-def _strength(row: Row, strength: int | float, said: str, *keys: str) -> int | float | None:
+def _strength(row: Row, strength: int | float, formula: str, *keys: str) -> int | float | None:
     row.evidence(*keys)
     if strength == 0:
-        row.say(f"{said} is 0: the vote has no strength")
+        row.say(f"{formula} is 0: the vote has no strength")
         return None
-    row.say(f"strength of the vote is {said}, on the file's own scale")
+    row.say(f"strength of the vote is {formula}, on the file's own scale")
     return strength
 
 
 def beside(row: Row, key: str, prompt_key: str | None = None) -> tuple[Conversation, list[Message]]:
-    """The one answer of a row and the prompt in another column, with the turns of either that the
-    other lacks.
+    """The one answer of a row and the prompt in another column; each is completed by turns that
+    only the other column has.
     """
     prompt = prompt_of(row, prompt_key)
     answer = answer_of(row, key, prompt)
@@ -261,19 +254,14 @@ def beside(row: Row, key: str, prompt_key: str | None = None) -> tuple[Conversat
 
 
 def rating(row: Row, prompt: Conversation, turns: list[Message], up: bool) -> Rating:
-    """An answer with the file's thumb."""
+    """A rating: an answer with the file's thumb."""
     leave_copies(row, prompt, [turns])
-    return Rating(
-        row.id,
-        prompt,
-        Response.of(turns, row.source),
-        [Thumb(row.source, "up" if up else "down")],
-        row.meta(),
-    )
+    thumb = Thumb(row.source, "up" if up else "down")
+    return Rating(row.id, prompt, Response.of(turns, row.source), [thumb], row.meta())
 
 
 def refuse_other_answers(row: Row) -> None:
-    """Refuse a row of one answer that has a column of another one: it is a pair."""
+    """Refuse a row of one answer that has a column of another: it is a pair."""
     if (other := row.first(*OTHER_ANSWERS)) is not None:
         raise BadRow(
             other,
@@ -283,22 +271,20 @@ def refuse_other_answers(row: Row) -> None:
 
 
 def imitated(row: Row, prompt: Conversation, turns: list[Message]) -> Demonstration | Rating:
-    """An answer to imitate, or with its thumb where a column judges it, however few rows of the
-    file have one. Raises ``BadRow``.
+    """A demonstration, or a rating where a column judges the answer, however few rows of the file
+    have one. Raises ``BadRow``.
     """
     refuse_other_answers(row)
     up = verdict(row)
-    return (
-        Demonstration.of(row.id, prompt, turns, row.meta())
-        if up is None
-        else rating(row, prompt, turns, up)
-    )
+    if up is not None:
+        return rating(row, prompt, turns, up)
+    return Demonstration.of(row.id, prompt, turns, row.meta())
 
 
 def demonstration(
     row: Row, key: str, prompt_key: str | None = None, learnt: bool = False
 ) -> Demonstration | Rating:
-    """An answer to imitate beside its prompt, whose own assistant turns are context unless the
+    """An answer to imitate and its prompt. Assistant turns of the prompt are context, unless the
     layout says that they are ``learnt``.
     """
     prompt, turns = beside(row, key, prompt_key)
@@ -306,8 +292,8 @@ def demonstration(
 
 
 def answered(turns: Conversation, key: str) -> tuple[Conversation, list[Message]]:
-    """A conversation's prompt and its last answer; refuses one that does not end with the
-    assistant's turn.
+    """Split a conversation into its prompt and its last answer. Raises ``BadRow`` where it does not
+    end with the assistant's turn.
     """
     if turns[-1].role != "assistant":
         raise BadRow(key, f"ends with the {turns[-1].role}'s turn, expected the assistant's")

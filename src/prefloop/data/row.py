@@ -1,8 +1,8 @@
-"""One row while it is read, and what is said about the rows of a file.
+"""One row while it is read, and the notes about the rows of a file.
 
-A reader takes columns from a :class:`Row`. What it leaves goes into the record's ``meta`` and is
-named once per file, so that no column vanishes without a word. What it does to texts (parsing,
-unwrapping, cutting) it says to the row, and the file's :class:`Notes` count it once the row is
+A reader takes columns from a :class:`Row`. The columns that it leaves go into the record's ``meta``
+and are named once per file, so that no column vanishes silently. A reader also notes what it does
+to texts (parsing, unwrapping, cutting), and the file's :class:`Notes` count that once the row is
 accepted.
 """
 
@@ -25,8 +25,8 @@ _OWN_META = frozenset({"id", "meta"})
 
 @dataclass(frozen=True)
 class Habits:
-    """What the first rows of a file tell about all of them. ``None`` while that is being found
-    out.
+    """What the first rows of a file show about all of its rows. ``None`` while it is not known
+    yet.
     """
 
     repeats_prompt: bool | None = False
@@ -34,28 +34,28 @@ class Habits:
     marks_ends: bool | None = False
     """Responses end with an end-of-turn marker."""
     named: bool = False
-    """Somebody has named the layout."""
+    """The user has named the layout."""
     measured: frozenset[str] = frozenset()
-    """Columns of scores that hold more than 0, 1 and -1."""
+    """Columns of scores with values other than 0, 1 and -1."""
     signed: frozenset[str] = frozenset()
-    """Columns of thumbs that write down as -1."""
+    """Columns of thumbs in which -1 means down."""
 
 
 @dataclass
 class Notes:
-    """What was done to the rows of a file."""
+    """What was done to the rows of a file, for the log."""
 
     rows: Counter[str] = field(default_factory=Counter)
-    """By what was done, how many rows."""
+    """Number of rows by what was done to them."""
     unused: dict[str, None] = field(default_factory=dict)
     repeated: dict[str, None] = field(default_factory=dict)
     message_keys: dict[str, None] = field(default_factory=dict)
     begins: int = 0
-    """Responses that began with their prompt, of ``responses``."""
+    """Responses that began with their prompt, out of ``responses``."""
     responses: int = 0
 
     def add(self, row: Row) -> None:
-        """Count an accepted row in."""
+        """Add an accepted row to the counts."""
         self.rows.update(list(row.done))
         self.unused |= dict.fromkeys(row.unused)
         self.repeated |= dict.fromkeys(row.repeated)
@@ -65,24 +65,24 @@ class Notes:
             self.responses += len(row.begins)
 
     def lines(self) -> list[str]:
-        """A line for each thing there is to say."""
-        said = [f"{what} (in {counted(number, 'row')})" for what, number in self.rows.items()]
+        """One line for each kind of note."""
+        lines = [f"{what} (in {counted(number, 'row')})" for what, number in self.rows.items()]
         if self.begins:
-            said.append(
+            lines.append(
                 f"{self.begins:,} of {counted(self.responses, 'response')} began with their prompt,"
                 " which was taken off"
             )
         if self.repeated:
-            said.append(f"columns left out, they repeat the conversation: {listed(self.repeated)}")
+            lines.append(f"columns left out, they repeat the conversation: {listed(self.repeated)}")
         if self.unused:
-            said.append(f"columns kept in meta, not used: {listed(self.unused)}")
+            lines.append(f"columns kept in meta, not used: {listed(self.unused)}")
         if self.message_keys:
-            said.append(f"message keys not used: {listed(self.message_keys)}")
-        return said
+            lines.append(f"message keys not used: {listed(self.message_keys)}")
+        return lines
 
 
 class Row(dict[str, Any]):
-    """The columns of a row that hold something (a null is no key), and what was made of them."""
+    """The columns of a row that are not null, and notes of what was done to them."""
 
     def __init__(
         self,
@@ -98,40 +98,42 @@ class Row(dict[str, Any]):
         self.repeated: dict[str, None] = {}
         self.message_keys: dict[str, None] = {}
         self.begins: list[int] = []
-        """Of every answer given as text: how many words of its prompt it begins with, 0 where it
+        """For every answer given as text, how many words of its prompt it begins with; 0 where it
         does not.
         """
         self.offered: dict[str, list[dict[str, Any]]] = {}
-        """Tools that turns of the row offer themselves, by where they stand."""
+        """Tools that turns of the row offer themselves, by the place of the turn."""
         self.tools: list[dict[str, Any]] | None = None
-        """The tools of the row's prompt, once it was read."""
+        """The tools of the row's prompt, once the prompt is read."""
         self.transcript = False
-        """Whether one of its texts was a transcript, whose markers may stand before other texts as
+        """Whether one of its texts was a transcript, whose markers may occur in other texts as
         well.
         """
         self.templated = False
-        """Whether control tokens stood around one of its texts, so that an end marker after an
-        answer is one.
+        """Whether one of its texts was inside control tokens, so that an end marker after an answer
+        is one.
         """
         self.thinks = False
-        """Whether its prompt is open within the assistant's thoughts."""
+        """Whether its prompt ends inside the assistant's thoughts."""
         self.ended: list[bool] = []
-        """Of every answer, whether an end-of-turn marker stands after it."""
+        """For every answer, whether an end-of-turn marker follows it."""
         self._used: set[str] = set()
         self._kept: set[str] = set()
 
     def take(self, key: str) -> Any:
-        """What stands under ``key``, which is thereby used; ``BadRow`` where there is nothing."""
+        """The value under ``key``, which is marked as used. Raises ``BadRow`` where there is
+        none.
+        """
         self._used.add(key)
         return field_of(self, key)
 
     def text(self, key: str) -> str:
-        """The text under ``key``; ``BadRow`` for anything else and for an empty one."""
+        """The text under ``key``. Raises ``BadRow`` for an empty text and for another type."""
         return check_text(self.take(key), key)
 
     def optional(self, key: str) -> str | None:
-        """The text under ``key``; ``None`` where it is absent or empty, ``BadRow`` where it is no
-        text.
+        """The text under ``key``; ``None`` where it is absent or empty. Raises ``BadRow`` for
+        another type.
         """
         if key not in self:
             return None
@@ -141,22 +143,24 @@ class Row(dict[str, Any]):
         return value if value.strip() else None
 
     def use(self, *keys: str) -> None:
-        """Columns that the record holds in another form."""
+        """Mark columns as used: the record holds them in another form."""
         self._used.update(keys)
 
     def repeats(self, *keys: str) -> None:
-        """Columns that are left out because the record says the same."""
+        """Leave out columns that repeat what the record says."""
         present = [key for key in keys if key in self]
         self._used.update(present)
         self.repeated |= dict.fromkeys(present)
 
     def evidence(self, *keys: str) -> None:
-        """Columns that were used and stay in ``meta`` beside what was made of them."""
+        """Mark columns as used, and keep them in ``meta`` as well."""
         self._used.update(keys)
         self._kept.update(keys)
 
     def offer(self, tools: list[dict[str, Any]], name: str) -> None:
-        """A turn offers tools. ``BadRow`` where the prompt, already read, offers others."""
+        """Note the tools that a turn offers. Raises ``BadRow`` where the prompt, already read,
+        offers others.
+        """
         if self.tools is not None and tools != self.tools:
             raise BadRow(
                 name, "offers other tools than the prompt: write them into a column 'tools'"
@@ -164,12 +168,12 @@ class Row(dict[str, Any]):
         self.offered[name] = tools
 
     def say(self, what: str) -> None:
-        """Something was done to this row."""
+        """Note that something was done to this row."""
         self.done[what] = None
 
     def check_cell(self, text: str, name: str) -> str:
-        """A text of the row. ``BadRow`` for what pandas writes into a CSV in the place of a text
-        that is missing.
+        """Return a text of the row. Raises ``BadRow`` for what pandas writes into a CSV for a
+        missing text.
         """
         if text.strip() in _MISSING and _TABLE.search(self.source):
             raise BadRow(
@@ -180,7 +184,7 @@ class Row(dict[str, Any]):
         return text
 
     def without_begin(self, text: str) -> str:
-        """A text without the tokens that begin a sequence: the model's own tokenizer or template
+        """A text without the tokens that begin a sequence. The model's own tokenizer or template
         writes them.
         """
         cut, markers = begin_cut(text, html=True)
@@ -189,11 +193,11 @@ class Row(dict[str, Any]):
         return cut if markers else text
 
     def without_end(self, text: str) -> str:
-        """An answer without the end-of-turn markers after it, where the file writes them: the
+        """An answer without the end-of-turn markers after it, where the file writes them. The
         model's own template writes one.
 
-        Where most answers of the file have none, they are words of this one. An answer of nothing
-        else is empty either way.
+        Where most answers of the file have none, the markers are words of this answer. An answer
+        that consists of markers only is empty either way.
         """
         text = self.without_begin(text)
         cut, markers = end_cut(text)
@@ -211,7 +215,7 @@ class Row(dict[str, Any]):
         return cut
 
     def also(self, inner: Row) -> None:
-        """What was done to a row that this one holds was done to this one."""
+        """Take over the notes of a row inside this one."""
         self.done |= inner.done
         self.repeated |= inner.repeated
         self.message_keys |= inner.message_keys
@@ -223,16 +227,16 @@ class Row(dict[str, Any]):
         return next((key for key in keys if key in self), None)
 
     def left(self, key: str) -> bool:
-        """Whether there is such a column and no reader took it."""
+        """Whether the row has this column and no reader used it."""
         return key in self and key not in self._used and key not in _OWN_META
 
     @property
     def unused(self) -> list[str]:
-        """Columns that no reader took."""
+        """Columns that no reader used."""
         return [key for key in self if self.left(key)]
 
     def meta(self, *also: str) -> dict[str, Any]:
-        """The record's ``meta``: its own, every column that was not taken, and ``also``."""
+        """The record's ``meta``: the row's own, every unused column, and the columns ``also``."""
         own = self.get("meta", {})
         if not isinstance(own, dict):
             own = {"meta": own}

@@ -1,4 +1,4 @@
-"""Texts that were seen and the row of each, in about 20 bytes a text however long it is."""
+"""A table of texts with the row of each, in about 20 bytes a text however long the text is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _FIRST = 1 << 10
 
 
 class Seen:
-    """A table from 64-bit hashes of texts to row numbers, with open addressing in two arrays.
+    """Maps 64-bit hashes of texts to row numbers, with open addressing in two arrays.
 
-    Two of a million texts share a hash with a chance of 3 in 10^8. A dictionary of the texts
+    Of a million texts, two share a hash with a probability of 3 in 10^8. A dictionary of the texts
     themselves takes ten times the memory.
     """
 
@@ -27,7 +27,7 @@ class Seen:
         return array("Q", bytes(8 * slots)), array("Q", bytes(8 * slots))
 
     def get(self, text: str) -> int | None:
-        """The row that a text was added with; ``None`` for one that was not."""
+        """The row with which a text was added; ``None`` for a text that was not."""
         return self._rows[self._place(hash64(text))] or None
 
     def add(self, text: str, row: int) -> None:
@@ -40,7 +40,7 @@ class Seen:
             self._grow()
 
     def _place(self, code: int) -> int:
-        """Where a hash stands, or the free slot for it."""
+        """The slot of a hash, or the free slot for it."""
         hashes, rows, last = self._hashes, self._rows, len(self._rows) - 1
         place = code & last
         while rows[place] and hashes[place] != code:

@@ -1,16 +1,19 @@
-"""Sources of prompts, demonstrations, comparisons and ratings, read row by row into checked
+"""Load prompts, demonstrations, comparisons and ratings from any source, row by row, as checked
 records.
 
-``files.read_rows`` gives the rows of every format. The layout (``layouts.LAYOUTS``) is detected
-from the first rows or named. A file serves every loader whose records it holds or can be turned
-into (``convert``). Dropped on purpose: repairing rows, and guessing a second layout within one
-file.
+``files.read_rows`` reads rows of every format. The layout (``layouts.LAYOUTS``) is recognized from
+the first rows, or named. A file serves every loader whose records it holds or can be turned into
+(``convert``). Rows are not repaired, and no second layout is tried within one file.
 
-Options of every loader: ``layout`` is a name in ``LAYOUTS`` or ``auto``; ``bad_rows="error"``
-refuses a file with a bad row, ``"quarantine"`` writes bad rows to ``<stem>.quarantine.jsonl`` (in
-``quarantine_dir``, else beside the file; an earlier one is replaced) and uses the rest; ``limit``
-takes the first so many good records and reads no further than it must. A record without an id gets
-``<stem>-<8 hex digits of its row's SHA-256>``, and ``-2``, ``-3`` … when repeated.
+Options of every loader:
+- ``layout``: a name in ``LAYOUTS``, or ``auto``.
+- ``bad_rows``: ``"error"`` refuses a file with a bad row. ``"quarantine"`` writes bad rows to
+  ``<stem>.quarantine.jsonl`` in ``quarantine_dir``, or next to the file, and uses the rest. An
+  earlier quarantine file is replaced.
+- ``limit``: take the first n good records, and read no further than needed.
+
+A record without an id gets ``<stem>-<8 hex digits of its row's SHA-256>``, and ``-2``, ``-3`` …
+when repeated.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ KINDS: dict[str, type] = {
     "demonstrations": Demonstration,
     "prompts": Prompt,
 }
-"""By the names that people use; the first that a source holds is what it is taken for."""
+"""Kinds of record by the names that people use. A source is taken for the first kind that it holds.
+"""
 _BAD_ROWS = ("error", "quarantine")
 
 
@@ -66,7 +70,7 @@ def load_demonstrations(
     quarantine_dir: PathLike | None = None,
     limit: int | None = None,
 ) -> Checked[Demonstration]:
-    """Prompts with an answer to imitate: as written, preferred in a pair, or up-voted. Raises
+    """Prompts with an answer to imitate: written as such, preferred in a pair, or up-voted. Raises
     ``DataError``.
     """
     return load(Demonstration, path, layout, bad_rows, quarantine_dir, limit)
@@ -80,10 +84,10 @@ def load_comparisons(
     quarantine_dir: PathLike | None = None,
     limit: int | None = None,
 ) -> Checked[Comparison]:
-    """Pairs with votes: as written, or up- and down-voted responses paired within a prompt. Raises
-    ``DataError``.
+    """Pairs of responses with votes: written as such, or up-voted and down-voted responses to the
+    same prompt, paired. Raises ``DataError``.
 
-    A plain chosen/rejected pair has the chosen response first and one vote for it by
+    In a plain chosen/rejected pair the chosen response is the first, with one vote for it by
     ``file:<file name>``.
     """
     return load(Comparison, path, layout, bad_rows, quarantine_dir, limit)
@@ -97,7 +101,7 @@ def load_ratings(
     quarantine_dir: PathLike | None = None,
     limit: int | None = None,
 ) -> Checked[Rating]:
-    """Responses with thumbs: as written, or both responses of every decided pair. Raises
+    """Responses with thumbs: written as such, or both responses of every decided pair. Raises
     ``DataError``.
     """
     return load(Rating, path, layout, bad_rows, quarantine_dir, limit)
@@ -111,7 +115,7 @@ def load_best_of(
     quarantine_dir: PathLike | None = None,
     limit: int | None = None,
 ) -> Checked[BestOf]:
-    """Prompts with several responses of which some are known to be good. Raises ``DataError``."""
+    """Prompts with several responses of which some are marked as good. Raises ``DataError``."""
     return load(BestOf, path, layout, bad_rows, quarantine_dir, limit)
 
 
@@ -127,9 +131,9 @@ def copy_records(
     keep: Callable[[R], bool] = lambda _: True,
 ) -> Checked[R]:
     """Write the records of a file that ``keep`` accepts to ``target`` in the prefloop layout, one
-    at a time; the result holds their number.
+    at a time. The result holds their number.
 
-    Raises ``DataError`` as the loaders do; ``target`` is then not written.
+    Raises ``DataError`` as the loaders do. ``target`` is not written then.
     """
 
     def take(records: Iterator[R]) -> int:
@@ -161,8 +165,8 @@ def count_records(
     quarantine_dir: PathLike | None = None,
     look: Callable[[Any], None] | None = None,
 ) -> Checked[Any]:
-    """Read a source as the loader of ``kind`` (a name in ``KINDS``) does, give every record to
-    ``look`` and keep none; the result holds their number. Raises ``DataError``.
+    """Read a source as the loader of ``kind`` (a name in ``KINDS``) does. Every record is handed to
+    ``look`` and none is kept; the result holds their number. Raises ``DataError``.
     """
 
     def take(records: Iterator[Any]) -> int:
@@ -177,8 +181,8 @@ def count_records(
 
 
 def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
-    """Whether the rows of a file are records of ``kind`` as they stand; the first rows tell where a
-    layout has several kinds.
+    """Whether the rows of a file are records of ``kind`` without conversion. Where a layout has
+    several kinds, the first rows decide.
     """
     sample = FileSample(Source.of(path))
     known = sample.detect() if layout == "auto" else LAYOUTS.get(layout)
@@ -191,15 +195,14 @@ def holds(kind: type, path: Source | PathLike, layout: str = "auto") -> bool:
 
 
 def kind_of(path: Source | PathLike, layout: str = "auto") -> str:
-    """What a file holds: comparisons, best_of, ratings, demonstrations or prompts. Raises
-    ``DataError`` where its layout cannot be told.
+    """The kind of record that a file holds: comparisons, best_of, ratings, demonstrations or
+    prompts. Raises ``DataError`` where its layout is not recognized.
     """
     layout = detect_layout(path) if layout == "auto" else layout
     held = [
         name for name, kind in KINDS.items() if layout in LAYOUTS and kind in LAYOUTS[layout].kinds
     ]
-    # Where not one of the first rows can be read, their own faults are told by the loader of what
-    # the layout holds.
+    # Where none of the first rows can be read, the loader reports what is wrong with them.
     return next(
         (name for name in held if holds(KINDS[name], path, layout)),
         held[0] if held else "comparisons",
@@ -207,15 +210,15 @@ def kind_of(path: Source | PathLike, layout: str = "auto") -> str:
 
 
 def detect_layout(path: Source | PathLike) -> str:
-    """The layout that fits most of the first rows. Raises ``DataError`` if none does, or several
-    equally.
+    """The layout that fits most of the first rows. Raises ``DataError`` if none fits, or several
+    equally well.
     """
     return FileSample(Source.of(path)).detect().name
 
 
 def write_jsonl(path: PathLike, records: Iterable[Record]) -> None:
-    """Write records in the prefloop layout, UTF-8, gzipped if the name ends in .gz, complete or not
-    at all.
+    """Write records in the prefloop layout, in UTF-8, gzipped if the name ends in .gz. The file is
+    written as a whole or not at all.
     """
     write_lines(Path(path), (_line(record) for record in records))
 
@@ -241,11 +244,10 @@ def load(
     take: Callable[[Iterator[R]], list[R] | int] = list,
     reader: type[Records] | None = None,
 ) -> Checked[R]:
-    """What every loader does. ``take`` says what becomes of the records: a list, or only how many
-    there were (they went elsewhere).
+    """Load records of ``kind``. ``take`` decides what happens to them: it returns a list, or only
+    their number if they went elsewhere.
 
-    ``reader`` makes records of rows, by other rules than ``Records`` where it is given. Raises
-    ``DataError`` and ``ConfigError``.
+    ``reader`` reads rows by other rules than ``Records``. Raises ``DataError`` and ``ConfigError``.
     """
     path = Source.of(path)
     if bad_rows not in _BAD_ROWS:

@@ -48,7 +48,7 @@ from prefloop.data.sources import copy_records, holds
 from prefloop.errors import DataError
 from prefloop.evaluation.reward_metrics import PairMetrics, interval, pairwise
 from prefloop.evaluation.rewardbench import sections
-from prefloop.labeling.aggregation import vote_share
+from prefloop.labeling.aggregation import aggregation
 from prefloop.labeling.scoring import reward_folder
 from prefloop.models.reward_model import Reward
 from prefloop.records import BestOf, Comparison, from_dict, prompt_key
@@ -152,9 +152,8 @@ def _pairs(
     for number, (name, part) in enumerate(parts.items()):
         unusable = reading.unusable(path, number)
         try:
-            groups = write_groups(
-                part, reading.scratch / f"{number}.arrow", encoder, vote_share, unusable=unusable
-            )
+            target, labels = reading.scratch / f"{number}.arrow", aggregation("share")
+            groups = write_groups(part, target, encoder, labels, unusable=unusable)
         except DataError as error:
             if reading.bad_rows != "quarantine":
                 raise DataError(f"{path.name}: {error}") from None

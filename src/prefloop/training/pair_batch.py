@@ -55,7 +55,7 @@ def pairs_of(
     pack: Pack, by_key: Mapping[int, PreferenceGroup], policy_B: Tensor, reference_B: Tensor | float
 ) -> Pairs:
     """Index the responses' sums by the pack's pairs."""
-    first, second, labels, weights = pair_indices(pack, by_key)
+    first, second, labels, weights = zip(*pair_indices(pack, by_key), strict=True)
     device = policy_B.device
     # index_select adds the gradients of a response in several pairs in a fixed order.
     ends = on_device(torch.tensor([first, second]), device)

@@ -20,7 +20,7 @@ from prefloop.data.encode import Encoder, PreferenceGroup
 from prefloop.data.groups import Groups, documents, write_groups
 from prefloop.data.packing import Pack, packs
 from prefloop.errors import ConfigError
-from prefloop.labeling.aggregation import WEIGHTS, aggregation_of_file, hardened
+from prefloop.labeling.aggregation import WEIGHTS, aggregation, hardened
 from prefloop.models.backbone import Backbone
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.comparisons import require_pairs, unusable_of
@@ -108,12 +108,12 @@ class Preference(Stage):
         backbone, temperature = runtime.backbone, runtime.generation.temperature
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         source = inputs["comparisons"] / "comparisons.jsonl"
-        label = aggregation_of_file(config.aggregation, source)
+        labels = aggregation(config.aggregation)
         groups = write_groups(
             source,
             work.scratch / "groups.arrow",
             encoder,
-            label if config.soft_labels else hardened(label),
+            labels if config.soft_labels else hardened(labels),
             WEIGHTS[config.weights],
             unusable_of(inputs["comparisons"], work.folder),
         )

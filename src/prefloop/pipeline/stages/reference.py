@@ -14,7 +14,7 @@ from prefloop.base.console import progress
 from prefloop.data.encode import Encoder
 from prefloop.data.groups import write_groups
 from prefloop.data.packing import packs
-from prefloop.labeling.aggregation import vote_share
+from prefloop.labeling.aggregation import aggregation
 from prefloop.pipeline.stage import Stage
 from prefloop.pipeline.stages.comparisons import require_pairs, unusable_of
 from prefloop.runs.work import Work
@@ -46,7 +46,7 @@ class Reference(Stage):
             inputs["comparisons"] / "comparisons.jsonl",
             work.scratch / "groups.arrow",
             encoder,
-            vote_share,
+            aggregation("share"),
             unusable=unusable_of(inputs["comparisons"], work.folder),
         )
         responses = groups[len(groups) - 1].document.keys[-1] + 1

@@ -22,7 +22,7 @@ from prefloop.data.packing import Pack, packs
 from prefloop.errors import DataError
 from prefloop.evaluation.reward_metrics import PairMetrics, pairwise
 from prefloop.evaluation.standing import unproven
-from prefloop.labeling.aggregation import aggregation_of_file
+from prefloop.labeling.aggregation import aggregation
 from prefloop.models.backbone import Backbone
 from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
@@ -110,8 +110,8 @@ class RewardModel(Stage):
         encoder = Encoder(backbone.chat, backbone.config.max_length)
         source, target = inputs["comparisons"] / "comparisons.jsonl", work.scratch / "groups.arrow"
         aside = unusable_of(inputs["comparisons"], work.folder)
-        label = aggregation_of_file(config.aggregation, source)
-        groups = write_groups(source, target, encoder, label, unusable=aside)
+        labels = aggregation(config.aggregation)
+        groups = write_groups(source, target, encoder, labels, unusable=aside)
         audit.tokens(backbone.chat, documents(groups), encoder.cut + encoder.unfinished)
         audit.texts(backbone.chat, encoder, groups[0].document.tokens(0))
         train, held = split(groups, config.holdout, work.runtime.seed)
