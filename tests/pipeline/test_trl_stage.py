@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import signal
@@ -18,6 +19,7 @@ from loop_run import statuses, summary, write_config
 from safetensors.torch import load_file
 from tiny import tiny_model
 from torch import Tensor
+from transformers import TrainingArguments
 from trl.trainer.utils import use_adapter
 
 from prefloop.artifacts.store import Artifact
@@ -57,7 +59,7 @@ from prefloop.planning.refusals import uncounted
 from prefloop.records import Comparison, Message, Response, Vote
 from prefloop.runs.open import open_policies
 from prefloop.runs.runtime import Runtime
-from prefloop.training import trl_trainer
+from prefloop.training import trl_arguments, trl_trainer
 from prefloop.training.policy import logps_R
 from prefloop.training.trl_arguments import trainer_class
 from prefloop.training.trl_callbacks import Moving
@@ -525,6 +527,23 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert "checkpoint checkpoint-4 is damaged" in said and "goes on from step 3" in said
     ours, theirs = adapter(again), adapter(whole)
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_a_host_of_two_gpus_trains_on_one(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else transformers puts nn.DataParallel around the model, which TRL refuses."""
+
+    def devices(self: TrainingArguments) -> torch.device:
+        self._n_gpu = 2
+        return torch.device("cpu")
+
+    shown = functools.cached_property(devices)
+    shown.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", shown)
+    found = trl_arguments.arguments("DPOTrainer", {}, tmp_path, 5, made.runtime)
+    assert found.n_gpu == 1 and found.device.type == "cpu" and found.n_gpu == 1
+    assert found.train_batch_size == found.per_device_train_batch_size
 
 
 def test_a_key_holds_the_trainers_arguments(made: Made) -> None:
