@@ -204,15 +204,15 @@ def test_the_reference_is_the_sft_adapter_and_not_the_bare_model(
 def test_trls_reference_gives_the_log_probs_of_the_sft_adapter(
     made: Made, trainers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log-probs that enter TRL's loss, beside those that prefloop's own stages compute."""
+    """After training too. What enters TRL's loss, beside what prefloop's own stages compute."""
     backbone, seen = made.runtime.backbone, {}
     original = trainer_class("DPOTrainer")._compute_loss
 
     def compute(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
         out = original(self, model, inputs, *rest)
-        if not seen:
-            chosen = self._metrics["train"]["logps/chosen"][-1]
-            seen.update(inputs=inputs, chosen=chosen)
+        of = self._metrics["train"]
+        reference = of["logps/chosen"][-1] - of["rewards/chosen"][-1] / 0.2
+        seen.update(inputs=inputs, reference=reference, policy=of["logps/chosen"][-1])
         return out
 
     monkeypatch.setattr(trainer_class("DPOTrainer"), "_compute_loss", compute)
@@ -234,7 +234,8 @@ def test_trls_reference_gives_the_log_probs_of_the_sft_adapter(
         bare = float(logps_R(backbone, pack, None, 1.0).sum())
         assert abs(bare - ours[-1]) > 1e-2
     backbone.drop_role("again")
-    assert seen["chosen"] == pytest.approx(sum(ours) / rows, abs=1e-4)
+    assert seen["reference"] == pytest.approx(sum(ours) / rows, abs=1e-4)
+    assert abs(seen["policy"] - seen["reference"]) > 1e-2, "the last step is the first"
 
 
 def test_dpo_ends_in_the_weights_of_prefloops_own(made: Made) -> None:
@@ -552,6 +553,7 @@ def test_a_key_holds_the_trainers_arguments(made: Made) -> None:
         return stage.key(made.runtime, {slot: made.of(slot) for slot in stage.inputs})
 
     assert key() == key(checkpoint_every=9)
+    assert key(args={"learning_rate": "1e-4"}) == key(args={"learning_rate": 1e-4})
     assert len({key(), key(args={"beta": 0.2}), key("CPOTrainer")}) == 3
 
 
