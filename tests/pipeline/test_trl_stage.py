@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import signal
@@ -18,6 +19,7 @@ from loop_run import statuses, summary, write_config
 from safetensors.torch import load_file
 from tiny import tiny_model
 from torch import Tensor
+from transformers import TrainingArguments
 from trl.trainer.utils import use_adapter
 
 from prefloop.artifacts.store import Artifact
@@ -57,7 +59,7 @@ from prefloop.planning.refusals import uncounted
 from prefloop.records import Comparison, Message, Response, Vote
 from prefloop.runs.open import open_policies
 from prefloop.runs.runtime import Runtime
-from prefloop.training import trl_trainer
+from prefloop.training import trl_arguments, trl_trainer
 from prefloop.training.policy import logps_R
 from prefloop.training.trl_arguments import trainer_class
 from prefloop.training.trl_callbacks import Moving
@@ -202,15 +204,15 @@ def test_the_reference_is_the_sft_adapter_and_not_the_bare_model(
 def test_trls_reference_gives_the_log_probs_of_the_sft_adapter(
     made: Made, trainers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log-probs that enter TRL's loss, beside those that prefloop's own stages compute."""
+    """After training too. What enters TRL's loss, beside what prefloop's own stages compute."""
     backbone, seen = made.runtime.backbone, {}
     original = trainer_class("DPOTrainer")._compute_loss
 
     def compute(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
         out = original(self, model, inputs, *rest)
-        if not seen:
-            chosen = self._metrics["train"]["logps/chosen"][-1]
-            seen.update(inputs=inputs, chosen=chosen)
+        of = self._metrics["train"]
+        reference = of["logps/chosen"][-1] - of["rewards/chosen"][-1] / 0.2
+        seen.update(inputs=inputs, reference=reference, policy=of["logps/chosen"][-1])
         return out
 
     monkeypatch.setattr(trainer_class("DPOTrainer"), "_compute_loss", compute)
@@ -232,7 +234,8 @@ def test_trls_reference_gives_the_log_probs_of_the_sft_adapter(
         bare = float(logps_R(backbone, pack, None, 1.0).sum())
         assert abs(bare - ours[-1]) > 1e-2
     backbone.drop_role("again")
-    assert seen["chosen"] == pytest.approx(sum(ours) / rows, abs=1e-4)
+    assert seen["reference"] == pytest.approx(sum(ours) / rows, abs=1e-4)
+    assert abs(seen["policy"] - seen["reference"]) > 1e-2, "the last step is the first"
 
 
 def test_dpo_ends_in_the_weights_of_prefloops_own(made: Made) -> None:
@@ -527,12 +530,30 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+def test_a_host_of_two_gpus_trains_on_one(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else transformers puts nn.DataParallel around the model, which TRL refuses."""
+
+    def devices(self: TrainingArguments) -> torch.device:
+        self._n_gpu = 2
+        return torch.device("cpu")
+
+    shown = functools.cached_property(devices)
+    shown.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", shown)
+    found = trl_arguments.arguments("DPOTrainer", {}, tmp_path, 5, made.runtime)
+    assert found.n_gpu == 1 and found.device.type == "cpu" and found.n_gpu == 1
+    assert found.train_batch_size == found.per_device_train_batch_size
+
+
 def test_a_key_holds_the_trainers_arguments(made: Made) -> None:
     def key(trainer: str = "DPOTrainer", **config: Any) -> str:
         stage = Trl(trainer, TrlConfig(**config), made.data)
         return stage.key(made.runtime, {slot: made.of(slot) for slot in stage.inputs})
 
     assert key() == key(checkpoint_every=9)
+    assert key(args={"learning_rate": "1e-4"}) == key(args={"learning_rate": 1e-4})
     assert len({key(), key(args={"beta": 0.2}), key("CPOTrainer")}) == 3
 
 

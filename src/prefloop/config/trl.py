@@ -6,6 +6,7 @@ Nothing of TRL is imported here: importing it takes seconds, and ``--help`` read
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
@@ -19,6 +20,7 @@ from prefloop.config.ranges import Count, Weight
 from prefloop.config.stages import Aggregation
 from prefloop.errors import ConfigError, among
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", re.ASCII)
 PREFIX = "trl:"
 """What --algo says before the name of a trainer."""
 REWARD_MODEL = "reward_model"
@@ -143,6 +145,11 @@ class TrlConfig:
     """Steps between training checkpoints."""
 
     def __post_init__(self) -> None:
+        # YAML 1.1 reads 1e-4 as a text. One number has one key, however it was written.
+        self.args = {
+            name: float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+            for name, value in self.args.items()
+        }
         for name in self.args:
             if why := spoken_for(name):
                 raise ConfigError(f"trl.args.{name} is not for the trainer: {why}")

@@ -34,7 +34,6 @@ class Log(TrainerCallback):
 
     def __init__(self, work: Work, audit: Audit, reference: bool) -> None:
         self.work, self.audit, self.reference = work, audit, reference
-        self.first: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
         self._bar: Any = None
         self._advance: Callable[..., None] | None = None
@@ -73,7 +72,6 @@ class Log(TrainerCallback):
                         "TRL's reference is not the SFT adapter that the policy starts from.",
                     )
         self.last = {_CURVES.get(k, k): v for k, v in numbers.items() if math.isfinite(v)}
-        self.first = self.first or self.last
         self.work.emit("step", step=state.global_step, **self.last)
         if self._advance:
             self._advance(note=f"loss {numbers['loss']:.3f}")
