@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from prefloop.base.console import progress
 from prefloop.base.redact import without_secrets
@@ -133,6 +133,14 @@ Votes = Mapping[bytes, Comparison]
 """People's votes by the content of the comparison (``prefloop.labeling.pool.content_of``)."""
 
 
+class _Bootstrap(TypedDict):
+    """Options of every interval."""
+
+    seed: int
+    resamples: int
+    level: float
+
+
 def judge_answers(
     sides: Mapping[str, Answers],
     judge: Judge | OwnJudge,
@@ -175,7 +183,7 @@ def judge_answers(
         raise JudgeError(
             f"judge {judge.name}: no pair has a verdict; the last failure: {flat[-1].failed}"
         )
-    options = {"seed": seed, "resamples": resamples, "level": level}
+    options = _Bootstrap(seed=seed, resamples=resamples, level=level)
     controlled = _length_controlled(met, list(sides)[-1], apart, options)
     return Judged(
         judge=judge.name,
@@ -184,7 +192,7 @@ def judge_answers(
             _duel(a, b, met[a, b], people or {}, controlled.get((a, b)), options) for a, b in games
         ),
         ranking=_ranking(met, anchor, options) if len(sides) > 2 else None,
-        grades=mean_grades(sides, _graded(met), **options),  # type: ignore[arg-type]
+        grades=mean_grades(sides, _graded(met), **options),
         verdicts=tuple(
             PairVerdict(prompt_id, a, b, None if verdict.failed else verdict.score)
             for (a, b), of in met.items()
@@ -233,7 +241,7 @@ def _length_controlled(
     met: Mapping[tuple[str, str], Met],
     baseline: str,
     apart: Collection[str],
-    options: dict[str, float],
+    options: _Bootstrap,
 ) -> dict[tuple[str, str], LengthControlled]:
     """By duel, win rates at equal length of two or more models against one baseline, on the prompts
     on which all of them have a verdict.
@@ -250,7 +258,7 @@ def _length_controlled(
     rates = length_controlled_leaderboard(
         {name: {i: of[i] for i in common} for name, of in scores.items()},
         {name: {i: of[i] for i in common} for name, of in leads.items()},
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     return {(name, baseline): rate for name, rate in rates.items()}
 
@@ -272,7 +280,7 @@ def _duel(
     met: Met,
     people: Votes,
     controlled: LengthControlled | None,
-    options: dict[str, float],
+    options: _Bootstrap,
 ) -> Duel:
     given = [(prompt_id, item, verdict) for prompt_id, item, verdict in met if not verdict.failed]
     if not given:
@@ -293,10 +301,10 @@ def _duel(
     return Duel(
         a,
         b,
-        win_rate=verdict_win_rate(scores, **options),  # type: ignore[arg-type]
+        win_rate=verdict_win_rate(scores, **options),
         sign_test=sign_test(scores),
-        length_controlled=controlled or length_controlled_win_rate(scores, leads, **options),  # type: ignore[arg-type]
-        position=position_bias(orders, **options) if orders else None,  # type: ignore[arg-type]
+        length_controlled=controlled or length_controlled_win_rate(scores, leads, **options),
+        position=position_bias(orders, **options) if orders else None,
         rogan_gladen=by_rates,
         prediction_powered=powered,
         uncorrected=_uncorrected(people, voted, no_rates, no_power),
@@ -345,7 +353,7 @@ def _share(human: Comparison, of_a: Reply) -> float:
 
 
 def _ranking(
-    met: Mapping[tuple[str, str], Met], anchor: str | None, options: dict[str, float]
+    met: Mapping[tuple[str, str], Met], anchor: str | None, options: _Bootstrap
 ) -> Ranking:
     games: Sequence[Game] = [
         Game(a, b, verdict.score, prompt_id)
@@ -353,4 +361,4 @@ def _ranking(
         for prompt_id, _, verdict in of
         if not verdict.failed
     ]
-    return rank(games, anchor=anchor, **options)  # type: ignore[arg-type]
+    return rank(games, anchor=anchor, **options)

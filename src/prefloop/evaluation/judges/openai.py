@@ -266,8 +266,9 @@ def _tokens(body: Mapping[str, Any]) -> tuple[int, int] | None:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return counts if all(type(n) is int and 0 <= n <= _MOST_TOKENS for n in counts) else None  # type: ignore[return-value]
+    counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    whole = [n for n in counts if type(n) is int and 0 <= n <= _MOST_TOKENS]
+    return (whole[0], whole[1]) if len(whole) == 2 else None
 
 
 def _result(future: Future[Dialogue[Any] | JudgeError]) -> Dialogue[Any] | JudgeError | None:
