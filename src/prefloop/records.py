@@ -31,7 +31,7 @@ from pydantic_core import ArgsKwargs, CoreSchema, core_schema
 
 _STRICT = ConfigDict(extra="forbid")
 Role = Literal["system", "user", "assistant", "tool"]
-# A text that spells a number or a truth is none, and no number is without end.
+# A text that spells a truth or a number is not accepted as one, nor is an infinite number.
 Truth = Annotated[bool, Field(strict=True)]
 Index = Annotated[int, Field(strict=True)]
 _MOST = 10**300
@@ -43,8 +43,8 @@ Strength = (
 
 @dataclass(frozen=True, config=_STRICT)
 class ToolCall:
-    """The assistant asks for a tool. ``arguments`` is an object; text where a file gives arguments
-    that are none.
+    """A tool call of the assistant. ``arguments`` is an object, or text where a file's arguments
+    are none.
     """
 
     name: str
@@ -54,24 +54,21 @@ class ToolCall:
     @model_validator(mode="before")
     @classmethod
     def _flat(cls, value: Any) -> Any:
-        """Take the form ``{"type", "id", "function": {"name", "arguments"}}`` in which calls are
-        written.
+        """Accept the form ``{"type", "id", "function": {"name", "arguments"}}``, in which files
+        write calls.
         """
         if isinstance(value, dict) and isinstance(value.get("function"), dict):
             return {"id": value.get("id"), **value["function"]}
         return value
 
     def to_dict(self) -> dict[str, Any]:
-        """The form of OpenAI's API, which chat templates expect."""
+        """The call in the form of OpenAI's API, which chat templates expect."""
         call = {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
         return call if self.id is None else {"id": self.id, **call}
 
     def __str__(self) -> str:
-        given = (
-            self.arguments
-            if isinstance(self.arguments, str)
-            else json.dumps(self.arguments, ensure_ascii=False)
-        )
+        given = self.arguments
+        given = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         return f"{self.name}({given})"
 
 
@@ -82,19 +79,19 @@ class Message:
     role: Role
     content: str
     reasoning_content: str | None = None
-    """What the assistant thought before it answered; the chat template decides where it stands."""
+    """The assistant's thoughts before the answer. The chat template decides where they stand."""
     tool_calls: list[ToolCall] = dataclasses.field(default_factory=list)
     tool_call_id: str | None = None
-    """Of a tool's result: the call that it answers."""
+    """For a tool's result, the id of the call that it answers."""
     name: str | None = None
-    """Who speaks, or which tool answers."""
+    """The name of the speaker, or of the tool that answers."""
     learn: Truth = True
-    """False: an assistant turn that is context and never imitated (``weight: 0`` in OpenAI's
+    """False for an assistant turn that is context and never imitated (``weight: 0`` in OpenAI's
     files).
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys that say something."""
+        """The turn as a dictionary, without empty keys."""
         row: dict[str, Any] = {"role": self.role, "content": self.content}
         for key in ("reasoning_content", "tool_call_id", "name"):
             if getattr(self, key) is not None:
@@ -105,26 +102,23 @@ class Message:
 
     @property
     def plain(self) -> bool:
-        """Whether the turn is its text and nothing else."""
+        """Whether the turn has nothing but its text."""
         extras = (self.reasoning_content, self.tool_call_id, self.name)
         return not self.tool_calls and all(extra is None for extra in extras)
 
     def __str__(self) -> str:
-        """The turn for people to read: thoughts, text, calls."""
-        thoughts = (
-            []
-            if self.reasoning_content is None
-            else [f"<think>\n{self.reasoning_content}\n</think>"]
-        )
-        calls = [f"[calls {call}]" for call in self.tool_calls]
-        return "\n".join(
-            [*thoughts, *([self.content] if self.content or not calls else []), *calls]
-        )
+        """The turn for people to read: its thoughts, text and calls."""
+        parts = [f"[calls {call}]" for call in self.tool_calls]
+        if self.content or not parts:
+            parts.insert(0, self.content)
+        if self.reasoning_content is not None:
+            parts.insert(0, f"<think>\n{self.reasoning_content}\n</think>")
+        return "\n".join(parts)
 
 
 class Conversation(list[Message]):
-    """The turns of a prompt, and in ``tools`` the JSON schemas of what the assistant may call in
-    them.
+    """The turns of a prompt. ``tools`` holds the JSON schemas of the tools that the assistant may
+    call.
     """
 
     def __init__(self, turns: Iterable[Message] = (), tools: Iterable[dict[str, Any]] = ()) -> None:
@@ -133,7 +127,7 @@ class Conversation(list[Message]):
 
     @classmethod
     def of(cls, turns: Sequence[Message]) -> Conversation:
-        """These turns with the tools that they have."""
+        """The turns as a conversation, with their tools if they have any."""
         return turns if isinstance(turns, Conversation) else cls(turns)
 
     def __eq__(self, other: object) -> bool:
@@ -156,13 +150,13 @@ _NO_TOOLS: list[dict[str, Any]] = []
 
 
 def tools_of(prompt: Sequence[Message]) -> list[dict[str, Any]]:
-    """The tools that a prompt offers; none where it is a plain list of turns."""
+    """The tools that a prompt offers. A plain list of turns offers none."""
     return getattr(prompt, "tools", _NO_TOOLS)
 
 
 def identity(prompt: Sequence[Message]) -> list[Any]:
-    """What makes two prompts the same, ready for JSON: every turn's role, text, thoughts and calls,
-    and the tools.
+    """The identity of a prompt, ready for JSON: every turn's role, text, thoughts and calls, and
+    the tools. Whether a turn is learnt does not count.
     """
     turns: list[Any] = [
         [turn.role, turn.content] if turn.plain else _without_learn(turn) for turn in prompt
@@ -172,7 +166,7 @@ def identity(prompt: Sequence[Message]) -> list[Any]:
 
 
 def prompt_key(prompt: Sequence[Message]) -> str:
-    """sha256 of a prompt's identity, 64 hex digits."""
+    """SHA-256 of a prompt's identity, as 64 hex digits."""
     return hashlib.sha256(json.dumps(identity(prompt), sort_keys=True).encode()).hexdigest()
 
 
@@ -181,7 +175,7 @@ def _without_learn(turn: Message) -> dict[str, Any]:
 
 
 class _Prompted:
-    """Reads ``tools`` beside ``prompt``, where files have them."""
+    """Reads ``tools`` next to ``prompt``, where a row has them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -212,14 +206,14 @@ class Prompt(_Prompted):
 
 @dataclass(frozen=True, config=_STRICT)
 class Response:
-    """One answer and where it came from (a model, a file, a person)."""
+    """One answer and its source: a model, a file or a person."""
 
     text: str
-    """The answer as people read it; made of ``turns`` where it is empty."""
+    """The answer as people read it. Where it is empty, it is made from ``turns``."""
     source: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     turns: list[Message] = dataclasses.field(default_factory=list)
-    """The answer's turns where it is more than one plain text: thoughts, tool calls and their
+    """The answer's turns, where it is more than one plain text: thoughts, tool calls and their
     results.
     """
 
@@ -227,7 +221,7 @@ class Response:
     def of(
         cls, turns: Sequence[Message], source: str = "", meta: dict[str, Any] | None = None
     ) -> Response:
-        """The answer that consists of ``turns``."""
+        """The response that consists of ``turns``."""
         return cls(transcript(turns), source, meta or {}, [] if _one_text(turns) else list(turns))
 
     def __post_init__(self) -> None:
@@ -244,26 +238,26 @@ class Response:
         return bool(self.meta.get("finished", True))
 
     def said(self) -> Any:
-        """What makes two answers say the same, ready for JSON: their text, or their turns. Cut or
-        not plays no part.
+        """The content of an answer, ready for JSON: its text, or its turns. Whether it was cut does
+        not count.
         """
         return [_without_learn(turn) for turn in self.turns] or self.text
 
     def key(self) -> str:
-        """What makes two answers the same for a model: what they say, and whether they end."""
+        """The identity of an answer for a model: its content, and whether it is finished."""
         return json.dumps([self.said(), self.finished], sort_keys=True)
 
 
 def answer_turns(answer: Response | Demonstration) -> list[Message]:
-    """The turns of an answer, also where it is one plain text."""
+    """The turns of an answer. A plain text is one turn."""
     return answer.turns or [
         Message("assistant", answer.text if isinstance(answer, Response) else answer.response)
     ]
 
 
 def transcript(turns: Sequence[Message]) -> str:
-    """Turns of an answer for people to read: one turn as it is, results of tools and later turns by
-    who speaks.
+    """The turns of an answer for people to read. The first is shown as it is, later ones with the
+    name of the tool or speaker.
     """
     return "\n\n".join(
         str(turn) if index == 0 else f"[{turn.name or turn.role}]\n{turn}"
@@ -277,8 +271,8 @@ def _one_text(turns: Sequence[Message]) -> bool:
 
 @dataclass(frozen=True, config=_STRICT)
 class Demonstration(_Prompted):
-    """A prompt with the answer a person would like to see. Assistant turns of the prompt with
-    ``learn`` are imitated too.
+    """A prompt with the answer that the model should learn to give. Assistant turns of the prompt
+    with ``learn`` are imitated too.
     """
 
     id: str
@@ -286,7 +280,7 @@ class Demonstration(_Prompted):
     response: str
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     turns: list[Message] = dataclasses.field(default_factory=list)
-    """The answer's turns where it is more than one plain text, as in ``Response``."""
+    """The answer's turns, where it is more than one plain text, as in ``Response``."""
 
     @classmethod
     def of(
@@ -303,8 +297,8 @@ class Demonstration(_Prompted):
 
 @dataclass(frozen=True, config=_STRICT)
 class Vote:
-    """One annotator's choice between the responses of a comparison: the index of the better one, or
-    a tie.
+    """One annotator's choice between the responses of a comparison: 0 for the first, 1 for the
+    second, or a tie.
     """
 
     annotator: str
@@ -314,12 +308,10 @@ class Vote:
     at: str | None = None
 
     def swap(self) -> Vote:
-        """The same vote after the two responses changed places."""
-        return (
-            self
-            if self.choice == "tie"
-            else dataclasses.replace(self, choice=0 if self.choice == 1 else 1)
-        )
+        """The same vote with the two responses exchanged."""
+        if self.choice == "tie":
+            return self
+        return dataclasses.replace(self, choice=0 if self.choice == 1 else 1)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -349,8 +341,8 @@ class Comparison(_Prompted):
         return self.responses[1]
 
     def swap(self) -> Comparison:
-        """The same comparison with the responses in the other order; votes follow, and so does
-        ``meta["shown"]``, the order of showing.
+        """The same comparison with the two responses exchanged. The votes follow, and so does
+        ``meta["shown"]``, the order in which annotators saw the responses.
         """
         votes, meta = [vote.swap() for vote in self.votes], self.meta
         if "shown" in meta:
@@ -370,7 +362,7 @@ class Thumb:
 
 @dataclass(frozen=True, config=_STRICT)
 class Rating(_Prompted):
-    """One response and the thumbs it got."""
+    """One response with its thumbs."""
 
     id: str
     prompt: Conversation
@@ -381,8 +373,8 @@ class Rating(_Prompted):
 
 @dataclass(frozen=True, config=_STRICT)
 class BestOf(_Prompted):
-    """Several responses to one prompt and which of them are good, by index: what choosing the best
-    of n is tested on.
+    """Several responses to one prompt, and the indices of the good ones. Choosing the best of n is
+    tested on it.
     """
 
     id: str
@@ -409,7 +401,7 @@ Record = Prompt | Demonstration | Comparison | Rating | BestOf
 
 
 def to_dict(record: Record | Response) -> dict[str, Any]:
-    """JSON-ready dictionary of a record; ``from_dict`` reads it back."""
+    """A record as a dictionary ready for JSON. ``from_dict`` reads it back."""
     row: dict[str, Any] = {}
     kind: Any = type(record)
     for name in _names(kind):
@@ -444,22 +436,24 @@ def _json(value: Any) -> Any:
 
 
 def from_dict(kind: type[R], row: dict[str, Any]) -> R:
-    """Build a record of ``kind`` from a dictionary; raises ``ValueError`` naming the field and what
-    was found.
+    """A record of ``kind`` from a dictionary. Raises ``ValueError`` naming the field and its
+    value.
     """
     try:
         return TypeAdapter(kind).validate_python(row)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        told = _TOLD.get(first["type"], first["msg"])
-        raise ValueError(f"field '{where}': {told} (found {str(first['input'])[:80]!r})") from None
+        problem = _PROBLEMS.get(first["type"], first["msg"])
+        raise ValueError(
+            f"field '{where}': {problem} (found {str(first['input'])[:80]!r})"
+        ) from None
 
 
-_TOLD = {
+_PROBLEMS = {
     "unexpected_keyword_argument": (
         "is no key that a record has here: take it out, or put it into meta"
     ),
     "missing": "is missing",
 }
-"""Words for people in the place of pydantic's, by its type of error."""
+"""Messages in place of pydantic's, by its type of error."""

@@ -323,7 +323,7 @@ def test_records_of_argilla_1() -> None:
             "response_2: is the same text as 'response_1'",
         ),
         (exported(better=[answer("1"), answer("2")]), "responses.better: has two answers of 'u1'"),
-        (exported(better=[answer("1", status="kept")]), "says 'kept' of which answers"),
+        (exported(better=[answer("1", status="kept")]), "(it has the status 'kept')"),
         (
             flat({"better": [("1", "u1", "submitted")]}) | {"better.responses.users": []},
             "one entry for each of the 1",

@@ -1,5 +1,5 @@
-"""One answer of a row: text, a message or messages, with or without its prompt before it, its
-thoughts in it or in a column beside it.
+"""Read one answer of a row: a text, a message or messages, with or without its prompt before it,
+with its thoughts inside or in a column of their own.
 """
 
 from __future__ import annotations
@@ -24,43 +24,36 @@ _OTHERS = re.compile(
 )
 """Speakers whose lines make an answer a dialogue of its own."""
 LONG_PROMPT = 4
-"""Words from which on an answer that begins with its prompt repeats it; shorter ones may just greet
-back, or define a word.
+"""An answer that begins with its prompt repeats it if the prompt has at least so many words. An
+answer may well repeat a short greeting, or a word that it defines.
 """
 _SENTENCE_ENDS = frozenset(".?!:;…。？！：")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Columns with the thoughts of a row's one answer; behind an answer's own name
-(``chosen_reasoning``) with those of that answer.
+"""Columns with the thoughts of a row's only answer. After an answer's own name
+(``chosen_reasoning``) they hold the thoughts of that answer.
 """
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The turns of an answer, and those of its prompt as they stood before it (none where they did
-    not).
-    """
+    """The turns of an answer, and those of its prompt where they stood before it."""
 
     turns: list[Message]
     before: list[Message]
 
 
 def answer_of(row: Row, key: str, prompt: Conversation) -> Answer:
-    """The answer under ``key``: text, an assistant message, messages, with or without the prompt
-    before it.
+    """The answer under ``key``: a text, an assistant message, or messages, with or without the
+    prompt before it.
     """
     answer = answer_in(row, row.take(key), key, prompt)
-    names = [f"{key}_{name}" for name in THOUGHTS]
-    return dataclasses.replace(
-        answer,
-        turns=with_thoughts(
-            row, answer.turns, [*names, *(THOUGHTS if key in ANSWERS else ())], key
-        ),
-    )
+    columns = [*(f"{key}_{name}" for name in THOUGHTS), *(THOUGHTS if key in ANSWERS else ())]
+    return dataclasses.replace(answer, turns=with_thoughts(row, answer.turns, columns, key))
 
 
 def is_setting(row: Row, column: str) -> bool:
-    """Whether a column called after thoughts says how to think: true, or one word such as
-    Nemotron's "on".
+    """Whether a column named after thoughts is a setting instead: true or false, or one word such
+    as Nemotron's "on".
     """
     value = row[column]
     return isinstance(value, bool) or (
@@ -71,9 +64,9 @@ def is_setting(row: Row, column: str) -> bool:
 def with_thoughts(
     row: Row, turns: list[Message], columns: Sequence[str], key: str
 ) -> list[Message]:
-    """The turns of an answer with the thoughts that stand in a column beside it.
+    """The turns of an answer with the thoughts from a column of their own.
 
-    Raises ``BadRow`` for thoughts that the answer does not hold where it holds others.
+    Raises ``BadRow`` where the answer itself holds other thoughts.
     """
     for column in columns:
         if not row.left(column) or is_setting(row, column):
@@ -96,16 +89,16 @@ def with_thoughts(
 
 
 def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
-    """The answer that a value is; ``key`` is what it is called in what is said of it."""
+    """The answer that a value holds. ``key`` is its name in errors."""
     if isinstance(value, dict | list):
         if isinstance(value, dict):
             value = [value]
         return _split(messages_of(value, key, row), prompt, key)
     text = row.check_cell(check_text(value, key), key)
-    found = _transcript(row, text, key, prompt)
-    if found is not None and not found.open:
-        return _split(found.turns, prompt, key)
-    if found is not None:
+    transcript = _transcript(row, text, key, prompt)
+    if transcript is not None and not transcript.open:
+        return _split(transcript.turns, prompt, key)
+    if transcript is not None:
         raise BadRow(key, "ends where the assistant should answer: the answer is empty")
     if text.startswith(("\n\nAssistant:", "\r\n\r\nAssistant:")):
         row.say("Human/Assistant transcripts read as turns")
@@ -121,30 +114,30 @@ def answer_in(row: Row, value: Any, key: str, prompt: Conversation) -> Answer:
 
 
 def _transcript(row: Row, text: str, key: str, prompt: Conversation) -> Transcript | None:
-    """The conversation that an answer's text holds. A dialogue in words is one where it begins with
-    the prompt, else it is the answer.
+    """The conversation that an answer's text holds. A dialogue in words counts as one only where it
+    begins with the prompt; otherwise it is the answer.
     """
-    said = dict(row.done), row.transcript
-    found = transcript_of(text, key, row, whole=True)
-    if found is not None and found.weak and not _prompts_in(found.turns, prompt):
-        row.done, row.transcript = said
+    before = dict(row.done), row.transcript
+    transcript = transcript_of(text, key, row, whole=True)
+    if transcript is not None and transcript.weak and not _prompt_in(transcript.turns, prompt):
+        row.done, row.transcript = before
         return None
-    return found
+    return transcript
 
 
 def _without_speaker(row: Row, text: str, key: str) -> str:
-    """An answer without the assistant's marker before it, which a transcript leaves there."""
-    found = _SPEAKER.match(text)
-    if found is None or _OTHERS.search(text):
+    """An answer without the assistant's marker before it, which transcripts leave there."""
+    marker = _SPEAKER.match(text)
+    if marker is None or _OTHERS.search(text):
         return text
     if not row.transcript:
         raise BadRow(
             key,
-            f"begins with {found.group(1)!r}, as the assistant's turn of a transcript does: take"
+            f"begins with {marker.group(1)!r}, as the assistant's turn of a transcript does: take"
             " such markers off the prompt and the answer",
         )
-    row.say(f"{found.group(1)!r} taken off answers, the assistant's marker of the transcript")
-    return text[found.end() :]
+    row.say(f"{marker.group(1)!r} taken off answers, the assistant's marker of the transcript")
+    return text[marker.end() :]
 
 
 def _thought_out(row: Row, text: str, key: str) -> str:
@@ -163,17 +156,14 @@ def _thought_out(row: Row, text: str, key: str) -> str:
 
 def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
     """An answer's text without the prompt before it, where the file writes both."""
-    asked = [
-        words.strip() for words in (raw_text(row), prompt[-1].content) if words and words.strip()
-    ]
-    found = next(
-        (words for words in sorted(asked, key=len, reverse=True) if _begins(text, words)), None
-    )
-    row.begins.append(0 if found is None else len(found.split()))
-    if found is None or row.habits.repeats_prompt is None:
+    asked = [(words or "").strip() for words in (raw_text(row), prompt[-1].content)]
+    longest_first = sorted(filter(None, asked), key=len, reverse=True)
+    repeated = next((words for words in longest_first if _begins(text, words)), None)
+    row.begins.append(0 if repeated is None else len(repeated.split()))
+    if repeated is None or row.habits.repeats_prompt is None:
         return text
     if row.habits.repeats_prompt:
-        return text.strip()[len(found) :].strip()
+        return text.strip()[len(repeated) :].strip()
     if row.begins[-1] >= LONG_PROMPT:
         raise BadRow(
             key,
@@ -185,8 +175,8 @@ def _own_words(row: Row, text: str, key: str, prompt: Conversation) -> str:
 
 
 def _begins(text: str, prompt: str) -> bool:
-    """Whether a text repeats its prompt and then begins anew; one that goes on with the prompt's
-    own sentence answers it.
+    """Whether a text repeats its prompt and then begins anew. A text that continues the prompt's
+    own sentence is an answer.
     """
     own = text.strip()
     rest = own[len(prompt) :]
@@ -201,11 +191,11 @@ def _begins(text: str, prompt: str) -> bool:
 
 
 def _split(turns: list[Message], prompt: Conversation, key: str) -> Answer:
-    """An answer's turns apart from those of its prompt before them."""
+    """Split an answer's turns from those of its prompt before them."""
     if turns[0].role == "assistant":
         check_answer(turns, key)
         return Answer(turns, [])
-    for before in _prompts_in(turns, prompt):
+    if before := _prompt_in(turns, prompt):
         rest = turns[len(before) :]
         if not rest:
             raise BadRow(key, f"ends with the {turns[-1].role}'s turn, expected the assistant's")
@@ -216,20 +206,21 @@ def _split(turns: list[Message], prompt: Conversation, key: str) -> Answer:
     raise BadRow(key, "holds turns before the response that are not the prompt's")
 
 
-def _prompts_in(turns: list[Message], prompt: Conversation) -> list[list[Message]]:
-    """The turns before an answer that are its prompt, or say more than the prompt's own column."""
+def _prompt_in(turns: list[Message], prompt: Conversation) -> list[Message] | None:
+    """The turns before an answer that are its prompt, or a longer form of the prompt's own
+    column.
+    """
     own = [turn for turn in prompt if turn.role != "system"]
     has_system = len(own) < len(prompt)
-    found = []
     if same(turns[: len(prompt)], prompt):
-        found.append(turns[: len(prompt)])
-    elif has_system and same(turns[: len(own)], own):
-        found.append(turns[: len(own)])
-    elif not has_system and turns[0].role == "system" and same(turns[1 : len(own) + 1], own):
-        found.append(turns[: len(own) + 1])
-    elif len(own) == 1:
+        return turns[: len(prompt)]
+    if has_system and same(turns[: len(own)], own):
+        return turns[: len(own)]
+    if not has_system and turns[0].role == "system" and same(turns[1 : len(own) + 1], own):
+        return turns[: len(own) + 1]
+    if len(own) == 1:
         # The column holds the last question of a longer conversation.
         last = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
         if last >= 0 and same([turns[last]], own):
-            found.append(turns[: last + 1])
-    return found
+            return turns[: last + 1]
+    return None

@@ -1,10 +1,10 @@
-"""Which fields and questions of an Argilla dataset mean what, told from their names and values
-where they leave no doubt.
+"""Guess what the fields and questions of an Argilla dataset mean, from their names and values,
+where these leave no doubt.
 
-Choices made: a question is the vote only when every value that can be chosen names a response or a
-tie, and its name does not ask for the worse one. One rating of a pair is never guessed (nobody can
-tell which end is which response), nor yes/no as a thumb ("is it harmful?"). Two questions that
-would both do are a doubt. Rankings come before labels, and labels before ratings of each response.
+A question is the vote only when each of its values names a response or a tie, and its own name does
+not ask for the worse one. Not guessed are a single rating of a pair (nobody can tell which end is
+which response) and yes/no as a thumb ("is it harmful?"). Two suitable questions are a doubt.
+Rankings come before labels, and labels before ratings of each response.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ HOW = (
 
 
 class Unclear(ValueError):
-    """The names leave a doubt: the message says which and how to say what is meant."""
+    """The names leave a doubt. The message says which, and how the user can say what is meant."""
 
 
 def guess(fields: Sequence[str], questions: Sequence[ArgillaQuestion]) -> ArgillaReading:
-    """How a dataset with these fields and questions is read. Raises ``Unclear``.
+    """The reading of a dataset with these fields and questions. Raises ``Unclear``.
 
-    Without fields of responses it is read as prompts; with them and without questions, as pairs or
-    responses that nobody has voted on.
+    A dataset without fields of responses is read as prompts; one with responses and without
+    questions as pairs or responses that nobody has voted on.
     """
     return with_questions(guess_fields(fields), questions)
 
@@ -91,8 +91,8 @@ def guess_fields(
     prompt: tuple[str, ...] | None = None,
     responses: tuple[str, ...] | None = None,
 ) -> ArgillaReading:
-    """The fields alone; ``prompt`` and ``responses`` that are given are not guessed. Raises
-    ``Unclear``.
+    """The reading of the fields only. ``prompt`` and ``responses`` are not guessed where they are
+    given. Raises ``Unclear``.
     """
     lower = {name.lower(): name for name in names}
     if responses is None:
@@ -117,16 +117,16 @@ def _prompt(names: Sequence[str]) -> tuple[str, ...]:
     if [name.lower() for name in prompts] == ["instruction", "input"] and not doubtful:
         return tuple(prompts)  # alpaca's way
     if len(prompts) > 1 or (prompts and doubtful):
-        found = ", ".join(map(repr, [*prompts, *doubtful]))
-        raise Unclear(f"which of the fields {found} are the prompt? {HOW}")
+        names_ = ", ".join(map(repr, [*prompts, *doubtful]))
+        raise Unclear(f"which of the fields {names_} are the prompt? {HOW}")
     return tuple(prompts)
 
 
 def _responses(names: Sequence[str], lower: Mapping[str, str]) -> tuple[str, ...]:
     numbered: dict[str, list[tuple[str, str]]] = {}
     for name in names:
-        if found := _NUMBERED.fullmatch(name.lower()):
-            numbered.setdefault(found[1], []).append((found[2].zfill(2), name))
+        if match := _NUMBERED.fullmatch(name.lower()):
+            numbered.setdefault(match[1], []).append((match[2].zfill(2), name))
     groups = [
         tuple(name for _, name in sorted(group)) for group in numbered.values() if len(group) > 1
     ]
@@ -141,8 +141,8 @@ def _responses(names: Sequence[str], lower: Mapping[str, str]) -> tuple[str, ...
 
 
 def with_questions(reading: ArgillaReading, questions: Sequence[ArgillaQuestion]) -> ArgillaReading:
-    """The same fields with what the questions mean. Raises ``Unclear`` where there are responses
-    and no question says which is good.
+    """The same reading with the meaning of the questions. Raises ``Unclear`` where there are
+    responses and no question says which is good.
     """
     count = len(reading.responses)
     if not count or not questions:
@@ -191,11 +191,11 @@ def _listed(questions: Iterable[ArgillaQuestion]) -> str:
 
 
 def as_vote(question: ArgillaQuestion, responses: Sequence[str]) -> ArgillaQuestion | None:
-    """The question with what each of its values means, where all of them name a response or a
-    tie.
+    """The question with the meaning of its values, if each names a response or a tie; otherwise
+    ``None``.
     """
-    # In an exported file a list of values is a choice of several or a ranking whose ranks the SDK
-    # has left out.
+    # In an exported file a list of values is either a choice of several, or a ranking whose ranks
+    # the SDK left out.
     listed = question.type == "multi_label_selection" and not question.known
     if question.type not in ("ranking", "label_selection") and not listed:
         return None
@@ -211,26 +211,26 @@ def as_vote(question: ArgillaQuestion, responses: Sequence[str]) -> ArgillaQuest
 
 
 def response_of(value: str, responses: Sequence[str]) -> Any:
-    """Index of the response that a value names, ``tie``, or ``None``."""
-    said = _plain(value)
+    """The index of the response that a value names, or ``tie``, or ``None``."""
+    word = _plain(value)
     names = [_plain(name) for name in responses]
-    if said in names:
-        return names.index(said)
-    if _TIE.fullmatch(said):
+    if word in names:
+        return names.index(word)
+    if _TIE.fullmatch(word):
         return "tie"
-    if said in ("first", "left"):
+    if word in ("first", "left"):
         return 0
-    if said in ("second", "right") and len(responses) == 2:
+    if word in ("second", "right") and len(responses) == 2:
         return 1
-    found = _PLACE.fullmatch(said)
-    if not found:
+    match = _PLACE.fullmatch(word)
+    if not match:
         return None
     ends = [m[2] if (m := _NUMBERED.fullmatch(name.lower())) else None for name in responses]
-    if found[1] in ends:
-        return ends.index(found[1])
-    if found[1].isdigit() and (said == found[1] or "0" in ends):
+    if match[1] in ends:
+        return ends.index(match[1])
+    if match[1].isdigit() and (word == match[1] or "0" in ends):
         return None  # a bare number that no field has may be a score
-    place = int(found[1]) - 1 if found[1].isdigit() else ord(found[1]) - ord("a")
+    place = int(match[1]) - 1 if match[1].isdigit() else ord(match[1]) - ord("a")
     return place if 0 <= place < len(responses) else None
 
 
@@ -239,8 +239,8 @@ def _plain(text: str) -> str:
 
 
 def as_thumb(question: ArgillaQuestion) -> ArgillaQuestion | None:
-    """The question with what each of its values means, where all of them are words for good or bad,
-    or numbers of a known scale.
+    """The question with the meaning of its values, if they are words for good and bad, or numbers
+    of a known scale; otherwise ``None``.
     """
     if _AGAINST.search(question.name.lower()):
         return None
@@ -257,7 +257,7 @@ def as_thumb(question: ArgillaQuestion) -> ArgillaQuestion | None:
 
 
 def by_middle(question: ArgillaQuestion) -> ArgillaQuestion:
-    """A rating as a thumb: above the middle of its scale up, below it down, the middle itself
+    """A rating as a thumb: above the middle of its scale up, below it down, and the middle itself
     neither.
     """
     middle = (min(question.options) + max(question.options)) / 2
@@ -272,8 +272,8 @@ def by_middle(question: ArgillaQuestion) -> ArgillaQuestion:
 def _rated(
     responses: Sequence[str], questions: Sequence[ArgillaQuestion]
 ) -> tuple[ArgillaQuestion, ...]:
-    """The ratings that name a response each, such as ``rating_1`` and ``rating_2``; of several such
-    groups the one with a telling name.
+    """The ratings that each name a response, such as ``rating_1`` and ``rating_2``. Of several such
+    groups, the one whose name says that it asks for quality.
     """
     groups: dict[str, dict[int, ArgillaQuestion]] = {}
     for question in questions:
@@ -299,7 +299,9 @@ def _rated(
 
 
 def _aspect(question: str, response: str) -> str | None:
-    """A question's name without what names the response; ``None`` when it names another or none."""
+    """A question's name without the part that names the response; ``None`` when it names another
+    response or none.
+    """
     words, named = (re.findall(r"[a-z]+|\d+", name.lower()) for name in (question, response))
     for size in (len(named), 1):
         end = named[-size:]

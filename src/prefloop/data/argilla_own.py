@@ -1,8 +1,8 @@
-"""Records that prefloop itself has sent to Argilla, on the way back: un-escaped, in their own
-order, with their votes.
+"""Records that prefloop has sent to Argilla, on the way back: unescaped, in their own order, with
+their votes.
 
-Left and right were drawn for the page, texts escaped for it, and sources and metadata kept from it;
-see ``labeling.argilla.forms``.
+For the page, left and right were drawn and texts escaped; sources and metadata were kept off it.
+See ``labeling.argilla.forms``.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def shown(text: str) -> str:
 
 
 def meant(text: str) -> str:
-    """The inverse of ``shown``; ``html.unescape`` would go further than that."""
+    """The inverse of ``shown``. ``html.unescape`` would change more than that."""
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
 def own_record(item: Item, id: str) -> Comparison | Rating:
-    """The record as it was sent, with the votes that ``to_argilla`` has sent along and one of every
-    submitted answer.
+    """The record as it was sent, with the votes that ``to_argilla`` sent along and one vote for
+    every submitted answer.
 
     A comparison's ``meta["shown"]`` holds the indices of its responses in the order of the screen.
-    ``strength`` is 1 (slight), 2 (clear) or 3 (strong). Raises ``BadRow`` for one that another hand
-    has changed beyond recognition.
+    ``strength`` is 1 (slight), 2 (clear) or 3 (strong). Raises ``BadRow`` for a record that
+    somebody has changed so that it cannot be read.
     """
     hidden = item.meta[HIDDEN]
     try:
@@ -77,7 +77,7 @@ def own_record(item: Item, id: str) -> Comparison | Rating:
 
 
 def _vote(answer: ArgillaAnswer) -> Vote:
-    """The vote in terms of the screen: 0 is A."""
+    """The vote in the order of the screen: 0 is A."""
     chosen = _value(answer, "preferred")
     if chosen not in CHOICES:
         raise BadRow("preferred", f"is {chosen!r}, expected A, B or tie")

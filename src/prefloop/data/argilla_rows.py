@@ -1,14 +1,14 @@
-"""Rows that Argilla exports: which they are, and the records they hold.
+"""Rows that Argilla exports: how they are recognized, and the records they hold.
 
-``dataset.records.to_json()`` and ``to_list()`` (``fields``, ``responses`` by question),
-``to_datasets()`` (flat, with ``<question>.responses``, ``.responses.users`` and
-``.responses.status`` as parallel lists), and what Argilla 1.x wrote of feedback datasets
-(``responses`` as a list of ``values``; flat, a column of ``{user_id, value, status}`` a question).
-Only submitted answers are votes; suggestions never are.
+Read are the forms of ``dataset.records.to_json()`` and ``to_list()`` (``fields``, ``responses`` by
+question), of ``to_datasets()`` (flat, with ``<question>.responses``, ``.responses.users`` and
+``.responses.status`` as parallel lists), and of Argilla 1.x for feedback datasets (``responses`` as
+a list of ``values``; flat, a column of ``{user_id, value, status}`` for each question). Only
+submitted answers are votes; suggestions never are.
 
-The SDK's JSON leaves the status of answers out. An answer that is the only one to a completed
-record was submitted; any other doubt refuses the row. Its rankings leave the ranks out and are
-refused too.
+The SDK's JSON leaves out the status of answers. The only answer to a completed record was
+submitted; any other doubt refuses the row. The SDK's JSON also leaves out the ranks of rankings,
+which are therefore refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SUGGESTED = (
 
 
 def matches(row: Columns) -> bool:
-    """Whether a row is one of Argilla's."""
+    """Whether a row is in one of Argilla's forms."""
     if isinstance(row.get("fields"), Mapping):
         return isinstance(row.get("responses"), Mapping | list) or isinstance(
             row.get("suggestions"), Mapping | list
@@ -59,11 +59,11 @@ def matches(row: Columns) -> bool:
 
 
 def read(row: Columns, id: str, source: str) -> list[Record]:
-    """The records of one row: a pair, a rating, a prompt, or of more than two responses every pair
-    that was compared.
+    """The records of one row: a pair, a rating or a prompt, or, of more than two responses, every
+    pair that was compared.
 
-    What was done to the fields is said to ``row``, if that is a ``Row``. Raises ``BadRow`` for
-    answers that cannot be read for certain.
+    If ``row`` is a ``Row``, it gets notes of what was done to the fields. Raises ``BadRow`` for
+    answers that cannot be read with certainty.
     """
     item, questions = item_of(row, source)
     if isinstance(item.meta.get(HIDDEN), Mapping):
@@ -85,25 +85,20 @@ def read(row: Columns, id: str, source: str) -> list[Record]:
 
 
 def left_out(row: Columns, source: str = "") -> Counter[str]:
-    """What of a row ``read`` does not use, by reason: for a line that says so once. Nothing for a
-    row that it refuses.
-    """
-    found: Counter[str] = Counter()
+    """What ``read`` does not use of a row, by reason. Empty for a row that ``read`` refuses."""
+    reasons: Counter[str] = Counter()
     try:
         item, questions = item_of(row, source)
         if not isinstance(item.meta.get(HIDDEN), Mapping):
-            found.update(f"question {name}" for name in _reading(item, questions).unused)
+            reasons.update(f"question {name}" for name in _reading(item, questions).unused)
     except (BadRow, Unclear):
         return Counter()
-    found.update(
-        f"{answer.status} answer" for answer in item.answers if answer.status != "submitted"
-    )
-    suggestions = row.get("suggestions")
-    if suggestions or any(
-        key.endswith((".suggestion", "-suggestion")) and row[key] is not None for key in row
-    ):
-        found["suggestion"] += 1
-    return found
+    others = (answer.status for answer in item.answers if answer.status != "submitted")
+    reasons.update(f"{status} answer" for status in others)
+    columns = (row[key] for key in row if key.endswith((".suggestion", "-suggestion")))
+    if row.get("suggestions") or any(value is not None for value in columns):
+        reasons["suggestion"] += 1
+    return reasons
 
 
 def _reading(item: Item, questions: list[ArgillaQuestion]) -> ArgillaReading:
@@ -112,7 +107,7 @@ def _reading(item: Item, questions: list[ArgillaQuestion]) -> ArgillaReading:
 
 
 def item_of(row: Columns, source: str) -> tuple[Item, list[ArgillaQuestion]]:
-    """The row's fields and answers, and the questions that submitted answers are to. Raises
+    """The row's fields and answers, and the questions that its submitted answers belong to. Raises
     ``BadRow``.
     """
     if isinstance(row.get("fields"), Mapping):
@@ -141,7 +136,7 @@ def item_of(row: Columns, source: str) -> tuple[Item, list[ArgillaQuestion]]:
 
 
 def _beside(row: Columns) -> dict[str, Any]:
-    """The columns of a record that are no part of Argilla's."""
+    """The columns of a record that are not Argilla's."""
     return {
         key: value
         for key, value in row.items()
@@ -186,16 +181,12 @@ def _of_record(responses: Any, source: str) -> Iterator[_Given]:
         if not values:
             yield who, "", None, status  # an empty discard
         for name, value in values.items():
-            yield (
-                who,
-                str(name),
-                value.get("value") if isinstance(value, Mapping) else value,
-                status,
-            )
+            value = value.get("value") if isinstance(value, Mapping) else value
+            yield who, str(name), value, status
 
 
 def _answers_of(name: str, value: Any, source: str) -> Iterator[_Given]:
-    """Answers to one question: a list of ``{value, user_id, status}``, or the same as parallel
+    """The answers to one question, given as a list of ``{value, user_id, status}`` or as parallel
     lists.
     """
     if isinstance(value, Mapping):
@@ -238,7 +229,7 @@ def _who(user: Any, source: str, index: int) -> str:
 
 
 def _is_answers(value: Any) -> bool:
-    """Whether a column holds 1.x answers to its question."""
+    """Whether a column holds answers in the form of Argilla 1.x."""
     if isinstance(value, Mapping):
         return {"user_id", "value", "status"} <= value.keys()
     return (
@@ -249,7 +240,7 @@ def _is_answers(value: Any) -> bool:
 
 
 def _joined(given: list[_Given], record: Any) -> list[ArgillaAnswer]:
-    """One answer an annotator, in order of appearance."""
+    """One answer for each annotator, in order of appearance."""
     values: dict[str, dict[str, Any]] = {}
     statuses: dict[str, Any] = {}
     for who, name, value, status in given:
@@ -262,23 +253,24 @@ def _joined(given: list[_Given], record: Any) -> list[ArgillaAnswer]:
             raise BadRow(
                 f"responses.{name}", f"has another status than other answers of {who[:40]!r}"
             )
-    found = []
+    answers = []
     for who, status in statuses.items():
         if status is None and record == "completed" and len(statuses) == 1:
             status = "submitted"  # nothing else completes a record
         if status not in ("submitted", "draft", "discarded", "pending"):
-            said = "does not say" if status is None else f"says {str(status)[:40]!r} of"
+            unknown = "" if status is None else f" (it has the status {str(status)[:40]!r})"
             raise BadRow(
                 "responses",
-                f"{said} which answers were submitted, and drafts and discards are no votes: export"
-                " with `dataset.records.to_datasets()`, which tells, or use `prefloop label pull`",
+                f"does not say which answers were submitted{unknown}, and drafts and discards are"
+                " no votes: export with `dataset.records.to_datasets()`, which writes the status,"
+                " or use `prefloop label pull`",
             )
-        found.append(ArgillaAnswer(who, status, values[who]))
-    return found
+        answers.append(ArgillaAnswer(who, status, values[who]))
+    return answers
 
 
 def _question(name: str, values: list[Any]) -> ArgillaQuestion:
-    """A question as far as the answers of one row tell."""
+    """A question, as far as the answers of one row show it."""
     if all(
         isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value)
         for value in values
@@ -287,9 +279,7 @@ def _question(name: str, values: list[Any]) -> ArgillaQuestion:
             options = dict.fromkeys(str(one.get("value")) for value in values for one in value)
             return ArgillaQuestion(name, "ranking", tuple(options), known=False)
         return ArgillaQuestion(name, "span", known=False)
-    if all(
-        isinstance(value, Mapping) and {"rank", "value"} <= value.keys() for value in values
-    ):  # lists side by side
+    if all(isinstance(value, Mapping) and {"rank", "value"} <= value.keys() for value in values):
         raise BadRow(
             f"responses.{name}",
             "is a ranking as an object of lists, expected a list of {value, rank}",

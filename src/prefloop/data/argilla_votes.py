@@ -1,13 +1,12 @@
-"""Answers of an Argilla dataset as votes: one annotator's answers to one record, read by a
-:class:`Reading`.
+"""Read the answers of an Argilla dataset as votes: one annotator's answers to one record, by an
+:class:`ArgillaReading`.
 
-A ranking gives a vote for every pair of responses (rank 1 is the best, equal ranks are a tie), a
-label the better or best one, ratings of the responses a vote whose strength is their difference,
-and a rating of the pair a vote whose strength is the distance from the middle of its scale. Only
-submitted answers count. Suggestions are no answers.
+A ranking gives a vote for every pair of responses (rank 1 is the best, equal ranks are a tie). A
+label names the better or best response. Ratings of the responses give a vote whose strength is
+their difference, and a rating of the pair a vote whose strength is the distance from the middle of
+its scale. Only submitted answers count. Suggestions are not answers.
 
-Nothing here imports argilla: what it reads are the server's own JSON and the files that Argilla
-exports.
+Nothing here imports argilla: it reads the server's own JSON and the files that Argilla exports.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from prefloop.records import (
 )
 
 _AS_SHOWN = Habits(None, None)
-"""Nothing is known of the file, and answers stay as the annotators saw them."""
+"""The habits of the file are unknown, and answers stay as the annotators saw them."""
 HIDDEN = "prefloop"
-"""The name in a record's metadata under which ``prefloop label push`` keeps what annotators are not
-shown.
+"""The key in a record's metadata under which ``prefloop label push`` keeps what annotators do not
+see.
 """
 STRENGTHS: dict[str, int | float] = {"slight": 1, "clear": 2, "strong": 3}
 Choice = Literal[0, 1, "tie"]
@@ -49,14 +48,14 @@ Choice = Literal[0, 1, "tie"]
 
 @dataclass(frozen=True)
 class ArgillaAnswer:
-    """What one annotator said of one record: question name → value, as Argilla keeps it."""
+    """One annotator's answers to one record: question name → value, as Argilla keeps it."""
 
     annotator: str
     status: str
     """``submitted``, ``draft`` or ``discarded``."""
     values: Mapping[str, Any]
     at: str | None = None
-    """When it was last changed, UTC."""
+    """Time of the last change, in UTC."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,12 @@ class Item:
 
     @property
     def submitted(self) -> list[ArgillaAnswer]:
-        """The answers that count."""
+        """The submitted answers, which are the ones that count."""
         return [answer for answer in self.answers if answer.status == "submitted"]
 
     def mended(self) -> tuple[Item, int]:
-        """The item as a file can carry it, and in how many answers the annotator typed what none
-        can.
+        """The item with characters replaced that no file can hold, and the number of answers in
+        which the annotator typed such characters.
         """
         answers = [
             replace(one, annotator=mended(one.annotator), values=mended(dict(one.values)))
@@ -86,7 +85,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ArgillaQuestion:
-    """A question of a dataset, and what its values mean where it is read as a vote or a thumb."""
+    """A question of a dataset, and what its values mean as a vote or a thumb."""
 
     name: str
     type: str
@@ -94,14 +93,14 @@ class ArgillaQuestion:
     ``span``.
     """
     options: tuple[Any, ...] = ()
-    """The values to choose from, in the order of the page; of an exported file those that its row
+    """The values to choose from, in the order of the page; in an exported file, those that its row
     holds.
     """
     known: bool = True
-    """Whether ``options`` are all there are."""
+    """Whether ``options`` are complete."""
     means: Mapping[Any, Any] = field(default_factory=dict)
-    """Value → index of a response or ``tie``; for thumbs → ``up`` or ``down``; ``None`` where it
-    says neither.
+    """For votes: value → index of a response, or ``tie``. For thumbs: value → ``up`` or ``down``.
+    ``None`` where the value means neither.
     """
 
     def describe(self) -> str:
@@ -113,49 +112,51 @@ class ArgillaQuestion:
 
 @dataclass(frozen=True)
 class ArgillaReading:
-    """Which fields and questions of a dataset mean what."""
+    """What the fields and questions of a dataset mean."""
 
     prompt: tuple[str, ...]
-    """Fields of the prompt, joined by a line break; none where the responses are whole
-    conversations.
+    """Fields of the prompt, joined by a line break; none where each response is a whole
+    conversation.
     """
     responses: tuple[str, ...]
-    """Fields of the responses, in the order in which a record holds them; none for prompts
-    alone.
+    """Fields of the responses, in the order of the record; none where the dataset holds prompts
+    only.
     """
     system: str | None = None
     preferred: ArgillaQuestion | None = None
-    """Which response is better: a ranking, a label, or a rating of a pair (low: the first)."""
+    """The question which response is better: a ranking, a label, or a rating of the pair (low
+    values are for the first response).
+    """
     rated: tuple[ArgillaQuestion, ...] = ()
-    """Ratings, one a response."""
+    """Ratings, one for each response."""
     thumb: ArgillaQuestion | None = None
     strength: ArgillaQuestion | None = None
     why: ArgillaQuestion | None = None
     unused: tuple[str, ...] = ()
-    """Questions that say nothing here, as they describe themselves."""
+    """Descriptions of the questions that are not used."""
 
     def describe(self) -> str:
-        """How the dataset is read, in words."""
-        said = []
+        """A description of the reading, for the log."""
+        parts = []
         if self.preferred is not None:
-            said.append(
+            parts.append(
                 f"question {self.preferred.describe()} is read as the"
                 f" vote{self._scale(self.preferred)}"
             )
         if self.rated:
             of = ", ".join(question.describe() for question in self.rated)
-            said.append(f"questions {of} are read as a vote with the difference as its strength")
+            parts.append(f"questions {of} are read as a vote with the difference as its strength")
         if self.thumb is not None:
             ups, downs, rest = (
                 [str(v) for v, means in self.thumb.means.items() if means == m]
                 for m in ("up", "down", None)
             )
             none = f", {', '.join(rest)} neither" if rest else ""
-            said.append(
+            parts.append(
                 f"question {self.thumb.describe()} is read as the thumb: {', '.join(ups)} up,"
                 f" {', '.join(downs)} down{none}"
             )
-        said += [
+        parts += [
             f"question '{question.name}' is the {what}"
             for what, question in (("strength", self.strength), ("why", self.why))
             if question is not None
@@ -170,10 +171,10 @@ class ArgillaReading:
             if self.responses
             else "; there are no responses"
         )
-        said.append(fields)
+        parts.append(fields)
         if self.unused:
-            said.append(f"not used: {listed(self.unused)}")
-        return "; ".join(said)
+            parts.append(f"not used: {listed(self.unused)}")
+        return "; ".join(parts)
 
     def _scale(self, question: ArgillaQuestion) -> str:
         if question.type == "ranking":
@@ -191,7 +192,7 @@ class ArgillaReading:
 def row_of(
     item: Item, reading: ArgillaReading, id: str, source: str, habits: Habits = _AS_SHOWN
 ) -> Row:
-    """The item's fields as a row, to which ``records_of`` says what it did with them."""
+    """The item's fields as a row, in which ``records_of`` notes what it does to them."""
     fields = dict(item.fields)
     if reading.system is not None and not is_system(reading.system):
         free = next((name for name in SYSTEMS if fields.get(name) is None), SYSTEMS[0])
@@ -200,11 +201,11 @@ def row_of(
 
 
 def records_of(item: Item, reading: ArgillaReading, row: Row) -> list[Record]:
-    """The records that an item holds: a pair, a rating, a prompt, or of more than two responses
+    """The records that an item holds: a pair, a rating or a prompt, or, of more than two responses,
     every pair, ``<id>/<i>-<j>``.
 
-    Of those, pairs that no answer compares are left out where others are compared. ``row`` is that
-    of ``row_of``. Raises ``BadRow``.
+    Of several pairs, those that no answer compares are left out where others are compared. ``row``
+    is the result of ``row_of``. Raises ``BadRow``.
     """
     prompt, answers = _turns(row, reading)
     kept = {name: value for name, value in row.items() if name in (*row.unused, "id", "meta")}
@@ -223,28 +224,21 @@ def records_of(item: Item, reading: ArgillaReading, row: Row) -> list[Record]:
     votes = [list(_votes(reading, answer)) for answer in item.submitted]
     pairs: list[Record] = []
     for i, j in itertools.combinations(range(len(texts)), 2):
-        cast_ = [vote for each in votes for at, vote in each if at == (i, j)]
-        if texts[i].strip() == texts[j].strip() or (not cast_ and any(votes)):
+        on_pair = [vote for each in votes for pair, vote in each if pair == (i, j)]
+        if texts[i].strip() == texts[j].strip() or (not on_pair and any(votes)):
             continue
-        pairs.append(
-            Comparison(
-                id if len(texts) == 2 else f"{id}/{i}-{j}",
-                prompt,
-                [responses[i], responses[j]],
-                cast_,
-                meta,
-            )
-        )
+        pair_id = id if len(texts) == 2 else f"{id}/{i}-{j}"
+        pairs.append(Comparison(pair_id, prompt, [responses[i], responses[j]], on_pair, meta))
     return pairs
 
 
 def _turns(row: Row, reading: ArgillaReading) -> tuple[Conversation, list[list[Message]]]:
-    """The prompt with what stands around it, and the turns of each response."""
+    """The prompt with its system text, history and tools, and the turns of each response."""
     needed = (*reading.prompt, *reading.responses)
     if missing := [name for name in needed if name not in row]:
         raise BadRow(missing[0], f"is missing (found: {listed(row) or 'nothing'})")
-    # Out of the row, so that a prompt or response called 'history' is not read a second time as
-    # what stands around.
+    # Taken out of the row, so that a prompt or response called 'history' is not read again as the
+    # history.
     values = {name: row.pop(name) for name in dict.fromkeys(needed)}
     if not reading.prompt:
         if texts := [name for name in reading.responses if not isinstance(values[name], list)]:
@@ -256,7 +250,7 @@ def _turns(row: Row, reading: ArgillaReading) -> tuple[Conversation, list[list[M
     if more:
         asked = "\n".join(check_text(values[name], name) for name in reading.prompt)
         turns = [Message("user", asked)]
-    # A text of that name beside the prompt may be anything.
+    # A text called 'history' next to the prompt may be anything.
     prompt = around(row, turns, history=isinstance(row.get("history"), list))
     check_prompt(prompt, name)
     answers = [answer_in(row, values[name], name, prompt) for name in reading.responses]
@@ -266,7 +260,7 @@ def _turns(row: Row, reading: ArgillaReading) -> tuple[Conversation, list[list[M
 def _votes(
     reading: ArgillaReading, answer: ArgillaAnswer
 ) -> Iterator[tuple[tuple[int, int], Vote]]:
-    """What an answer says of each pair of responses (i < j)."""
+    """An answer's vote on each pair of responses (i < j)."""
     count = len(reading.responses)
     why, given = _why(reading, answer), _strength(reading, answer)
     scores, only = _scores(reading, answer, count)
@@ -285,8 +279,8 @@ def _votes(
 def _scores(
     reading: ArgillaReading, answer: ArgillaAnswer, count: int
 ) -> tuple[dict[int, int | float], int | None]:
-    """A number for each response that the answer compares, more is better; and the index that a
-    choice of one is about.
+    """A number for each response that the answer compares, where more is better; and, where it only
+    chooses one response, that response's index.
     """
     if reading.rated:
         values = {i: answer.values.get(question.name) for i, question in enumerate(reading.rated)}
@@ -301,9 +295,8 @@ def _scores(
         return {index: -rank for index, rank in _ranks(question, value).items()}, None
     if question.type == "rating":
         low, high = min(question.options), max(question.options)
-        off = (low + high) / 2 - _number(
-            value, question.name
-        )  # low values are for the first response
+        # Low values are for the first response.
+        off = (low + high) / 2 - _number(value, question.name)
         return {0: int(off) if off == int(off) else off, 1: 0}, None
     means = _meaning(question, value)
     if means is None:
@@ -314,7 +307,7 @@ def _scores(
 
 
 def _ranks(question: ArgillaQuestion, value: Any) -> dict[int, int]:
-    """Index of a response → its rank, 1 for the best."""
+    """The rank of each response by its index; 1 is the best."""
     items = value if isinstance(value, list) else [value]
     ranks: dict[int, int] = {}
     for one in items:
@@ -371,6 +364,6 @@ def _thumb(reading: ArgillaReading, answer: ArgillaAnswer) -> Thumb | None:
     if question is None or value is None:
         return None
     means = _meaning(question, value)
-    return (
-        None if means is None else Thumb(answer.annotator, means, _why(reading, answer), answer.at)
-    )
+    if means is None:
+        return None
+    return Thumb(answer.annotator, means, _why(reading, answer), answer.at)

@@ -1,10 +1,11 @@
-"""Chat template → token ids and what of them is learnt.
+"""Conversations as token ids by a chat template, with marks of the tokens that are learnt.
 
-Prompt and answer are tokenized apart and joined as ids, so the prompt is a prefix of prompt +
-answer by construction, and the ids that the sampler saw are the ids that the trainer scores. What
-an assistant says is taken from the template's own rendering: from where its generation prompt ends
-to the end-of-turn token. A template that rewrites earlier turns (most drop their thoughts) gives
-several sequences, each turn learnt behind the very text that the model will see before it.
+Prompt and answer are tokenized separately and joined as ids. So the prompt is a prefix of prompt +
+answer by construction, and the trainer scores the ids that the sampler saw. An assistant's words
+are taken from the template's own rendering: from the end of its generation prompt to the
+end-of-turn token. Most templates drop the thoughts of earlier turns. A template that rewrites
+earlier turns gives several sequences, and each turn is learnt after the text that the model will
+see before it.
 """
 
 from __future__ import annotations
@@ -31,19 +32,21 @@ CHATML = (
 
 @dataclasses.dataclass(frozen=True)
 class ChatFormat:
-    """How conversations become token ids for one tokenizer."""
+    """How one tokenizer turns conversations into token ids."""
 
     tokenizer: Any
     stop_id: int
-    """The token that ends an assistant turn; part of every finished response and of its loss."""
+    """The token that ends an assistant turn. It is part of every finished response and of its loss.
+    """
     pad_id: int
 
     @classmethod
     def load(cls, tokenizer: Any, template: str = "model") -> ChatFormat:
-        """Set the chat template ('model', 'chatml' or a Jinja file) and find the end-of-turn token.
+        """Set the chat template ('model', 'chatml' or a Jinja file) and determine the end-of-turn
+        token.
 
-        Raises ``ModelError`` when the tokenizer has no template and none was named, or when the
-        template cannot write an answer.
+        Raises ``ModelError`` when the tokenizer has no template and none is named, or when the
+        template cannot write an answer; ``ConfigError`` for a template file that cannot be read.
         """
         if template == "chatml":
             missing = [
@@ -84,10 +87,11 @@ class ChatFormat:
         return cls(tokenizer, stop_id, pad_id)
 
     def require_within(self, rows: int) -> None:
-        """Raise ``ModelError`` where tokens of the format, or of the plain vocabulary, lie beyond a
+        """Raise ``ModelError`` where tokens of the format, or of the plain vocabulary, are beyond a
         model's embeddings of ``rows`` tokens.
 
-        Tokens that were added and that no template writes may: some published models have such.
+        Added tokens that no template writes may be beyond them: some published models have such
+        tokens.
         """
         probe = [Message("user", "q"), Message("assistant", "a")]
         used = self.renderer.ids(self.renderer.render(probe, [], generate=False))
@@ -100,29 +104,29 @@ class ChatFormat:
 
     @functools.cached_property
     def renderer(self) -> Renderer:
-        """The template at work."""
+        """The renderer of the template."""
         return Renderer(self.tokenizer)
 
     @functools.cached_property
     def speech(self) -> Speech:
-        """What assistants say under the template."""
+        """The assistant's turns under the template."""
         return Speech(self.renderer, str(self.tokenizer.convert_ids_to_tokens(self.stop_id)))
 
     def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the assistant answers; exactly the BOS tokens
-        that the template writes.
+        """Token ids of a conversation up to where the assistant answers, with exactly the BOS
+        tokens that the template writes.
 
         Raises ``DataError`` where the template refuses the conversation or leaves a part of it out.
         """
         return self._with_bos(self.renderer.ids(self.renderer.prompt(prompt, tools_of(prompt))))
 
     def answer(self, prompt: Sequence[Message], answer: Response) -> Tokens:
-        """Token ids of an answer behind ``prompt_ids(prompt)``; results of tools and what the
-        template writes around turns are not learnt.
+        """Token ids of an answer after ``prompt_ids(prompt)``. Results of tools, and what the
+        template writes around turns, are not learnt.
 
-        A sampled answer (``meta`` says whether it is finished) is what the sampler wrote; any other
-        one is as the template writes it. Raises ``DataError`` where the template refuses it, leaves
-        a part out, or writes it otherwise than its generation prompt begins it.
+        A sampled answer (its ``meta`` says whether it is finished) is encoded as the sampler wrote
+        it; any other answer as the template writes it. Raises ``DataError`` where the template
+        refuses it, leaves a part out, or writes it otherwise than its generation prompt begins it.
         """
         turns, tools = [*prompt, *answer_turns(answer)], tools_of(prompt)
         if "finished" in answer.meta and not answer.turns:
@@ -131,37 +135,37 @@ class ChatFormat:
             )
             ids = self.renderer.ids(spoken.body, spoken.before)
             return Tokens(ids, [True] * len(ids), spoken.joined)
-        found = _Sequence()
+        sequence = _Sequence()
         for place in range(len(prompt), len(turns)):
             if turns[place].role != "assistant":
                 continue
             spoken = self.speech.turn(turns[: place + 1], tools)
-            if not found.written:
-                found.written = spoken.before
-            elif not spoken.before.startswith(found.written):
+            if not sequence.written:
+                sequence.written = spoken.before
+            elif not spoken.before.startswith(sequence.written):
                 raise DataError(
                     "the model's chat template rewrites the answer's earlier turns, so they cannot"
                     " be learnt as one answer"
                 )
-            found.add(self.renderer, spoken.before[len(found.written) :], False)
-            found.add(self.renderer, spoken.body, turns[place].learn)
-            found.joined |= spoken.joined
-        if not any(found.learn):
+            sequence.add(self.renderer, spoken.before[len(sequence.written) :], False)
+            sequence.add(self.renderer, spoken.body, turns[place].learn)
+            sequence.joined |= spoken.joined
+        if not any(sequence.learn):
             raise DataError("the answer holds no assistant turn to learn")
-        return found.tokens()
+        return sequence.tokens()
 
     def sequences(
         self, prompt: Sequence[Message], turns: Sequence[Message], every: bool = True
     ) -> list[Tokens]:
-        """A conversation as sequences to train on: every assistant turn that may be learnt, or the
-        last one alone.
+        """Sequences to train on from a conversation: they teach every assistant turn that may be
+        learnt, or, without ``every``, the last one.
 
-        One sequence, unless the template rewrites turns once others follow. Where the template
-        marks the assistant's words by ``{% generation %}``, its marks are the mask. Raises
-        ``DataError`` as ``answer`` does, and where no turn may be learnt.
+        There is one sequence, unless the template rewrites turns once others follow. Where the
+        template marks the assistant's words by ``{% generation %}``, these marks are the mask.
+        Raises ``DataError`` as ``answer`` does, and where no turn may be learnt.
         """
         whole, tools = [*prompt, *turns], tools_of(prompt)
-        # A turn that opens the conversation answers nothing.
+        # An assistant's turn that opens the conversation answers nothing.
         learnt = [
             i for i, turn in enumerate(whole) if i and turn.role == "assistant" and turn.learn
         ]
@@ -189,9 +193,8 @@ class ChatFormat:
     def _marked(
         self, whole: list[Message], tools: list[dict[str, Any]], learnt: list[int]
     ) -> Tokens | None:
-        """The conversation under the template's own marks; nothing where a learnt turn does not
-        stand behind its generation prompt with its thoughts and its end, as it does where it is
-        walked to.
+        """The conversation with the template's own marks; ``None`` where a learnt turn does not
+        follow its generation prompt with its thoughts and its end, as it does in ``_walked``.
         """
         text, spans = self.renderer.render_marked(whole, tools)
         assistants = [i for i, turn in enumerate(whole) if turn.role == "assistant"]
@@ -199,45 +202,38 @@ class ChatFormat:
             return None
         for place in learnt:
             start, end = spans[assistants.index(place)]
-            before, said = self.renderer.prompt(whole[:place], tools), text[start:end]
+            before, words = self.renderer.prompt(whole[:place], tools), text[start:end]
             between = before.removeprefix(text[:start])
-            # A template may draw the line break behind the assistant's name into its marks.
-            begins = (
-                before.startswith(text[:start]) and not between.strip() and said.startswith(between)
-            )
-            if (
-                not begins
-                or self.speech.stop not in said
-                or not self.speech.holds(whole[place], before, said)
-            ):
+            # A template may include the line break after the assistant's name in its marks.
+            begins = before.startswith(text[:start]) and not between.strip()
+            whole_turn = words.startswith(between) and self.speech.stop in words
+            if not (begins and whole_turn and self.speech.holds(whole[place], before, words)):
                 return None
         self.renderer.require_whole(whole, tools, text)
-        found = _Sequence()
+        sequence = _Sequence()
         edges = [0, *itertools.chain(*spans), len(text)]
         for part, (start, end) in enumerate(itertools.pairwise(edges)):
             if part == 0:
-                found.start(self._with_bos(self.renderer.ids(text[:end])), text[:end])
+                sequence.start(self._with_bos(self.renderer.ids(text[:end])), text[:end])
             elif end > start:
-                found.add(
-                    self.renderer,
-                    text[start:end],
-                    part % 2 == 1 and assistants[part // 2] in learnt,
-                )
-        return found.tokens()
+                # Parts alternate: around the assistant's words, and the words themselves.
+                learn = part % 2 == 1 and assistants[part // 2] in learnt
+                sequence.add(self.renderer, text[start:end], learn)
+        return sequence.tokens()
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
         return [bos, *ids] if self.adds_bos and ids[:1] != [bos] else ids
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Whether an answer has its end: a control token, behind which a template may write a line
+        """Whether an answer has its end: a control token, after which a template may write a line
         break.
         """
         return any(token in self.renderer.control_ids for token in ids[-2:])
 
     def marked(self, tokens: Tokens, longest: int = 1500) -> str:
-        """A training example for people to read, what is learnt between ⟦ and ⟧; a long one loses
-        its middle.
+        """A training example for people to read. What is learnt stands between ⟦ and ⟧; a long
+        example loses its middle.
         """
         parts = []
         for learnt, run in itertools.groupby(
@@ -245,17 +241,11 @@ class ChatFormat:
         ):
             text = self._shown([token for token, _ in run])
             parts.append(f"⟦{text}⟧" if learnt else text)
-        whole = "".join(parts)
-        return (
-            whole
-            if len(whole) <= longest
-            else f"{whole[: longest // 2]} … {whole[-(longest // 2) :]}"
-        )
+        whole, half = "".join(parts), longest // 2
+        return whole if len(whole) <= longest else f"{whole[:half]} … {whole[-half:]}"
 
     def _shown(self, ids: Sequence[int]) -> str:
-        """Decoded ids in which a control token that is only text (of a person) stands as
-        ‹|im_end|›.
-        """
+        """Decoded ids. Characters of a control token in a person's text are shown as ‹|im_end|›."""
         parts = []
         for control, run in itertools.groupby(
             ids, key=lambda token: token in self.renderer.control_ids
@@ -270,21 +260,23 @@ class ChatFormat:
 
     @functools.cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer puts a BOS before plain text: then a template without one still
-        needs it.
+        """Whether the tokenizer puts a BOS before plain text. A template that writes none still
+        needs one then.
         """
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
 
     def doubled_bos(self, ids: Sequence[int]) -> bool:
-        """True when a sequence starts with two BOS tokens (template plus tokenizer)."""
+        """Whether a sequence starts with two BOS tokens, one by the template and one by the
+        tokenizer.
+        """
         bos = self.tokenizer.bos_token_id
         return bos is not None and list(ids[:2]) == [bos, bos]
 
 
 @dataclasses.dataclass
 class _Sequence:
-    """A sequence in the making; ``written`` is its text so far."""
+    """A sequence under construction; ``written`` is its text so far."""
 
     ids: list[int] = dataclasses.field(default_factory=list)
     learn: list[bool] = dataclasses.field(default_factory=list)
@@ -306,7 +298,7 @@ class _Sequence:
 
 
 def _end_of_turn(tokenizer: Any) -> int:
-    """The first special token after an assistant's words, as the template writes it; else the
+    """The first control token after an assistant's words, as the template writes it, or else the
     tokenizer's EOS.
     """
     words = "prefloop probe"

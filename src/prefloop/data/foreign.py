@@ -1,4 +1,4 @@
-"""What a file is that holds no rows, and the way to make some of it."""
+"""What a file is that holds no rows, and how to get rows from it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _ENCODINGS: tuple[tuple[bytes, str], ...] = (
 
 
 def what(path: Path, head: bytes) -> str | None:
-    """What a file is that starts with ``head`` (512 bytes or more tell most) and holds no rows,
-    with what to do; none for text and tables.
+    """What a file is that starts with ``head`` and holds no rows, with what to do about it;
+    ``None`` for text and tables. 512 bytes of ``head`` are enough for most formats.
     """
     for mark, name in _ENCODINGS:
         if head.startswith(mark):
@@ -51,9 +51,9 @@ def what(path: Path, head: bytes) -> str | None:
         return _zip(path)
     if head[257:262] == b"ustar":
         return f"is a tar archive; unpack it (tar -xf '{path}') and name the file in it"
-    for sign, said in _SIGNS:
+    for sign, description in _SIGNS:
         if head.startswith(sign):
-            return said.replace("{path}", str(path))
+            return description.replace("{path}", str(path))
     if _BZIP2.match(head):
         return f"is compressed by bzip2; unpack it (bunzip2 -k '{path}')"
     if _PICKLE.match(head):
@@ -87,10 +87,6 @@ def _zip(path: Path) -> str:
         return (
             f"is a file of torch.save, which can run code when it is opened; save its rows {_ROWS}"
         )
-    holds = (
-        f", which holds {', '.join(name[:80] for name in names[:3])}"
-        + (" …" if len(names) > 3 else "")
-        if names
-        else ""
-    )
+    first = ", ".join(name[:80] for name in names[:3]) + (" …" if len(names) > 3 else "")
+    holds = f", which holds {first}" if names else ""
     return f"is a zip archive{holds}; unpack it (unzip '{path}') and name the file in it"

@@ -1,10 +1,10 @@
 """Data sets of the hub by name: ``hf:org/name``, ``hf:org/name:split``,
 ``hf:org/name@config:split``, ``hf:org/name:split[:1000]``.
 
-Streamed by ``datasets`` once, row by row, into a copy under the hub's cache folder (``HF_HOME``);
-every later run reads the copy, needs no network and sees the same rows. No code of a data set is
-ever run, and no folder of this machine is ever read in the hub's place. To see a newer state of the
-data set, delete the copy.
+``datasets`` streams a data set once, row by row, into a copy under the hub's cache folder
+(``HF_HOME``). Every later run reads the copy, needs no network and sees the same rows. Code of a
+data set is never run, and a folder of this machine is never read in place of the hub. To get a
+newer state of the data set, delete the copy.
 """
 
 from __future__ import annotations
@@ -26,34 +26,32 @@ FORMS = "hf:org/name, hf:org/name:split, hf:org/name@config:split or hf:org/name
 
 
 def cache_folder() -> Path:
-    """Where copies of the hub's data sets lie."""
+    """The folder for copies of the hub's data sets."""
     return cache_home() / "datasets"
 
 
 def copy_of(address: str, fetch: bool) -> Path | None:
-    """The local copy of ``org/name@config:split``; without ``fetch`` only one that is there.
+    """The local copy of ``org/name@config:split``. Without ``fetch`` only a copy that exists
+    already, else ``None``.
 
-    Raises ``ConfigError`` for what is no such address, ``DataError`` where the rows cannot be had.
+    Raises ``ConfigError`` for a wrong address, and ``DataError`` where the rows cannot be fetched.
     """
-    found = _ADDRESS.fullmatch(address)
-    if found is None or found["first"] == "0":
+    match = _ADDRESS.fullmatch(address)
+    if match is None or match["first"] == "0":
         raise ConfigError(f"'hf:{address[:200]}' is no data set of the hub: say {FORMS}")
-    name, config, split, first = found.group("name", "config", "split", "first")
+    name, config, split, first = match.group("name", "config", "split", "first")
     folder = name.replace("/", "--") + (f"@{config}" if config else "")
-    place = (
-        cache_folder()
-        / folder
-        / f"{split or 'only-split'}{f'-first-{first}' if first else ''}.jsonl"
-    )
-    if place.is_file():
-        return place
+    file = f"{split or 'only-split'}{f'-first-{first}' if first else ''}.jsonl"
+    copy = cache_folder() / folder / file
+    if copy.is_file():
+        return copy
     if not fetch:
         return None
     rows = itertools.islice(_rows(address, name, config, split), int(first) if first else None)
     with progress(f"fetch hf:{address}", int(first or 0), "row") as advance:
-        count = write_copy(place, _noted(rows, advance))
-    say(f"  hf:{address}: {counted(count, 'row')} kept in {place}", "dim")
-    return place
+        count = write_copy(copy, _noted(rows, advance))
+    say(f"  hf:{address}: {counted(count, 'row')} kept in {copy}", "dim")
+    return copy
 
 
 def _noted(rows: Iterable[dict[str, Any]], advance: Any) -> Iterable[dict[str, Any]]:
@@ -65,7 +63,7 @@ def _noted(rows: Iterable[dict[str, Any]], advance: Any) -> Iterable[dict[str, A
 def _rows(
     address: str, name: str, config: str | None, split: str | None
 ) -> Iterable[dict[str, Any]]:
-    """The rows of one split, fetched as they are asked for."""
+    """The rows of one split, fetched as they are needed."""
     import datasets
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -79,7 +77,7 @@ def _rows(
                     f" such as hf:{address}:{splits[0]}"
                 )
             loaded = loaded[splits[0]]
-        # Pictures and sounds stay bytes, which a row may not hold; to decode them would need more
+        # Pictures and sounds stay bytes, which a row may not hold. Decoding them would need more
         # packages.
         yield from loaded.decode(False) if hasattr(loaded, "decode") and loaded.features else loaded
     except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError):
@@ -98,11 +96,11 @@ def _rows(
 
 
 def _on_the_hub(name: str) -> str:
-    """The name that ``datasets`` takes for the hub's data set and for nothing else.
+    """The name that ``datasets`` understands as the hub's data set and as nothing else.
 
-    It prefers a folder of that name where the command runs. A name without an owner is to it a
-    loader (``json``) or a copy that it made of any folder so called, so the hub is asked for the
-    full one; what the hub raises goes on.
+    ``datasets`` prefers a folder of that name in the working directory. It takes a name without an
+    owner for a loader (``json``) or for its own copy of any folder so called, so the hub is asked
+    for the full name. Errors of the hub are passed on.
     """
     if "/" not in name:
         from huggingface_hub import HfApi

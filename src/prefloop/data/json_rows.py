@@ -1,9 +1,9 @@
-"""Rows of JSON lines and of one JSON array, as a stream.
+"""Read rows of JSON lines, or of one JSON array, as a stream.
 
-What spoils one row is reported on that row and reading goes on: no JSON, a key given twice, a
-number without end, endless nesting, bytes that are no UTF-8, in a line or in an element of an
-array. An element that is no JSON ends where its brackets and strings say; where they do not say it,
-the rest of the array is unreadable, which is a ``DataError``.
+A problem within one row is reported with that row, and reading goes on: text that is no JSON, a key
+given twice, a number out of range, endless nesting, bytes that are not UTF-8. In an array, the
+brackets and strings of a broken element show where it ends. Where they do not, the rest of the
+array is unreadable, which is a ``DataError``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
@@ -29,7 +29,7 @@ from prefloop.data.raw import (
 from prefloop.errors import DataError
 
 _CHUNK = 1 << 16
-# The longest thing json can stop in the middle of and blame on its start, strings aside:
+# The longest token that the json module can stop inside of and blame on its start, except strings:
 # '-Infinity', '\ud83d\ude00'.
 _LOOKAHEAD = 16
 _NO_NUMBER = re.compile(r"\b(?:NaN|Infinity)\b")
@@ -39,20 +39,21 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=object_of, parse_float=finite, parse_constant=no_constant
 )
 _FOLLOW = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)
-"""Finds the end of what ``_DECODER`` refuses."""
+"""A decoder for the end of an element that ``_DECODER`` refuses."""
 _SHAPE = re.compile(r'"(?:[^"\\]++|\\.)*+("|\\?\Z)|[\[\]{},]', re.DOTALL)
-"""What tells where a broken element ends: strings, the last one perhaps unfinished, brackets and
-commas.
+"""The marks by which the end of a broken element is found: strings, the last one perhaps
+unfinished, brackets and commas.
 """
 _LARGEST_LOOK = 1 << 26
-"""Characters of an object over several lines that are looked at to say what a file is."""
+"""Most characters of an object over several lines that are read to say what a file is."""
 Again = Callable[[], AbstractContextManager[io.BufferedReader]]
 """Opens the same file once more."""
 
 
 def lines(path: str, stream: io.BufferedReader, again: Again) -> Iterator[RawRow]:
-    """By line number; blank lines count, but give no row. Raises ``DataError`` for objects that go
-    over several lines, seen with a second look.
+    """The rows of JSON lines, numbered by line; blank lines count but give no row. Raises
+    ``DataError`` where objects extend over several lines, for which the file is opened a second
+    time.
     """
     first = True
     for number, line in enumerate(_limited(stream), start=1):
@@ -67,7 +68,7 @@ def lines(path: str, stream: io.BufferedReader, again: Again) -> Iterator[RawRow
 
 
 def _limited(stream: io.BufferedReader) -> Iterator[bytes]:
-    """The lines; of one that is too long the beginning, which is too long as well."""
+    """The lines. Of a line that is too long only the beginning, which is too long as well."""
     while line := stream.readline(LONGEST + 1):
         yield line
         if len(line) > LONGEST:
@@ -102,51 +103,40 @@ def _line(number: int, line: bytes) -> RawRow:
 
 
 def _named(refused: RefusedValue, text: str) -> str:
-    """What is wrong with a row, with the field of a number that is none."""
+    """The problem of a row, with the field where that is a NaN or Infinity."""
     try:
-        found = _no_number(json.loads(text)) if _NO_NUMBER.search(text) else None
+        place, number = (_NO_NUMBER.search(text) and _no_number(json.loads(text))) or ("", "")
     except (ValueError, RecursionError):
-        found = None
+        place, number = "", ""
     return (
-        f"field '{found[0]}' {refused}"
-        if found and f"holds {found[1]}" in str(refused)
+        f"field '{place}' {refused}"
+        if number and f"holds {number}" in str(refused)
         else str(refused)
     )
 
 
 def _no_number(value: Any, place: str = "") -> tuple[str, str] | None:
-    """Where the first NaN or Infinity of a value stands, and which it is."""
+    """The place of the first NaN or Infinity in a value, and which of the two it is."""
     if isinstance(value, float) and not math.isfinite(value):
         return place, "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    return next(
-        (found for key, item in inner if (found := _no_number(item, f"{place}.{key}".lstrip(".")))),
-        None,
-    )
+    inner: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        inner = enumerate(value)
+    places = (_no_number(item, f"{place}.{key}".lstrip(".")) for key, item in inner)
+    return next(filter(None, places), None)
 
 
 def as_object(number: int, value: Any) -> RawRow:
-    """A row that should be an object."""
-    if isinstance(value, dict):
-        return RawRow(
-            number,
-            value,
-            (
-                None
-                if len(value) <= MOST_KEYS
-                else (
-                    f"has {len(value):,} keys, and no row has more than {MOST_KEYS:,}: if its"
-                    " values are the rows, write one a line"
-                )
-            ),
-        )
-    return RawRow(number, value, f"is {json_type(value)}, expected an object")
+    """A row from a value that should be an object."""
+    if not isinstance(value, dict):
+        return RawRow(number, value, f"is {json_type(value)}, expected an object")
+    if len(value) <= MOST_KEYS:
+        return RawRow(number, value)
+    problem = (
+        f"has {len(value):,} keys, and no row has more than {MOST_KEYS:,}: if its values are the"
+        " rows, write one a line"
+    )
+    return RawRow(number, value, problem)
 
 
 def _why(error: Exception, placed: bool = True) -> str:
@@ -160,8 +150,8 @@ def _why(error: Exception, placed: bool = True) -> str:
 
 
 def _refuse_spread(path: str, stream: io.BufferedReader) -> None:
-    """Say what the file is when its first object goes over several lines; a broken first line is
-    let be.
+    """Raise ``DataError`` where the first object extends over several lines. A broken first line is
+    not judged here.
     """
     text = ""
     while len(text) < _LARGEST_LOOK and (
@@ -209,8 +199,8 @@ def described(value: Any, path: str, more: bool = False) -> str:
 
 
 def columnar(value: Any) -> str | None:
-    """The first key of an object that holds columns instead of rows, as lists or, of pandas, as
-    objects by row number.
+    """The first key of an object that holds columns instead of rows: lists, or, as pandas writes
+    them, objects by row number.
     """
     if not isinstance(value, dict) or len(value) < 2:
         return None
@@ -235,7 +225,7 @@ def _path(key: str) -> str:
 
 
 def wrapped(value: Any) -> str | None:
-    """The key of an object that holds a list of rows; none where its lists are those of a
+    """The key of an object that holds a list of rows; ``None`` where its lists are those of a
     conversation, which a row has too.
     """
     if not isinstance(value, dict) or "id" in value:
@@ -253,7 +243,9 @@ def wrapped(value: Any) -> str | None:
 
 
 def elements(path: str, stream: io.BufferedReader) -> Iterator[RawRow]:
-    """By element number. Raises ``DataError`` with line and column where the array is broken."""
+    """The rows of a JSON array, numbered by element. Raises ``DataError`` with line and column
+    where the array is broken.
+    """
     source = _Array(
         path, io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
     )
@@ -272,17 +264,17 @@ def elements(path: str, stream: io.BufferedReader) -> Iterator[RawRow]:
 
 
 class _Array:
-    """A window on the text of a JSON array that grows only as far as the element being read."""
+    """A window on the text of a JSON array, which grows only as far as the current element."""
 
     def __init__(self, path: str, stream: io.TextIOWrapper) -> None:
         self.path, self.stream = path, stream
         self.window, self.at, self.lines_before = "", 0, 0
         self.clean = True
-        """Whether no byte so far was outside UTF-8."""
+        """Whether all bytes so far were UTF-8."""
 
     def more(self) -> bool:
-        """Let go of what was read and take in more; false at the end of the file."""
-        # Doubling keeps the re-reading of one long element linear.
+        """Drop what was read and read more; false at the end of the file."""
+        # Doubling the chunk keeps the re-reading of one long element linear.
         held = len(self.window) - self.at
         if held > LONGEST:
             raise DataError(
@@ -299,7 +291,7 @@ class _Array:
         return True
 
     def peek(self) -> str:
-        """The next character that is not blank, or nothing at the end of the file."""
+        """The next character that is not blank; empty at the end of the file."""
         while True:
             self.at = _BLANK.match(self.window, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.window):
@@ -308,7 +300,7 @@ class _Array:
                 return ""
 
     def take(self, expected: str) -> None:
-        """Step over ``expected``."""
+        """Skip the character ``expected``. Raises ``DataError`` where another one comes."""
         if self.peek() != expected:
             self.fail(
                 f"expected '{expected}'" if self.peek() else "the file ends inside the array",
@@ -317,28 +309,27 @@ class _Array:
         self.at += 1
 
     def row(self, number: int) -> RawRow:
-        """Read one element; what is wrong with it alone is the row's problem."""
+        """Read one element. If only this element is wrong, that is the row's problem."""
         self.peek()
         value, problem = None, None
         try:
             value, end = self._decoded()
         except (ValueError, RecursionError) as error:
-            fault, problem = error, self._said(error)
+            fault, problem = error, self._problem(error)
             end = self._end(problem)
         text = self.window[self.at : end].rstrip() if problem or not self.clean else ""
         if problem and isinstance(fault, RefusedValue):
             problem = _named(fault, text)
         self.at = end
-        if text and (found := _NOT_UTF8.search(text)):
+        if text and (bad_byte := _NOT_UTF8.search(text)):
             raw = text.encode("utf-8", "surrogateescape")
-            problem = (
-                f"is not UTF-8 (byte 0x{ord(found.group()) - 0xDC00:02x}); save the file as UTF-8"
-            )
+            byte = ord(bad_byte.group()) - 0xDC00
+            problem = f"is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
             return RawRow(number, raw.decode("utf-8", "backslashreplace"), problem)
         return RawRow(number, text, problem) if problem else as_object(number, value)
 
     def _decoded(self) -> tuple[Any, int]:
-        """The element from ``at`` on and where it ends in the window. Raises ``ValueError`` or
+        """The element from ``at`` on, and its end in the window. Raises ``ValueError`` or
         ``RecursionError`` for a broken one.
         """
         while True:
@@ -352,46 +343,44 @@ class _Array:
                 if not (unfinished and self.more()):
                     raise
             else:
-                # A number near the edge of the window may go on: '-0' is all there is of '-0.25' in
-                # '-0.'.
+                # A number near the edge of the window may go on: of '-0.25' the window may hold
+                # '-0.', which reads as '-0'.
                 if end > len(self.window) - _LOOKAHEAD and self.more():
                     continue
                 return value, end
 
-    def _end(self, said: str) -> int:
-        """Where the broken element from ``at`` on ends in the window by its brackets. Raises
-        ``DataError`` that says ``said`` where they do not tell.
+    def _end(self, problem: str) -> int:
+        """The end in the window of the broken element from ``at`` on, by its brackets. Raises
+        ``DataError`` with ``problem`` where they do not show it.
         """
         while True:
             depth, end = 0, None
-            for found in _SHAPE.finditer(self.window, self.at):
-                sign = self.window[found.start()]
-                if sign == '"' and not found[1]:
+            for mark in _SHAPE.finditer(self.window, self.at):
+                sign = self.window[mark.start()]
+                if sign == '"' and not mark[1]:
                     break
                 if depth == 0 and sign in ",]":
-                    after = _BLANK.match(self.window, found.end()).end()  # type: ignore[union-attr]
+                    after = _BLANK.match(self.window, mark.end()).end()  # type: ignore[union-attr]
                     if (
                         sign == ","
                         and self.window[after : after + 1] == "{"
-                        and found.start() > self.at
+                        and mark.start() > self.at
                     ):
-                        return found.start()
+                        return mark.start()
                     if after < len(self.window):
-                        raise DataError(f"{self.path}: {said}")
-                    end = found.start() if sign == "]" and found.start() > self.at else None
+                        raise DataError(f"{self.path}: {problem}")
+                    end = mark.start() if sign == "]" and mark.start() > self.at else None
                     break
                 depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(sign, 0)
             if not self.more():
                 if end is None:
-                    raise DataError(f"{self.path}: {said}")
+                    raise DataError(f"{self.path}: {problem}")
                 return end
 
-    def _said(self, error: Exception) -> str:
-        return (
-            str(error)
-            if isinstance(error, RefusedValue)
-            else self._placed(_why(error, False), getattr(error, "pos", self.at))
-        )
+    def _problem(self, error: Exception) -> str:
+        if isinstance(error, RefusedValue):
+            return str(error)
+        return self._placed(_why(error, False), getattr(error, "pos", self.at))
 
     def fail(self, problem: str, position: int) -> NoReturn:
         """Raise ``DataError`` with the line and column of a position in the window."""

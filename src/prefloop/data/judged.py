@@ -1,16 +1,17 @@
 """Columns and keys that judge an answer: which names do, which words are a thumb, and what is
 refused.
 
-The rule: a column whose name says that it judges the answer is a thumb where its value can only be
-one, and refuses the row where it cannot be read, because an answer that somebody may have called
-bad is never imitated unasked. Two names that say different things refuse the row too. Names are
-compared in small letters, ``thumbsUp`` and ``thumbs-up`` as ``thumbs_up``, without a leading
-``user_``, ``human_`` or ``annotator_``.
+A column whose name says that it judges the answer is a thumb where its value can only be one.
+Otherwise it refuses the row, because an answer that somebody may have called bad is never imitated
+unasked. Two columns that contradict each other refuse the row too. Names are compared in lower
+case, with ``thumbsUp`` and ``thumbs-up`` as ``thumbs_up``, and without a leading ``user_``,
+``human_`` or ``annotator_``.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,7 @@ _QUESTIONS = frozenset(
         "thumb_up",
     }
 )
-"""Names that ask a question: yes and no answer it as well."""
+"""Names that ask a question, which yes and no answer as well."""
 _AGAINST = frozenset(
     {
         "thumbs_down",
@@ -78,13 +79,13 @@ SCALES = (
     "evaluation",
     "votes",
 )
-"""Names that are as often grades on some scale: 1 may be the worst of five stars, so only words and
-true or false are thumbs.
+"""Names that are often grades on some scale, where 1 may be the worst of five stars. Only words and
+true or false are thumbs under them.
 """
 _MEASURES = frozenset({"score", "reward"})
-"""Names of measurements, which judge only where the file's numbers are 0, 1 and -1 alone."""
+"""Names of measurements. They judge only where the file's numbers are 0, 1 and -1."""
 _ASPECTS = frozenset({"is_safe", "is_harmful", "is_harmless", "is_toxic"})
-"""Names that judge one side of an answer, which says neither yes nor no to the whole."""
+"""Names that judge one aspect of an answer, which is no verdict on the whole."""
 _JUDGES = frozenset({*THUMBS, *SCALES, *_MEASURES, *_ASPECTS})
 
 _UP = (
@@ -121,11 +122,11 @@ _DOWN = (
 _WORDS = dict.fromkeys(_UP, True) | dict.fromkeys(_DOWN, False)
 _YES = {"yes": True, "no": False}
 _MOODS = {"positive": True, "negative": False}
-"""Thumbs in feedback; as a label they may as well be a text's mood."""
+"""Words that are thumbs in feedback. As a label they may be the mood of a text."""
 
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _BESIDE_WORDS = re.compile("[\\s_.!-]|[\ufe0f\U0001f3fb-\U0001f3ff]")
-"""What may stand in and around a word, and the colors of an emoji."""
+"""What may occur in and around a word, and the skin tones of an emoji."""
 _PRODIGY = {"accept": True, "reject": False, "ignore": None}
 
 THRESHOLD = (
@@ -150,18 +151,18 @@ def _is_list_of_votes(row: Columns, column: str) -> bool:
 
 
 def _columns(row: Columns) -> dict[str, str]:
-    """The columns that judge, by their plain names; ``answer`` does where another column answers
-    and it says accept or reject.
+    """The columns that judge, by their plain names. ``answer`` does where another column holds the
+    answer and it says accept or reject.
     """
-    found = {}
+    columns = {}
     for column in row:
         name = _plain(column)
         if name in _JUDGES:
             if not _is_list_of_votes(row, column) and row[column] not in ("", [], {}):
-                found[column] = name
+                columns[column] = name
         elif column == "answer" and _says_prodigy(row):
-            found[column] = column
-    return found
+            columns[column] = column
+    return columns
 
 
 def _says_prodigy(row: Columns) -> bool:
@@ -174,7 +175,7 @@ def _says_prodigy(row: Columns) -> bool:
 
 
 def _thumb(name: str, value: Any) -> bool | None:
-    """The thumb that a value can only be under this name."""
+    """The thumb that a value must be under this name; ``None`` where it may be something else."""
     number = number_of(value)
     if name == "answer":
         return _PRODIGY[value]
@@ -182,11 +183,8 @@ def _thumb(name: str, value: Any) -> bool | None:
         return None
     up = False if number == -1 and name not in _AGAINST else truth_of(value)
     if up is None and isinstance(value, str):
-        words = (
-            _WORDS
-            | (_YES if name in _QUESTIONS or name in _AGAINST else {})
-            | (_MOODS if name in SCALES else {})
-        )
+        words = _WORDS | (_YES if name in _QUESTIONS | _AGAINST else {})
+        words |= _MOODS if name in SCALES else {}
         up = words.get(_BESIDE_WORDS.sub("", value.strip()).casefold())
         if name in _AGAINST and up is not None and value.strip().casefold() not in _YES:
             return None
@@ -194,62 +192,51 @@ def _thumb(name: str, value: Any) -> bool | None:
 
 
 def thumb_column(row: Columns) -> str | None:
-    """The column that says whether an answer is good: one that is named for it, or another one that
+    """The column that says whether an answer is good: one that is named for it, or another that
     holds a thumb.
     """
-    found = _columns(row)
-    named = (column for column, name in found.items() if name in THUMBS or name == "answer")
-    return next(
-        named,
-        next(
-            (column for column, name in found.items() if _thumb(name, row[column]) is not None),
-            None,
-        ),
-    )
+    columns = _columns(row)
+    named = (column for column, name in columns.items() if name in THUMBS or name == "answer")
+    thumbs = (column for column, name in columns.items() if _thumb(name, row[column]) is not None)
+    return next(itertools.chain(named, thumbs), None)
 
 
 def scale_column(row: Columns) -> str | None:
-    """The column that grades an answer by a number on a scale that only its file knows."""
-    return next(
-        (
-            c
-            for c, name in _columns(row).items()
-            if name in SCALES and number_of(row[c]) is not None
-        ),
-        None,
-    )
+    """The column that grades an answer by a number on the file's own scale."""
+    scales = (column for column, name in _columns(row).items() if name in SCALES)
+    return next((column for column in scales if number_of(row[column]) is not None), None)
 
 
 def verdict(row: Row, must: bool = False) -> bool | None:
     """Whether the row's columns call its answer good; ``None`` where no column judges it.
 
-    Raises ``BadRow`` where columns contradict each other, and where one judges in a way that cannot
-    be read, unless another one is plain, or somebody has named the layout and with it what the row
-    is. ``must``: a layout of thumbs, which takes no row without one.
+    Raises ``BadRow`` where columns contradict each other, and where a column cannot be read, unless
+    another one is clear or the user has named the layout and thereby what the row is. ``must`` is
+    for layouts of thumbs, which take no row without one.
     """
-    said: dict[str, bool] = {}
+    thumbs: dict[str, bool] = {}
     doubtful: dict[str, str] = {}
     for column, name in _columns(row).items():
         up = _thumb(name, row[column])
         if up is not None and not (column in row.habits.signed and number_of(row[column]) == 0):
-            said[column] = up
+            thumbs[column] = up
         elif name not in _MEASURES or _may_vote(row, column):
             doubtful[column] = name
     for column, name in doubtful.items():
-        if name in THUMBS or name == "answer" or (not said and (must or not row.habits.named)):
+        if name in THUMBS or name == "answer" or (not thumbs and (must or not row.habits.named)):
             raise BadRow(column, _doubt(name, row[column], column in row.habits.signed))
-    first = next(iter(said), None)
+    first = next(iter(thumbs), None)
     if first is None:
         return None
-    for column, up in said.items():
-        if up != said[first]:
+    for column, up in thumbs.items():
+        if up != thumbs[first]:
             raise BadRow(
                 column,
                 f"is a thumb {_direction(up)} beside '{first}', a thumb {_direction(not up)}: keep"
                 " one of the two",
             )
-    row.use(*said)
-    return said[first]
+    row.use(*thumbs)
+    return thumbs[first]
 
 
 def _direction(up: bool) -> str:
@@ -261,17 +248,17 @@ def _may_vote(row: Row, column: str) -> bool:
 
 
 def measured(row: Columns) -> list[str]:
-    """The columns of measurements that hold more than the numbers a vote could be."""
-    found = [
+    """The columns of measurements with numbers that no vote could be."""
+    numbers = [
         (column, number_of(row[column]))
         for column, name in _columns(row).items()
         if name in _MEASURES
     ]
-    return [column for column, number in found if number is not None and number not in (0, 1, -1)]
+    return [column for column, number in numbers if number is not None and number not in (0, 1, -1)]
 
 
 def signed(row: Columns) -> list[str]:
-    """The columns of thumbs that write down as -1, where 0 is neither."""
+    """The columns of thumbs in which -1 means down, so that 0 means neither."""
     return [
         column
         for column, name in _columns(row).items()
@@ -300,10 +287,10 @@ def _doubt(name: str, value: Any, signed: bool) -> str:
 
 
 def learnt(item: Mapping[str, Any], name: str) -> dict[str, bool]:
-    """Whether an assistant's turn is imitated, as the keys that judge it say. Raises ``BadRow`` for
+    """Whether an assistant's turn is imitated, by each key that judges it. Raises ``BadRow`` for
     one that cannot be read.
     """
-    said: dict[str, bool] = {}
+    thumbs: dict[str, bool] = {}
     for key, plain in _columns(
         {k: v for k, v in item.items() if v is not None and k != "answer"}
     ).items():
@@ -316,5 +303,5 @@ def learnt(item: Mapping[str, Any], name: str) -> dict[str, bool]:
                 " 0` into the message, or rename the key",
             )
         if up is not None:
-            said[key] = up
-    return said
+            thumbs[key] = up
+    return thumbs

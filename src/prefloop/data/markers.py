@@ -1,5 +1,5 @@
-"""Control tokens that stand at the beginning or the end of a text, and what a text in a chat
-template's markers is taken apart into.
+"""Control tokens at the beginning or the end of a text, and the parts of a text that is written in
+a chat template's markers.
 """
 
 from __future__ import annotations
@@ -69,60 +69,60 @@ _OPENED = re.compile(r"\s*<think>\s*(</think>\s*)?\Z")
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """The turns that a text held, whether it is open for the assistant's answer, and whose markers
-    they were.
+    """The turns that a text held, whether it ends where the assistant should answer, and the
+    template of its markers.
     """
 
     turns: list[Message]
     open: bool
     template: str
     control: bool
-    """Whether the markers are control tokens rather than words."""
+    """Whether the markers are control tokens and not words."""
     weak: bool = False
-    """Whether the markers are words that a person's text may begin with as well."""
+    """Whether the markers are words with which a person's text may begin as well."""
     thinks: bool = False
-    """Whether it is open within the assistant's thoughts."""
+    """Whether it ends inside the assistant's thoughts."""
 
 
 def end_cut(text: str) -> tuple[str, list[str]]:
     """An answer without the end-of-turn markers after it, and those markers, the last one first."""
     markers = []
-    while (found := _TRAILING.search(text)) is not None:
+    while (match := _TRAILING.search(text)) is not None:
         # '<s>so</s>' is struck-out text in HTML.
-        if found.group(1) == "</s>" and text.count("<s>") >= text.count("</s>"):
+        if match.group(1) == "</s>" and text.count("<s>") >= text.count("</s>"):
             break
-        text = text[: found.start()]
-        markers.append(found.group(1))
+        text = text[: match.start()]
+        markers.append(match.group(1))
     return text, markers
 
 
 def begin_cut(text: str, html: bool = False) -> tuple[str, list[str]]:
-    """A text without the tokens that begin a sequence in front of it, and those tokens; of
+    """A text without the tokens that begin a sequence in front of it, and those tokens. With
     ``html``, an ``<s>`` that is closed stays.
     """
     markers = []
-    while (found := _LEADING.match(text)) is not None and not (
-        html and found.group(1) == "<s>" and "</s>" in text
+    while (match := _LEADING.match(text)) is not None and not (
+        html and match.group(1) == "<s>" and "</s>" in text
     ):
-        text = text[found.end() :]
-        markers.append(found.group(1))
+        text = text[match.end() :]
+        markers.append(match.group(1))
     return text, markers
 
 
 def marker_of(text: str) -> str | None:
-    """The control token that a text begins with, if it does."""
-    found = _MARKER.match(text)
-    return found.group(1) if found else None
+    """The control token with which a text begins, if any."""
+    match = _MARKER.match(text)
+    return match.group(1) if match else None
 
 
 def opened(words: str) -> tuple[bool, bool]:
-    """Whether an assistant's turn without an end says nothing yet, and whether it has begun to
+    """Whether an assistant's turn without an end is still empty, and whether it has begun to
     think.
     """
     if not words.strip():
         return True, False
-    found = _OPENED.match(words)
-    return found is not None, found is not None and found.group(1) is None
+    match = _OPENED.match(words)
+    return match is not None, match is not None and match.group(1) is None
 
 
 def made(
@@ -134,7 +134,9 @@ def made(
     weak: bool = False,
     thinks: bool = False,
 ) -> Unwrapped:
-    """What was found, without empty system turns. Raises ``BadRow`` for another empty turn."""
+    """The result of taking a text apart, without empty system turns. Raises ``BadRow`` for any
+    other empty turn.
+    """
     kept = [turn for turn in turns if turn.role != "system" or turn.content.strip()]
     if not kept or any(not turn.content.strip() for turn in kept if turn.role != "tool"):
         raise BadRow(name, f"holds {template}'s markers around nothing: an empty turn")

@@ -1,9 +1,9 @@
-"""A file's messages → the turns of a record, whatever convention they follow.
+"""Read a file's messages, of whatever convention, into the turns of a record.
 
 Roles are those of OpenAI, ShareGPT, LLaMA-Factory, axolotl, ms-swift and OASST, in any case; others
-are refused. Content is text or a list of text parts. Pictures and audio are refused by name. Keys
-that say how a turn is trained on (``weight``, ``loss``, ``train`` …) become ``learn``; a bare
-``mask: 1`` is refused, because loss masks write 1 for what is learnt and words write "mask" for
+are refused. Content is text or a list of text parts; pictures and audio are refused by name. Keys
+that say how a turn is trained on (``weight``, ``loss``, ``train`` …) become ``learn``. A bare
+``mask: 1`` is refused, because loss masks write 1 for what is learnt, while the word "mask" means
 what is not.
 """
 
@@ -44,11 +44,11 @@ _SPEAKERS = ("role", "from")
 _TYPES = ("human", "ai", "system", "tool")
 _EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 _ALTERNATING = ("conversations", "conversation")
-"""Columns whose bare texts are the user's and the assistant's in turn, as LIMA's; a list of texts
-elsewhere may be the user's alone.
+"""Columns in which a list of texts alternates between user and assistant, as in LIMA. Elsewhere
+such a list may hold the user's texts only.
 """
 _TEXTS = ("content", "value", "text", "parts", "refusal")
-"""Keys of a turn's words; the words of a refusal are what the assistant says."""
+"""Keys of a turn's text. The text of a refusal is what the assistant says."""
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "reasoning_details")
 _LEARNT = ("weight", "loss", "train", "training", "trainable", "learn", "loss_weight", "loss_mask")
 _MASKED = ("mask", "masked", "ignore")
@@ -56,8 +56,8 @@ _DETAILS = ("train_detail", "training_detail")
 _CALLED = ("tool_calls", "function_call", "function_calls")
 _OFFERS = ("tools", "functions")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
-"""What says nothing. 0 and false do: they are of a wrong type where a text or a list should
-stand.
+"""Values that count as absent. 0 and false do not: they are values of a wrong type for a text or a
+list.
 """
 _NOT_TEXT = re.compile("image|audio|video|file|document")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
@@ -68,8 +68,8 @@ _KNOWN = frozenset(
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages: objects that name a speaker, or a question with its
-    answer each.
+    """Whether a value is a list of messages: objects that each name a speaker, or hold a question
+    with its answer.
     """
     return (
         isinstance(value, list)
@@ -83,24 +83,24 @@ def is_messages(value: Any) -> bool:
 
 
 def speaker_key(item: Mapping[str, Any]) -> str | None:
-    """The key under which a message says who speaks; LangChain's ``type`` is one where it names a
+    """The key under which a message names its speaker. LangChain's ``type`` is one where it names a
     speaker.
     """
-    found = next((key for key in _SPEAKERS if item.get(key) is not None), None)
+    key = next((key for key in _SPEAKERS if item.get(key) is not None), None)
     kind = item.get("type")
-    return "type" if found is None and isinstance(kind, str) and kind in _TYPES else found
+    return "type" if key is None and isinstance(kind, str) and kind in _TYPES else key
 
 
 def exchange_keys(item: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The keys of a question and its answer in one object, as in distilabel's and XTuner's
-    conversations.
+    """The keys of a question and its answer in one object, as in conversations of distilabel and
+    XTuner.
     """
     keys = {key for key, value in item.items() if value is not None} - {"system"}
     return next((names for names in _EXCHANGES if keys == set(names)), None)
 
 
 def refuse_media(row: Mapping[str, Any], name: str = "") -> None:
-    """Refuse pictures, audio and video beside texts."""
+    """Refuse a row or message with pictures, audio or video."""
     for key in _MEDIA:
         if row.get(key):
             raise BadRow(
@@ -110,12 +110,14 @@ def refuse_media(row: Mapping[str, Any], name: str = "") -> None:
 
 
 def messages_of(value: Any, name: str, row: Row) -> list[Message]:
-    """The turns of a message list; refuses an empty list, unknown roles and turns without text."""
+    """The turns of a list of messages. Raises ``BadRow`` for an empty list, unknown roles and turns
+    without text.
+    """
     if not isinstance(value, list):
         raise BadRow(name, f"is {json_type(value)}, expected a list of messages")
     if not value:
         raise BadRow(name, "is an empty list")
-    told = len(row.ended)
+    ends_before = len(row.ended)
     turns: list[Message] = []
     texts = name in _ALTERNATING and all(isinstance(item, str) for item in value)
     if texts:
@@ -130,30 +132,23 @@ def messages_of(value: Any, name: str, row: Row) -> list[Message]:
         keys = exchange_keys(item) if isinstance(item, dict) else None
         if keys is not None:
             pair = [*(["system"] if item.get("system") not in _EMPTY else []), *keys]
-            turns += [
-                message
-                for key, role in zip(
-                    pair, ("system", "user", "assistant")[-len(pair) :], strict=True
-                )
-                if (
-                    message := message_of(
-                        {"role": role, "content": item[key]}, f"{where}.{key}", row
-                    )
-                )
-                is not None
-            ]
+            roles = ("system", "user", "assistant")[-len(pair) :]
+            for key, role in zip(pair, roles, strict=True):
+                spoken = {"role": role, "content": item[key]}
+                if (turn := message_of(spoken, f"{where}.{key}", row)) is not None:
+                    turns.append(turn)
         elif (turn := message_of(item, where, row)) is not None:
             turns.append(turn)
     if not turns:
         raise BadRow(name, "holds an empty system turn alone")
-    # Of a conversation the last answer tells whether the file marks ends: some write one marker
-    # after the whole.
-    row.ended[told:] = row.ended[told:][-1:]
+    # Only the last answer of a conversation shows whether the file marks ends: some files write one
+    # marker after the whole.
+    row.ended[ends_before:] = row.ended[ends_before:][-1:]
     return turns
 
 
 def message_of(item: Any, name: str, row: Row) -> Message | None:
-    """One turn; ``None`` for a system turn that says nothing."""
+    """One turn; ``None`` for an empty system turn."""
     if not isinstance(item, dict):
         raise BadRow(name, f"is {json_type(item)}, expected an object with role and content")
     if isinstance(inner := item.get("data"), dict) and speaker_key(item) == "type":
@@ -200,14 +195,8 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
         learn = good
     if learn is False and judged:
         row.say(f"turns that {listed(judged)} calls bad are context and not learnt")
-    others = [
-        k
-        for k, v in item.items()
-        if v not in _EMPTY
-        and (k not in _KNOWN or k in _SPEAKERS)
-        and k not in judged
-        and k != role_key
-    ]
+    used = {*(_KNOWN - {*_SPEAKERS}), *judged, role_key}
+    others = [k for k, v in item.items() if v not in _EMPTY and k not in used]
     if learn is True and role != "assistant":
         others += [k for k in _LEARNT if item.get(k) is not None and truth_of(item[k])]
     row.message_keys |= dict.fromkeys(others)
@@ -226,8 +215,8 @@ def message_of(item: Any, name: str, row: Row) -> Message | None:
 
 
 def _is_imitated(name: str, row: Row) -> bool:
-    """Whether a turn stands in a conversation that is learnt as it is: no pair, and no thumb for
-    the whole.
+    """Whether a turn belongs to a conversation that is learnt as it is: one without a rejected
+    answer, and without a thumb for the whole.
     """
     return (
         name.partition(".")[0] in ("messages", "conversations", "conversation")
@@ -237,18 +226,15 @@ def _is_imitated(name: str, row: Row) -> bool:
 
 
 def _content(item: Mapping[str, Any], name: str, role: Role) -> tuple[str, str, str | None]:
-    """The key under which a turn's text stands, the text and the thoughts before it."""
+    """The key of a turn's text, the text, and the thoughts before it."""
     keys = [key for key in _TEXTS if item.get(key) is not None]
     spoken = [
         _thought(item[key], f"{name}.{key}") for key in _THOUGHTS if item.get(key) not in _EMPTY
     ]
     if not keys:
         if all(item.get(key) in _EMPTY for key in _CALLED):
-            field_of(
-                item,
-                "value" if "from" in item else "content",
-                f"{name}.{'value' if 'from' in item else 'content'}",
-            )
+            key = "value" if "from" in item else "content"
+            field_of(item, key, f"{name}.{key}")
         return "content", "", _one(spoken, f"{name}.{_THOUGHTS[0]}")
     texts = []
     for key in keys:
@@ -278,7 +264,7 @@ def _one(texts: list[str], name: str) -> str | None:
 
 
 def _thought(value: Any, name: str) -> str:
-    """Thoughts as text, or as OpenRouter's list of ``reasoning.text``."""
+    """Thoughts given as text, or as OpenRouter's list of ``reasoning.text``."""
     if isinstance(value, list) and all(isinstance(part, dict) for part in value):
         for index, part in enumerate(value):
             if part.get("type") not in ("reasoning.text", "thinking", "text", None):
@@ -296,7 +282,7 @@ def _thought(value: Any, name: str) -> str:
 
 
 def _are_parts(value: list[Any]) -> bool:
-    """Whether a tool's result is a list of text parts rather than the result itself."""
+    """Whether a tool's result is a list of text parts, or a list that is the result itself."""
     return all(
         isinstance(part, str) or (isinstance(part, dict) and ("type" in part or "text" in part))
         for part in value
@@ -304,8 +290,8 @@ def _are_parts(value: list[Any]) -> bool:
 
 
 def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
-    """The text of a list of parts, which are joined as chat templates join them: without anything
-    between.
+    """The text of a list of parts, joined without separator as chat templates join them, and the
+    thoughts among the parts.
     """
     texts: list[str] = []
     thoughts: list[str] = []
@@ -326,12 +312,8 @@ def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
                 raise BadRow(f"{where}.text", f"is {json_type(text)}, expected text")
             (thoughts if part.get("thought") is True else texts).append(text)
         elif kind in ("thinking", "reasoning"):
-            thoughts.append(
-                _thought(
-                    next((part[k] for k in ("thinking", "reasoning", "text") if k in part), None),
-                    where,
-                )
-            )
+            keys = (key for key in ("thinking", "reasoning", "text") if key in part)
+            thoughts.append(_thought(part.get(next(keys, "")), where))
         elif isinstance(kind, str) and _NOT_TEXT.search(kind):
             raise BadRow(
                 where,
@@ -347,23 +329,22 @@ def parts_of(parts: list[Any], name: str) -> tuple[str, list[str]]:
 
 
 def _calls(item: Mapping[str, Any], name: str, row: Row) -> list[ToolCall]:
-    """A turn's calls, under the new key or an old one; under several they are the same calls,
-    written twice.
+    """A turn's calls, under the new key or an old one. Under several keys they must be the same
+    calls.
     """
-    found = {
+    calls = {
         key: calls_of(item[key], f"{name}.{key}", row.message_keys)
         for key in _CALLED
         if item.get(key) not in _EMPTY
     }
-    first, *others = found or [""]
+    first, *others = calls or [""]
     for key in others:
-        if [(c.name, c.arguments) for c in found[first]] != [
-            (c.name, c.arguments) for c in found[key]
-        ]:
+        one, other = ([(c.name, c.arguments) for c in calls[k]] for k in (first, key))
+        if one != other:
             raise BadRow(
                 f"{name}.{key}", f"calls something else than {first} beside it: keep one of them"
             )
-    return found.get(first, [])
+    return calls.get(first, [])
 
 
 def _word(item: Mapping[str, Any], key: str, name: str) -> str | None:
@@ -376,15 +357,15 @@ def _word(item: Mapping[str, Any], key: str, name: str) -> str | None:
 
 
 def _learn(item: Mapping[str, Any], name: str) -> bool | None:
-    """Whether a turn is imitated, as its flags say; ``None`` without a flag."""
-    said: dict[str, bool] = {}
+    """Whether a turn is imitated, by its flags; ``None`` without a flag."""
+    flags: dict[str, bool] = {}
     for key in _LEARNT:
         if item.get(key) is not None:
             if (learnt := truth_of(item[key])) is None:
                 raise BadRow(
                     f"{name}.{key}", f"is {str(item[key])[:40]!r}, expected true or false (1 or 0)"
                 )
-            said[key] = learnt
+            flags[key] = learnt
     for key in _MASKED:
         if item.get(key) is not None:
             masked = truth_of(item[key])
@@ -394,39 +375,40 @@ def _learn(item: Mapping[str, Any], name: str) -> bool | None:
                     f"is {str(item[key])[:40]!r}, which may mean learnt or left out: write `weight:"
                     " 1` or `weight: 0`",
                 )
-            said[key] = not masked
+            flags[key] = not masked
     for key in _DETAILS:
         if item.get(key):
             raise BadRow(
                 f"{name}.{key}",
                 "marks parts of a turn; prefloop imitates whole turns: use `train` true or false",
             )
-    if len(set(said.values())) > 1:
+    if len(set(flags.values())) > 1:
         raise BadRow(
-            f"{name}.{next(reversed(said))}", f"contradicts {next(iter(said))}: keep one of them"
+            f"{name}.{next(reversed(flags))}", f"contradicts {next(iter(flags))}: keep one of them"
         )
-    return next(iter(said.values()), None)
+    return next(iter(flags.values()), None)
 
 
 def _bare(content: str, role: Role, name: str, row: Row) -> str:
-    """The words of a turn that stands in a chat template's own markers a second time."""
-    found = unwrap(content, name)
-    if found is None or not (found.control or found.open):
+    """The text of a turn without a chat template's own markers around it."""
+    unwrapped = unwrap(content, name)
+    if unwrapped is None or not (unwrapped.control or unwrapped.open):
         return row.without_begin(content)
-    # Words that ask for an answer, as alpaca's headings do, stand in the user's turn; control
-    # tokens around any one turn.
-    asks = found.open and not found.control
-    turn = found.turns[0]
+    # Markers that are words and ask for an answer, as alpaca's headings do, belong to a user's
+    # turn. Control tokens may stand around any one turn.
+    asks = unwrapped.open and not unwrapped.control
+    turn = unwrapped.turns[0]
     if (
-        found.open != asks
-        or len(found.turns) != 1
+        unwrapped.open != asks
+        or len(unwrapped.turns) != 1
         or turn.role != role
         or turn.reasoning_content is not None
     ):
+        template = unwrapped.template
         raise BadRow(
             name,
-            f"begins with {found.template}'s markers and holds more than the {role}'s turn: take"
-            " the markers off",
+            f"begins with {template}'s markers and holds more than the {role}'s turn: take the"
+            " markers off",
         )
-    row.say(f"{found.template} markers taken off messages")
-    return check_text(found.turns[0].content, name)
+    row.say(f"{unwrapped.template} markers taken off messages")
+    return check_text(unwrapped.turns[0].content, name)

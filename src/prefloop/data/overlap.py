@@ -1,18 +1,18 @@
-"""Evaluation prompts that stand in the training set: found, counted, named.
+"""Find, count and name the evaluation prompts that occur in the training set.
 
-Texts are compared in a normal form (case, blanks and punctuation do not count). Three findings, the
-strongest one is reported:
+Texts are compared in a normal form, in which case, blanks and punctuation do not count. A match is
+one of three kinds, and only the strongest is reported:
 
-- ``prompt``: every turn is the same, with its thoughts and calls; which tools stand beside it plays
-  no part;
-- ``last turn``: the last turn of the user is, under another conversation, whatever tool calls and
-  results follow; turns of under 4 words ("go on, please") do not count;
-- ``13-gram``: at least half of the prompt's runs of 13 words occur in training prompts, the length
-  that GPT-3 was checked with (Brown et al. 2020, arXiv 2005.14165, appendix C). Half, because a
-  shared instruction around another question is no leak.
+- ``prompt``: every turn is the same, with its thoughts and calls. The tools of the prompt do not
+  count.
+- ``last turn``: the user's last turn is the same in another conversation, whatever tool calls and
+  results follow. Turns of under 4 words ("go on, please") do not count.
+- ``13-gram``: at least half of the prompt's runs of 13 words occur in training prompts. GPT-3 was
+  checked with this length (Brown et al. 2020, arXiv 2005.14165, appendix C). Half, because a shared
+  instruction around another question is no leak.
 
-The evaluation set is indexed and the training set streamed, so memory grows with the former alone.
-Paraphrases are not found.
+The evaluation set is indexed and the training set streamed, so memory grows with the evaluation set
+only. Paraphrases are not recognized.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOT_WORD = re.compile(r"[^\w]+")
 
 
 class Prompted(Protocol):
-    """A record with a prompt; any of ``prefloop.records`` is one."""
+    """A record with a prompt, as all of ``prefloop.records`` are."""
 
     @property
     def id(self) -> str: ...
@@ -42,21 +42,23 @@ class Prompted(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """An evaluation prompt, the training prompt that it was found in (the first one) and how."""
+    """An evaluation prompt, the first training prompt that matches it, and the kind of the
+    match.
+    """
 
     id: str
     train_id: str
     kind: str
     text: str = dataclasses.field(default="", compare=False)
     train_text: str = dataclasses.field(default="", compare=False)
-    """What the user asks last in both, shortened: whether one is the other, a person sees at
-    once.
+    """The user's last turns in both prompts, shortened, so that a person can compare them at a
+    glance.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """What was found among ``prompts`` records, which have ``distinct`` different prompts."""
+    """The matches among ``prompts`` records, which have ``distinct`` different prompts."""
 
     prompts: int
     matches: list[Match]
@@ -64,12 +66,12 @@ class Overlap:
 
     @property
     def ids(self) -> set[str]:
-        """Ids of the evaluation prompts that were found."""
+        """Ids of the evaluation prompts with a match."""
         return {match.id for match in self.matches}
 
     def describe(self, shown: int = 3) -> str:
-        """One line: how many are in the training set, how many only resemble a prompt in it and
-        how, the first few by id.
+        """A line for the log: how many prompts are in the training set, how many only resemble one
+        in it and how, and the ids of the first few.
         """
         same, like = self.seen, [m for m in self.matches if m.kind != "prompt"]
         parts = [
@@ -88,9 +90,7 @@ class Overlap:
 
     @property
     def seen(self) -> list[Match]:
-        """Those whose whole prompt is in the training set; the others only share a turn or runs of
-        words with one that is.
-        """
+        """The matches of whole prompts. The others share only a turn or runs of words."""
         return [match for match in self.matches if match.kind == "prompt"]
 
     @property
@@ -111,8 +111,8 @@ class Overlap:
 
 
 def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted]) -> Overlap:
-    """The evaluation prompts that occur among the training prompts, each once by its id and
-    strongest kind.
+    """The evaluation prompts that occur among the training prompts, each once, by its id and its
+    strongest kind of match.
     """
     whole: dict[tuple[tuple[str, str], ...], list[int]] = {}
     last: dict[str, list[int]] = {}
@@ -127,13 +127,13 @@ def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted])
         runs.append(set(_grams(turns)))
         for gram in runs[-1]:
             grams.setdefault(gram, []).append(i)
-    found: dict[int, Match] = {}
+    match_of: dict[int, Match] = {}
     seen: list[set[int]] = [set() for _ in eval_prompts]
 
     def take(indices: Iterable[int], train: Prompted, kind: str) -> None:
         for i in indices:
-            if i not in found or KINDS.index(kind) < KINDS.index(found[i].kind):
-                found[i] = Match(
+            if i not in match_of or KINDS.index(kind) < KINDS.index(match_of[i].kind):
+                match_of[i] = Match(
                     eval_prompts[i].id, train.id, kind, _shown(eval_prompts[i]), _shown(train)
                 )
 
@@ -148,18 +148,16 @@ def overlap(train_prompts: Iterable[Prompted], eval_prompts: Sequence[Prompted])
                 touched.add(i)
         take((i for i in touched if 2 * len(seen[i]) >= len(runs[i])), record, "13-gram")
     ids: dict[str, Match] = {}
-    for i in sorted(found):
-        ids.setdefault(found[i].id, found[i])
+    for i in sorted(match_of):
+        ids.setdefault(match_of[i].id, match_of[i])
     return Overlap(len({record.id for record in eval_prompts}), list(ids.values()), len(whole))
 
 
 def among(records: int, distinct: int) -> str:
     """'6 prompts', or '40 rows (11 different prompts)' where several records share one."""
-    return (
-        f"{records:,} prompts"
-        if distinct >= records
-        else f"{records:,} rows ({distinct:,} different prompts)"
-    )
+    if distinct >= records:
+        return f"{records:,} prompts"
+    return f"{records:,} rows ({distinct:,} different prompts)"
 
 
 def _named(matches: Sequence[Match], shown: int) -> str:
@@ -169,12 +167,12 @@ def _named(matches: Sequence[Match], shown: int) -> str:
 
 
 def _shown(record: Prompted) -> str:
-    """The last turn of the user for a person to read."""
+    """The user's last turn, for a person to read."""
     return shortened(next((str(m) for m in reversed(record.prompt) if m.role == "user"), ""), 300)
 
 
 def normalised(text: str) -> str:
-    """Lower case, words and numbers alone, single blanks."""
+    """The text in lower case, with words and numbers only, separated by single blanks."""
     return _NOT_WORD.sub(" ", text.casefold()).strip()
 
 
@@ -183,7 +181,7 @@ def _turns(record: Prompted) -> tuple[tuple[str, str], ...]:
 
 
 def _last_asked(turns: Sequence[tuple[str, str]]) -> str:
-    """The last turn of the user; tool calls and results may follow it."""
+    """The user's last turn. Tool calls and results may follow it."""
     return next((text for role, text in reversed(turns) if role == "user"), "")
 
 

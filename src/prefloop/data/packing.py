@@ -21,13 +21,13 @@ from prefloop.data.tokens import Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A prompt and the responses that branch off it. ``keys`` name the responses for the caller."""
+    """A prompt and its responses. ``keys`` are the caller's names of the responses."""
 
     prompt_ids: Sequence[int]
     responses_ids: Sequence[Sequence[int]]
     keys: Sequence[int]
     learn: Sequence[Sequence[bool]] | None = None
-    """For every response which of its tokens count in its log-prob; all of them where absent."""
+    """Which tokens of each response count in its log-prob; ``None`` where all do."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -46,7 +46,7 @@ class Document:
                 raise ValueError("a document holds a response of which nothing is learnt")
 
     def tokens(self, place: int) -> Tokens:
-        """The prompt and one of its responses as a sequence."""
+        """The prompt and one of its responses as one sequence."""
         ids = self.responses_ids[place]
         marks = self.learn[place] if self.learn else [True] * len(ids)
         return Tokens([*self.prompt_ids, *ids], [*[False] * len(self.prompt_ids), *marks])
@@ -58,21 +58,16 @@ class Document:
 def document_of(
     prompt_ids: Sequence[int], answers: Sequence[Tokens], first_key: int = 0
 ) -> Document:
-    """The document of a prompt and its tokenized answers, which get the keys from ``first_key``
-    on.
-    """
+    """The document of a prompt and its tokenized answers, with keys from ``first_key`` on."""
     keys = range(first_key, first_key + len(answers))
-    learn = (
-        None
-        if all(all(answer.learn) for answer in answers)
-        else [answer.learn for answer in answers]
-    )
+    whole = all(all(answer.learn) for answer in answers)
+    learn = None if whole else [answer.learn for answer in answers]
     return Document(prompt_ids, [answer.ids for answer in answers], list(keys), learn)
 
 
 def document_of_sequence(tokens: Tokens, key: int = 0) -> Document:
-    """A sequence as a document: up to its first learnt token the prompt, then the answer with its
-    marks.
+    """A sequence as a document: the prompt is everything before the first learnt token, and the
+    answer the rest, with its marks.
     """
     start = tokens.learn.index(True)
     marks = tokens.learn[start:]
@@ -93,7 +88,7 @@ class Pack:
     source_R: Tensor
     """Index into N of the token whose hidden state predicts response token r."""
     target_R: Tensor
-    """Token ids of the responses, branch after branch; of those that are learnt."""
+    """Token ids of the responses, branch after branch, of the learnt tokens only."""
     segment_R: Tensor
     """Branch (0..B-1) of response token r."""
     last_B: Tensor
@@ -101,7 +96,7 @@ class Pack:
     length_B: Tensor
     """Response length in learnt tokens."""
     keys: tuple[int, ...]
-    """The caller's names of the branches, B long."""
+    """The caller's names of the B branches."""
     starts_q: Tensor
     """First token of each prompt and each branch, then N; int32 [S + 1]."""
     starts_k: Tensor
@@ -112,8 +107,8 @@ class Pack:
     longest_k: int
 
     def mask_NN(self) -> Tensor:
-        """True where query row may see key column: same document, not later, own branch or the
-        shared prompt.
+        """True where the query (row) may see the key (column): in the same document, not later, and
+        in its own branch or in the prompt.
         """
         same = self.document_N[:, None] == self.document_N[None, :]
         seen = (self.branch_N[None, :] == 0) | (self.branch_N[:, None] == self.branch_N[None, :])
@@ -133,8 +128,8 @@ class Pack:
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``; on a GPU from pinned memory, so that the host does not wait for
-    what the device still has to do.
+    """``tensor`` on ``device``. For a GPU it is copied from pinned memory, so that the host does
+    not wait for earlier work of the device.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -142,7 +137,7 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def pack(documents: Sequence[Document]) -> Pack:
-    """Lay documents one after another in a row."""
+    """Lay documents one after another in one pack."""
     tokens: list[int] = []
     positions: list[int] = []
     document: list[int] = []
@@ -199,11 +194,11 @@ def pack(documents: Sequence[Document]) -> Pack:
 
 
 def packs(documents: Iterable[Document], budget: int) -> list[Pack]:
-    """Fill packs of at most ``budget`` tokens, first fit by falling length; a longer document gets
+    """Fill packs of at most ``budget`` tokens, first fit by falling length. A longer document gets
     a pack of its own.
 
-    Deterministic: equal lengths keep their order. The loss of an optimizer step is a sum over
-    branches or pairs, so it does not depend on how they were packed.
+    Deterministic: documents of equal length keep their order. The loss of an optimizer step is a
+    sum over branches or pairs, so it does not depend on the packing.
     """
     bins: list[tuple[int, list[Document]]] = []
     for doc in sorted(documents, key=len, reverse=True):

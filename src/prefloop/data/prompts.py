@@ -1,14 +1,15 @@
-"""The prompt of a row: the column that holds it, and the other columns that may hold it.
+"""Read the prompt of a row from the column that holds it, and compare the other columns that may
+hold it.
 
 An ``instruction`` is followed by its ``input`` or ``context``. Two columns that both hold a prompt
-(``instruction`` beside ``question``) refuse the row, unless one says what the other says; what
-stands around every prompt is in ``surroundings``.
+(``instruction`` and ``question``) refuse the row, unless one repeats the other. ``surroundings``
+reads the columns around a prompt.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prefloop.base.console import listed
@@ -20,7 +21,7 @@ from prefloop.data.transcripts import transcript_of
 from prefloop.records import Conversation, Message
 
 TEXTS = ("prompt", "question", "instruction", "query")
-"""Columns that hold a prompt, most telling first."""
+"""Columns that hold a prompt, the clearest names first."""
 CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "trajectory")
 """Columns that hold turns."""
 ANSWERS = ("response", "completion", "output", "answer")
@@ -28,25 +29,23 @@ ANSWERS = ("response", "completion", "output", "answer")
 _BESIDE = ("input", "context")
 """Columns that follow the instruction."""
 _NO_INPUT = ("<noinput>", "<no input>")
-"""Alpaca's word for an instruction without an input."""
+"""Alpaca's mark of an instruction without an input."""
 
 
 def prompt_column(row: Mapping[str, Any]) -> str | None:
-    """The column that holds a row's prompt: a text, or turns."""
-    found = next(
+    """The column that holds a row's prompt, as a text or as turns."""
+    key = next(
         (key for key in TEXTS if row.get(key) is not None and not written_out(row, key)), None
     )
-    found = found or next(
-        (key for key in CONVERSATIONS if row.get(key) not in (None, [], "")), None
-    )
-    if found is None and is_messages(row.get("context")):
+    key = key or next((key for key in CONVERSATIONS if row.get(key) not in (None, [], "")), None)
+    if key is None and is_messages(row.get("context")):
         return "context"
-    return found or ("input" if row.get("input") is not None else None)
+    return key or ("input" if row.get("input") is not None else None)
 
 
 def written_out(row: Mapping[str, Any], key: str) -> bool:
-    """Whether a column is the other columns put together, the answer at its end: no prompt, but
-    what a trainer once read.
+    """Whether a column is the other columns put together, with the answer at its end: the text that
+    a trainer once read, and no prompt.
     """
     whole = row.get(key)
     if not isinstance(whole, str):
@@ -58,7 +57,8 @@ def written_out(row: Mapping[str, Any], key: str) -> bool:
     ]
     for answer in (row[name].strip() for name in ANSWERS if isinstance(row.get(name), str)):
         before = whole.rstrip().removesuffix(answer).rstrip()
-        # A heading or a marker stands before it: a question may end in a word that is its answer.
+        # A heading or a marker stands before the answer. Without that check, a question may just
+        # end in a word that is its answer.
         ends = answer and whole.rstrip().endswith(answer) and before.endswith((":", "]", ">"))
         if ends and any(words.strip() in before for words in asked):
             return True
@@ -66,7 +66,7 @@ def written_out(row: Mapping[str, Any], key: str) -> bool:
 
 
 def prompt_of(row: Row, key: str | None = None) -> Conversation:
-    """The conversation that a row's answers answer, with what stands around it."""
+    """The conversation that a row's answers answer, with its system text, history and tools."""
     key = key or prompt_column(row) or "prompt"
     given = row.take(key)
     if key == "input" and isinstance(given, dict):
@@ -75,15 +75,15 @@ def prompt_of(row: Row, key: str | None = None) -> Conversation:
     if key in TEXTS:
         turns = _beside(row, key, turns)
         turns = _fuller(row, turns)
-    found = around(row, turns)
-    leave_prompts(row, key, found)
-    check_prompt(found, key)
-    return found
+    prompt = around(row, turns)
+    leave_prompts(row, key, prompt)
+    check_prompt(prompt, key)
+    return prompt
 
 
 def leave_prompts(row: Row, key: str, turns: Sequence[Message]) -> None:
-    """Leave out the other columns of a prompt where the prompt says what they say; refuse one that
-    asks something else.
+    """Leave out the other columns of a prompt that repeat it. Raises ``BadRow`` for one that asks
+    something else.
     """
     for other in TEXTS:
         if other == key or not row.left(other):
@@ -108,44 +108,44 @@ def turns_at(row: Row, key: str, given: Any) -> list[Message]:
             and isinstance(given[0], dict)
             and isinstance(given[0].get("content"), str)
         ):
-            # The one message may hold a whole templated conversation.
-            found = transcript_of(given[0]["content"], f"{key}.0.content", row)
-            if found is not None and (found.open or len(found.turns) > 1):
-                return found.turns
+            # The only message may hold a whole templated conversation.
+            transcript = transcript_of(given[0]["content"], f"{key}.0.content", row)
+            if transcript is not None and (transcript.open or len(transcript.turns) > 1):
+                return transcript.turns
         return messages_of(given, key, row)
     if isinstance(given, dict) and is_messages([given]):
         return messages_of([given], key, row)
     text = row.check_cell(check_text(given, key), key)
-    found = transcript_of(text, key, row)
-    return (
-        [Message("user", check_text(row.without_begin(text), key))]
-        if found is None
-        else found.turns
-    )
+    transcript = transcript_of(text, key, row)
+    if transcript is not None:
+        return transcript.turns
+    return [Message("user", check_text(row.without_begin(text), key))]
 
 
 def raw_text(row: Row) -> str | None:
-    """The words of the prompt as its column has them, to see whether an answer repeats them."""
+    """The text of the prompt's column, to see whether an answer repeats it."""
     key = prompt_column(row)
     value = row.get(key) if key else None
     return value if isinstance(value, str) else None
 
 
 def conversation_of(row: Row, key: str) -> Conversation:
-    """The turns of a column that holds a whole conversation, with what stands around it."""
+    """The turns of a column that holds a whole conversation, with system text, history and
+    tools.
+    """
     given = row.take(key)
     if isinstance(given, str):
-        found = transcript_of(check_text(given, key), key, row, whole=True)
-        if found is None:
+        transcript = transcript_of(check_text(given, key), key, row, whole=True)
+        if transcript is None:
             raise BadRow(key, "is text, expected a list of messages")
-        if found.open:
+        if transcript.open:
             raise BadRow(key, "ends where the assistant should answer")
-        return around(row, found.turns)
+        return around(row, transcript.turns)
     return around(row, messages_of(given, key, row))
 
 
 def _beside(row: Row, key: str, turns: list[Message]) -> list[Message]:
-    """The instruction and, on a new line, its input, as in LLaMA-Factory."""
+    """The instruction with its input on a new line, as in LLaMA-Factory."""
     if key != "instruction":
         return turns
     for other in _BESIDE:
@@ -154,16 +154,14 @@ def _beside(row: Row, key: str, turns: list[Message]) -> list[Message]:
             if text is not None and text.strip().casefold() in _NO_INPUT:
                 row.say("inputs that say <noinput> read as none")
             elif text is not None:
-                turns = [
-                    *turns[:-1],
-                    dataclasses.replace(turns[-1], content=f"{turns[-1].content}\n{text}"),
-                ]
+                last = replace(turns[-1], content=f"{turns[-1].content}\n{text}")
+                turns = [*turns[:-1], last]
     return turns
 
 
 def _fuller(row: Row, turns: list[Message]) -> list[Message]:
-    """The conversation of another column up to this prompt, where it is the last question there: it
-    says more.
+    """The conversation of another column up to this prompt, where the prompt is its last question.
+    It says more than the prompt alone.
     """
     for key in CONVERSATIONS:
         value = row.get(key)
@@ -180,15 +178,13 @@ def _fuller(row: Row, turns: list[Message]) -> list[Message]:
 
 
 def same(some: Sequence[Message], others: Sequence[Message]) -> bool:
-    """Whether turns say the same; blanks at their ends and what is learnt of them do not count."""
-    return len(some) == len(others) and all(
-        _said(a) == _said(b) for a, b in zip(some, others, strict=True)
-    )
+    """Whether turns say the same. Blanks at their ends do not count, nor which turns are learnt."""
+    return list(map(_content, some)) == list(map(_content, others))
 
 
 def last_answer(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]:
-    """What stands before the assistant's turns at the end of a conversation, and those turns; none
-    where another speaks last.
+    """Split off the assistant's turns at the end of a conversation. The second part is empty where
+    somebody else speaks last.
     """
     start = len(turns)
     while start and turns[start - 1].role == "assistant":
@@ -196,7 +192,7 @@ def last_answer(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]
     return list(turns[:start]), list(turns[start:])
 
 
-def _said(turn: Message) -> tuple[Any, ...]:
+def _content(turn: Message) -> tuple[Any, ...]:
     calls = [(call.name, call.arguments) for call in turn.tool_calls]
     return turn.role, turn.content.strip(), (turn.reasoning_content or "").strip(), calls
 
@@ -205,23 +201,17 @@ def _openai_input(row: Row, given: dict[str, Any]) -> Conversation:
     """``{"messages": […], "tools": […]}`` of OpenAI's preference files."""
     if given.get("messages") is None:
         raise BadRow("input.messages", f"is missing (found: {listed(given) or 'nothing'})")
-    found = around(row, messages_of(given["messages"], "input.messages", row), given.get("tools"))
+    prompt = around(row, messages_of(given["messages"], "input.messages", row), given.get("tools"))
     row.message_keys |= dict.fromkeys(
         f"input.{key}" for key in given if key not in ("messages", "tools")
     )
-    check_prompt(found, "input.messages")
-    return found
+    check_prompt(prompt, "input.messages")
+    return prompt
 
 
 def context(prompt: Sequence[Message]) -> Conversation:
-    """The prompt whose assistant turns are read and not imitated: the file says that they are the
-    prompt.
+    """The prompt with assistant turns that are read and not imitated, since the file says that they
+    are part of the prompt.
     """
-    found = Conversation.of(prompt)
-    return Conversation(
-        (
-            dataclasses.replace(turn, learn=False) if turn.role == "assistant" else turn
-            for turn in found
-        ),
-        found.tools,
-    )
+    turns = [replace(turn, learn=False) if turn.role == "assistant" else turn for turn in prompt]
+    return Conversation(turns, Conversation.of(prompt).tools)

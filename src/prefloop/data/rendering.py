@@ -1,9 +1,9 @@
-"""The chat template at work: conversations → text in which only the template itself writes control
-tokens.
+"""Render conversations by a chat template into text in which only the template itself writes
+control tokens.
 
 People's texts may hold the characters of a control token (``<|im_end|>`` in a question about
-templates). Each is stashed behind two noncharacters before the template runs and encoded as plain
-text afterwards, so that no text can end a turn or open another.
+templates). Before the template runs, each is replaced by a mark of two noncharacters, and it is
+encoded as plain text afterwards. So no text can end a turn or begin another.
 """
 
 from __future__ import annotations
@@ -22,54 +22,54 @@ from prefloop.records import Message
 
 template_limits.limit()
 
-# Noncharacters of Unicode: valid in UTF-8, never part of a text that is interchanged.
+# Noncharacters of Unicode: valid in UTF-8, and never part of texts that are exchanged.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _STASHED = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 _SPOKEN = ("<think>", "</think>")
-"""What an assistant writes itself, also where a tokenizer calls it special."""
+"""What an assistant writes itself, even where a tokenizer calls it special."""
 
 Span = tuple[int, int]
 
 
 class Renderer:
-    """One tokenizer's chat template; ``controls`` are the texts of its control tokens."""
+    """One tokenizer's chat template. ``controls`` are the texts of its control tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        # Some tokenizers (Phi-3) mark their turn end special only in the table of added tokens.
+        # Some tokenizers (Phi-3) mark the token that ends a turn as special in the table of added
+        # tokens only.
         added = {
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
         }
-        found = {*tokenizer.all_special_tokens, *added} - {"", *_SPOKEN}
-        self.controls = sorted(found, key=lambda token: (-len(token), token))
+        controls = {*tokenizer.all_special_tokens, *added} - {"", *_SPOKEN}
+        self.controls = sorted(controls, key=lambda token: (-len(token), token))
         self.control_ids = frozenset(tokenizer.convert_tokens_to_ids(self.controls))
         self._stash = [*self.controls, _OPEN, _CLOSE]
         self._places = {text: f"{_OPEN}{place}{_CLOSE}" for place, text in enumerate(self._stash)}
         self._found = re.compile("|".join(map(re.escape, self._stash)))
         self._last: tuple[list[Any], str] = ([], "")
         alone, line, both = (self._tokens(text) for text in ("x", "\n", "\nx"))
-        # SentencePiece kin put a blank before what they take for the start of a text.
+        # SentencePiece and its relatives put a blank before what they take for the start of a text.
         self._puts_blank = both[: len(line)] == line and both[len(line) :] != alone
 
     @property
     def marks_turns(self) -> bool:
-        """Whether the template marks by ``{% generation %}`` what the assistant says."""
+        """Whether the template marks the assistant's words by ``{% generation %}``."""
         template = self.tokenizer.chat_template
         return isinstance(template, str) and bool(_MARKERS.search(template))
 
     def controls_in(self, turns: Sequence[Message]) -> int:
-        """How many control tokens stand in people's texts."""
+        """Number of control tokens in people's texts."""
         return sum(len(self._found.findall(text)) for turn in turns for text in _texts(turn))
 
     def render(
         self, turns: Sequence[Message], tools: Sequence[dict[str, Any]], generate: bool
     ) -> str:
-        """The text that the template makes of ``turns``; with ``generate``, up to where the
-        assistant answers.
+        """The template's text of ``turns``; with ``generate``, up to where the assistant answers.
 
-        Raises ``DataError`` with the template's own words where it refuses them.
+        Raises ``DataError`` with the template's own message where it refuses the turns.
         """
         try:
             return self.tokenizer.apply_chat_template(
@@ -80,16 +80,14 @@ class Renderer:
             )
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # a template is a program of the model's makers and may raise anything
+        except Exception as error:  # a template is a program of others and may raise anything
             raise DataError(f"the model's chat template refuses it: {_reason(error)}") from None
 
     def prompt(self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
-        """The text up to where the assistant answers, whole. Raises as ``render``, and where the
-        template leaves a part out.
+        """The whole text up to where the assistant answers. Raises ``DataError`` as ``render``
+        does, and where the template leaves a part out.
         """
-        # Several answers to one prompt come one after another: the last prompt's text is kept.
+        # Several answers to one prompt come one after another, so the last prompt's text is kept.
         known, text = self._last
         if (
             len(known) != len(turns) + 1
@@ -104,8 +102,8 @@ class Renderer:
     def render_marked(
         self, turns: Sequence[Message], tools: Sequence[dict[str, Any]]
     ) -> tuple[str, list[Span]]:
-        """The text of a whole conversation and the spans that the template marks as the
-        assistant's. Raises as ``render``.
+        """The text of a whole conversation, and the spans that the template marks as the
+        assistant's. Raises ``DataError`` as ``render`` does.
         """
         try:
             texts, spans = render_jinja_template(
@@ -122,11 +120,11 @@ class Renderer:
         return texts[0], [(start, end) for start, end in spans[0]]
 
     def ids(self, text: str, after: str = "") -> list[int]:
-        """Token ids of rendered text: the template's control tokens as such, those of people's
-        texts as plain text.
+        """Token ids of rendered text. The template's control tokens are encoded as such, those of
+        people's texts as plain text.
 
-        ``after`` is the text that it goes on from: no blank is put between the two that a tokenizer
-        would put before a text of its own.
+        ``after`` is the text that ``text`` continues: no blank is put between the two where a
+        tokenizer would put one before a new text.
         """
         if _OPEN not in text:
             return self._encode(text, after)
@@ -140,29 +138,28 @@ class Renderer:
         return out
 
     def plain_ids(self, text: str, after: str = "") -> list[int]:
-        """Token ids of ``text`` with no control token among them."""
+        """Token ids of ``text`` without any control token among them."""
         ids = self._encode(text, after and "\n", plain=True)
-        # An added token that the tokenizer does not know as special is still matched whole: cut in
-        # two it is not.
+        # The tokenizer still matches an added token as a whole where it does not know it as
+        # special. Cut in two it does not.
         if self.control_ids & set(ids):
             ids = [*self._encode(text[:1], after and "\n"), *self._encode(text[1:], "\n")]
         return ids
 
     def as_text(self, text: str) -> str:
-        """``text`` with the characters of control tokens in other brackets, for people to tell them
-        from the tokens.
+        """``text`` with the characters of control tokens in other brackets, so that people can tell
+        them from the tokens.
         """
         return self._found.sub(lambda match: f"‹{match.group()[1:-1]}›", text)
 
     def shown(self, text: str) -> str:
-        """Rendered text with people's control tokens back in place."""
+        """Rendered text with people's control tokens restored."""
         return _STASHED.sub(lambda match: self._stash[int(match.group(1))], text)
 
     def _encode(self, text: str, after: str, plain: bool = False) -> list[int]:
         if not after or not self._puts_blank:
             return self._tokens(text, plain)
-        # Behind a control token, or within a line: what the tokenizer makes of either depends on
-        # nothing further back.
+        # After a control token, or within a line: the tokenization depends on nothing further back.
         probe = next(
             (token for token in self.controls if after.endswith(token) and not plain), "\n"
         )
@@ -170,15 +167,12 @@ class Renderer:
         return whole[len(head) :] if whole[: len(head)] == head else self._tokens(text, plain)
 
     def _tokens(self, text: str, plain: bool = False) -> list[int]:
+        options = {"add_special_tokens": False, "split_special_tokens": plain}
         try:
-            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)[
-                "input_ids"
-            ]
+            return self.tokenizer(text, **options)["input_ids"]
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # tokenizers, too, are made by others: Rust raises bare Exceptions
+        except Exception as error:  # tokenizers written in Rust raise bare Exceptions
             raise DataError(f"the model's tokenizer refuses it: {_reason(error)}") from error
 
     def _message(self, turn: Message) -> dict[str, Any]:
@@ -187,7 +181,7 @@ class Renderer:
         return self._guarded(row)
 
     def guarded_text(self, text: str) -> str:
-        """``text`` with its control tokens stashed."""
+        """``text`` with its control tokens replaced by marks."""
         return self._found.sub(lambda match: self._places[match.group()], text)
 
     def _guarded(self, value: Any) -> Any:
@@ -205,7 +199,7 @@ class Renderer:
         first: int = 1,
     ) -> None:
         """Raise ``DataError`` naming what the template left out of the turns, numbered from
-        ``first`` on, and tools that it was given.
+        ``first`` on, and of the tools.
         """
         text = self.shown(rendered)
         for number, turn in enumerate(turns, start=first):
@@ -233,7 +227,8 @@ def _texts(turn: Message) -> Iterator[str]:
 
 
 def _missing(turn: Message, text: str) -> str | None:
-    # Templates drop the thoughts of earlier turns on purpose; what follows them must stand.
+    # Templates drop the thoughts of earlier turns on purpose. What follows the thoughts must be
+    # there.
     content = turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content
     if not _stands(content, text):
         return "the text"
@@ -250,7 +245,7 @@ def _stands(part: str, text: str) -> bool:
     part = part.strip()
     if part in text:
         return True
-    # Templates may write a value as JSON, or set a text in other blanks.
+    # Templates may write a value as JSON, or change the blanks of a text.
     as_json = (json.dumps(part, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
     return any(form in text for form in as_json) or "".join(part.split()) in "".join(text.split())
 

@@ -1,6 +1,4 @@
-"""A response on its way to a judge: its text alone, or the whole record where it is more than
-that.
-"""
+"""A response as a judge gets it: its text, or the whole record where it has more than text."""
 
 from __future__ import annotations
 
@@ -9,13 +7,13 @@ from typing import Any
 from prefloop.records import Message, Response, answer_turns
 
 Reply = str | Response
-"""The text of a plain response; the ``Response`` where it has turns: thoughts, tool calls and their
-results.
+"""The text of a plain response, or the ``Response`` where it has turns: thoughts, tool calls and
+their results.
 """
 
 
 def reply_of(response: Response) -> Reply:
-    """What a judge is given of a response."""
+    """The form in which a judge gets a response."""
     return response if response.turns else response.text
 
 
@@ -25,7 +23,7 @@ def text_of(reply: Reply) -> str:
 
 
 def turns_of(reply: Reply) -> list[Message]:
-    """The reply's turns; one of the assistant where it is plain text."""
+    """The reply's turns. Plain text is one turn of the assistant."""
     return [Message("assistant", reply)] if isinstance(reply, str) else answer_turns(reply)
 
 
@@ -35,14 +33,14 @@ def response_of(reply: Reply) -> Response:
 
 
 def same_as(reply: Reply) -> Any:
-    """What makes two replies the same, ready for JSON: the text of a plain one, else its turns. Cut
-    or not plays no part.
+    """The identity of a reply, ready for JSON: its text, or its turns. Whether it was cut does not
+    count.
     """
     return reply if isinstance(reply, str) else reply.said()
 
 
 def differ(one: Reply, other: Reply) -> bool:
-    """Whether two replies say different things; blanks around plain texts are no difference."""
+    """Whether two replies differ. Blanks around plain texts do not count."""
     first, second = same_as(one), same_as(other)
     if isinstance(first, str) and isinstance(second, str):
         return first.strip() != second.strip()

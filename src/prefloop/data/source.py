@@ -1,9 +1,9 @@
-"""Where rows come from: a local file, a folder or pattern of shards, or an address such as
+"""Sources of rows: a local file, a folder or pattern of shards, or an address such as
 ``hf:org/name:split``.
 
-A source is what the command line, the configuration and every loader name. An address (``SCHEMES``)
-is copied to this machine once; from then on its rows are those of the copy, so that they can be
-hashed and read again without a network. Nothing is opened before it is needed.
+The command line, the configuration and every loader name their data as a source. An address
+(``SCHEMES``) is copied to this machine once. From then on its rows are those of the copy, so that
+they can be hashed and read again without a network. Nothing is opened before it is needed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PathLike = str | os.PathLike[str]
 ENDINGS = (".gz", ".zst")
 SHARDS = (".parquet", ".arrow")
 ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-"""Of files that hold rows too, but are no shards."""
+"""Endings of other files with rows, which are no shards."""
 _ABOUT = re.compile(
     r"(dataset_infos?|dataset_dict|state|metadata|croissant|config|schema|stats)\.json"
 )
-"""What stands in a data set's folder and holds no rows."""
+"""Files in a data set's folder that hold no rows."""
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _PART = re.compile(r"[-_.]?\d{5}-of-\d{5}$")
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -43,19 +43,19 @@ def _hub(address: str, fetch: bool) -> Path | None:
 
 
 SCHEMES: dict[str, Callable[[str, bool], Path | None]] = {"hf": _hub}
-"""By scheme: what gives the local copy of an address (the text after ``scheme:``), written by
-``copies.write_copy``.
+"""By scheme, a function that returns the local copy of an address (the text after ``scheme:``),
+written by ``write_copy``.
 
-The second argument says whether to fetch it where there is none; without fetching, an address that
-cannot be one is refused and ``None`` means that there is no copy yet. ``argilla:`` is added where
-the package is put together (``prefloop/__init__.py``): labeling builds on data, and not the other
-way round. Raises ``ConfigError`` for the former, ``DataError`` for what cannot be fetched.
+The second argument says whether to fetch the address where there is no copy. Without fetching, the
+function returns ``None`` where there is none. It raises ``ConfigError`` for a wrong address, and
+``DataError`` for one that cannot be fetched. ``prefloop/__init__.py`` adds ``argilla:``, since
+labeling builds on data and not the other way round.
 """
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows under a name, as it was given. Make one with ``parse`` or ``of``."""
+    """A source by the name that the user gave. Make one with ``parse`` or ``of``."""
 
     text: str
 
@@ -65,7 +65,7 @@ class Source:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The source that a text names. Raises ``ConfigError`` for an empty text, an unknown
-        scheme, an address that cannot be one.
+        scheme, or a wrong address.
         """
         if not text.strip() or "\0" in text:
             raise ConfigError(
@@ -75,17 +75,17 @@ class Source:
         if scheme in SCHEMES:
             SCHEMES[scheme](rest, False)
             return cls(text)
-        if found := _SCHEME.match(text):
+        if other := _SCHEME.match(text):
             known = ", ".join(f"{name}:" for name in SCHEMES)
             raise ConfigError(
-                f"'{text[:200]}': no rows can be read from {found[1]}:// (known: {known} and local"
+                f"'{text[:200]}': no rows can be read from {other[1]}:// (known: {known} and local"
                 " files): download the file and name it"
             )
         return cls(str(Path(text)))
 
     @classmethod
     def of(cls, source: Source | PathLike) -> Source:
-        """A source as it is, or that of a path or text."""
+        """A source, from a source, a path or a text."""
         return source if isinstance(source, Source) else cls.parse(os.fspath(source))
 
     @classmethod
@@ -104,13 +104,13 @@ class Source:
 
     @property
     def scheme(self) -> str:
-        """``hf`` of ``hf:org/name``; empty for what lies on this machine."""
+        """The scheme, such as ``hf`` of ``hf:org/name``; empty for local files."""
         scheme = self.text.partition(":")[0]
         return scheme if ":" in self.text and scheme in SCHEMES else ""
 
     @property
     def path(self) -> Path:
-        """The local path, with whatever split or pattern it ends in. Raises ``DataError`` for an
+        """The local path, including the split or pattern at its end. Raises ``DataError`` for an
         address.
         """
         if self.scheme:
@@ -119,17 +119,17 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What messages and votes call it: the file's name without its folders, or the address."""
+        """The name in messages and votes: the file's name without folders, or the address."""
         return self.text if self.scheme else Path(self.text).name or Path(self.text).resolve().name
 
     @property
     def file_name(self) -> str:
-        """The name as part of a file's name."""
+        """The name in a form that can be part of a file's name."""
         return self.stem if self.scheme else self.name
 
     @property
     def stem(self) -> str:
-        """The start of ids and of the names of files beside it: ``train`` for
+        """The beginning of ids and of names of files written next to the source: ``train`` for
         ``data/train.jsonl.gz``, ``org-name-train`` for ``hf:org/name:train``.
         """
         if self.scheme:
@@ -142,13 +142,13 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where files that belong beside it go: the file's folder; for an address the current
-        one.
+        """The folder for files written next to the source: its own folder, or for an address the
+        working directory.
         """
         return Path() if self.scheme else Path(self.text).parent
 
     def exists(self) -> bool:
-        """Whether its rows lie on this machine already; fetches nothing."""
+        """Whether its rows are on this machine already. Nothing is fetched."""
         if self.scheme:
             return SCHEMES[self.scheme](self.text.partition(":")[2], False) is not None
         try:
@@ -157,31 +157,31 @@ class Source:
             return False
 
     def files(self) -> list[Path]:
-        """The files that hold its rows, in order; fetches what is not here. Raises ``DataError``
-        saying what is there instead.
+        """The files that hold its rows, in order. An address without a copy is fetched. Raises
+        ``DataError`` saying what is there instead.
         """
         if self.scheme:
-            found = SCHEMES[self.scheme](self.text.partition(":")[2], True)
-            assert found is not None
-            return [found]
+            copy = SCHEMES[self.scheme](self.text.partition(":")[2], True)
+            assert copy is not None
+            return [copy]
         return files_of(self.text)
 
     def digest(self) -> str:
-        """SHA-256 of what it holds: the bytes of its files, in order; names do not count. Raises
+        """SHA-256 of its contents: the bytes of its files, in order. Names do not count. Raises
         ``DataError``.
         """
         try:
-            found = [file_digest(path) for path in self.files()]
+            digests = [file_digest(path) for path in self.files()]
         except OSError as error:
             raise DataError(f"cannot read {self.text}: {error.strerror or error}") from None
-        return found[0] if len(found) == 1 else digest(found)
+        return digests[0] if len(digests) == 1 else digest(digests)
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Names, times and sizes of its files: the same as long as nobody has changed them. Raises
-        ``DataError`` or ``OSError``.
+        """Names, times and sizes of its files, which stay the same until somebody changes a file.
+        Raises ``DataError`` or ``OSError``.
         """
-        found = [(path, path.stat()) for path in self.files()]
-        return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
+        files = [(path, path.stat()) for path in self.files()]
+        return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in files)
 
 
 def files_of(text: str) -> list[Path]:
@@ -200,10 +200,9 @@ def files_of(text: str) -> list[Path]:
         if colon and Path(left).is_dir():
             return _shards(Path(left), split)
         if glob.has_magic(text):
-            if found := sorted(
-                Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file()
-            ):
-                return found
+            paths = map(Path, sorted(glob.glob(text, recursive=True)))
+            if files := [path for path in paths if path.is_file()]:
+                return files
             raise DataError(f"no file fits the pattern '{text}'")
         raise DataError(f"no such file: {text}{_neighbor(path)}")
     except OSError as error:
@@ -220,8 +219,8 @@ def _neighbor(path: Path) -> str:
 
 
 def _shards(folder: Path, split: str | None) -> list[Path]:
-    """The data files of a folder: one split of ``datasets.save_to_disk``, or parquet and Arrow
-    shards.
+    """The data files of a folder: one split of ``datasets.save_to_disk``, or shards in parquet or
+    Arrow.
     """
     if (folder / "state.json").is_file() and split is None:
         return _saved(folder)
@@ -248,11 +247,11 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
 
 
 def _other_rows(folders: set[Path]) -> list[str]:
-    """Names of the files in these folders that may hold rows and are not shards."""
-    found = [
+    """Names of the files in these folders that may hold rows and are no shards."""
+    files = [
         path for folder in sorted(folders) for path in sorted(folder.iterdir()) if path.is_file()
     ]
-    plain = {path: path.with_suffix("") if path.suffix in ENDINGS else path for path in found}
+    plain = {path: path.with_suffix("") if path.suffix in ENDINGS else path for path in files}
     return [
         path.name
         for path, name in plain.items()
@@ -265,21 +264,21 @@ def _chosen(folder: Path, split: str | None, splits: list[str]) -> str:
         return splits[0]
     if split in splits:
         return str(split)
-    found = ", ".join(splits[:20])
-    asked = f"no split '{split}'; there are {found}" if split else f"the splits {found}"
+    listed = ", ".join(splits[:20])
+    asked = f"no split '{split}'; there are {listed}" if split else f"the splits {listed}"
     raise DataError(f"{folder} holds {asked}: name one, such as {folder}:{splits[0]}")
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The Arrow files of one data set that ``datasets.save_to_disk`` wrote, in its order."""
-    found = [
+    """The Arrow files of a data set that ``datasets.save_to_disk`` wrote, in its order."""
+    files = [
         folder / str(file["filename"]) for file in _described(folder / "state.json", "_data_files")
     ]
-    if missing := [path.name for path in found if not path.is_file()]:
+    if missing := [path.name for path in files if not path.is_file()]:
         raise DataError(
             f"{folder} lacks {missing[0]}, which its state.json names: copy the whole folder again"
         )
-    return found
+    return files
 
 
 def _described(file: Path, key: str) -> list[Any]:
@@ -292,27 +291,23 @@ def _described(file: Path, key: str) -> list[Any]:
 
 
 def _groups(folder: Path) -> dict[str, list[Path]]:
-    """Shards by split: what stands before ``-00000-of-00002``, with the folders between where there
-    are several.
+    """Shards by split. The split is the part of the name before ``-00000-of-00002``, with the
+    folders in front where there are several.
     """
-    found = sorted(
-        path for ending in SHARDS for path in folder.rglob(f"*{ending}") if path.is_file()
-    )
-    found = [
+    paths = sorted(path for ending in SHARDS for path in folder.rglob(f"*{ending}"))
+    shards = [
         path
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in paths
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    several = len({path.parent for path in found}) > 1
+    several = len({path.parent for path in shards}) > 1
     groups: dict[str, list[Path]] = {}
-    for path in found:
-        place = path.parent.relative_to(folder).as_posix() if several else ""
+    for path in shards:
+        parent = path.parent.relative_to(folder).as_posix() if several else ""
         name = _PART.sub("", path.stem)
-        numbered = (
-            name.isdigit() or not name
-        )  # 0000.parquet, as the hub converts them: the folder is the split
-        groups.setdefault(
-            "/".join(part for part in (place, "" if numbered else name) if part not in ("", ".")),
-            [],
-        ).append(path)
+        # The hub converts to 0000.parquet, and the folder is the split.
+        parts = (parent, "" if name.isdigit() else name)
+        split = "/".join(part for part in parts if part not in ("", "."))
+        groups.setdefault(split, []).append(path)
     return {name or "all": paths for name, paths in groups.items()}

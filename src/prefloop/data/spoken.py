@@ -1,9 +1,9 @@
-"""What an assistant says in one turn, as the chat template writes it: from its generation prompt to
-the token that ends the turn.
+"""An assistant's turn as the chat template writes it: from its generation prompt to the token that
+ends the turn.
 
-Thoughts are part of it. Files give them as ``reasoning_content`` or between ``<think>`` tags ahead
-of the text, templates take the one or the other, and some open ``<think>`` in the generation
-prompt. Whatever the ways, they stand once in what is learnt, or the turn is refused.
+Thoughts are part of the turn. Files give them as ``reasoning_content``, or between ``<think>`` tags
+before the text; templates take the one form or the other, and some open ``<think>`` in the
+generation prompt. In every case the thoughts occur once in what is learnt, or the turn is refused.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _LEFT_OUT = (
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """One turn: the text before it, what is said with its end, and whether thoughts met a
-    generation prompt that opens them.
+    """One turn: the text before it, its own text with its end, and whether its thoughts were joined
+    to a generation prompt that opens them.
     """
 
     before: str
@@ -39,7 +39,7 @@ class Spoken:
 
 
 class Speech:
-    """The turns of an assistant under one template; ``stop`` is the text of the token that ends
+    """The assistant's turns under one template. ``stop`` is the text of the token that ends
     them.
     """
 
@@ -47,10 +47,10 @@ class Speech:
         self.renderer, self.stop = renderer, stop
 
     def turn(self, turns: Sequence[Message], tools: list[dict[str, Any]]) -> Spoken:
-        """What is said in the last of ``turns``.
+        """The last of ``turns``, which is the assistant's.
 
-        Raises ``DataError`` where the template refuses it, leaves a part of it out, or writes it
-        otherwise than its generation prompt begins it.
+        Raises ``DataError`` where the template refuses the turn, leaves a part of it out, or writes
+        it otherwise than its generation prompt begins it.
         """
         *earlier, turn = turns
         before = self.renderer.prompt(earlier, tools)
@@ -72,28 +72,25 @@ class Speech:
         raise problem
 
     def holds(self, turn: Message, before: str, body: str) -> bool:
-        """Whether a turn's thoughts stand in what is said, behind one ``<think>`` at most."""
+        """Whether a turn's thoughts are in ``body``, after at most one ``<think>``."""
         thoughts, rest = thoughts_of(turn)
         opened = _OPENED.search(before)
         text = self.renderer.shown((opened.group() if opened else "") + body)
         return thoughts.strip() in text and text.count(THINK) <= 1 + (thoughts + rest).count(THINK)
 
     def sampled(self, before: str, text: str, finished: bool) -> Spoken:
-        """A sampled answer behind its generation prompt: its text with what the template writes
-        around one, and its end unless it was cut.
+        """A sampled answer after its generation prompt: its text, with the blanks that the template
+        writes around one, and with its end unless it was cut.
         """
         joined = bool(_OPENED.search(before)) and text.startswith(THINK)
-        said = text[len(THINK) :].lstrip("\n") if joined else text
+        words = text[len(THINK) :].lstrip("\n") if joined else text
         lead, tail = self.blanks
-        return Spoken(
-            before,
-            lead + self.renderer.guarded_text(said) + (tail + self.stop if finished else ""),
-            joined,
-        )
+        end = tail + self.stop if finished else ""
+        return Spoken(before, lead + self.renderer.guarded_text(words) + end, joined)
 
     @functools.cached_property
     def blanks(self) -> tuple[str, str]:
-        """The blanks that the template writes before an answer's words and between them and their
+        """The blanks that the template writes before an answer's words, and between them and their
         end.
         """
         words = "prefloop probe"
@@ -105,8 +102,8 @@ class Speech:
         return ("" if lead.strip() else lead), ("" if tail.strip() else tail)
 
     def _behind(self, before: str, whole: str, thoughts: str) -> tuple[str, bool]:
-        """What a rendered turn says behind its generation prompt, and whether thoughts had to be
-        joined to that.
+        """The text of a rendered turn after its generation prompt, and whether its thoughts had to
+        be joined to that prompt.
         """
         if whole.startswith(before):
             return whole[len(before) :], False
@@ -122,38 +119,32 @@ class Speech:
                 f" {self.renderer.shown(before[at : at + 30])!r}: choose another"
                 " backbone.chat_template"
             )
-        said = whole[opened.start() :]
-        if said.startswith(THINK):
-            return said[len(THINK) :].lstrip("\n"), True
-        if END_THINK in said:
-            return said, True
+        rest = whole[opened.start() :]
+        if rest.startswith(THINK):
+            return rest[len(THINK) :].lstrip("\n"), True
+        if END_THINK in rest:
+            return rest, True
         if not thoughts:
             raise DataError(
                 "the generation prompt opens <think>, and this answer holds no thoughts: give it"
                 " some (reasoning_content, or <think>…</think> ahead of the text), or choose a"
                 " backbone.chat_template that does not open them"
             )
-        return (
-            f"{self.renderer.guarded_text(thoughts.strip())}\n{END_THINK}\n\n{said.lstrip()}",
-            True,
-        )
+        thought = self.renderer.guarded_text(thoughts.strip())
+        return f"{thought}\n{END_THINK}\n\n{rest.lstrip()}", True
 
     def _ended(self, body: str) -> str:
-        """What is said, up to and with the token that ends the turn."""
+        """``body`` up to the token that ends the turn, which is included."""
         at = body.find(self.stop)
         if at >= 0:
             return body[: at + len(self.stop)]
         text = body.rstrip()
-        # Some templates end a call of a tool by another token than an answer.
-        return (
-            text
-            if any(text.endswith(token) for token in self.renderer.controls)
-            else text + self.stop
-        )
+        # Some templates end a tool call by another token than an answer.
+        return text if text.endswith(tuple(self.renderer.controls)) else text + self.stop
 
 
 def thoughts_of(turn: Message) -> tuple[str, str]:
-    """A turn's thoughts, given apart or ahead of its text, and the text without them."""
+    """A turn's thoughts, given separately or before its text, and the text without them."""
     if turn.reasoning_content:
         return turn.reasoning_content, turn.content
     ahead, end, rest = turn.content.partition(END_THINK)

@@ -1,11 +1,11 @@
-"""The columns that stand around a prompt in every layout: its system text, earlier turns, tools,
-and what else is a part of it.
+"""Read the columns around a prompt, which are the same in every layout: its system text, earlier
+turns, tools, and other parts.
 
-System texts stand in front (``SYSTEMS``, in any spelling: ``systemPrompt``, ``System``),
-``history`` and ``chat_history`` after them, ``tools`` or ``functions`` beside. An empty one counts
-as absent; one of another type, or a second system turn of another text, refuses the row. A column
-whose name says that it is a part of the prompt (``PARTS``) and whose words stand nowhere in it
-refuses the row too: where it belongs, the file does not say.
+System texts (``SYSTEMS``, in any spelling: ``systemPrompt``, ``System``) come first, then
+``history`` and ``chat_history``; ``tools`` or ``functions`` become the prompt's tools. An empty
+column counts as absent. A column of another type, or a second system turn of another text, refuses
+the row. So does a column whose name says that it is part of the prompt (``PARTS``), if its words
+occur nowhere in it: the file does not say where it belongs.
 """
 
 from __future__ import annotations
@@ -38,25 +38,23 @@ PARTS = (
     "choices",
     "options",
 )
-"""Names of columns that are a part of what the model is asked, at a place that the file does not
-tell.
-"""
+"""Names of columns that are part of the prompt, at a place that the file does not tell."""
 
 
 def is_system(key: str) -> bool:
-    """Whether a column's name is one of the system text's."""
+    """Whether a column's name is a name of the system text."""
     return key.replace("_", "").casefold() in _SYSTEMS
 
 
 def stands_around(row: Mapping[str, Any]) -> bool:
-    """Whether a row has a column that ``around`` takes or refuses, tools aside."""
+    """Whether a row has a column that ``around`` takes or refuses, other than tools."""
     return any(is_system(key) or key in (*HISTORIES, *PARTS, "functions") for key in row)
 
 
 def around(
     row: Row, turns: Sequence[Message], tools: Any = None, history: bool = True
 ) -> Conversation:
-    """``turns`` after the row's system text and history, with its tools; without ``history`` where
+    """``turns`` after the row's system text and history, with its tools. ``history`` is false where
     that column is something else.
     """
     refuse_media(row)
@@ -77,16 +75,14 @@ def around(
 
 
 def says(turns: Sequence[Message], value: Any) -> bool:
-    """Whether every text of a value stands in ``turns``, as whole words."""
-    said = " ".join(" ".join(turn.content for turn in turns).split())
-    return all(
-        re.search(rf"(?<!\w){re.escape(' '.join(text.split()))}(?!\w)", said)
-        for text in texts_in(value)
-    )
+    """Whether every text of a value occurs in ``turns``, as whole words."""
+    spoken = " ".join(" ".join(turn.content for turn in turns).split())
+    texts = (re.escape(" ".join(text.split())) for text in texts_in(value))
+    return all(re.search(rf"(?<!\w){text}(?!\w)", spoken) for text in texts)
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """The texts that a column holds; of messages what is said and not who says it."""
+    """The texts that a column holds. Of messages only what is said, not who says it."""
     if isinstance(value, str):
         if value.strip():
             yield value
@@ -121,7 +117,7 @@ def _system(row: Row) -> tuple[str, str | None]:
 
 
 def _system_text(row: Row, key: str) -> str | None:
-    """A system text: as text, as a message, or as the text parts of one."""
+    """A system text, given as text, as a message, or as the text parts of one."""
     value = row.take(key)
     if isinstance(value, dict) and ("parts" in value or value.get("role") == "system"):
         value = value.get("parts", value.get("content"))
@@ -135,17 +131,17 @@ def _system_text(row: Row, key: str) -> str | None:
 
 
 def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
-    """The tools of the row: of its columns, of the system turns in its conversation, or of the
-    prompt's own object.
+    """The tools of the row, from its columns, from the system turns in its conversation, or from
+    the prompt's own object.
     """
-    found = dict(row.offered)
+    tools_by_key = dict(row.offered)
     if given is not None:
-        found["input.tools"] = tools_of(given, "input.tools")
+        tools_by_key["input.tools"] = tools_of(given, "input.tools")
     for key in ("tools", "functions"):
         if key in row:
-            found[key] = tools_of(row.take(key), key)
+            tools_by_key[key] = tools_of(row.take(key), key)
     schemas: list[dict[str, Any]] = []
-    for key, offered in found.items():
+    for key, offered in tools_by_key.items():
         if schemas and offered and schemas != offered:
             raise BadRow(key, "offers other tools than those beside it: keep one")
         schemas = schemas or offered
@@ -154,18 +150,20 @@ def _tools(row: Row, given: Any) -> list[dict[str, Any]]:
 
 
 def _history(row: Row, turns: Sequence[Message]) -> list[Message]:
-    """Earlier turns: pairs of user and assistant texts, or messages. A `context` of messages beside
-    a prompt is one too.
+    """Earlier turns, given as pairs of user and assistant texts or as messages. A `context` of
+    messages next to a prompt counts as history too.
     """
     keys = [key for key in HISTORIES if row.left(key)]
     if row.left("context") and is_messages(row["context"]):
         keys.append("context")
-    found: dict[str, list[Message]] = {key: read for key in keys if (read := _earlier(row, key))}
-    if len(found) > 1:
-        first, second, *_ = found
-        if found[first] != found[second]:
+    earlier_turns: dict[str, list[Message]] = {
+        key: read for key in keys if (read := _earlier(row, key))
+    }
+    if len(earlier_turns) > 1:
+        first, second, *_ = earlier_turns
+        if earlier_turns[first] != earlier_turns[second]:
             raise BadRow(second, f"says something else than '{first}': keep one")
-    for key, earlier in found.items():
+    for key, earlier in earlier_turns.items():
         if turns and earlier[-1] == turns[-1] and turns[-1].role == "user":
             earlier = earlier[:-1]  # It ends with the question itself.
         if earlier and earlier[-1].role == "user" and turns and turns[0].role == "user":
@@ -182,8 +180,8 @@ def _earlier(row: Row, key: str) -> list[Message]:
     value = row.take(key)
     if isinstance(value, str) and value.strip():
         row.say(PARSED)
-        found = literal(value, key) or spelt(value)
-        value = found if isinstance(found, list) else value
+        parsed = literal(value, key) or spelt(value)
+        value = parsed if isinstance(parsed, list) else value
     if value == "" or value == []:
         return []
     if is_messages(value):

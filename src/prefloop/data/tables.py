@@ -1,4 +1,4 @@
-"""Rows of tables as a stream: parquet, Arrow files, CSV and TSV."""
+"""Read rows of tables as a stream: parquet, Arrow files, CSV and TSV."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from prefloop.data.raw import LONGEST, MOST_KEYS, RawRow, repeated, table_row
 from prefloop.errors import DataError
 
 _BATCH = 512
-"""Rows that are made Python objects at a time."""
+"""Rows that are turned into Python objects at a time."""
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _SEPARATOR = re.compile(r'\ufeff?"?sep=([^\w\s"]|\t)"?\r?\n?\Z')
 TEXT = {".csv": ",", ".tsv": "\t"}
-"""By ending, the sign between cells; a header of one cell with semicolons, tabs or bars in it tells
-another one, and so does a line ``sep=;`` before it.
+"""The separator by the file's ending. A header of one cell with semicolons, tabs or bars in it
+shows another separator, and so does a line ``sep=;`` before it.
 """
 
 
 def parquet(path: Path) -> Iterator[RawRow]:
-    """The rows of a parquet file; raises ``DataError`` for a broken one."""
+    """The rows of a parquet file. Raises ``DataError`` for a broken one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -39,8 +39,8 @@ def parquet(path: Path) -> Iterator[RawRow]:
 
 
 def arrow(path: Path) -> Iterator[RawRow]:
-    """The rows of an Arrow file, of the stream format (as ``datasets`` writes) or the file format;
-    raises ``DataError`` for a broken one.
+    """The rows of an Arrow file in the stream format, which ``datasets`` writes, or in the file
+    format. Raises ``DataError`` for a broken one.
     """
     import pyarrow as pa
 
@@ -63,7 +63,7 @@ def arrow(path: Path) -> Iterator[RawRow]:
 
 
 def parquet_rows(path: Path) -> int:
-    """How many rows a parquet file has, by its footer. Raises ``DataError``."""
+    """Number of rows of a parquet file, from its footer. Raises ``DataError``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -81,9 +81,8 @@ def _said(error: Exception) -> str:
 
 def _sliced(batches: Any) -> Iterator[Any]:
     for batch in batches:
-        batch.validate(
-            full=True
-        )  # Arrow trusts a file's offsets, and a wrong one ends the process.
+        # Arrow trusts a file's offsets, and a wrong one would crash the process.
+        batch.validate(full=True)
         for start in range(0, batch.num_rows, _BATCH):
             yield batch.slice(start, _BATCH)
 
@@ -107,17 +106,12 @@ def _rows(path: Path, batches: Any) -> Iterator[RawRow]:
             ) from None
         for cells in zip(*columns, strict=True) if columns else ((),) * batch.num_rows:
             number += 1
+            columns_of_row = zip(names, cells, strict=True)
             if simple:
-                yield RawRow(
-                    number,
-                    {
-                        name: cell
-                        for name, cell in zip(names, cells, strict=True)
-                        if cell is not None
-                    },
-                )
+                value = {name: cell for name, cell in columns_of_row if cell is not None}
+                yield RawRow(number, value)
             else:
-                yield table_row(number, dict(zip(names, cells, strict=True)))
+                yield table_row(number, dict(columns_of_row))
 
 
 def _check_columns(path: Path, count: int) -> None:
@@ -129,7 +123,7 @@ def _check_columns(path: Path, count: int) -> None:
 
 
 def _is_simple(kind: Any) -> bool:
-    """Whether values of an Arrow type are JSON's as they stand, a null aside."""
+    """Whether values of an Arrow type, nulls aside, are JSON values as they are."""
     import pyarrow as pa
 
     types = pa.types
@@ -143,17 +137,18 @@ def _is_simple(kind: Any) -> bool:
 
 
 def separated(path: Path, stream: io.BufferedReader, between: str) -> Iterator[RawRow]:
-    """The rows of CSV or TSV, the header's names as keys; every cell is text, an empty one no key.
+    """The rows of CSV or TSV, with the header's names as keys. Every cell is text, and an empty one
+    is absent.
 
     Rows are numbered from 1 after the header. Raises ``DataError`` for a header that names a column
-    twice and where quotes are broken.
+    twice, and for broken quotes.
     """
     csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
     lines = _limited(path, text)
     first = next(lines, "")
-    if (told := _SEPARATOR.match(first)) is not None:  # Excel's first line says the sign.
-        between, first = told.group(1), next(lines, "")
+    if (named := _SEPARATOR.match(first)) is not None:  # Excel writes the separator first.
+        between, first = named.group(1), next(lines, "")
     elif between not in first:
         between = next((sign for sign in ";\t|" if sign in first), between)
     head = _head(path, first, lines, between)

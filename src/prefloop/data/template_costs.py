@@ -1,8 +1,8 @@
-"""What one rendering of a chat template may take: a budget that grows with the conversation, and
-what a template's filters and methods cost.
+"""Costs of rendering a chat template: a budget that grows with the conversation, and the costs of a
+template's filters and methods.
 
-A cost is paid before the thing is made, wherever that can be many times as large as what it is made
-of.
+A cost is paid before the result is made, wherever the result can be many times as large as its
+input.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from jinja2 import TemplateRuntimeError
 from jinja2.utils import Namespace
 
 BUDGET = 1 << 25
-"""Bytes, about, that a template may make in all, beside ``PER_BYTE`` for each of the
-conversation.
+"""Bytes, roughly, that a template may make in all, plus ``PER_BYTE`` for each of the conversation.
 """
 PER_BYTE = 64
 SECONDS = 10.0
-"""Of processor time for one rendering."""
+"""Processor time for one rendering."""
 CALL, TURN, PART = 128, 16, 8
-"""Bytes that a call, one turn of a loop, and one piece of text that is written count for."""
+"""The cost in bytes of a call, of one turn of a loop, and of one piece of text that is written."""
 _BITS = 4096
-"""Longest whole number."""
+"""Longest whole number in bits."""
 _WIDTH = re.compile(r"%(\([^)]*\))?[-+ #0]*(\*|\d{5}|\d*\.(\*|\d{5}))|\{[^{}]*:[^{}]*(\{|\d{5})")
-"""In a text that formats: a width of five digits, or one that an argument gives."""
+"""In a format string: a width of five digits, or one that an argument gives."""
 _MANY: tuple[type, ...] = (
     list,
     tuple,
@@ -41,11 +40,11 @@ _MANY: tuple[type, ...] = (
 
 
 class OverLimit(TemplateRuntimeError):
-    """A template went over a limit."""
+    """A template has exceeded a limit."""
 
 
 class Budget:
-    """What one rendering may still take."""
+    """What one rendering may still use."""
 
     __slots__ = ("left", "steps", "until")
 
@@ -55,13 +54,13 @@ class Budget:
         self.left = BUDGET + PER_BYTE * ((1 << 62) - self.left)
 
     def pay(self, cost: int) -> None:
-        """Raise ``TooMuch`` where ``cost`` is more than is left."""
+        """Raise ``OverLimit`` where ``cost`` is more than is left."""
         self.left -= cost
         if self.left < 0:
             raise OverLimit("it makes far more than a conversation of this length needs")
 
     def step(self, cost: int = CALL) -> None:
-        """One call, or one turn of a loop."""
+        """Pay for one call, or one turn of a loop."""
         self.steps += 1
         self.pay(cost)
         if self.steps & 63:  # the clock costs more than a step; most renderings never look at it
@@ -72,7 +71,7 @@ class Budget:
             raise OverLimit(f"it was still running after {SECONDS:g} s of processor time")
 
     def weigh(self, value: Any) -> int:
-        """Pay for a value with all that is in it, as often as it is in it; what was paid."""
+        """Pay for a value and everything in it, as often as it occurs. Returns the cost."""
         if isinstance(value, str):
             self.pay(len(value))
             return len(value)
@@ -96,13 +95,13 @@ class Budget:
         return before - self.left
 
     def text(self, value: Any) -> str:
-        """A value as a text, paid for."""
+        """Pay for a value and return it as a text."""
         self.weigh(value)
         return str(value)
 
     def pay_format(self, text: str, values: Any) -> None:
-        """Pay for what ``text`` with ``values`` in it may become. Raise ``TooMuch`` where it pads
-        without measure.
+        """Pay for the largest result of formatting ``text`` with ``values``. Raise ``OverLimit``
+        where it pads to an unlimited width.
         """
         if _WIDTH.search(text):
             raise OverLimit("it pads a text to a width of five digits, or to one that it computes")
@@ -110,7 +109,7 @@ class Budget:
 
 
 def shallow(value: Any) -> int:
-    """The bytes, about, of a value without what is in it."""
+    """The size of a value in bytes, roughly, without its contents."""
     if isinstance(value, str):
         return len(value)
     return 16 + 8 * len(cast("list[Any]", value)) if isinstance(value, _MANY) else 0
@@ -122,15 +121,15 @@ def require_bits(bits: int) -> None:
 
 
 def replaced(text: Any, old: Any, new: Any) -> int:
-    """At most so many characters come out where ``old`` is replaced."""
+    """The most characters that can result where ``old`` is replaced."""
     return (text.count(old) if isinstance(old, str) and old else len(text) + 1) * len(str(new))
 
 
-# What filters cost before they run, by jinja2's own parameters.
+# The costs of filters before they run, with jinja2's own parameters.
 
 
 def _text(budget: Budget, value: Any, *_: Any, **__: Any) -> None:
-    """A list becomes a text, a text may become several times as long."""
+    """A list becomes a text, and a text may become several times as long."""
     budget.pay(8 * budget.weigh(value))
 
 

@@ -1,12 +1,12 @@
 """Limits of time and size for chat templates, which are programs of other people.
 
-transformers renders them in jinja2's sandbox, which keeps them from the process but lets them loop
-for ever and fill the memory. Here the sandbox also counts: everything that a template makes (texts,
-lists, what it writes) is paid for from a budget that grows with the conversation, most before it is
-made; loops and calls are counted; the thread's own processor time is looked at. What no chat
-template needs and what grows or slows without measure is missing: some filters, most methods of
-texts. The limits depend on the conversation alone, so a template that renders within them always
-does; processor time matters only for what takes thousands of times longer than any template.
+transformers renders templates in jinja2's sandbox. The sandbox protects the process, but lets a
+template loop forever and fill the memory. Here the sandbox also counts. Everything that a template
+makes (texts, lists, its output) is paid for from a budget that grows with the conversation, mostly
+before it is made. Loops, calls and the thread's processor time are counted too. Filters and methods
+that no chat template needs, and that can grow or slow without limit, are missing. The limits depend
+on the conversation only, so a template that renders within them always does. Processor time matters
+only for what takes thousands of times longer than any template.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from prefloop.data.template_costs import (
 )
 
 SOURCE = 1 << 18
-"""Longest template in characters; the longest published ones have a tenth of it."""
+"""Longest template in characters. The longest published ones have a tenth of it."""
 _DROPPED_FILTERS = (
     "filesizeformat",
     "pprint",
@@ -104,15 +104,17 @@ _METHODS = frozenset(
 _GIVES = frozenset(
     ("get", "items", "keys", "values", "count", "index", "find", "startswith", "endswith")
 )
-"""Of them those that make nothing new."""
+"""Those of the methods that make nothing new."""
 _OWN_TYPES = (str, bytes, int, float, list, tuple, dict, set, frozenset, range, type)
 _COUNTED, _JOINED, _MADE = "prefloop counted", "prefloop joined", "prefloop made"
 _SEARCHED, _SLICED = "prefloop searched", "prefloop sliced"
-"""Filters that a parsed template is given; no template can name them, for their blank."""
+"""Filters that are inserted into a parsed template. No template can name them, because of the
+blank.
+"""
 
 
 class _Counting(NodeTransformer):
-    """Filters of ours around what the sandbox cannot intercept."""
+    """Puts our own filters around what the sandbox cannot intercept."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -125,11 +127,9 @@ class _Counting(NodeTransformer):
 
     def visit_List(self, node: nodes.List | nodes.Dict | nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
-        parts = (
-            node.items
-            if not isinstance(node, nodes.Dict)
-            else [e for p in node.items for e in (p.key, p.value)]
-        )
+        parts = node.items
+        if isinstance(node, nodes.Dict):
+            parts = [part for pair in node.items for part in (pair.key, pair.value)]
         fixed = all(isinstance(part, nodes.Const) for part in parts)
         return node if fixed or getattr(node, "ctx", "load") != "load" else _filtered(node, _MADE)
 
@@ -141,11 +141,8 @@ class _Counting(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        return (
-            _filtered(node, _SEARCHED)
-            if any(operand.op in ("in", "notin") for operand in node.ops)
-            else node
-        )
+        searches = any(operand.op in ("in", "notin") for operand in node.ops)
+        return _filtered(node, _SEARCHED) if searches else node
 
 
 def _filtered(node: Any, name: str, args: Iterable[Any] = ()) -> nodes.Filter:
@@ -167,7 +164,9 @@ class _LimitedTemplate(Template):
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with limits; takes the place of transformers' own for its chat templates."""
+    """jinja2's sandbox with limits. It replaces the one that transformers uses for its chat
+    templates.
+    """
 
     template_class = _LimitedTemplate
     intercepted_binops = frozenset(("+", "-", "*", "**", "%", "/", "//"))
@@ -175,8 +174,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.at_work = threading.local()
-        """Its ``budget`` is that of the rendering at work in this thread, or of the template that
-        is being compiled.
+        """Its ``budget`` is that of the rendering in this thread, or of the template that is being
+        compiled.
         """
         self.finalize = self._written
         for name in _DROPPED_FILTERS:
@@ -195,9 +194,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         self._known = set(own)
 
     def start(self, given: Any) -> Budget:
-        """A fresh budget for a rendering of ``given``."""
-        self.at_work.budget = found = Budget(given)
-        return found
+        """Set and return a new budget for a rendering of ``given``."""
+        self.at_work.budget = budget = Budget(given)
+        return budget
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > SOURCE:
@@ -207,7 +206,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def compile(self, source: Any, *args: Any, **kwargs: Any) -> Any:
-        # Not in ``__init__``: transformers adds its own behind it.
+        # Not in ``__init__``, because transformers adds its own filters after it.
         for name in self.filters.keys() - self._known:
             self.filters[name] = self._limited(name, self.filters[name])
             self._known.add(name)
@@ -215,7 +214,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return super().compile(source, *args, **kwargs)
 
     def concat(self, parts: Iterable[str]) -> str:
-        """All texts that a macro, a block or the whole template writes, as one."""
+        """Join all texts that a macro, a block or the whole template writes."""
         known = list(parts)
         self.at_work.budget.pay(sum(map(len, known)) + PART * len(known))
         return "".join(known)
@@ -232,9 +231,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             require_bits(left.bit_length() * max(0, right))
         elif operator == "%" and isinstance(left, str):
             budget.pay_format(left, right)
-        found = self.binop_table[operator](left, right)
-        budget.weigh(found)
-        return found
+        result = self.binop_table[operator](left, right)
+        budget.weigh(result)
+        return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         made = super().wrap_str_format(value)
@@ -259,24 +258,23 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                     f"it calls {type(owner).__name__}.{name}, which no chat template needs"
                 )
             args = __self._paid(owner, name, args)
-            found = super().call(__context, __obj, *args, **kwargs)
+            result = super().call(__context, __obj, *args, **kwargs)
             if name not in _GIVES:
-                budget.weigh(found)
-            return found
+                budget.weigh(result)
+            return result
         if isinstance(__obj, Macro):
             if __obj.catch_varargs or __obj.catch_kwargs:
                 budget.weigh([args, kwargs])
             return super().call(__context, __obj, *args, **kwargs)
-        budget.weigh(
-            [a for a in (*args, *kwargs.values()) if isinstance(a, str)] * 32
-        )  # a text may say how to write a time
-        found = super().call(__context, __obj, *args, **kwargs)
-        if not isinstance(found, str):
-            budget.weigh(found)
-        return found
+        # A text may be the format of a time.
+        budget.weigh([a for a in (*args, *kwargs.values()) if isinstance(a, str)] * 32)
+        result = super().call(__context, __obj, *args, **kwargs)
+        if not isinstance(result, str):
+            budget.weigh(result)
+        return result
 
     def _paid(self, owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of a method, once what it will make is paid for."""
+        """Pay for the result of a method, and return its arguments."""
         budget = self.at_work.budget
         if name in _PADDING and args and isinstance(args[0], int):
             budget.pay(max(0, args[0]))
@@ -290,7 +288,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return args
 
     def _listed(self, value: Any, between: int) -> Any:
-        """An iterator's content as a list; paid for with ``between`` for each."""
+        """The contents of an iterator as a list, paid for with ``between`` for each item."""
         if hasattr(value, "__next__"):
             value = list(value)
         self.at_work.budget.weigh(value)
@@ -298,8 +296,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return value
 
     def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that pays: for what it is given where it makes a list of that, for what it will
-        make, and for what it made.
+        """Wrap a filter so that it pays: for its input where it makes a list of it, for its result
+        before it runs, and for the result itself.
         """
         ahead = 1 if hasattr(function, "jinja_pass_arg") else 0
         lazy, cost = name in LAZY, COSTS.get(name)
@@ -318,9 +316,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                     args = (*args[:ahead], value, *args[ahead + 1 :])
                 if cost is not None:
                     cost(budget, *args[ahead:], **kwargs)
-            found = function(*args, **kwargs)
-            budget.weigh(found)
-            return found
+            result = function(*args, **kwargs)
+            budget.weigh(result)
+            return result
 
         return limited
 
@@ -340,7 +338,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return value
 
     def _sliced(self, value: Any) -> Any:
-        # A part of a list holds what the list holds, and copies none of it.
+        # A slice of a list holds the list's items and copies none of them.
         self.at_work.budget.pay(shallow(value))
         return value
 
@@ -358,7 +356,7 @@ def limit() -> None:
     """Put the limits on every chat template that transformers renders in this process from now
     on.
     """
-    # The one class that transformers makes its environments of, looked up whenever it compiles a
-    # template.
+    # The class of which transformers makes its environments. It looks the class up whenever it
+    # compiles a template.
     assert issubclass(LimitedEnvironment, chat_template_utils.ImmutableSandboxedEnvironment)
     chat_template_utils.ImmutableSandboxedEnvironment = LimitedEnvironment

@@ -1,9 +1,10 @@
-"""Texts that a chat template has already been applied to → the turns they were made of.
+"""Take apart texts to which a chat template has already been applied, into the turns they were made
+of.
 
-A template applied twice trains on its own markers. What begins with a turn marker of a known
-template is taken apart; what begins with one that is unknown, or does not go on as it should, is
-refused. Templates whose markers are words stand in ``templates_words``. Control tokens in the
-middle of prose are prose.
+A template applied twice would train on its own markers. A text that begins with a turn marker of a
+known template is taken apart. One that begins with an unknown marker, or does not continue as it
+should, is refused. ``templates_words`` has the templates whose markers are words. Control tokens in
+the middle of prose are prose.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from prefloop.records import Message
 class _Family:
     name: str
     start: re.Pattern[str]
-    """A turn's beginning; its group is the speaker."""
+    """The beginning of a turn; its group is the speaker."""
     ends: tuple[str, ...]
     must_end: bool = False
-    """Every turn but the last has an end marker."""
+    """Every turn except the last must have an end marker."""
     lead: str = ""
-    """Text before the first turn is the system's, where this token stands before it (if it begins a
+    """Text before the first turn is the system's, if this token stands before it (where it begins a
     sequence) or after it.
     """
 
@@ -115,10 +116,10 @@ _INST_SYS = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 
 
 def unwrap(text: str, name: str) -> Unwrapped | None:
-    """The turns of a text that begins with a known template's marker, ``None`` for any other text.
+    """The turns of a text that begins with a known template's marker; ``None`` for any other text.
 
-    Raises ``BadRow`` for a text that begins so and does not go on so, and for one that begins with
-    an unknown marker.
+    Raises ``BadRow`` for a text that begins so and does not continue so, and for one that begins
+    with an unknown marker.
     """
     if not any(mark in text for mark in ("<", "[", "#", "ser:", "uman:", "rompter:", "USER:")):
         return None
@@ -126,16 +127,16 @@ def unwrap(text: str, name: str) -> Unwrapped | None:
         return _inst(text, name)
     if (solved := _SOLVED.match(text)) is not None:
         thoughts, words = (part.strip() for part in solved.groups())
-        said = [Message("assistant", f"<think>\n{thoughts}\n</think>\n\n{words}")]
-        return made(said, False, "OpenThoughts", True, name)
+        answer = Message("assistant", f"<think>\n{thoughts}\n</think>\n\n{words}")
+        return made([answer], False, "OpenThoughts", True, name)
     for family in _FAMILIES:
         if (unwrapped := _family(family, text, name)) is not None:
             return unwrapped
     body = begin_cut(text)[0].lstrip()
     if body.startswith(("<|start|>", "<|channel|>")):
         return _harmony(body, name)
-    if (found := unwrap_words(text, name)) is not None:
-        return found
+    if (unwrapped := unwrap_words(text, name)) is not None:
+        return unwrapped
     if (marker := marker_of(body)) is not None and end_cut(body)[0].strip():
         raise BadRow(
             name,
@@ -172,11 +173,9 @@ def _family(family: _Family, text: str, name: str) -> Unwrapped | None:
             raise BadRow(
                 name, f"holds {family.name}'s markers with an unknown role {speaker[:40]!r}"
             )
-        open, thinks = (
-            opened(words)
-            if last and ROLES[speaker] == "assistant" and not ended
-            else (False, False)
-        )
+        open = thinks = False
+        if last and ROLES[speaker] == "assistant" and not ended:
+            open, thinks = opened(words)
         if open:
             return made(turns, True, family.name, True, name, thinks=thinks)
         turns.append(Message(ROLES[speaker], words if family.name == "ChatML" else words.strip()))
@@ -184,8 +183,8 @@ def _family(family: _Family, text: str, name: str) -> Unwrapped | None:
 
 
 def _harmony(body: str, name: str) -> Unwrapped:
-    """gpt-oss's turns: what the assistant says in the channel ``analysis`` are the thoughts of what
-    it says next.
+    """Take apart gpt-oss's turns. The channel ``analysis`` holds the thoughts of what the assistant
+    says next.
     """
     turns: list[Message] = []
     thoughts: str | None = None
@@ -244,8 +243,8 @@ def _inst(text: str, name: str) -> Unwrapped:
         turns.append(Message("system", system.group(1).strip()))
         at = system.end()
     answer = ""
-    while found := _INST_TURN.match(text, at):
-        words, answer = found.groups()
+    while turn := _INST_TURN.match(text, at):
+        words, answer = turn.groups()
         if at and turns and turns[-1].role == "user":
             raise BadRow(
                 name, "holds [INST] turns without an answer between them: take the markers off"
@@ -257,7 +256,7 @@ def _inst(text: str, name: str) -> Unwrapped:
         answer = end_cut(answer)[0].strip()
         if answer:
             turns.append(Message("assistant", answer))
-        at = found.end()
+        at = turn.end()
     if at < len(text.rstrip()) or not turns or turns[-1].role == "system":
         raise BadRow(name, "begins with [INST] markers and does not go on so: take the markers off")
     return made(turns, not answer, "[INST]", True, name)

@@ -1,9 +1,9 @@
 """Chat templates whose markers are words: ``### Human:``, ``USER:``, alpaca's headings, ``User:``
 at the beginning of a line.
 
-People write such words too. They count only where the assistant's marker follows the user's in
-turn. The commonest of them, and those after a text of any kind, count in a prompt only where it
-ends with the assistant's marker; a text that is a whole conversation anyway has them without that.
+People write such words too, so they count only where the assistant's marker follows the user's in
+turn. The most common ones, and those after a text of any kind, count in a prompt only where it ends
+with the assistant's marker. A text that must be a whole conversation does not need that.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from prefloop.records import Message
 class _Family:
     name: str
     start: re.Pattern[str]
-    """A turn's beginning; its group is the speaker."""
+    """The beginning of a turn; its group is the speaker."""
     weak: bool = False
     lead: str = "\0"
-    """What the text before the first turn, the system's, begins with where the template's own;
-    another one makes the text weak.
+    """How the template's own text before the first turn begins, which is the system's. Another
+    beginning makes the text weak.
     """
 
 
@@ -47,14 +47,13 @@ _ALPACA_LEAD = re.compile(r"Below is an instruction that describes a task[^#]*\Z
 
 
 def unwrap_words(text: str, name: str) -> Unwrapped | None:
-    """The turns of a text in word markers, ``None`` for any other text."""
+    """The turns of a text with word markers; ``None`` for any other text."""
     if not any(mark in text for mark in _TELLS):
         return None
-    if "### Instruction:" in text and (found := _alpaca(text)) is not None:
-        return found
-    return next(
-        (found for family in _FAMILIES if (found := _family(family, text, name)) is not None), None
-    )
+    if "### Instruction:" in text and (unwrapped := _alpaca(text)) is not None:
+        return unwrapped
+    tries = (_family(family, text, name) for family in _FAMILIES)
+    return next((unwrapped for unwrapped in tries if unwrapped is not None), None)
 
 
 def _family(family: _Family, text: str, name: str) -> Unwrapped | None:
@@ -80,7 +79,7 @@ def _family(family: _Family, text: str, name: str) -> Unwrapped | None:
 
 
 def _in_turn(speakers: list[str]) -> bool:
-    """Whether the user begins, at most the system before, and the assistant follows in turn."""
+    """Whether the user begins, after at most a system text, and user and assistant alternate."""
     roles = [ROLES[speaker.casefold()] for speaker in speakers]
     talk = [role for role in roles if role != "system"]
     turned = all(a != b for a, b in itertools.pairwise(talk))

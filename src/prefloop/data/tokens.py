@@ -1,4 +1,4 @@
-"""Token ids with what of them is learnt."""
+"""Token ids with marks of those that are learnt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import itertools
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Token ids, and which of them are learnt; ``joined`` where thoughts met a generation prompt
-    that opens them.
+    """Token ids, and which of them are learnt. ``joined``: the thoughts were joined to a generation
+    prompt that opens them.
     """
 
     ids: list[int]
@@ -18,7 +18,7 @@ class Tokens:
 
     @property
     def turns(self) -> int:
-        """How many stretches are learnt, one an assistant turn."""
+        """Number of learnt stretches, one for each assistant turn."""
         return sum(learnt for learnt, _ in itertools.groupby(self.learn))
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Tools and tool calls in the forms that files have them: OpenAI's, flat objects, JSON written as
+"""Read tools and tool calls in the forms that files have: OpenAI's, flat objects, JSON written as
 text.
 """
 
@@ -20,14 +20,14 @@ _CALL_KEYS = frozenset({"name", "id", "type", "index", "function", "arguments", 
 _EXPECTED_CALL = 'expected {"name": …, "arguments": {…}}'
 
 
-# A null is no key here either: the record that is made of it is written and read again.
+# A null counts as absent here too, since the record is written and read again.
 _decode = json.JSONDecoder(
     object_pairs_hook=lambda pairs: {k: v for k, v in pairs if v is not None}
 ).decode
 
 
 def parsed(text: str) -> Any:
-    """What a text holds as JSON, ``None`` where it is none."""
+    """The value of a JSON text; ``None`` for any other text."""
     try:
         value = _decode(text)
         check_strings(value)
@@ -37,14 +37,14 @@ def parsed(text: str) -> Any:
 
 
 def spelt(text: str) -> Any:
-    """What a text spells as JSON or as Python's repr, as pandas writes lists into CSV; ``None``
-    where it spells nothing.
+    """The value of a text in JSON, or in Python's repr, which pandas writes for lists in CSV;
+    ``None`` for any other text.
     """
     value = parsed(text)
     if value is not None or not text.lstrip().startswith(("[", "{", "(")):
         return value
     try:
-        # NumPy prints no commas between texts, which Python would read as one text.
+        # NumPy prints no commas between texts, and Python would read such a list as one text.
         kinds = [
             token.type for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline)
         ]
@@ -55,7 +55,7 @@ def spelt(text: str) -> Any:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Through JSON, so that tuples, bytes and numbers as keys go no further.
+            # Converted through JSON, so that no tuples, bytes or numbers as keys remain.
             value = _decode(json.dumps(ast.literal_eval(text.strip()), allow_nan=False))
         check_strings(value)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
@@ -64,8 +64,8 @@ def spelt(text: str) -> Any:
 
 
 def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
-    """The JSON schemas in a column of tools: a list, one object, or either as JSON text. Empty ones
-    give none.
+    """The JSON schemas in a column of tools, given as a list, as one object, or as JSON text of
+    either. An empty column has none.
 
     A bare ``{"name", "parameters"}`` is wrapped as ``{"type": "function", "function": …}``, which
     chat templates expect.
@@ -104,8 +104,8 @@ def _shown(value: Any) -> str:
 
 
 def calls_of(value: Any, name: str, unused: dict[str, None]) -> list[ToolCall]:
-    """Tool calls: a list of them, one, or either as JSON text. Keys that say nothing here are put
-    into ``unused``.
+    """Tool calls, given as a list, as one call, or as JSON text of either. Keys that are not used
+    are added to ``unused``.
     """
     if isinstance(value, str):
         text, value = value, parsed(value)
@@ -143,8 +143,8 @@ def _call(value: Any, name: str, unused: dict[str, None]) -> ToolCall:
     unused |= dict.fromkeys(f"tool_calls.{key}" for key in others)
     if isinstance(given, str):
         # Arguments that are no object stay as they were written.
-        found = parsed(given) if given.strip() else {}
-        given = found if isinstance(found, dict) else given
+        value_of = parsed(given) if given.strip() else {}
+        given = value_of if isinstance(value_of, dict) else given
     if not isinstance(given, dict | str):
         raise BadRow(f"{name}.arguments", f"is {json_type(given)}, expected an object")
     id = value.get("id")

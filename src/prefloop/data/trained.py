@@ -1,7 +1,7 @@
-"""The prompts that training saw: every file is read as the stage that learnt from it read it.
+"""The prompts that training saw. Every file is read as the stage that learnt from it read it.
 
-One file may serve several stages. A limit counts records, and which rows they come from differs by
-kind: a prompt that stands in two rows is one prompt and two demonstrations.
+One file may serve several stages. A limit counts records, and the rows that they come from differ
+by kind: a prompt in two rows is one prompt and two demonstrations.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from prefloop.errors import DataError
 from prefloop.records import Comparison, Demonstration, Prompt, Rating, from_dict
 
 ROLES = ("demonstrations", "comparisons", "prompts")
-"""What a training file is for, as ``data`` and a manifest's ``reads`` name it."""
+"""The roles of training files, as ``data`` and a manifest's ``reads`` name them."""
 
 
 def roles_read(reads: Collection[str]) -> tuple[str, ...]:
-    """The roles among the names of fields that artifacts read; all of them where none is, as
-    nothing was noted then.
+    """The roles among the names of fields that artifacts have read; all roles where none is among
+    them, since nothing was recorded then.
     """
     return tuple(role for role in ROLES if role in reads) or ROLES
 
@@ -31,10 +31,10 @@ def roles_read(reads: Collection[str]) -> tuple[str, ...]:
 def trained_prompts(
     files: Mapping[str, Source], layout: str, limit: int | None, scratch: Path
 ) -> Iterator[Prompted]:
-    """Every record of the training files by role, one at a time; rows that training could not use
-    are none.
+    """Every record of the training files by role, one at a time, without rows that training could
+    not use.
 
-    ``scratch`` is a folder for copies. Raises ``DataError`` for a file that is not what it was.
+    ``scratch`` is a folder for copies. Raises ``DataError`` for a file that has changed since.
     """
     for role, source in files.items():
         kinds = _kinds(role, source, layout)
@@ -59,8 +59,8 @@ def trained_prompts(
 
 
 def _kinds(role: str, source: Source, layout: str) -> list[Any]:
-    """What the stages read of a file: of thumbs KTO learns from each, and the other losses from the
-    pairs that they form.
+    """The kinds of record that stages read from a file. From thumbs KTO learns one by one, and the
+    other losses learn from the pairs that they form.
     """
     if role == "comparisons":
         return [Rating, Comparison] if holds(Rating, source, layout) else [Comparison]

@@ -1,5 +1,5 @@
-r"""Whole conversations written as one text: hh-rlhf's ``\n\nHuman: … \n\nAssistant: …``, lists of
-messages as strings, templated texts.
+r"""Read whole conversations written as one text: hh-rlhf's ``\n\nHuman: … \n\nAssistant: …``, lists
+of messages as strings, templated texts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _HH_TURN = re.compile(r"(?:\r?\n){2}(Human|Assistant):")
 _HH_OPEN = re.compile(r"(?:\r?\n){2}Assistant:\s*\Z")
 _HH_BEGIN = re.compile(r"(?:\r?\n){2}Human:|\s*Human:.*?(?:\r?\n){2}Assistant:", re.DOTALL)
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-# Python's repr escapes line breaks within strings, so one between two braces stands between two
-# objects (as numpy prints them).
+# Python's repr escapes line breaks within strings, so a line break between two braces separates two
+# objects, as numpy prints them.
 _NUMPY = re.compile(r"\}\s*\n\s*\{")
 _ONE = re.compile(r"""\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _LISTED = re.compile(r"\s*\[\s*\{")
@@ -29,22 +29,22 @@ _LISTED = re.compile(r"\s*\[\s*\{")
 
 @dataclass(frozen=True)
 class Transcript:
-    """The turns of a text, and whether it is open for the assistant's answer."""
+    """The turns of a text, and whether it ends where the assistant should answer."""
 
     turns: list[Message]
     open: bool = False
     weak: bool = False
-    """Whether its markers are words that a person's text, such as a dialogue, may begin with as
+    """Whether its markers are words with which a person's text, such as a dialogue, may begin as
     well.
     """
 
 
 def transcript_of(text: str, name: str, row: Row, whole: bool = False) -> Transcript | None:
-    """The conversation that a text holds; ``None`` where it is plain text. What was done is said to
-    the row.
+    """The conversation that a text holds; ``None`` for plain text. The row gets a note of what was
+    done.
 
-    A text that must be a ``whole`` conversation has words as its markers that would be a person's
-    elsewhere.
+    In a text that must be a ``whole`` conversation, words that would be a person's elsewhere count
+    as markers.
     """
     if _LISTED.match(text) and (listed := literal(text, name)) is not None:
         row.say(PARSED)
@@ -58,24 +58,24 @@ def transcript_of(text: str, name: str, row: Row, whole: bool = False) -> Transc
         row.transcript = True
         words = text.rstrip().removesuffix("Assistant:") if open else text
         return Transcript(parse_hh(words, name), open, weak=not text.startswith(("\n", "\r")))
-    if (found := unwrap(text, name)) is not None and (whole or not found.weak):
-        row.say(f"{found.template} markers in texts, unwrapped into messages")
-        row.transcript, row.thinks = True, row.thinks or found.thinks
-        row.templated = row.templated or found.control
-        return Transcript(found.turns, found.open, found.weak)
+    if (unwrapped := unwrap(text, name)) is not None and (whole or not unwrapped.weak):
+        row.say(f"{unwrapped.template} markers in texts, unwrapped into messages")
+        row.transcript, row.thinks = True, row.thinks or unwrapped.thinks
+        row.templated = row.templated or unwrapped.control
+        return Transcript(unwrapped.turns, unwrapped.open, unwrapped.weak)
     return None
 
 
 def is_hh(value: Any) -> bool:
-    r"""Whether a value is hh-rlhf's text: it begins with ``\n\nHuman:``, or with ``Human:`` and has
-    an ``Assistant:`` further on.
+    r"""Whether a value is a text of hh-rlhf: it begins with ``\n\nHuman:``, or with ``Human:`` and
+    has an ``Assistant:`` further on.
     """
     return isinstance(value, str) and _HH_BEGIN.match(value) is not None
 
 
 def parse_hh(text: str, name: str) -> list[Message]:
-    r"""The turns of hh-rlhf text (``\n\nHuman: … \n\nAssistant: …``), each stripped; an empty turn
-    is refused.
+    r"""The turns of hh-rlhf's text (``\n\nHuman: … \n\nAssistant: …``), each stripped. Raises
+    ``BadRow`` for an empty turn.
     """
     before, *rest = _HH_TURN.split("\n\n" + text.lstrip())
     if before.strip() or not rest:
@@ -88,10 +88,10 @@ def parse_hh(text: str, name: str) -> list[Message]:
 
 
 def literal(text: str, name: str) -> list[Any] | None:
-    """The message list that a text spells in JSON or as Python's repr; ``None`` where it spells
+    """The list of messages that a text spells in JSON or in Python's repr; ``None`` where it spells
     something else.
 
-    Raises ``BadRow`` for one that begins so and cannot be parsed.
+    Raises ``BadRow`` for a text that begins so and cannot be parsed.
     """
     value = spelt(text)
     if value is None:

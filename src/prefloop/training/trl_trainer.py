@@ -31,7 +31,10 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)", re.ASCII)
 class Rows(Protocol):
     """What a trainer learns from."""
 
-    rows: list[dict[str, Any]]
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each of its examples, with the columns that the trainer reads."""
+        ...
 
     def ids_of(self, turns: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids of a prompt in ``rows``."""
@@ -150,7 +153,7 @@ class Prompted:
 
     ids_of: Callable[[Any], list[int]]
 
-    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict]:
+    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.ids_of(prompt) for prompt in prompts], None, {}
 
 

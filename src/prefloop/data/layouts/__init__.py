@@ -1,10 +1,10 @@
-"""The layouts preference data comes in: how each is recognised, and which reader makes records of
-its rows.
+"""The layouts in which preference data comes: how each is recognized, and which reader turns its
+rows into records.
 
-A reader takes a :class:`Row` and gives the record it holds, or several. What a loader was asked for
-is derived from that in ``convert``, so a layout says nothing about who reads it. Published layouts
-come first and the first that fits is taken: their columns are their own. Of the general ones every
-one that fits is counted, so that a file which could be read in two ways is asked about.
+A reader takes a :class:`Row` and returns its record, or several. ``convert`` makes of that record
+what a loader was asked for, so a layout knows nothing about who reads it. Published layouts come
+first, and the first that fits is taken, since their columns are unique. Of the general layouts all
+that fit are counted, so that the user is asked about a file which could be read in two ways.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EVERY = (Prompt, Demonstration, Comparison, Rating, BestOf)
 _PAIR_NAMES = tuple(name for names in PAIRS for name in names)
 
 _PUBLISHED = (
-    # First of all: the columns beside their `chosen` are the votes.
+    # First of all, because the columns next to their `chosen` are the votes.
     Layout(
         "argilla",
         "fields, responses | QUESTION.responses, QUESTION.responses.users,"
@@ -431,8 +431,8 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*_PUBLISHED, *_
 
 
 def fitting(row: Columns) -> list[str]:
-    """The layouts that a row fits: a published one alone, or every general one. Empty columns of
-    turns do not count.
+    """The layouts that a row fits: one published layout, or all general ones that fit. Empty
+    columns of turns do not count.
     """
     columns = {
         key: value

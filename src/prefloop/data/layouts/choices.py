@@ -1,5 +1,5 @@
-"""Which of two answers is the better one, in the words that files have for it; and files that hold
-the two side by side.
+"""Read which of two answers is better, in the words that files use for it; and files that hold the
+two side by side.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SIDES = tuple(
     for name in ("response", "answer", "completion", "output")
     for a, b in ("ab", "12")
 )
-"""Names of two answers of which neither is called the better one."""
+"""Names of the columns of two answers, of which neither is called the better one."""
 VERDICTS = ("human", "winner", "preferred", "preference", "choice", "better", "label", "vote")
-"""Columns that say which of the two is better."""
+"""Columns that say which of the two answers is better."""
 _SPEAKERS = ("response", "answer", "completion", "output", "model", "assistant", "option")
 _TIES = {
     **dict.fromkeys(("tie", "tied", "draw", "equal", "neither", "both"), None),
@@ -33,12 +33,14 @@ _BETWEEN = re.compile(r"[\s_()-]+")
 
 
 def sides_of(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The columns of the two answers."""
+    """The columns of a row's two answers; ``None`` where it has none."""
     return next((pair for pair in SIDES if all(key in row for key in pair)), None)
 
 
 def is_judgment(row: Mapping[str, Any]) -> bool:
-    """A prompt, two answers side by side and a column that says which is better."""
+    """Whether a row has a prompt, two answers side by side, and a column that says which is
+    better.
+    """
     return (
         any(key in row for key in TEXTS)
         and sides_of(row) is not None
@@ -47,52 +49,44 @@ def is_judgment(row: Mapping[str, Any]) -> bool:
 
 
 def choice_in(value: Any, name: str, row: Row, sides: tuple[str, str]) -> tuple[Choice, str | None]:
-    """The vote that a word is, and why it is a tie: a side's letter or name, its model's name, or a
-    word for neither.
+    """The vote that a word expresses, and why it is a tie. The word is a side's letter or name, its
+    model's name, or a word for neither.
 
-    Raises ``BadRow`` for other words and for numbers, which some count from 0 and others from 1.
+    Raises ``BadRow`` for other words, and for numbers, which some files count from 0 and others
+    from 1.
     """
     word = _BETWEEN.sub("_", value.strip().casefold()).strip("_") if isinstance(value, str) else ""
     if word in _TIES:
         return "tie", _TIES[word]
     letters = [side.rpartition("_")[2] for side in sides]
     for choice, letter in zip((0, 1), letters, strict=True):
-        names = {f"{speaker}_{letter}" for speaker in _SPEAKERS} | (
-            {letter} if letter.isalpha() else set()
-        )
+        names = {f"{speaker}_{letter}" for speaker in _SPEAKERS}
+        names |= {letter} if letter.isalpha() else set()
         model = row.get(f"model_{letter}")
-        others = row.get(f"model_{letters[1 - choice]}")
-        is_model = (
-            isinstance(value, str)
-            and isinstance(model, str)
-            and value.strip() == model.strip() != str(others).strip()
-        )
+        other = str(row.get(f"model_{letters[1 - choice]}"))
+        is_model = False
+        if isinstance(value, str) and isinstance(model, str):
+            is_model = value.strip() == model.strip() != other.strip()
         if word in names or word == ("first", "second")[choice] or is_model:
             return (0 if choice == 0 else 1), None
-    shown = (
-        repr(value[:40])
-        if isinstance(value, str)
-        else f"{value}"
-        if isinstance(value, int | float)
-        else json_type(value)
-    )
+    shown = f"{value}" if isinstance(value, int | float) else json_type(value)
+    shown = repr(value[:40]) if isinstance(value, str) else shown
     short = " or ".join(letters) if letters[0].isalpha() else " or ".join(sides)
     raise BadRow(name, f"is {shown}, expected {short} for the better answer, or tie")
 
 
 def read_judgments(row: Row) -> Record:
-    """Two responses and what one person or several said of them."""
+    """A comparison of two responses, with the votes of one person or several."""
     prompt = prompt_of(row)
     sides = sides_of(row) or SIDES[0]
     prompt, responses = two_responses(row, prompt, *sides)
     key = row.first(*VERDICTS) or VERDICTS[0]
     given = row.take(key)
     if isinstance(given, list):
-        said = [choice_in(vote, f"{key}.{index}", row, sides) for index, vote in enumerate(given)]
-        votes = [
-            Vote(f"{row.source}#{index}", choice, why=why)
-            for index, (choice, why) in enumerate(said)
-        ]
+        votes = []
+        for index, word in enumerate(given):
+            choice, why = choice_in(word, f"{key}.{index}", row, sides)
+            votes.append(Vote(f"{row.source}#{index}", choice, why=why))
     else:
         choice, why = choice_in(given, key, row, sides)
         votes = [Vote(f"{row.source}#0", choice, why=why)]

@@ -31,14 +31,14 @@ _MODELS = ("generation_models", "models")
 
 
 def is_webgpt(row: Mapping[str, Any]) -> bool:
-    """OpenAI's WebGPT comparisons."""
+    """Whether a row is one of OpenAI's WebGPT comparisons."""
     return isinstance(row.get("question"), dict) and all(
         f"{name}_{n}" in row for name in ("answer", "score") for n in (0, 1)
     )
 
 
 def read_webgpt(row: Row) -> Record:
-    """Two answers with the scores that people gave them; a score above 0 is the better one."""
+    """Two answers with people's scores. The answer with a score above 0 is the better one."""
     asked = field_of(row.take("question"), "full_text", "question.full_text")
     prompt = around(row, [Message("user", check_text(asked, "question.full_text"))])
     texts = [answer_in(row, row.take(key), key, prompt).turns for key in ("answer_0", "answer_1")]
@@ -52,7 +52,7 @@ def read_webgpt(row: Row) -> Record:
 
 
 def is_summaries(row: Mapping[str, Any]) -> bool:
-    """OpenAI's summaries with people's choices between two."""
+    """Whether a row is one of OpenAI's summaries with people's choices between two."""
     return (
         isinstance(row.get("info"), dict)
         and isinstance(row.get("summaries"), list)
@@ -61,7 +61,7 @@ def is_summaries(row: Mapping[str, Any]) -> bool:
 
 
 def read_summaries(row: Row) -> Record:
-    """Two summaries of a post or an article; the prompt is written as the data's authors wrote
+    """Two summaries of a post or an article. The prompt is written as the data's authors wrote
     it.
     """
     info = row.take("info")
@@ -70,19 +70,18 @@ def read_summaries(row: Row) -> Record:
     items = objects(row.take("summaries"), "summaries")
     if len(items) != 2:
         raise BadRow("summaries", f"holds {len(items)} summaries, expected two")
-    responses = [
-        Response(
-            _summary(row, item, f"summaries.{i}.text"),
-            source_of(item.get("policy"), f"summaries.{i}.policy", row),
+    responses = []
+    for i, item in enumerate(items):
+        text = _summary(row, item, f"summaries.{i}.text")
+        responses.append(
+            Response(text, source_of(item.get("policy"), f"summaries.{i}.policy", row))
         )
-        for i, item in enumerate(items)
-    ]
     check_distinct(responses[0].text, responses[1].text, "summaries.0.text", "summaries.1.text")
     row.message_keys |= dict.fromkeys(
         f"summaries.{key}" for item in items for key in item if key not in ("text", "policy")
     )
-    chosen = number_of(row.take("choice"))
-    if chosen not in (0, 1):
+    better = number_of(row.take("choice"))
+    if better not in (0, 1):
         raise BadRow("choice", f"is {str(row['choice'])[:40]!r}, expected 0 or 1")
     worker = row.get("worker")
     if isinstance(worker, str) and worker.strip():
@@ -93,9 +92,8 @@ def read_summaries(row: Row) -> Record:
         "prompts written as the data's authors did: SUBREDDIT, TITLE, POST or Article, then TL;DR:"
     )
     row.evidence("info")
-    return Comparison(
-        row.id, prompt, responses, [Vote(worker, 0 if chosen == 0 else 1)], row.meta()
-    )
+    vote = Vote(worker, 0 if better == 0 else 1)
+    return Comparison(row.id, prompt, responses, [vote], row.meta())
 
 
 def _summary(row: Row, item: Mapping[str, Any], name: str) -> str:
@@ -118,7 +116,7 @@ def _to_summarize(info: Any) -> str:
 
 
 def is_stack_exchange(row: Mapping[str, Any]) -> bool:
-    """Stack Exchange's questions with several answers and the score of each."""
+    """Whether a row is a question of Stack Exchange with several answers and the score of each."""
     listed = row.get("answers")
     return (
         any(key in row for key in TEXTS)
@@ -129,20 +127,16 @@ def is_stack_exchange(row: Mapping[str, Any]) -> bool:
 
 
 def read_stack_exchange(row: Row) -> list[Record]:
-    """Every two answers, the higher score the better; scores grow with the votes' logarithm and are
-    no strength.
+    """Every two answers as a comparison; the higher score is better. Scores grow with the logarithm
+    of the votes, so they give no strength.
     """
     prompt = prompt_of(row)
     answers = []
     for index, item in enumerate(objects(row.take("answers"), "answers")):
         name = f"answers.{index}"
         text = check_text(field_of(item, "text", f"{name}.text"), f"{name}.text")
-        answers.append(
-            (
-                Response(text, row.source),
-                _number(field_of(item, "pm_score", f"{name}.pm_score"), f"{name}.pm_score"),
-            )
-        )
+        score = field_of(item, "pm_score", f"{name}.pm_score")
+        answers.append((Response(text, row.source), _number(score, f"{name}.pm_score")))
         row.message_keys |= dict.fromkeys(
             f"answers.{key}" for key in item if key not in ("text", "pm_score")
         )
@@ -151,7 +145,9 @@ def read_stack_exchange(row: Row) -> list[Record]:
 
 
 def _lists(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The columns of several answers as texts and of a number for each."""
+    """The columns of several answers as texts and of a number for each; ``None`` where there are
+    none.
+    """
     for key in _LISTS:
         texts = row.get(key)
         if (
@@ -161,20 +157,22 @@ def _lists(row: Mapping[str, Any]) -> tuple[str, str] | None:
         ):
             continue
         for ratings in _RATINGS:
-            # Of `responses` the `scores` name the best ones, which is another layout.
+            # Next to `responses`, `scores` tell which ones are best, which is another layout.
             if isinstance(row.get(ratings), list) and (key, ratings) != ("responses", "scores"):
                 return key, ratings
     return None
 
 
 def is_listed(row: Mapping[str, Any]) -> bool:
-    """Several answers in one list and a number for each in another, as distilabel writes them."""
+    """Whether a row has several answers in one list and a number for each in another, as distilabel
+    writes them.
+    """
     return prompt_column(row) is not None and "chosen" not in row and _lists(row) is not None
 
 
 def read_listed(row: Row) -> list[Record]:
-    """Every two answers, the higher number the better, the difference the strength; an answer
-    without a number is left out.
+    """Every two answers as a comparison; the higher number is better, and the difference is the
+    strength. An answer without a number is left out.
     """
     prompt = prompt_of(row)
     key, rated = _lists(row) or (_LISTS[0], _RATINGS[0])
@@ -212,19 +210,19 @@ def _number(value: Any, name: str) -> float:
 
 
 def is_xlam(row: Mapping[str, Any]) -> bool:
-    """xLAM's questions, tools and the calls that answer them."""
+    """Whether a row is one of xLAM's: a question, tools, and the calls that answer it."""
     return "query" in row and "tools" in row and "answers" in row and _calls(row["answers"])
 
 
 def _calls(value: Any) -> bool:
-    found = parsed(value) if isinstance(value, str) else value
-    return isinstance(found, list) and all(
-        isinstance(item, dict) and "name" in item for item in found
+    calls = parsed(value) if isinstance(value, str) else value
+    return isinstance(calls, list) and all(
+        isinstance(call, dict) and "name" in call for call in calls
     )
 
 
 def read_xlam(row: Row) -> Record:
-    """The calls are the answer to imitate."""
+    """A demonstration, whose answer is the calls."""
     prompt = prompt_of(row, "query")
     calls: Sequence[Any] = calls_of(row.take("answers"), "answers", row.message_keys)
     if not calls:

@@ -1,4 +1,4 @@
-"""Layouts that many projects share: pairs, thumbs, demonstrations and prompts, told by their
+"""Layouts that many projects share: pairs, thumbs, demonstrations and prompts, recognized by their
 columns.
 """
 
@@ -49,32 +49,34 @@ PAIRS = (
     ("chosen_response", "rejected_response"),
     ("response_j", "response_k"),
 )
-"""Names of the preferred answer and the other one."""
+"""Names of the columns of the preferred answer and the other one."""
 PREFERRED = ("response", "completion", "output")
-"""Columns of an answer that is the preferred one where a rejected one stands beside it,"""
+"""Columns of an answer that is the preferred one where the row has a rejected one too."""
 REJECTED = ("rejected_response", "rejected")
-"""under one of these names."""
+"""Columns of such a rejected answer."""
 
 
 def pair_columns(row: Columns) -> tuple[str, str] | None:
-    """The columns of the preferred answer and the other one."""
+    """The columns of the preferred answer and the other one; ``None`` where there are none."""
     return next(((good, bad) for good, bad in PAIRS if good in row and bad in row), None)
 
 
 def two_outputs(row: Columns) -> bool:
-    """LLaMA-Factory's older pairs: ``output`` is the preferred answer and the other one."""
+    """Whether ``output`` holds the preferred answer and the other one, as in LLaMA-Factory's older
+    pairs.
+    """
     return isinstance(row.get("output"), list)
 
 
 def read_hh(row: Row) -> Record:
-    """Two whole conversations as hh-rlhf's text."""
+    """A pair of two whole conversations in hh-rlhf's text."""
     chosen, rejected = (parse_hh(row.text(key), key) for key in ("chosen", "rejected"))
     prompt, (good, bad) = common_start(row, (chosen, rejected), ("chosen", "rejected"))
     return comparison(row, prompt, good, bad, "chosen", "rejected")
 
 
 def read_pair(row: Row) -> Record:
-    """A prompt beside a preferred answer and another one."""
+    """A pair of a preferred answer and another one, with their prompt."""
     if pair_columns(row) is None and two_outputs(row):
         return _two_outputs(row)
     return paired(row, *(pair_columns(row) or PAIRS[0]))
@@ -91,13 +93,12 @@ def _two_outputs(row: Row) -> Record:
     answers = [
         answer_in(row, output, key, prompt) for output, key in zip(outputs, keys, strict=True)
     ]
-    return comparison(
-        row, whole_prompt(prompt, answers, keys), answers[0].turns, answers[1].turns, *keys
-    )
+    prompt = whole_prompt(prompt, answers, keys)
+    return comparison(row, prompt, answers[0].turns, answers[1].turns, *keys)
 
 
 def read_implicit(row: Row) -> Record:
-    """Two whole conversations with a common start."""
+    """A pair of two whole conversations with a common start."""
     first, second = pair_columns(row) or PAIRS[0]
     chosen, rejected = (list(_whole(row, key)) for key in (first, second))
     prompt, (good, bad) = common_start(row, (chosen, rejected), (first, second))
@@ -107,16 +108,16 @@ def read_implicit(row: Row) -> Record:
 def _whole(row: Row, key: str) -> list[Message]:
     given = row.take(key)
     if isinstance(given, str):
-        found = transcript_of(check_text(given, key), key, row, whole=True)
-        if found is None or found.open:
+        transcript = transcript_of(check_text(given, key), key, row, whole=True)
+        if transcript is None or transcript.open:
             raise BadRow(key, "is text without a prompt: add a column 'prompt', or write messages")
-        return found.turns
+        return transcript.turns
     return messages_of(given, key, row)
 
 
 def read_swift_pair(row: Row) -> Record:
-    """ms-swift and others: a conversation's last answer, or the one answer, is the preferred one
-    beside a rejected answer or conversation.
+    """A pair as in ms-swift: the last answer of a conversation, or the only answer, is the
+    preferred one, and a rejected answer or conversation is given with it.
     """
     other_key = row.first(*REJECTED) or REJECTED[0]
     if "messages" not in row:
@@ -133,7 +134,7 @@ def read_swift_pair(row: Row) -> Record:
 
 
 def read_thumb(row: Row) -> Record:
-    """An answer with a plain yes or no."""
+    """A rating: an answer with a plain yes or no."""
     refuse_other_answers(row)
     up = verdict(row, must=True)
     if up is None:
@@ -163,19 +164,19 @@ def read_alpaca(row: Row) -> Record:
 
 
 def read_query(row: Row) -> Record:
-    """ms-swift's query and response, with earlier turns that are learnt too."""
+    """A query and response of ms-swift, with earlier turns, which are learnt too."""
     return demonstration(row, "response", "query", learnt=True)
 
 
 def read_prompted(row: Row) -> Record:
-    """A prompt with its answer."""
+    """A demonstration: a prompt with its answer."""
     key = next((key for key in ANSWERS if key in row and key != prompt_column(row)), "response")
     return demonstration(row, key)
 
 
 def read_turns(row: Row, key: str) -> Record:
-    """A conversation whose last turn is the answer, if it is the assistant's; masked turns are its
-    context.
+    """A conversation whose last turn is the answer if it is the assistant's, else a prompt. Masked
+    turns are context.
     """
     turns = conversation_of(row, key)
     _leave_prompt(row, key, turns)
@@ -194,24 +195,25 @@ def read_turns(row: Row, key: str) -> Record:
 
 
 def read_conversations(row: Row) -> Record:
-    """ShareGPT's."""
+    """A conversation of ShareGPT."""
     return read_turns(row, row.first("conversations", "conversation") or "conversations")
 
 
 def read_messages(row: Row) -> Record:
-    """OpenAI's and Gemini's."""
+    """A conversation of OpenAI or Gemini."""
     return read_turns(row, row.first("messages", "contents") or "messages")
 
 
 def _leave_prompt(row: Row, key: str, turns: Conversation) -> None:
-    """Leave out a prompt column that repeats one of the conversation's questions; refuse one that
-    asks something else.
+    """Leave out a prompt column that repeats a question of the conversation. Raises ``BadRow`` for
+    one that asks something else.
     """
     for column in (name for name in TEXTS if name in row):
         asked = row[column]
         if asked not in ("", []) and not says(turns, asked):
-            said = turns_at(row, column, asked)
-            if not any(same(said, turns[start : start + len(said)]) for start in range(len(turns))):
+            given = turns_at(row, column, asked)
+            parts = (turns[start : start + len(given)] for start in range(len(turns)))
+            if not any(same(given, part) for part in parts):
                 raise BadRow(column, f"is no turn of '{key}': keep one of the two columns")
         row.repeats(column)
 
@@ -226,7 +228,9 @@ def talks(value: Any) -> bool:
 
 
 def _check_mask(row: Row) -> None:
-    """NeMo's files name the speaker whose turns are not learnt; the user's never are."""
+    """Check NeMo's mask, which names the speaker whose turns are not learnt. The user's never
+    are.
+    """
     mask = row.get("mask")
     if isinstance(mask, str) and mask.casefold() in ("user", "human"):
         row.use("mask")
@@ -238,32 +242,32 @@ def _check_mask(row: Row) -> None:
 
 
 def read_text(row: Row) -> Record:
-    """One text that is a whole conversation in a known template's markers."""
+    """A text that is a whole conversation in a known template's markers."""
     text = row.text("text")
-    found = transcript_of(text, "text", row, whole=True)
-    if found is None:
+    transcript = transcript_of(text, "text", row, whole=True)
+    if transcript is None:
         raise BadRow(
             "text",
             "is text without a known template's markers: nothing says what is the prompt and what"
             " the answer; write messages",
         )
-    if found.open:
-        prompt = around(row, found.turns)
+    if transcript.open:
+        prompt = around(row, transcript.turns)
         check_prompt(prompt, "text")
         return Prompt(row.id, prompt, row.meta())
-    prompt, answer = answered(around(row, found.turns), "text")
+    prompt, answer = answered(around(row, transcript.turns), "text")
     return imitated(row, prompt, answer)
 
 
 def read_prompt(row: Row) -> Record:
-    """A prompt alone."""
+    """A prompt without an answer."""
     prompt = prompt_of(row)
     leave_copies(row, prompt, [])
     return Prompt(row.id, prompt, row.meta())
 
 
 def has_prompt(row: Columns) -> bool:
-    """Whether a column holds the prompt as text or messages of its own."""
+    """Whether a column of its own holds the prompt, as text or messages."""
     return any(key in row for key in TEXTS)
 
 

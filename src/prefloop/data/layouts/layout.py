@@ -1,4 +1,4 @@
-"""What a layout is: how it is recognised, what its rows hold and who reads them."""
+"""What a layout is: how it is recognized, what its rows hold, and who reads them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from prefloop.records import Record
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout: the keys to look for, the kinds of record a row can hold, how to recognise and how
-    to read one.
+    """A layout: its name, its keys for messages, the kinds of record that a row can hold, and how
+    to recognize and to read a row.
     """
 
     name: str
@@ -23,16 +23,19 @@ class Layout:
     matches: Callable[[Columns], bool]
     read: Callable[[Row], Record | list[Record] | ScoredAnswer] | None
     tells: tuple[str, ...] = ()
-    """The columns that tell it, of which a file has some; the words of ``keys`` unless given."""
+    """The columns by which it is recognized, of which a file has some. Default: the words of
+    ``keys``.
+    """
     several: bool = False
     """Rows may share an id, which is then the prompt's."""
     joins: bool = False
-    """Its rows are single answers with a number; neighbours with one prompt make comparisons."""
+    """Its rows are single answers with a number. Neighboring rows with one prompt make comparisons.
+    """
     way_out: str = ""
-    """Of a layout that cannot be read: what to do."""
+    """What to do instead, for a layout that cannot be read."""
 
     def reason(self, row: Columns) -> str:
-        """Why a row was taken for this layout."""
+        """Why a row was recognized as this layout, for the log."""
         words = self.tells or tuple(self.keys.replace(",", " ").split())
-        found = dict.fromkeys(word for word in words if word in row)
-        return f"columns {', '.join(found)}" if found else "as named"
+        columns = dict.fromkeys(word for word in words if word in row)
+        return f"columns {', '.join(columns)}" if columns else "as named"

@@ -1,4 +1,4 @@
-"""Layouts that prefloop made up beside its records: answers, judgments, references, best of n."""
+"""Layouts of prefloop's own next to its records: answers, judgments, references, best of n."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from prefloop.data.row import Row
 from prefloop.records import BestOf, Demonstration, Record, Response
 
 GOLD = ("best", "gold", "preferred", "scores", "rewards")
-"""Columns that say which of several responses are good: their indices, or a number for each."""
+"""Columns that say which of several responses are good: their indices, or a number for each
+response.
+"""
 _NUMBERS = ("scores", "rewards")
 
 
@@ -32,20 +34,19 @@ def _strings(value: Any) -> bool:
 
 
 def read_answer(row: Row) -> Record:
-    """A model's answer, one of perhaps several to its prompt."""
+    """A model's answer. Its prompt may have several."""
     prompt = prompt_of(row)
     answer = answer_of(row, "response", prompt)
     if (finished := truth_of(row.get("finished"))) is not None:
         row["finished"] = finished
     check.check_finished(row, "finished")
     row.evidence("finished", "tokens")
-    return Demonstration.of(
-        row.id, context(whole_prompt(prompt, [answer], ["response"])), answer.turns, row.meta()
-    )
+    prompt = context(whole_prompt(prompt, [answer], ["response"]))
+    return Demonstration.of(row.id, prompt, answer.turns, row.meta())
 
 
 def read_best_of(row: Row) -> Record:
-    """Several responses of which some are good."""
+    """Several responses of which some are marked as good."""
     prompt = prompt_of(row)
     if "chosen" in row:
         good, bad = (_texts(row, key) for key in ("chosen", "rejected"))
@@ -63,8 +64,8 @@ def read_best_of(row: Row) -> Record:
 
 
 def _gold(row: Row, count: int) -> list[int]:
-    """Which responses are good: an index, a list of them, or those with the highest of one score a
-    response.
+    """The indices of the good responses, given as an index, a list of indices, or a score for each
+    response, of which the highest are good.
     """
     key = row.first(*GOLD)
     if key is None:
@@ -101,19 +102,15 @@ def _texts(row: Row, key: str) -> list[str]:
 
 
 def read_references(row: Row) -> Record:
-    """A prompt with the answers that count as right."""
+    """A prompt with reference answers."""
     key = "references" if row.get("references") else "reference"
     value = row.take(key)
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise BadRow(key, "is an empty list")
     references = [check_text(text, f"{key}.{index}") for index, text in enumerate(texts)]
-    if (
-        "references" in row
-        and "reference" in row
-        and row["reference"] not in texts
-        and row["reference"] != value
-    ):
+    both = "references" in row and "reference" in row
+    if both and row["reference"] not in texts and row["reference"] != value:
         raise BadRow("reference", "is none of 'references' beside it: keep one of the two columns")
     row.use("references", "reference")
     return Demonstration(

@@ -1,6 +1,4 @@
-"""Layouts of published preference data that name two answers and say in a column of their own which
-is better.
-"""
+"""Published layouts that hold two answers and say in another column which one is better."""
 
 from __future__ import annotations
 
@@ -40,18 +38,17 @@ _WON = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
 def read_openai(row: Row) -> Record:
-    """OpenAI's preference files."""
+    """A pair of OpenAI's preference files."""
     keys = ("preferred_output", "non_preferred_output")
     prompt = prompt_of(row, "input")
     answers = [answer_of(row, key, prompt) for key in keys]
-    return comparison(
-        row, whole_prompt(prompt, answers, keys), answers[0].turns, answers[1].turns, *keys
-    )
+    prompt = whole_prompt(prompt, answers, keys)
+    return comparison(row, prompt, answers[0].turns, answers[1].turns, *keys)
 
 
 def signed(value: Any, name: str) -> tuple[Choice, int | float | None]:
-    """The vote of a preference from -3 (the first is much better) to 3 (the second is); its size is
-    the strength, as in prefloop.
+    """The vote of a preference from -3 (the first is much better) to 3 (the second is), and its
+    strength, which is the size of the number.
     """
     number = number_of(value)
     if number is None or abs(number) > 3:
@@ -67,8 +64,8 @@ def signed(value: Any, name: str) -> tuple[Choice, int | float | None]:
 
 
 def _signed_votes(row: Row, whole: str, single: str, size: str, why: str) -> list[Vote]:
-    """The votes of single annotators where the file has them, else the one that they were summed up
-    to.
+    """The votes of single annotators where the file has them, else the one vote that sums them
+    up.
     """
     given = row.get(single)
     if isinstance(given, list) and given:
@@ -79,14 +76,8 @@ def _signed_votes(row: Row, whole: str, single: str, size: str, why: str) -> lis
                 raise BadRow(name, f"is {json_type(item)}, expected an object")
             choice, strength = signed(item.get(size), f"{name}.{size}")
             reason = item.get(why)
-            votes.append(
-                Vote(
-                    f"{row.source}#{index}",
-                    choice,
-                    strength,
-                    reason if isinstance(reason, str) and reason.strip() else None,
-                )
-            )
+            reason = reason if isinstance(reason, str) and reason.strip() else None
+            votes.append(Vote(f"{row.source}#{index}", choice, strength, reason))
         row.evidence(single)
         row.say(f"votes are those of {single}")
         return votes
@@ -96,7 +87,7 @@ def _signed_votes(row: Row, whole: str, single: str, size: str, why: str) -> lis
 
 
 def read_helpsteer3(row: Row) -> Record:
-    """HelpSteer3's preferences: every annotator's vote."""
+    """A pair of HelpSteer3, with every annotator's vote."""
     prompt = prompt_of(row, "context" if "context" in row else None)
     prompt, responses = two_responses(row, prompt, "response1", "response2")
     votes = _signed_votes(row, "overall_preference", "individual_preference", "score", "reasoning")
@@ -104,7 +95,7 @@ def read_helpsteer3(row: Row) -> Record:
 
 
 def read_helpsteer2_preference(row: Row) -> Record:
-    """HelpSteer2's preferences."""
+    """A pair of HelpSteer2's preferences."""
     given = row.take("prompt")
     turns = extra_id_turns(given, "prompt", row) if isinstance(given, str) else None
     if turns is None:
@@ -120,7 +111,7 @@ def read_helpsteer2_preference(row: Row) -> Record:
 
 
 def is_arena(row: Mapping[str, Any]) -> bool:
-    """Arena's battles and MT-bench's human judgments."""
+    """Whether a row is a battle of Arena or a human judgment of MT-bench."""
     if not ("winner" in row or all(key in row for key in _WON)):
         return False
     return all(key in row for key in ("conversation_a", "conversation_b")) or all(
@@ -129,13 +120,13 @@ def is_arena(row: Mapping[str, Any]) -> bool:
 
 
 def read_arena(row: Row) -> Record:
-    """A battle of two models: conversations with the same questions, and who won."""
+    """A battle of two models: conversations with the same questions, and the winner."""
     if "conversation_a" in row or "conversation_b" in row:
         conversations = [
             messages_of(_list(row, key), key, row) for key in ("conversation_a", "conversation_b")
         ]
-        # MT-bench's judges saw the first turn alone where `turn` is 1; elsewhere it counts the
-        # turns that there are.
+        # MT-bench's judges saw only the first turn where `turn` is 1. Elsewhere `turn` counts the
+        # turns of the row.
         turn = number_of(row.get("turn"))
         if turn is not None and turn > 0 and turn == int(turn):
             judged = [_until(each, int(turn)) for each in conversations]
@@ -163,42 +154,37 @@ def read_arena(row: Row) -> Record:
     if isinstance(judge, str) and judge.strip():
         annotator = judge
         row.use("judge")
-    return Comparison(
-        row.id,
-        prompt,
-        responses,
-        [Vote(annotator, choice, why=why)],
-        row.meta("model_a", "model_b", "turn"),
-    )
+    meta = row.meta("model_a", "model_b", "turn")
+    return Comparison(row.id, prompt, responses, [Vote(annotator, choice, why=why)], meta)
 
 
 def _list(row: Row, key: str) -> Any:
     value = row.take(key)
     if not isinstance(value, str):
         return value
-    if not isinstance(found := spelt(value), list):
+    if not isinstance(messages := spelt(value), list):
         raise BadRow(key, f"is text that spells no list of messages ({value[:40]!r})")
-    return found
+    return messages
 
 
 def _until(turns: list[Message], turn: int) -> list[Message]:
-    """The first so many questions with their answers."""
+    """The first ``turn`` questions with their answers."""
     asked = [index for index, each in enumerate(turns) if each.role == "user"]
     return turns if turn >= len(asked) else turns[: asked[turn]]
 
 
 def _texts(row: Row, key: str) -> list[str]:
-    """The texts of a turn each: Arena's 55k writes them as JSON."""
+    """The texts of the turns. Arena's 55k file writes them as JSON."""
     value = row.take(key)
     if isinstance(value, str):
-        found = spelt(value) if value.lstrip().startswith("[") else None
-        if found is None and _LIST_OF_TEXTS.match(value):
+        texts = spelt(value) if value.lstrip().startswith("[") else None
+        if texts is None and _LIST_OF_TEXTS.match(value):
             raise BadRow(
                 key,
                 "looks like a list of texts written as a string and cannot be parsed: write it as"
                 " JSON",
             )
-        value = found if isinstance(found, list) and found else [value]
+        value = texts if isinstance(texts, list) and texts else [value]
     if not isinstance(value, list) or not value:
         raise BadRow(
             key,
@@ -233,8 +219,8 @@ def _winner(row: Row) -> tuple[Choice, str | None]:
 
 
 def read_safe_rlhf(row: Row) -> Record:
-    """PKU-SafeRLHF: the better response is the vote; which one is safer is another question, kept
-    in meta.
+    """A pair of PKU-SafeRLHF. The better response is the vote; which response is safer is another
+    question and stays in meta.
     """
     prompt = prompt_of(row, "prompt")
     prompt, responses = two_responses(row, prompt, "response_0", "response_1")
@@ -243,14 +229,13 @@ def read_safe_rlhf(row: Row) -> Record:
         raise BadRow(
             "better_response_id", f"is {str(row['better_response_id'])[:40]!r}, expected 0 or 1"
         )
-    return Comparison(
-        row.id, prompt, responses, [Vote(row.source, 0 if better == 0 else 1)], row.meta()
-    )
+    vote = Vote(row.source, 0 if better == 0 else 1)
+    return Comparison(row.id, prompt, responses, [vote], row.meta())
 
 
 def read_alpaca_eval(row: Row) -> Record:
-    """alpaca_eval's annotations: 1 and 2 name the better output, 1.5 is a tie, numbers between are
-    how sure the judge is.
+    """A pair of alpaca_eval's annotations. 1 and 2 name the better output and 1.5 is a tie; numbers
+    between say how sure the judge is.
     """
     prompt = prompt_of(row, "instruction")
     texts = [row.text(key) for key in ("output_1", "output_2")]
@@ -280,7 +265,9 @@ def read_alpaca_eval(row: Row) -> Record:
 
 
 def read_mt_bench_question(row: Row) -> Record:
-    """The first turn of an MT-bench question: the second asks about an answer that is not there."""
+    """The first turn of an MT-bench question. The second asks about an answer that the row does not
+    hold.
+    """
     turns = row.take("turns")
     if not isinstance(turns, list) or not turns:
         raise BadRow(
@@ -300,7 +287,9 @@ def read_mt_bench_question(row: Row) -> Record:
 
 
 def read_shp(row: Row) -> Record:
-    """Stanford's SHP: two comments on a post, label 1 where the first has more votes."""
+    """A pair of Stanford's SHP: two comments on a post. Label 1 means that the first has more
+    votes.
+    """
     prompt = around(row, [Message("user", row.text("history"))])
     prompt, responses = two_responses(row, prompt, "human_ref_A", "human_ref_B")
     label = number_of(row.take("labels"))
@@ -308,17 +297,16 @@ def read_shp(row: Row) -> Record:
         raise BadRow(
             "labels", f"is {str(row['labels'])[:40]!r}, expected 1 (A is preferred) or 0 (B is)"
         )
-    return Comparison(
-        row.id, prompt, responses, [Vote(row.source, 0 if label == 1 else 1)], row.meta()
-    )
+    vote = Vote(row.source, 0 if label == 1 else 1)
+    return Comparison(row.id, prompt, responses, [vote], row.meta())
 
 
 def read_argilla(row: Row) -> list[Record]:
-    """What Argilla exports: submitted answers are the votes, suggestions and other answers are
-    not.
+    """The records of a row that Argilla exported. Submitted answers are the votes; suggestions and
+    other answers are not.
     """
-    found = argilla_rows.read(row, row.id, row.source)
+    records = argilla_rows.read(row, row.id, row.source)
     row.use(*row)
     for reason in argilla_rows.left_out(row, row.source):
         row.say(f"not used: {reason}")
-    return found
+    return records

@@ -1,9 +1,9 @@
-"""Layouts in which people or models gave each answer a number or a rank: every two answers of a
+"""Layouts in which people or models gave each answer a number or a rank. Every two answers to a
 prompt are a comparison.
 
-The better number is the vote; equal numbers are a tie, which is a vote too. A rating's strength is
-the difference on the file's own scale. Ranks have no strength: the distance between two ranks says
-nothing about how much better one is.
+The better number gives the vote; equal numbers are a tie, which is a vote too. The strength of
+ratings is their difference, on the file's own scale. Ranks give no strength, since the distance
+between two ranks says nothing about how much better one is.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from prefloop.records import Comparison, Conversation, Message, Record, Response
 _HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _ULTRAFEEDBACK = ("fine-grained_score", "overall_score")
 MOST_ANSWERS = 500
-"""Answers to one prompt that are compared with each other; more would make millions of pairs of one
-row.
+"""Most answers to one prompt that are compared with each other. More would make millions of pairs
+of one row.
 """
 LISTS = ("responses", "answers", "completions", "candidates")
 """Columns of several answers to one prompt."""
@@ -36,7 +36,7 @@ _TREE_KEYS = frozenset({"text", "role", "replies", "rank", "deleted"})
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One answer with a number, which becomes a comparison beside the next answer to its prompt."""
+    """One answer with a number. It becomes a comparison with the next answer to its prompt."""
 
     id: str
     prompt: Conversation
@@ -47,17 +47,17 @@ class ScoredAnswer:
 
 
 def choice(first: float, second: float) -> Literal[0, 1, "tie"]:
-    """The vote of two numbers, the higher one the better."""
+    """The vote of two numbers; the higher one is better."""
     return "tie" if first == second else 0 if first > second else 1
 
 
 def is_helpsteer(row: Mapping[str, Any]) -> bool:
-    """HelpSteer and HelpSteer2: one answer a row, five attributes."""
+    """Whether a row is of HelpSteer or HelpSteer2: one answer with five attributes."""
     return "prompt" in row and "response" in row and all(key in row for key in _HELPSTEER)
 
 
 def read_helpsteer(row: Row) -> ScoredAnswer:
-    """One answer with its helpfulness; the other attributes stay in meta."""
+    """One answer with its helpfulness. The other attributes stay in meta."""
     given = row.text("prompt")
     prompt = around(row, extra_id_turns(given, "prompt", row) or [Message("user", given)])
     check_prompt(prompt, "prompt")
@@ -73,8 +73,8 @@ def read_helpsteer(row: Row) -> ScoredAnswer:
 
 
 def joined(items: Iterable[ScoredAnswer]) -> Iterator[Comparison | str]:
-    """Comparisons of every two neighbouring answers to one prompt; a word for each answer that
-    stands alone.
+    """Comparisons of every two neighboring answers to one prompt, and for each answer that gives
+    none the reason.
     """
     group: list[ScoredAnswer] = []
     for item in items:
@@ -107,8 +107,8 @@ def _every_two(group: Sequence[ScoredAnswer]) -> Iterator[Comparison | str]:
 
 
 def extra_id_turns(text: str, name: str, row: Row) -> list[Message] | None:
-    r"""The turns of a HelpSteer2 prompt, whose later ones begin ``<extra_id_1>Assistant\n``;
-    ``None`` where it has one.
+    r"""The turns of a HelpSteer2 prompt, in which later ones begin ``<extra_id_1>Assistant\n``;
+    ``None`` where it has only one.
     """
     first, *rest = text.split("<extra_id_1>")
     if not rest:
@@ -129,7 +129,9 @@ def extra_id_turns(text: str, name: str, row: Row) -> list[Message] | None:
 
 
 def is_ultrafeedback(row: Mapping[str, Any]) -> bool:
-    """UltraFeedback as first published: one instruction, several completions with their scores."""
+    """Whether a row is of UltraFeedback as first published: one instruction, several completions
+    with their scores.
+    """
     listed = row.get("completions")
     return (
         "instruction" in row
@@ -140,8 +142,8 @@ def is_ultrafeedback(row: Mapping[str, Any]) -> bool:
 
 
 def read_ultrafeedback(row: Row) -> list[Record]:
-    """Every two completions, by the mean of the fine-grained ratings, which the data's authors
-    prefer, else by the overall score.
+    """Every two completions as a comparison, by the mean of the fine-grained ratings, which the
+    data's authors prefer, else by the overall score.
     """
     prompt = prompt_of(row, "instruction")
     listed = row.take("completions")
@@ -161,25 +163,16 @@ def read_ultrafeedback(row: Row) -> list[Record]:
     )
     answers = []
     for index, item in enumerate(items):
-        text = check_text(
-            field_of(item, "response", f"completions.{index}.response"),
-            f"completions.{index}.response",
-        )
-        answers.append(
-            (
-                Response(
-                    text,
-                    source_of(item.get("model"), f"completions.{index}.model", row),
-                    {key: item[key]},
-                ),
-                float(number_of(item[key]) or 0),
-            )
-        )
+        name = f"completions.{index}"
+        text = check_text(field_of(item, "response", f"{name}.response"), f"{name}.response")
+        model = source_of(item.get("model"), f"{name}.model", row)
+        score = float(number_of(item[key]) or 0)
+        answers.append((Response(text, model, {key: item[key]}), score))
     return comparisons(row, prompt, answers, strong=True)
 
 
 def is_nectar(row: Mapping[str, Any]) -> bool:
-    """Nectar: a prompt and ranked answers."""
+    """Whether a row is of Nectar: a prompt and ranked answers."""
     listed = row.get("answers")
     return (
         "prompt" in row
@@ -191,7 +184,7 @@ def is_nectar(row: Mapping[str, Any]) -> bool:
 
 
 def read_nectar(row: Row) -> list[Record]:
-    """Every two answers, the smaller rank the better."""
+    """Every two answers as a comparison; the smaller rank is better."""
     prompt = prompt_of(row, "prompt")
     answers = []
     for index, item in enumerate(objects(row.take("answers"), "answers")):
@@ -203,20 +196,14 @@ def read_nectar(row: Row) -> list[Record]:
         row.message_keys |= dict.fromkeys(
             f"answers.{key}" for key in item if key not in ("answer", "rank", "model")
         )
-        answers.append(
-            (
-                Response(
-                    text, source_of(item.get("model"), f"{name}.model", row), {"rank": item["rank"]}
-                ),
-                -rank,
-            )
-        )
+        model = source_of(item.get("model"), f"{name}.model", row)
+        answers.append((Response(text, model, {"rank": item["rank"]}), -rank))
     row.say("votes are the better rank of two answers")
     return comparisons(row, prompt, answers, strong=False)
 
 
 def is_scored(row: Mapping[str, Any]) -> bool:
-    """A prompt and several answers, each an object with a number or a rank."""
+    """Whether a row has a prompt and several answers, each an object with a number or a rank."""
     listed = row.get(_list_of(row) or "")
     return (
         any(key in row for key in TEXTS)
@@ -235,7 +222,7 @@ def _list_of(row: Mapping[str, Any]) -> str | None:
 
 
 def read_scored(row: Row) -> list[Record]:
-    """Every two answers, the higher number or the smaller rank the better."""
+    """Every two answers as a comparison; the higher number or the smaller rank is better."""
     prompt = prompt_of(row)
     name = _list_of(row) or LISTS[0]
     items = objects(row.take(name), name)
@@ -269,7 +256,7 @@ def read_scored(row: Row) -> list[Record]:
 
 
 def objects(value: Any, name: str) -> list[dict[str, Any]]:
-    """A list of two objects or more. Raises ``BadRow`` for anything else."""
+    """A list of at least two objects. Raises ``BadRow`` for anything else."""
     if not isinstance(value, list) or not value:
         raise BadRow(
             name,
@@ -285,8 +272,8 @@ def objects(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def source_of(model: Any, name: str, row: Row) -> str:
-    """Which model an answer is of, as its own key says; the file where it says nothing. Raises
-    ``BadRow`` for what is no text.
+    """The model of an answer by its own key, or the file where it has none. Raises ``BadRow`` for a
+    value that is no text.
     """
     if model is not None and not isinstance(model, str):
         raise BadRow(name, f"is {json_type(model)}, expected text")
@@ -298,21 +285,20 @@ def comparisons(
     prompt: Conversation,
     answers: Sequence[tuple[Response, float]],
     strong: bool,
-    at: str = "",
 ) -> list[Record]:
-    """A comparison of every two answers by their numbers, whose difference is the vote's strength
-    where they are ``strong``.
+    """A comparison of every two answers by their numbers. Where ``strong``, the difference is the
+    vote's strength. ``place`` comes into the ids.
     """
-    found: list[Record] = []
+    pairs: list[Record] = []
     meta = row.meta()
     _check_number(len(answers), "")
-    for (i, (first, a)), (j, (second, b)) in combinations(enumerate(answers), 2):
+    for (i, (first, one)), (j, (second, other)) in combinations(enumerate(answers), 2):
         if first.text.strip() == second.text.strip():
             row.say("two answers of the same text make no comparison")
             continue
-        vote = Vote(row.source, choice(a, b), abs(a - b) or None if strong else None)
-        found.append(Comparison(f"{row.id}/{at}{i}-{j}", prompt, [first, second], [vote], meta))
-    return found
+        vote = Vote(row.source, choice(one, other), abs(one - other) or None if strong else None)
+        pairs.append(Comparison(f"{row.id}/{i}-{j}", prompt, [first, second], [vote], meta))
+    return pairs
 
 
 def _check_number(answers: int, name: str) -> None:
@@ -325,13 +311,13 @@ def _check_number(answers: int, name: str) -> None:
 
 
 def is_oasst_tree(row: Mapping[str, Any]) -> bool:
-    """OASST's message trees."""
+    """Whether a row is a message tree of OASST."""
     return "message_tree_id" in row and isinstance(row.get("prompt"), dict)
 
 
 def read_oasst_tree(row: Row) -> list[Record]:
-    """Every two ranked answers to one message of a tree, the smaller rank the better; deleted
-    messages are passed over.
+    """Every two ranked answers to one message of a tree as a comparison; the smaller rank is
+    better. Deleted messages are ignored.
     """
     root = row.take("prompt")
     row.say(
@@ -339,7 +325,7 @@ def read_oasst_tree(row: Row) -> list[Record]:
         " context or left out"
     )
     row.evidence("message_tree_id")
-    found: list[Record] = []
+    pairs: list[Record] = []
     meta = row.meta()
     for path, prompt, replies in _asked(row, root, "prompt", (), [], 0):
         ranked = [(reply, number_of(reply.get("rank"))) for reply in replies]
@@ -347,7 +333,7 @@ def read_oasst_tree(row: Row) -> list[Record]:
         if len(answers) < len(replies):
             row.say("replies without a rank are not compared")
         _check_number(len(answers), path)
-        for (i, first, a), (j, second, b) in combinations(answers, 2):
+        for (i, first, one), (j, second, other) in combinations(answers, 2):
             texts = [
                 check_text(each.get("text", ""), f"{path}.replies.{n}.text")
                 for n, each in ((i, first), (j, second))
@@ -356,16 +342,13 @@ def read_oasst_tree(row: Row) -> list[Record]:
                 row.say("two answers of the same text make no comparison")
                 continue
             at = ".".join(part for part in path.split(".") if part.isdigit())
-            responses = [Response(text, row.source) for text in texts]
             id = f"{row.id}/{at + '/' if at else ''}{i}-{j}"
-            found.append(
-                Comparison(
-                    id, around(row, prompt), responses, [Vote(row.source, choice(-a, -b))], meta
-                )
-            )
-    if not found:
+            responses = [Response(text, row.source) for text in texts]
+            vote = Vote(row.source, choice(-one, -other))
+            pairs.append(Comparison(id, around(row, prompt), responses, [vote], meta))
+    if not pairs:
         row.say("trees without two ranked replies to one message give nothing")
-    return found
+    return pairs
 
 
 def _asked(
@@ -373,10 +356,10 @@ def _asked(
     node: Any,
     name: str,
     above: tuple[Message, ...],
-    found: list[tuple[str, list[Message], list[dict[str, Any]]]],
+    messages: list[tuple[str, list[Message], list[dict[str, Any]]]],
     depth: int,
 ) -> list[tuple[str, list[Message], list[dict[str, Any]]]]:
-    """Every message of a prompter that has replies: where it stands, the conversation up to it, its
+    """Every message of a prompter with replies: its place, the conversation up to it, and its
     replies.
     """
     if not isinstance(node, dict):
@@ -384,7 +367,7 @@ def _asked(
     if depth > _DEEPEST_TREE:
         raise BadRow(name, f"is more than {_DEEPEST_TREE} replies deep")
     if node.get("deleted"):
-        return found
+        return messages
     row.message_keys |= dict.fromkeys(key for key in node if key not in _TREE_KEYS)
     text = check_text(field_of(node, "text", f"{name}.text"), f"{name}.text")
     role = node.get("role")
@@ -396,7 +379,7 @@ def _asked(
         raise BadRow(f"{name}.replies", f"is {json_type(replies)}, expected a list")
     kept = [reply for reply in replies if not (isinstance(reply, dict) and reply.get("deleted"))]
     for index, reply in enumerate(kept):
-        _asked(row, reply, f"{name}.replies.{index}", turns, found, depth + 1)
+        _asked(row, reply, f"{name}.replies.{index}", turns, messages, depth + 1)
     if role == "prompter" and len(kept) > 1:
-        found.append((name, list(turns), kept))
-    return found
+        messages.append((name, list(turns), kept))
+    return messages

@@ -1,4 +1,4 @@
-"""How a row's layout is told by its columns. Every test takes the row and says whether it fits."""
+"""Recognize a row's layout by its columns. Every test takes the row and returns whether it fits."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Columns = Mapping[str, Any]
 
 
 def has(*needed: str, without: tuple[str, ...] = ()) -> Callable[[Columns], bool]:
-    """All of ``needed`` and none of ``without``."""
+    """Test for rows with all columns of ``needed`` and none of ``without``."""
     return lambda row: all(key in row for key in needed) and not any(key in row for key in without)
 
 
 def paired(row: Columns) -> bool:
-    """One preferred answer and another one."""
+    """Whether a row has a preferred answer and another one."""
     return pair_columns(row) is not None and not own.is_best_of(row)
 
 
 def alone(row: Columns) -> bool:
-    """No column holds a prompt, so the answers must."""
+    """Whether no column holds a prompt, so that the answers must hold it."""
     return (
         not has_prompt(row)
         and not isinstance(row.get("input"), str)
@@ -34,31 +34,33 @@ def alone(row: Columns) -> bool:
 
 
 def is_hh(row: Columns) -> bool:
-    """A pair of hh-rlhf's transcripts."""
-    found = pair_columns(row)
-    return found is not None and alone(row) and any(is_transcript(row[key]) for key in found)
+    """Whether a row is a pair of hh-rlhf's transcripts."""
+    columns = pair_columns(row)
+    return columns is not None and alone(row) and any(is_transcript(row[key]) for key in columns)
 
 
 def is_implicit(row: Columns) -> bool:
-    """A pair whose conversations hold their prompt."""
+    """Whether a row is a pair of conversations that hold their prompt."""
     return paired(row) and alone(row) and not is_hh(row)
 
 
 def asked(*keys: str) -> Callable[[Columns], bool]:
-    """A pair beside one of ``keys``, which is the first column that could hold its prompt."""
+    """Test for pairs in which one of ``keys`` is the first column that could hold the prompt."""
     every = (*TEXTS, *CONVERSATIONS, "input")
     return lambda row: paired(row) and next((key for key in every if key in row), None) in keys
 
 
 def is_alpaca_pair(row: Columns) -> bool:
-    """LLaMA-Factory's pairs, also the older ones."""
+    """Whether a row is a pair of LLaMA-Factory, in the new form or the older one."""
     return asked("instruction")(row) or (
         "instruction" in row and pair_columns(row) is None and general.two_outputs(row)
     )
 
 
 def is_swift_pair(row: Columns) -> bool:
-    """ms-swift's pairs: the preferred answer stands where a demonstration has it."""
+    """Whether a row is a pair of ms-swift, in which the preferred answer has the column of a
+    demonstration.
+    """
     if pair_columns(row) is not None:
         return False
     if "messages" in row:
@@ -72,7 +74,9 @@ def is_swift_pair(row: Columns) -> bool:
 
 
 def is_thumb(row: Columns) -> bool:
-    """One answer and a plain yes or no; a response of ours beside it is read as such."""
+    """Whether a row has one answer and a plain yes or no. A response in prefloop's own form has its
+    own reader.
+    """
     if thumb_column(row) is None or written.holds_response(row):
         return False
     if paired(row) or "response_a" in row or any(key in row for key in general.REJECTED):
@@ -85,8 +89,8 @@ UNRATED = ("chosen", "rejected", "responses", "response_a", "completions", "reje
 
 
 def demonstrates(prompt: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Columns], bool]:
-    """One of ``prompt`` is the first column of a prompt and one of ``answer`` is there; nothing
-    else is asked of the row.
+    """Test for rows in which one of ``prompt`` is the first column of a prompt, and one of
+    ``answer`` exists. Other columns do not matter.
     """
     every = (*TEXTS, "input")
 
@@ -114,14 +118,15 @@ is_answer_row = has("id", "prompt", "response", "finished", "tokens")
 
 
 def is_response(row: Columns) -> bool:
-    """A prompt and its answer under other names than TRL's, alpaca's and ms-swift's."""
+    """Whether a row has a prompt and its answer under other names than those of TRL, alpaca and
+    ms-swift.
+    """
     if is_alpaca(row) or is_completion(row) or is_query(row) or is_answer_row(row):
         return False
     if isinstance(row.get("output"), list):
         return False
     plain = demonstrates(("prompt",), ("response", "output"))(row)
-    # An 'answer' beside 'prompt' is what a scorer compares with, beside 'question' it is the
-    # answer.
+    # With 'prompt', an 'answer' is what a scorer compares with; with 'question' it is the answer.
     asked = demonstrates(("question", "query", "instruction", "input"), ANSWERS)(row)
     return plain or asked
 
@@ -137,21 +142,23 @@ def has_answer(row: Columns) -> bool:
 
 
 def turns_alone(*keys: str) -> Callable[[Columns], bool]:
-    """Turns in one of ``keys``, and no answer elsewhere. A prompt beside them may repeat a question
-    of theirs.
+    """Test for rows with turns in one of ``keys`` and no answer elsewhere. A prompt next to them
+    may repeat one of their questions.
     """
 
     def fits(row: Columns) -> bool:
         if has_answer(row) or "rejected_messages" in row or thumb_column(row) is not None:
             return False
-        found = [row[key] for key in keys if key in row]
-        return any(map(general.talks, found)) or (bool(found) and not has_prompt(row))
+        turns = [row[key] for key in keys if key in row]
+        return any(map(general.talks, turns)) or (bool(turns) and not has_prompt(row))
 
     return fits
 
 
 def is_graded(row: Columns) -> bool:
-    """An answer with a number on a scale, which would otherwise be one to imitate."""
+    """Whether a row has an answer with a number on a scale, which would otherwise be taken for one
+    to imitate.
+    """
     column = scale_column(row)
     if column is None or thumb_column(row) is not None:
         return False
@@ -163,7 +170,7 @@ def is_graded(row: Columns) -> bool:
 
 
 def is_references(row: Columns) -> bool:
-    """A prompt with the answers that count as right."""
+    """Whether a row has a prompt with reference answers."""
     return (
         "prompt" in row
         and not has_answer(row)
@@ -172,7 +179,7 @@ def is_references(row: Columns) -> bool:
 
 
 def is_prompt_only(row: Columns) -> bool:
-    """A prompt and no answer."""
+    """Whether a row has a prompt and no answer."""
     first = next((key for key in TEXTS if key in row), None)
     if first is None or has_answer(row) or written.is_prefloop(row) or is_references(row):
         return False

@@ -1,5 +1,5 @@
-"""prefloop's own records: as ``records.to_dict`` writes them, taken as they stand, and as people
-write them by hand or other files happen to.
+"""Read prefloop's own records: those that ``records.to_dict`` wrote, which are taken as they are,
+and those that people wrote by hand or that other files happen to hold.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def is_prefloop(row: Mapping[str, Any]) -> bool:
 
 
 def holds_response(row: Mapping[str, Any]) -> bool:
-    """Whether the answer of a row is written as a response of ours, with its text or turns, and not
-    as text or a message.
+    """Whether the answer of a row is in the form of prefloop's responses, with text or turns, and
+    is neither a text nor a message.
     """
     return _is_response(row.get("response"))
 
@@ -74,16 +74,14 @@ def _is_response(value: Any) -> bool:
 
 
 def is_written(row: Mapping[str, Any]) -> bool:
-    """Whether a row is in every key what ``records.to_dict`` writes, so that nothing of it is
-    anybody else's way of writing.
+    """Whether every key of a row is what ``records.to_dict`` writes, so that no other convention
+    has to be considered.
     """
     if not {"id", "prompt"} <= row.keys() <= OWN_KEYS or not _are_turns(row["prompt"]):
         return False
     if not isinstance(row.get("meta"), dict) and not any("learn" in turn for turn in row["prompt"]):
         return False
-    answers = (
-        row["responses"] if "responses" in row else [row["response"]] if "response" in row else []
-    )
+    answers = row.get("responses", [row["response"]] if "response" in row else [])
     if not isinstance(answers, list) or not _are_tools(row.get("tools", [])):
         return False
     if all(isinstance(answer, str) for answer in answers):
@@ -128,7 +126,9 @@ def _are_calls(value: Any) -> bool:
 
 
 def _are_arguments(value: Any) -> bool:
-    """An object, or text that is none: JSON in a text is the way of others."""
+    """Whether a value is an object, or a text that holds none. JSON in a text is a form of other
+    files.
+    """
     return isinstance(value, dict) or (
         isinstance(value, str) and not isinstance(parsed(value), dict)
     )
@@ -141,7 +141,7 @@ def _are_tools(value: Any) -> bool:
 
 
 def read_prefloop(row: Row) -> Record:
-    """A record: taken as it stands where prefloop wrote it, else read as any other row is."""
+    """A record, taken as it is where prefloop wrote it, else read as any other row is."""
     kind: type[Any]
     if "responses" in row:
         kind = BestOf if "best" in row else Comparison
@@ -155,15 +155,14 @@ def read_prefloop(row: Row) -> Record:
         if kind is Demonstration:
             own["prompt"] = _context(own["prompt"])
         return _record(kind, own, row)
-    # Turns that are no list are a column of somebody else's, a count of turns say.
+    # Turns that are no list are another file's column, such as a count of turns.
     if kind is Demonstration and not (isinstance(row.get("turns"), list) and row["turns"]):
         return demonstration(row, "response", "prompt")
     prompt = prompt_of(row, "prompt")
     if kind is Demonstration:
-        said = {"text": row.take("response"), "turns": row.take("turns")}
-        return imitated(
-            row, context(prompt), records.answer_turns(_response(said, "response", prompt, row)[0])
-        )
+        item = {"text": row.take("response"), "turns": row.take("turns")}
+        response, _ = _response(item, "response", prompt, row)
+        return imitated(row, context(prompt), records.answer_turns(response))
     if kind is Prompt:
         return Prompt(row.id, prompt, row.meta())
     if kind is Comparison and not row.get("votes") and (column := row.first(*_VERDICTS)):
@@ -179,15 +178,12 @@ def read_prefloop(row: Row) -> Record:
         if not isinstance(items, list):
             raise BadRow("responses", f"is {json_type(items)}, expected a list of responses")
         names = [f"responses.{index}" for index in range(len(items))]
-    found = [_response(item, name, prompt, row) for item, name in zip(items, names, strict=True)]
-    prompt = whole_prompt(prompt, [answer for _, answer in found], names)
-    responses = [records.to_dict(response) for response, _ in found]
+    pairs = [_response(item, name, prompt, row) for item, name in zip(items, names, strict=True)]
+    prompt = whole_prompt(prompt, [answer for _, answer in pairs], names)
+    responses = [records.to_dict(response) for response, _ in pairs]
     row.use("votes", *(["best"] if kind is BestOf else []))
-    own = {
-        key: row[key]
-        for key in ("votes", "best")
-        if key in row and (key == "votes" or kind is BestOf)
-    }
+    kept = ("votes", "best") if kind is BestOf else ("votes",)
+    own = {key: row[key] for key in kept if key in row}
     own |= {"response": responses[0]} if kind is Rating else {"responses": responses}
     if kind is Rating and "votes" not in row and thumb_column(row) is not None:
         own["votes"] = [{"annotator": row.source, "value": "up" if verdict(row) else "down"}]
@@ -212,10 +208,10 @@ def _record(kind: type[Any], own: dict[str, Any], row: Row) -> Record:
     try:
         record: Record = records.from_dict(kind, {**own, "id": row.id, "meta": row.meta()})
     except ValueError as error:
-        found = _FIELD.fullmatch(str(error))
-        field, reason = found.groups() if found else ("", str(error))
+        match = _FIELD.fullmatch(str(error))
+        field, reason = match.groups() if match else ("", str(error))
         if kind is Rating and field.startswith("votes"):
-            # Of an item that is no object the check speaks in Python's words.
+            # For an item that is no object, the check's message is in Python's terms.
             reason = f"{'is no vote' if 'instance of' in reason else reason}: {_THUMBS}"
         raise BadRow(field, reason) from None
     check.check_record(record)
@@ -223,8 +219,8 @@ def _record(kind: type[Any], own: dict[str, Any], row: Row) -> Record:
 
 
 def _response(item: Any, name: str, prompt: Conversation, row: Row) -> tuple[Response, Answer]:
-    """A response: a text, a message, or an object with its text or turns, whose other keys go to
-    its meta.
+    """A response, given as a text, a message, or an object with text or turns. Other keys of the
+    object go to its meta.
     """
     if isinstance(item, str):
         answer = answer_in(row, item, name, prompt)
@@ -254,8 +250,8 @@ def _response(item: Any, name: str, prompt: Conversation, row: Row) -> tuple[Res
 
 
 def _context(prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A demonstration's prompt, whose assistant turns are learnt where ``records.to_dict`` has said
-    so.
+    """A demonstration's prompt. Its assistant turns are learnt where ``records.to_dict`` has
+    written so.
     """
     return [
         {**turn, "learn": turn.get("learn", False)} if turn["role"] == "assistant" else turn

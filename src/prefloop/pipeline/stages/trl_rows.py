@@ -18,7 +18,7 @@ from prefloop.data.packing import Document, document_of_sequence
 from prefloop.data.quarantine import TOO_LONG, Unusable, encoded
 from prefloop.data.sources import load_demonstrations
 from prefloop.errors import DataError
-from prefloop.labeling.aggregation import aggregation_of_file, hardened
+from prefloop.labeling.aggregation import aggregation, hardened
 from prefloop.pipeline.stages.comparisons import require_pairs, unusable_of
 from prefloop.pipeline.stages.ratings import ratings_of
 from prefloop.pipeline.stages.sampling import read_prompts
@@ -75,13 +75,13 @@ def pairs(source: Source, work: Work, audit: Audit) -> TrlRows:
     """A row for every pair of which one response has more votes."""
     comparisons = source.inputs["comparisons"]
     require_pairs(comparisons, source.stage)
-    file, aggregation = comparisons / "comparisons.jsonl", source.config.aggregation
+    by_votes = source.config.aggregation
     encoder = _encoder(work)
     groups = write_groups(
-        file,
+        comparisons / "comparisons.jsonl",
         work.scratch / "groups.arrow",
         encoder,
-        hardened(aggregation_of_file(aggregation, file)),
+        hardened(aggregation(by_votes)),
         None,
         unusable_of(comparisons, work.folder),
     )
@@ -107,7 +107,7 @@ def pairs(source: Source, work: Work, audit: Audit) -> TrlRows:
     _say_left_out("pair", len(rows), {"ties": ties, _MASKED: masked})
     audit.note(
         f"TRL takes no soft labels: in each of {counted(len(rows), 'pair')} the better response is"
-        f" the one that the votes are for ({aggregation})"
+        f" the one that the votes are for ({by_votes})"
     )
     metrics = {"pairs": len(rows), "ties": ties, "truncated": encoder.cut}
     return TrlRows(rows, groups[0].document, metrics | groups.left_out.metrics())
