@@ -77,7 +77,7 @@ def test_a_config_that_is_no_object_is_told_on_every_road(
     [
         (
             {"hidden_size": -64},
-            "config.json: hidden_size is -64; it is a whole number from 1 to 1,048,576",
+            "config.json: hidden_size is -64; it must be a whole number from 1 to 1,048,576",
         ),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; .* to 2,000"),
         ({"num_hidden_layers": 10**4300 - 1}, "num_hidden_layers is far more"),
@@ -160,14 +160,14 @@ DAMAGED: list[tuple[Callable[[Path], Any], str]] = [
     (transposed, "cannot be used: .*size mismatch|cannot be used: .*ismatch"),
     (
         placed("../base/model.safetensors"),
-        "index.json names '../base/model.safetensors': shards are safetensors files in",
+        "index.json names '../base/model.safetensors': shards must be safetensors files in",
     ),
-    (placed("/etc/passwd"), "index.json names '/etc/passwd': shards are"),
-    (placed("pytorch_model.bin"), "index.json names 'pytorch_model.bin': shards are"),
+    (placed("/etc/passwd"), "index.json names '/etc/passwd': shards must be"),
+    (placed("pytorch_model.bin"), "index.json names 'pytorch_model.bin': shards must be"),
     (placed("other.safetensors"), "'theirs': other.safetensors is missing"),
     (
         lambda path: change(path.parent / "config.json", num_hidden_layers=300),
-        "asks for 300 layers, .* hold 20 tensors",
+        "asks for 300 layers, .* hold only 20 tensors",
     ),
     (
         lambda path: change(path.parent / "config.json", intermediate_size=1 << 20),

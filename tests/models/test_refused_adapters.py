@@ -129,7 +129,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "option": ([METHOD, "lora+", OPTIONS, "ratoi", "2"], "options.ratoi.*did you mean 'ratio'"),
     "context": (
         [METHOD, "prompt", "--backbone.max-length", "500"],
-        "500 behind 20 virtual tokens.*context of 512 tokens",
+        "500 plus 20 virtual tokens.*context of 512 tokens",
     ),
 }
 
@@ -336,7 +336,7 @@ def test_ia3_wants_keys_values_and_the_mlps_last_layer_to_be_layers(tmp_path: Pa
     ):  # the weights are what is missing now
         Backbone.load(BackboneConfig(model="m", max_length=64, adapter=named), tmp_path)
     broken = AdapterConfig(method="ia3", options={"feedforward": "*"})
-    with pytest.raises(ModelError, match="feedforward is no regular expression"):
+    with pytest.raises(ModelError, match="feedforward is not a regular expression"):
         Backbone.load(BackboneConfig(model="m", max_length=64, adapter=broken), tmp_path)
 
 

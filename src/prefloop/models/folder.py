@@ -1,9 +1,8 @@
-"""Model folders, which other people made: the only place where configuration, tokenizer and weights
-of one are opened.
+"""Open the configuration, tokenizer and weights of model folders, which other people made.
 
-Nothing in a folder is run: no code of its own (``trust_remote_code``), no pickles. What is wrong
-with it is a ``ModelError`` that names the folder, and is looked for before memory is spent. Nothing
-heavy is imported before it is needed.
+No other module opens them. Nothing in a folder is executed: no code of its own
+(``trust_remote_code``), no pickles. Problems raise a ``ModelError`` that names the folder, before
+memory is spent where possible. Heavy imports wait until they are needed.
 """
 
 from __future__ import annotations
@@ -35,56 +34,57 @@ _SIZES = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 1 << 14),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 1 << 40),
 }
-"""Sizes in a config.json and the largest that makes sense; 1 is the least, 0 of experts."""
+"""Size in config.json → its largest valid value. The smallest is 1, and 0 for numbers of
+experts.
+"""
 _OBJECTS = ("text_config", "quantization_config", "rope_scaling", "rope_parameters")
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Whatever transformers, tokenizers or safetensors raise on ``what``, a thing of the user's,
-    becomes a ``ModelError`` with it as cause.
+    """Turn any error of transformers, tokenizers or safetensors into a ``ModelError`` about
+    ``what``.
 
-    For calls of those libraries alone: a fault of ours must stay one. A full GPU is no fault of the
-    folder.
+    Wrap only calls of these libraries, so that our own bugs keep their traceback. Running out of
+    GPU memory is raised unchanged.
     """
     try:
         yield
     except PrefloopError:
         raise
-    except BaseException as error:  # a panic in tokenizers is no Exception
+    except BaseException as error:  # a panic in tokenizers is not an Exception
         rust = type(error).__name__ == "PanicException"
         if type(error).__name__ == "OutOfMemoryError" or not (rust or isinstance(error, Exception)):
             raise
         words = shortened(neutral(" ".join(str(error).split())), 300)
         if "trust_remote_code" in str(error):
             words = (
-                "it brings code of its own, which prefloop never runs; take a model that"
-                " transformers knows"
+                "it brings code of its own, which prefloop never runs; use a model that"
+                " transformers supports"
             )
         raise ModelError(f"{what} cannot be used: {words or type(error).__name__}") from error
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """The content of config.json. Raises ``ModelError`` where it is no object, or a size in it
-    makes no sense.
+    """The content of config.json.
 
-    Also for a pipe or a device beside it, which transformers would open: a tokenizer's file, a chat
-    template, generation_config.json.
+    Raises ``ModelError`` for a file that is not a JSON object or has an invalid size. Also raises
+    it if any file in the folder is a pipe or a device, since transformers would open it.
     """
-    found = read_object(folder / CONFIG)
-    for part in (found, *(value for value in found.values() if isinstance(value, dict))):
-        _require_sense(part, f"'{folder.name}': {CONFIG}")
+    config = read_object(folder / CONFIG)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        _require_valid(part, f"'{folder.name}': {CONFIG}")
     for path in (*folder.glob("*"), *folder.glob("additional_chat_templates/*")):
         require_end(path)
-    return found
+    return config
 
 
-def text_part(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a config.json says of the language model, where it describes more than that."""
-    return found.get("text_config") or found
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a config.json, which may describe more than that."""
+    return config.get("text_config") or config
 
 
-def _require_sense(part: Mapping[str, Any], where: str) -> None:
+def _require_valid(part: Mapping[str, Any], where: str) -> None:
     for name in _OBJECTS:
         if not isinstance(part.get(name), dict | None):
             raise ModelError(
@@ -95,19 +95,17 @@ def _require_sense(part: Mapping[str, Any], where: str) -> None:
             least = 0 if "expert" in name else 1
             if value is None or (type(value) is int and least <= value <= most):
                 continue
-            found = (
-                shortened(repr(value), 40)
-                if not isinstance(value, int) or abs(value) < 10**20
-                else "far more"
-            )
+            huge = isinstance(value, int) and abs(value) >= 10**20
+            shown = "far more" if huge else shortened(repr(value), 40)
             raise ModelError(
-                f"{where}: {name} is {found}; it is a whole number from {least} to {most:,}"
+                f"{where}: {name} is {shown}; it must be a whole number from {least} to {most:,}"
             )
 
 
 def configuration(folder: Path) -> Any:
-    """transformers' configuration. Raises ``ModelError`` as ``described``, and for a model that
-    transformers does not know.
+    """transformers' configuration of a folder.
+
+    Raises ``ModelError`` as ``described`` does, and for a model that transformers does not support.
     """
     from transformers import AutoConfig
 
@@ -117,8 +115,9 @@ def configuration(folder: Path) -> Any:
 
 
 def blank(config: Any, name: str) -> Any:
-    """The model of a configuration on torch's meta device, without weights. Raises ``ModelError``
-    where transformers cannot build it.
+    """The model of a configuration on torch's meta device, without weights.
+
+    Raises ``ModelError`` if transformers cannot build it.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -128,28 +127,27 @@ def blank(config: Any, name: str) -> Any:
 
 
 def tokenizer(folder: Path) -> Any:
-    """The tokenizer. Raises ``ModelError`` where it cannot be loaded."""
+    """A folder's tokenizer. Raises ``ModelError`` if it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    described(folder)  # transformers looks into it for the kind of tokenizer
+    described(folder)  # transformers reads config.json for the kind of tokenizer
     with reading(f"the tokenizer in '{folder.name}'"):
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return found
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def weights(
     folder: Path, name: str, dtype: torch.dtype, device: torch.device, **options: Any
 ) -> Any:
-    """The model with its weights on ``device``; ``options`` are transformers' own.
+    """The model with its weights on ``device``; ``options`` are passed to transformers.
 
-    Raises ``ModelError`` as ``require_weights``, and where a weight is missing, has another shape,
-    or cannot be read.
+    Raises ``ModelError`` as ``require_weights`` does, and for a weight that is missing, has another
+    shape, or cannot be read.
     """
     from transformers import AutoModelForCausalLM
 
     require_weights(folder)
     with reading(f"the model '{name}'"):
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device},
@@ -158,7 +156,7 @@ def weights(
             output_loading_info=True,
             **options,
         )
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         raise ModelError(
             f"the weights in '{folder.name}' lack {len(missing):,} tensors that its {CONFIG} asks"
             f" for (first {shortened(missing[0], 80)}): copy or make the folder again"
@@ -167,10 +165,10 @@ def weights(
 
 
 def require_weights(folder: Path, model: Any = None) -> None:
-    """Raise ``ModelError`` unless all weights are there as safetensors and whole, and enough for
-    ``model`` (on the meta device) and config.json.
+    """Raise ``ModelError`` unless the folder has all weights as intact safetensors files.
 
-    Headers alone are read.
+    There must be enough of them for config.json and for ``model`` (on the meta device). Only the
+    files' headers are read.
     """
     from safetensors import safe_open
 
@@ -185,20 +183,18 @@ def require_weights(folder: Path, model: Any = None) -> None:
             )
         known |= names
         stored += path.stat().st_size
-    found = described(folder)
-    asked = text_part(found).get("num_hidden_layers") or 0
-    if asked > len(known):
+    config = described(folder)
+    layers = text_part(config).get("num_hidden_layers") or 0
+    if layers > len(known):
         raise ModelError(
-            f"'{folder.name}': {CONFIG} asks for {asked:,} layers, and the weights hold"
-            f" {len(known):,} tensors in all"
+            f"'{folder.name}': {CONFIG} asks for {layers:,} layers, but the weights hold only"
+            f" {len(known):,} tensors"
         )
-    per_byte = (
-        8 if found.get("quantization_config") else 2
-    )  # quantised weights may have as little as a bit each
-    if (
-        model is not None
-        and (size := sum(math.prod(p.shape) for p in model.parameters())) > per_byte * stored
-    ):
+    if model is None:
+        return
+    size = sum(math.prod(p.shape) for p in model.parameters())
+    # Quantized weights may take as little as one bit each.
+    if size > (8 if config.get("quantization_config") else 2) * stored:
         raise ModelError(
             f"'{folder.name}': {CONFIG} asks for {size:,} weights, far more than the {stored:,}"
             " bytes of its files hold"
@@ -208,46 +204,44 @@ def require_weights(folder: Path, model: Any = None) -> None:
 def read_tensors(
     folder: Path, device: str = "cpu", file: str = "adapter_model.safetensors"
 ) -> dict[str, Tensor]:
-    """The tensors of an adapter or a head. Raises ``ModelError`` where the file cannot be read, or
-    holds numbers that are none.
+    """The tensors of an adapter or a head.
+
+    Raises ``ModelError`` for a file that cannot be read or holds NaN or infinity.
     """
     import torch
     from safetensors.torch import load_file
 
     require_end(folder / file)
     with reading(f"'{folder.name}': {file}"):
-        found: dict[str, Tensor] = load_file(folder / file, device=device)
-    for name, tensor in found.items():
+        tensors: dict[str, Tensor] = load_file(folder / file, device=device)
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(
                 f"'{folder.name}': {file}: {shortened(name, 80)} holds NaN or infinity: copy or"
                 " make it again"
             )
-    return found
+    return tensors
 
 
 def shards(folder: Path) -> dict[Path, set[str]]:
-    """The files that hold the weights, each with the tensors that the index places there."""
+    """Each file of weights → the names of its tensors by the index (empty without an index)."""
     index = folder / INDEX
     if index.is_file():
-        placed = read_object(index).get("weight_map")
-        if (
-            not isinstance(placed, dict)
-            or not placed
-            or not all(isinstance(name, str) for name in placed.values())
-        ):
+        weight_map = read_object(index).get("weight_map")
+        valid = isinstance(weight_map, dict) and {*map(type, weight_map.values())} == {str}
+        if not weight_map or not valid:
             raise ModelError(
-                f"'{folder.name}': {INDEX}: weight_map is no object of tensors and their files"
+                f"'{folder.name}': {INDEX}: weight_map must be an object of tensors and their files"
             )
         files: dict[Path, set[str]] = {}
-        for tensor, name in placed.items():
+        for tensor, name in weight_map.items():
             files.setdefault(folder / name, set()).add(tensor)
         for path in files:
             name = str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
             if name != path.name or not name.endswith(".safetensors"):
                 raise ModelError(
-                    f"'{folder.name}': {INDEX} names {shortened(neutral(name), 80)!r}: shards are"
-                    " safetensors files in the folder itself"
+                    f"'{folder.name}': {INDEX} names {shortened(neutral(name), 80)!r}: shards must"
+                    " be safetensors files in the folder itself"
                 )
             if not path.is_file():
                 raise ModelError(
@@ -257,15 +251,14 @@ def shards(folder: Path) -> dict[Path, set[str]]:
         return files
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: set()}
-    pickles = sorted(
-        path.name for end in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(end)
-    )
-    raise ModelError(
-        f"'{folder.name}' holds no {WEIGHTS}"
-        + (
-            f": {pickles[0]} is a pickle, which could run code; load it elsewhere and save it with"
-            " save_pretrained"
-            if pickles
-            else " and no index of shards: give a folder saved by save_pretrained"
+    endings = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+    pickles = sorted(path.name for ending in endings for path in folder.glob(ending))
+    if pickles:
+        raise ModelError(
+            f"'{folder.name}' holds no {WEIGHTS}: {pickles[0]} is a pickle, which could run code;"
+            " load it elsewhere and save it with save_pretrained"
         )
+    raise ModelError(
+        f"'{folder.name}' holds no {WEIGHTS} and no index of shards: give a folder saved by"
+        " save_pretrained"
     )

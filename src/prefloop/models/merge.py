@@ -1,5 +1,6 @@
-"""A backbone's weights as a plain model has them: dequantised, an adapter merged in, under their
-checkpoint names.
+"""The weights of a plain model from a backbone: dequantized, with an adapter merged in.
+
+They have the names of the model's checkpoint.
 """
 
 from __future__ import annotations
@@ -36,17 +37,20 @@ class PlainWeight:
     name: str
     shape: tuple[int, ...]
     parameter: Tensor | None
-    """The weight itself, where no adapter changes it."""
+    """The weight itself, if no adapter changes it and it is not stored in 4 bits."""
     layer: Any = None
-    """The adapted layer, or one of 4-bit weights without an adapter, otherwise."""
+    """Otherwise the layer, with or without an adapter."""
 
     @torch.no_grad()
     def write(self, role: str | None, out: Tensor) -> None:
-        """Write the weight, merged with the adapter ``role``, to ``out`` (of ``shape``, any float
-        type, rows contiguous).
+        """Write the weight, merged with the adapter ``role``, to ``out``.
 
-        4-bit weights are dequantised first, so the merge never goes through 4 bits; A and B are
-        rounded to ``out``'s type and the sum once, so that the change survives
+        Args:
+            role: the adapter; ``None`` for the bare weight.
+            out: a tensor of ``shape`` and any float dtype, with contiguous rows.
+
+        4-bit weights are dequantized first and never quantized again. A and B are rounded to
+        ``out``'s dtype. The sum is rounded once, in a way that keeps small changes on average
         (``kernels.settle``).
         """
         if self.parameter is not None:
@@ -61,25 +65,19 @@ class PlainWeight:
             return
         state = getattr(base.weight, "quant_state", None)
         gpu = kernels.on_gpu(base.weight.data)
-        if (
-            gpu
-            and state is not None
-            and out.dtype == state.dtype
-            and self.shape[1] % state.blocksize == 0
-        ):
+        whole_blocks = state is not None and self.shape[1] % state.blocksize == 0
+        if gpu and state is not None and whole_blocks and out.dtype == state.dtype:
             gpu.dequantise(base.weight.data, state, None, out)
         else:
             out.copy_(Weight(base).O_I())
         if role is not None and _changes(self.layer, role):
-            a, b = (
-                self.layer.lora_A[role].weight.to(out.dtype),
-                self.layer.lora_B[role].weight.to(out.dtype),
-            )
-            kernels.add_product(out, b, a, self.layer.scaling[role])
+            a_r_I = self.layer.lora_A[role].weight.to(out.dtype)
+            b_O_r = self.layer.lora_B[role].weight.to(out.dtype)
+            kernels.add_product(out, b_O_r, a_r_I, self.layer.scaling[role])
 
 
 ROWS = 1024
-"""Rows of the identity that go through a layer at once."""
+"""How many rows of the identity matrix go through a layer at once."""
 
 
 def _changes(layer: Any, role: str) -> bool:
@@ -89,20 +87,17 @@ def _changes(layer: Any, role: str) -> bool:
 
 
 def _is_lora(layer: Any) -> bool:
-    """Whether a layer adds s B A to its weight and nothing else."""
-    return (
-        isinstance(layer, LoraLayer)
-        and not isinstance(layer, AdaLoraLayer)
-        and not layer.lora_variant
-    )
+    """Whether a layer only adds s B A to its weight."""
+    plain = isinstance(layer, LoraLayer) and not isinstance(layer, AdaLoraLayer)
+    return plain and not layer.lora_variant
 
 
 def _write_affine(layer: Any, role: str, out: Tensor) -> None:
-    """Write the weight or, where ``out`` has one axis, the bias of the affine map that a layer is
-    under ``role``, computed in float32.
+    """Write the weight or bias of the affine map that a layer computes under ``role``.
 
-    Whatever a method does to a linear layer: the bias is what it makes of 0, the weight's columns
-    what it makes of each input alone.
+    This works for every method whose layer is affine. The bias is the layer's output for 0, and
+    each column of the weight is the output for one unit vector minus the bias, in float32. An
+    ``out`` with one axis gets the bias.
     """
     with _alone(layer, role) as inputs, torch.autocast(out.device.type, enabled=False):
         bias_O = layer(torch.zeros(1, inputs, device=out.device))[0]
@@ -118,7 +113,9 @@ def _write_affine(layer: Any, role: str, out: Tensor) -> None:
 
 @contextlib.contextmanager
 def _alone(layer: Any, role: str) -> Iterator[int]:
-    """One layer under ``role`` on a float32 copy of its weight; yields its number of inputs."""
+    """Within this block a layer runs ``role`` on a float32 copy of its weight. Yields its
+    inputs.
+    """
     base = layer.get_base_layer()
     weight_O_I = Weight(base).O_I().float()
     copy = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
@@ -126,7 +123,7 @@ def _alone(layer: Any, role: str) -> Iterator[int]:
     if base.bias is not None:
         copy.bias = nn.Parameter(base.bias.detach().float(), requires_grad=False)
     with contextlib.ExitStack() as stack:
-        # PEFT's own way to choose an adapter also turns its gradients on.
+        # PEFT's own functions for choosing an adapter would also turn its gradients on.
         for name, value in (
             ("base_layer", copy),
             ("_active_adapter", [role]),
@@ -135,11 +132,10 @@ def _alone(layer: Any, role: str) -> Iterator[int]:
             stack.callback(setattr, layer, name, getattr(layer, name))
             setattr(layer, name, value)
         for name in getattr(layer, "other_param_names", ()):
-            if isinstance(
-                held := getattr(layer, name), BufferDict
-            ):  # matrices that all layers share, in the model's precision
-                stack.callback(setattr, layer, name, held)
-                setattr(layer, name, BufferDict({role: held[role].float()}))
+            # Random matrices that all layers share are in the model's dtype.
+            if isinstance(matrices := getattr(layer, name), BufferDict):
+                stack.callback(setattr, layer, name, matrices)
+                setattr(layer, name, BufferDict({role: matrices[role].float()}))
         if getattr(layer, "quantization_backend", None) is not None:
             stack.callback(setattr, layer, "quantization_backend", layer.quantization_backend)
             layer.quantization_backend = None
@@ -150,7 +146,7 @@ def _alone(layer: Any, role: str) -> Iterator[int]:
 
 @dataclasses.dataclass(frozen=True)
 class NativeWeight(PlainWeight):
-    """One weight of a model whose adapters are not PEFT's."""
+    """One weight of a model whose adapters are not PEFT layers."""
 
     method: Native | None = None
 
@@ -167,37 +163,35 @@ class NativeWeight(PlainWeight):
 
 
 def plain_weights(model: nn.Module) -> list[PlainWeight]:
-    """Every weight of the model that adapters were put on, in the order of its modules."""
+    """Every weight of the plain model under the adapters, in the order of its modules."""
     if isinstance(root := getattr(model, TREE, None), Root):
         return _native_weights(model, root.method)
-    found: list[PlainWeight] = []
+    weights: list[PlainWeight] = []
     adapted: set[str] = {TREE}
-    alone: set[str] = set()
+    quantized: set[str] = set()
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             base: Any = module.get_base_layer()
-            found.append(
-                PlainWeight(f"{name}.weight", (base.out_features, base.in_features), None, module)
-            )
+            shape = (base.out_features, base.in_features)
+            weights.append(PlainWeight(f"{name}.weight", shape, None, module))
             adapted.add(name)
             if getattr(base, "bias", None) is not None:
-                kept = (
-                    base.bias.detach() if _is_lora(module) else None
-                )  # others may scale what comes out
-                found.append(PlainWeight(f"{name}.bias", tuple(base.bias.shape), kept, module))
-        elif getattr(
-            getattr(module, "weight", None), "quant_state", None
-        ) is not None and not _inside(name, adapted):
-            found.append(
-                PlainWeight(
-                    f"{name}.weight", (module.out_features, module.in_features), None, module
-                )
-            )
-            alone.add(f"{name}.weight")
+                # LoRA keeps the bias. Other methods may scale the output, and the bias with it.
+                bias = base.bias.detach() if _is_lora(module) else None
+                weights.append(PlainWeight(f"{name}.bias", tuple(base.bias.shape), bias, module))
+        elif _in_4bit(module) and not _inside(name, adapted):
+            layer: Any = module
+            shape = (layer.out_features, layer.in_features)
+            weights.append(PlainWeight(f"{name}.weight", shape, None, layer))
+            quantized.add(f"{name}.weight")
     for name, parameter in model.named_parameters():
-        if name not in alone and not _inside(name, adapted):
-            found.append(PlainWeight(name, tuple(parameter.shape), parameter.detach()))
-    return found
+        if name not in quantized and not _inside(name, adapted):
+            weights.append(PlainWeight(name, tuple(parameter.shape), parameter.detach()))
+    return weights
+
+
+def _in_4bit(module: nn.Module) -> bool:
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
 
 
 def _inside(name: str, prefixes: set[str]) -> bool:
@@ -205,24 +199,20 @@ def _inside(name: str, prefixes: set[str]) -> bool:
 
 
 def _native_weights(model: nn.Module, method: Native) -> list[PlainWeight]:
-    found: list[PlainWeight] = []
+    weights: list[PlainWeight] = []
     for name, parameter in method.weights().items():
         if getattr(parameter, "quant_state", None) is None:
-            found.append(
-                NativeWeight(name, tuple(parameter.shape), parameter.detach(), method=method)
-            )
+            shape = tuple(parameter.shape)
+            weights.append(NativeWeight(name, shape, parameter.detach(), None, method))
         else:
-            layer: Any = model.get_submodule(name.rpartition(".")[0])
-            found.append(
-                NativeWeight(name, (layer.out_features, layer.in_features), None, layer, method)
-            )
-    return found
+            quantized: Any = model.get_submodule(name.rpartition(".")[0])
+            shape = (quantized.out_features, quantized.in_features)
+            weights.append(NativeWeight(name, shape, None, quantized, method))
+    return weights
 
 
 def require_mergeable(model: nn.Module) -> None:
-    """Raise ``ModelError``, which names what can, where no plain weights do what the adapters on
-    ``model`` do.
-    """
+    """Raise ``ModelError``, with the methods that can be merged, for adapters that cannot be."""
     method = getattr(getattr(model, TREE, None), "method", None)  # PEFT's layers all merge
     if method is not None and (why := method.unmergeable(model)):
         raise ModelError(
@@ -235,9 +225,9 @@ SHARD_BYTES = 4 << 30
 
 
 def _umask() -> int:
-    found = os.umask(0)
-    os.umask(found)
-    return found
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def save_merged(
@@ -247,10 +237,10 @@ def save_merged(
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the plain model, merged with the adapter ``role``, as safetensors that transformers and
-    vLLM load; a shard at a time in memory.
+    """Write the plain model, merged with the adapter ``role``, as safetensors files to ``folder``.
 
-    Raises ``ModelError`` as ``require_mergeable`` does.
+    transformers and vLLM load the files. Only one shard of up to ``shard_bytes`` is in memory at a
+    time. Raises ``ModelError`` as ``require_mergeable`` does.
     """
     if role is not None:
         require_mergeable(model)
@@ -264,23 +254,21 @@ def save_merged(
         shards[-1].append(weight)
         size, total = size + needed, total + needed
     device = next(model.parameters()).device
-    places: dict[str, str] = {}
-    for k, shard in enumerate(shards):
-        name = (
-            "model.safetensors"
-            if len(shards) == 1
-            else f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors"
-        )
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        part = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
+        name = f"model{part}.safetensors"
         tensors = {}
         for weight in shard:
             merged = torch.empty(weight.shape, dtype=dtype, device=device)
             weight.write(role, merged)
             tensors[weight.name] = merged.cpu()
         save_file(tensors, folder / name, metadata={"format": "pt"})
-        (folder / name).chmod(0o666 & ~_umask())  # safetensors lets the owner alone read it
-        places |= dict.fromkeys(tensors, name)
+        # safetensors makes files that only their owner can read.
+        (folder / name).chmod(0o666 & ~_umask())
+        weight_map |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": places}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2), encoding="utf-8"
         )

@@ -1,5 +1,4 @@
-"""A reward model as it is used: one adapter with its head, or several whose normalised scores are
-averaged.
+"""A reward model: one adapter with a scalar head, or an ensemble of several.
 
 Shape letters: B responses of a pack, K members, H hidden size.
 """
@@ -29,7 +28,7 @@ from prefloop.models.forward import hidden_N_H
 from prefloop.models.heads import ScalarHead
 
 _AT_ONCE = 256
-"""Documents that are packed together."""
+"""Documents that are sorted into packs together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,25 +40,27 @@ class Saved:
 
     @classmethod
     def read(cls, folder: Path) -> Saved:
-        """That of a reward model's folder. Raises ``ModelError`` where it is damaged."""
+        """Read reward.json of a folder. Raises ``ModelError`` for a damaged file."""
         return read_as(cls, folder / "reward.json")
 
 
 def role_of(member: int) -> str:
-    """Name of a member's adapter."""
+    """The role of a member's adapter."""
     return f"reward/{member}"
 
 
 def member_folder(folder: Path, member: int) -> Path:
-    """Where a member's adapter and head are: the first in the artifact itself, where PEFT looks,
-    the others beside it.
+    """The folder of a member's adapter and head.
+
+    The first member is in the artifact's folder itself, where PEFT looks; others have subfolders.
     """
     return folder if member == 0 else folder / f"member-{member}"
 
 
 class Reward:
-    """Members on a backbone; scores have mean 0 and standard deviation 1 on the reference set of
-    the stage that made them.
+    """The members of a reward model on a backbone.
+
+    Normalized scores have mean 0 and standard deviation 1 on the training stage's reference set.
     """
 
     def __init__(
@@ -68,14 +69,16 @@ class Reward:
         self.backbone = backbone
         self.heads = heads
         self.temperature = temperature
-        """σ(difference of scores / temperature) is the calibrated probability that a person prefers
-        the first response.
+        """The calibrated probability that people prefer the first response is
+        σ(difference of scores / temperature).
         """
 
     @classmethod
     def load(cls, backbone: Backbone, folder: Path) -> Reward:
-        """Put every member's adapter on the backbone, frozen. Raises ``ModelError`` for an adapter
-        without its head, and for damaged files.
+        """Load every member's adapter onto the backbone, frozen.
+
+        Raises ``ModelError`` for an adapter without its head, for a head of another hidden size,
+        and for damaged files.
         """
         saved = Saved.read(folder)
         heads = []
@@ -83,7 +86,7 @@ class Reward:
             heads.append(ScalarHead.load(member_folder(folder, k)).to(backbone.device))
             if (size := heads[-1].linear.in_features) != backbone.hidden_size:
                 raise ModelError(
-                    f"'{folder.name}': its head reads hidden states of {size:,} numbers, and the"
+                    f"'{folder.name}': its head reads hidden states of {size:,} numbers, but the"
                     f" model's have {backbone.hidden_size:,}"
                 )
             backbone.add_role(role_of(k), start=member_folder(folder, k), frozen=True)
@@ -94,32 +97,33 @@ class Reward:
         for k, head in enumerate(self.heads):
             self.backbone.save_role(role_of(k), member_folder(folder, k))
             head.save(member_folder(folder, k))
-        content = {"members": len(self.heads), "temperature": self.temperature}
-        (folder / "reward.json").write_text(json.dumps(content), encoding="utf-8")
+        content = json.dumps(dataclasses.asdict(Saved(len(self.heads), self.temperature)))
+        (folder / "reward.json").write_text(content, encoding="utf-8")
 
     def drop(self) -> None:
-        """Take the members off the backbone."""
+        """Remove the members from the backbone."""
         for k in range(len(self.heads)):
             self.backbone.drop_role(role_of(k))
 
     def raw_K_B(self, pack: Pack) -> Tensor:
-        """Each member's raw score of each response."""
-        return torch.stack(
-            [raw_B(self.backbone, head, pack, role_of(k)) for k, head in enumerate(self.heads)]
-        )
+        """Each member's raw score of each response, [K, B], without gradient."""
+        members = enumerate(self.heads)
+        return torch.stack([raw_B(self.backbone, head, pack, role_of(k)) for k, head in members])
 
     def scores_K_B(self, pack: Pack) -> Tensor:
-        """Each member's normalised score of each response."""
-        raw_K_B = self.raw_K_B(pack)
-        return torch.stack(
-            [head.normalized(raw) for head, raw in zip(self.heads, raw_K_B, strict=True)]
-        )
+        """Each member's normalized score of each response, [K, B], without gradient."""
+        members = zip(self.heads, self.raw_K_B(pack), strict=True)
+        return torch.stack([head.normalized(raw_B) for head, raw_B in members])
 
     def score(
         self, documents: Iterable[Document], what: str = "score", total: int = 0
     ) -> dict[int, list[float]]:
-        """Normalised scores of every response by key, one a member; ``total`` responses for the
-        progress bar.
+        """Each response's key → its normalized scores, one per member.
+
+        Args:
+            documents: prompts with their responses.
+            what: label of the progress bar.
+            total: number of responses, for the progress bar.
         """
         out: dict[int, list[float]] = {}
         for pack in self._packs(documents, what, total):
@@ -130,24 +134,19 @@ class Reward:
     def score_and_embed(
         self, documents: Iterable[Document], what: str = "score", total: int = 0
     ) -> tuple[dict[int, list[float]], dict[int, NDArray[np.float16]]]:
-        """``score``, and by key each response's last hidden state [H] under the first member, what
-        its head reads, at length 1.
+        """``score``, and each response's key → its last hidden state [H].
+
+        The hidden state is the first member's, which its head reads, scaled to length 1.
         """
         out: dict[int, list[float]] = {}
         hidden: dict[int, NDArray[np.float16]] = {}
         for pack in self._packs(documents, what, total):
             states = [last_B_H(self.backbone, pack, role_of(k)) for k in range(len(self.heads))]
-            normal = [
-                head.normalized(head(last)) for head, last in zip(self.heads, states, strict=True)
-            ]
-            out.update(zip(pack.keys, torch.stack(normal, 1).tolist(), strict=True))
-            hidden.update(
-                zip(
-                    pack.keys,
-                    F.normalize(states[0].float(), dim=-1).half().cpu().numpy(),
-                    strict=True,
-                )
-            )
+            members = zip(self.heads, states, strict=True)
+            score_B_K = torch.stack([head.normalized(head(last)) for head, last in members], 1)
+            unit_B_H = F.normalize(states[0].float(), dim=-1).half().cpu().numpy()
+            out.update(zip(pack.keys, score_B_K.tolist(), strict=True))
+            hidden.update(zip(pack.keys, unit_B_H, strict=True))
         return out, hidden
 
     def _packs(self, documents: Iterable[Document], what: str, total: int) -> Iterator[Pack]:
@@ -160,12 +159,14 @@ class Reward:
 
 
 def raw_B(backbone: Backbone, head: ScalarHead, pack: Pack, role: str) -> Tensor:
-    """The head on each response's last token under ``role``, without gradient."""
+    """The head's raw score of each response [B], from its last token under ``role``; no
+    gradient.
+    """
     with backbone.role(role):
         return head(hidden_N_H(backbone, pack).index_select(0, pack.last_B))
 
 
 def last_B_H(backbone: Backbone, pack: Pack, role: str) -> Tensor:
-    """Each response's last hidden state under ``role``, without gradient."""
+    """Each response's last hidden state [B, H] under ``role``, without gradient."""
     with backbone.role(role):
         return hidden_N_H(backbone, pack).index_select(0, pack.last_B)

@@ -1,4 +1,4 @@
-"""The catalogue of adapter methods: ``method_of`` makes the one that ``backbone.adapter`` names."""
+"""The adapter methods: ``method_of`` creates the method that ``backbone.adapter`` names."""
 
 from __future__ import annotations
 
@@ -7,50 +7,56 @@ from typing import TYPE_CHECKING
 from prefloop.config import AdapterConfig
 from prefloop.config.adapters import CARDS, Card, card_of
 
-if TYPE_CHECKING:  # torch, which whoever reads cards alone need not wait for
+if TYPE_CHECKING:  # importing torch takes seconds, and the cards do not need it
     from prefloop.models.adapters.method import Method
 
 __all__ = ["CARDS", "Card", "card_of", "method_of"]
 
 
 def method_of(config: AdapterConfig) -> Method:
-    """The method of ``config.method``. Raises ``ConfigError`` for an unknown one or an unknown
-    option.
-    """
-    from prefloop.models.adapters import adalora, bitfit, bottleneck, delta, eva, full, mole
-    from prefloop.models.adapters import lora as tuner
-    from prefloop.models.adapters import lora_drop as drop
-    from prefloop.models.adapters import peft_methods as wrapped
-    from prefloop.models.adapters import pissa as halves
-    from prefloop.models.adapters import prompt_tuning as virtual
+    """The method of ``config.method``. Raises ``ConfigError`` for an unknown method or option."""
+    from prefloop.models.adapters import (
+        adalora,
+        bitfit,
+        bottleneck,
+        delta,
+        eva,
+        full,
+        lora,
+        lora_drop,
+        mole,
+        peft_methods,
+        pissa,
+        prompt_tuning,
+    )
 
     card = card_of(config.method)
-    kinds: dict[str, type[Method]] = {
-        "lora": tuner.LoRA,
-        "rslora": tuner.LoRA,
-        "dora": tuner.DoRA,
-        "lora+": tuner.LoRAPlus,
-        "lora-fa": tuner.LoRAFA,
-        "pissa": halves.PiSSA,
-        "olora": halves.OLoRA,
+    methods: dict[str, type[Method]] = {
+        "lora": lora.LoRA,
+        "rslora": lora.LoRA,
+        "dora": lora.DoRA,
+        "lora+": lora.LoRAPlus,
+        "lora-fa": lora.LoRAFA,
+        "pissa": pissa.PiSSA,
+        "olora": pissa.OLoRA,
         "eva": eva.EVA,
         "adalora": adalora.AdaLoRA,
-        "vera": wrapped.VeRA,
-        "ia3": wrapped.IA3,
-        "oft": wrapped.OFT,
-        "boft": wrapped.BOFT,
-        "hra": wrapped.HRA,
-        "miss": wrapped.MiSS,
-        "randlora": wrapped.RandLoRA,
-        "prompt": virtual.PromptTuning,
-        "p-tuning": virtual.PTuning,
-        "prefix": virtual.PrefixTuning,
-        "p-tuning-v2": virtual.PTuningV2,
+        "vera": peft_methods.VeRA,
+        "ia3": peft_methods.IA3,
+        "oft": peft_methods.OFT,
+        "boft": peft_methods.BOFT,
+        "hra": peft_methods.HRA,
+        "miss": peft_methods.MiSS,
+        "randlora": peft_methods.RandLoRA,
+        "prompt": prompt_tuning.PromptTuning,
+        "p-tuning": prompt_tuning.PTuning,
+        "prefix": prompt_tuning.PrefixTuning,
+        "p-tuning-v2": prompt_tuning.PTuningV2,
         "bitfit": bitfit.BitFit,
         "bottleneck": bottleneck.Bottleneck,
         "delta-lora": delta.DeltaLoRA,
-        "lora-drop": drop.LoRADrop,
+        "lora-drop": lora_drop.LoRADrop,
         "mole": mole.MoLE,
         "full": full.Full,
     }
-    return kinds[card.name](config, card)
+    return methods[card.name](config, card)

@@ -29,7 +29,7 @@ class AdaLoRA(Tuner):
     """
 
     waits: ClassVar = {"lora_A": ("lora_E",), "lora_B": ("lora_E",)}
-    told = ("lora_alpha", "init_r")
+    compared = ("lora_alpha", "init_r")
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)

@@ -1,4 +1,4 @@
-"""BitFit: only biases learn."""
+"""BitFit: only the biases learn."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from prefloop.models.adapters.targets import targeted
 
 
 class BitFit(Native):
-    """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): every bias of the model learns, and nothing
-    else.
+    """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): every bias learns, and nothing else.
 
-    A role owns a full bias of each module that has one (norms too, as in the paper) and of each
-    targeted linear layer; where a layer has none, one of zeros is added, since most of today's
-    decoders have no biases at all. Such an added bias has no place in the model's checkpoint: a
-    role with one is not merged.
+    A role owns a copy of each module's bias (norms too, as in the paper) and a bias for each
+    targeted linear layer. Layers without a bias get one of zeros, since most of today's decoders
+    have no biases. The model's checkpoint has no place for an added bias, so a role with one cannot
+    be merged.
     """
 
     def find(self, model: Any) -> dict[str, Any]:
@@ -36,9 +35,9 @@ class BitFit(Native):
         def add(layer: Any, _: Any, out: Tensor) -> Tensor:
             if self.active is None:
                 return out
-            learnt = self.roles[self.active][name]["bias"]
-            # What it adds to the model's own: a fresh role adds exact zeros in every precision.
-            change = learnt if layer.bias is None else learnt - layer.bias
+            bias = self.roles[self.active][name]["bias"]
+            # Adding the difference to the model's own bias makes a fresh role exact in every dtype.
+            change = bias if layer.bias is None else bias - layer.bias
             return out + change.to(out.dtype)
 
         layer.register_forward_hook(add)
@@ -50,7 +49,7 @@ class BitFit(Native):
             return None
         return (
             f"{len(missing)} layers of this model have no bias in its checkpoint (first"
-            f" {missing[0]}), so the learnt ones have no place in plain weights"
+            f" {missing[0]}), so plain weights have no place for the learned ones"
         )
 
     def describe(self, role: str) -> dict[str, Any]:
@@ -65,9 +64,10 @@ class BitFit(Native):
 
 
 def biased(model: Any, pattern: str) -> dict[str, nn.Module]:
-    """Every module with a bias, and the linear layers that ``pattern`` matches."""
+    """Name → module with a bias, or linear layer that ``pattern`` matches."""
     linear = targeted(model, pattern)
-    named = model.named_modules()
     return {
-        n: m for n, m in named if n in linear or isinstance(getattr(m, "bias", None), nn.Parameter)
+        name: module
+        for name, module in model.named_modules()
+        if name in linear or isinstance(getattr(module, "bias", None), nn.Parameter)
     }

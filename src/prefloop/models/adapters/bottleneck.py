@@ -1,4 +1,4 @@
-"""Bottleneck adapters: small networks in series with attention and MLP."""
+"""Bottleneck adapters: small networks after each attention and MLP."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.re
 
 
 class Bottleneck(Native):
-    """Serial adapters (Houlsby et al. 2019, arXiv 1902.00751): h → h + U f(D LayerNorm(h) + d) + u
-    on what attention and the MLP of each block give, before the block adds it to its stream.
+    """Serial adapters (Houlsby et al. 2019, arXiv 1902.00751): h → h + U f(D LayerNorm(h) + d) + u.
 
-    U and u start at zero, so a fresh role is the bare model to the bit. One holds 2 H r + r + 3 H
-    numbers (the paper's 2md + d + m and the 2d of the norm). ``options.activation``: gelu
-    (default), relu or silu. There is a nonlinearity on the way: nothing can be merged.
+    They change the output of each block's attention and MLP, before the block adds it to its
+    residual stream. U and u start at zero, so a fresh role gives the bare model's outputs to the
+    bit. Each adapter has 2 H r + r + 3 H numbers (the paper's 2md + d + m, and 2d for the norm).
+    ``options.activation`` is gelu (default), relu or silu. Because of this nonlinearity an adapter
+    cannot be merged.
     """
 
     waits: ClassVar = dict.fromkeys(
@@ -82,34 +83,30 @@ class Bottleneck(Native):
 
     def restore(self, role: str, saved: dict[str, Tensor], described: dict[str, Any]) -> None:
         if described.get("activation") != self.options["activation"]:
-            raise ModelError(f"options.activation differs, it is {described.get('activation')}")
+            raise ModelError(f"options.activation differs: it was {described.get('activation')}")
         super().restore(role, saved, described)
 
     def run(self, name: str, h: Tensor) -> Tensor:
-        """One adapter of the active role on hidden states [..., H]."""
+        """Apply the active role's adapter called ``name`` to hidden states [..., H]."""
         own = self.roles[str(self.active)][name]
-        x = F.layer_norm(
-            h.to(own["norm.weight"].dtype), h.shape[-1:], own["norm.weight"], own["norm.bias"]
-        )
+        x = h.to(own["norm.weight"].dtype)
+        x = F.layer_norm(x, h.shape[-1:], own["norm.weight"], own["norm.bias"])
         low = self.nonlinear(product(self.dropout(x), own["down.weight"]) + own["down.bias"])
         return h + (product(low, own["up.weight"]) + own["up.bias"]).to(h.dtype)
 
 
 def sublayers_of(model: Any) -> dict[str, Any]:
-    """Attention and MLP of every block, by their names."""
-    found: dict[str, Any] = {}
-    for name, block in model.named_modules():
-        if isinstance(block, GradientCheckpointingLayer):
-            found |= {
-                f"{name}.{part}": module
-                for part, module in block.named_children()
-                if _is_sublayer(part)
-            }
-    return found
+    """Name → attention or MLP of every block."""
+    return {
+        f"{name}.{part}": module
+        for name, block in model.named_modules()
+        if isinstance(block, GradientCheckpointingLayer)
+        for part, module in block.named_children()
+        if _is_sublayer(part)
+    }
 
 
 def _is_sublayer(name: str) -> bool:
-    attention = any(part in name for part in ("attn", "attention")) and not any(
-        p in name for p in ("norm", "ln")
-    )
+    norm = any(part in name for part in ("norm", "ln"))
+    attention = any(part in name for part in ("attn", "attention")) and not norm
     return attention or name in ("mlp", "feed_forward", "block_sparse_moe", "ffn")

@@ -1,4 +1,4 @@
-"""Delta-LoRA: the weights move along with the product of their low-rank matrices."""
+"""Delta-LoRA: the weights move together with the product of their low-rank matrices."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from prefloop.models.adapters.lora import over
 
 
 class DeltaLoRA(Native):
-    """Delta-LoRA (Zi et al. 2023, arXiv 2309.02411): from step K on W ← W + λ s (B_{t+1} A_{t+1} -
-    B_t A_t), s = alpha / r, after every step.
+    """Delta-LoRA (Zi et al. 2023, arXiv 2309.02411).
 
-    The sum of these moves is λ s (B_t A_t - B_K A_K), so a role keeps B_K and A_K in place of a
-    moved copy of each weight: the same numbers without the rounding of the many small moves, in a
-    fraction of the memory, and 4-bit weights can take part. As in the paper the gradient sees s B A
-    alone (the moved weight is a constant), and there is no dropout: the weights would follow a
-    wrong gradient.
+    After every step from step K on: W ← W + λ s (B_{t+1} A_{t+1} - B_t A_t), with s = alpha / r.
 
-    ``options.ratio``: λ (default 2). ``options.start``: K, the optimizer steps before the weights
-    begin to move, or where it is below 1 the share of the stage's steps (0.1; the paper waits
-    hundreds of its long runs' steps). A loaded role whose weights had begun to move goes on at
-    once.
+    These moves add up to λ s (B_t A_t - B_K A_K). A role therefore keeps B_K and A_K instead of a
+    moved copy of each weight. The numbers are the same without the rounding of many small moves,
+    they take a fraction of the memory, and 4-bit weights can be used. As in the paper, the moved
+    weight is a constant for the gradient, which comes from s B A alone. There is no dropout, since
+    the weights would follow a wrong gradient.
+
+    ``options.ratio`` is λ (default 2). ``options.start`` is K, the number of optimizer steps before
+    the weights begin to move, or below 1 their share of the stage's steps (default 0.1; the paper
+    waits for hundreds of steps in its long runs). A loaded role whose weights had begun to move
+    continues at once.
     """
 
     waits: ClassVar = {"lora_A": ("lora_B",)}
@@ -38,8 +39,8 @@ class DeltaLoRA(Native):
         self.ratio, self.start = float(options["ratio"]), float(options["start"])
         self.scale = config.alpha / config.r
         self.anchors: dict[str, dict[str, Tensor]] = {}
-        """Role → A_K and B_K of each layer, by ``<layer>.start_A`` and ``<layer>.start_B``, once
-        its weights move.
+        """Role → ``<layer>.start_A`` and ``<layer>.start_B``, the A_K and B_K of each layer. A role
+        has an entry once its weights move.
         """
 
     def misfit(self, inputs: int, outputs: int) -> str | None:
@@ -72,7 +73,7 @@ class DeltaLoRA(Native):
             self._anchor(role)
 
     def _anchor(self, role: str) -> None:
-        """From now on the weights follow."""
+        """Let the weights move from now on."""
         self.anchors[role] = {
             f"{name}.start_{letter}": own[f"lora_{letter}"].detach().clone()
             for name, own in self.roles[role].items()
@@ -90,7 +91,7 @@ class DeltaLoRA(Native):
         return dict(self.anchors.get(role, {}))
 
     def take_extra(self, role: str, tensors: dict[str, Tensor]) -> None:
-        self.anchors.pop(role, None)  # its weights may not have begun to move where it goes back to
+        self.anchors.pop(role, None)  # at the checkpoint the weights may not have moved yet
         if tensors:
             self.anchors[role] = {name: t.to(self.model.device) for name, t in tensors.items()}
 
@@ -99,7 +100,7 @@ class DeltaLoRA(Native):
 
     def restore(self, role: str, saved: dict[str, Tensor], described: dict[str, Any]) -> None:
         if (described.get("ratio"), described.get("lora_alpha")) != (self.ratio, self.config.alpha):
-            raise ModelError("alpha or options.ratio differ")
+            raise ModelError("alpha or options.ratio differs")
         if described.get("moving"):
             self._anchor(role)
         super().restore(role, saved, described)

@@ -1,6 +1,4 @@
-"""Whether a method fits a model, from the model's configuration alone: asked before gigabytes are
-read.
-"""
+"""Check from its configuration, before reading weights, that an adapter method works on a model."""
 
 from __future__ import annotations
 
@@ -17,28 +15,32 @@ from prefloop.models.adapters.targets import targeted
 
 
 def fitting(config: BackboneConfig, place: Path) -> tuple[Method, Any]:
-    """The method of ``config.adapter``, and the model in the folder ``place`` without weights.
+    """The method of ``config.adapter``, and the model in the folder ``place`` without its weights.
 
-    Raises ``ConfigError`` or ``ModelError`` as ``fits`` does, and ``ModelError`` where the folder's
-    configuration cannot be used.
+    Raises ``ConfigError`` or ``ModelError`` as ``fits`` does, and ``ModelError`` for an unusable
+    configuration in the folder.
     """
     catalogue.require(config)
     return fits(config, folder.configuration(place), place)
 
 
-def fits(config: BackboneConfig, described: Any, place: Path | None) -> tuple[Method, Any]:
-    """The method of ``config.adapter``, and the model of transformers' configuration ``described``
-    without weights.
+def fits(config: BackboneConfig, model_config: Any, place: Path | None) -> tuple[Method, Any]:
+    """The method of ``config.adapter``, and the model of ``model_config`` without weights.
 
-    Raises ``ConfigError`` or ``ModelError`` for a method or settings that cannot be, a precision
-    that it does not train on, a context that is too short, and where it cannot work on this model:
-    ``adapter.target_modules`` matches nothing, a layer that it matches cannot take the method's
-    settings, or what the method itself asks for is missing (``Method.check``).
+    Args:
+        config: the backbone's settings.
+        model_config: the model's transformers configuration.
+        place: the model's folder, if it exists already.
+
+    Raises ``ConfigError`` or ``ModelError`` for invalid settings of the method, a precision that
+    the method does not train on, and a context that is too short. Also raises them for a method
+    that does not work on this model: ``adapter.target_modules`` matches no layer, a matching layer
+    does not fit the settings, or ``Method.check`` fails.
     """
     catalogue.require(config)
     method = method_of(config.adapter)
-    rope.stretch(described, config)
-    model = folder.blank(described, config.model)
+    rope.stretch(model_config, config)
+    model = folder.blank(model_config, config.model)
     method.check(model, config.model, place)
     for name, module in targeted(model, method.targets).items():
         if problem := method.misfit(module.in_features, module.out_features):

@@ -1,4 +1,4 @@
-"""Full fine-tuning in the words of an adapter method."""
+"""Full fine-tuning as an adapter method."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from prefloop.models.adapters.in_place import Native, Tree
 from prefloop.models.adapters.method import TREE
 
 SHARED = "weights of the model"
-"""Where the model's own weights lie in the tree while a role's stand in their places."""
+"""The name in the tree of the model's own weights, while a role's weights replace them."""
 
 
 class Full(Native):
-    """Every weight learns: a role owns a float32 copy of all of them, which takes their places
-    while it is active.
+    """Every weight learns. A role owns a float32 copy of all weights, which replaces them while the
+    role is active.
 
-    Memory is what it is: 4 bytes for each weight and role, 4 more for the gradient and 8 for
-    AdamW's moments of the role that learns, so a policy and its reference alone cost 8 bytes a
-    weight beside the shared ones. The weights must be float.
+    Each role takes 4 bytes per weight. The learning role takes 4 more for the gradient and 8 for
+    AdamW's moments. A policy and its reference therefore take 8 bytes per weight in addition to the
+    shared weights. The shared weights must be float.
     """
 
     adds: ClassVar = False
@@ -32,23 +32,23 @@ class Full(Native):
         return self.own
 
     def wrap(self, model: Any) -> Any:
-        # Tied weights appear once here, and in all of their places below.
+        # Tied weights appear once in ``own``, and with all of their modules in ``places``.
         self.own = dict(model.named_parameters())
         self.places = [
             (module, key, name)
             for name, parameter in self.own.items()
             for module in model.modules()
-            for key, found in module._parameters.items()
-            if found is parameter
+            for key, own in module._parameters.items()
+            if own is parameter
         ]
         super().wrap(model)
-        # First among the children, so that a role's weights are known by the role's names while
-        # they stand in the model's places.
+        # The tree comes first among the children, so that named_parameters lists a role's weights
+        # by the role's names even while they replace the model's.
         model._modules = {TREE: model._modules.pop(TREE), **model._modules}
         return model
 
     def attach(self, name: str, layer: Any) -> None:
-        """Nothing: a role's weights stand in the places of the model's own."""
+        """No hook is needed: a role's weights replace the model's own."""
 
     def fresh(self, name: str, layer: Any) -> dict[str, Tensor]:
         return {n: p.detach().float().clone() for n, p in self.own.items()}

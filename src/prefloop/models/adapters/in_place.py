@@ -1,5 +1,6 @@
-"""Methods that PEFT lacks: on the plain transformers model, a role's tensors in a tree beside the
-weights, hooks that run the active role.
+"""Methods that PEFT lacks, on the plain transformers model.
+
+The roles' tensors are in a tree of their own in the model, and hooks run the active role.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from prefloop.models.adapters.targets import targeted
 
 
 class Tree(nn.Module):
-    """Parameters under dotted names."""
+    """A module tree of parameters with dotted names."""
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class Tree(nn.Module):
 
 
 class Root(Tree):
-    """All roles of a model, and the method that they are of."""
+    """All roles of a model, and their method."""
 
     def __init__(self, method: Native) -> None:
         super().__init__({})
@@ -48,54 +49,55 @@ class Root(Tree):
 
 
 class Native(Method):
-    """A role is, for each of ``layers``, a few tensors by name; the method's hooks read those of
-    the active role.
+    """A method whose role has a few named tensors for each of ``layers``.
 
-    Nothing of the model is replaced, so a dropped role leaves it as it was to the bit.
+    The method's hooks read the tensors of the active role. No part of the model is replaced, so it
+    is unchanged to the bit after a role is dropped.
     """
 
     adds: ClassVar = True
-    """Whether a role runs beside the model's own weights; else in their places, and rounds as they
-    do.
+    """Whether a role's outputs are added to those of the model's own weights. Otherwise its weights
+    replace the model's, and a merge rounds them to the nearest.
     """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)
         self.model: Any = None
         self.layers: dict[str, Any] = {}
-        """The modules that the method works on, by their names in the model."""
+        """Name in the model → module that the method works on."""
         self.roles: dict[str, dict[str, dict[str, nn.Parameter]]] = {}
-        """Role → layer → what learns."""
+        """Role → layer → name → learning parameter."""
         self.active: str | None = None
         self.dropped: set[str] = set()
         """Roles whose dropout is on."""
 
     def find(self, model: Any) -> dict[str, Any]:
-        """The layers of a model that this method works on."""
+        """Name → layer of the model that this method works on."""
         return dict(targeted(model, self.config.target_modules))
 
     def attach(self, name: str, layer: Any) -> None:
-        """Hook one layer, so that it runs the active role."""
+        """Add a hook to one layer that runs the active role."""
         raise NotImplementedError
 
     def fresh(self, name: str, layer: Any) -> dict[str, Tensor]:
-        """What a fresh role owns for one layer, float32."""
+        """A fresh role's float32 tensors for one layer."""
         raise NotImplementedError
 
     def change(self, role: str, name: str, weight: Tensor) -> bool:
-        """Add to a float copy of the plain model's weight what the role does to it, if anything.
-        Only where ``unmergeable`` says nothing.
+        """Merge the role into ``weight``, a float copy of the plain weight ``name``, in place.
+
+        Returns whether the role changes this weight. Called only for roles that can be merged.
         """
         raise NotImplementedError
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """The model's own weights by their names in its checkpoint, whatever role is active."""
+        """Checkpoint name → the model's own weight, whichever role is active."""
         return {n: p for n, p in self.model.named_parameters() if not n.startswith(f"{TREE}.")}
 
     def check(self, model: Any, name: str, folder: Path | None) -> None:
         if not self.find(model):
             raise ModelError(
-                f"adapter {self.card.name} finds no layer in {name} that it can work on: take"
+                f"adapter {self.card.name} finds no layer in {name} that it can work on: use"
                 " another method, such as lora"
             )
 
@@ -112,13 +114,10 @@ class Native(Method):
 
     def add(self, role: str) -> None:
         device = self.model.device
-        self.roles[role] = {
-            name: {
-                key: nn.Parameter(t.to(device))
-                for key, t in sorted(self.fresh(name, layer).items())
-            }
-            for name, layer in self.layers.items()
-        }
+        self.roles[role] = {}
+        for name, layer in self.layers.items():
+            tensors = sorted(self.fresh(name, layer).items())
+            self.roles[role][name] = {key: nn.Parameter(t.to(device)) for key, t in tensors}
         self.model.adapters.add_module(role, Tree(self.parameters(role)))
 
     def drop(self, role: str) -> None:
@@ -135,12 +134,12 @@ class Native(Method):
         (self.dropped.add if on else self.dropped.discard)(role)
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        owned = self.roles[role].items()
-        return dict(
-            sorted(
-                (f"{name}.{key}".lstrip("."), p) for name, own in owned for key, p in own.items()
-            )
-        )
+        named = {
+            f"{layer}.{key}".lstrip("."): parameter
+            for layer, own in self.roles[role].items()
+            for key, parameter in own.items()
+        }
+        return dict(sorted(named.items()))
 
     def describe(self, role: str) -> dict[str, Any]:
         config = self.config
@@ -153,23 +152,24 @@ class Native(Method):
 
     def restore(self, role: str, saved: dict[str, Tensor], described: dict[str, Any]) -> None:
         if described.get(KEY) != self.card.name:
-            raise ModelError(f"it is no adapter of method {self.card.name}")
+            raise ModelError(f"it is not an adapter of method {self.card.name}")
         super().restore(role, saved, described)
 
     def owns(self, name: str, roles: Iterable[str]) -> bool:
         return name.startswith(f"{TREE}.")
 
     def dropout(self, x: Tensor) -> Tensor:
-        """The adapter's input with the active role's dropout."""
+        """Apply the active role's dropout, if it is on, to the adapter's input."""
         on = self.active in self.dropped and self.config.dropout > 0
         return nn.functional.dropout(x, self.config.dropout) if on else x
 
 
 def product(x: Tensor, *weights: Tensor) -> Tensor:
-    """x through matrices [out, in] one after the other, in float32 unless autocast says
-    otherwise.
+    """Multiply x [..., in] by matrices [out, in] in turn, in the matrices' float32.
+
+    Under autocast the products are in autocast's dtype.
     """
-    if not torch.is_autocast_enabled(x.device.type):  # which would undo it
+    if not torch.is_autocast_enabled(x.device.type):
         x = x.to(weights[0].dtype)
     for weight in weights:
         x = torch.nn.functional.linear(x, weight)

@@ -1,4 +1,6 @@
-"""Methods that PEFT puts around a model's linear layers, one adapter a role."""
+"""LoRA and its variants, as PEFT layers around a model's linear layers, with one adapter per
+role.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,16 @@ from prefloop.errors import ModelError
 from prefloop.models.adapters.method import BLANK, Method
 
 DIFFERS = "rank, alpha, method or target modules differ"
+_DROPOUTS = ("lora_dropout", "vera_dropout", "boft_dropout", "miss_dropout", "randlora_dropout")
+"""Attributes of PEFT's layers with the dropout of each adapter."""
 
 
 class Tuner(Method):
-    """Any method whose adapters are PEFT layers; ``peft_config`` says which."""
+    """Any method whose adapters are PEFT layers; ``peft_config`` chooses the kind of layer."""
 
     turns_off: ClassVar[bool] = True
-    """Whether the bare model is had by turning layers off; else the blank adapter adds exactly
-    nothing (and fused layers need it so).
+    """Whether the layers are turned off for the bare model. Otherwise the blank adapter is active,
+    which must add exactly nothing; fused layers need it this way.
     """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
@@ -34,9 +38,7 @@ class Tuner(Method):
         """The layers that hold adapters."""
 
     def peft_config(self, blank: bool = False) -> PeftConfig:
-        """PEFT's words for an adapter of these settings; the smallest there is when it is
-        ``blank``.
-        """
+        """PEFT's settings of an adapter; with ``blank`` those of the smallest possible one."""
         raise NotImplementedError
 
     def wrap(self, model: Any) -> PeftModel:
@@ -71,33 +73,26 @@ class Tuner(Method):
 
     def set_dropout(self, role: str, on: bool) -> None:
         for layer in self.layers:
-            for name in (
-                "lora_dropout",
-                "vera_dropout",
-                "boft_dropout",
-                "miss_dropout",
-                "randlora_dropout",
-            ):
+            for name in _DROPOUTS:
                 dropouts = getattr(layer, name, {})
                 if role in dropouts:
                     dropouts[role].train(on)
-            if (
-                self.card.name == "dora"
-            ):  # PEFT's forward of it asks the layer, which is in eval mode with its base
+            # PEFT's DoRA forward checks the mode of the layer, which is in eval mode with its base.
+            if self.card.name == "dora":
                 layer.training = on
 
     def learns(self, name: str) -> bool:
-        """Whether the parameter of an adapter learns."""
+        """Whether an adapter's parameter learns."""
         return True
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        found = {}
+        own = {}
         for name, parameter in sorted(self.model.named_parameters()):
             parts = name.split(".")
             if role in parts and self.learns(name):
                 parts.remove(role)
-                found[".".join(parts)] = parameter
-        return found
+                own[".".join(parts)] = parameter
+        return own
 
     def state(self, role: str) -> dict[str, Tensor]:
         return get_peft_model_state_dict(self.model, adapter_name=role)
@@ -107,23 +102,25 @@ class Tuner(Method):
 
     def restore(self, role: str, saved: dict[str, Tensor], described: dict[str, Any]) -> None:
         own = self.describe(role)
-        # Older versions of PEFT do not write the switches that they do not know, which are off.
-        if any(described.get(n, False) != own[n] for n in ("peft_type", *self.told) if n in own):
+        # Older versions of PEFT lack some switches and do not write them; they count as off.
+        fields = [name for name in ("peft_type", *self.compared) if name in own]
+        if any(described.get(name, False) != own[name] for name in fields):
             raise ModelError(DIFFERS)
         super().restore(role, saved, described)
 
-    told: ClassVar[tuple[str, ...]] = ()
-    """Fields of PEFT's settings beside the shapes that change what an adapter computes."""
+    compared: ClassVar[tuple[str, ...]] = ()
+    """Fields of PEFT's settings that change an adapter's outputs without changing its shapes."""
 
 
 class LoRA(Tuner):
-    """LoRA (Hu et al. 2021, arXiv 2106.09685): W x + alpha / r · B A x with B = 0 at the start;
-    rsLoRA (2312.03732): alpha / sqrt(r).
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): W x + alpha / r · B A x, with B = 0 at the start.
+
+    rsLoRA (2312.03732) scales by alpha / sqrt(r).
     """
 
     turns_off = False
     waits: ClassVar = {"lora_A": ("lora_B",)}
-    told = ("lora_alpha", "use_rslora", "use_dora")
+    compared = ("lora_alpha", "use_rslora", "use_dora")
 
     def peft_config(self, blank: bool = False) -> LoraConfig:
         config = self.config
@@ -142,15 +139,18 @@ class LoRA(Tuner):
 
 
 class DoRA(LoRA):
-    """DoRA (Liu et al. 2024, arXiv 2402.09353): m (W + s B A) / |W + s B A| with a norm and a
-    learnt magnitude m for each output.
+    """DoRA (Liu et al. 2024, arXiv 2402.09353): m (W + s B A) / |W + s B A|.
+
+    Each output has its own norm and its own learned magnitude m.
     """
 
     turns_off = True
 
 
 class LoRAPlus(LoRA):
-    """LoRA+ (Hayou et al. 2024, arXiv 2402.12354): B learns at ``ratio`` times the rate of A."""
+    """LoRA+ (Hayou et al. 2024, arXiv 2402.12354): B's learning rate is ``ratio`` times that of
+    A.
+    """
 
     def rates(self, role: str, learning_rate: float) -> dict[str, float]:
         faster = float(self.options["ratio"]) * learning_rate
@@ -158,7 +158,9 @@ class LoRAPlus(LoRA):
 
 
 class LoRAFA(LoRA):
-    """LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): A stays as it was drawn, B alone learns."""
+    """LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): only B learns, and A keeps its random
+    values.
+    """
 
     def learns(self, name: str) -> bool:
         return ".lora_A." not in name
@@ -173,18 +175,17 @@ class LoRAFA(LoRA):
 
 
 def over(rank: int, smallest: int) -> str | None:
-    """The message about a rank that is larger than a layer."""
-    return (
-        f"a rank of {rank} is over its smaller side, {smallest}: lower backbone.adapter.r"
-        if rank > smallest
-        else None
-    )
+    """The message about a rank above a layer's smaller side; ``None`` for a rank that fits."""
+    if rank <= smallest:
+        return None
+    return f"a rank of {rank} is over its smaller side, {smallest}: lower backbone.adapter.r"
 
 
 @contextlib.contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
-    """Let decoder layers call their projections, so that hooks on these run, which layers that run
-    as one step do not.
+    """Within this block fused decoder layers run their original code.
+
+    A fused layer does not call its projections, so hooks on them would not run.
     """
     from prefloop.models.fused.layer import FusedLayer
 

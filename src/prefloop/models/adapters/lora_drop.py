@@ -1,4 +1,4 @@
-"""LoRA-drop: layers whose LoRA says little share one."""
+"""LoRA-drop: layers whose LoRA contributes little share one LoRA."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from prefloop.models.heads import head_logits
 
 
 class LoRADrop(LoRA):
-    """LoRA-drop (Zhou et al. 2024, arXiv 2402.07721): layers of much output keep their LoRA, the
-    rest share one for each kind of layer.
+    """LoRA-drop (Zhou et al. 2024, arXiv 2402.07721).
 
-    As in the paper a LoRA is first trained for a few steps on a sample (``options.steps``, 8), then
-    a layer counts by the mean squared norm of its output s B A x over the sample's tokens, and the
-    layers that make up ``options.share`` (0.9) of the sum are kept. Those left share their A and B
-    where they are the same kind of layer (same name in its block, same shape). Here the short
-    training has the next-token loss on the sample's tokens, since the stage's own loss is not known
-    to an adapter, and B goes back to zero after it: the role starts at the bare model's outputs.
+    Important layers keep their own LoRA, and the rest share one LoRA for each kind of layer.
 
-    Files are plain LoRA, with shared tensors repeated, so PEFT and vLLM load them; layers of a kind
+    As in the paper, a LoRA is first trained for a few steps on a sample (``options.steps``, default
+    8). A layer's importance is the mean squared norm of its output s B A x over the sample's
+    tokens. The most important layers that make up ``options.share`` (default 0.9) of the sum are
+    kept. The others share A and B if they have the same name in their block and the same shape.
+
+    Here the short training minimizes the next-token loss on the sample, since an adapter does not
+    know the stage's own loss. B is zeroed afterwards, so the role starts at the bare model's
+    outputs.
+
+    The files are plain LoRA with repeated tensors, so PEFT and vLLM load them. Layers of one kind
     that are equal to the bit in a file share again when it is loaded.
     """
 
@@ -38,18 +41,18 @@ class LoRADrop(LoRA):
         options = self.options
         self.share, self.steps = float(options["share"]), int(options["steps"])
         self.shared: dict[str, list[list[str]]] = {}
-        """Role → groups of layers that are one LoRA."""
+        """Role → groups of layers that share one LoRA."""
 
     def named_layers(self) -> dict[str, Any]:
-        """The layers that hold adapters, by their names in the bare model."""
-        held = set(map(id, self.layers))
-        return {n: m for n, m in self.base().named_modules() if id(m) in held}
+        """Name in the bare model → layer with adapters."""
+        adapted = set(map(id, self.layers))
+        return {name: m for name, m in self.base().named_modules() if id(m) in adapted}
 
     def fit(self, role: str, run: Inputs) -> None:
-        """Train shortly, measure, share. ``run`` passes the sample under ``role``."""
+        """Train for a few steps, measure the layers, and let some share. ``run`` runs ``role``."""
         own = self.parameters(role)
         start = {name: p.detach().clone() for name, p in own.items()}
-        asked = {name: p.requires_grad for name, p in own.items()}
+        learned = {name: p.requires_grad for name, p in own.items()}
         for p in own.values():
             p.requires_grad_(True)
         try:
@@ -61,7 +64,7 @@ class LoRADrop(LoRA):
                 for name, p in own.items():
                     p.copy_(start[name])
                     p.grad = None
-                    p.requires_grad_(asked[name])
+                    p.requires_grad_(learned[name])
         self._tie(role, self.groups(importance))
 
     def _train(self, parameters: list[nn.Parameter], run: Inputs) -> None:
@@ -72,9 +75,8 @@ class LoRADrop(LoRA):
                 before = taken
                 for _ in run():
                     optimizer.zero_grad()
-                    loss = (
-                        losses.pop()
-                    )  # the last: the first packed pass of all tries kernels before it
+                    # The first packed pass tries kernels before it runs: only the last loss counts.
+                    loss = losses.pop()
                     losses.clear()
                     loss.backward()
                     optimizer.step()
@@ -86,8 +88,9 @@ class LoRADrop(LoRA):
 
     @contextlib.contextmanager
     def _language_loss(self, parameters: list[nn.Parameter]) -> Iterator[list[Tensor]]:
-        """The next-token loss of each pass, with its graph, whoever runs the pass and whether or
-        not they want gradients.
+        """Yield a list that collects the next-token loss of each forward pass, with its graph.
+
+        Gradients are turned on for every pass inside the block, whatever its caller has set.
         """
         losses: list[Tensor] = []
         modes: list[bool] = []
@@ -96,20 +99,16 @@ class LoRADrop(LoRA):
         def before(*_: Any) -> None:
             modes.append(torch.is_grad_enabled())
             torch.set_grad_enabled(True)
-            for parameter in parameters:  # switching roles has frozen them
+            for parameter in parameters:  # activating a role has frozen them
                 parameter.requires_grad_(True)
 
         def after(_: Any, __: Any, given: dict[str, Any], out: Any) -> None:
             try:
-                ids, places = given["input_ids"], given["position_ids"]
-                follows = (
-                    places[:, 1:] == places[:, :-1] + 1
-                )  # neither over documents nor from branch to branch
-                mask = given.get(
-                    "attention_mask"
-                    # of padded rows [B, W]; of a pack by pairs, in a dict where kinds of layers
-                    # differ
-                )
+                ids, positions = given["input_ids"], given["position_ids"]
+                # A token follows the previous one unless a document or a branch begins.
+                follows = positions[:, 1:] == positions[:, :-1] + 1
+                # Padded rows have a mask [B, W]. A pack has one by pairs, or a dict of these.
+                mask = given.get("attention_mask")
                 if isinstance(mask, Tensor) and mask.dim() == 2:
                     follows &= mask[:, 1:].bool()
                 logits = head_logits(model, out.last_hidden_state[:, :-1][follows])
@@ -129,7 +128,7 @@ class LoRADrop(LoRA):
                 hook.remove()
 
     def _measure(self, role: str, run: Inputs) -> dict[str, float]:
-        """Mean squared norm of each layer's s B A x over the tokens of the sample."""
+        """Layer → mean squared norm of its s B A x over the sample's tokens."""
         total: dict[str, float] = {}
         tokens: dict[str, int] = {}
         hooks = []
@@ -140,10 +139,9 @@ class LoRADrop(LoRA):
                 x = x.reshape(-1, x.shape[-1])
                 low = x @ layer.lora_A[role].weight.float().T
                 b = layer.lora_B[role].weight.float()
-                gram = b.T @ b  # |B l|² without the wide output
-                total[name] = total.get(name, 0.0) + float(
-                    layer.scaling[role] ** 2 * ((low @ gram) * low).sum()
-                )
+                # |B l|² = lᵀ (Bᵀ B) l, without computing the wide output.
+                squared = ((low @ (b.T @ b)) * low).sum() * layer.scaling[role] ** 2
+                total[name] = total.get(name, 0.0) + float(squared)
                 tokens[name] = tokens.get(name, 0) + len(x)
 
             hooks.append(layer.register_forward_hook(add))
@@ -157,31 +155,30 @@ class LoRADrop(LoRA):
         return {name: total[name] / tokens[name] for name in total}
 
     def groups(self, importance: dict[str, float]) -> list[list[str]]:
-        """The layers that share, by kind: all but the fewest of the most important whose sum
-        reaches ``share`` of the total.
+        """Groups of layers of one kind that share a LoRA.
+
+        The most important layers, until their sum reaches ``share`` of the total, are in no group.
         """
-        left, kept, whole = dict(importance), 0.0, sum(importance.values())
+        rest, kept, total = dict(importance), 0.0, sum(importance.values())
         for name in sorted(importance, key=lambda n: -importance[n]):
-            if kept >= self.share * whole:
+            if kept >= self.share * total:
                 break
-            kept += left.pop(name)
+            kept += rest.pop(name)
         layers = self.named_layers()
         kinds: dict[tuple[str, int, int], list[str]] = {}
-        for name in sorted(left):
+        for name in sorted(rest):
             base = layers[name].get_base_layer()
-            kinds.setdefault(
-                (name.rpartition(".")[2], base.out_features, base.in_features), []
-            ).append(name)
+            kind = (name.rpartition(".")[2], base.out_features, base.in_features)
+            kinds.setdefault(kind, []).append(name)
         return [names for names in kinds.values() if len(names) > 1]
 
     def _tie(self, role: str, groups: list[list[str]]) -> None:
         layers = self.named_layers()
         for first, *rest in groups:
-            for name in rest:
-                for part in ("lora_A", "lora_B"):
-                    getattr(layers[name], part)[role].weight = getattr(layers[first], part)[
-                        role
-                    ].weight
+            for part in ("lora_A", "lora_B"):
+                shared = getattr(layers[first], part)[role].weight
+                for name in rest:
+                    getattr(layers[name], part)[role].weight = shared
         self.shared[role] = groups
 
     def drop(self, role: str) -> None:
@@ -190,20 +187,19 @@ class LoRADrop(LoRA):
 
     def state(self, role: str) -> dict[str, Tensor]:
         seen: set[int] = set()
-        found = {}
+        tensors = {}
         for name, tensor in super().state(role).items():
-            # Repeats as copies: safetensors refuses tensors that share memory.
-            found[name] = tensor.detach().clone() if tensor.data_ptr() in seen else tensor
+            # Repeated tensors are copied, since safetensors refuses tensors that share memory.
+            tensors[name] = tensor.detach().clone() if tensor.data_ptr() in seen else tensor
             seen.add(tensor.data_ptr())
-        return found
+        return tensors
 
     def restore(self, role: str, saved: dict[str, Tensor], described: dict[str, Any]) -> None:
         super().restore(role, saved, described)
-        alike: dict[tuple[bytes, ...], list[str]] = {}
+        equal: dict[tuple[bytes, ...], list[str]] = {}
         for name, layer in sorted(self.named_layers().items()):
             pair = [getattr(layer, part)[role].weight.detach() for part in ("lora_A", "lora_B")]
+            content = [tensor.float().cpu().numpy().tobytes() for tensor in pair]
             kind = name.rpartition(".")[2].encode()
-            alike.setdefault((kind, *(t.float().cpu().numpy().tobytes() for t in pair)), []).append(
-                name
-            )
-        self._tie(role, [names for names in alike.values() if len(names) > 1])
+            equal.setdefault((kind, *content), []).append(name)
+        self._tie(role, [names for names in equal.values() if len(names) > 1])

@@ -1,9 +1,8 @@
-"""What every adapter method does for the backbone: put its structure on a model, make roles, run,
-learn, save and merge them.
+"""The interface of an adapter method: prepare a model, then make, run, train, save and merge roles.
 
-A role is one adapter: policy, reference, a member of the reward ensemble. All roles of a backbone
-are of one method and one shape, lie on one set of frozen weights that no role changes, and cost
-nothing while another is active.
+A role is one adapter: the policy, the reference, or a member of the reward ensemble. All roles of a
+backbone have one method and one shape. They share one set of frozen weights that no role changes,
+and an inactive role costs no time.
 """
 
 from __future__ import annotations
@@ -20,25 +19,23 @@ from prefloop.config.adapters import Card, options_of
 from prefloop.errors import ModelError
 
 BLANK = "blank"
-"""PEFT wants a first adapter; this one is never trained nor saved and only carries the layer
-structure.
+"""The first adapter, which PEFT requires. It only creates the layers and is never trained or saved.
 """
 TREE = "adapters"
-"""The model's child that holds all roles of a method that is not PEFT's layers:
+"""The model's child module with all roles of a method without PEFT layers, as
 ``adapters.<role>.<tensor>``.
 """
 Inputs = Callable[[], Iterator[None]]
-"""Runs the model over a sample of the stage's data, a batch for each item."""
+"""A function that runs the model over a sample of the stage's data and yields after each batch."""
 
 
 class Method:
-    """An adapter method on one model. Subclasses fill in what differs; the order of calls is that
-    of the methods below.
-    """
+    """An adapter method on one model. Its functions are called in the order below."""
 
     waits: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Parts of names of parameters that get no gradient while all the other ones, named by the
-    values in their place, are 0.
+    """Parameters whose first-step gradient is zero by construction (LoRA's A while B is 0), mapped
+    to the parameters that they wait for. Both are parts of parameter names. The audit skips the
+    waiting parameters at step 1.
     """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
@@ -47,25 +44,31 @@ class Method:
 
     @property
     def targets(self) -> str:
-        """Which layers: "all-linear" or a regular expression for full names."""
+        """The adapted layers: "all-linear" or a regular expression for full names."""
         return self.config.target_modules
 
     def misfit(self, inputs: int, outputs: int) -> str | None:
-        """What keeps the settings from a linear layer of this size, if anything does; asked before
-        weights are loaded.
+        """The reason why the settings do not fit a linear layer of this size; ``None`` if they do.
+
+        Called before weights are loaded.
         """
         return None
 
     def check(self, model: Any, name: str, folder: Path | None) -> None:
-        """Raise ``ModelError`` when the method cannot work on the model ``name``; ``model`` is its
-        shape, without weights.
+        """Raise ``ModelError`` if the method does not work on the model.
 
-        Asked before any weight is loaded; ``folder`` is where they lie, if they are here already.
+        Called before weights are loaded.
+
+        Args:
+            model: the model on the meta device.
+            name: the model's name.
+            folder: the model's folder, if it exists already.
         """
 
     def wrap(self, model: Any) -> Any:
-        """Put the structure that roles live in on a frozen transformers model; returns what
-        ``Backbone.model`` is from now on.
+        """Add the layers or hooks for roles to a frozen transformers model.
+
+        Returns the model that becomes ``Backbone.model``.
         """
         raise NotImplementedError
 
@@ -74,53 +77,64 @@ class Method:
         raise NotImplementedError
 
     def add(self, role: str) -> None:
-        """Make a fresh role; torch's generator is seeded. A fresh role's outputs are the bare
-        model's, as far as the method's paper has it so.
+        """Create a fresh role. The caller has seeded torch's generator.
+
+        A fresh role gives the bare model's outputs, if the method's paper starts there.
         """
         raise NotImplementedError
 
     def begin(self, role: str) -> None:
-        """Give a role that ``add`` has just made the first values that come from the weights, where
-        there are such. Not called for a role that is loaded.
+        """Set a fresh role's initial values that depend on the weights, if there are any.
+
+        Called after ``add``, but not for a role that is loaded from a file.
         """
 
     def fit(self, role: str, run: Inputs) -> None:
-        """Let a fresh role start from data, where ``card.reads_data``; ``run`` may be called again.
-        Not called for a role that was loaded.
+        """Set a fresh role's initial values from data, for methods with ``card.reads_data``.
+
+        ``run`` may be called several times. Not called for a role that is loaded from a file.
         """
 
     def drop(self, role: str) -> None:
-        """Forget a role and free its memory."""
+        """Remove a role and free its memory."""
         raise NotImplementedError
 
     def activate(self, role: str | None) -> None:
-        """Run ``role`` (``None``: the bare model) in every forward from now on. Called often: where
-        nothing changes it must cost nothing.
+        """Run ``role`` (``None``: the bare model) in all later forward passes.
+
+        Called often, so activating the active role again must cost nothing.
         """
         raise NotImplementedError
 
     def set_dropout(self, role: str, on: bool) -> None:
-        """Turn the role's dropout on its inputs on or off."""
+        """Turn the dropout on the role's inputs on or off."""
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """What learns, by the names in the role's file, sorted; the very objects that the optimizer
-        steps.
+        """The learning parameters by their names in the role's file, sorted.
+
+        These are the same objects that the optimizer steps.
         """
         raise NotImplementedError
 
     def count(self, role: str) -> int:
-        """Numbers that learn."""
+        """How many numbers learn."""
         return sum(parameter.numel() for parameter in self.parameters(role).values())
 
     def state(self, role: str) -> dict[str, Tensor]:
-        """Everything that ``restore`` needs, by name: the content of
+        """All tensors that ``restore`` needs, by name: the content of
         ``adapter_model.safetensors``.
         """
         return {name: parameter.detach() for name, parameter in self.parameters(role).items()}
 
     def restore(self, role: str, saved: dict[str, Tensor], described: dict[str, Any]) -> None:
-        """Put the content of a file into a fresh role. Raises ``ModelError`` when it does not
-        fit.
+        """Load a file's content into a fresh role.
+
+        Args:
+            role: the fresh role.
+            saved: the content of ``adapter_model.safetensors``.
+            described: the content of ``adapter_config.json``.
+
+        Raises ``ModelError`` if the content does not fit the role.
         """
         own = self.state(role)
         if saved.keys() != own.keys() or any(saved[n].shape != own[n].shape for n in own):
@@ -130,56 +144,52 @@ class Method:
                 tensor.copy_(saved[name])
 
     def unmergeable(self, model: Any) -> str | None:
-        """Why no plain weights of this model (with its weights or without) do what a role does,
-        where there are none.
+        """The reason why a role cannot be merged into plain weights; ``None`` if it can.
+
+        ``model`` may be on the meta device.
         """
         return (
-            None
-            if self.card.merges
-            else "no plain weights do what it does, so nothing can be merged"
+            None if self.card.merges else "no plain weights can replace it, so it cannot be merged"
         )
 
     def describe(self, role: str) -> dict[str, Any]:
-        """The content of ``adapter_config.json``: PEFT's where PEFT loads the files."""
+        """The content of ``adapter_config.json``, in PEFT's fields if PEFT knows the method."""
         raise NotImplementedError
 
     def owns(self, name: str, roles: Iterable[str]) -> bool:
-        """Whether a parameter of the wrapped model belongs to an adapter and not to the frozen
-        weights.
-        """
+        """Whether a parameter of the wrapped model belongs to an adapter, by its name."""
         parts = name.split(".")
         return any(role in parts for role in roles)
 
-    # Learning: what a step needs beside the optimizer.
+    # Called during training, around the optimizer's steps.
 
     def rates(self, role: str, learning_rate: float) -> dict[str, float]:
-        """Learning rates of parameters (by name) that differ from the stage's."""
+        """Parameter name → learning rate, where it differs from the stage's."""
         return {}
 
     def penalty(self, role: str) -> Tensor | None:
-        """A term of the loss of every step that depends on the parameters alone; called under
-        gradient.
-        """
+        """A term of every step's loss that depends only on the parameters, with its gradient."""
         return None
 
     def before_step(self, role: str, step: int, total_steps: int) -> None:
-        """After the backward pass of 0-based ``step``, ahead of the optimizer; only where the role
-        got a gradient, as ``after_step``.
+        """Called between the backward pass of ``step`` (from 0) and the optimizer's step.
+
+        This and ``after_step`` are called only if the role got a gradient.
         """
 
     def after_step(self, role: str, step: int, total_steps: int) -> None:
-        """After the optimizer has stepped."""
+        """Called after the optimizer's step."""
 
     def settled(self, role: str) -> bool:
-        """Whether the role has the form that it ends in, which ``finish`` would leave as it is."""
+        """Whether the role has its final form, so that ``finish`` would not change it."""
         return True
 
     def finish(self, role: str) -> None:
-        """Training is over, maybe early: bring the role into the form that it is to end in."""
+        """Bring the role into its final form at the end of training, which may come early."""
 
     def extra(self, role: str) -> dict[str, Tensor]:
-        """What a checkpoint needs beside ``parameters`` to go on in the same weights."""
+        """The tensors that a checkpoint needs in addition to ``parameters`` to resume exactly."""
         return {}
 
     def take_extra(self, role: str, tensors: dict[str, Tensor]) -> None:
-        """Put ``extra`` back."""
+        """Restore the tensors of ``extra``."""

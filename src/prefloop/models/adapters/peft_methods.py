@@ -70,7 +70,7 @@ class VeRA(Drawn):
     """
 
     waits: ClassVar = {"vera_lambda_d": ("vera_lambda_b",)}
-    told = ("projection_prng_key", "r")
+    compared = ("projection_prng_key", "r")
     places = ("vera_A", "vera_B")
 
     def peft_config(self, blank: bool = False) -> VeraConfig:
@@ -91,7 +91,7 @@ class RandLoRA(Drawn):
     """
 
     waits: ClassVar = {"randlora_gamma": ("randlora_lambda",)}
-    told = ("projection_prng_key", "r", "randlora_alpha")
+    compared = ("projection_prng_key", "r", "randlora_alpha")
     places = ("randlora_A", "randlora_B")
 
     def peft_config(self, blank: bool = False) -> RandLoraConfig:
@@ -154,7 +154,7 @@ class OFT(Tuner):
     transform (I + Q)(I - Q)⁻¹, Q = 0 at the start.
     """
 
-    told = ("oft_block_size", "use_cayley_neumann")
+    compared = ("oft_block_size", "use_cayley_neumann")
 
     def peft_config(self, blank: bool = False) -> OFTConfig:
         return OFTConfig(
@@ -190,7 +190,7 @@ class BOFT(Tuner):
     factors in butterfly order, outputs scaled.
     """
 
-    told = ("boft_block_size", "boft_n_butterfly_factor")
+    compared = ("boft_block_size", "boft_n_butterfly_factor")
 
     def wrap(self, model: Any) -> Any:
         layer._FBD_CUDA = BlockDiagonal()
@@ -246,7 +246,7 @@ class HRA(Tuner):
     at right angles, so it starts at another model.
     """
 
-    told = ("r", "apply_GS")
+    compared = ("r", "apply_GS")
 
     def wrap(self, model: Any) -> Any:
         wrapped = super().wrap(model)
@@ -275,7 +275,7 @@ class MiSS(Tuner):
     = 0 at the start.
     """
 
-    told = ("r", "init_weights")
+    compared = ("r", "init_weights")
 
     def peft_config(self, blank: bool = False) -> Any:
         return MissConfig(

@@ -1,15 +1,16 @@
-"""PiSSA and OLoRA beside other roles: both start from a part of the weight itself, and neither may
-change the weight, which all roles share.
+"""PiSSA and OLoRA, which initialize an adapter from the weight itself.
 
-The papers train W - s B0 A0 + s B A from B = B0, A = A0. Here the difference s (B A - B0 A0) is one
-LoRA adapter of rank 2 r whose second half, -B0 and A0, never moves: the same function and
-gradients, the model's outputs at the start, files that load wherever LoRA's do, any precision.
+The papers also change the weight: they train W - s B0 A0 + s B A, starting from B = B0 and A = A0.
+All roles share the weight here, so it must not change. Instead s (B A - B0 A0) is one LoRA adapter
+of rank 2 r whose second half, -B0 and A0, never moves. Function and gradients are the same, a fresh
+role gives the model's outputs, the files load like LoRA's, and every precision works.
 
 Shape letters: O outputs, I inputs, r rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from prefloop.models.fused.lora import Weight
 
 
 class Halves(LoRA):
-    """LoRA of rank 2 r that learns in its first half."""
+    """LoRA of rank 2 r whose first half learns and whose second half is fixed."""
 
     waits: ClassVar = {}
 
@@ -33,16 +34,15 @@ class Halves(LoRA):
         self._kept: dict[str, dict[str, Tensor]] = {}
 
     def factors(self, weight_O_I: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """A0 [r, I] and B0 [O, r] of a float32 weight; ``scale`` is the s of s B A."""
+        """A0 [r, I] and B0 [O, r] of a float32 weight [O, I]; ``scale`` is the s of s B A."""
         raise NotImplementedError
 
     def add(self, role: str) -> None:
         super().add(role)
         for name, parameter in self.parameters(role).items():
             learns = parameter.requires_grad
-            parameter.requires_grad_(
-                True
-            )  # torch wants it for a hook, which stays when it is turned off
+            # torch registers a hook only on a tensor with requires_grad; the hook stays without it.
+            parameter.requires_grad_(True)
             parameter.register_hook(_first_half(_axis(name)))
             parameter.requires_grad_(learns)
 
@@ -56,12 +56,12 @@ class Halves(LoRA):
             layer.lora_B[role].weight.copy_(torch.cat([b_O_r, -b_O_r], dim=1))
 
     def parts(self, role: str) -> dict[str, Tensor]:
-        """The half of each parameter that stays, by name."""
-        found = {}
-        for name, parameter in self.parameters(role).items():
-            axis = _axis(name)
-            found[name] = parameter.detach().narrow(axis, self.config.r, self.config.r)
-        return found
+        """Name → view of the fixed half of each parameter."""
+        r = self.config.r
+        return {
+            name: parameter.detach().narrow(_axis(name), r, r)
+            for name, parameter in self.parameters(role).items()
+        }
 
     def count(self, role: str) -> int:
         return super().count(role) // 2
@@ -71,8 +71,8 @@ class Halves(LoRA):
 
     def after_step(self, role: str, step: int, total_steps: int) -> None:
         kept = self._kept.pop(role)
-        for name, part in self.parts(role).items():  # weight decay has pulled at them
-            part.copy_(kept[name])
+        for name, part in self.parts(role).items():
+            part.copy_(kept[name])  # undoes weight decay
 
     def describe(self, role: str) -> dict[str, Any]:
         return super().describe(role) | {KEY: self.card.name}
@@ -84,8 +84,9 @@ class Halves(LoRA):
 
 
 class PiSSA(Halves):
-    """PiSSA (Meng et al. 2024, arXiv 2404.02948, eq. 2-3): s B0 A0 is the truncated SVD of W, its
-    singular values shared equally by A0 and B0.
+    """PiSSA (Meng et al. 2024, arXiv 2404.02948, eq. 2-3).
+
+    s B0 A0 is the truncated SVD of W, and A0 and B0 share its singular values equally.
     """
 
     def factors(self, weight_O_I: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -96,8 +97,10 @@ class PiSSA(Halves):
 
 
 class OLoRA(Halves):
-    """OLoRA (Büyükakyüz 2024, arXiv 2406.01775): B0 the first r orthonormal columns of Q and A0 the
-    first rows of R in W = Q R.
+    """OLoRA (Büyükakyüz 2024, arXiv 2406.01775).
+
+    In W = Q R, B0 holds the first r columns of Q, which are orthonormal, and A0 the first r rows of
+    R.
     """
 
     def factors(self, weight_O_I: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -106,11 +109,13 @@ class OLoRA(Halves):
 
 
 def _axis(name: str) -> int:
-    """Along which axis of a parameter the two halves lie."""
+    """The axis of a parameter that its two halves divide."""
     return 0 if ".lora_A." in name else 1
 
 
-def _first_half(axis: int) -> Any:
+def _first_half(axis: int) -> Callable[[Tensor], Tensor]:
+    """A gradient hook that zeroes the second half."""
+
     def mask(gradient: Tensor) -> Tensor:
         size = gradient.shape[axis] // 2
         masked = gradient.clone()
