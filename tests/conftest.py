@@ -2,6 +2,7 @@
 shares.
 """
 
+import compileall
 import gc
 import os
 import random
@@ -15,7 +16,11 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     TRL_EXPERIMENTAL_SILENCE="1",
     OMP_NUM_THREADS="1",
+    # A module that a test writes twice within a second would be taken for its first version.
+    PYTHONDONTWRITEBYTECODE="1",
 )
+# Test modules and the package are compiled once for all processes, whatever the environment says.
+sys.dont_write_bytecode = False
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +77,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # so would every process that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(__file__).parents[1] / "src", quiet=2)
     config.addinivalue_line(
         "markers",
         "slow: starts pipelines, engines or servers, or takes seconds; runs after the fast tests,"
@@ -94,6 +101,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # for looking through torch alone.
     gc.collect()
     gc.freeze()
+    sys.dont_write_bytecode = True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
