@@ -153,7 +153,9 @@ class Prompted:
 
     ids_of: Callable[[Any], list[int]]
 
-    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    def _tokenize_prompts(
+        self, prompts: Sequence[Any]
+    ) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.ids_of(prompt) for prompt in prompts], None, {}
 
 
