@@ -19,15 +19,15 @@ os.environ.update(
     # A module that a test writes twice within a second would be taken for its first version.
     PYTHONDONTWRITEBYTECODE="1",
 )
-# Test modules and the package are compiled once for all processes, whatever the environment says.
-sys.dont_write_bytecode = False
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Test modules and the package are compiled once for all processes, whatever the environment says.
+sys.dont_write_bytecode = False
 
 # The same examples in every run, however long they take: a test fails for a change and never for a
 # draw or a busy machine.

@@ -23,7 +23,12 @@ from prefloop.config.ranges import Range, count_in, range_of
 from prefloop.errors import ConfigError
 
 ODD = (-1, 0, math.nan, math.inf, -math.inf, 1e300, 2**70, True)
-FREE = {"backbone.adapter.options", "evaluate.asking.extra_body", "asking.extra_body"}
+FREE = {
+    "backbone.adapter.options",
+    "evaluate.asking.extra_body",
+    "asking.extra_body",
+    "trl.args",
+}
 """Dictionaries of anything: a method's card has the ranges of the former, the latter must be
 JSON.
 """
