@@ -223,7 +223,7 @@ def test_truncated_responses_are_counted(config: Path, tmp_path: Path) -> None:
     ]
     rows[0]["response"] = "It is so because " + "very " * 400 + "much."
     (tmp_path / "demonstrations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    output = run(edit(config, ppo__steps=1))
+    output = run(edit(config, algo="sft"))
     assert "truncated responses: 1 of 12" in output
     assert (
         next(s for s in summary(config)["stages"] if s["name"] == "sft")["metrics"]["truncated"]
