@@ -215,32 +215,30 @@ def kappas(votes: Votes) -> list[Kappa]:
         for of in (votes.choice_V == c for c in range(votes.width))
     ]
     table_CCAA = np.array([[(one @ other.T).toarray() for other in cast_C] for one in cast_C])
-    found = []
+    pairs = []
     for a, b in np.argwhere(np.triu(table_CCAA.sum((0, 1)), 1)):
         table_CC = table_CCAA[:, :, a, b]
         n = table_CC.sum()
         agree = float(np.trace(table_CC) / n)
         chance = float(table_CC.sum(0) @ table_CC.sum(1) / n**2)
         value = None if chance >= 1 else (agree - chance) / (1 - chance)
-        found.append(Kappa(votes.annotators[a], votes.annotators[b], int(n), agree, value))
-    return sorted(found, key=lambda pair: (-pair.items, pair.a, pair.b))
+        pairs.append(Kappa(votes.annotators[a], votes.annotators[b], int(n), agree, value))
+    return sorted(pairs, key=lambda pair: (-pair.items, pair.a, pair.b))
 
 
 def _positions(votes: Votes, people: list[str]) -> dict[str, Position]:
-    found = {}
+    position_of = {}
     for name in people:
         choices_V = votes.choice_V[votes.annotator_V == votes.annotators.index(name)]
-        found[name] = position(int((choices_V == 0).sum()), int((choices_V != 2).sum()))
-    # Holm: the k-th smallest of m p-values is held to 5 % / (m - k), and all after the first that
-    # fails stand as not significant.
-    tested = sorted(
-        (name for name in found if found[name].p is not None), key=lambda name: found[name].p or 0.0
-    )
-    for rank, name in enumerate(tested):
-        if (found[name].p or 0.0) > SIGNIFICANT / (len(tested) - rank):
+        position_of[name] = position(int((choices_V == 0).sum()), int((choices_V != 2).sum()))
+    # Holm: the k-th smallest of m p-values, from k = 0, is compared with 5 % / (m - k). After the
+    # first that fails, none is significant.
+    p_of = {name: of.p for name, of in position_of.items() if of.p is not None}
+    for rank, name in enumerate(sorted(p_of, key=p_of.__getitem__)):
+        if p_of[name] > SIGNIFICANT / (len(p_of) - rank):
             break
-        found[name] = dataclasses.replace(found[name], biased=True)
-    return found
+        position_of[name] = dataclasses.replace(position_of[name], biased=True)
+    return position_of
 
 
 def _position_over_items(votes: Votes, people: list[str]) -> Position:
@@ -250,8 +248,8 @@ def _position_over_items(votes: Votes, people: list[str]) -> Position:
     of_person_A = np.array([name in set(people) for name in votes.annotators])
     lead_V = np.array([1, -1, 0])[votes.choice_V] * of_person_A[votes.annotator_V]
     lead_I = np.bincount(votes.item_V, weights=lead_V, minlength=len(votes.ids))
-    found = position(int((lead_I > 0).sum()), int((lead_I != 0).sum()))
-    return dataclasses.replace(found, biased=found.p is not None and found.p <= SIGNIFICANT)
+    lean = position(int((lead_I > 0).sum()), int((lead_I != 0).sum()))
+    return dataclasses.replace(lean, biased=lean.p is not None and lean.p <= SIGNIFICANT)
 
 
 def position(first: int, decided: int) -> Position:

@@ -194,8 +194,8 @@ def _kappa(
     tail = percentile_tail(n, level)
     low, high = np.nanquantile(kappa_R, [tail, 1 - tail])
     if alike.mean in (0.0, 1.0):
-        # Nothing varies that could be resampled: the exact bound on agreement, with chance as
-        # found.
+        # Nothing varies that could be resampled: the exact bound on agreement, with the observed
+        # chance.
         low, high = ((bound - chance) / (1 - chance) for bound in (alike.low, alike.high))
     return Interval(value, float(low), float(high), n)
 
