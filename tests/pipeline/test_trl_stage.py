@@ -636,10 +636,7 @@ def test_a_run_has_the_stages_that_the_trainer_needs(data: DataConfig) -> None:
 def test_the_documented_command_stands_beside_prefloops_dpo_in_one_table(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_config(tmp_path, tiny_folder, backbone={
-        "model": str(tiny_folder), "precision": "fp32", "compute": "fp32", "max_length": 256,
-        "adapter": {"r": 4, "alpha": 8},
-    })  # fmt: skip
+    config = write_config(tmp_path, tiny_folder)
     run_pipeline(config, "--algo", "dpo")
     [words] = [
         arguments

@@ -152,6 +152,16 @@ class Prompted:
     """Prompts of trainers that sample, as the token ids that prefloop made of them."""
 
     ids_of: Callable[[Any], list[int]]
+    args: Any
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's, whose order of an epoch depends on its number: a run that goes on from a
+        checkpoint has not drawn those of the epochs before.
+        """
+        sampler = super()._get_train_sampler(dataset)  # type: ignore[misc]
+        if generator := getattr(sampler, "generator", None):
+            sampler.set_epoch = lambda epoch: generator.manual_seed(self.args.seed + epoch)
+        return sampler
 
     def _tokenize_prompts(
         self, prompts: Sequence[Any]
