@@ -258,19 +258,19 @@ def _settings(answers: Situation, model: str) -> list[Choice]:
     """All settings except the model and those that the planner decides."""
     rows = None if answers.kind == "prompts" else answers.rows
     method, rank, why = _method(answers)
-    found = guides(answers.preset, Facts(method, rank, model, rows))
+    values = guides(answers.preset, Facts(method, rank, model, rows))
     aligned, labelled = answers.alignment != "none", answers.kind in ("pairs", "thumbs")
     stages = {"none": (), "pairs": ("reward", "preference"), "rollouts": ("reward", "ppo")}[
         answers.alignment
     ]
     used = ("backbone", "sft", *stages)
-    found += _passes(answers, {g.field: g.value for g in found})
+    values += _passes(answers, {g.field: g.value for g in values})
     out = [
         Choice(
             "backbone.max_length", 1024, "Longest prompt with its answer; memory grows with it."
         ),
         Choice("backbone.adapter.method", method, why),
-        *(Choice(g.field, g.value, g.source) for g in found if g.field.split(".")[0] in used),
+        *(Choice(g.field, g.value, g.source) for g in values if g.field.split(".")[0] in used),
         Choice(
             "generation.max_new_tokens",
             256 if answers.memory else 60,
@@ -367,16 +367,16 @@ def _method(answers: Situation) -> tuple[str, int | None, str]:
         "The plain method, which vLLM takes over and which runs fused where no dropout keeps it"
         " from that (docs/adapters.md)."
     )
-    found = {g.field: g for g in guides(answers.preset)}["backbone.adapter.r"].value
+    chosen = {g.field: g for g in guides(answers.preset)}["backbone.adapter.r"].value
     if answers.tasks > 1:
         more = {g.field: g for g in guides("reasoning")}["backbone.adapter.r"].value
-        if more > found:
-            rank = found = more
+        if more > chosen:
+            rank = chosen = more
             why = (
                 f"An adapter that holds less than its data falls behind ({REGRET}): for several"
                 f" tasks the rank of preset reasoning, {more}."
             )
-    if found > 32:
+    if chosen > 32:
         why = (
             why if rank else ""
         ) + " At high ranks alpha / sqrt(r) keeps the size of gradients (rsLoRA, 2312.03732)."

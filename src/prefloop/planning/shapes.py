@@ -170,7 +170,7 @@ def shape_of(name: str, cache: Path) -> Shape:
 
 
 def configuration(name: str, cache: Path) -> Any:
-    """A model's transformers configuration, found and with errors as in ``shape_of``."""
+    """A model's transformers configuration. Searches and raises as ``shape_of`` does."""
     if not name.startswith(PREFIX):
         return _configuration(name, cache)
     key = name.removeprefix(PREFIX)
