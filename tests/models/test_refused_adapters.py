@@ -120,7 +120,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         [METHOD, "bottleneck", RANK, "65"],
         "a rank of 65 is over its hidden size, 64",
     ),
-    "blocks": ([METHOD, "oft", OPTIONS, "block", "48"], "no multiple of 48"),
+    "blocks": ([METHOD, "oft", OPTIONS, "block", "48"], "not a multiple of 48"),
     "odd reflections": ([METHOD, "hra", RANK, "3"], "even number of reflections only, .*r is 3"),
     "no dropout": (
         [METHOD, "ia3", DROPOUT, "0.1"],
@@ -195,11 +195,11 @@ def test_target_modules_are_not_passed_over(
         (["one", "torn"], {}, "/torn' holds no adapter that can be read"),
         (["one", "list"], {}, "/list' holds no adapter that can be read"),
         (["one", "half"], {}, "/half' holds no adapter that can be read"),
-        (["one", "no-r"], {}, "/no-r' is no whole LoRA adapter"),
+        (["one", "no-r"], {}, "/no-r' is not a complete LoRA adapter"),
         (
             ["one", "other-kind"],
             {},
-            "/other-kind' is no plain LoRA adapter; mole mixes those of lora and rslora",
+            "/other-kind' is not a plain LoRA adapter; mole mixes adapters of lora and rslora",
         ),
         (["one", "narrow"], {}, "/one' and '/.*/narrow' differ in 12 layers"),
         (["one", "two"], {"top_k": 3}, "options.top_k is 3: there are 2 experts"),

@@ -309,7 +309,7 @@ def test_what_samples_nothing_needs_no_way_to_an_engine(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"backbone.precision": "bf16"}, "trained on with backbone.precision nf4 alone"),
+        ({"backbone.precision": "bf16"}, "only be trained on with backbone.precision nf4"),
         ({"generation.handover": "merged"}, "nothing can be merged into 4 bits"),
         ({"backbone.adapter": AdapterConfig(method="dora")}, "not those of method dora"),
         ({"backbone.rope": RopeConfig("linear", 2.0)}, "scaled already"),

@@ -1,6 +1,4 @@
-"""One adapter of any method on a shape, in numbers: what learns, what is held, what its layers read
-and keep.
-"""
+"""The sizes of one adapter of any method: its parameters, its copies, and what its layers keep."""
 
 from __future__ import annotations
 
@@ -16,53 +14,51 @@ if TYPE_CHECKING:
     from prefloop.models.adapters.method import Method
 
 BITS_FROM = 4096
-"""Elements from which bitsandbytes keeps a tensor's moments in 8 bits."""
+"""The fewest elements of a tensor whose moments bitsandbytes keeps in 8 bits."""
 BLOCK = 256
-"""Elements that share a float32 scale there."""
+"""How many 8-bit moments share a float32 scale."""
 PAGED_FROM = 100_000
-"""Elements from which a paged optimizer's moments leave the device when it is full."""
+"""The fewest elements of a tensor whose moments a paged optimizer moves off a full device."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """One adapter in numbers."""
+    """The sizes of one adapter."""
 
     method: str
     trained: int
-    """Parameters that learn."""
+    """How many parameters learn."""
     tensors: Tensors
     copies: int
-    """Elements of what the layers read in the arithmetic's precision: in fused layers kept copies,
-    ranks padded to eight, B on a diagonal; elsewhere what autocast makes of a role that learns, for
-    as long as the pass is alive.
+    """Elements of the copies in the compute dtype that the layers read. Fused layers keep them,
+    with ranks padded to eight and B on a diagonal. Elsewhere autocast makes them for a learning
+    role, for the duration of a pass.
     """
     ranks: tuple[int, int, int, int]
-    """Padded ranks of query-key-value, output, gate-up and down: columns that ride along in the
-    fused products.
+    """Padded ranks of query-key-value, output, gate-up and down: extra columns of the fused
+    products.
     """
     fused: bool
     kept: int = 0
-    """float32 elements that the method keeps of a role that learns, beside the optimizer's:
+    """float32 elements that the method keeps for a learning role, in addition to the optimizer's:
     AdaLoRA's sensitivities, Delta-LoRA's anchors.
     """
     virtual: int = 0
-    """Virtual tokens that run through all layers with every pass (prompt tuning, P-tuning)."""
+    """Virtual tokens that run through all layers in every pass (prompt tuning, P-tuning)."""
     inputs: int = 0
-    """Inputs of all adapted layers together."""
-    beside: tuple[int, int] = (0, 0)
-    """Elements that the method's own path keeps of all layers for the backward pass: of each token,
-    and of each pass.
+    """Sum of the inputs of all adapted layers."""
+    saved: tuple[int, int] = (0, 0)
+    """Elements that the method's own code saves in all layers for the backward pass: per token, and
+    per pass.
     """
 
     @property
     def held(self) -> int:
-        """Elements in memory."""
+        """Elements of the role's parameters."""
         return self.tensors.held
 
     def moments(self, optimizer: str) -> int:
-        """Bytes on the device of an optimizer's moments; those that it moves to the host when the
-        device is full are left out.
-        """
+        """An optimizer's moments in bytes, without those that it can move to the host."""
         paged, few = optimizer.startswith("paged_"), 1 if "lion" in optimizer else 2
         bits = optimizer.endswith("8bit")
         total = 0
@@ -77,9 +73,10 @@ class Role:
 
 
 def role_of(shape: Shape, config: AdapterConfig) -> Role:
-    """An adapter of ``config`` on ``shape``. Raises ``ConfigError`` or ``ModelError`` as a run
-    would: an unknown method or option, targets that match nothing, a setting that a layer cannot
-    take, experts that are none.
+    """The sizes of an adapter of ``config`` on ``shape``.
+
+    Raises ``ConfigError`` or ``ModelError`` as a run would: for an unknown method or option,
+    targets that match no layer, settings that do not fit a layer, and invalid experts.
     """
     from prefloop.models.adapters import method_of
 
@@ -107,13 +104,13 @@ def role_of(shape: Shape, config: AdapterConfig) -> Role:
         kept=learning * {"adalora": 2, "delta-lora": 1}.get(name, 0),
         virtual=method.options["tokens"] if name in ("prompt", "p-tuning") else 0,
         inputs=sum(layer.inputs for layer in targets),
-        beside=_beside(method, shape, targets),
+        saved=_saved(method, shape, targets),
     )
 
 
 def _copies(shape: Shape, ranks: tuple[int, int, int, int]) -> int:
-    """Elements of ``models.fused.projections.RoleCopies``: s A of each group one below the other, B
-    on a diagonal.
+    """Elements of ``models.fused.projections.RoleCopies``: each group's stacked s A and diagonal
+    B.
     """
     wide = shape.heads * shape.head_dim
     joined = wide + 2 * shape.kv_heads * shape.head_dim
@@ -141,14 +138,14 @@ _TOKENS: dict[str, tuple[float, float]] = {
     "mole": (1.3, 0),
     "full": (1.7, 0),
 }
-"""Copies of a layer's input and output that the method keeps for each token, in the arithmetic's
-precision (a float32 one counts twice).
+"""Method → copies of a layer's input and output that it saves per token, in the compute dtype; a
+float32 copy counts twice.
 """
 
 
-def _beside(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> tuple[int, int]:
-    """Elements of each token and of each pass that the method's own path keeps, as
-    tests/planning/test_planner_methods.py finds them in a real pass.
+def _saved(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> tuple[int, int]:
+    """``Role.saved`` of a method; tests/planning/test_planner_methods.py compares it with real
+    passes.
     """
     name, r, options = method.card.name, method.config.r, method.options
     if name == "bottleneck":
@@ -160,15 +157,13 @@ def _beside(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> tuple[
     for layer in targets:
         i, o = layer.inputs, layer.outputs
         tokens += of_inputs * i + of_outputs * o + (3 if name == "mole" else 1) * r
-        if name == "dora":  # the weight with the adapter in it, for its norm
+        if name == "dora":  # the weight with the adapter merged in, for its norm
             once += 1.5 * i * o
         elif name == "hra":  # unit vectors and their triangular sums, in float32
             once += 6 * i * r
-        elif name == "boft":  # factors as whole matrices, permuted, multiplied; the rotated weight
+        elif name == "boft":  # full matrices of the factors, permuted and multiplied; the result
             once += 3 * options["factors"] * i * i + 2 * i * o
-        elif (
-            name == "randlora"
-        ):  # the sums of bases, and an inner layer as wide as the smaller side
+        elif name == "randlora":  # sums of bases, and an inner layer as wide as the smaller side
             tokens += min(i, o)
             once += 1.5 * min(i, o) * (i + o)
         elif name == "oft":

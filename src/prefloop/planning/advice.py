@@ -1,5 +1,6 @@
-"""From five answers to a configuration: the presets' values, and settings that the planner says
-fit, each with its reason and source.
+"""From five answers to a configuration: the presets' values and settings that fit by the planner.
+
+Each setting has its reason and source.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -20,6 +21,9 @@ from prefloop.config import LabelConfig, RewardConfig, RLHFConfig
 from prefloop.config.presets import REGRET, Facts, Guide, guides
 from prefloop.config.ranges import count_in
 from prefloop.errors import ConfigError, among
+
+if TYPE_CHECKING:
+    from prefloop.planning.shapes import Shape
 
 GIB = 2**30
 KINDS = {
@@ -44,7 +48,7 @@ MODELS = {
     "Qwen/Qwen2.5-1.5B-Instruct": "shape:1.5b",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "shape:smollm2",
 }
-"""From the largest to the smallest, and the shape that each is planned by."""
+"""Model, from the largest to the smallest → the shape to plan it with."""
 SMALLEST = [*MODELS][-1]
 PLANNED = (
     "backbone.precision",
@@ -53,57 +57,61 @@ PLANNED = (
     "generation.weights",
     "generation.max_num_seqs",
 )
-"""What the planner decides."""
+"""The settings that the planner decides."""
 UNFIT = (
-    "No model of these fits by `prefloop plan`, and this is the smallest: take a larger card, or"
-    " lower backbone.max_length."
+    "No model fits by `prefloop plan`, and this is the smallest: use a larger card, or lower"
+    " backbone.max_length."
 )
 FEW_PAIRS = 2_000
-"""Pairs under which a pass or two more costs little and one is soon over; a rule of thumb."""
+"""With fewer pairs than this, one pass is short and more passes cost little; a rule of thumb."""
 BATCHES, ENOUGH = (32, 16, 8, 4), 50
-"""Pairs of a step, the largest that makes so many steps being taken; prefloop's own choice."""
+"""Pairs per step: the largest batch that makes at least ``ENOUGH`` steps; prefloop's own choice."""
 ENSEMBLE = 2_000
-"""Rows from which several reward models get enough each; a rule of thumb."""
+"""The fewest rows that are enough for several reward models; a rule of thumb."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Situation:
-    """What ``prefloop advise`` asks."""
+    """The answers to the questions of ``prefloop advise``."""
 
     kind: str
     rows: int
     memory: int
-    """Bytes of the card; 0 for none."""
+    """Bytes of the card; 0 without a card."""
     latency: Latency
     tasks: int
     alignment: Alignment
     preset: str = "chat"
-    """Whose values to take."""
+    """The preset whose values to use."""
 
     @property
     def votes(self) -> float:
-        """Rows as the algorithms count them: a pair, or two thumbs."""
+        """Rows as the algorithms count them: two thumbs are one."""
         return self.rows / 2 if self.kind == "thumbs" else self.rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One setting."""
+    """One setting with its reason."""
 
     field: str
     value: Any
     why: str
 
 
+Tree = dict[str, "Choice | Tree"]
+"""Choices by the nested keys of a configuration file."""
+
+
 def data_of(text: str) -> tuple[str, int]:
-    """'pairs:6000' as kind and rows. Raises ``ConfigError``."""
-    found = re.fullmatch(r"([a-z]+):(\d[\d_,]*)", text.strip())
-    if not found:
+    """Parse 'pairs:6000' as kind and rows. Raises ``ConfigError`` for anything else."""
+    match = re.fullmatch(r"([a-z]+):(\d[\d_,]*)", text.strip())
+    if not match:
         raise ConfigError(
             f"--data: {short(text)} is not KIND:ROWS, such as pairs:6000; kinds are"
             f" {', '.join(KINDS)}"
         )
-    kind, rows = found[1], count_in(found[2])
+    kind, rows = match[1], count_in(match[2])
     if kind not in KINDS:
         raise ConfigError(f"--data: unknown kind '{kind}' ({among(kind, KINDS)})")
     if rows is None:
@@ -112,26 +120,28 @@ def data_of(text: str) -> tuple[str, int]:
 
 
 def one_of(flag: str, answer: str, known: Collection[str]) -> str:
-    """The answer, where it is known. Raises ``ConfigError`` with the nearest and all."""
+    """The answer, if it is one of ``known``. Raises ``ConfigError`` with the known ones
+    otherwise.
+    """
     if answer not in known:
         raise ConfigError(f"{flag}: unknown '{answer}' ({among(answer, known)})")
     return answer
 
 
 def tasks_of(text: str) -> int:
-    """'3' as a number of tasks. Raises ``ConfigError``."""
+    """Parse '3' as a number of tasks. Raises ``ConfigError`` for anything else."""
     if (tasks := count_in(text)) is None:
         raise ConfigError(f"--tasks: {short(text)} is no number of tasks: say 1 or more")
     return tasks
 
 
 def place_of(memory: int) -> str:
-    """The flag under which ``prefloop plan`` plans for the same place."""
+    """The flag of ``prefloop plan`` for the same card, or for a CPU."""
     return f"--gpu {memory / GIB:g}GiB" if memory else "--card CPU"
 
 
 def config_of(answers: Situation) -> str:
-    """The YAML text of a configuration, a comment with reason and source above each choice."""
+    """A configuration as YAML, with the reason and source of each choice in a comment above it."""
     size = f"{answers.memory / GIB:g} GiB of GPU memory" if answers.memory else "no GPU"
     head = [
         (
@@ -183,7 +193,7 @@ def _algorithm(answers: Situation) -> Choice:
 
 
 def _fitting(answers: Situation) -> list[Choice]:
-    """The largest model that the planner makes fit, with the settings that it takes."""
+    """The largest model that fits by the planner, with its settings."""
     if not answers.memory:
         chosen = _settings(answers, SMALLEST)
         why = (
@@ -200,7 +210,7 @@ def _fitting(answers: Situation) -> list[Choice]:
         fits = _planned(_frozen(chosen, _algorithm(answers).value), shape, answers.memory)
         if fits is not None:
             at_most, values = fits
-            said = (
+            why = (
                 f"The largest of {', '.join(MODELS)} that `prefloop plan` makes fit: at most"
                 f" {at_most / GIB:.1f} GiB."
             )
@@ -208,7 +218,7 @@ def _fitting(answers: Situation) -> list[Choice]:
                 Choice(name, value, "" if i else "What follows is the planner's (docs/planner.md).")
                 for i, (name, value) in enumerate(values)
             ]
-            return [Choice("backbone.model", model, said), *planned, *chosen]
+            return [Choice("backbone.model", model, why), *planned, *chosen]
     return [Choice("backbone.model", SMALLEST, UNFIT), *_settings(answers, SMALLEST)]
 
 
@@ -220,8 +230,9 @@ def _frozen(chosen: list[Choice], algo: str) -> tuple[tuple[str, Any], ...]:
 def _planned(
     fields: tuple[tuple[str, Any], ...], shape: str, memory: int
 ) -> tuple[int, list[tuple[str, Any]]] | None:
-    """Highest peak and the values of ``PLANNED`` under which it fits any card sold with that
-    memory; None where nothing does.
+    """The highest peak and the values of ``PLANNED`` that fit every card with this nominal memory.
+
+    ``None`` if nothing fits.
     """
     from prefloop.config.load import validated
     from prefloop.planning.memory import SOLD
@@ -230,38 +241,36 @@ def _planned(
     tree = _values(_tree([Choice(field, value, "") for field, value in fields]))
     tree["backbone"] |= {"model": shape, "pack_tokens": 8192}
     config: RLHFConfig = validated(tree, "advice")
-    found = propose(config, _shape(shape), int(SOLD * memory))
-    return (
-        None
-        if found is None
-        else (found.at_most, [(name, value_of(found.config, name)) for name in PLANNED])
-    )
+    proposal = propose(config, _shape(shape), int(SOLD * memory))
+    if proposal is None:
+        return None
+    return proposal.at_most, [(name, value_of(proposal.config, name)) for name in PLANNED]
 
 
 @functools.cache
-def _shape(name: str) -> Any:
+def _shape(name: str) -> Shape:
     from prefloop.planning.shapes import shape_of
 
     return shape_of(name, Path("."))
 
 
 def _settings(answers: Situation, model: str) -> list[Choice]:
-    """Everything but the model and what the planner decides."""
+    """All settings except the model and those that the planner decides."""
     rows = None if answers.kind == "prompts" else answers.rows
     method, rank, why = _method(answers)
-    found = guides(answers.preset, Facts(method, rank, model, rows))
+    values = guides(answers.preset, Facts(method, rank, model, rows))
     aligned, labelled = answers.alignment != "none", answers.kind in ("pairs", "thumbs")
     stages = {"none": (), "pairs": ("reward", "preference"), "rollouts": ("reward", "ppo")}[
         answers.alignment
     ]
     used = ("backbone", "sft", *stages)
-    found += _passes(answers, {g.field: g.value for g in found})
+    values += _passes(answers, {g.field: g.value for g in values})
     out = [
         Choice(
             "backbone.max_length", 1024, "Longest prompt with its answer; memory grows with it."
         ),
         Choice("backbone.adapter.method", method, why),
-        *(Choice(g.field, g.value, g.source) for g in found if g.field.split(".")[0] in used),
+        *(Choice(g.field, g.value, g.source) for g in values if g.field.split(".")[0] in used),
         Choice(
             "generation.max_new_tokens",
             256 if answers.memory else 60,
@@ -311,9 +320,7 @@ def _settings(answers: Situation, model: str) -> list[Choice]:
 
 
 def _passes(answers: Situation, values: dict[str, Any]) -> list[Guide]:
-    """Where the votes are few: more passes over them, and batches small enough for ``ENOUGH``
-    steps.
-    """
+    """More passes and smaller batches, if there are few votes, for ``ENOUGH`` steps."""
     pairs = answers.votes * (LabelConfig().pairs_per_prompt if answers.kind == "prompts" else 1)
     out = []
     epochs = {stage: values[f"{stage}.epochs"] for stage in ("reward", "preference")}
@@ -354,22 +361,22 @@ def _ensemble(answers: Situation) -> list[Choice]:
 
 
 def _method(answers: Situation) -> tuple[str, int | None, str]:
-    """Method, and the rank where it is not the preset's."""
+    """Method, rank if it is not the preset's, and the reason."""
     rank = None
     why = (
         "The plain method, which vLLM takes over and which runs fused where no dropout keeps it"
         " from that (docs/adapters.md)."
     )
-    found = {g.field: g for g in guides(answers.preset)}["backbone.adapter.r"].value
+    chosen = {g.field: g for g in guides(answers.preset)}["backbone.adapter.r"].value
     if answers.tasks > 1:
         more = {g.field: g for g in guides("reasoning")}["backbone.adapter.r"].value
-        if more > found:
-            rank = found = more
+        if more > chosen:
+            rank = chosen = more
             why = (
                 f"An adapter that holds less than its data falls behind ({REGRET}): for several"
                 f" tasks the rank of preset reasoning, {more}."
             )
-    if found > 32:
+    if chosen > 32:
         why = (
             why if rank else ""
         ) + " At high ranks alpha / sqrt(r) keeps the size of gradients (rsLoRA, 2312.03732)."
@@ -377,30 +384,32 @@ def _method(answers: Situation) -> tuple[str, int | None, str]:
     return "lora", rank, why
 
 
-def _tree(chosen: list[Choice]) -> dict[str, Any]:
-    """Choices by the nested keys of a file; a later one wins."""
-    out: dict[str, Any] = {}
+def _tree(chosen: list[Choice]) -> Tree:
+    """Choices by the nested keys of a configuration file; later choices win."""
+    tree: Tree = {}
     for choice in chosen:
         *parents, name = choice.field.split(".")
-        place = out
+        branch = tree
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = choice
-    return out
+            child = branch.setdefault(parent, {})
+            assert isinstance(child, dict)
+            branch = child
+        branch[name] = choice
+    return tree
 
 
-def _values(tree: dict[str, Any]) -> dict[str, Any]:
+def _values(tree: Tree) -> dict[str, Any]:
     return {k: _values(v) if isinstance(v, dict) else v.value for k, v in tree.items()}
 
 
-def _lines(tree: dict[str, Any], indent: str) -> list[str]:
+def _lines(tree: Tree, indent: str) -> list[str]:
     out = []
-    for name, found in tree.items():
-        if isinstance(found, dict):
-            out += [f"{indent}{name}:", *_lines(found, indent + "  ")]
+    for name, branch in tree.items():
+        if isinstance(branch, dict):
+            out += [f"{indent}{name}:", *_lines(branch, indent + "  ")]
         else:
-            value = yaml.safe_dump(found.value).removesuffix("...\n").strip()
-            out += [*_comment(found.why, indent), f"{indent}{name}: {value}"]
+            value = yaml.safe_dump(branch.value).removesuffix("...\n").strip()
+            out += [*_comment(branch.why, indent), f"{indent}{name}: {value}"]
     return out
 
 

@@ -1,5 +1,6 @@
-"""The largest group of a file of comparisons or thumbs: all responses to one prompt, which
-``data.groups`` joins and nothing cuts.
+"""The largest group of a file of comparisons or thumbs.
+
+A group has all responses to one prompt. ``data.groups`` forms it, and packs never split it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ from prefloop.data.source import Source
 from prefloop.errors import PrefloopError
 
 LOOKED = 100_000
-"""Records of a file that are looked at, which takes a few seconds."""
+"""How many records of a file are read, which takes a few seconds."""
 Stamp = tuple[tuple[str, int, int], ...]
 ENDS = 4
-"""Tokens that end a turn, at most; beside them no tokenizer makes more tokens than a text has
-bytes.
-"""
+"""The most tokens at the end of a turn. A text's own tokens are never more than its bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A bound on every group: most responses to a prompt, and most tokens of a prompt with all of
-    its responses.
+    """Upper bounds for all groups: responses to a prompt, and tokens of a prompt with all of
+    them.
     """
 
     responses: int
@@ -36,25 +35,23 @@ class Group:
 
 
 def candidates(config: RLHFConfig) -> Group:
-    """Of a prompt whose candidates are sampled anew in each round, and whose comparisons of earlier
-    rounds are kept.
-    """
+    """The group of a prompt with sampled candidates, of this round and of all earlier rounds."""
     each, pairs = config.sample.candidates, config.label.pairs_per_prompt
-    return sampled(
-        config, min(each, 2 * pairs) + (config.rounds - 1) * min(each, 2 * max(2, pairs))
-    )
+    earlier = (config.rounds - 1) * min(each, 2 * max(2, pairs))
+    return sampled(config, min(each, 2 * pairs) + earlier)
 
 
 def sampled(config: RLHFConfig, responses: int) -> Group:
-    """Of a prompt with that many sampled responses, each as long as may be."""
+    """The group of a prompt with ``responses`` sampled responses of the greatest length."""
     length = config.backbone.max_length
     longest = min(config.generation.max_new_tokens, length)
     return Group(responses, max(1, length - longest) + responses * longest)
 
 
 def of_file(config: RLHFConfig, thumbs: bool = False) -> Group | None:
-    """Of ``data.comparisons``, as pairs or (``thumbs``, where the file holds such) as every rated
-    response; None where it cannot be read.
+    """The largest group of ``data.comparisons``; ``None`` if the file cannot be read.
+
+    With ``thumbs`` the file must hold thumbs, and all rated responses count.
     """
     source, data = config.data.comparisons, config.data
     if source is None or not source.exists():
@@ -64,21 +61,21 @@ def of_file(config: RLHFConfig, thumbs: bool = False) -> Group | None:
 
 
 def unseen(config: RLHFConfig) -> str | None:
-    """What is not known of the groups of a run that reads them from a file; None where all is."""
+    """The unknowns about a run's groups in its file, as a description; ``None`` if there are
+    none.
+    """
     path = config.data.comparisons
     if config.label.source != "file" or config.algo == SFT_ONLY:
         return None
     if of_file(config) is None and of_file(config, thumbs=True) is None:
-        said = (
-            f"data.comparisons '{path}' cannot be read" if path else "data.comparisons is not set"
-        )
+        unread = f"'{path}' cannot be read" if path else "is not set"
         return (
-            f"groups of more than 2 responses to a prompt: {said}, and all pairs of a prompt are"
-            " trained on together"
+            f"groups of more than 2 responses to a prompt: data.comparisons {unread}, and all pairs"
+            " of a prompt are trained on together"
         )
     rows = count_rows(path) if path else None
     if rows and min(rows, config.data.limit or rows) > LOOKED:
-        return f"groups that only rows after the first {LOOKED:,} of {path} make larger"
+        return f"groups that grow in rows after the first {LOOKED:,} of {path}"
     return None
 
 
@@ -86,31 +83,29 @@ def unseen(config: RLHFConfig) -> str | None:
 def _largest(
     source: Source, stamp: Stamp, layout: str, limit: int, thumbs: bool, length: int
 ) -> Group | None:
-    """``stamp`` is that of the source's files, so that others under its name are read anew."""
-    found = _bytes(source, stamp, layout, limit, thumbs)
+    """``of_file``. A changed file has another ``stamp``, so it is read again."""
+    groups = _bytes(source, stamp, layout, limit, thumbs)
     most = tokens = 0
-    for responses in found.values():
+    for responses in groups.values():
         cut = [min(n + ENDS, length - 1) for n in responses.values()]
-        # Prompt and response fill max_length at most, so the longest response leaves the rest to
-        # the prompt.
+        # Prompt and response together have at most max_length tokens, so the prompt has at most
+        # those that the longest response leaves.
         most, tokens = max(most, len(cut)), max(tokens, length - max(cut) + sum(cut))
-    return Group(most, tokens) if found else None
+    return Group(most, tokens) if groups else None
 
 
 @functools.lru_cache(maxsize=2)
 def _bytes(
     source: Source, stamp: Stamp, layout: str, limit: int, thumbs: bool
 ) -> dict[int, dict[int, int]]:
-    """By prompt, the bytes of each distinct response; empty where the file does not hold such
-    records.
-    """
+    """Prompt → distinct response → its bytes, by hashes; empty for a file without such records."""
     from prefloop.data import sources
     from prefloop.records import Comparison, Rating, prompt_key
 
-    found: dict[int, dict[int, int]] = {}
+    groups: dict[int, dict[int, int]] = {}
 
     def look(record: Any) -> bool:
-        responses = found.setdefault(hash(prompt_key(record.prompt)), {})
+        responses = groups.setdefault(hash(prompt_key(record.prompt)), {})
         for response in (record.response,) if thumbs else record.responses:
             whole = response.key() if response.turns else response.text
             responses[hash(response.key())] = len(whole.encode())
@@ -120,14 +115,17 @@ def _bytes(
     try:
         if thumbs and not sources.holds(Rating, source, layout):
             return {}
-        with tempfile.TemporaryDirectory() as aside:
-            options: Any = {
-                "layout": layout,
-                "bad_rows": "quarantine",
-                "quarantine_dir": aside,
-                "limit": limit,
-            }
-            sources.copy_records(kind, source, Path(aside) / "none.jsonl", keep=look, **options)
+        with tempfile.TemporaryDirectory() as scratch:
+            sources.copy_records(
+                kind,
+                source,
+                Path(scratch) / "none.jsonl",
+                keep=look,
+                layout=layout,
+                bad_rows="quarantine",
+                quarantine_dir=Path(scratch),
+                limit=limit,
+            )
     except PrefloopError:
         return {}
-    return found
+    return groups

@@ -1,10 +1,9 @@
-"""Bytes on the device, part by part: what the fused path (``models.fused.layer``, ``joined``,
-``forward``) keeps for a pack.
+"""Bytes on the device by parts, counted from the tensors that each layer saves (``models.fused``).
 
-Counted from what each layer saves, not fitted. A pass is described by its tokens N, those of
-responses R and the keys M of its attention (prompts are repeated for each branch). Element counts
-use the layer's letters: H hidden size, A = heads × head size, K = key heads × head size, I the
-MLP's inner size, V vocabulary.
+No constant is fitted to measurements of the total. A pass has N tokens, R response tokens and M
+keys of its attention, where prompts are repeated for each branch. Element counts use the layer's
+letters: H hidden size, A = heads × head size, K = key heads × head size, I the MLP's inner size, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -18,49 +17,47 @@ from prefloop.planning.shapes import Shape
 
 GIB = 2**30
 SOLD = 0.91
-"""Share of the memory a card is sold with that CUDA has at the least: 14.6 of a T4's 16 GiB, 44.5
-of an L40S's 48; 79 of an A100's 80.
+"""The smallest usable share of a card's nominal memory: CUDA has 14.6 of a T4's 16 GiB, 44.5 of an
+L40S's 48, 79 of an A100's 80.
 """
 CONTEXT = GIB // 2
 """CUDA's context and kernels: 0.5 GiB on an H100 (docs/benchmarks.md, ``--budget``)."""
 CUBLAS = 32 << 20
-"""cuBLAS's workspace on Hopper; torch keeps it as long as the process lives."""
+"""cuBLAS's workspace on Hopper, which torch keeps until the process ends."""
 LOGITS = 1024
-"""Response tokens whose logits exist at once on a GPU (4 × ``models.forward.CHUNK``)."""
+"""How many response tokens have logits at the same time on a GPU (4 × ``models.forward.CHUNK``)."""
 FLOAT_LOGITS, ENTROPY, WHOLE = 256 * 18, 256 * 24, 12
-"""Bytes for each word of the vocabulary where a chunk takes torch's own operations (logits,
-log-probs and their gradients in float32), of the entropy's chunk, and for each token and word of a
-loss over all tokens (LoRA-drop's short training).
+"""Bytes per vocabulary entry of a chunk that uses torch's own operations (float32 logits, log-probs
+and their gradients), and of the entropy's chunk. The third is bytes per token and vocabulary entry
+of a loss over all tokens (LoRA-drop's short training).
 """
 SVD, SVD_TOKENS = 5, 1024
-"""Float32 copies of a layer's inputs that EVA's decomposition takes, and the tokens of them
+"""How many float32 copies of a layer's inputs EVA's SVD makes, and of how many tokens
 (``models.adapters.eva.TOKENS``).
 """
 DIGEST = 1 << 20
-"""Words of a frozen weight that ``models.backbone.checksum`` looks at together."""
+"""How many words of a frozen weight ``models.backbone.checksum`` adds at a time."""
 VIRTUAL = ("prompt", "p-tuning", "prefix", "p-tuning-v2")
-"""Methods whose attention puts virtual tokens before everybody's keys, under SDPA with a mask."""
+"""Methods whose attention has virtual tokens before all keys, and uses SDPA with a mask."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PackSize:
-    """A pack in numbers."""
+    """The sizes of a pack, in tokens."""
 
     all: int
     responses: int
     keys: int
-    """Keys that attention reads: a prompt counts once for itself and once for each of its
-    branches.
-    """
+    """Keys that attention reads. A prompt's count once for itself and once per branch."""
     mask: int = 0
-    """Elements of a mask over pairs of tokens, where attention takes one; SDPA writes it out as
-    numbers in each layer and keeps that.
+    """Elements of the mask over pairs of tokens, for attention with a mask. SDPA converts the mask
+    to numbers in each layer and keeps them.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Everything about model and settings that memory depends on, in bytes and elements."""
+    """The memory of a model with an adapter under given settings, in bytes and elements."""
 
     shape: Shape
     config: BackboneConfig
@@ -68,15 +65,17 @@ class Device:
 
     @classmethod
     def of(cls, shape: Shape, config: BackboneConfig) -> Device:
-        """Raises ``ConfigError`` for an adapter that cannot be: unknown, on a precision or a shape
-        that it does not take.
+        """The device's memory for a shape and settings.
+
+        Raises ``ConfigError`` for an unknown adapter, or one that does not fit the precision or
+        shape.
         """
         require(config)
         return cls(shape, config, role_of(shape, config.adapter))
 
     @property
     def item(self) -> int:
-        """Bytes of an element in the arithmetic's precision, on a GPU."""
+        """Bytes of an element in the compute dtype on a GPU."""
         return 4 if self.config.precision == "fp32" or self.config.compute == "fp32" else 2
 
     @property
@@ -85,27 +84,24 @@ class Device:
 
     @property
     def drops(self) -> bool:
-        """Whether layers leave the fused path for the adapter's dropout where that is on."""
+        """Whether the adapter has dropout, which takes layers off the fused path while it is on."""
         return self.config.adapter.dropout > 0
 
     @property
     def masked(self) -> bool:
-        """Whether attention over packs takes a mask over all pairs of tokens."""
-        return (
-            self.config.attention in ("sdpa", "eager")
-            or self.shape.eager
-            or self.role.method in VIRTUAL
-        )
+        """Whether attention over packs uses a mask over all pairs of tokens."""
+        named = self.config.attention in ("sdpa", "eager")
+        return named or self.shape.eager or self.role.method in VIRTUAL
 
     @property
     def each_pair(self) -> int:
-        """Numbers for each pair of tokens of such a mask; eager attention keeps the scores of every
-        head thrice.
+        """Numbers per pair of tokens of such a mask. Eager attention keeps each head's scores three
+        times.
         """
         return 3 * self.shape.heads if self.config.attention == "eager" or self.shape.eager else 1
 
     def seen(self, tokens: PackSize) -> PackSize:
-        """With the mask and the repeated keys of such attention."""
+        """The pack's sizes with the mask and the repeated keys of masked attention."""
         if not self.masked or tokens.mask:
             return tokens
         s = self.shape
@@ -116,54 +112,51 @@ class Device:
     def weights(self) -> int:
         """The frozen backbone."""
         quantised = self.shape.linear_weights if self.config.precision == "nf4" else 0
-        # Half a byte a weight, an 8-bit scale for 64 of them, a float32 scale for 256 scales.
+        # Half a byte per weight, an 8-bit scale per 64 weights, a float32 scale per 256 scales.
         packed = quantised // 2 + quantised // 64 + quantised // (64 * 256) * 4
         return packed + (self.shape.parameters - quantised) * self.item
 
     def adapter(self, frozen: bool) -> int:
-        """One role: float32 parameters and the copies that its layers read; under fused layers what
-        learns is in the compute precision once frozen, elsewhere nothing is copied then.
+        """One role: its float32 parameters, and the copies that its layers read.
+
+        In fused layers a frozen role's parameters are in the compute dtype. In other layers a
+        frozen role has no copies.
         """
-        role = self.role
+        role, copies = self.role, self.role.copies * self.item
         if not frozen:
-            return 4 * (role.held + role.kept) + (
-                role.copies * self.item if role.fused or self.item == 2 else 0
-            )
+            return 4 * (role.held + role.kept) + (copies if role.fused or self.item == 2 else 0)
         if not role.fused:
             return 4 * role.held
-        return (
-            sum(role.tensors.learn) * self.item + 4 * role.tensors.still + role.copies * self.item
-        )
+        return sum(role.tensors.learn) * self.item + 4 * role.tensors.still + copies
 
     def shared(self) -> int:
-        """What the adapters' method holds once for all roles."""
+        """The tensors of the adapter method that all roles share."""
         return 4 * self.role.tensors.shared
 
     def optimizer(self, name: str = "adamw", audited: bool = True) -> int:
-        """Float32 gradients and the optimizer's moments; with ``audited`` the copy that the first
-        step is compared with.
+        """Float32 gradients and the optimizer's moments.
+
+        With ``audited`` also the parameters' copy that the first step is compared with.
         """
         return sum(self.role.tensors.learn) * 4 * (2 if audited else 1) + self.role.moments(name)
 
     def workspace(self) -> int:
-        """The largest weight written out from 4 bits, with its adapter's columns; nothing for float
-        weights.
-        """
+        """The largest dequantized weight with its adapter's columns; 0 for float weights."""
         if self.config.precision != "nf4":
             return 0
         rank = self.role.ranks[3] if self.role.fused else 0
-        return (
-            max(lin.weights + rank * max(lin.outputs, lin.inputs) for lin in self.shape.linears)
-            * self.item
-        )
+        linears = self.shape.linears
+        return self.item * max(w.weights + rank * max(w.outputs, w.inputs) for w in linears)
 
     def digest(self) -> int:
-        """What the checksum of the frozen weights takes: three int64 blocks."""
+        """The checksum of the frozen weights: three int64 blocks."""
         return 3 * 8 * min(DIGEST, self.shape.vocabulary * self.shape.hidden * self.item // 4)
 
     def layer(self, tokens: PackSize, graph: bool, drops: bool = False) -> int:
-        """What one layer computed on its way without its input, of a pass with or (MLP's inside
-        included) without gradient.
+        """One layer's tensors without its input.
+
+        With ``graph`` these are the tensors kept for the backward pass. Without it they are those
+        of a pass without gradient, including the MLP's inside.
         """
         s, role = self.shape, self.role
         r1, r2, r3, r4 = role.ranks if role.fused else (0, 0, 0, 0)
@@ -180,90 +173,84 @@ class Device:
             kept = self.item * (tokens.all * (each + i + r4) + tokens.mask)
         if role.fused and not drops:
             return kept
-        of_tokens, once = role.beside
-        if drops:  # each layer's own dropped input, and which numbers were
-            of_tokens += role.inputs + role.inputs // self.item
-        return kept + self.item * (of_tokens * tokens.all + once) // s.layers
+        per_token, per_pass = role.saved
+        if drops:  # each layer's input after dropout, and dropout's mask
+            per_token += role.inputs + role.inputs // self.item
+        return kept + self.item * (per_token * tokens.all + per_pass) // s.layers
 
     def backward(self, tokens: PackSize) -> int:
-        """What a layer's backward pass needs beside what the layer kept: gradient of its output, of
-        the MLP's inside, a written-out weight.
+        """A layer's backward pass without its kept tensors: gradients of its output and of the
+        MLP's inside, and a dequantized weight.
         """
         inside = self.shape.intermediate + self.role.ranks[3]
         return self.item * tokens.all * (self.shape.hidden + inside) + self.workspace()
 
     def training(self, tokens: PackSize, head: str = "logps") -> dict[str, int]:
-        """Activations and head of one forward and backward pass, at their highest; ``head``: logps,
-        entropy (with log-probs), whole (a loss over all tokens), score (a scalar) or sft
-        (log-probs), the last two with the adapter's dropout.
+        """The peak of one forward and backward pass, as activations and logits.
+
+        ``head`` is logps, entropy (with log-probs), whole (a loss over all tokens), score (a
+        scalar) or sft (log-probs). The last two run with the adapter's dropout.
         """
         tokens, drops = self.seen(tokens), self.drops and head in ("score", "sft")
         s, row = self.shape, self.item * self.shape.hidden
         inputs = s.layers * tokens.all * row
         kept = inputs if self.recomputes else inputs + s.layers * self.layer(tokens, True, drops)
         once = self.layer(tokens, True, drops) if self.recomputes else 0
-        if virtual := self.role.virtual:  # never recomputed
-            kept += s.layers * (
-                virtual * row + self.layer(PackSize(virtual, 0, virtual), graph=True)
-            )
-        # The last layer's output, the final norm's, their gradients.
-        ends = 4 * tokens.all * row + (
-            tokens.responses * row if head in ("logps", "entropy", "sft") else 0
-        )
+        if virtual := self.role.virtual:  # virtual tokens are never recomputed
+            of_layer = self.layer(PackSize(virtual, 0, virtual), graph=True)
+            kept += s.layers * (virtual * row + of_layer)
+        # The outputs of the last layer and of the final norm, and their gradients.
+        ends = 4 * tokens.all * row
+        if head in ("logps", "entropy", "sft"):
+            ends += tokens.responses * row
         logits = self.logits(tokens, head)
-        backward = once + self.backward(tokens)
-        # Logits are gone when the first layer's backward pass begins.
-        return {
-            "activations": kept + ends + tokens.mask + max(backward - logits, 0),
-            "logits": logits,
-        }
+        # The logits are freed before the first layer's backward pass: the larger of the two counts.
+        backward = max(once + self.backward(tokens) - logits, 0)
+        return {"activations": kept + ends + tokens.mask + backward, "logits": logits}
 
     def scoring(self, tokens: PackSize, head: str = "logps") -> dict[str, int]:
-        """One pass without gradient."""
+        """The peak of a pass without gradient, as activations and logits."""
         tokens = self.seen(tokens)
         row = self.item * self.shape.hidden
-        inside = self.layer(tokens, graph=False) + self.workspace()
         logits = self.logits(tokens, head)
-        return {
-            "activations": 2 * tokens.all * row + tokens.mask + max(inside - logits, 0),
-            "logits": logits,
-        }
+        inside = max(self.layer(tokens, graph=False) + self.workspace() - logits, 0)
+        return {"activations": 2 * tokens.all * row + tokens.mask + inside, "logits": logits}
 
     def reading(self, rows: int, length: int) -> int:
-        """A pass without gradient over ``rows`` padded prompts side by side, as generate() begins
-        with.
+        """generate()'s first pass: ``rows`` padded prompts of ``length`` tokens, without
+        gradient.
         """
         every, pairs = rows * length, self.each_pair * rows * length**2
         return self.scoring(PackSize(every, rows, every, pairs), "score")["activations"]
 
     def choosing(self, tokens: PackSize) -> dict[str, int]:
-        """The first packed pass, in which kernels are timed (``models.forward.choose``): one takes
-        a mask over all pairs of tokens. Empty where none is timed.
+        """The first packed pass, which times kernels (``models.forward.choose``).
+
+        One of the kernels uses a mask over all pairs of tokens. Empty if no kernels are timed.
         """
         if self.masked or self.config.attention != "auto":
             return {}
         pairs = tokens.all**2
         passing = self.scoring(dataclasses.replace(tokens, mask=pairs), "score")["activations"]
-        return {"activations": max(passing, 5 * pairs)}  # making the mask takes five of them
+        return {"activations": max(passing, 5 * pairs)}  # making the mask takes five copies of it
 
     def fitting(self, tokens: PackSize) -> dict[str, int]:
-        """What a fresh adapter takes to start from data (``training.adapter_hooks.fit``); empty
-        where its method reads none.
+        """Initializing an adapter from data (``training.adapter_hooks.fit``).
+
+        Empty for methods that read no data.
         """
-        if (
-            self.role.method == "lora-drop"
-        ):  # trains for a few steps, with moments and a copy of its own
-            return {
-                "optimizer": 4 * 4 * sum(self.role.tensors.learn),
-                **self.training(tokens, "whole"),
-            }
+        if self.role.method == "lora-drop":
+            # A short training, with gradients, two moments, and a copy of the parameters.
+            optimizer = 4 * 4 * sum(self.role.tensors.learn)
+            return {"optimizer": optimizer, **self.training(tokens, "whole")}
         if self.role.method != "eva":
             return {}
         r, widest = self.config.adapter.r, max(linear.inputs for linear in self.shape.linears)
-        found = 4 * (SVD * (SVD_TOKENS + r) * widest + r * self.role.inputs)
-        return {"activations": self.scoring(tokens, "score")["activations"] + found, "logits": 0}
+        svd = 4 * (SVD * (SVD_TOKENS + r) * widest + r * self.role.inputs)
+        return {"activations": self.scoring(tokens, "score")["activations"] + svd, "logits": 0}
 
     def logits(self, tokens: PackSize, head: str) -> int:
+        """The logits of a head, with their log-probs and gradients."""
         if head == "score":
             return 0
         if head == "whole":
@@ -273,12 +260,8 @@ class Device:
         return max(plain, self.shape.vocabulary * max(own, ENTROPY if head == "entropy" else 0))
 
     def loading(self) -> int:
-        """Highest moment of loading: all weights and, where they are written in 4 bits there, the
-        largest one as it came and its codes.
-        """
+        """The peak of loading: all weights, and the largest float one while it is quantized."""
+        if self.config.precision != "nf4" or self.shape.stored_4bit:
+            return self.weights()
         largest = max(linear.weights for linear in self.shape.linears)
-        return self.weights() + (
-            largest * self.item
-            if self.config.precision == "nf4" and not self.shape.stored_4bit
-            else 0
-        )
+        return self.weights() + largest * self.item

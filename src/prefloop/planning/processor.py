@@ -1,4 +1,4 @@
-"""A run on a machine without a GPU: what changes in its configuration, as far as memory goes."""
+"""The configuration of a run on a machine without a GPU, as far as memory depends on it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from prefloop.config import RLHFConfig
 
 
 def on_cpu(config: RLHFConfig) -> RLHFConfig:
-    """The configuration as a run without a GPU takes it: bfloat16 where the processor multiplies it
-    fast, nothing paged, and vLLM's CPU build, which keeps full weights, never sleeps and has a GiB
-    of cache unless told (``rollouts.vllm``).
+    """The configuration that a run without a GPU uses.
+
+    The compute dtype is bfloat16 if the CPU multiplies it fast, and no optimizer is paged. vLLM's
+    CPU build keeps full weights, never sleeps, and has 1 GiB of cache by default
+    (``rollouts.vllm``).
     """
     import torch
 
     from prefloop.models.load import compute_dtype
 
-    compute: Literal["fp32", "bf16"]
-    compute = (
-        "fp32" if compute_dtype(config.backbone, torch.device("cpu")) == torch.float32 else "bf16"
-    )
+    dtype = compute_dtype(config.backbone, torch.device("cpu"))
+    compute: Literal["fp32", "bf16"] = "fp32" if dtype == torch.float32 else "bf16"
     cache = max(1, round(config.generation.kv_cache_gb or 1))
     generation = dataclasses.replace(
         config.generation, sleep=False, weights="full", kv_cache_gb=cache

@@ -1,9 +1,8 @@
-"""Settings that make everything fit: a search over what costs nothing but time, then over what
-changes the run.
+"""Search for settings under which every stage fits into memory.
 
-The order of preference: the configuration's precision before nf4, no recomputation before blocks,
-full vLLM weights before 4-bit ones, large packs before small. Only settings that exist are
-proposed; sharding does not, so what does not fit one card is said to need more.
+The order of preference: the configuration's precision before nf4, full vLLM weights before 4-bit
+ones, no recomputation before recomputed blocks, large packs before small ones. prefloop cannot
+shard a model, so a run that fits under no settings needs a larger card.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SEQUENCES = (256, 128, 64, 32, 16)
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """Changed settings by their flags, and the stages under them."""
+    """Changed settings by their flags, and the plan of the stages with them."""
 
     changes: dict[str, str]
     config: RLHFConfig
@@ -42,7 +41,7 @@ class Proposal:
 
 
 def changed(config: RLHFConfig, changes: dict[str, Any]) -> RLHFConfig:
-    """The configuration with some ``part.field`` replaced."""
+    """The configuration with new values for fields named ``part.field``."""
     for name, value in changes.items():
         part, field = name.split(".")
         config = dataclasses.replace(
@@ -52,13 +51,14 @@ def changed(config: RLHFConfig, changes: dict[str, Any]) -> RLHFConfig:
 
 
 def fits(stages: list[StagePlan] | tuple[StagePlan, ...], memory: int) -> bool:
-    """Whether every stage fits even when its estimate is as wrong as it says."""
+    """Whether every stage fits into ``memory`` bytes, with its estimate's stated error."""
     return all(stage.at_most <= memory for stage in stages)
 
 
 def propose(config: RLHFConfig, shape: Shape, memory: int, cpu: bool = False) -> Proposal | None:
-    """The configuration as it is where that fits ``memory`` bytes, else the first combination in
-    the order of preference that does; None when none does.
+    """The first combination of settings in the order of preference that fits ``memory`` bytes.
+
+    The unchanged configuration comes first. Returns ``None`` if no combination fits.
     """
     for changes in _combinations(config, shape, cpu):
         candidate = _planned(config, shape, memory, changes, cpu)
@@ -70,26 +70,25 @@ def propose(config: RLHFConfig, shape: Shape, memory: int, cpu: bool = False) ->
 def most_helpful(
     config: RLHFConfig, shape: Shape, memory: int, cpu: bool = False
 ) -> tuple[Proposal, int]:
-    """The one change of a setting that lowers the highest peak most, and by how many bytes."""
+    """The single change that lowers the highest peak most, and by how many bytes it does."""
     now = _planned(config, shape, memory, {}, cpu).at_most
-    single = []
-    halves = {"backbone.max_length": (max(64, config.backbone.max_length // 2),)}
-    for name, values in (_choices(config, shape, cpu) | halves).items():
-        changes = [{name: value} for value in values if value != value_of(config, name)]
-        single += [
-            _planned(config, shape, memory, c, cpu)
-            for c in changes
-            if _possible(changed(config, c), shape)
-        ]
-    best = min(single, key=lambda proposal: proposal.at_most)
+    proposals = []
+    half_length = {"backbone.max_length": (max(64, config.backbone.max_length // 2),)}
+    for name, values in (_choices(config, shape, cpu) | half_length).items():
+        for value in values:
+            change = {name: value}
+            if value != value_of(config, name) and _possible(changed(config, change), shape):
+                proposals.append(_planned(config, shape, memory, change, cpu))
+    best = min(proposals, key=lambda proposal: proposal.at_most)
     return best, now - best.at_most
 
 
 def cards_needed(config: RLHFConfig, shape: Shape, memory: int) -> int | None:
-    """Cards of ``memory`` bytes that would hold the smallest plan if everything but a GiB of each
-    (CUDA's context, remains) were cut into equal parts; None for cards that hold no more than that.
+    """How many cards of ``memory`` bytes would hold the smallest plan, cut into equal parts.
 
-    prefloop runs on one card; the figure says how far away one is.
+    1 GiB of each card is reserved for CUDA's context and fragments; ``None`` for cards that have no
+    more. prefloop itself runs on one card, so the number only shows how far the run is from
+    fitting.
     """
     if memory <= GIB:
         return None
@@ -99,34 +98,33 @@ def cards_needed(config: RLHFConfig, shape: Shape, memory: int) -> int | None:
 
 
 def _choices(config: RLHFConfig, shape: Shape, cpu: bool = False) -> dict[str, tuple[Any, ...]]:
-    """Values of each setting from the best to the smallest; those above what the configuration asks
-    for, or that a processor passes over, are left out.
+    """Values of each setting from the preferred to the smallest.
+
+    Values above the configuration's own are left out, and so are settings that a CPU ignores.
     """
-    now = config.backbone.pack_tokens
+    backbone, generation = config.backbone, config.generation
     vllm = config.rollout == "vllm" and not cpu
-    precisions = (
-        ("nf4",)
-        if config.backbone.precision == "nf4" or shape.stored_4bit
-        else (config.backbone.precision, "nf4")
-    )
+    precision = "nf4" if shape.stored_4bit else backbone.precision
+    checkpointing = backbone.gradient_checkpointing
     choices: dict[str, tuple[Any, ...]] = {
-        "backbone.precision": precisions,
-        "generation.weights": (config.generation.weights, "nf4")
-        if vllm and config.generation.weights != "nf4"
-        else (config.generation.weights,),
-        "generation.sleep": (True,) if vllm else (config.generation.sleep,),
-        "generation.max_num_seqs": (
-            config.generation.max_num_seqs,
-            *(n for n in SEQUENCES if n < config.generation.max_num_seqs),
-        ),
-        "backbone.gradient_checkpointing": ("none", "block")
-        if config.backbone.gradient_checkpointing == "none"
-        else ("block",),
-        "backbone.pack_tokens": (now, *(p for p in PACKS if p < now)),
+        "backbone.precision": _first(precision, "nf4"),
+        "generation.weights": _first(generation.weights, *(("nf4",) if vllm else ())),
+        "generation.sleep": (True,) if vllm else (generation.sleep,),
+        "generation.max_num_seqs": _below(generation.max_num_seqs, SEQUENCES),
+        "backbone.gradient_checkpointing": _first(checkpointing, "block"),
+        "backbone.pack_tokens": _below(backbone.pack_tokens, PACKS),
     }
-    if vllm and config.generation.kv_cache_gb is not None:
-        choices["generation.kv_cache_gb"] = (config.generation.kv_cache_gb, None)
+    if vllm and generation.kv_cache_gb is not None:
+        choices["generation.kv_cache_gb"] = (generation.kv_cache_gb, None)
     return choices
+
+
+def _first(own: str, *others: str) -> tuple[str, ...]:
+    return (own, *(other for other in others if other != own))
+
+
+def _below(own: int, values: tuple[int, ...]) -> tuple[int, ...]:
+    return (own, *(value for value in values if value < own))
 
 
 def _combinations(config: RLHFConfig, shape: Shape, cpu: bool = False) -> Iterator[dict[str, Any]]:
@@ -139,7 +137,7 @@ def _combinations(config: RLHFConfig, shape: Shape, cpu: bool = False) -> Iterat
 
 
 def _possible(config: RLHFConfig, shape: Shape) -> bool:
-    """Whether a run takes these settings together."""
+    """Whether a run accepts these settings together."""
     try:
         settled(config, shape)
     except PrefloopError:
@@ -148,7 +146,7 @@ def _possible(config: RLHFConfig, shape: Shape) -> bool:
 
 
 def value_of(config: RLHFConfig, name: str) -> Any:
-    """A setting by ``part.field``."""
+    """The value of the setting ``part.field``."""
     part, field = name.split(".")
     return getattr(getattr(config, part), field)
 
@@ -162,7 +160,7 @@ def _planned(
 
 
 def _flag(name: str, value: Any) -> tuple[str, str]:
-    """Name and value as the command line takes them; a switch has none."""
+    """Name and value on the command line; a switch has an empty value."""
     part, field = name.replace("_", "-").split(".")
     if isinstance(value, bool):
         return f"{part}.{'' if value else 'no-'}{field}", ""

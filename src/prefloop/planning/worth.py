@@ -1,6 +1,4 @@
-"""Whether a run is worth its time: one of a few steps learns nothing, one of days is better known
-beforehand.
-"""
+"""Whether a run is worth its time: a few steps learn little, and days should be no surprise."""
 
 from __future__ import annotations
 
@@ -18,59 +16,58 @@ from prefloop.planning.time import CARDS, UNKNOWN, Clock, Data
 DAY = 86_400.0
 """Seconds."""
 PROMPT, RESPONSE, ASKED = 100.0, 150.0, 200
-"""Tokens of a prompt and of a response, and prompts of the evaluation, where there is no file to
-look at.
-"""
+"""Assumed tokens of a prompt and of a response, and evaluation prompts, if there is no file yet."""
 
 
 def doubts(seconds: Mapping[str, float | None], steps: Mapping[str, int | None]) -> list[str]:
-    """Why the run may not be worth its time; by stage, its time and its updates of the weights,
-    ``None`` where they are not known.
+    """Reasons why the run may not be worth its time.
+
+    Args:
+        seconds: stage → its time; ``None`` if unknown.
+        steps: stage → its optimizer steps; ``None`` if unknown.
     """
-    few = [
-        f"{stage} {count:,}"
-        for stage, count in steps.items()
-        if count is not None and count < FEW_STEPS
-    ]
+    few = [f"{stage} {n:,}" for stage, n in steps.items() if n is not None and n < FEW_STEPS]
     lines = []
     if few:
         lines.append(
-            f"few steps: {', '.join(few)}. Under {FEW_STEPS} little is learnt: more data or epochs,"
-            " smaller batches, or a higher learning rate"
+            f"few steps: {', '.join(few)}. Under {FEW_STEPS} steps little is learned: use more data"
+            " or epochs, smaller batches, or a higher learning rate"
         )
-    if (whole := _whole(seconds)) > DAY:
+    if (total := total_seconds(seconds)) > DAY:
         lines.append(
-            f"the whole run takes about {duration(whole)}: lower data.limit or epochs, or take a"
+            f"the whole run takes about {duration(total)}: lower data.limit or epochs, or use a"
             " smaller model or a faster card"
         )
     return lines
 
 
+def total_seconds(seconds: Mapping[str, float | None]) -> float:
+    """The time of all stages whose time is known."""
+    return sum(taken for taken in seconds.values() if taken is not None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """What a run on rows that are not there yet comes to, by stage."""
+    """Steps and seconds of each stage of a run on rows that do not exist yet."""
 
     steps: Mapping[str, int | None]
     seconds: Mapping[str, float | None]
     learning: frozenset[str]
-    """The stage whose result counts, and the reward model where that learns from one."""
+    """The stage whose result counts, and the reward model if that stage learns from one."""
 
     @property
     def few(self) -> dict[str, int]:
-        """The steps of what makes too few to learn from."""
-        return {
-            s: n
-            for s, n in self.steps.items()
-            if s in self.learning and n is not None and n < FEW_STEPS
-        }
+        """Stage → steps, for the stages of ``learning`` with too few steps to learn from."""
+        known = {s: n for s, n in self.steps.items() if s in self.learning and n is not None}
+        return {stage: count for stage, count in known.items() if count < FEW_STEPS}
 
     @property
     def whole(self) -> float:
-        """Seconds of all stages that are known."""
-        return _whole(self.seconds)
+        """The time of all stages whose time is known."""
+        return total_seconds(self.seconds)
 
     def describe(self) -> str:
-        """Every stage in a line."""
+        """All stages in one line."""
         steps = {s: f"{n:,} steps, " if n is not None else "" for s, n in self.steps.items()}
         parts = [
             f"{stage} {steps[stage]}{duration(taken)}"
@@ -78,14 +75,15 @@ class Expectation:
             if taken is not None
         ]
         unknown = [stage for stage, taken in self.seconds.items() if taken is None]
-        return "; ".join([*parts, *(f"{stage} as its data is" for stage in unknown)])
+        return "; ".join([*parts, *(f"{stage} depends on its data" for stage in unknown)])
 
 
 def expect(
     config: RLHFConfig, shape: Shape, demonstrations: float | None, rows: float, cpu: bool
 ) -> Expectation:
-    """Of ``rows`` prompts with their votes; two thumbs are one. ``demonstrations`` are rows too,
-    ``None`` where nobody said how many.
+    """The expectation for ``rows`` prompts with their votes; two thumbs count as one row.
+
+    ``demonstrations`` is their number of rows, ``None`` if unknown.
     """
     clock = Clock(config, Device.of(shape, config.backbone), CARDS["CPU"] if cpu else UNKNOWN)
     clock.demonstrations = (
@@ -100,7 +98,3 @@ def expect(
         {name: clock.seconds(name) for name in names},
         frozenset(learning),
     )
-
-
-def _whole(seconds: Mapping[str, float | None]) -> float:
-    return sum(taken for taken in seconds.values() if taken is not None)

@@ -1,4 +1,4 @@
-"""MoLE: a learnt gate mixes LoRA adapters that stay as they are."""
+"""MoLE: a learned gate mixes frozen LoRA adapters."""
 
 from __future__ import annotations
 
@@ -21,61 +21,61 @@ from prefloop.models.folder import read_tensors, reading
 from prefloop.models.lookup import fingerprint
 
 SAMPLE = 16
-"""Tokens of a layer's input in a pass that the balance term looks at."""
+"""How many tokens of a layer's input the balance term uses in each pass."""
 _COMPARED = {
     "experts_sha256": "experts",
     "scales": "experts",
     "temperature": "temperature",
     "top_k": "top_k",
 }
-"""What of a saved gate's description must be the same where it is loaded, and what a message calls
-it.
-"""
+"""Field of a saved gate's description that must not change → its name in an error message."""
 
 
 class MoLE(Native):
     """Mixture of LoRA experts (Wu et al. 2024, arXiv 2404.13628): y = W x + Σ_e g_e(x) s_e B_e A_e
-    x with frozen experts; the gates alone learn.
+    x.
 
-    g = softmax((G x + b) / temperature) over the experts, one gate for each adapted linear layer,
-    from that layer's input (the paper's reads the outputs of all experts of a block, which would
-    make each pass run all of them twice). A fresh gate is even: the mean of the experts (of
-    ``top_k`` of them; with 1, one expert's share of that mean), not the bare model.
+    The experts are frozen and only the gates learn. Each adapted linear layer has one gate,
+    g = softmax((G x + b) / temperature) over the experts, which reads that layer's input. The
+    paper's gate reads the outputs of all experts of a block, so each pass would run them twice. A
+    fresh gate gives all experts the same weight, so a fresh role is not the bare model. It is the
+    mean of the experts or of ``top_k`` of them; with ``top_k`` 1, one expert's share of that mean.
 
-    ``options.experts``: two or more LoRA adapters of this backbone, folders or results of runs.
-    ``options.temperature`` (1). ``options.top_k``: mix exactly that many experts of the largest
-    weights at each token (0: all): their weights are divided by their sum, but a single one keeps
-    its own, as in Switch (Fedus et al. 2022, arXiv 2101.03961, eq. 2), for divided by itself it
-    would teach the gate nothing. ``options.balance`` (0): times -Σ_e log mean g_e, averaged over
-    layers (the paper's balance loss, on the last pass's tokens). A gate depends on its input:
-    nothing can be merged, and vLLM cannot run it.
+    ``options.experts`` lists two or more LoRA adapters of this backbone: folders or results of
+    runs. ``options.temperature`` defaults to 1. ``options.top_k`` mixes only the experts with the
+    largest weights at each token (0: all). Their weights are divided by their sum. A single expert
+    keeps its weight, as in Switch (Fedus et al. 2022, arXiv 2101.03961, eq. 2), since a weight
+    divided by itself would give the gate no gradient. ``options.balance`` (default 0) multiplies
+    the paper's balance loss: -Σ_e log mean g_e, averaged over layers, on tokens of the last pass.
+
+    A gate depends on its input, so a role cannot be merged, and vLLM cannot run it.
     """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
         super().__init__(config, card)
         options = self.options
         self.named = experts_of(options)
-        """The experts as the settings have them."""
+        """The experts as written in the settings."""
         self.folders = [expert_folder(name) for name in self.named]
         self.temperature = float(options["temperature"])
         self.top_k = int(options["top_k"]) or len(self.named)
         self.balance = float(options["balance"])
         self.scales, self.shapes = _agreeing(self.named, self.folders)
         self.low: dict[str, Tensor] = {}
-        """By layer: A of all experts, [R, inputs], R the sum of their ranks."""
+        """Layer → A of all experts, [R, inputs], where R is the sum of their ranks."""
         self.high: dict[str, Tensor] = {}
-        """By layer: s B of all experts, [outputs, R]."""
+        """Layer → s B of all experts, [outputs, R]."""
         self.expert: dict[str, Tensor] = {}
-        """By layer: which expert each of the R rows is of."""
+        """Layer → the index of each of the R rows' expert."""
         self.seen: dict[str, dict[str, Tensor]] = {}
-        """Role → layer → some inputs of its last pass that learns."""
+        """Role → layer → some inputs of the last pass with gradient."""
 
     def check(self, model: Any, name: str, folder: Path | None) -> None:
         for typed, expert in zip(self.named, self.folders, strict=True):
             origin = origin_of(expert)
             if origin.fingerprint is not None and folder is not None:
                 same = origin.fingerprint == fingerprint(folder)
-            else:  # PEFT alone keeps a name, which of a local folder changes with its place
+            else:  # PEFT stores only the model's path or name, and a folder may have moved
                 same = not origin.model or Path(origin.model).name == Path(name).name
             if not same:
                 raise ModelError(
@@ -88,11 +88,10 @@ class MoLE(Native):
         modules = dict(model.named_modules())
         for name, shape in self.shapes.items():
             layer: Any = modules.get(name)
-            found = (
-                (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else None
-            )
-            if found != shape:
-                has = "no such linear layer" if found is None else f"one of {found[0]} × {found[1]}"
+            linear = isinstance(layer, nn.Linear)
+            own = (layer.out_features, layer.in_features) if linear else None
+            if own != shape:
+                has = "no such linear layer" if own is None else f"one of {own[0]} × {own[1]}"
                 raise ModelError(
                     f"adapter mole: expert '{self.named[0]}' has {name} of {shape[0]} × {shape[1]},"
                     f" this backbone has {has}: give experts that were trained on it"
@@ -107,10 +106,9 @@ class MoLE(Native):
                 (s[f"{name}.lora_A.weight"].float(), s[f"{name}.lora_B.weight"].float())
                 for s in saved
             ]
+            scaled = [s * b for s, (_, b) in zip(self.scales, pairs, strict=True)]
             self.low[name] = torch.cat([a for a, _ in pairs]).to(device)
-            self.high[name] = torch.cat(
-                [s * b for s, (_, b) in zip(self.scales, pairs, strict=True)], dim=1
-            ).to(device)
+            self.high[name] = torch.cat(scaled, dim=1).to(device)
             ranks = torch.tensor([len(a) for a, _ in pairs])
             self.expert[name] = torch.arange(len(pairs)).repeat_interleave(ranks).to(device)
         return super().wrap(model)
@@ -122,20 +120,22 @@ class MoLE(Native):
         }
 
     def gates(self, role: str, name: str, x: Tensor) -> Tensor:
-        """Weights of the experts at each token, [..., experts], float32; they sum to 1, but with
-        ``top_k`` 1.
+        """The experts' float32 weights [..., experts] at each token of a layer's input [...,
+        inputs].
+
+        They sum to 1, except with ``top_k`` 1.
         """
-        own = self.roles[role][name]
-        score = (
-            F.linear(x.to(own["gate.weight"].dtype), own["gate.weight"], own["gate.bias"]).float()
-            / self.temperature
-        )
-        weight = score.softmax(-1)
+        weight = self._softmax(role, name, x.to(self.roles[role][name]["gate.weight"].dtype))
         if self.top_k == len(self.folders):
             return weight
         most = weight.topk(self.top_k, dim=-1)
         kept = most.values if self.top_k == 1 else most.values / most.values.sum(-1, keepdim=True)
         return torch.zeros_like(weight).scatter(-1, most.indices, kept)
+
+    def _softmax(self, role: str, name: str, x: Tensor) -> Tensor:
+        own = self.roles[role][name]
+        score = F.linear(x, own["gate.weight"], own["gate.bias"]).float()
+        return (score / self.temperature).softmax(-1)
 
     def attach(self, name: str, layer: Any) -> None:
         def mix(_: Any, inputs: tuple[Tensor], out: Tensor) -> Tensor:
@@ -145,9 +145,8 @@ class MoLE(Native):
             gates = self.gates(self.active, name, x)
             if self.balance and torch.is_grad_enabled():
                 rows = x.detach().reshape(-1, x.shape[-1])
-                self.seen.setdefault(self.active, {})[name] = rows[:: max(1, len(rows) // SAMPLE)][
-                    :SAMPLE
-                ].float()
+                sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE].float()
+                self.seen.setdefault(self.active, {})[name] = sample
             low = product(x, self.low[name])
             mixed = product(low * gates.index_select(-1, self.expert[name]), self.high[name])
             return out + mixed.to(out.dtype)
@@ -159,14 +158,7 @@ class MoLE(Native):
             return None
         terms = []
         for name, x in self.seen[role].items():
-            own = self.roles[role][name]
-            even = (
-                F.linear(x, own["gate.weight"], own["gate.bias"])
-                .div(self.temperature)
-                .softmax(-1)
-                .mean(0)
-            )
-            terms.append(-even.log().sum())
+            terms.append(-self._softmax(role, name, x).mean(0).log().sum())
         return self.balance * torch.stack(terms).mean()
 
     def drop(self, role: str) -> None:
@@ -185,11 +177,11 @@ class MoLE(Native):
 
     def restore(self, role: str, saved: dict[str, Tensor], described: dict[str, Any]) -> None:
         own = self.describe(role)
-        for key, what in _COMPARED.items():
+        for key, label in _COMPARED.items():
             if described.get(key) != own[key]:
                 raise ModelError(
-                    f"its gate was trained with other {what}: experts {described.get('experts')} of"
-                    f" scales {described.get('scales')}, temperature"
+                    f"its gate was trained with other {label}: experts {described.get('experts')}"
+                    f" of scales {described.get('scales')}, temperature"
                     f" {described.get('temperature')}, top_k {described.get('top_k')}"
                 )
         super().restore(role, saved, described)
@@ -198,8 +190,9 @@ class MoLE(Native):
 def _agreeing(
     named: list[str], folders: list[Path]
 ) -> tuple[list[float], dict[str, tuple[int, int]]]:
-    """Scale of each expert, and the shape [outputs, inputs] of each layer; read without loading.
-    Raises ``ModelError`` where they differ.
+    """Each expert's scale, and layer → shape (outputs, inputs). Reads only the files' headers.
+
+    Raises ``ModelError`` for an expert that is not plain LoRA, and for experts that differ.
     """
     first, scales, bases, shapes = named[0], [], [], []
     for typed, folder in zip(named, folders, strict=True):
@@ -215,16 +208,11 @@ def _agreeing(
             raise ModelError(
                 f"{where} holds no adapter that can be read ({error}): make or copy it again"
             ) from error
-        odd = [n for n in sizes if not n.endswith((".lora_A.weight", ".lora_B.weight"))]
-        if (
-            config.get("peft_type") != "LORA"
-            or odd
-            or config.get("rank_pattern")
-            or config.get("alpha_pattern")
-        ):
+        plain = all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in sizes)
+        patterns = config.get("rank_pattern") or config.get("alpha_pattern")
+        if config.get("peft_type") != "LORA" or not plain or patterns:
             raise ModelError(
-                f"backbone.adapter.options.experts: '{typed}' is no plain LoRA adapter; mole mixes"
-                " those of lora and rslora"
+                f"{where} is not a plain LoRA adapter; mole mixes adapters of lora and rslora"
             )
         try:
             rank = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
@@ -237,7 +225,7 @@ def _agreeing(
             )
         except (KeyError, TypeError, ZeroDivisionError, IndexError) as error:
             raise ModelError(
-                f"{where} is no whole LoRA adapter (no usable {error}): make or copy it again"
+                f"{where} is not a complete LoRA adapter (no usable {error}): make or copy it again"
             ) from None
         bases.append(config.get("base_model_name_or_path"))
     for typed, base, shape in zip(named[1:], bases[1:], shapes[1:], strict=True):
@@ -246,9 +234,8 @@ def _agreeing(
                 f"backbone.adapter.options.experts: '{first}' is of {bases[0]} and '{typed}' of"
                 f" {base}: give experts of one backbone"
             )
-        differing = sorted(
-            n for n in shapes[0].keys() | shape.keys() if shapes[0].get(n) != shape.get(n)
-        )
+        either = shapes[0].keys() | shape.keys()
+        differing = sorted(n for n in either if shapes[0].get(n) != shape.get(n))
         if differing:
             raise ModelError(
                 f"backbone.adapter.options.experts: '{first}' and '{typed}' differ in"
@@ -259,7 +246,7 @@ def _agreeing(
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """What the folders are called, without where they lie; further ones of a name are numbered."""
+    """The folders' names without their paths; repeated names get a number."""
     names = [folder.absolute().name for folder in folders]
     before = [names[:k].count(name) for k, name in enumerate(names)]
     return [f"{name}-{n + 1}" if n else name for name, n in zip(names, before, strict=True)]

@@ -1,8 +1,7 @@
-"""Methods of PEFT that are no low-rank sums: each changes a linear layer's input, output or weight
-in its own way.
+"""PEFT's methods other than low-rank sums: they change a linear layer's input, output or weight.
 
-All are affine maps of the layer's input, so they merge (``models.merge``); none is fused, so they
-run under autocast.
+All of them are affine maps of the layer's input, so they can be merged (``models.merge``). None is
+fused, so they run under autocast.
 """
 
 from __future__ import annotations
@@ -37,12 +36,13 @@ CAUSAL = "CAUSAL_LM"
 
 
 class Drawn(Tuner):
-    """A method with random matrices that all layers share: a key draws them again, so no file holds
-    them.
+    """A method with random matrices that all layers share.
+
+    A key reproduces the matrices, so files do not include them.
     """
 
-    places: ClassVar[tuple[str, str]]
-    """Where layers keep the matrices."""
+    matrices: ClassVar[tuple[str, str]]
+    """The attributes of a layer with the matrices."""
 
     def wrap(self, model: Any) -> Any:
         with warnings.catch_warnings():
@@ -50,28 +50,29 @@ class Drawn(Tuner):
             return super().wrap(model)
 
     def add(self, role: str) -> None:
-        # By hand: PEFT draws the matrices again for each adapter, and puts RandLoRA's 4-bit layers
-        # around each other.
+        # PEFT's add_adapter would draw the matrices again for each adapter, and would nest
+        # RandLoRA's 4-bit layers.
         config = copy.deepcopy(self.model.peft_config[BLANK])
         self.model.peft_config[role] = config
         for part in self.layers:
-            drawn = [getattr(part, name) for name in self.places]
-            part.update_layer(role, *drawn, config.r, config=config)
+            matrices = [getattr(part, name) for name in self.matrices]
+            part.update_layer(role, *matrices, config.r, config=config)
         for parameter in self.parameters(role).values():
-            parameter.data = parameter.data.float()  # as PEFT does to what it adds itself
+            parameter.data = parameter.data.float()  # as PEFT's add_adapter does
 
     def state(self, role: str) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.parameters(role).items()}
 
 
 class VeRA(Drawn):
-    """VeRA (Kopiczko et al. 2023, arXiv 2310.11454): W x + b ∘ B (d ∘ A x), vectors b = 0 and d
-    learn, A and B are drawn from a key.
+    """VeRA (Kopiczko et al. 2023, arXiv 2310.11454): W x + b ∘ B (d ∘ A x).
+
+    The vectors b, 0 at the start, and d learn. A and B are random and reproduced from a key.
     """
 
     waits: ClassVar = {"vera_lambda_d": ("vera_lambda_b",)}
     compared = ("projection_prng_key", "r")
-    places = ("vera_A", "vera_B")
+    matrices = ("vera_A", "vera_B")
 
     def peft_config(self, blank: bool = False) -> VeraConfig:
         return VeraConfig(
@@ -79,20 +80,21 @@ class VeRA(Drawn):
             vera_dropout=self.config.dropout,
             d_initial=self.options["d_initial"],
             projection_prng_key=self.options["key"],
-            save_projection=False,  # a key instead of gigabytes
+            save_projection=False,  # the key replaces gigabytes
             target_modules=self.config.target_modules,
             task_type=CAUSAL,
         )
 
 
 class RandLoRA(Drawn):
-    """RandLoRA (Albert et al. 2025, arXiv 2502.00987): W x + s Σ_k B_k Λ_k A Γ_k x over enough
-    random bases for full rank; Λ = 0 and Γ learn.
+    """RandLoRA (Albert et al. 2025, arXiv 2502.00987): W x + s Σ_k B_k Λ_k A Γ_k x.
+
+    There are enough random bases for full rank. Λ, 0 at the start, and Γ learn.
     """
 
     waits: ClassVar = {"randlora_gamma": ("randlora_lambda",)}
     compared = ("projection_prng_key", "r", "randlora_alpha")
-    places = ("randlora_A", "randlora_B")
+    matrices = ("randlora_A", "randlora_B")
 
     def peft_config(self, blank: bool = False) -> RandLoraConfig:
         return RandLoraConfig(
@@ -113,10 +115,10 @@ IA3_KINDS = ("k_proj", "v_proj", "down_proj")
 
 
 class IA3(Tuner):
-    """IA³ (Liu et al. 2022, arXiv 2205.05638): keys, values and what goes into the MLP's last layer
-    are scaled by learnt vectors, 1 at the start.
+    """IA³ (Liu et al. 2022, arXiv 2205.05638).
 
-    ``target_modules`` "all-linear", the default of others, means these three layers.
+    Learned vectors, 1 at the start, scale the keys, the values and the input of the MLP's last
+    layer. ``target_modules`` "all-linear", the default of all methods, means these three layers.
     """
 
     @property
@@ -130,15 +132,15 @@ class IA3(Tuner):
             re.compile(self.options["feedforward"])
         except re.error as error:
             raise ModelError(
-                f"backbone.adapter.options.feedforward is no regular expression: {error}"
+                f"backbone.adapter.options.feedforward is not a regular expression: {error}"
             ) from None
         missing = [kind for kind in IA3_KINDS if kind not in ends]
         if missing and self.config.target_modules == "all-linear":
             raise ModelError(
                 f"adapter ia3: {name} has no {' or '.join(missing)}, its layers end in"
-                f" {', '.join(ends)}: name those whose output is scaled and the MLP's last in"
-                " backbone.adapter.target_modules, the latter in"
-                " backbone.adapter.options.feedforward too, or take another method, such as vera"
+                f" {', '.join(ends)}: list the key, value and last MLP layers in"
+                " backbone.adapter.target_modules, and the last MLP layer in"
+                " backbone.adapter.options.feedforward too, or use another method, such as vera"
             )
 
     def peft_config(self, blank: bool = False) -> IA3Config:
@@ -150,8 +152,10 @@ class IA3(Tuner):
 
 
 class OFT(Tuner):
-    """OFT (Qiu et al. 2023, arXiv 2306.07280): W R x, R block-diagonal and orthogonal by Cayley's
-    transform (I + Q)(I - Q)⁻¹, Q = 0 at the start.
+    """OFT (Qiu et al. 2023, arXiv 2306.07280): W R x.
+
+    R is block-diagonal, and orthogonal by Cayley's transform (I + Q)(I - Q)⁻¹, with Q = 0 at the
+    start.
     """
 
     compared = ("oft_block_size", "use_cayley_neumann")
@@ -170,24 +174,26 @@ class OFT(Tuner):
 
 
 class BlockDiagonal:
-    """PEFT's kernel for products of blocks, in torch: PEFT would compile one with CUDA's tools, or
-    fall back to a single factor without a word.
+    """PEFT's kernel for products of blocks, written in torch.
+
+    PEFT would compile it with CUDA's tools, or use a single factor without a message.
     """
 
     def forward(self, blocks_Z_D_H_H: Tensor) -> list[Tensor]:
-        """Blocks on the diagonal of one matrix each, [Z, D H, D H]."""
+        """Put the D blocks [H, H] of each of Z matrices on its diagonal: [Z, D H, D H]."""
         return [torch.stack([torch.block_diag(*blocks) for blocks in blocks_Z_D_H_H])]
 
     def backward(self, grad_Z_DH_DH: Tensor, blocks_Z_D_H_H: Tensor) -> list[Tensor]:
-        """What of the gradient lies on the blocks."""
+        """The part of the gradient on the blocks, [Z, D, H, H]."""
         _, d, h, _ = blocks_Z_D_H_H.shape
         grad = grad_Z_DH_DH.unflatten(1, (d, h)).unflatten(3, (d, h))
         return [grad.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).contiguous()]
 
 
 class BOFT(Tuner):
-    """BOFT (Liu et al. 2023, arXiv 2311.06243): OFT whose rotation is a product of block-diagonal
-    factors in butterfly order, outputs scaled.
+    """BOFT (Liu et al. 2023, arXiv 2311.06243): OFT with a product of rotations and scaled outputs.
+
+    The rotation's block-diagonal factors are in butterfly order.
     """
 
     compared = ("boft_block_size", "boft_n_butterfly_factor")
@@ -210,12 +216,12 @@ class BOFT(Tuner):
 
 
 class ReflectingLinear(HRALinear):
-    """PEFT's layer with the reflections on its input, not on its weight: 4-bit weights take part,
-    and no product of I x I matrices is kept.
+    """PEFT's layer with the reflections applied to its input instead of its weight.
 
-    With unit vectors U [I, R] the chain is Π_i (I - 2 u_i u_iᵀ) = I - U T Uᵀ, T upper triangular
-    with T⁻¹ = I / 2 + the part of UᵀU above its diagonal (Joffrain et al. 2006, "Accumulating
-    Householder transformations, revisited", ACM TOMS 32(2)): the cost of one LoRA.
+    This works on 4-bit weights, keeps no product of I x I matrices, and costs as much as one LoRA.
+    With unit vectors U [I, R] the chain is Π_i (I - 2 u_i u_iᵀ) = I - U T Uᵀ. T is upper
+    triangular, and T⁻¹ = I / 2 + the part of UᵀU above its diagonal (Joffrain et al. 2006,
+    "Accumulating Householder transformations, revisited", ACM TOMS 32(2)).
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -232,18 +238,17 @@ class ReflectingLinear(HRALinear):
         with torch.autocast(self.hra_u[name].device.type, enabled=False):
             u_I_R = self.hra_u[name] / self.hra_u[name].norm(dim=0)
             eye_R_R = torch.eye(u_I_R.shape[1], device=u_I_R.device)
-            t_R_R = torch.linalg.solve_triangular(
-                (u_I_R.T @ u_I_R).triu(1) + eye_R_R / 2, eye_R_R, upper=True
-            )
+            inverse_R_R = (u_I_R.T @ u_I_R).triu(1) + eye_R_R / 2
+            t_R_R = torch.linalg.solve_triangular(inverse_R_R, eye_R_R, upper=True)
             return u_I_R.T, u_I_R @ t_R_R
 
 
 class HRA(Tuner):
-    """HRA (Yuan et al. 2024, arXiv 2405.17484): W Π_i (I - 2 u_i u_iᵀ) x; the reflections start in
-    equal pairs, which undo each other.
+    """HRA (Yuan et al. 2024, arXiv 2405.17484): W Π_i (I - 2 u_i u_iᵀ) x.
 
-    PEFT's switch to reflections at right angles (``apply_GS``) is not here: equal pairs cannot be
-    at right angles, so it starts at another model.
+    The reflections start in equal pairs, which cancel. PEFT's option for orthogonal reflections
+    (``apply_GS``) is not supported: equal pairs cannot be orthogonal, so training would start from
+    another model.
     """
 
     compared = ("r", "apply_GS")
@@ -251,7 +256,7 @@ class HRA(Tuner):
     def wrap(self, model: Any) -> Any:
         wrapped = super().wrap(model)
         for part in self.layers:
-            part.__class__ = ReflectingLinear  # PEFT finds layers by the "Linear" in the name
+            part.__class__ = ReflectingLinear  # PEFT finds its layers by "Linear" in the name
         return wrapped
 
     def peft_config(self, blank: bool = False) -> HRAConfig:
@@ -264,15 +269,16 @@ class HRA(Tuner):
     def misfit(self, inputs: int, outputs: int) -> str | None:
         if self.config.r % 2:
             return (
-                "hra starts at the model's outputs with an even number of reflections only,"
+                "hra starts at the model's outputs only with an even number of reflections, but"
                 f" backbone.adapter.r is {self.config.r}"
             )
         return over(self.config.r, inputs)
 
 
 class MiSS(Tuner):
-    """MiSS (Kang & Yin 2024, arXiv 2409.15371): W x + Dᵀ Σ_k x_k, x cut into pieces of length r; D
-    = 0 at the start.
+    """MiSS (Kang & Yin 2024, arXiv 2409.15371): W x + Dᵀ Σ_k x_k, with D = 0 at the start.
+
+    The x_k are the pieces of x of length r.
     """
 
     compared = ("r", "init_weights")
@@ -292,6 +298,7 @@ class MiSS(Tuner):
 def _uneven(inputs: int, block: int) -> str | None:
     if inputs % block or block > inputs:
         return (
-            f"its {inputs} inputs are no multiple of {block}: change backbone.adapter.options.block"
+            f"its {inputs} inputs are not a multiple of {block}: change"
+            " backbone.adapter.options.block"
         )
     return None

@@ -1,11 +1,10 @@
-"""Virtual tokens that every document begins with: prompt tuning, P-tuning, prefix tuning, P-tuning
+"""Virtual tokens at the start of every document: prompt tuning, P-tuning, prefix tuning, P-tuning
 v2.
 
-What comes later sees virtual tokens through their keys and values alone, and those depend on
-nothing that comes later. So the keys and values are made once a pass and put ahead of everybody's
-in each layer's attention: packs, branches, cached generation and padded rows stay as they are, and
-a pack of a hundred documents costs one row of virtual tokens instead of a hundred. Files are
-PEFT's.
+Later tokens see virtual tokens only through their keys and values, which do not depend on later
+tokens. The keys and values are therefore computed once per pass and put before all others in each
+layer's attention. Packs, branches, cached generation and padded rows need no change, and a pack of
+a hundred documents costs one row of virtual tokens instead of a hundred. The files are PEFT's.
 
 Shape letters: B rows, V virtual tokens, L layers, K key heads, D head size, H hidden size, Q
 queries, T keys.
@@ -35,22 +34,25 @@ from prefloop.models.adapters.method import TREE, Method
 from prefloop.models.fused.layer import CACHES
 
 SDPA, EAGER = "prefloop-prefix-sdpa", "prefloop-prefix-eager"
-"""What the model's config calls these attentions."""
+"""The names of these attentions in the model's config."""
 EMBEDDINGS = "prompt_embeddings"
-"""PEFT's name of the finished virtual tokens in a file."""
+"""PEFT's name for the computed virtual tokens in a file."""
 
 
 @dataclasses.dataclass
 class Ahead:
-    """Keys and values [1, K, V, D] ahead of everybody's in one layer, or a list that takes those of
-    the virtual tokens.
+    """The virtual tokens' keys and values [1, K, V, D] in one layer, which come before all
+    others.
     """
 
     keys: Tensor | None = None
     values: Tensor | None = None
     position_B_Q: Tensor | None = None
-    """Of the queries, virtual tokens counted: a sliding window ends within them, too."""
-    heard: list[tuple[Tensor, Tensor]] | None = None
+    """The queries' positions, with virtual tokens counted, for a sliding window that ends in
+    them.
+    """
+    recorded: list[tuple[Tensor, Tensor]] | None = None
+    """A list that attention adds its keys and values to, while they are computed."""
 
 
 def attend(
@@ -61,24 +63,20 @@ def attend(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
-    """transformers' attention interface with ``module.ahead`` before the keys; a mask lets every
-    query see all of it.
+    """transformers' attention interface, with the keys of ``module.ahead`` before all others.
+
+    Query [B, heads, Q, D], key and value [B, K, T, D] → [B, Q, heads, D]. Every query sees all
+    virtual tokens, up to its sliding window.
     """
     ahead: Ahead | None = getattr(module, "ahead", None)
-    if ahead is not None and ahead.heard is not None:
-        ahead.heard.append((key, value))
+    if ahead is not None and ahead.recorded is not None:
+        ahead.recorded.append((key, value))
     if ahead is not None and ahead.keys is not None and ahead.values is not None:
-        rows, queries, own, virtual = (
-            key.shape[0],
-            query.shape[2],
-            key.shape[2],
-            ahead.keys.shape[2],
-        )
+        rows, virtual = key.shape[0], ahead.keys.shape[2]
+        queries, own = query.shape[2], key.shape[2]
         if attention_mask is None and queries > 1:
-            causal_Q_T = torch.ones(queries, own, dtype=torch.bool, device=key.device).tril(
-                own - queries
-            )
-            attention_mask = causal_Q_T[None, None]
+            all_Q_T = torch.ones(queries, own, dtype=torch.bool, device=key.device)
+            attention_mask = all_Q_T.tril(own - queries)[None, None]
         window = kwargs.get("sliding_window")
         if attention_mask is not None or window is not None:
             attention_mask = _with_virtual(
@@ -101,9 +99,7 @@ def _with_virtual(
     query: Tensor,
     own: int,
 ) -> Tensor:
-    """The mask [B, 1, Q, T] with V columns before it: seen, unless a sliding window has left them
-    behind.
-    """
+    """The mask [B, 1, Q, T] with V columns before it, visible inside the sliding window."""
     if mask is None:
         mask = torch.ones(1, 1, query.shape[2], own, dtype=torch.bool, device=query.device)
     if window is None or position_B_Q is None:
@@ -112,13 +108,11 @@ def _with_virtual(
     near_B_1_Q_V = near[:, None]
     if mask.dtype != torch.bool:
         lowest = torch.finfo(mask.dtype).min
-        near_B_1_Q_V = torch.zeros_like(near_B_1_Q_V, dtype=mask.dtype).masked_fill(
-            ~near_B_1_Q_V, lowest
-        )
+        zeros = torch.zeros_like(near_B_1_Q_V, dtype=mask.dtype)
+        near_B_1_Q_V = zeros.masked_fill(~near_B_1_Q_V, lowest)
     rows = max(len(mask), len(near_B_1_Q_V))
-    return torch.cat(
-        [near_B_1_Q_V.expand(rows, -1, -1, -1), mask.expand(rows, mask.shape[1], -1, -1)], dim=-1
-    )
+    parts = (near_B_1_Q_V, mask)
+    return torch.cat([part.expand(rows, -1, -1, -1) for part in parts], dim=-1)
 
 
 for _name, _mask in ((SDPA, sdpa_mask), (EAGER, eager_mask)):
@@ -127,11 +121,11 @@ for _name, _mask in ((SDPA, sdpa_mask), (EAGER, eager_mask)):
 
 
 class Virtual(Method):
-    """Shared by the methods below: subclasses say what makes the virtual tokens of a role."""
+    """The common part of the methods below, whose ``encoder`` makes a role's virtual tokens."""
 
     per_layer = False
-    """Whether a role holds keys and values of every layer, and not embeddings that the model makes
-    them from.
+    """Whether a role holds the keys and values of every layer. Otherwise it holds embeddings, which
+    the model turns into keys and values.
     """
 
     def __init__(self, config: AdapterConfig, card: Card) -> None:
@@ -142,11 +136,11 @@ class Virtual(Method):
         self._making = False
 
     def check(self, model: Any, name: str, folder: Path | None) -> None:
-        layers, found = model.config.get_text_config().num_hidden_layers, len(attentions(model))
-        if found != layers:
+        layers, with_keys = model.config.get_text_config().num_hidden_layers, len(attentions(model))
+        if with_keys != layers:
             raise ModelError(
-                f"adapter {self.card.name}: {name} has {layers} layers, and keys to put virtual"
-                f" tokens before in {found}: take a method that changes weights, such as lora"
+                f"adapter {self.card.name}: {name} has {layers} layers, but virtual tokens can only"
+                f" be added to {with_keys} of them: use a method that changes weights, such as lora"
             )
 
     def wrap(self, model: Any) -> Any:
@@ -193,16 +187,15 @@ class Virtual(Method):
     def restore(self, role: str, saved: dict[str, Tensor], described: dict[str, Any]) -> None:
         own = self.state(role)
         if EMBEDDINGS not in saved or saved[EMBEDDINGS].shape != own[EMBEDDINGS].shape:
-            raise ModelError("method or number of virtual tokens differ")
+            raise ModelError("the method or the number of virtual tokens differs")
         if saved.keys() == {EMBEDDINGS} != own.keys():
-            # PEFT keeps the finished tokens alone: they go on by themselves.
-            self.roles[role] = nn.Embedding.from_pretrained(saved[EMBEDDINGS].float()).to(
-                self.model.device
-            )
+            # PEFT saves only the computed tokens, without the encoder: they become the role.
+            computed = nn.Embedding.from_pretrained(saved[EMBEDDINGS].float())
+            self.roles[role] = computed.to(self.model.device)
             return
         parameters = self.parameters(role)
         if any(n not in saved or saved[n].shape != p.shape for n, p in parameters.items()):
-            raise ModelError("method or size of the encoder differ")
+            raise ModelError("the method or the size of the encoder differs")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
@@ -213,57 +206,44 @@ class Virtual(Method):
         return dict(config.to_dict())
 
     def encoder(self) -> nn.Module:
-        """A fresh role's module; called with the numbers 0 to V - 1 it gives what ``embeddings``
-        is.
-        """
+        """A fresh role's module, from the indices 0 to V - 1 to the result of ``embeddings``."""
         raise NotImplementedError
 
     def peft_config(self) -> Any:
-        """PEFT's words for it."""
+        """PEFT's settings of the method."""
         raise NotImplementedError
 
     def embeddings(self, role: str) -> Tensor:
-        """[V, H], or [V, 2 L K D] where each layer has its own."""
+        """A role's virtual tokens: embeddings [V, H], or with ``per_layer`` [V, 2 L K D]."""
         index_V = torch.arange(self.tokens, device=self.model.device)
         out: Tensor = self.roles[role](index_V[None])[0]
         return out
 
     def _shape(self) -> dict[str, Any]:
         text = self.model.config.get_text_config()
-        of_layers = {
-            "num_attention_heads": self.key_heads,
-            "token_dim": self.key_heads * self.head_size,
-        }
-        of_embeddings = {
-            "num_attention_heads": text.num_attention_heads,
-            "token_dim": text.hidden_size,
-        }
+        keys = self.key_heads * self.head_size
         return {
             "task_type": "CAUSAL_LM",
             "num_virtual_tokens": self.tokens,
             "num_transformer_submodules": 1,
             "num_layers": text.num_hidden_layers,
-            **(of_layers if self.per_layer else of_embeddings),
+            "num_attention_heads": self.key_heads if self.per_layer else text.num_attention_heads,
+            "token_dim": keys if self.per_layer else text.hidden_size,
         }
 
     def _before_pass(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Keys and values of the active role for this pass; everybody else's positions begin behind
-        them.
-        """
+        """Compute the active role's keys and values, and move all positions behind them."""
         if self._making or self.role is None:
             return None
         layers = self._keys_and_values(decoder, self.embeddings(self.role))
         positions = kwargs.get("position_ids")
         if positions is None:
-            given = (
-                kwargs.get("inputs_embeds")
-                if kwargs.get("input_ids") is None
-                else kwargs["input_ids"]
-            )
-            given = args[0] if given is None else given
+            inputs = kwargs.get("input_ids")
+            inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+            inputs = args[0] if inputs is None else inputs
             past = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
             start = past.get_seq_length() if past is not None else 0
-            positions = torch.arange(start, start + given.shape[1], device=given.device)[None]
+            positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)[None]
         positions = positions + self.tokens
         self._put(layers, positions)
         return (args, {**kwargs, "position_ids": positions}) if self._takes_positions else None
@@ -271,28 +251,25 @@ class Virtual(Method):
     def _put(
         self, layers: list[tuple[Tensor, Tensor]] | None, position_B_Q: Tensor | None = None
     ) -> None:
-        for place, module in enumerate(self.attentions):
-            module.ahead = None if layers is None else Ahead(*layers[place], position_B_Q)
+        for index, module in enumerate(self.attentions):
+            module.ahead = None if layers is None else Ahead(*layers[index], position_B_Q)
 
     def _keys_and_values(self, decoder: Any, virtual: Tensor) -> list[tuple[Tensor, Tensor]]:
-        if self.per_layer:
-            whole = virtual.view(self.tokens, -1, self.key_heads, self.head_size).permute(
-                1, 2, 0, 3
-            )
-            return [
-                (whole[2 * k][None], whole[2 * k + 1][None]) for k in range(len(self.attentions))
-            ]
-        return self._heard(decoder, virtual)
+        if not self.per_layer:
+            return self._recorded(decoder, virtual)
+        by_token = virtual.view(self.tokens, -1, self.key_heads, self.head_size)
+        parts = by_token.permute(1, 2, 0, 3)[:, None]  # [2 L, 1, K, V, D]
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
-    def _heard(self, decoder: Any, virtual: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [1, K, V, D] that each layer makes of embeddings [V, H]."""
-        heard: list[tuple[Tensor, Tensor]] = []
-        # A block that recomputes would lose the gradient of what is heard inside it.
+    def _recorded(self, decoder: Any, virtual: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values [1, K, V, D] for embeddings [V, H], by running the model."""
+        recorded: list[tuple[Tensor, Tensor]] = []
+        # A block that recomputes would lose the gradient of tensors recorded inside it.
         blocks = [
             m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer) and m.training
         ]
         for module in self.attentions:
-            module.ahead = Ahead(heard=heard)
+            module.ahead = Ahead(recorded=recorded)
         for block in blocks:
             block.training = False
         self._making = True
@@ -303,12 +280,12 @@ class Virtual(Method):
             self._making = False
             for block in blocks:
                 block.training = True
-        return heard
+        return recorded
 
 
 def _some_words(model: Any, count: int) -> Tensor:
-    """Embeddings [V, H] of ``count`` tokens of the vocabulary, as layers get them (Gemma scales
-    them), in float32.
+    """Float32 embeddings [V, H] of ``count`` random tokens, as the layers get them (Gemma scales
+    them).
     """
     embed = model.get_input_embeddings()
     chosen_V = torch.randperm(len(embed.weight))[:count].to(embed.weight.device)
@@ -317,13 +294,14 @@ def _some_words(model: Any, count: int) -> Tensor:
 
 
 def attentions(model: Any) -> list[Any]:
-    """The attention modules of a model that make keys."""
+    """The attention modules of a model that compute keys."""
     return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "k_proj")]
 
 
 class PromptTuning(Virtual):
-    """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): embeddings of V tokens, begun as those
-    of tokens from the vocabulary.
+    """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): the embeddings of V tokens learn.
+
+    They start as the embeddings of tokens from the vocabulary.
     """
 
     def encoder(self) -> nn.Module:
@@ -334,8 +312,9 @@ class PromptTuning(Virtual):
 
 
 class PTuning(Virtual):
-    """P-tuning (Liu et al. 2021, arXiv 2103.10385): embeddings of V tokens out of an MLP, which
-    makes them depend on each other.
+    """P-tuning (Liu et al. 2021, arXiv 2103.10385): an MLP makes the embeddings of V tokens.
+
+    The MLP makes them depend on each other.
     """
 
     def encoder(self) -> nn.Module:
@@ -349,7 +328,9 @@ class PTuning(Virtual):
 
 class PrefixTuning(Virtual):
     """Prefix tuning (Li and Liang 2021, arXiv 2101.00190): keys and values of V tokens in every
-    layer, out of an MLP while it learns.
+    layer.
+
+    An MLP makes them during training.
     """
 
     per_layer = True
@@ -368,11 +349,10 @@ class PrefixTuning(Virtual):
 
 
 class PTuningV2(PrefixTuning):
-    """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): keys and values of V tokens in every layer,
-    learnt directly.
+    """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): learned keys and values in every layer.
 
-    They begin as what the model makes of tokens of its vocabulary (arXiv 2101.00190, section 7.4):
-    attention to normal draws, PEFT's start, tears a language model's text apart.
+    They start as the model's keys and values of tokens from the vocabulary (arXiv 2101.00190,
+    section 7.4). PEFT starts from normal draws, and attention to these breaks the model's text.
     """
 
     projected = False
@@ -380,8 +360,10 @@ class PTuningV2(PrefixTuning):
     def begin(self, role: str) -> None:
         with torch.no_grad():
             try:
-                heard = self._heard(self.model.get_decoder(), _some_words(self.model, self.tokens))
+                embeddings = _some_words(self.model, self.tokens)
+                layers = self._recorded(self.model.get_decoder(), embeddings)
             finally:
                 self._put(None)
-            whole = torch.cat([part for of_layer in heard for part in of_layer])  # [2 L, K, V, D]
-            self.roles[role].weight.copy_(whole.permute(2, 0, 1, 3).reshape(self.tokens, -1))  # type: ignore[operator]
+            parts = torch.cat([part for layer in layers for part in layer])  # [2 L, K, V, D]
+            weight = self.roles[role].get_parameter("weight")
+            weight.copy_(parts.permute(2, 0, 1, 3).reshape(self.tokens, -1))

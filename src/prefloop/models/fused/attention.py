@@ -1,15 +1,15 @@
-"""Attention over packs whose branches share a prompt; several kernels behind one function.
+"""Attention over packs whose branches share a prompt, with one of several kernels.
 
-- ``mask``: transformers' own SDPA or eager attention with the pack's boolean mask. Works
-  everywhere, computes every pair of tokens.
-- ``varlen``: torch's variable-length FlashAttention. A branch is a query segment whose keys are its
-  prompt's followed by its own, aligned at the end, so nothing masked is ever computed. CUDA, half
-  precision.
-- ``flex``: torch's FlexAttention with the same rule as a block mask, compiled; without sliding
-  windows. CUDA.
+- ``mask`` is transformers' SDPA or eager attention with the pack's boolean mask. It works on every
+  device and computes all pairs of tokens.
+- ``varlen`` is torch's variable-length FlashAttention. A branch is a query segment whose keys are
+  its prompt's followed by its own, aligned at the end, so no masked pair is computed. It needs CUDA
+  and half precision.
+- ``flex`` is torch's FlexAttention, compiled with the same rule as a block mask. It needs CUDA and
+  has no sliding windows.
 
-``models.forward.choose`` checks a kernel against plain rows on the model at hand; 'auto' times
-``mask`` and ``varlen``, ``flex`` runs by name.
+``models.forward.choose`` compares a kernel with plain rows on each model. With 'auto' it takes the
+faster of ``mask`` and ``varlen``; ``flex`` runs only if it is named.
 
 Shape letters: N packed tokens, M keys after the prompts are repeated for their branches, H query
 heads, K key heads, D head size.
@@ -30,12 +30,12 @@ from transformers.masking_utils import sdpa_mask
 from prefloop.data.packing import Pack
 
 NAME = "prefloop"
-"""What the model's config calls this attention; without ``branches`` it is SDPA."""
+"""The name of this attention in the model's config. Without ``branches`` it is SDPA."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Branches:
-    """The kernel for one pass and what it needs to know about the pack."""
+    """The kernel of one pass, with the pack that it runs on."""
 
     kernel: str
     pack: Pack
@@ -70,8 +70,10 @@ def attend(
     branches: Branches | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, H, N, D], key and value [1, K, N, D] → [1, N, H,
-    D].
+    """transformers' attention interface.
+
+    Query [1, H, N, D], key and value [1, K, N, D] → [1, N, H, D]. Raises ``NotImplementedError``
+    for attention sinks.
     """
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention sinks: load the model with attention eager")
@@ -92,15 +94,16 @@ def _varlen(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     k, v = k.index_select(0, pack.keys_M), v.index_select(0, pack.keys_M)
     lengths = (pack.starts_q, pack.starts_k, pack.longest_q, pack.longest_k)
-    options = dict(
-        scale=scale, window_size_left=-1 if window is None else window - 1, window_size_right=0
-    )
+    left = -1 if window is None else window - 1
+    options = dict(scale=scale, window_size_left=left, window_size_right=0)
     return _Flash.apply(q.contiguous(), k, v, lengths, window is None, options)
 
 
 class _Flash(torch.autograd.Function):
-    """What ``torch.nn.attention.varlen.varlen_attn`` calls, without its layers of operator
-    registration (a quarter of a millisecond of host time a layer and pass).
+    """The functions behind ``torch.nn.attention.varlen.varlen_attn``, called directly.
+
+    torch's registered operator around them takes a quarter of a millisecond of host time per layer
+    and pass.
     """
 
     @staticmethod
@@ -125,20 +128,8 @@ class _Flash(torch.autograd.Function):
         q, k, v, out, logsumexp, state = ctx.saved_tensors
         lengths, causal, options = ctx.rest
         run = torch.ops.aten._flash_attention_backward
-        grads = run(
-            grad.contiguous(),
-            q,
-            k,
-            v,
-            out,
-            logsumexp,
-            *lengths,
-            0.0,
-            causal,
-            state,
-            state.new_empty(0),
-            **options,
-        )
+        saved = (q, k, v, out, logsumexp, *lengths, 0.0, causal, state, state.new_empty(0))
+        grads = run(grad.contiguous(), *saved, **options)
         return *grads, None, None, None
 
 
@@ -150,6 +141,6 @@ def _flex() -> Any:
 
 
 def register() -> None:
-    """Make ``attend`` known to transformers under ``NAME``."""
+    """Register ``attend`` with transformers under ``NAME``."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,6 +1,4 @@
-"""Which decoder layers run as one step: those that hold what ``FusedLayer`` computes, found by
-running both.
-"""
+"""Find the decoder layers that ``FusedLayer`` can replace, by comparing the outputs of both."""
 
 from __future__ import annotations
 
@@ -15,11 +13,12 @@ from prefloop.models.fused.projections import RoleCopies
 
 
 def fuse_layers(model: nn.Module, active: Active, recompute: bool) -> list[FusedLayer]:
-    """Give every decoder layer that holds what ``FusedLayer`` computes its forward; none, when one
-    of them computes something else.
+    """Replace the forward of every decoder layer that computes what ``FusedLayer`` does.
+
+    Returns the new layers; none are replaced if one layer of this form computes something else.
     """
     copies: dict[str, RoleCopies] = {}
-    found: list[FusedLayer] = []
+    fused: list[FusedLayer] = []
     for module in list(model.modules()):
         if not _looks_like_one(module):
             continue
@@ -27,14 +26,14 @@ def fuse_layers(model: nn.Module, active: Active, recompute: bool) -> list[Fused
         layer.copies = copies
         if not _same(layer):
             return []
-        found.append(layer)
-    for layer in found:
+        fused.append(layer)
+    for layer in fused:
         layer.module.forward = layer
-        # The layer keeps and recomputes what it wants; transformers' checkpoint around it would do
-        # all of it again.
+        # The layer decides itself what it recomputes. transformers' checkpoint around the layer
+        # would recompute everything again, so the module's __call__ is replaced.
         kind = type(layer.module)
         layer.module.__class__ = type(kind.__name__, (kind,), {"__call__": nn.Module.__call__})
-    return found
+    return fused
 
 
 def _looks_like_one(module: Any) -> bool:
@@ -42,15 +41,12 @@ def _looks_like_one(module: Any) -> bool:
     projections = [getattr(attention, f"{n}_proj", None) for n in "qkvo"]
     projections += [getattr(mlp, f"{n}_proj", None) for n in ("gate", "up", "down")]
     norms = [getattr(module, n, None) for n in ("input_layernorm", "post_attention_layernorm")]
+    head_norms = [getattr(attention, f"{n}_norm", None) for n in "qk"]
     return (
         all(isinstance(getattr(p, "forward", None), FusedLoRA) for p in projections)
-        and _nothing_else(
-            module, [*projections, *norms, *(getattr(attention, f"{n}_norm", None) for n in "qk")]
-        )
-        and all(
-            "RMSNorm" in type(n).__name__ and isinstance(getattr(n, "weight", None), Tensor)
-            for n in norms
-        )
+        and all("RMSNorm" in type(n).__name__ for n in norms)
+        and all(isinstance(getattr(n, "weight", None), Tensor) for n in norms)
+        and _nothing_else(module, [*projections, *norms, *head_norms])
         and isinstance(getattr(attention, "head_dim", None), int)
         and not getattr(attention, "attention_dropout", 0.0)
     )
@@ -64,7 +60,7 @@ def _nothing_else(module: nn.Module, known: list[nn.Module | None]) -> bool:
 
 @torch.no_grad()
 def _same(layer: FusedLayer) -> bool:
-    """Whether the layer's own code gives what ours does, on random numbers without adapters."""
+    """Whether the layer's own code and ours agree on random numbers, without adapters."""
     device: Any = layer.qkv.weights[0].layer.weight.device
     dtype, size = layer.qkv.weights[0].dtype, layer.attention.head_dim
     generator = torch.Generator().manual_seed(0)
@@ -73,28 +69,25 @@ def _same(layer: FusedLayer) -> bool:
     angles = (angle.cos().to(dtype), angle.sin().to(dtype))
     mask = torch.ones(6, 6, dtype=torch.bool, device=device).tril()[None, None]
     if layer.attention.config._attn_implementation == "eager":
-        mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(
-            ~mask, torch.finfo(dtype).min
-        )
-    far = 100_000 * torch.arange(6, device=device)[None]  # layers that scale with the position show
+        lowest = torch.finfo(dtype).min
+        mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, lowest)
+    # Far positions show layers that scale with the position.
+    far = 100_000 * torch.arange(6, device=device)[None]
     arguments: dict[str, Any] = dict(
         attention_mask=mask, position_embeddings=angles, position_ids=far
     )
-    tolerance = (
-        6e-2 if dtype != torch.float32 else 1e-4
-    )  # bfloat16 rounds to 2 % on wide random weights
+    # bfloat16 rounds to 2 % on wide random weights.
+    tolerance = 6e-2 if dtype != torch.float32 else 1e-4
     role, layer.active.role = layer.active.role, None
     try:
-        # The second time what the layer adds outweighs what goes around it, which would hide it and
-        # round it.
+        # With the small scale the layer's own output outweighs its residual, which would otherwise
+        # hide and round it.
         for scale in (1.0, 0.02):
             expected, ours = layer.original(scale * x, **arguments), layer(scale * x, **arguments)
-            around = scale * x if scale < 1 else 0.0
-            if not (ours - expected).norm() <= tolerance * (expected - around).norm():
+            residual = scale * x if scale < 1 else 0.0
+            if not (ours - expected).norm() <= tolerance * (expected - residual).norm():
                 return False
-    except (
-        Exception
-    ):  # other arguments, a kernel that does not compile: the layer's own code is always right
+    except Exception:  # other arguments, a kernel that does not compile: keep the layer's own code
         return False
     finally:
         layer.active.role = role

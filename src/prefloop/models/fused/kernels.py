@@ -1,8 +1,7 @@
-"""Small steps of a decoder layer, each one pass over its data: a Triton kernel on CUDA, the same in
-torch elsewhere.
+"""The small operations of a decoder layer: Triton kernels on CUDA, and the same in torch elsewhere.
 
-What they fuse is what costs on a GPU: float32 temporaries, strided copies, launches. Matrix
-products stay cuBLAS's.
+Each kernel passes over its data once. This avoids float32 temporaries, strided copies and launches,
+which are slow on a GPU. Matrix products are left to cuBLAS.
 
 Shape letters: N tokens, H hidden size, M the MLP's inner size, D head size, O rows and I columns of
 a weight, R an adapter's rank.
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 
 @functools.cache
 def _triton() -> Any:
-    """The module of Triton kernels, or None where Triton is not installed."""
+    """The module of Triton kernels; ``None`` without Triton."""
     try:
         from prefloop.models.fused import triton_kernels
     except ImportError:
@@ -29,13 +28,14 @@ def _triton() -> Any:
 
 
 def on_gpu(tensor: Tensor) -> Any:
-    """The kernels where ``tensor`` can be given to them, else None."""
+    """The module of Triton kernels if they can run on ``tensor``, else ``None``."""
     return _triton() if tensor.is_cuda and torch.version.hip is None else None
 
 
 def norm(x_N_H: Tensor, weight_H: Tensor, eps: float, out_N_H: Tensor) -> Tensor:
-    """Write x / rms(x) · weight to ``out_N_H`` (rows may be strided); returns 1 / rms(x), float32
-    [N].
+    """Write x / rms(x) · weight to ``out_N_H``, whose rows may be strided.
+
+    Returns 1 / rms(x), float32 [N].
     """
     if kernels := on_gpu(x_N_H):
         return kernels.norm(x_N_H, weight_H, eps, out_N_H)
@@ -48,7 +48,7 @@ def norm(x_N_H: Tensor, weight_H: Tensor, eps: float, out_N_H: Tensor) -> Tensor
 def norm_gradient(
     grad_N_H: Tensor, x_N_H: Tensor, weight_H: Tensor, rstd_N: Tensor, residual_N_H: Tensor
 ) -> Tensor:
-    """Gradient of the norm's input plus ``residual_N_H``, the gradient that goes around it."""
+    """Gradient of the norm's input, plus the residual's gradient ``residual_N_H``."""
     if kernels := on_gpu(x_N_H):
         return kernels.norm_gradient(grad_N_H, x_N_H, weight_H, rstd_N, residual_N_H)
     rstd_N_1 = rstd_N[:, None]
@@ -83,9 +83,7 @@ def swiglu_gradient(gate_up_N_2M: Tensor, grad_N_M: Tensor) -> None:
 
 
 class _Rotate(torch.autograd.Function):
-    """Joined query, key, value → the three apart, the first two rotated by their positions (Su et
-    al. 2021).
-    """
+    """Split joined query, key and value, and rotate the first two by position (Su et al. 2021)."""
 
     @staticmethod
     def forward(
@@ -108,8 +106,9 @@ def heads_of(
     heads: tuple[int, int],
     norms: tuple[Any, Any] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Joined [N, (Q + 2 K) D] → query [N, Q, D], key and value [N, K, D], normalised by ``norms``
-    (Qwen 3) and rotated; ``heads`` is (Q, K).
+    """Joined [N, (Q + 2 K) D] → query [N, Q, D], key [N, K, D] and value [N, K, D].
+
+    ``heads`` is (Q, K). Query and key are normalized by ``norms`` (Qwen 3) and rotated.
     """
     if norms is None and on_gpu(qkv):
         return _Rotate.apply(qkv, cos_N_D, sin_N_D, heads)
@@ -129,12 +128,13 @@ def _half(x: Tensor) -> Tensor:
 
 
 CHUNK = 1 << 20
-"""Elements that ``settle`` rounds at a time."""
+"""How many elements ``settle`` rounds at a time."""
 
 
 def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> None:
-    """In place: out + scale · b a, the sum exact in float32 and rounded by ``settle``; ``out``'s
-    rows may be strided.
+    """Add scale · b a to ``out`` in place; its rows may be strided.
+
+    The sum is exact in float32, and rounded as by ``settle``.
     """
     if out_O_I.dtype != torch.bfloat16:
         out_O_I.addmm_(b_O_R, a_R_I, alpha=scale)
@@ -144,31 +144,31 @@ def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> 
     columns, a = out_O_I.shape[1], a_R_I.float()
     rows = max(1, CHUNK // columns)
     for start in range(0, len(out_O_I), rows):
-        part = out_O_I[start : start + rows]
-        _round(
-            part.float().addmm_(b_O_R[start : start + rows].float(), a, alpha=scale),
-            part,
-            (start, 0, columns),
-        )
+        part, b = out_O_I[start : start + rows], b_O_R[start : start + rows].float()
+        _round(part.float().addmm_(b, a, alpha=scale), part, (start, 0, columns))
 
 
 def settle(exact: Tensor, out: Tensor, start: int = 0, columns: int | None = None) -> None:
-    """Round float32 values to ``out``: to bfloat16 up or down with the chances that keep the mean,
-    other types as they come.
+    """Round float32 values to ``out``: stochastically to bfloat16, to the nearest for other dtypes.
 
-    A weight that is a bfloat16 number already, plus a change of less than half the distance to the
-    next one, rounds to the nearest as if nothing had been added: of an adapter after a few steps a
-    fifth to a half is lost so, always towards the base. Stochastic rounding (Gupta et al. 2015,
-    arXiv 1502.02551, section 3) loses nothing on average, and a sum over a row's inputs averages
-    over many. The chances are drawn once and for all, by a hash of each element's place: the same
-    values round the same way, and a weight without a change is not touched. ``out`` may be the
-    columns from ``start`` on of rows of ``columns``.
+    Adding a small LoRA update to a bfloat16 weight and rounding to the nearest often leaves the
+    weight unchanged. After a few training steps, a fifth to a half of an adapter is lost this way,
+    always towards the base. Stochastic rounding (Gupta et al. 2015, arXiv 1502.02551, section 3)
+    loses nothing on average, and a sum over a row's inputs averages over many elements. The random
+    numbers are a hash of each element's position: equal values always round the same way, and a
+    weight without a change stays unchanged.
+
+    Args:
+        exact: float32 values.
+        out: where to write; it may be a block of columns of a larger weight.
+        start: the first column of ``out`` in the larger weight.
+        columns: the number of columns of the larger weight; by default those of ``out``.
     """
     if out.dtype != torch.bfloat16:
         out.copy_(exact)
         return
     width = out.shape[-1] if out.ndim else 1
-    if out.ndim != 2:  # a bias, or the weights of experts, which lie one behind the other
+    if out.ndim != 2:  # a bias, or the stacked weights of experts
         exact, out = exact.reshape(-1, width), out.view(-1, width)
     rows = max(1, CHUNK // width)
     for row in range(0, len(out), rows):
@@ -176,19 +176,18 @@ def settle(exact: Tensor, out: Tensor, start: int = 0, columns: int | None = Non
 
 
 def _round(exact: Tensor, out: Tensor, place: tuple[int, int, int]) -> None:
-    """A part of ``settle`` whose first element stands in a row and a column of rows of so many
-    columns.
+    """A block of ``settle``. ``place`` is the row and column of its first element in the weight,
+    and the weight's number of columns.
     """
     row, column, columns = place
     of_row = torch.arange(row, row + len(out), device=out.device)[:, None] * columns
-    number = (of_row + torch.arange(column, column + out.shape[1], device=out.device)).to(
-        torch.int32
-    )
+    position = of_row + torch.arange(column, column + out.shape[1], device=out.device)
+    number = position.to(torch.int32)
     for _ in range(2):
         number ^= (number >> 16) & 0xFFFF
-        number *= 0x45D9F3B  # past 32 bits it wraps
+        number *= 0x45D9F3B  # wraps at 32 bits
     number ^= (number >> 16) & 0xFFFF
-    # bfloat16 is the upper half of float32: what is added to the lower half carries over with the
-    # wanted chance.
+    # bfloat16 is the upper half of float32. A random number added to the lower half carries into
+    # the upper half with the wanted probability.
     bits = exact.contiguous().view(torch.int32) + (number & 0xFFFF)
     out.copy_(torch.where(exact.isnan(), exact, (bits & -0x10000).view(torch.float32)))

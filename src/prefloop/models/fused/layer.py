@@ -1,13 +1,13 @@
-"""A decoder layer as one step: norm, query-key-value, rotation, attention, output, norm, gated MLP,
-and all their gradients.
+"""A decoder layer as one autograd step: norm, attention, norm, gated MLP, and their gradients.
 
-Run one by one under autograd they cost a GPU nearly as much again as their matrix products: copies
-for adapters, float32 temporaries, launches. Here residuals are added by the products, joined
-projections have one gradient product, and the layer decides itself what it keeps for the backward
-pass: ``none`` everything, ``block`` its input alone (all products but the last are done again).
+Run separately under autograd, these operations cost a GPU nearly as much as their matrix products:
+copies for adapters, float32 temporaries, launches. Here the products add the residuals, and joined
+projections share one gradient product. The layer also decides what it keeps for the backward pass.
+With gradient checkpointing ``none`` it keeps everything. With ``block`` it keeps only its input,
+and computes all products but the last one again.
 
-Layers of the Llama family fit (Llama, Mistral, Qwen 2 and 3, SmolLM); ``fuse_layers`` finds out by
-running each. Others stay as they are.
+Layers of the Llama family fit (Llama, Mistral, Qwen 2 and 3, SmolLM). ``fuse_layers`` compares the
+outputs of each layer, and leaves other layers unchanged.
 
 Shape letters: N tokens, H hidden size, O outputs of joined projections, M the MLP's inner size, D
 head size, R ranks.
@@ -32,31 +32,29 @@ from prefloop.models.fused.projections import Adapters, Joined, RoleCopies
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What a forward pass tells a layer besides its input."""
+    """The arguments of a layer's forward pass besides its input."""
 
     adapters: tuple[Adapters | None, ...]
-    """Of query-key-value, output, gate-up, down."""
+    """Adapters of query-key-value, output, gate-up and down."""
     cos_N_D: Tensor
     sin_N_D: Tensor
     mask: Tensor | None
     rows: int
-    """Sequences of equal length that make up N."""
+    """Number of sequences of equal length in N."""
     options: dict[str, Any]
-    """For the attention function."""
+    """Keyword arguments of the attention function."""
 
 
 @dataclasses.dataclass
 class Kept:
-    """What a layer computed on its way; the wide ones are inputs of joined projections followed by
-    their s A x.
-    """
+    """A layer's intermediate tensors. Those called wide are [x | s A x] of joined projections."""
 
     x_N_H: Tensor
     rstd_N: Tensor
     wide_1: Tensor
     qkv: Tensor
     mixed: Tensor
-    """Attention's output, with its graph back to ``qkv`` where gradients are wanted."""
+    """Attention's output, with its graph back to ``qkv`` if gradients are needed."""
     wide_2: Tensor
     middle_N_H: Tensor
     middle_rstd_N: Tensor
@@ -65,12 +63,13 @@ class Kept:
 
 
 CACHES = ("past_key_values", "cache")
-"""What transformers calls the KV cache that a layer is given: until 5.23, and since."""
+"""transformers' names for a layer's KV cache argument: until 5.23, and since."""
 
 
 class FusedLayer:
-    """The forward of one decoder layer; falls back to the layer's own code for what it does not do
-    (a KV cache, adapter dropout).
+    """The forward pass of one decoder layer.
+
+    With a KV cache or adapter dropout it runs the layer's own code.
     """
 
     def __init__(self, module: Any, active: Active, recompute: bool) -> None:
@@ -94,7 +93,7 @@ class FusedLayer:
         head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self.head_norms = None if head_norms == (None, None) else head_norms
         self.copies: dict[str, RoleCopies] = {}
-        """By role; shared by all layers of a model."""
+        """Role → copies of its adapters, shared by all layers of a model."""
 
     def __call__(
         self,
@@ -107,16 +106,11 @@ class FusedLayer:
     ) -> Tensor:
         role = None if self.qkv.layers[0].layer.disable_adapters else self.active.role
         dropped = role is not None and self.active.dropout and self._drops(role)
-        asked = kwargs.get("output_attentions") or getattr(
-            self.attention.config, "output_attentions", False
-        )
+        config = self.attention.config
+        attentions = kwargs.get("output_attentions") or getattr(config, "output_attentions", False)
         cache = {name: kwargs.pop(name) for name in CACHES if name in kwargs}
-        if (
-            any(part is not None for part in cache.values())
-            or position_embeddings is None
-            or dropped
-            or asked
-        ):
+        cached = any(part is not None for part in cache.values())
+        if cached or position_embeddings is None or dropped or attentions:
             arguments = dict(
                 attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache,
                 position_embeddings=position_embeddings, **cache, **kwargs,
@@ -130,22 +124,16 @@ class FusedLayer:
                 preserve_rng_state=dropped,
                 **arguments,
             )
+        options = {**kwargs, "position_ids": position_ids}
         device = hidden_states.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self._run(
-                    hidden_states, role, attention_mask, position_embeddings, position_ids, kwargs
-                )
-        return self._run(
-            hidden_states, role, attention_mask, position_embeddings, position_ids, kwargs
-        )
+                return self._run(hidden_states, role, attention_mask, position_embeddings, options)
+        return self._run(hidden_states, role, attention_mask, position_embeddings, options)
 
     def _drops(self, role: str) -> bool:
-        return any(
-            isinstance(layer.layer.lora_dropout[role], nn.Dropout)
-            for g in self.groups
-            for layer in g.layers
-        )
+        layers = [layer.layer for group in self.groups for layer in group.layers]
+        return any(isinstance(layer.lora_dropout[role], nn.Dropout) for layer in layers)
 
     def _run(
         self,
@@ -153,12 +141,11 @@ class FusedLayer:
         role: str | None,
         mask: Tensor | None,
         angles: tuple[Tensor, Tensor],
-        positions: Any,
-        kwargs: Any,
+        options: dict[str, Any],
     ) -> Tensor:
         rows, length, width = x.shape
         dtype = self.qkv.weights[0].dtype
-        # Kernels read rows as they follow each other.
+        # The kernels read contiguous rows.
         cos, sin = (
             a.expand(rows, -1, -1).reshape(rows * length, -1).to(dtype).contiguous() for a in angles
         )
@@ -169,17 +156,18 @@ class FusedLayer:
             copies = self.copies[role]
             adapters = tuple(copies.of[group] for group in self.groups)
             parameters = [p for group in self.groups for p in copies.parameters[group]]
-        run = Pass(adapters, cos, sin, mask, rows, {**kwargs, "position_ids": positions})
-        if torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in parameters)
-        ):
+        run = Pass(adapters, cos, sin, mask, rows, options)
+        learns = x.requires_grad or any(p.requires_grad for p in parameters)
+        if torch.is_grad_enabled() and learns:
             out_N_H = _Layer.apply(x_N_H, self, run, *parameters)
         else:
             out_N_H = self.compute(x_N_H, run)[0]
         return out_N_H.view(x.shape)
 
     def attend(self, x_N_H: Tensor, run: Pass, graph: bool) -> Kept:
-        """The layer up to its MLP; with ``graph`` attention keeps its own way back."""
+        """The layer up to its MLP. With ``graph`` attention keeps its graph for the backward
+        pass.
+        """
         count = len(x_N_H)
         (norm_1, eps_1), (norm_2, eps_2) = self.norms
         wide_1, first = self.qkv.buffer(count, x_N_H, run.adapters[0])
@@ -195,13 +183,13 @@ class FusedLayer:
         return Kept(x_N_H, rstd_N, wide_1, qkv, mixed, wide_2, middle_N_H, middle_rstd_N, wide_3)
 
     def _mix(self, qkv: Tensor, run: Pass) -> Tensor:
-        """Rotation and attention, [N, heads × D], by the model's own attention function."""
+        """Rotation, and attention [N, heads × D] by the model's own attention function."""
         attention = self.attention
         parts = kernels.heads_of(qkv, run.cos_N_D, run.sin_N_D, self.heads, self.head_norms)
         query, key, value = (part.unflatten(0, (run.rows, -1)).transpose(1, 2) for part in parts)
-        function = AttentionInterface().get_interface(
-            attention.config._attn_implementation, _eager(attention)
-        )
+        name = attention.config._attn_implementation
+        function = AttentionInterface().get_interface(name, _eager(attention))
+        window = getattr(attention.config, "sliding_window", None)
         mixed, _ = function(
             attention,
             query,
@@ -210,15 +198,13 @@ class FusedLayer:
             run.mask,
             dropout=0.0,
             scaling=attention.scaling,
-            sliding_window=getattr(
-                attention, "sliding_window", getattr(attention.config, "sliding_window", None)
-            ),
+            sliding_window=getattr(attention, "sliding_window", window),
             **run.options,
         )
         return mixed.reshape(len(qkv), -1)
 
     def compute(self, x_N_H: Tensor, run: Pass, graph: bool = False) -> tuple[Tensor, Kept]:
-        """The layer's output and what it computed on its way."""
+        """The layer's output [N, H], and its intermediate tensors."""
         kept = self.attend(x_N_H, run, graph)
         kept.gate_up = self.gate_up.forward(kept.wide_3, run.adapters[2])
         wide_4, inner_N_M = self.down.buffer(len(x_N_H), x_N_H, run.adapters[3])
@@ -228,38 +214,31 @@ class FusedLayer:
     def gradients(
         self, grad_N_H: Tensor, kept: Kept, run: Pass, needs_x: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradient of the input and of A, B of each projection in turn (none for the bare base)."""
+        """Gradients of the input, and of each projection's A and B (none for the bare base)."""
         of_qkv, of_out, of_gate_up, of_down = run.adapters
         (norm_1, _), (norm_2, _) = self.norms
         out: list[list[Tensor]] = []
         assert kept.gate_up is not None
         gate_up, kept.gate_up = kept.gate_up, None
         inner_N_M, back_N_R = self.down.backward(grad_N_H, of_down)
-        kernels.swiglu_gradient(gate_up, inner_N_M)  # in place: now inner_N_M is what it is called
+        kernels.swiglu_gradient(gate_up, inner_N_M)  # in place; inner_N_M is then the MLP's inside
         grad_gate_up = gate_up
         if of_down is not None:
-            out.append(
-                self.down.gradients(
-                    inner_N_M, inner_N_M @ of_down.a_R_I.T, grad_N_H, back_N_R, of_down
-                )
-            )
+            low_N_R = inner_N_M @ of_down.a_R_I.T
+            out.append(self.down.gradients(inner_N_M, low_N_R, grad_N_H, back_N_R, of_down))
         del inner_N_M, back_N_R
         grad_third, back_N_R = self.gate_up.backward(grad_gate_up, of_gate_up)
         if of_gate_up is not None:
-            out.append(
-                self.gate_up.gradients(
-                    *self.gate_up.split(kept.wide_3), grad_gate_up, back_N_R, of_gate_up
-                )
-            )
+            inputs = self.gate_up.split(kept.wide_3)
+            out.append(self.gate_up.gradients(*inputs, grad_gate_up, back_N_R, of_gate_up))
         del grad_gate_up, gate_up
         grad_middle = kernels.norm_gradient(
             grad_third, kept.middle_N_H, norm_2.weight, kept.middle_rstd_N, grad_N_H
         )
         grad_mixed, back_N_R = self.out.backward(grad_middle, of_out)
         if of_out is not None:
-            out.append(
-                self.out.gradients(*self.out.split(kept.wide_2), grad_middle, back_N_R, of_out)
-            )
+            inputs = self.out.split(kept.wide_2)
+            out.append(self.out.gradients(*inputs, grad_middle, back_N_R, of_out))
         (grad_qkv,) = torch.autograd.grad(kept.mixed, kept.qkv, grad_mixed.contiguous())
         grad_first, back_N_R = self.qkv.backward(grad_qkv, of_qkv, needs_x)
         if of_qkv is not None:
@@ -303,5 +282,5 @@ class _Layer(torch.autograd.Function):
 
 
 def _eager(attention: Any) -> Any:
-    """The eager attention of the module that defines this model."""
+    """The eager attention function in the model's own module."""
     return getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)

@@ -1,10 +1,10 @@
 """LoRA layers without copies: y = W x + s B A x and its gradients in the weights' own precision.
 
 PEFT's layer clones the frozen product, casts the input to the adapter's float32, multiplies by the
-scale and adds: passes over activations that cost as much as the matrix products. Here the frozen
-product is accumulated onto the low-rank one, 4-bit weights are dequantised anew for each product
-instead of being kept, adapters stay float32 outside it, and changing the role costs nothing. PEFT
-keeps the parameters, files and names; anything but plain LoRA on linear layers goes PEFT's own way.
+scale and adds. These passes over activations cost as much as the matrix products. Here the frozen
+product is accumulated onto the low-rank one. 4-bit weights are dequantized for each product and
+not kept, adapters stay float32, and changing the role costs nothing. PEFT still has the parameters,
+files and names. Anything but plain LoRA on linear layers runs PEFT's own code.
 
 Shape letters: N tokens, I inputs, O outputs, r rank.
 """
@@ -23,14 +23,14 @@ from torch.nn import functional as F
 
 @dataclasses.dataclass
 class Active:
-    """Which adapter every layer of a model runs; ``None`` is the bare base."""
+    """The adapter that all layers of a model run; ``None`` is the bare base."""
 
     role: str | None = None
     dropout: bool = False
 
 
 class Weight:
-    """A frozen weight that is dequantised when it is needed."""
+    """A frozen weight, dequantized on each use if it is stored in 4 bits."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -42,13 +42,13 @@ class Weight:
         return self.state.dtype if self.state is not None else self.layer.weight.dtype  # type: ignore[return-value]
 
     def O_I(self) -> Tensor:
-        """The weight in its arithmetic precision."""
+        """The weight [O, I] in its compute dtype."""
         weight: Any = self.layer.weight
         if self.state is None:
             return weight.detach()
         if self._absmax is None:
-            # Double quantisation is undone once: 0.5 bits a weight for two kernels less in every
-            # product.
+            # Double quantization is undone once. This costs 0.5 bits per weight and saves two
+            # kernels in every product.
             from bitsandbytes.functional import dequantize_blockwise
 
             s = self.state
@@ -64,7 +64,7 @@ class Weight:
 
 
 class _Product(torch.autograd.Function):
-    """x, A, B → W x + bias + s B A x; saves x and A x."""
+    """x, A, B → W x + bias + s B A x. Saves x and A x for the backward pass."""
 
     @staticmethod
     def forward(
@@ -72,8 +72,8 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         low_N_r = x_N_I @ copies.a_r_I.T
         out_N_O = low_N_r @ copies.b_O_r.T
-        # The large product onto the small one: a change added to what is rounded already would be
-        # lost where it is small.
+        # The large product is added to the small one, since rounding would lose a small change that
+        # is added to an already rounded product.
         out_N_O.addmm_(x_N_I, weight.O_I().T, beta=copies.scale)
         if weight.layer.bias is not None:
             out_N_O.add_(weight.layer.bias)  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Low(torch.autograd.Function):
-    """x, A, B → s B A x; all that a checkpointed block saves for its last product."""
+    """x, A, B → s B A x. A checkpointed block saves only this for its last product."""
 
     @staticmethod
     def forward(ctx: Any, x_N_I: Tensor, a_r_I: Tensor, b_O_r: Tensor, copies: Copies) -> Tensor:
@@ -106,11 +106,9 @@ class _Low(torch.autograd.Function):
     def backward(ctx: Any, grad_N_O: Tensor) -> tuple[Tensor | None, ...]:
         x_N_I, low_N_r = ctx.saved_tensors
         back_N_r, grad_a, grad_b = _low_gradients(ctx, grad_N_O, x_N_I, low_N_r)
-        grad_x = (
-            (back_N_r @ ctx.copies.a_r_I).mul_(ctx.copies.scale)
-            if ctx.needs_input_grad[0]
-            else None
-        )
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (back_N_r @ ctx.copies.a_r_I).mul_(ctx.copies.scale)
         return grad_x, grad_a, grad_b, None
 
 
@@ -125,7 +123,9 @@ def _low_gradients(
 
 
 class _FrozenAdd(torch.autograd.Function):
-    """low + W x + bias; saves nothing, so a recomputing checkpoint stops ahead of the product."""
+    """low + W x + bias. It saves no tensor, so a recomputing checkpoint stops before the
+    product.
+    """
 
     @staticmethod
     def forward(ctx: Any, low_N_O: Tensor, x_N_I: Tensor, weight: Weight) -> Tensor:
@@ -141,9 +141,7 @@ class _FrozenAdd(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True)
 class Copies:
-    """A and B of one adapter in the arithmetic's precision, and the versions of the parameters they
-    were made from.
-    """
+    """A and B of one adapter in the compute dtype, with the versions of the copied parameters."""
 
     a_r_I: Tensor
     b_O_r: Tensor
@@ -152,7 +150,7 @@ class Copies:
 
 
 class FusedLoRA:
-    """The forward of one PEFT layer."""
+    """The forward pass of one PEFT LoRA layer. ``last`` marks the last one in its decoder block."""
 
     def __init__(self, layer: Any, active: Active, last: bool) -> None:
         self.layer, self.active, self.last = layer, active, last
@@ -189,49 +187,42 @@ class FusedLoRA:
         return self.layer.lora_A[role].weight, self.layer.lora_B[role].weight
 
     def copies_of(self, role: str) -> Copies:
-        """A and B in the arithmetic's precision.
+        """A and B in the compute dtype.
 
-        Kept only while the adapter is frozen: torch's fused optimizers change parameters without
-        counting up ``_version``, so nothing tells whether a copy of a learning one is stale.
+        The copies of a frozen adapter are kept. Those of a learning adapter are not, since torch's
+        fused optimizers change parameters without increasing ``_version``, so that a stale copy
+        could not be recognized.
         """
         a_r_I, b_O_r = self.parameters(role)
         learns = a_r_I.requires_grad or b_O_r.requires_grad
         versions = (a_r_I._version, b_O_r._version, a_r_I.data_ptr(), b_O_r.data_ptr())
-        found = None if learns else self.copies.get(role)
-        if found is None or found.versions != versions:
-            dtype = self.weight.dtype
-            found = Copies(
-                a_r_I.detach().to(dtype),
-                b_O_r.detach().to(dtype),
-                self.layer.scaling[role],
-                versions,
-            )
+        copies = None if learns else self.copies.get(role)
+        if copies is None or copies.versions != versions:
+            a, b = a_r_I.detach().to(self.weight.dtype), b_O_r.detach().to(self.weight.dtype)
+            copies = Copies(a, b, self.layer.scaling[role], versions)
             if not learns:
-                self.copies[role] = found
-        return found
+                self.copies[role] = copies
+        return copies
 
     def forget(self, role: str) -> None:
-        """Drop the copies of an adapter that is gone or begins to learn."""
+        """Drop the copies of an adapter that was removed or begins to learn."""
         self.copies.pop(role, None)
 
 
 def fuse(model: nn.Module, active: Active, checkpointed: bool) -> list[FusedLoRA]:
-    """Give every LoRA layer the forward above; empty when one of them is not plain LoRA on a float
-    or 4-bit linear layer.
+    """Replace the forward of every LoRA layer with ``FusedLoRA``, and return the new ones.
 
-    With ``checkpointed`` the last LoRA layer of each decoder block takes the order that spares its
-    product in recomputation.
+    Replaces none and returns an empty list if a layer is not plain LoRA on a float or 4-bit linear
+    layer. With ``checkpointed``, the last LoRA layer of each decoder block adds its products in an
+    order that avoids computing the frozen one again.
     """
-    layers = {
-        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
-    }
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
     if any(isinstance(layer, AdaLoraLayer) for layer in layers.values()):
         return []
     bases: list[Any] = [layer.get_base_layer() for layer in layers.values()]
     plain = all(type(base) is nn.Linear or type(base).__name__ == "Linear4bit" for base in bases)
-    if not plain or any(
-        layer.lora_variant or any(layer.lora_bias.values()) for layer in layers.values()
-    ):
+    extras = [layer.lora_variant or any(layer.lora_bias.values()) for layer in layers.values()]
+    if not plain or any(extras):
         return []
     last: dict[str, str] = {}
     for name in layers:

@@ -1,8 +1,8 @@
-"""Projections that read the same input, with their adapters, as one product.
+"""Projections that read the same input, computed with their adapters as one product.
 
-An adapter rides along in the frozen product: [x | s A x] times [W | B] transposed is one column
-block more, where adding it afterwards reads and writes every output again; and the gradient's
-product with [W | B] gives both what goes on and what A needs.
+The adapter is part of the frozen product: [x | s A x] times the transpose of [W | B]. It costs a
+few more columns, while adding it afterwards would read and write all outputs again. In the backward
+pass, the product of the gradient with [W | B] gives the gradients of both x and A x.
 
 Shape letters: N tokens, I inputs, O outputs of all projections side by side, R their ranks, padded
 to eight.
@@ -22,19 +22,19 @@ from prefloop.models.fused import kernels
 from prefloop.models.fused.lora import FusedLoRA
 
 LARGE = 1 << 26
-"""Weights that are written out at once."""
+"""The most weights that are dequantized at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """One role's adapters of joined projections, in the arithmetic's precision."""
+    """One role's adapters of joined projections, in the compute dtype."""
 
     a_R_I: Tensor
-    """s A of each, one below the other; rows of zeros fill up."""
+    """s A of all projections, stacked and padded with rows of zeros."""
     b_O_R: Tensor
-    """B of each on the diagonal."""
+    """B of all projections on a block diagonal."""
     ranks: tuple[slice, ...]
-    """Where each stands among R."""
+    """Each projection's range of R."""
     scale: float
 
 
@@ -48,38 +48,36 @@ class Joined:
         self.inputs = bases[0].in_features
         self.outputs = sum(base.out_features for base in bases)
         self.parts = tuple(_slices(base.out_features for base in bases))
-        self.packed: list[Tensor] = [
-            base.weight.data for base in bases
-        ]  # Params4bit answers slowly
+        # Reading attributes of bitsandbytes' Params4bit is slow, so the data is kept here.
+        self.packed: list[Tensor] = [base.weight.data for base in bases]
         states = [weight.state for weight in self.weights]
         self.gpu = kernels.on_gpu(self.packed[0])
         self.writes_out = self.gpu is not None and all(
             s is not None and self.inputs % s.blocksize == 0 for s in states
         )
-        """Whether weights are written out for each product anyway, in rows of whole quantisation
-        blocks.
+        """Whether weights are dequantized for each product, with whole quantization blocks per
+        row.
         """
         self.steps = 1 if self.inputs * self.outputs <= LARGE else len(bases)
-        """Products: one for all, or one each where all weights written out at once would take a
-        good part of the memory.
+        """Number of products: one for all projections, or one each if all dequantized weights
+        together would take much of the memory.
         """
         self.bias_O: Tensor | None = None
         if any(base.bias is not None for base in bases):
             like = next(base.bias for base in bases if base.bias is not None)
-            zeros = [like.new_zeros(base.out_features) for base in bases]
             biases = [
-                zero if base.bias is None else base.bias
-                for base, zero in zip(bases, zeros, strict=True)
+                like.new_zeros(base.out_features) if base.bias is None else base.bias
+                for base in bases
             ]
             self.bias_O = torch.cat(biases).to(self.weights[0].dtype)
 
     def buffer(self, rows: int, like: Tensor, adapters: Adapters | None) -> tuple[Tensor, Tensor]:
-        """Room for [x | s A x] and the part of it where x belongs."""
+        """An empty buffer for [x | s A x], and its view for x."""
         wide = like.new_empty(rows, self.inputs + (adapters.a_R_I.shape[0] if adapters else 0))
         return wide, wide[:, : self.inputs]
 
     def split(self, wide: Tensor) -> tuple[Tensor, Tensor]:
-        """x and s A x."""
+        """The views x and s A x of a buffer."""
         return wide[:, : self.inputs], wide[:, self.inputs :]
 
     def forward(
@@ -89,8 +87,9 @@ class Joined:
         residual_N_O: Tensor | None = None,
         inplace: bool = False,
     ) -> Tensor:
-        """W x + bias + s B A x of all side by side [N, O], plus a residual (``inplace``: written
-        over it); completes ``wide`` behind x.
+        """W x + bias + s B A x of all projections side by side, [N, O], plus a residual.
+
+        Writes s A x to ``wide``. With ``inplace`` the result may overwrite the residual.
         """
         x_N_I, low_N_R = self.split(wide)
         if adapters is not None:
@@ -103,11 +102,9 @@ class Joined:
                 weight_O_IR = self._written_out(adapters, self.parts)
                 if inplace and residual_N_O is not None:
                     return residual_N_O.addmm_(wide, weight_O_IR.T)
-                return (
-                    wide @ weight_O_IR.T
-                    if added is None
-                    else torch.addmm(added, wide, weight_O_IR.T)
-                )
+                if added is None:
+                    return wide @ weight_O_IR.T
+                return torch.addmm(added, wide, weight_O_IR.T)
             out_N_O = wide.new_empty(len(wide), self.outputs)
             for part in self.parts:
                 torch.mm(wide, self._written_out(adapters, (part,)).T, out=out_N_O[:, part])
@@ -116,9 +113,9 @@ class Joined:
         for k, (weight, part) in enumerate(zip(self.weights, self.parts, strict=True)):
             if adapters is None:
                 torch.mm(x_N_I, weight.O_I().T, out=out_N_O[:, part])
-            # first what is small: added to what is rounded already it would be lost where it is
-            # small
             else:
+                # The small product comes first, since rounding would lose it if it were added to
+                # the already rounded large one.
                 rank = adapters.ranks[k]
                 torch.mm(low_N_R[:, rank], adapters.b_O_R[part, rank].T, out=out_N_O[:, part])
                 out_N_O[:, part].addmm_(x_N_I, weight.O_I().T)
@@ -127,27 +124,22 @@ class Joined:
     def backward(
         self, grad_N_O: Tensor, adapters: Adapters | None, needs_x: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Gradient of x [N, I], rows of a wider buffer, and of A x [N, R] but for the scale."""
+        """Gradients of x [N, I], with strided rows, and of A x [N, R] without the scale."""
         if needs_x and self.writes_out:
             steps = (self.parts,) if self.steps == 1 else tuple((part,) for part in self.parts)
             wide: Any = None
             for k, parts in enumerate(steps):
-                grads, weight_O_IR = (
-                    grad_N_O[:, parts[0].start : parts[-1].stop],
-                    self._written_out(adapters, parts),
-                )
-                wide = grads @ weight_O_IR if k == 0 else wide.addmm_(grads, weight_O_IR)
+                grad = grad_N_O[:, parts[0].start : parts[-1].stop]
+                weight_O_IR = self._written_out(adapters, parts)
+                wide = grad @ weight_O_IR if k == 0 else wide.addmm_(grad, weight_O_IR)
             grad_x, back_N_R = self.split(wide)
         else:
             back_N_R = grad_N_O[:, :0] if adapters is None else grad_N_O @ adapters.b_O_R
             grad_x = grad_N_O[:, :0]
-            for k, (weight, part) in enumerate(
-                zip(self.weights, self.parts, strict=True) if needs_x else ()
-            ):
-                w_O_I = weight.O_I()
-                grad_x = (
-                    grad_N_O[:, part] @ w_O_I if k == 0 else grad_x.addmm_(grad_N_O[:, part], w_O_I)
-                )
+            projections = zip(self.weights, self.parts, strict=True) if needs_x else ()
+            for k, (weight, part) in enumerate(projections):
+                w_O_I, grad = weight.O_I(), grad_N_O[:, part]
+                grad_x = grad @ w_O_I if k == 0 else grad_x.addmm_(grad, w_O_I)
         if adapters is not None and needs_x:
             grad_x.addmm_(back_N_R, adapters.a_R_I)
         return grad_x, back_N_R
@@ -155,7 +147,7 @@ class Joined:
     def gradients(
         self, x_N_I: Tensor, low_N_R: Tensor, grad_N_O: Tensor, back_N_R: Tensor, to: Adapters
     ) -> list[Tensor]:
-        """Float32 gradients of A and B of each projection in turn; ``low_N_R`` is s A x."""
+        """Float32 gradients of each projection's A and B in turn. ``low_N_R`` is s A x."""
         grad_a = _float_product(back_N_R.T, x_N_I).mul_(to.scale)
         out: list[Tensor] = []
         for part, rank in zip(self.parts, to.ranks, strict=True):
@@ -163,7 +155,7 @@ class Joined:
         return out
 
     def _written_out(self, adapters: Adapters | None, parts: tuple[slice, ...]) -> Tensor:
-        """[W | B] of some of the projections."""
+        """The dequantized [W | B] of the projections ``parts``."""
         start, stop = parts[0].start, parts[-1].stop
         wide = self.inputs + (adapters.b_O_R.shape[1] if adapters else 0)
         weight_O_IR = torch.empty(
@@ -187,18 +179,16 @@ def _count_step(*_: Any) -> None:
     _steps += 1
 
 
-register_optimizer_step_post_hook(
-    _count_step
-)  # torch's fused optimizers leave the parameters' versions as they were
+# torch's fused optimizers do not increase the parameters' versions, so steps are counted here.
+register_optimizer_step_post_hook(_count_step)
 
 
 class RoleCopies:
-    """A role's adapters in the arithmetic's precision, for every group of joined projections of a
-    model.
+    """A role's adapters in the compute dtype, for all groups of joined projections of a model.
 
-    Refreshed ahead of a pass: always while the role learns (torch's fused optimizers change
-    parameters without counting up their version), else when a parameter's version or place shows
-    that it changed.
+    They are refreshed before a pass: always while the role learns, since torch's fused optimizers
+    change parameters without increasing their versions, and otherwise when the version or address
+    of a parameter has changed.
     """
 
     def __init__(self, groups: Iterable[Joined], role: str) -> None:
@@ -206,10 +196,10 @@ class RoleCopies:
         self._targets: list[Tensor] = []
         self._state: tuple[int, ...] = ()
         self.generation = 0
-        """Counts changes of the parameters that versions or optimizer steps show."""
+        """How often the parameters have changed, by their versions and the optimizer's steps."""
         self.of: dict[Joined, Adapters] = {}
         self.parameters: dict[Joined, list[Tensor]] = {}
-        """A and B of each projection in turn."""
+        """Group → A and B of each projection in turn."""
         groups = list(groups)
         a_total, b_total, rank_of = 0, 0, {}
         for group in groups:
@@ -237,11 +227,11 @@ class RoleCopies:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy what may have changed."""
+        """Copy the parameters if they may have changed."""
         learns = any(source.requires_grad for source in self._sources)
         versions = tuple(v for s in self._sources for v in (s._version, s.data_ptr()))
-        # One that has stopped learning is not where it was seen last: a fused step may have come
-        # between.
+        # A role that has just stopped learning is copied again: a fused step may have changed it
+        # after the last copy.
         state = (*versions, _steps if learns else -1)
         self.generation += state != self._state
         if learns or state != self._state:
@@ -260,9 +250,7 @@ def _slices(sizes: Iterable[int]) -> Iterator[slice]:
 
 
 def _float_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32, without rounding to half precision on the way where the device
-    can.
-    """
+    """left @ right in float32; on a GPU without rounding to half precision in between."""
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()

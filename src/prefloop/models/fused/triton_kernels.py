@@ -1,4 +1,4 @@
-"""Triton kernels of ``kernels.py`` and the dequantisation of NF4 weights into a wider buffer.
+"""The Triton kernels of ``kernels.py``, and one that dequantizes NF4 weights into a wider buffer.
 
 All arithmetic is float32 in registers; every value is read once and written once. Rows may be
 strided, columns are dense.
@@ -24,20 +24,18 @@ def _launch(
     warps: int,
     constants: tuple[Any, ...],
 ) -> None:
-    """Run a kernel; from the second time on without Triton's own look at every argument, which
-    takes longer than a small kernel.
+    """Run a kernel, from the second time on without Triton's check of every argument.
 
-    What Triton compiles for (types, alignment, integers that are 1 or divide by 16, the device) is
-    in the key.
+    That check takes longer than a small kernel. The cache key has all properties that Triton
+    compiles for: types, alignment, integers that are 1 or multiples of 16, and the device.
     """
     key = (kernel, *constants, *[_kind(a) for a in arguments])
     ready, device = _ready.get(key), arguments[0].device
     here = device.type != "cuda" or device.index == torch.cuda.current_device()
     with contextlib.nullcontext() if here else torch.cuda.device(device):
         if ready is None:
-            _ready[key] = kernel[grid](
-                *arguments, *constants, num_warps=warps
-            )  # nothing under Triton's interpreter
+            # Triton's interpreter returns None here.
+            _ready[key] = kernel[grid](*arguments, *constants, num_warps=warps)
         else:
             ready[grid](*arguments, *constants)
 
@@ -87,8 +85,8 @@ def _norm_gradient(grad, x, weight, rstd, residual, out, columns, grad_stride, B
     g *= tl.load(weight + i, mask=inside, other=0.0).to(tl.float32)
     unit = tl.load(x + row * columns + i, mask=inside, other=0.0).to(tl.float32) * scale
     around = tl.load(residual + row * columns + i, mask=inside, other=0.0).to(tl.float32)
-    found = around + (g - unit * (tl.sum(g * unit, 0) / columns)) * scale
-    tl.store(out + row * columns + i, found.to(out.dtype.element_ty), mask=inside)
+    total = around + (g - unit * (tl.sum(g * unit, 0) / columns)) * scale
+    tl.store(out + row * columns + i, total.to(out.dtype.element_ty), mask=inside)
 
 
 def norm_gradient(
@@ -167,7 +165,7 @@ def _rotate(
     HALF: tl.constexpr,
     BACK: tl.constexpr,
 ):
-    """One token: its heads apart and rotated; with BACK the gradients rotated back and joined."""
+    """Split and rotate one token's heads; with BACK rotate their gradients back and join them."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)[:, None]
     i = tl.arange(0, HALF)[None, :]
@@ -224,7 +222,7 @@ def _rotation(
 def rotate(
     qkv: Tensor, cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    """Joined → query, key (rotated) and value."""
+    """Joined tensor → rotated query, rotated key, and value."""
     apart = tuple(
         qkv.new_empty(len(qkv), count, cos_N_D.shape[1]) for count in (heads[0], heads[1], heads[1])
     )
@@ -235,7 +233,7 @@ def rotate(
 def rotate_back(
     grads: tuple[Tensor, ...], cos_N_D: Tensor, sin_N_D: Tensor, heads: tuple[int, int]
 ) -> Tensor:
-    """Gradients of the three → gradient of the joined tensor."""
+    """Gradients of query, key and value → gradient of the joined tensor."""
     joined = grads[0].new_empty(len(cos_N_D), (heads[0] + 2 * heads[1]) * cos_N_D.shape[1])
     _rotation(joined, tuple(g.contiguous() for g in grads), cos_N_D, sin_N_D, heads, back=True)
     return joined
@@ -288,8 +286,10 @@ def _dequantise(
 
 
 def dequantise(weight: Tensor, state: Any, tail_O_R: Tensor | None, out_O_IR: Tensor) -> None:
-    """bitsandbytes' 4-bit ``weight`` with its quant state, followed in each row by ``tail_O_R``;
-    whole quantisation blocks in a row.
+    """Write the dequantized 4-bit ``weight``, followed in each row by ``tail_O_R``, to
+    ``out_O_IR``.
+
+    ``state`` is bitsandbytes' quant state. Each row must have whole quantization blocks.
     """
     rows, columns = state.shape
     ranks = 0 if tail_O_R is None else tail_O_R.shape[1]
@@ -342,9 +342,8 @@ def _add_product(
             mask=(at + r[:, None] < ranks) & (j < columns),
             other=0.0,
         )
-        total += tl.dot(
-            left.to(tl.float32), right.to(tl.float32), input_precision="tf32"
-        )  # exact: bfloat16 fits in it
+        # tf32 is exact here, since it represents every bfloat16 number.
+        total += tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="tf32")
     exact = tl.load(out + i * stride + j, mask=inside, other=0.0).to(tl.float32) + total * scale
     number = (i * columns + j).to(tl.uint32)
     for _ in tl.static_range(2):
@@ -367,7 +366,7 @@ def add_product(out_O_I: Tensor, b_O_R: Tensor, a_R_I: Tensor, scale: float) -> 
 
 @triton.jit
 def _log_prob(logits, target, logp, columns, scale, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
-    """Log-softmax at the target; with GRADIENT its derivative by the logits takes their place."""
+    """Log-softmax at the target; with GRADIENT its derivative overwrites the logits."""
     row = tl.program_id(0).to(tl.int64)
     start = logits + row * columns
     highest = -float("inf")
@@ -391,8 +390,9 @@ def _log_prob(logits, target, logp, columns, scale, GRADIENT: tl.constexpr, BLOC
 
 
 def log_prob(logits_C_V: Tensor, target_C: Tensor, scale: float, gradient: bool) -> Tensor:
-    """Log-softmax of ``scale`` · logits at the targets, float32 [C]; with ``gradient`` the logits
-    become its derivative by them.
+    """Log-softmax of ``scale`` · logits at the targets, float32 [C].
+
+    With ``gradient`` its derivative by the logits overwrites them.
     """
     rows, columns = logits_C_V.shape
     logp_C = torch.empty(rows, dtype=torch.float32, device=logits_C_V.device)
