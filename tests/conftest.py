@@ -19,8 +19,6 @@ os.environ.update(
     # A module that a test writes twice within a second would be taken for its first version.
     PYTHONDONTWRITEBYTECODE="1",
 )
-# Test modules and the package are compiled once for all processes, whatever the environment says.
-sys.dont_write_bytecode = False
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +33,9 @@ settings.register_profile(
     "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("same")
+
+# Test modules and the package are compiled once for all processes, whatever the environment says.
+sys.dont_write_bytecode = False
 
 if TYPE_CHECKING:
     from labelling import Labelling
