@@ -116,7 +116,8 @@ def _start_server(environment: dict[str, str]) -> None:
     """
     before = dict(os.environ)
     _context.set_forkserver_preload(LIBRARIES)
-    path = os.pathsep.join([environment["PYTHONPATH"], str(Path(__file__).parent)])
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parent / "src"), str(here)])
     os.environ.update(environment | {"PYTHONPATH": path})
     try:
         multiprocessing.forkserver.ensure_running()
@@ -151,12 +152,21 @@ def _begin(
     named = [str((folder / script).parent), *environment["PYTHONPATH"].split(os.pathsep)]
     sys.path[:] = [*named, *(p for p in sys.path if Path(p).parent != folder)]
     sys.argv = [script, *arguments]
+    if not sys.modules["prefloop"].__file__.startswith(named[1]):
+        _forget_prefloop()
     import prefloop.base.console
 
     # Progress lines on every step instead of every ten seconds, so that a test can stop the process
     # inside a stage.
     prefloop.base.console.PLAIN_EVERY_S = 0
     runpy.run_path(script, run_name="__main__")
+
+
+def _forget_prefloop() -> None:
+    """Import another copy of the package than the server did, and read its code."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "prefloop"]:
+        del sys.modules[name]
+    sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__module__.startswith("prefloop")]
 
 
 def _die_at(pattern: str) -> None:

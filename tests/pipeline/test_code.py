@@ -5,15 +5,13 @@ is built again.
 from __future__ import annotations
 
 import ast
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loop_run import ROOT, START, environment, statuses, write_config
+from forked import Forked
+from loop_run import ROOT, environment, finish, statuses, write_config
 
 import prefloop
 from prefloop.pipeline.code import SETTINGS, SPEAKS, bare, closure, code_of, imported
@@ -161,7 +159,7 @@ def f():
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package, to edit."""
     folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src", folder / "src")
     return folder
 
 
@@ -173,13 +171,11 @@ def go(
     config = write_config(tmp_path_factory.mktemp("run"), tiny_folder, algo="dpo")
 
     def start() -> tuple[dict[str, str], str]:
-        command = [sys.executable, "-c", START, "--config", str(config)]
-        where = environment() | {"PYTHONPATH": os.pathsep.join([str(checkout / "src"), str(ROOT)])}
-        done = subprocess.run(
-            command, cwd=ROOT, env=where, text=True, capture_output=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return statuses(config), done.stdout
+        where = environment() | {"PYTHONPATH": str(checkout / "src")}
+        process = Forked("pipelines/rlhf.py", ["--config", str(config)], ROOT, where)
+        code, output = finish(process)
+        assert code == 0, output
+        return statuses(config), output
 
     start()
     return start

@@ -68,26 +68,27 @@ def imported(source: str) -> set[str]:
     """Modules of this package that Python source imports, in functions too; not those for type
     checking alone.
     """
-    tree = ast.parse(source)
+    nodes = list(ast.walk(ast.parse(source)))
     skipped = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for part in node.body
         for inner in ast.walk(part)
     }
-    nodes = [node for node in ast.walk(tree) if id(node) not in skipped]
-    return _attributes(tree) | {name for node in nodes for name in _named(node) if name != PACKAGE}
+    imports = (
+        node
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in skipped
+    )
+    named = {name for node in imports for name in _named(node) if name != PACKAGE}
+    return named | _attributes(nodes)
 
 
-def _named(node: ast.AST) -> Iterator[str]:
+def _named(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if _file(alias.name))
-    elif (
-        isinstance(node, ast.ImportFrom)
-        and node.module
-        and node.module.partition(".")[0] == PACKAGE
-    ):
+    elif node.module and node.module.partition(".")[0] == PACKAGE:
         for alias in node.names:
             if node.module == PACKAGE and alias.name == "*":
                 yield from filter(None, map(prefloop.where, prefloop.__all__))
@@ -97,20 +98,20 @@ def _named(node: ast.AST) -> Iterator[str]:
             yield from (name for name in (whole if _file(whole) else node.module,) if _file(name))
 
 
-def _attributes(tree: ast.AST) -> set[str]:
+def _attributes(nodes: list[ast.AST]) -> set[str]:
     """Modules of the public names that are used as ``prefloop.NAME``, under whichever name the
     package was imported.
     """
     called = {
         alias.asname or PACKAGE
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Import)
         for alias in node.names
         if alias.name == PACKAGE
     }
     used = (
         prefloop.where(node.attr)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id in called
