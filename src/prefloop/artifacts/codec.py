@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """A result ready for JSON. What is not known (``None``, an empty text, a part that nothing
-    measured) is left out.
+    """A result ready for JSON. A part that nobody measured (``None``, an empty text or an empty
+    dataclass by default) is left out.
     """
     if isinstance(value, Message):
         return value.to_dict()
@@ -32,8 +32,8 @@ def to_json(value: Any) -> Any:
         row = {}
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
-            unmeasured = dataclasses.is_dataclass(item) and item == field.default
-            if item is not None and item != "" and not unmeasured:
+            empty = item is None or item == "" or dataclasses.is_dataclass(item)
+            if not (empty and item == field.default):
                 row[field.name] = to_json(item)
         return row
     if isinstance(value, Mapping):

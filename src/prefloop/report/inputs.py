@@ -220,8 +220,8 @@ def read_rows(path: Path | None, kind: type[T], notes: list[str]) -> Iterator[T]
             yield from_dict(kind, encodable(row))
     except ValueError as error:
         notes.append(
-            f"{path}: another version of prefloop wrote it, and the rest of it is left out"
-            f" ({error}). Run the pipeline again."
+            f"{path.parent.name}/{path.name}: another version of prefloop wrote it, and the rest"
+            f" is left out ({error}). Run the pipeline again."
         )
 
 
